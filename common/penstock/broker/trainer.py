@@ -1,0 +1,146 @@
+"""What only the trainer may say to Redis; every call is fenced by its lease.
+
+Owns issuing, announcing, committing and dropping. Invariant: these are the only writers of the ledger, the counters
+and the announced version, and a trainer that has lost its lease can call none of them (FencedError). Called by the
+trainer's loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.broker import trainer_scripts as scripts
+from penstock.broker.keys import GROUP, Stage
+from penstock.broker.lease import Lease
+from penstock.broker.queue import Announcement, Queue
+from penstock.broker.worker import Delivery
+from penstock.contracts import Ticket, encode
+from penstock.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
+
+READ_COUNT = 1000
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Tickets by state, as the scripts counted them; `next_number` is the first that was never issued."""
+
+    next_number: int
+    issued: int
+    trained: int
+    dropped: Mapping[str, int]
+
+    @property
+    def outstanding(self) -> int:
+        return self.issued - self.trained - sum(self.dropped.values())
+
+
+class TrainerQueue:
+    """A run's queue in the hands of the trainer that holds the lease."""
+
+    def __init__(self, queue: Queue, lease: Lease) -> None:
+        self.queue = queue
+        self.lease = lease
+        self._keys = queue.keys
+
+    async def issue(
+        self, tickets: Sequence[Ticket], announcement: Announcement | None = None, resolved: Sequence[int] = ()
+    ) -> None:
+        """Announce a version and let go of the tickets it includes, where given, and issue tickets; one script."""
+        keys = self._keys
+        announced: list[str | int] = ["", "", "", ""]
+        if announcement is not None:
+            identity = announcement.identity
+            announced = [identity.number, identity.digest, announcement.path, announcement.lease]
+        flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
+        await self.queue.run(
+            scripts.ANNOUNCE,
+            [
+                keys.lease,
+                keys.policy,
+                keys.live,
+                keys.counters,
+                keys.stream(Stage.TICKETS),
+                keys.wake(Stage.TICKETS),
+                keys.failures,
+                keys.deaths,
+            ],
+            [self.lease.token, *announced, len(resolved), *resolved, *flat],
+        )
+
+    async def reissue(self, ticket: Ticket, delivery: Delivery) -> None:
+        """Issue a ticket again whose group cannot be trained, and delete that group."""
+        keys = self._keys
+        await self.queue.run(
+            scripts.REISSUE,
+            [keys.lease, keys.stream(Stage.SCORED), keys.live, keys.stream(Stage.TICKETS), keys.wake(Stage.TICKETS)],
+            [self.lease.token, GROUP, delivery.entry_id, ticket.key, ticket.attempt, encode(ticket)],
+        )
+
+    async def issue_eval(self, tickets: Sequence[Ticket]) -> None:
+        """Put evaluation tickets into their stream."""
+        keys = self._keys
+        flat = [part for each in tickets for part in (each.key, encode(each))]
+        await self.queue.run(
+            scripts.ISSUE_EVAL,
+            [keys.lease, keys.stream(Stage.EVAL), keys.wake(Stage.EVAL)],
+            [self.lease.token, *flat],
+        )
+
+    async def commit_step(self, record: Record, entries: Mapping[int, str]) -> None:
+        """The commit point of a batch: append its record, delete its groups. `entries`: ticket -> entry."""
+        await self._commit(record, "trained", drop=False, entries=entries)
+
+    async def drop(self, record: DropRecord, entry_id: str) -> None:
+        """End a ticket without training it and delete its group."""
+        await self._commit(record, f"dropped:{record.reason}", drop=True, entries={record.ticket: entry_id})
+
+    async def append(self, record: Record) -> None:
+        """Append a record that concerns no ticket."""
+        await self._commit(record, "", drop=False, entries={})
+
+    async def _commit(self, record: Record, counter: str, *, drop: bool, entries: Mapping[int, str]) -> None:
+        keys = self._keys
+        flat = [part for ticket, entry in entries.items() for part in (ticket, entry)]
+        await self.queue.run(
+            scripts.COMMIT,
+            [keys.lease, keys.ledger, keys.stream(Stage.SCORED), keys.live, keys.counters],
+            [self.lease.token, GROUP, encode_record(record), counter, int(drop), *flat],
+        )
+
+    async def discard(self, delivery: Delivery) -> None:
+        """Delete a scored group that counts for nothing more: a duplicate, or a counted evaluation result."""
+        keys = self._keys
+        await self.queue.run(
+            scripts.DISCARD,
+            [keys.lease, keys.stream(Stage.SCORED)],
+            [self.lease.token, GROUP, delivery.entry_id],
+        )
+
+    async def ledger(self) -> LedgerState:
+        """The whole ledger, folded."""
+        return replay(await read_ledger(self.queue))
+
+    async def live(self) -> dict[int, str]:
+        """Outstanding ticket -> `stage|entry|attempt`, as the queue sees it."""
+        fields = await self.queue.guard(self.queue.client.hgetall(self._keys.live))
+        return {int(ticket): place.decode() for ticket, place in fields.items()}
+
+    async def counters(self) -> Counters:
+        return await read_counters(self.queue)
+
+
+async def read_ledger(queue: Queue) -> list[Record]:
+    """All records in order; anyone may read."""
+    records: list[Record] = []
+    start = "-"
+    while entries := await queue.guard(queue.client.xrange(queue.keys.ledger, min=start, count=READ_COUNT)):
+        records.extend(decode_record(fields[b"r"]) for _, fields in entries)
+        start = f"({entries[-1][0].decode()}"
+    return records
+
+
+async def read_counters(queue: Queue) -> Counters:
+    """Tickets by state; anyone may read."""
+    raw = await queue.guard(queue.client.hgetall(queue.keys.counters))
+    fields = {name.decode(): int(value) for name, value in raw.items()}
+    dropped = {name.removeprefix("dropped:"): count for name, count in fields.items() if name.startswith("dropped:")}
+    return Counters(fields.get("next", 0), fields.get("issued", 0), fields.get("trained", 0), dropped)

@@ -1,0 +1,127 @@
+"""The Lua scripts that only the trainer runs: each is fenced by its lease and is one atomic change.
+
+Owns the commit point, announcing and issuing. Invariant: a script of a trainer that no longer holds the lease changes
+nothing and answers _FENCED; a script that is repeated after a broken connection has its effect once. Called by
+`trainer.py` and `lease.py`.
+"""
+
+from penstock.broker.scripts import WAKE
+
+# Refuses the script when another trainer holds the lease. KEYS[1] lease, ARGV[1] token.
+_FENCE = """
+local holder = redis.call('GET', KEYS[1])
+if holder ~= ARGV[1] then
+  return redis.error_reply('_FENCED ' .. (holder or 'nobody'))
+end
+"""
+
+# KEYS lease, last ; ARGV random id, ms -> token | {} while another holds it
+ACQUIRE_LEASE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
+local token = redis.call('INCR', KEYS[2]) .. ':' .. ARGV[1]
+redis.call('SET', KEYS[1], token, 'PX', ARGV[2])
+return {token}
+"""
+
+# KEYS lease ; ARGV token, ms
+RENEW_LEASE = _FENCE + "redis.call('PEXPIRE', KEYS[1], ARGV[2])\nreturn 1\n"
+
+# KEYS lease ; ARGV token
+RELEASE_LEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end\nreturn 0\n"
+
+# Issues tickets, and first announces a version and lets go of the tickets it includes, where they are given.
+# KEYS lease, policy, live, counters, tickets, wake of tickets, failures, deaths
+# ARGV token, number or empty, digest, path, lease number, count of resolved, resolved...,
+#      then (ticket, attempt, payload)...
+ANNOUNCE = (
+    _FENCE
+    + WAKE
+    + """
+local num_resolved = tonumber(ARGV[6])
+local next_number = tonumber(redis.call('HGET', KEYS[4], 'next') or '0')
+for i = 7 + num_resolved, #ARGV, 3 do
+  -- A call that is repeated after a broken connection issues nothing twice.
+  local place = redis.call('HGET', KEYS[3], ARGV[i])
+  if not place or string.match(place, '[^|]*$') ~= ARGV[i + 1] then
+    local id = redis.call('XADD', KEYS[5], '*', 't', ARGV[i], 'a', ARGV[i + 1], 'p', ARGV[i + 2])
+    redis.call('HSET', KEYS[3], ARGV[i], 'tickets|' .. id .. '|' .. ARGV[i + 1])
+    if tonumber(ARGV[i]) >= next_number then
+      next_number = tonumber(ARGV[i]) + 1
+      redis.call('HINCRBY', KEYS[4], 'issued', 1)
+    end
+  end
+end
+redis.call('HSET', KEYS[4], 'next', next_number)
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[2], 'number', ARGV[2], 'digest', ARGV[3], 'path', ARGV[4], 'lease', ARGV[5])
+end
+for i = 7, 6 + num_resolved do
+  redis.call('HDEL', KEYS[3], ARGV[i])
+  redis.call('HDEL', KEYS[7], ARGV[i])
+  redis.call('HDEL', KEYS[8], ARGV[i])
+end
+wake(KEYS[6])
+return 1
+"""
+)
+
+# Evaluation tickets are not outstanding work: they are in the stream or gone.
+# KEYS lease, eval, wake of eval ; ARGV token, (ticket, payload)...
+ISSUE_EVAL = (
+    _FENCE
+    + WAKE
+    + """
+for i = 2, #ARGV, 2 do redis.call('XADD', KEYS[2], '*', 't', ARGV[i], 'a', '0', 'p', ARGV[i + 1]) end
+wake(KEYS[3])
+return 1
+"""
+)
+
+# The commit point: appends to the ledger, then acknowledges and deletes what the record covers.
+# KEYS lease, ledger, scored, live, counters
+# ARGV token, group, record, counter or '', drop 0|1, then (ticket, entry)...
+COMMIT = (
+    _FENCE
+    + """
+-- A call that is repeated after a broken connection appends nothing twice.
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', '1')
+if #last > 0 and last[1][2][2] == ARGV[3] then return last[1][1] end
+local id = redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
+for i = 6, #ARGV, 2 do
+  if ARGV[i + 1] ~= '' then
+    redis.call('XACK', KEYS[3], ARGV[2], ARGV[i + 1])
+    redis.call('XDEL', KEYS[3], ARGV[i + 1])
+  end
+  if ARGV[5] == '1' then redis.call('HDEL', KEYS[4], ARGV[i])
+  else redis.call('HSET', KEYS[4], ARGV[i], 'committed|' .. id .. '|') end
+  if ARGV[4] ~= '' then redis.call('HINCRBY', KEYS[5], ARGV[4], 1) end
+end
+return id
+"""
+)
+
+# Issues a ticket again whose scored group cannot be trained, and lets go of that group.
+# KEYS lease, scored, live, tickets, wake of tickets ; ARGV token, group, entry, ticket, attempt, payload
+REISSUE = (
+    _FENCE
+    + WAKE
+    + """
+local place = redis.call('HGET', KEYS[3], ARGV[4])
+if place and string.match(place, '[^|]*$') == ARGV[5] then return 0 end
+local id = redis.call('XADD', KEYS[4], '*', 't', ARGV[4], 'a', ARGV[5], 'p', ARGV[6])
+redis.call('HSET', KEYS[3], ARGV[4], 'tickets|' .. id .. '|' .. ARGV[5])
+redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
+redis.call('XDEL', KEYS[2], ARGV[3])
+wake(KEYS[5])
+return 1
+"""
+)
+
+# KEYS lease, scored ; ARGV token, group, entry   (a duplicate, or an evaluation result that was counted)
+DISCARD = (
+    _FENCE
+    + """
+redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
+return redis.call('XDEL', KEYS[2], ARGV[3])
+"""
+)

@@ -1,0 +1,203 @@
+"""One consumer of the work streams: takes entries, renews what it holds, hands over, gives back, buries.
+
+Invariant: an entry is deleted only by the script that puts its successor in place, and only while it is held by this
+consumer; a late worker publishes nothing. Called by the loops of rollout, reward and trainer services.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.broker import scripts
+from penstock.broker.keys import GROUP, Stage
+from penstock.broker.queue import Queue
+from penstock.config import StalenessSection
+from penstock.contracts import Contract, encode
+
+log = logging.getLogger(__name__)
+
+MAX_ENGINE_DEATHS = 3  # two may be another ticket's fault; the third happens while it runs alone
+RENEWALS_PER_IDLE_TIME = 3
+POISON = "poison"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An entry that this worker holds. `payload` is empty and `reason` set where there is nothing to decode."""
+
+    stage: Stage
+    entry_id: str
+    ticket_key: str
+    attempt: int
+    payload: bytes
+    reason: str
+    failures: int
+    engine_deaths: int
+
+
+class Worker:
+    """A consumer. Its name is new at every start, so that work of an earlier life counts as another's."""
+
+    def __init__(self, queue: Queue, name: str, staleness: StalenessSection, *, take_over: bool = False) -> None:
+        """`take_over`: claim at once whatever others hold; only for the trainer, whose lease makes it the only one."""
+        self.name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self._queue = queue
+        self._staleness = staleness
+        self._take_over = take_over
+        self._held: dict[Stage, set[str]] = defaultdict(set)
+        self._last_wake: dict[Stage, str] = {}
+        self._beaten = False
+
+    @property
+    def num_held(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None:
+        """The next entry of a stage, one whose holder is dead first; None when there is none for us.
+
+        `held_version`: the version that this server serves; it gets nothing while an announced one is newer.
+        """
+        if not self._beaten:
+            await self._beat()
+        keys = self._queue.keys
+        answer = await self._queue.run(
+            scripts.TAKE,
+            [keys.stream(stage), keys.beats, keys.policy, keys.failures, keys.deaths],
+            [
+                GROUP,
+                self.name,
+                -1 if held_version is None else held_version,
+                int(self._staleness.claim_idle_seconds * 1000),
+                int(self._take_over),
+            ],
+        )
+        if not answer or answer[0] == b"behind":
+            return None
+        entry_id, flat, failures, deaths = answer
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        attempt = fields.get(b"a", b"0")
+        delivery = Delivery(
+            stage=stage,
+            entry_id=entry_id.decode(),
+            ticket_key=fields.get(b"t", b"").decode(errors="replace"),
+            attempt=int(attempt) if attempt.isdigit() else 0,
+            payload=fields.get(b"p", b""),
+            reason=fields.get(b"x", b"").decode(errors="replace"),
+            failures=failures,
+            engine_deaths=deaths,
+        )
+        self._held[stage].add(delivery.entry_id)
+        return delivery
+
+    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
+        """Return when something new may be in one of the stages, or after the timeout. Nothing is missed between."""
+        streams: Any = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
+        block_ms = max(1, int(min(timeout_seconds, self._queue.longest_block_seconds) * 1000))
+        answer = await self._queue.guard(self._queue.client.xread(streams, count=1, block=block_ms))
+        seen = {name.decode(): entries[-1][0].decode() for name, entries in answer or []}
+        for stage in stages:
+            if (last := seen.get(self._queue.keys.wake(stage))) is not None:
+                self._last_wake[stage] = last
+
+    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool:
+        """Replace the entry by its successor in the next stage; False, and nothing published, if it is not ours."""
+        keys = self._queue.keys
+        moved = await self._queue.run(
+            scripts.HAND_OVER,
+            [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to)],
+            [GROUP, self.name, delivery.entry_id, delivery.ticket_key, delivery.attempt, str(to), encode(message)],
+        )
+        self.forget(delivery)
+        if not moved:
+            log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
+        return bool(moved)
+
+    async def give_back(
+        self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
+    ) -> None:
+        """Make the entry free for others at once.
+
+        `failed` counts towards staleness.max_deliveries, `engine_died` towards three deaths; either then makes the
+        ticket poison: the entry goes to `dead` with the reason and the trainer hears of it.
+        """
+        keys = self._queue.keys
+        outcome = await self._queue.run(
+            scripts.GIVE_BACK,
+            [
+                keys.stream(delivery.stage),
+                keys.dead,
+                keys.stream(Stage.SCORED),
+                keys.live,
+                keys.wake(Stage.SCORED),
+                keys.wake(delivery.stage),
+                keys.failures,
+                keys.deaths,
+            ],
+            [
+                *self._burial(delivery, reason or POISON),
+                int(failed),
+                int(engine_died),
+                self._staleness.max_deliveries,
+                MAX_ENGINE_DEATHS,
+            ],
+        )
+        self.forget(delivery)
+        if outcome == 2:
+            log.error("ticket %s is poison: %s", delivery.ticket_key, reason, extra={"ticket": delivery.ticket_key})
+
+    async def bury(self, delivery: Delivery, reason: str) -> None:
+        """Move the entry to `dead`: it cannot be used by anyone. The trainer resolves its ticket as poison."""
+        keys = self._queue.keys
+        await self._queue.run(
+            scripts.BURY,
+            [keys.stream(delivery.stage), keys.dead, keys.stream(Stage.SCORED), keys.live, keys.wake(Stage.SCORED)],
+            self._burial(delivery, reason),
+        )
+        self.forget(delivery)
+        log.error("dead letter from %s: %s", delivery.stage, reason, extra={"ticket": delivery.ticket_key})
+
+    def _burial(self, delivery: Delivery, reason: str) -> list[str | int | bytes]:
+        return [
+            GROUP,
+            self.name,
+            delivery.entry_id,
+            delivery.ticket_key,
+            delivery.attempt,
+            reason,
+            str(delivery.stage),
+            delivery.payload,
+        ]
+
+    def forget(self, delivery: Delivery) -> None:
+        """Stop renewing an entry."""
+        self._held[delivery.stage].discard(delivery.entry_id)
+
+    async def keep_alive(self) -> None:
+        """Beat and renew everything held, for ever. Without it the work goes to others."""
+        beat_every = self._staleness.heartbeat_seconds / RENEWALS_PER_IDLE_TIME
+        renew_every = self._staleness.claim_idle_seconds / RENEWALS_PER_IDLE_TIME
+        next_renewal = 0.0
+        while True:
+            await self._beat()
+            now = asyncio.get_running_loop().time()
+            if now >= next_renewal:
+                await self._renew()
+                next_renewal = now + renew_every
+            await asyncio.sleep(min(beat_every, renew_every))
+
+    async def retire(self) -> None:
+        """Count as dead from now on, so that whatever is still held is free at once."""
+        await self._queue.guard(self._queue.client.hdel(self._queue.keys.beats, self.name))
+
+    async def _beat(self) -> None:
+        milliseconds = int(self._staleness.heartbeat_seconds * 1000)
+        await self._queue.run(scripts.BEAT, [self._queue.keys.beats], [self.name, milliseconds])
+        self._beaten = True
+
+    async def _renew(self) -> None:
+        for stage, entries in self._held.items():
+            if entries:
+                await self._queue.run(scripts.RENEW, [self._queue.keys.stream(stage)], [GROUP, self.name, *entries])

@@ -1,0 +1,120 @@
+"""The configuration tree: every key, its type, its default and its meaning.
+
+Owns the tree and the rules between keys; where values come from is `penstock.settings`. The names of AReaL's GRPO page
+are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, total_train_epochs, optimizer.lr.
+docs/configuration.md is generated from the docstrings of the sections.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr, model_validator
+
+from penstock.config_services import (
+    EngineSection,
+    LogSection,
+    RedisSection,
+    RewardSection,
+    RolloutSection,
+    TrainerSection,
+    WeightsSection,
+)
+from penstock.config_training import (
+    ActorSection,
+    CheckpointSection,
+    ColumnsSection,
+    DataSection,
+    DatasetSection,
+    EvalSection,
+    LossSection,
+    OptimizerSection,
+    RefSection,
+    RunSection,
+    SamplingSection,
+    StalenessSection,
+)
+from penstock.config_types import Count, Section
+
+__all__ = [
+    "ActorSection",
+    "CheckpointSection",
+    "ColumnsSection",
+    "Config",
+    "DataSection",
+    "DatasetSection",
+    "EngineSection",
+    "EvalSection",
+    "LogSection",
+    "LossSection",
+    "OptimizerSection",
+    "RedisSection",
+    "RefSection",
+    "RewardSection",
+    "RolloutSection",
+    "RunSection",
+    "SamplingSection",
+    "Section",
+    "StalenessSection",
+    "TrainerSection",
+    "WeightsSection",
+]
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    run: RunSection = RunSection()
+    """The run."""
+    actor: ActorSection
+    """The policy."""
+    ref: RefSection = RefSection()
+    """The reference policy."""
+    kl_ctl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence from the reference policy in the loss."""
+    total_train_epochs: Count = 1
+    """Passes over the training prompts."""
+    optimizer: OptimizerSection = OptimizerSection()
+    """The optimizer."""
+    loss: LossSection = LossSection()
+    """The objective."""
+    sampling: SamplingSection = SamplingSection()
+    """Sampling."""
+    data: DataSection = DataSection()
+    """Prompts."""
+    eval: EvalSection = EvalSection()
+    """Evaluation."""
+    staleness: StalenessSection = StalenessSection()
+    """Staleness and redelivery."""
+    rollout: RolloutSection = RolloutSection()
+    """Rollout service and engine."""
+    reward: RewardSection = RewardSection()
+    """Reward service."""
+    trainer: TrainerSection = TrainerSection()
+    """Trainer service."""
+    weights: WeightsSection = WeightsSection()
+    """Weight pushes."""
+    redis: RedisSection = RedisSection()
+    """Queue."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """Checkpoints."""
+    log: LogSection = LogSection()
+    """Logs."""
+    token: SecretStr | None = None
+    """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.actor.group_size > self.rollout.engine.max_running_requests:
+            raise ValueError(
+                f"actor.group_size is {self.actor.group_size} and rollout.engine.max_running_requests "
+                f"{self.rollout.engine.max_running_requests}: expected a server to hold a whole group; raise the latter"
+            )
+        if not self.reward.functions:
+            raise ValueError("reward.functions is empty: expected at least one function and its weight")
+        if not self.data.train.path:
+            raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
+        return self
+
+    @property
+    def max_outstanding(self) -> int:
+        """Credits: the most tickets that may be outstanding, (max_staleness + 1) * B."""
+        return (self.staleness.max_staleness + 1) * self.data.batch_size

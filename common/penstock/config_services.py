@@ -1,0 +1,114 @@
+"""Sections of the configuration that say where and how services run: rollout, reward, trainer, weights, queue, logs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+
+from penstock.config_types import Count, Port, Seconds, Section
+
+
+class EngineSection(Section):
+    """The SGLang server behind a rollout service."""
+
+    python: str = ".venv-sglang/bin/python"
+    """Python interpreter of the environment that SGLang is installed in."""
+    url: str = ""
+    """Use the server at this URL instead of starting one."""
+    port: Port = 0
+    """Its port on loopback; 0: a free one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto: cuda if that environment sees a GPU, else cpu."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of its weights, and so of every push."""
+    max_running_requests: Count = 64
+    """Completions generated at once."""
+    max_total_tokens: Annotated[int, Field(ge=0)] = 0
+    """Size of its key-value cache in tokens; 0: SGLang decides (on a CPU: 65536)."""
+    context_length: Annotated[int, Field(ge=0)] = 0
+    """Longest prompt plus completion, in tokens; 0: the model's."""
+    start_timeout_seconds: Seconds = 300
+    """Time until it must answer."""
+    request_timeout_seconds: Seconds = 600
+    """Longest time that one group may take."""
+    num_threads: Count = 1
+    """CPU threads, where it runs on a CPU."""
+    extra_args: tuple[str, ...] = ()
+    """Further command-line arguments of `sglang.launch_server`."""
+
+
+class RolloutSection(Section):
+    """The rollout service."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on and registers with."""
+    port: Port = 0
+    """First port; further servers take the next ones. 0: free ones."""
+    num_servers: Count = 1
+    """Rollout services that the local launcher starts."""
+    engine: EngineSection = EngineSection()
+    """Its SGLang server."""
+
+
+class RewardSection(Section):
+    """The reward service."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on."""
+    port: Port = 0
+    """First port; further services take the next ones. 0: a free one."""
+    num_services: Count = 1
+    """Reward services that the local launcher starts."""
+    functions: dict[str, float] = Field(default={"exact_match": 1.0})
+    """Weighted sum of functions: a built-in name or `module:function`, and its weight."""
+    modules_path: str = "."
+    """Folder put on the import path for `module:function`."""
+    timeout_seconds: Seconds = 10
+    """A call that takes longer is killed and counts as failed, never as 0."""
+    num_workers: Count = 1
+    """Processes that run reward functions."""
+    max_attempts: Count = 1
+    """Calls per completion before it counts as failed."""
+
+
+class TrainerSection(Section):
+    """The trainer service."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on."""
+    port: Port = 0
+    """Port; 0: a free one."""
+
+
+class WeightsSection(Section):
+    """How new weights reach the rollout servers."""
+
+    transport: Literal["disk"] = "disk"
+    """disk: safetensors files in a folder that trainer and servers share."""
+    folder: str = ""
+    """That folder; empty: a memory-backed one on this host if there is one, else in the run's folder."""
+    rounding: Literal["dithered", "nearest"] = "dithered"
+    """How float32 becomes bfloat16: a fixed offset before truncation shows small updates, nearest hides them."""
+    pause_mode: Literal["retract", "abort"] = "retract"
+    """retract: running requests continue under the new weights with their cache recomputed; abort: they start again."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 0
+    """Before a pause, let running groups finish for up to this long and take no new ones; pays for short ones."""
+    push_timeout_seconds: Seconds = 120
+    """A server that has not loaded a version by then is fenced until it has."""
+
+
+class RedisSection(Section):
+    """The queue."""
+
+    url: str = ""
+    """redis://host:port of a Redis >= 6.2 or Valkey; empty: the launcher starts an embedded server."""
+    password: SecretStr | None = None
+    """Its password, if not in the URL."""
+    timeout_seconds: Seconds = 30
+    """Longest time that the queue may be unreachable before a service exits."""
+
+
+class LogSection(Section):
+    """Logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written."""

@@ -1,0 +1,114 @@
+"""Every exception that Penstock raises on purpose.
+
+    PenstockError
+    |- ConfigError        a key, a file or a combination that the user must change     exit 2
+    |- DataError          a dataset row or prompt that cannot be used                  exit 2
+    |- QueueError         Redis cannot be reached, or answered what it must not        exit 4
+    |  '- FencedError     another trainer holds the lease                              exit 5
+    |- EngineError        the inference engine failed
+    |  |- EngineStartError   it did not start                                          exit 6
+    |  |- EngineDiedError    it ended, or its connection broke, during a request
+    |  '- EngineRejectedError  it refused the request (a fault of the request)
+    |- WeightsError       weights that are missing, corrupt or not those asked for
+    |  |- WeightsConflictError   an older version or a lower lease
+    |  '- WeightsBusyError       another update runs
+    |- RewardError        a reward function that cannot be loaded or used
+    '- StallError         no progress, and none can come                               exit 3
+
+A message says what was seen, what was expected and which key to change. `exit_code` is what a
+service's `__main__` ends with.
+"""
+
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """Base of all errors raised on purpose; `kind` goes into the HTTP answer."""
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(PenstockError):
+    """A configuration that cannot be used."""
+
+    kind = "config"
+    exit_code = 2
+
+
+class DataError(PenstockError):
+    """A dataset, row or prompt that cannot be used."""
+
+    kind = "data"
+    exit_code = 2
+
+
+class StallError(PenstockError):
+    """No progress for too long; the message names what is waited for."""
+
+    kind = "stall"
+    exit_code = 3
+
+
+class QueueError(PenstockError):
+    """Redis cannot be reached or does not behave as a queue must."""
+
+    kind = "queue"
+    exit_code = 4
+
+
+class FencedError(QueueError):
+    """The caller's lease is not the current one: another trainer has taken over."""
+
+    kind = "fenced"
+    exit_code = 5
+
+
+class EngineError(PenstockError):
+    """The inference engine failed."""
+
+    kind = "engine"
+    exit_code = 6
+
+
+class EngineStartError(EngineError):
+    """The engine did not become ready; the message carries the end of its log."""
+
+    kind = "engine_start"
+
+
+class EngineDiedError(EngineError):
+    """The engine ended, or its connection broke, while a request was running."""
+
+    kind = "engine_died"
+
+
+class EngineRejectedError(EngineError):
+    """The engine refused a request: repeating it cannot help."""
+
+    kind = "engine_rejected"
+
+
+class WeightsError(PenstockError):
+    """Weights that are missing, corrupt, or not the ones that were asked for."""
+
+    kind = "weights"
+
+
+class WeightsConflictError(WeightsError):
+    """A push with a lower lease or an older version than the one that is served: do not retry."""
+
+    kind = "weights_conflict"
+
+
+class WeightsBusyError(WeightsError):
+    """Another push is running on this server: retry later."""
+
+    kind = "weights_busy"
+
+
+class RewardError(PenstockError):
+    """A reward function that cannot be found, loaded or called."""
+
+    kind = "reward"
+    exit_code = 2

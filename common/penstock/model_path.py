@@ -1,0 +1,21 @@
+"""Whether a configured model can be one at all: asked before an engine or torch spends time on it.
+
+Owns the rule that tells a folder from a hub name. Called by the rollout service and the trainer.
+"""
+
+from pathlib import Path
+
+from penstock.errors import ConfigError
+
+
+def check_model_path(path: str, key: str) -> None:
+    """ConfigError naming `key` where `path` is neither a model folder nor what could be a hub name."""
+    folder = Path(path)
+    looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{key} is {path!r}, a folder without config.json: expected a Hugging Face model folder")
+    if not path or (looks_local and not folder.is_dir()):
+        raise ConfigError(
+            f"{key} is {path!r}, which does not exist: expected a Hugging Face model folder "
+            "(config.json, model.safetensors, tokenizer files) or a hub name"
+        )

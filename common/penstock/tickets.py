@@ -1,0 +1,174 @@
+"""Tickets: flow control, staleness, order and recovery as one pure state machine (docs/architecture.md).
+
+Owns which ticket numbers are issued, when a batch is complete, and when a ticket is resolved. No I/O: the trainer's
+loop feeds it what arrives and carries out what it answers.
+
+Ticket number n fixes one draw. A ticket is outstanding from its issue until a version that includes its step is
+announced, or until it is dropped. With at most (max_staleness + 1) * B outstanding, every ticket issued while version v
+is announced belongs to a step <= v + max_staleness, and no server older than v takes it; so no token is ever staler
+than max_staleness.
+
+    issue -> WAITING -> arrive -> ARRIVED -> close_batch -> COMMITTED -> announce -> (gone: trained)
+                ^          |          |
+                '- reissue-'----------'         drop -> (gone: dropped)
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from penstock.errors import StallError
+
+BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient in a row end the run
+BATCHES_OF_FAILURES = 4  # more than half of this many batches without a usable reward end the run
+
+
+class TicketState(Enum):
+    """Where an outstanding ticket stands."""
+
+    WAITING = "waiting"
+    ARRIVED = "arrived"
+    COMMITTED = "committed"
+
+
+@dataclass(frozen=True)
+class TicketLimits:
+    """max_outstanding: credits; num_draws: tickets in all; max_steps: 0 for no limit."""
+
+    batch_size: int
+    max_outstanding: int
+    num_draws: int
+    max_steps: int = 0
+
+
+class TicketBook:
+    """All outstanding tickets of a run, in order of number."""
+
+    def __init__(self, limits: TicketLimits) -> None:
+        self._limits = limits
+        self._outstanding: dict[int, TicketState] = {}
+        self._step_of: dict[int, int] = {}
+        self.next_number = 0
+        self.num_steps = 0
+        self._without_gradient = 0
+        self._failures: deque[bool] = deque(maxlen=BATCHES_OF_FAILURES * limits.batch_size)
+
+    def restore(self, next_number: int, outstanding: Iterable[int], num_steps: int) -> None:
+        """Start from what the ledger says: the outstanding tickets wait, whoever holds them."""
+        self.next_number = next_number
+        self.num_steps = num_steps
+        self._outstanding = dict.fromkeys(sorted(outstanding), TicketState.WAITING)
+
+    @property
+    def outstanding(self) -> dict[int, TicketState]:
+        """Ticket -> state, in order of number."""
+        return dict(self._outstanding)
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """The ticket that the next batch waits for first."""
+        return next((n for n, state in self._outstanding.items() if state is TicketState.WAITING), None)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to train."""
+        return self._draws_ended and not any(state is not TicketState.COMMITTED for state in self._outstanding.values())
+
+    @property
+    def _draws_ended(self) -> bool:
+        return self.next_number >= self._limits.num_draws or self._needed == 0
+
+    @property
+    def _needed(self) -> int:
+        """Further tickets that the remaining steps can use."""
+        if not self._limits.max_steps:
+            return self._limits.num_draws
+        pending = sum(state is not TicketState.COMMITTED for state in self._outstanding.values())
+        return max(0, (self._limits.max_steps - self.num_steps) * self._limits.batch_size - pending)
+
+    def issue(self) -> list[int]:
+        """The numbers to issue now; they count as outstanding from here on."""
+        count = min(
+            self._limits.max_outstanding - len(self._outstanding),
+            self._limits.num_draws - self.next_number,
+            self._needed,
+        )
+        numbers = list(range(self.next_number, self.next_number + max(0, count)))
+        self._outstanding.update(dict.fromkeys(numbers, TicketState.WAITING))
+        self.next_number += len(numbers)
+        return numbers
+
+    def accepts(self, number: int) -> bool:
+        """False for a duplicate: a ticket that is held, trained or dropped already."""
+        return self._outstanding.get(number) is TicketState.WAITING
+
+    def arrive(self, number: int, *, has_gradient: bool) -> None:
+        """A usable group is here. StallError when no group has had a gradient for too long."""
+        self._expect(number, TicketState.WAITING)
+        self._outstanding[number] = TicketState.ARRIVED
+        self._failures.append(False)
+        self._count_gradient(has_gradient)
+
+    def drop(self, number: int, *, reward_failed: bool = False, degenerate: bool = False) -> None:
+        """The ticket ends without training. StallError when most rewards fail, or nothing has a gradient."""
+        self._expect(number, TicketState.WAITING)
+        del self._outstanding[number]
+        self._failures.append(reward_failed)
+        if degenerate:
+            self._count_gradient(False)
+        failed = sum(self._failures)
+        if 2 * failed > (self._failures.maxlen or 0):
+            raise StallError(
+                f"the reward failed for {failed} of the last {self._failures.maxlen} tickets; expected it to work for "
+                "at least half of them: see the reward service's log and the key reward.functions"
+            )
+
+    def wait_again(self, number: int) -> None:
+        """An arrived group cannot be trained after all: the ticket is issued again."""
+        self._expect(number, TicketState.ARRIVED)
+        self._outstanding[number] = TicketState.WAITING
+
+    def next_batch(self) -> list[int] | None:
+        """The shortest fully arrived prefix that fills a batch; a shorter one once nothing more can come."""
+        batch: list[int] = []
+        for number, state in self._outstanding.items():
+            if state is TicketState.COMMITTED:
+                continue
+            if state is TicketState.WAITING:
+                return None
+            batch.append(number)
+            if len(batch) == self._limits.batch_size:
+                return batch
+        return batch if batch and self._draws_ended else None
+
+    def commit(self, batch: list[int]) -> int:
+        """The batch is the next step's; the step's number. Its tickets stay outstanding until announced."""
+        step = self.num_steps
+        for number in batch:
+            self._expect(number, TicketState.ARRIVED)
+            self._outstanding[number] = TicketState.COMMITTED
+            self._step_of[number] = step
+        self.num_steps += 1
+        return step
+
+    def announce(self, num_steps: int) -> list[int]:
+        """Weights that include the first `num_steps` steps are announced: the tickets that are resolved by it."""
+        resolved = [n for n, step in self._step_of.items() if step < num_steps]
+        for number in resolved:
+            del self._outstanding[number]
+            del self._step_of[number]
+        return resolved
+
+    def _expect(self, number: int, state: TicketState) -> None:
+        if self._outstanding.get(number) is not state:
+            raise ValueError(f"ticket {number} is {self._outstanding.get(number)}: expected {state}")
+
+    def _count_gradient(self, has_gradient: bool) -> None:
+        self._without_gradient = 0 if has_gradient else self._without_gradient + 1
+        limit = BATCHES_WITHOUT_GRADIENT * self._limits.batch_size
+        if self._without_gradient >= limit:
+            raise StallError(
+                f"{limit} tickets in a row gave no gradient: in each group all rewards were equal; expected some to "
+                "differ: the task is solved, too hard, or reward.functions cannot tell answers apart"
+            )

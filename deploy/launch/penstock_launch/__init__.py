@@ -1,0 +1,1 @@
+"""The `penstock` command: starts, watches and ends the services of a run."""

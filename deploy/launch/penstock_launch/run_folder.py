@@ -1,0 +1,151 @@
+"""The folder of one run: what it holds, who may use it, what becomes of an earlier run in it.
+
+    <run.root>/<run.name>/
+        config.yaml            the configuration as it was resolved, without secrets
+        queue.json             where the embedded queue listens (readable by its owner only)
+        processes.json         the processes of a launch that has not ended in order
+        logs/<service>.log     one log for each service
+        queue/                 the data of the embedded queue
+        trainer_summary.json   written by the trainer; summary.json: that and what the launcher knows
+
+Invariant: one launcher at a time, by a lock that ends with its process. Called by `penstock_launch.local`.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from penstock.config import Config, RedisSection, RunSection
+from penstock.errors import ConfigError, PenstockError
+from penstock.process import kill_all
+from penstock_launch.shown import without_secrets
+from penstock_launch.trees import LAUNCHER, PROCESSES_FILE, read_known
+
+CONFIG_FILE = "config.yaml"
+QUEUE_FILE = "queue.json"
+LOCK_FILE = ".lock"
+ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two steps
+MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
+
+
+class QueueAddress(msgspec.Struct, frozen=True):
+    """The content of `queue.json`."""
+
+    url: str
+    password: str
+
+
+class RunFolder:
+    """Paths of a run, and the decisions about what is there already."""
+
+    def __init__(self, run: RunSection) -> None:
+        self.run = run
+        self.path = Path(run.root) / run.name
+        self.logs = self.path / "logs"
+        self.config_path = self.path / CONFIG_FILE
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; ConfigError when another launcher does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK_FILE).open("ab")
+        except OSError as error:
+            raise ConfigError(
+                f"run.root: cannot write in {self.path} ({error.strerror}); expected a folder that can be written"
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run.name: {self.run.name!r} is running already ({self._holder()}); "
+                    "end that first, or choose another run.name"
+                ) from None
+            yield
+
+    def _holder(self) -> str:
+        pids = [known.pid for known in read_known(self.path, self.run.name) if known.service == LAUNCHER]
+        return f"its launcher has pid {pids[0]}" if pids else "its launcher holds the lock of the folder"
+
+    def holds_earlier_run(self) -> bool:
+        """Whether anything but the lock is there."""
+        return self.path.is_dir() and any(entry.name != LOCK_FILE for entry in self.path.iterdir())
+
+    def end_orphans(self) -> list[str]:
+        """End what an earlier launch left running; what was ended, as `service (pid)`. Call it with the lock held."""
+        orphans = [known for known in read_known(self.path, self.run.name) if known.identity.alive]
+        kill_all([known.identity for known in orphans], ORPHAN_GRACE_SECONDS)
+        left = [known for known in orphans if known.identity.alive]
+        if left:
+            shown = ", ".join(f"{known.service} (pid {known.pid})" for known in left)
+            raise PenstockError(
+                f"an earlier launch of {self.run.name!r} left {shown}, which does not end; end it first"
+            )
+        return [f"{known.service} (pid {known.pid})" for known in orphans]
+
+    def prepare(self) -> bool:
+        """Apply run.existing and make the folder ready; whether an earlier run is continued."""
+        earlier = self.holds_earlier_run()
+        if earlier and self.run.existing == "refuse":
+            raise ConfigError(
+                f"run.existing is refuse and {self.path} holds an earlier run; "
+                "choose another run.name, or set run.existing to resume or replace"
+            )
+        if earlier and self.run.existing == "replace":
+            self._delete_content()
+            earlier = False
+        self.logs.mkdir(exist_ok=True)
+        return earlier
+
+    def _delete_content(self) -> None:
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+        if not any(entry.name in MARKS for entry in entries):
+            raise ConfigError(
+                f"run.existing is replace, but {self.path} does not look like the folder of a run "
+                f"(expected one of {', '.join(MARKS)}) and is not deleted; choose another run.root or run.name"
+            )
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved configuration, for the services and for the user."""
+        text = yaml.safe_dump(without_secrets(config), sort_keys=False, allow_unicode=True)
+        write_atomically(self.config_path, text.encode())
+
+    def write_queue(self, redis: RedisSection) -> None:
+        """Leave the address of the embedded queue for `penstock status`."""
+        password = redis.password.get_secret_value() if redis.password else ""
+        write_atomically(self.path / QUEUE_FILE, msgspec.json.encode(QueueAddress(redis.url, password)), mode=0o600)
+
+    def read_queue(self) -> QueueAddress | None:
+        """The address of the embedded queue; None when none was started, or it ended in order."""
+        try:
+            return msgspec.json.decode((self.path / QUEUE_FILE).read_bytes(), type=QueueAddress)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def forget_queue(self) -> None:
+        """The embedded queue has ended."""
+        (self.path / QUEUE_FILE).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees all of it or what was there before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,82 @@
+"""Which processes a run consists of: the command line and the environment of each service.
+
+Secrets and the queue's address travel through the environment, everything else through the resolved YAML file.
+Called by `penstock_launch.local`.
+"""
+
+import sys
+from collections.abc import Mapping
+
+from penstock.config import Config, RedisSection
+from penstock_launch.child import Command
+from penstock_launch.run_folder import RunFolder
+
+SETTINGS_PREFIX = "PENSTOCK_"
+
+# With spinning threads, or one thread pool per process for all cores, the processes of one host slow each other down
+# many times over. glibc by default gives freed memory back at once: a training step then spends much of its time in
+# the kernel, which clears the same pages again and again.
+TUNING = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_MMAP_MAX_": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+
+HINTS = {
+    "penstock_rollout": "SGLang starts and loads the model",
+    "penstock_trainer": "imports torch and loads the model",
+    "penstock_reward": "loads the reward functions",
+}
+
+
+def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]) -> list[Command]:
+    """All services of a run but the queue. `redis`: the section that reaches it."""
+    environment = service_environment(config, redis, environ)
+
+    def command(name: str, module: str, *overrides: str) -> Command:
+        arguments = (sys.executable, "-m", module, "--config", str(folder.config_path), *overrides)
+        return Command(name, arguments, environment, folder.logs / f"{name}.log", HINTS[module])
+
+    engine = config.rollout.engine
+    rollouts = [
+        command(
+            _name("rollout", index, config.rollout.num_servers),
+            "penstock_rollout",
+            *_port("rollout.port", config.rollout.port, index),
+            *_port("rollout.engine.port", engine.port, index),
+        )
+        for index in range(config.rollout.num_servers)
+    ]
+    rewards = [
+        command(
+            _name("reward", index, config.reward.num_services),
+            "penstock_reward",
+            *_port("reward.port", config.reward.port, index),
+        )
+        for index in range(config.reward.num_services)
+    ]
+    # The slowest first: the inference engine.
+    return [*rollouts, command("trainer", "penstock_trainer"), *rewards]
+
+
+def service_environment(config: Config, redis: RedisSection, environ: Mapping[str, str]) -> dict[str, str]:
+    """This environment, without the settings that config.yaml has taken in already, with secrets and tuning."""
+    kept = {name: value for name, value in environ.items() if not name.upper().startswith(SETTINGS_PREFIX)}
+    secrets = {
+        "PENSTOCK_REDIS__URL": redis.url,
+        "PENSTOCK_REDIS__PASSWORD": redis.password.get_secret_value() if redis.password else "",
+        "PENSTOCK_TOKEN": config.token.get_secret_value() if config.token else "",
+    }
+    return {**TUNING, **kept, **{name: value for name, value in secrets.items() if value}}
+
+
+def _name(kind: str, index: int, count: int) -> str:
+    return kind if count == 1 else f"{kind}-{index}"
+
+
+def _port(key: str, first: int, index: int) -> tuple[str, ...]:
+    """An override for the further services of a kind; those without a fixed port need none."""
+    return (f"--{key}", str(first + index)) if first and index else ()

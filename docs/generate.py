@@ -1,0 +1,149 @@
+"""Writes docs/configuration.md from the docstrings in penstock.config.
+
+Owns that file: it is never edited by hand. `make docs` runs this; `make check` runs it with
+`--check`, which changes nothing and fails where file and code differ.
+"""
+
+import argparse
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from penstock.config import Config
+
+TARGET = Path(__file__).parent / "configuration.md"
+INTRODUCTION = """# Configuration
+
+<!-- Written by docs/generate.py from penstock.config; `make docs` writes it again. -->
+
+One YAML file, environment variables and the command line, each over the one before; below all of them, the defaults
+listed here.
+
+| Where | How | Example |
+| --- | --- | --- |
+| YAML | sections nest | `actor: {group_size: 8}` |
+| Environment | `PENSTOCK_`, then the key with `__` between its parts | `PENSTOCK_ACTOR__GROUP_SIZE=8` |
+| Command line | `--key value` | `--actor.group_size 8` |
+
+A key that does not exist is an error that names the nearest one. `penstock config --config FILE` prints what a run
+would use.
+"""
+LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
+POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, optional ones included; None for a plain value."""
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def type_text(annotation: Any) -> str:
+    """A type as YAML's user knows it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {type_text(arguments[0])}"
+    if origin is dict:
+        return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_text(item) for item in arguments if item is not type(None))
+    names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "SecretStr": "secret text"}
+    name: str = annotation.__name__
+    return names.get(name, name)
+
+
+def number_text(value: float) -> str:
+    """A number without noise: 2^30 and 1e-06 as they are meant."""
+    if isinstance(value, int) and value >= POWER_OF_TWO_FROM and value & (value - 1) == 0:
+        return f"2^{value.bit_length() - 1}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def limits_text(field: FieldInfo) -> str:
+    """The limits of a number."""
+    parts = [
+        pattern.format(number_text(getattr(item, name)))
+        for item in field.metadata
+        for name, pattern in LIMITS.items()
+        if getattr(item, name, None) is not None
+    ]
+    return ", ".join(parts)
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as it would stand in YAML."""
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None:
+        return "none"
+    if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+        return f"`{number_text(field.default)}`"
+    return f"`{json.dumps(field.default)}`" if not isinstance(field.default, str) else f'`"{field.default}"`'
+
+
+def row(key: str, field: FieldInfo) -> str:
+    """One line of a table."""
+    if not field.description:
+        raise ValueError(f"{key} has no docstring: expected one under the field in penstock.config")
+    kind = ", ".join(part for part in (type_text(field.annotation), limits_text(field)) if part)
+    cells = [f"`{key}`", kind, default_text(field), field.description]
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], str]) -> list[str]:
+    """The section's table, then those of the sections in it; one that stands above is only referred to."""
+    lines = [f"{'#' * (2 + prefix.count('.'))} `{prefix}`" if prefix else "## Top level", ""]
+    description = (section.__doc__ or "").strip()
+    if prefix:
+        lines += [" ".join(description.split()), ""]
+    rows, nested = [], []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        inner = section_of(field.annotation)
+        if inner is None:
+            rows.append(row(key, field))
+        elif inner in seen:
+            nested += [
+                f"{'#' * (2 + key.count('.'))} `{key}`",
+                "",
+                f"{field.description} Keys as in `{seen[inner]}`.",
+                "",
+            ]
+        else:
+            seen[inner] = key
+            nested += tables(inner, key, seen)
+    if rows:
+        lines += ["| Key | Type | Default | Meaning |", "| --- | --- | --- | --- |", *rows, ""]
+    return lines + nested
+
+
+def document() -> str:
+    """The whole page."""
+    lines = tables(Config, "", {})
+    return INTRODUCTION + "\n" + "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write docs/configuration.md from the code.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where the file differs")
+    arguments = parser.parse_args()
+    text = document()
+    if not arguments.check:
+        TARGET.write_text(text, encoding="utf-8")
+    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
+        sys.exit("docs/configuration.md is not what penstock.config says: run `make docs` and commit it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The demo: a small pretrained model learns single-digit addition."""

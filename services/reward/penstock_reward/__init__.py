@@ -1,0 +1,1 @@
+"""The reward service: scores groups of completions with reward functions."""

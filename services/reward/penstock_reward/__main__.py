@@ -1,0 +1,63 @@
+"""`python -m penstock_reward --config F [--key value ...]`: the reward service.
+
+Wires queue, worker processes, scorer, loop and HTTP, and announces the service. Stateless: whatever it holds when it
+dies goes to another. Exit codes: `penstock.errors`.
+"""
+
+import asyncio
+import os
+import socket
+from typing import NoReturn
+
+from penstock import service
+from penstock.broker import Queue, ServiceRecord, Worker, connect
+from penstock.config import Config
+from penstock_reward.app import make_reward_app
+from penstock_reward.metrics import RewardMetrics
+from penstock_reward.pool import open_pool
+from penstock_reward.scoring import Scoring, check_weights
+from penstock_reward.worker import score_groups
+
+GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
+BEATS_PER_TTL = 3
+
+
+async def start(config: Config) -> None:
+    """Run until stopped."""
+    section = config.reward
+    check_weights(section.functions)
+    served = service.Service(section.host, section.port, "reward.port")
+    queue = await connect(config)
+    try:
+        async with open_pool(section) as pool:
+            metrics = RewardMetrics()
+            metrics.watch_workers(lambda: pool.num_ready)
+            scoring = Scoring(section, pool, metrics)
+            worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
+            record = ServiceRecord("reward", worker.name, served.url, os.getpid(), "ready")
+            max_groups = section.num_workers * GROUPS_PER_WORKER
+            await served.run(
+                make_reward_app(section, scoring, pool, metrics.registry, config.token),
+                background=[worker.keep_alive(), announce(queue, record, config.staleness.heartbeat_seconds)],
+                score_groups=score_groups(worker, scoring, metrics, served.stop, max_groups),
+            )
+            await worker.retire()
+            await queue.unregister(record.name)
+    finally:
+        await queue.close()
+
+
+async def announce(queue: Queue, record: ServiceRecord, ttl_seconds: float) -> None:
+    """Renew the service's record, for ever; it expires when this stops."""
+    while True:
+        await queue.register(record, ttl_seconds)
+        await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    service.main("reward", start)
+
+
+if __name__ == "__main__":
+    main()

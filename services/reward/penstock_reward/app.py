@@ -1,0 +1,101 @@
+"""The reward service's HTTP side: the same scorer that the queue has. Parses, calls and answers.
+
+Called by `__main__`. POST /v1/score runs reward functions, so that it needs the token where one is set.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from penstock.config import RewardSection
+from penstock.http import authorized, make_app
+from penstock_reward.pool import Pool
+from penstock_reward.registry import builtins
+from penstock_reward.scoring import Scoring
+
+MAX_COMPLETIONS = 1024  # of one request; a group is far smaller
+
+
+class ScoreRequest(BaseModel):
+    """One prompt's completions: `completions`, or one `completion`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    answer: str
+    prompt: str = ""
+    completion: str | None = None
+    completions: Annotated[list[str], Field(max_length=MAX_COMPLETIONS)] = []
+    reward: str = ""
+    metadata: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ScoreRequest":
+        if (self.completion is None) == (not self.completions):
+            raise ValueError("expected either `completion`, a text, or `completions`, a list of at least one")
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        return self.completions if self.completion is None else [self.completion]
+
+
+class ScoreAnswer(BaseModel):
+    """A value, or null and why there is none."""
+
+    value: float | None
+    failure: str
+
+
+class ScoreResponse(BaseModel):
+    """One score per completion, in order."""
+
+    scores: list[ScoreAnswer]
+
+
+class RewardAnswer(BaseModel):
+    """A function that rows and requests may name. weight: null where only they use it."""
+
+    name: str
+    weight: float | None
+    builtin: bool
+    description: str
+
+
+def make_reward_app(
+    section: RewardSection, scoring: Scoring, pool: Pool, registry: CollectorRegistry, token: SecretStr | None
+) -> FastAPI:
+    """The app of the reward service."""
+    app = make_app("penstock reward", not_ready=pool.not_ready, metrics=registry)
+
+    @app.post("/v1/score", dependencies=[Depends(authorized(token))])
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        scoring.weights(request.reward)  # an unknown one is the caller's error: 422
+        verdicts = await scoring.score(request.prompt, request.texts, request.answer, request.reward, request.metadata)
+        if all("timeout" in verdict.kinds for verdict in verdicts):
+            raise TimeoutError(
+                f"all {len(verdicts)} scores timed out: {verdicts[0].score.failure}; "
+                "expected a faster function, or a longer reward.timeout_seconds"
+            )
+        return ScoreResponse(
+            scores=[ScoreAnswer(value=verdict.score.value, failure=verdict.score.failure) for verdict in verdicts]
+        )
+
+    @app.get("/v1/rewards")
+    async def rewards() -> dict[str, list[RewardAnswer]]:
+        known = builtins()
+        names = [*section.functions, *(name for name in known if name not in section.functions)]
+        return {
+            "rewards": [
+                RewardAnswer(
+                    name=name,
+                    weight=section.functions.get(name),
+                    builtin=name in known,
+                    description=known[name].description if name in known else pool.descriptions.get(name, ""),
+                )
+                for name in names
+            ]
+        }
+
+    return app

@@ -1,0 +1,67 @@
+"""The reward service's metrics.
+
+Owns their names. A failed attempt is counted each time, those that a retry mends included: a verifier that is half
+dead shows. Called by `scoring` and `worker`.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from penstock_reward.messages import FailureKind, Outcome
+
+DURATION_BUCKETS_SECONDS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+VALUE_BUCKETS = (-10, -1, -0.5, 0, 0.25, 0.5, 0.75, 1, 2, 10)
+
+
+class RewardMetrics:
+    """Prometheus objects on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._duration = Histogram(
+            "penstock_reward_score_duration_seconds",
+            "Duration of one call of a reward function, failed ones included",
+            ["function"],
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self._value = Histogram(
+            "penstock_reward_value",
+            "Scores of training completions; failed ones have none",
+            buckets=VALUE_BUCKETS,
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "penstock_reward_failures",
+            "Failed calls of reward functions, each attempt counted",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._groups = Counter(
+            "penstock_reward_groups",
+            "Groups taken from the queue: scored, buried (malformed), late (another had taken over)",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._workers = Gauge(
+            "penstock_reward_workers_ready", "Worker processes that can run a call", registry=self.registry
+        )
+
+    def watch_workers(self, num_ready: Callable[[], int]) -> None:
+        """Read the number of ready workers whenever the metrics are read."""
+        self._workers.set_function(num_ready)
+
+    def call_ended(self, function: str, outcome: Outcome) -> None:
+        self._duration.labels(function).observe(outcome.seconds)
+        if outcome.kind is not None:
+            self._failures.labels(outcome.kind).inc()
+
+    def failed_without_call(self, kind: FailureKind) -> None:
+        self._failures.labels(kind).inc()
+
+    def scored(self, value: float) -> None:
+        self._value.observe(value)
+
+    def group_ended(self, outcome: str) -> None:
+        self._groups.labels(outcome).inc()

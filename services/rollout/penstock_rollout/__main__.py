@@ -1,0 +1,83 @@
+"""`python -m penstock_rollout --config F [--key value ...]`: the rollout service.
+
+Wires queue, engine, weights, producer and HTTP, and announces the service once its engine answers. Whatever it holds
+when it dies goes to another; its engine dies with it. Exit codes: `penstock.errors`.
+"""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+from penstock import service
+from penstock.broker import Queue, ServiceRecord, Worker, connect
+from penstock.config import Config
+from penstock.model_path import check_model_path
+from penstock_rollout.app import make_rollout_app
+from penstock_rollout.engine.client import EngineClient
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.process import make_server
+from penstock_rollout.metrics import RolloutMetrics
+from penstock_rollout.producer import Producer
+from penstock_rollout.weights import Weights
+
+BEATS_PER_TTL = 3
+
+
+async def start(config: Config) -> None:
+    """Run until stopped."""
+    section = config.rollout
+    if not section.engine.url:
+        check_model_path(config.actor.path, "actor.path")  # SGLang would end with a traceback
+    served = service.Service(section.host, section.port, "rollout.port")
+    queue = await connect(config)
+    worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
+    log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
+    engine = Engine(make_server(section.engine, config.actor.path, log_path), EngineClient(section.engine))
+    metrics = RolloutMetrics()
+    weights = Weights(engine, config.weights, metrics)
+    producer = Producer(worker, queue.announced, engine, weights, metrics, config, worker.name)
+
+    def engine_started() -> None:
+        weights.forget()
+        if engine.epoch > 1:
+            metrics.engine_restarted()
+
+    async def produce_then_end_engine() -> None:
+        await producer.produce_groups(served.stop)
+        engine_stop.set()
+
+    engine_stop = asyncio.Event()  # after `stop`: groups that run may still finish
+    try:
+        await served.run(
+            make_rollout_app(engine, weights, metrics.registry, config.token),
+            background=[
+                worker.keep_alive(),
+                announce(queue, engine, weights, worker.name, served.url, config.staleness.heartbeat_seconds),
+            ],
+            produce_groups=produce_then_end_engine(),
+            keep_engine=engine.keep_engine(engine_stop, engine_started),
+        )
+        await worker.retire()
+        await queue.unregister(worker.name)
+    finally:
+        await engine.close()
+        await queue.close()
+
+
+async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, url: str, ttl_seconds: float) -> None:
+    """Renew the service's record, for ever; it expires when this stops. In the state `starting` nothing is pushed."""
+    while True:
+        record = ServiceRecord("rollout", name, url, os.getpid(), weights.state, weights.identity, engine.name)
+        await queue.register(record, ttl_seconds)
+        await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    service.main("rollout", start)
+
+
+if __name__ == "__main__":
+    main()

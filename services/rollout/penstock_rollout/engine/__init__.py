@@ -1,0 +1,1 @@
+"""Everything that Penstock says to SGLang, and nothing else does."""

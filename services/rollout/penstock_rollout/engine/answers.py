@@ -1,0 +1,138 @@
+"""SGLang's answers as Penstock's types. Pure functions; called by `engine.client` and the producer.
+
+An answer whose parts disagree is an EngineError, never a completion.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.contracts import Completion, PolicyIdentity, VersionSpan, pack_float32, pack_int32
+from penstock.errors import EngineError, WeightsError
+
+FINISH_REASONS: Mapping[str, Literal["stop", "length", "abort"]] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "abort",
+}
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a server says of itself. vocabulary_size is None where its model's folder is not on this host."""
+
+    version: str
+    weight_version: str
+    context_length: int
+    vocabulary_size: int | None
+
+    @property
+    def name(self) -> str:
+        return f"sglang {self.version}"
+
+
+@dataclass(frozen=True)
+class AnsweredSpan:
+    """Tokens [start, end) and the version string that the engine asserts for them."""
+
+    weight_version: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion as the engine answered it."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    spans: tuple[AnsweredSpan, ...]
+    text: str
+    finish_reason: Literal["stop", "length", "abort"]
+
+
+GroupAnswer = tuple[Answer, ...]
+
+
+def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mapping[str, Any]) -> EngineInfo:
+    """From /server_info, /model_info and /v1/models."""
+    try:
+        return EngineInfo(
+            version=str(server["version"]),
+            weight_version=str(model["weight_version"]),
+            context_length=int(models["data"][0]["max_model_len"]),
+            vocabulary_size=_vocabulary_size(Path(str(model["model_path"]))),
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise EngineError(f"the server does not describe itself as SGLang 0.5.21 does: {error!r}") from error
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return None if size is None else int(size)
+
+
+def read_group(answer: Any, num_completions: int) -> GroupAnswer:
+    """From /generate with a list of prompts."""
+    if not isinstance(answer, list) or len(answer) != num_completions:
+        seen = f"{len(answer)} answers" if isinstance(answer, list) else f"a {type(answer).__name__}"
+        raise EngineError(f"SGLang answered {seen} to a request for {num_completions} completions")
+    return tuple(_read(item) for item in answer)
+
+
+def _read(item: Mapping[str, Any]) -> Answer:
+    try:
+        meta = item["meta_info"]
+        finish = meta["finish_reason"]["type"]
+        pairs = [(entry[0], entry[1]) for entry in meta.get("output_token_logprobs") or ()]
+        spans = tuple(AnsweredSpan(str(s["version"]), s["start"], s["end"]) for s in meta.get("weight_versions") or ())
+        token_ids, text = tuple(item["output_ids"]), item["text"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise EngineError(f"SGLang's answer lacks a part: {error!r}; expected version 0.5.21 or newer") from error
+    if finish not in FINISH_REASONS:
+        raise EngineError(f"SGLang ended a completion with {finish!r}; expected one of {sorted(FINISH_REASONS)}")
+    if finish != "abort" and tuple(token for _, token in pairs) != token_ids:
+        raise EngineError(f"SGLang answered {len(token_ids)} tokens but log-probabilities of {len(pairs)} others")
+    logprobs = tuple(math.nan if value is None else float(value) for value, _ in pairs)  # JSON has no nan
+    return Answer(token_ids, logprobs, spans, text, FINISH_REASONS[finish])
+
+
+def is_aborted(group: GroupAnswer) -> bool:
+    """Whether any completion was cut off by an abort; such a group is never published."""
+    return any(answer.finish_reason == "abort" for answer in group)
+
+
+def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:
+    """The group as it is published; WeightsError when a span names weights that this service has not loaded."""
+    return tuple(_completion(answer, known) for answer in group)
+
+
+def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completion:
+    spans = []
+    for span in answer.spans:
+        policy = known.get(span.weight_version)
+        if policy is None:
+            raise WeightsError(
+                f"the engine says that it sampled with weights {span.weight_version!r}, which this service has not "
+                f"loaded (known: {', '.join(known)}); expected nobody else to push to it"
+            )
+        spans.append(VersionSpan(policy, span.start, span.end))
+    num_tokens = len(answer.token_ids)
+    try:
+        return Completion(
+            token_ids=pack_int32(answer.token_ids),
+            loss_mask=b"\x01" * num_tokens,
+            logprobs=pack_float32(answer.logprobs),
+            spans=tuple(spans),
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+        )
+    except ValueError as error:
+        raise EngineError(f"SGLang's version spans do not fit its {num_tokens} tokens: {error}") from error

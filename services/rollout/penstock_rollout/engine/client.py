@@ -1,0 +1,159 @@
+"""SGLang's HTTP protocol: what is sent, and how its answers and failures become Penstock's.
+
+Owns the connection and the checks that must come before a request: a token id outside the vocabulary ends SGLang, a
+prompt that is too long is refused. Called by `producer`, `weights` and `app`.
+
+    transport error -> EngineDiedError (EngineAbsentError: it was not even reached)
+    no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import httpx
+
+from penstock.config import EngineSection
+from penstock.contracts import Sampling, unpack_int32
+from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
+from penstock_rollout.engine.answers import EngineInfo, GroupAnswer, read_group, read_info
+from penstock_rollout.engine.prefix import PrefixWaves, Prompt
+
+CONTROL_TIMEOUT_SECONDS = 30.0  # pause in mode abort takes more than a second while requests run
+KEEPALIVE_SECONDS = 2.0  # below the 5 s after which the server closes: a request must not meet a closing connection
+PauseMode = Literal["retract", "in_place", "abort"]
+
+
+class EngineAbsentError(EngineDiedError):
+    """There is no engine: the request never reached one."""
+
+
+class EngineClient:
+    """One SGLang server. `connect` it after every start: its URL and its limits may have changed."""
+
+    def __init__(self, section: EngineSection) -> None:
+        self._section = section
+        self._http: httpx.AsyncClient | None = None
+        self._info: EngineInfo | None = None
+        self._prefixes = PrefixWaves(self._fill_cache)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the server said of itself when it was connected."""
+        if self._info is None:
+            raise EngineDiedError("the engine is not connected yet; expected it to be started first")
+        return self._info
+
+    async def connect(self, url: str) -> EngineInfo:
+        """Talk to the server at `url` from now on; returns what it says of itself."""
+        await self.close()
+        self._prefixes.forget()
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=CONTROL_TIMEOUT_SECONDS,
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
+            trust_env=False,
+            verify=url.startswith("https"),  # loading certificates takes longer than all that is asked here
+        )
+        server, model, models = [
+            await self._call("GET", path) for path in ("/server_info", "/model_info", "/v1/models")
+        ]
+        self._info = read_info(server, model, models)
+        await self._call("POST", "/freeze_gc")  # else each flush walks everything that SGLang has imported
+        return self._info
+
+    async def close(self) -> None:
+        http, self._http = self._http, None
+        self._info = None
+        await self._prefixes.close()
+        if http is not None:
+            await http.aclose()
+
+    async def generate(self, prompt_ids: bytes, seeds: tuple[int, ...], sampling: Sampling) -> GroupAnswer:
+        """One completion per seed, in one request, with log-probabilities of the sampled tokens."""
+        prompt = unpack_int32(prompt_ids)
+        self.check(prompt, sampling)
+        if len(seeds) > 1:
+            await self._prefixes.fill(tuple(prompt))
+        shared = {
+            "temperature": sampling.temperature,
+            "max_new_tokens": sampling.max_new_tokens,
+            "stop_token_ids": list(sampling.stop_token_ids),
+        }
+        body = {
+            "input_ids": [prompt] * len(seeds),
+            "sampling_params": [{**shared, "sampling_seed": seed} for seed in seeds],
+            "return_logprob": True,
+        }
+        answer = await self._call("POST", "/generate", body, self._section.request_timeout_seconds)
+        return read_group(answer, len(seeds))
+
+    def check(self, prompt: list[int], sampling: Sampling) -> None:
+        """EngineRejectedError for a request that the server would refuse, or die of."""
+        vocabulary = self.info.vocabulary_size
+        tokens = (*prompt, *sampling.stop_token_ids)
+        outside = [token for token in tokens if token < 0 or (vocabulary is not None and token >= vocabulary)]
+        if outside:
+            raise EngineRejectedError(
+                f"token id {outside[0]} is outside the vocabulary of {vocabulary} tokens of the engine's model; "
+                "expected trainer and engine to have the same actor.path"
+            )
+        length = len(prompt) + sampling.max_new_tokens
+        if length > self.info.context_length:
+            raise EngineRejectedError(
+                f"a prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones need {length}; the engine "
+                f"holds {self.info.context_length}: lower sampling.max_new_tokens or raise "
+                "rollout.engine.context_length"
+            )
+
+    async def pause(self, mode: PauseMode) -> None:
+        """Stop generating; requests wait until `resume`."""
+        await self._call("POST", "/pause_generation", {"mode": mode})
+
+    async def resume(self) -> None:
+        """Go on generating."""
+        await self._call("POST", "/continue_generation", {})
+
+    async def flush(self) -> None:
+        """Forget cached prefixes: they belong to the weights that computed them."""
+        self._prefixes.forget()
+        await self._call("POST", "/flush_cache", {})
+
+    async def load(self, path: str, weight_version: str, timeout_seconds: float) -> None:
+        """Replace the weights by those in the folder; pause first. EngineError when only some were."""
+        self._prefixes.forget()
+        body = {"model_path": path, "weight_version": weight_version, "flush_cache": True}
+        answer = await self._call("POST", "/update_weights_from_disk", body, timeout_seconds)
+        if not answer.get("success"):
+            raise EngineError(f"SGLang did not load {path}: {answer.get('message')}")
+
+    async def weight_version(self) -> str:
+        """The version string that the server has now."""
+        return str((await self._call("GET", "/model_info"))["weight_version"])
+
+    async def abort_all(self) -> None:
+        """End every running request; their answers say `abort`."""
+        await self._call("POST", "/abort_request", {"abort_all": True})
+
+    async def _fill_cache(self, prompts: Sequence[Prompt]) -> None:
+        body = {"input_ids": [list(prompt) for prompt in prompts], "sampling_params": {"max_new_tokens": 0}}
+        await self._call("POST", "/generate", body, self._section.request_timeout_seconds)
+
+    async def _call(
+        self, method: str, path: str, body: Any = None, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS
+    ) -> Any:
+        if self._http is None:
+            raise EngineAbsentError(f"SGLang is not running; expected it to answer {path}")
+        url = str(self._http.base_url)
+        try:
+            response = await self._http.request(method, path, json=body, timeout=timeout_seconds)
+        except httpx.ConnectError as error:
+            raise EngineAbsentError(f"nothing listens at {url} for {path}: {error}") from None
+        except httpx.TimeoutException:
+            raise TimeoutError(f"SGLang at {url} did not answer {path} in {timeout_seconds:g} s") from None
+        except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
+            raise EngineDiedError(f"the connection to SGLang broke during {path}: {error!r}") from None
+        if response.status_code in (400, 422):
+            raise EngineRejectedError(f"SGLang refused {path}: {response.text[:500]}")
+        if response.status_code != 200:
+            raise EngineError(f"SGLang answered {path} with {response.status_code}: {response.text[:500]}")
+        return response.json() if "json" in response.headers.get("content-type", "") else response.text

@@ -1,0 +1,125 @@
+"""The engine as the service sees it: a server and its client, kept alive.
+
+Invariant: while `up` is set the client talks to a server that was reachable since `epoch` last changed; whoever meets a
+broken engine calls `report`, and only the loop `keep_engine` starts and stops servers. Called by `__main__` (the loop),
+`weights` and `producer`.
+
+    start -> connect -> up ... died | reported -> down -> stop -> start ...
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from penstock.errors import EngineDiedError, EngineStartError
+from penstock_rollout.engine.client import EngineClient
+from penstock_rollout.engine.process import EngineServer
+
+log = logging.getLogger(__name__)
+
+MIN_LIFE_SECONDS = 30.0  # a server that ends sooner, several times in a row, will not live
+MAX_EARLY_DEATHS = 5
+
+
+class Engine:
+    """One server that is started again when it dies. Each start is an epoch, counted from 1."""
+
+    def __init__(self, server: EngineServer, client: EngineClient) -> None:
+        self.client = client
+        self.epoch = 0
+        self.up = asyncio.Event()
+        self._server = server
+        self._broken = asyncio.Event()
+        self._reason = ""
+        self._early_deaths = 0
+
+    @property
+    def name(self) -> str:
+        """Name and version, as the server reports them; empty while there is none."""
+        return self.client.info.name if self.up.is_set() else ""
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why there is no server now; None when there is one."""
+        if self.up.is_set():
+            return None
+        return f"the engine is being started again: {self._reason}" if self._reason else "the engine is being started"
+
+    def report(self, epoch: int, reason: str) -> None:
+        """The server of `epoch` must not be used any more; reports about earlier ones are old news."""
+        if epoch == self.epoch and self.up.is_set():
+            self.up.clear()
+            self._reason = reason
+            self._broken.set()
+
+    async def keep_engine(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
+        """Start the server, and again whenever it dies or is reported, until `stop`. EngineStartError ends it.
+
+        `started` is called at each start, before anything can use the server: it has no known weights.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(stop.wait())
+            try:
+                while not stop.is_set():
+                    starting = tasks.create_task(self._start(started))
+                    await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
+                    if not starting.done():
+                        starting.cancel()
+                        break
+                    await self._until_broken(tasks, stopping)
+            finally:
+                stopping.cancel()
+
+    async def _start(self, started: Callable[[], None]) -> None:
+        while True:
+            await self._server.start()
+            try:
+                info = await self.client.connect(self._server.url)
+                break
+            except EngineDiedError as error:
+                self._count_early_death(str(error))
+        self.epoch += 1
+        self._broken.clear()
+        started()
+        self.up.set()
+        log.info("engine ready: %s at %s", info.name, self._server.url, extra={"context_length": info.context_length})
+
+    async def _until_broken(self, tasks: asyncio.TaskGroup, stopping: asyncio.Task[Any]) -> None:
+        """Return when the server has died, was reported, or `stopping` is done; in the first two it is down."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        died, broken = tasks.create_task(self._server.died()), tasks.create_task(self._broken.wait())
+        await asyncio.wait({stopping, died, broken}, return_when=asyncio.FIRST_COMPLETED)
+        reason = died.result() if died.done() else self._reason
+        for task in (died, broken):
+            task.cancel()
+        if stopping.done():
+            return
+        self.up.clear()
+        self._reason = reason.splitlines()[0] if reason else ""
+        log.error("the engine is lost and is started again: %s", reason)
+        await self.client.close()  # what still waits for an answer fails now
+        if loop.time() - began < MIN_LIFE_SECONDS:
+            self._count_early_death(reason)
+        else:
+            self._early_deaths = 0
+
+    def _count_early_death(self, reason: str) -> None:
+        self._early_deaths += 1
+        if self._early_deaths >= MAX_EARLY_DEATHS:
+            raise EngineStartError(
+                f"the engine ended {self._early_deaths} times in a row within {MIN_LIFE_SECONDS:g} s of its start: "
+                f"{reason}"
+            )
+
+    async def close(self) -> None:
+        """End the server; safe at any time."""
+        self.up.clear()
+        await self.client.close()
+        await self._server.stop()
+
+    def require_up(self) -> None:
+        """EngineDiedError, with the reason, unless there is a server."""
+        if (reason := self.not_ready) is not None:
+            raise EngineDiedError(f"{reason}; expected a running engine")

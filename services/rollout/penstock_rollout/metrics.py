@@ -1,0 +1,102 @@
+"""What the rollout service measures. Owns the names; called by the loops of the service."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+GROUP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+UPDATE_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+Outcome = Literal["published", "late", "aborted", "engine_died", "rejected", "failed", "malformed", "returned"]
+
+
+class RolloutMetrics:
+    """Objects of prometheus_client on a registry of their own."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._clock = clock
+        self._busy_since = 0.0
+        self._num_training = 0
+        ProcessCollector(registry=registry)
+        self._groups = Counter(
+            "penstock_rollout_groups", "Groups by what became of them.", ["outcome"], registry=registry
+        )
+        self._completion_tokens = Counter(
+            "penstock_rollout_completion_tokens", "Sampled tokens that were handed over.", registry=registry
+        )
+        self._prompt_tokens = Counter(
+            "penstock_rollout_prompt_tokens", "Prompt tokens of groups that were handed over.", registry=registry
+        )
+        self._duration = Histogram(
+            "penstock_rollout_group_duration_seconds",
+            "From request to answer of a group.",
+            registry=registry,
+            buckets=GROUP_BUCKETS_SECONDS,
+        )
+        self._inflight = Gauge("penstock_rollout_inflight_groups", "Groups that run on the engine.", registry=registry)
+        self._version = Gauge(
+            "penstock_rollout_policy_version", "Policy version served; -1 before any.", registry=registry
+        )
+        self._version.set(-1)
+        self._update = Histogram(
+            "penstock_rollout_weight_update_duration_seconds",
+            "From the start of a weight update until generation goes on.",
+            ["transport"],
+            registry=registry,
+            buckets=UPDATE_BUCKETS_SECONDS,
+        )
+        self._updates_failed = Counter(
+            "penstock_rollout_weight_updates_failed", "Weight updates that failed.", registry=registry
+        )
+        self._paused = Counter(
+            "penstock_rollout_paused_seconds", "Time in which generation was paused for new weights.", registry=registry
+        )
+        self._busy = Counter(
+            "penstock_rollout_generation_busy_seconds",
+            "Time in which at least one training group ran.",
+            registry=registry,
+        )
+        self._restarts = Counter("penstock_rollout_engine_restarts", "Engines started anew.", registry=registry)
+
+    @contextmanager
+    def running(self, *, training: bool) -> Iterator[None]:
+        """Around one group's request; training groups make the service busy, evaluation does not."""
+        start = self._clock()
+        self._count_busy(+1 if training else 0)
+        self._inflight.inc()
+        try:
+            yield
+        finally:
+            self._inflight.dec()
+            self._count_busy(-1 if training else 0)
+            self._duration.observe(self._clock() - start)
+
+    def _count_busy(self, change: int) -> None:
+        now = self._clock()
+        if self._num_training:
+            self._busy.inc(now - self._busy_since)
+        self._num_training += change
+        self._busy_since = now
+
+    def group_ended(self, outcome: Outcome, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        self._groups.labels(outcome).inc()
+        self._prompt_tokens.inc(prompt_tokens)
+        self._completion_tokens.inc(completion_tokens)
+
+    def weights_loaded(self, transport: str, seconds: float, paused_seconds: float, version: int) -> None:
+        self._update.labels(transport).observe(seconds)
+        self._paused.inc(paused_seconds)
+        self._version.set(version)
+
+    def weights_failed(self) -> None:
+        self._updates_failed.inc()
+
+    def weights_lost(self) -> None:
+        self._version.set(-1)
+
+    def engine_restarted(self) -> None:
+        self._restarts.inc()

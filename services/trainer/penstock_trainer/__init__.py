@@ -1,0 +1,1 @@
+"""The trainer service: issues tickets, trains, publishes weights, keeps checkpoints."""

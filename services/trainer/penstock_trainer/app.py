@@ -1,0 +1,43 @@
+"""The trainer's HTTP surface: version, status, and requests to checkpoint or stop.
+
+Parses and calls; everything is decided elsewhere. Called by `wiring`.
+"""
+
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from penstock.http import authorized, make_app
+from penstock_trainer.loop import Requests
+from penstock_trainer.status import Status
+
+
+def trainer_app(status: Status, requests: Requests, metrics: CollectorRegistry, token: SecretStr | None) -> FastAPI:
+    """The trainer's app."""
+
+    def not_ready() -> str | None:
+        return None if status.ready else status.phase
+
+    app = make_app("penstock trainer", not_ready=not_ready, metrics=metrics)
+
+    @app.get("/v1/weight_version")
+    async def weight_version() -> dict[str, Any]:
+        return {"policy_version": status.version, "checksum": status.version_digest, "state": status.phase}
+
+    @app.get("/v1/status")
+    async def read_status() -> dict[str, Any]:
+        return status.as_dict()
+
+    @app.post("/v1/checkpoint", status_code=202, dependencies=[Depends(authorized(token))])
+    async def checkpoint() -> dict[str, str]:
+        requests.checkpoint = True
+        return {"status": "a checkpoint is written after the current step"}
+
+    @app.post("/v1/stop", status_code=202, dependencies=[Depends(authorized(token))])
+    async def stop() -> dict[str, str]:
+        requests.stop.set()
+        return {"status": "the trainer ends after the current step, with a checkpoint"}
+
+    return app

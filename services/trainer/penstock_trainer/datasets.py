@@ -1,0 +1,210 @@
+"""Rows of prompts from JSONL files, Hugging Face datasets and reasoning-gym tasks.
+
+Owns where rows come from and what a row may look like; how they become tokens is `prompts`. Every
+row that comes out is valid: a bad one is a DataError that names its place, what was seen and which
+key to change. Called by the trainer's `__main__`, once per dataset at start.
+
+    kind            path                                        a row's place
+    jsonl           a file with one JSON object per line         addition.jsonl line 3
+    huggingface     folder, file or hub name; `name:subset`      openai/gsm8k:main[train] row 3
+    reasoning_gym   name of a task                               reasoning_gym basic_arithmetic row 3
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from penstock.config import ColumnsSection, DatasetSection
+from penstock.errors import DataError
+
+Message = dict[str, Any]
+# Suffix of a data file -> the builder of the `datasets` library that reads it.
+FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt, as text or as chat messages, and what its reward needs.
+
+    reward: "" for the run's `reward.functions`, else the name of one function.
+    place: where the row stands, for messages.
+    """
+
+    prompt: str | list[Message]
+    answer: str
+    reward: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+
+def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
+    """All rows of a dataset, in its order; DataError where one is bad or there is none.
+
+    key: the section's name in the configuration, for messages.
+    """
+    if not section.path:
+        raise DataError(f"{key}.path is empty: expected a JSONL file, a dataset or the name of a reasoning-gym task")
+    if section.kind == "jsonl":
+        records = _jsonl_records(section, key)
+    elif section.kind == "huggingface":
+        records = _huggingface_records(section, key)
+    else:
+        return list(_reasoning_gym_rows(section, key))
+    limited = islice(records, section.size) if section.size else records
+    rows = [_row(record, place, section.columns, key) for place, record in limited]
+    if not rows:
+        raise DataError(f"{section.path} ({key}.path) holds no rows: expected at least one prompt")
+    return rows
+
+
+def _row(record: object, place: str, columns: ColumnsSection, key: str) -> Row:
+    """A mapping of columns as a Row."""
+
+    def fail(seen: str, expected: str, column: str) -> DataError:
+        return DataError(f"{place}: {seen}: expected {expected}; correct the row or set {key}.columns.{column}")
+
+    if not isinstance(record, Mapping):
+        raise DataError(f"{place}: {_seen(record)}: expected an object with `{columns.prompt}` and `{columns.answer}`")
+    present = ", ".join(f"`{name}`" for name in record) or "no columns"
+    if record.get(columns.prompt) is None:
+        raise fail(f"no `{columns.prompt}` among {present}", "text or a list of chat messages", "prompt")
+    prompt = record[columns.prompt]
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise fail(f"`{columns.prompt}` is empty", "text or a list of chat messages", "prompt")
+    elif problem := _problem_of_messages(prompt):
+        raise fail(f"`{columns.prompt}` {problem}", 'text or a list of {"role": ..., "content": ...}', "prompt")
+    answer = record.get(columns.answer)
+    if answer is None:
+        raise fail(f"no `{columns.answer}` among {present}", 'text ("" where the reward needs none)', "answer")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise fail(f"`{columns.answer}` is {_seen(answer)}", "text or a number", "answer")
+    reward = record.get(columns.reward) or ""
+    if not isinstance(reward, str):
+        raise fail(f"`{columns.reward}` is {_seen(reward)}", "the name of a reward function", "reward")
+    metadata = record.get(columns.metadata) or {}
+    if not isinstance(metadata, Mapping):
+        raise fail(f"`{columns.metadata}` is {_seen(metadata)}", "an object", "metadata")
+    return Row(prompt, str(answer), reward, _plain(metadata, place), place)
+
+
+def _problem_of_messages(prompt: object) -> str:
+    """What is wrong with a list of chat messages; "" for nothing."""
+    if not isinstance(prompt, list):
+        return f"is {_seen(prompt)}"
+    if not prompt:
+        return "is an empty list"
+    for number, message in enumerate(prompt):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            return f"has {_seen(message)} as message {number}"
+        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+            return f"has a message {number} whose role or content is no text"
+    return ""
+
+
+def _seen(value: object) -> str:
+    """A value and its type, short enough for a message."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _plain(metadata: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Metadata as plain lists, mappings, numbers and text, which is what survives the queue."""
+    try:
+        # In one order, as sets have none of their own: the dataset's digest must be the same in every process.
+        ordered = msgspec.to_builtins(metadata, order="deterministic", enc_hook=_from_numpy)
+        plain = msgspec.msgpack.decode(msgspec.msgpack.encode(ordered))
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise DataError(
+            f"{place}: metadata cannot be sent ({error}): expected lists, mappings, numbers, text"
+        ) from error
+    if not isinstance(plain, dict):
+        raise DataError(f"{place}: metadata is {_seen(plain)}: expected an object")
+    return plain
+
+
+def _from_numpy(value: object) -> object:
+    """NumPy's scalars and arrays, which some reasoning-gym entries hold, as Python's own values."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _jsonl_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
+    """(place, value) per line that is not blank."""
+    path = Path(section.path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path} line {number}", _json_value(line, f"{path} line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error}"
+        raise DataError(f"{path} ({key}.path) cannot be read ({reason}): expected a JSONL file") from error
+
+
+def _json_value(line: str, place: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        shown = line.strip()
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise DataError(
+            f"{place}: not JSON ({error.msg}, column {error.colno}): expected one object, saw {shown}"
+        ) from error
+
+
+def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
+    """(place, value) per row of one split."""
+    import datasets
+
+    path = Path(section.path)
+    try:
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(section.path)
+            loaded = loaded[section.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        elif path.suffix in FILE_BUILDERS:
+            loaded = datasets.load_dataset(FILE_BUILDERS[path.suffix], data_files={section.split: section.path})
+            loaded = loaded[section.split]
+        else:
+            name, _, subset = (section.path, "", "") if path.exists() else section.path.partition(":")
+            loaded = datasets.load_dataset(name, subset or None, split=section.split)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{section.path} ({key}.path), split {section.split!r} ({key}.split), cannot be loaded: {reason}; "
+            "expected a folder, a file or a hub name (name:subset where it has several)"
+        ) from error
+    for number, record in enumerate(loaded):
+        yield f"{section.path}[{section.split}] row {number}", record
+
+
+def _reasoning_gym_rows(section: DatasetSection, key: str) -> Iterator[Row]:
+    """The rows of a task; the reward function `reasoning_gym` reads `task` and the whole `entry` in their metadata."""
+    import reasoning_gym
+
+    if not section.size:
+        raise DataError(f"{key}.size is 0: expected the number of rows that {section.path} shall make")
+    tasks: Iterable[str] = reasoning_gym.factory.DATASETS
+    if section.path not in tasks:
+        near = difflib.get_close_matches(section.path, tasks, n=3) or sorted(tasks)[:3]
+        raise DataError(
+            f"{section.path} ({key}.path) is no reasoning-gym task: expected a name such as {', '.join(near)}"
+        )
+    try:
+        dataset = reasoning_gym.create_dataset(section.path, size=section.size, seed=section.seed)
+    except (AssertionError, TypeError, ValueError) as error:
+        expected = "expected a task that needs no settings of its own"
+        raise DataError(f"{section.path} ({key}.path) cannot be made ({error}): {expected}") from error
+    for number, entry in enumerate(dataset):
+        place = f"reasoning_gym {section.path} row {number}"
+        metadata = _plain({"task": section.path, "entry": entry}, place)
+        answer = "" if entry["answer"] is None else str(entry["answer"])
+        yield Row(entry["question"], answer, "reasoning_gym", metadata, place)

@@ -1,0 +1,268 @@
+"""The training loop: wait for a batch, commit it, update, stage, submit; and what comes before and after.
+
+Owns the order of these steps, on which exactly-once rests: the step file is durable before the ledger names it, the
+ledger names it before its groups leave the queue, weights are recorded before they are pushed. Called by `wiring`.
+
+      tickets <---------------- issue ----------------+
+         |                                            |
+      rollout -> reward -> scored -> consumer -> [batch] -> commit -> update -> stage -> releases -> servers
+                                        ^                                                   |
+     back-pressure: credits only        '---- a batch waits here until its turn             '- one push at a time
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.broker import Announcement
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity
+from penstock.errors import StallError, WeightsError
+from penstock.ledger import LedgerState, RunRecord, WeightsRecord
+from penstock.tickets import TicketBook
+from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
+from penstock_trainer.consumer import Arrival, Consumer
+from penstock_trainer.draws import Draws
+from penstock_trainer.evaluation import Evaluation
+from penstock_trainer.learner import Learner
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.releases import Release, Releases
+from penstock_trainer.reports import Clock, Reports
+from penstock_trainer.resume import check_same_run, newest_checkpoint, restore
+from penstock_trainer.staging import Staging
+from penstock_trainer.status import Status
+from penstock_trainer.step_files import StepFiles
+from penstock_trainer.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Requests:
+    """What HTTP and signals ask of the loop."""
+
+    stop: asyncio.Event
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop drives, made by `wiring`."""
+
+    config: Config
+    trainer_queue: TrainerQueue
+    book: TicketBook
+    draws: Draws
+    consumer: Consumer
+    evaluation: Evaluation
+    releases: Releases
+    learner: Learner
+    staging: Staging
+    step_files: StepFiles
+    checkpoints: Checkpoints
+    reports: Reports
+    status: Status
+    watchdog: Watchdog
+    metrics: TrainerMetrics
+    run_record: RunRecord
+    final_folder: Path
+
+
+class Trainer:
+    """One life of the trainer."""
+
+    def __init__(self, parts: Parts, requests: Requests) -> None:
+        self._parts = parts
+        self._requests = requests
+        self._version = 0
+        self._identity = PolicyIdentity(0, "")
+        self._last_checkpoint = -1
+
+    async def train(self) -> None:
+        """From start or resume to the end of the draws, or until asked to stop."""
+        await self._begin()
+        clock = Clock()
+        while (batch := await self._wait_for_batch()) is not None:
+            clock.lap("wait")
+            await self._step(batch, clock)
+            clock = Clock()
+        await self._parts.releases.drained()
+        if not self._requests.stop.is_set():
+            await self._require_a_step()
+            await self._finish()
+        self._set_phase("writing a checkpoint")
+        await self._checkpoint()
+        self._parts.staging.close()
+        self._set_phase("finished")
+
+    async def _begin(self) -> None:
+        parts = self._parts
+        self._set_phase("resuming")
+        ledger = await parts.trainer_queue.ledger()
+        check_same_run(ledger, parts.run_record)
+        if ledger.run is None:
+            await parts.trainer_queue.append(parts.run_record)
+        announced = await parts.trainer_queue.queue.announced()
+        parts.staging.prune({announced.identity.number} if announced else set())
+        with parts.watchdog.computing():
+            position = await asyncio.to_thread(
+                restore, parts.learner, ledger, parts.checkpoints, parts.step_files, parts.staging.digest
+            )
+        self._version = parts.status.version = position.version
+        parts.status.steps = position.steps
+        newest = newest_checkpoint(ledger, parts.checkpoints)
+        self._last_checkpoint = newest.steps if newest else -1
+        parts.consumer.policies.update(ledger.policies)
+        await self._restore_tickets(ledger, position.steps)
+        parts.consumer.tickets_known.set()
+        release = await self._stage(position.steps, changed=True)
+        if ledger.policies.get(self._version) != self._identity:
+            await self._record_weights(release)
+        left = [n for n in await parts.trainer_queue.live() if n in ledger.trained]
+        await parts.releases.publish(release, tuple(left))
+        parts.status.ready = True
+
+    async def _restore_tickets(self, ledger: LedgerState, steps: int) -> None:
+        """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again."""
+        parts = self._parts
+        counters = await parts.trainer_queue.counters()
+        ended = ledger.trained.keys() | ledger.dropped.keys()
+        outstanding = [number for number in range(counters.next_number) if number not in ended]
+        parts.book.restore(counters.next_number, outstanding, steps)
+        live = await parts.trainer_queue.live()
+        lost = [number for number in outstanding if number not in live]
+        if lost:
+            log.warning("tickets %s are nowhere in the queue: issued again", lost)
+            version = max(0, self._version - parts.config.staleness.max_staleness)
+            await parts.trainer_queue.issue([parts.draws.ticket(n, attempt=1, policy_version=version) for n in lost])
+
+    async def _wait_for_batch(self) -> list[Arrival] | None:
+        """The next batch; None when nothing is left to train or the run is to stop."""
+        parts = self._parts
+        self._set_phase("waiting for a batch")
+        start = time.monotonic()
+        stopping = asyncio.create_task(self._requests.stop.wait())
+        try:
+            while not (self._requests.stop.is_set() or parts.book.finished):
+                parts.consumer.changed.clear()
+                batch = await parts.consumer.next_batch(self._version)
+                parts.reports.evals()
+                if batch is not None:
+                    parts.metrics.idle.inc(time.monotonic() - start)
+                    return batch
+                changed = asyncio.create_task(parts.consumer.changed.wait())
+                await asyncio.wait({changed, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                parts.watchdog.progress()
+        finally:
+            stopping.cancel()
+        return None
+
+    async def _step(self, batch: list[Arrival], clock: Clock) -> None:
+        parts = self._parts
+        version_before = self._version
+        self._set_phase("training")
+        groups = [arrival.group for arrival in batch]
+        step = parts.book.num_steps
+        record = await asyncio.to_thread(parts.step_files.write, step, parts.trainer_queue.lease.number, groups)
+        await parts.trainer_queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
+        parts.book.commit([each.number for each in batch])
+        parts.consumer.release(batch)
+        clock.lap("commit")
+        with parts.watchdog.computing():
+            result = await asyncio.to_thread(parts.learner.update, groups)
+        clock.lap("update")
+        parts.watchdog.progress()
+        self._version += int(result.changed)
+        await parts.releases.drained()
+        clock.lap("push_wait")
+        release = await self._stage(step + 1, changed=result.changed)
+        await self._record_weights(release)
+        await parts.releases.submit(release)
+        clock.lap("stage")
+        parts.reports.step(step, batch, clock, result, (version_before, self._version))
+        await self._maintain()
+
+    async def _stage(self, num_steps: int, *, changed: bool) -> Release:
+        """Write the weights where servers find them; nothing to do after a step that changed none."""
+        parts = self._parts
+        lease = parts.trainer_queue.lease.number
+        if changed:
+            with parts.watchdog.computing():
+                self._identity = await asyncio.to_thread(parts.staging.write, self._version, lease)
+        path = str(parts.staging.folder_of(self._version, lease))
+        parts.consumer.policies[self._version] = self._identity
+        parts.status.version, parts.status.version_digest = self._version, self._identity.digest
+        parts.metrics.policy_version.set(self._version)
+        return Release(Announcement(self._identity, path, lease), num_steps, changed)
+
+    async def _record_weights(self, release: Release) -> None:
+        known = self._parts.consumer.policies.get(self._version)
+        if known != release.announcement.identity:
+            raise WeightsError(f"version {self._version} is {known} and {release.announcement.identity}: expected one")
+        await self._parts.trainer_queue.append(
+            WeightsRecord(release.announcement.identity, release.num_steps, release.changed)
+        )
+
+    async def _maintain(self) -> None:
+        every = self._parts.config.checkpoint.every_steps
+        steps = self._parts.book.num_steps
+        if self._requests.checkpoint or (every and steps % every == 0):
+            self._requests.checkpoint = False
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        parts = self._parts
+        steps = parts.book.num_steps
+        if steps == self._last_checkpoint:
+            return
+        start = time.monotonic()
+        meta = CheckpointMeta(
+            steps=steps,
+            version=self._version,
+            lease=parts.trainer_queue.lease.number,
+            next_number=parts.book.next_number,
+            outstanding=tuple(parts.book.outstanding),
+        )
+        with parts.watchdog.computing():
+            record = await asyncio.to_thread(parts.checkpoints.write, meta, parts.learner.state_dict())
+        await parts.trainer_queue.append(record)
+        self._last_checkpoint = steps
+        committed = (await parts.trainer_queue.ledger()).checkpoints
+        parts.step_files.prune(parts.checkpoints.prune(committed))
+        parts.metrics.checkpoint_duration.observe(time.monotonic() - start)
+        parts.watchdog.progress()
+
+    async def _require_a_step(self) -> None:
+        """StallError where every ticket was dropped: a run that trained nothing has not succeeded."""
+        parts = self._parts
+        if parts.book.num_steps:
+            return
+        counters = await parts.trainer_queue.counters()
+        dropped = ", ".join(f"{count} {reason}" for reason, count in counters.dropped.items())
+        raise StallError(
+            f"the run ended without a step: all its tickets were dropped ({dropped}); expected groups with rewards; "
+            f"the last one: {parts.consumer.last_failure or 'no reason is known, see the logs of the services'}"
+        )
+
+    async def _finish(self) -> None:
+        """Final evaluation, and the weights as a Hugging Face folder."""
+        parts = self._parts
+        self._set_phase("evaluating the final weights")
+        await parts.releases.evaluate(parts.book.num_steps, self._version)
+        while parts.evaluation.num_waiting:
+            parts.consumer.changed.clear()
+            parts.reports.evals()
+            if parts.evaluation.num_waiting:
+                await parts.consumer.changed.wait()
+                parts.watchdog.progress()
+        parts.reports.evals()
+        self._set_phase("saving the model")
+        with parts.watchdog.computing():
+            await asyncio.to_thread(parts.learner.save_pretrained, parts.final_folder)
+
+    def _set_phase(self, phase: str) -> None:
+        self._parts.status.phase = phase

@@ -1,0 +1,91 @@
+"""The trainer's Prometheus metrics, on their own registry.
+
+Owns names and types (docs/architecture.md lists them); set by the loop and the consumer.
+"""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from penstock_trainer.progress import StepLine
+
+SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+
+class TrainerMetrics:
+    """All metrics of one trainer."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"penstock_{name}", text, labels, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"penstock_{name}", text, labels, registry=registry)
+
+        self.queue_groups = gauge("queue_groups", "Groups in a stream, held ones included", "stream")
+        self.queue_oldest_age = gauge("queue_oldest_age_seconds", "Age of the oldest group of a stream", "stream")
+        self.tickets_outstanding = gauge("tickets_outstanding", "Tickets issued and not resolved")
+        self.tickets = counter("tickets", "Tickets by what became of them", "state", "reason")
+        self.dead_letters = counter("dead_letters", "Messages that could not be used", "reason")
+        self.duplicates = counter("duplicate_groups", "Groups that arrived for a ticket already held or resolved")
+        self.steps = counter("trainer_steps", "Training steps", "outcome")
+        self.policy_version = gauge("trainer_policy_version", "Version of the trainer's weights")
+        self.step_duration = Histogram(
+            "penstock_trainer_step_duration_seconds",
+            "Time of a step by phase",
+            ("phase",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.tokens = counter("trainer_tokens", "Completion tokens trained")
+        self.staleness = Histogram(
+            "penstock_trainer_staleness_versions",
+            "Versions between generation and training, per completion",
+            buckets=(0, 1, 2, 4, 8, 16, 32),
+            registry=registry,
+        )
+        self.statistics = {
+            name: gauge(f"trainer_{name}", text)
+            for name, text in {
+                "reward_mean": "Mean reward of the last batch",
+                "loss": "Loss of the last step",
+                "grad_norm": "Gradient norm of the last step, before clipping",
+                "entropy": "Entropy of the policy at trained tokens, in nats",
+                "reference_kl": "KL divergence from the reference policy, in nats",
+                "behaviour_kl": "KL divergence from the sampler's log-probabilities, in nats",
+                "effective_sample_size_ratio": "Effective sample size of the importance weights, 0 to 1",
+                "clipped_ratio": "Share of trained tokens whose ratio was clipped",
+            }.items()
+        }
+        self.idle = counter("trainer_idle_seconds", "Time spent waiting for a batch or for a push")
+        self.publish_duration = Histogram(
+            "penstock_trainer_weight_publish_duration_seconds",
+            "Time to push a version to all servers",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.checkpoint_duration = Histogram(
+            "penstock_trainer_checkpoint_duration_seconds",
+            "Time to write a checkpoint",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.heldout_accuracy = gauge("eval_accuracy_ratio", "Share of held-out prompts answered right")
+        self.gap_to_ideal = gauge(
+            "trainer_gap_to_ideal_ratio", "Step time over the longer of generation and training time, minus 1"
+        )
+
+    def observe_step(self, line: StepLine, staleness: Sequence[int], *, outcome: str) -> None:
+        """Everything that one step says."""
+        self.steps.labels(outcome=outcome).inc()
+        self.statistics["reward_mean"].set(line.reward_mean)
+        for name, value in line.statistics.items():
+            if name in self.statistics:
+                self.statistics[name].set(value)
+        for phase, seconds in line.seconds.items():
+            self.step_duration.labels(phase=phase).observe(seconds)
+        for versions in staleness:
+            self.staleness.observe(versions)
+        self.tokens.inc(line.statistics.get("num_loss_tokens", 0))

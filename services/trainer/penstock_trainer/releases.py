@@ -1,0 +1,103 @@
+"""From new weights to announced version: push, announce, resolve, issue; one version at a time, beside training.
+
+Owns the announced version. Invariant: a version is announced after its push has ended and before the next one
+begins; the same script that announces it resolves its tickets and issues new ones, while the trainer computes its next
+step. Called by the loop, which runs `publish_versions` beside itself.
+
+    step k trained -> submit (waits while an earlier push runs) -> push -> announce v, resolve, issue -> evaluation
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from penstock.broker import Announcement
+from penstock.broker.trainer import TrainerQueue
+from penstock.tickets import TicketBook
+from penstock_trainer.consumer import Consumer
+from penstock_trainer.draws import Draws
+from penstock_trainer.evaluation import Evaluation
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Weights to announce, which include the first `num_steps` steps; not pushed again where nothing changed."""
+
+    announcement: Announcement
+    num_steps: int
+    changed: bool
+
+
+class Releases:
+    """The versions of one trainer, in order."""
+
+    def __init__(
+        self,
+        trainer_queue: TrainerQueue,
+        publisher: Publisher,
+        book: TicketBook,
+        draws: Draws,
+        consumer: Consumer,
+        evaluation: Evaluation,
+        metrics: TrainerMetrics,
+    ) -> None:
+        self._queue = trainer_queue
+        self._publisher = publisher
+        self._book = book
+        self._draws = draws
+        self._consumer = consumer
+        self._evaluation = evaluation
+        self._metrics = metrics
+        self._pending: Release | None = None
+        self._submitted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.last_eval_steps = -1
+
+    async def publish_versions(self) -> None:
+        """Publish what is submitted, for ever."""
+        while True:
+            await self._submitted.wait()
+            self._submitted.clear()
+            assert self._pending is not None
+            await self.publish(self._pending)
+            self._idle.set()
+            self._consumer.changed.set()
+
+    async def submit(self, release: Release) -> None:
+        """Hand a version over; returns at once unless an earlier one is still being pushed."""
+        await self.drained()
+        self._idle.clear()
+        self._pending = release
+        self._submitted.set()
+
+    async def drained(self) -> None:
+        """Wait until nothing is being pushed."""
+        await self._idle.wait()
+
+    async def publish(self, release: Release, resolved_before: tuple[int, ...] = ()) -> None:
+        """Push, then announce, resolve and issue in one script. `resolved_before`: left by an earlier trainer."""
+        announcement = release.announcement
+        number = announcement.identity.number
+        if release.changed:
+            push = await self._publisher.push(announcement)
+            self._metrics.publish_duration.observe(push.seconds)
+            log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
+        resolved = [*resolved_before, *self._book.announce(release.num_steps)]
+        self._metrics.tickets.labels(state="trained", reason="").inc(len(resolved))
+        self._consumer.announced_version = number
+        numbers = self._book.issue()
+        tickets = [self._draws.ticket(each, attempt=0, policy_version=number) for each in numbers]
+        await self._queue.issue(tickets, announcement, resolved)
+        if self._evaluation.due(release.num_steps):
+            await self.evaluate(release.num_steps, number)
+
+    async def evaluate(self, num_steps: int, version: int) -> None:
+        """Ask for an evaluation of what is announced, once per step."""
+        if self._evaluation.enabled and self.last_eval_steps != num_steps:
+            self.last_eval_steps = num_steps
+            await self._queue.issue_eval(self._evaluation.start(num_steps, version))

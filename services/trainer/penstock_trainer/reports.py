@@ -1,0 +1,112 @@
+"""What the trainer says of each step and evaluation: to progress files, metrics, status and log at once.
+
+Owns the figures of a step. Called by the loop.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from penstock_trainer.consumer import Arrival, Consumer
+from penstock_trainer.learner import StepResult
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.progress import Progress, StepLine
+from penstock_trainer.status import RECENT_STEPS, Status
+
+log = logging.getLogger(__name__)
+
+
+class Clock:
+    """Seconds by phase of one step, from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.started_at = time.time()
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        """What was done since the last lap was `phase`."""
+        now = time.monotonic()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def begin_at(self, started_at: float) -> None:
+        """Forget the wait before Unix second `started_at`: until then the servers were starting."""
+        early = max(0.0, started_at - self.started_at)
+        self.started_at += early
+        self.seconds["wait"] = max(0.0, self.seconds.get("wait", 0.0) - early)
+
+
+class Reports:
+    """Everything that is written down about one run."""
+
+    def __init__(self, progress: Progress, metrics: TrainerMetrics, status: Status, consumer: Consumer) -> None:
+        self._progress = progress
+        self._metrics = metrics
+        self._status = status
+        self._consumer = consumer
+        self._first = True
+
+    def step(
+        self, step: int, batch: Sequence[Arrival], clock: Clock, result: StepResult, versions: tuple[int, int]
+    ) -> None:
+        """Report a step; `versions`: of the weights before and after it."""
+        before, after = versions
+        ended_at = time.time()
+        oldest = [each.oldest_version for arrival in batch for each in arrival.group.group.completions]
+        staleness = [before - version for version in oldest if version is not None]
+        values = [score.value for arrival in batch for score in arrival.group.scores if score.value is not None]
+        generation = self._consumer.generation
+        if self._first and generation.first_started_at is not None:
+            clock.begin_at(generation.first_started_at)
+        self._first = False
+        line = StepLine(
+            step=step,
+            version=after,
+            epoch=(batch[-1].number + 1) / max(1, self._status.num_prompts),
+            tickets=tuple(arrival.number for arrival in batch),
+            started_at=clock.started_at,
+            ended_at=ended_at,
+            seconds={**clock.seconds, **result.seconds, "step": ended_at - clock.started_at},
+            generation_seconds=generation.take_busy_seconds(),
+            generated_tokens=generation.take_tokens(),
+            reward_mean=sum(values) / len(values) if values else 0.0,
+            staleness_max=max(staleness, default=0),
+            staleness_mean=sum(staleness) / len(staleness) if staleness else 0.0,
+            statistics=figures_of(result),
+        )
+        self._progress.add_step(line)
+        self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
+        self._metrics.gap_to_ideal.set(self._progress.gap_to_ideal(last=RECENT_STEPS) or 0.0)
+        self._status.steps = step + 1
+        log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
+
+    def evals(self) -> None:
+        """Report the evaluations that have been completed since the last call."""
+        while self._consumer.eval_results:
+            result = self._consumer.eval_results.pop(0)
+            self._progress.add_eval(result)
+            self._metrics.heldout_accuracy.set(result.accuracy)
+            log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
+
+
+def outcome_of(result: StepResult) -> str:
+    """trained, unchanged (no completion had a gradient) or non_finite."""
+    if result.changed:
+        return "trained"
+    return "unchanged" if result.is_finite else "non_finite"
+
+
+def figures_of(result: StepResult) -> dict[str, float]:
+    """The numbers of one update by name."""
+    return {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "learning_rate": result.learning_rate,
+        "entropy": result.entropy,
+        "num_packs": result.num_packs,
+        "num_rows": result.num_rows,
+        **asdict(result.statistics),
+        **asdict(result.counts),
+    }

@@ -1,0 +1,52 @@
+"""The text side of the policy: its tokenizer, what ends its texts, how long they may be.
+
+Owns loading these from `actor.path`. Called once by `wiring`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from penstock.errors import ConfigError
+from penstock.model_path import check_model_path
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """end_of_text_ids: tokens that end a text by the model's own configuration; context_length in tokens."""
+
+    tokenizer: Any
+    end_of_text_ids: tuple[int, ...]
+    context_length: int
+
+
+def load_vocabulary(path: str) -> Vocabulary:
+    """ConfigError naming actor.path where there is no tokenizer."""
+    check_model_path(path, "actor.path")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"actor.path is {path!r}: expected a model folder with a tokenizer; {reason}") from error
+    return Vocabulary(tokenizer, _end_of_text_ids(path, config), _context_length(path, config))
+
+
+def _end_of_text_ids(path: str, config: Any) -> tuple[int, ...]:
+    try:
+        ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        ids = config.get_text_config().eos_token_id
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+def _context_length(path: str, config: Any) -> int:
+    length = config.get_text_config().max_position_embeddings
+    if not isinstance(length, int) or length < 1:
+        raise ConfigError(
+            f"actor.path is {path!r}, whose max_position_embeddings is {length!r}; expected a number >= 1"
+        )
+    return length

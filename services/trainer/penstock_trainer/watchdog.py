@@ -1,0 +1,72 @@
+"""Ends a run that makes no progress: says what it waits for, then raises.
+
+Owns the clock of the last progress. Invariant: no wait of the trainer lasts longer than run.stall_seconds without a
+step, an arrival or a push. The trainer's own computation is no wait, and an engine that starts has its own deadline.
+Called by the loop, which marks progress and runs `watch_progress` beside itself.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from penstock.broker.trainer import TrainerQueue
+from penstock.errors import StallError
+from penstock.tickets import TicketBook
+from penstock_trainer.publisher import ENGINE_STARTING
+from penstock_trainer.status import Status
+
+CHECKS_PER_LIMIT = 20
+LONGEST_CHECK_SECONDS = 5.0
+
+
+class Watchdog:
+    """Knows when something last happened."""
+
+    def __init__(self, trainer_queue: TrainerQueue, book: TicketBook, status: Status, stall_seconds: float) -> None:
+        self._queue = trainer_queue
+        self._book = book
+        self._status = status
+        self._stall_seconds = stall_seconds
+        self._num_computing = 0
+        self._last_progress = asyncio.get_running_loop().time()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around the trainer's own work, however long it takes."""
+        self._num_computing += 1
+        try:
+            yield
+        finally:
+            self._num_computing -= 1
+            self.progress()
+
+    def progress(self) -> None:
+        """Something happened."""
+        self._last_progress = asyncio.get_running_loop().time()
+
+    async def watch_progress(self) -> None:
+        """StallError once nothing has happened for run.stall_seconds."""
+        while True:
+            await asyncio.sleep(min(LONGEST_CHECK_SECONDS, self._stall_seconds / CHECKS_PER_LIMIT))
+            if self._num_computing or await self._engine_is_starting():
+                self.progress()
+            idle_seconds = asyncio.get_running_loop().time() - self._last_progress
+            if idle_seconds > self._stall_seconds:
+                raise StallError(
+                    f"no progress for {idle_seconds:.0f} s (run.stall_seconds), while {self._status.phase}: "
+                    f"{await self.waiting_for()}"
+                )
+
+    async def _engine_is_starting(self) -> bool:
+        services = await self._queue.queue.services()
+        return any(each.kind == "rollout" and each.state == ENGINE_STARTING for each in services)
+
+    async def waiting_for(self) -> str:
+        """What the next batch waits for, as the queue knows it."""
+        services = [f"{each.name} ({each.state})" for each in await self._queue.queue.services()]
+        running = f"services seen: {', '.join(services) or 'none'}"
+        number = self._book.oldest_waiting
+        if number is None:
+            return running
+        place = await self._queue.queue.whereabouts(number)
+        return f"waiting for ticket {number}, {place}; {running}"

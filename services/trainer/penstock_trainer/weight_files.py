@@ -1,0 +1,127 @@
+"""Writes weights as safetensors files and knows what they are called.
+
+Owns the path from float32 masters to published bytes: each chunk is rounded, hashed and written
+while it is in the processor's cache, so that no second copy of the model exists. Called by staging
+(every version) and export (the final weights).
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+import xxhash
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from penstock.manifest import TensorEntry
+from penstock_trainer.rounding import Dither, published_chunks
+
+WEIGHTS_NAME = "model.safetensors"
+SAFETENSORS_DTYPE = {"float32": "F32", "bfloat16": "BF16"}
+
+Dtype = Literal["float32", "bfloat16"]
+Rounding = Literal["dithered", "nearest"]
+Weights = Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """The type of published weights, and how masters become it."""
+
+    dtype: Dtype
+    rounding: Rounding
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
+    def num_bytes(self, weight: Tensor) -> int:
+        return weight.numel() * self.torch_dtype.itemsize
+
+    def chunks(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Iterator[memoryview]]]:
+        """Names with the bytes of their published weight, in pieces; each piece is valid until the next."""
+        device = next(iter(weights.values())).device
+        dither = Dither(device) if self.rounding == "dithered" else None
+        for name, weight in weights.items():
+            yield name, map(_bytes_of, published_chunks(weight, self.torch_dtype, dither))
+
+
+def master_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's own names and live weights; of tied ones only the first."""
+    weights: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, weight in model.state_dict(keep_vars=True).items():
+        key = (weight.data_ptr(), weight.shape)
+        if key not in seen or not weight.numel():
+            seen.add(key)
+            weights[name] = weight.detach()
+    return weights
+
+
+def published_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Names and shapes as in the model's files, which some models (experts) fuse when they are loaded."""
+    return dict(revert_weight_conversion(model, master_weights(model)))
+
+
+def digests(weights: Mapping[str, Tensor], form: Format) -> dict[str, str]:
+    """xxh3_64 of each published weight's bytes, without writing any."""
+    return {name: _consume(pieces, lambda _: None) for name, pieces in form.chunks(weights)}
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], form: Format, *, durable: bool) -> dict[str, TensorEntry]:
+    """Write one safetensors file; the manifest's entries of its tensors."""
+    dtype = SAFETENSORS_DTYPE[form.dtype]
+    with path.open("wb", buffering=0) as file:
+        _write_all(file, memoryview(_header(weights, form)))
+        entries = {
+            name: TensorEntry(
+                file=path.name,
+                dtype=dtype,
+                shape=tuple(weights[name].shape),
+                digest=_consume(pieces, lambda piece: _write_all(file, piece)),
+            )
+            for name, pieces in form.chunks(weights)
+        }
+        if durable:
+            os.fsync(file.fileno())
+    return entries
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    array: Any = values.contiguous().view(torch.uint8).numpy()  # numpy's own annotation knows no buffer on 3.11
+    return memoryview(array)
+
+
+def _consume(pieces: Iterator[memoryview], use: Callable[[memoryview], None]) -> str:
+    digest = xxhash.xxh3_64()
+    for piece in pieces:
+        digest.update(piece)
+        use(piece)
+    return digest.hexdigest()
+
+
+def _write_all(file: BinaryIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _header(weights: Mapping[str, Tensor], form: Format) -> bytes:
+    records: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, weight in weights.items():
+        end = start + form.num_bytes(weight)
+        records[name] = {
+            "dtype": SAFETENSORS_DTYPE[form.dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(records, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins aligned
+    return struct.pack("<Q", len(text)) + text

@@ -1,0 +1,266 @@
+"""Wires the trainer service and runs it.
+
+Owns no decision: every part gets the section of the configuration that it needs. Called by `__main__`.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+from penstock.broker import Queue, ServiceRecord, Stage, Worker, connect
+from penstock.broker.lease import Lease, acquire_lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity, Sampling
+from penstock.errors import FencedError
+from penstock.ledger import RunRecord
+from penstock.service import Service
+from penstock.tickets import TicketBook, TicketLimits
+from penstock_trainer.app import trainer_app
+from penstock_trainer.checkpoint import Checkpoints
+from penstock_trainer.consumer import Consumer
+from penstock_trainer.datasets import Row
+from penstock_trainer.draws import Draws, stop_token_ids
+from penstock_trainer.evaluation import Evaluation
+from penstock_trainer.learner import Learner
+from penstock_trainer.loop import Parts, Requests, Trainer
+from penstock_trainer.memory import keep_freed_memory
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.progress import Progress
+from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, require_batch
+from penstock_trainer.publisher import Publisher
+from penstock_trainer.releases import Releases
+from penstock_trainer.reports import Reports
+from penstock_trainer.staging import Staging, default_folder
+from penstock_trainer.status import Status, expected_steps
+from penstock_trainer.step_files import StepFiles, write_durably
+from penstock_trainer.summary import make_summary, summary_bytes
+from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
+from penstock_trainer.watchdog import Watchdog
+from penstock_trainer.weight_files import Format
+
+BYTES_PER_TOKEN = 13  # 9 of a completion, the rest for text and overhead
+log = logging.getLogger(__name__)
+
+CPU_NICENESS = 5  # an engine on the same cores, whose latency decides, goes first
+SAMPLE_SECONDS = 1.0
+SUMMARY_FILE = "trainer_summary.json"
+KEPT_VERSIONS = 3  # the announced one, the one being pushed, the one being written
+
+
+async def run_trainer(config: Config, service: Service, train_rows: list[Row], held_out_rows: list[Row]) -> None:
+    """Run the trainer until its run has ended or it is stopped."""
+    folder = Path(config.run.root) / config.run.name
+    keep_freed_memory()
+    # The tokenizer first: a prompt that is too long is told before a large model is loaded.
+    vocabulary = await asyncio.to_thread(load_vocabulary, config.actor.path)
+    train, held_out = await asyncio.to_thread(_encode, config, vocabulary, train_rows, held_out_rows)
+    learner = await asyncio.to_thread(Learner, config)
+    if learner.on_cpu:
+        os.nice(CPU_NICENESS)
+    queue = await connect(config)
+    lease: Lease | None = None
+    try:
+        await queue.check_memory(_queue_bytes(config))
+        _warn_of_idle_servers(config)
+        lease = await acquire_lease(queue, config)
+        status = _status(config, folder, len(train))
+        await _Run(config, service, queue, lease, learner, vocabulary, train, held_out, status, folder).run()
+    finally:
+        if lease is not None:
+            await asyncio.to_thread(lease.release)
+        await queue.close()
+
+
+class _Run:
+    """The parts of one life of the trainer, made in the order in which they need each other."""
+
+    def __init__(
+        self,
+        config: Config,
+        service: Service,
+        queue: Queue,
+        lease: Lease,
+        learner: Learner,
+        vocabulary: Vocabulary,
+        train: list[EncodedPrompt],
+        held_out: list[EncodedPrompt],
+        status: Status,
+        folder: Path,
+    ) -> None:
+        self._config, self._service, self._queue, self._lease = config, service, queue, lease
+        self._status, self._folder = status, folder
+        self._metrics = metrics = TrainerMetrics()
+        self._requests = Requests(stop=service.stop)
+        trainer_queue = TrainerQueue(queue, lease)
+        self._worker = Worker(queue, "trainer", config.staleness, take_over=True)
+        stop_ids = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
+        sampling = Sampling(config.sampling.temperature, config.sampling.max_new_tokens, stop_ids)
+        draws = Draws(train, sampling, config)
+        batch_size = config.data.batch_size
+        self._book = TicketBook(TicketLimits(batch_size, config.max_outstanding, draws.num_draws, config.run.max_steps))
+        evaluation = Evaluation(held_out, stop_ids, lease.number, config)
+        self._consumer = Consumer(
+            trainer_queue,
+            self._worker,
+            self._book,
+            draws,
+            evaluation,
+            metrics,
+            dynamic_sampling=config.loss.dynamic_sampling,
+            max_staleness=config.staleness.max_staleness,
+        )
+        self._publisher = Publisher(queue, config)
+        self._releases = Releases(
+            trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
+        )
+        self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
+        self._parts = Parts(
+            config=config,
+            trainer_queue=trainer_queue,
+            book=self._book,
+            draws=draws,
+            consumer=self._consumer,
+            evaluation=evaluation,
+            releases=self._releases,
+            learner=learner,
+            staging=_staging(config, learner, folder),
+            step_files=StepFiles(folder / "steps", config.checkpoint.keep_step_bytes),
+            checkpoints=Checkpoints(folder / "checkpoints", config.checkpoint.keep),
+            reports=Reports(status.progress, metrics, status, self._consumer),
+            status=status,
+            watchdog=self._watchdog,
+            metrics=metrics,
+            run_record=RunRecord(digest(train), len(train), batch_size, config.actor.group_size, config.run.seed),
+            final_folder=folder / "final",
+        )
+
+    async def run(self) -> None:
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._lease.start_renewing(lambda reason: _fail_from_thread(loop, lost, FencedError(reason)))
+        app = trainer_app(self._status, self._requests, self._metrics.registry, self._config.token)
+        try:
+            await self._service.run(
+                app,
+                background=(
+                    _watch(lost),
+                    self._worker.keep_alive(),
+                    self._consumer.consume_groups(),
+                    self._releases.publish_versions(),
+                    self._watchdog.watch_progress(),
+                    self._sample(),
+                ),
+                train=self._train(),
+            )
+        finally:
+            await self._publisher.close()
+            await self._worker.retire()
+            await self._queue.unregister(self._name)
+
+    @property
+    def _name(self) -> str:
+        return "trainer"
+
+    async def _train(self) -> None:
+        await Trainer(self._parts, self._requests).train()
+        if not self._requests.stop.is_set():
+            await self._write_summary()
+
+    async def _write_summary(self) -> None:
+        servers = [each for each in await self._queue.services() if each.kind == "rollout"]
+        first = self._status.progress.steps[0]["started_at"] if self._status.progress.steps else time.time()
+        summary = make_summary(
+            self._status.progress,
+            await self._parts.trainer_queue.counters(),
+            engine=servers[0].engine if servers else "",
+            model=self._config.actor.path,
+            max_staleness=self._config.staleness.max_staleness,
+            training_started_at=first,
+        )
+        write_durably(self._folder / SUMMARY_FILE, summary_bytes(summary))
+
+    async def _sample(self) -> None:
+        """Once a second: depths of the queue, outstanding tickets, and the sign of life that others see."""
+        while True:
+            depths = await self._queue.depths()
+            ages = await self._queue.oldest_age_seconds()
+            for stream, depth in depths.items():
+                self._metrics.queue_groups.labels(stream=stream).set(depth)
+            for stage in Stage:
+                self._metrics.queue_oldest_age.labels(stream=stage).set(ages[stage])
+            self._status.queue = depths
+            self._status.outstanding = len(self._book.outstanding)
+            self._metrics.tickets_outstanding.set(self._status.outstanding)
+            policy = PolicyIdentity(self._status.version, self._status.version_digest)
+            record = ServiceRecord(
+                "trainer", self._name, self._service.url, os.getpid(), self._status.phase, policy, socket.gethostname()
+            )
+            await self._queue.register(record, self._config.staleness.heartbeat_seconds)
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def _fail_from_thread(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]", error: Exception) -> None:
+    loop.call_soon_threadsafe(_fail, future, error)
+
+
+def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+async def _watch(future: "asyncio.Future[None]") -> None:
+    await future
+
+
+def _encode(
+    config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: list[Row]
+) -> tuple[list[EncodedPrompt], list[EncodedPrompt]]:
+    context = config.rollout.engine.context_length or vocabulary.context_length
+    longest = context - config.sampling.max_new_tokens
+    train = encode_rows(train_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
+    require_batch(train, config.data.batch_size, config.data.train.path)
+    return train, encode_rows(held_out_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
+
+
+def _warn_of_idle_servers(config: Config) -> None:
+    at_once = config.rollout.num_servers * config.rollout.engine.max_running_requests
+    credited = config.max_outstanding * config.actor.group_size
+    if credited < at_once:
+        log.warning(
+            "only %d completions can be outstanding, and the servers can run %d at once: raise data.batch_size or "
+            "staleness.max_staleness, or lower rollout.engine.max_running_requests",
+            credited,
+            at_once,
+        )
+
+
+def _queue_bytes(config: Config) -> int:
+    """What outstanding groups can take in the queue at the most."""
+    num_tokens = config.max_outstanding * config.actor.group_size * config.sampling.max_new_tokens
+    return num_tokens * BYTES_PER_TOKEN
+
+
+def _staging(config: Config, learner: Learner, run_folder: Path) -> Staging:
+    form = Format(config.rollout.engine.dtype, config.weights.rounding)
+    if config.weights.folder:
+        folder = Path(config.weights.folder) / config.run.name
+    else:
+        needed_bytes = KEPT_VERSIONS * sum(form.num_bytes(weight) for weight in learner.weights().values())
+        folder = default_folder(config.run.name, run_folder, needed_bytes)
+    return Staging(learner, folder, form, keep=KEPT_VERSIONS)
+
+
+def _status(config: Config, folder: Path, num_prompts: int) -> Status:
+    num_draws = config.total_train_epochs * num_prompts
+    return Status(
+        run=config.run.name,
+        max_staleness=config.staleness.max_staleness,
+        batch_size=config.data.batch_size,
+        num_prompts=num_prompts,
+        total_steps=expected_steps(num_draws, config.data.batch_size, config.run.max_steps),
+        progress=Progress(folder),
+    )

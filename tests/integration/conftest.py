@@ -1,0 +1,47 @@
+"""A real queue server for the whole test session, and an empty run on it for each test."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.broker import Queue, connect
+from penstock.broker.embedded import EmbeddedServer
+from penstock.config import Config
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(Path(tmp_path_factory.mktemp("redis")))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def queue_config(redis_server: EmbeddedServer) -> Config:
+    """The configuration of a new run on the session's server; workers count as dead after half a second."""
+    return Config.model_validate(
+        {
+            "run": {"name": f"test-{uuid.uuid4().hex[:12]}", "stall_seconds": 3},
+            "actor": {"path": "unused"},
+            "data": {"train": {"path": "unused"}},
+            "staleness": {"heartbeat_seconds": 0.5, "claim_idle_seconds": 30},
+            "redis": {"url": redis_server.url, "password": redis_server.password, "timeout_seconds": 5},
+        }
+    )
+
+
+@pytest.fixture
+async def queue(queue_config: Config) -> AsyncIterator[Queue]:
+    connected = await connect(queue_config)
+    try:
+        yield connected
+    finally:
+        async with asyncio.timeout(10):
+            await connected.delete_run()
+            await connected.close()

@@ -1,0 +1,112 @@
+"""A consumer over tickets that are issued on a real queue, and a hand that puts messages into its stream."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from penstock.broker import Announcement, Stage, Worker
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import (
+    Completion,
+    PolicyIdentity,
+    RolloutGroup,
+    Sampling,
+    Score,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    decode,
+    encode,
+    pack_float32,
+    pack_int32,
+)
+from penstock.tickets import TicketBook, TicketLimits, TicketState
+from penstock_trainer.consumer import Consumer
+from penstock_trainer.draws import Draws
+from penstock_trainer.evaluation import Evaluation
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.prompts import EncodedPrompt
+
+BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40
+OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
+PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(NUM_PROMPTS)]
+
+
+class Bench:
+    """A consumer over tickets that are issued, and a hand that puts messages into its stream."""
+
+    def __init__(self, trainer_queue: TrainerQueue, config: Config, *, dynamic_sampling: bool = False) -> None:
+        self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
+        self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
+        self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws))
+        self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
+        self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
+        self.metrics = TrainerMetrics()
+        self.consumer = Consumer(
+            trainer_queue,
+            self.worker,
+            self.book,
+            self.draws,
+            self.evaluation,
+            self.metrics,
+            dynamic_sampling=dynamic_sampling,
+            max_staleness=1,
+        )
+        self.consumer.policies = {0: OLD, 1: POLICY}
+        self.consumer.announced_version = 1
+        self.consumer.tickets_known.set()
+
+    async def issue(self) -> None:
+        tickets = [self.draws.ticket(number, attempt=0, policy_version=1) for number in self.book.issue()]
+        await self.trainer_queue.issue(tickets, Announcement(POLICY, "/weights/1", self.trainer_queue.lease.number))
+
+    async def deliver(self, key: str, payload: bytes) -> None:
+        fields: Any = {"t": key, "a": "0", "p": payload}
+        await self.queue.guard(self.queue.client.xadd(self.queue.keys.stream(Stage.SCORED), fields))
+
+    async def answer(
+        self, number: int, values: Sequence[float | None] = (1.0, 0.0), policy: PolicyIdentity = POLICY
+    ) -> None:
+        ticket = self.draws.ticket(number, attempt=0, policy_version=1)
+        await self.deliver(str(number), encode(scored(ticket, values, policy)))
+
+    @contextlib.asynccontextmanager
+    async def consuming(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.consumer.consume_groups())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.consumer.changed.clear()
+                if not condition():
+                    await self.consumer.changed.wait()
+
+    async def depth(self, stream: str) -> int:
+        return (await self.queue.depths())[stream]
+
+    async def issued_tickets(self) -> list[Ticket]:
+        stream = self.queue.keys.stream(Stage.TICKETS)
+        entries = await self.queue.guard(self.queue.client.xrange(stream))
+        return [decode(fields[b"p"], Ticket) for _, fields in entries]
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"penstock_{name}_total", labels) or 0.0
+
+    @property
+    def arrived(self) -> list[int]:
+        return [number for number, state in self.book.outstanding.items() if state is TicketState.ARRIVED]
+
+
+def scored(ticket: Ticket, values: Sequence[float | None], policy: PolicyIdentity) -> ScoredGroup:
+    span = VersionSpan(policy, 0, 1)
+    completion = Completion(pack_int32([5]), b"\x01", pack_float32([-0.5]), (span,), "5", "stop")
+    group = RolloutGroup(ticket, (completion,) * len(values), "server", 1.0, 2.0)
+    return ScoredGroup(group, tuple(Score(None, "it raised") if value is None else Score(value) for value in values))

@@ -1,0 +1,90 @@
+"""A configuration that works, the commands of a user, and how their end is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penstock.broker.embedded import EmbeddedServer
+
+END_SECONDS = 60.0  # the trainer imports torch first
+
+
+class Bench:
+    """A folder with a configuration that works, and the commands of a user."""
+
+    def __init__(self, folder: Path, model: Path, server: EmbeddedServer) -> None:
+        self.folder = folder
+        self.document: dict[str, Any] = {
+            "run": {"name": f"errors-{folder.name}", "root": "runs", "stall_seconds": 60},
+            "actor": {"path": str(model), "group_size": 2, "dtype": "float32"},
+            "total_train_epochs": 8,
+            "sampling": {"max_new_tokens": 4},
+            "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
+            "staleness": {"heartbeat_seconds": 1},
+            "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": 20}},
+            "reward": {"functions": {"exact_match": 1.0}},
+            "redis": {"url": server.url, "password": server.password},
+        }
+        self.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2=", "answer": "3"})
+        self.started: list[subprocess.Popen[str]] = []
+
+    def write_rows(self, *rows: dict[str, Any]) -> None:
+        (self.folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def embed_queue(self) -> None:
+        del self.document["redis"]
+
+    def start(self, module: str, *words: str) -> "subprocess.Popen[str]":
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.document))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+        environment = {
+            **kept,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [sys.executable, "-m", module, *words[:2], "--config", "config.yaml", *words[2:]]
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, module: str, *words: str) -> tuple[int, str]:
+        """Exit code and output of a command that must end by itself."""
+        process = self.start(module, *words)
+        output, _ = process.communicate(timeout=END_SECONDS)
+        return process.returncode, output
+
+    def launch(self, *overrides: str) -> tuple[int, str]:
+        return self.run("penstock_launch", "launch", "local", *overrides)
+
+
+def said(output: str) -> str:
+    """What is meant for people: everything but the log's JSON lines."""
+    return "\n".join(line for line in output.splitlines() if not line.startswith("{"))
+
+
+def assert_one_line(result: tuple[int, str], exit_code: int, *texts: str) -> None:
+    """The process ended with the code and one line that holds the texts."""
+    code, output = result
+    assert code == exit_code, output
+    assert "Traceback" not in output
+    lines = said(output).splitlines()
+    assert len(lines) == 1, output
+    for text in texts:
+        assert text in lines[0]
+
+
+def assert_launch_ends(result: tuple[int, str], exit_code: int, *texts: str) -> None:
+    """The launcher ended with the code, and its output holds the texts."""
+    code, output = result
+    assert code == exit_code, output
+    assert "Traceback" not in output
+    for text in texts:
+        assert text in output, output

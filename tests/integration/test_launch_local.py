@@ -1,0 +1,300 @@
+"""`penstock launch local` as its user sees it: the real command and queue, with services that only pretend to work.
+
+The stand-ins are modules of the services' names that shadow the real ones; they register and serve like them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from penstock.process import ProcessIdentity
+from penstock_launch.run_folder import QueueAddress
+from penstock_launch.trees import KnownProcess, KnownProcesses
+
+pytestmark = pytest.mark.redis
+
+STAND_IN = """
+import asyncio, json, os, pathlib, sys, time
+from prometheus_client import CollectorRegistry
+from penstock import service
+from penstock.broker import ServiceRecord, connect
+from penstock.errors import ConfigError
+from penstock.http import make_app
+
+KIND = {kind!r}
+
+
+async def start(config):
+    if KIND == "trainer" and config.actor.path == "missing":
+        raise ConfigError("actor.path: no folder 'missing'; expected a Hugging Face folder")
+    folder = pathlib.Path(config.run.root) / config.run.name
+    started = time.time()
+    served = service.Service("127.0.0.1", 0, KIND + ".port")
+    queue = await connect(config)
+    late = lambda: None if time.time() - started > 1.2 else "loads the model"
+    app = make_app(KIND, not_ready=late, metrics=CollectorRegistry())
+    step = [0]
+
+    @app.get("/v1/status")
+    async def status():
+        return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
+                 "reward_mean": 0.5, "queue": await queue.depths()}}
+
+    async def work():
+        while KIND == "trainer" and step[0] < config.run.max_steps and not served.stop.is_set():
+            await asyncio.sleep(0.6)
+            step[0] += 1
+        if KIND != "trainer":
+            await served.stop.wait()
+        else:
+            summary = {{"steps": step[0], "training_started_at": started, "heldout_accuracy_end": 0.95,
+                        "samples_after": [{{"prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0}}]}}
+            (folder / "trainer_summary.json").write_text(json.dumps(summary))
+
+    async def announce():
+        while True:
+            record = ServiceRecord(KIND, KIND + str(os.getpid()), served.url, os.getpid(), "ready")
+            await queue.register(record, 5)
+            await asyncio.sleep(0.3)
+
+    await served.run(app, background=[announce()], work=work())
+    await queue.close()
+
+
+service.main(KIND, start)
+"""
+
+
+class Bench:
+    """A configuration, stand-ins, and the `penstock` command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_folder = folder / "runs" / "t"
+        self.started: list[subprocess.Popen[str]] = []
+        for kind in ("rollout", "reward", "trainer"):
+            module = folder / "modules" / f"penstock_{kind}"
+            module.mkdir(parents=True)
+            (module / "__init__.py").write_text("")
+            (module / "__main__.py").write_text(STAND_IN.format(kind=kind))
+        self.write_config()
+
+    def write_config(self, **sections: object) -> None:
+        document: dict[str, object] = {
+            "run": {"name": "t", "root": "runs", "max_steps": 3},
+            "actor": {"path": "m"},
+            "data": {"train": {"path": "d.jsonl"}},
+            **sections,
+        }
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(document))
+
+    def command(self, *words: str) -> "subprocess.Popen[str]":
+        search = [str(self.folder / "modules"), *filter(None, sys.path)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock_launch", *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def launch(self, *overrides: str) -> "subprocess.Popen[str]":
+        return self.command("launch", "local", "--config", "config.yaml", *overrides)
+
+    def processes(self) -> list[KnownProcess]:
+        try:
+            data = (self.run_folder / "processes.json").read_bytes()
+        except FileNotFoundError:
+            return []
+        return list(msgspec.json.decode(data, type=KnownProcesses).processes)
+
+    def identity(self, service: str) -> ProcessIdentity:
+        found: list[ProcessIdentity] = []
+
+        def look() -> bool:
+            found[:] = [each.identity for each in self.processes() if each.service == service and each.identity.alive]
+            return bool(found)
+
+        until(look)
+        return found[0]
+
+    def summary(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads((self.run_folder / "summary.json").read_text())
+        return document
+
+
+def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    for process in bench.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def wait_for_text(bench: Bench, text: str) -> None:
+    log = bench.run_folder / "logs" / "launcher.log"
+    until(lambda: log.exists() and text in log.read_text())
+
+
+def all_up(bench: Bench) -> list[KnownProcess]:
+    wanted = {"queue", "rollout", "reward", "trainer", "launcher"}
+    until(lambda: wanted <= {each.service for each in bench.processes()})
+    return bench.processes()
+
+
+def test_a_run_from_start_to_summary(bench: Bench) -> None:
+    process = bench.launch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
+        assert text in output.replace("Redis", "Valkey")
+    assert "Finished: 3 steps" in output
+    summary = bench.summary()
+    assert summary["exit"] == {"code": 0, "reason": "the trainer has finished", "lines": []}
+    assert summary["restarts"] == {"queue": 0, "rollout": 0, "trainer": 0, "reward": 0}
+    assert isinstance(summary["seconds_setup"], float)
+    peaks = summary["peak_rss_bytes"]
+    assert isinstance(peaks, dict)
+    assert {"queue", "rollout", "reward", "trainer", "launcher", "total"} <= peaks.keys()
+    logs = sorted(path.name for path in (bench.run_folder / "logs").iterdir())
+    assert logs == ["launcher.log", "queue.log", "reward.log", "rollout.log", "trainer.log"]
+    assert not (bench.run_folder / "processes.json").exists()
+    assert not (bench.run_folder / "queue.json").exists()
+
+
+@pytest.mark.parametrize("service", ["reward", "queue"])
+def test_a_killed_service_comes_back_and_the_run_ends_right(bench: Bench, service: str) -> None:
+    process = bench.launch("--run.max_steps", "8")
+    wait_for_text(bench, "trainer: started")
+    bench.identity("trainer")
+    bench.identity(service).send(signal.SIGKILL)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    assert f"{service}: died (killed by SIGKILL)" in output
+    restarts = bench.summary()["restarts"]
+    assert isinstance(restarts, dict)
+    assert restarts[service] == 1
+
+
+def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans_first(bench: Bench) -> None:
+    process = bench.launch("--run.max_steps", "1000")
+    known = all_up(bench)
+    process.kill()
+    until(lambda: not any(each.identity.alive for each in known), timeout_seconds=10)
+    # What no tie could reach: a process that the killed launch had recorded, and that still runs.
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as orphan:
+        identity = ProcessIdentity.of(orphan.pid)
+        assert identity is not None
+        path = bench.run_folder / "processes.json"
+        document = json.loads(path.read_text())
+        document["processes"].append({"service": "rollout", "pid": orphan.pid, "started": identity.started})
+        path.write_text(json.dumps(document))
+        again = bench.launch()
+        output, _ = again.communicate(timeout=60)
+        assert again.returncode == 0, output
+        assert f"ended what an earlier launch had left running: rollout (pid {orphan.pid})" in output
+        assert "run t: continues" in output
+        assert not identity.alive
+
+
+def test_a_configuration_error_of_a_service_ends_everything_with_its_line(bench: Bench) -> None:
+    process = bench.launch("--actor.path", "missing")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "trainer: config: actor.path: no folder 'missing'; expected a Hugging Face folder" in output
+    assert "Traceback" not in output
+
+
+def test_ctrl_c_ends_everything_in_order(bench: Bench) -> None:
+    process = bench.launch("--run.max_steps", "1000")
+    known = all_up(bench)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "killed" not in output
+    assert "Traceback" not in output
+    assert not any(each.identity.alive for each in known)
+    assert bench.summary()["exit"] == {"code": 130, "reason": "stopped by Ctrl-C", "lines": []}
+
+
+def test_status_and_a_second_launch_beside_a_run(bench: Bench) -> None:
+    before = bench.command("status", "--config", "config.yaml")
+    output, _ = before.communicate(timeout=30)
+    assert before.returncode == 1
+    assert "run 't' is not running" in output
+    process = bench.launch("--run.max_steps", "1000")
+    all_up(bench)
+    wait_for_text(bench, "step 1/1000")
+    status = bench.command("status", "--config", "config.yaml")
+    output, _ = status.communicate(timeout=30)
+    assert status.returncode == 0, output
+    assert "phase training" in output
+    assert "/1000" in output
+    second = bench.launch()
+    output, _ = second.communicate(timeout=30)
+    assert second.returncode == 2
+    assert f"'t' is running already (its launcher has pid {process.pid})" in output
+    address = msgspec.json.decode((bench.run_folder / "queue.json").read_bytes(), type=QueueAddress)
+    assert address.password not in (bench.run_folder / "config.yaml").read_text()
+    assert (bench.run_folder / "queue.json").stat().st_mode & 0o077 == 0
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
+def test_an_unreachable_redis_is_named(bench: Bench) -> None:
+    process = bench.launch("--redis.url", "redis://127.0.0.1:1/0", "--redis.timeout_seconds", "1")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 4, output
+    assert "redis.url redis://127.0.0.1:1/0" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("config", "--config", "nowhere.yaml"), "--config nowhere.yaml: cannot be read"),
+        (("launch", "local", "--config", "config.yaml", "--actor.group_siz", "8"), "did you mean actor.group_size?"),
+        (("launch", "local"), "no configuration file"),
+    ],
+)
+def test_a_wrong_command_line_gives_one_clear_line(bench: Bench, words: tuple[str, ...], text: str) -> None:
+    process = bench.command(*words)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert text in output
+    assert len(output.splitlines()) == 1
+
+
+def test_config_prints_the_tree_with_secrets_masked(bench: Bench) -> None:
+    process = bench.command("config", "--config", "config.yaml", "--actor.group_size", "4", "--token", "tok3n")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    tree = yaml.safe_load(output)
+    assert tree["actor"]["group_size"] == 4
+    assert tree["token"] == "**********"
+    assert tree["total_train_epochs"] == 1

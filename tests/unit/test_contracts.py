@@ -1,0 +1,188 @@
+"""Messages: what is encoded decodes to the same; any other bytes are refused with one error, by name."""
+
+import math
+import struct
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.contracts import (
+    Completion,
+    Contract,
+    MalformedMessageError,
+    PolicyIdentity,
+    RolloutGroup,
+    Sampling,
+    Score,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    decode,
+    encode,
+    pack_float32,
+    pack_int32,
+    unpack_float32,
+    unpack_int32,
+)
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other tests share the cores
+
+token_ids = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=6)
+floats = st.floats(allow_nan=False, allow_infinity=False, width=32)
+metadata = st.dictionaries(
+    st.text(max_size=5), st.none() | st.booleans() | st.integers(0, 2**40) | st.text(max_size=5), max_size=3
+)
+
+
+@st.composite
+def tickets(draw: st.DrawFn, group_size: int) -> Ticket:
+    return Ticket(
+        purpose=draw(st.sampled_from(("train", "eval"))),
+        number=draw(st.integers(0, 2**40)),
+        attempt=draw(st.integers(0, 9)),
+        policy_version=draw(st.integers(0, 10**6)),
+        prompt=draw(st.text(max_size=9)),
+        prompt_ids=pack_int32(draw(token_ids)),
+        seeds=tuple(range(group_size)),
+        sampling=Sampling(draw(floats), draw(st.integers(1, 99)), tuple(draw(token_ids))),
+        answer=draw(st.text(max_size=5)),
+        reward=draw(st.text(max_size=5)),
+        metadata=draw(metadata),
+    )
+
+
+@st.composite
+def completions(draw: st.DrawFn) -> Completion:
+    ids = draw(st.lists(st.integers(0, 9), max_size=6))
+    cut = draw(st.integers(0, len(ids)))
+    spans = [VersionSpan(PolicyIdentity(3, "a" * 16), 0, cut), VersionSpan(PolicyIdentity(4, "b" * 16), cut, len(ids))]
+    return Completion(
+        token_ids=pack_int32(ids),
+        loss_mask=bytes(len(ids)),
+        logprobs=pack_float32([draw(floats) for _ in ids]),
+        spans=tuple(spans if ids else []),
+        text=draw(st.text(max_size=5)),
+        finish_reason=draw(st.sampled_from(("stop", "length", "abort"))),
+    )
+
+
+@st.composite
+def scored_groups(draw: st.DrawFn) -> ScoredGroup:
+    members = draw(st.lists(completions(), min_size=1, max_size=3))
+    group = RolloutGroup(draw(tickets(len(members))), tuple(members), "http://server", 1.0, 2.0)
+    score = st.builds(Score, floats) | st.builds(Score, st.none(), st.text(min_size=1, max_size=5))
+    return ScoredGroup(group, tuple(draw(score) for _ in members))
+
+
+@given(scored_groups())
+@settings(patient, max_examples=50)
+def test_a_message_survives_the_wire(scored: ScoredGroup) -> None:
+    assert decode(encode(scored), ScoredGroup) == scored
+    assert decode(encode(scored.group), RolloutGroup) == scored.group
+    assert decode(encode(scored.group.ticket), Ticket) == scored.group.ticket
+
+
+@given(token_ids, st.lists(floats, max_size=6))
+@settings(patient)
+def test_arrays_survive_packing(ids: list[int], values: list[float]) -> None:
+    assert unpack_int32(pack_int32(ids)) == ids
+    assert unpack_float32(pack_float32(values)) == values
+    assert pack_int32(ids) == struct.pack(f"<{len(ids)}i", *ids)
+
+
+@given(st.binary(max_size=200), st.sampled_from((Ticket, RolloutGroup, ScoredGroup)))
+@settings(patient)
+def test_random_bytes_are_malformed(data: bytes, expected: type[Contract]) -> None:
+    with pytest.raises(MalformedMessageError, match=expected.__name__):
+        decode(data, expected)
+
+
+@given(scored_groups(), st.data())
+@settings(patient, max_examples=60)
+def test_damaged_messages_are_malformed_or_consistent(scored: ScoredGroup, data: st.DataObject) -> None:
+    whole = encode(scored)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(MalformedMessageError):
+        decode(whole[:cut], ScoredGroup)
+    flipped = bytearray(whole)
+    flipped[cut] ^= data.draw(st.integers(1, 255))
+    try:
+        found = decode(bytes(flipped), ScoredGroup)
+    except MalformedMessageError:
+        return
+    assert len(found.scores) == len(found.group.completions) == len(found.group.ticket.seeds)
+
+
+@pytest.mark.parametrize("depth", [2_000, 200_000])
+def test_bytes_that_nest_without_end_are_malformed(depth: int) -> None:
+    ticket = msgspec.to_builtins(example_ticket())
+    ticket["prompt_ids"] = b"1234"
+    ticket["metadata"] = {"a": msgspec.Raw(b"\x91" * depth + b"\x01")}
+    with pytest.raises(MalformedMessageError):
+        decode(msgspec.msgpack.encode(ticket), Ticket)
+
+
+def example_ticket(group_size: int = 1) -> Ticket:
+    sampling = Sampling(1.0, 4, (2,))
+    return Ticket("train", 7, 0, 0, "p", pack_int32([1]), tuple(range(group_size)), sampling, "a", "", {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"prompt_ids": b"123"}, "prompt_ids holds 3 bytes"),
+        ({"prompt_ids": b""}, "prompt_ids holds 0 bytes"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"number": -1}, "number -1"),
+        ({"purpose": "test"}, "purpose"),
+        ({"schema": "ticket/2"}, "ticket/2"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_a_wrong_ticket_says_what_is_wrong(changes: dict[str, object], reason: str) -> None:
+    fields = {**msgspec.msgpack.decode(encode(example_ticket())), **changes}
+    with pytest.raises(MalformedMessageError, match=reason):
+        decode(msgspec.msgpack.encode(fields), Ticket)
+
+
+SPAN = VersionSpan(PolicyIdentity(0, "0" * 16), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "logprobs", "spans", "reason"),
+    [
+        (b"1234", b"\x01\x01", b"12345678", (SPAN,), "lengths differ"),
+        (b"12345678", b"\x01\x01", b"1234567", (SPAN,), "lengths differ"),
+        (b"12345678", b"\x01\x01", b"12345678", (), "spans cover 0 of 2"),
+        (b"1234", b"\x01", b"1234", (SPAN,), "spans cover 2 of 1"),
+        (b"12345678", b"\x01\x01", b"12345678", (VersionSpan(SPAN.policy, 1, 2),), "does not continue at token 0"),
+    ],
+)
+def test_a_completion_is_consistent(
+    ids: bytes, mask: bytes, logprobs: bytes, spans: tuple[VersionSpan, ...], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Completion(ids, mask, logprobs, spans, "", "stop")
+
+
+@pytest.mark.parametrize(("value", "failure"), [(None, ""), (1.0, "late"), (math.nan, ""), (math.inf, "")])
+def test_a_score_is_a_finite_value_or_a_failure(value: float | None, failure: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Score(value, failure)
+
+
+def test_counts_of_completions_seeds_and_scores_agree() -> None:
+    with pytest.raises(ValueError, match="0 completions for 1 seeds"):
+        RolloutGroup(example_ticket(), (), "s", 0.0, 1.0)
+    empty = Completion(b"", b"", b"", (), "", "abort")
+    group = RolloutGroup(example_ticket(), (empty,), "s", 0.0, 1.0)
+    assert empty.oldest_version is None
+    with pytest.raises(ValueError, match="2 scores for 1 completions"):
+        ScoredGroup(group, (Score(1.0), Score(1.0)))
+
+
+def test_keys_tell_training_from_evaluation() -> None:
+    assert example_ticket().key == "7"
+    assert msgspec.structs.replace(example_ticket(), purpose="eval").key == "e7"

@@ -1,0 +1,63 @@
+"""Hugging Face datasets from a folder or file, without a network."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from penstock.config import ColumnsSection, DatasetSection
+from penstock.errors import DataError
+from penstock_trainer.datasets import load_rows
+
+COLUMNS = ColumnsSection(prompt="question", answer="solution")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the library's cache out of the user's home, and off the network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def section(path: Path, split: str = "train") -> DatasetSection:
+    return DatasetSection(kind="huggingface", path=str(path), split=split, columns=COLUMNS)
+
+
+def table() -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"question": ["1+1=", "2+2="], "solution": ["2", "4"], "level": [1, 2]})
+
+
+def test_a_saved_folder_of_splits(tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": table(), "test": table().select([1])}).save_to_disk(str(tmp_path / "saved"))
+    assert [row.prompt for row in load_rows(section(tmp_path / "saved"))] == ["1+1=", "2+2="]
+    rows = load_rows(section(tmp_path / "saved", "test"))
+    assert [(row.prompt, row.answer, row.reward, row.metadata) for row in rows] == [("2+2=", "4", "", {})]
+    assert rows[0].place == f"{tmp_path / 'saved'}[test] row 0"
+
+
+def test_a_saved_folder_of_one_dataset(tmp_path: Path) -> None:
+    table().save_to_disk(str(tmp_path / "saved"))
+    assert len(load_rows(section(tmp_path / "saved"))) == 2
+
+
+def test_a_file_and_a_folder_of_files(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    table().to_parquet(tmp_path / "files" / "train.parquet")
+    assert len(load_rows(section(tmp_path / "files" / "train.parquet"))) == 2
+    assert len(load_rows(section(tmp_path / "files"))) == 2
+
+
+def test_a_missing_dataset_or_split_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\(data\.train\.path\), split 'train' .* cannot be loaded"):
+        load_rows(section(tmp_path / "nowhere"))
+    datasets.DatasetDict({"test": table()}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"split 'train' \(data\.train\.split\), cannot be loaded"):
+        load_rows(section(tmp_path / "saved"))
+
+
+def test_a_missing_column_names_the_key(tmp_path: Path) -> None:
+    table().save_to_disk(str(tmp_path / "saved"))
+    unmapped = section(tmp_path / "saved").model_copy(update={"columns": ColumnsSection()})
+    with pytest.raises(DataError, match=r"no `prompt` among `question`.*data\.train\.columns\.prompt"):
+        load_rows(unmapped)

@@ -1,0 +1,197 @@
+"""The run's folder: run.existing, one launcher at a time, orphans, secrets that stay out of files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection
+from penstock.errors import ConfigError
+from penstock.process import ProcessIdentity
+from penstock.settings import load_config
+from penstock_launch.run_folder import RunFolder
+from penstock_launch.services import commands, service_environment
+from penstock_launch.shown import masked
+from penstock_launch.trees import ProcessTrees, read_known
+
+
+def make_config(root: Path, **changes: object) -> Config:
+    sections: dict[str, object] = {
+        "run": RunSection(name="r", root=str(root)),
+        "actor": ActorSection(path="model"),
+        "data": DataSection(train=DatasetSection(path="train.jsonl")),
+    }
+    return Config.model_validate(sections | changes)
+
+
+def folder_with(root: Path, existing: str) -> RunFolder:
+    return RunFolder(RunSection.model_validate({"name": "r", "root": str(root), "existing": existing}))
+
+
+def test_a_new_run_is_no_earlier_one(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "refuse")
+    with folder.locked():
+        assert folder.prepare() is False
+    assert folder.logs.is_dir()
+
+
+def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "r" / "steps").mkdir(parents=True)
+    folder = folder_with(tmp_path, "resume")
+    with folder.locked():
+        assert folder.prepare() is True
+    assert (tmp_path / "r" / "steps").is_dir()
+
+
+def test_refuse_names_the_folder_and_the_keys(tmp_path: Path) -> None:
+    (tmp_path / "r" / "steps").mkdir(parents=True)
+    folder = folder_with(tmp_path, "refuse")
+    with folder.locked(), pytest.raises(ConfigError, match=r"run\.existing is refuse and .*/r holds an earlier run"):
+        folder.prepare()
+
+
+def test_replace_deletes_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "r" / "steps").mkdir(parents=True)
+    (tmp_path / "r" / "steps" / "1.pack").write_bytes(b"x")
+    (tmp_path / "r" / "config.yaml").write_text("a: 1")
+    folder = folder_with(tmp_path, "replace")
+    with folder.locked():
+        assert folder.prepare() is False
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "logs"]
+
+
+def test_replace_does_not_delete_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.tex").write_text("precious")
+    folder = folder_with(tmp_path, "replace")
+    with folder.locked(), pytest.raises(ConfigError, match="does not look like the folder of a run"):
+        folder.prepare()
+    assert (tmp_path / "r" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_second_launcher_of_the_same_run_is_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "resume")
+    with (
+        folder.locked(),
+        pytest.raises(ConfigError, match="'r' is running already"),
+        folder_with(tmp_path, "resume").locked(),
+    ):
+        pass
+    with folder.locked():
+        pass
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.root"), folder_with(tmp_path / "file", "resume").locked():
+        pass
+
+
+def test_an_orphan_of_an_earlier_launch_is_found_and_ended(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as orphan:
+        identity = ProcessIdentity.of(orphan.pid)
+        assert identity is not None
+        (tmp_path / "r").mkdir()
+        ProcessTrees(tmp_path / "r", "r").sample({"rollout": identity})
+        # This process stands for the launcher that is gone.
+        path = tmp_path / "r" / "processes.json"
+        document = json.loads(path.read_text())
+        document["processes"] = [each for each in document["processes"] if each["service"] != "launcher"]
+        path.write_text(json.dumps(document))
+        assert folder_with(tmp_path, "resume").end_orphans() == [f"rollout (pid {orphan.pid})"]
+        assert not identity.alive
+
+
+def test_a_pid_that_was_used_again_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as other:
+        (tmp_path / "r").mkdir()
+        identity = ProcessIdentity.of(other.pid)
+        assert identity is not None
+        trees = ProcessTrees(tmp_path / "r", "r")
+        trees.sample({"rollout": identity})
+        path = tmp_path / "r" / "processes.json"
+        path.write_text(path.read_text().replace(identity.started, "ticks:7").replace('"launcher"', '"gone"'))
+        known = [each for each in read_known(tmp_path / "r", "r") if each.service == "rollout"]
+        assert [each.identity.alive for each in known] == [False]
+        assert identity.alive
+        other.kill()
+
+
+def test_records_of_another_machine_or_run_mean_nothing(tmp_path: Path) -> None:
+    trees = ProcessTrees(tmp_path, "r")
+    trees.sample({})
+    assert read_known(tmp_path, "r")
+    assert read_known(tmp_path, "other") == []
+    path = tmp_path / "processes.json"
+    path.write_text(path.read_text().replace('"machine":"', '"machine":"elsewhere '))
+    assert read_known(tmp_path, "r") == []
+
+
+def test_peak_memory_is_kept_by_process(tmp_path: Path) -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])"
+    with subprocess.Popen([sys.executable, "-S", "-c", script], start_new_session=True) as child:
+        identity = ProcessIdentity.of(child.pid)
+        assert identity is not None
+        trees = ProcessTrees(tmp_path, "r")
+        while not any(name.startswith("rollout/") for name in trees.peak_rss_bytes):
+            trees.sample({"rollout": identity})
+        for member in trees.survivors("rollout"):
+            member.send(9)
+    assert trees.peak_rss_bytes["rollout"] > 10**6
+    parts = [size for name, size in trees.peak_rss_bytes.items() if name != "total"]
+    assert trees.peak_rss_bytes["total"] <= sum(parts)
+    assert "launcher" in trees.peak_rss_bytes
+
+
+def test_the_written_configuration_holds_no_secret_and_reads_back_the_same(tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path,
+        token=SecretStr("tok3n"),
+        redis=RedisSection(url="redis://user:pa55@db:6379/0", password=SecretStr("pa55")),
+    )
+    folder = RunFolder(config.run)
+    with folder.locked():
+        folder.prepare()
+        folder.write_config(config)
+    text = folder.config_path.read_text()
+    assert "tok3n" not in text
+    assert "pa55" not in text
+    environment = service_environment(config, config.redis, {})
+    again = load_config(["--config", str(folder.config_path)], environment)
+    assert again == config
+
+
+def test_shown_secrets_are_masked(tmp_path: Path) -> None:
+    config = make_config(tmp_path, token=SecretStr("tok3n"), redis=RedisSection(url="redis://:pa55@db:6379/0"))
+    text = yaml.safe_dump(masked(config))
+    assert "tok3n" not in text
+    assert "pa55" not in text
+    assert "db:6379" in text
+
+
+def test_settings_of_the_environment_do_not_reach_the_services_twice(tmp_path: Path) -> None:
+    environ = {"PENSTOCK_ACTOR__GROUP_SIZE": "4", "HOME": "/home/u", "OMP_NUM_THREADS": "3"}
+    environment = service_environment(make_config(tmp_path), RedisSection(url="redis://h"), environ)
+    assert "PENSTOCK_ACTOR__GROUP_SIZE" not in environment
+    assert environment["HOME"] == "/home/u"
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["PENSTOCK_REDIS__URL"] == "redis://h"
+
+
+def test_further_servers_take_the_next_ports(tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path, rollout={"num_servers": 2, "port": 7000, "engine": {"port": 7100}}, reward={"num_services": 2}
+    )
+    services = {each.name: each.arguments[5:] for each in commands(config, RunFolder(config.run), config.redis, {})}
+    assert services == {
+        "rollout-0": (),
+        "rollout-1": ("--rollout.port", "7001", "--rollout.engine.port", "7101"),
+        "trainer": (),
+        "reward-0": (),
+        "reward-1": (),
+    }

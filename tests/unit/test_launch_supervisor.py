@@ -1,0 +1,211 @@
+"""The supervisor with real child processes: restarts, ends in order, leaves nothing behind."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from penstock.process import ProcessIdentity, descendants
+from penstock_launch.child import Child, Command, State
+from penstock_launch.restarts import RestartPolicy
+from penstock_launch.supervisor import Grace, Outcome, Supervisor
+from penstock_launch.trees import ProcessTrees
+
+FAST = RestartPolicy(first_delay_seconds=0.02, longest_delay_seconds=0.1)
+SLEEP = "import time; time.sleep(60)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+LINGERING_TRAINER = """
+import signal, sys, time
+def stop(*_):
+    time.sleep(0.3)
+    print('checkpoint written', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print('up', flush=True)
+time.sleep(60)
+"""
+
+
+class Bench:
+    """Children from scripts, and what the supervisor said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: list[str] = []
+        self.children: list[Child] = []
+        self.trees = ProcessTrees(folder, "bench")
+
+    def child(self, name: str, script: str) -> Child:
+        command = Command(name, (sys.executable, "-S", "-c", script), dict(os.environ), self.folder / f"{name}.log")
+        self.children.append(Child(command, FAST))
+        return self.children[-1]
+
+    def supervisor(self, grace: Grace | None = None) -> Supervisor:
+        return Supervisor(self.children, self.events.append, self.trees.survivors, grace)
+
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def until(condition: Callable[[], object], timeout_seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        await asyncio.sleep(0.01)
+
+
+def gone(child: Child) -> bool:
+    return child.identity is None or not child.identity.alive
+
+
+async def test_trainer_exit_0_finishes_the_run_and_ends_the_others(bench: Bench) -> None:
+    rollout = bench.child("rollout", SLEEP)
+    bench.child("trainer", "import time; time.sleep(0.2)")
+    outcome = await bench.supervisor().run()
+    assert outcome == Outcome(0, "the trainer has finished")
+    assert gone(rollout)
+
+
+async def test_a_child_that_died_is_restarted_with_backoff(bench: Bench) -> None:
+    mark = bench.folder / "lives"
+    script = (
+        f"import sys, time\nopen({str(mark)!r}, 'a').write('x')\nif len(open({str(mark)!r}).read()) < 3: sys.exit(7)\n"
+    )
+    reward = bench.child("reward", script + "time.sleep(60)")
+    bench.child("trainer", SLEEP)
+    supervisor = bench.supervisor(Grace(5, 5, 5))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: reward.restarts == 2 and reward.running and len(mark.read_text()) == 3)
+    supervisor.interrupt(signal.SIGTERM)
+    outcome = await task
+    died = [event for event in bench.events if ": died (" in event]
+    assert [event.rpartition("restart in ")[2] for event in died] == ["0.02 s", "0.04 s"]
+    assert "exit code 7" in died[0]
+    assert outcome.exit_code == 128 + signal.SIGTERM
+
+
+async def test_five_deaths_end_everything_with_the_last_lines_of_the_log(bench: Bench) -> None:
+    trainer = bench.child("trainer", SLEEP)
+    bench.child(
+        "reward", "import sys; print('{\"event\": \"x\"}'); print('no such thing', file=sys.stderr); sys.exit(1)"
+    )
+    outcome = await bench.supervisor(Grace(5, 5, 5)).run()
+    assert outcome.exit_code == 1
+    assert outcome.reason == "reward ended (exit code 1): it died 5 times within 120 s"
+    assert outcome.lines[-1] == "no such thing"
+    assert gone(trainer)
+
+
+async def test_exit_code_2_ends_everything_at_once_with_the_message(bench: Bench) -> None:
+    rollout = bench.child("rollout", SLEEP)
+    script = "import sys; print('trainer: config: actor.path: no such folder', file=sys.stderr); sys.exit(2)"
+    trainer = bench.child("trainer", script)
+    outcome = await bench.supervisor().run()
+    assert outcome.exit_code == 2
+    assert outcome.lines == ("trainer: config: actor.path: no such folder",)
+    assert trainer.restarts == 0
+    assert gone(rollout)
+
+
+async def test_a_command_that_does_not_exist_is_named(bench: Bench) -> None:
+    bench.children.append(Child(Command("trainer", ("/no/such/program",), {}, bench.folder / "trainer.log"), FAST))
+    outcome = await bench.supervisor().run()
+    assert outcome.exit_code == 127
+    assert outcome.lines == ("cannot start /no/such/program: No such file or directory",)
+
+
+async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(bench: Bench) -> None:
+    bench.child("trainer", LINGERING_TRAINER)
+    seen = bench.folder / "others_ended_at"
+    rollout = bench.child(
+        "rollout",
+        "import signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(seen)!r}, 'w').write(str(time.time())), sys.exit(0)))\n"
+        "print('up', flush=True)\ntime.sleep(60)",
+    )
+    supervisor = bench.supervisor(Grace(10, 5, 5))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "up" in bench.log("trainer") and "up" in bench.log("rollout"))
+    asked_at = time.time()
+    supervisor.interrupt(signal.SIGINT)
+    outcome = await task
+    assert outcome.exit_code == 130
+    assert "checkpoint written" in bench.log("trainer")
+    assert float(seen.read_text()) >= asked_at + 0.3
+    assert all(map(gone, bench.children))
+    assert rollout.restarts == 0
+
+
+async def test_a_deaf_child_is_killed_after_the_grace(bench: Bench) -> None:
+    deaf = bench.child("rollout", DEAF)
+    bench.child("trainer", LINGERING_TRAINER)
+    supervisor = bench.supervisor(Grace(5, 0.3, 5))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "deaf" in bench.log("rollout") and "up" in bench.log("trainer"))
+    supervisor.interrupt(signal.SIGTERM)
+    await task
+    assert gone(deaf)
+    assert any("rollout: did not end within 0.3 s and is killed" in event for event in bench.events)
+
+
+async def test_a_second_ctrl_c_kills_at_once(bench: Bench) -> None:
+    bench.child("trainer", DEAF)
+    supervisor = bench.supervisor(Grace(60, 60, 60))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "deaf" in bench.log("trainer"))
+    supervisor.interrupt(signal.SIGINT)
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    supervisor.interrupt(signal.SIGINT)
+    await asyncio.wait_for(task, 10)
+    assert all(map(gone, bench.children))
+
+
+async def test_what_a_killed_child_leaves_behind_is_killed_before_its_restart(bench: Bench) -> None:
+    detached = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']"
+    )
+    rollout = bench.child("rollout", f"{detached}, start_new_session=True); print('up', flush=True); time.sleep(60)")
+    bench.child("trainer", SLEEP)
+    supervisor = bench.supervisor(Grace(5, 5, 5))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "up" in bench.log("rollout"))
+    assert rollout.identity is not None
+    bench.trees.sample({"rollout": rollout.identity})
+    grandchildren = descendants(rollout.identity.pid)
+    assert len(grandchildren) == 1
+    rollout.identity.send(signal.SIGKILL)
+    await until(lambda: rollout.restarts == 1)
+    await until(lambda: not grandchildren[0].alive)
+    supervisor.interrupt(signal.SIGTERM)
+    await task
+
+
+async def test_a_cancelled_supervisor_leaves_nothing(bench: Bench) -> None:
+    bench.child("trainer", SLEEP)
+    task = asyncio.create_task(bench.supervisor().run())
+    await until(lambda: bench.children[0].running)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert all(map(gone, bench.children))
+    assert bench.children[0].state is State.ENDED
+
+
+def test_identity_is_lost_when_a_process_ends() -> None:
+    own = ProcessIdentity.of(os.getpid())
+    assert own is not None
+    assert own.alive
+    assert not ProcessIdentity(own.pid, "ticks:1").alive
+    assert not ProcessIdentity(own.pid, "ticks:1").send(signal.SIGKILL)

@@ -1,0 +1,57 @@
+"""The ledger: records survive their encoding, and their replay says what happened."""
+
+import msgspec
+import pytest
+
+from penstock.contracts import PolicyIdentity
+from penstock.ledger import (
+    CheckpointRecord,
+    DropRecord,
+    LedgerState,
+    Record,
+    RunRecord,
+    StepRecord,
+    WeightsRecord,
+    decode_record,
+    encode_record,
+    replay,
+)
+
+RUN = RunRecord("d" * 16, 100, 8, 4, 0)
+FIRST, SECOND = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
+RECORDS: list[Record] = [
+    RUN,
+    WeightsRecord(FIRST, 0),
+    StepRecord(0, (0, 2), "00000000.1.pack", "e" * 16),
+    DropRecord(1, "poison"),
+    WeightsRecord(SECOND, 1),
+    StepRecord(1, (3,), "00000001.1.pack", "f" * 16),
+    WeightsRecord(SECOND, 2, changed=False),
+    CheckpointRecord(2, "00000002.1"),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_survives_its_encoding(record: Record) -> None:
+    assert decode_record(encode_record(record)) == record
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"record": "other"}', b'{"record": "drop", "ticket": "x"}'])
+def test_what_is_no_record_is_refused(data: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_record(data)
+
+
+def test_replay_says_what_happened() -> None:
+    state = replay(RECORDS)
+    assert state.run == RUN
+    assert state.trained == {0: 0, 2: 0, 3: 1}
+    assert state.dropped == {1: "poison"}
+    assert state.policies == {0: FIRST, 1: SECOND}
+    assert [record.step for record in state.steps] == [0, 1]
+    assert state.checkpoints == [CheckpointRecord(2, "00000002.1")]
+
+
+def test_the_first_run_record_counts() -> None:
+    assert replay([RUN, msgspec.structs.replace(RUN, seed=1)]).run == RUN
+    assert replay([]) == LedgerState()

@@ -1,0 +1,66 @@
+"""The weighted sum and its third state."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_reward.messages import Outcome
+from penstock_reward.scorer import combine
+
+finite = st.floats(-1e6, 1e6)
+outcomes_by_name = st.dictionaries(st.text("abc", min_size=1), st.tuples(finite, finite), min_size=1)
+
+
+def value(number: float) -> Outcome:
+    return Outcome(number, 0.0)
+
+
+def test_the_sum_is_weighted() -> None:
+    verdict = combine({"a": 1.0, "b": 0.5}, {"a": value(1.0), "b": value(-2.0)})
+    assert verdict.score.value == 0.0
+    assert verdict.score.failure == ""
+    assert not verdict.kinds
+
+
+def test_a_failed_component_fails_the_whole_and_is_named() -> None:
+    failed = Outcome(None, 1.0, "timeout", "killed after 10 s")
+    verdict = combine({"a": 1.0, "b": 0.5}, {"a": value(1.0), "b": failed})
+    assert verdict.score.value is None
+    assert verdict.score.failure == "b: killed after 10 s"
+    assert verdict.kinds == {"timeout"}
+
+
+def test_every_failed_component_is_named() -> None:
+    failed = {"a": Outcome(None, 1.0, "timeout", "slow"), "b": Outcome(None, 0.0, "exception", "KeyError: 'x'")}
+    verdict = combine({"a": 1.0, "b": 1.0}, failed)
+    assert verdict.score.failure == "a: slow; b: KeyError: 'x'"
+    assert verdict.kinds == {"timeout", "exception"}
+
+
+@pytest.mark.parametrize("big", [1e308, -1e308])
+def test_a_sum_that_is_not_finite_is_a_failure(big: float) -> None:
+    verdict = combine({"a": 1.0, "b": 1.0}, {"a": value(big), "b": value(big)})
+    assert verdict.score.value is None
+    assert "expected a finite number" in verdict.score.failure
+    assert combine({"a": 10.0}, {"a": value(big)}).score.value is None
+
+
+@given(outcomes_by_name)
+def test_the_sum_is_the_sum_in_any_order(given_values: dict[str, tuple[float, float]]) -> None:
+    weights = {name: weight for name, (weight, _) in given_values.items()}
+    outcomes = {name: value(number) for name, (_, number) in given_values.items()}
+    expected = math.fsum(weight * number for weight, number in given_values.values())
+    backwards = dict(reversed(list(weights.items())))
+    assert combine(weights, outcomes).score.value == expected == combine(backwards, outcomes).score.value
+
+
+@given(outcomes_by_name, st.data())
+def test_one_failure_always_wins(given_values: dict[str, tuple[float, float]], data: st.DataObject) -> None:
+    outcomes = {name: value(number) for name, (_, number) in given_values.items()}
+    broken = data.draw(st.sampled_from(sorted(outcomes)))
+    outcomes[broken] = Outcome(None, 0.0, "died", "gone")
+    score = combine({name: weight for name, (weight, _) in given_values.items()}, outcomes).score
+    assert score.value is None
+    assert score.failure == f"{broken}: gone"

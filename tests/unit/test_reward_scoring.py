@@ -1,0 +1,241 @@
+"""Which functions apply, retries, and the loop over the queue; with fakes for pool and queue."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from penstock.broker import Delivery, Stage
+from penstock.config import RewardSection
+from penstock.contracts import (
+    Completion,
+    Contract,
+    PolicyIdentity,
+    RolloutGroup,
+    Sampling,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    encode,
+    pack_float32,
+    pack_int32,
+)
+from penstock.errors import RewardError
+from penstock_reward.messages import Call, Outcome
+from penstock_reward.metrics import RewardMetrics
+from penstock_reward.scoring import Scoring
+from penstock_reward.worker import score_groups
+
+OK = Outcome(1.0, 0.01)
+TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")
+
+
+class FakeRunner:
+    """Answers calls by a rule; records them."""
+
+    def __init__(self, rule: Callable[[Call, int], Outcome] = lambda call, attempt: OK) -> None:
+        self.rule = rule
+        self.rounds: list[list[Call]] = []
+
+    async def run(
+        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+    ) -> list[Outcome]:
+        self.rounds.append(list(calls))
+        return [self.rule(call, len(self.rounds)) for call in calls]
+
+
+def scoring(runner: FakeRunner, metrics: RewardMetrics | None = None, **keys: Any) -> Scoring:
+    return Scoring(RewardSection(**keys), runner, metrics or RewardMetrics())
+
+
+async def test_the_runs_functions_are_summed_in_one_round() -> None:
+    runner = FakeRunner()
+    scorer = scoring(runner, functions={"exact_match": 1.0, "format_regex": 0.5, "math": 0.0})
+    verdicts = await scorer.score("p", ["a", "b"], "a", "", {})
+    assert [verdict.score.value for verdict in verdicts] == [1.5, 1.5]
+    assert len(runner.rounds) == 1
+    assert {call.function for call in runner.rounds[0]} == {"exact_match", "format_regex"}
+
+
+async def test_a_row_may_name_its_own_function() -> None:
+    runner = FakeRunner(lambda call, attempt: Outcome(0.25, 0.0))
+    scorer = scoring(runner, functions={"exact_match": 2.0, "mine:f": 0.0})
+    for reward in ("math", "mine:f", "exact_match"):
+        [verdict] = await scorer.score("p", ["a"], "a", reward, {})
+        assert verdict.score.value == 0.25
+        assert runner.rounds[-1] == [Call(reward, 0)]
+
+
+async def test_an_unknown_reward_is_a_failure_and_calls_nothing() -> None:
+    runner = FakeRunner()
+    verdicts = await scoring(runner).score("p", ["a", "b"], "a", "os:system", {})
+    assert [verdict.score.value for verdict in verdicts] == [None, None]
+    assert verdicts[0].score.failure.startswith("unknown reward 'os:system'; expected one of exact_match")
+    assert verdicts[0].kinds == {"unknown_reward"}
+    assert not runner.rounds
+
+
+async def test_weights_of_zero_need_a_reward_in_the_row() -> None:
+    [verdict] = await scoring(FakeRunner(), functions={"exact_match": 0.0}).score("p", ["a"], "a", "", {})
+    assert "every weight in reward.functions is 0" in verdict.score.failure
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
+    with pytest.raises(RewardError, match=r"reward\.functions gives 'exact_match' the weight"):
+        scoring(FakeRunner(), functions={"exact_match": weight})
+
+
+async def test_only_failed_calls_are_repeated_and_every_failure_is_counted() -> None:
+    runner = FakeRunner(lambda call, attempt: TIMEOUT if call.completion == 1 and attempt < 3 else OK)
+    metrics = RewardMetrics()
+    verdicts = await scoring(runner, metrics, max_attempts=5).score("p", ["a", "b", "c"], "a", "", {})
+    assert [verdict.score.value for verdict in verdicts] == [1.0, 1.0, 1.0]
+    assert [[call.completion for call in calls] for calls in runner.rounds] == [[0, 1, 2], [1], [1]]
+    assert metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": "timeout"}) == 2
+    count = metrics.registry.get_sample_value(
+        "penstock_reward_score_duration_seconds_count", {"function": "exact_match"}
+    )
+    assert count == 5
+
+
+async def test_after_max_attempts_it_stays_failed() -> None:
+    runner = FakeRunner(lambda call, attempt: TIMEOUT)
+    [verdict] = await scoring(runner, max_attempts=2).score("p", ["a"], "a", "", {})
+    assert verdict.score.failure == "exact_match: killed after 10 s"
+    assert len(runner.rounds) == 2
+
+
+def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> RolloutGroup:
+    policy = PolicyIdentity(0, "0" * 16)
+    fields: dict[str, Any] = {
+        "purpose": "train",
+        "number": number,
+        "attempt": 0,
+        "policy_version": 0,
+        "prompt": "3+4=",
+        "prompt_ids": pack_int32([1, 2]),
+        "seeds": tuple(range(len(texts))),
+        "sampling": Sampling(1.0, 4, (2,)),
+        "answer": "7",
+        "reward": "",
+        "metadata": {},
+        **ticket,
+    }
+    completions = tuple(
+        Completion(pack_int32([5]), b"\x01", pack_float32([-0.5]), (VersionSpan(policy, 0, 1),), text, "stop")
+        for text in texts
+    )
+    return RolloutGroup(Ticket(**fields), completions, "http://server", 1.0, 2.0)
+
+
+class FakeConsumer:
+    """The queue: deliveries to take, and what became of each."""
+
+    def __init__(self, payloads: Sequence[bytes], stop: asyncio.Event) -> None:
+        self.waiting = [
+            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, payload, "", 0, 0)
+            for index, payload in enumerate(payloads)
+        ]
+        self.stop = stop
+        self.handed_over: dict[str, Contract] = {}
+        self.buried: dict[str, str] = {}
+        self.given_back: list[str] = []
+        self.held = 0
+        self.most_held = 0
+
+    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None:
+        assert stage is Stage.ROLLOUTS
+        if not self.waiting:
+            return None
+        self.held += 1
+        self.most_held = max(self.held, self.most_held)
+        return self.waiting.pop(0)
+
+    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
+        assert stages == (Stage.ROLLOUTS,)
+        if not self.held:
+            self.stop.set()
+        await asyncio.sleep(0)
+
+    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool:
+        assert to is Stage.SCORED
+        self.held -= 1
+        self.handed_over[delivery.ticket_key] = message
+        return True
+
+    async def give_back(
+        self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
+    ) -> None:
+        assert not failed
+        assert not engine_died
+        self.given_back.append(delivery.ticket_key)
+
+    async def bury(self, delivery: Delivery, reason: str) -> None:
+        self.held -= 1
+        self.buried[delivery.ticket_key] = reason
+
+
+async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() -> None:
+    stop = asyncio.Event()
+    groups = [group(0), group(1, reward="nonsense"), group(3, purpose="eval")]
+    payloads = [encode(groups[0]), encode(groups[1]), b"\xc1 not a group", encode(groups[2])]
+    consumer = FakeConsumer(payloads, stop)
+    metrics = RewardMetrics()
+    runner = FakeRunner(lambda call, attempt: OK if call.completion == 0 else TIMEOUT)
+    async with asyncio.timeout(10):
+        await score_groups(consumer, scoring(runner, metrics), metrics, stop, max_groups=2)
+
+    scored = consumer.handed_over["0"]
+    assert isinstance(scored, ScoredGroup)
+    assert scored.group == groups[0]
+    assert [score.value for score in scored.scores] == [1.0, None]
+    assert scored.scores[1].failure == "exact_match: killed after 10 s"
+    unknown = consumer.handed_over["1"]
+    assert isinstance(unknown, ScoredGroup)
+    assert all(score.failure.startswith("unknown reward 'nonsense'") for score in unknown.scores)
+    assert list(consumer.buried) == ["2"]
+    assert "not a RolloutGroup" in consumer.buried["2"]
+    assert "3" in consumer.handed_over
+    samples = metrics.registry.get_sample_value
+    assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3
+    assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 1
+    assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not enter
+
+
+async def test_no_more_groups_are_held_than_can_be_scored() -> None:
+    stop = asyncio.Event()
+    consumer = FakeConsumer([encode(group(number)) for number in range(10)], stop)
+    metrics = RewardMetrics()
+    async with asyncio.timeout(10):
+        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, max_groups=3)
+    assert len(consumer.handed_over) == 10
+    assert consumer.most_held == 3
+
+
+class StuckRunner(FakeRunner):
+    """Calls that never end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = asyncio.Event()
+
+    async def run(self, *arguments: Any, **named: Any) -> list[Outcome]:
+        self.entered.set()
+        await asyncio.Event().wait()
+        raise AssertionError("never")
+
+
+async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock_reward.worker.DRAIN_SECONDS", 0.1)
+    stop = asyncio.Event()
+    consumer = FakeConsumer([encode(group(0)), encode(group(1))], stop)
+    runner, metrics = StuckRunner(), RewardMetrics()
+    loop = asyncio.create_task(score_groups(consumer, scoring(runner, metrics), metrics, stop, max_groups=1))
+    async with asyncio.timeout(10):
+        await runner.entered.wait()
+        stop.set()
+        await loop
+    assert consumer.given_back == ["0"]
+    assert not consumer.handed_over

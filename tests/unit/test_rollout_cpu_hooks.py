@@ -1,0 +1,109 @@
+"""What replaces SGLang's attention and sampling on a CPU, against the plain formulas."""
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
+
+from penstock_rollout.engine import torch_attention, torch_sampling  # noqa: E402
+
+HEADS, KEY_HEADS, SIZE, SLOTS = 6, 2, 8, 200
+OPTIONS: dict[str, Any] = {
+    "scaling": SIZE**-0.5,
+    "enable_gqa": True,
+    "causal": True,
+    "is_cross_attn": False,
+    "sliding_window_size": None,
+}
+
+
+@pytest.fixture
+def cache() -> tuple[Any, Any, Any]:
+    """Keys, values, and the slots of each of four requests."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(SLOTS, KEY_HEADS, SIZE, generator=generator) for _ in range(2))
+    return keys, values, torch.randperm(SLOTS, generator=generator).view(4, 50)
+
+
+def one_by_one(query: Any, cache: tuple[Any, Any, Any], request: int, length: int) -> Any:
+    """Causal attention of the last tokens of one sequence."""
+    keys, values, slots = cache
+    row = slots[request, :length]
+    k, v = (each[row].repeat_interleave(HEADS // KEY_HEADS, dim=1) for each in (keys, values))
+    scores = torch.einsum("qhd,shd->hqs", query, k) * OPTIONS["scaling"]
+    positions = torch.arange(length - len(query), length)
+    scores = scores.masked_fill(torch.arange(length) > positions[:, None], -torch.inf)
+    return torch.einsum("hqs,shd->qhd", scores.softmax(-1), v)
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("expected the hook to do it itself")
+
+
+def test_decoding_attends_to_each_sequence_alone(cache: tuple[Any, Any, Any]) -> None:
+    requests, lengths = torch.tensor([2, 0, 3]), torch.tensor([5, 17, 1])
+    query = torch.randn(3, HEADS, SIZE)
+    output = torch_attention.decode(
+        never, None, query, torch.empty_like(query), cache[0], cache[1], cache[2], requests, lengths, None, **OPTIONS
+    )
+    for row, (request, length) in enumerate(zip(requests.tolist(), lengths.tolist(), strict=True)):
+        torch.testing.assert_close(output[row : row + 1], one_by_one(query[row : row + 1], cache, request, length))
+
+
+def test_prefill_continues_behind_prefixes_of_any_length(cache: tuple[Any, Any, Any]) -> None:
+    requests, prefixes, new = torch.tensor([1, 3, 0]), torch.tensor([0, 12, 7]), torch.tensor([6, 1, 20])
+    query = torch.randn(int(new.sum()), HEADS, SIZE)
+    lengths = prefixes + new
+    output = torch_attention.extend(
+        never, None, query, torch.empty_like(query), *cache, requests, lengths, prefixes, new, None, **OPTIONS
+    )
+    start = 0
+    for request, length, count in zip(requests.tolist(), lengths.tolist(), new.tolist(), strict=True):
+        rows = slice(start, start + count)
+        torch.testing.assert_close(output[rows], one_by_one(query[rows], cache, request, length))
+        start += count
+
+
+@pytest.mark.parametrize("change", [{"sliding_window_size": 4}, {"is_cross_attn": True}])
+def test_whatever_is_not_plain_goes_to_sglangs_own_code(cache: tuple[Any, Any, Any], change: dict[str, Any]) -> None:
+    query = torch.randn(1, HEADS, SIZE)
+    with pytest.raises(AssertionError, match="itself"):
+        torch_attention.decode(
+            never, None, query, query, *cache, torch.tensor([0]), torch.tensor([3]), None, **{**OPTIONS, **change}
+        )
+
+
+def test_the_same_seed_and_position_give_the_same_token() -> None:
+    logprobs = torch.randn(1, 50).log_softmax(-1).expand(40, 50)
+    seeds, positions = torch.arange(40), torch.full((40,), 7)
+    first = torch_sampling.sample(never, logprobs, seeds, positions)
+    assert first.shape == (40, 1)
+    assert torch.equal(first, torch_sampling.sample(never, logprobs, seeds, positions))
+    assert not torch.equal(first, torch_sampling.sample(never, logprobs, seeds, positions + 1))
+    alone = torch_sampling.sample(never, logprobs[5:6], seeds[5:6], positions[5:6])
+    assert torch.equal(first[5:6], alone)
+
+
+def test_tokens_are_drawn_with_their_probabilities() -> None:
+    probs = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    number = 40000
+    rows = probs.log().expand(number, 4)
+    drawn = torch_sampling.sample(never, rows, torch.arange(number), torch.arange(number) % 50).view(-1)
+    frequency = drawn.bincount(minlength=4) / number
+    assert frequency[1] == 0
+    torch.testing.assert_close(frequency, probs, atol=0.012, rtol=0)  # about five standard errors
+
+
+def test_greedy_rows_among_sampled_ones() -> None:
+    probs = torch.randn(4, 20).softmax(-1)
+    everything = torch.tensor([1, 2**30, 1, 2**30])
+    ones, seeds, positions = torch.ones(4), torch.arange(4), torch.zeros(4, dtype=torch.int64)
+    tokens = torch_sampling.sample_or_greedy(
+        never, probs, everything, ones, torch.zeros(4), False, seeds, positions, return_filtered_probs=False
+    )
+    sampled = torch_sampling.sample(never, probs.log(), seeds, positions).view(-1)
+    expected = torch.where(everything == 1, probs.argmax(-1), sampled)
+    assert torch.equal(tokens.long(), expected)
+    with pytest.raises(AssertionError, match="itself"):
+        torch_sampling.sample_or_greedy(never, probs, everything * 0 + 5, ones, ones, False, seeds, positions)

@@ -1,0 +1,79 @@
+"""Waves of prompts: what is sent to the engine, once for all groups that start together."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from penstock_rollout.engine.prefix import PrefixWaves, Prompt
+
+COMMON = tuple(range(40))
+
+
+class Recorder:
+    """Stands for the engine: keeps what it is asked to compute."""
+
+    def __init__(self) -> None:
+        self.fills: list[list[Prompt]] = []
+        self.error: Exception | None = None
+
+    async def __call__(self, prompts: Sequence[Prompt]) -> None:
+        self.fills.append(list(prompts))
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+
+async def fill_all(waves: PrefixWaves, prompts: Sequence[Prompt]) -> list[BaseException | None]:
+    return await asyncio.gather(*(waves.fill(prompt) for prompt in prompts), return_exceptions=True)
+
+
+async def test_a_wave_computes_the_common_prefix_and_each_prompt_once() -> None:
+    engine = Recorder()
+    prompts = [(*COMMON, number) for number in (1, 2, 3, 2)]
+    await fill_all(PrefixWaves(engine), prompts)
+    assert engine.fills == [[COMMON], prompts[:3]]
+
+
+async def test_a_cached_common_prefix_is_not_asked_for_again_until_a_flush() -> None:
+    engine = Recorder()
+    waves = PrefixWaves(engine)
+    prompts = [(*COMMON, number) for number in (1, 2, 3)]
+    for _ in range(2):
+        await fill_all(waves, prompts)
+    assert engine.fills == [[COMMON], prompts, prompts]
+    waves.forget()
+    await fill_all(waves, prompts)
+    assert engine.fills[3:] == [[COMMON], prompts]
+
+
+async def test_a_short_common_prefix_is_not_worth_a_pass() -> None:
+    engine = Recorder()
+    await fill_all(PrefixWaves(engine), [(1, 2, 3), (1, 2, 4)])
+    assert engine.fills == [[(1, 2, 3), (1, 2, 4)]]
+
+
+async def test_a_failed_wave_lets_the_others_go_on_and_the_next_wave_works() -> None:
+    engine = Recorder()
+    engine.error = ConnectionError("gone")
+    waves = PrefixWaves(engine)
+    results = await fill_all(waves, [(1,), (2,), (3,)])
+    assert [type(result) for result in results] == [ConnectionError, type(None), type(None)]
+    engine.error = None
+    await fill_all(waves, [(4,)])
+    assert engine.fills[-1] == [(4,)]
+
+
+async def test_a_cancelled_leader_leaves_nobody_waiting() -> None:
+    engine = Recorder()
+    waves = PrefixWaves(engine)
+    leader = asyncio.create_task(waves.fill((1,)))
+    await asyncio.sleep(0)
+    follower = asyncio.create_task(waves.fill((2,)))
+    await asyncio.sleep(0)
+    leader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leader
+    async with asyncio.timeout(1):
+        await follower
+        await waves.fill((3,))

@@ -1,0 +1,117 @@
+"""Starting, watching and ending the engine's processes, with a script in the place of SGLang's Python."""
+
+import asyncio
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from penstock.config import EngineSection
+from penstock.errors import EngineStartError
+from penstock_rollout.engine.process import GivenServer, StartedServer, make_server
+
+# Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
+SERVER = """
+import http.server, pathlib, subprocess, sys
+if sys.argv[1] == "-c":
+    print('["0.5.21", false]')
+    sys.exit()
+{before}
+child = subprocess.Popen(["sleep", "300"])
+pathlib.Path({pids!r}).write_text(f"{{child.pid}}")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{{}}")
+    def log_message(self, *_): pass
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+Make = Callable[[str, float], StartedServer]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    made: list[StartedServer] = []
+
+    def make_one(before: str = "", start_timeout_seconds: float = 30) -> StartedServer:
+        script = tmp_path / "python"
+        script.write_text(f"#!{sys.executable}\n" + SERVER.format(before=before, pids=str(tmp_path / "child")))
+        script.chmod(script.stat().st_mode | stat.S_IEXEC)
+        section = EngineSection(python=str(script), start_timeout_seconds=start_timeout_seconds)
+        made.append(StartedServer(section, "model", tmp_path / "logs" / "engine.log"))
+        return made[-1]
+
+    yield make_one
+    for server in made:
+        await server.stop()
+
+
+async def gone(pid: int) -> bool:
+    """Whether a process ends within a few seconds."""
+    for _ in range(200):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_it_starts_and_ends_with_all_its_children(make: Make, tmp_path: Path) -> None:
+    server = make("", 30)
+    await server.start()
+    assert server.url.startswith("http://127.0.0.1:")
+    child = int((tmp_path / "child").read_text())
+    assert psutil.pid_exists(child)
+    await server.stop()
+    assert await gone(child)
+    assert [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+async def test_a_death_is_noticed_and_a_stop_is_none(make: Make, tmp_path: Path) -> None:
+    server = make("print('my last words', flush=True)", 30)
+    await server.start()
+    died = asyncio.create_task(server.died())
+    assert server._process is not None
+    os.kill(server._process.pid, 9)
+    reason = await asyncio.wait_for(died, 5)
+    assert "code -9" in reason
+    assert "my last words" in reason
+    os.kill(int((tmp_path / "child").read_text()), 9)  # SGLang's own children are tied to their parent
+    await server.start()
+    died = asyncio.create_task(server.died())
+    await asyncio.sleep(0)
+    await server.stop()
+    await asyncio.sleep(0.05)
+    assert not died.done()
+    died.cancel()
+
+
+async def test_an_engine_that_ends_at_once_shows_the_end_of_its_log(make: Make) -> None:
+    with pytest.raises(EngineStartError, match=r"code 7(.|\n)*no such model"):
+        await make("print('no such model', flush=True); sys.exit(7)", 30).start()
+
+
+async def test_an_engine_that_never_answers_names_the_key(make: Make) -> None:
+    with pytest.raises(EngineStartError, match=r"rollout\.engine\.start_timeout_seconds = 0\.5"):
+        await make("import time; time.sleep(60)", 0.5).start()
+
+
+@pytest.mark.parametrize(
+    ("python", "match"),
+    [("does/not/exist", "is no executable"), (sys.executable, "has no package `sglang`"), ("true", "does not work")],
+)
+async def test_a_python_without_sglang_names_the_key(tmp_path: Path, python: str, match: str) -> None:
+    server = make_server(EngineSection(python=python), "model", tmp_path / "log")
+    with pytest.raises(EngineStartError, match=match) as caught:
+        await server.start()
+    assert "rollout.engine.python" in str(caught.value)
+
+
+async def test_a_given_server_must_answer(tmp_path: Path) -> None:
+    server = make_server(EngineSection(url="http://127.0.0.1:1/", start_timeout_seconds=0.3), "model", tmp_path / "log")
+    assert isinstance(server, GivenServer)
+    with pytest.raises(EngineStartError, match=r"rollout\.engine\.url"):
+        await server.start()

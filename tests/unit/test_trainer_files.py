@@ -1,0 +1,96 @@
+"""Step files and checkpoints: written whole, read only as they were committed, pruned within their limits."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from penstock.errors import DataError
+from penstock.ledger import CheckpointRecord
+from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
+from penstock_trainer.step_files import StepFiles, write_durably
+from tests.unit.trainer_groups import example_groups
+
+
+def test_a_step_file_gives_back_its_groups(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path / "steps", keep_bytes=0)
+    groups = example_groups(num_groups=3)
+    record = files.write(7, 2, groups)
+    assert (record.step, record.tickets, record.file) == (7, (0, 1, 2), "00000007.2.pack")
+    assert files.read(record) == tuple(groups)
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == [record.file]
+
+
+def test_a_step_file_that_is_not_what_was_committed_is_refused(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path, keep_bytes=0)
+    record = files.write(0, 1, example_groups(num_groups=1))
+    other = files.write(1, 1, example_groups(num_groups=2))
+    (tmp_path / record.file).write_bytes((tmp_path / other.file).read_bytes())
+    with pytest.raises(DataError, match=rf"step 0: .* has digest {other.digest}; the ledger says {record.digest}"):
+        files.read(record)
+    (tmp_path / record.file).unlink()
+    with pytest.raises(DataError, match=r"step 0: .*No such file.* needed to resume"):
+        files.read(record)
+
+
+@pytest.mark.parametrize(("oldest_needed", "left"), [(0, [0, 1, 2, 3]), (2, [2, 3]), (9, [3])])
+def test_pruning_keeps_what_a_checkpoint_needs(tmp_path: Path, oldest_needed: int, left: list[int]) -> None:
+    groups = example_groups(num_groups=1)
+    size = (tmp_path / StepFiles(tmp_path, keep_bytes=0).write(0, 1, groups).file).stat().st_size
+    files = StepFiles(tmp_path, keep_bytes=size)
+    for step in (1, 2, 3):
+        files.write(step, 1, groups)
+    files.prune(oldest_needed)
+    assert sorted(int(path.name.partition(".")[0]) for path in tmp_path.iterdir()) == left
+
+
+def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for data in (b"one", b"two"):
+        write_durably(path, data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def meta(steps: int) -> CheckpointMeta:
+    return CheckpointMeta(steps=steps, version=steps, lease=1, next_number=8, outstanding=(6, 7))
+
+
+def test_a_checkpoint_gives_back_its_state(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    state = {"model": {"w": torch.arange(4.0)}, "optimizer": {"step": 3}, "rng": torch.get_rng_state()}
+    for _ in range(2):  # written again after a crash before the ledger named it
+        record = checkpoints.write(meta(5), state)
+    assert record == CheckpointRecord(5, "00000005.1")
+    assert checkpoints.exists(record)
+    assert not checkpoints.exists(CheckpointRecord(6, "00000006.1"))
+    found, loaded = checkpoints.read(record)
+    assert found == meta(5)
+    assert torch.equal(loaded["model"]["w"], state["model"]["w"])  # type: ignore[index]
+    assert loaded["optimizer"] == {"step": 3}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "absent", "meta"])
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    record = checkpoints.write(meta(5), {"w": torch.arange(100.0)})
+    path = tmp_path / record.name / "state.pt"
+    whole = path.read_bytes()
+    if damage == "absent":
+        path.unlink()
+    elif damage == "meta":
+        (tmp_path / record.name / "checkpoint.json").write_bytes(msgspec.json.encode({"steps": 5}))
+    else:
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "junk": b"junk" * 100}[damage])
+    with pytest.raises(DataError, match=r"checkpoint .*00000005\.1 cannot be read"):
+        checkpoints.read(record)
+
+
+def test_pruning_keeps_the_newest_checkpoints_that_the_ledger_names(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    committed = [checkpoints.write(meta(steps), {}) for steps in (1, 2, 3)]
+    checkpoints.write(meta(4), {})  # the ledger does not name it
+    assert checkpoints.prune(committed) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.1", "00000003.1"]
+    assert checkpoints.prune([]) == 0

@@ -1,0 +1,148 @@
+"""Pushes to real HTTP servers: what each answer means for the server that gave it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+
+from penstock.broker import Announcement, Queue, ServiceRecord
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity
+from penstock.http import make_app
+from penstock.service import Service
+from penstock_trainer.publisher import Publisher
+
+IDENTITY = PolicyIdentity(3, "abcdef0123456789")
+WANTED = Announcement(IDENTITY, "/weights/3", 7)
+SERVED = {"policy_version": 3, "checksum": IDENTITY.digest}
+
+
+@dataclass
+class Server:
+    """Answers pushes with `answers` in turn, the last one again and again."""
+
+    answers: list[Response]
+    seen: list[tuple[str, Any, str]] = field(default_factory=list)
+    delay_seconds: float = 0.0
+
+    def app(self) -> FastAPI:
+        app = make_app("fake", not_ready=lambda: None, metrics=CollectorRegistry())
+
+        @app.put("/v1/weights/{version}")
+        async def put(version: str, request: Request) -> Response:
+            self.seen.append((version, await request.json(), request.headers.get("authorization", "")))
+            await asyncio.sleep(self.delay_seconds)
+            return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+        return app
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        service = Service("127.0.0.1", 0, "port")
+        running = asyncio.create_task(service.run(self.app(), until=_until(service.stop)))
+        try:
+            yield service.url
+        finally:
+            service.stop.set()
+            await running
+
+
+async def _until(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+@dataclass
+class Registry:
+    """The part of the queue that a publisher asks."""
+
+    records: list[ServiceRecord]
+
+    async def services(self) -> list[ServiceRecord]:
+        return self.records
+
+
+def config(timeout_seconds: float = 5.0) -> Config:
+    return Config.model_validate(
+        {
+            "actor": {"path": "m"},
+            "data": {"train": {"path": "d"}},
+            "weights": {"push_timeout_seconds": timeout_seconds},
+            "token": "t0ken",
+        }
+    )
+
+
+def rollout(url: str, name: str = "r", state: str = "serving") -> ServiceRecord:
+    return ServiceRecord("rollout", name, url, 1, state)
+
+
+async def push(records: list[ServiceRecord], timeout_seconds: float = 5.0) -> tuple[tuple[str, ...], dict[str, str]]:
+    publisher = Publisher(cast(Queue, Registry(records)), config(timeout_seconds))
+    try:
+        result = await publisher.push(WANTED)
+    finally:
+        await publisher.close()
+    return result.live, result.fenced
+
+
+async def test_a_server_that_serves_the_version_is_live() -> None:
+    server = Server([JSONResponse(SERVED)])
+    async with server.serving() as url:
+        assert await push([rollout(url)]) == (("r",), {})
+    body = {"digest": IDENTITY.digest, "path": "/weights/3", "lease": 7}
+    assert server.seen == [("3", body, "Bearer t0ken")]
+
+
+async def test_a_busy_server_is_asked_again() -> None:
+    busy = JSONResponse({"error": "weights_busy", "detail": "later"}, status_code=503)
+    server = Server([busy, JSONResponse(SERVED)])
+    async with server.serving() as url:
+        assert await push([rollout(url)]) == (("r",), {})
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (JSONResponse({"detail": "lease 7 is lower than 8"}, status_code=409), "HTTP 409: .*lease 7 is lower"),
+        (JSONResponse({"detail": "corrupt"}, status_code=422), "HTTP 422: .*corrupt"),
+        (JSONResponse({**SERVED, "policy_version": 2}), "it serves 2-abcdef0123456789, not 3-abcdef0123456789"),
+        (JSONResponse({**SERVED, "checksum": "0" * 16}), "it serves 3-0{16}, not 3-abcdef0123456789"),
+        (Response("a proxy says hello"), "its answer is 'a proxy says hello'; expected policy_version"),
+        (JSONResponse([1]), r"its answer is '\[1\]'"),
+    ],
+)
+async def test_any_other_answer_fences_the_server(answer: Response, reason: str) -> None:
+    async with Server([answer]).serving() as url:
+        live, fenced = await push([rollout(url)])
+    assert live == ()
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(fenced["r"])
+
+
+async def test_a_server_that_does_not_answer_in_time_is_fenced_and_others_are_live() -> None:
+    slow, quick = Server([JSONResponse(SERVED)], delay_seconds=2.0), Server([JSONResponse(SERVED)])
+    async with slow.serving() as slow_url, quick.serving() as url:
+        records = [rollout(slow_url, "slow"), rollout(url, "quick"), rollout("http://127.0.0.1:1", "gone")]
+        live, fenced = await push(records, timeout_seconds=0.3)
+    assert live == ("quick",)
+    assert "weights.push_timeout_seconds" in fenced["slow"]
+    assert fenced["gone"].startswith("ConnectError")
+
+
+async def test_only_rollout_servers_with_an_engine_are_pushed_to() -> None:
+    nowhere = "http://127.0.0.1:1"
+    records = [rollout(nowhere, state="starting"), ServiceRecord("reward", "w", nowhere, 1, "ready")]
+    assert await push(records) == ((), {})
+
+
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with Server([JSONResponse(SERVED)]).serving() as url:
+        assert await push([rollout(url)]) == (("r",), {})
