@@ -38,12 +38,14 @@ def ticket(number: int) -> Ticket:
     )
 
 
-async def started(folder: Path, config: Config, **engine: object) -> asyncio.subprocess.Process:
+async def started(
+    folder: Path, config: Config, *, heartbeat_seconds: float = 2, **engine: object
+) -> asyncio.subprocess.Process:
     document = {
         "run": {"name": config.run.name, "root": str(folder / "runs")},
         "actor": {"path": "unused", "group_size": 2},
         "data": {"train": {"path": "unused"}},
-        "staleness": {"heartbeat_seconds": 2},
+        "staleness": {"heartbeat_seconds": heartbeat_seconds},
         "rollout": {"engine": {"start_timeout_seconds": 3, **engine}},
         "redis": {
             "url": config.redis.url,
@@ -91,6 +93,15 @@ async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
     """With a lease that outlasts the test."""
     staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 60})
     return TrainerQueue(queue, await acquire_lease(queue, queue_config.model_copy(update={"staleness": staleness})))
+
+
+async def test_its_record_says_at_once_that_the_engine_is_up(
+    tmp_path: Path, queue: Queue, queue_config: Config
+) -> None:
+    async with serving(FakeSGLang()) as url:
+        process = await started(tmp_path, queue_config, heartbeat_seconds=600, url=url)
+        async with ended(process):
+            assert (await record_of(queue, process)).engine == "sglang 0.5.21"
 
 
 async def test_it_serves_pushes_tickets_and_sigterm(

@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 folder, seed, vocabulary = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.manual_seed(seed)
 config = LlamaConfig(vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0,
+                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=0,
                      eos_token_id=1, initializer_range=0.2)
 LlamaForCausalLM(config).float().save_pretrained(folder)
 words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
@@ -125,7 +125,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 async def engine(models: tuple[Path, Path], tmp_path: Path) -> AsyncIterator[Engine]:
     section = EngineSection(
-        python=str(PYTHON), device="cpu", dtype="float32", max_running_requests=16, max_total_tokens=4096
+        python=str(PYTHON), device="cpu", dtype="float32", max_running_requests=16, max_total_tokens=16384
     )
     engine = Engine(StartedServer(section, str(models[0]), tmp_path / "engine.log"), EngineClient(section))
     stop = asyncio.Event()
@@ -172,8 +172,8 @@ async def test_generation_weights_and_death(engine: Engine, models: tuple[Path, 
     assert [tokens for _, tokens, _ in mixed[1]] == [tokens for _, tokens, _ in results]
     assert len({tuple(tokens) for _, tokens, _ in mixed[0]}) == 2
 
-    running = asyncio.create_task(engine.client.generate(pack_int32([9, 9]), seeds, Sampling(1.0, 200, ())))
-    await asyncio.sleep(0.3)
+    running = asyncio.create_task(engine.client.generate(pack_int32([9, 9]), seeds, Sampling(1.0, 3000, ())))
+    await asyncio.sleep(0.5)  # 3000 tokens take several times as long
     await weights.update(second)
     spans = [each.spans for each in completions(await running, weights.known)]
     assert {span.policy for each in spans for span in each} == {first.identity, second.identity}
@@ -185,7 +185,7 @@ async def test_generation_weights_and_death(engine: Engine, models: tuple[Path, 
     with pytest.raises(EngineRejectedError, match="vocabulary"):
         await engine.client.generate(pack_int32([VOCABULARY]), (1,), sampling)
     with pytest.raises(EngineRejectedError, match="context_length"):
-        await engine.client.generate(pack_int32([5]), (1,), Sampling(1.0, 256, ()))
+        await engine.client.generate(pack_int32([5]), (1,), Sampling(1.0, 4096, ()))
 
     scheduler = next(
         each for each in psutil.Process().children(recursive=True) if "scheduler" in "".join(each.cmdline())

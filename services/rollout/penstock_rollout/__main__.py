@@ -5,6 +5,7 @@ when it dies goes to another; its engine dies with it. Exit codes: `penstock.err
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -67,11 +68,19 @@ async def start(config: Config) -> None:
 
 
 async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, url: str, ttl_seconds: float) -> None:
-    """Renew the service's record, for ever; it expires when this stops. In the state `starting` nothing is pushed."""
+    """Renew the service's record, for ever, and at once when the engine is up; it expires when this stops.
+
+    In the state `starting` nothing is pushed.
+    """
     while True:
         record = ServiceRecord("rollout", name, url, os.getpid(), weights.state, weights.identity, engine.name)
         await queue.register(record, ttl_seconds)
-        await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
+        if record.state == "starting":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ttl_seconds / BEATS_PER_TTL):
+                    await engine.up.wait()
+        else:
+            await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
 
 def main() -> NoReturn:
