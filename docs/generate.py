@@ -9,7 +9,7 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -30,6 +30,9 @@ listed here.
 | YAML | sections nest | `actor: {group_size: 8}` |
 | Environment | `PENSTOCK_`, then the key with `__` between its parts | `PENSTOCK_ACTOR__GROUP_SIZE=8` |
 | Command line | `--key value` | `--actor.group_size 8` |
+
+Several files may be given (`--config mine.yaml --config examples/presets/dapo.yaml`); of two values of a key the later
+wins.
 
 A key that does not exist is an error that names the nearest one. `penstock config --config FILE` prints what a run
 would use.
@@ -54,6 +57,8 @@ def type_text(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
         return f"list of {type_text(arguments[0])}"
+    if origin is Annotated:
+        return type_text(arguments[0])
     if origin is dict:
         return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
     if origin in (Union, types.UnionType):

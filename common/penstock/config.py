@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, model_validator
 
+from penstock.config_loss import LossSection
 from penstock.config_services import (
     EngineSection,
     LogSection,
@@ -25,7 +26,6 @@ from penstock.config_training import (
     DataSection,
     DatasetSection,
     EvalSection,
-    LossSection,
     OptimizerSection,
     RefSection,
     RunSection,
@@ -107,6 +107,18 @@ class Config(Section):
             raise ValueError(
                 f"actor.group_size is {self.actor.group_size} and rollout.engine.max_running_requests "
                 f"{self.rollout.engine.max_running_requests}: expected a server to hold a whole group; raise the latter"
+            )
+        if self.loss.num_minibatches > self.data.batch_size:
+            raise ValueError(
+                f"loss.num_minibatches is {self.loss.num_minibatches} and data.batch_size {self.data.batch_size}: "
+                "expected at least one group each; lower the former"
+            )
+        if reason := self.loss.unsafe_off_policy(self.staleness.max_staleness):
+            raise ValueError(reason)
+        if self.loss.overlong.buffer_tokens > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
+                f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
             )
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")

@@ -63,19 +63,16 @@ class OptimizerSection(Section):
     """Decoupled weight decay, on matrices only."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises linearly to `lr`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after warm-up."""
+    decay_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at whose end the rate has fallen to `min_lr_ratio * lr`, warm-up included; 0: those of the run."""
+    min_lr_ratio: Fraction = 0.0
+    """Share of `lr` that is left at the end of the decay."""
+    ess_base: Fraction = 0.0
+    """Scale the rate by sqrt(min(1, ess / ess_base)), ess the batch's effective sample size ratio (VCPO); 0: off."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global L2 norm."""
-
-
-class LossSection(Section):
-    """The objective (docs/architecture.md): clipped ratios against the sampler's log-probabilities."""
-
-    eps_clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Ratios are clipped to [1 - eps_clip, 1 + eps_clip]."""
-    advantage_eps: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to a group's standard deviation."""
-    dynamic_sampling: bool = False
-    """Drop groups whose rewards are all equal and draw further prompts until a batch is full (DAPO)."""
 
 
 class SamplingSection(Section):

@@ -29,10 +29,24 @@ CONFIG_FLAG = "--config"
 
 
 def load_config(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Config:
-    """The configuration from `--config FILE --key value ...` and PENSTOCK_* variables; ConfigError otherwise."""
-    path, overrides = parse_arguments(argv)
+    """The configuration from `--config FILE ... --key value ...` and PENSTOCK_* variables; ConfigError otherwise.
+
+    Of several files a later one wins, key by key.
+    """
+    paths, overrides = parse_arguments(argv)
     variables = os.environ if environ is None else environ
-    return build_config(read_yaml(path), overrides, variables)
+    document: dict[str, Any] = {}
+    for path in paths:
+        document = _merged(document, read_yaml(path))
+    return build_config(document, overrides, variables)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def build_config(document: dict[str, Any], overrides: dict[str, Any], environ: Mapping[str, str]) -> Config:
@@ -72,9 +86,9 @@ def build_config(document: dict[str, Any], overrides: dict[str, Any], environ: M
         raise ConfigError(_explain(error)) from None
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """Split `--config FILE --a.b value` (or `--a.b=value`) into the file and a nested mapping of overrides."""
-    path: Path | None = None
+def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
+    """Split `--config FILE --a.b value` (or `--a.b=value`) into the files and a nested mapping of overrides."""
+    paths: list[Path] = []
     overrides: dict[str, Any] = {}
     rest = list(argv)
     while rest:
@@ -87,12 +101,12 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any]]:
                 raise ConfigError(f"{name} has no value: expected {name} VALUE")
             value = rest.pop(0)
         if name == CONFIG_FLAG:
-            path = Path(value)
+            paths.append(Path(value))
         else:
             _assign(overrides, name.removeprefix("--"), _scalar(value))
-    if path is None:
+    if not paths:
         raise ConfigError("no configuration file: expected --config FILE")
-    return path, overrides
+    return paths, overrides
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -189,9 +203,9 @@ def _explain(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
             lines.append(f"{key}: missing; expected a value")
-        elif key:
+        elif key and not (problem["type"] == "value_error" and isinstance(problem["input"], Mapping)):
             lines.append(f"{key}: saw {_shown(problem['input'])}; {message[:1].lower()}{message[1:]}")
-        else:
+        else:  # a rule of a section or of the tree names its keys
             lines.append(message)
     return "\n".join(lines)
 

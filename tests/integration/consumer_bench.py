@@ -23,6 +23,7 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.tickets import TicketBook, TicketLimits, TicketState
+from penstock_trainer.batch import varies
 from penstock_trainer.consumer import Consumer
 from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import Evaluation
@@ -51,6 +52,7 @@ class Bench:
             self.draws,
             self.evaluation,
             self.metrics,
+            has_gradient=lambda group: varies([score.value for score in group.scores]),
             dynamic_sampling=dynamic_sampling,
             max_staleness=1,
         )

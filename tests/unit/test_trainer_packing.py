@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,18 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
-from penstock_trainer.batch import Sample, is_degenerate, make_batch
+from penstock_trainer.batch import BatchRules, Overlong, Sample, make_batch, varies
 from penstock_trainer.model import PackModel, load_model
 from penstock_trainer.packing import make_packs, trie_mask
 from tests.unit.trainer_groups import SHAPE, completion, example_groups, save_tiny_model, scored_group, tiny_model
 
 
+def rules(**changed: Any) -> BatchRules:
+    return BatchRules(Overlong(max_new_tokens=64), **changed)
+
+
 def samples_of(groups: list[ScoredGroup]) -> tuple[Sample, ...]:
-    return make_batch(groups, advantage_eps=1e-6, with_zero_advantage=True).samples
+    return make_batch(groups, rules(with_zero_advantage=True), version=0).samples
 
 
 def padded_logprobs(model: PreTrainedModel, samples: tuple[Sample, ...], temperature: float) -> list[Tensor]:
@@ -145,16 +150,16 @@ def test_batch_leaves_out_zero_advantages_and_counts_them() -> None:
         scored_group(1, [6], answers, [1.0, 1.0, 1.0, 1.0]),
         scored_group(2, [7], answers, [None, None, 0.0, None]),
     ]
-    batch = make_batch(groups, advantage_eps=1e-6, with_zero_advantage=False)
+    batch = make_batch(groups, rules(), version=0)
     assert [sample.prompt_ids for sample in batch.samples] == [(5,)] * 3
     assert batch.samples[0].weight == 1 / (2 * 3)
     counts = batch.counts
     assert (counts.num_groups, counts.num_failed_groups, counts.num_degenerate_groups) == (2, 1, 1)
     assert (counts.num_completions, counts.num_failed_completions, counts.num_loss_tokens) == (7, 4, 14)
     assert counts.reward_mean == pytest.approx(5 / 8)
-    assert [is_degenerate(group) for group in groups] == [False, True, True]
-    assert len(make_batch(groups, advantage_eps=1e-6, with_zero_advantage=True).samples) == 7
-    assert math.isnan(make_batch([], advantage_eps=1e-6, with_zero_advantage=False).counts.reward_mean)
+    assert [varies([score.value for score in group.scores]) for group in groups] == [True, False, False]
+    assert len(make_batch(groups, rules(with_zero_advantage=True), version=0).samples) == 7
+    assert math.isnan(make_batch([], rules(), version=0).counts.reward_mean)
 
 
 def test_completion_without_loss_tokens_is_no_sample() -> None:

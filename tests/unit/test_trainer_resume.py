@@ -42,7 +42,7 @@ class Life:
         for step in steps:
             groups = example_groups(seed=step)
             self.ledger.steps.append(self.step_files.write(step, 1, groups))
-            version += int(self.learner.update(groups).changed)
+            version += int(self.learner.update(groups, version=0).changed)
             self.ledger.policies[version] = self.digest(version)
             if step + 1 == checkpoint_after:
                 meta = CheckpointMeta(step + 1, version, 1, 0, ())

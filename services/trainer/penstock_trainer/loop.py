@@ -173,7 +173,7 @@ class Trainer:
         parts.consumer.release(batch)
         clock.lap("commit")
         with parts.watchdog.computing():
-            result = await asyncio.to_thread(parts.learner.update, groups)
+            result = await asyncio.to_thread(parts.learner.update, groups, version=version_before)
         clock.lap("update")
         parts.watchdog.progress()
         self._version += int(result.changed)

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from penstock_trainer.progress import StepLine
 
+MASKED = "masked_"
 SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
@@ -46,6 +47,7 @@ class TrainerMetrics:
             buckets=(0, 1, 2, 4, 8, 16, 32),
             registry=registry,
         )
+        self.masked = gauge("trainer_masked_ratio", "Share of trained tokens left out of the loss", "reason")
         self.statistics = {
             name: gauge(f"trainer_{name}", text)
             for name, text in {
@@ -56,7 +58,22 @@ class TrainerMetrics:
                 "reference_kl": "KL divergence from the reference policy, in nats",
                 "behaviour_kl": "KL divergence from the sampler's log-probabilities, in nats",
                 "effective_sample_size_ratio": "Effective sample size of the importance weights, 0 to 1",
-                "clipped_ratio": "Share of trained tokens whose ratio was clipped",
+                "clipped_ratio": "Share of trained tokens whose surrogate was limited",
+                "clipped_ratio_low": "Share of trained tokens limited because their ratio was too low",
+                "clipped_ratio_high": "Share of trained tokens limited because their ratio was too high",
+                "ratio_min": "Smallest ratio of policy to sampler of a trained token",
+                "ratio_mean": "Mean ratio of policy to sampler",
+                "ratio_max": "Largest ratio of policy to sampler of a trained token",
+                "learning_rate": "Learning rate of the last step",
+                "reward_std": "Standard deviation of the rewards of the last batch",
+                "reward_min": "Smallest reward of the last batch",
+                "reward_max": "Largest reward of the last batch",
+                "advantage_std": "Root mean square of the advantages of the last batch",
+                "advantage_min": "Smallest advantage of the last batch",
+                "advantage_max": "Largest advantage of the last batch",
+                "length_generated": "Mean tokens of the completions of the last batch",
+                "length_trained": "Mean tokens of the completions with an advantage",
+                "length_bias": "length_trained over length_generated: 1 without bias",
             }.items()
         }
         self.idle = counter("trainer_idle_seconds", "Time spent waiting for a batch or for a push")
@@ -81,6 +98,9 @@ class TrainerMetrics:
         """Everything that one step says."""
         self.steps.labels(outcome=outcome).inc()
         self.statistics["reward_mean"].set(line.reward_mean)
+        for name, share in line.statistics.items():
+            if name.startswith(MASKED):
+                self.masked.labels(reason=name.removeprefix(MASKED)).set(share)
         for name, value in line.statistics.items():
             if name in self.statistics:
                 self.statistics[name].set(value)

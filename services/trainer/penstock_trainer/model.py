@@ -7,6 +7,7 @@ Called by the learner.
 Shapes: P rows of a pack, R projected rows, U wanted (row, token) pairs, V vocabulary, D hidden size.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -126,8 +127,12 @@ class PackModel:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # the only mode in which layers recompute; there is no dropout
 
-    def token_logprobs(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """log pi(token | prefix) of the pack's U pairs, and the entropy at its R rows (no gradient), float32."""
+    def token_logprobs(self, pack: Pack, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """log pi(token | prefix) of the pack's U pairs, and the entropy at its R rows, float32.
+
+        The entropy has a gradient only if `entropy_gradient`.
+        """
+        project = partial(self._project, entropy_gradient=entropy_gradient)
         with torch.autocast(pack.token_ids_P.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             hidden_PD = _hidden(
                 self.model, pack.token_ids_P, pack.positions_P, trie_mask(pack.subtree_end_P, self._dtype)
@@ -135,22 +140,24 @@ class PackModel:
             hidden_RD = hidden_PD.index_select(0, pack.parents_R)
             num_rows = hidden_RD.shape[0]
             if num_rows <= self._chunk_rows:
-                return self._project(hidden_RD, pack.target_parent_U, pack.target_token_U)
+                return project(hidden_RD, pack.target_parent_U, pack.target_token_U)
             logprobs, entropies = [], []
             for start in range(0, num_rows, self._chunk_rows):
                 rows = slice(start, min(start + self._chunk_rows, num_rows))
                 wanted_U = (pack.target_parent_U >= rows.start) & (pack.target_parent_U < rows.stop)
                 arguments = (hidden_RD[rows], pack.target_parent_U[wanted_U] - start, pack.target_token_U[wanted_U])
-                logprob_u, entropy_r = checkpoint(self._project, *arguments, use_reentrant=False)
+                logprob_u, entropy_r = checkpoint(project, *arguments, use_reentrant=False)
                 logprobs.append(logprob_u)
                 entropies.append(entropy_r)
             return torch.cat(logprobs), torch.cat(entropies)
 
-    def _project(self, hidden_RD: Tensor, target_row_U: Tensor, target_token_U: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(
+        self, hidden_RD: Tensor, target_row_U: Tensor, target_token_U: Tensor, *, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         logits_RV = self._head(hidden_RD).float()
         if self._temperature != 1.0:
             logits_RV = logits_RV / self._temperature
         logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy_R = -(logprobs_RV.exp() * logprobs_RV).sum(-1)
         return logprobs_RV[target_row_U, target_token_U], entropy_R

@@ -1,9 +1,10 @@
-"""AdamW on float32 master weights, with clipping by the global norm and a linear warm-up.
+"""AdamW on float32 master weights, with clipping by the global norm, warm-up and a schedule.
 
 Invariant: a step whose gradient norm is not finite changes nothing: no weight, no moment, no
 schedule. Called by the learner.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from penstock.config import OptimizerSection
 from penstock.errors import ConfigError
+from penstock_trainer.grpo import scaled_learning_rate
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,28 @@ class OptimizerStep:
     changed: bool
 
 
+def schedule_factor(section: OptimizerSection, num_steps: int, decay_steps: int) -> float:
+    """Share of `lr` for the step after `num_steps`: linear warm-up, then constant, linear or cosine decay.
+
+    The last warm-up step has the full rate; from step `decay_steps` on it is `min_lr_ratio`.
+    """
+    if num_steps < section.warmup_steps:
+        return (num_steps + 1) / section.warmup_steps
+    span = decay_steps - section.warmup_steps
+    if section.schedule == "constant" or span <= 0:
+        return 1.0
+    progress = min(1.0, (num_steps - section.warmup_steps) / span)
+    left = 1 - progress if section.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return section.min_lr_ratio + (1 - section.min_lr_ratio) * left
+
+
 class Optimizer:
     """The optimizer of one model; `num_steps` counts the steps that changed weights."""
 
-    def __init__(self, model: nn.Module, section: OptimizerSection) -> None:
+    def __init__(self, model: nn.Module, section: OptimizerSection, *, num_steps: int = 0) -> None:
+        """`num_steps`: steps of the whole run, over which a schedule without `decay_steps` falls."""
         self._section = section
+        self._decay_steps = section.decay_steps or num_steps
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in self._parameters if parameter.ndim >= 2]
         others = [parameter for parameter in self._parameters if parameter.ndim < 2]
@@ -51,15 +70,18 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step: rises linearly over `warmup_steps` steps, the last of which has the full rate."""
-        warmup_steps = self._section.warmup_steps
-        return self._section.lr * min(1.0, (self.num_steps + 1) / warmup_steps if warmup_steps else 1.0)
+        """Rate of the next step."""
+        return self._section.lr * schedule_factor(self._section, self.num_steps, self._decay_steps)
 
-    def step(self) -> OptimizerStep:
-        """Clip the gradients, update the weights, drop the gradients."""
+    def step(self, *, ess_ratio: float = 1.0) -> OptimizerStep:
+        """Clip the gradients, update the weights, drop the gradients.
+
+        ess_ratio: effective sample size ratio of the batch, by which `optimizer.ess_base` scales the rate.
+        """
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
-        outcome = OptimizerStep(float(norm), self.learning_rate, bool(torch.isfinite(norm)))
+        rate = scaled_learning_rate(self.learning_rate, ess_ratio, self._section.ess_base)
+        outcome = OptimizerStep(float(norm), rate, bool(torch.isfinite(norm)))
         if outcome.changed:
             self._clip(gradients, outcome.grad_norm)
             for group in self._adamw.param_groups:

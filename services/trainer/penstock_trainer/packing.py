@@ -19,8 +19,9 @@ Shapes: P rows of a pack, R distinct parents, U distinct (parent, token) pairs, 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,8 @@ class Pack:
 
     token_ids_P, positions_P, subtree_end_P: the trie. parents_R: rows to project onto the vocabulary, ascending.
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
-    target_N: index into U of each loss token. behaviour_N, advantage_N, weight_N: float32.
+    target_N: index into U of each loss token. behaviour_N, advantage_N, weight_N, lag_N: float32.
+    sequence_N: index of the token's sample within the pack; places: of these samples, (group, completion) of the batch.
     """
 
     token_ids_P: Tensor
@@ -51,6 +53,13 @@ class Pack:
     behaviour_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
+    lag_N: Tensor
+    sequence_N: Tensor
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.places)
 
     @property
     def num_rows(self) -> int:
@@ -58,7 +67,10 @@ class Pack:
 
     def to(self, device: torch.device) -> "Pack":
         """The pack on another device."""
-        return Pack(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def trie_mask(subtree_end_P: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,8 +167,9 @@ def _pack(paths: Sequence[_Path]) -> Pack:
     pairs_U2, target_N = np.unique(np.stack([parent_N, token_N], axis=1), axis=0, return_inverse=True)
     parents_R, target_parent_U = np.unique(pairs_U2[:, 0], return_inverse=True)
     samples = [path.sample for path in paths]
-    repeats = [sum(sample.loss_mask) for sample in samples]
+    repeats = [sample.num_loss_tokens for sample in samples]
     behaviour_N = [value for s in samples for value, is_loss in zip(s.behaviour, s.loss_mask, strict=True) if is_loss]
+    lag_N = [value for s in samples for value, is_loss in zip(s.lags, s.loss_mask, strict=True) if is_loss]
     return Pack(
         token_ids_P=torch.from_numpy(np.concatenate(tokens)),
         positions_P=torch.from_numpy(np.concatenate(positions)),
@@ -168,4 +181,7 @@ def _pack(paths: Sequence[_Path]) -> Pack:
         behaviour_N=torch.tensor(behaviour_N, dtype=torch.float32),
         advantage_N=torch.from_numpy(np.repeat(np.array([s.advantage for s in samples], dtype=np.float32), repeats)),
         weight_N=torch.from_numpy(np.repeat(np.array([s.weight for s in samples], dtype=np.float32), repeats)),
+        lag_N=torch.tensor(lag_N, dtype=torch.float32),
+        sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), repeats)),
+        places=tuple(sample.place for sample in samples),
     )

@@ -100,13 +100,16 @@ def outcome_of(result: StepResult) -> str:
 
 def figures_of(result: StepResult) -> dict[str, float]:
     """The numbers of one update by name."""
+    statistics = asdict(result.statistics)
+    del statistics["masked"]
     return {
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "learning_rate": result.learning_rate,
-        "entropy": result.entropy,
         "num_packs": result.num_packs,
         "num_rows": result.num_rows,
-        **asdict(result.statistics),
+        "clipped_ratio": result.statistics.clipped_ratio,
+        **statistics,
+        **{f"masked_{reason}": share for reason, share in result.statistics.masked.items()},
         **asdict(result.counts),
     }

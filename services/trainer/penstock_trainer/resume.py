@@ -75,7 +75,7 @@ def restore(
     for step in sorted(ledger.steps, key=lambda each: each.step):
         if step.step < position.steps:
             continue
-        result = learner.update(step_files.read(step))
+        result = learner.update(step_files.read(step), version=position.version)
         version = position.version + int(result.changed)
         position = Position(step.step + 1, version)
         known = ledger.policies.get(version)

@@ -32,6 +32,7 @@ from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.progress import Progress
 from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, require_batch
 from penstock_trainer.publisher import Publisher
+from penstock_trainer.recipe import gradient_test
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.staging import Staging, default_folder
@@ -58,7 +59,7 @@ async def run_trainer(config: Config, service: Service, train_rows: list[Row], h
     # The tokenizer first: a prompt that is too long is told before a large model is loaded.
     vocabulary = await asyncio.to_thread(load_vocabulary, config.actor.path)
     train, held_out = await asyncio.to_thread(_encode, config, vocabulary, train_rows, held_out_rows)
-    learner = await asyncio.to_thread(Learner, config)
+    learner = await asyncio.to_thread(Learner, config, num_steps=_num_steps(config, len(train)))
     if learner.on_cpu:
         os.nice(CPU_NICENESS)
     queue = await connect(config)
@@ -110,6 +111,7 @@ class _Run:
             draws,
             evaluation,
             metrics,
+            has_gradient=gradient_test(config),
             dynamic_sampling=config.loss.dynamic_sampling,
             max_staleness=config.staleness.max_staleness,
         )
@@ -255,12 +257,15 @@ def _staging(config: Config, learner: Learner, run_folder: Path) -> Staging:
 
 
 def _status(config: Config, folder: Path, num_prompts: int) -> Status:
-    num_draws = config.total_train_epochs * num_prompts
     return Status(
         run=config.run.name,
         max_staleness=config.staleness.max_staleness,
         batch_size=config.data.batch_size,
         num_prompts=num_prompts,
-        total_steps=expected_steps(num_draws, config.data.batch_size, config.run.max_steps),
+        total_steps=_num_steps(config, num_prompts),
         progress=Progress(folder),
     )
+
+
+def _num_steps(config: Config, num_prompts: int) -> int:
+    return expected_steps(config.total_train_epochs * num_prompts, config.data.batch_size, config.run.max_steps)

@@ -1,0 +1,103 @@
+"""The GRPO family as pure functions over tensors: no config, no services, no I/O.
+
+An objective is a choice of parts, not a class per paper: advantages, a surrogate, the proximal policy it is measured
+from, an off-policy correction, a KL term and an aggregation. Everything sees the loss tokens of one micro-batch, flat;
+weights carry the aggregation, so that micro-batches of any partition, and ranks, add up to the full batch.
+
+| Part | Module | Choices |
+| --- | --- | --- |
+| rewards | `shaping` | overlong penalty |
+| advantages | `advantages` | baseline and scale over the group, the batch, or none; leave-one-out; the mean |
+| surrogate | `surrogates` | PPO clip (asymmetric, dual), GSPO, CISPO, SAPO, DPPO-TV, DPPO-KL, VESPO, REINFORCE |
+| proximal | `proximal` | none, recomputed, approximated |
+| correction | `corrections` | weights: TIS, masked, of tokens or sequences; gates: geometric, veto, M2PO, OPSM |
+| KL | `kl` | k1, k2, k3, importance-weighted or not, in the loss or in the reward |
+| aggregation | `aggregation` | token-mean, seq-mean-token-sum, seq-mean-token-mean, token-sum-norm |
+| all of it | `objective` | the loss of a micro-batch and the addends of its statistics |
+
+Notation, per token: l policy (the only one with a gradient), l_p proximal, l_b behaviour (from the sampler), l_r
+reference log-probabilities; A advantage. r = exp(l - l_old) with l_old the anchor of the surrogate (l_p, or l_b where
+there is none); rho = exp(l_p - l_b) what corrects from the sampler to the anchor; w = exp(l - l_b). Log-ratios are
+float32 and clamped to +-20, where their gradient is 0. sg is stop-gradient. Shapes: N loss tokens and S completions of
+a micro-batch, B groups of G completions. Called by the learner.
+"""
+
+from penstock_trainer.grpo.advantages import Baseline, Scale, advantages
+from penstock_trainer.grpo.aggregation import Aggregation, sequence_weight
+from penstock_trainer.grpo.corrections import (
+    Correction,
+    Gate,
+    Weight,
+    geometric_gate,
+    masked_weight,
+    moment_threshold,
+    off_policy_gate,
+    second_moment_gate,
+    sequence_masked_weight,
+    sequence_truncated_weight,
+    truncated_weight,
+    veto_gate,
+)
+from penstock_trainer.grpo.kl import Estimator, kl_estimate
+from penstock_trainer.grpo.objective import KlTerm, Objective, micro_batch_loss
+from penstock_trainer.grpo.proximal import Proximal, approximate_proximal
+from penstock_trainer.grpo.shaping import overlong_penalty
+from penstock_trainer.grpo.statistics import Statistics, Sums, scaled_learning_rate
+from penstock_trainer.grpo.surrogates import (
+    Surrogate,
+    Terms,
+    cispo,
+    dppo_kl,
+    dppo_tv,
+    gspo,
+    ppo_clip,
+    reinforce,
+    sapo,
+    vespo,
+)
+from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens, log_ratio, usable
+
+__all__ = [
+    "MAX_LOG_RATIO",
+    "Aggregation",
+    "Baseline",
+    "Correction",
+    "Estimator",
+    "Gate",
+    "KlTerm",
+    "Objective",
+    "Proximal",
+    "Scale",
+    "Statistics",
+    "Sums",
+    "Surrogate",
+    "Terms",
+    "Tokens",
+    "Weight",
+    "advantages",
+    "approximate_proximal",
+    "cispo",
+    "dppo_kl",
+    "dppo_tv",
+    "geometric_gate",
+    "gspo",
+    "kl_estimate",
+    "log_ratio",
+    "masked_weight",
+    "micro_batch_loss",
+    "moment_threshold",
+    "off_policy_gate",
+    "overlong_penalty",
+    "ppo_clip",
+    "reinforce",
+    "sapo",
+    "scaled_learning_rate",
+    "second_moment_gate",
+    "sequence_masked_weight",
+    "sequence_truncated_weight",
+    "sequence_weight",
+    "truncated_weight",
+    "usable",
+    "vespo",
+    "veto_gate",
+]

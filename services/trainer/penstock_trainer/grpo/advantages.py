@@ -1,0 +1,70 @@
+"""Advantages: rewards minus a baseline, over a scale.
+
+Invariants: a completion that is not valid (its reward failed) gets 0 and never enters a mean or a deviation; rewards
+that are all equal give exactly 0 wherever the baseline is their mean: never the noise of a rounded mean, never nan.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Baseline = Literal["group", "batch", "leave_one_out", "none"]
+Scale = Literal["group", "batch", "mean", "none"]
+
+
+def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scale: Scale, eps: float) -> Tensor:
+    """float32[B, G]: (R - baseline) / scale.
+
+    | Name | baseline | scale | Source |
+    | --- | --- | --- | --- |
+    | GRPO | group | group | DeepSeekMath (arXiv 2402.03300), below equation 3 |
+    | Dr. GRPO | group | none | arXiv 2503.20783, section 3.2 |
+    | RLOO | leave_one_out | none | arXiv 2402.14740, equation 7: R - mean of the others |
+    | Lite PPO, REINFORCE++ baseline | group | batch | arXiv 2508.08221: group mean, batch deviation |
+    | MaxRL | group | mean | (R - mean) / mean; 0 where the mean is not positive |
+    | REINFORCE | none or batch | none | R, or R - mean of the batch |
+
+    The deviation is that of the rewards over all valid completions of the group or batch, plus `eps`. Choices:
+    * it divides by n - 1, as TRL and verl do; the papers do not say;
+    * leave-one-out of a group with one valid completion is 0: there are no others.
+    Sums are float64.
+    """
+    rewards_BG = torch.where(valid_BG, rewards_BG.double(), 0.0)
+    centred_BG = torch.where(valid_BG, rewards_BG - _baseline(rewards_BG, valid_BG, baseline), 0.0)
+    scaled_BG = centred_BG / _scale(rewards_BG, valid_BG, scale, eps)
+    return torch.where(_no_gradient(rewards_BG, valid_BG, baseline), 0.0, scaled_BG).float()
+
+
+def _baseline(rewards_BG: Tensor, valid_BG: Tensor, baseline: Baseline) -> Tensor:
+    if baseline == "none":
+        return torch.zeros_like(rewards_BG)
+    if baseline == "batch":
+        return rewards_BG.sum() / valid_BG.sum().clamp(min=1)
+    num_B1 = valid_BG.sum(1, keepdim=True)
+    sum_B1 = rewards_BG.sum(1, keepdim=True)
+    if baseline == "group":
+        return sum_B1 / num_B1.clamp(min=1)
+    return (sum_B1 - rewards_BG) / (num_B1 - 1).clamp(min=1)
+
+
+def _scale(rewards_BG: Tensor, valid_BG: Tensor, scale: Scale, eps: float) -> Tensor:
+    if scale == "none":
+        return torch.ones_like(rewards_BG)
+    num_B1 = valid_BG.sum(1, keepdim=True).double()
+    mean_B1 = rewards_BG.sum(1, keepdim=True) / num_B1.clamp(min=1)
+    if scale == "mean":
+        return torch.where(mean_B1 > 0, mean_B1, torch.inf)
+    if scale == "batch":
+        num_B1, mean_B1 = valid_BG.sum().double(), rewards_BG.sum() / valid_BG.sum().clamp(min=1)
+    squares_BG = torch.where(valid_BG, rewards_BG - mean_B1, 0.0).square()
+    sum_B1 = squares_BG.sum() if scale == "batch" else squares_BG.sum(1, keepdim=True)
+    return (sum_B1 / (num_B1 - 1).clamp(min=1)).sqrt() + eps
+
+
+def _no_gradient(rewards_BG: Tensor, valid_BG: Tensor, baseline: Baseline) -> Tensor:
+    """bool[B or 1, 1]: where the baseline equals every valid reward by definition."""
+    dims = (0, 1) if baseline == "batch" else (1,)
+    highest = torch.where(valid_BG, rewards_BG, -torch.inf).amax(dims, keepdim=True)
+    lowest = torch.where(valid_BG, rewards_BG, torch.inf).amin(dims, keepdim=True)
+    return torch.zeros_like(highest, dtype=torch.bool) if baseline == "none" else highest <= lowest

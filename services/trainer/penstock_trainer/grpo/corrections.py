@@ -1,0 +1,105 @@
+"""Off-policy corrections: what multiplies the surrogate because the sampler was another policy than the anchor.
+
+A weight rho_hat multiplies, a gate keeps or drops; one weight and any gates can be combined. All take log_rho_N =
+l_p - l_b, without a gradient, clamped, 0 where masked. Tokens that are dropped stay in the denominators.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
+
+Weight = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> rho_hat_N
+Gate = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> keep_N
+
+
+@dataclass(frozen=True)
+class Correction:
+    """At most one weight, and gates by name; a token stays if all gates keep it."""
+
+    weight: Weight | None = None
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+
+    def __call__(self, tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(rho_hat_N with dropped tokens at 0, which tokens each reason dropped)."""
+        weight_N = torch.ones_like(log_rho_N) if self.weight is None else self.weight(tokens, log_rho_N, mask_N)
+        dropped = {} if self.weight is None else {"weight": mask_N & (weight_N == 0)}
+        for name, gate in self.gates.items():
+            keep_N = gate(tokens, log_rho_N, mask_N)
+            dropped[name] = mask_N & ~keep_N
+            weight_N = torch.where(keep_N, weight_N, 0.0)
+        return weight_N, dropped
+
+
+def truncated_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, high: float) -> Tensor:
+    """min(rho, high): truncated importance sampling (Yao et al. 2025), usual bounds 1.5 to 5."""
+    return log_rho_N.exp().clamp(max=high)
+
+
+def masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """rho where low <= rho <= high, else 0: masked importance sampling; IcePop is [0.5, 5]."""
+    return _within(log_rho_N.exp(), low, high)
+
+
+def sequence_truncated_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, high: float) -> Tensor:
+    """min(product of rho over the completion, high); the log of the product is clamped to +-20."""
+    return _product(tokens, log_rho_N).clamp(max=high)
+
+
+def sequence_masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """The product of rho over the completion where it is in [low, high], else 0 for the whole completion."""
+    return _within(_product(tokens, log_rho_N), low, high)
+
+
+def geometric_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """Keep a completion iff low <= exp(mean log rho) <= high.
+
+    A product grows with length, the geometric mean does not: the usual bounds are 0.99 and 1.01.
+    """
+    mean_S = tokens.mean_by_sequence(log_rho_N, mask_N).exp()
+    return tokens.spread((mean_S >= low) & (mean_S <= high))
+
+
+def veto_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """Drop a completion if any of its rho is outside [low, high], usually [1e-4, 100]."""
+    rho_N = log_rho_N.exp()
+    outside_N = mask_N & ((rho_N < low) | (rho_N > high))
+    return tokens.spread(tokens.sum_by_sequence(outside_N) == 0)
+
+
+def off_policy_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, delta: float) -> Tensor:
+    """Drop a completion with A < 0 and mean(l_b - l) > delta.
+
+    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that the policy would no longer give.
+    """
+    far_N = tokens.spread(tokens.mean_by_sequence(-log_rho_N, mask_N) > delta)
+    return ~((tokens.advantage_N < 0) & far_N)
+
+
+def moment_threshold(log_rho: Tensor, tau: float) -> float:
+    """Smallest (l_b - l_p)^2 that must be dropped for the mean of the rest to be below tau; inf to drop nothing.
+
+    M2PO (arXiv 2510.01161): drop the tokens with the largest squares. log_rho: of all unmasked tokens of the batch,
+    over all ranks. Equal squares at the threshold are all dropped, so that the result does not depend on their order.
+    """
+    squares = log_rho.double().square().sort().values
+    means = squares.cumsum(0) / torch.arange(1, squares.numel() + 1, device=squares.device)
+    num_kept = int((means < tau).sum())  # means of ascending values ascend
+    return float("inf") if num_kept == squares.numel() else float(squares[num_kept])
+
+
+def second_moment_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, threshold: float) -> Tensor:
+    """Keep tokens with (l_b - l_p)^2 below the batch's `moment_threshold`."""
+    return log_rho_N.double().square() < threshold
+
+
+def _product(tokens: Tokens, log_rho_N: Tensor) -> Tensor:
+    log_rho_S = tokens.sum_by_sequence(log_rho_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return tokens.spread(log_rho_S.exp()).to(log_rho_N.dtype)
+
+
+def _within(values_N: Tensor, low: float, high: float) -> Tensor:
+    return torch.where((values_N >= low) & (values_N <= high), values_N, 0.0)

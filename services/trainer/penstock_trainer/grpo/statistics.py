@@ -1,0 +1,141 @@
+"""What a step says about its tokens: addends that micro-batches and ranks add up, and the figures made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from penstock_trainer.grpo.surrogates import Terms
+from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
+
+DROPPED = "dropped_"
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Addends of the statistics of a batch, by name: what is added, of what the lowest and the highest count.
+
+    Plain numbers, so that ranks can send them.
+    """
+
+    totals: dict[str, float] = field(default_factory=dict)
+    lowest: dict[str, float] = field(default_factory=dict)
+    highest: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            {name: self.totals.get(name, 0.0) + other.totals.get(name, 0.0) for name in self.totals | other.totals},
+            {
+                name: min(each.get(name, float("inf")) for each in (self.lowest, other.lowest))
+                for name in self.lowest | other.lowest
+            },
+            {
+                name: max(each.get(name, float("-inf")) for each in (self.highest, other.highest))
+                for name in self.highest | other.highest
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures of a step, over the tokens of the forward passes whose behaviour log-probability is finite.
+
+    Completions without an advantage have no forward pass unless a KL term or an entropy bonus needs one.
+    loss_policy, loss_kl, loss_entropy: the parts of the loss.
+    entropy: mean in nats. behaviour_kl: mean of exp(x) - 1 - x, x = l - l_b, an estimate of KL(behaviour || policy).
+    reference_kl: mean of the configured estimator of KL(policy || reference); 0 without a KL term in the loss.
+    ratio_*: of w = exp(l - l_b). clipped_ratio_low, clipped_ratio_high: shares of tokens whose surrogate was limited.
+    effective_sample_size_ratio: (sum W)^2 / (S sum W^2) of the completions' importance weights W, 1 when on-policy.
+    masked: share of tokens by reason: non_finite (of all loss tokens), and what each part of the correction dropped.
+    """
+
+    num_tokens: int
+    num_non_finite: int
+    loss_policy: float
+    loss_kl: float
+    loss_entropy: float
+    entropy: float
+    behaviour_kl: float
+    reference_kl: float
+    ratio_min: float
+    ratio_mean: float
+    ratio_max: float
+    clipped_ratio_low: float
+    clipped_ratio_high: float
+    effective_sample_size_ratio: float
+    masked: dict[str, float]
+
+    @property
+    def clipped_ratio(self) -> float:
+        """Share of tokens limited on either side."""
+        return self.clipped_ratio_low + self.clipped_ratio_high
+
+    @classmethod
+    def of(cls, sums: Sums) -> "Statistics":
+        """The statistics of added-up sums; without tokens those of an on-policy batch."""
+        totals = sums.totals
+        num_tokens, num_non_finite = totals.get("tokens", 0.0), totals.get("non_finite", 0.0)
+
+        def mean(name: str, default: float = 0.0) -> float:
+            return totals.get(name, 0.0) / num_tokens if num_tokens else default
+
+        dropped = {name.removeprefix(DROPPED): mean(name) for name in totals if name.startswith(DROPPED)}
+        return cls(
+            num_tokens=int(num_tokens),
+            num_non_finite=int(num_non_finite),
+            loss_policy=totals.get("loss_policy", 0.0),
+            loss_kl=totals.get("loss_kl", 0.0),
+            loss_entropy=totals.get("loss_entropy", 0.0),
+            entropy=mean("entropy"),
+            behaviour_kl=mean("behaviour_kl"),
+            reference_kl=mean("reference_kl"),
+            ratio_min=sums.lowest.get("ratio", 1.0),
+            ratio_mean=mean("ratio", 1.0),
+            ratio_max=sums.highest.get("ratio", 1.0),
+            clipped_ratio_low=mean("clipped_low"),
+            clipped_ratio_high=mean("clipped_high"),
+            effective_sample_size_ratio=_effective_sample_size_ratio(totals),
+            masked={"non_finite": num_non_finite / max(1.0, num_tokens + num_non_finite), **dropped},
+        )
+
+
+def _effective_sample_size_ratio(totals: Mapping[str, float]) -> float:
+    squares = totals.get("sequence_weight_squared", 0.0)
+    return totals["sequence_weight"] ** 2 / (totals["sequences"] * squares) if squares else 1.0
+
+
+def scaled_learning_rate(learning_rate: float, ess_ratio: float, ess_base: float) -> float:
+    """lr sqrt(min(1, ess / ess_base)): smaller steps on batches of which little is left after weighting.
+
+    VCPO (arXiv 2602.17616). ess_ratio: `Statistics.effective_sample_size_ratio`, whose sums run over ranks first.
+    `ess_base` 0 switches it off.
+    """
+    return learning_rate * min(1.0, ess_ratio / ess_base) ** 0.5 if ess_base else learning_rate
+
+
+@torch.no_grad()
+def token_sums(tokens: Tokens, log_w_N: Tensor, mask_N: Tensor, terms: Terms, dropped: Mapping[str, Tensor]) -> Sums:
+    """Addends of one micro-batch. log_w_N = l - l_b, clamped, 0 where masked."""
+    x_n = log_w_N[mask_N].double()
+    num_non_finite = float(mask_N.numel() - x_n.numel())
+    if not x_n.numel():
+        return Sums({"non_finite": num_non_finite})
+    ratio_n = x_n.exp()
+    has_tokens_S = tokens.sum_by_sequence(mask_N) > 0
+    weight_s = tokens.sum_by_sequence(log_w_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()[has_tokens_S]
+    totals = {
+        "tokens": float(x_n.numel()),
+        "non_finite": num_non_finite,
+        "behaviour_kl": float((torch.expm1(x_n) - x_n).sum()),
+        "ratio": float(ratio_n.sum()),
+        "clipped_low": float(terms.low_N.sum()),
+        "clipped_high": float(terms.high_N.sum()),
+        "sequences": float(weight_s.numel()),
+        "sequence_weight": float(weight_s.sum()),
+        "sequence_weight_squared": float(weight_s.square().sum()),
+        **{DROPPED + name: float(each_N.sum()) for name, each_N in dropped.items()},
+    }
+    if tokens.entropy_N is not None:
+        totals["entropy"] = float(tokens.entropy_N[mask_N].sum(dtype=torch.float64))
+    return Sums(totals, {"ratio": float(ratio_n.min())}, {"ratio": float(ratio_n.max())})

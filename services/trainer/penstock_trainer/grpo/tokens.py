@@ -1,0 +1,65 @@
+"""The loss tokens of one micro-batch, and the two things that every part does with them: ratios and sums by completion.
+
+Invariant: a token whose behaviour log-probability is not finite is masked and counted, never taken as on-policy.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0  # exp(20) is about 5e8: large enough to be clipped, small enough to stay finite when squared
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N loss tokens of S completions; only `logprobs_N` and `entropy_N` have a gradient.
+
+    logprobs_N: l, after temperature. behaviour_N: l_b as the sampler gave it, possibly not finite.
+    advantage_N: of the token's completion. weight_N: its share in the aggregate (`sequence_weight`).
+    sequence_N: int64 in [0, num_sequences), the token's completion; all loss tokens of a completion are here.
+    start_N: l at the start of the update, or None where nothing has been updated since (then it is sg l).
+    lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
+    reference_N: l_r, or None where the objective has no KL term in the loss. entropy_N: of the policy, in nats.
+
+    Example, two completions of 2 and 1 tokens in a group of 2: advantage_N = [0.7, 0.7, -0.7],
+    weight_N = [0.5, 0.5, 0.5], sequence_N = [0, 0, 1].
+    """
+
+    logprobs_N: Tensor
+    behaviour_N: Tensor
+    advantage_N: Tensor
+    weight_N: Tensor
+    sequence_N: Tensor
+    num_sequences: int
+    start_N: Tensor | None = None
+    lag_N: Tensor | None = None
+    reference_N: Tensor | None = None
+    entropy_N: Tensor | None = None
+
+    def sum_by_sequence(self, values_N: Tensor) -> Tensor:
+        """float64[S]: sums over the tokens of each completion; 0 for one without tokens."""
+        zeros_S = torch.zeros(self.num_sequences, dtype=torch.float64, device=values_N.device)
+        return zeros_S.index_add(0, self.sequence_N, values_N.double())
+
+    def mean_by_sequence(self, values_N: Tensor, mask_N: Tensor) -> Tensor:
+        """float64[S]: means over the unmasked tokens of each completion; 0 for one without any."""
+        sum_S = self.sum_by_sequence(torch.where(mask_N, values_N, 0.0))
+        return sum_S / self.sum_by_sequence(mask_N).clamp(min=1)
+
+    def spread(self, values_S: Tensor) -> Tensor:
+        """[N]: each token gets the value of its completion."""
+        return values_S.index_select(0, self.sequence_N)
+
+
+def usable(tokens: Tokens) -> Tensor:
+    """bool[N]: tokens whose behaviour log-probability is finite."""
+    return torch.isfinite(tokens.behaviour_N)
+
+
+def log_ratio(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor) -> Tensor:
+    """l - other in float32 (float64 stays), clamped to +-20; 0 without a gradient where masked."""
+    if logprobs_N.dtype != torch.float64:
+        logprobs_N, other_N = logprobs_N.float(), other_N.float()
+    difference_N = torch.where(mask_N, logprobs_N, 0.0) - torch.where(mask_N, other_N, 0.0)
+    return difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -1,0 +1,113 @@
+"""Advantages: closed forms, and how they change when rewards shift, scale, permute or fail."""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock_trainer.grpo import Baseline, Scale, advantages
+
+BASELINES, SCALES = get_args(Baseline), get_args(Scale)
+COMBINATIONS = [(b, s) for b in BASELINES for s in SCALES if s != "mean" or b == "group"]
+EPS = 1e-6
+REWARDS = st.lists(
+    st.lists(st.integers(-400, 400).map(lambda n: n / 8), min_size=3, max_size=3), min_size=1, max_size=4
+)
+
+
+Rows = Sequence[Sequence[float | None]]
+
+
+def expected(rows: Rows, baseline: str, scale: str) -> list[list[float]]:
+    """The formulas in plain Python."""
+    flat = [value for row in rows for value in row if value is not None]
+    valid = [[value for value in row if value is not None] for row in rows]
+
+    def base(group: list[float], own: float) -> float:
+        if baseline == "leave_one_out":
+            return (sum(group) - own) / (len(group) - 1)
+        return {"group": statistics.fmean(group), "batch": statistics.fmean(flat), "none": 0.0}[baseline]
+
+    def spread(group: list[float]) -> float:
+        mean = statistics.fmean(group)
+        return {
+            "group": statistics.stdev(group) + EPS,
+            "batch": statistics.stdev(flat) + EPS,
+            "mean": mean if mean > 0 else math.inf,
+            "none": 1.0,
+        }[scale]
+
+    return [
+        [0.0 if own is None else (own - base(group, own)) / spread(group) for own in row]
+        for row, group in zip(rows, valid, strict=True)
+    ]
+
+
+def computed(rows: Rows, baseline: Baseline, scale: Scale) -> list[list[float]]:
+    rewards = torch.tensor([[math.nan if value is None else value for value in row] for row in rows]).double()
+    valid = torch.tensor([[value is not None for value in row] for row in rows])
+    found: list[list[float]] = advantages(rewards, valid, baseline=baseline, scale=scale, eps=EPS).tolist()
+    return found
+
+
+@pytest.mark.parametrize(("baseline", "scale"), COMBINATIONS)
+def test_they_equal_the_formula_and_failed_rewards_are_not_there(baseline: Baseline, scale: Scale) -> None:
+    rows: list[list[float | None]] = [
+        [1.0, 0.0, 1.0, None],
+        [None, 0.25, -3.0, 1.0],
+        [0.5, 0.5, 0.5, 0.5],
+        [2.0, 7.0, None, None],
+    ]
+    for found, wanted in zip(computed(rows, baseline, scale), expected(rows, baseline, scale), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+
+
+@given(REWARDS, st.integers(-80, 80))
+@pytest.mark.parametrize(("baseline", "scale"), [c for c in COMBINATIONS if c[0] != "none" and c[1] != "mean"])
+def test_a_shift_of_all_rewards_changes_nothing(
+    baseline: Baseline, scale: Scale, rewards: list[list[float]], shift: int
+) -> None:
+    moved = [[value + shift for value in row] for row in rewards]
+    for before, after in zip(computed(rewards, baseline, scale), computed(moved, baseline, scale), strict=True):
+        assert after == pytest.approx(before, rel=1e-4, abs=1e-4)
+
+
+# With other baselines equal rewards are divided by eps alone, which does not scale.
+SCALING = [c for c in COMBINATIONS if c not in (("batch", "group"), ("none", "group"), ("none", "batch"))]
+
+
+@given(REWARDS, st.sampled_from([0.5, 2.0, 64.0]))
+@pytest.mark.parametrize(("baseline", "scale"), SCALING)
+def test_a_scale_of_all_rewards_is_kept_or_cancelled(
+    baseline: Baseline, scale: Scale, rewards: list[list[float]], factor: float
+) -> None:
+    larger = [[value * factor for value in row] for row in rewards]
+    before, after = computed(rewards, baseline, scale), computed(larger, baseline, scale)
+    expected_factor = factor if scale == "none" else 1.0
+    for row, scaled in zip(before, after, strict=True):
+        assert scaled == pytest.approx([expected_factor * value for value in row], rel=1e-4, abs=1e-4)
+
+
+@given(REWARDS, st.randoms(use_true_random=False))
+@pytest.mark.parametrize(("baseline", "scale"), COMBINATIONS)
+def test_groups_and_completions_may_be_permuted(
+    baseline: Baseline, scale: Scale, rewards: list[list[float]], source: random.Random
+) -> None:
+    rows = source.sample(range(len(rewards)), len(rewards))
+    columns = source.sample(range(3), 3)
+    before = computed(rewards, baseline, scale)
+    after = computed([[rewards[i][j] for j in columns] for i in rows], baseline, scale)
+    for line, i in zip(after, rows, strict=True):
+        assert line == pytest.approx([before[i][j] for j in columns], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e30, 1e-300])
+@pytest.mark.parametrize(("baseline", "scale"), [c for c in COMBINATIONS if c[0] != "none"])
+def test_equal_rewards_give_exactly_zero(baseline: Baseline, scale: Scale, value: float) -> None:
+    assert computed([[value] * 7], baseline, scale) == [[0.0] * 7]
