@@ -11,9 +11,10 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
+from penstock_trainer.attention import trie_mask
 from penstock_trainer.batch import BatchRules, Overlong, Sample, make_batch, varies
 from penstock_trainer.model import PackModel, load_model
-from penstock_trainer.packing import make_packs, trie_mask
+from penstock_trainer.packing import make_packs
 from tests.unit.trainer_groups import SHAPE, completion, example_groups, save_tiny_model, scored_group, tiny_model
 
 
@@ -82,8 +83,9 @@ def test_chunks_and_checkpointing_change_nothing(monkeypatch: pytest.MonkeyPatch
     (pack,) = make_packs(samples, 4096)
 
     def run(model: PackModel) -> tuple[Tensor, Tensor, list[Tensor]]:
-        logprobs_U, entropy_R = model.token_logprobs(pack)
-        gradients = torch.autograd.grad(logprobs_U.sin().sum(), list(model.model.parameters()))
+        logprobs_U, entropy_R = model.token_logprobs(pack, entropy_gradient=True)
+        loss = logprobs_U.sin().sum() + entropy_R.cos().sum()
+        gradients = torch.autograd.grad(loss, list(model.model.parameters()))
         return logprobs_U, entropy_R, list(gradients)
 
     whole = run(PackModel(tiny_model(), dtype=torch.float32, temperature=1.0))
@@ -191,6 +193,6 @@ def test_sliding_window_is_refused(tmp_path: Path) -> None:
 
 def test_model_that_mixes_tokens_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny_model(tmp_path)
-    monkeypatch.setattr("penstock_trainer.model.trie_mask", lambda ends, dtype: None)  # as if the mask were ignored
+    monkeypatch.setattr("penstock_trainer.model.attention_arguments", lambda *_: {})  # as if the mask were ignored
     with pytest.raises(ConfigError, match="expected a model that mixes tokens by attention only"):
         load_model(str(tmp_path), "actor.path")

@@ -9,8 +9,8 @@ exactly when j is an ancestor of i or i itself:
     position = depth in the trie                                          depth  0 1 2 2 3
                                                                           end    5 5 3 5 5
 
-Without shared prefixes this is the block-diagonal causal mask. It is exact for causal models whose
-layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
+Without shared prefixes this is the block-diagonal causal mask; attention.py computes it. Packing is exact for
+causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
 The log-probability of a completion's token is read at its parent, so the last one needs no row, and
 only parents of loss tokens need the vocabulary projection. Pure. Called by the learner.
@@ -71,14 +71,6 @@ class Pack:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
-
-
-def trie_mask(subtree_end_P: Tensor, dtype: torch.dtype) -> Tensor:
-    """The attention mask [1, 1, P, P] to add: 0 where row i may look at row j, else the lowest value of dtype."""
-    row_P = torch.arange(subtree_end_P.numel(), device=subtree_end_P.device)
-    seen_PP = (row_P[None, :] <= row_P[:, None]) & (row_P[:, None] < subtree_end_P[None, :])
-    mask_PP = torch.zeros(seen_PP.shape, dtype=dtype, device=seen_PP.device)
-    return mask_PP.masked_fill_(~seen_PP, torch.finfo(dtype).min)[None, None]
 
 
 @dataclass(frozen=True)
