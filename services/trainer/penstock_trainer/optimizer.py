@@ -1,17 +1,16 @@
 """AdamW on float32 master weights, with clipping by the global norm and a linear warm-up.
 
 Invariant: a step whose gradient norm is not finite changes nothing: no weight, no moment, no
-schedule. Called by the learner.
+schedule. Weights may be sharded over ranks: then all ranks call `step` together. Called by the learner.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from penstock.config import OptimizerSection
-from penstock.errors import ConfigError
+from penstock_trainer.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, section: OptimizerSection) -> None:
         self._section = section
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in self._parameters if parameter.ndim >= 2]
-        others = [parameter for parameter in self._parameters if parameter.ndim < 2]
+        self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        matrices = [parameter for parameter in self._parameters.values() if parameter.ndim >= 2]
+        others = [parameter for parameter in self._parameters.values() if parameter.ndim < 2]
         self._adamw = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": section.weight_decay},
@@ -41,7 +40,7 @@ class Optimizer:
             eps=section.eps,
             fused=True,
         )
-        for parameter in self._parameters:  # made now, so that the first step is no slower than the next
+        for parameter in self._parameters.values():  # made now, so that the first step is no slower than the next
             self._adamw.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.full_like(parameter, 0.0, memory_format=torch.preserve_format),
@@ -57,8 +56,8 @@ class Optimizer:
 
     def step(self) -> OptimizerStep:
         """Clip the gradients, update the weights, drop the gradients."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
         outcome = OptimizerStep(float(norm), self.learning_rate, bool(torch.isfinite(norm)))
         if outcome.changed:
             self._clip(gradients, outcome.grad_norm)
@@ -77,18 +76,10 @@ class Optimizer:
         if norm > self._section.max_grad_norm:
             torch._foreach_mul_(gradients, self._section.max_grad_norm / (norm + 1e-6))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and schedule; the tensors are the live ones."""
-        return {"adamw": self._adamw.state_dict(), "num_steps": self.num_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; lr, betas and weight decay stay those of the configuration."""
-        saved, own = state["adamw"], self._adamw.state_dict()
-        counts = [[len(group["params"]) for group in groups["param_groups"]] for groups in (saved, own)]
-        if counts[0] != counts[1]:
-            raise ConfigError(
-                f"the checkpoint's optimizer holds {counts[0]} weights (matrices, others) and the model {counts[1]}: "
-                "expected the same model; check actor.path"
-            )
-        self._adamw.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
-        self.num_steps = int(state["num_steps"])
+    def state(self) -> dict[str, Tensor]:
+        """Moments by the name of their weight: the live tensors. `num_steps` is not among them."""
+        return {
+            f"{name}.{key}": tensor
+            for name, parameter in self._parameters.items()
+            for key, tensor in self._adamw.state[parameter].items()
+        }
