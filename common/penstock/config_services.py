@@ -77,6 +77,8 @@ class TrainerSection(Section):
     """Address that it listens on."""
     port: Port = 0
     """Port; 0: a free one."""
+    num_ranks: Count = 1
+    """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
 
 
 class WeightsSection(Section):

@@ -12,6 +12,7 @@
     |- WeightsError       weights that are missing, corrupt or not those asked for
     |  |- WeightsConflictError   an older version or a lower lease
     |  '- WeightsBusyError       another update runs
+    |- RanksError         ranks of the trainer that cannot meet, or one that has ended   exit 7
     |- RewardError        a reward function that cannot be loaded or used
     '- StallError         no progress, and none can come                               exit 3
 
@@ -105,6 +106,13 @@ class WeightsBusyError(WeightsError):
     """Another push is running on this server: retry later."""
 
     kind = "weights_busy"
+
+
+class RanksError(PenstockError):
+    """The ranks of one trainer cannot work together: one never came, or has ended."""
+
+    kind = "ranks"
+    exit_code = 7
 
 
 class RewardError(PenstockError):

@@ -33,11 +33,15 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
 
 
 class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
-    """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient."""
+    """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient.
+
+    num_ranks: of the trainer that computed them; another number adds in another order and gives other bits.
+    """
 
     policy: PolicyIdentity
     steps: int
     changed: bool = True
+    num_ranks: int = 1
 
 
 class DropRecord(Contract, frozen=True, tag_field="record", tag="drop"):
@@ -75,6 +79,8 @@ class LedgerState:
     run: RunRecord | None = None
     steps: list[StepRecord] = field(default_factory=list)
     policies: dict[int, PolicyIdentity] = field(default_factory=dict)
+    num_ranks: dict[int, int] = field(default_factory=dict)
+    """Version -> ranks that computed it."""
     dropped: dict[int, str] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
 
@@ -95,6 +101,7 @@ def replay(records: Iterable[Record]) -> LedgerState:
                 state.steps.append(record)
             case WeightsRecord():
                 state.policies[record.policy.number] = record.policy
+                state.num_ranks[record.policy.number] = record.num_ranks
             case DropRecord():
                 state.dropped[record.ticket] = record.reason
             case CheckpointRecord():

@@ -18,7 +18,7 @@ import psutil
 from penstock import lifeline
 from penstock.lifeline import die_with_parent
 
-__all__ = ["ProcessIdentity", "descendants", "die_with_parent", "kill_all", "signal_all", "tied_command"]
+__all__ = ["ProcessIdentity", "descendants", "die_with_parent", "kill_all", "parent_pid", "signal_all", "tied_command"]
 
 _STATE_FIELD = 0  # of /proc/<pid>/stat behind the command's name; field 3 of proc(5)
 _START_FIELD = 19  # likewise; field 22 of proc(5): clock ticks after boot
@@ -63,6 +63,14 @@ class ProcessIdentity:
         except ProcessLookupError:
             return False
         return True
+
+
+def parent_pid(pid: int) -> int | None:
+    """The parent of a process; None when it is gone."""
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def descendants(pid: int) -> list[ProcessIdentity]:

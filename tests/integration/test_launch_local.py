@@ -5,6 +5,7 @@ The stand-ins are modules of the services' names that shadow the real ones; they
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 import yaml
 
-from penstock.process import ProcessIdentity
+from penstock.process import ProcessIdentity, descendants
 from penstock_launch.run_folder import QueueAddress
 from penstock_launch.trees import KnownProcess, KnownProcesses
 
 pytestmark = pytest.mark.redis
 
+TORCHRUN = Path(__file__).parents[2] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"
 STAND_IN = """
 import asyncio, json, os, pathlib, sys, time
 from prometheus_client import CollectorRegistry
@@ -37,6 +40,10 @@ async def start(config):
     if KIND == "trainer" and config.actor.path == "missing":
         raise ConfigError("actor.path: no folder 'missing'; expected a Hugging Face folder")
     folder = pathlib.Path(config.run.root) / config.run.name
+    if os.environ.get("RANK", "0") != "0":
+        while not (folder / "trainer_summary.json").exists():
+            time.sleep(0.05)
+        return
     started = time.time()
     served = service.Service("127.0.0.1", 0, KIND + ".port")
     queue = await connect(config)
@@ -86,6 +93,7 @@ class Bench:
             module.mkdir(parents=True)
             (module / "__init__.py").write_text("")
             (module / "__main__.py").write_text(STAND_IN.format(kind=kind))
+        shutil.copy(TORCHRUN, folder / "modules" / "penstock_trainer")
         self.write_config()
 
     def write_config(self, **sections: object) -> None:
@@ -198,6 +206,49 @@ def test_a_killed_service_comes_back_and_the_run_ends_right(bench: Bench, servic
     restarts = bench.summary()["restarts"]
     assert isinstance(restarts, dict)
     assert restarts[service] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_all_ranks_and_the_trainer_comes_back(bench: Bench, rank: int) -> None:
+    process = bench.launch("--trainer.num_ranks", "2", "--run.max_steps", "6")
+    wait_for_text(bench, "trainer: ready")
+    first = ranks_of(bench.identity("trainer"))
+    assert first.keys() == {0, 1}
+    first[rank].send(signal.SIGKILL)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    assert f"trainer: rank {rank} of 2 ended: killed by signal 9; restart in" in output
+    assert not any(identity.alive for identity in first.values())
+    restarts = bench.summary()["restarts"]
+    assert isinstance(restarts, dict)
+    assert restarts["trainer"] == 1
+
+
+@pytest.mark.slow
+def test_ranks_end_in_order_and_their_errors_keep_their_exit_code(bench: Bench) -> None:
+    process = bench.launch("--trainer.num_ranks", "2", "--run.max_steps", "1000")
+    wait_for_text(bench, "trainer: ready")
+    ranks = ranks_of(bench.identity("trainer"))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "killed" not in output
+    assert not any(identity.alive for identity in ranks.values())
+    process = bench.launch("--trainer.num_ranks", "2", "--actor.path", "missing")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "trainer: config: actor.path: no folder 'missing'; expected a Hugging Face folder" in output
+
+
+def ranks_of(trainer: ProcessIdentity) -> dict[int, ProcessIdentity]:
+    """By rank: the processes that torchrun has started."""
+    found = {}
+    for identity in descendants(trainer.pid):
+        rank = psutil.Process(identity.pid).environ().get("RANK")
+        if rank is not None:
+            found[int(rank)] = identity
+    return found
 
 
 def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans_first(bench: Bench) -> None:

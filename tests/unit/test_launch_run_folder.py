@@ -195,3 +195,9 @@ def test_further_servers_take_the_next_ports(tmp_path: Path) -> None:
         "reward-0": (),
         "reward-1": (),
     }
+
+
+def test_several_ranks_are_started_by_torchrun(tmp_path: Path) -> None:
+    config = make_config(tmp_path, trainer={"num_ranks": 2})
+    services = {each.name: each.arguments for each in commands(config, RunFolder(config.run), config.redis, {})}
+    assert services["trainer"][1:4] == ("-m", "penstock_trainer.torchrun", "--config")

@@ -1,14 +1,18 @@
 """Step files and checkpoints: written whole, read only as they were committed, pruned within their limits."""
 
+import os
+import pickle
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 
-from penstock.errors import DataError
+from penstock.errors import DataError, PenstockError
 from penstock.ledger import CheckpointRecord
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoint_state import INDEX, copy_state, read_shapes, read_state
 from penstock_trainer.step_files import StepFiles, write_durably
 from tests.unit.trainer_groups import example_groups
 
@@ -57,40 +61,74 @@ def meta(steps: int) -> CheckpointMeta:
     return CheckpointMeta(steps=steps, version=steps, lease=1, next_number=8, outstanding=(6, 7))
 
 
+def write(checkpoints: Checkpoints, steps: int, state: dict[str, Tensor]) -> CheckpointRecord:
+    folder = checkpoints.begin(meta(steps))
+    copy_state(state, None, None).write(folder)
+    return checkpoints.complete(folder, meta(steps))
+
+
 def test_a_checkpoint_gives_back_its_state(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    state = {"model": {"w": torch.arange(4.0)}, "optimizer": {"step": 3}, "rng": torch.get_rng_state()}
+    state = {"w": torch.arange(4.0), "num_steps": torch.tensor(3), "rng": torch.get_rng_state()}
     for _ in range(2):  # written again after a crash before the ledger named it
-        record = checkpoints.write(meta(5), state)
+        record = write(checkpoints, 5, state)
     assert record == CheckpointRecord(5, "00000005.1")
     assert checkpoints.exists(record)
     assert not checkpoints.exists(CheckpointRecord(6, "00000006.1"))
-    found, loaded = checkpoints.read(record)
-    assert found == meta(5)
-    assert torch.equal(loaded["model"]["w"], state["model"]["w"])  # type: ignore[index]
-    assert loaded["optimizer"] == {"step": 3}
+    found, folder = checkpoints.read(record.name)
+    assert msgspec.structs.replace(found, files={}) == meta(5)
+    assert read_shapes(folder) == {name: tensor.shape for name, tensor in state.items()}
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    read_state(folder, loaded)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "absent", "meta"])
+def test_a_snapshot_keeps_what_training_changes_afterwards(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    weight = torch.arange(4.0)
+    folder = checkpoints.begin(meta(5))
+    snapshot = copy_state({"w": weight}, None, None)
+    weight.zero_()
+    snapshot.write(folder)
+    read_state(folder, {"w": weight})
+    assert weight.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "absent", "meta", "index", "forged"])
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    record = checkpoints.write(meta(5), {"w": torch.arange(100.0)})
-    path = tmp_path / record.name / "state.pt"
-    whole = path.read_bytes()
-    if damage == "absent":
-        path.unlink()
-    elif damage == "meta":
-        (tmp_path / record.name / "checkpoint.json").write_bytes(msgspec.json.encode({"steps": 5}))
-    else:
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "junk": b"junk" * 100}[damage])
-    with pytest.raises(DataError, match=r"checkpoint .*00000005\.1 cannot be read"):
-        checkpoints.read(record)
+    record = write(checkpoints, 5, {"w": torch.arange(100.0)})
+    folder = tmp_path / record.name
+    tensors, index = folder / "__0_0.distcp", folder / INDEX
+    whole = tensors.read_bytes()
+    match damage:
+        case "absent":
+            tensors.unlink()
+        case "meta":
+            (folder / "checkpoint.json").write_bytes(msgspec.json.encode({"steps": 5}))
+        case "index":
+            index.write_bytes(index.read_bytes()[:-20])
+        case "forged":
+            data = pickle.dumps(os.getpid)  # stands for any call
+            index.write_bytes(data + bytes(index.stat().st_size - len(data)))
+        case _:
+            tensors.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "junk": bytes(len(whole))}[damage])
+    with pytest.raises(DataError, match=r"checkpoint .*00000005\.1 cannot be read .*restore the folder"):
+        read_state(checkpoints.read(record.name)[1], {"w": torch.zeros(100)})
+
+
+def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PenstockError, match=r"checkpoint .*absent cannot be written .*run\.root"):
+        copy_state({"w": torch.zeros(1)}, None, None).write(tmp_path / "file" / "absent")
 
 
 def test_pruning_keeps_the_newest_checkpoints_that_the_ledger_names(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    committed = [checkpoints.write(meta(steps), {}) for steps in (1, 2, 3)]
-    checkpoints.write(meta(4), {})  # the ledger does not name it
-    assert checkpoints.prune(committed) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.1", "00000003.1"]
+    committed = [write(checkpoints, steps, {}) for steps in (9, 10, 11)]
+    write(checkpoints, 12, {})  # the ledger does not name it
+    checkpoints.begin(meta(13))
+    assert checkpoints.names() == ["00000009.1", "00000010.1", "00000011.1", "00000012.1"]
+    assert checkpoints.prune(committed) == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010.1", "00000011.1"]
     assert checkpoints.prune([]) == 0

@@ -44,9 +44,12 @@ class Life:
             self.ledger.steps.append(self.step_files.write(step, 1, groups))
             version += int(self.learner.update(groups, version=0).changed)
             self.ledger.policies[version] = self.digest(version)
+            self.ledger.num_ranks[version] = 1
             if step + 1 == checkpoint_after:
                 meta = CheckpointMeta(step + 1, version, 1, 0, ())
-                self.ledger.checkpoints.append(self.checkpoints.write(meta, self.learner.state_dict()))
+                folder = self.checkpoints.begin(meta)
+                self.learner.snapshot(folder).write(folder)
+                self.ledger.checkpoints.append(self.checkpoints.complete(folder, meta))
 
     def restore(self) -> Position:
         return restore(self.learner, self.ledger, self.checkpoints, self.step_files, self.digest)
@@ -79,6 +82,14 @@ def test_a_replay_with_another_digest_is_an_error(tmp_path: Path, model: Path) -
     first.ledger.policies[2] = PolicyIdentity(2, "0" * 16)
     with pytest.raises(WeightsError, match=r"step 1 was trained again and gave weights 2-.*; the ledger says 2-0"):
         Life(tmp_path, model, first.ledger).restore()
+
+
+def test_a_digest_of_another_number_of_ranks_is_not_compared(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(2))
+    first.ledger.policies[2] = PolicyIdentity(2, "0" * 16)
+    first.ledger.num_ranks[2] = 2
+    assert Life(tmp_path, model, first.ledger).restore() == Position(2, 2)
 
 
 def test_a_step_whose_weights_were_never_recorded_is_trained(tmp_path: Path, model: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from penstock.errors import WeightsError
 from penstock.manifest import MANIFEST_NAME, read_manifest, verify
 from penstock_trainer.rounding import PATTERN_LENGTH, Dither, dither_offsets, published_chunks
 from penstock_trainer.staging import Staging, default_folder, is_memory_backed
-from penstock_trainer.weight_files import Format
+from penstock_trainer.weight_files import Format, LiveWeights
 
 CPU = torch.device("cpu")
 BF16 = Format("bfloat16", "dithered")
@@ -42,8 +41,8 @@ class Source:
             "model.transposed": torch.randn(5, 7, generator=generator).t(),
         }
 
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.held
+    def weights(self) -> LiveWeights:
+        return LiveWeights(self.held)
 
     def config_json(self, dtype: str) -> bytes:
         return json.dumps({"dtype": dtype}).encode()

@@ -1,4 +1,4 @@
-"""The `penstock` command: `penstock launch local`, `penstock config`, `penstock status`.
+"""The `penstock` command: `penstock launch local`, `penstock config`, `penstock status`, `penstock export`.
 
 Parses the words, calls, and turns Penstock's errors into one clear message and an exit code. Everything behind the
 words (`--config FILE --key value ...`) goes to `penstock.settings` as it is.
@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -50,6 +51,13 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     if arguments.command == "config":
         print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
         return 0
+    if arguments.command == "export":
+        # Only this command needs torch, whose import takes seconds.
+        from penstock_trainer.export_command import export_checkpoint
+
+        name = export_checkpoint(config, arguments.checkpoint, arguments.out)
+        print(f"checkpoint {name} is exported to {arguments.out}")
+        return 0
     print("\n".join(show_status(config)))
     return 0
 
@@ -84,6 +92,15 @@ def make_parser() -> argparse.ArgumentParser:
         usage="penstock status --config FILE [--key value ...]",
         allow_abbrev=False,
     )
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint as a Hugging Face folder",
+        epilog=SETTINGS_HELP,
+        usage="penstock export --config FILE --out FOLDER [--checkpoint NAME] [--key value ...]",
+        allow_abbrev=False,
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that does not exist yet")
+    export.add_argument("--checkpoint", metavar="NAME", help="one of checkpoints/ in the run's folder; default: newest")
     return parser
 
 

@@ -16,8 +16,9 @@ from pydantic import SecretStr
 from penstock.broker import Queue, ServiceRecord
 from penstock.errors import PenstockError
 from penstock.http import auth_headers
+from penstock.process import parent_pid
 from penstock_launch.child import Child, State
-from penstock_launch.supervisor import QUEUE
+from penstock_launch.supervisor import QUEUE, TRAINER
 
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
 TRAINER_KIND = "trainer"
@@ -107,10 +108,10 @@ class Follower:
 
     async def look(self) -> Snapshot:
         """The state of everything now; marks children as ready that say so."""
-        by_pid = {record.pid: record for record in await self._records()}
+        records = await self._records()
         status: TrainerStatus | None = None
         for child in self._children:
-            record = by_pid.get(child.pid) if child.pid else None
+            record = _record_of(child, records)
             if record is not None:
                 self._urls[child.name] = record.url
                 if child.state is State.STARTING:
@@ -132,8 +133,9 @@ class Follower:
         return records
 
     async def _ask_ready(self, child: Child, record: ServiceRecord) -> None:
+        pid = child.pid
         reason = await read_ready(self._client, record.url)
-        if child.pid != record.pid:
+        if child.pid != pid:
             return
         if reason is None:
             child.ready()
@@ -149,3 +151,13 @@ class Follower:
             seconds=time.monotonic() - child.started_at,
             url=self._urls.get(child.name, ""),
         )
+
+
+def _record_of(child: Child, records: Sequence[ServiceRecord]) -> ServiceRecord | None:
+    """What the child's process has registered, or the first rank of it: torchrun's child."""
+    if child.pid is None:
+        return None
+    own = next((each for each in records if each.pid == child.pid), None)
+    if own is not None or child.name != TRAINER:
+        return own
+    return next((each for each in records if each.kind == TRAINER_KIND and parent_pid(each.pid) == child.pid), None)

@@ -28,6 +28,7 @@ TUNING = {
 HINTS = {
     "penstock_rollout": "SGLang starts and loads the model",
     "penstock_trainer": "imports torch and loads the model",
+    "penstock_trainer.torchrun": "starts its ranks, which import torch and load the model",
     "penstock_reward": "loads the reward functions",
 }
 
@@ -58,8 +59,9 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
         )
         for index in range(config.reward.num_services)
     ]
+    trainer = "penstock_trainer" if config.trainer.num_ranks == 1 else "penstock_trainer.torchrun"
     # The slowest first: the inference engine.
-    return [*rollouts, command("trainer", "penstock_trainer"), *rewards]
+    return [*rollouts, command("trainer", trainer), *rewards]
 
 
 def service_environment(config: Config, redis: RedisSection, environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,13 +1,28 @@
-"""`python -m penstock_trainer --config F [--key value ...]`: the trainer service. Exit codes: `penstock.errors`."""
+"""`python -m penstock_trainer --config F [--key value ...]`: the trainer service. Exit codes: `penstock.errors`.
+
+Under torchrun rank 0 is the service and the other ranks follow it; none outlives torchrun.
+"""
+
+import os
 
 from penstock.config import Config
+from penstock.lifeline import die_with_parent
 from penstock.model_path import check_model_path
 from penstock.service import Service, main
 from penstock_trainer.datasets import load_rows
+from penstock_trainer.place import Place, service_name
 
 
 async def start(config: Config) -> None:
-    """Run the trainer until its run has ended or it is stopped."""
+    """Run this rank of the trainer until its run has ended or it is stopped."""
+    place = Place.of(os.environ)
+    if place.num_ranks > 1:
+        die_with_parent(os.getppid())
+    if place.is_follower:
+        from penstock_trainer.followers import follow
+
+        follow(config, place)
+        return
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
     train = load_rows(config.data.train)
@@ -15,8 +30,8 @@ async def start(config: Config) -> None:
     # Importing torch takes seconds: what can be told without it has been told before.
     from penstock_trainer.wiring import run_trainer
 
-    await run_trainer(config, service, train, held_out)
+    await run_trainer(config, service, place, train, held_out)
 
 
 if __name__ == "__main__":
-    main("trainer", start)
+    main(service_name(os.environ), start)

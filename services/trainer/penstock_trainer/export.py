@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format, published_weights, write_weights
+from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format, Weights, write_weights
 
 COPIED_FILES = (
     "tokenizer.json",
@@ -34,12 +34,12 @@ def config_json(model: PreTrainedModel, dtype: Dtype) -> bytes:
     return config.to_json_string().encode()
 
 
-def save_folder(model: PreTrainedModel, original: str, folder: Path, form: Format) -> None:
+def save_folder(model: PreTrainedModel, weights: Weights, original: str, folder: Path, form: Format) -> None:
     """Write weights, config and the files of `original` that come with a tokenizer; replaces an earlier folder."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_weights(temporary / WEIGHTS_NAME, published_weights(model), form, durable=True)
+    write_weights(temporary / WEIGHTS_NAME, weights, form, durable=True)
     (temporary / "config.json").write_bytes(config_json(model, form.dtype))
     for name in COPIED_FILES:
         found = cached_file(original, name, _raise_exceptions_for_missing_entries=False)

@@ -24,6 +24,7 @@ from penstock.errors import StallError, WeightsError
 from penstock.ledger import LedgerState, RunRecord, WeightsRecord
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoint_writer import CheckpointWriter
 from penstock_trainer.consumer import Arrival, Consumer
 from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import Evaluation
@@ -63,6 +64,7 @@ class Parts:
     staging: Staging
     step_files: StepFiles
     checkpoints: Checkpoints
+    checkpoint_writer: CheckpointWriter
     reports: Reports
     status: Status
     watchdog: Watchdog
@@ -95,6 +97,8 @@ class Trainer:
             await self._finish()
         self._set_phase("writing a checkpoint")
         await self._checkpoint()
+        with self._parts.watchdog.computing():
+            await self._parts.checkpoint_writer.drained()
         self._parts.staging.close()
         self._set_phase("finished")
 
@@ -204,7 +208,9 @@ class Trainer:
         if known != release.announcement.identity:
             raise WeightsError(f"version {self._version} is {known} and {release.announcement.identity}: expected one")
         await self._parts.trainer_queue.append(
-            WeightsRecord(release.announcement.identity, release.num_steps, release.changed)
+            WeightsRecord(
+                release.announcement.identity, release.num_steps, release.changed, self._parts.learner.num_ranks
+            )
         )
 
     async def _maintain(self) -> None:
@@ -219,7 +225,6 @@ class Trainer:
         steps = parts.book.num_steps
         if steps == self._last_checkpoint:
             return
-        start = time.monotonic()
         meta = CheckpointMeta(
             steps=steps,
             version=self._version,
@@ -228,13 +233,8 @@ class Trainer:
             outstanding=tuple(parts.book.outstanding),
         )
         with parts.watchdog.computing():
-            record = await asyncio.to_thread(parts.checkpoints.write, meta, parts.learner.state_dict())
-        await parts.trainer_queue.append(record)
+            await parts.checkpoint_writer.save(meta)
         self._last_checkpoint = steps
-        committed = (await parts.trainer_queue.ledger()).checkpoints
-        parts.step_files.prune(parts.checkpoints.prune(committed))
-        parts.metrics.checkpoint_duration.observe(time.monotonic() - start)
-        parts.watchdog.progress()
 
     async def _require_a_step(self) -> None:
         """StallError where every ticket was dropped: a run that trained nothing has not succeeded."""

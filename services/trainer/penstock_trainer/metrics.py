@@ -85,7 +85,13 @@ class TrainerMetrics:
         )
         self.checkpoint_duration = Histogram(
             "penstock_trainer_checkpoint_duration_seconds",
-            "Time to write a checkpoint",
+            "Time to write a checkpoint, beside training",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.checkpoint_exposed = Histogram(
+            "penstock_trainer_checkpoint_exposed_seconds",
+            "Time that training stood still for a checkpoint's copy",
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )

@@ -1,19 +1,18 @@
 """AdamW on float32 master weights, with clipping by the global norm, warm-up and a schedule.
 
 Invariant: a step whose gradient norm is not finite changes nothing: no weight, no moment, no
-schedule. Called by the learner.
+schedule. Weights may be sharded over ranks: then all ranks call `step` together. Called by the learner.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from penstock.config import OptimizerSection
-from penstock.errors import ConfigError
 from penstock_trainer.grpo import scaled_learning_rate
+from penstock_trainer.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,11 @@ def schedule_factor(section: OptimizerSection, num_steps: int, decay_steps: int)
 class Optimizer:
     """The optimizer of one model; `num_steps` counts the steps that changed weights."""
 
-    def __init__(self, model: nn.Module, section: OptimizerSection, *, num_steps: int = 0) -> None:
-        """`num_steps`: steps of the whole run, over which a schedule without `decay_steps` falls."""
+    def __init__(self, model: nn.Module, section: OptimizerSection) -> None:
         self._section = section
-        self._decay_steps = section.decay_steps or num_steps
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in self._parameters if parameter.ndim >= 2]
-        others = [parameter for parameter in self._parameters if parameter.ndim < 2]
+        self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        matrices = [parameter for parameter in self._parameters.values() if parameter.ndim >= 2]
+        others = [parameter for parameter in self._parameters.values() if parameter.ndim < 2]
         self._adamw = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": section.weight_decay},
@@ -60,26 +57,29 @@ class Optimizer:
             eps=section.eps,
             fused=True,
         )
-        for parameter in self._parameters:  # made now, so that the first step is no slower than the next
+        for parameter in self._parameters.values():  # made now, so that the first step is no slower than the next
             self._adamw.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.full_like(parameter, 0.0, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.full_like(parameter, 0.0, memory_format=torch.preserve_format),
             }
         self.num_steps = 0
+        self.run_steps = 0
+        """Steps of the whole run, over which a schedule without `decay_steps` falls."""
 
     @property
     def learning_rate(self) -> float:
         """Rate of the next step."""
-        return self._section.lr * schedule_factor(self._section, self.num_steps, self._decay_steps)
+        decay_steps = self._section.decay_steps or self.run_steps
+        return self._section.lr * schedule_factor(self._section, self.num_steps, decay_steps)
 
     def step(self, *, ess_ratio: float = 1.0) -> OptimizerStep:
         """Clip the gradients, update the weights, drop the gradients.
 
         ess_ratio: effective sample size ratio of the batch, by which `optimizer.ess_base` scales the rate.
         """
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
         rate = scaled_learning_rate(self.learning_rate, ess_ratio, self._section.ess_base)
         outcome = OptimizerStep(float(norm), rate, bool(torch.isfinite(norm)))
         if outcome.changed:
@@ -99,18 +99,10 @@ class Optimizer:
         if norm > self._section.max_grad_norm:
             torch._foreach_mul_(gradients, self._section.max_grad_norm / (norm + 1e-6))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and schedule; the tensors are the live ones."""
-        return {"adamw": self._adamw.state_dict(), "num_steps": self.num_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; lr, betas and weight decay stay those of the configuration."""
-        saved, own = state["adamw"], self._adamw.state_dict()
-        counts = [[len(group["params"]) for group in groups["param_groups"]] for groups in (saved, own)]
-        if counts[0] != counts[1]:
-            raise ConfigError(
-                f"the checkpoint's optimizer holds {counts[0]} weights (matrices, others) and the model {counts[1]}: "
-                "expected the same model; check actor.path"
-            )
-        self._adamw.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
-        self.num_steps = int(state["num_steps"])
+    def state(self) -> dict[str, Tensor]:
+        """Moments by the name of their weight: the live tensors. `num_steps` is not among them."""
+        return {
+            f"{name}.{key}": tensor
+            for name, parameter in self._parameters.items()
+            for key, tensor in self._adamw.state[parameter].items()
+        }

@@ -82,14 +82,35 @@ class _Path:
     sort_key: bytes
 
 
+@dataclass(frozen=True)
+class Part:
+    """The samples of one pack, and the rows that it has."""
+
+    samples: tuple[Sample, ...]
+    num_rows: int
+
+
 def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     """Samples as packs of at most `max_tokens` rows each, in an order that depends on the tokens only.
 
     Samples with the same prompt stay in one pack where they fit into one; else they are split between completions,
     and the prompt is computed once per part. A single sequence longer than `max_tokens` gets a pack of its own.
     """
-    paths = sorted((path for path in map(_path, samples) if path is not None), key=lambda path: path.sort_key)
-    return [_pack(part) for part in _partition(paths, max_tokens)]
+    return [_pack(part) for part in _partition(_sorted_paths(samples), max_tokens)]
+
+
+def split(samples: Sequence[Sample], max_tokens: int) -> list[Part]:
+    """What `make_packs` puts into each pack; `make_packs` of one part's samples and rows gives its pack."""
+    parts = []
+    for paths in _partition(_sorted_paths(samples), max_tokens):
+        previous = [None, *(path.token_ids for path in paths)]
+        num_rows = sum(_new_rows(before, path) for before, path in zip(previous, paths, strict=False))
+        parts.append(Part(tuple(path.sample for path in paths), num_rows))
+    return parts
+
+
+def _sorted_paths(samples: Sequence[Sample]) -> list[_Path]:
+    return sorted((path for path in map(_path, samples) if path is not None), key=lambda path: path.sort_key)
 
 
 def _path(sample: Sample) -> _Path | None:

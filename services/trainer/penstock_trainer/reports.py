@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from penstock_trainer.consumer import Arrival, Consumer
-from penstock_trainer.learner import StepResult
 from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.progress import Progress, StepLine
 from penstock_trainer.status import RECENT_STEPS, Status
+from penstock_trainer.update import StepResult
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """Start of a trainer: from the ledger's newest checkpoint, through the step files after it, to the ledger's head.
 
 Owns what a restart trains again. Invariant: it trains the same groups in the same order as before, pushes nothing, and
-where arithmetic is deterministic each step's weights must have the digest that the ledger holds. Called once by the
+where arithmetic is deterministic and the number of ranks is the same, each step's weights must have the digest that the
+ledger holds. Called once by the
 loop.
 """
 
@@ -68,8 +69,8 @@ def restore(
     position = Position(0, 0)
     record = newest_checkpoint(ledger, checkpoints)
     if record is not None:
-        meta, state = checkpoints.read(record)
-        learner.load_state_dict(state)
+        meta, folder = checkpoints.read(record.name)
+        learner.load(folder)
         position = Position(meta.steps, meta.version)
         log.info("checkpoint %s is loaded", record.name)
     for step in sorted(ledger.steps, key=lambda each: each.step):
@@ -79,7 +80,8 @@ def restore(
         version = position.version + int(result.changed)
         position = Position(step.step + 1, version)
         known = ledger.policies.get(version)
-        if known is not None and learner.is_deterministic and (found := digest_of(version)) != known:
+        same_bits = learner.is_deterministic and ledger.num_ranks.get(version) == learner.num_ranks
+        if known is not None and same_bits and (found := digest_of(version)) != known:
             raise WeightsError(f"step {step.step} was trained again and gave weights {found}; the ledger says {known}")
         log.info("step %d is trained again", step.step)
     return position

@@ -8,18 +8,17 @@ host the trainer stages again. Called by the loop, in a thread.
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import xxhash
-from torch import Tensor
 
 from penstock.contracts import PolicyIdentity
 from penstock.errors import ConfigError, WeightsError
 from penstock.manifest import MANIFEST_NAME, Manifest, identity_digest
-from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format, digests, write_weights
+from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format, Weights, digests, write_weights
 
 SHARED_MEMORY = Path("/dev/shm")
 MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs", "hugetlbfs"}
@@ -29,7 +28,7 @@ TEMPORARY_PREFIX = ".staging-"
 class WeightsSource(Protocol):
     """What is staged: the learner."""
 
-    def weights(self) -> Mapping[str, Tensor]: ...
+    def weights(self) -> Weights: ...
 
     def config_json(self, dtype: Dtype) -> bytes: ...
 

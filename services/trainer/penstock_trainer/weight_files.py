@@ -8,7 +8,8 @@ while it is in the processor's cache, so that no second copy of the model exists
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -27,7 +28,35 @@ SAFETENSORS_DTYPE = {"float32": "F32", "bfloat16": "BF16"}
 
 Dtype = Literal["float32", "bfloat16"]
 Rounding = Literal["dithered", "nearest"]
-Weights = Iterable[tuple[str, Tensor]]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Weights by name, in the order in which they are written."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Names and shapes, without asking for a weight."""
+
+
+class LiveWeights(Weights):
+    """Weights that are there."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass(frozen=True)
@@ -41,49 +70,50 @@ class Format:
     def torch_dtype(self) -> torch.dtype:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
-    def num_bytes(self, weight: Tensor) -> int:
-        return weight.numel() * self.torch_dtype.itemsize
+    def num_bytes(self, shape: torch.Size) -> int:
+        return shape.numel() * self.torch_dtype.itemsize
 
-    def chunks(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Iterator[memoryview]]]:
+    def chunks(self, weights: Weights) -> Iterator[tuple[str, Iterator[memoryview]]]:
         """Names with the bytes of their published weight, in pieces; each piece is valid until the next."""
-        device = next(iter(weights.values())).device
-        dither = Dither(device) if self.rounding == "dithered" else None
+        dither: Dither | None = None
         for name, weight in weights.items():
+            if dither is None and self.rounding == "dithered":
+                dither = Dither(weight.device)
             yield name, map(_bytes_of, published_chunks(weight, self.torch_dtype, dither))
 
 
 def master_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's own names and live weights; of tied ones only the first."""
     weights: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
+    seen: set[int] = set()
     for name, weight in model.state_dict(keep_vars=True).items():
-        key = (weight.data_ptr(), weight.shape)
-        if key not in seen or not weight.numel():
-            seen.add(key)
+        if id(weight) not in seen:
+            seen.add(id(weight))
             weights[name] = weight.detach()
     return weights
 
 
-def published_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+def published_weights(model: PreTrainedModel) -> Weights:
     """Names and shapes as in the model's files, which some models (experts) fuse when they are loaded."""
-    return dict(revert_weight_conversion(model, master_weights(model)))
+    return LiveWeights(dict(revert_weight_conversion(model, master_weights(model))))
 
 
-def digests(weights: Mapping[str, Tensor], form: Format) -> dict[str, str]:
+def digests(weights: Weights, form: Format) -> dict[str, str]:
     """xxh3_64 of each published weight's bytes, without writing any."""
     return {name: _consume(pieces, lambda _: None) for name, pieces in form.chunks(weights)}
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], form: Format, *, durable: bool) -> dict[str, TensorEntry]:
+def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) -> dict[str, TensorEntry]:
     """Write one safetensors file; the manifest's entries of its tensors."""
     dtype = SAFETENSORS_DTYPE[form.dtype]
+    shapes = weights.shapes
     with path.open("wb", buffering=0) as file:
-        _write_all(file, memoryview(_header(weights, form)))
+        _write_all(file, memoryview(_header(shapes, form)))
         entries = {
             name: TensorEntry(
                 file=path.name,
                 dtype=dtype,
-                shape=tuple(weights[name].shape),
+                shape=tuple(shapes[name]),
                 digest=_consume(pieces, lambda piece: _write_all(file, piece)),
             )
             for name, pieces in form.chunks(weights)
@@ -111,14 +141,14 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def _header(weights: Mapping[str, Tensor], form: Format) -> bytes:
+def _header(shapes: Mapping[str, torch.Size], form: Format) -> bytes:
     records: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, weight in weights.items():
-        end = start + form.num_bytes(weight)
+    for name, shape in shapes.items():
+        end = start + form.num_bytes(shape)
         records[name] = {
             "dtype": SAFETENSORS_DTYPE[form.dtype],
-            "shape": list(weight.shape),
+            "shape": list(shape),
             "data_offsets": [start, end],
         }
         start = end

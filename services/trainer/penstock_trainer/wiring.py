@@ -21,17 +21,21 @@ from penstock.service import Service
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.app import trainer_app
 from penstock_trainer.checkpoint import Checkpoints
+from penstock_trainer.checkpoint_writer import CheckpointWriter
 from penstock_trainer.consumer import Consumer
 from penstock_trainer.datasets import Row
 from penstock_trainer.draws import Draws, stop_token_ids
 from penstock_trainer.evaluation import Evaluation
+from penstock_trainer.followers import LeadingLearner
 from penstock_trainer.learner import Learner
 from penstock_trainer.loop import Parts, Requests, Trainer
 from penstock_trainer.memory import keep_freed_memory
 from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.place import Place
 from penstock_trainer.progress import Progress
 from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, require_batch
 from penstock_trainer.publisher import Publisher
+from penstock_trainer.ranks import Ranks
 from penstock_trainer.recipe import gradient_test
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
@@ -52,14 +56,17 @@ SUMMARY_FILE = "trainer_summary.json"
 KEPT_VERSIONS = 3  # the announced one, the one being pushed, the one being written
 
 
-async def run_trainer(config: Config, service: Service, train_rows: list[Row], held_out_rows: list[Row]) -> None:
-    """Run the trainer until its run has ended or it is stopped."""
+async def run_trainer(
+    config: Config, service: Service, place: Place, train_rows: list[Row], held_out_rows: list[Row]
+) -> None:
+    """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     folder = Path(config.run.root) / config.run.name
     keep_freed_memory()
     # The tokenizer first: a prompt that is too long is told before a large model is loaded.
     vocabulary = await asyncio.to_thread(load_vocabulary, config.actor.path)
     train, held_out = await asyncio.to_thread(_encode, config, vocabulary, train_rows, held_out_rows)
-    learner = await asyncio.to_thread(Learner, config, num_steps=_num_steps(config, len(train)))
+    ranks = await asyncio.to_thread(Ranks, place) if place.num_ranks > 1 else None
+    learner = await asyncio.to_thread(_learner, config, ranks, _num_steps(config, len(train)))
     if learner.on_cpu:
         os.nice(CPU_NICENESS)
     queue = await connect(config)
@@ -70,6 +77,9 @@ async def run_trainer(config: Config, service: Service, train_rows: list[Row], h
         lease = await acquire_lease(queue, config)
         status = _status(config, folder, len(train))
         await _Run(config, service, queue, lease, learner, vocabulary, train, held_out, status, folder).run()
+        await asyncio.to_thread(learner.close)
+        if ranks is not None:
+            await asyncio.to_thread(ranks.leave)
     finally:
         if lease is not None:
             await asyncio.to_thread(lease.release)
@@ -120,6 +130,9 @@ class _Run:
             trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
         )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
+        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+        self._checkpoint_writer = CheckpointWriter(trainer_queue, learner, checkpoints, step_files, metrics)
         self._parts = Parts(
             config=config,
             trainer_queue=trainer_queue,
@@ -130,8 +143,9 @@ class _Run:
             releases=self._releases,
             learner=learner,
             staging=_staging(config, learner, folder),
-            step_files=StepFiles(folder / "steps", config.checkpoint.keep_step_bytes),
-            checkpoints=Checkpoints(folder / "checkpoints", config.checkpoint.keep),
+            step_files=step_files,
+            checkpoints=checkpoints,
+            checkpoint_writer=self._checkpoint_writer,
             reports=Reports(status.progress, metrics, status, self._consumer),
             status=status,
             watchdog=self._watchdog,
@@ -153,6 +167,7 @@ class _Run:
                     self._worker.keep_alive(),
                     self._consumer.consume_groups(),
                     self._releases.publish_versions(),
+                    self._checkpoint_writer.write_checkpoints(),
                     self._watchdog.watch_progress(),
                     self._sample(),
                 ),
@@ -218,6 +233,12 @@ async def _watch(future: "asyncio.Future[None]") -> None:
     await future
 
 
+def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
+    if ranks is None:
+        return Learner(config, num_steps=num_steps)
+    return LeadingLearner(config, ranks, num_steps=num_steps)
+
+
 def _encode(
     config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: list[Row]
 ) -> tuple[list[EncodedPrompt], list[EncodedPrompt]]:
@@ -251,7 +272,7 @@ def _staging(config: Config, learner: Learner, run_folder: Path) -> Staging:
     if config.weights.folder:
         folder = Path(config.weights.folder) / config.run.name
     else:
-        needed_bytes = KEPT_VERSIONS * sum(form.num_bytes(weight) for weight in learner.weights().values())
+        needed_bytes = KEPT_VERSIONS * sum(map(form.num_bytes, learner.weights().shapes.values()))
         folder = default_folder(config.run.name, run_folder, needed_bytes)
     return Staging(learner, folder, form, keep=KEPT_VERSIONS)
 

@@ -1,0 +1,144 @@
+"""The tensors of a checkpoint: copied while training stands still, written and read by torch.distributed.checkpoint.
+
+Owns the files of a checkpoint's folder but `checkpoint.json`. Tensors are stored by name, each shard with its place in
+the whole, so that any number of ranks reads what any other has written. Invariant: reading executes nothing (the index
+is a pickle of which only known classes are taken), and what cannot be read is a DataError. Called by the learner.
+"""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from penstock.errors import DataError, PenstockError
+
+INDEX = ".metadata"
+# Where the classes of an index live; of torch itself only types and sizes of tensors.
+INDEX_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+PLAIN_CLASSES = {("pathlib", "PosixPath"), ("torch", "Size"), ("torch.serialization", "_get_layout")}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the state of one rank, on the host; `group`: the ranks that write it together, None for one rank."""
+
+    state: dict[str, Tensor]
+    group: "dist.ProcessGroup | None" = None
+
+    def write(self, folder: Path) -> None:
+        """Write and flush it into `folder`, with all ranks of the group. Blocking: call it in a thread."""
+        _expect_single_process()
+        try:
+            save(
+                dict(self.state),
+                storage_writer=FileSystemWriter(folder, sync_files=True),
+                process_group=self.group,
+                no_dist=self.group is None,
+            )
+        except CheckpointException as error:
+            raise PenstockError(
+                f"checkpoint {folder} cannot be written ({_reason(error)}); expected room for "
+                f"{sum(each.nbytes for each in self.state.values()) / 2**30:.1f} GiB of each rank in run.root"
+            ) from error
+
+
+def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> Snapshot:
+    """Copy to the host, pinned where it comes from a GPU. `mesh`: of the ranks' CPUs, where the state is sharded."""
+    copies = {name: _copy(tensor, mesh) for name, tensor in state.items()}
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return Snapshot(copies, group)
+
+
+def read_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors that are stored."""
+    with _Reading(folder):
+        entries = _Reader(folder).read_metadata().state_dict_metadata
+        return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def read_state(folder: Path, state: dict[str, Tensor]) -> None:
+    """Fill the tensors of `state` from the checkpoint, each rank its own shards."""
+    _expect_single_process()
+    with _Reading(folder):
+        load(state, storage_reader=_Reader(folder), no_dist=True)
+
+
+class _Reading:
+    """Turns whatever reading raises into a DataError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        expected = (CheckpointException, OSError, EOFError, RuntimeError, pickle.UnpicklingError, AttributeError)
+        if isinstance(error, expected):
+            raise unreadable(self._folder, _reason(error)) from error
+
+
+def unreadable(folder: Path, reason: str) -> DataError:
+    """The error for a checkpoint that is damaged."""
+    return DataError(
+        f"checkpoint {folder} cannot be read ({reason}); expected what the trainer wrote: restore the folder, "
+        "or delete it to go on from an earlier one"
+    )
+
+
+class _Reader(FileSystemReader):
+    """Reads the index without executing what a forged one may ask for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / INDEX).open("rb") as file:
+            metadata: Any = _IndexUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"{INDEX} holds a {type(metadata).__name__}")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if module in INDEX_MODULES or (module, name) in PLAIN_CLASSES or is_dtype:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{INDEX} names {module}.{name}, which no checkpoint holds")
+
+
+def _copy(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
+    if isinstance(tensor, DTensor):
+        local = _copy(tensor.to_local(), None)
+        return DTensor.from_local(
+            local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        )
+    if tensor.device.type == "cpu":
+        return tensor.detach().clone()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.detach(), non_blocking=True)
+
+
+def _expect_single_process() -> None:
+    """One process on its own is what is meant, and no reason for a warning."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason in one line: torch wraps those of all ranks, with their tracebacks."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(_reason(each) for each in {str(inner): inner for inner, _ in error.failures.values()}.values())
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -1,0 +1,42 @@
+"""This process among the ranks of one trainer, as torchrun's environment says. Read once, by `__main__`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.errors import ConfigError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@dataclass(frozen=True)
+class Place:
+    """`rank` of `num_ranks`; `local_rank`: which GPU of its host it computes on."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "Place":
+        """Without torchrun's variables the only rank; ConfigError where some are absent or no numbers."""
+        seen = {name: environ[name] for name in VARIABLES if name in environ}
+        if not seen:
+            return cls()
+        try:
+            return cls(*(int(seen[name]) for name in VARIABLES))
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"the environment holds {seen}: expected the numbers {', '.join(VARIABLES)} as torchrun sets them, "
+                "or none of them for a trainer of one rank"
+            ) from None
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether rank 0, another process, tells it what to compute."""
+        return self.rank > 0
+
+
+def service_name(environ: Mapping[str, str]) -> str:
+    """What this process calls itself in its log and its errors."""
+    rank = environ.get("RANK", "0")
+    return "trainer" if rank == "0" else f"trainer rank {rank}"

@@ -1,0 +1,61 @@
+"""What training goes on from: weights, moments, schedule, random state, as tensors by name.
+
+Owns the names of a checkpoint's tensors: `model.<weight>`, `optimizer.<weight>.<moment>`, `num_steps`, `rng`. Of a
+sharded model they are this rank's shards; the random state is rank 0's. Called by the learner and the export.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from penstock.errors import ConfigError
+from penstock_trainer.checkpoint_state import read_shapes, read_state
+from penstock_trainer.optimizer import Optimizer
+from penstock_trainer.weight_files import master_weights
+
+MODEL, OPTIMIZER, NUM_STEPS, RNG = "model.", "optimizer.", "num_steps", "rng"
+
+
+def model_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The live weights."""
+    return {f"{MODEL}{name}": weight for name, weight in master_weights(model).items()}
+
+
+def training_state(model: PreTrainedModel, optimizer: Optimizer, *, with_rng: bool) -> dict[str, Tensor]:
+    """The live weights and moments, and copies of the rest."""
+    state = model_state(model)
+    state |= {f"{OPTIMIZER}{name}": moment for name, moment in optimizer.state().items()}
+    state[NUM_STEPS] = torch.tensor(optimizer.num_steps)
+    if with_rng:
+        state[RNG] = torch.get_rng_state()
+    return state
+
+
+def load_training_state(folder: Path, model: PreTrainedModel, optimizer: Optimizer, *, with_rng: bool) -> None:
+    """Go on from a checkpoint; ConfigError when it is of another model."""
+    state = training_state(model, optimizer, with_rng=with_rng)
+    _check_same_model(folder, state, (MODEL, OPTIMIZER))
+    read_state(folder, state)
+    optimizer.num_steps = int(state[NUM_STEPS])
+    if with_rng:
+        torch.set_rng_state(state[RNG])
+
+
+def load_model_state(folder: Path, model: PreTrainedModel) -> None:
+    """Only the weights of a checkpoint; ConfigError when it is of another model."""
+    state = model_state(model)
+    _check_same_model(folder, state, (MODEL,))
+    read_state(folder, state)
+
+
+def _check_same_model(folder: Path, state: dict[str, Tensor], prefixes: tuple[str, ...]) -> None:
+    saved = {name: shape for name, shape in read_shapes(folder).items() if name.startswith(prefixes)}
+    own = {name: tensor.shape for name, tensor in state.items() if name.startswith(prefixes)}
+    differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    if differing:
+        raise ConfigError(
+            f"checkpoint {folder} and the model of actor.path differ in {len(differing)} weights and moments, first "
+            f"{differing[0]}: expected the same model; set actor.path back or choose another run.name"
+        )
