@@ -117,10 +117,14 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, damage: str) 
         read_state(checkpoints.read(record.name)[1], {"w": torch.zeros(100)})
 
 
-def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(PenstockError, match=r"checkpoint .*absent cannot be written .*run\.root"):
-        copy_state({"w": torch.zeros(1)}, None, None).write(tmp_path / "file" / "absent")
+@pytest.mark.parametrize("obstacle", ["no folder", "no room"])
+def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path, obstacle: str) -> None:
+    folder = tmp_path / "new"
+    if obstacle == "no room":
+        (folder / "__0_0.distcp").mkdir(parents=True)  # in the way of the file
+    with pytest.raises(PenstockError, match=r"checkpoint .*new cannot be written .*run\.root"):
+        copy_state({"w": torch.zeros(1)}, None, None).write(folder)
+    assert folder.exists() == (obstacle == "no room")
 
 
 def test_pruning_keeps_the_newest_checkpoints_that_the_ledger_names(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class Snapshot:
 
     def write(self, folder: Path) -> None:
         """Write and flush it into `folder`, with all ranks of the group. Blocking: call it in a thread."""
+        if not folder.is_dir():  # torch would make it, on a host whose files no other rank sees
+            raise self._unwritable(folder, "no such folder")
         _expect_single_process()
         try:
             save(
@@ -49,10 +51,14 @@ class Snapshot:
                 no_dist=self.group is None,
             )
         except CheckpointException as error:
-            raise PenstockError(
-                f"checkpoint {folder} cannot be written ({_reason(error)}); expected room for "
-                f"{sum(each.nbytes for each in self.state.values()) / 2**30:.1f} GiB of each rank in run.root"
-            ) from error
+            raise self._unwritable(folder, _reason(error)) from error
+
+    def _unwritable(self, folder: Path, reason: str) -> PenstockError:
+        num_bytes = sum(each.nbytes for each in self.state.values())
+        return PenstockError(
+            f"checkpoint {folder} cannot be written ({reason}); expected run.root to be a folder that all ranks share, "
+            f"with room for {num_bytes / 2**30:.1f} GiB of each"
+        )
 
 
 def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> Snapshot:

@@ -27,7 +27,7 @@ from penstock.errors import PenstockError
 from penstock_trainer.checkpoint_state import Snapshot
 from penstock_trainer.learner import Learner
 from penstock_trainer.memory import keep_freed_memory
-from penstock_trainer.place import Place
+from penstock_trainer.place import CPU_NICENESS, Place
 from penstock_trainer.ranks import Ranks
 from penstock_trainer.sharding import GatheredWeights
 from penstock_trainer.update import StepResult
@@ -115,7 +115,10 @@ def follow(config: Config, place: Place) -> None:
         signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends all in order
     keep_freed_memory()
     ranks = Ranks(place)
-    Follower(Learner(config, ranks), ranks).run()
+    learner = Learner(config, ranks)
+    if learner.on_cpu:
+        os.nice(CPU_NICENESS)
+    Follower(learner, ranks).run()
     ranks.leave()
 
 

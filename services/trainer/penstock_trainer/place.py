@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from penstock.errors import ConfigError
 
+CPU_NICENESS = 5  # of every rank that computes on a CPU: an engine on the same cores, whose latency decides, goes first
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 

@@ -31,7 +31,7 @@ from penstock_trainer.learner import Learner
 from penstock_trainer.loop import Parts, Requests, Trainer
 from penstock_trainer.memory import keep_freed_memory
 from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.place import Place
+from penstock_trainer.place import CPU_NICENESS, Place
 from penstock_trainer.progress import Progress
 from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, require_batch
 from penstock_trainer.publisher import Publisher
@@ -50,7 +50,6 @@ from penstock_trainer.weight_files import Format
 BYTES_PER_TOKEN = 13  # 9 of a completion, the rest for text and overhead
 log = logging.getLogger(__name__)
 
-CPU_NICENESS = 5  # an engine on the same cores, whose latency decides, goes first
 SAMPLE_SECONDS = 1.0
 SUMMARY_FILE = "trainer_summary.json"
 KEPT_VERSIONS = 3  # the announced one, the one being pushed, the one being written

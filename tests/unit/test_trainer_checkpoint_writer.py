@@ -1,0 +1,118 @@
+"""Checkpoints beside training: one in flight, in the ledger only once it is complete, and no failure is silent."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from penstock.broker.trainer import TrainerQueue
+from penstock.errors import PenstockError
+from penstock.ledger import CheckpointRecord, LedgerState
+from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoint_state import Snapshot, copy_state
+from penstock_trainer.checkpoint_writer import CheckpointWriter
+from penstock_trainer.learner import Learner
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.step_files import StepFiles
+
+
+class GatedSnapshot(Snapshot):
+    """Its write waits until the test opens the gate."""
+
+    gate: threading.Event
+
+    def write(self, folder: Path) -> None:
+        assert self.gate.wait(10)
+        super().write(folder)
+
+
+@dataclass
+class FakeLearner:
+    gate: threading.Event = field(default_factory=threading.Event)
+    copies: int = 0
+
+    def snapshot(self, folder: Path) -> Snapshot:
+        self.copies += 1
+        snapshot = GatedSnapshot(copy_state({"w": torch.zeros(3)}, None, None).state)
+        object.__setattr__(snapshot, "gate", self.gate)
+        return snapshot
+
+
+@dataclass
+class FakeQueue:
+    """A ledger that looks at the disk when a record arrives."""
+
+    checkpoints: Checkpoints
+    records: list[CheckpointRecord] = field(default_factory=list)
+
+    async def append(self, record: CheckpointRecord) -> None:
+        self.checkpoints.read(record.name)
+        self.records.append(record)
+
+    async def ledger(self) -> LedgerState:
+        return LedgerState(checkpoints=list(self.records))
+
+
+@dataclass
+class Bench:
+    folder: Path
+    learner: FakeLearner
+    queue: FakeQueue
+    writer: CheckpointWriter
+    writing: "asyncio.Task[None]"
+
+    async def save(self, steps: int) -> None:
+        await self.writer.save(CheckpointMeta(steps, steps, 1, 0, ()))
+
+    def complete(self) -> list[str]:
+        return self.queue.checkpoints.names()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    learner, queue = FakeLearner(), FakeQueue(checkpoints)
+    step_files = StepFiles(tmp_path / "steps", keep_bytes=0)
+    writer = CheckpointWriter(
+        cast(TrainerQueue, queue), cast(Learner, learner), checkpoints, step_files, TrainerMetrics()
+    )
+    writing = asyncio.create_task(writer.write_checkpoints())
+    yield Bench(tmp_path, learner, queue, writer, writing)
+    learner.gate.set()
+    writing.cancel()
+
+
+async def test_saving_returns_before_anything_is_written(bench: Bench) -> None:
+    await bench.save(1)
+    assert (bench.complete(), bench.queue.records) == ([], [])
+    bench.learner.gate.set()
+    await bench.writer.drained()
+    assert bench.queue.records == [CheckpointRecord(1, "00000001.1")]
+
+
+async def test_one_is_in_flight_and_older_ones_go_when_the_next_counts(bench: Bench) -> None:
+    await bench.save(1)
+    second = asyncio.create_task(bench.save(2))
+    await asyncio.sleep(0.05)
+    assert (bench.learner.copies, second.done()) == (1, False)
+    bench.learner.gate.set()
+    await second
+    await bench.writer.drained()
+    assert [record.steps for record in bench.queue.records] == [1, 2]
+    assert bench.complete() == ["00000002.1"]
+
+
+async def test_a_failure_ends_the_writer(bench: Bench) -> None:
+    await bench.save(1)
+    for temporary in (bench.folder / "checkpoints").iterdir():
+        temporary.rmdir()
+        temporary.touch()  # a folder that cannot be written into any more
+    bench.learner.gate.set()
+    with pytest.raises(PenstockError, match=r"checkpoint .* cannot be written"):
+        await bench.writing
+    assert bench.queue.records == []
