@@ -129,6 +129,7 @@ def run(mode: str, folder: Path) -> None:
     (folder / f"pid-{place.rank}").write_text(str(os.getpid()))
     config = case_config(folder, CASES["tied"])
     if place.is_follower:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `follow` does: torchrun's signal is not what ends it
         Follower(Learner(config, ranks), ranks).run()
     elif mode == "fail":
         learner = LeadingLearner(config, ranks)
