@@ -76,3 +76,8 @@ def test_constraints_pin_plain_versions() -> None:
     for name in ("services.txt", "sglang.txt"):
         lines = (ROOT / "constraints" / name).read_text().splitlines()
         assert [line for line in lines if not line.startswith("#") and not pin.fullmatch(line)] == []
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))  # pytest imports them by that name
