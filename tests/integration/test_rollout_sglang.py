@@ -43,7 +43,9 @@ torch.manual_seed(seed)
 config = LlamaConfig(vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=0,
                      eos_token_id=1, initializer_range=0.2)
-LlamaForCausalLM(config).float().save_pretrained(folder)
+model = LlamaForCausalLM(config).float()
+model.lm_head.weight.data[config.eos_token_id] = 0  # never the likeliest token: greedy completions do not end
+model.save_pretrained(folder)
 words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
 PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
 """
@@ -172,10 +174,12 @@ async def test_generation_weights_and_death(engine: Engine, models: tuple[Path, 
     assert [tokens for _, tokens, _ in mixed[1]] == [tokens for _, tokens, _ in results]
     assert len({tuple(tokens) for _, tokens, _ in mixed[0]}) == 2
 
-    running = asyncio.create_task(engine.client.generate(pack_int32([9, 9]), seeds, Sampling(1.0, 3000, ())))
+    running = asyncio.create_task(engine.client.generate(pack_int32([9, 9]), seeds, Sampling(0.0, 3000, ())))
     await asyncio.sleep(0.5)  # 3000 tokens take several times as long
     await weights.update(second)
-    spans = [each.spans for each in completions(await running, weights.known)]
+    survivors = completions(await running, weights.known)
+    assert {len(each.loss_mask) for each in survivors} == {3000}
+    spans = [each.spans for each in survivors]
     assert {span.policy for each in spans for span in each} == {first.identity, second.identity}
     results = await groups(sampling)
     scored = json.loads(run_python(SCORE, str(models[1]), given=json.dumps([each[:2] for each in results])))
