@@ -62,7 +62,7 @@ def ragged_case(num_prompts: int) -> Case:
 
 
 def short_case() -> Case:
-    """Half of a batch as the demo's: prompts with a common few-shot prefix, short completions, many equal."""
+    """Half a batch of the demo's shape: a common few-shot prefix, completions of 2 or 3 tokens, many of them equal."""
     random = Random(1)
     few_shot = _draw(random, 14)
     prompts = tuple(few_shot + _draw(random, 4) for _ in range(4))

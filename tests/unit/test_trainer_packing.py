@@ -13,7 +13,7 @@ from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
 from penstock_trainer.attention import trie_mask
 from penstock_trainer.batch import BatchRules, Overlong, Sample, make_batch, varies
-from penstock_trainer.model import MAX_LOGIT_BYTES, PackModel, load_model
+from penstock_trainer.model import PackModel, load_model
 from penstock_trainer.packing import make_packs
 from tests.unit.trainer_groups import SHAPE, completion, example_groups, save_tiny_model, scored_group, tiny_model
 
@@ -89,7 +89,7 @@ def test_chunks_and_checkpointing_change_nothing(monkeypatch: pytest.MonkeyPatch
         return logprobs_U, entropy_R, list(gradients)
 
     whole = run(PackModel(tiny_model(), dtype=torch.float32, temperature=1.0))
-    monkeypatch.setitem(MAX_LOGIT_BYTES, "cpu", 4 * 48 * 3)
+    monkeypatch.setattr("penstock_trainer.model.MAX_LOGIT_BYTES", {"cpu": 4 * 48 * 3})
     chunked = run(PackModel(tiny_model(), dtype=torch.float32, temperature=1.0, gradient_checkpointing=True))
     torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
 
