@@ -95,6 +95,38 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     torch.testing.assert_close(frequency, probs, atol=0.012, rtol=0)  # about five standard errors
 
 
+@pytest.mark.parametrize("size", [3, 256, 700])
+def test_the_token_is_where_the_cumulated_probability_passes_the_number(size: int) -> None:
+    weights = torch.rand(200, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = weights * (torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) < 0.3)
+    weights[:, size // 2] += 0.01  # no row without any
+    seeds, positions = torch.arange(200), torch.arange(200) % 7
+    drawn = torch_sampling.sample_from_probs(never, weights, seeds, positions)
+    assert drawn.dtype == torch.int32
+    for row, (token, seed, position) in enumerate(zip(drawn.tolist(), seeds.tolist(), positions.tolist(), strict=True)):
+        number = torch_sampling._uniform(seed, position) * float(weights[row].sum())
+        cumulated = weights[row].cumsum(-1).tolist()
+        assert weights[row, token] > 0
+        assert cumulated[token] >= number - 1e-9
+        assert token == 0 or cumulated[token - 1] <= number + 1e-9
+
+
+def test_a_number_at_either_end_draws_a_token_that_has_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.zeros(1, 600)
+    weights[0, [3, 400]] = 0.1
+    for number, token in ((0.0, 3), (1.0, 400)):
+        monkeypatch.setattr(torch_sampling, "_uniform", lambda *_, number=number: number)
+        assert torch_sampling.sample_from_probs(never, weights, torch.zeros(1), torch.zeros(1)).tolist() == [token]
+
+
+def test_log_probabilities_are_those_of_log_softmax_and_the_original_runs_without_seeds() -> None:
+    sampler = type("Sampler", (), {"enable_deterministic": False})()
+    torch_sampling.with_log_softmax(None, sampler)
+    assert sampler.enable_deterministic
+    probs, positions = torch.ones(1, 2), torch.zeros(1)
+    assert torch_sampling.sample_from_probs(lambda *given: given, probs, None, positions) == (probs, None, positions)
+
+
 def test_greedy_rows_among_sampled_ones() -> None:
     probs = torch.randn(4, 20).softmax(-1)
     everything = torch.tensor([1, 2**30, 1, 2**30])

@@ -53,6 +53,18 @@ async def test_a_short_common_prefix_is_not_worth_a_pass() -> None:
     assert engine.fills == [[(1, 2, 3), (1, 2, 4)]]
 
 
+async def test_where_equal_prompts_cost_nothing_only_the_common_prefix_goes_ahead() -> None:
+    engine = Recorder()
+    waves = PrefixWaves(engine)
+    waves.computes_equal_once = True
+    prompts = [(*COMMON, number) for number in (1, 2, 3)]
+    for _ in range(2):
+        await fill_all(waves, prompts)
+    assert engine.fills == [[COMMON]]
+    await fill_all(waves, [(1, 2, 3), (1, 2, 4)])
+    assert engine.fills == [[COMMON]]
+
+
 async def test_a_failed_wave_lets_the_others_go_on_and_the_next_wave_works() -> None:
     engine = Recorder()
     engine.error = ConnectionError("gone")

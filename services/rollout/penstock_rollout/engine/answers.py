@@ -28,6 +28,7 @@ class EngineInfo:
     weight_version: str
     context_length: int
     vocabulary_size: int | None
+    device: str
 
     @property
     def name(self) -> str:
@@ -65,6 +66,7 @@ def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mappi
             weight_version=str(model["weight_version"]),
             context_length=int(models["data"][0]["max_model_len"]),
             vocabulary_size=_vocabulary_size(Path(str(model["model_path"]))),
+            device=str(server.get("device")),
         )
     except (KeyError, IndexError, TypeError) as error:
         raise EngineError(f"the server does not describe itself as SGLang 0.5.21 does: {error!r}") from error

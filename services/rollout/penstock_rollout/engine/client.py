@@ -58,6 +58,8 @@ class EngineClient:
             await self._call("GET", path) for path in ("/server_info", "/model_info", "/v1/models")
         ]
         self._info = read_info(server, model, models)
+        # On a CPU our own launcher has hooked `torch_prefill` into it; a given server runs as someone else started it.
+        self._prefixes.computes_equal_once = self._info.device == "cpu" and not self._section.url
         await self._call("POST", "/freeze_gc")  # else each flush walks everything that SGLang has imported
         return self._info
 

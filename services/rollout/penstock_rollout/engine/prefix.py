@@ -3,9 +3,10 @@
 SGLang computes each prompt of a batch for itself, even G equal ones, and a push empties its cache. So prompts that are
 asked for at about the same time form a wave: what all of them begin with is computed once, then each distinct prompt
 once, in one request without new tokens. The groups need not wait for its answer: SGLang serves in order, and what
-arrives while it computes the prompts finds them in the cache and shares the next forward pass. Invariant: this changes
-what is computed, never what is sampled; a wave that fails lets its groups go on, which then meet the error themselves.
-Called by the client.
+arrives while it computes the prompts finds them in the cache and shares the next forward pass. An engine that computes
+the equal prompts of a batch once (`torch_prefill`) is sent only the common beginning. Invariant: this changes what is
+computed, never what is sampled; a wave that fails lets its groups go on, which then meet the error themselves. Called
+by the client.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ class PrefixWaves:
 
     def __init__(self, fill: Fill) -> None:
         """`fill` puts prompts into the engine's cache."""
+        self.computes_equal_once = False  # whether the engine computes the equal prompts of a batch once
         self._fill = fill
         self._wave: list[Prompt] = []
         self._filled: asyncio.Future[None] | None = None
@@ -51,8 +53,15 @@ class PrefixWaves:
         try:
             await self._collect()
             wave, self._wave, self._filled = list(dict.fromkeys(self._wave)), [], None
-            await self._fill_common(wave)
-            await self._fill_ahead(wave)
+            common = self._common_to_fill(wave)
+            if self.computes_equal_once:
+                if common:
+                    await self._fill_ahead([common])
+            else:
+                if common:
+                    await self._fill([common])
+                await self._fill_ahead(wave)
+            self._common = common or self._common
         finally:
             if self._filled is filled:
                 self._wave, self._filled = [], None
@@ -81,13 +90,11 @@ class PrefixWaves:
         if not task.cancelled():
             task.exception()
 
-    async def _fill_common(self, wave: Sequence[Prompt]) -> None:
-        """The common beginning first, where computing it once saves enough and it is not cached already."""
+    def _common_to_fill(self, wave: Sequence[Prompt]) -> Prompt:
+        """The common beginning, where computing it once saves enough and it is not cached already; else nothing."""
         common = common_beginning(wave)
         saved = len(common) * (len(wave) - 1)
-        if saved >= MIN_SAVED_TOKENS and self._common[: len(common)] != common:
-            await self._fill([common])
-            self._common = common
+        return common if saved >= MIN_SAVED_TOKENS and self._common[: len(common)] != common else ()
 
 
 async def _run(fill: Fill, prompts: Sequence[Prompt]) -> None:
