@@ -156,9 +156,10 @@ class WorkerProcess:
     async def _end(self) -> str:
         """How the process ended; it has closed its pipe."""
         try:
-            code = await asyncio.to_thread(self._process.wait, 1.0)
+            code = await asyncio.to_thread(self._process.wait, REAP_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its pipe"
+        self._read_output()  # its last words may still be in the pipe
         if code >= 0:
             return f"ended with exit code {code}"
         return f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
