@@ -2,7 +2,8 @@
 
 Owns the folder `weights.folder`. Invariant: a folder with its final name is complete and never
 changes; the last `keep` versions exist. A memory-backed folder is not flushed: after a crash of the
-host the trainer stages again. Called by the loop, in a thread.
+host the trainer stages again; there a removed version's file is written again for the next one.
+Called by the loop, in a thread.
 """
 
 import contextlib
@@ -18,11 +19,13 @@ import xxhash
 from penstock.contracts import PolicyIdentity
 from penstock.errors import ConfigError, WeightsError
 from penstock.manifest import MANIFEST_NAME, Manifest, identity_digest
+from penstock_trainer.spare_file import SpareFile
 from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format, Weights, digests, write_weights
 
 SHARED_MEMORY = Path("/dev/shm")
 MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs", "hugetlbfs"}
 TEMPORARY_PREFIX = ".staging-"
+SPARE_NAME = ".spare"
 
 
 class WeightsSource(Protocol):
@@ -49,6 +52,7 @@ class Staging:
                 f"weights.folder {folder} cannot be created ({error.strerror}): expected one that can be written to"
             ) from error
         self._durable = not is_memory_backed(folder)
+        self._spare = SpareFile(folder / SPARE_NAME)
         for left_over in folder.glob(f"{TEMPORARY_PREFIX}*"):
             shutil.rmtree(left_over)
 
@@ -68,6 +72,7 @@ class Staging:
         self.prune(self._newest(self._keep - 1))
         try:
             temporary.mkdir()
+            self._spare.give(temporary / WEIGHTS_NAME)
             manifest = self._fill(temporary, version, lease)
             if target.exists():  # staged before by a life of the trainer that then ended
                 shutil.rmtree(target)
@@ -86,11 +91,14 @@ class Staging:
         """Remove every staged version that is not in `kept`. A reader that has its files open still sees them."""
         for version, path in self._staged():
             if version not in kept:
+                if not self._durable:
+                    self._spare.keep(path / WEIGHTS_NAME)
                 shutil.rmtree(path)
 
     def close(self) -> None:
         """Remove everything: a later trainer stages its weights again before it announces them."""
         self.prune(set())
+        self._spare.drop()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 

@@ -104,10 +104,11 @@ def digests(weights: Weights, form: Format) -> dict[str, str]:
 
 
 def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) -> dict[str, TensorEntry]:
-    """Write one safetensors file; the manifest's entries of its tensors."""
+    """Write one safetensors file, over what is there; the manifest's entries of its tensors."""
     dtype = SAFETENSORS_DTYPE[form.dtype]
     shapes = weights.shapes
-    with path.open("wb", buffering=0) as file:
+    path.touch()
+    with path.open("r+b", buffering=0) as file:
         _write_all(file, memoryview(_header(shapes, form)))
         entries = {
             name: TensorEntry(
@@ -118,6 +119,7 @@ def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) 
             )
             for name, pieces in form.chunks(weights)
         }
+        file.truncate()
         if durable:
             os.fsync(file.fileno())
     return entries
