@@ -16,6 +16,7 @@ import yaml
 
 from penstock.config import TrackingSection
 from penstock.errors import ConfigError
+from penstock.process import KILL_SECONDS
 
 if TYPE_CHECKING:
     import wandb
@@ -141,6 +142,7 @@ class WandbTracker:
         for child in psutil.Process().children():
             if child.name() == WANDB_SERVICE:
                 child.kill()
+                child.wait(KILL_SECONDS)
 
 
 class TrackioTracker:
