@@ -16,6 +16,7 @@ from penstock.config_services import (
     RedisSection,
     RewardSection,
     RolloutSection,
+    TrackingSection,
     TrainerSection,
     WeightsSection,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "SamplingSection",
     "Section",
     "StalenessSection",
+    "TrackingSection",
     "TrainerSection",
     "WeightsSection",
 ]
@@ -98,6 +100,8 @@ class Config(Section):
     """Checkpoints."""
     log: LogSection = LogSection()
     """Logs."""
+    tracking: TrackingSection = TrackingSection()
+    """Experiment trackers."""
     token: SecretStr | None = None
     """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
 

@@ -1,8 +1,8 @@
-"""Sections of the configuration that say where and how services run: rollout, reward, trainer, weights, queue, logs."""
+"""Sections that say where and how services run and report: rollout, reward, trainer, weights, queue, logs, tracking."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from penstock.config_types import Count, Port, Seconds, Section
 
@@ -114,3 +114,30 @@ class LogSection(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
+
+
+class TrackingSection(Section):
+    """Experiment trackers, beside `steps.jsonl` and `evals.jsonl`, which are always written (docs/tracking.md)."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where curves go; each needs the extra of its name, such as `pip install 'penstock[tensorboard]'`."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "penstock"
+    """Project of W&B and trackio that the run belongs to."""
+    wandb_entity: str = ""
+    """User or team of W&B; empty: the account's default."""
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """offline: into the run's folder, for `wandb sync`; online: to W&B's server as the run goes on."""
+    close_seconds: Seconds = 30
+    """Time to flush at the end; what has not been written by then is dropped."""
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("to")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each tracker once")
+        return value

@@ -13,9 +13,9 @@ from penstock.config import ActorSection, Config, DataSection, DatasetSection, R
 from penstock.errors import ConfigError
 from penstock.process import ProcessIdentity
 from penstock.settings import load_config
+from penstock.shown import masked
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands, service_environment
-from penstock_launch.shown import masked
 from penstock_launch.trees import ProcessTrees, read_known
 
 
@@ -171,6 +171,17 @@ def test_shown_secrets_are_masked(tmp_path: Path) -> None:
     assert "tok3n" not in text
     assert "pa55" not in text
     assert "db:6379" in text
+
+
+def test_secrets_in_urls_and_in_arguments_of_the_engine_are_masked(tmp_path: Path) -> None:
+    arguments = ["--api-key", "-k3y", "--admin-api-key=k3y", "--tokenizer-mode", "auto", "--max-total-tokens=9"]
+    engine = {"url": "http://me:pa55@engine:80", "extra_args": arguments}
+    config = make_config(tmp_path, rollout={"engine": engine}, redis=RedisSection(url="redis://db?password=pa55&db=1"))
+    text = yaml.safe_dump(masked(config))
+    assert "k3y" not in text
+    assert "pa55" not in text
+    for part in ("me:", "engine:80", "db=1", "--tokenizer-mode", "auto", "--max-total-tokens=9"):
+        assert part in text
 
 
 def test_settings_of_the_environment_do_not_reach_the_services_twice(tmp_path: Path) -> None:

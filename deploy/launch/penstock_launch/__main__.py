@@ -17,8 +17,8 @@ import yaml
 
 from penstock.errors import PenstockError
 from penstock.settings import load_config
+from penstock.shown import masked
 from penstock_launch.local import launch_local
-from penstock_launch.shown import masked
 from penstock_launch.status import show_status
 
 SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."

@@ -24,7 +24,7 @@ import yaml
 from penstock.config import Config, RedisSection, RunSection
 from penstock.errors import ConfigError, PenstockError
 from penstock.process import kill_all
-from penstock_launch.shown import without_secrets
+from penstock.shown import without_secrets
 from penstock_launch.trees import LAUNCHER, PROCESSES_FILE, read_known
 
 CONFIG_FILE = "config.yaml"

@@ -11,6 +11,7 @@ from penstock.model_path import check_model_path
 from penstock.service import Service, main
 from penstock_trainer.datasets import load_rows
 from penstock_trainer.place import Place, service_name
+from penstock_trainer.trackers import require_trackers
 
 
 async def start(config: Config) -> None:
@@ -25,6 +26,7 @@ async def start(config: Config) -> None:
         return
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
+    require_trackers(config.tracking)
     train = load_rows(config.data.train)
     held_out = load_rows(config.data.eval, "data.eval") if config.data.eval else []
     # Importing torch takes seconds: what can be told without it has been told before.

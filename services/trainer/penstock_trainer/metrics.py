@@ -96,6 +96,9 @@ class TrainerMetrics:
             registry=registry,
         )
         self.heldout_accuracy = gauge("eval_accuracy_ratio", "Share of held-out prompts answered right")
+        self.tracking_dropped = counter(
+            "trainer_tracking_dropped", "Steps and evaluations that a tracker did not take", "tracker", "reason"
+        )
         self.gap_to_ideal = gauge(
             "trainer_gap_to_ideal_ratio", "Step time over the longer of generation and training time, minus 1"
         )

@@ -1,4 +1,4 @@
-"""What the trainer says of each step and evaluation: to progress files, metrics, status and log at once.
+"""What the trainer says of each step and evaluation: to progress files, metrics, status, trackers and log at once.
 
 Owns the figures of a step. Called by the loop.
 """
@@ -12,6 +12,7 @@ from penstock_trainer.consumer import Arrival, Consumer
 from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.progress import Progress, StepLine
 from penstock_trainer.status import RECENT_STEPS, Status
+from penstock_trainer.tracking import Tracking
 from penstock_trainer.update import StepResult
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,14 @@ class Clock:
 class Reports:
     """Everything that is written down about one run."""
 
-    def __init__(self, progress: Progress, metrics: TrainerMetrics, status: Status, consumer: Consumer) -> None:
+    def __init__(
+        self, progress: Progress, metrics: TrainerMetrics, status: Status, consumer: Consumer, tracking: Tracking
+    ) -> None:
         self._progress = progress
         self._metrics = metrics
         self._status = status
         self._consumer = consumer
+        self._tracking = tracking
         self._first = True
 
     def step(
@@ -77,6 +81,7 @@ class Reports:
             statistics=figures_of(result),
         )
         self._progress.add_step(line)
+        self._tracking.step(line)
         self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
         self._metrics.gap_to_ideal.set(self._progress.gap_to_ideal(last=RECENT_STEPS) or 0.0)
         self._status.steps = step + 1
@@ -87,6 +92,7 @@ class Reports:
         while self._consumer.eval_results:
             result = self._consumer.eval_results.pop(0)
             self._progress.add_eval(result)
+            self._tracking.evaluation(result)
             self._metrics.heldout_accuracy.set(result.accuracy)
             log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
 

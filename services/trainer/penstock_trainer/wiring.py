@@ -43,6 +43,7 @@ from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.status import Status, expected_steps
 from penstock_trainer.step_files import StepFiles, write_durably
 from penstock_trainer.summary import make_summary, summary_bytes
+from penstock_trainer.tracking import make_tracking
 from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
 from penstock_trainer.watchdog import Watchdog
 from penstock_trainer.weight_files import Format
@@ -129,6 +130,7 @@ class _Run:
             trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
         )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
+        self._tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
         step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
         self._checkpoint_writer = CheckpointWriter(trainer_queue, learner, checkpoints, step_files, metrics)
@@ -145,7 +147,7 @@ class _Run:
             step_files=step_files,
             checkpoints=checkpoints,
             checkpoint_writer=self._checkpoint_writer,
-            reports=Reports(status.progress, metrics, status, self._consumer),
+            reports=Reports(status.progress, metrics, status, self._consumer, self._tracking),
             status=status,
             watchdog=self._watchdog,
             metrics=metrics,
@@ -157,6 +159,7 @@ class _Run:
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
         self._lease.start_renewing(lambda reason: _fail_from_thread(loop, lost, FencedError(reason)))
+        self._tracking.start()
         app = trainer_app(self._status, self._requests, self._metrics.registry, self._config.token)
         try:
             await self._service.run(
@@ -173,6 +176,7 @@ class _Run:
                 train=self._train(),
             )
         finally:
+            await asyncio.to_thread(self._tracking.close)
             await self._publisher.close()
             await self._worker.retire()
             await self._queue.unregister(self._name)
