@@ -69,6 +69,7 @@ class Adapter:
                 f"actor.lora.target_modules is {_shown(section)}, by which peft adapts other layers than the linear "
                 f"ones of that name, first {differing[0]}: expected linear layers; name those that are meant"
             )
+        self._trained_names = {name: None for module in self._layers for name in _pair(module)}  # in order
         self._initialize(model, seed)
 
     def _initialize(self, model: PreTrainedModel, seed: int) -> None:
@@ -85,11 +86,11 @@ class Adapter:
 
     def trained(self, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A and B of every adapted layer."""
-        return {name: masters[name] for module in self._layers for name in _pair(module)}
+        return {name: masters[name] for name in self._trained_names}
 
     def whole(self, masters: Mapping[str, Tensor], name: str) -> Tensor:
         """All of the merged weight `name` of the base, float32, or all of an A or B."""
-        if name in masters and name not in self._base_names:
+        if name in self._trained_names:
             return whole(masters[name])
         weight = whole(masters[self._beside(name)])
         module, _, leaf = name.rpartition(".")
@@ -143,11 +144,7 @@ class Adapter:
     def save(self, folder: Path, get: Callable[[str], Tensor]) -> None:
         """In peft's own format, as `PeftModel.from_pretrained` loads it. `get`: name of an A or B -> all of it."""
         folder.mkdir()
-        tensors = {
-            f"base_model.model.{name.replace(f'.{NAME}.', '.')}": get(name)
-            for module in self._layers
-            for name in _pair(module)
-        }
+        tensors = {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": get(name) for name in self._trained_names}
         write_weights(folder / FILE, LiveWeights(tensors), Format("float32", "nearest"), durable=True)
         config = copy.copy(self._config)
         config.inference_mode = True

@@ -86,7 +86,8 @@ class LeadingLearner(Learner):
             return super().update(groups, version=version)
 
     def weights(self) -> Weights:
-        return LazyWeights(self._policy.model, self._masters(), self.whole_weight)
+        masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
+        return LazyWeights(self._policy.model, masters, self.whole_weight)
 
     def whole_weight(self, name: str) -> Tensor:
         self._tell(Gather(name))

@@ -26,7 +26,7 @@ from penstock_trainer.recipe import make_recipe
 from penstock_trainer.sharding import ShardedPackModel, whole
 from penstock_trainer.training_state import load_training_state, training_state
 from penstock_trainer.update import StepResult, TokenModel, Updater
-from penstock_trainer.weight_files import Dtype, Format, Weights, master_weights
+from penstock_trainer.weight_files import Dtype, Format, MasterWeights, Weights
 
 
 class Learner:
@@ -52,6 +52,7 @@ class Learner:
             ),
             dtype,
         )
+        self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
         self._optimizer = Optimizer(policy, config.optimizer)
         self.num_steps = num_steps
@@ -116,13 +117,7 @@ class Learner:
 
     def whole_weight(self, name: str) -> Tensor:
         """All of the master weight `name`, merged with its adapter, or all of a weight of the adapter."""
-        masters = master_weights(self._policy.model)
-        return whole(masters[name]) if self._adapter is None else self._adapter.whole(masters, name)
-
-    def _masters(self) -> dict[str, Tensor]:
-        """Names and shapes of the weights that are published."""
-        masters = master_weights(self._policy.model)
-        return masters if self._adapter is None else self._adapter.base(masters)
+        return whole(self._masters[name]) if self._adapter is None else self._adapter.whole(self._masters, name)
 
     def config_json(self, dtype: Dtype) -> bytes:
         """The model's config.json for weights in `dtype`."""

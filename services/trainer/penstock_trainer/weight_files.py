@@ -127,6 +127,25 @@ def master_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return weights
 
 
+class MasterWeights(Mapping[str, Tensor]):
+    """`master_weights` for who wants one at a time: the state of a whole adapted model takes 10 ms to collect."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        parts = {name: name.rpartition(".") for name in master_weights(model)}
+        self._owners = {name: (model.get_submodule(module), leaf) for name, (module, _, leaf) in parts.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        module, leaf = self._owners[name]
+        weight: Tensor = module.state_dict(keep_vars=True)[leaf]  # of a sharded module always the shard
+        return weight.detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+
 def published_weights(model: PreTrainedModel) -> Weights:
     """Names and shapes as in the model's files, which some models (experts) fuse when they are loaded."""
     return LiveWeights(_published(model, master_weights(model)))
