@@ -1,8 +1,8 @@
 """Sections of the configuration that say what is trained: run, model, objective, prompts, staleness, checkpoints."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penstock.config_types import Count, Fraction, Seconds, Section
 
@@ -24,6 +24,26 @@ class RunSection(Section):
     """What to do with an earlier run of the same name: go on from where it stopped, delete it, or refuse."""
 
 
+class LoraSection(Section):
+    """LoRA: train W + (alpha / rank) B A with W frozen; needs `pip install 'penstock[lora]'`. See docs/lora.md."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of B A; 0: off, all weights are trained."""
+    alpha: Count = 32
+    """Numerator of the factor before B A."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers to adapt, by the ends of their names (`q_proj`); `all-linear`: all but the vocabulary's."""
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Self:
+        if self.rank and not self.target_modules:
+            raise ValueError(
+                f"actor.lora.target_modules is empty and actor.lora.rank {self.rank}: expected all-linear or at least "
+                "one name of a layer; set the latter to 0 to train all weights"
+            )
+        return self
+
+
 class ActorSection(Section):
     """The policy that is trained."""
 
@@ -39,13 +59,15 @@ class ActorSection(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_threads: Count = 1
     """CPU threads of the trainer's computation."""
+    lora: LoraSection = LoraSection()
+    """Low-rank adapters instead of all weights."""
 
 
 class RefSection(Section):
     """The frozen reference policy of the KL term; loaded only when `kl_ctl` > 0."""
 
     path: str = ""
-    """Hugging Face folder or hub name; empty: `actor.path`."""
+    """Hugging Face folder or hub name; empty: `actor.path`. With LoRA that is the policy without its adapter."""
 
 
 class OptimizerSection(Section):

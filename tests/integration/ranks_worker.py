@@ -40,6 +40,7 @@ class Case:
     dtype: str = "float32"
     gradient_checkpointing: bool = False
     loss: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -56,7 +57,10 @@ CASES = {
             "entropy_bonus": 0.01,
         },
     ),
+    "lora": Case("llama", kl_ctl=0.1, lora={"rank": 3, "alpha": 6}),
+    "lora-head": Case("qwen3", loss={"num_minibatches": 2}, lora={"rank": 1, "target_modules": ["q_proj", "lm_head"]}),
     "bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True),
+    "lora-bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True, lora={"rank": 3}),
 }
 
 
@@ -66,6 +70,7 @@ def case_config(folder: Path, case: Case) -> Config:
         "dtype": case.dtype,
         "gradient_checkpointing": case.gradient_checkpointing,
         "max_tokens_per_micro_batch": 24,
+        "lora": case.lora,
     }
     optimizer = {"lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 2, "schedule": "linear"}
     return config_for(folder / case.model, actor=actor, kl_ctl=case.kl_ctl, optimizer=optimizer, loss=case.loss)
@@ -79,7 +84,7 @@ def batches() -> list[list[ScoredGroup]]:
 
 
 def train(learner: Learner, folder: Path) -> None:
-    """All batches; what came of them, a checkpoint in `checkpoint`, a staged version in `weights`."""
+    """All batches; what came of them, a checkpoint, the export in `final`, a staged version in `weights`."""
     results = [learner.update(groups, version=3) for groups in batches()]
     (folder / "checkpoint").mkdir(parents=True)
     snapshot = learner.snapshot(folder / "checkpoint")
@@ -87,6 +92,7 @@ def train(learner: Learner, folder: Path) -> None:
     writer.start()
     later = learner.update(batches()[0], version=3)  # beside the writer
     writer.join()
+    learner.save_pretrained(folder / "final")
     staging = Staging(learner, folder / "weights", Format("float32", "nearest"))
     identity = staging.write(1, 1)
     learner.load(folder / "checkpoint")

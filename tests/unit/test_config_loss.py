@@ -20,7 +20,7 @@ def loaded(tmp_path: Path, *arguments: str) -> Config:
 
 def test_every_preset_that_the_issue_names_exists() -> None:
     names = {"grpo", "dr_grpo", "dapo", "rloo", "gspo", "cispo", "sapo", "decoupled_grpo", "lite_ppo"}
-    assert {path.stem for path in PRESETS} == names
+    assert {path.stem for path in PRESETS} == names | {"lora"}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
@@ -28,7 +28,14 @@ def test_every_preset_that_the_issue_names_exists() -> None:
 def test_every_preset_is_accepted_over_another_file(tmp_path: Path, preset: Path, max_staleness: str) -> None:
     config = loaded(tmp_path, "--config", str(preset), "--staleness.max_staleness", max_staleness)
     assert config.actor.path == "some/model"
-    assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo")
+    assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo", "lora")
+
+
+def test_the_preset_lora_changes_no_objective(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "--config", str(ROOT / "examples/presets/lora.yaml"))
+    assert (config.actor.lora.rank, config.actor.lora.target_modules) == (16, "all-linear")
+    assert config.optimizer.lr == pytest.approx(10 * loaded(tmp_path).optimizer.lr)
+    assert config.loss == loaded(tmp_path).loss
 
 
 def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:

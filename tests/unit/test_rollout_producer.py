@@ -111,7 +111,7 @@ class Bench:
         return self.metrics.registry.get_sample_value("penstock_rollout_groups_total", {"outcome": outcome}) or 0
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -222,7 +222,7 @@ async def test_aborted_completions_are_never_published(bench: Bench) -> None:
 
 
 async def test_a_dead_engine_is_restarted_with_the_announced_weights(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.1
+    bench.fake.token_seconds = 1.0  # still running when it dies, on a busy machine too
     bench.queue.put(ticket(0))
     bench.queue.put(ticket(1))
     bench.announce(1)

@@ -4,15 +4,19 @@ Owns which checkpoint is taken. Needs the run's folder and the model of actor.pa
 any number of ranks may have written the checkpoint. Called by the `penstock` command.
 """
 
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from penstock.config import Config
 from penstock.errors import ConfigError
+from penstock_trainer.adapter import adapted, merged_weights
 from penstock_trainer.checkpoint import Checkpoints
 from penstock_trainer.export import save_folder
 from penstock_trainer.model import load_model
 from penstock_trainer.training_state import load_model_state
-from penstock_trainer.weight_files import Format, published_weights
+from penstock_trainer.weight_files import Format, master_weights
 
 
 def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
@@ -22,10 +26,13 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
     checkpoints = Checkpoints(Path(config.run.root) / config.run.name / "checkpoints", config.checkpoint.keep)
     chosen = _chosen(config, checkpoints.names(), name)
     _, folder = checkpoints.read(chosen)
+    torch.set_num_threads(config.actor.num_threads)  # merging is a product: as many threads give the trainer's bits
     model = load_model(config.actor.path, "actor.path")
-    load_model_state(folder, model)
+    adapter = adapted(model, config)
+    load_model_state(folder, model, adapter)
     form = Format(config.rollout.engine.dtype, config.weights.rounding)
-    save_folder(model, published_weights(model), config.actor.path, out, form)
+    save_adapter = partial(adapter.save, get=master_weights(model).__getitem__) if adapter else None
+    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter)
     return chosen
 
 

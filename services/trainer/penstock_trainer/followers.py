@@ -29,9 +29,8 @@ from penstock_trainer.learner import Learner
 from penstock_trainer.memory import keep_freed_memory
 from penstock_trainer.place import CPU_NICENESS, Place
 from penstock_trainer.ranks import Ranks
-from penstock_trainer.sharding import GatheredWeights
 from penstock_trainer.update import StepResult
-from penstock_trainer.weight_files import Weights
+from penstock_trainer.weight_files import LazyWeights, Weights
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Update(Contract, frozen=True, tag_field="command", tag="update"):
 
 
 class Gather(Contract, frozen=True, tag_field="command", tag="gather"):
-    """Gather the whole of one weight."""
+    """Gather the whole of one weight, merged with its adapter."""
 
     name: str
 
@@ -87,7 +86,8 @@ class LeadingLearner(Learner):
             return super().update(groups, version=version)
 
     def weights(self) -> Weights:
-        return GatheredWeights(self._policy.model, self.whole_weight)
+        masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
+        return LazyWeights(self._policy.model, masters, self.whole_weight)
 
     def whole_weight(self, name: str) -> Tensor:
         self._tell(Gather(name))

@@ -7,6 +7,7 @@ non-finite loss or gradient changes nothing.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from penstock.config import Config
 from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
+from penstock_trainer.adapter import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.checkpoint_state import Snapshot, copy_state
 from penstock_trainer.export import config_json, save_folder
 from penstock_trainer.model import PackModel, load_model
@@ -23,8 +25,8 @@ from penstock_trainer.ranks import Ranks
 from penstock_trainer.recipe import make_recipe
 from penstock_trainer.sharding import ShardedPackModel, whole
 from penstock_trainer.training_state import load_training_state, training_state
-from penstock_trainer.update import StepResult, Updater
-from penstock_trainer.weight_files import Dtype, Format, Weights, master_weights, published_weights
+from penstock_trainer.update import StepResult, TokenModel, Updater
+from penstock_trainer.weight_files import Dtype, Format, MasterWeights, Weights
 
 
 class Learner:
@@ -42,6 +44,7 @@ class Learner:
         self._device = ranks.device if ranks else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if config.actor.dtype == "bfloat16" else torch.float32
         policy = load_model(config.actor.path, "actor.path")
+        self._adapter = adapted(policy, config)
         temperature = config.sampling.temperature
         self._policy = self._placed(
             PackModel(
@@ -49,14 +52,8 @@ class Learner:
             ),
             dtype,
         )
-        self._reference: PackModel | ShardedPackModel | None = None
-        if config.kl_ctl > 0:
-            reference = load_model(
-                config.ref.path or config.actor.path, "ref.path" if config.ref.path else "actor.path"
-            )
-            self._check_same_vocabulary(policy.config.vocab_size, reference.config.vocab_size)
-            reference.requires_grad_(False)
-            self._reference = self._placed(PackModel(reference, dtype=dtype, temperature=temperature), dtype)
+        self._masters = MasterWeights(policy)
+        self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
         self._optimizer = Optimizer(policy, config.optimizer)
         self.num_steps = num_steps
         self._updater = Updater(
@@ -68,6 +65,17 @@ class Learner:
             device=self._device,
             ranks=ranks,
         )
+
+    def _make_reference(self, dtype: torch.dtype) -> TokenModel:
+        """The model of ref.path, or the policy as it was before training."""
+        config = self._config
+        path = config.ref.path or config.actor.path
+        if self._adapter is not None and path == config.actor.path:
+            return WithoutAdapter(self._policy, self._adapter)
+        reference = load_model(path, "ref.path" if config.ref.path else "actor.path")
+        self._check_same_vocabulary(self._policy.model.config.vocab_size, reference.config.vocab_size)
+        reference.requires_grad_(False)
+        return self._placed(PackModel(reference, dtype=dtype, temperature=config.sampling.temperature), dtype)
 
     def _placed(self, model: PackModel, dtype: torch.dtype) -> PackModel | ShardedPackModel:
         """The model on this rank's device, or its shard of it."""
@@ -101,12 +109,15 @@ class Learner:
             torch.set_flush_denormal(False)
 
     def weights(self) -> Weights:
-        """Names and shapes as in the model's files, tied weights once: the live float32 masters of one rank."""
-        return published_weights(self._policy.model)
+        """Names and shapes as in the model's files, tied weights once: the live float32 masters of one rank.
+
+        Of an adapted model they are merged one by one, when they are asked for.
+        """
+        return merged_weights(self._policy.model, self._adapter)
 
     def whole_weight(self, name: str) -> Tensor:
-        """All of the master weight `name`."""
-        return whole(master_weights(self._policy.model)[name])
+        """All of the master weight `name`, merged with its adapter, or all of a weight of the adapter."""
+        return whole(self._masters[name]) if self._adapter is None else self._adapter.whole(self._masters, name)
 
     def config_json(self, dtype: Dtype) -> bytes:
         """The model's config.json for weights in `dtype`."""
@@ -114,7 +125,7 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds: the live tensors, or this rank's shards of them."""
-        return training_state(self._policy.model, self._optimizer, with_rng=self._is_first)
+        return training_state(self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
 
     def snapshot(self, folder: Path) -> Snapshot:
         """A copy of the state, to be written into `folder` by every rank."""
@@ -122,8 +133,8 @@ class Learner:
         return copy_state(self.state(), mesh, group)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint; ConfigError when it is of another model."""
-        load_training_state(folder, self._policy.model, self._optimizer, with_rng=self._is_first)
+        """Go on from a checkpoint; ConfigError when it is of another model or adapter."""
+        load_training_state(folder, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
 
     @property
     def _is_first(self) -> bool:
@@ -132,7 +143,8 @@ class Learner:
     def save_pretrained(self, folder: Path) -> None:
         """The weights as they are published, as a folder that `from_pretrained` loads, with the tokenizer."""
         form = Format(self._config.rollout.engine.dtype, self._config.weights.rounding)
-        save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form)
+        save_adapter = partial(self._adapter.save, get=self.whole_weight) if self._adapter else None
+        save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter)
 
     def close(self) -> None:
         """Nothing more will be asked for."""

@@ -5,20 +5,15 @@ loss weights are global already), and no rank holds more than one whole weight a
 Called by the learner, the optimizer and `followers`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
-from penstock.errors import ConfigError
 from penstock_trainer.model import PackModel
 from penstock_trainer.packing import Pack
 from penstock_trainer.ranks import Ranks
-from penstock_trainer.weight_files import Weights, master_weights
 
 
 class ShardedPackModel:
@@ -59,46 +54,9 @@ class _Root(nn.Module):
         return self._forward(pack, entropy_gradient=entropy_gradient)
 
 
-class GatheredWeights(Weights):
-    """The published weights of a sharded model: each is gathered when it is asked for, and not kept."""
-
-    def __init__(self, model: PreTrainedModel, gather: Callable[[str], Tensor]) -> None:
-        """`gather`: name of a master weight -> the whole of it."""
-        self._model = model
-        self._gather = gather
-        shapes = {name: torch.empty(each.shape, device="meta") for name, each in master_weights(model).items()}
-        self._shapes = {name: each.shape for name, each in _published(model, shapes).items()}
-        self._masters = {
-            published: name for name, shape in shapes.items() for published in _published(model, {name: shape})
-        }
-        if self._masters.keys() != self._shapes.keys():
-            raise ConfigError(
-                f"actor.path is a {type(model).__name__}, whose files hold several of its weights as one: expected a "
-                "model whose weights can be published one by one; set trainer.num_ranks to 1"
-            )
-
-    @property
-    def shapes(self) -> Mapping[str, torch.Size]:
-        return self._shapes
-
-    def __getitem__(self, name: str) -> Tensor:
-        master = self._masters[name]
-        return _published(self._model, {master: self._gather(master)})[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of a sharded one: then all ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _published(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return dict(revert_weight_conversion(model, weights))
 
 
 def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
