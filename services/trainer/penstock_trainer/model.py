@@ -18,11 +18,12 @@ from transformers.utils.logging import disable_progress_bar
 from penstock.errors import ConfigError
 from penstock.model_path import check_model_path
 from penstock_trainer.attention import attention_arguments, use_trie_attention
+from penstock_trainer.head import Projection, is_plain, projected_logprobs
 from penstock_trainer.packing import Pack
 from penstock_trainer.projection import logprobs_of_logits
 
 # float32 logits of one chunk of the vocabulary projection. On a CPU 256 rows of SmolLM2 (48 MiB) are as fast per row as
-# 341; a GPU needs more rows per chunk, the more so as every chunk's gradient of the head is added to the last.
+# 341; a GPU needs more rows per chunk.
 MAX_LOGIT_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 FULL_ATTENTION = {"full_attention", "attention"}
 PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
@@ -149,6 +150,10 @@ class PackModel:
             chunk_rows = max(1, MAX_LOGIT_BYTES[hidden_RD.device.type] // (4 * self._vocab_size))
             if num_rows <= chunk_rows:
                 return self._project(hidden_RD, pack.target_parent_U, pack.target_token_U, entropy_gradient)
+            if is_plain(self._head):
+                projection = Projection(chunk_rows, self._product_dtype(hidden_RD), self._temperature, entropy_gradient)
+                head = cast(nn.Linear, self._head)
+                return projected_logprobs(hidden_RD, head, pack.target_parent_U, pack.target_token_U, projection)
             logprobs, entropies = [], []
             for start in range(0, num_rows, chunk_rows):
                 rows = slice(start, min(start + chunk_rows, num_rows))
@@ -159,13 +164,13 @@ class PackModel:
                 entropies.append(entropy_r)
             return torch.cat(logprobs), torch.cat(entropies)
 
+    def _product_dtype(self, hidden_RD: Tensor) -> torch.dtype:
+        """As autocast, where it is on; else as the hidden states come (FSDP casts them itself)."""
+        return torch.bfloat16 if torch.is_autocast_enabled(hidden_RD.device.type) else hidden_RD.dtype
+
     def _project(
         self, hidden_RD: Tensor, target_row_U: Tensor, target_token_U: Tensor, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        """The head is called as a module, also when recomputed: whoever gathers its weights or adapts it, hooks there.
-
-        Taking its weight instead and adding each chunk's gradient to one buffer was 1 to 7 % faster (1024 rows of
-        SmolLM2-135M, one core).
-        """
+        """The head is called as a module, also when recomputed: whoever adapts it, or hooks there, is heard."""
         logits_RV = self._head(hidden_RD).float()
         return logprobs_of_logits(logits_RV, target_row_U, target_token_U, self._temperature, entropy_gradient)
