@@ -56,7 +56,9 @@ def test_summary_says_how_it_ended_where_the_trainer_wrote_nothing(tmp_path: Pat
     document = write_summary(tmp_path, facts(outcome))
     assert document["seconds_setup"] is None
     assert document["exit"]["code"] == 2
-    report = "\n".join(closing_report(document, tmp_path))
+    report = "\n".join(closing_report(document, tmp_path, "resume"))
+    assert "to go on    the same command;" in report
+    assert "--run.existing resume" in "\n".join(closing_report(document, tmp_path, "replace"))
     assert "Ended with exit code 2: trainer ended (exit code 2)" in report
     assert "    actor.path: ..." in report
 
@@ -74,7 +76,7 @@ def test_a_summary_of_an_earlier_launch_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_report_shows_completions_before_and_after_and_the_results(trainer: dict[str, Any]) -> None:
-    report = "\n".join(closing_report(merge(trainer, facts(Outcome(0, "finished"))), Path("runs/demo")))
+    report = "\n".join(closing_report(merge(trainer, facts(Outcome(0, "finished"))), Path("runs/demo"), "resume"))
     assert report.index("Completions before training:") < report.index("Completions after training:")
     assert "3+9= -> '11\\n'   expected '12'   reward 0" in report
     assert "3+9= -> '12\\n'   expected '12'   reward 1" in report

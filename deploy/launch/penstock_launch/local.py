@@ -53,7 +53,7 @@ def launch_local(config: Config, environ: Mapping[str, str], started_at: float) 
             finally:
                 view.close()
         facts = LaunchFacts(started_at, launch.trees.peak_rss_bytes, launch.restarts(), outcome)
-        for line in closing_report(write_summary(folder.path, facts), folder.path):
+        for line in closing_report(write_summary(folder.path, facts), folder.path, config.run.existing):
             print(line, flush=True)
     return outcome.exit_code
 

@@ -64,8 +64,8 @@ def write_summary(folder: Path, facts: LaunchFacts) -> dict[str, Any]:
     return document
 
 
-def closing_report(summary: Mapping[str, Any], folder: Path) -> list[str]:
-    """What is printed at the end, line by line."""
+def closing_report(summary: Mapping[str, Any], folder: Path, existing: str) -> list[str]:
+    """What is printed at the end, line by line. `existing`: run.existing, which says how to go on."""
     outcome = summary["exit"]
     lines = [*_samples(summary, "before"), *_samples(summary, "after"), ""]
     if outcome["code"] == 0:
@@ -73,6 +73,10 @@ def closing_report(summary: Mapping[str, Any], folder: Path) -> list[str]:
     else:
         lines.append(f"Ended with exit code {outcome['code']}: {outcome['reason']}")
         lines.extend(f"    {line}" for line in outcome["lines"])
+        if existing == "replace":
+            lines.append("  to go on    the same command with --run.existing resume; without it the run begins anew")
+        else:
+            lines.append("  to go on    the same command; with --run.existing replace the run begins anew")
     lines.extend(_results(summary))
     lines.append(f"  summary     {folder / SUMMARY_FILE}")
     lines.append(f"  logs        {folder / 'logs'}")
