@@ -85,6 +85,9 @@ class TrainerSection(Section):
     """Address that it listens on."""
     port: Port = 0
     """Port; 0: a free one."""
+    standby: bool = False
+    """Wait without limit while another trainer of the run works, and take over when it ends or dies; false: wait
+    `run.stall_seconds` at most."""
     num_ranks: Count = 1
     """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
 
