@@ -66,7 +66,7 @@ WRITES: dict[str, Write] = {
 }
 
 
-async def everything(queue: Queue) -> dict[bytes, bytes]:
+async def everything(queue: Queue) -> dict[bytes, bytes | None]:
     """Every key of the run but those that change by themselves."""
     keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern)]
     changing = {queue.keys.lease.encode(), queue.keys.beats.encode()}
@@ -147,7 +147,7 @@ async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_no
             await eventually(lambda: trained(queue), 1, first)
             first.send_signal(signal.SIGSTOP)
             second = bench.start("penstock_trainer")
-            leases = int(await queue.client.get(queue.keys.last_lease))
+            leases = await lease_number(queue)
             await eventually(lambda: lease_number(queue), leases + 1, second)
             first.send_signal(signal.SIGCONT)
             exit_code = await ended(first)
