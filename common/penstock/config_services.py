@@ -66,8 +66,16 @@ class RewardSection(Section):
     """A call that takes longer is killed and counts as failed, never as 0."""
     num_workers: Count = 1
     """Processes that run reward functions."""
-    max_attempts: Count = 1
-    """Calls per completion before it counts as failed."""
+    max_attempts: Count = 3
+    """Calls of a function on one completion while it fails with what may pass: transient error, timeout, crash."""
+    retry_seconds: Seconds = 0.5
+    """Wait before the second call; doubled before each further one, and shortened at random by up to half."""
+    retry_cap_seconds: Seconds = 10
+    """Longest such wait."""
+    breaker_failures: Annotated[int, Field(ge=0)] = 16
+    """So many such failures in a row open a function's breaker: groups that need it are parked; 0: never."""
+    breaker_seconds: Seconds = 10
+    """After this long a single call is let through an open breaker; its success closes it."""
 
 
 class TrainerSection(Section):
@@ -77,6 +85,9 @@ class TrainerSection(Section):
     """Address that it listens on."""
     port: Port = 0
     """Port; 0: a free one."""
+    standby: bool = False
+    """Wait without limit while another trainer of the run works, and take over when it ends or dies; false: wait
+    `run.stall_seconds` at most."""
     num_ranks: Count = 1
     """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
 

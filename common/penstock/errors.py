@@ -14,6 +14,8 @@
     |  '- WeightsBusyError       another update runs
     |- RanksError         ranks of the trainer that cannot meet, or one that has ended   exit 7
     |- RewardError        a reward function that cannot be loaded or used
+    |  |- TransientRewardError     raised by a user's function: the call may succeed later
+    |  '- RewardUnavailableError   its circuit breaker is open
     '- StallError         no progress, and none can come                               exit 3
 
 A message says what was seen, what was expected and which key to change. `exit_code` is what a
@@ -120,3 +122,15 @@ class RewardError(PenstockError):
 
     kind = "reward"
     exit_code = 2
+
+
+class TransientRewardError(RewardError):
+    """For reward functions to raise: what they need is out of order, and the same call may succeed later."""
+
+    kind = "reward_transient"
+
+
+class RewardUnavailableError(RewardError):
+    """The circuit breaker of a reward function is open: ask again later."""
+
+    kind = "reward_unavailable"

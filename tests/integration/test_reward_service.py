@@ -56,7 +56,13 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 def configured(folder: Path, server: EmbeddedServer | None, **reward: Any) -> Path:
     (folder / "mine.py").write_text(FUNCTIONS)
-    section = {"functions": {"mine:obey": 1.0}, "modules_path": str(folder), "timeout_seconds": 1.5, **reward}
+    section = {
+        "functions": {"mine:obey": 1.0},
+        "modules_path": str(folder),
+        "timeout_seconds": 1.5,
+        "max_attempts": 1,
+        **reward,
+    }
     redis = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 1}
     if server is not None:
         redis = {"url": server.url, "password": server.password}

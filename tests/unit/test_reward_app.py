@@ -31,7 +31,7 @@ class FakeRunner:
 
 
 def client(runner: FakeRunner, token: SecretStr | None = None, **keys: Any) -> httpx.AsyncClient:
-    section = RewardSection(**keys)
+    section = RewardSection(**{"max_attempts": 1, **keys})
     metrics = RewardMetrics()
     app = make_reward_app(section, Scoring(section, runner, metrics), Pool(section), metrics.registry, token)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
@@ -100,5 +100,11 @@ async def test_http_lists_the_rewards() -> None:
         rewards = {each["name"]: each for each in (await http.get("/v1/rewards")).json()["rewards"]}
     assert rewards["exact_match"]["weight"] == 1.0
     assert rewards["exact_match"]["description"].startswith("1 if the whole completion is the answer")
-    assert rewards["mine:f"] == {"name": "mine:f", "weight": 0.5, "builtin": False, "description": ""}
+    assert rewards["mine:f"] == {
+        "name": "mine:f",
+        "weight": 0.5,
+        "builtin": False,
+        "description": "",
+        "breaker": "closed",
+    }
     assert rewards["math"]["weight"] is None

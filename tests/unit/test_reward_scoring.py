@@ -25,6 +25,7 @@ from penstock.errors import RewardError
 from penstock_reward.messages import Call, Outcome
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.scoring import Scoring
+from penstock_reward.seats import Seats
 from penstock_reward.worker import score_groups
 
 OK = Outcome(1.0, 0.01)
@@ -46,7 +47,10 @@ class FakeRunner:
 
 
 def scoring(runner: FakeRunner, metrics: RewardMetrics | None = None, **keys: Any) -> Scoring:
-    return Scoring(RewardSection(**keys), runner, metrics or RewardMetrics())
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    return Scoring(RewardSection(**keys), runner, metrics or RewardMetrics(), sleep=sleep)
 
 
 async def test_the_runs_functions_are_summed_in_one_round() -> None:
@@ -185,7 +189,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     metrics = RewardMetrics()
     runner = FakeRunner(lambda call, attempt: OK if call.completion == 0 else TIMEOUT)
     async with asyncio.timeout(10):
-        await score_groups(consumer, scoring(runner, metrics), metrics, stop, max_groups=2)
+        await score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
     assert isinstance(scored, ScoredGroup)
@@ -209,7 +213,7 @@ async def test_no_more_groups_are_held_than_can_be_scored() -> None:
     consumer = FakeConsumer([encode(group(number)) for number in range(10)], stop)
     metrics = RewardMetrics()
     async with asyncio.timeout(10):
-        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, max_groups=3)
+        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Seats(3, max_parked=4))
     assert len(consumer.handed_over) == 10
     assert consumer.most_held == 3
 
@@ -232,7 +236,7 @@ async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.M
     stop = asyncio.Event()
     consumer = FakeConsumer([encode(group(0)), encode(group(1))], stop)
     runner, metrics = StuckRunner(), RewardMetrics()
-    loop = asyncio.create_task(score_groups(consumer, scoring(runner, metrics), metrics, stop, max_groups=1))
+    loop = asyncio.create_task(score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(1, max_parked=4)))
     async with asyncio.timeout(10):
         await runner.entered.wait()
         stop.set()

@@ -73,7 +73,7 @@ class Lease:
 
 
 async def acquire_lease(queue: Queue, config: Config) -> Lease:
-    """Wait until no other trainer holds the lease, then hold it; StallError after run.stall_seconds."""
+    """Wait until no other trainer holds the lease, then hold it; without trainer.standby StallError after a while."""
     ttl_seconds = config.staleness.heartbeat_seconds
     keys = queue.keys
     deadline = asyncio.get_running_loop().time() + config.run.stall_seconds
@@ -86,11 +86,11 @@ async def acquire_lease(queue: Queue, config: Config) -> Lease:
             password = config.redis.password.get_secret_value() if config.redis.password else None
             return Lease(answer[0].decode(), config.redis.url, password, keys.lease, ttl_seconds)
         if not warned:
-            log.info("another trainer of run %s holds the lease: waiting for it to expire", config.run.name)
+            log.info("another trainer of run %s holds the lease: waiting for its end", config.run.name)
             warned = True
-        if asyncio.get_running_loop().time() > deadline:
+        if not config.trainer.standby and asyncio.get_running_loop().time() > deadline:
             raise StallError(
                 f"waited {config.run.stall_seconds:.0f} s (run.stall_seconds) for the lease of run {config.run.name}: "
-                "another trainer of that name is running; end it or choose another run.name"
+                "another trainer of that name is running; end it, choose another run.name, or set trainer.standby"
             )
         await asyncio.sleep(RETRY_SECONDS)

@@ -7,6 +7,7 @@ dies goes to another. Exit codes: `penstock.errors`.
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from typing import NoReturn
 
 from penstock import service
@@ -16,8 +17,10 @@ from penstock_reward.app import make_reward_app
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.pool import open_pool
 from penstock_reward.scoring import Scoring, check_weights
+from penstock_reward.seats import Seats
 from penstock_reward.worker import score_groups
 
+READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
 BEATS_PER_TTL = 3
 
@@ -34,23 +37,30 @@ async def start(config: Config) -> None:
             metrics.watch_workers(lambda: pool.num_ready)
             scoring = Scoring(section, pool, metrics)
             worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
-            record = ServiceRecord("reward", worker.name, served.url, os.getpid(), "ready")
-            max_groups = section.num_workers * GROUPS_PER_WORKER
+            # Every outstanding ticket may be parked: then nothing keeps groups of other functions in the stream.
+            seats = Seats(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
+            metrics.watch_parked(lambda: seats.num_parked)
+
+            def record() -> ServiceRecord:
+                waiting_for = scoring.breakers.describe()
+                state = f"breaker open: {waiting_for}" if waiting_for else READY
+                return ServiceRecord("reward", worker.name, served.url, os.getpid(), state)
+
             await served.run(
                 make_reward_app(section, scoring, pool, metrics.registry, config.token),
                 background=[worker.keep_alive(), announce(queue, record, config.staleness.heartbeat_seconds)],
-                score_groups=score_groups(worker, scoring, metrics, served.stop, max_groups),
+                score_groups=score_groups(worker, scoring, metrics, served.stop, seats),
             )
             await worker.retire()
-            await queue.unregister(record.name)
+            await queue.unregister(worker.name)
     finally:
         await queue.close()
 
 
-async def announce(queue: Queue, record: ServiceRecord, ttl_seconds: float) -> None:
+async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
     """Renew the service's record, for ever; it expires when this stops."""
     while True:
-        await queue.register(record, ttl_seconds)
+        await queue.register(record(), ttl_seconds)
         await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from penstock.config import RewardSection
 from penstock.http import authorized, make_app
+from penstock_reward.breaker import State
 from penstock_reward.pool import Pool
 from penstock_reward.registry import builtins
 from penstock_reward.scoring import Scoring
@@ -55,12 +56,13 @@ class ScoreResponse(BaseModel):
 
 
 class RewardAnswer(BaseModel):
-    """A function that rows and requests may name. weight: null where only they use it."""
+    """A function that rows and requests may name. weight: null where only they use it. breaker: its state."""
 
     name: str
     weight: float | None
     builtin: bool
     description: str
+    breaker: State
 
 
 def make_reward_app(
@@ -93,6 +95,7 @@ def make_reward_app(
                     weight=section.functions.get(name),
                     builtin=name in known,
                     description=known[name].description if name in known else pool.descriptions.get(name, ""),
+                    breaker=scoring.breakers.of(name).state,
                 )
                 for name in names
             ]

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.errors import TransientRewardError
 from penstock.lifeline import die_with_parent
 from penstock_reward.messages import (
     LENGTH,
@@ -43,6 +44,8 @@ from penstock_reward.messages import (
 from penstock_reward.registry import RewardFunction, first_line, load
 
 MAX_REASON_CHARS = 300
+PASSING = (TransientRewardError, OSError)  # connection errors and TimeoutError are OSErrors
+NOT_PASSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def main() -> None:
@@ -129,7 +132,14 @@ class Calls:
             return judged(value, time.perf_counter() - started)
         except BaseException as error:
             # Likewise: a function that raises, SystemExit and KeyboardInterrupt included, is a failed call.
-            return _failure("exception", describe(error), time.perf_counter() - started)
+            return _failure(kind_of(error), describe(error), time.perf_counter() - started)
+
+
+def kind_of(error: BaseException) -> FailureKind:
+    """Whether an exception may pass: the user says so, or the network or the host did it."""
+    if isinstance(error, NOT_PASSING):
+        return "exception"
+    return "transient" if isinstance(error, PASSING) else "exception"
 
 
 async def _awaited(value: Any) -> Any:

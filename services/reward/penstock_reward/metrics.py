@@ -48,6 +48,23 @@ class RewardMetrics:
             "penstock_reward_workers_ready", "Worker processes that can run a call", registry=self.registry
         )
 
+        self._breaker_open = Gauge(
+            "penstock_reward_breaker_open",
+            "1 while the function's circuit breaker keeps calls back (open or half open), else 0",
+            ["function"],
+            registry=self.registry,
+        )
+        self._parked = Gauge(
+            "penstock_reward_groups_parked", "Groups held until a breaker closes", registry=self.registry
+        )
+
+    def breaker_changed(self, function: str, is_open: bool) -> None:
+        self._breaker_open.labels(function).set(is_open)
+
+    def watch_parked(self, num_parked: Callable[[], int]) -> None:
+        """Read the number of parked groups whenever the metrics are read."""
+        self._parked.set_function(num_parked)
+
     def watch_workers(self, num_ready: Callable[[], int]) -> None:
         """Read the number of ready workers whenever the metrics are read."""
         self._workers.set_function(num_ready)

@@ -1,39 +1,40 @@
-"""Scores for completions: which functions apply, their calls, retries, and the sum.
+"""Scores for completions: which functions apply to a row, and the parts that their calls need.
 
-Owns the choice of functions and the retries. Invariant: every completion gets exactly one verdict, and none waits
-longer than functions * reward.max_attempts * reward.timeout_seconds once its call has begun. Called by `worker` for
-groups from the queue and by `app` for requests.
+Owns the choice of functions and the breakers. Invariant: every completion gets exactly one verdict. Called by `worker`
+for groups from the queue, which may be parked, and by `app` for requests, which may not.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import count
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 from penstock.config import RewardSection
-from penstock.errors import RewardError
-from penstock_reward.messages import Call, Outcome
+from penstock.errors import RewardError, RewardUnavailableError
+from penstock_reward.breaker import Breakers
+from penstock_reward.case import Case, Runner, Settled, Sleep
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.registry import builtins
-from penstock_reward.scorer import Verdict, combine, failed
-
-
-class Runner(Protocol):
-    """What runs calls: `pool.Pool`."""
-
-    async def run(
-        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
-    ) -> list[Outcome]: ...
+from penstock_reward.scorer import Verdict, failed
 
 
 class Scoring:
     """The scorer behind the queue and behind HTTP."""
 
-    def __init__(self, section: RewardSection, runner: Runner, metrics: RewardMetrics) -> None:
+    def __init__(
+        self, section: RewardSection, runner: Runner, metrics: RewardMetrics, *, sleep: Sleep = asyncio.sleep
+    ) -> None:
         check_weights(section.functions)
         self._section = section
         self._runner = runner
         self._metrics = metrics
+        self._sleep = sleep
         self._known = frozenset(builtins()) | frozenset(section.functions)
+        self._places = count()
+        self.breakers = Breakers(section.breaker_failures, section.breaker_seconds, metrics.breaker_changed)
+        for name in section.functions:
+            metrics.breaker_changed(name, is_open=False)
 
     def weights(self, reward: str) -> Mapping[str, float]:
         """Functions and weights for a row that names `reward`, or none (""); RewardError where it cannot be used."""
@@ -52,30 +53,38 @@ class Scoring:
             )
         return {reward: 1.0}
 
-    async def score(
+    def case(
         self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
-    ) -> list[Verdict]:
-        """One verdict per completion, in order."""
+    ) -> Case | Settled:
+        """The way of these completions to their verdicts."""
         try:
             weights = self.weights(reward)
         except RewardError as error:
             self._metrics.failed_without_call("unknown_reward")
-            return [failed("unknown_reward", str(error)) for _ in completions]
-        outcomes: dict[Call, Outcome] = {}
-        calls = [Call(name, index) for index in range(len(completions)) for name in weights]
-        for _ in range(self._section.max_attempts):
-            for call, outcome in zip(
-                calls, await self._runner.run(prompt, completions, answer, metadata, calls), strict=True
-            ):
-                outcomes[call] = outcome
-                self._metrics.call_ended(call.function, outcome)
-            calls = [call for call in calls if outcomes[call].value is None]
-            if not calls:
-                break
-        return [
-            combine(weights, {name: outcomes[Call(name, index)] for name in weights})
-            for index in range(len(completions))
-        ]
+            return Settled(failed("unknown_reward", str(error)), len(completions))
+        return Case(
+            (prompt, completions, answer, metadata),
+            weights,
+            next(self._places),
+            self._section,
+            self._runner,
+            self.breakers,
+            self._metrics,
+            self._sleep,
+        )
+
+    async def score(
+        self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
+    ) -> list[Verdict]:
+        """One verdict per completion, in order; RewardUnavailableError while a breaker is open."""
+        case = self.case(prompt, completions, answer, reward, metadata)
+        verdicts = await case.run(may_park=False)
+        if verdicts is None:
+            raise RewardUnavailableError(
+                f"the circuit breaker of reward function {case.blocked_by} is open; expected it to close again after "
+                f"a successful call, tried every {self._section.breaker_seconds:g} s (reward.breaker_seconds)"
+            )
+        return verdicts
 
 
 def check_weights(functions: Mapping[str, float]) -> None:

@@ -1,12 +1,14 @@
 """The loop from rollouts to scored groups.
 
 Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed goes on
-with its reason (the trainer masks it), so that no reward function can hold up the queue.
+with its reason (the trainer masks it); an outage of a function holds up only the groups that need it.
 
     ROLLOUTS --take--> decode --> score (pool) --hand over--> SCORED
                           '--malformed--> dead
 
-    Backpressure: at most `max_groups` are held; the rest stays in the stream, and tickets bound the stream.
+    Backpressure: at most so many groups are held as `Seats` allow, scored and parked ones; the rest stays in the
+    stream, and tickets bound the stream. A group is parked while a breaker is open (`case`): it is held and renewed
+    like any other.
 
 Called by `__main__`. Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
 """
@@ -20,6 +22,7 @@ from penstock.contracts import Contract, MalformedMessageError, RolloutGroup, Sc
 from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.scoring import Scoring
+from penstock_reward.seats import Seat, Seats
 
 log = logging.getLogger(__name__)
 
@@ -44,27 +47,41 @@ class Consumer(Protocol):
 
 
 async def score_groups(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, max_groups: int
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, seats: Seats
 ) -> None:
     """Score groups, several at once, until `stop` is set; then finish or give back what is held."""
     try:
         async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(stop.wait())
-            running: set[asyncio.Task[None]] = set()
             while not stop.is_set():
-                running = {task for task in running if not task.done()}
-                if len(running) >= max_groups:
-                    await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
-                elif (delivery := await consumer.take(Stage.ROLLOUTS)) is not None:
-                    running.add(tasks.create_task(_score_one(consumer, scoring, metrics, delivery)))
+                if not seats.has_room:
+                    room = tasks.create_task(seats.room())
+                    await asyncio.wait({stopping, room}, return_when=asyncio.FIRST_COMPLETED)
+                    room.cancel()
+                    continue
+                seat = await seats.take()
+                if (delivery := await consumer.take(Stage.ROLLOUTS)) is not None:
+                    tasks.create_task(_score_one(consumer, scoring, metrics, delivery, seat))
                 else:
+                    seat.leave()
                     await consumer.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
             patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
     except TimeoutError:
         log.warning("stopped with groups not scored after %g s; they were given back", DRAIN_SECONDS)
 
 
-async def _score_one(consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery) -> None:
+async def _score_one(
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
+) -> None:
+    try:
+        await _score_seated(consumer, scoring, metrics, delivery, seat)
+    finally:
+        seat.leave()
+
+
+async def _score_seated(
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
+) -> None:
     try:
         group = decode(delivery.payload, RolloutGroup)
     except MalformedMessageError as error:
@@ -72,7 +89,7 @@ async def _score_one(consumer: Consumer, scoring: Scoring, metrics: RewardMetric
         metrics.group_ended("buried")
         return
     try:
-        scored = await _scored(scoring, metrics, group)
+        scored = await _scored(scoring, metrics, group, seat)
     except RewardError as error:
         await consumer.bury(delivery, str(error))
         metrics.group_ended("buried")
@@ -83,10 +100,13 @@ async def _score_one(consumer: Consumer, scoring: Scoring, metrics: RewardMetric
     metrics.group_ended("scored" if await consumer.hand_over(delivery, scored, Stage.SCORED) else "late")
 
 
-async def _scored(scoring: Scoring, metrics: RewardMetrics, group: RolloutGroup) -> ScoredGroup:
+async def _scored(scoring: Scoring, metrics: RewardMetrics, group: RolloutGroup, seat: Seat) -> ScoredGroup:
     ticket = group.ticket
     texts = [completion.text for completion in group.completions]
-    verdicts = await scoring.score(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
+    case = scoring.case(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
+    while (verdicts := await case.run()) is None:
+        log.info("parked until the breaker of %s closes", case.blocked_by, extra={"ticket": ticket.key})
+        await seat.leave_while(case.passable())
     if ticket.purpose == "train":
         for verdict in verdicts:
             if verdict.score.value is not None:

@@ -183,7 +183,8 @@ class _Run:
 
     @property
     def _name(self) -> str:
-        return "trainer"
+        """With the lease's number: a trainer that has lost it neither replaces nor removes its successor's record."""
+        return f"trainer-{self._lease.number}"
 
     async def _train(self) -> None:
         await Trainer(self._parts, self._requests).train()

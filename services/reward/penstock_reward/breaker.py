@@ -1,0 +1,160 @@
+"""Circuit breakers: one per reward function, so that an outage of what it needs parks groups and fails none.
+
+Owns their state. Only failures that look like an outage count (`messages.OUTAGE_KINDS`): an answer of any kind, an
+exception of the function's own included, shows that it works. Invariants: at most one call probes a breaker that is
+half open; the group that probes changes with every probe, so that one group at fault keeps no breaker open for the
+others; when a breaker closes, those who wait go on in their order. No I/O. Called by `case` and `scoring`.
+
+              N failures in a row               cool-down is over
+      closed ---------------------> open -------------------------> half-open
+        ^                             ^                                |  |
+        |                             '---- the probe fails -----------'  |
+        '---------------------------------- any call answers -------------'
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+log = logging.getLogger(__name__)
+
+MAX_REASON_CHARS = 160
+
+
+class State(StrEnum):
+    """What a breaker lets through: everything, nothing, one call."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+@dataclass(eq=False)
+class _Waiter:
+    place: int
+    num_probes: int
+    admitted: "asyncio.Future[bool]"
+
+
+class Breaker:
+    """The breaker of one function."""
+
+    def __init__(self, function: str, limit: int, cooldown_seconds: float, on_change: "OnChange") -> None:
+        """`limit`: failures in a row that open it; 0: it never opens."""
+        self.function = function
+        self.state = State.CLOSED
+        self._limit = limit
+        self._cooldown_seconds = cooldown_seconds
+        self._on_change = on_change
+        self._num_failures = 0
+        self._last_reason = ""
+        self._waiting: list[_Waiter] = []
+        self._probing = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self._num_failures} failures in a row, last: {self._last_reason})"
+
+    def answered(self) -> None:
+        """A call came back with an answer."""
+        self._num_failures = 0
+        if self.state is State.CLOSED:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._change(State.CLOSED)
+        waiting, self._waiting = sorted(self._waiting, key=lambda each: each.place), []
+        for waiter in waiting:
+            if not waiter.admitted.done():
+                waiter.admitted.set_result(False)
+
+    def failed(self, reason: str) -> None:
+        """A call failed as in an outage."""
+        self._num_failures += 1
+        self._last_reason = " ".join(reason.split())[:MAX_REASON_CHARS]
+        closed_too_long = self.state is State.CLOSED and self._limit and self._num_failures >= self._limit
+        if closed_too_long or self.state is State.HALF_OPEN:
+            self._change(State.OPEN)
+            self._timer = asyncio.get_running_loop().call_later(self._cooldown_seconds, self._half_open)
+
+    async def admission(self, place: int, num_probes: int) -> bool:
+        """Wait while it is open: False once it is closed, True for the one that must now probe it.
+
+        `place`: the order in which groups go on. `num_probes`: how often this one has probed. After True
+        `probe_ended` must be called, whatever came of the probe.
+        """
+        if self.state is State.CLOSED:
+            return False
+        waiter = _Waiter(place, num_probes, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        self._choose_prober()
+        try:
+            return await waiter.admitted
+        except asyncio.CancelledError:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            if waiter.admitted.done() and not waiter.admitted.cancelled() and waiter.admitted.result():
+                self.probe_ended()
+            raise
+
+    def probe_ended(self) -> None:
+        """The probing group has made its call, or never will."""
+        self._probing = False
+        self._choose_prober()
+
+    def _half_open(self) -> None:
+        self._change(State.HALF_OPEN)
+        self._choose_prober()
+
+    def _choose_prober(self) -> None:
+        if self.state is not State.HALF_OPEN or self._probing or not self._waiting:
+            return
+        waiter = min(self._waiting, key=lambda each: (each.num_probes, each.place))
+        self._waiting.remove(waiter)
+        if waiter.admitted.done():  # cancelled, and about to leave
+            self._choose_prober()
+            return
+        self._probing = True
+        waiter.admitted.set_result(True)
+
+    def _change(self, state: State) -> None:
+        self.state = state
+        if state is State.OPEN:
+            log.warning(
+                "breaker of reward function %s is open: groups that need it are parked; a probe in %g s",
+                self,
+                self._cooldown_seconds,
+            )
+        else:
+            log.warning("breaker of reward function %s is %s", self.function, state)
+        self._on_change(self.function, state is not State.CLOSED)
+
+
+OnChange = Callable[[str, bool], None]
+
+
+class Breakers:
+    """The breakers of all functions; one is made when its function is first used."""
+
+    def __init__(self, limit: int, cooldown_seconds: float, on_change: OnChange) -> None:
+        """`on_change`: told the function and whether its breaker keeps calls back."""
+        self._limit = limit
+        self._cooldown_seconds = cooldown_seconds
+        self._on_change = on_change
+        self._breakers: dict[str, Breaker] = {}
+
+    def of(self, function: str) -> Breaker:
+        """The breaker of a function."""
+        if function not in self._breakers:
+            self._breakers[function] = Breaker(function, self._limit, self._cooldown_seconds, self._on_change)
+        return self._breakers[function]
+
+    def blocking(self, functions: Iterable[str]) -> Breaker | None:
+        """The first that keeps calls of these functions back."""
+        return next((each for name in functions if (each := self.of(name)).state is not State.CLOSED), None)
+
+    def describe(self) -> str:
+        """Which are open and why, in words; empty where none is."""
+        return "; ".join(str(each) for each in self._breakers.values() if each.state is not State.CLOSED)
