@@ -62,7 +62,15 @@ class Holder:
     worker: Worker
     stage: Stage
     policy: PolicyIdentity
+    lease: int = 0
     holds: list[Holding] = field(default_factory=list)
+
+    def load(self, announcement: Announcement) -> None:
+        self.policy, self.lease = announcement.identity, announcement.lease
+
+    def is_behind(self, announcement: Announcement) -> bool:
+        """The weights of a later trainer count, even if its version is a lower one."""
+        return (self.lease, self.policy.number) < (announcement.lease, announcement.identity.number)
 
     async def take(self) -> Holding | None:
         is_rollout = self.stage is Stage.TICKETS
@@ -251,6 +259,15 @@ async def age(queue: Queue, delivery: Delivery, milliseconds: int) -> None:
         await queue.client.xclaim(
             stream, GROUP, holder, min_idle_time=0, message_ids=[delivery.entry_id], idle=milliseconds, justid=True
         )
+
+
+async def age_all(queue: Queue, milliseconds: int) -> None:
+    """Make every entry that somebody holds look so."""
+    for stage in WORK:
+        stream = queue.keys.stream(stage)
+        for each in await queue.client.xpending_range(stream, GROUP, min="-", max="+", count=1000):
+            holder, entry = each["consumer"].decode(), each["message_id"]
+            await queue.client.xclaim(stream, GROUP, holder, 0, [entry], idle=milliseconds, justid=True)
 
 
 async def copy_keys(queue: Queue) -> dict[bytes, bytes]:
