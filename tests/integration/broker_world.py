@@ -151,6 +151,8 @@ class TrainerLife:
             self.queue, self.book, self.draws, ledger, steps=self.version, version=self.version,
             max_staleness=self.max_staleness,
         )  # fmt: skip
+        if (announced := await self.queue.queue.announced()) is not None:
+            self.consumer.announced_version = announced.identity.number
         self.consumer.tickets_known.set()
         await self._record(weights(self.version, bits), len(ledger.steps))
 

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -177,6 +177,16 @@ class QueueMachine(RuleBasedStateMachine):
             failed, died = outcome == "failed", outcome == "engine_died"
             self.run(holder.worker.give_back(holding.delivery, failed=failed, engine_died=died, reason=outcome))
 
+    @rule(values=st.sampled_from([(1.0, 0.0), (1.0, 1.0)]))
+    def work(self, values: tuple[float | None, ...]) -> None:
+        """Everybody does what there is to do: rare events meet a run that is under way."""
+        for holder in self.holders:
+            while self.run(holder.take()) is not None:
+                pass
+            for holding in list(holder.holds):
+                self.publish(holder, holding, values)
+        self.run(self.trainer.judge(9))
+
     # The trainer.
 
     @rule(count=st.integers(1, 3))
@@ -189,6 +199,7 @@ class QueueMachine(RuleBasedStateMachine):
         life = self.trainer
         batch = self.run(life.close_batch(self.files))
         for arrival in batch or ():
+            event("a batch is trained")
             oldest = oldest_version(arrival.group)
             assert oldest is not None
             assert life.version - oldest <= life.max_staleness, "a token is staler than max_staleness"

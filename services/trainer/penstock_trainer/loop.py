@@ -130,12 +130,13 @@ class Trainer:
             version=position.version,
             max_staleness=parts.config.staleness.max_staleness,
         )
+        if announced is not None:  # until the next one is: what a drop lets out carries it
+            parts.consumer.announced_version = announced.identity.number
         parts.consumer.tickets_known.set()
         release = await self._stage(position.steps, changed=True)
         if ledger.policies.get(self._version) != self._identity:
             await self._record_weights(release)
-        left = [n for n in await parts.trainer_queue.live() if n in ledger.trained]
-        await parts.releases.publish(release, tuple(left))
+        await parts.releases.publish(release)
         parts.status.ready = True
 
     async def _wait_for_batch(self) -> list[Arrival] | None:

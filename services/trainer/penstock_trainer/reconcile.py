@@ -24,12 +24,16 @@ async def restore_tickets(
     version: int,
     max_staleness: int,
 ) -> None:
-    """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again."""
+    """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again.
+
+    What is trained and not announced stays outstanding too: its credits would let tickets out that are trained too late.
+    """
     counters = await trainer_queue.counters()
     ended = ledger.trained.keys() | ledger.dropped.keys()
     outstanding = [number for number in range(counters.next_number) if number not in ended]
-    book.restore(counters.next_number, outstanding, steps)
     live = await trainer_queue.live()
+    committed = {number: step for number, step in ledger.trained.items() if number in live}
+    book.restore(counters.next_number, outstanding, steps, committed)
     lost = [number for number in outstanding if number not in live]
     if lost:
         log.warning("tickets %s are nowhere in the queue: issued again", lost)
