@@ -14,7 +14,7 @@ than max_staleness.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -54,11 +54,18 @@ class TicketBook:
         self._without_gradient = 0
         self._failures: deque[bool] = deque(maxlen=BATCHES_OF_FAILURES * limits.batch_size)
 
-    def restore(self, next_number: int, outstanding: Iterable[int], num_steps: int) -> None:
-        """Start from what the ledger says: the outstanding tickets wait, whoever holds them."""
+    def restore(
+        self, next_number: int, outstanding: Iterable[int], num_steps: int, committed: Mapping[int, int] | None = None
+    ) -> None:
+        """Start from what the ledger says: the outstanding tickets wait, whoever holds them.
+
+        `committed`: ticket -> step, of those whose step is trained and not announced; they keep their credits.
+        """
         self.next_number = next_number
         self.num_steps = num_steps
-        self._outstanding = dict.fromkeys(sorted(outstanding), TicketState.WAITING)
+        self._step_of = dict(committed or {})
+        states = dict.fromkeys(outstanding, TicketState.WAITING) | dict.fromkeys(self._step_of, TicketState.COMMITTED)
+        self._outstanding = dict(sorted(states.items()))
 
     @property
     def outstanding(self) -> dict[int, TicketState]:

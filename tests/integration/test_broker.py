@@ -7,6 +7,7 @@ import pytest
 
 from penstock.broker import Announcement, Queue, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.keys import GROUP
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -107,6 +108,23 @@ async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue
         assert await idle.take(Stage.TICKETS) is None
     finally:
         beating.cancel()
+
+
+async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_only_worker(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """A take that is repeated after a broken connection leaves an entry that its holder does not know of."""
+    await issue(trainer, 0)
+    worker = make_worker(queue, queue_config)
+    first = await worker.take(Stage.TICKETS)
+    assert first is not None
+    assert await worker.take(Stage.TICKETS) is None
+    stream = queue.keys.stream(Stage.TICKETS)
+    too_long = int(queue_config.staleness.claim_idle_seconds * 1000) + 1
+    await queue.client.xclaim(stream, GROUP, worker.name, 0, [first.entry_id], idle=too_long, justid=True)
+    again = await worker.take(Stage.TICKETS)
+    assert again is not None
+    assert again.entry_id == first.entry_id
 
 
 async def test_an_older_server_gets_nothing(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:

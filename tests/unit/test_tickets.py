@@ -40,6 +40,16 @@ def test_credits_come_back_only_when_a_version_is_announced() -> None:
     assert book.issue() == [4, 5]
 
 
+def test_after_a_restart_what_is_trained_and_not_announced_keeps_its_credits() -> None:
+    book = make_book()
+    book.restore(4, [2, 3], 1, committed={0: 0, 1: 0})
+    assert book.issue() == []
+    book.drop(3)
+    assert book.issue() == [4]
+    assert book.announce(1) == [0, 1]
+    assert book.issue() == [5, 6]
+
+
 def test_a_drop_gives_its_credit_back_at_once_and_the_batch_takes_the_next_ticket() -> None:
     book = make_book()
     book.issue()

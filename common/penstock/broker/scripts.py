@@ -40,18 +40,17 @@ end
 local function expired()
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local name, pending = consumer[2], consumer[4]  -- {'name', n, 'pending', p, ...}
-    if name ~= me then
-      local alive = tonumber(redis.call('HGET', beats, name) or '0') > now_ms and not take_over
-      if pending == 0 then
-        if not alive then redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
-      else
-        local args = {'XPENDING', stream, group, '-', '+', '1', name}
-        if alive then args = {'XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', '1', name} end
-        local waiting = redis.call(unpack(args))
-        if #waiting > 0 then
-          local entry = give(waiting[1][1])
-          if entry then return entry end
-        end
+    -- Mine and not renewed: the answer that gave it to me was lost on a broken connection.
+    local alive = name == me or (tonumber(redis.call('HGET', beats, name) or '0') > now_ms and not take_over)
+    if pending == 0 then
+      if not alive then redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
+    else
+      local args = {'XPENDING', stream, group, '-', '+', '1', name}
+      if alive then args = {'XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', '1', name} end
+      local waiting = redis.call(unpack(args))
+      if #waiting > 0 then
+        local entry = give(waiting[1][1])
+        if entry then return entry end
       end
     end
   end

@@ -30,6 +30,7 @@ from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import Evaluation
 from penstock_trainer.learner import Learner
 from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.reconcile import restore_tickets
 from penstock_trainer.releases import Release, Releases
 from penstock_trainer.reports import Clock, Reports
 from penstock_trainer.resume import check_same_run, newest_checkpoint, restore
@@ -120,28 +121,23 @@ class Trainer:
         newest = newest_checkpoint(ledger, parts.checkpoints)
         self._last_checkpoint = newest.steps if newest else -1
         parts.consumer.policies.update(ledger.policies)
-        await self._restore_tickets(ledger, position.steps)
+        await restore_tickets(
+            parts.trainer_queue,
+            parts.book,
+            parts.draws,
+            ledger,
+            steps=position.steps,
+            version=position.version,
+            max_staleness=parts.config.staleness.max_staleness,
+        )
+        if announced is not None:  # until the next one is: what a drop lets out carries it
+            parts.consumer.announced_version = announced.identity.number
         parts.consumer.tickets_known.set()
         release = await self._stage(position.steps, changed=True)
         if ledger.policies.get(self._version) != self._identity:
             await self._record_weights(release)
-        left = [n for n in await parts.trainer_queue.live() if n in ledger.trained]
-        await parts.releases.publish(release, tuple(left))
+        await parts.releases.publish(release)
         parts.status.ready = True
-
-    async def _restore_tickets(self, ledger: LedgerState, steps: int) -> None:
-        """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again."""
-        parts = self._parts
-        counters = await parts.trainer_queue.counters()
-        ended = ledger.trained.keys() | ledger.dropped.keys()
-        outstanding = [number for number in range(counters.next_number) if number not in ended]
-        parts.book.restore(counters.next_number, outstanding, steps)
-        live = await parts.trainer_queue.live()
-        lost = [number for number in outstanding if number not in live]
-        if lost:
-            log.warning("tickets %s are nowhere in the queue: issued again", lost)
-            version = max(0, self._version - parts.config.staleness.max_staleness)
-            await parts.trainer_queue.issue([parts.draws.ticket(n, attempt=1, policy_version=version) for n in lost])
 
     async def _wait_for_batch(self) -> list[Arrival] | None:
         """The next batch; None when nothing is left to train or the run is to stop."""

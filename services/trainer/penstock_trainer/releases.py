@@ -79,15 +79,15 @@ class Releases:
         """Wait until nothing is being pushed."""
         await self._idle.wait()
 
-    async def publish(self, release: Release, resolved_before: tuple[int, ...] = ()) -> None:
-        """Push, then announce, resolve and issue in one script. `resolved_before`: left by an earlier trainer."""
+    async def publish(self, release: Release) -> None:
+        """Push, then announce, resolve and issue in one script."""
         announcement = release.announcement
         number = announcement.identity.number
         if release.changed:
             push = await self._publisher.push(announcement)
             self._metrics.publish_duration.observe(push.seconds)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
-        resolved = [*resolved_before, *self._book.announce(release.num_steps)]
+        resolved = self._book.announce(release.num_steps)
         self._metrics.tickets.labels(state="trained", reason="").inc(len(resolved))
         self._consumer.announced_version = number
         numbers = self._book.issue()
