@@ -142,6 +142,7 @@ class Trainer:
             log.warning("tickets %s are nowhere in the queue: issued again", lost)
             version = max(0, self._version - parts.config.staleness.max_staleness)
             await parts.trainer_queue.issue([parts.draws.ticket(n, attempt=1, policy_version=version) for n in lost])
+            parts.metrics.tickets.labels(state="reissued", reason="lost").inc(len(lost))
 
     async def _wait_for_batch(self) -> list[Arrival] | None:
         """The next batch; None when nothing is left to train or the run is to stop."""
@@ -171,13 +172,17 @@ class Trainer:
         self._set_phase("training")
         groups = [arrival.group for arrival in batch]
         step = parts.book.num_steps
-        record = await asyncio.to_thread(parts.step_files.write, step, parts.trainer_queue.lease.number, groups)
+        max_lag = parts.config.staleness.max_lag
+        lease = parts.trainer_queue.lease.number
+        record = await asyncio.to_thread(
+            parts.step_files.write, step, lease, groups, version=version_before, max_lag=max_lag
+        )
         await parts.trainer_queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
         parts.book.commit([each.number for each in batch])
         parts.consumer.release(batch)
         clock.lap("commit")
         with parts.watchdog.computing():
-            result = await asyncio.to_thread(parts.learner.update, groups, version=version_before)
+            result = await asyncio.to_thread(parts.learner.update, groups, version=version_before, max_lag=max_lag)
         clock.lap("update")
         parts.watchdog.progress()
         self._version += int(result.changed)
