@@ -1,6 +1,7 @@
 """The trainer's consumer in ready order on a real queue: what a stale group is, and what becomes of its ticket."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -169,12 +170,19 @@ async def test_in_ticket_order_a_stale_group_is_issued_again_and_counted(
     assert dict((await trainer_queue.counters()).dropped) == {}
 
 
-async def test_refills_of_several_tasks_are_counted_whichever_is_sent_first(dropping: Bench) -> None:
-    """The script counts a ticket where `next` rises: lower numbers must not come after higher ones."""
-    bench = dropping
-    tickets = [bench.draws.ticket(number, attempt=0, policy_version=1) for number in range(4, 24)]
+async def test_no_issue_overtakes_another(dropping: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loop, consumer and releases issue: the script counts a ticket where `next` rises, so order matters."""
+    bench, run = dropping, dropping.queue.run
+    delays = iter([0.2])  # a connection that has to be made first
+
+    async def slow_at_first(*arguments: Any) -> Any:
+        await asyncio.sleep(next(delays, 0.0))
+        return await run(*arguments)
+
+    monkeypatch.setattr(bench.queue, "run", slow_at_first)
     async with asyncio.TaskGroup() as group:
-        for ticket in tickets:
+        for number in range(4, 8):
+            ticket = bench.draws.ticket(number, attempt=0, policy_version=1)
             group.create_task(bench.trainer_queue.issue([ticket]))
-    assert (await bench.trainer_queue.counters()).issued == 24
-    assert [each.number for each in await bench.issued_tickets()] == list(range(24))
+    assert (await bench.trainer_queue.counters()).issued == 8
+    assert [each.number for each in await bench.issued_tickets()] == list(range(8))
