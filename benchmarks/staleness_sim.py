@@ -79,6 +79,12 @@ class Result:
             return 1.0
         return self.trained_lengths / self.num_trained_lengths * self.num_generated / self.generated_tokens
 
+    @property
+    def token_rate(self) -> float:
+        """Tokens trained per time, over those of whole batches at one step per unit of time."""
+        whole = BATCH_SIZE * GROUP_SIZE * self.generated_tokens / self.num_generated
+        return self.trained_tokens / self.seconds / whole
+
 
 class Simulation:
     """One run."""
@@ -241,6 +247,7 @@ def row(name: str, order: Order, max_staleness: int, result: Result) -> str:
         str(max_staleness),
         {"ticket": "ticket", "drop": "ready, drop", "mask": "ready, mask"}[order],
         f"{result.steps / result.seconds:.2f}",
+        f"{result.token_rate:.2f}",
         f"{1 - result.busy / (places * result.seconds):.2f}",
         f"{result.dropped / (result.dropped + result.trained):.3f}",
         f"{result.masked_tokens / (result.masked_tokens + result.trained_tokens):.3f}",
@@ -253,9 +260,9 @@ def row(name: str, order: Order, max_staleness: int, result: Result) -> str:
 def table(seed: int, num_steps: int) -> list[str]:
     """All cases. With max_staleness 0 both orders are the same: one line."""
     lines = [
-        "| Lengths | max_staleness | Order | Steps, 1 is ideal | Idle places | Dropped | Masked tokens "
-        "| Lag of completions 0, 1, .. in % | Length bias |",
-        "| --- " * 9 + "|",
+        "| Lengths | max_staleness | Order | Steps | Tokens | Idle places | Dropped | Masked tokens "
+        "| Lag 0, 1, .. in % | Length bias |",
+        "| --- " * 10 + "|",
     ]
     for name, lengths in LENGTHS.items():
         for max_staleness in STALENESS:
