@@ -105,6 +105,19 @@ async def test_a_stale_group_gives_its_place_to_one_that_has_arrived(dropping: B
     assert list(bench.book.outstanding) == [2, 3, 4, 5]
 
 
+async def test_a_run_whose_last_tickets_are_stale_ends_instead_of_waiting(dropping: Bench) -> None:
+    bench = dropping
+    bench.book.restore(bench.draws.num_draws, [0, 1], 0)  # as after the last draw
+    async with bench.consuming():
+        await bench.answer(0, VARIED, OLD)
+        await bench.answer(1, VARIED, OLD)
+        await bench.until(lambda: bench.arrived == [0, 1])
+    bench.consumer.changed.clear()
+    assert await numbers_of_next_batch(bench) is None
+    assert bench.book.finished
+    assert bench.consumer.changed.is_set()  # what the loop waits for
+
+
 async def test_unknown_weights_are_refused_in_ready_order_too(dropping: Bench) -> None:
     bench = dropping
     async with bench.consuming():

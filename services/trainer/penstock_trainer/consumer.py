@@ -136,6 +136,7 @@ class Consumer:
                 return batch
             for arrival in stale:
                 await self._refuse(arrival, version)
+            self.changed.set()  # it may have been the last ticket: the caller looks again before it waits
         return None
 
     def _mask(self, stale: list[Arrival], version: int, max_lag: int) -> list[Arrival]:
@@ -155,6 +156,7 @@ class Consumer:
             self._book.wait_again(arrival.number)
             await self._issue_again(arrival.delivery, arrival.group, f"stale at version {version}", STALE)
         else:
+            log.info("ticket %d is dropped: stale at version %d", arrival.number, version)
             await self._drop(arrival.delivery, arrival.number, STALE)
 
     def release(self, batch: list[Arrival]) -> None:
