@@ -171,14 +171,34 @@ class StalenessSection(Section):
 
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Largest difference, in versions, between the weights that are updated and those that generated a token."""
-    order: Literal["ticket"] = "ticket"
-    """Batches are prefixes of the tickets in order: nothing is dropped as stale, no bias against long answers."""
+    order: Literal["ticket", "ready"] = "ticket"
+    """`ticket`: batches are prefixes of the tickets, nothing is dropped as stale, no bias against long answers.
+    `ready`: whatever is ready first. See docs/staleness.md."""
+    on_stale: Literal["drop", "mask"] = "drop"
+    """Order ready: a group with tokens older than `max_staleness` when its batch closes is dropped and replaced, or
+    trained without them. In order ticket its ticket is issued again."""
+    straggler_seconds: Seconds = 60
+    """A ticket that has held up a batch for this long, whose other groups are all there, is logged; again as often."""
     max_deliveries: Count = 3
     """A ticket whose work was reported as failed this often is resolved as poison."""
     claim_idle_seconds: Seconds = 60
     """Work whose holder lives but no longer renews it goes to another after this."""
     heartbeat_seconds: Seconds = 10
     """A worker that has not been heard of for this long is dead, and its work is free."""
+
+    @model_validator(mode="after")
+    def _masks_only_in_ready_order(self) -> Self:
+        if self.order == "ticket" and self.on_stale == "mask":
+            raise ValueError(
+                "staleness.on_stale is mask with staleness.order ticket, where nothing is ever trained stale: a group "
+                "that is too old is issued again. Expected on_stale drop (the default), or set staleness.order to ready"
+            )
+        return self
+
+    @property
+    def max_lag(self) -> int | None:
+        """Tokens that lag more versions are masked when they are trained; None: none are."""
+        return self.max_staleness if self.on_stale == "mask" else None
 
 
 class CheckpointSection(Section):

@@ -24,12 +24,18 @@ class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
 
 
 class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
-    """Batch `step` (from 0) is closed: its groups are in `file`, its tickets are trained by it and no other."""
+    """Batch `step` (from 0) is closed: its groups are in `file`, its tickets are trained by it and no other.
+
+    version: of the weights that it trains. max_lag: tokens that lag more versions are masked; None: none are. Both make
+    the step's masks again, whatever the configuration has become; version None is that of an older ledger.
+    """
 
     step: int
     tickets: tuple[int, ...]
     file: str
     digest: str
+    version: int | None = None
+    max_lag: int | None = None
 
 
 class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):

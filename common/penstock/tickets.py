@@ -8,15 +8,23 @@ announced, or until it is dropped. With at most (max_staleness + 1) * B outstand
 is announced belongs to a step <= v + max_staleness, and no server older than v takes it; so no token is ever staler
 than max_staleness.
 
-    issue -> WAITING -> arrive -> ARRIVED -> close_batch -> COMMITTED -> announce -> (gone: trained)
+    issue -> WAITING -> arrive -> ARRIVED -> next_batch, commit -> COMMITTED -> announce -> (gone: trained)
                 ^          |          |
-                '- reissue-'----------'         drop -> (gone: dropped)
+                '- reissue-'----------'         drop, expire -> (gone: dropped)
+
+Order `ticket`: a batch is the shortest arrived prefix. Order `ready`: a batch is the B oldest tickets that have
+arrived, whatever is missing before them. The same credits hold, so three bounds are left: never more than
+(max_staleness + 1) * B outstanding; never more than max_staleness + 1 steps ahead of the announced version; and a group
+that has arrived is part of one of the next max_staleness + 1 batches. How long a group takes to arrive is bounded by
+nothing: the caller drops (`expire`) or masks what is too old when its batch closes. With max_staleness 0 both orders
+are the same.
 """
 
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from penstock.errors import StallError
 
@@ -34,12 +42,13 @@ class TicketState(Enum):
 
 @dataclass(frozen=True)
 class TicketLimits:
-    """max_outstanding: credits; num_draws: tickets in all; max_steps: 0 for no limit."""
+    """max_outstanding: credits; num_draws: tickets in all; max_steps: 0 for no limit; order: of batches."""
 
     batch_size: int
     max_outstanding: int
     num_draws: int
     max_steps: int = 0
+    order: Literal["ticket", "ready"] = "ticket"
 
 
 class TicketBook:
@@ -76,6 +85,17 @@ class TicketBook:
     def oldest_waiting(self) -> int | None:
         """The ticket that the next batch waits for first."""
         return next((n for n, state in self._outstanding.items() if state is TicketState.WAITING), None)
+
+    @property
+    def blocked_by(self) -> int | None:
+        """The oldest waiting ticket, where the next batch would be full if it were here: enough others have arrived."""
+        head = self.oldest_waiting
+        if head is None or self.next_batch() is not None:
+            return None
+        states = list(self._outstanding.values())
+        is_last = self._draws_ended and states.count(TicketState.WAITING) == 1
+        enough = states.count(TicketState.ARRIVED) + 1 >= self._limits.batch_size
+        return head if enough or is_last else None
 
     @property
     def finished(self) -> bool:
@@ -136,8 +156,22 @@ class TicketBook:
         self._expect(number, TicketState.ARRIVED)
         self._outstanding[number] = TicketState.WAITING
 
+    def expire(self, number: int) -> None:
+        """An arrived group has become too old for its batch: its ticket ends without training."""
+        self._expect(number, TicketState.ARRIVED)
+        del self._outstanding[number]
+
+    def lose_gradient(self, number: int) -> None:
+        """An arrived group has a gradient no longer: StallError when none has had any for too long."""
+        self._expect(number, TicketState.ARRIVED)
+        self._count_gradient(False)
+
     def next_batch(self) -> list[int] | None:
-        """The shortest fully arrived prefix that fills a batch; a shorter one once nothing more can come."""
+        """The groups of the next step in order of number, or None; fewer than B once nothing more can come."""
+        return self._arrived_prefix() if self._limits.order == "ticket" else self._oldest_arrived()
+
+    def _arrived_prefix(self) -> list[int] | None:
+        """The shortest fully arrived prefix that fills a batch."""
         batch: list[int] = []
         for number, state in self._outstanding.items():
             if state is TicketState.COMMITTED:
@@ -148,6 +182,14 @@ class TicketBook:
             if len(batch) == self._limits.batch_size:
                 return batch
         return batch if batch and self._draws_ended else None
+
+    def _oldest_arrived(self) -> list[int] | None:
+        """The B oldest tickets that have arrived."""
+        states = self._outstanding
+        batch = [number for number, state in states.items() if state is TicketState.ARRIVED][: self._limits.batch_size]
+        if len(batch) == self._limits.batch_size:
+            return batch
+        return batch if batch and self._draws_ended and TicketState.WAITING not in states.values() else None
 
     def commit(self, batch: list[int]) -> int:
         """The batch is the next step's; the step's number. Its tickets stay outstanding until announced."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from penstock.broker import Announcement, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
@@ -38,10 +38,18 @@ PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(NUM_PROM
 class Bench:
     """A consumer over tickets that are issued, and a hand that puts messages into its stream."""
 
-    def __init__(self, trainer_queue: TrainerQueue, config: Config, *, dynamic_sampling: bool = False) -> None:
+    def __init__(
+        self,
+        trainer_queue: TrainerQueue,
+        config: Config,
+        *,
+        dynamic_sampling: bool = False,
+        order: Literal["ticket", "ready"] = "ticket",
+        max_lag: int | None = None,
+    ) -> None:
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
         self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
-        self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws))
+        self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
         self.metrics = TrainerMetrics()
@@ -55,6 +63,8 @@ class Bench:
             has_gradient=lambda group: varies([score.value for score in group.scores]),
             dynamic_sampling=dynamic_sampling,
             max_staleness=1,
+            order=order,
+            max_lag=max_lag,
         )
         self.consumer.policies = {0: OLD, 1: POLICY}
         self.consumer.announced_version = 1
@@ -69,10 +79,15 @@ class Bench:
         await self.queue.guard(self.queue.client.xadd(self.queue.keys.stream(Stage.SCORED), fields))
 
     async def answer(
-        self, number: int, values: Sequence[float | None] = (1.0, 0.0), policy: PolicyIdentity = POLICY
+        self,
+        number: int,
+        values: Sequence[float | None] = (1.0, 0.0),
+        policy: PolicyIdentity = POLICY,
+        *newer: PolicyIdentity,
     ) -> None:
+        """One group, of completions with one token of each policy."""
         ticket = self.draws.ticket(number, attempt=0, policy_version=1)
-        await self.deliver(str(number), encode(scored(ticket, values, policy)))
+        await self.deliver(str(number), encode(scored(ticket, values, policy, *newer)))
 
     @contextlib.asynccontextmanager
     async def consuming(self) -> AsyncIterator[None]:
@@ -107,8 +122,13 @@ class Bench:
         return [number for number, state in self.book.outstanding.items() if state is TicketState.ARRIVED]
 
 
-def scored(ticket: Ticket, values: Sequence[float | None], policy: PolicyIdentity) -> ScoredGroup:
-    span = VersionSpan(policy, 0, 1)
-    completion = Completion(pack_int32([5]), b"\x01", pack_float32([-0.5]), (span,), "5", "stop")
+def scored(
+    ticket: Ticket, values: Sequence[float | None], policy: PolicyIdentity, *newer: PolicyIdentity
+) -> ScoredGroup:
+    policies = (policy, *newer)
+    count = len(policies)
+    spans = tuple(VersionSpan(policy, t, t + 1) for t, policy in enumerate(policies))
+    tokens, logprobs = pack_int32([5] * count), pack_float32([-0.5] * count)
+    completion = Completion(tokens, b"\x01" * count, logprobs, spans, "5" * count, "stop")
     group = RolloutGroup(ticket, (completion,) * len(values), "server", 1.0, 2.0)
     return ScoredGroup(group, tuple(Score(None, "it raised") if value is None else Score(value) for value in values))

@@ -26,6 +26,7 @@ RECORDS: list[Record] = [
     DropRecord(1, "poison"),
     WeightsRecord(SECOND, 1),
     StepRecord(1, (3,), "00000001.1.pack", "f" * 16),
+    StepRecord(2, (4,), "00000002.1.pack", "f" * 16, version=1, max_lag=4),
     WeightsRecord(SECOND, 2, changed=False),
     CheckpointRecord(2, "00000002.1"),
 ]
@@ -34,6 +35,11 @@ RECORDS: list[Record] = [
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_a_record_survives_its_encoding(record: Record) -> None:
     assert decode_record(encode_record(record)) == record
+
+
+def test_a_step_of_an_older_ledger_has_no_version() -> None:
+    old = b'{"record":"step","step":3,"tickets":[1],"file":"f","digest":"d"}'
+    assert decode_record(old) == StepRecord(3, (1,), "f", "d", version=None, max_lag=None)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"record": "other"}', b'{"record": "drop", "ticket": "x"}'])
@@ -45,10 +51,14 @@ def test_what_is_no_record_is_refused(data: bytes) -> None:
 def test_replay_says_what_happened() -> None:
     state = replay(RECORDS)
     assert state.run == RUN
-    assert state.trained == {0: 0, 2: 0, 3: 1}
+    assert state.trained == {0: 0, 2: 0, 3: 1, 4: 2}
     assert state.dropped == {1: "poison"}
     assert state.policies == {0: FIRST, 1: SECOND}
-    assert [record.step for record in state.steps] == [0, 1]
+    assert [(record.step, record.version, record.max_lag) for record in state.steps] == [
+        (0, None, None),
+        (1, None, None),
+        (2, 1, 4),
+    ]
     assert state.checkpoints == [CheckpointRecord(2, "00000002.1")]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from penstock.contracts import PolicyIdentity
 from penstock.errors import ConfigError, DataError, WeightsError
-from penstock.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord
+from penstock.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, decode_record, encode_record
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
 from penstock_trainer.learner import Learner
 from penstock_trainer.resume import Position, check_same_run, newest_checkpoint, restore
@@ -115,6 +115,31 @@ def test_the_newest_checkpoint_that_is_there_counts(tmp_path: Path, model: Path)
     life.ledger.checkpoints.append(CheckpointRecord(9, "00000009.1"))
     assert newest_checkpoint(life.ledger, life.checkpoints) == there
     assert newest_checkpoint(LedgerState(), life.checkpoints) is None
+
+
+def test_a_replay_masks_what_the_step_masked_whatever_the_configuration_says_now(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    groups = example_groups()  # of version 0
+    for step, max_lag in enumerate((None, 2, 0)):
+        record = first.step_files.write(step, 1, groups, version=min(step, 2), max_lag=max_lag)
+        first.ledger.steps.append(decode_record(encode_record(record)))  # type: ignore[arg-type]
+        result = first.learner.update(groups, version=min(step, 2), max_lag=max_lag)
+        assert result.changed == (max_lag != 0)  # the last step: all its tokens are too old
+        assert result.counts.masked_stale == (max_lag == 0)
+        version = min(step + 1, 2)
+        first.ledger.policies[version] = first.digest(version)
+        first.ledger.num_ranks[version] = 1
+    second = Life(tmp_path, model, first.ledger)
+    assert second.restore() == Position(3, 2)
+    assert second.digest(2) == first.digest(2)
+    assert second.step_files.read(first.ledger.steps[2])[0].group.completions == groups[0].group.completions
+
+
+def test_a_step_that_trained_another_version_is_an_error(tmp_path: Path, model: Path) -> None:
+    life = Life(tmp_path, model)
+    life.ledger.steps.append(life.step_files.write(0, 1, example_groups(), version=3))
+    with pytest.raises(WeightsError, match=r"step 0 is trained again on version 0; the ledger says .* version 3"):
+        life.restore()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ and the announced version, and a trainer that has lost its lease can call none o
 trainer's loop.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ class TrainerQueue:
         self.queue = queue
         self.lease = lease
         self._keys = queue.keys
+        # Of two issues the script must see the lower numbers first: it counts a ticket where `next` rises.
+        self._issuing = asyncio.Lock()
 
     async def issue(
         self, tickets: Sequence[Ticket], announcement: Announcement | None = None, resolved: Sequence[int] = ()
@@ -51,20 +54,21 @@ class TrainerQueue:
             identity = announcement.identity
             announced = [identity.number, identity.digest, announcement.path, announcement.lease]
         flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
-        await self.queue.run(
-            scripts.ANNOUNCE,
-            [
-                keys.lease,
-                keys.policy,
-                keys.live,
-                keys.counters,
-                keys.stream(Stage.TICKETS),
-                keys.wake(Stage.TICKETS),
-                keys.failures,
-                keys.deaths,
-            ],
-            [self.lease.token, *announced, len(resolved), *resolved, *flat],
-        )
+        async with self._issuing:
+            await self.queue.run(
+                scripts.ANNOUNCE,
+                [
+                    keys.lease,
+                    keys.policy,
+                    keys.live,
+                    keys.counters,
+                    keys.stream(Stage.TICKETS),
+                    keys.wake(Stage.TICKETS),
+                    keys.failures,
+                    keys.deaths,
+                ],
+                [self.lease.token, *announced, len(resolved), *resolved, *flat],
+            )
 
     async def reissue(self, ticket: Ticket, delivery: Delivery) -> None:
         """Issue a ticket again whose group cannot be trained, and delete that group."""

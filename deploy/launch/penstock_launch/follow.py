@@ -34,6 +34,7 @@ class TrainerStatus(msgspec.Struct, frozen=True):
     epoch: float | None = None
     policy_version: int | None = None
     outstanding: int | None = None
+    oldest_waiting_seconds: float | None = None
     reward_mean: float | None = None
     heldout_accuracy: float | None = None
     staleness_max: float | None = None

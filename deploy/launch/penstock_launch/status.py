@@ -9,7 +9,7 @@ import asyncio
 from penstock.broker import connect
 from penstock.config import Config
 from penstock.errors import PenstockError
-from penstock_launch.figures import figures
+from penstock_launch.figures import duration, figures
 from penstock_launch.follow import TRAINER_KIND, make_client, read_ready, read_status
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.trees import LAUNCHER, read_known
@@ -78,4 +78,5 @@ async def _read(config: Config) -> list[str]:
         f"phase {status.phase}",
         *waiting,
         *(f"  {name:{width}}  {value}" for name, value in figures(status)),
+        f"  {'oldest ticket':{width}}  waits for {duration(status.oldest_waiting_seconds)}",
     ]

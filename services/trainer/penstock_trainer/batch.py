@@ -4,7 +4,6 @@ Owns the batch's denominators: they count every group and every valid completion
 pass. Pure: no config, no I/O. Called by the learner.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +11,9 @@ from itertools import pairwise
 import torch
 
 from penstock.contracts import Completion, ScoredGroup, unpack_float32, unpack_int32
+from penstock_trainer.batch_counts import BatchCounts, count_batch
 from penstock_trainer.grpo import Aggregation, Baseline, Scale, advantages, overlong_penalty, sequence_weight
+from penstock_trainer.masking import token_lags, trained_mask
 
 MIN_VALID = 2  # a group's mean and standard deviation need two rewards
 
@@ -66,35 +67,6 @@ class BatchRules:
 
 
 @dataclass(frozen=True)
-class BatchCounts:
-    """What a batch holds, counted before anything is left out.
-
-    num_groups: with at least two valid rewards: the denominator. num_failed_groups: the others.
-    num_degenerate_groups: of the former, those whose rewards are all equal.
-    num_loss_tokens: of valid completions. reward_*: over valid completions, as scored; nan without any.
-    advantage_*: over the valid completions of the counted groups. length_*: mean loss tokens of valid completions
-    (generated) and of those with an advantage (trained); length_bias is trained over generated, 1 without bias.
-    """
-
-    num_groups: int
-    num_failed_groups: int
-    num_degenerate_groups: int
-    num_completions: int
-    num_failed_completions: int
-    num_loss_tokens: int
-    reward_mean: float
-    reward_std: float
-    reward_min: float
-    reward_max: float
-    advantage_std: float
-    advantage_min: float
-    advantage_max: float
-    length_generated: float
-    length_trained: float
-    length_bias: float
-
-
-@dataclass(frozen=True)
 class Batch:
     """Samples in the order of their groups, by mini-batch, and the counts of the whole batch."""
 
@@ -127,7 +99,7 @@ def varies(rewards: Sequence[float | None]) -> bool:
 def valid_samples(groups: Sequence[ScoredGroup], *, version: int) -> list[Sample]:
     """All completions with a reward and a loss token, without advantage or weight."""
     return [
-        _sample(group, version, (b, g), advantage=0.0, weight=0.0)
+        _sample(group, version, None, (b, g), advantage=0.0, weight=0.0)
         for b, group in enumerate(groups)
         for g, score in enumerate(group.scores)
         if score.value is not None and any(group.group.completions[g].loss_mask)
@@ -139,20 +111,25 @@ def make_batch(
     rules: BatchRules,
     *,
     version: int,
+    max_lag: int | None = None,
     penalties: Mapping[tuple[int, int], float] | None = None,
 ) -> Batch:
     """Advantages and weights of all groups; samples are the completions that need a forward pass.
 
-    version: of the weights under training. penalties: subtracted from rewards, by place (a KL term in the reward).
+    version: of the weights under training. max_lag: tokens that lag more versions are masked (`masking`).
+    penalties: subtracted from rewards, by place (a KL term in the reward).
     A completion whose reward failed is never a sample. One whose advantage is 0 is a sample only if
-    `rules.with_zero_advantage`, but counts in the denominators.
+    `rules.with_zero_advantage`, one whose loss tokens are all masked is none; both count in the denominators.
     """
     chosen = [b for b, group in enumerate(groups) if num_valid(group) >= MIN_VALID]
     advantage_of = _advantages(groups, chosen, rules, penalties or {})
     minibatches = [
-        _minibatch(groups, part, advantage_of, rules, version) for part in _parts(chosen, rules.num_minibatches)
+        _minibatch(groups, part, advantage_of, rules, (version, max_lag))
+        for part in _parts(chosen, rules.num_minibatches)
     ]
-    return Batch(tuple(minibatches), _counts(groups, chosen, advantage_of))
+    num_degenerate_groups = sum(not varies([score.value for score in groups[b].scores]) for b in chosen)
+    counts = count_batch(groups, chosen, advantage_of, (version, max_lag), num_degenerate_groups=num_degenerate_groups)
+    return Batch(tuple(minibatches), counts)
 
 
 def _penalty(completion: Completion, overlong: Overlong) -> float:
@@ -195,18 +172,19 @@ def _minibatch(
     part: list[int],
     advantage_of: Mapping[tuple[int, int], float],
     rules: BatchRules,
-    version: int,
+    age: tuple[int, int | None],
 ) -> tuple[Sample, ...]:
+    """`age`: version under training and the largest lag that is trained."""
     lengths = {
         (b, g): num_loss
         for b in part
         for g, completion in enumerate(groups[b].group.completions)
         if (b, g) in advantage_of and (num_loss := sum(map(bool, completion.loss_mask)))
     }
-    return tuple(
+    samples = (
         _sample(
             groups[b],
-            version,
+            *age,
             (b, g),
             advantage=advantage_of[b, g],
             weight=sequence_weight(
@@ -221,49 +199,25 @@ def _minibatch(
         for (b, g), num_loss in lengths.items()
         if advantage_of[b, g] or rules.with_zero_advantage
     )
+    return tuple(sample for sample in samples if sample.num_loss_tokens)
 
 
-def _counts(
-    groups: Sequence[ScoredGroup], chosen: list[int], advantage_of: Mapping[tuple[int, int], float]
-) -> BatchCounts:
-    values = [score.value for group in groups for score in group.scores if score.value is not None]
-    mean = math.fsum(values) / len(values) if values else math.nan
-    lengths = {(b, g): sum(map(bool, groups[b].group.completions[g].loss_mask)) for b, g in advantage_of}
-    trained = [length for place, length in lengths.items() if advantage_of[place]]
-    generated_mean = _mean(list(lengths.values()))
-    trained_mean = _mean(trained)
-    return BatchCounts(
-        num_groups=len(chosen),
-        num_failed_groups=len(groups) - len(chosen),
-        num_degenerate_groups=sum(not varies([score.value for score in groups[b].scores]) for b in chosen),
-        num_completions=len(advantage_of),
-        num_failed_completions=sum(score.value is None for group in groups for score in group.scores),
-        num_loss_tokens=sum(lengths.values()),
-        reward_mean=mean,
-        reward_std=math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)) if values else math.nan,
-        reward_min=min(values, default=math.nan),
-        reward_max=max(values, default=math.nan),
-        advantage_std=math.sqrt(_mean([value**2 for value in advantage_of.values()])),
-        advantage_min=min(advantage_of.values(), default=0.0),
-        advantage_max=max(advantage_of.values(), default=0.0),
-        length_generated=generated_mean,
-        length_trained=trained_mean,
-        length_bias=trained_mean / generated_mean if trained_mean else 1.0,
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
-
-
-def _sample(group: ScoredGroup, version: int, place: tuple[int, int], *, advantage: float, weight: float) -> Sample:
+def _sample(
+    group: ScoredGroup,
+    version: int,
+    max_lag: int | None,
+    place: tuple[int, int],
+    *,
+    advantage: float,
+    weight: float,
+) -> Sample:
     completion = group.group.completions[place[1]]
     return Sample(
         prompt_ids=tuple(unpack_int32(group.group.ticket.prompt_ids)),
         token_ids=tuple(unpack_int32(completion.token_ids)),
-        loss_mask=tuple(map(bool, completion.loss_mask)),
+        loss_mask=trained_mask(completion, version, max_lag),
         behaviour=tuple(unpack_float32(completion.logprobs)),
-        lags=tuple(version - span.policy.number for span in completion.spans for _ in range(span.start, span.end)),
+        lags=token_lags(completion, version),
         advantage=advantage,
         weight=weight,
         place=place,

@@ -4,15 +4,19 @@ Owns the groups that have arrived and wait for their batch. Invariant: a group i
 a step is committed that trains it, or its ticket is dropped or issued again; every other arrival (duplicate,
 evaluation) is deleted. Called by the loop, which runs `consume_groups` and waits in `next_batch`.
 
-    scored -> judge -> held ........ trained in order        reward_failed, degenerate, poison -> dropped -> refill
-                    -> issued again  (unknown version, stale)
+    scored -> judge -> held ........ trained                 reward_failed, degenerate, poison -> dropped -> refill
+                    -> issued again  (unknown version)
                     -> deleted       (duplicate, evaluation)
+
+    What is held and stale when its batch closes: in order `ticket` issued again; in order `ready` dropped -> refill, or
+    trained in part (`masking`).
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from penstock.broker import Delivery, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
@@ -24,6 +28,7 @@ from penstock_trainer.batch import MIN_VALID, num_valid
 from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import EvalResult, Evaluation
 from penstock_trainer.generation import Generation
+from penstock_trainer.masking import is_all_masked
 from penstock_trainer.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -32,6 +37,7 @@ WAIT_SECONDS = 1.0  # also how soon work of a dead consumer is found
 POISON = "poison"
 REWARD_FAILED = "reward_failed"
 DEGENERATE = "degenerate"
+STALE = "stale"
 EVAL_PREFIX = "e"
 
 
@@ -68,8 +74,13 @@ class Consumer:
         has_gradient: Callable[[ScoredGroup], bool],
         dynamic_sampling: bool,
         max_staleness: int,
+        order: Literal["ticket", "ready"] = "ticket",
+        max_lag: int | None = None,
     ) -> None:
-        """`has_gradient`: whether a group moves the policy under the run's objective."""
+        """`has_gradient`: whether a group moves the policy under the run's objective.
+
+        In order `ready`: `max_lag` is the largest lag of a token that is not masked; None: stale groups are dropped.
+        """
         self._queue = trainer_queue
         self._worker = worker
         self._book = book
@@ -79,6 +90,8 @@ class Consumer:
         self._has_gradient = has_gradient
         self._dynamic_sampling = dynamic_sampling
         self._max_staleness = max_staleness
+        self._order = order
+        self.max_lag = max_lag
         self._held: dict[int, Arrival] = {}
         self.changed = asyncio.Event()
         self.tickets_known = asyncio.Event()
@@ -107,22 +120,44 @@ class Consumer:
         if numbers:
             version = self.announced_version
             await self._queue.issue([self._draws.ticket(n, attempt=0, policy_version=version) for n in numbers])
+            self._metrics.tickets.labels(state="issued", reason="").inc(len(numbers))
 
     async def next_batch(self, version: int) -> list[Arrival] | None:
         """The next batch, for weights of `version`; None while it is not complete.
 
-        The check on the versions that the engine asserted: a group that is too old is issued again, not trained.
+        The check on the versions that the engine asserted: no token that is too old is trained, in any order.
         """
-        numbers = self._book.next_batch()
-        if numbers is None:
-            return None
-        batch = [self._held[number] for number in numbers]
-        stale = [each for each in batch if self._is_stale(each.group, version)]
-        for arrival in stale:
+        while (numbers := self._book.next_batch()) is not None:
+            batch = [self._held[number] for number in numbers]
+            stale = [each for each in batch if self._is_stale(each.group, version)]
+            if self.max_lag is not None:
+                stale = self._mask(stale, version, self.max_lag)
+            if not stale:
+                return batch
+            for arrival in stale:
+                await self._refuse(arrival, version)
+            self.changed.set()  # it may have been the last ticket: the caller looks again before it waits
+        return None
+
+    def _mask(self, stale: list[Arrival], version: int, max_lag: int) -> list[Arrival]:
+        """Those that may not stay: nothing of them is left, and a batch is to hold groups with a gradient only."""
+        moving = [each for each in stale if self._has_gradient(each.group)]
+        empty = [each for each in moving if is_all_masked(each.group, version, max_lag)]
+        if self._dynamic_sampling:
+            return empty
+        for arrival in empty:
+            self._book.lose_gradient(arrival.number)
+        return []
+
+    async def _refuse(self, arrival: Arrival, version: int) -> None:
+        """A stale group is not trained: its ticket is issued again, or ends."""
+        del self._held[arrival.number]
+        if self._order == "ticket":
             self._book.wait_again(arrival.number)
-            del self._held[arrival.number]
-            await self._issue_again(arrival.delivery, arrival.group, f"stale at version {version}")
-        return None if stale else batch
+            await self._issue_again(arrival.delivery, arrival.group, f"stale at version {version}", STALE)
+        else:
+            log.info("ticket %d is dropped: stale at version %d", arrival.number, version)
+            await self._drop(arrival.delivery, arrival.number, STALE)
 
     def release(self, batch: list[Arrival]) -> None:
         """The batch is committed: its entries are gone from the queue."""
@@ -184,7 +219,7 @@ class Consumer:
         self.generation.add(scored.group)
         unknown = self._unknown_policy(scored)
         if unknown:
-            await self._issue_again(delivery, scored, f"it was generated by unknown weights {unknown}")
+            await self._issue_again(delivery, scored, f"it was generated by unknown weights {unknown}", "version")
         elif num_valid(scored) < MIN_VALID:
             self.last_failure = next((score.failure for score in scored.scores if score.failure), "")
             log.warning("ticket %d has no reward: %s", number, self.last_failure)
@@ -205,6 +240,10 @@ class Consumer:
         await self._queue.drop(DropRecord(number, reason), delivery.entry_id)
         self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()
+        if reason == STALE:
+            self._book.expire(number)
+            await self.refill()
+            return
         try:
             self._book.drop(number, reward_failed=reason == REWARD_FAILED, degenerate=reason == DEGENERATE)
         except StallError as error:
@@ -216,14 +255,15 @@ class Consumer:
         await self._queue.discard(delivery)
         self._worker.forget(delivery)
 
-    async def _issue_again(self, delivery: Delivery, scored: ScoredGroup, reason: str) -> None:
+    async def _issue_again(self, delivery: Delivery, scored: ScoredGroup, why: str, reason: str) -> None:
+        """`why`: in words, for the log; `reason`: the label that counts it."""
         number = scored.group.ticket.number
         attempt = max(delivery.attempt, scored.group.ticket.attempt) + 1
         ticket = self._draws.ticket(number, attempt=attempt, policy_version=self.announced_version)
-        log.warning("ticket %d is issued again: %s", number, reason, extra={"attempt": attempt})
+        log.warning("ticket %d is issued again: %s", number, why, extra={"attempt": attempt})
         await self._queue.reissue(ticket, delivery)
         self._worker.forget(delivery)
-        self._metrics.tickets.labels(state="reissued", reason="version").inc()
+        self._metrics.tickets.labels(state="reissued", reason=reason).inc()
 
     def _unknown_policy(self, scored: ScoredGroup) -> str:
         for completion in scored.group.completions:

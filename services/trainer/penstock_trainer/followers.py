@@ -40,12 +40,13 @@ FAILED_WRITER_EXIT_CODE = 1
 class Update(Contract, frozen=True, tag_field="command", tag="update"):
     """Train a step on the weights of `version`: each rank makes the same batch of it and takes its share.
 
-    num_steps: updates of the whole run, which rank 0 alone knows.
+    num_steps: updates of the whole run, which rank 0 alone knows. max_lag: tokens that lag more are masked.
     """
 
     groups: tuple[ScoredGroup, ...]
     version: int
     num_steps: int
+    max_lag: int | None = None
 
 
 class Gather(Contract, frozen=True, tag_field="command", tag="gather"):
@@ -80,10 +81,10 @@ class LeadingLearner(Learner):
         super().__init__(config, ranks, num_steps=num_steps)
         self._group = ranks
 
-    def update(self, groups: Sequence[ScoredGroup], *, version: int) -> StepResult:
-        self._tell(Update(tuple(groups), version, self.num_steps))
+    def update(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> StepResult:
+        self._tell(Update(tuple(groups), version, self.num_steps, max_lag))
         with self._group.computing():
-            return super().update(groups, version=version)
+            return super().update(groups, version=version, max_lag=max_lag)
 
     def weights(self) -> Weights:
         masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
@@ -143,9 +144,9 @@ class Follower:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case Update(groups, version, num_steps):
+            case Update(groups, version, num_steps, max_lag):
                 self._learner.num_steps = num_steps
-                self._learner.update(groups, version=version)
+                self._learner.update(groups, version=version, max_lag=max_lag)
             case Gather(name):
                 self._learner.whole_weight(name)
             case Save(folder):

@@ -98,13 +98,13 @@ class Learner:
         """Whether training the same groups again, on as many ranks, gives the same bits."""
         return self._device.type == "cpu"
 
-    def update(self, groups: Sequence[ScoredGroup], *, version: int) -> StepResult:
-        """One update of the weights of `version` on a batch of groups."""
+    def update(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> StepResult:
+        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`."""
         self._optimizer.run_steps = self.num_steps * self._config.loss.num_minibatches
         # Adam's moments of rarely seen tokens decay into subnormal numbers, which are slow. A setting of the thread.
         torch.set_flush_denormal(True)
         try:
-            return self._updater.update(groups, version)
+            return self._updater.update(groups, version, max_lag)
         finally:
             torch.set_flush_denormal(False)
 

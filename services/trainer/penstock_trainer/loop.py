@@ -121,7 +121,7 @@ class Trainer:
         newest = newest_checkpoint(ledger, parts.checkpoints)
         self._last_checkpoint = newest.steps if newest else -1
         parts.consumer.policies.update(ledger.policies)
-        await restore_tickets(
+        lost = await restore_tickets(
             parts.trainer_queue,
             parts.book,
             parts.draws,
@@ -130,6 +130,7 @@ class Trainer:
             version=position.version,
             max_staleness=parts.config.staleness.max_staleness,
         )
+        parts.metrics.tickets.labels(state="reissued", reason="lost").inc(len(lost))
         if announced is not None:  # until the next one is: what a drop lets out carries it
             parts.consumer.announced_version = announced.identity.number
         parts.consumer.tickets_known.set()
@@ -167,13 +168,17 @@ class Trainer:
         self._set_phase("training")
         groups = [arrival.group for arrival in batch]
         step = parts.book.num_steps
-        record = await asyncio.to_thread(parts.step_files.write, step, parts.trainer_queue.lease.number, groups)
+        max_lag = parts.config.staleness.max_lag
+        lease = parts.trainer_queue.lease.number
+        record = await asyncio.to_thread(
+            parts.step_files.write, step, lease, groups, version=version_before, max_lag=max_lag
+        )
         await parts.trainer_queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
         parts.book.commit([each.number for each in batch])
         parts.consumer.release(batch)
         clock.lap("commit")
         with parts.watchdog.computing():
-            result = await asyncio.to_thread(parts.learner.update, groups, version=version_before)
+            result = await asyncio.to_thread(parts.learner.update, groups, version=version_before, max_lag=max_lag)
         clock.lap("update")
         parts.watchdog.progress()
         self._version += int(result.changed)

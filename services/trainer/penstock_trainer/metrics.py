@@ -10,6 +10,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from penstock_trainer.progress import StepLine
 
 MASKED = "masked_"
+# What can become of a ticket, and why; each counts from 0, so that a rate of it is known before its first.
+TICKET_STATES = {
+    "issued": ("",),
+    "reissued": ("version", "stale", "lost"),
+    "trained": ("",),
+    "dropped": ("stale", "degenerate", "reward_failed", "poison"),
+}
 SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
@@ -29,6 +36,12 @@ class TrainerMetrics:
         self.queue_oldest_age = gauge("queue_oldest_age_seconds", "Age of the oldest group of a stream", "stream")
         self.tickets_outstanding = gauge("tickets_outstanding", "Tickets issued and not resolved")
         self.tickets = counter("tickets", "Tickets by what became of them", "state", "reason")
+        for state, reasons in TICKET_STATES.items():
+            for reason in reasons:
+                self.tickets.labels(state=state, reason=reason)
+        self.oldest_waiting = gauge(
+            "tickets_oldest_waiting_seconds", "How long the ticket that the next batch waits for first has been waiting"
+        )
         self.dead_letters = counter("dead_letters", "Messages that could not be used", "reason")
         self.duplicates = counter("duplicate_groups", "Groups that arrived for a ticket already held or resolved")
         self.steps = counter("trainer_steps", "Training steps", "outcome")

@@ -23,8 +23,8 @@ async def restore_tickets(
     steps: int,
     version: int,
     max_staleness: int,
-) -> None:
-    """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again.
+) -> list[int]:
+    """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again, and returned.
 
     What is trained and not announced stays outstanding too: its credits would let tickets out that are trained too late.
     """
@@ -39,3 +39,4 @@ async def restore_tickets(
         log.warning("tickets %s are nowhere in the queue: issued again", lost)
         oldest = max(0, version - max_staleness)
         await trainer_queue.issue([draws.ticket(n, attempt=1, policy_version=oldest) for n in lost])
+    return lost

@@ -93,6 +93,7 @@ class Releases:
         numbers = self._book.issue()
         tickets = [self._draws.ticket(each, attempt=0, policy_version=number) for each in numbers]
         await self._queue.issue(tickets, announcement, resolved)
+        self._metrics.tickets.labels(state="issued", reason="").inc(len(tickets))
         if self._evaluation.due(release.num_steps):
             await self.evaluate(release.num_steps, number)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from penstock_trainer.consumer import Arrival, Consumer
+from penstock_trainer.masking import oldest_trained_version
 from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.progress import Progress, StepLine
 from penstock_trainer.status import RECENT_STEPS, Status
@@ -58,7 +59,8 @@ class Reports:
         """Report a step; `versions`: of the weights before and after it."""
         before, after = versions
         ended_at = time.time()
-        oldest = [each.oldest_version for arrival in batch for each in arrival.group.group.completions]
+        completions = [each for arrival in batch for each in arrival.group.group.completions]
+        oldest = [oldest_trained_version(each, before, self._consumer.max_lag) for each in completions]
         staleness = [before - version for version in oldest if version is not None]
         values = [score.value for arrival in batch for score in arrival.group.scores if score.value is not None]
         generation = self._consumer.generation

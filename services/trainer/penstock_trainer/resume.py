@@ -76,7 +76,12 @@ def restore(
     for step in sorted(ledger.steps, key=lambda each: each.step):
         if step.step < position.steps:
             continue
-        result = learner.update(step_files.read(step), version=position.version)
+        if step.version is not None and step.version != position.version:
+            raise WeightsError(
+                f"step {step.step} is trained again on version {position.version}; the ledger says that it trained "
+                f"version {step.version}: a step before it changed the weights in one of both and not in the other"
+            )
+        result = learner.update(step_files.read(step), version=position.version, max_lag=step.max_lag)
         version = position.version + int(result.changed)
         position = Position(step.step + 1, version)
         known = ledger.policies.get(version)

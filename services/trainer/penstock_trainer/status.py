@@ -27,7 +27,9 @@ class Status:
     version: int = 0
     version_digest: str = ""
     outstanding: int = 0
+    oldest_waiting_seconds: float = 0.0
     waiting_for: str = ""
+    """The ticket that holds up a batch, and who holds it; empty where none does for long."""
     queue: dict[str, int] = field(default_factory=dict)
     ready: bool = False
 
@@ -46,6 +48,7 @@ class Status:
             "epoch": round(self.steps * self.batch_size / self.num_prompts, 3) if self.num_prompts else 0.0,
             "policy_version": self.version,
             "outstanding": self.outstanding,
+            "oldest_waiting_seconds": self.oldest_waiting_seconds,
             "reward_mean": lines[-1]["reward_mean"] if lines else None,
             "reward_average": self.progress.reward_average,
             "heldout_accuracy": last_accuracy(self.progress.evals),

@@ -32,13 +32,21 @@ class StepFiles:
         self._keep_bytes = keep_bytes
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, step: int, lease: int, groups: Sequence[ScoredGroup]) -> StepRecord:
-        """Write a batch durably; the record that commits it."""
+    def write(
+        self,
+        step: int,
+        lease: int,
+        groups: Sequence[ScoredGroup],
+        *,
+        version: int | None = None,
+        max_lag: int | None = None,
+    ) -> StepRecord:
+        """Write a batch durably, whole and unmasked; the record that commits it."""
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
         write_durably(self._folder / name, data)
         tickets = tuple(each.group.ticket.number for each in groups)
-        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data))
+        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag)
 
     def read(self, record: StepRecord) -> tuple[ScoredGroup, ...]:
         """The groups of a committed step; DataError when the file is missing or not what was committed."""

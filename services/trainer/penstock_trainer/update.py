@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from penstock.contracts import ScoredGroup
-from penstock_trainer.batch import BatchCounts, Sample, make_batch, valid_samples
+from penstock_trainer.batch import Sample, make_batch, valid_samples
+from penstock_trainer.batch_counts import BatchCounts
 from penstock_trainer.grpo import (
     Gate,
     Objective,
@@ -102,11 +103,11 @@ class Updater:
         self._device = device
         self._ranks = ranks
 
-    def update(self, groups: Sequence[ScoredGroup], version: int) -> StepResult:
-        """One update of the weights of `version` on a batch of groups."""
+    def update(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> StepResult:
+        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`."""
         start = time.perf_counter()
         penalties = self._kl_penalties(groups, version)
-        batch = make_batch(groups, self._recipe.rules, version=version, penalties=penalties)
+        batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
         shares = [self._share(samples) for samples in batch.minibatches]
         packed = time.perf_counter()
         minibatches, objective = self._started(shares)

@@ -6,15 +6,14 @@ Owns no decision: every part gets the section of the configuration that it needs
 import asyncio
 import logging
 import os
-import socket
 import time
 from pathlib import Path
 
-from penstock.broker import Queue, ServiceRecord, Stage, Worker, connect
+from penstock.broker import Queue, Worker, connect
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, Sampling
+from penstock.contracts import Sampling
 from penstock.errors import FencedError
 from penstock.ledger import RunRecord
 from penstock.service import Service
@@ -39,9 +38,11 @@ from penstock_trainer.ranks import Ranks
 from penstock_trainer.recipe import gradient_test
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
+from penstock_trainer.sampler import Sampler
 from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.status import Status, expected_steps
 from penstock_trainer.step_files import StepFiles, write_durably
+from penstock_trainer.stragglers import Stragglers
 from penstock_trainer.summary import make_summary, summary_bytes
 from penstock_trainer.tracking import make_tracking
 from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
@@ -51,7 +52,6 @@ from penstock_trainer.weight_files import Format
 BYTES_PER_TOKEN = 13  # 9 of a completion, the rest for text and overhead
 log = logging.getLogger(__name__)
 
-SAMPLE_SECONDS = 1.0
 SUMMARY_FILE = "trainer_summary.json"
 KEPT_VERSIONS = 3  # the announced one, the one being pushed, the one being written
 
@@ -112,7 +112,10 @@ class _Run:
         sampling = Sampling(config.sampling.temperature, config.sampling.max_new_tokens, stop_ids)
         draws = Draws(train, sampling, config)
         batch_size = config.data.batch_size
-        self._book = TicketBook(TicketLimits(batch_size, config.max_outstanding, draws.num_draws, config.run.max_steps))
+        staleness = config.staleness
+        self._book = TicketBook(
+            TicketLimits(batch_size, config.max_outstanding, draws.num_draws, config.run.max_steps, staleness.order)
+        )
         evaluation = Evaluation(held_out, stop_ids, lease.number, config)
         self._consumer = Consumer(
             trainer_queue,
@@ -123,13 +126,25 @@ class _Run:
             metrics,
             has_gradient=gradient_test(config),
             dynamic_sampling=config.loss.dynamic_sampling,
-            max_staleness=config.staleness.max_staleness,
+            max_staleness=staleness.max_staleness,
+            order=staleness.order,
+            max_lag=staleness.max_lag,
         )
         self._publisher = Publisher(queue, config)
         self._releases = Releases(
             trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
         )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
+        self._sampler = Sampler(
+            queue,
+            self._book,
+            Stragglers(queue, self._book, straggler_seconds=staleness.straggler_seconds),
+            metrics,
+            status,
+            self._name,
+            service.url,
+            staleness.heartbeat_seconds,
+        )
         self._tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
         step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
@@ -171,7 +186,7 @@ class _Run:
                     self._releases.publish_versions(),
                     self._checkpoint_writer.write_checkpoints(),
                     self._watchdog.watch_progress(),
-                    self._sample(),
+                    self._sampler.sample(),
                 ),
                 train=self._train(),
             )
@@ -203,25 +218,6 @@ class _Run:
             training_started_at=first,
         )
         write_durably(self._folder / SUMMARY_FILE, summary_bytes(summary))
-
-    async def _sample(self) -> None:
-        """Once a second: depths of the queue, outstanding tickets, and the sign of life that others see."""
-        while True:
-            depths = await self._queue.depths()
-            ages = await self._queue.oldest_age_seconds()
-            for stream, depth in depths.items():
-                self._metrics.queue_groups.labels(stream=stream).set(depth)
-            for stage in Stage:
-                self._metrics.queue_oldest_age.labels(stream=stage).set(ages[stage])
-            self._status.queue = depths
-            self._status.outstanding = len(self._book.outstanding)
-            self._metrics.tickets_outstanding.set(self._status.outstanding)
-            policy = PolicyIdentity(self._status.version, self._status.version_digest)
-            record = ServiceRecord(
-                "trainer", self._name, self._service.url, os.getpid(), self._status.phase, policy, socket.gethostname()
-            )
-            await self._queue.register(record, self._config.staleness.heartbeat_seconds)
-            await asyncio.sleep(SAMPLE_SECONDS)
 
 
 def _fail_from_thread(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]", error: Exception) -> None:

@@ -1,0 +1,71 @@
+"""Stragglers: how long the oldest ticket has been waiting, and which ticket holds up a batch.
+
+Owns the clocks of waiting tickets, as this life of the trainer has seen them. Invariant: it only looks; what is trained
+does not depend on it. Called by the sampler, once a second.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from penstock.tickets import TicketBook, TicketState
+
+log = logging.getLogger(__name__)
+
+
+class Whereabouts(Protocol):
+    """Knows where a ticket is."""
+
+    async def whereabouts(self, ticket: int) -> str: ...
+
+
+class Stragglers:
+    """The waiting tickets of one trainer."""
+
+    def __init__(
+        self,
+        queue: Whereabouts,
+        book: TicketBook,
+        *,
+        straggler_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """A ticket that has held up a batch for `straggler_seconds` is told, and again as often."""
+        self._queue = queue
+        self._book = book
+        self._straggler_seconds = straggler_seconds
+        self._clock = clock
+        self._waiting_since: dict[int, float] = {}
+        self._blocking: int | None = None
+        self._blocking_since = 0.0
+        self._told_at: dict[int, float] = {}
+        self.oldest_seconds = 0.0
+        """How long the oldest waiting ticket has been waiting; 0 where none does."""
+        self.straggler = ""
+        """Which ticket holds up a batch, since when, and who holds it; empty where none has done so for long."""
+
+    async def look(self) -> None:
+        """Bring both up to date; a log line where one is due."""
+        now = self._clock()
+        waiting = [n for n, state in self._book.outstanding.items() if state is TicketState.WAITING]
+        self._waiting_since = {n: self._waiting_since.get(n, now) for n in waiting}
+        self._told_at = {n: at for n, at in self._told_at.items() if n in self._waiting_since}
+        self.oldest_seconds = now - self._waiting_since[waiting[0]] if waiting else 0.0
+        blocking = self._book.blocked_by
+        if blocking != self._blocking:
+            self._blocking, self._blocking_since = blocking, now
+        if blocking is None or now - self._blocking_since < self._straggler_seconds:
+            self.straggler = ""
+            return
+        self.straggler = await self._describe(blocking, now)
+        if now - self._told_at.get(blocking, -self._straggler_seconds) >= self._straggler_seconds:
+            self._told_at[blocking] = now
+            log.warning("a batch waits for %s", self.straggler)
+
+    async def _describe(self, ticket: int, now: float) -> str:
+        place = await self._queue.whereabouts(ticket)
+        return (
+            f"ticket {ticket}, {place}: it has been waiting for {now - self._waiting_since[ticket]:.0f} s and has held "
+            f"up a batch, whose other groups are here, for {now - self._blocking_since:.0f} s"
+        )
