@@ -77,7 +77,7 @@ class Launch:
         """Service name -> process, of the services of a kind that run; an engine has the name of its service."""
         running = {process.pid: process for process in self.below()}
         wanted = "rollout" if kind == "engine" else kind
-        found = {}
+        found: dict[str, psutil.Process] = {}
         for service, pid in self._recorded():
             if service.partition("-")[0] == wanted and pid in running and _is(kind, running[pid]):
                 name = service.replace("rollout", "engine") if kind == "engine" else service

@@ -15,7 +15,6 @@ from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Sampling
-from penstock.errors import FencedError
 from penstock.ledger import RunRecord
 from penstock.service import Service
 from penstock.tickets import TicketBook, TicketLimits
@@ -23,6 +22,7 @@ from penstock_trainer.app import trainer_app
 from penstock_trainer.checkpoint import Checkpoints
 from penstock_trainer.checkpoint_writer import CheckpointWriter
 from penstock_trainer.consumer import Consumer
+from penstock_trainer.continuity import Continuity
 from penstock_trainer.datasets import Row
 from penstock_trainer.draws import Draws, stop_token_ids
 from penstock_trainer.evaluation import Evaluation
@@ -130,6 +130,7 @@ class _Run:
             trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
         )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
+        self._continuity = Continuity(trainer_queue, self._book, self._consumer, config.staleness.heartbeat_seconds)
         self._tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
         step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
@@ -158,7 +159,7 @@ class _Run:
     async def run(self) -> None:
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
-        self._lease.start_renewing(lambda reason: _fail_from_thread(loop, lost, FencedError(reason)))
+        self._lease.start_renewing(lambda error: _fail_from_thread(loop, lost, error))
         self._tracking.start()
         app = trainer_app(self._status, self._requests, self._metrics.registry, self._config.token)
         try:
@@ -171,6 +172,7 @@ class _Run:
                     self._releases.publish_versions(),
                     self._checkpoint_writer.write_checkpoints(),
                     self._watchdog.watch_progress(),
+                    self._continuity.watch_queue(),
                     self._sample(),
                 ),
                 train=self._train(),
