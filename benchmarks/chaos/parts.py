@@ -104,6 +104,7 @@ def _config(part: Part, folder: Path) -> dict[str, Any]:
     return {
         "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},
         "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
+        "weights": {"folder": str(folder / "weights")},  # a failed run leaves nothing in /dev/shm
         "total_train_epochs": -(-part.num_tickets // NUM_PROMPTS),
         "optimizer": {"lr": 1.0e-3},
         "sampling": {"max_new_tokens": 10},
