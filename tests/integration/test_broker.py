@@ -240,6 +240,10 @@ async def test_an_expired_lease_that_another_had_is_not_held_again(
         await issue(trainer, 0)
 
 
+async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(queue: Queue, queue_config: Config) -> None:
+    assert (await acquire_lease(queue, queue_config, above=7)).number == 8
+
+
 async def test_a_ledger_that_lost_its_end_is_not_continued(trainer: TrainerQueue, queue: Queue) -> None:
     await trainer.append(RunRecord("d", 1, 1, 2, 0))
     await trainer.ledger()

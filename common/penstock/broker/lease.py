@@ -77,15 +77,20 @@ class Lease:
                 return
 
 
-async def acquire_lease(queue: Queue, config: Config) -> Lease:
-    """Wait until no other trainer holds the lease, then hold it; StallError after run.stall_seconds."""
+async def acquire_lease(queue: Queue, config: Config, *, above: int = 0) -> Lease:
+    """Wait until no other trainer holds the lease, then hold it; StallError after run.stall_seconds.
+
+    above: the highest number that is known from elsewhere: a queue that lost its last writes would give it out again.
+    """
     ttl_seconds = config.staleness.heartbeat_seconds
     keys = queue.keys
     deadline = asyncio.get_running_loop().time() + config.run.stall_seconds
     warned = False
     while True:
         answer = await queue.run(
-            scripts.ACQUIRE_LEASE, [keys.lease, keys.last_lease], [uuid.uuid4().hex[:12], int(ttl_seconds * 1000)]
+            scripts.ACQUIRE_LEASE,
+            [keys.lease, keys.last_lease],
+            [uuid.uuid4().hex[:12], int(ttl_seconds * 1000), above],
         )
         if answer:
             password = config.redis.password.get_secret_value() if config.redis.password else None

@@ -21,10 +21,12 @@ end
 """
 _FENCE = _HOLDER + _REFUSE
 
-# KEYS lease, last ; ARGV random id, ms -> token | {} while another holds it
+# KEYS lease, last ; ARGV random id, ms, number that it must be above -> token | {} while another holds it
 ACQUIRE_LEASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
-local token = redis.call('INCR', KEYS[2]) .. ':' .. ARGV[1]
+local number = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])) + 1
+redis.call('SET', KEYS[2], number)
+local token = string.format('%d', number) .. ':' .. ARGV[1]
 redis.call('SET', KEYS[1], token, 'PX', ARGV[2])
 return {token}
 """

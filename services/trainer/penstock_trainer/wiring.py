@@ -74,9 +74,12 @@ async def run_trainer(
     try:
         await queue.check_memory(_queue_bytes(config))
         _warn_of_idle_servers(config)
-        lease = await acquire_lease(queue, config)
+        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+        lease = await acquire_lease(queue, config, above=step_files.highest_lease())
         status = _status(config, folder, len(train))
-        await _Run(config, service, queue, lease, learner, vocabulary, train, held_out, status, folder).run()
+        await _Run(
+            config, service, queue, lease, learner, vocabulary, train, held_out, status, folder, step_files
+        ).run()
         await asyncio.to_thread(learner.close)
         if ranks is not None:
             await asyncio.to_thread(ranks.leave)
@@ -101,6 +104,7 @@ class _Run:
         held_out: list[EncodedPrompt],
         status: Status,
         folder: Path,
+        step_files: StepFiles,
     ) -> None:
         self._config, self._service, self._queue, self._lease = config, service, queue, lease
         self._status, self._folder = status, folder
@@ -132,7 +136,6 @@ class _Run:
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
         self._continuity = Continuity(trainer_queue, self._book, self._consumer, config.staleness.heartbeat_seconds)
         self._tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
-        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
         self._checkpoint_writer = CheckpointWriter(trainer_queue, learner, checkpoints, step_files, metrics)
         self._parts = Parts(
