@@ -22,7 +22,9 @@ from benchmarks.chaos.schedule import Disturbance, Plan, deck, pause_seconds
 
 LOOK_SECONDS = 0.1
 MAX_LOST_BYTES = 12000  # about what a busy second appends in these runs
-SLOW_PACE_SECONDS = 0.3
+SLOW_PACE_SECONDS = 0.3  # for one completion
+HALT_PACE_SECONDS = 2.0  # well below reward.timeout_seconds; a step then takes longer than most victims rest
+HALT_STEPS = 3
 SHOWN_EVENTS = 40
 
 
@@ -100,7 +102,8 @@ class Disturber:
     def _set_pace(self) -> None:
         """Slow once the steps are ahead of the disturbances, so that the run lasts until the last of them."""
         allowed = self._num_steps * (self._num_cards - len(self._deck) + 1) / (self._num_cards + 1) - 2
-        pace = SLOW_PACE_SECONDS if self._deck and self._launch.num_steps() > allowed else 0.0
+        ahead = self._launch.num_steps() - allowed if self._deck else 0.0
+        pace = HALT_PACE_SECONDS if ahead > HALT_STEPS else SLOW_PACE_SECONDS if ahead > 0 else 0.0
         if pace != self._paced:
             temporary = self._pace_file.with_suffix(".tmp")
             temporary.write_text(str(pace), encoding="ascii")
