@@ -4,7 +4,8 @@
     |- ConfigError        a key, a file or a combination that the user must change     exit 2
     |- DataError          a dataset row or prompt that cannot be used                  exit 2
     |- QueueError         Redis cannot be reached, or answered what it must not        exit 4
-    |  '- FencedError     another trainer holds the lease                              exit 5
+    |  |- FencedError     another trainer holds the lease                              exit 5
+    |  '- LostWritesError the queue or the lease went back in time: start again        exit 4
     |- EngineError        the inference engine failed
     |  |- EngineStartError   it did not start                                          exit 6
     |  |- EngineDiedError    it ended, or its connection broke, during a request
@@ -65,6 +66,12 @@ class FencedError(QueueError):
 
     kind = "fenced"
     exit_code = 5
+
+
+class LostWritesError(QueueError):
+    """The queue no longer has what it had acknowledged, or the lease expired: start again from the ledger."""
+
+    kind = "lost_writes"
 
 
 class EngineError(PenstockError):

@@ -250,7 +250,7 @@ async def entries_of(queue: Queue) -> list[Entry]:
 async def holder_of(queue: Queue, delivery: Delivery) -> str | None:
     """The consumer that an entry is pending for."""
     stream, entry = queue.keys.stream(delivery.stage), delivery.entry_id
-    pending = await queue.client.xpending_range(stream, GROUP, min=entry, max=entry, count=1)
+    pending: Any = await queue.client.xpending_range(stream, GROUP, min=entry, max=entry, count=1)
     return pending[0]["consumer"].decode() if pending else None
 
 
@@ -267,7 +267,8 @@ async def age_all(queue: Queue, milliseconds: int) -> None:
     """Make every entry that somebody holds look so."""
     for stage in WORK:
         stream = queue.keys.stream(stage)
-        for each in await queue.client.xpending_range(stream, GROUP, min="-", max="+", count=1000):
+        pending: Any = await queue.client.xpending_range(stream, GROUP, min="-", max="+", count=1000)
+        for each in pending:
             holder, entry = each["consumer"].decode(), each["message_id"]
             await queue.client.xclaim(stream, GROUP, holder, 0, [entry], idle=milliseconds, justid=True)
 

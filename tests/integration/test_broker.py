@@ -22,7 +22,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.errors import ConfigError, FencedError, QueueError, StallError
+from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError, StallError
 from penstock.ledger import DropRecord, RunRecord, StepRecord
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
@@ -241,9 +241,41 @@ async def test_a_trainer_without_the_lease_can_change_nothing(
     assert (await trainer.counters()).issued == 1
 
 
+async def test_an_expired_lease_that_nobody_took_is_held_again(trainer: TrainerQueue, queue: Queue) -> None:
+    await asyncio.sleep(0.6)  # its renewal was never started: as if the process had been frozen
+    assert await queue.client.get(queue.keys.lease) is None
+    await issue(trainer, 0)
+    assert await queue.client.get(queue.keys.lease) == trainer.lease.token.encode()
+
+
+async def test_an_expired_lease_that_another_had_is_not_held_again(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await asyncio.sleep(0.6)
+    successor = await acquire_lease(queue, queue_config)
+    await asyncio.to_thread(successor.release)
+    with pytest.raises(LostWritesError, match="held by nobody"):
+        await issue(trainer, 0)
+
+
+async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(queue: Queue, queue_config: Config) -> None:
+    assert (await acquire_lease(queue, queue_config, above=7)).number == 8
+
+
+async def test_a_ledger_that_lost_its_end_is_not_continued(trainer: TrainerQueue, queue: Queue) -> None:
+    await trainer.append(RunRecord("d", 1, 1, 2, 0))
+    await trainer.ledger()
+    await trainer.commit_step(StepRecord(0, (0,), "f", "d"), {})
+    assert await trainer.ends_as_written()
+    await queue.client.xtrim(queue.keys.ledger, maxlen=0, approximate=False)
+    assert not await trainer.ends_as_written()
+    with pytest.raises(LostWritesError, match="ledger ends with"):
+        await trainer.commit_step(StepRecord(1, (1,), "f", "d"), {})
+
+
 async def test_a_held_lease_is_waited_for_and_then_named(queue: Queue, queue_config: Config) -> None:
     lease = await acquire_lease(queue, queue_config)
-    lost: list[str] = []
+    lost: list[QueueError] = []
     lease.start_renewing(lost.append)
     try:
         short = queue_config.model_copy(update={"run": queue_config.run.model_copy(update={"stall_seconds": 1.0})})

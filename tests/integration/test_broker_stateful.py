@@ -14,7 +14,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, event, settings
@@ -156,7 +156,7 @@ class QueueMachine(RuleBasedStateMachine):
     def come_back(self, which: int) -> None:
         """The one that was believed dead beats again, with what it thinks that it holds."""
         ghost = self.ghosts.pop(which % len(self.ghosts))
-        self.run(self.queue.client.hset(self.queue.keys.beats, ghost.worker.name, str(2**53)))
+        self.run(cast(Any, self.queue.client.hset(self.queue.keys.beats, ghost.worker.name, str(2**53))))
         self.holders.append(ghost)
 
     @precondition(lambda self: self.held(self.holders))

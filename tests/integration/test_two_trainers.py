@@ -14,7 +14,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.errors import FencedError
+from penstock.errors import FencedError, QueueError
 from penstock.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
 from tests.integration.error_bench import END_SECONDS, Bench, said
 from tests.integration.test_broker import POLICY, make_group, make_ticket
@@ -39,7 +39,7 @@ async def test_a_standby_waits_past_the_limit_and_takes_over_when_the_lease_is_g
     queue: Queue, queue_config: Config
 ) -> None:
     first = await acquire_lease(queue, queue_config)
-    lost: list[str] = []
+    lost: list[QueueError] = []
     first.start_renewing(lost.append)
     waiting = asyncio.create_task(acquire_lease(queue, standby(queue_config)))
     await asyncio.sleep(2 * queue_config.staleness.heartbeat_seconds)
@@ -98,9 +98,9 @@ async def test_each_kind_of_write_is_refused_after_the_lease_is_lost(
 async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_config: Config) -> None:
     lease = await acquire_lease(queue, queue_config)
     loop, lost = asyncio.get_running_loop(), asyncio.Event()
-    reasons: list[str] = []
+    reasons: list[QueueError] = []
 
-    def on_loss(reason: str) -> None:
+    def on_loss(reason: QueueError) -> None:
         reasons.append(reason)
         loop.call_soon_threadsafe(lost.set)
 
@@ -108,7 +108,7 @@ async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_
     lease.start_renewing(on_loss)
     async with asyncio.timeout(10):
         await lost.wait()
-    assert "99:other" in reasons[0]
+    assert "99:other" in str(reasons[0])
     await asyncio.to_thread(lease.release)
     assert await queue.client.get(queue.keys.lease) == b"99:other"
     assert isinstance(lease, Lease)

@@ -19,10 +19,12 @@ from tests.unit.trainer_groups import example_groups
 
 def test_a_step_file_gives_back_its_groups(tmp_path: Path) -> None:
     files = StepFiles(tmp_path / "steps", keep_bytes=0)
+    assert files.highest_lease() == 0
     groups = example_groups(num_groups=3)
     record = files.write(7, 2, groups)
     assert (record.step, record.tickets, record.file) == (7, (0, 1, 2), "00000007.2.pack")
     assert files.read(record) == tuple(groups)
+    assert files.highest_lease() == 2
     assert [path.name for path in (tmp_path / "steps").iterdir()] == [record.file]
 
 

@@ -54,6 +54,15 @@ def test_lines_survive_a_restart_and_a_step_is_written_once(tmp_path: Path) -> N
     assert last_accuracy([]) is None
 
 
+def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run")
+    add_steps(progress, [0.0, 0.5, 1.0])
+    progress.forget_from(1)
+    assert [progress.knows(step) for step in range(3)] == [True, False, False]
+    progress.add_step(replace(LINE, step=1, reward_mean=9.0))
+    assert [line["reward_mean"] for line in Progress(tmp_path / "run").steps] == [0.0, 9.0]
+
+
 def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
     progress = Progress(tmp_path)
     add_steps(progress, [0.0])

@@ -12,7 +12,7 @@ from penstock.errors import ConfigError, DataError, WeightsError
 from penstock.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, decode_record, encode_record
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
 from penstock_trainer.learner import Learner
-from penstock_trainer.resume import Position, check_same_run, newest_checkpoint, restore
+from penstock_trainer.resume import Position, Replayed, check_same_run, newest_checkpoint, restore
 from penstock_trainer.staging import Staging
 from penstock_trainer.step_files import StepFiles
 from penstock_trainer.weight_files import Format
@@ -70,6 +70,16 @@ def test_a_replay_gives_the_digests_of_the_ledger(tmp_path: Path, model: Path, c
     first.train(range(NUM_STEPS, NUM_STEPS + 1))
     second.train(range(NUM_STEPS, NUM_STEPS + 1))
     assert second.digest(9) == first.digest(9)
+
+
+def test_each_step_that_is_trained_again_is_told_of(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(NUM_STEPS), checkpoint_after=1)
+    second = Life(tmp_path, model, first.ledger)
+    told: list[Replayed] = []
+    restore(second.learner, second.ledger, second.checkpoints, second.step_files, second.digest, told.append)
+    assert [(each.step, each.versions) for each in told] == [(1, (1, 2)), (2, (2, 3))]
+    assert [each.groups for each in told] == [tuple(example_groups(seed=step)) for step in (1, 2)]
 
 
 def test_a_new_run_begins_at_nothing(tmp_path: Path, model: Path) -> None:

@@ -16,9 +16,9 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from penstock.broker import trainer_scripts as scripts
-from penstock.broker.queue import Queue
+from penstock.broker.queue import Queue, refusal
 from penstock.config import Config
-from penstock.errors import StallError
+from penstock.errors import QueueError, StallError
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,11 @@ RETRY_SECONDS = 0.25
 class Lease:
     """A held lease. `number` fences pushes, `token` fences scripts."""
 
-    def __init__(self, token: str, url: str, password: str | None, key: str, ttl_seconds: float) -> None:
+    def __init__(self, token: str, url: str, password: str | None, key: str, last_key: str, ttl_seconds: float) -> None:
         self.token = token
         self.number = int(token.partition(":")[0])
         self._key = key
+        self._last_key = last_key
         self._ttl_seconds = ttl_seconds
         self._stopped = threading.Event()
         self._client = redis.Redis.from_url(
@@ -44,10 +45,14 @@ class Lease:
         )
         self._thread: threading.Thread | None = None
 
-    def start_renewing(self, on_loss: Callable[[str], None]) -> None:
-        """Renew from a thread; `on_loss` is called there once, with the reason, when the lease is gone."""
+    def start_renewing(self, on_loss: Callable[[QueueError], None]) -> None:
+        """Renew from a thread; `on_loss` is called there once, with the error, when the lease is gone."""
         self._thread = threading.Thread(target=self._renew, args=(on_loss,), name="lease", daemon=True)
         self._thread.start()
+
+    async def renew(self, queue: Queue) -> None:
+        """Renew now; holds it again after it expired unless another trainer has had it (FencedError) or may have."""
+        await queue.run(scripts.RENEW_LEASE, [self._key, self._last_key], [self.token, int(self._ttl_seconds * 1000)])
 
     def release(self) -> None:
         """Stop renewing and give the lease up, so that another trainer need not wait for it to expire."""
@@ -60,31 +65,36 @@ class Lease:
             log.warning("the lease could not be given up (%s); it expires in %s s", error, self._ttl_seconds)
         self._client.close()
 
-    def _renew(self, on_loss: Callable[[str], None]) -> None:
+    def _renew(self, on_loss: Callable[[QueueError], None]) -> None:
         milliseconds = int(self._ttl_seconds * 1000)
         while not self._stopped.wait(self._ttl_seconds / RENEWALS_PER_TTL):
             try:
-                self._client.eval(scripts.RENEW_LEASE, 1, self._key, self.token, milliseconds)
+                self._client.eval(scripts.RENEW_LEASE, 2, self._key, self._last_key, self.token, milliseconds)
             except (ConnectionError, TimeoutError) as error:
                 log.warning("the lease could not be renewed yet: %s", error)
             except RedisError as error:
-                on_loss(f"the lease is lost ({error}); expected this trainer ({self.token}) to be the only one")
+                on_loss(refusal(str(error)) or QueueError(f"the lease {self.token} could not be renewed: {error}"))
                 return
 
 
-async def acquire_lease(queue: Queue, config: Config) -> Lease:
-    """Wait until no other trainer holds the lease, then hold it; without trainer.standby StallError after a while."""
+async def acquire_lease(queue: Queue, config: Config, *, above: int = 0) -> Lease:
+    """Wait until no other trainer holds the lease, then hold it; without trainer.standby StallError after a while.
+
+    above: the highest number that is known from elsewhere: a queue that lost its last writes would give it out again.
+    """
     ttl_seconds = config.staleness.heartbeat_seconds
     keys = queue.keys
     deadline = asyncio.get_running_loop().time() + config.run.stall_seconds
     warned = False
     while True:
         answer = await queue.run(
-            scripts.ACQUIRE_LEASE, [keys.lease, keys.last_lease], [uuid.uuid4().hex[:12], int(ttl_seconds * 1000)]
+            scripts.ACQUIRE_LEASE,
+            [keys.lease, keys.last_lease],
+            [uuid.uuid4().hex[:12], int(ttl_seconds * 1000), above],
         )
         if answer:
             password = config.redis.password.get_secret_value() if config.redis.password else None
-            return Lease(answer[0].decode(), config.redis.url, password, keys.lease, ttl_seconds)
+            return Lease(answer[0].decode(), config.redis.url, password, keys.lease, keys.last_lease, ttl_seconds)
         if not warned:
             log.info("another trainer of run %s holds the lease: waiting for its end", config.run.name)
             warned = True

@@ -27,7 +27,7 @@ from penstock.broker import scripts
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.config import Config
 from penstock.contracts import Contract, PolicyIdentity
-from penstock.errors import ConfigError, FencedError, QueueError
+from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +147,8 @@ class Queue:
                 "expected a running Redis or Valkey"
             ) from None
         except ResponseError as error:
-            if "FENCED" in str(error):
-                holder = str(error).rpartition("FENCED ")[2]
-                raise FencedError(f"the lease is held by {holder}; this trainer has lost it and stops") from None
+            if (refused := refusal(str(error))) is not None:
+                raise refused from None
             raise QueueError(f"Redis at {self._shown_url} refused a call: {error}") from error
         except RedisError as error:
             raise QueueError(f"Redis at {self._shown_url}: {error}") from error
@@ -251,6 +250,24 @@ class Queue:
         async for key in self.client.scan_iter(match=self.keys.pattern, count=500):
             deleted += await self.guard(self.client.delete(key))
         return deleted
+
+
+def refusal(error: str) -> QueueError | None:
+    """What a fenced script's error means; None where it is another error."""
+    holder = error.rpartition("FENCED ")[2]
+    if "_LOST" in error:
+        return LostWritesError(
+            f"{error.rpartition('_LOST ')[2]}, which is not what this trainer wrote last: the queue has lost writes "
+            "that it had acknowledged; the trainer starts again from the ledger"
+        )
+    if holder == error:
+        return None
+    if holder == "nobody":
+        return LostWritesError(
+            "the lease is held by nobody: it expired, or the queue has lost it; "
+            "the trainer starts again from the ledger"
+        )
+    return FencedError(f"the lease is held by {holder}; this trainer has lost it and stops")
 
 
 def _without_password(url: str) -> str:

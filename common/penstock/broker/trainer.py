@@ -8,6 +8,7 @@ trainer's loop.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.broker import trainer_scripts as scripts
 from penstock.broker.keys import GROUP, Stage
@@ -15,6 +16,7 @@ from penstock.broker.lease import Lease
 from penstock.broker.queue import Announcement, Queue
 from penstock.broker.worker import Delivery
 from penstock.contracts import Ticket, encode
+from penstock.errors import LostWritesError
 from penstock.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
 
 READ_COUNT = 1000
@@ -43,6 +45,16 @@ class TrainerQueue:
         self._keys = queue.keys
         # Of two issues the script must see the lower numbers first: it counts a ticket where `next` rises.
         self._issuing = asyncio.Lock()
+        self._ledger_end: str | None = None
+        self._appending = asyncio.Lock()
+
+    async def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a fenced script; once more where the lease had expired and nobody has had it since."""
+        try:
+            return await self.queue.run(script, keys, args)
+        except LostWritesError:
+            await self.lease.renew(self.queue)
+            return await self.queue.run(script, keys, args)
 
     async def issue(
         self, tickets: Sequence[Ticket], announcement: Announcement | None = None, resolved: Sequence[int] = ()
@@ -55,7 +67,7 @@ class TrainerQueue:
             announced = [identity.number, identity.digest, announcement.path, announcement.lease]
         flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
         async with self._issuing:
-            await self.queue.run(
+            await self._run(
                 scripts.ANNOUNCE,
                 [
                     keys.lease,
@@ -73,7 +85,7 @@ class TrainerQueue:
     async def reissue(self, ticket: Ticket, delivery: Delivery) -> None:
         """Issue a ticket again whose group cannot be trained, and delete that group."""
         keys = self._keys
-        await self.queue.run(
+        await self._run(
             scripts.REISSUE,
             [keys.lease, keys.stream(Stage.SCORED), keys.live, keys.stream(Stage.TICKETS), keys.wake(Stage.TICKETS)],
             [self.lease.token, GROUP, delivery.entry_id, ticket.key, ticket.attempt, encode(ticket)],
@@ -83,7 +95,7 @@ class TrainerQueue:
         """Put evaluation tickets into their stream."""
         keys = self._keys
         flat = [part for each in tickets for part in (each.key, encode(each))]
-        await self.queue.run(
+        await self._run(
             scripts.ISSUE_EVAL,
             [keys.lease, keys.stream(Stage.EVAL), keys.wake(Stage.EVAL)],
             [self.lease.token, *flat],
@@ -104,24 +116,35 @@ class TrainerQueue:
     async def _commit(self, record: Record, counter: str, *, drop: bool, entries: Mapping[int, str]) -> None:
         keys = self._keys
         flat = [part for ticket, entry in entries.items() for part in (ticket, entry)]
-        await self.queue.run(
-            scripts.COMMIT,
-            [keys.lease, keys.ledger, keys.stream(Stage.SCORED), keys.live, keys.counters],
-            [self.lease.token, GROUP, encode_record(record), counter, int(drop), *flat],
-        )
+        async with self._appending:  # each call says what the ledger ended with before it
+            entry = await self._run(
+                scripts.COMMIT,
+                [keys.lease, keys.ledger, keys.stream(Stage.SCORED), keys.live, keys.counters],
+                [self.lease.token, GROUP, encode_record(record), counter, int(drop), self._ledger_end or "", *flat],
+            )
+            if self._ledger_end is not None:
+                self._ledger_end = entry.decode()
 
     async def discard(self, delivery: Delivery) -> None:
         """Delete a scored group that counts for nothing more: a duplicate, or a counted evaluation result."""
         keys = self._keys
-        await self.queue.run(
+        await self._run(
             scripts.DISCARD,
             [keys.lease, keys.stream(Stage.SCORED)],
             [self.lease.token, GROUP, delivery.entry_id],
         )
 
     async def ledger(self) -> LedgerState:
-        """The whole ledger, folded."""
-        return replay(await read_ledger(self.queue))
+        """The whole ledger, folded. From here on a ledger that has lost its end is noticed."""
+        entries = await _read_entries(self.queue)
+        self._ledger_end = entries[-1][0] if entries else "0"
+        return replay(record for _, record in entries)
+
+    async def ends_as_written(self) -> bool:
+        """Whether the ledger still ends with what was read or written last."""
+        async with self._appending:
+            last = await self.queue.guard(self.queue.client.xrevrange(self._keys.ledger, count=1))
+            return self._ledger_end in (None, last[0][0].decode() if last else "0")
 
     async def live(self) -> dict[int, str]:
         """Outstanding ticket -> `stage|entry|attempt`, as the queue sees it."""
@@ -134,10 +157,14 @@ class TrainerQueue:
 
 async def read_ledger(queue: Queue) -> list[Record]:
     """All records in order; anyone may read."""
-    records: list[Record] = []
+    return [record for _, record in await _read_entries(queue)]
+
+
+async def _read_entries(queue: Queue) -> list[tuple[str, Record]]:
+    records: list[tuple[str, Record]] = []
     start = "-"
     while entries := await queue.guard(queue.client.xrange(queue.keys.ledger, min=start, count=READ_COUNT)):
-        records.extend(decode_record(fields[b"r"]) for _, fields in entries)
+        records.extend((entry.decode(), decode_record(fields[b"r"])) for entry, fields in entries)
         start = f"({entries[-1][0].decode()}"
     return records
 

@@ -7,24 +7,43 @@ nothing and answers _FENCED; a script that is repeated after a broken connection
 
 from penstock.broker.scripts import WAKE
 
-# Refuses the script when another trainer holds the lease. KEYS[1] lease, ARGV[1] token.
-_FENCE = """
+# Refuses the script unless this trainer holds the lease. KEYS[1] lease, ARGV[1] token.
+_HOLDER = """
+local function number_of(token) return tonumber(string.match(token, '^%d+')) end
 local holder = redis.call('GET', KEYS[1])
+-- Numbers only grow: a lower one comes back only where the queue has lost its last writes.
+if holder and number_of(holder) < number_of(ARGV[1]) then holder = false end
+"""
+_REFUSE = """
 if holder ~= ARGV[1] then
   return redis.error_reply('_FENCED ' .. (holder or 'nobody'))
 end
 """
+_FENCE = _HOLDER + _REFUSE
 
-# KEYS lease, last ; ARGV random id, ms -> token | {} while another holds it
+# KEYS lease, last ; ARGV random id, ms, number that it must be above -> token | {} while another holds it
 ACQUIRE_LEASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
-local token = redis.call('INCR', KEYS[2]) .. ':' .. ARGV[1]
+local number = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])) + 1
+redis.call('SET', KEYS[2], number)
+local token = string.format('%d', number) .. ':' .. ARGV[1]
 redis.call('SET', KEYS[1], token, 'PX', ARGV[2])
 return {token}
 """
 
-# KEYS lease ; ARGV token, ms
-RENEW_LEASE = _FENCE + "redis.call('PEXPIRE', KEYS[1], ARGV[2])\nreturn 1\n"
+# A lease that expired while its holder was frozen, or the queue away, is held again if nobody has had it since.
+# KEYS lease, last ; ARGV token, ms
+RENEW_LEASE = (
+    _HOLDER
+    + """
+if not holder and redis.call('GET', KEYS[2]) == string.match(ARGV[1], '^%d+') then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return 1
+end
+"""
+    + _REFUSE
+    + "redis.call('PEXPIRE', KEYS[1], ARGV[2])\nreturn 1\n"
+)
 
 # KEYS lease ; ARGV token
 RELEASE_LEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end\nreturn 0\n"
@@ -79,15 +98,18 @@ return 1
 
 # The commit point: appends to the ledger, then acknowledges and deletes what the record covers.
 # KEYS lease, ledger, scored, live, counters
-# ARGV token, group, record, counter or '', drop 0|1, then (ticket, entry)...
+# ARGV token, group, record, counter or '', drop 0|1, entry that the ledger ends with or '', then (ticket, entry)...
 COMMIT = (
     _FENCE
     + """
 -- A call that is repeated after a broken connection appends nothing twice.
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', '1')
 if #last > 0 and last[1][2][2] == ARGV[3] then return last[1][1] end
+if ARGV[6] ~= '' and ARGV[6] ~= (#last > 0 and last[1][1] or '0') then
+  return redis.error_reply('_LOST the ledger ends with ' .. (#last > 0 and last[1][1] or 'nothing'))
+end
 local id = redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   if ARGV[i + 1] ~= '' then
     redis.call('XACK', KEYS[3], ARGV[2], ARGV[i + 1])
     redis.call('XDEL', KEYS[3], ARGV[i + 1])

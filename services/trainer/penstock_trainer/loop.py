@@ -21,7 +21,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
 from penstock.errors import StallError, WeightsError
-from penstock.ledger import LedgerState, RunRecord, WeightsRecord
+from penstock.ledger import RunRecord, WeightsRecord
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoint_writer import CheckpointWriter
@@ -33,7 +33,7 @@ from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.reconcile import restore_tickets
 from penstock_trainer.releases import Release, Releases
 from penstock_trainer.reports import Clock, Reports
-from penstock_trainer.resume import check_same_run, newest_checkpoint, restore
+from penstock_trainer.resume import Replayed, check_same_run, newest_checkpoint, restore
 from penstock_trainer.staging import Staging
 from penstock_trainer.status import Status
 from penstock_trainer.step_files import StepFiles
@@ -112,10 +112,19 @@ class Trainer:
             await parts.trainer_queue.append(parts.run_record)
         announced = await parts.trainer_queue.queue.announced()
         parts.staging.prune({announced.identity.number} if announced else set())
+        replayed: list[Replayed] = []
+        told = parts.status.progress.knows
         with parts.watchdog.computing():
             position = await asyncio.to_thread(
-                restore, parts.learner, ledger, parts.checkpoints, parts.step_files, parts.staging.digest
+                restore,
+                parts.learner,
+                ledger,
+                parts.checkpoints,
+                parts.step_files,
+                parts.staging.digest,
+                lambda each: None if told(each.step) else replayed.append(each),
             )
+        parts.reports.resumed(position.steps, replayed)
         self._version = parts.status.version = position.version
         parts.status.steps = position.steps
         newest = newest_checkpoint(ledger, parts.checkpoints)
@@ -188,7 +197,7 @@ class Trainer:
         await self._record_weights(release)
         await parts.releases.submit(release)
         clock.lap("stage")
-        parts.reports.step(step, batch, clock, result, (version_before, self._version))
+        parts.reports.step(step, groups, clock, result, (version_before, self._version))
         await self._maintain()
 
     async def _stage(self, num_steps: int, *, changed: bool) -> Release:

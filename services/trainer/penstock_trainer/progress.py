@@ -49,6 +49,20 @@ class Progress:
             return
         self.steps.append(_append(self._steps_path, asdict(line)))
 
+    def knows(self, step: int) -> bool:
+        """Whether a line of this step is written."""
+        return any(known["step"] == step for known in reversed(self.steps))
+
+    def forget_from(self, num_steps: int) -> None:
+        """Remove the lines of steps that the ledger does not have: the queue lost them, they are trained anew."""
+        kept = [line for line in self.steps if line["step"] < num_steps]
+        if len(kept) == len(self.steps):
+            return
+        temporary = self._steps_path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._steps_path)
+        self.steps[:] = kept
+
     def add_eval(self, result: EvalResult) -> None:
         self.evals.append(_append(self._evals_path, asdict(result)))
 

@@ -24,9 +24,10 @@ async def restore_tickets(
     version: int,
     max_staleness: int,
 ) -> list[int]:
-    """Outstanding is what was issued and neither trained nor dropped; one that is nowhere is issued again, and returned.
+    """Outstanding is what was issued and neither trained nor dropped; what is nowhere is issued again, and returned.
 
-    What is trained and not announced stays outstanding too: its credits would let tickets out that are trained too late.
+    What is trained and not announced stays outstanding too: its credits would let tickets out that are trained too
+    late.
     """
     counters = await trainer_queue.counters()
     ended = ledger.trained.keys() | ledger.dropped.keys()

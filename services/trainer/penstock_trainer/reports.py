@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from penstock_trainer.consumer import Arrival, Consumer
+from penstock.contracts import ScoredGroup
+from penstock_trainer.consumer import Consumer
 from penstock_trainer.masking import oldest_trained_version
 from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.progress import Progress, StepLine
+from penstock_trainer.resume import Replayed
 from penstock_trainer.status import RECENT_STEPS, Status
 from penstock_trainer.tracking import Tracking
 from penstock_trainer.update import StepResult
@@ -54,15 +56,15 @@ class Reports:
         self._first = True
 
     def step(
-        self, step: int, batch: Sequence[Arrival], clock: Clock, result: StepResult, versions: tuple[int, int]
+        self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]
     ) -> None:
         """Report a step; `versions`: of the weights before and after it."""
         before, after = versions
         ended_at = time.time()
-        completions = [each for arrival in batch for each in arrival.group.group.completions]
+        completions = [each for group in groups for each in group.group.completions]
         oldest = [oldest_trained_version(each, before, self._consumer.max_lag) for each in completions]
         staleness = [before - version for version in oldest if version is not None]
-        values = [score.value for arrival in batch for score in arrival.group.scores if score.value is not None]
+        values = [score.value for group in groups for score in group.scores if score.value is not None]
         generation = self._consumer.generation
         if self._first and generation.first_started_at is not None:
             clock.begin_at(generation.first_started_at)
@@ -70,8 +72,8 @@ class Reports:
         line = StepLine(
             step=step,
             version=after,
-            epoch=(batch[-1].number + 1) / max(1, self._status.num_prompts),
-            tickets=tuple(arrival.number for arrival in batch),
+            epoch=(groups[-1].group.ticket.number + 1) / max(1, self._status.num_prompts),
+            tickets=tuple(group.group.ticket.number for group in groups),
             started_at=clock.started_at,
             ended_at=ended_at,
             seconds={**clock.seconds, **result.seconds, "step": ended_at - clock.started_at},
@@ -88,6 +90,13 @@ class Reports:
         self._metrics.gap_to_ideal.set(self._progress.gap_to_ideal(last=RECENT_STEPS) or 0.0)
         self._status.steps = step + 1
         log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
+
+    def resumed(self, num_steps: int, replayed: Sequence[Replayed]) -> None:
+        """Make the lines those of the ledger: a step whose trainer died before it told of it is told of now."""
+        self._progress.forget_from(num_steps)
+        for each in replayed:
+            if not self._progress.knows(each.step):
+                self.step(each.step, each.groups, Clock(), each.result, each.versions)
 
     def evals(self) -> None:
         """Report the evaluations that have been completed since the last call."""

@@ -7,15 +7,16 @@ loop.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock.errors import ConfigError, WeightsError
 from penstock.ledger import CheckpointRecord, LedgerState, RunRecord
 from penstock_trainer.checkpoint import Checkpoints
 from penstock_trainer.learner import Learner
 from penstock_trainer.step_files import StepFiles
+from penstock_trainer.update import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,16 @@ class Position:
 
     steps: int
     version: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A step that was trained again, and the versions of the weights before and after it."""
+
+    step: int
+    groups: Sequence[ScoredGroup]
+    result: StepResult
+    versions: tuple[int, int]
 
 
 def check_same_run(ledger: LedgerState, current: RunRecord) -> None:
@@ -61,10 +72,12 @@ def restore(
     checkpoints: Checkpoints,
     step_files: StepFiles,
     digest_of: Callable[[int], PolicyIdentity],
+    on_replayed: Callable[[Replayed], None] | None = None,
 ) -> Position:
     """Bring the learner to the ledger's head. Blocking: call it in a thread.
 
     digest_of: version -> identity of the learner's present weights. WeightsError when a replayed step differs.
+    on_replayed: told of each step that is trained again, in order.
     """
     position = Position(0, 0)
     record = newest_checkpoint(ledger, checkpoints)
@@ -81,12 +94,16 @@ def restore(
                 f"step {step.step} is trained again on version {position.version}; the ledger says that it trained "
                 f"version {step.version}: a step before it changed the weights in one of both and not in the other"
             )
-        result = learner.update(step_files.read(step), version=position.version, max_lag=step.max_lag)
+        groups = step_files.read(step)
+        result = learner.update(groups, version=position.version, max_lag=step.max_lag)
         version = position.version + int(result.changed)
+        versions = (position.version, version)
         position = Position(step.step + 1, version)
         known = ledger.policies.get(version)
         same_bits = learner.is_deterministic and ledger.num_ranks.get(version) == learner.num_ranks
         if known is not None and same_bits and (found := digest_of(version)) != known:
             raise WeightsError(f"step {step.step} was trained again and gave weights {found}; the ledger says {known}")
+        if on_replayed is not None:
+            on_replayed(Replayed(step.step, groups, result, versions))
         log.info("step %d is trained again", step.step)
     return position

@@ -62,6 +62,10 @@ class StepFiles:
             raise DataError(f"step {record.step}: {path} has digest {digest}; the ledger says {record.digest}")
         return msgspec.msgpack.decode(data, type=StepFile).groups
 
+    def highest_lease(self) -> int:
+        """The highest lease that wrote a step here, committed or not; 0 where there is none."""
+        return max((int(path.name.split(".")[1]) for path in self._folder.glob("*.pack")), default=0)
+
     def prune(self, oldest_needed: int) -> None:
         """Delete the oldest files above the byte limit, never one that a kept checkpoint needs."""
         files = sorted(self._folder.glob("*.pack"))

@@ -14,7 +14,6 @@ from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling
-from penstock.errors import FencedError
 from penstock.ledger import RunRecord
 from penstock.service import Service
 from penstock.tickets import TicketBook, TicketLimits
@@ -22,6 +21,7 @@ from penstock_trainer.app import trainer_app
 from penstock_trainer.checkpoint import Checkpoints
 from penstock_trainer.checkpoint_writer import CheckpointWriter
 from penstock_trainer.consumer import Consumer
+from penstock_trainer.continuity import Continuity
 from penstock_trainer.datasets import Row
 from penstock_trainer.draws import Draws, stop_token_ids
 from penstock_trainer.evaluation import Evaluation
@@ -74,9 +74,12 @@ async def run_trainer(
     try:
         await queue.check_memory(_queue_bytes(config))
         _warn_of_idle_servers(config)
-        lease = await acquire_lease(queue, config)
+        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+        lease = await acquire_lease(queue, config, above=step_files.highest_lease())
         status = _status(config, folder, len(train))
-        await _Run(config, service, queue, lease, learner, vocabulary, train, held_out, status, folder).run()
+        await _Run(
+            config, service, queue, lease, learner, vocabulary, train, held_out, status, folder, step_files
+        ).run()
         await asyncio.to_thread(learner.close)
         if ranks is not None:
             await asyncio.to_thread(ranks.leave)
@@ -101,6 +104,7 @@ class _Run:
         held_out: list[EncodedPrompt],
         status: Status,
         folder: Path,
+        step_files: StepFiles,
     ) -> None:
         self._config, self._service, self._queue, self._lease = config, service, queue, lease
         self._status, self._folder = status, folder
@@ -145,8 +149,8 @@ class _Run:
             service.url,
             staleness.heartbeat_seconds,
         )
+        self._continuity = Continuity(trainer_queue, self._book, self._consumer, config.staleness.heartbeat_seconds)
         self._tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
-        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
         self._checkpoint_writer = CheckpointWriter(trainer_queue, learner, checkpoints, step_files, metrics)
         self._parts = Parts(
@@ -173,7 +177,7 @@ class _Run:
     async def run(self) -> None:
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
-        self._lease.start_renewing(lambda reason: _fail_from_thread(loop, lost, FencedError(reason)))
+        self._lease.start_renewing(lambda error: _fail_from_thread(loop, lost, error))
         self._tracking.start()
         app = trainer_app(self._status, self._requests, self._metrics.registry, self._config.token)
         try:
@@ -186,6 +190,7 @@ class _Run:
                     self._releases.publish_versions(),
                     self._checkpoint_writer.write_checkpoints(),
                     self._watchdog.watch_progress(),
+                    self._continuity.watch_queue(),
                     self._sampler.sample(),
                 ),
                 train=self._train(),

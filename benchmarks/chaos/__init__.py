@@ -1,0 +1,1 @@
+"""Chaos: real runs under seeded kills, freezes, cut connections and a lost queue tail (docs/chaos.md)."""

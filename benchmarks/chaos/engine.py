@@ -1,0 +1,233 @@
+"""A server behind SGLang's HTTP protocol whose completions are a pure function: no model, no batch, no clock.
+
+A token and its log-probability depend only on prompt, sampling seed, position and the bytes of the weights that are
+loaded while it is made. So a run at max_staleness 0 has one outcome, whatever dies on its way. Like SGLang 0.5.21 it
+reports the weights of each span of tokens, ends at stop tokens, holds requests while paused, aborts what a client has
+given up, and refuses to flush while requests run.
+
+A script of its own: imports nothing of Penstock. Started by the rollout service in place of SGLang's interpreter.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import math
+import struct
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+LOAD_SECONDS = 0.05
+CONTEXT_LENGTH = 256
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class RefusedError(Exception):
+    """What SGLang answers with 400."""
+
+
+def weights_digest(folder: Path) -> bytes:
+    """Of the bytes of all weight files in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def sample(weights: bytes, prompt: bytes, seed: int, position: int, vocabulary_size: int) -> tuple[int, float]:
+    """The token at a position and its log-probability, near that of a uniform choice."""
+    words = hashlib.blake2b(prompt + struct.pack("<Qq", seed, position), key=weights, digest_size=16).digest()
+    choice, noise = struct.unpack("<QQ", words)
+    return choice % vocabulary_size, -math.log(vocabulary_size) + 0.1 * (noise / 2**64 - 0.5)
+
+
+class PureEngine:
+    """State of the server: the weights, their version and whether generation is paused."""
+
+    def __init__(self, model: Path, token_seconds: float) -> None:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        tokens = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        self.vocabulary_size = int(config["vocab_size"])
+        self.letters = {number: text for text, number in tokens.items() if len(text) == 1}
+        self.model_path = str(model)
+        self.weights = weights_digest(model)
+        self.version = "default"
+        self.token_seconds = token_seconds
+        self.going_on = asyncio.Event()
+        self.going_on.set()
+        self.num_aborts = 0
+        self.num_running = 0
+
+    async def complete(self, prompt: list[int], params: dict[str, Any]) -> dict[str, Any]:
+        """One completion, as /generate answers it."""
+        packed = struct.pack(f"<{len(prompt)}i", *prompt)
+        stops, began_at_abort = set(params.get("stop_token_ids") or ()), self.num_aborts
+        tokens: list[int] = []
+        logprobs: list[list[Any]] = []
+        spans: list[dict[str, Any]] = []
+        finish = "length"
+        while len(tokens) < params["max_new_tokens"]:
+            await self.going_on.wait()
+            await asyncio.sleep(self.token_seconds)
+            await self.going_on.wait()
+            if self.num_aborts != began_at_abort:
+                finish = "abort"
+                break
+            position = len(tokens)
+            token, logprob = sample(self.weights, packed, params["sampling_seed"], position, self.vocabulary_size)
+            tokens.append(token)
+            logprobs.append([logprob, token, None])
+            if not spans or spans[-1]["version"] != self.version:
+                spans.append({"version": self.version, "start": position, "end": position})
+            spans[-1]["end"] = position + 1
+            if token in stops:
+                finish = "stop"
+                break
+        return {
+            "text": "".join(self.letters.get(token, "") for token in tokens if token not in stops),
+            "output_ids": tokens,
+            "meta_info": {
+                "finish_reason": {"type": finish},
+                "weight_version": self.version,
+                "weight_versions": spans,
+                "output_token_logprobs": logprobs,
+            },
+        }
+
+    async def generate(self, body: dict[str, Any]) -> Any:
+        params = body["sampling_params"]
+        if not isinstance(params, list):  # fills the prefix cache, which is not there
+            return [{"text": "", "output_ids": [], "meta_info": {}} for _ in body["input_ids"]]
+        for prompt, each in zip(body["input_ids"], params, strict=True):
+            if len(prompt) + each["max_new_tokens"] > CONTEXT_LENGTH:
+                raise RefusedError("the request is longer than the context")
+            if any(not 0 <= token < self.vocabulary_size for token in prompt):
+                sys.exit("a token outside the vocabulary ends SGLang")
+        self.num_running += 1
+        try:
+            pairs = zip(body["input_ids"], params, strict=True)
+            return await asyncio.gather(*(self.complete(prompt, each) for prompt, each in pairs))
+        finally:
+            self.num_running -= 1
+
+    async def pause(self, body: dict[str, Any]) -> Any:
+        self.going_on.clear()
+        if body["mode"] == "abort":
+            self.num_aborts += 1
+        return {}
+
+    async def go_on(self, _: dict[str, Any]) -> Any:
+        self.going_on.set()
+        return {}
+
+    async def load(self, body: dict[str, Any]) -> Any:
+        folder = Path(body["model_path"])
+        await asyncio.sleep(LOAD_SECONDS)
+        if not await asyncio.to_thread(_holds_weights, folder):
+            raise RefusedError(f"no weights in {folder}")
+        self.weights, self.version = weights_digest(folder), body["weight_version"]
+        self.model_path = str(folder)
+        return {"success": True, "message": ""}
+
+    async def flush(self, _: dict[str, Any]) -> Any:
+        if self.num_running and self.going_on.is_set():
+            raise RefusedError("requests are running")
+        return {}
+
+    async def abort(self, _: dict[str, Any]) -> Any:
+        self.num_aborts += 1
+        return {}
+
+    async def nothing(self, _: dict[str, Any]) -> Any:
+        return {}
+
+    async def server_info(self, _: dict[str, Any]) -> Any:
+        return {"version": "0.5.21", "device": "cpu"}
+
+    async def model_info(self, _: dict[str, Any]) -> Any:
+        return {"model_path": self.model_path, "weight_version": self.version}
+
+    async def models(self, _: dict[str, Any]) -> Any:
+        return {"data": [{"max_model_len": CONTEXT_LENGTH}]}
+
+
+class App:
+    """The HTTP side: one coroutine per path; a client that goes away ends its request."""
+
+    def __init__(self, engine: PureEngine) -> None:
+        self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            "/generate": engine.generate,
+            "/pause_generation": engine.pause,
+            "/continue_generation": engine.go_on,
+            "/update_weights_from_disk": engine.load,
+            "/flush_cache": engine.flush,
+            "/abort_request": engine.abort,
+            "/freeze_gc": engine.nothing,
+            "/health": engine.nothing,
+            "/server_info": engine.server_info,
+            "/model_info": engine.model_info,
+            "/v1/models": engine.models,
+        }
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        raw = b""
+        while True:
+            message = await receive()
+            raw += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        call = self._calls.get(scope["path"])
+        if call is None:
+            await _answer(send, 404, {"error": f"{scope['path']} is unknown"})
+            return
+        work = asyncio.ensure_future(call(json.loads(raw) if raw else {}))
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                return
+            try:
+                await _answer(send, 200, work.result())
+            except RefusedError as error:
+                await _answer(send, 400, {"success": False, "message": str(error)})
+        finally:
+            work.cancel()
+            gone.cancel()
+
+
+async def _answer(send: Send, status: int, body: Any) -> None:
+    data = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+
+
+def main() -> None:
+    """Arguments are those of `sglang.launch_server`; what means nothing here is ignored."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-path", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--token-seconds", type=float, default=0.0)
+    arguments, _ = parser.parse_known_args()
+
+    async def serve() -> None:
+        app: Any = App(PureEngine(arguments.model_path, arguments.token_seconds))
+        await uvicorn.Server(
+            uvicorn.Config(app, port=arguments.port, log_level="warning", lifespan="off", timeout_keep_alive=5)
+        ).serve()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

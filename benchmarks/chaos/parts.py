@@ -1,0 +1,147 @@
+"""The parts of the chaos run: their configurations and plans, from start to findings.
+
+Owns what runs where. Invariant: when a part ends, however it ends, nothing that it started is left. Called by
+`__main__` and by the end-to-end test.
+"""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+import yaml
+
+from benchmarks.chaos.disturb import ChaosError, Disturber, Record
+from benchmarks.chaos.launch import ROOT, Launch
+from benchmarks.chaos.model import make_tiny_model, write_prompts
+from benchmarks.chaos.own_queue import OwnQueue
+from benchmarks.chaos.reader import Findings, RunReader
+from benchmarks.chaos.schedule import Plan
+from penstock.broker.embedded import EmbeddedServer
+
+NUM_PROMPTS = 16
+BATCH_SIZE = 4
+HEARTBEAT_SECONDS = 3
+PURE_ENGINE = """#!/bin/sh
+# Stands in for the interpreter of SGLang's environment.
+if [ "$1" = "-c" ]; then echo '["0.5.21", false]'; exit; fi
+shift 2
+exec "{python}" "{script}" --token-seconds {token_seconds} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run. `sglang_python`: empty for the pure engine and a queue of our own, else the real thing for both."""
+
+    name: str
+    plan: Plan
+    num_steps: int
+    max_staleness: int
+    deadline_seconds: float
+    num_servers: int = 1
+    sglang_python: str = ""
+    token_seconds: float = 0.02
+
+    @property
+    def num_tickets(self) -> int:
+        return self.num_steps * BATCH_SIZE
+
+
+NOTHING = Plan(kills={}, freezes={}, num_cuts=0, num_lost_tails=0, mean_pause_seconds=1, rest_seconds=1)
+
+
+def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
+    """Run a part in an empty folder; ChaosError unless every check holds."""
+    folder.mkdir(parents=True)
+    model, pace_file = folder / "model", folder / "pace"
+    make_tiny_model(model)
+    write_prompts(folder / "train.jsonl", NUM_PROMPTS, pace_file)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(_config(part, folder)), encoding="utf-8")
+    record = Record(seed, part.name)
+    queue = None if part.sglang_python else OwnQueue(folder / "queue")
+    launch = Launch(config, folder / "runs" / "chaos", queue.environment if queue else {})
+    try:
+        launch.start()
+        disturber = Disturber(launch, part.plan, record, pace_file, part.num_steps, queue)
+        try:
+            disturber.run(part.deadline_seconds)
+        finally:
+            disturber.give_back()
+            launch.end()
+        findings = _read(part, launch, queue)
+    finally:
+        if queue is not None:
+            queue.stop()
+    left = launch.left_over()
+    problems = findings.problems + ([f"processes are left: {left}"] if left else [])
+    if problems:
+        shown = "\n".join(problems[:20])
+        raise ChaosError(record.explain(f"{len(problems)} checks failed:\n{shown}", folder))
+    return record, findings
+
+
+def _read(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
+    """Through a server over the queue's data: the launcher's own has ended with it."""
+    server = queue.server if queue else EmbeddedServer(launch.run_folder / "queue")
+    if queue is None:
+        server.start()
+    try:
+        with redis.Redis(port=server.port, password=server.password) as client:
+            reader = RunReader(client, "chaos", launch.run_folder)
+            return reader.read(num_tickets=part.num_tickets, batch_size=BATCH_SIZE, max_staleness=part.max_staleness)
+    finally:
+        if queue is None:
+            server.stop()
+
+
+def _config(part: Part, folder: Path) -> dict[str, Any]:
+    python = part.sglang_python or str(_pure_engine(folder, part.token_seconds))
+    engine = {"python": python, "dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 32}
+    return {
+        "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},
+        "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
+        "weights": {"folder": str(folder / "weights")},  # a failed run leaves nothing in /dev/shm
+        "total_train_epochs": -(-part.num_tickets // NUM_PROMPTS),
+        "optimizer": {"lr": 1.0e-3},
+        "sampling": {"max_new_tokens": 10},
+        "data": {"train": {"path": str(folder / "train.jsonl")}, "batch_size": BATCH_SIZE},
+        "checkpoint": {"every_steps": 7},
+        "staleness": {
+            "max_staleness": part.max_staleness,
+            "heartbeat_seconds": HEARTBEAT_SECONDS,
+            "claim_idle_seconds": 10,
+        },
+        "rollout": {"num_servers": part.num_servers, "engine": engine},
+        "reward": {
+            "num_services": part.num_servers,
+            "functions": {"benchmarks.chaos.chaos_rewards:share_of_early_letters": 1.0},
+            "modules_path": str(ROOT),
+        },
+    }
+
+
+def _pure_engine(folder: Path, token_seconds: float) -> Path:
+    """An executable that looks like an interpreter with SGLang and runs the pure engine."""
+    path = folder / "engine-python"
+    script = Path(__file__).with_name("engine.py")
+    path.write_text(PURE_ENGINE.format(python=sys.executable, script=script, token_seconds=token_seconds))
+    os.chmod(path, 0o755)
+    return path
+
+
+def figures(record: Record, findings: Findings, bit_identical: bool | None) -> dict[str, Any]:
+    """A part's entry in summary.json."""
+    found = asdict(findings)
+    del found["problems"]
+    return {
+        "kills": sum(record.kills.values()),
+        "kills_by_target": dict(sorted(record.kills.items())),
+        **found,
+        "bit_identical": bit_identical,
+        "others": dict(sorted(record.others.items())),
+        "time_line": record.time_line,
+    }

@@ -1,0 +1,147 @@
+"""Reads what a finished run left, and says what became of every ticket.
+
+Owns its own reading of the wire contracts (ledger records, step files, steps.jsonl) and shares no code with the
+trainer: plain JSON and MessagePack, plain Redis commands. Called by `parts`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+import xxhash
+
+
+@dataclass
+class Findings:
+    """What is true of a run; `problems` is empty where all checks hold."""
+
+    issued: int = 0
+    trained: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    trained_twice: int = 0
+    staleness_max: int = 0
+    steps: int = 0
+    policy_digest: str = ""
+    weights_sha256: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+class RunReader:
+    """One run: its keys in Redis and its folder."""
+
+    def __init__(self, client: "redis.Redis", run: str, folder: Path) -> None:
+        self._client: Any = client
+        self._prefix = f"penstock:{{{run}}}:"
+        self._folder = folder
+        self._found = Findings()
+
+    def read(self, *, num_tickets: int, batch_size: int, max_staleness: int) -> Findings:
+        """Check the run against what its configuration promises."""
+        records = [json.loads(fields[b"r"]) for _, fields in self._client.xrange(self._prefix + "ledger")]
+        steps = [each for each in records if each["record"] == "step"]
+        weights = [each for each in records if each["record"] == "weights"]
+        drops = [each for each in records if each["record"] == "drop"]
+        self._check_tickets(steps, drops, num_tickets)
+        self._check_steps(steps, batch_size)
+        self._check_tokens(steps, weights, max_staleness)
+        self._check_progress(steps)
+        self._check_end(weights)
+        return self._found
+
+    def _expect(self, holds: bool, problem: str) -> None:
+        if not holds:
+            self._found.problems.append(problem)
+
+    def _check_tickets(self, steps: list[Any], drops: list[Any], num_tickets: int) -> None:
+        """Each of the issued tickets 0..n-1 ended exactly once."""
+        found = self._found
+        counters = {
+            name.decode(): int(value) for name, value in self._client.hgetall(self._prefix + "counters").items()
+        }
+        trained = Counter(ticket for step in steps for ticket in step["tickets"])
+        dropped = Counter(drop["ticket"] for drop in drops)
+        ends = trained + dropped
+        issued = set(range(counters.get("next", 0)))
+        lost = sorted(issued - ends.keys())
+        twice = sorted(ticket for ticket, count in ends.items() if count > 1)
+        found.issued, found.trained = len(issued), trained.total()
+        found.dropped = dict(Counter(drop["reason"] for drop in drops))
+        found.lost, found.trained_twice = len(lost), len(twice)
+        self._expect(not lost, f"tickets {lost} were issued and ended nowhere")
+        self._expect(not twice, f"tickets {twice} ended more than once")
+        self._expect(ends.keys() <= issued, f"tickets {sorted(ends.keys() - issued)} ended and were never issued")
+        self._expect(len(issued) == num_tickets, f"{len(issued)} tickets were issued; the run has {num_tickets}")
+        self._expect(counters.get("issued") == len(issued), f"the counters say {counters}")
+        self._expect(counters.get("trained") == trained.total(), f"the counters say {counters}; {trained.total()} are")
+        live = self._client.hgetall(self._prefix + "live")
+        self._expect(not live, f"outstanding at the end: {live}")
+
+    def _check_steps(self, steps: list[Any], batch_size: int) -> None:
+        """The steps are 0, 1, ..., full but for the last, in the order of the tickets."""
+        self._found.steps = len(steps)
+        self._expect([each["step"] for each in steps] == list(range(len(steps))), "steps are missing or out of order")
+        sizes = [len(each["tickets"]) for each in steps]
+        self._expect(all(size == batch_size for size in sizes[:-1]), f"batches of {sorted(set(sizes))} tickets")
+        order = [ticket for step in steps for ticket in step["tickets"]]
+        self._expect(order == sorted(order), "tickets were not trained in order")
+
+    def _check_tokens(self, steps: list[Any], weights: list[Any], max_staleness: int) -> None:
+        """Every trained token was sampled by recorded weights, at most max_staleness versions old."""
+        policies = {each["policy"]["number"]: each["policy"]["digest"] for each in weights}
+        version_before = {each["steps"]: each["policy"]["number"] for each in weights}
+        for step in steps:
+            number, path = step["step"], self._folder / "steps" / step["file"]
+            if not path.exists():
+                self._expect(False, f"step {number}: {path} is missing")
+                continue
+            data = path.read_bytes()
+            self._expect(xxhash.xxh3_64_hexdigest(data) == step["digest"], f"step {number}: {path} is another file")
+            groups = msgspec.msgpack.decode(data)["groups"]
+            tickets = [each["group"]["ticket"]["number"] for each in groups]
+            self._expect(tickets == list(step["tickets"]), f"step {number}: file has {tickets}, ledger {step}")
+            if number not in version_before:
+                self._expect(False, f"step {number}: no weights are recorded before it")
+                continue
+            for group in groups:
+                self._check_group(group, version_before[number], policies, max_staleness)
+
+    def _check_group(self, group: Any, version: int, policies: dict[int, str], max_staleness: int) -> None:
+        ticket = group["group"]["ticket"]["number"]
+        for completion in group["group"]["completions"]:
+            end = 0
+            for span in completion["spans"]:
+                policy = span["policy"]
+                self._expect(span["start"] == end, f"ticket {ticket}: spans {completion['spans']}")
+                end = span["end"]
+                staleness = version - policy["number"]
+                self._found.staleness_max = max(self._found.staleness_max, staleness)
+                self._expect(0 <= staleness <= max_staleness, f"ticket {ticket}: a token of staleness {staleness}")
+                known = policies.get(policy["number"])
+                self._expect(known == policy["digest"], f"ticket {ticket}: sampled by {policy}, recorded is {known}")
+            self._expect(end * 4 == len(completion["token_ids"]), f"ticket {ticket}: spans end at {end}")
+
+    def _check_progress(self, steps: list[Any]) -> None:
+        """steps.jsonl tells of each step once, and the same."""
+        lines = [json.loads(line) for line in (self._folder / "steps.jsonl").read_text().splitlines()]
+        told = {line["step"]: list(line["tickets"]) for line in lines}
+        self._expect(len(told) == len(lines), "steps.jsonl tells of a step twice")
+        missing = [each["step"] for each in steps if each["step"] not in told]
+        self._expect(not missing, f"steps.jsonl lacks steps {missing}")
+        differ = [each["step"] for each in steps if told.get(each["step"], each["tickets"]) != list(each["tickets"])]
+        self._expect(not differ, f"steps.jsonl and ledger differ in the tickets of steps {differ}")
+        self._expect(sorted(told) == [line["step"] for line in lines], "steps.jsonl is out of order")
+
+    def _check_end(self, weights: list[Any]) -> None:
+        """The last weights, and the model in `final`."""
+        final = sorted((self._folder / "final").glob("*.safetensors"))
+        self._expect(bool(final), "there is no final model")
+        last = max(weights, key=lambda each: (each["steps"], each["policy"]["number"]), default=None)
+        self._expect(last is not None and last["steps"] == self._found.steps, "the last step has no weights")
+        self._found.policy_digest = last["policy"]["digest"] if last else ""
+        self._found.weights_sha256 = hashlib.sha256(b"".join(path.read_bytes() for path in final)).hexdigest()

@@ -1,0 +1,31 @@
+"""The short chaos run: a few seeded kills, a freeze, a cut and a lost tail, with the pure engine (docs/chaos.md)."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos.parts import Part, run_part
+from benchmarks.chaos.schedule import Plan
+
+pytestmark = pytest.mark.slow
+
+SEED = 3
+DEADLINE_SECONDS = 150  # a run takes less than 60 s; a stall says so after 90 s
+PLAN = Plan(
+    kills={"rollout": 1, "engine": 1, "reward": 2, "trainer": 1, "queue": 2},
+    freezes={"trainer": 1},
+    num_cuts=1,
+    num_lost_tails=1,
+    mean_pause_seconds=1.5,
+    rest_seconds=30.0,
+)
+
+
+@pytest.mark.timeout(DEADLINE_SECONDS + 90)
+def test_every_ticket_ends_once_whatever_is_killed(tmp_path: Path) -> None:
+    part = Part("short", PLAN, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS, num_servers=2)
+    record, findings = run_part(part, tmp_path / "run", SEED)
+    assert sum(record.kills.values()) == PLAN.num_kills == 8
+    assert findings.trained == findings.issued == part.num_tickets, record.time_line
+    assert findings.dropped == {}, record.time_line
+    assert findings.problems == []

@@ -1,0 +1,80 @@
+"""A queue that has lost what it had acknowledged ends the trainer; what is only late does not."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from penstock.broker import Announcement
+from penstock.contracts import PolicyIdentity
+from penstock.errors import LostWritesError
+from penstock.tickets import TicketBook, TicketLimits
+from penstock_trainer.continuity import Continuity
+
+
+class Queue:
+    """What a look asks of the queue, and what it knows of the consumer."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, str] = {}
+        self.ledger_is_whole = True
+        self.version = 0
+        self.queue = self
+        self.announced_version = 0
+        self.tickets_known = asyncio.Event()
+
+    async def ends_as_written(self) -> bool:
+        return self.ledger_is_whole
+
+    async def live(self) -> dict[int, str]:
+        return dict(self.places)
+
+    async def announced(self) -> Announcement:
+        return Announcement(PolicyIdentity(self.version, "d"), "path", 1)
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def continuity(queue: Queue) -> Continuity:
+    book = TicketBook(TicketLimits(batch_size=2, max_outstanding=2, num_draws=2))
+    queue.places = dict.fromkeys(book.issue(), "tickets|1-1|0")
+    fake: Any = queue
+    return Continuity(fake, book, fake, heartbeat_seconds=1.0)
+
+
+async def test_nothing_is_said_of_a_whole_queue(continuity: Continuity) -> None:
+    await continuity.look()
+    await continuity.look()
+
+
+async def test_a_ticket_without_a_place_at_two_looks_is_lost(continuity: Continuity, queue: Queue) -> None:
+    del queue.places[1]
+    await continuity.look()
+    with pytest.raises(LostWritesError, match="ticket 1: missing in the queue"):
+        await continuity.look()
+
+
+async def test_a_ticket_that_is_only_late_is_not_lost(continuity: Continuity, queue: Queue) -> None:
+    place = queue.places.pop(1)
+    await continuity.look()
+    queue.places[1] = place
+    await continuity.look()
+    del queue.places[1]
+    await continuity.look()
+
+
+async def test_a_lost_announcement_is_noticed(continuity: Continuity, queue: Queue) -> None:
+    queue.announced_version = 3
+    await continuity.look()
+    with pytest.raises(LostWritesError, match="announced version 3"):
+        await continuity.look()
+
+
+async def test_a_shortened_ledger_is_noticed_at_once(continuity: Continuity, queue: Queue) -> None:
+    queue.ledger_is_whole = False
+    with pytest.raises(LostWritesError, match="ledger"):
+        await continuity.look()
