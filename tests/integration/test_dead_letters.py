@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -160,7 +161,7 @@ async def test_messages_without_an_outstanding_ticket(
 
 
 async def test_a_letter_from_no_stage_is_not_sent(trainer: TrainerQueue, hand: Hand, queue: Queue) -> None:
-    entry = await queue.client.xadd(queue.keys.dead, {"t": "", "x": "forged", "s": "ledger", "p": b"x"})
+    entry: Any = await queue.client.xadd(queue.keys.dead, {"t": "", "x": "forged", "s": "ledger", "p": b"x"})
     assert "no stage of work" in await refused(hand, entry.decode())
 
 
@@ -174,9 +175,9 @@ async def test_a_drop_that_crosses_a_retry_ends_the_ticket_once(
     letter = await hand.bury(Stage.TICKETS)
     note = await bench.worker.take(Stage.SCORED)
     assert note is not None
-    token = await trainer.queue.client.getdel(trainer.queue.keys.lease)
+    await trainer.queue.client.delete(trainer.queue.keys.lease)
     assert (await hand.dead.retry(letter)).is_sent
-    await trainer.queue.client.set(trainer.queue.keys.lease, token)
+    await trainer.queue.client.set(trainer.queue.keys.lease, trainer.lease.token)
     await bench.consumer._judge(note)
     await bench.answer(0)
     async with bench.consuming():

@@ -30,7 +30,12 @@ class Journal:
     def begin(self, ledger: LedgerState) -> None:
         """Make it say what the ledger says."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(self.path, _lines(_records(ledger)))
+        write_durably(self.path, self.lines(ledger))
+
+    @staticmethod
+    def lines(ledger: LedgerState) -> bytes:
+        """What a journal of that ledger holds."""
+        return _lines(_records(ledger))
 
     def append(self, *records: Record) -> None:
         """Follow the ledger, which has these records already; flushed to the disk."""
