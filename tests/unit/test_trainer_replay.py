@@ -226,6 +226,17 @@ def test_what_has_other_bits_by_right_proves_nothing(
     assert "DIFFERS" not in output
 
 
+def test_arithmetic_that_is_not_deterministic_proves_nothing(
+    recorded: RecordedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Learner, "is_deterministic", property(lambda learner: False))
+    monkeypatch.setattr(Learner, "device", property(lambda learner: "cuda"))
+    assert recorded.command("replay", "--steps", ":2") == 0
+    assert "note: an unequal digest will prove nothing: arithmetic on cuda is not" in capsys.readouterr().out
+    assert recorded.command("replay", "--steps", ":2", "--optimizer.lr", "2e-3") == 1
+    assert re.search(r"first difference: step 0: .*; this proves nothing", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("steps", "seen"),
     [
