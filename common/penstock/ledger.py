@@ -41,13 +41,15 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
 class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
     """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient.
 
-    num_ranks: of the trainer that computed them; another number adds in another order and gives other bits.
+    num_ranks, device: of the trainer that computed them; another number adds in another order and gives other bits, and
+    a device that is not the CPU need not give the same ones twice.
     """
 
     policy: PolicyIdentity
     steps: int
     changed: bool = True
     num_ranks: int = 1
+    device: str = "cpu"
 
 
 class DropRecord(Contract, frozen=True, tag_field="record", tag="drop"):
@@ -87,6 +89,8 @@ class LedgerState:
     policies: dict[int, PolicyIdentity] = field(default_factory=dict)
     num_ranks: dict[int, int] = field(default_factory=dict)
     """Version -> ranks that computed it."""
+    weights: dict[int, WeightsRecord] = field(default_factory=dict)
+    """Steps -> the weights after them, as they were last recorded."""
     dropped: dict[int, str] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
 
@@ -108,6 +112,7 @@ def replay(records: Iterable[Record]) -> LedgerState:
             case WeightsRecord():
                 state.policies[record.policy.number] = record.policy
                 state.num_ranks[record.policy.number] = record.num_ranks
+                state.weights[record.steps] = record
             case DropRecord():
                 state.dropped[record.ticket] = record.reason
             case CheckpointRecord():

@@ -147,6 +147,7 @@ def test_a_reward_rises_although_every_service_is_killed_once(launch: Launch) ->
     assert last > first + 0.3
     assert summary["heldout_accuracy_end"] is not None
     assert_loads(launch.folder / "final")
+    assert_replays(launch.folder)
     assert processes_of(launch.folder) == []
 
 
@@ -172,6 +173,15 @@ def assert_loads(folder: Path) -> None:
 
     AutoModelForCausalLM.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<end>"
+
+
+def assert_replays(folder: Path) -> None:
+    """Every step, those before and after the kills too, gives the recorded weights, without queue or engine."""
+    command = [sys.executable, "-m", "penstock_launch", "replay", "--config", str(folder / "config.yaml")]
+    replayed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    expected = f"{NUM_STEPS} of {NUM_STEPS} steps have the recorded digest, and none another"
+    assert replayed.stdout.splitlines()[-1] == expected
 
 
 async def registered_services(launch: Launch) -> list[ServiceRecord]:

@@ -13,7 +13,8 @@ from penstock.errors import DataError, PenstockError
 from penstock.ledger import CheckpointRecord
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoint_state import INDEX, copy_state, read_shapes, read_state
-from penstock_trainer.step_files import StepFiles, write_durably
+from penstock_trainer.durable import write_durably
+from penstock_trainer.step_files import StepFiles
 from tests.unit.trainer_groups import example_groups
 
 

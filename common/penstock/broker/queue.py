@@ -58,8 +58,11 @@ class ServiceRecord(Contract, frozen=True):
     engine: str = ""
 
 
-async def connect(config: Config) -> "Queue":
-    """Connect and check the server; QueueError or ConfigError naming redis.url when it cannot serve."""
+async def connect(config: Config, *, known_only: bool = False) -> "Queue":
+    """Connect and check the server; QueueError or ConfigError naming redis.url when it cannot serve.
+
+    `known_only`: nothing is made there; ConfigError when it holds nothing of the run.
+    """
     section = config.redis
     if not section.url:
         raise ConfigError(
@@ -82,7 +85,9 @@ async def connect(config: Config) -> "Queue":
         raise ConfigError(f"redis.url: saw {section.url!r} ({error}); expected redis://host:port") from None
     queue = Queue(client, Keys(config.run.name), _without_password(section.url), section.timeout_seconds)
     try:
-        await queue.check_server()
+        await queue.check_server(make_groups=not known_only)
+        if known_only:
+            await queue.require_run(config.run.name)
     except BaseException:
         await queue.close()
         raise
@@ -153,7 +158,7 @@ class Queue:
         except RedisError as error:
             raise QueueError(f"Redis at {self._shown_url}: {error}") from error
 
-    async def check_server(self) -> str:
+    async def check_server(self, *, make_groups: bool = True) -> str:
         """Name and version of the server; makes the consumer groups. QueueError when it is too old or a cluster."""
         info = await self.guard(self.client.info("server"))
         version = str(info.get("redis_version", "0"))
@@ -161,7 +166,7 @@ class Queue:
             raise ConfigError(f"redis.url {self._shown_url}: Redis {version}; expected 6.2 or newer, or Valkey")
         if info.get("redis_mode") == "cluster":
             raise ConfigError(f"redis.url {self._shown_url}: a Redis Cluster; expected a single server")
-        for stage in Stage:
+        for stage in Stage if make_groups else ():
             try:
                 await self.client.xgroup_create(self.keys.stream(stage), GROUP, id="0", mkstream=True)
             except ResponseError as error:
@@ -243,6 +248,20 @@ class Queue:
             return f"which nobody has taken from {stage}"
         holder, idle_ms = pending[0]["consumer"].decode(), pending[0]["time_since_delivered"]
         return f"which {holder} holds from {stage}, not renewed for {idle_ms / 1000:.0f} s"
+
+    async def require_run(self, run: str) -> None:
+        """ConfigError when the server holds nothing of the run."""
+        if await self.guard(self.client.exists(self.keys.ledger, self.keys.counters, self.keys.dead)):
+            return
+        suffix = ":ledger"
+        pattern = f"{Keys('*').pattern.removesuffix(':*')}{suffix}"
+        found = [key.decode() async for key in self.client.scan_iter(match=pattern, count=500)]
+        runs = sorted(key.partition("{")[2].removesuffix(f"}}{suffix}") for key in found)
+        raise ConfigError(
+            f"run.name: Redis at {self._shown_url} knows no run {run!r}; expected "
+            f"{'one of ' + ', '.join(runs) if runs else 'one that has begun, and there is none'}; "
+            "check run.name and redis.url"
+        )
 
     async def delete_run(self) -> int:
         """Delete every key of the run; the number deleted."""

@@ -1,4 +1,4 @@
-"""The `penstock` command: `penstock launch local`, `penstock config`, `penstock status`, `penstock export`.
+"""The `penstock` command: launch, config, status, export, replay, bundle, dead.
 
 Parses the words, calls, and turns Penstock's errors into one clear message and an exit code. Everything behind the
 words (`--config FILE --key value ...`) goes to `penstock.settings` as it is.
@@ -11,13 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from penstock.errors import PenstockError
+from penstock.config import Config
+from penstock.errors import ConfigError, PenstockError
 from penstock.settings import load_config
 from penstock.shown import masked
+from penstock_launch.ask import ask_ledger
+from penstock_launch.dead import list_dead, retry_dead, show_dead
 from penstock_launch.local import launch_local
 from penstock_launch.status import show_status
 
@@ -45,7 +49,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at: float) -> int:
+    if arguments.command == "replay" and arguments.bundle is not None:
+        from penstock_trainer.replay_command import replay_bundle
+
+        return replay_bundle(arguments.bundle, settings, arguments.steps)
+    ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
+    if arguments.command in ("replay", "bundle"):
+        return _use_recording(arguments, config)
+    if arguments.command == "dead":
+        return _handle_dead(arguments, config, ids)
     if arguments.command == "launch":
         return launch_local(config, os.environ, started_at)
     if arguments.command == "config":
@@ -60,6 +73,45 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         return 0
     print("\n".join(show_status(config)))
     return 0
+
+
+def _use_recording(arguments: argparse.Namespace, config: Config) -> int:
+    from penstock_trainer.replay_command import bundle_run, replay_run
+
+    ledger = partial(ask_ledger, config)
+    if arguments.command == "replay":
+        return replay_run(config, arguments.steps, ledger)
+    return bundle_run(config, arguments.steps, ledger, arguments.out, with_model=arguments.with_model)
+
+
+def _handle_dead(arguments: argparse.Namespace, config: Config, ids: Sequence[str]) -> int:
+    if ids and arguments.action == "list":
+        raise ConfigError(f"dead list: saw {ids[0]!r}; expected --config FILE and keys only")
+    if arguments.action == "list":
+        print("\n".join(list_dead(config)))
+        return 0
+    if arguments.action == "show":
+        if len(ids) != 1:
+            raise ConfigError(f"dead show: saw {len(ids)} ids; expected one that `penstock dead list` shows")
+        print(show_dead(config, ids[0]))
+        return 0
+    lines, all_sent = retry_dead(config, ids, send_all=arguments.all)
+    print("\n".join(lines))
+    return 0 if all_sent else 1
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words that belong to no flag, and the rest; argparse takes the value of a flag that it does not know for one."""
+    rest, plain, settings = list(words), [], []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            plain.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and rest:
+            settings.append(rest.pop(0))
+    return plain, settings
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -101,7 +153,70 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that does not exist yet")
     export.add_argument("--checkpoint", metavar="NAME", help="one of checkpoints/ in the run's folder; default: newest")
+    _add_recordings(commands)
+    _add_dead(commands)
     return parser
+
+
+def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    steps = "steps a to b-1, such as 10:20; either end may be left out; default: all that are there"
+    replay = commands.add_parser(
+        "replay",
+        help="train recorded steps again and compare the digests of their weights",
+        description="Train recorded steps again from their step files, from the newest checkpoint before them, and "
+        "compare the digest of each step's weights with the recorded one. Needs no queue and no rollout server, and "
+        "writes nothing. Exit code 1: a digest differs.",
+        epilog=SETTINGS_HELP,
+        usage="penstock replay (--config FILE | --bundle FILE) [--steps a:b] [--key value ...]",
+        allow_abbrev=False,
+    )
+    replay.add_argument("--steps", default="", metavar="a:b", help=steps)
+    replay.add_argument("--bundle", type=Path, metavar="FILE", help="what `penstock bundle` wrote, in place of a run")
+    bundle = commands.add_parser(
+        "bundle",
+        help="pack recorded steps into one file that another machine can replay",
+        description="Pack step files, configuration (secrets masked), digests, versions and the checkpoint to start "
+        "from into a tar file for `penstock replay --bundle FILE`.",
+        epilog=SETTINGS_HELP,
+        usage="penstock bundle --config FILE --out FILE.tar[.gz] [--steps a:b] [--with-model] [--key value ...]",
+        allow_abbrev=False,
+    )
+    bundle.add_argument("--steps", default="", metavar="a:b", help=steps)
+    bundle.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .tar, .tar.gz or .tgz to be written")
+    bundle.add_argument("--with-model", action="store_true", help="include the models of actor.path and ref.path")
+
+
+def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    dead = commands.add_parser(
+        "dead", help="messages that nobody could use: list, show, send again", allow_abbrev=False
+    )
+    actions = dead.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser(
+        "list",
+        help="all dead letters of a run",
+        epilog=SETTINGS_HELP,
+        usage="penstock dead list --config FILE [--key value ...]",
+        allow_abbrev=False,
+    )
+    actions.add_parser(
+        "show",
+        help="one of them, as JSON",
+        description="Show the message with the ID that `penstock dead list` shows.",
+        epilog=SETTINGS_HELP,
+        usage="penstock dead show ID --config FILE [--key value ...]",
+        allow_abbrev=False,
+    )
+    retry = actions.add_parser(
+        "retry",
+        help="send some or all to the stage they came from",
+        description="Send dead letters again, with the IDs that `penstock dead list` shows: those whose ticket is "
+        "still outstanding, or that name none. One whose ticket has ended, as most have, stays where it is. "
+        "Exit code 1: a letter that was named was not sent.",
+        epilog=SETTINGS_HELP,
+        usage="penstock dead retry (ID ... | --all) --config FILE [--key value ...]",
+        allow_abbrev=False,
+    )
+    retry.add_argument("--all", action="store_true", help="all that can be sent")
 
 
 if __name__ == "__main__":

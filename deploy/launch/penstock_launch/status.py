@@ -1,7 +1,7 @@
 """`penstock status`: what a run does at the moment, seen from outside.
 
 Finds the run through its queue: `redis.url`, or the address that the launcher left in the run's folder. Called by the
-command line.
+command line and by `penstock_launch.ask`.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ class NotRunningError(PenstockError):
 
 def show_status(config: Config) -> list[str]:
     """The lines that `penstock status` prints; NotRunningError when nothing runs."""
-    return asyncio.run(_read(_reachable(config)))
+    return asyncio.run(_read(reachable(config)))
 
 
-def _reachable(config: Config) -> Config:
-    """The configuration with the address of the run's queue."""
+def reachable(config: Config) -> Config:
+    """The configuration with the address of the run's queue; NotRunningError when there is none."""
     if config.redis.url:
         section = config.redis.model_copy(update={"timeout_seconds": CONNECT_TIMEOUT_SECONDS})
         return config.model_copy(update={"redis": section})

@@ -14,7 +14,7 @@ import msgspec
 from penstock.contracts import Contract
 from penstock.ledger import CheckpointRecord
 from penstock_trainer.checkpoint_state import unreadable
-from penstock_trainer.step_files import sync_folder, write_durably
+from penstock_trainer.durable import sync_folder, write_durably
 
 META = "checkpoint.json"
 

@@ -76,6 +76,16 @@ def read_shapes(folder: Path) -> dict[str, torch.Size]:
         return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
+def read_all(folder: Path) -> dict[str, Tensor]:
+    """All tensors that are stored, whole."""
+    with _Reading(folder):
+        entries = _Reader(folder).read_metadata().state_dict_metadata
+        stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+        state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()}
+    read_state(folder, state)
+    return state
+
+
 def read_state(folder: Path, state: dict[str, Tensor]) -> None:
     """Fill the tensors of `state` from the checkpoint, each rank its own shards."""
     _expect_single_process()

@@ -85,6 +85,7 @@ class CheckpointWriter:
         await asyncio.to_thread(pending.snapshot.write, pending.folder)
         record = await asyncio.to_thread(self._checkpoints.complete, pending.folder, pending.meta)
         await self._queue.append(record)
+        await asyncio.to_thread(self._step_files.journal.append, record)
         committed = (await self._queue.ledger()).checkpoints
         oldest_needed = await asyncio.to_thread(self._checkpoints.prune, committed)
         await asyncio.to_thread(self._step_files.prune, oldest_needed)

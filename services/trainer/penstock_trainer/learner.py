@@ -85,6 +85,11 @@ class Learner:
         return model
 
     @property
+    def device(self) -> str:
+        """What the models compute on: cpu or cuda."""
+        return self._device.type
+
+    @property
     def on_cpu(self) -> bool:
         """Whether the models compute on the CPU."""
         return self._device.type == "cpu"

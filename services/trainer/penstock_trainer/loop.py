@@ -21,7 +21,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
 from penstock.errors import StallError, WeightsError
-from penstock.ledger import RunRecord, WeightsRecord
+from penstock.ledger import RunRecord, StepRecord, WeightsRecord
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoint_writer import CheckpointWriter
@@ -146,6 +146,7 @@ class Trainer:
         release = await self._stage(position.steps, changed=True)
         if ledger.policies.get(self._version) != self._identity:
             await self._record_weights(release)
+        await asyncio.to_thread(parts.step_files.journal.begin, await parts.trainer_queue.ledger())
         await parts.releases.publish(release)
         parts.status.ready = True
 
@@ -194,7 +195,7 @@ class Trainer:
         await parts.releases.drained()
         clock.lap("push_wait")
         release = await self._stage(step + 1, changed=result.changed)
-        await self._record_weights(release)
+        await self._record_weights(release, record)
         await parts.releases.submit(release)
         clock.lap("stage")
         parts.reports.step(step, groups, clock, result, (version_before, self._version))
@@ -213,15 +214,22 @@ class Trainer:
         parts.metrics.policy_version.set(self._version)
         return Release(Announcement(self._identity, path, lease), num_steps, changed)
 
-    async def _record_weights(self, release: Release) -> None:
-        known = self._parts.consumer.policies.get(self._version)
+    async def _record_weights(self, release: Release, step: StepRecord | None = None) -> None:
+        """Append the weights to the ledger, and after a step both to the journal."""
+        parts = self._parts
+        known = parts.consumer.policies.get(self._version)
         if known != release.announcement.identity:
             raise WeightsError(f"version {self._version} is {known} and {release.announcement.identity}: expected one")
-        await self._parts.trainer_queue.append(
-            WeightsRecord(
-                release.announcement.identity, release.num_steps, release.changed, self._parts.learner.num_ranks
-            )
+        record = WeightsRecord(
+            release.announcement.identity,
+            release.num_steps,
+            release.changed,
+            parts.learner.num_ranks,
+            parts.learner.device,
         )
+        await parts.trainer_queue.append(record)
+        if step is not None:
+            await asyncio.to_thread(parts.step_files.journal.append, step, record)
 
     async def _maintain(self) -> None:
         every = self._parts.config.checkpoint.every_steps

@@ -1,10 +1,10 @@
 """Step files: the groups of one closed batch, so that a step can be trained again without any rollout server.
 
-Owns `steps/<step>.<lease>.pack`: written whole, flushed, renamed; it counts once the ledger names it. Called by the
-loop before the commit, by the resume after a restart.
+Owns `steps/<step>.<lease>.pack`: written whole, flushed, renamed; it counts once the ledger names it. Beside them is
+the journal, which says so when there is no queue any more. Called by the loop before the commit, by the resume after a
+restart, by the replay.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import xxhash
 from penstock.contracts import Contract, ScoredGroup
 from penstock.errors import DataError
 from penstock.ledger import StepRecord
+from penstock_trainer.durable import write_durably
+from penstock_trainer.journal import Journal
 
 
 class StepFile(Contract, frozen=True, tag_field="schema", tag="step-file/1"):
@@ -30,7 +32,7 @@ class StepFiles:
     def __init__(self, folder: Path, keep_bytes: int) -> None:
         self._folder = folder
         self._keep_bytes = keep_bytes
-        folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(folder)
 
     def write(
         self,
@@ -42,6 +44,7 @@ class StepFiles:
         max_lag: int | None = None,
     ) -> StepRecord:
         """Write a batch durably, whole and unmasked; the record that commits it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
         write_durably(self._folder / name, data)
@@ -66,6 +69,10 @@ class StepFiles:
         """The highest lease that wrote a step here, committed or not; 0 where there is none."""
         return max((int(path.name.split(".")[1]) for path in self._folder.glob("*.pack")), default=0)
 
+    def exists(self, record: StepRecord) -> bool:
+        """Whether the file of a committed step is there."""
+        return (self._folder / record.file).is_file()
+
     def prune(self, oldest_needed: int) -> None:
         """Delete the oldest files above the byte limit, never one that a kept checkpoint needs."""
         files = sorted(self._folder.glob("*.pack"))
@@ -75,23 +82,3 @@ class StepFiles:
                 return
             total -= path.stat().st_size
             path.unlink()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: a reader sees all of it or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename inside it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ import msgspec
 from prometheus_client import Counter
 
 from penstock.errors import DataError
-from penstock_trainer.step_files import write_durably
+from penstock_trainer.durable import write_durably
 from penstock_trainer.trackers import TrackedRun, Tracker
 
 MAX_WAITING = 1000  # hours of training for a tracker that hangs, and little memory

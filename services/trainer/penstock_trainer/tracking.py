@@ -17,9 +17,9 @@ from prometheus_client import Counter
 
 from penstock.config import Config
 from penstock.shown import masked
+from penstock_trainer.durable import write_durably
 from penstock_trainer.evaluation import EvalResult
 from penstock_trainer.progress import Progress, StepLine
-from penstock_trainer.step_files import write_durably
 from penstock_trainer.tracker_feed import Entry, Feed, Position, read_position
 from penstock_trainer.trackers import TrackedRun, Tracker, make_trackers
 

@@ -24,6 +24,7 @@ from penstock_trainer.consumer import Consumer
 from penstock_trainer.continuity import Continuity
 from penstock_trainer.datasets import Row
 from penstock_trainer.draws import Draws, stop_token_ids
+from penstock_trainer.durable import write_durably
 from penstock_trainer.evaluation import Evaluation
 from penstock_trainer.followers import LeadingLearner
 from penstock_trainer.learner import Learner
@@ -41,7 +42,7 @@ from penstock_trainer.reports import Reports
 from penstock_trainer.sampler import Sampler
 from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.status import Status, expected_steps
-from penstock_trainer.step_files import StepFiles, write_durably
+from penstock_trainer.step_files import StepFiles
 from penstock_trainer.stragglers import Stragglers
 from penstock_trainer.summary import make_summary, summary_bytes
 from penstock_trainer.tracking import make_tracking

@@ -1,0 +1,182 @@
+"""Dead letters: messages that nobody could use, and sending one again once its cause is mended.
+
+Owns reading `dead` and the one script that takes a message out of it. Invariant: a ticket never ends twice. The script
+decides by `live`, in one atomic change, whichever trainer holds the lease:
+
+    the letter's ticket                                            sending it again
+    none, or a name that no ticket has                             back to its stage
+    outstanding, and the trainer has not yet read that it died     back to its stage; the note to the trainer is deleted
+    outstanding, and nowhere in the queue                          back to its stage
+    outstanding, and the trainer holds the note                    refused: it is about to be dropped
+    outstanding, and elsewhere (it was issued again)               refused: it is being worked on
+    trained or dropped (the usual end of a dead letter: poison)    refused: it has ended
+    of an evaluation                                               refused: the evaluation has gone on without it
+
+What is refused stays in `dead`. A trainer that drops the ticket at the very moment ends it once: the result of the
+letter is then a duplicate, which is deleted. A letter that is sent again starts with no failures and no deaths. Called
+by `penstock dead`.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from penstock.broker.keys import GROUP, Stage
+from penstock.broker.queue import Queue
+from penstock.broker.scripts import WAKE
+from penstock.errors import ConfigError
+
+READ_COUNT = 100  # a letter holds a whole message
+ENTRY_ID = re.compile(r"\d+-\d+")
+
+SENT = "sent"
+REFUSALS = {
+    "gone": "it is no longer there: it was sent again or removed",
+    "stage": "it came from {detail!r}, which is no stage of work",
+    "evaluation": "its ticket is of an evaluation, which has gone on without it",
+    "ended": "its ticket has ended and is not outstanding; a ticket never ends twice",
+    "committed": "its ticket is trained",
+    "elsewhere": "its ticket was issued again and is in {detail}",
+    "held": "the trainer has read that it died and is about to drop its ticket",
+}
+
+# KEYS dead, live, failures, deaths, lease, then stream and wake of each stage
+# ARGV group, entry in dead, then each stage   -> {'sent' or why not, detail}
+_RETRY = (
+    WAKE
+    + """
+local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+if #found == 0 then return {'gone', ''} end
+
+local function fields_of(entry)
+  local fields = {}
+  for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+  return fields
+end
+local function stream_of(stage)
+  for i = 3, #ARGV do
+    if ARGV[i] == stage then return KEYS[2 * i], KEYS[2 * i + 1] end
+  end
+end
+
+local letter = fields_of(found[1])
+local ticket, attempt, stage = letter.t or '', letter.a or '0', letter.s or ''
+local stream, waker = stream_of(stage)
+if not stream then return {'stage', stage} end
+if string.match(ticket, '^e%d+$') then return {'evaluation', ''} end
+
+local is_ticket = string.match(ticket, '^%d+$')
+local note_stream, note
+if is_ticket then
+  local place = redis.call('HGET', KEYS[2], ticket)
+  if not place then return {'ended', ''} end
+  local at, entry, last = string.match(place, '^([^|]*)|([^|]*)|(.*)$')
+  if at == 'committed' then return {'committed', ''} end
+  note_stream = stream_of(at)
+  local there = redis.call('XRANGE', note_stream, entry, entry)
+  if #there > 0 then
+    note = entry
+    if fields_of(there[1]).p then return {'elsewhere', at} end
+    local is_held = #redis.call('XPENDING', note_stream, ARGV[1], note, note, '1') > 0
+    if is_held and redis.call('EXISTS', KEYS[5]) == 1 then return {'held', ''} end
+  end
+  attempt = string.format('%d', math.max(tonumber(attempt) or 0, tonumber(last) or 0))
+end
+
+local id = redis.call('XADD', stream, '*', 't', ticket, 'a', attempt, 'p', letter.p or '')
+if is_ticket then
+  redis.call('HSET', KEYS[2], ticket, stage .. '|' .. id .. '|' .. attempt)
+  redis.call('HDEL', KEYS[3], ticket)
+  redis.call('HDEL', KEYS[4], ticket)
+  if note then
+    redis.call('XACK', note_stream, ARGV[1], note)
+    redis.call('XDEL', note_stream, note)
+  end
+end
+redis.call('XDEL', KEYS[1], ARGV[2])
+wake(waker)
+return {'sent', stage}
+"""
+)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One entry of `dead`. `since`: Unix seconds; `attempt`: how often its ticket was issued before."""
+
+    entry_id: str
+    ticket: str
+    attempt: str
+    stage: str
+    reason: str
+    payload: bytes
+
+    @property
+    def since(self) -> float:
+        return int(self.entry_id.partition("-")[0]) / 1000
+
+
+@dataclass(frozen=True)
+class Retry:
+    """What came of sending a letter again: the stage that it is in now, or why it was refused."""
+
+    entry_id: str
+    is_sent: bool
+    text: str
+
+
+class DeadLetters:
+    """The dead letters of one run."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    async def letters(self) -> AsyncIterator[DeadLetter]:
+        """All of them, the oldest first."""
+        start = "-"
+        while entries := await self._read(start, "+"):
+            for letter in entries:
+                yield letter
+            start = f"({entries[-1].entry_id}"
+
+    async def letter(self, entry_id: str) -> DeadLetter:
+        """One of them; ConfigError when there is none of that id."""
+        found = await self._read(_checked(entry_id), entry_id)
+        if not found:
+            raise ConfigError(f"no dead letter {entry_id}: expected an id that `penstock dead list` shows")
+        return found[0]
+
+    async def retry(self, entry_id: str) -> Retry:
+        """Send a letter to the stage that it came from, if its ticket allows it."""
+        keys = self._queue.keys
+        streams = [key for stage in Stage for key in (keys.stream(stage), keys.wake(stage))]
+        answer = await self._queue.run(
+            _RETRY,
+            [keys.dead, keys.live, keys.failures, keys.deaths, keys.lease, *streams],
+            [GROUP, _checked(entry_id), *map(str, Stage)],
+        )
+        outcome, detail = (part.decode(errors="replace") for part in answer)
+        if outcome == SENT:
+            return Retry(entry_id, True, f"sent again to {detail}")
+        return Retry(entry_id, False, f"not sent: {REFUSALS[outcome].format(detail=detail)}")
+
+    async def _read(self, start: str, end: str) -> list[DeadLetter]:
+        entries = await self._queue.guard(
+            self._queue.client.xrange(self._queue.keys.dead, min=start, max=end, count=READ_COUNT)
+        )
+        return [_letter(entry_id.decode(), fields) for entry_id, fields in entries]
+
+
+def _letter(entry_id: str, fields: dict[bytes, bytes]) -> DeadLetter:
+    ticket, attempt, stage, reason = (
+        fields.get(name, b"").decode(errors="replace") for name in (b"t", b"a", b"s", b"x")
+    )
+    return DeadLetter(entry_id, ticket, attempt, stage, reason, fields.get(b"p", b""))
+
+
+def _checked(entry_id: str) -> str:
+    if not ENTRY_ID.fullmatch(entry_id):
+        raise ConfigError(
+            f"{entry_id!r} is no id of a dead letter: expected one like 1700000000000-0, as `penstock dead list` shows"
+        )
+    return entry_id

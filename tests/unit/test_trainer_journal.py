@@ -1,0 +1,78 @@
+"""The journal says what the ledger says, over restarts, lost queues and torn lines."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.contracts import PolicyIdentity
+from penstock.errors import DataError
+from penstock.ledger import CheckpointRecord, LedgerState, Record, RunRecord, StepRecord, WeightsRecord, replay
+from penstock_trainer.journal import Journal
+
+RUN = RunRecord("d" * 16, 100, 8, 4, 0)
+
+
+def life(lease: int, *steps: int) -> list[Record]:
+    """What a trainer with this lease appends: each step, then the weights after it."""
+    return [
+        record
+        for step in steps
+        for record in (
+            StepRecord(step, (step,), f"{step:08d}.{lease}.pack", "e" * 16),
+            WeightsRecord(PolicyIdentity(step + 1, f"{lease}" * 16), step + 1),
+        )
+    ]
+
+
+START: list[Record] = [RUN, WeightsRecord(PolicyIdentity(0, "a" * 16), 0)]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "steps")
+
+
+def test_it_gives_back_what_the_ledger_says_of_steps_and_weights(journal: Journal) -> None:
+    assert not journal.exists
+    journal.begin(replay(START))
+    journal.append(*life(1, 0))
+    journal.append(*life(1, 1))
+    journal.append(CheckpointRecord(2, "00000002.1"))
+    expected = replay([*START, *life(1, 0, 1), CheckpointRecord(2, "00000002.1")])
+    assert journal.read() == expected
+    journal.begin(expected)
+    assert journal.read() == expected
+
+
+def test_tickets_that_were_dropped_are_not_in_it(journal: Journal) -> None:
+    journal.begin(LedgerState(run=RUN, dropped={3: "poison"}))
+    assert journal.read() == LedgerState(run=RUN)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_what_the_ledger_lost_or_a_branch_left_behind_is_not_in_it(journal: Journal, kept: int) -> None:
+    """A later life begins from a ledger that is behind the journal, and trains other steps of the same numbers."""
+    journal.begin(replay(START))
+    journal.append(*life(1, 0, 1, 2))
+    ledger = [*START, *life(1, *range(kept))]
+    journal.begin(replay(ledger))
+    journal.append(*life(2, kept))
+    assert journal.read() == replay([*ledger, *life(2, kept)])
+    assert [record.file for record in journal.read().steps][-1] == f"{kept:08d}.2.pack"
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out(journal: Journal) -> None:
+    journal.begin(replay([*START, *life(1, 0)]))
+    data = journal.path.read_bytes()
+    journal.path.write_bytes(data + b'{"record":"step","st')
+    assert journal.read() == replay([*START, *life(1, 0)])
+
+
+@pytest.mark.parametrize("data", [b"no json\n", b'{"record":"other"}\n', b"\xff\n"])
+def test_one_that_is_damaged_or_absent_is_named(journal: Journal, data: bytes) -> None:
+    with pytest.raises(DataError, match=r"ledger\.jsonl cannot be read"):
+        journal.read()
+    journal.begin(LedgerState())
+    journal.path.write_bytes(data)
+    with pytest.raises(DataError, match=r"ledger\.jsonl is damaged"):
+        journal.read()
