@@ -49,6 +49,11 @@ class Part:
     def num_tickets(self) -> int:
         return self.num_steps * BATCH_SIZE
 
+    @property
+    def paced_steps(self) -> int:
+        """The last steps are kept back: groups that were scored before the reward slows down still train."""
+        return self.num_steps - 2 * (self.max_staleness + 2)
+
 
 NOTHING = Plan(kills={}, freezes={}, num_cuts=0, num_lost_tails=0, mean_pause_seconds=1, rest_seconds=1)
 
@@ -66,7 +71,7 @@ def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
     launch = Launch(config, folder / "runs" / "chaos", queue.environment if queue else {})
     try:
         launch.start()
-        disturber = Disturber(launch, part.plan, record, pace_file, part.num_steps, queue)
+        disturber = Disturber(launch, part.plan, record, pace_file, part.paced_steps, queue)
         try:
             disturber.run(part.deadline_seconds)
         finally:
