@@ -1,4 +1,4 @@
-"""What several unit tests share: a recorded run, trained once, of which each test has its own copy."""
+"""What several unit tests share: tiny models, and a recorded run, trained once, of which each test has its own copy."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:  # tests that do not ask for it do not wait for torch
+if TYPE_CHECKING:  # tests that ask for neither do not wait for torch
     from tests.unit.replay_bench import RecordedRun
+
+
+@pytest.fixture
+def qwen3(tmp_path: Path) -> Path:
+    """The folder of a model without tied embeddings."""
+    from tests.unit.trainer_groups import save_tiny_model
+
+    return save_tiny_model(tmp_path / "model", "qwen3")
+
+
+@pytest.fixture(params=["llama", "qwen3"])
+def each_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The folder of a model with tied embeddings, and of one without."""
+    from tests.unit.trainer_groups import save_tiny_model
+
+    return save_tiny_model(tmp_path / "model", request.param)
 
 
 @pytest.fixture(scope="session")
