@@ -1,5 +1,6 @@
 """Step files and checkpoints: written whole, read only as they were committed, pruned within their limits."""
 
+import contextlib
 import os
 import pickle
 import resource
@@ -62,9 +63,9 @@ def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 100 bytes: to the one who writes, a disk without room."""
+    """No file may grow beyond 100 bytes: to the one who writes, a disk without room. Not while pytest writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -73,9 +74,11 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(PenstockError, match=r"00000000\.1\.pack \(\d+ bytes\) cannot be written .* run\.root"):
+    with (
+        full_disk(),
+        pytest.raises(PenstockError, match=r"00000000\.1\.pack \(\d+ bytes\) cannot be written .* run\.root"),
+    ):
         StepFiles(tmp_path, keep_bytes=0).write(0, 1, example_groups(num_groups=1))
     assert list(tmp_path.iterdir()) == []
 
