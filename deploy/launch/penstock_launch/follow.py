@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -158,7 +159,9 @@ def _record_of(child: Child, records: Sequence[ServiceRecord]) -> ServiceRecord 
     """What the child's process has registered, or the first rank of it: torchrun's child."""
     if child.pid is None:
         return None
+    # Elsewhere another process may have the same id.
+    records = [each for each in records if child.host in ("", urlsplit(each.url).hostname)]
     own = next((each for each in records if each.pid == child.pid), None)
-    if own is not None or child.name != TRAINER:
+    if own is not None or child.name != TRAINER or child.host:
         return own
     return next((each for each in records if each.kind == TRAINER_KIND and parent_pid(each.pid) == child.pid), None)

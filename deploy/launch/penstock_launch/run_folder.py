@@ -8,7 +8,7 @@
         queue/                 the data of the embedded queue
         trainer_summary.json   written by the trainer; summary.json: that and what the launcher knows
 
-Invariant: one launcher at a time, by a lock that ends with its process. Called by `penstock_launch.local`.
+Invariant: one launcher at a time, by a lock that ends with its process. Called by `penstock_launch.launch`.
 """
 
 import contextlib
@@ -48,6 +48,7 @@ class RunFolder:
         self.run = run
         self.path = Path(run.root) / run.name
         self.logs = self.path / "logs"
+        self.queue = self.path / "queue"
         self.config_path = self.path / CONFIG_FILE
 
     @contextlib.contextmanager

@@ -3,21 +3,22 @@
     start all -> [ a child died -> restart after a delay | give up ] -> trainer exits 0 | stop asked -> end in order
 
 Invariant: when `run` returns no child is left, nor anything that a child had started and that was seen. One loop does
-everything, woken by SIGCHLD, by requests and by the next restart that is due; it never polls. Called by
-`penstock_launch.local`.
+everything, woken by SIGCHLD, by ends elsewhere, by requests and by the next restart that is due; it never
+polls. Called by `penstock_launch.launch`.
 
 The end: the trainer first (it writes its checkpoint and needs the others for that), then all others but the queue,
 then the queue; each with a grace, after which it is killed.
 """
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from penstock.process import ProcessIdentity, signal_all
-from penstock_launch.child import Child, State, describe_exit
+from penstock_launch.child import Child, State
 from penstock_launch.restarts import GiveUp
 
 TRAINER = "trainer"
@@ -61,6 +62,13 @@ class Supervisor:
         self._stop: Outcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def wake(self) -> None:
+        """Look at all children again; from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is supervised any more
+                self._loop.call_soon_threadsafe(self._changed.set)
 
     def interrupt(self, signal_number: int) -> None:
         """Ctrl-C and its like: the first ends in order, the second kills."""
@@ -75,7 +83,7 @@ class Supervisor:
 
     async def run(self) -> Outcome:
         """Start what is not started yet and supervise; returns when nothing runs any more."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         try:
             outcome = await self._supervise()
@@ -99,8 +107,9 @@ class Supervisor:
             now = time.monotonic()
             for child in self.children:
                 if child.state is State.WAITING and child.start_at <= now:
-                    child.start()
-                    self._on_event(f"{child.name}: started, pid {child.pid}, log {child.log_path}")
+                    child.start(self.wake)
+                    pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
+                    self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
             await self._wait(
                 min((each.start_at for each in self.children if each.state is State.WAITING), default=None)
             )
@@ -115,13 +124,13 @@ class Supervisor:
         if isinstance(verdict, GiveUp):
             return Outcome(
                 exit_code if exit_code > 0 else FAILED_EXIT_CODE,
-                f"{child.name} ended ({describe_exit(exit_code)}): {verdict.reason}",
+                f"{child.name} ended ({child.detail}): {verdict.reason}",
                 tuple(words),
             )
         child.state = State.WAITING
         child.start_at = time.monotonic() + verdict.delay_seconds
         said = f": {words[-1]}" if words else ""
-        self._on_event(f"{child.name}: died ({describe_exit(exit_code)}){said}; restart in {verdict.delay_seconds:g} s")
+        self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
         return None
 
     async def _end(self) -> None:
