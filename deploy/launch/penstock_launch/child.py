@@ -123,6 +123,11 @@ class Child:
         return self._start.log_path
 
     @property
+    def kind(self) -> str:
+        """rollout, of rollout-3."""
+        return self.name.partition("-")[0]
+
+    @property
     def waits_for(self) -> str:
         """What is shown of it while it starts."""
         own = self.detail or self._start.hint

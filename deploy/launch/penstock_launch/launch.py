@@ -3,8 +3,8 @@
     configuration -> run folder (orphans, run.existing) -> queue -> all services at once -> supervise, follow, sample
                                                                                        '-> summary.json, report
 
-Wires the parts and owns nothing else. A `Site` says where the queue and the services run: this host (`local`) or the
-nodes of a Ray cluster (`on_ray`). Called by the command line through them.
+Wires the parts and owns nothing else. A `Site` says where the queue and the services run: this host (`local`), the
+nodes of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`). Called by the command line through them.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 import httpx
@@ -64,12 +64,28 @@ class Site(Protocol):
         """All services of a run but the queue. `redis`: the section that reaches it."""
 
 
-def launch_run(config: Config, site: Site, environ: Mapping[str, str], started_at: float) -> int:
+@dataclass(frozen=True)
+class Terms:
+    """What differs where the launch itself is the business of a scheduler."""
+
+    prepare: Callable[[RunFolder], bool] = RunFolder.prepare
+    """Makes the folder ready, its lock held; whether an earlier run is continued."""
+    lock_seconds: float = 0.0
+    """How long the lock of an earlier launcher may outlive it."""
+    stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
+    """Signals, besides Ctrl-C and its like, that end the run in order, and what such an end is called."""
+    goes_on_with_fewer: bool = False
+    """Of several services of a kind some may be given up for good."""
+
+
+def launch_run(
+    config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: Terms | None = None
+) -> int:
     """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
-    folder = RunFolder(config.run)
-    with folder.locked():
+    folder, terms = RunFolder(config.run), terms or Terms()
+    with folder.locked(terms.lock_seconds):
         orphans = folder.end_orphans()
-        continues = folder.prepare()
+        continues = terms.prepare(folder)
         forget_trainer_summary(folder.path)
         with (folder.logs / EVENTS_LOG).open("a", encoding="utf-8") as file:
             view = make_view(config.run.name, lambda line: _append(file, line))
@@ -77,7 +93,7 @@ def launch_run(config: Config, site: Site, environ: Mapping[str, str], started_a
                 for orphan in orphans:
                     view.event(f"ended what an earlier launch had left running: {orphan}")
                 view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
-                launch = _Launch(config, site, folder, view)
+                launch = _Launch(config, site, folder, view, terms)
                 outcome = launch.run(environ)
             finally:
                 view.close()
@@ -90,14 +106,17 @@ def launch_run(config: Config, site: Site, environ: Mapping[str, str], started_a
 class _Launch:
     """The parts of one launch."""
 
-    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View) -> None:
+    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: Terms) -> None:
         self._config = config
         self._site = site
         self._folder = folder
         self._view = view
         self._trees = ProcessTrees(folder.path, config.run.name)
         self._children: list[Child] = []
-        self._supervisor = Supervisor(self._children, view.event, self._trees.survivors)
+        self._stop_signals = terms.stop_signals
+        self._supervisor = Supervisor(
+            self._children, view.event, self._trees.survivors, goes_on_with_fewer=terms.goes_on_with_fewer
+        )
 
     def restarts(self) -> dict[str, int]:
         """By service."""
@@ -144,6 +163,8 @@ class _Launch:
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, supervisor.interrupt, number)
+        for number, asked in self._stop_signals.items():
+            loop.add_signal_handler(number, supervisor.stop, asked)
         try:
             async with make_client(config.token) as client, asyncio.TaskGroup() as group:
                 beside = [
@@ -154,7 +175,7 @@ class _Launch:
                 for task in beside:
                     task.cancel()
         finally:
-            for number in STOP_SIGNALS:
+            for number in (*STOP_SIGNALS, *self._stop_signals):
                 loop.remove_signal_handler(number)
             with contextlib.suppress(PenstockError):
                 await queue.close()

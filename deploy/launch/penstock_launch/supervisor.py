@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from penstock.errors import ConfigError
 from penstock.process import ProcessIdentity, signal_all
 from penstock_launch.child import Child, State
 from penstock_launch.restarts import GiveUp
@@ -53,12 +54,18 @@ class Supervisor:
         on_event: Callable[[str], None],
         survivors: Callable[[str], Iterable[ProcessIdentity]],
         grace: Grace | None = None,
+        *,
+        goes_on_with_fewer: bool = False,
     ) -> None:
-        """`survivors(name)`: processes of a child that may outlive it."""
+        """`survivors(name)`: processes of a child that may outlive it.
+
+        `goes_on_with_fewer`: of several services of a kind some may be given up for good.
+        """
         self.children = children
         self._on_event = on_event
         self._survivors = survivors
         self._grace = grace or Grace()
+        self._goes_on_with_fewer = goes_on_with_fewer
         self._stop: Outcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
@@ -80,6 +87,13 @@ class Supervisor:
             self._on_event(f"{name} again: killing everything")
             self._kill = True
         self._changed.set()
+
+    def stop(self, outcome: Outcome) -> None:
+        """End everything in order, with this outcome unless another end is on its way."""
+        if self._stop is None:
+            self._on_event(f"{outcome.reason}: ending in order, the trainer writes its checkpoint")
+            self._stop = outcome
+            self._changed.set()
 
     async def run(self) -> Outcome:
         """Start what is not started yet and supervise; returns when nothing runs any more."""
@@ -122,6 +136,10 @@ class Supervisor:
         verdict = child.deaths.died(exit_code, time.monotonic())
         words = child.error_lines()
         if isinstance(verdict, GiveUp):
+            if exit_code != ConfigError.exit_code and self._can_do_without(child):
+                said = f": {words[-1]}" if words else ""
+                self._on_event(f"{child.name}: given up, {verdict.reason}{said}; the run goes on without it")
+                return None
             return Outcome(
                 exit_code if exit_code > 0 else FAILED_EXIT_CODE,
                 f"{child.name} ended ({child.detail}): {verdict.reason}",
@@ -132,6 +150,10 @@ class Supervisor:
         said = f": {words[-1]}" if words else ""
         self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
         return None
+
+    def _can_do_without(self, child: Child) -> bool:
+        others = [each for each in self.children if each is not child and each.kind == child.kind]
+        return self._goes_on_with_fewer and any(each.running or each.state is State.WAITING for each in others)
 
     async def _end(self) -> None:
         trainers = [child for child in self.children if child.name == TRAINER]
