@@ -20,6 +20,7 @@ from penstock.config_services import (
     TrainerSection,
     WeightsSection,
 )
+from penstock.config_slurm import SlurmComponentSection, SlurmSection
 from penstock.config_training import (
     ActorSection,
     CheckpointSection,
@@ -56,6 +57,8 @@ __all__ = [
     "RunSection",
     "SamplingSection",
     "Section",
+    "SlurmComponentSection",
+    "SlurmSection",
     "StalenessSection",
     "TrackingSection",
     "TrainerSection",
@@ -104,6 +107,8 @@ class Config(Section):
     """Logs."""
     tracking: TrackingSection = TrackingSection()
     """Experiment trackers."""
+    slurm: SlurmSection = SlurmSection()
+    """Slurm launcher."""
     token: SecretStr | None = None
     """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
 
