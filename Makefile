@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos check docs envs clean
+.PHONY: help demo test test-deploy chaos check docs envs clean
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -23,6 +23,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
 	@echo "make test    unit, integration and end-to-end tests"
+	@echo "make test-deploy  runs on a real Slurm, where it is installed (as root)"
 	@echo "make chaos   kill, freeze and cut off everything for ten minutes; SEED= repeats a run"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
 	@echo "make docs    write docs/configuration.md from the code"
@@ -34,6 +35,9 @@ demo: envs $(MODEL)
 
 test: envs
 	@$(BIN)/python -m pytest tests/unit tests/integration tests/e2e $(ARGS)
+
+test-deploy: $(SERVICES)
+	@$(BIN)/python -m pytest tests/deploy $(ARGS)
 
 chaos: envs
 	@$(BIN)/python -m benchmarks.chaos --seed $(or $(SEED),1) $(ARGS)
