@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, model_validator
 
 from penstock.config_loss import LossSection
+from penstock.config_ray import RaySection
 from penstock.config_services import (
     EngineSection,
     LogSection,
@@ -50,6 +51,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "OptimizerSection",
+    "RaySection",
     "RedisSection",
     "RefSection",
     "RewardSection",
@@ -109,6 +111,8 @@ class Config(Section):
     """Experiment trackers."""
     slurm: SlurmSection = SlurmSection()
     """Slurm launcher."""
+    ray: RaySection = RaySection()
+    """Ray cluster."""
     token: SecretStr | None = None
     """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
 

@@ -24,6 +24,7 @@ from penstock_launch.ask import ask_ledger
 from penstock_launch.cancel import cancel
 from penstock_launch.dead import list_dead, retry_dead, show_dead
 from penstock_launch.local import launch_local
+from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
 from penstock_launch.status import show_status
 
@@ -64,6 +65,8 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     if arguments.command == "launch":
         if arguments.place == "local":
             return launch_local(config, os.environ, started_at)
+        if arguments.place == "ray":
+            return launch_ray(config, os.environ, started_at)
         print("\n".join(launch_slurm(config, os.environ, render_only=arguments.render_only)))
         return 0
     if arguments.command == "cancel":
@@ -177,6 +180,7 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         usage="penstock launch local --config FILE [--key value ...]",
         allow_abbrev=False,
     )
+    add_ray_parser(places, SETTINGS_HELP)
     slurm = places.add_parser(
         "slurm",
         help="all services in one job of a Slurm cluster",
