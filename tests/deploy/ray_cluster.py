@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 
-START_SECONDS = 60
+from penstock.process import tied_command
+
+JOB_SECONDS = 120
 STORE_BYTES = 78643200  # the least that Ray accepts
 RAY = Path(sys.executable).with_name("ray")
 
@@ -28,11 +30,14 @@ class RayNode:
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
         with log_path.open("wb") as output:
             self._process = subprocess.Popen(
-                [
-                    *(str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}"),
-                    *(f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
-                    *(f"--dashboard-agent-listen-port={free_port(host)}", "--num-gpus=0", *words),
-                ],
+                tied_command(
+                    [
+                        *(str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}"),
+                        *(f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
+                        *(f"--dashboard-agent-listen-port={free_port(host)}", "--num-gpus=0", *words),
+                    ],
+                    signal.SIGTERM,
+                ),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -85,15 +90,26 @@ class RayCluster:
         self._folder = tempfile.TemporaryDirectory(prefix="ray")  # paths of sockets must be short
         self.folder = Path(self._folder.name)
         host = "127.0.0.2"
-        self.address = f"{host}:{free_port(host)}"
+        port, dashboard_port = free_port(host), free_port(host)
+        self.address = f"{host}:{port}"
+        self.jobs_url = f"http://{host}:{dashboard_port}"
         self.nodes: list[RayNode] = []
         self.head = self._start(
-            host, "--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder}", *head
+            host,
+            *("--head", f"--port={port}", f"--temp-dir={self.folder}", *head),
+            *("--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}"),
         )
 
     def add(self, *words: str) -> RayNode:
         """One more node."""
         return self._start(f"127.0.0.{len(self.nodes) + 2}", f"--address={self.address}", *words)
+
+    def job(self, *words: str) -> str:
+        """What `ray job` says."""
+        action, *rest = words
+        command = [str(RAY), "job", action, "--address", self.jobs_url, *rest]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
+        return done.stdout + done.stderr
 
     def _start(self, host: str, *words: str) -> RayNode:
         node = RayNode(host, self.folder / f"{host}.log", *words)

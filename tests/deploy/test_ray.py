@@ -4,6 +4,7 @@ The nodes are on this host, on loopback addresses of their own, so that a servic
 not reached from the other node.
 """
 
+import json
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def until(condition: Callable[[], object], explain: Callable[[], str], timeout_s
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """A head with two CPUs."""
-    cluster = RayCluster("--num-cpus=2", "--include-dashboard=false")
+    cluster = RayCluster("--num-cpus=2")
     try:
         until(lambda: cluster.head.is_up, cluster.head.log)
         yield cluster
@@ -210,6 +211,25 @@ def test_ranks_on_two_nodes_end_and_start_together(cluster: RayCluster, start_ru
     assert "killed" not in output
     assert not any(map(alive, services))
     assert [path.name for path in run.folder.glob("logs/trainer*")] != ["trainer.log"]
+
+
+def test_a_submitted_job_stops_in_order(cluster: RayCluster, start_run: Callable[..., RayRun]) -> None:
+    run = start_run(address="auto")
+    run.set_pace(SLOW_SECONDS)
+    patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    words = ("--rollout.num_servers", "1", "--reward.num_services", "1")
+    cluster.job(
+        *("submit", "--submission-id", "run", "--no-wait", "--runtime-env-json", patient, "--", *run.command(*words))
+    )
+    run.wait_for("step 1/8")
+    services = run.all_services()
+    said = cluster.job("stop", "run")
+    until(lambda: (run.folder / "summary.json").exists(), lambda: f"{said}\n{cluster.job('logs', 'run')}")
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["exit"] == {"code": 128 + signal.SIGTERM, "reason": "stopped by SIGTERM", "lines": []}
+    assert "killed" not in run.events()
+    assert any((run.folder / "checkpoints").iterdir()), "the trainer could not write its checkpoint"
+    until(lambda: not any(map(alive, services)), lambda: f"left: {services}")
 
 
 def test_what_the_cluster_cannot_hold_ends_the_launch_with_the_keys(start_run: Callable[..., RayRun]) -> None:

@@ -226,7 +226,7 @@ class RemoteLife:
             endings.append((index, ending))
             if ending.exit_code != 0 and len(endings) == 1:
                 patience = BLAME_SECONDS
-        return _blamed(endings, len(self._actors))
+        return blamed(endings, len(self._actors))
 
     def _end_others(self, index: int) -> None:
         """One could not be started: none of them goes on."""
@@ -246,7 +246,7 @@ class _EndedError(Exception):
         self.ending = ending
 
 
-def _blamed(endings: Sequence[tuple[int, Ending]], num_members: int) -> Ending:
+def blamed(endings: Sequence[tuple[int, Ending]], num_members: int) -> Ending:
     """The first that failed, but before all those that only noticed the end of another, or were killed for it."""
     failed = [(index, ending) for index, ending in endings if ending.exit_code != 0]
     if not failed:
