@@ -223,6 +223,14 @@ def test_a_submitted_job_stops_in_order(cluster: RayCluster, start_run: Callable
     )
     run.wait_for("step 1/8")
     services = run.all_services()
+    status = subprocess.run(
+        [sys.executable, "-m", "penstock_launch", "status", "--config", str(run.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "phase training" in status.stdout, status.stdout + status.stderr
     said = cluster.job("stop", "run")
     until(lambda: (run.folder / "summary.json").exists(), lambda: f"{said}\n{cluster.job('logs', 'run')}")
     summary = json.loads((run.folder / "summary.json").read_text())

@@ -15,16 +15,10 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from penstock.config import RaySection
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError
 
 CONNECT_SECONDS = 10.0
 AUTO = "auto"
-
-
-class ClusterError(PenstockError):
-    """The Ray cluster cannot be used."""
-
-    kind = "ray"
 
 
 class Cluster:
@@ -46,18 +40,9 @@ class Cluster:
                 f"ray.address: {section.address!r}: {reason}; expected a Ray cluster that this host is a node of, such "
                 "as one made by `ray start --head`, and a ray.runtime_env that it accepts"
             ) from None
-        context = ray.get_runtime_context()
-        self.node_id: str = context.get_node_id()
+        self.node_id: str = ray.get_runtime_context().get_node_id()
         self.host: str = ray.util.get_node_ip_address()
-        self.brings_folder = bool(context.runtime_env.get("working_dir"))
         self.has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-
-    @property
-    def shown(self) -> str:
-        """In one line."""
-        total = ray.cluster_resources()
-        alive = sum(bool(node["Alive"]) for node in ray.nodes())
-        return f"{alive} nodes, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs; this one is {self.host}"
 
     def group(self, bundles: Sequence[Mapping[str, float]], strategy: str) -> PlacementGroup:
         """Reserve resources together. Returns at once."""

@@ -20,12 +20,15 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError, RuntimeEnvSe
 
 from penstock.errors import ConfigError, PenstockError, RanksError
 from penstock.process import KILL_SECONDS, ProcessIdentity
+from penstock.service import UNEXPECTED_EXIT_CODE
 from penstock_launch.life import describe_exit
 from penstock_launch.on_ray.host import Ending, Order, ServiceHost, Where
 
 BLAME_SECONDS = 2.0  # the rank that failed may be seen later than those that only noticed it
+LEAVE_SECONDS = 60.0  # the others may still write their parts of a checkpoint
 LOST_EXIT_CODE = -9  # the process is killed with its actor
 SHOWN_CHARACTERS = 300
+UNEXPECTED = Ending(UNEXPECTED_EXIT_CODE, (), "the thread that watched it ended by an error, shown above")
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,15 @@ class RemoteLife:
             self._service.give_up(index)
 
     def _live(self) -> None:
+        ending = UNEXPECTED  # unless one of the next lines says otherwise: a life always ends
         try:
             self._start()
-            self._ending = self._watch()
+            ending = self._watch()
         except _EndedError as ended:
             self._end_others(ended.index)
-            self._ending = ended.ending
+            ending = ended.ending
         finally:
+            self._ending = ending
             self._on_end()
 
     def _start(self) -> None:
@@ -224,8 +229,8 @@ class RemoteLife:
             except _EndedError as ended:
                 ending = ended.ending
             endings.append((index, ending))
-            if ending.exit_code != 0 and len(endings) == 1:
-                patience = BLAME_SECONDS
+            if len(endings) == 1:
+                patience = LEAVE_SECONDS if ending.exit_code == 0 else BLAME_SECONDS
         return blamed(endings, len(self._actors))
 
     def _end_others(self, index: int) -> None:
