@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from penstock.config import Config
+from penstock.config import Config, RaySection
+from penstock.errors import ConfigError
 from penstock.settings import build_config
 from penstock_launch.on_ray.command import for_cluster
 
@@ -44,3 +45,24 @@ def test_of_several_ranks_the_one_that_failed_by_itself_is_blamed() -> None:
     assert found.words == "rank 1 of 2: exit code 2"
     assert remote.blamed([(0, host.Ending(0)), (1, host.Ending(0))], 2).exit_code == 0
     assert remote.blamed([(0, host.Ending(-9))], 1) == host.Ending(-9)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    cluster = pytest.importorskip("penstock_launch.on_ray.cluster", reason="Ray is not installed")
+    with pytest.raises(ConfigError, match=r"ray\.address: saw .*; expected auto or host:port of the head"):
+        cluster.Cluster(RaySection(address=address))
+
+
+@pytest.mark.parametrize(("content", "seen"), [(None, "sees no file"), (b"of another run", "sees another file")])
+async def test_a_node_that_does_not_share_the_folder_of_the_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, seen: str
+) -> None:
+    host = pytest.importorskip("penstock_launch.on_ray.host", reason="Ray is not installed")
+    monkeypatch.setattr(host, "SHARED_SECONDS", 0.0)
+    config_path = tmp_path / "config.yaml"
+    if content is not None:
+        config_path.write_bytes(content)
+    order = host.Order(("-c", ""), {}, tmp_path / "log", str(tmp_path), config_path, "the digest of the driver's")
+    with pytest.raises(ConfigError, match=rf"run\.root: node \S+ {seen} .*; set run\.root"):
+        await host.ServiceHost("rollout").start(order)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from penstock.address import Listening
-from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import Config, RedisSection
 from penstock_launch.child import Child, Command
 from penstock_launch.launch import StartedQueue
@@ -37,6 +37,7 @@ class RaySite:
     def start_queue(
         self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
     ) -> StartedQueue:
+        find_server()  # here and now: the actor is on this node, and its error would come late
         host = self._cluster.host
         server = EmbeddedServer(folder.queue, log_path=folder.logs / "queue.log", listen=host, host=host)
         order = Order((), {}, server.log_path, os.getcwd(), folder.config_path, "", server)
