@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -35,7 +35,7 @@ SMALL = {"num_cpus": 0.3}  # the services of a run fit on any one node
 class RayRun:
     """A run on a cluster, from outside."""
 
-    def __init__(self, folder: Path, address: str, **ray: object) -> None:
+    def __init__(self, folder: Path, ray: Mapping[str, object]) -> None:
         self.folder = folder / "runs" / "chaos"
         self._pace = folder / "pace"
         self._started: list[subprocess.Popen[str]] = []
@@ -43,7 +43,7 @@ class RayRun:
         write_prompts(folder / "train.jsonl", NUM_PROMPTS, self._pace)
         document = part_config(PART, folder)
         del document["weights"]
-        document["ray"] = {"address": address, "rollout": SMALL, "reward": SMALL, "trainer": SMALL, **ray}
+        document["ray"] = {"rollout": SMALL, "reward": SMALL, "trainer": SMALL, **ray}
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(document))
 
@@ -133,7 +133,7 @@ def start_run(tmp_path: Path, cluster: RayCluster) -> Iterator[Callable[..., Ray
     runs: list[RayRun] = []
 
     def start(**ray: object) -> RayRun:
-        runs.append(RayRun(tmp_path, cluster.address, **ray))
+        runs.append(RayRun(tmp_path, {"address": cluster.address, **ray}))
         return runs[0]
 
     yield start
