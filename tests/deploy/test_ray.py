@@ -230,7 +230,7 @@ def test_a_submitted_job_stops_in_order(cluster: RayCluster, start_run: Callable
         timeout=60,
         check=False,
     )
-    assert "phase training" in status.stdout, status.stdout + status.stderr
+    assert "trainer-1: ready" in status.stdout, status.stdout + status.stderr
     said = cluster.job("stop", "run")
     until(lambda: (run.folder / "summary.json").exists(), lambda: f"{said}\n{cluster.job('logs', 'run')}")
     summary = json.loads((run.folder / "summary.json").read_text())
