@@ -105,7 +105,7 @@ def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
 
 def part_config(part: Part, folder: Path) -> dict[str, Any]:
     """The configuration of a part in its folder, as a document."""
-    python = part.sglang_python or str(_pure_engine(folder, part.token_seconds))
+    python = part.sglang_python or str(make_pure_engine(folder, part.token_seconds))
     engine = {"python": python, "dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 32}
     return {
         "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},
@@ -130,7 +130,7 @@ def part_config(part: Part, folder: Path) -> dict[str, Any]:
     }
 
 
-def _pure_engine(folder: Path, token_seconds: float) -> Path:
+def make_pure_engine(folder: Path, token_seconds: float) -> Path:
     """An executable that looks like an interpreter with SGLang and runs the pure engine."""
     path = folder / "engine-python"
     script = Path(__file__).with_name("engine.py")

@@ -149,6 +149,21 @@ def test_ctrl_c_ends_everything_in_order(bench: Bench) -> None:
     assert bench.summary()["exit"] == {"code": 130, "reason": "stopped by Ctrl-C", "lines": []}
 
 
+def test_cancel_ends_a_run_in_order_and_says_where_there_is_none(bench: Bench) -> None:
+    process = bench.launch("--run.max_steps", "1000")
+    known = all_up(bench)
+    output, _ = bench.command("cancel", "--config", "config.yaml").communicate(timeout=60)
+    assert "run t has ended" in output
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert not any(each.identity.alive for each in known)
+    assert bench.summary()["exit"] == {"code": 143, "reason": "stopped by SIGTERM", "lines": []}
+    again = bench.command("cancel", "--config", "config.yaml")
+    output, _ = again.communicate(timeout=30)
+    assert again.returncode == 1
+    assert "run 't' is not running: no live launcher of this host and no Slurm job in runs/t" in output
+
+
 def test_status_and_a_second_launch_beside_a_run(bench: Bench) -> None:
     before = bench.command("status", "--config", "config.yaml")
     output, _ = before.communicate(timeout=30)
