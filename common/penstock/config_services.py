@@ -40,7 +40,10 @@ class RolloutSection(Section):
     """The rollout service."""
 
     host: str = "127.0.0.1"
-    """Address that it listens on and registers with."""
+    """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
     port: Port = 0
     """First port; further servers take the next ones. 0: free ones."""
     num_servers: Count = 1
@@ -54,6 +57,9 @@ class RewardSection(Section):
 
     host: str = "127.0.0.1"
     """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
     port: Port = 0
     """First port; further services take the next ones. 0: a free one."""
     num_services: Count = 1
@@ -83,6 +89,9 @@ class TrainerSection(Section):
 
     host: str = "127.0.0.1"
     """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
     port: Port = 0
     """Port; 0: a free one."""
     standby: bool = False

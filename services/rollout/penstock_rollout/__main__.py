@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from penstock import service
+from penstock.address import advertised_host
 from penstock.broker import Queue, ServiceRecord, Worker, connect
 from penstock.config import Config
 from penstock.model_path import check_model_path
@@ -51,6 +52,7 @@ async def start(config: Config) -> None:
 
     engine_stop = asyncio.Event()  # after `stop`: groups that run may still finish
     try:
+        served.advertise(await advertised_host("rollout", section, config.redis.url))
         await served.run(
             make_rollout_app(engine, weights, metrics.registry, config.token),
             background=[
