@@ -98,7 +98,7 @@ class SlurmBench:
         return [json.loads(line) for line in lines]
 
     def wait_for_step(self, count: int) -> None:
-        until(lambda: len(self.steps()) >= count, f"{count} steps", 90)
+        until(lambda: len(self.steps()) >= count, f"{count} steps", 150)
 
     def log(self, name: str = "slurm") -> str:
         path = self.run_folder / "logs" / f"{name}.log"

@@ -146,7 +146,7 @@ class SlurmCluster:
         text = self.run("scontrol", "show", "job", job_id, "--oneliner").splitlines()[0]
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
-    def wait_for(self, job_id: str, *states: str, timeout_seconds: float = 90.0) -> str:
+    def wait_for(self, job_id: str, *states: str, timeout_seconds: float = 150.0) -> str:
         """The state of a job once it is one of `states`."""
         until(lambda: self.shown(job_id)["JobState"] in states, f"job {job_id} is {states}", timeout_seconds)
         return self.shown(job_id)["JobState"]

@@ -72,6 +72,10 @@ class RayRun:
     def wait_for(self, text: str, count: int = 1) -> None:
         until(lambda: self.events().count(text) >= count, lambda: f"no {text!r} in\n{self.events()}")
 
+    def wait_for_step(self) -> None:
+        """Until a step is trained. Of several between two looks the launcher shows the last alone."""
+        until((self.folder / "steps.jsonl").exists, self.events)
+
     def processes(self, kind: str, *words: str) -> list[psutil.Process]:
         """Services of a kind of this run with these words in their command line."""
         found = []
@@ -149,7 +153,7 @@ def test_a_run_on_two_nodes_outlives_a_process_a_worker_and_a_node(
     run = start_run()
     run.set_pace(SLOW_SECONDS)
     launcher = run.launch()
-    run.wait_for("step 1/8")
+    run.wait_for_step()
     away = run.one("rollout", "--rollout.host", node.host)
     here = run.one("rollout", "--rollout.host", cluster.head.host)
 
@@ -186,7 +190,7 @@ def test_ranks_on_two_nodes_end_and_start_together(cluster: RayCluster, start_ru
     run.set_pace(SLOW_SECONDS)
     words = ("--trainer.num_ranks", "2", "--rollout.num_servers", "1", "--reward.num_services", "1")
     launcher = run.launch(*words)
-    run.wait_for("step 1/8")
+    run.wait_for_step()
     leader = run.one("trainer", "--trainer.host", cluster.head.host)
     follower = run.one("trainer", "--trainer.host", node.host)
     ranks = {each.environ()["RANK"]: each for each in (leader, follower)}
@@ -221,7 +225,7 @@ def test_a_submitted_job_stops_in_order(cluster: RayCluster, start_run: Callable
     cluster.job(
         *("submit", "--submission-id", "run", "--no-wait", "--runtime-env-json", patient, "--", *run.command(*words))
     )
-    run.wait_for("step 1/8")
+    run.wait_for_step()
     services = run.all_services()
     status = subprocess.run(
         [sys.executable, "-m", "penstock_launch", "status", "--config", str(run.config)],

@@ -12,7 +12,7 @@ import pytest
 from tests.deploy.slurm_bench import BATCH_SIZE, SlurmBench
 from tests.deploy.slurm_cluster import SlurmCluster, until, why_not
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 # What a container engine is to the job: a program that gets the command as its arguments.
 CONTAINER = """#!/bin/sh
