@@ -239,6 +239,9 @@ async def test_each_failure_of_a_push_has_its_status(bench: Bench, http: httpx.A
     url, body = push(bench.staged(3))
     assert (await http.put(url, json={**body, "path": str(bench.root / "nowhere")})).status_code == 422
     assert (await http.put(url, json={**body, "typo": 1})).status_code == 422
+    answer = await http.put(url, json={**body, "source": {"transport": "pigeon"}})
+    assert (answer.status_code, answer.json()["error"]) == (422, "weights")
+    assert "pigeon" in answer.json()["detail"]
     assert (await http.put(url, json=body, headers={"Authorization": "Bearer wrong"})).status_code == 401
     await http.put(url, json=body)
     old_url, old_body = push(bench.staged(2))

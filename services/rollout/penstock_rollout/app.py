@@ -4,7 +4,7 @@ Called by `__main__`. Whatever changes state or generates needs the token where 
 """
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI
 from fastapi import Path as PathParameter
@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from penstock.broker import Announcement
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32
 from penstock.http import authorized, make_app
+from penstock.transfer import read_source
 from penstock_rollout.engine.answers import Answer
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.loaders import make_loader
 from penstock_rollout.weights import Weights
 
 MAX_COMPLETIONS = 256  # of one request for debugging
@@ -29,11 +31,12 @@ class Body(BaseModel):
 
 
 class PushRequest(Body):
-    """Staged weights: their digest, their folder, and the lease of the trainer that pushes them."""
+    """Staged weights: their digest, where they are as files, how else they come, and the lease of their trainer."""
 
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     path: Annotated[str, Field(min_length=1)]
     lease: Annotated[int, Field(ge=0)]
+    source: dict[str, Any] = {"transport": "disk"}
 
 
 class ServedResponse(BaseModel):
@@ -83,7 +86,8 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
 
     @app.put("/v1/weights/{version}", dependencies=guarded)
     async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: PushRequest) -> ServedResponse:
-        await weights.update(Announcement(PolicyIdentity(version, push.digest), push.path, push.lease))
+        wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease)
+        await weights.update(wanted, make_loader(read_source(push.source)))
         return served(engine, weights)
 
     @app.post("/v1/pause", dependencies=guarded)

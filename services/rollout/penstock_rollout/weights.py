@@ -4,8 +4,8 @@ Owns the served identity. Invariants: `identity` is set only while the engine se
 whose load failed half-way is restarted, never continued; whoever holds a lower lease, or an older version of the same
 lease, changes nothing. Called by `app` (a push) and by `producer` (a server that is behind loads by itself).
 
-    verify manifest -> pause -> load, flush -> compare the engine's word -> continue
-        |                 '-- fails --> continue with the old weights
+    prepare -> pause -> load, flush -> compare the engine's word -> continue
+        |         '-- fails --> continue with the old weights
         '-- fails --> nothing has happened      load fails --> engine restarted, no weights
 """
 
@@ -14,15 +14,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from penstock.broker import Announcement
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity
-from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsConflictError, WeightsError
-from penstock.manifest import read_manifest, verify
+from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsConflictError
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.loaders import DiskLoader, Loader
 from penstock_rollout.metrics import RolloutMetrics
 
 log = logging.getLogger(__name__)
@@ -97,8 +96,8 @@ class Weights:
             or (self.identity.number == announced.identity.number and self.identity != announced.identity)
         )
 
-    async def update(self, wanted: Announcement) -> None:
-        """Serve the wanted version; returns when the engine does.
+    async def update(self, wanted: Announcement, loader: Loader | None = None) -> None:
+        """Serve the wanted version, from its files unless a loader is given; returns when the engine does.
 
         WeightsConflictError: a lower lease, or an older version. WeightsBusyError: another update runs.
         WeightsError: the bytes are not those that were announced. EngineError: no engine, or it failed.
@@ -113,7 +112,7 @@ class Weights:
         self._updating, self._replacing = True, self.identity is not None
         self._settled.clear()
         try:
-            await self._replace(wanted)
+            await self._replace(wanted, loader or DiskLoader())
         except (PenstockError, TimeoutError):
             self._metrics.weights_failed()
             raise
@@ -134,9 +133,9 @@ class Weights:
                 f"than {self.lease}"
             )
 
-    async def _replace(self, wanted: Announcement) -> None:
+    async def _replace(self, wanted: Announcement, loader: Loader) -> None:
         start = time.monotonic()
-        await self._verify(wanted)
+        await loader.prepare(wanted)
         await self._drain()
         epoch, client = self._engine.epoch, self._engine.client
         self._engine.require_up()
@@ -147,7 +146,7 @@ class Weights:
             loading = True
             self.identity = None
             self.known[str(wanted.identity)] = wanted.identity
-            await self._load(wanted)
+            await self._load(wanted, loader)
             loading = False
         finally:
             if loading:
@@ -161,7 +160,7 @@ class Weights:
         self.num_loads += 1
         while len(self.known) > NUM_KNOWN:
             del self.known[next(iter(self.known))]
-        self._metrics.weights_loaded(self._section.transport, now - start, now - pause_start, wanted.identity.number)
+        self._metrics.weights_loaded(loader.transport, now - start, now - pause_start, wanted.identity.number)
         log.info(
             "serving %s",
             wanted.identity,
@@ -174,19 +173,9 @@ class Weights:
             async with asyncio.timeout(self._section.drain_seconds):
                 await self._idle.wait()
 
-    async def _verify(self, wanted: Announcement) -> None:
-        folder = Path(wanted.path)
-        manifest = await asyncio.to_thread(read_manifest, folder)
-        if manifest.identity != wanted.identity:
-            raise WeightsError(
-                f"{folder} holds {manifest.version}-{manifest.digest}; expected "
-                f"{wanted.identity.number}-{wanted.identity.digest}; weights.folder must be shared with the trainer"
-            )
-        await asyncio.to_thread(verify, folder, manifest)
-
-    async def _load(self, wanted: Announcement) -> None:
+    async def _load(self, wanted: Announcement, loader: Loader) -> None:
         client = self._engine.client
-        await client.load(wanted.path, str(wanted.identity), self._section.push_timeout_seconds)
+        await loader.load(wanted, client, self._section.push_timeout_seconds)
         await client.flush()
         said = await client.weight_version()
         if said != str(wanted.identity):

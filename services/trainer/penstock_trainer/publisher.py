@@ -10,11 +10,15 @@ import logging
 from dataclasses import dataclass
 
 import httpx
+import msgspec
 
 from penstock.broker import Announcement, Queue, ServiceRecord
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
+from penstock.errors import WeightsError
 from penstock.http import auth_headers
+from penstock.transfer import Source
+from penstock_trainer.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,9 @@ class Push:
 class Publisher:
     """The trainer's HTTP client towards rollout servers."""
 
-    def __init__(self, queue: Queue, config: Config) -> None:
+    def __init__(self, queue: Queue, transport: Transport, config: Config) -> None:
         self._queue = queue
+        self._transport = transport
         self._timeout_seconds = config.weights.push_timeout_seconds
         self._client = httpx.AsyncClient(
             headers=auth_headers(config.token),
@@ -63,15 +68,29 @@ class Publisher:
         """The empty string, or why this server does not serve the version."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await self._put(server.url, announcement)
+                await self._deliver(server, announcement)
+        except WeightsError as error:
+            return str(error)
         except TimeoutError:
             return f"no answer within {self._timeout_seconds:.0f} s (weights.push_timeout_seconds)"
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
+        return ""
 
-    async def _put(self, url: str, announcement: Announcement) -> str:
+    async def _deliver(self, server: ServiceRecord, announcement: Announcement) -> None:
+        """Return when the server serves the version; WeightsError with its reason when it does not."""
+        async with self._transport.delivery(server, announcement) as source:
+            if reason := await self._put(server.url, announcement, source):
+                raise WeightsError(reason)
+
+    async def _put(self, url: str, announcement: Announcement, source: Source) -> str:
         identity = announcement.identity
-        body = {"digest": identity.digest, "path": announcement.path, "lease": announcement.lease}
+        body = {
+            "digest": identity.digest,
+            "path": announcement.path,
+            "lease": announcement.lease,
+            "source": msgspec.to_builtins(source),
+        }
         while True:
             response = await self._client.put(f"{url}/v1/weights/{identity.number}", json=body)
             if response.status_code == 503:

@@ -46,6 +46,7 @@ from penstock_trainer.step_files import StepFiles
 from penstock_trainer.stragglers import Stragglers
 from penstock_trainer.summary import make_summary, summary_bytes
 from penstock_trainer.tracking import make_tracking
+from penstock_trainer.transport_disk import DiskTransport
 from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
 from penstock_trainer.watchdog import Watchdog
 from penstock_trainer.weight_files import Format
@@ -135,7 +136,8 @@ class _Run:
             order=staleness.order,
             max_lag=staleness.max_lag,
         )
-        self._publisher = Publisher(queue, config)
+        transport = DiskTransport(_staging(config, learner, folder))
+        self._publisher = Publisher(queue, transport, config)
         self._releases = Releases(
             trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
         )
@@ -163,7 +165,7 @@ class _Run:
             evaluation=evaluation,
             releases=self._releases,
             learner=learner,
-            staging=_staging(config, learner, folder),
+            transport=transport,
             step_files=step_files,
             checkpoints=checkpoints,
             checkpoint_writer=self._checkpoint_writer,
