@@ -91,7 +91,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
 
     @app.get("/server_info")
     async def server_info() -> Any:
-        return {"version": "0.5.21"}
+        return {"version": "0.5.21", "device": "cuda", "tp_size": 1}
 
     @app.get("/model_info")
     async def model_info() -> Any:

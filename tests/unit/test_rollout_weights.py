@@ -209,9 +209,14 @@ async def test_a_push_answers_with_what_is_served(bench: Bench, http: httpx.Asyn
         "checksum": wanted.identity.digest,
         "state": "serving",
         "engine": "sglang 0.5.21",
+        "engine_starts": 1,
+        "engine_device": "cuda",
+        "engine_num_ranks": 1,
     }
     answer = await http.put(url, json=body)
+    expected["paused_seconds"] = bench.weights.paused_seconds
     assert (answer.status_code, answer.json()) == (200, expected)
+    assert 0 < bench.weights.paused_seconds < 60
     assert (await http.get("/v1/weight_version")).json() == expected
     assert (await http.get("/ready")).status_code == 200
     assert b"penstock_rollout_policy_version 3.0" in (await http.get("/metrics")).content

@@ -17,6 +17,7 @@ from penstock.contracts import PolicyIdentity
 from penstock.http import make_app
 from penstock.service import Service
 from penstock_trainer.publisher import Publisher
+from penstock_trainer.rollout_client import RolloutClient
 from penstock_trainer.staging import Staging
 from penstock_trainer.transport_disk import DiskTransport
 
@@ -86,11 +87,12 @@ def rollout(url: str, name: str = "r", state: str = "serving") -> ServiceRecord:
 
 async def push(records: list[ServiceRecord], timeout_seconds: float = 5.0) -> tuple[tuple[str, ...], dict[str, str]]:
     transport = DiskTransport(cast(Staging, None))  # which is not asked: the announcement names the folder
-    publisher = Publisher(cast(Queue, Registry(records)), transport, config(timeout_seconds))
+    client = RolloutClient(config(timeout_seconds))
+    publisher = Publisher(cast(Queue, Registry(records)), client, transport, timeout_seconds)
     try:
         result = await publisher.push(WANTED)
     finally:
-        await publisher.close()
+        await client.close()
     return result.live, result.fenced
 
 

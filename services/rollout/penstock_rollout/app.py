@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from penstock.broker import Announcement
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32
 from penstock.http import authorized, make_app
-from penstock.transfer import read_source
+from penstock.transfer import read_group_request, read_source
 from penstock_rollout.engine.answers import Answer
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.loaders import make_loader
@@ -40,12 +40,19 @@ class PushRequest(Body):
 
 
 class ServedResponse(BaseModel):
-    """What is served. policy_version and checksum are null before any push."""
+    """What is served, how long generation was paused for it, and by what.
+
+    policy_version and checksum are null before any push; engine_starts counts the engine's starts.
+    """
 
     policy_version: int | None
     checksum: str | None
+    paused_seconds: float
     state: str
     engine: str
+    engine_starts: int
+    engine_device: str
+    engine_num_ranks: int
 
 
 class GenerateRequest(Body):
@@ -87,7 +94,12 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
     @app.put("/v1/weights/{version}", dependencies=guarded)
     async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: PushRequest) -> ServedResponse:
         wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease)
-        await weights.update(wanted, make_loader(read_source(push.source)))
+        await weights.update(wanted, make_loader(read_source(push.source), engine))
+        return served(engine, weights)
+
+    @app.post("/v1/weights/group", dependencies=guarded)
+    async def join_group(request: dict[str, Any]) -> ServedResponse:
+        await weights.join_group(read_group_request(request))
         return served(engine, weights)
 
     @app.post("/v1/pause", dependencies=guarded)
@@ -128,8 +140,12 @@ def served(engine: Engine, weights: Weights) -> ServedResponse:
     return ServedResponse(
         policy_version=None if identity is None else identity.number,
         checksum=None if identity is None else identity.digest,
+        paused_seconds=weights.paused_seconds,
         state=weights.state,
         engine=engine.name,
+        engine_starts=engine.epoch,
+        engine_device=engine.device,
+        engine_num_ranks=engine.num_ranks,
     )
 
 

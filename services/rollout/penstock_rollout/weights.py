@@ -20,6 +20,7 @@ from penstock.broker import Announcement
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity
 from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsConflictError
+from penstock.transfer import GroupRequest
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.loaders import DiskLoader, Loader
 from penstock_rollout.metrics import RolloutMetrics
@@ -39,6 +40,7 @@ class Weights:
         self.known: dict[str, PolicyIdentity] = {}
         self.paused = False
         self.num_loads = 0
+        self.paused_seconds = 0.0  # of generation, for the weights that are served
         self._engine = engine
         self._section = section
         self._metrics = metrics
@@ -120,12 +122,21 @@ class Weights:
             self._updating = False
             self._settled.set()
 
-    def _check_order(self, wanted: Announcement) -> None:
-        if wanted.lease < self.lease:
+    async def join_group(self, request: GroupRequest) -> None:
+        """Let the engine join a trainer's process group, for pushes that are broadcast in it."""
+        self._check_not_updating()
+        self._check_lease(request.lease)
+        await self._engine.join_group(request)
+
+    def _check_lease(self, lease: int) -> None:
+        if lease < self.lease:
             raise WeightsConflictError(
-                f"lease {wanted.lease} is lower than {self.lease}, which this server has followed: another trainer has "
-                "taken over; expected the sender to stop"
+                f"lease {lease} is lower than {self.lease}, which this server has followed: another trainer has taken "
+                "over; expected the sender to stop"
             )
+
+    def _check_order(self, wanted: Announcement) -> None:
+        self._check_lease(wanted.lease)
         older = self.identity is not None and wanted.identity.number <= self.identity.number
         if wanted.lease == self.lease and older and wanted.identity != self.identity:
             raise WeightsConflictError(
@@ -156,6 +167,7 @@ class Weights:
         if self._engine.epoch != epoch:
             raise EngineError(f"the engine was started anew while it loaded {wanted.identity}; expected it to last")
         now = time.monotonic()
+        self.paused_seconds = now - pause_start
         self.identity, self.lease = wanted.identity, wanted.lease
         self.num_loads += 1
         while len(self.known) > NUM_KNOWN:
@@ -174,10 +186,15 @@ class Weights:
                 await self._idle.wait()
 
     async def _load(self, wanted: Announcement, loader: Loader) -> None:
-        client = self._engine.client
-        await loader.load(wanted, client, self._section.push_timeout_seconds)
-        await client.flush()
-        said = await client.weight_version()
+        """Within the time of a push: an engine that ends later has missed its version, whatever it says then."""
+        client, timeout_seconds = self._engine.client, self._section.push_timeout_seconds
+        deadline = time.monotonic() + timeout_seconds
+        async with asyncio.timeout(timeout_seconds):
+            await loader.load(wanted, client, timeout_seconds)
+            await client.flush()
+            said = await client.weight_version()
+        if time.monotonic() > deadline:  # this process was stopped meanwhile, and its timer with it
+            raise TimeoutError(f"loading {wanted.identity} took longer than {timeout_seconds:g} s")
         if said != str(wanted.identity):
             raise EngineError(f"after loading {wanted.identity} the engine says that it serves {said!r}")
 

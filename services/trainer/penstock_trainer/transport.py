@@ -31,6 +31,9 @@ class Transport(Protocol):
         """Around one server's update, which is told the source. What is sent, is sent within: after it nothing more
         reaches that server's engine. Left with an error, the engine may hold a part, and is not trusted."""
 
+    def snapshot(self) -> Announcement:
+        """The newest staged version as files, for a server that is behind. In a thread."""
+
     def prune(self, kept: Collection[int]) -> None:
         """Remove what earlier lives of the trainer left, except these versions."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from penstock.broker import Announcement, ServiceRecord
 from penstock.contracts import PolicyIdentity
+from penstock.errors import WeightsBusyError
 from penstock.transfer import DiskSource
 from penstock_trainer.staging import Staging
 
@@ -16,9 +17,17 @@ class DiskTransport:
 
     def __init__(self, staging: Staging) -> None:
         self._staging = staging
+        self._staged: Announcement | None = None
 
     def stage(self, version: int, lease: int) -> PolicyIdentity:
-        return self._staging.write(version, lease)
+        identity = self._staging.write(version, lease)
+        self._staged = Announcement(identity, str(self.folder_of(version, lease)), lease)
+        return identity
+
+    def snapshot(self) -> Announcement:
+        if self._staged is None:
+            raise WeightsBusyError("no weights are staged yet; try again")
+        return self._staged
 
     def digest(self, version: int) -> PolicyIdentity:
         return self._staging.digest(version)
