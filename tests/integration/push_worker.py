@@ -12,6 +12,7 @@ from typing import cast
 
 from penstock.broker import Announcement, Queue, ServiceRecord
 from penstock.config import Config
+from penstock.contracts import ScoredGroup
 from penstock_trainer.followers import Follower, LeadingLearner
 from penstock_trainer.learner import Learner
 from penstock_trainer.place import Place
@@ -19,7 +20,7 @@ from penstock_trainer.publisher import Publisher
 from penstock_trainer.ranks import Ranks
 from penstock_trainer.rollout_client import RolloutClient
 from penstock_trainer.transports import make_transport
-from tests.unit.trainer_groups import config_for, example_groups
+from tests.unit.trainer_groups import completion, config_for, scored_group
 
 
 class Registry:
@@ -32,6 +33,12 @@ class Registry:
         return [ServiceRecord("rollout", "r", self._url, 0, "serving")]
 
 
+def batch() -> list[ScoredGroup]:
+    """Two groups, one for each rank."""
+    answers = [completion([7, 8], [-3.0, -3.5]), completion([8], [-2.0])]
+    return [scored_group(number, [4, 5 + number], answers, [1.0, 0.0]) for number in range(2)]
+
+
 async def push_twice(config: Config, learner: Learner, folder: Path, url: str, lease: int) -> None:
     client = RolloutClient(config)
     transport = make_transport(config, learner, folder, client, "http://127.0.0.1:0")
@@ -41,7 +48,7 @@ async def push_twice(config: Config, learner: Learner, folder: Path, url: str, l
         announcement = Announcement(identity, str(transport.folder_of(version, lease)), lease)
         pushing = asyncio.create_task(publisher.push(announcement))
         if version == 1:  # beside the push, as in the loop
-            await asyncio.to_thread(learner.update, example_groups(num_groups=5, seed=1), version=1)
+            await asyncio.to_thread(learner.update, batch(), version=1)
         push = await pushing
         assert push.live == ("r",), push.fenced
     await client.close()

@@ -89,6 +89,7 @@ class CollectiveTransport(CopiedVersions):
             await asyncio.wait({sending}, timeout=ABORT_SECONDS)
             if not sending.done():
                 self.give_up_memory()
+            sending.add_done_callback(_note)  # the server's own reason is the better one
             raise
 
     async def _group_with(self, server: ServiceRecord, announcement: Announcement) -> Formed:
@@ -132,6 +133,11 @@ def _send(group: Group, buckets: tuple[Bucket, ...], deadline: float) -> None:
     """Broadcast all; each has what is left of the time."""
     for bucket in buckets:
         group.broadcast(bucket.data, max(0.001, deadline - time.monotonic()))
+
+
+def _note(sending: "asyncio.Future[None]") -> None:
+    if not sending.cancelled() and (error := sending.exception()) is not None:
+        log.debug("a broadcast ended: %s", error)
 
 
 async def _sent(sending: "asyncio.Future[None]") -> None:
