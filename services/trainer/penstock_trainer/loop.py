@@ -198,6 +198,7 @@ class Trainer:
         await self._record_weights(release, record)
         await parts.releases.submit(release)
         clock.lap("stage")
+        clock.note(parts.releases.take_seconds(clock.seconds["push_wait"] + clock.seconds["stage"]))
         parts.reports.step(step, groups, clock, result, (version_before, self._version))
         await self._maintain()
 

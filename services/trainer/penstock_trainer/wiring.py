@@ -137,7 +137,9 @@ class _Run:
         self._client = RolloutClient(config)
         transport = make_transport(config, learner, folder, self._client, service.url)
         publisher = Publisher(queue, self._client, transport, config.weights.push_timeout_seconds)
-        self._releases = Releases(trainer_queue, publisher, self._book, draws, self._consumer, evaluation, metrics)
+        self._releases = Releases(
+            trainer_queue, publisher, self._book, draws, self._consumer, evaluation, metrics, status
+        )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
         self._sampler = Sampler(
             queue,
