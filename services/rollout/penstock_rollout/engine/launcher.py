@@ -9,8 +9,8 @@ main script as `__mp_main__`), so module level does what each of them needs:
 2. on a CPU, names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is for CUDA,
    and `sgl_kernel`, which needs AMX;
 3. on a CPU, hooks for batched attention, prefill of equal prompts, receiving weights and seeded sampling
-   (`torch_attention`, `torch_prefill`, `torch_receive`, `torch_sampling`), through SGLang's own hook registry, which its
-   scheduler applies before it loads the model.
+   (`torch_attention`, `torch_prefill`, `torch_receive`, `torch_sampling`), through SGLang's own hook registry, which
+   its scheduler applies before it loads the model.
 
 Called by `engine.process` as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
