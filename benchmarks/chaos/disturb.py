@@ -51,14 +51,16 @@ class Disturber:
     """One part's chaos."""
 
     def __init__(
-        self, launch: Launch, plan: Plan, record: Record, pace_file: Path, num_steps: int, own_queue: OwnQueue | None
+        self, launch: Launch, plan: Plan, record: Record, pace_file: Path, paced_steps: int, own_queue: OwnQueue | None
     ) -> None:
-        """`own_queue`: None where the launcher runs the queue; then nothing can be cut and no tail be lost."""
+        """`paced_steps`: those that the disturbances are spread over; `own_queue`: None where the launcher runs the
+        queue; then nothing can be cut and no tail be lost.
+        """
         self._launch = launch
         self._plan = plan
         self._record = record
         self._pace_file = pace_file
-        self._num_steps = num_steps
+        self._paced_steps = paced_steps
         self._queue = own_queue
         self._chooser = random.Random(record.seed)
         self._deck = deck(plan, self._chooser)
@@ -101,7 +103,7 @@ class Disturber:
 
     def _set_pace(self) -> None:
         """Slow once the steps are ahead of the disturbances, so that the run lasts until the last of them."""
-        allowed = self._num_steps * (self._num_cards - len(self._deck) + 1) / (self._num_cards + 1) - 2
+        allowed = self._paced_steps * (self._num_cards - len(self._deck) + 1) / (self._num_cards + 1)
         ahead = self._launch.num_steps() - allowed if self._deck else 0.0
         pace = HALT_PACE_SECONDS if ahead > HALT_STEPS else SLOW_PACE_SECONDS if ahead > 0 else 0.0
         if pace != self._paced:

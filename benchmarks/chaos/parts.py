@@ -49,6 +49,11 @@ class Part:
     def num_tickets(self) -> int:
         return self.num_steps * BATCH_SIZE
 
+    @property
+    def paced_steps(self) -> int:
+        """The last steps are kept back: groups that were scored before the reward slows down still train."""
+        return self.num_steps - 2 * (self.max_staleness + 2)
+
 
 NOTHING = Plan(kills={}, freezes={}, num_cuts=0, num_lost_tails=0, mean_pause_seconds=1, rest_seconds=1)
 
@@ -60,19 +65,19 @@ def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
     make_tiny_model(model)
     write_prompts(folder / "train.jsonl", NUM_PROMPTS, pace_file)
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(_config(part, folder)), encoding="utf-8")
+    config.write_text(yaml.safe_dump(part_config(part, folder)), encoding="utf-8")
     record = Record(seed, part.name)
     queue = None if part.sglang_python else OwnQueue(folder / "queue")
     launch = Launch(config, folder / "runs" / "chaos", queue.environment if queue else {})
     try:
         launch.start()
-        disturber = Disturber(launch, part.plan, record, pace_file, part.num_steps, queue)
+        disturber = Disturber(launch, part.plan, record, pace_file, part.paced_steps, queue)
         try:
             disturber.run(part.deadline_seconds)
         finally:
             disturber.give_back()
             launch.end()
-        findings = _read(part, launch, queue)
+        findings = read_part(part, launch, queue)
     finally:
         if queue is not None:
             queue.stop()
@@ -84,8 +89,8 @@ def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
     return record, findings
 
 
-def _read(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
-    """Through a server over the queue's data: the launcher's own has ended with it."""
+def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
+    """What a part that has ended left, through a server over the queue's data: the launcher's own has ended with it."""
     server = queue.server if queue else EmbeddedServer(launch.run_folder / "queue")
     if queue is None:
         server.start()
@@ -98,7 +103,8 @@ def _read(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
             server.stop()
 
 
-def _config(part: Part, folder: Path) -> dict[str, Any]:
+def part_config(part: Part, folder: Path) -> dict[str, Any]:
+    """The configuration of a part in its folder, as a document."""
     python = part.sglang_python or str(_pure_engine(folder, part.token_seconds))
     engine = {"python": python, "dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 32}
     return {

@@ -207,10 +207,17 @@ class TrainerLife:
         self.release = (Announcement(identity, "/weights", self.queue.lease.number), num_steps)
 
 
-async def next_life(queue: Queue, config: Config, *, batch_size: int, dynamic_sampling: bool) -> TrainerLife:
-    """A trainer that holds the lease, since the one before it counts as expired."""
+def lease_of(file: str) -> int:
+    """The lease of the trainer that wrote a step file."""
+    return int(file.split(".")[1])
+
+
+async def next_life(
+    queue: Queue, config: Config, *, batch_size: int, dynamic_sampling: bool, above: int
+) -> TrainerLife:
+    """A trainer that holds the lease, since the one before it counts as expired; `above`: the highest in its files."""
     await queue.client.delete(queue.keys.lease)
-    lease = await acquire_lease(queue, config)
+    lease = await acquire_lease(queue, config, above=above)
     return TrainerLife(TrainerQueue(queue, lease), config, batch_size=batch_size, dynamic_sampling=dynamic_sampling)
 
 

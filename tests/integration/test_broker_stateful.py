@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 
 from penstock.broker import Delivery, Queue, Stage, Worker, connect
 from penstock.config import Config
-from penstock.errors import FencedError
+from penstock.errors import FencedError, LostWritesError
 from penstock.ledger import LedgerState
 from penstock.tickets import TicketState
 from penstock_trainer.consumer import oldest_version
@@ -46,12 +46,14 @@ from tests.integration.broker_world import (
     copy_keys,
     entries_of,
     holder_of,
+    lease_of,
     next_life,
     put_back_keys,
     without_waiting,
 )
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(300)]
+# By a thread: a signal's exception is one more failing example to Hypothesis, which then looks for the smallest one.
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(300, method="thread")]
 
 NUM_EXAMPLES = int(os.environ.get("PENSTOCK_STATEFUL_EXAMPLES", "0"))
 CI_EXAMPLES = 60  # about 20 s
@@ -61,7 +63,7 @@ DRAIN_ROUNDS = 200
 OLD_MILLISECONDS = 10_000_000
 NUM_ROLLOUT, NUM_REWARD = 2, 1
 
-PHASES = [Phase.generate] if os.environ.get("NOSHRINK") else list(Phase)
+PHASES = list(Phase) if NUM_EXAMPLES else [Phase.generate]  # CI tells of the first failure; a search shrinks it
 T = TypeVar("T")
 index = st.integers(0, 7)
 ABSENT = Delivery(Stage.SCORED, "1-1", "0", 0, b"", "", 0, 0)
@@ -99,7 +101,13 @@ class QueueMachine(RuleBasedStateMachine):
         return Holder(Worker(self.queue, stage, self.config.staleness), stage, INITIAL)
 
     def start_trainer(self, bits: int) -> None:
-        make = next_life(self.queue, self.config, batch_size=self.batch_size, dynamic_sampling=self.dynamic_sampling)
+        make = next_life(
+            self.queue,
+            self.config,
+            batch_size=self.batch_size,
+            dynamic_sampling=self.dynamic_sampling,
+            above=max((lease_of(name) for name in self.files), default=0),
+        )
         self.trainer = self.run(make)
         self.run(self.trainer.begin(self.ledger(), bits))
 
@@ -247,7 +255,7 @@ class QueueMachine(RuleBasedStateMachine):
         before = self.run(copy_keys(self.queue))
         tickets = [zombie.draws.ticket(0, attempt=9, policy_version=0)]
         for call in (zombie.queue.issue(tickets), zombie.checkpoint(), zombie.queue.reissue(tickets[0], ABSENT)):
-            with pytest.raises(FencedError):
+            with pytest.raises((FencedError, LostWritesError)):  # the latter: the queue went back past its lease
                 self.run(call)
         assert self.run(copy_keys(self.queue)) == before
 

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -58,6 +60,24 @@ def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Pat
         write_durably(path, data)
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 100 bytes: to the one who writes, a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PenstockError, match=r"00000000\.1\.pack \(\d+ bytes\) cannot be written .* run\.root"):
+        StepFiles(tmp_path, keep_bytes=0).write(0, 1, example_groups(num_groups=1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def meta(steps: int) -> CheckpointMeta:

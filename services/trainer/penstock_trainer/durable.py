@@ -3,19 +3,33 @@
 Owns writing under a temporary name, flushing and renaming. Called by whatever keeps the state of a run in its folder.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
+from penstock.errors import PenstockError
+
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: a reader sees all of it or nothing."""
+    """Write under a temporary name, flush to the disk, rename: a reader sees all of it or nothing.
+
+    PenstockError, and nothing left behind, where there is no room or no right to write.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise PenstockError(
+            f"{path} ({len(data)} bytes) cannot be written ({error.strerror}); expected room and the right to write "
+            "below run.root: free some, or move the run's folder and set run.root"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
