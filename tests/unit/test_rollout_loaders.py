@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -150,6 +151,22 @@ async def test_the_whole_load_has_one_deadline(bench: Bench) -> None:
     await bench.join()
     with pytest.raises(TimeoutError):
         await bench.push()
+    assert not bench.engine.up.is_set()
+
+
+async def test_a_service_that_wakes_up_too_late_ends_its_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timer was stopped with it, and the engine says that all is well."""
+
+    async def frozen() -> str:
+        time.sleep(0.6)  # noqa: ASYNC251
+        return str(WANTED.identity)
+
+    bench.weights._section = WeightsSection(push_timeout_seconds=0.5)
+    await bench.join()
+    monkeypatch.setattr(bench.engine.client, "weight_version", frozen)
+    with pytest.raises(TimeoutError, match="took longer than"):
+        await bench.push()
+    assert bench.weights.identity is None
     assert not bench.engine.up.is_set()
 
 
