@@ -7,12 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from penstock.errors import WeightsBusyError
+from penstock.broker import Announcement, ServiceRecord
+from penstock.errors import WeightsBusyError, WeightsError
 from penstock.manifest import read_manifest, verify
 from penstock_trainer.adapter import adapted, merged_weights
-from penstock_trainer.staging import Staging
+from penstock_trainer.staging import SHARED_MEMORY, Staging
 from penstock_trainer.transport_memory import CopiedVersions
-from penstock_trainer.transport_tensor import shared_memory
+from penstock_trainer.transport_tensor import TensorTransport, shared_memory
 from penstock_trainer.transports import chosen
 from penstock_trainer.weight_copy import WeightCopy
 from penstock_trainer.weight_files import Dtype, Format, LiveWeights, Rounding, Weights
@@ -125,8 +126,36 @@ def test_files_are_written_on_demand_from_the_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "num_gpus", "expected"),
-    [("auto", 0, "disk"), ("auto", 1, "disk"), ("auto", 2, "nccl"), ("tensor", 2, "tensor"), ("nccl", 0, "nccl")],
+    ("wanted", "device", "host", "expected"),
+    [
+        ("auto", "cpu", "10.0.0.1", "disk"),
+        ("auto", "cuda", "127.0.0.1", "disk"),
+        ("auto", "cuda", "10.0.0.1", "nccl"),
+        ("tensor", "cuda", "10.0.0.1", "tensor"),
+        ("nccl", "cpu", "127.0.0.1", "nccl"),
+    ],
 )
-def test_auto_is_nccl_only_where_several_gpus_are(wanted: str, num_gpus: int, expected: str) -> None:
-    assert chosen(wanted, num_gpus) == expected
+def test_auto_is_nccl_only_between_hosts_with_gpus(wanted: str, device: str, host: str, expected: str) -> None:
+    assert chosen(wanted, device, host) == expected
+
+
+async def test_memory_that_was_given_up_has_no_name_left(tmp_path: Path) -> None:
+    form = Format("float32", "nearest")
+    transport = TensorTransport(Source(LiveWeights(example())), tmp_path, form, bucket_bytes=2**20, keep=2)
+    server = ServiceRecord("rollout", "r", "http://r", 1, "serving")
+    announcement = Announcement(transport.stage(1, 1), "/nowhere", 1)
+    given_up: list[Path] = []
+
+    async def deliver(error: Exception) -> None:
+        async with transport.delivery(server, announcement) as source:
+            given_up.extend(SHARED_MEMORY / bucket.handle.lstrip("/") for bucket in source.buckets)
+            raise error
+
+    with pytest.raises(WeightsError, match="HTTP 502"):
+        await deliver(WeightsError("HTTP 502: its engine died"))
+    assert given_up
+    assert all(path.exists() for path in given_up)  # other servers may still be reading
+    transport.stage(2, 1)
+    assert not any(path.exists() for path in given_up)
+    async with transport.delivery(server, announcement) as source:
+        assert all((SHARED_MEMORY / bucket.handle.lstrip("/")).exists() for bucket in source.buckets)

@@ -34,6 +34,7 @@ class CopiedVersions:
     def stage(self, version: int, lease: int) -> PolicyIdentity:
         with self._lock:
             if self._failed:
+                self.forget_memory()
                 self.copy.renew()
             self._failed, self._staged = False, None
             identity = PolicyIdentity(version, self.copy.fill())
@@ -43,6 +44,9 @@ class CopiedVersions:
     def give_up_memory(self) -> None:
         """Somebody may still read the copy when the next version is staged: it gets other memory."""
         self._failed = True
+
+    def forget_memory(self) -> None:
+        """Before the copy gets other memory; for whoever has to free the old one."""
 
     def digest(self, version: int) -> PolicyIdentity:
         return PolicyIdentity(version, identity_digest(digests(self._source.weights(), self._form)))

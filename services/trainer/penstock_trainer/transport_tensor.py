@@ -15,7 +15,7 @@ from torch import Tensor
 from penstock.broker import Announcement, ServiceRecord
 from penstock.errors import WeightsError
 from penstock.transfer import SharedBucket, TensorSource
-from penstock_trainer.staging import WeightsSource
+from penstock_trainer.staging import SHARED_MEMORY, WeightsSource
 from penstock_trainer.transport_memory import CopiedVersions
 from penstock_trainer.weight_files import Format
 
@@ -33,6 +33,13 @@ class TensorTransport(CopiedVersions):
         except BaseException:
             self.give_up_memory()
             raise
+
+    def forget_memory(self) -> None:
+        """An engine that died may have taken its count of users with it: without its name the memory is freed when
+        the last user ends."""
+        for bucket in self.copy.buckets:
+            _, handle, _ = bucket.data.untyped_storage()._share_filename_cpu_()
+            (SHARED_MEMORY / handle.decode().lstrip("/")).unlink(missing_ok=True)
 
     def _source_of_copy(self) -> TensorSource:
         manager = ""

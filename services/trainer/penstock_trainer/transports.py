@@ -39,7 +39,7 @@ def make_transport(
     section = config.weights
     form = Format(config.rollout.engine.dtype, section.rounding)
     folder = _folder(config, source, form, run_folder)
-    transport = chosen(section.transport, torch.cuda.device_count() if source.device == "cuda" else 0)
+    transport = chosen(section.transport, source.device, config.trainer.host)
     if transport == "disk":
         return DiskTransport(Staging(source, folder, form, keep=KEPT_VERSIONS))
     if transport == "tensor":
@@ -57,12 +57,13 @@ def make_transport(
     )
 
 
-def chosen(transport: str, num_gpus: int) -> str:
-    """What auto is: nccl refuses two ranks on one GPU, and without any, files in memory are as fast and stay there."""
+def chosen(transport: str, device: str, host: str) -> str:
+    """What auto is. On one host files in memory are as fast and stay there, and nccl refuses a GPU that is shared."""
     if transport != "auto":
         return transport
-    chosen = "nccl" if num_gpus > 1 else "disk"
-    log.info("weights.transport auto is %s, as the trainer sees %d GPUs", chosen, num_gpus)
+    is_alone = host == "localhost" or host.startswith("127.") or host == "::1"
+    chosen = "nccl" if device == "cuda" and not is_alone else "disk"
+    log.info("weights.transport auto is %s: the trainer is on %s, and trainer.host is %s", chosen, device, host)
     return chosen
 
 
