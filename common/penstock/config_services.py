@@ -98,7 +98,7 @@ class WeightsSection(Section):
     transport: Literal["auto", "disk", "nccl", "tensor"] = "auto"
     """disk: files in a folder that all share; nccl: broadcasts, by gloo without GPUs; tensor: memory of one host; auto:
     nccl where the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
-    bucket_bytes: Count = 2**26
+    bucket_bytes: Count = 2**28
     """nccl and tensor: how much is sent at once, in bytes; a larger tensor is sent by itself."""
     rendezvous_port: Port = 0
     """nccl: the trainer's port at which engines meet it; 0: a free one."""

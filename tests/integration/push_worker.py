@@ -51,6 +51,7 @@ async def push_twice(config: Config, learner: Learner, folder: Path, url: str, l
             await asyncio.to_thread(learner.update, batch(), version=1)
         push = await pushing
         assert push.live == ("r",), push.fenced
+    transport.close()
     await client.close()
 
 
