@@ -19,6 +19,7 @@ from penstock.broker import Announcement, ServiceRecord
 from penstock.contracts import PolicyIdentity
 from penstock.errors import ConfigError, WeightsError
 from penstock.transfer import CollectiveSource, GroupRequest
+from penstock_trainer import transport_collective
 from penstock_trainer.collective import Group, MeetingPoint, in_thread
 from penstock_trainer.rollout_client import EngineRecord, RolloutClient
 from penstock_trainer.transport_collective import CollectiveTransport
@@ -36,9 +37,15 @@ class Peer:
         self.received: list[Tensor] = []
         self.got_all = Event()
         self.may_receive = Event()
+        self._leaves = False
         if receives:
             self.may_receive.set()
         Thread(target=self._run, args=(request, sizes), daemon=True).start()
+
+    def leave(self) -> None:
+        """As an engine that was killed."""
+        self._leaves = True
+        self.may_receive.set()
 
     def _run(self, request: GroupRequest, sizes: list[int]) -> None:
         store = TCPStore(request.address, request.port, timeout=timedelta(seconds=10))
@@ -47,6 +54,8 @@ class Peer:
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         self.may_receive.wait(timeout=10)
+        if self._leaves:
+            return  # the group goes with this frame, and its connections
         try:
             while True:
                 for size in sizes:
@@ -141,6 +150,25 @@ async def reason_of(transport: CollectiveTransport, url: str) -> str:
     with pytest.raises(WeightsError) as raised:
         await deliver(transport, url)
     return str(raised.value)
+
+
+async def test_a_server_whose_engine_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service itself has not noticed it yet."""
+    monkeypatch.setattr(transport_collective, "REASON_SECONDS", 0.1)
+    servers = Servers(receive=lambda _: False)
+    transport = make(servers, tmp_path, seconds=30.0)
+    transport.stage(1, 5)
+    server = ServiceRecord("rollout", "a", "a", 1, "serving")
+
+    async def put() -> None:
+        async with transport.delivery(server, Announcement(PolicyIdentity(1, "a" * 16), "/nowhere", 5)):
+            servers.peers["a"][0].leave()
+            await asyncio.sleep(30)
+
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match="the broadcast to its engine failed"):
+        await put()
+    assert time.monotonic() - start < 10
 
 
 async def test_a_delivery_that_failed_gives_up_its_group(tmp_path: Path) -> None:

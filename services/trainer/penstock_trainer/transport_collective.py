@@ -33,6 +33,7 @@ from penstock_trainer.weight_files import Format
 
 log = logging.getLogger(__name__)
 
+REASON_SECONDS = 2.0  # for a server to say why its engine does not receive any more
 ABORT_SECONDS = 2.0  # for a thread to notice that its group was given up, before its memory is given up too
 KEPT_PUSHES = 2  # a server that was not pushed to for longer is gone, and so is its group
 
@@ -81,15 +82,15 @@ class CollectiveTransport(CopiedVersions):
         buckets = self.copy.buckets
         sending = in_thread(partial(_send, formed.group, buckets, deadline))
         try:
-            yield CollectiveSource(formed.name, tuple(bucket.specs for bucket in buckets))
-            await _sent(sending)
+            async with _while_sending(sending):
+                yield CollectiveSource(formed.name, tuple(bucket.specs for bucket in buckets))
         except BaseException:
             self._groups.pop(server.name, None)
             formed.group.abort()
             await asyncio.wait({sending}, timeout=ABORT_SECONDS)
             if not sending.done():
                 self.give_up_memory()
-            sending.add_done_callback(_note)  # the server's own reason is the better one
+            sending.add_done_callback(_note)
             raise
 
     async def _group_with(self, server: ServiceRecord, announcement: Announcement) -> Formed:
@@ -135,17 +136,35 @@ def _send(group: Group, buckets: tuple[Bucket, ...], deadline: float) -> None:
         group.broadcast(bucket.data, max(0.001, deadline - time.monotonic()))
 
 
+@contextlib.asynccontextmanager
+async def _while_sending(sending: "asyncio.Future[None]") -> AsyncIterator[None]:
+    """WeightsError when the broadcast fails; a server that does not soon say why is not waited for."""
+    try:
+        async with asyncio.timeout(None) as patience:
+            watching = asyncio.create_task(_lose_patience(sending, patience))
+            try:
+                yield
+                await asyncio.wait({sending})
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not patience.expired():  # the push as a whole is too late
+            raise
+    if (error := sending.exception()) is not None:
+        raise WeightsError(f"the broadcast to its engine failed: {_first_line(error)}") from error
+
+
+async def _lose_patience(sending: "asyncio.Future[None]", patience: asyncio.Timeout) -> None:
+    await asyncio.wait({sending})
+    if sending.exception() is not None:
+        patience.reschedule(asyncio.get_running_loop().time() + REASON_SECONDS)
+
+
 def _note(sending: "asyncio.Future[None]") -> None:
+    """Errors that nobody waits for any more."""
     if not sending.cancelled() and (error := sending.exception()) is not None:
         log.debug("a broadcast ended: %s", error)
 
 
-async def _sent(sending: "asyncio.Future[None]") -> None:
-    try:
-        await sending
-    except RuntimeError as error:
-        raise WeightsError(f"the broadcast to its engine failed: {_first_line(error)}") from error
-
-
-def _first_line(error: RuntimeError) -> str:
+def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
