@@ -104,10 +104,16 @@ class TrainerSection(Section):
 class WeightsSection(Section):
     """How new weights reach the rollout servers."""
 
-    transport: Literal["disk"] = "disk"
-    """disk: safetensors files in a folder that trainer and servers share."""
+    transport: Literal["auto", "disk", "nccl", "tensor"] = "auto"
+    """disk: files in a folder that all share; nccl: broadcasts, by gloo without GPUs; tensor: memory of one host; auto:
+    nccl where the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
+    bucket_bytes: Count = 2**28
+    """nccl and tensor: how much is sent at once, in bytes; a larger tensor is sent by itself."""
+    rendezvous_port: Port = 0
+    """nccl: the trainer's port at which engines meet it; 0: a free one."""
     folder: str = ""
-    """That folder; empty: a memory-backed one on this host if there is one, else in the run's folder."""
+    """Folder of versions as files, with nccl and tensor only for servers that are behind; empty: a memory-backed one on
+    this host if there is one, else in the run's folder."""
     rounding: Literal["dithered", "nearest"] = "dithered"
     """How float32 becomes bfloat16: a fixed offset before truncation shows small updates, nearest hides them."""
     pause_mode: Literal["retract", "abort"] = "retract"

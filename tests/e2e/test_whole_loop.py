@@ -49,6 +49,7 @@ def make_config(folder: Path, model: Path, sglang_python: str) -> Path:
         },
         "eval": {"every_steps": 12},
         "checkpoint": {"every_steps": 10},
+        "weights": {"transport": "nccl"},  # disk is what all other runs take
         "rollout": {"engine": {"python": sglang_python, "dtype": "float32", "max_total_tokens": 4096}},
         "reward": {"functions": {"share_reward:share_of_a": 1.0}, "modules_path": str(Path(__file__).parent)},
     }

@@ -34,6 +34,7 @@ class FakeSGLang:
         self.model_path = ""
         self.token_seconds = 0.0
         self.load_seconds = 0.0
+        self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
         self.finish_reason = "length"
@@ -91,7 +92,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
 
     @app.get("/server_info")
     async def server_info() -> Any:
-        return {"version": "0.5.21"}
+        return {"version": "0.5.21", "device": "cuda", "tp_size": 1}
 
     @app.get("/model_info")
     async def model_info() -> Any:
@@ -142,6 +143,30 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
         if fake.fail_load:
             return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
         fake.weight_version = body["weight_version"]
+        return {"success": True, "message": ""}
+
+    @app.post("/init_weights_update_group")
+    async def join_group(request: Request) -> Any:
+        await body_of(request)
+        await asyncio.sleep(fake.join_seconds)
+        return {"success": True, "message": ""}
+
+    @app.post("/destroy_weights_update_group")
+    @app.post("/begin_weight_update")
+    @app.post("/end_weight_update")
+    async def succeed(request: Request) -> Any:
+        await body_of(request)
+        return {"success": True, "message": ""}
+
+    @app.post("/update_weights_from_distributed")
+    @app.post("/update_weights_from_tensor")
+    async def receive(request: Request) -> Any:
+        body = await body_of(request)
+        await asyncio.sleep(fake.load_seconds)
+        if fake.fail_load:
+            return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
+        if body["weight_version"] is not None:
+            fake.weight_version = body["weight_version"]
         return {"success": True, "message": ""}
 
     @app.post("/flush_cache")

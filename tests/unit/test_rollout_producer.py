@@ -116,6 +116,10 @@ class Bench:
                 await asyncio.sleep(0.01)
 
 
+async def as_it_is(announced: Announcement) -> Announcement:
+    return announced
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     config = Config.model_validate(
@@ -132,7 +136,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         metrics = RolloutMetrics()
         weights = Weights(engine, config.weights, metrics)
         bench = Bench(fake, server, queue, weights, metrics, tmp_path)
-        producer = Producer(queue, queue.announcement, engine, weights, metrics, config, "server")
+        producer = Producer(queue, queue.announcement, engine, weights, as_it_is, metrics, config, "server")
         engine_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(engine.keep_engine(engine_stop, weights.forget))

@@ -209,9 +209,14 @@ async def test_a_push_answers_with_what_is_served(bench: Bench, http: httpx.Asyn
         "checksum": wanted.identity.digest,
         "state": "serving",
         "engine": "sglang 0.5.21",
+        "engine_starts": 1,
+        "engine_device": "cuda",
+        "engine_num_ranks": 1,
     }
     answer = await http.put(url, json=body)
+    expected["paused_seconds"] = bench.weights.paused_seconds
     assert (answer.status_code, answer.json()) == (200, expected)
+    assert 0 < bench.weights.paused_seconds < 60
     assert (await http.get("/v1/weight_version")).json() == expected
     assert (await http.get("/ready")).status_code == 200
     assert b"penstock_rollout_policy_version 3.0" in (await http.get("/metrics")).content
@@ -239,6 +244,9 @@ async def test_each_failure_of_a_push_has_its_status(bench: Bench, http: httpx.A
     url, body = push(bench.staged(3))
     assert (await http.put(url, json={**body, "path": str(bench.root / "nowhere")})).status_code == 422
     assert (await http.put(url, json={**body, "typo": 1})).status_code == 422
+    answer = await http.put(url, json={**body, "source": {"transport": "pigeon"}})
+    assert (answer.status_code, answer.json()["error"]) == (422, "weights")
+    assert "pigeon" in answer.json()["detail"]
     assert (await http.put(url, json=body, headers={"Authorization": "Bearer wrong"})).status_code == 401
     await http.put(url, json=body)
     old_url, old_body = push(bench.staged(2))

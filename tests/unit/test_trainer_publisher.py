@@ -17,6 +17,9 @@ from penstock.contracts import PolicyIdentity
 from penstock.http import make_app
 from penstock.service import Service
 from penstock_trainer.publisher import Publisher
+from penstock_trainer.rollout_client import RolloutClient
+from penstock_trainer.staging import Staging
+from penstock_trainer.transport_disk import DiskTransport
 
 IDENTITY = PolicyIdentity(3, "abcdef0123456789")
 WANTED = Announcement(IDENTITY, "/weights/3", 7)
@@ -83,11 +86,13 @@ def rollout(url: str, name: str = "r", state: str = "serving") -> ServiceRecord:
 
 
 async def push(records: list[ServiceRecord], timeout_seconds: float = 5.0) -> tuple[tuple[str, ...], dict[str, str]]:
-    publisher = Publisher(cast(Queue, Registry(records)), config(timeout_seconds))
+    transport = DiskTransport(cast(Staging, None))  # which is not asked: the announcement names the folder
+    client = RolloutClient(config(timeout_seconds))
+    publisher = Publisher(cast(Queue, Registry(records)), client, transport, timeout_seconds)
     try:
         result = await publisher.push(WANTED)
     finally:
-        await publisher.close()
+        await client.close()
     return result.live, result.fenced
 
 
@@ -95,7 +100,7 @@ async def test_a_server_that_serves_the_version_is_live() -> None:
     server = Server([JSONResponse(SERVED)])
     async with server.serving() as url:
         assert await push([rollout(url)]) == (("r",), {})
-    body = {"digest": IDENTITY.digest, "path": "/weights/3", "lease": 7}
+    body = {"digest": IDENTITY.digest, "path": "/weights/3", "lease": 7, "source": {"transport": "disk"}}
     assert server.seen == [("3", body, "Bearer t0ken")]
 
 

@@ -40,7 +40,7 @@ async def watchdog(queue: FakeQueue) -> Watchdog:
     book.issue()
     book.arrive(0, has_gradient=True)
     trainer_queue = cast(TrainerQueue, SimpleNamespace(queue=queue))
-    status = cast(Status, SimpleNamespace(phase="waiting for a batch"))
+    status = cast(Status, SimpleNamespace(phase="waiting for a batch", fenced={"rollout-1": "HTTP 502: no"}))
     return Watchdog(trainer_queue, book, status, STALL_SECONDS)
 
 
@@ -60,7 +60,7 @@ async def test_it_names_the_ticket_and_who_holds_it(watchdog: Watchdog) -> None:
             await watchdog.watch_progress()
     text = str(raised.value)
     assert "run.stall_seconds), while waiting for a batch: waiting for ticket 1, which rollout-1 holds" in text
-    assert "services seen: rollout-1 (serving)" in text
+    assert "services seen: rollout-1 (serving); fenced at the last push: rollout-1: HTTP 502: no" in text
 
 
 async def test_progress_keeps_the_run_alive(watchdog: Watchdog) -> None:

@@ -22,6 +22,7 @@ from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.process import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
+from penstock_rollout.snapshots import Snapshots
 from penstock_rollout.weights import Weights
 
 BEATS_PER_TTL = 3
@@ -39,7 +40,8 @@ async def start(config: Config) -> None:
     engine = Engine(make_server(section.engine, config.actor.path, log_path), EngineClient(section.engine))
     metrics = RolloutMetrics()
     weights = Weights(engine, config.weights, metrics)
-    producer = Producer(worker, queue.announced, engine, weights, metrics, config, worker.name)
+    snapshots = Snapshots(queue, config.token, config.weights.push_timeout_seconds)
+    producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
 
     def engine_started() -> None:
         weights.forget()

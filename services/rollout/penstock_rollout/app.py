@@ -4,72 +4,21 @@ Called by `__main__`. Whatever changes state or generates needs the token where 
 """
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI
 from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import SecretStr
 
 from penstock.broker import Announcement
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32
 from penstock.http import authorized, make_app
-from penstock_rollout.engine.answers import Answer
+from penstock.transfer import read_group_request, read_source
+from penstock_rollout.bodies import GenerateRequest, GenerateResponse, PushRequest, ServedResponse, shown
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.loaders import make_loader
 from penstock_rollout.weights import Weights
-
-MAX_COMPLETIONS = 256  # of one request for debugging
-INT32 = 2**31
-
-
-class Body(BaseModel):
-    """Base of the bodies: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class PushRequest(Body):
-    """Staged weights: their digest, their folder, and the lease of the trainer that pushes them."""
-
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    path: Annotated[str, Field(min_length=1)]
-    lease: Annotated[int, Field(ge=0)]
-
-
-class ServedResponse(BaseModel):
-    """What is served. policy_version and checksum are null before any push."""
-
-    policy_version: int | None
-    checksum: str | None
-    state: str
-    engine: str
-
-
-class GenerateRequest(Body):
-    """One prompt as token ids; one completion per seed."""
-
-    prompt_ids: Annotated[list[Annotated[int, Field(ge=0, lt=INT32)]], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=MAX_COMPLETIONS)] = [0]
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
-    stop_token_ids: list[Annotated[int, Field(ge=0, lt=INT32)]] = []
-
-
-class CompletionAnswer(BaseModel):
-    """One completion; spans are (weight version, start, end)."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    spans: list[tuple[str, int, int]]
-    finish_reason: str
-
-
-class GenerateResponse(BaseModel):
-    """The completions, in the order of the seeds."""
-
-    completions: list[CompletionAnswer]
-    seconds: float
 
 
 def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegistry, token: SecretStr | None) -> FastAPI:
@@ -83,7 +32,13 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
 
     @app.put("/v1/weights/{version}", dependencies=guarded)
     async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: PushRequest) -> ServedResponse:
-        await weights.update(Announcement(PolicyIdentity(version, push.digest), push.path, push.lease))
+        wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease)
+        await weights.update(wanted, make_loader(read_source(push.source), engine))
+        return served(engine, weights)
+
+    @app.post("/v1/weights/group", dependencies=guarded)
+    async def join_group(request: dict[str, Any]) -> ServedResponse:
+        await weights.join_group(read_group_request(request))
         return served(engine, weights)
 
     @app.post("/v1/pause", dependencies=guarded)
@@ -102,7 +57,7 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
         start = time.monotonic()
         sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))
         answers = await engine.client.generate(pack_int32(request.prompt_ids), tuple(request.seeds), sampling)
-        return GenerateResponse(completions=[_shown(answer) for answer in answers], seconds=time.monotonic() - start)
+        return GenerateResponse(completions=[shown(answer) for answer in answers], seconds=time.monotonic() - start)
 
     return app
 
@@ -113,6 +68,8 @@ def not_ready(engine: Engine, weights: Weights) -> str | None:
         return reason
     if weights.state == "paused":
         return "generation is paused; POST /v1/resume goes on"
+    if weights.state == "fenced":
+        return f"no ticket is taken until the announced weights are served; the last update failed: {weights.fenced}"
     if not weights.loaded:
         return "no weights were loaded yet; expected the trainer to push or announce a version"
     return None
@@ -124,16 +81,10 @@ def served(engine: Engine, weights: Weights) -> ServedResponse:
     return ServedResponse(
         policy_version=None if identity is None else identity.number,
         checksum=None if identity is None else identity.digest,
+        paused_seconds=weights.paused_seconds,
         state=weights.state,
         engine=engine.name,
-    )
-
-
-def _shown(answer: Answer) -> CompletionAnswer:
-    return CompletionAnswer(
-        text=answer.text,
-        token_ids=list(answer.token_ids),
-        logprobs=list(answer.logprobs),
-        spans=[(span.weight_version, span.start, span.end) for span in answer.spans],
-        finish_reason=answer.finish_reason,
+        engine_starts=engine.epoch,
+        engine_device=engine.device,
+        engine_num_ranks=engine.num_ranks,
     )

@@ -4,8 +4,8 @@ Owns the served identity. Invariants: `identity` is set only while the engine se
 whose load failed half-way is restarted, never continued; whoever holds a lower lease, or an older version of the same
 lease, changes nothing. Called by `app` (a push) and by `producer` (a server that is behind loads by itself).
 
-    verify manifest -> pause -> load, flush -> compare the engine's word -> continue
-        |                 '-- fails --> continue with the old weights
+    prepare -> pause -> load, flush -> compare the engine's word -> continue
+        |         '-- fails --> continue with the old weights
         '-- fails --> nothing has happened      load fails --> engine restarted, no weights
 """
 
@@ -14,15 +14,15 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from penstock.broker import Announcement
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity
-from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsConflictError, WeightsError
-from penstock.manifest import read_manifest, verify
+from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsConflictError
+from penstock.transfer import GroupRequest
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.loaders import DiskLoader, Loader
 from penstock_rollout.metrics import RolloutMetrics
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class Weights:
         self.known: dict[str, PolicyIdentity] = {}
         self.paused = False
         self.num_loads = 0
+        self.paused_seconds = 0.0  # of generation, for the weights that are served
         self._engine = engine
         self._section = section
         self._metrics = metrics
@@ -97,8 +98,8 @@ class Weights:
             or (self.identity.number == announced.identity.number and self.identity != announced.identity)
         )
 
-    async def update(self, wanted: Announcement) -> None:
-        """Serve the wanted version; returns when the engine does.
+    async def update(self, wanted: Announcement, loader: Loader | None = None) -> None:
+        """Serve the wanted version, from its files unless a loader is given; returns when the engine does.
 
         WeightsConflictError: a lower lease, or an older version. WeightsBusyError: another update runs.
         WeightsError: the bytes are not those that were announced. EngineError: no engine, or it failed.
@@ -113,7 +114,7 @@ class Weights:
         self._updating, self._replacing = True, self.identity is not None
         self._settled.clear()
         try:
-            await self._replace(wanted)
+            await self._replace(wanted, loader or DiskLoader())
         except (PenstockError, TimeoutError):
             self._metrics.weights_failed()
             raise
@@ -121,12 +122,21 @@ class Weights:
             self._updating = False
             self._settled.set()
 
-    def _check_order(self, wanted: Announcement) -> None:
-        if wanted.lease < self.lease:
+    async def join_group(self, request: GroupRequest) -> None:
+        """Let the engine join a trainer's process group, for pushes that are broadcast in it."""
+        self._check_not_updating()
+        self._check_lease(request.lease)
+        await self._engine.join_group(request)
+
+    def _check_lease(self, lease: int) -> None:
+        if lease < self.lease:
             raise WeightsConflictError(
-                f"lease {wanted.lease} is lower than {self.lease}, which this server has followed: another trainer has "
-                "taken over; expected the sender to stop"
+                f"lease {lease} is lower than {self.lease}, which this server has followed: another trainer has taken "
+                "over; expected the sender to stop"
             )
+
+    def _check_order(self, wanted: Announcement) -> None:
+        self._check_lease(wanted.lease)
         older = self.identity is not None and wanted.identity.number <= self.identity.number
         if wanted.lease == self.lease and older and wanted.identity != self.identity:
             raise WeightsConflictError(
@@ -134,9 +144,9 @@ class Weights:
                 f"than {self.lease}"
             )
 
-    async def _replace(self, wanted: Announcement) -> None:
+    async def _replace(self, wanted: Announcement, loader: Loader) -> None:
         start = time.monotonic()
-        await self._verify(wanted)
+        await loader.prepare(wanted)
         await self._drain()
         epoch, client = self._engine.epoch, self._engine.client
         self._engine.require_up()
@@ -147,7 +157,7 @@ class Weights:
             loading = True
             self.identity = None
             self.known[str(wanted.identity)] = wanted.identity
-            await self._load(wanted)
+            await self._load(wanted, loader)
             loading = False
         finally:
             if loading:
@@ -157,11 +167,12 @@ class Weights:
         if self._engine.epoch != epoch:
             raise EngineError(f"the engine was started anew while it loaded {wanted.identity}; expected it to last")
         now = time.monotonic()
+        self.paused_seconds = now - pause_start
         self.identity, self.lease = wanted.identity, wanted.lease
         self.num_loads += 1
         while len(self.known) > NUM_KNOWN:
             del self.known[next(iter(self.known))]
-        self._metrics.weights_loaded(self._section.transport, now - start, now - pause_start, wanted.identity.number)
+        self._metrics.weights_loaded(loader.transport, now - start, now - pause_start, wanted.identity.number)
         log.info(
             "serving %s",
             wanted.identity,
@@ -174,21 +185,16 @@ class Weights:
             async with asyncio.timeout(self._section.drain_seconds):
                 await self._idle.wait()
 
-    async def _verify(self, wanted: Announcement) -> None:
-        folder = Path(wanted.path)
-        manifest = await asyncio.to_thread(read_manifest, folder)
-        if manifest.identity != wanted.identity:
-            raise WeightsError(
-                f"{folder} holds {manifest.version}-{manifest.digest}; expected "
-                f"{wanted.identity.number}-{wanted.identity.digest}; weights.folder must be shared with the trainer"
-            )
-        await asyncio.to_thread(verify, folder, manifest)
-
-    async def _load(self, wanted: Announcement) -> None:
-        client = self._engine.client
-        await client.load(wanted.path, str(wanted.identity), self._section.push_timeout_seconds)
-        await client.flush()
-        said = await client.weight_version()
+    async def _load(self, wanted: Announcement, loader: Loader) -> None:
+        """Within the time of a push: an engine that ends later has missed its version, whatever it says then."""
+        client, timeout_seconds = self._engine.client, self._section.push_timeout_seconds
+        deadline = time.monotonic() + timeout_seconds
+        async with asyncio.timeout(timeout_seconds):
+            await loader.load(wanted, client, timeout_seconds)
+            await client.flush()
+            said = await client.weight_version()
+        if time.monotonic() > deadline:  # this process was stopped meanwhile, and its timer with it
+            raise TimeoutError(f"loading {wanted.identity} took longer than {timeout_seconds:g} s")
         if said != str(wanted.identity):
             raise EngineError(f"after loading {wanted.identity} the engine says that it serves {said!r}")
 

@@ -3,19 +3,28 @@
 Parses and calls; everything is decided elsewhere. Called by `wiring`.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from penstock.broker import Announcement
 from penstock.http import authorized, make_app
 from penstock_trainer.loop import Requests
 from penstock_trainer.status import Status
 
 
-def trainer_app(status: Status, requests: Requests, metrics: CollectorRegistry, token: SecretStr | None) -> FastAPI:
-    """The trainer's app."""
+def trainer_app(
+    status: Status,
+    requests: Requests,
+    snapshot: Callable[[], Announcement],
+    metrics: CollectorRegistry,
+    token: SecretStr | None,
+) -> FastAPI:
+    """The trainer's app. `snapshot`: see `Transport`."""
 
     def not_ready() -> str | None:
         return None if status.ready else status.phase
@@ -34,6 +43,17 @@ def trainer_app(status: Status, requests: Requests, metrics: CollectorRegistry, 
     async def checkpoint() -> dict[str, str]:
         requests.checkpoint = True
         return {"status": "a checkpoint is written after the current step"}
+
+    @app.post("/v1/snapshot", dependencies=[Depends(authorized(token))])
+    async def write_snapshot() -> dict[str, Any]:
+        files = await asyncio.to_thread(snapshot)
+        identity = files.identity
+        return {
+            "policy_version": identity.number,
+            "checksum": identity.digest,
+            "path": files.path,
+            "lease": files.lease,
+        }
 
     @app.post("/v1/stop", status_code=202, dependencies=[Depends(authorized(token))])
     async def stop() -> dict[str, str]:

@@ -34,9 +34,9 @@ from penstock_trainer.reconcile import restore_tickets
 from penstock_trainer.releases import Release, Releases
 from penstock_trainer.reports import Clock, Reports
 from penstock_trainer.resume import Replayed, check_same_run, newest_checkpoint, restore
-from penstock_trainer.staging import Staging
 from penstock_trainer.status import Status
 from penstock_trainer.step_files import StepFiles
+from penstock_trainer.transport import Transport
 from penstock_trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Parts:
     evaluation: Evaluation
     releases: Releases
     learner: Learner
-    staging: Staging
+    transport: Transport
     step_files: StepFiles
     checkpoints: Checkpoints
     checkpoint_writer: CheckpointWriter
@@ -100,7 +100,7 @@ class Trainer:
         await self._checkpoint()
         with self._parts.watchdog.computing():
             await self._parts.checkpoint_writer.drained()
-        self._parts.staging.close()
+        self._parts.transport.close()
         self._set_phase("finished")
 
     async def _begin(self) -> None:
@@ -111,7 +111,7 @@ class Trainer:
         if ledger.run is None:
             await parts.trainer_queue.append(parts.run_record)
         announced = await parts.trainer_queue.queue.announced()
-        parts.staging.prune({announced.identity.number} if announced else set())
+        parts.transport.prune({announced.identity.number} if announced else set())
         replayed: list[Replayed] = []
         told = parts.status.progress.knows
         with parts.watchdog.computing():
@@ -121,7 +121,7 @@ class Trainer:
                 ledger,
                 parts.checkpoints,
                 parts.step_files,
-                parts.staging.digest,
+                parts.transport.digest,
                 lambda each: None if told(each.step) else replayed.append(each),
             )
         parts.reports.resumed(position.steps, replayed)
@@ -198,6 +198,7 @@ class Trainer:
         await self._record_weights(release, record)
         await parts.releases.submit(release)
         clock.lap("stage")
+        clock.note(parts.releases.take_seconds(clock.seconds["push_wait"] + clock.seconds["stage"]))
         parts.reports.step(step, groups, clock, result, (version_before, self._version))
         await self._maintain()
 
@@ -207,8 +208,8 @@ class Trainer:
         lease = parts.trainer_queue.lease.number
         if changed:
             with parts.watchdog.computing():
-                self._identity = await asyncio.to_thread(parts.staging.write, self._version, lease)
-        path = str(parts.staging.folder_of(self._version, lease))
+                self._identity = await asyncio.to_thread(parts.transport.stage, self._version, lease)
+        path = str(parts.transport.folder_of(self._version, lease))
         parts.consumer.policies[self._version] = self._identity
         parts.status.version, parts.status.version_digest = self._version, self._identity.digest
         parts.metrics.policy_version.set(self._version)

@@ -96,6 +96,17 @@ class TrainerMetrics:
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
+        self.pushes = counter("trainer_weight_pushes", "Pushes of a version to one server", "outcome")
+        for outcome in ("live", "fenced"):
+            self.pushes.labels(outcome=outcome)
+        self.fenced_servers = gauge("trainer_fenced_servers", "Servers that did not take the last push")
+        self.push_exposed = counter(
+            "trainer_weight_exposed_seconds",
+            "Time that training waited or generation paused for weights",
+            "part",
+        )
+        for part in ("training", "generation"):
+            self.push_exposed.labels(part=part)
         self.checkpoint_duration = Histogram(
             "penstock_trainer_checkpoint_duration_seconds",
             "Time to write a checkpoint, beside training",

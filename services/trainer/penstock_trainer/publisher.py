@@ -1,8 +1,7 @@
 """Pushes a staged version to every live rollout server at once.
 
-Owns the trainer's side of `PUT /v1/weights/{version}`. Invariant: when `push` returns, each server either said that it
-serves exactly this version or is fenced: it takes no ticket until it has loaded the announced one by itself. Called by
-the loop.
+Invariant: when `push` returns, each server either said that it serves exactly this version or is fenced: it takes no
+ticket until it has loaded the announced one by itself. Called by the loop.
 """
 
 import asyncio
@@ -12,39 +11,36 @@ from dataclasses import dataclass
 import httpx
 
 from penstock.broker import Announcement, Queue, ServiceRecord
-from penstock.config import Config
-from penstock.contracts import PolicyIdentity
-from penstock.http import auth_headers
+from penstock.errors import WeightsError
+from penstock_trainer.rollout_client import RolloutClient
+from penstock_trainer.transport import Transport
 
 log = logging.getLogger(__name__)
 
-BUSY_RETRY_SECONDS = 0.2
 ENGINE_STARTING = "starting"  # the state of a rollout service without an engine; it catches up by itself
 
 
 @dataclass(frozen=True)
 class Push:
-    """What came of a push: names of the servers that serve it, and reasons of those that do not."""
+    """What came of a push: names of the servers that serve it, and reasons of those that do not.
+
+    paused_seconds: the longest time for which it stopped the generation of a server.
+    """
 
     live: tuple[str, ...]
     fenced: dict[str, str]
     seconds: float
+    paused_seconds: float
 
 
 class Publisher:
-    """The trainer's HTTP client towards rollout servers."""
+    """Pushes by one transport."""
 
-    def __init__(self, queue: Queue, config: Config) -> None:
+    def __init__(self, queue: Queue, client: RolloutClient, transport: Transport, timeout_seconds: float) -> None:
         self._queue = queue
-        self._timeout_seconds = config.weights.push_timeout_seconds
-        self._client = httpx.AsyncClient(
-            headers=auth_headers(config.token),
-            timeout=httpx.Timeout(self._timeout_seconds, connect=5.0),
-            trust_env=False,  # servers of this run are not behind a proxy
-        )
-
-    async def close(self) -> None:
-        await self._client.aclose()
+        self._client = client
+        self._transport = transport
+        self._timeout_seconds = timeout_seconds
 
     async def push(self, announcement: Announcement) -> Push:
         """Push to all servers whose engine runs; none is no error: a server loads what is announced when it joins."""
@@ -52,45 +48,32 @@ class Publisher:
         start = loop.time()
         services = await self._queue.services()
         servers = [each for each in services if each.kind == "rollout" and each.state != ENGINE_STARTING]
-        reasons = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
-        fenced = {server.name: reason for server, reason in zip(servers, reasons, strict=True) if reason}
+        results = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
+        fenced = {
+            server.name: result for server, result in zip(servers, results, strict=True) if isinstance(result, str)
+        }
         for name, reason in fenced.items():
             log.error("rollout server %s is fenced: %s", name, reason, extra={"version": announcement.identity.number})
+        if fenced and len(fenced) == len(servers):
+            log.error(
+                "no rollout server serves %s: training stops, after run.stall_seconds, unless one catches up",
+                announcement.identity,
+            )
         live = tuple(server.name for server in servers if server.name not in fenced)
-        return Push(live, fenced, loop.time() - start)
+        paused_seconds = max((result for result in results if not isinstance(result, str)), default=0.0)
+        return Push(live, fenced, loop.time() - start, paused_seconds)
 
-    async def _push_one(self, server: ServiceRecord, announcement: Announcement) -> str:
-        """The empty string, or why this server does not serve the version."""
+    async def _push_one(self, server: ServiceRecord, announcement: Announcement) -> float | str:
+        """For how many seconds generation was paused, or why this server does not serve the version."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self._put(server.url, announcement)
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._transport.delivery(server, announcement) as source,
+            ):
+                return await self._client.put_weights(server.url, announcement, source)
+        except WeightsError as error:
+            return str(error)
         except TimeoutError:
             return f"no answer within {self._timeout_seconds:.0f} s (weights.push_timeout_seconds)"
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
-
-    async def _put(self, url: str, announcement: Announcement) -> str:
-        identity = announcement.identity
-        body = {"digest": identity.digest, "path": announcement.path, "lease": announcement.lease}
-        while True:
-            response = await self._client.put(f"{url}/v1/weights/{identity.number}", json=body)
-            if response.status_code == 503:
-                await asyncio.sleep(BUSY_RETRY_SECONDS)
-                continue
-            if response.status_code != 200:
-                return f"HTTP {response.status_code}: {response.text[:300]}"
-            return _wrong_identity(response, identity)
-
-
-def _wrong_identity(response: httpx.Response, expected: PolicyIdentity) -> str:
-    """The empty string, or what the server says that it serves instead."""
-    try:
-        served = response.json()
-    except ValueError:
-        served = None
-    if not isinstance(served, dict):
-        return f"its answer is {response.text[:300]!r}; expected policy_version and checksum"
-    number, digest = served.get("policy_version"), served.get("checksum")
-    if (number, digest) != (expected.number, expected.digest):
-        return f"it serves {number}-{digest}, not {expected.number}-{expected.digest}"
-    return ""

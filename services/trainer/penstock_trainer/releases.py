@@ -18,7 +18,8 @@ from penstock_trainer.consumer import Consumer
 from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import Evaluation
 from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.publisher import Publisher
+from penstock_trainer.publisher import Publisher, Push
+from penstock_trainer.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Releases:
         consumer: Consumer,
         evaluation: Evaluation,
         metrics: TrainerMetrics,
+        status: Status,
     ) -> None:
         self._queue = trainer_queue
         self._publisher = publisher
@@ -52,6 +54,8 @@ class Releases:
         self._consumer = consumer
         self._evaluation = evaluation
         self._metrics = metrics
+        self._status = status
+        self._seconds = {"push": 0.0, "push_paused": 0.0}
         self._pending: Release | None = None
         self._submitted = asyncio.Event()
         self._idle = asyncio.Event()
@@ -85,7 +89,7 @@ class Releases:
         number = announcement.identity.number
         if release.changed:
             push = await self._publisher.push(announcement)
-            self._metrics.publish_duration.observe(push.seconds)
+            self._note(push)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
         resolved = self._book.announce(release.num_steps)
         self._metrics.tickets.labels(state="trained", reason="").inc(len(resolved))
@@ -96,6 +100,24 @@ class Releases:
         self._metrics.tickets.labels(state="issued", reason="").inc(len(tickets))
         if self._evaluation.due(release.num_steps):
             await self.evaluate(release.num_steps, number)
+
+    def _note(self, push: Push) -> None:
+        metrics = self._metrics
+        metrics.publish_duration.observe(push.seconds)
+        metrics.pushes.labels(outcome="live").inc(len(push.live))
+        metrics.pushes.labels(outcome="fenced").inc(len(push.fenced))
+        metrics.fenced_servers.set(len(push.fenced))
+        metrics.push_exposed.labels(part="generation").inc(push.paused_seconds)
+        self._status.fenced = push.fenced
+        self._seconds["push"] += push.seconds
+        self._seconds["push_paused"] += push.paused_seconds
+
+    def take_seconds(self, waited_seconds: float) -> dict[str, float]:
+        """Seconds of the pushes that have ended since the last call, which ran beside training. `push_exposed`: those
+        that training waited for (given), plus those in which generation was paused."""
+        self._metrics.push_exposed.labels(part="training").inc(waited_seconds)
+        taken, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+        return {**taken, "push_exposed": waited_seconds + taken["push_paused"]}
 
     async def evaluate(self, num_steps: int, version: int) -> None:
         """Ask for an evaluation of what is announced, once per step."""

@@ -35,6 +35,10 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
+    def note(self, seconds: dict[str, float]) -> None:
+        """Of what ran beside these phases."""
+        self.seconds.update(seconds)
+
     def begin_at(self, started_at: float) -> None:
         """Forget the wait before Unix second `started_at`: until then the servers were starting."""
         early = max(0.0, started_at - self.started_at)

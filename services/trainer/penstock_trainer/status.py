@@ -32,6 +32,8 @@ class Status:
     """The ticket that holds up a batch, and who holds it; empty where none does for long."""
     queue: dict[str, int] = field(default_factory=dict)
     ready: bool = False
+    fenced: dict[str, str] = field(default_factory=dict)
+    """Servers that did not take the last push, and why."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; `None` where nothing is known yet."""
@@ -61,6 +63,7 @@ class Status:
             "step_seconds": step_seconds,
             "eta_seconds": step_seconds * max(0, self.total_steps - self.steps) if step_seconds else None,
             "waiting_for": self.waiting_for,
+            "fenced": self.fenced,
         }
 
 

@@ -65,6 +65,8 @@ class Watchdog:
         """What the next batch waits for, as the queue knows it."""
         services = [f"{each.name} ({each.state})" for each in await self._queue.queue.services()]
         running = f"services seen: {', '.join(services) or 'none'}"
+        if fenced := self._status.fenced:
+            running += f"; fenced at the last push: {'; '.join(f'{name}: {why}' for name, why in fenced.items())}"
         number = self._book.oldest_waiting
         if number is None:
             return running

@@ -40,22 +40,21 @@ from penstock_trainer.ranks import Ranks
 from penstock_trainer.recipe import gradient_test
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
+from penstock_trainer.rollout_client import RolloutClient
 from penstock_trainer.sampler import Sampler
-from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.status import Status, expected_steps
 from penstock_trainer.step_files import StepFiles
 from penstock_trainer.stragglers import Stragglers
 from penstock_trainer.summary import make_summary, summary_bytes
 from penstock_trainer.tracking import make_tracking
+from penstock_trainer.transports import make_transport
 from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
 from penstock_trainer.watchdog import Watchdog
-from penstock_trainer.weight_files import Format
 
 BYTES_PER_TOKEN = 13  # 9 of a completion, the rest for text and overhead
 log = logging.getLogger(__name__)
 
 SUMMARY_FILE = "trainer_summary.json"
-KEPT_VERSIONS = 3  # the announced one, the one being pushed, the one being written
 
 
 async def run_trainer(
@@ -137,9 +136,11 @@ class _Run:
             order=staleness.order,
             max_lag=staleness.max_lag,
         )
-        self._publisher = Publisher(queue, config)
+        self._client = RolloutClient(config)
+        transport = make_transport(config, learner, folder, self._client, service.url)
+        publisher = Publisher(queue, self._client, transport, config.weights.push_timeout_seconds)
         self._releases = Releases(
-            trainer_queue, self._publisher, self._book, draws, self._consumer, evaluation, metrics
+            trainer_queue, publisher, self._book, draws, self._consumer, evaluation, metrics, status
         )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
         self._sampler = Sampler(
@@ -165,7 +166,7 @@ class _Run:
             evaluation=evaluation,
             releases=self._releases,
             learner=learner,
-            staging=_staging(config, learner, folder),
+            transport=transport,
             step_files=step_files,
             checkpoints=checkpoints,
             checkpoint_writer=self._checkpoint_writer,
@@ -182,7 +183,9 @@ class _Run:
         loop = asyncio.get_running_loop()
         self._lease.start_renewing(lambda error: _fail_from_thread(loop, lost, error))
         self._tracking.start()
-        app = trainer_app(self._status, self._requests, self._metrics.registry, self._config.token)
+        app = trainer_app(
+            self._status, self._requests, self._parts.transport.snapshot, self._metrics.registry, self._config.token
+        )
         try:
             await self._service.run(
                 app,
@@ -200,7 +203,7 @@ class _Run:
             )
         finally:
             await asyncio.to_thread(self._tracking.close)
-            await self._publisher.close()
+            await self._client.close()
             await self._worker.retire()
             await self._queue.unregister(self._name)
 
@@ -273,16 +276,6 @@ def _queue_bytes(config: Config) -> int:
     """What outstanding groups can take in the queue at the most."""
     num_tokens = config.max_outstanding * config.actor.group_size * config.sampling.max_new_tokens
     return num_tokens * BYTES_PER_TOKEN
-
-
-def _staging(config: Config, learner: Learner, run_folder: Path) -> Staging:
-    form = Format(config.rollout.engine.dtype, config.weights.rounding)
-    if config.weights.folder:
-        folder = Path(config.weights.folder) / config.run.name
-    else:
-        needed_bytes = KEPT_VERSIONS * sum(map(form.num_bytes, learner.weights().shapes.values()))
-        folder = default_folder(config.run.name, run_folder, needed_bytes)
-    return Staging(learner, folder, form, keep=KEPT_VERSIONS)
 
 
 def _status(config: Config, folder: Path, num_prompts: int) -> Status:

@@ -29,6 +29,7 @@ class EngineInfo:
     context_length: int
     vocabulary_size: int | None
     device: str
+    num_ranks: int
 
     @property
     def name(self) -> str:
@@ -67,6 +68,7 @@ def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mappi
             context_length=int(models["data"][0]["max_model_len"]),
             vocabulary_size=_vocabulary_size(Path(str(model["model_path"]))),
             device=str(server.get("device")),
+            num_ranks=int(server.get("tp_size") or 1),
         )
     except (KeyError, IndexError, TypeError) as error:
         raise EngineError(f"the server does not describe itself as SGLang 0.5.21 does: {error!r}") from error

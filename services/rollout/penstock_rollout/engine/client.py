@@ -7,6 +7,7 @@ prompt that is too long is refused. Called by `producer`, `weights` and `app`.
     no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
 """
 
+import base64
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ import httpx
 from penstock.config import EngineSection
 from penstock.contracts import Sampling, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
+from penstock.transfer import GroupRequest, SharedBucket, TensorSpec
 from penstock_rollout.engine.answers import EngineInfo, GroupAnswer, read_group, read_info
 from penstock_rollout.engine.prefix import PrefixWaves, Prompt
+from penstock_rollout.engine.tensor_pickle import pickled_tensors
 
 CONTROL_TIMEOUT_SECONDS = 30.0  # pause in mode abort takes more than a second while requests run
 KEEPALIVE_SECONDS = 2.0  # below the 5 s after which the server closes: a request must not meet a closing connection
@@ -127,6 +130,58 @@ class EngineClient:
         answer = await self._call("POST", "/update_weights_from_disk", body, timeout_seconds)
         if not answer.get("success"):
             raise EngineError(f"SGLang did not load {path}: {answer.get('message')}")
+
+    async def join_group(self, request: GroupRequest) -> None:
+        """Join a process group as its ranks from 1 on. While the engine waits there, it does nothing else."""
+        body = {
+            "master_address": request.address,
+            "master_port": request.port,
+            "rank_offset": 1,
+            "world_size": request.num_ranks,
+            "group_name": request.group,
+            "backend": request.backend,
+        }
+        await self._call("POST", "/init_weights_update_group", body)
+
+    async def leave_group(self, name: str) -> None:
+        """Forget a group that is not used any more."""
+        await self._call("POST", "/destroy_weights_update_group", {"group_name": name})
+
+    async def begin_update(self) -> None:
+        """Before weights come in pieces; pause first."""
+        self._prefixes.forget()
+        await self._call("POST", "/begin_weight_update", {})
+
+    async def receive(
+        self, group: str, tensors: Sequence[TensorSpec], weight_version: str | None, timeout_seconds: float
+    ) -> None:
+        """Replace these weights by the next broadcast in the group. `weight_version`: with the last ones."""
+        body = {
+            "names": [tensor.name for tensor in tensors],
+            "dtypes": [tensor.dtype for tensor in tensors],
+            "shapes": [tensor.shape for tensor in tensors],
+            "group_name": group,
+            "load_format": "flattened_bucket",
+            "weight_version": weight_version,
+            "flush_cache": weight_version is not None,
+        }
+        await self._call("POST", "/update_weights_from_distributed", body, timeout_seconds)
+
+    async def load_shared(
+        self, manager: str, bucket: SharedBucket, weight_version: str | None, timeout_seconds: float
+    ) -> None:
+        """Replace these weights by what lies in shared memory. `weight_version`: with the last ones."""
+        data = base64.b64encode(pickled_tensors(manager, bucket)).decode()
+        body = {
+            "serialized_named_tensors": [data] * self.info.num_ranks,
+            "weight_version": weight_version,
+            "flush_cache": weight_version is not None,
+        }
+        await self._call("POST", "/update_weights_from_tensor", body, timeout_seconds)
+
+    async def end_update(self, timeout_seconds: float) -> None:
+        """After the last piece."""
+        await self._call("POST", "/end_weight_update", {}, timeout_seconds)
 
     async def weight_version(self) -> str:
         """The version string that the server has now."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock.errors import EngineDiedError, EngineStartError
+from penstock.transfer import GroupRequest
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.process import EngineServer
 
@@ -28,6 +29,7 @@ class Engine:
     def __init__(self, server: EngineServer, client: EngineClient) -> None:
         self.client = client
         self.epoch = 0
+        self.group = ""  # the process group, with a trainer, that the server of this epoch is in
         self.up = asyncio.Event()
         self._server = server
         self._broken = asyncio.Event()
@@ -38,6 +40,16 @@ class Engine:
     def name(self) -> str:
         """Name and version, as the server reports them; empty while there is none."""
         return self.client.info.name if self.up.is_set() else ""
+
+    @property
+    def device(self) -> str:
+        """What the server computes on; empty while there is none."""
+        return self.client.info.device if self.up.is_set() else ""
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share its model; 0 while there is none."""
+        return self.client.info.num_ranks if self.up.is_set() else 0
 
     @property
     def not_ready(self) -> str | None:
@@ -80,6 +92,7 @@ class Engine:
             except EngineDiedError as error:
                 self._count_early_death(str(error))
         self.epoch += 1
+        self.group = ""
         self._broken.clear()
         started()
         self.up.set()
@@ -112,6 +125,20 @@ class Engine:
                 f"the engine ended {self._early_deaths} times in a row within {MIN_LIFE_SECONDS:g} s of its start: "
                 f"{reason}"
             )
+
+    async def join_group(self, request: GroupRequest) -> None:
+        """Let the server join a trainer's group, in place of an earlier one; a server that hangs there is restarted."""
+        self.require_up()
+        epoch, earlier = self.epoch, self.group
+        self.group = ""
+        try:
+            if earlier:
+                await self.client.leave_group(earlier)
+            await self.client.join_group(request)
+        except (EngineDiedError, TimeoutError) as error:
+            self.report(epoch, f"it did not join a group of the trainer: {error}")
+            raise
+        self.group = request.group
 
     async def close(self) -> None:
         """End the server; safe at any time."""

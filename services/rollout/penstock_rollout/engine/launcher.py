@@ -8,9 +8,9 @@ main script as `__mp_main__`), so module level does what each of them needs:
    `penstock.process.tied_command`, which starts this script);
 2. on a CPU, names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is for CUDA,
    and `sgl_kernel`, which needs AMX;
-3. on a CPU, hooks for batched attention, prefill of equal prompts and seeded sampling (`torch_attention`,
-   `torch_prefill`, `torch_sampling`), through SGLang's own hook registry, which its scheduler applies before it loads
-   the model.
+3. on a CPU, hooks for batched attention, prefill of equal prompts, receiving weights and seeded sampling
+   (`torch_attention`, `torch_prefill`, `torch_receive`, `torch_sampling`), through SGLang's own hook registry, which
+   its scheduler applies before it loads the model.
 
 Called by `engine.process` as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
@@ -75,8 +75,15 @@ def register_hooks() -> None:
     """Announce the CPU hooks to SGLang; each process that needs them applies them itself."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    attention, prefill, sampling = map(_beside, ("torch_attention", "torch_prefill", "torch_sampling"))
-    for target, hook in {**attention.hooks(), **prefill.hooks(), **sampling.around_hooks()}.items():
+    attention, prefill, receive, sampling = map(
+        _beside, ("torch_attention", "torch_prefill", "torch_receive", "torch_sampling")
+    )
+    for target, hook in {
+        **attention.hooks(),
+        **prefill.hooks(),
+        **receive.hooks(),
+        **sampling.around_hooks(),
+    }.items():
         HookRegistry.register(target, hook, HookType.AROUND)
     for target, hook in sampling.after_hooks().items():
         HookRegistry.register(target, hook, HookType.AFTER)

@@ -63,6 +63,11 @@ class StartedServer:
         self._process: asyncio.subprocess.Process | None = None
         self._identity: ProcessIdentity | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
     async def start(self) -> None:
         await self.stop()
         python = self._find_python()

@@ -1,0 +1,139 @@
+"""Rollout services without a queue, and a trainer's side that pushes to them: what is measured and tested is real.
+
+Owns nothing of its own: each server is an SGLang of its own behind the rollout service's HTTP, and the pushing side is
+the trainer's transport and publisher. Called by `benchmarks.weight_push` and the tests of the transports.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from penstock.broker import Announcement, Queue, ServiceRecord
+from penstock.config import Config
+from penstock.service import Service
+from penstock_rollout.app import make_rollout_app
+from penstock_rollout.engine.client import EngineClient
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.process import StartedServer
+from penstock_rollout.metrics import RolloutMetrics
+from penstock_rollout.weights import Weights
+from penstock_trainer.export import config_json
+from penstock_trainer.publisher import Publisher, Push
+from penstock_trainer.rollout_client import RolloutClient
+from penstock_trainer.transport import Transport
+from penstock_trainer.transports import make_transport
+from penstock_trainer.weight_files import Dtype, published_weights
+from penstock_trainer.weight_files import Weights as NamedWeights
+
+LOOPBACK = "http://127.0.0.1:0"
+
+
+@dataclass
+class RolloutServer:
+    """One rollout service."""
+
+    name: str
+    url: str
+    engine: Engine
+    weights: Weights
+    log_path: Path
+    server: StartedServer
+
+    @property
+    def record(self) -> ServiceRecord:
+        return ServiceRecord("rollout", self.name, self.url, 0, self.weights.state, self.weights.identity)
+
+
+@contextlib.asynccontextmanager
+async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterator[RolloutServer]:
+    """A service whose engine starts, with the model of actor.path."""
+    section = config.rollout.engine
+    log_path = folder / f"{name}.log"
+    server = StartedServer(section, config.actor.path, log_path)
+    engine = Engine(server, EngineClient(section))
+    metrics = RolloutMetrics()
+    weights = Weights(engine, config.weights, metrics)
+    service = Service("127.0.0.1", 0, "rollout.port")
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(engine.keep_engine(stop, weights.forget))
+        app = make_rollout_app(engine, weights, metrics.registry, config.token)
+        tasks.create_task(service.run(app, until=_until(service.stop)))
+        try:
+            yield RolloutServer(name, service.url, engine, weights, log_path, server)
+        finally:
+            stop.set()
+            service.stop.set()
+    await engine.close()
+
+
+async def _until(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+class ModelSource:
+    """The weights of a model, as a learner of one rank on the CPU publishes them."""
+
+    device = "cpu"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def weights(self) -> NamedWeights:
+        return published_weights(self.model)
+
+    def config_json(self, dtype: Dtype) -> bytes:
+        return config_json(self.model, dtype)
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        return dict(self.weights())
+
+
+@dataclass
+class Pusher:
+    """The trainer's side of one transport."""
+
+    transport: Transport
+    publisher: Publisher
+    servers: list[RolloutServer]
+    lease: int
+    version: int = 0
+    announcement: Announcement | None = field(default=None)
+
+    async def stage(self) -> Announcement:
+        """Fix the present weights as the next version."""
+        self.version += 1
+        identity = await asyncio.to_thread(self.transport.stage, self.version, self.lease)
+        path = str(self.transport.folder_of(self.version, self.lease))
+        self.announcement = Announcement(identity, path, self.lease)
+        return self.announcement
+
+    async def push(self) -> Push:
+        """The present weights, as the next version, to all servers."""
+        return await self.publisher.push(await self.stage())
+
+    async def services(self) -> list[ServiceRecord]:
+        """The part of the queue that a publisher asks."""
+        return [server.record for server in self.servers]
+
+
+@contextlib.asynccontextmanager
+async def pusher(
+    config: Config, source: ModelSource, servers: list[RolloutServer], folder: Path, *, lease: int
+) -> AsyncIterator[Pusher]:
+    """Pushes by `weights.transport`; every pusher needs a higher lease than the one before."""
+    client = RolloutClient(config)
+    transport = make_transport(config, source, folder, client, LOOPBACK)
+    made = Pusher(transport, cast(Publisher, None), servers, lease)
+    made.publisher = Publisher(cast(Queue, made), client, transport, config.weights.push_timeout_seconds)
+    try:
+        yield made
+    finally:
+        transport.close()
+        await client.close()

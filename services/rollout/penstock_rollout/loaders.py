@@ -1,0 +1,115 @@
+"""How the engine gets the bytes of a version: one loader per transport.
+
+Invariant: `prepare` changes nothing that is served; `load` runs while generation is paused, and after it the engine
+holds every weight of the version or has to be restarted. Made by `app` and `producer`, called by `weights`.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from penstock.broker import Announcement
+from penstock.errors import WeightsError
+from penstock.manifest import read_manifest, verify
+from penstock.transfer import CollectiveSource, DiskSource, Source, TensorSource
+from penstock_rollout.engine.client import EngineClient
+from penstock_rollout.engine.engine import Engine
+
+SHARED_MEMORY = Path("/dev/shm")
+T = TypeVar("T")
+
+
+class Loader(Protocol):
+    """One version on its way into the engine."""
+
+    transport: str
+
+    async def prepare(self, wanted: Announcement) -> None:
+        """Before generation pauses: WeightsError when the bytes are not those that were announced."""
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        """While it is paused: replace all weights."""
+
+
+class DiskLoader:
+    """From files in a folder that trainer and servers share."""
+
+    transport = "disk"
+
+    async def prepare(self, wanted: Announcement) -> None:
+        folder = Path(wanted.path)
+        manifest = await asyncio.to_thread(read_manifest, folder)
+        if manifest.identity != wanted.identity:
+            raise WeightsError(
+                f"{folder} holds {manifest.version}-{manifest.digest}; expected "
+                f"{wanted.identity.number}-{wanted.identity.digest}; weights.folder must be shared with the trainer"
+            )
+        await asyncio.to_thread(verify, folder, manifest)
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        await client.load(wanted.path, str(wanted.identity), timeout_seconds)
+
+
+class CollectiveLoader:
+    """From broadcasts of the trainer in a group that the engine has joined."""
+
+    transport = "nccl"
+
+    def __init__(self, source: CollectiveSource, engine: Engine) -> None:
+        self._source = source
+        self._engine = engine
+
+    async def prepare(self, wanted: Announcement) -> None:
+        if self._engine.group != self._source.group:
+            raise WeightsError(
+                f"the engine is in the group {self._engine.group!r}, not in {self._source.group!r}: it was started "
+                "anew, or another trainer has taken over; expected POST /v1/weights/group first"
+            )
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        await client.begin_update()
+        for tensors, version in _with_version(self._source.buckets, wanted):
+            await client.receive(self._source.group, tensors, version, timeout_seconds)
+        await client.end_update(timeout_seconds)
+
+
+class TensorLoader:
+    """From memory that the trainer shares with the engine, on one host."""
+
+    transport = "tensor"
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+
+    async def prepare(self, wanted: Announcement) -> None:
+        for bucket in self._source.buckets:
+            path = SHARED_MEMORY / bucket.handle.lstrip("/")
+            if not path.exists():
+                raise WeightsError(
+                    f"the trainer's shared memory {path} is not on this host: weights.transport tensor needs trainer "
+                    "and servers on one; expected disk or nccl"
+                )
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        await client.begin_update()
+        for bucket, version in _with_version(self._source.buckets, wanted):
+            await client.load_shared(self._source.manager, bucket, version, timeout_seconds)
+        await client.end_update(timeout_seconds)
+
+
+def make_loader(source: Source, engine: Engine) -> Loader:
+    """The loader of a pushed source."""
+    match source:
+        case DiskSource():
+            return DiskLoader()
+        case CollectiveSource():
+            return CollectiveLoader(source, engine)
+        case TensorSource():
+            return TensorLoader(source)
+
+
+def _with_version(buckets: Sequence[T], wanted: Announcement) -> Iterator[tuple[T, str | None]]:
+    """Each bucket; the last one with the version that is served after it."""
+    for number, bucket in enumerate(buckets, start=1):
+        yield bucket, str(wanted.identity) if number == len(buckets) else None
