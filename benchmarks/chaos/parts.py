@@ -44,6 +44,7 @@ class Part:
     num_servers: int = 1
     sglang_python: str = ""
     token_seconds: float = 0.02
+    full_every: int = 0  # versions as deltas, and every so many whole
 
     @property
     def num_tickets(self) -> int:
@@ -110,7 +111,12 @@ def part_config(part: Part, folder: Path) -> dict[str, Any]:
     return {
         "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},
         "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
-        "weights": {"folder": str(folder / "weights")},  # a failed run leaves nothing in /dev/shm
+        "weights": {  # a failed run leaves nothing in /dev/shm
+            "transport": "disk",
+            "folder": str(folder / "weights"),
+            "full_every": part.full_every,
+            "local_folder": str(folder / "local"),
+        },
         "total_train_epochs": -(-part.num_tickets // NUM_PROMPTS),
         "optimizer": {"lr": 1.0e-3},
         "sampling": {"max_new_tokens": 10},

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config_types import Count, Port, Seconds, Section
 
@@ -114,6 +114,12 @@ class WeightsSection(Section):
     folder: str = ""
     """Folder of versions as files, with nccl and tensor only for servers that are behind; empty: a memory-backed one on
     this host if there is one, else in the run's folder."""
+    full_every: Annotated[int, Field(ge=0)] = 0
+    """disk: publish what changed since the version before, and the whole weights only every so many versions, for
+    servers that join; pays where the folder is slow (docs/weights.md). 0: always the whole weights."""
+    local_folder: str = ""
+    """With full_every: where the trainer and each rollout service keep a whole copy of the last version, on their own
+    host; empty: a memory-backed folder if there is room, else the host's temporary one."""
     rounding: Literal["dithered", "nearest"] = "dithered"
     """How float32 becomes bfloat16: a fixed offset before truncation shows small updates, nearest hides them."""
     pause_mode: Literal["retract", "abort"] = "retract"
@@ -122,6 +128,15 @@ class WeightsSection(Section):
     """Before a pause, let running groups finish for up to this long and take no new ones; pays for short ones."""
     push_timeout_seconds: Seconds = 120
     """A server that has not loaded a version by then is fenced until it has."""
+
+    @model_validator(mode="after")
+    def _deltas_are_files(self) -> "WeightsSection":
+        if self.full_every and self.transport != "disk":
+            raise ValueError(
+                f"full_every {self.full_every} with transport {self.transport}: expected transport disk, the only one "
+                "with deltas, or full_every 0"
+            )
+        return self
 
 
 class RedisSection(Section):
