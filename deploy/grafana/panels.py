@@ -13,6 +13,7 @@ from grafana_foundation_sdk.builders.dashboard import (
     Dashboard,
     DashboardLink,
     DatasourceVariable,
+    FieldColor,
     IntervalVariable,
     QueryVariable,
     ThresholdsConfig,
@@ -163,6 +164,7 @@ def _figure(panel: Figure, number: int, place: dashboard.GridPos) -> stat.Panel:
         .datasource(SOURCE)
         .unit(panel.unit)
         .thresholds(_thresholds(panel.limits))
+        .color_scheme(FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
         .no_value("not known yet")
         .color_mode(common.BigValueColorMode.VALUE)
         .graph_mode(common.BigValueGraphMode.AREA)
@@ -181,7 +183,7 @@ def _graph(panel: Graph, number: int, place: dashboard.GridPos) -> timeseries.Pa
         .description(panel.description)
         .datasource(SOURCE)
         .unit(panel.unit)
-        .thresholds(_thresholds(None))
+        .color_scheme(FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
         .line_width(1)
         .fill_opacity(25 if panel.stacked else 0)
         .show_points(common.VisibilityMode.NEVER)
@@ -216,7 +218,10 @@ def _target(query: Query, index: int) -> Dataquery:
 
 
 def _thresholds(limits: tuple[float, float] | None) -> ThresholdsConfig:
-    """Green, yellow and red from the first limit to the second; the other way round where the second is lower."""
+    """Green, yellow and red from the first limit to the second; the other way round where the second is lower.
+
+    Without limits a number has the colour of text.
+    """
     if limits is None:
         steps = [dashboard.Threshold(color=PLAIN)]
     elif limits[0] < limits[1]:
