@@ -35,7 +35,8 @@ Three figures to read first:
   Training time: forward, backward and optimizer.
 * **idle**: seconds in which the trainer waited for a batch or for a push; on the rollout side, seconds in which no
   training request ran. The side that is idle is not the bottleneck.
-* **exposed push time**: seconds in which the trainer waited for a push, plus seconds in which generation was paused.
+* **exposed push time**: seconds in which training waited for new weights, plus seconds in which generation was paused
+  for them ([weights.md](weights.md)).
 
 Phases of `penstock_trainer_step_duration_seconds`: `wait` for the batch, `commit` it to the step file and the ledger,
 `update`, `push_wait` for the push of the version before, `stage` the new weights; `step` is all of them. Inside
