@@ -5,17 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from penstock.config import RewardSection
 from penstock_reward.messages import Call, Outcome
 from penstock_reward.pool import Pool, open_pool
+from penstock_reward.process import WorkerProcess
 
 FUNCTIONS = '''
 """Functions of a user."""
@@ -177,3 +181,19 @@ async def test_reasoning_gym_without_its_entry_is_the_rows_fault(tmp_path: Path)
         [outcome] = await run(pool, ["7"], "reasoning_gym", task="chain_sum")
     assert outcome.kind == "exception"
     assert "reasoning_gym expected `task`" in outcome.reason
+
+
+async def test_a_close_that_is_cancelled_while_threads_are_busy_still_reaps() -> None:
+    loop, busy = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+    blocked = loop.run_in_executor(None, busy.wait)
+    process = WorkerProcess(timeout_seconds=1)
+    closing = asyncio.create_task(process.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    busy.set()
+    await blocked
+    await loop.shutdown_default_executor()
+    assert not psutil.pid_exists(process.pid)

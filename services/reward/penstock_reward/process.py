@@ -40,8 +40,7 @@ from penstock_reward.messages import (
 log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 120.0  # imports: reasoning_gym takes 3 s, a user's torch a minute on a cold disk
-REAP_SECONDS = 5.0  # after its pipe closed
-KILLED_SECONDS = 30.0  # after SIGKILL; a process that waits for a busy disk takes its time
+REAP_SECONDS = 5.0  # after SIGKILL only the kernel itself can hold a process back
 OUTPUT_CHUNK_BYTES = 1 << 16
 MAX_LOGGED_CHARS = 2000
 ENV_PREFIX = "PENSTOCK_"
@@ -189,10 +188,12 @@ class WorkerProcess:
     async def close(self) -> None:
         """Kill, reap and release the pipes; a cancelled caller leaves nothing open either."""
         self.kill()
+        # Handed to its thread at once and shielded: a wait that was cancelled in the queue would never reap.
+        reaped = asyncio.get_running_loop().run_in_executor(None, self._process.wait, REAP_SECONDS)
         try:
-            await asyncio.to_thread(self._process.wait, KILLED_SECONDS)
+            await asyncio.shield(reaped)
         except subprocess.TimeoutExpired:
-            log.error("reward worker %d still lives %g s after SIGKILL", self.pid, KILLED_SECONDS)
+            log.error("reward worker %d still lives %g s after SIGKILL", self.pid, REAP_SECONDS)
         finally:
             self._release()
 
