@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos check docs envs clean
+.PHONY: help demo test test-deploy chaos check docs env envs clean
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -16,6 +16,7 @@ export OMP_WAIT_POLICY ?= passive
 
 BIN := .venv/bin
 SERVICES := .venv/.ready
+RAY := .venv/.ready-ray
 SGLANG := .venv-sglang/.ready
 MODEL := models/SmolLM2-135M-Instruct/.complete
 PIP := -m pip --disable-pip-version-check install --quiet
@@ -23,10 +24,12 @@ PIP := -m pip --disable-pip-version-check install --quiet
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
 	@echo "make test    unit, integration and end-to-end tests"
+	@echo "make test-deploy  docker compose, Slurm and Ray on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for ten minutes; SEED= repeats a run"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
 	@echo "make docs    write docs/configuration.md from the code"
 	@echo "make envs    only the two Python environments"
+	@echo "make env     write .env with new secrets, for docker compose"
 	@echo "make clean   remove environments, models, runs and caches"
 
 demo: envs $(MODEL)
@@ -34,6 +37,9 @@ demo: envs $(MODEL)
 
 test: envs
 	@$(BIN)/python -m pytest tests/unit tests/integration tests/e2e $(ARGS)
+
+test-deploy: $(RAY)
+	@$(BIN)/python -m pytest tests/deploy $(ARGS)
 
 chaos: envs
 	@$(BIN)/python -m benchmarks.chaos --seed $(or $(SEED),1) $(ARGS)
@@ -49,6 +55,14 @@ check: $(SERVICES)
 docs: $(SERVICES)
 	@$(BIN)/python docs/generate.py
 
+# For docker compose; needs no Python. 192 random bits for each secret.
+env:
+	@[ ! -e .env ] || { echo ".env exists and stays as it is."; exit; }; \
+	umask 077; secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
+	sed -e "s/^PENSTOCK_TOKEN=$$/&$$(secret)/" -e "s/^PENSTOCK_REDIS__PASSWORD=$$/&$$(secret)/" \
+		-e "s/^GRAFANA_PASSWORD=$$/&$$(secret)/" .env.example > .env && \
+	echo ".env is written: new secrets, readable by you alone. Next: docker compose up --detach --wait"
+
 # Both at once: most of the time goes into downloads.
 envs:
 	@$(MAKE) --silent --no-print-directory -j2 $(SERVICES) $(SGLANG)
@@ -61,6 +75,12 @@ $(SERVICES): pyproject.toml constraints/services.txt
 	@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all]'
 	@touch $@
 	@echo "Services' environment: ready."
+
+# An extra of its own: one launcher needs it, and it is 240 MB.
+$(RAY): $(SERVICES)
+	@echo "Ray (.venv): installing; a minute or two."
+	@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[ray]'
+	@touch $@
 
 # Order matters: torchvision's own requirements would replace torch, and sglang's would bring CUDA libraries.
 $(SGLANG): constraints/sglang.txt constraints/sglang-requirements.txt

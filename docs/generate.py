@@ -63,7 +63,14 @@ def type_text(annotation: Any) -> str:
         return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
     if origin in (Union, types.UnionType):
         return " or ".join(type_text(item) for item in arguments if item is not type(None))
-    names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "SecretStr": "secret text"}
+    names = {
+        "str": "text",
+        "int": "integer",
+        "float": "number",
+        "bool": "true or false",
+        "SecretStr": "secret text",
+        "Any": "anything",
+    }
     name: str = annotation.__name__
     return names.get(name, name)
 

@@ -44,6 +44,7 @@ class Part:
     num_servers: int = 1
     sglang_python: str = ""
     token_seconds: float = 0.02
+    full_every: int = 0  # versions as deltas, and every so many whole
 
     @property
     def num_tickets(self) -> int:
@@ -105,12 +106,17 @@ def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
 
 def part_config(part: Part, folder: Path) -> dict[str, Any]:
     """The configuration of a part in its folder, as a document."""
-    python = part.sglang_python or str(_pure_engine(folder, part.token_seconds))
+    python = part.sglang_python or str(make_pure_engine(folder, part.token_seconds))
     engine = {"python": python, "dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 32}
     return {
         "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},
         "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
-        "weights": {"folder": str(folder / "weights")},  # a failed run leaves nothing in /dev/shm
+        "weights": {  # a failed run leaves nothing in /dev/shm
+            "transport": "disk",
+            "folder": str(folder / "weights"),
+            "full_every": part.full_every,
+            "local_folder": str(folder / "local"),
+        },
         "total_train_epochs": -(-part.num_tickets // NUM_PROMPTS),
         "optimizer": {"lr": 1.0e-3},
         "sampling": {"max_new_tokens": 10},
@@ -130,7 +136,7 @@ def part_config(part: Part, folder: Path) -> dict[str, Any]:
     }
 
 
-def _pure_engine(folder: Path, token_seconds: float) -> Path:
+def make_pure_engine(folder: Path, token_seconds: float) -> Path:
     """An executable that looks like an interpreter with SGLang and runs the pure engine."""
     path = folder / "engine-python"
     script = Path(__file__).with_name("engine.py")

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, model_validator
 
 from penstock.config_loss import LossSection
+from penstock.config_ray import RaySection
 from penstock.config_services import (
     EngineSection,
     LogSection,
@@ -20,6 +21,7 @@ from penstock.config_services import (
     TrainerSection,
     WeightsSection,
 )
+from penstock.config_slurm import SlurmComponentSection, SlurmSection
 from penstock.config_training import (
     ActorSection,
     CheckpointSection,
@@ -49,6 +51,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "OptimizerSection",
+    "RaySection",
     "RedisSection",
     "RefSection",
     "RewardSection",
@@ -56,6 +59,8 @@ __all__ = [
     "RunSection",
     "SamplingSection",
     "Section",
+    "SlurmComponentSection",
+    "SlurmSection",
     "StalenessSection",
     "TrackingSection",
     "TrainerSection",
@@ -104,6 +109,10 @@ class Config(Section):
     """Logs."""
     tracking: TrackingSection = TrackingSection()
     """Experiment trackers."""
+    slurm: SlurmSection = SlurmSection()
+    """Slurm launcher."""
+    ray: RaySection = RaySection()
+    """Ray cluster."""
     token: SecretStr | None = None
     """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
 

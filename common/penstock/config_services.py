@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config_types import Count, Port, Seconds, Section
 
@@ -40,7 +40,10 @@ class RolloutSection(Section):
     """The rollout service."""
 
     host: str = "127.0.0.1"
-    """Address that it listens on and registers with."""
+    """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
     port: Port = 0
     """First port; further servers take the next ones. 0: free ones."""
     num_servers: Count = 1
@@ -54,6 +57,9 @@ class RewardSection(Section):
 
     host: str = "127.0.0.1"
     """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
     port: Port = 0
     """First port; further services take the next ones. 0: a free one."""
     num_services: Count = 1
@@ -83,6 +89,9 @@ class TrainerSection(Section):
 
     host: str = "127.0.0.1"
     """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
     port: Port = 0
     """Port; 0: a free one."""
     standby: bool = False
@@ -105,6 +114,12 @@ class WeightsSection(Section):
     folder: str = ""
     """Folder of versions as files, with nccl and tensor only for servers that are behind; empty: a memory-backed one on
     this host if there is one, else in the run's folder."""
+    full_every: Annotated[int, Field(ge=0)] = 0
+    """disk: publish what changed since the version before, and the whole weights only every so many versions, for
+    servers that join; pays where the folder is slow (docs/weights.md). 0: always the whole weights."""
+    local_folder: str = ""
+    """With full_every: where the trainer and each rollout service keep a whole copy of the last version, on their own
+    host; empty: a memory-backed folder if there is room, else the host's temporary one."""
     rounding: Literal["dithered", "nearest"] = "dithered"
     """How float32 becomes bfloat16: a fixed offset before truncation shows small updates, nearest hides them."""
     pause_mode: Literal["retract", "abort"] = "retract"
@@ -113,6 +128,15 @@ class WeightsSection(Section):
     """Before a pause, let running groups finish for up to this long and take no new ones; pays for short ones."""
     push_timeout_seconds: Seconds = 120
     """A server that has not loaded a version by then is fenced until it has."""
+
+    @model_validator(mode="after")
+    def _deltas_are_files(self) -> "WeightsSection":
+        if self.full_every and self.transport != "disk":
+            raise ValueError(
+                f"full_every {self.full_every} with transport {self.transport}: expected transport disk, the only one "
+                "with deltas, or full_every 0"
+            )
+        return self
 
 
 class RedisSection(Section):

@@ -2,7 +2,8 @@
 
 Owns `manifest.json` and the digests. Invariant: a folder that `verify` accepts holds exactly the
 tensors that were staged, bit for bit, and no other weight file that an engine would load. The
-identity digest depends on names and tensor bytes only, so that equal weights have equal identities.
+identity digest depends on names and tensor bytes only, so that equal weights have equal identities,
+however they came: a manifest with a delta is of the whole weights too.
 Needs no torch. Written by the trainer, read by rollout services before they serve a version.
 """
 
@@ -34,8 +35,35 @@ class TensorEntry(Contract, frozen=True):
     digest: str
 
 
+class TensorDelta(Contract, frozen=True):
+    """What makes a tensor of the base's: bytes [start, start + num_bytes) of the delta's file, and their xxh3_64."""
+
+    start: int
+    num_bytes: int
+    digest: str
+
+
+class Delta(Contract, frozen=True):
+    """A version as what changed since `base`, the name of another version's folder beside its own.
+
+    base_digest: that version's digest. tensors: those that changed, encoded as `delta_codec` says, in `file`.
+    """
+
+    base: str
+    base_digest: str
+    file: str
+    tensors: dict[str, TensorDelta]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(each.num_bytes for each in self.tensors.values())
+
+
 class Manifest(Contract, frozen=True, tag_field="schema", tag="weights-manifest/1"):
-    """A version's weights. `lease` is the trainer's; `files` are sizes in bytes by name."""
+    """A version's weights. `lease` is the trainer's; `files` are sizes in bytes by name.
+
+    With a delta, `files` need not be there: they are what the delta makes of its base.
+    """
 
     version: int
     lease: int
@@ -43,6 +71,7 @@ class Manifest(Contract, frozen=True, tag_field="schema", tag="weights-manifest/
     dtype: str
     files: dict[str, int]
     tensors: dict[str, TensorEntry]
+    delta: Delta | None = None
 
     @property
     def identity(self) -> PolicyIdentity:
@@ -93,24 +122,33 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         raise WeightsError(f"{folder / MANIFEST_NAME} names tensors in {strays}: expected only files it lists")
 
 
+def tensor_bytes(path: Path, expected: Mapping[str, TensorEntry], *, writable: bool = False) -> dict[str, memoryview]:
+    """The bytes of each tensor of a safetensors file, mapped; WeightsError where it does not hold the expected ones.
+
+    It stays mapped while any of them is used: an error's traceback may do so.
+    """
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    with path.open("r+b" if writable else "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=access)
+    header, data_start = _read_header(path, mapped)
+    if header.keys() != expected.keys():
+        raise WeightsError(
+            f"{path}: tensors {sorted(header.keys() ^ expected.keys())[:3]} are not in both it and "
+            "the manifest: expected the same names"
+        )
+    data = memoryview(mapped)[data_start:]
+    extents = {name: _extent(path, name, header[name], entry, len(data)) for name, entry in expected.items()}
+    return {name: data[start:end] for name, (start, end) in extents.items()}
+
+
 def _check_tensors(path: Path, expected: Mapping[str, TensorEntry]) -> None:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        header, data_start = _read_header(path, mapped)
-        if header.keys() != expected.keys():
+    for name, tensor in tensor_bytes(path, expected).items():
+        digest = xxhash.xxh3_64_hexdigest(tensor)
+        if digest != expected[name].digest:
             raise WeightsError(
-                f"{path}: tensors {sorted(header.keys() ^ expected.keys())[:3]} are not in both it and "
-                "the manifest: expected the same names"
+                f"{path}: tensor {name} has digest {digest}: expected {expected[name].digest}; "
+                "the file was damaged or is still being written"
             )
-        with memoryview(mapped) as data:
-            for name, entry in expected.items():
-                start, end = _extent(path, name, header[name], entry, len(data) - data_start)
-                with data[data_start + start : data_start + end] as tensor:
-                    digest = xxhash.xxh3_64_hexdigest(tensor)
-                if digest != entry.digest:
-                    raise WeightsError(
-                        f"{path}: tensor {name} has digest {digest}: expected {entry.digest}; "
-                        "the file was damaged or is still being written"
-                    )
 
 
 def _read_header(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], int]:

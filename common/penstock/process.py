@@ -18,7 +18,16 @@ import psutil
 from penstock import lifeline
 from penstock.lifeline import die_with_parent
 
-__all__ = ["ProcessIdentity", "descendants", "die_with_parent", "kill_all", "parent_pid", "signal_all", "tied_command"]
+__all__ = [
+    "ProcessIdentity",
+    "descendants",
+    "die_with_parent",
+    "kill_all",
+    "parent_pid",
+    "signal_all",
+    "tied_command",
+    "wait_until_gone",
+]
 
 _STATE_FIELD = 0  # of /proc/<pid>/stat behind the command's name; field 3 of proc(5)
 _START_FIELD = 19  # likewise; field 22 of proc(5): clock ticks after boot
@@ -94,11 +103,11 @@ def kill_all(processes: Iterable[ProcessIdentity], grace_seconds: float) -> int:
     """
     targets = _with_descendants({process for process in processes if process.alive})
     signal_all(targets, signal.SIGTERM)
-    left = _wait_until_gone(targets, grace_seconds)
+    left = wait_until_gone(targets, grace_seconds)
     if left:
         left = _with_descendants(left)
         signal_all(left, signal.SIGKILL)
-        _wait_until_gone(left, KILL_SECONDS)
+        wait_until_gone(left, KILL_SECONDS)
     return len(targets)
 
 
@@ -106,8 +115,8 @@ def _with_descendants(processes: set[ProcessIdentity]) -> set[ProcessIdentity]:
     return processes.union(*(descendants(process.pid) for process in processes))
 
 
-def _wait_until_gone(processes: set[ProcessIdentity], timeout_seconds: float) -> set[ProcessIdentity]:
-    """Those that still live after the timeout."""
+def wait_until_gone(processes: set[ProcessIdentity], timeout_seconds: float) -> set[ProcessIdentity]:
+    """Those that still live after the timeout. Blocks."""
     deadline = time.monotonic() + timeout_seconds
     left = {process for process in processes if process.alive}
     while left and time.monotonic() < deadline:

@@ -32,13 +32,18 @@ UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE: a defect, not a condition that was for
 
 
 class Service:
-    """One HTTP server and the loops beside it. Binds its port at once, so that `url` is known before it serves."""
+    """One HTTP server and the loops beside it. Binds its port at once: `url`, for others, is known before it serves."""
 
     def __init__(self, host: str, port: int, key: str) -> None:
         """ConfigError naming `key` (such as trainer.port) when the address cannot be had."""
         self._socket = _bind(host, port, key)
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
         self.stop = asyncio.Event()
+        self.advertise(host)
+
+    def advertise(self, host: str) -> None:
+        """Make `host`, a name or address that others reach, the one in `url`."""
+        in_url = f"[{host}]" if ":" in host else host
+        self.url = f"http://{in_url}:{self._socket.getsockname()[1]}"
 
     async def run(
         self, app: FastAPI, *, background: Sequence[Coroutine[Any, Any, None]] = (), **loops: Coroutine[Any, Any, None]

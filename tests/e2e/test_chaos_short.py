@@ -1,4 +1,5 @@
-"""The short chaos run: a few seeded kills, a freeze, a cut and a lost tail, with the pure engine (docs/chaos.md)."""
+"""The short chaos run: a few seeded kills, a freeze, a cut and a lost tail, with the pure engine and weights
+as deltas (docs/chaos.md)."""
 
 from pathlib import Path
 
@@ -23,9 +24,13 @@ PLAN = Plan(
 
 @pytest.mark.timeout(DEADLINE_SECONDS + 90)
 def test_every_ticket_ends_once_whatever_is_killed(tmp_path: Path) -> None:
-    part = Part("short", PLAN, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS, num_servers=2)
+    part = Part(
+        "short", PLAN, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS, num_servers=2, full_every=5
+    )
     record, findings = run_part(part, tmp_path / "run", SEED)
     assert sum(record.kills.values()) == PLAN.num_kills == 8
     assert findings.trained == findings.issued == part.num_tickets, record.time_line
     assert findings.dropped == {}, record.time_line
     assert findings.problems == []
+    log = "".join(path.read_text() for path in (tmp_path / "run").glob("runs/chaos/logs/trainer*.log"))
+    assert log.count("is staged as a delta") >= 20

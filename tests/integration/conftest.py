@@ -9,6 +9,8 @@ import pytest
 
 from penstock.broker import Queue, connect
 from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.lease import acquire_lease
+from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 
 
@@ -45,3 +47,9 @@ async def queue(queue_config: Config) -> AsyncIterator[Queue]:
         async with asyncio.timeout(10):
             await connected.delete_run()
             await connected.close()
+
+
+@pytest.fixture
+async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
+    """The holder of the run's lease; it does not renew it."""
+    return TrainerQueue(queue, await acquire_lease(queue, queue_config))

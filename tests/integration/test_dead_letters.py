@@ -19,8 +19,8 @@ from penstock.contracts import Ticket as TicketMessage
 from penstock.contracts import decode, encode
 from penstock.ledger import DropRecord, RunRecord, StepRecord
 from penstock_launch.__main__ import run
+from tests.integration.broker_bench import make_group, make_ticket
 from tests.integration.consumer_bench import Bench
-from tests.integration.test_broker import make_group, make_ticket
 
 pytestmark = pytest.mark.redis
 

@@ -46,6 +46,14 @@ def test_it_reports_its_name_and_version_and_is_set_up_to_be_durable(server: Emb
     }
 
 
+@pytest.mark.parametrize(("listen", "bound"), [("127.0.0.2", "127.0.0.1 127.0.0.2"), ("0.0.0.0", "0.0.0.0")])
+def test_for_other_hosts_it_listens_on_a_further_address(tmp_path: Path, listen: str, bound: str) -> None:
+    with EmbeddedServer(tmp_path / "queue", listen=listen, host="127.0.0.2") as server:
+        assert server.url == f"redis://127.0.0.2:{server.port}/0"
+        with redis.Redis.from_url(server.url, password=server.password, socket_timeout=5) as client:
+            assert client.config_get("bind") == {"bind": bound}
+
+
 async def test_the_broker_connects_with_its_section(server: EmbeddedServer) -> None:
     config = Config(
         actor=ActorSection(path="m"), data=DataSection(train=DatasetSection(path="d")), redis=server.section()

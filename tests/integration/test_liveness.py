@@ -13,8 +13,8 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from tests.integration.broker_bench import make_group, make_ticket
 from tests.integration.error_bench import Bench, assert_one_line
-from tests.integration.test_broker import make_group, make_ticket
 from tests.integration.test_two_trainers import acquired, ended, eventually, trained
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving
 

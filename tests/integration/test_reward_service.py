@@ -111,7 +111,7 @@ def group(number: int, *texts: str) -> RolloutGroup:
 
 
 async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path: Path, server: EmbeddedServer) -> None:
-    path = configured(tmp_path, server)
+    path = configured(tmp_path, server, advertise_host="localhost")
     config = load(path)
     queue = await connect(config)
     process = start(path)
@@ -139,6 +139,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
 
         [record] = [each for each in await queue.services() if each.kind == "reward"]
         assert record.pid == process.pid
+        assert record.url.startswith("http://localhost:")  # reward.advertise_host
         async with httpx.AsyncClient(base_url=record.url) as http:
             assert (await http.get("/ready")).status_code == 200
             answer = await http.post("/v1/score", json={"completions": ["3", "x"], "answer": "7"})

@@ -16,11 +16,13 @@ from penstock.broker import Announcement
 from penstock.config import EngineSection, WeightsSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.errors import EngineRejectedError
+from penstock.local_folder import LocalFolder
 from penstock.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
 from penstock_rollout.engine.answers import completions
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.process import StartedServer
+from penstock_rollout.local_copy import LocalCopy
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights import Weights
 
@@ -60,6 +62,35 @@ for prompt, tokens in json.load(sys.stdin):
         logprobs = torch.log_softmax(model(torch.tensor([prompt + tokens])).logits[0].float(), -1)
     out.append([logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(tokens)])
 print(json.dumps(out))
+"""
+# The first version whole, then four deltas of what Adam does at first; the last model also as transformers saves it.
+PUBLISH = """
+import sys, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from penstock.local_folder import LocalFolder
+from penstock_trainer.delta_writer import DeltaWriter
+from penstock_trainer.export import config_json
+from penstock_trainer.staging import Staging
+from penstock_trainer.weight_files import Format, published_weights
+
+class Source:
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+    def weights(self): return published_weights(self.model)
+    def config_json(self, dtype): return config_json(self.model, dtype)
+
+root, form = Path(sys.argv[2]), Format("float32", "dithered")
+deltas = DeltaWriter(lambda num_bytes: LocalFolder("trainer", num_bytes, str(root / "local")), form, 100)
+staging = Staging(Source(), root / "weights", form, deltas=deltas)
+torch.manual_seed(0)
+for version in range(2, 7):
+    identity = staging.write(version, 1)
+    print(staging.folder_of(version, 1), identity.digest)
+    if version < 6:
+        with torch.no_grad():
+            for weight in Source.model.parameters():
+                weight += 0.01 * torch.sign(torch.randn_like(weight)) * (torch.rand_like(weight) < 0.1)
+Source.model.save_pretrained(root / "expected")
 """
 HOLD = """
 import asyncio, sys
@@ -142,7 +173,7 @@ async def engine(models: tuple[Path, Path], tmp_path: Path) -> AsyncIterator[Eng
     await engine.close()
 
 
-async def test_generation_weights_and_death(engine: Engine, models: tuple[Path, Path]) -> None:
+async def test_generation_weights_and_death(engine: Engine, models: tuple[Path, Path], tmp_path: Path) -> None:
     """One start of the engine serves all, since a start takes half a minute."""
     weights = Weights(engine, WeightsSection(), RolloutMetrics())
     first, second = (stage(folder, version) for version, folder in enumerate(models))
@@ -183,6 +214,19 @@ async def test_generation_weights_and_death(engine: Engine, models: tuple[Path, 
     assert {span.policy for each in spans for span in each} == {first.identity, second.identity}
     results = await groups(sampling)
     scored = json.loads(run_python(SCORE, str(models[1]), given=json.dumps([each[:2] for each in results])))
+    for (_, _, logprobs), expected in zip(results, scored, strict=True):
+        assert logprobs == pytest.approx(expected, abs=1e-4)
+
+    published = [line.split() for line in run_python(PUBLISH, str(models[1]), str(tmp_path)).splitlines()]
+    whole, newest = (
+        Announcement(PolicyIdentity(version, digest), path, 1)
+        for version, (path, digest) in ((2, published[0]), (6, published[-1]))
+    )
+    weights.copy = LocalCopy(lambda num_bytes: LocalFolder("rollout", num_bytes, str(tmp_path / "local")))
+    await weights.update(whole)
+    await weights.update(newest)  # over three versions that were missed
+    results = await groups(sampling)
+    scored = json.loads(run_python(SCORE, str(tmp_path / "expected"), given=json.dumps([each[:2] for each in results])))
     for (_, _, logprobs), expected in zip(results, scored, strict=True):
         assert logprobs == pytest.approx(expected, abs=1e-4)
 

@@ -16,8 +16,8 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.errors import FencedError, QueueError
 from penstock.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
+from tests.integration.broker_bench import POLICY, make_group, make_ticket
 from tests.integration.error_bench import END_SECONDS, Bench, said
-from tests.integration.test_broker import POLICY, make_group, make_ticket
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis

@@ -85,6 +85,19 @@ def test_a_second_launcher_of_the_same_run_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_ends_in_time_is_waited_for(tmp_path: Path) -> None:
+    holder = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); print(flush=True); time.sleep(0.7)"
+    )
+    (tmp_path / "r").mkdir()
+    command = [sys.executable, "-S", "-c", holder, str(tmp_path / "r" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with folder_with(tmp_path, "resume").locked(wait_seconds=20):
+            assert process.wait(10) == 0
+
+
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.root"), folder_with(tmp_path / "file", "resume").locked():

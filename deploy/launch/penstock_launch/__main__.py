@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, config, status, export, replay, bundle, dead.
+"""The `penstock` command: launch, config, status, cancel, export, replay, bundle, dead.
 
 Parses the words, calls, and turns Penstock's errors into one clear message and an exit code. Everything behind the
 words (`--config FILE --key value ...`) goes to `penstock.settings` as it is.
@@ -21,8 +21,11 @@ from penstock.errors import ConfigError, PenstockError
 from penstock.settings import load_config
 from penstock.shown import masked
 from penstock_launch.ask import ask_ledger
+from penstock_launch.cancel import cancel
 from penstock_launch.dead import list_dead, retry_dead, show_dead
 from penstock_launch.local import launch_local
+from penstock_launch.on_ray.command import add_ray_parser, launch_ray
+from penstock_launch.slurm.submit import launch_slurm
 from penstock_launch.status import show_status
 
 SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."
@@ -60,7 +63,15 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     if arguments.command == "dead":
         return _handle_dead(arguments, config, ids)
     if arguments.command == "launch":
-        return launch_local(config, os.environ, started_at)
+        if arguments.place == "local":
+            return launch_local(config, os.environ, started_at)
+        if arguments.place == "ray":
+            return launch_ray(config, os.environ, started_at)
+        print("\n".join(launch_slurm(config, os.environ, render_only=arguments.render_only)))
+        return 0
+    if arguments.command == "cancel":
+        print(cancel(config))
+        return 0
     if arguments.command == "config":
         print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
         return 0
@@ -120,16 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="penstock", description="Train language models with GRPO as a set of asynchronous services."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    launch = commands.add_parser("launch", help="start a run and follow it to its end", allow_abbrev=False)
-    places = launch.add_subparsers(dest="place", required=True, metavar="PLACE")
-    places.add_parser(
-        "local",
-        help="all services on this host",
-        description="Start the queue, the inference engines and all services on this host, and follow the run.",
-        epilog=SETTINGS_HELP,
-        usage="penstock launch local --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
+    _add_launch(commands)
     commands.add_parser(
         "config",
         help="print the configuration as it is resolved, as YAML",
@@ -144,6 +146,15 @@ def make_parser() -> argparse.ArgumentParser:
         usage="penstock status --config FILE [--key value ...]",
         allow_abbrev=False,
     )
+    commands.add_parser(
+        "cancel",
+        help="end a run in order",
+        description="End a run of this host, or the Slurm job of a run: the trainer writes a checkpoint first, and the "
+        "same launch command goes on there.",
+        epilog=SETTINGS_HELP,
+        usage="penstock cancel --config FILE [--key value ...]",
+        allow_abbrev=False,
+    )
     export = commands.add_parser(
         "export",
         help="write a checkpoint as a Hugging Face folder",
@@ -156,6 +167,29 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recordings(commands)
     _add_dead(commands)
     return parser
+
+
+def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    launch = commands.add_parser("launch", help="start a run", allow_abbrev=False)
+    places = launch.add_subparsers(dest="place", required=True, metavar="PLACE")
+    places.add_parser(
+        "local",
+        help="all services on this host",
+        description="Start the queue, the inference engines and all services on this host, and follow the run.",
+        epilog=SETTINGS_HELP,
+        usage="penstock launch local --config FILE [--key value ...]",
+        allow_abbrev=False,
+    )
+    add_ray_parser(places, SETTINGS_HELP)
+    slurm = places.add_parser(
+        "slurm",
+        help="all services in one job of a Slurm cluster",
+        description="Submit one heterogeneous Slurm job that runs the queue, the inference engines and all services.",
+        epilog=SETTINGS_HELP,
+        usage="penstock launch slurm --config FILE [--render-only] [--key value ...]",
+        allow_abbrev=False,
+    )
+    slurm.add_argument("--render-only", action="store_true", help="print the job script, and change and submit nothing")
 
 
 def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

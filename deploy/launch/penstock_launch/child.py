@@ -1,25 +1,22 @@
-"""One supervised process: how it is started, what state it is in, what its log says about its end.
+"""One supervised service over all its lives: how it is started, what state it is in, what it said at its end.
 
-Invariant: a child is the leader of its own session, so that Ctrl-C at the terminal reaches the launcher alone, and it
-is tied to the launcher, so that it ends with it. Called by the supervisor.
+Invariant: a child of this host is the leader of its own session, so that Ctrl-C at the terminal reaches the launcher
+alone, and it is tied to the launcher, so that it ends with it. Called by the supervisor.
 """
 
-import contextlib
-import os
-import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from penstock.broker.embedded import EmbeddedServer
-from penstock.process import KILL_SECONDS, ProcessIdentity, tied_command
+from penstock.process import ProcessIdentity, tied_command
+from penstock_launch.life import Life, LocalLife, size_of
 from penstock_launch.restarts import Deaths, RestartPolicy
 
-TAIL_BYTES = 16384  # enough for the longest error message
 ERROR_LINES = 8
 
 
@@ -43,8 +40,11 @@ class Startable(Protocol):
     def hint(self) -> str:
         """What it does before it can say so itself."""
 
-    def spawn(self) -> "subprocess.Popen[bytes]":
-        """Start it as a tied child in its own session, its output appended to `log_path`. Main thread only."""
+    def spawn(self, on_end: Callable[[], None]) -> Life:
+        """Start it, its output appended to `log_path`. Main thread only.
+
+        on_end: called from any thread at its end, where it is no process of this host, whose end is a SIGCHLD.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,10 @@ class Command:
     log_path: Path
     hint: str = "starts"
 
-    def spawn(self) -> "subprocess.Popen[bytes]":
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as output:
-            return subprocess.Popen(
-                tied_command(self.arguments),
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def spawn(self, on_end: Callable[[], None]) -> LocalLife:
+        """A tied child in its own session."""
+        offset = size_of(self.log_path)
+        return LocalLife(spawn_tied(self.arguments, self.environment, self.log_path), self.log_path, offset)
 
 
 @dataclass(frozen=True)
@@ -82,31 +75,45 @@ class EmbeddedQueue:
     def log_path(self) -> Path:
         return self.server.log_path
 
-    def spawn(self) -> "subprocess.Popen[bytes]":
-        return self.server.spawn()
+    def spawn(self, on_end: Callable[[], None]) -> LocalLife:
+        offset = size_of(self.log_path)
+        return LocalLife(self.server.spawn(), self.log_path, offset)
+
+
+def spawn_tied(
+    arguments: tuple[str, ...], environment: Mapping[str, str], log_path: Path, folder: str | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a command in its own session, which ends with the calling thread. `folder`: where, if not here."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as output:
+        return subprocess.Popen(
+            tied_command(arguments),
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 class Child:
     """A service over all its lives in this launch."""
 
-    def __init__(
-        self, start: Startable, policy: RestartPolicy, *, running: "subprocess.Popen[bytes] | None" = None
-    ) -> None:
-        """`running`: its process, where it was started before it was supervised."""
+    def __init__(self, start: Startable, policy: RestartPolicy, *, running: Life | None = None) -> None:
+        """`running`: its life, where it was started before it was supervised."""
         self.name = start.name
         self.deaths = Deaths(policy)
         self.state = State.WAITING
         self.detail = ""
-        """What it waits for while it starts, in its own words."""
+        """What it waits for while it starts, or how it ended, in words."""
         self.restarts = 0
         self.start_at = 0.0
         """Of the clock time.monotonic: when to start it, while it is waiting."""
         self.started_at = 0.0
         """Of the same clock: when it was started last."""
-        self.identity: ProcessIdentity | None = None
         self._start = start
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log_offset = 0
+        self._life: Life | None = None
         self._session_cleared = False
         if running is not None:
             self._adopt(running)
@@ -116,30 +123,45 @@ class Child:
         return self._start.log_path
 
     @property
+    def kind(self) -> str:
+        """rollout, of rollout-3."""
+        return self.name.partition("-")[0]
+
+    @property
     def waits_for(self) -> str:
         """What is shown of it while it starts."""
-        return self.detail or self._start.hint
+        own = self.detail or self._start.hint
+        if self._life is None or not self._life.progress:
+            return own
+        return self._life.progress if self._life.pid is None else f"{self._life.progress}: {own}"
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._life.pid if self._life else None
+
+    @property
+    def host(self) -> str:
+        """Address of the host that it runs on; empty: this one."""
+        return self._life.host if self._life else ""
+
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """Of its process, where that is one of this host."""
+        return self._life.identity if self._life else None
 
     @property
     def running(self) -> bool:
         return self.state in (State.STARTING, State.READY)
 
-    def start(self) -> None:
+    def start(self, on_end: Callable[[], None]) -> None:
         """Start it; again, if it was started before."""
-        if self._process is not None:
+        if self._life is not None:
             self.restarts += 1
-        with contextlib.suppress(FileNotFoundError):
-            self._log_offset = self.log_path.stat().st_size
-        self._adopt(self._start.spawn())
+        self._adopt(self._start.spawn(on_end))
 
-    def _adopt(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
+    def _adopt(self, life: Life) -> None:
+        self._life = life
         self._session_cleared = False
-        self.identity = ProcessIdentity.of(process.pid)
         self.state = State.STARTING
         self.detail = ""
         self.started_at = time.monotonic()
@@ -153,25 +175,22 @@ class Child:
 
     def poll(self) -> int | None:
         """Its exit code once it has ended (negative: the signal), and only once; else None."""
-        if not self.running or self._process is None or (exit_code := self._process.poll()) is None:
+        if not self.running or self._life is None or (exit_code := self._life.poll()) is None:
             return None
         self.state = State.ENDED
-        self.detail = describe_exit(exit_code)
+        self.detail = self._life.ending(exit_code)
         return exit_code
 
     def send(self, signal_number: int) -> None:
         """Signal it, if it runs."""
-        if self.running and self._process is not None:
-            self._process.send_signal(signal_number)
+        if self.running and self._life is not None:
+            self._life.send(signal_number)
 
     def kill_session(self) -> None:
         """SIGKILL to it and to what it started in its session and left behind. Once for each life: ids are reused."""
-        if self._process is None or self._session_cleared:
+        if self._life is None or self._session_cleared:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_SECONDS)
+        self._life.kill()
         self._session_cleared = True
         if self.running:
             self.state = State.ENDED
@@ -179,7 +198,7 @@ class Child:
 
     def error_lines(self) -> list[str]:
         """What it said at its end: the last lines of its log that are no JSON events, else the last line."""
-        lines = self.log_tail()
+        lines = self._life.log_tail() if self._life else []
         last: list[str] = []
         for line in reversed(lines):
             if line.startswith("{"):
@@ -188,24 +207,3 @@ class Child:
         if len(last) > ERROR_LINES:  # the first says what happened, the last ones why
             last = [last[0], *last[1 - ERROR_LINES :]]
         return last or lines[-1:]
-
-    def log_tail(self) -> list[str]:
-        """The end of what it has logged since it was started last."""
-        try:
-            with self.log_path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(self._log_offset, size - TAIL_BYTES))
-                text = file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return []
-        return [line.rstrip() for line in text.splitlines() if line.strip()]
-
-
-def describe_exit(exit_code: int) -> str:
-    """An exit code in words."""
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -158,7 +159,15 @@ def _record_of(child: Child, records: Sequence[ServiceRecord]) -> ServiceRecord 
     """What the child's process has registered, or the first rank of it: torchrun's child."""
     if child.pid is None:
         return None
-    own = next((each for each in records if each.pid == child.pid), None)
+    own = next((each for each in records if each.pid == child.pid and _is_of(child.host, each)), None)
     if own is not None or child.name != TRAINER:
         return own
-    return next((each for each in records if each.kind == TRAINER_KIND and parent_pid(each.pid) == child.pid), None)
+    trainers = [each for each in records if each.kind == TRAINER_KIND]
+    if child.host:  # whose child a process elsewhere is cannot be seen; the newest lease is of this life, or of none
+        return max(trainers, key=lambda each: (len(each.name), each.name), default=None)
+    return next((each for each in trainers if parent_pid(each.pid) == child.pid), None)
+
+
+def _is_of(host: str, record: ServiceRecord) -> bool:
+    """Whether a service is on a host, by its address or by what it calls itself: elsewhere ids of processes recur."""
+    return host in ("", urlsplit(record.url).hostname) or f"-{host}-" in record.name

@@ -8,15 +8,17 @@
         queue/                 the data of the embedded queue
         trainer_summary.json   written by the trainer; summary.json: that and what the launcher knows
 
-Invariant: one launcher at a time, by a lock that ends with its process. Called by `penstock_launch.local`.
+Invariant: one launcher at a time, by a lock that ends with its process. Called by `penstock_launch.launch`.
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import yaml
@@ -30,6 +32,7 @@ from penstock_launch.trees import LAUNCHER, PROCESSES_FILE, read_known
 CONFIG_FILE = "config.yaml"
 QUEUE_FILE = "queue.json"
 LOCK_FILE = ".lock"
+LOCK_POLL_SECONDS = 0.5
 ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two steps
 MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
 
@@ -48,11 +51,12 @@ class RunFolder:
         self.run = run
         self.path = Path(run.root) / run.name
         self.logs = self.path / "logs"
+        self.queue = self.path / "queue"
         self.config_path = self.path / CONFIG_FILE
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run; ConfigError when another launcher does."""
+    def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the run; ConfigError when another launcher does, and has not ended after `wait_seconds`. Blocks."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / LOCK_FILE).open("ab")
@@ -61,13 +65,11 @@ class RunFolder:
                 f"run.root: cannot write in {self.path} ({error.strerror}); expected a folder that can be written"
             ) from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(lock, wait_seconds):
                 raise ConfigError(
                     f"run.name: {self.run.name!r} is running already ({self._holder()}); "
                     "end that first, or choose another run.name"
-                ) from None
+                )
             yield
 
     def _holder(self) -> str:
@@ -149,3 +151,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _lock(file: BinaryIO, wait_seconds: float) -> bool:
+    """Whether the lock could be had. A blocking flock has no deadline: so it is tried again and again."""
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_POLL_SECONDS)
+        else:
+            return True

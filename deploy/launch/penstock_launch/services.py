@@ -66,13 +66,23 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
 
 def service_environment(config: Config, redis: RedisSection, environ: Mapping[str, str]) -> dict[str, str]:
     """This environment, without the settings that config.yaml has taken in already, with secrets and tuning."""
+    return tuned_environment(environ, secret_settings(config, redis))
+
+
+def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """An environment with these settings for all of Penstock's, and with tuning that it does not override."""
     kept = {name: value for name, value in environ.items() if not name.upper().startswith(SETTINGS_PREFIX)}
+    return {**TUNING, **kept, **settings}
+
+
+def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
+    """What is not in config.yaml, as environment variables."""
     secrets = {
         "PENSTOCK_REDIS__URL": redis.url,
         "PENSTOCK_REDIS__PASSWORD": redis.password.get_secret_value() if redis.password else "",
         "PENSTOCK_TOKEN": config.token.get_secret_value() if config.token else "",
     }
-    return {**TUNING, **kept, **{name: value for name, value in secrets.items() if value}}
+    return {name: value for name, value in secrets.items() if value}
 
 
 def _name(kind: str, index: int, count: int) -> str:

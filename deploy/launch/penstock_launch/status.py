@@ -9,9 +9,11 @@ import asyncio
 from penstock.broker import connect
 from penstock.config import Config
 from penstock.errors import PenstockError
+from penstock.process import ProcessIdentity
 from penstock_launch.figures import duration, figures
 from penstock_launch.follow import TRAINER_KIND, make_client, read_ready, read_status
 from penstock_launch.run_folder import RunFolder
+from penstock_launch.slurm.known import describe_job, is_active, job_states
 from penstock_launch.trees import LAUNCHER, read_known
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -25,7 +27,16 @@ class NotRunningError(PenstockError):
 
 def show_status(config: Config) -> list[str]:
     """The lines that `penstock status` prints; NotRunningError when nothing runs."""
-    return asyncio.run(_read(reachable(config)))
+    states = job_states(RunFolder(config.run))
+    if not is_active(states):
+        return asyncio.run(_read(reachable(config)))
+    lines = [f"run {config.run.name}", *describe_job(states)]
+    try:
+        return [*lines, *asyncio.run(_read(reachable(config)))[1:]]
+    except NotRunningError:
+        return [*lines, f"no service is up yet; logs: {RunFolder(config.run).logs}"]
+    except PenstockError as error:  # a cluster may keep its nodes from being reached
+        return [*lines, f"its queue cannot be asked from here: {error}"]
 
 
 def reachable(config: Config) -> Config:
@@ -35,17 +46,24 @@ def reachable(config: Config) -> Config:
         return config.model_copy(update={"redis": section})
     folder = RunFolder(config.run)
     address = folder.read_queue()
-    launchers = [known for known in read_known(folder.path, config.run.name) if known.service == LAUNCHER]
-    if address is None or not any(known.identity.alive for known in launchers):
+    states = job_states(folder)
+    if address is None or not (live_launcher(folder) or is_active(states)):
+        job = f", {describe_job(states)[0].strip()}" if states else ""
         raise NotRunningError(
-            f"run {config.run.name!r} is not running: no live launcher in {folder.path} and redis.url is empty; "
-            "start it with `penstock launch local --config FILE`"
+            f"run {config.run.name!r} is not running: no live launcher in {folder.path}{job}, and redis.url is empty; "
+            "start it with `penstock launch`"
         )
     section = config.redis.model_copy(
         update={"url": address.url, "password": address.password, "timeout_seconds": CONNECT_TIMEOUT_SECONDS}
     )
     # Validated again, so that the password becomes a secret.
     return config.model_copy(update={"redis": type(section).model_validate(section.model_dump())})
+
+
+def live_launcher(folder: RunFolder) -> ProcessIdentity | None:
+    """The launcher of the run on this host; None where there is none."""
+    known = (each for each in read_known(folder.path, folder.run.name) if each.service == LAUNCHER)
+    return next((each.identity for each in known if each.identity.alive), None)
 
 
 async def _read(config: Config) -> list[str]:

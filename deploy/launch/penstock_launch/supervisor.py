@@ -3,21 +3,23 @@
     start all -> [ a child died -> restart after a delay | give up ] -> trainer exits 0 | stop asked -> end in order
 
 Invariant: when `run` returns no child is left, nor anything that a child had started and that was seen. One loop does
-everything, woken by SIGCHLD, by requests and by the next restart that is due; it never polls. Called by
-`penstock_launch.local`.
+everything, woken by SIGCHLD, by ends elsewhere, by requests and by the next restart that is due; it never
+polls. Called by `penstock_launch.launch`.
 
 The end: the trainer first (it writes its checkpoint and needs the others for that), then all others but the queue,
 then the queue; each with a grace, after which it is killed.
 """
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from penstock.errors import ConfigError
 from penstock.process import ProcessIdentity, signal_all
-from penstock_launch.child import Child, State, describe_exit
+from penstock_launch.child import Child, State
 from penstock_launch.restarts import GiveUp
 
 TRAINER = "trainer"
@@ -52,15 +54,28 @@ class Supervisor:
         on_event: Callable[[str], None],
         survivors: Callable[[str], Iterable[ProcessIdentity]],
         grace: Grace | None = None,
+        *,
+        goes_on_with_fewer: bool = False,
     ) -> None:
-        """`survivors(name)`: processes of a child that may outlive it."""
+        """`survivors(name)`: processes of a child that may outlive it.
+
+        `goes_on_with_fewer`: of several services of a kind some may be given up for good.
+        """
         self.children = children
         self._on_event = on_event
         self._survivors = survivors
         self._grace = grace or Grace()
+        self._goes_on_with_fewer = goes_on_with_fewer
         self._stop: Outcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def wake(self) -> None:
+        """Look at all children again; from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is supervised any more
+                self._loop.call_soon_threadsafe(self._changed.set)
 
     def interrupt(self, signal_number: int) -> None:
         """Ctrl-C and its like: the first ends in order, the second kills."""
@@ -73,9 +88,16 @@ class Supervisor:
             self._kill = True
         self._changed.set()
 
+    def stop(self, outcome: Outcome) -> None:
+        """End everything in order, with this outcome unless another end is on its way."""
+        if self._stop is None:
+            self._on_event(f"{outcome.reason}: ending in order, the trainer writes its checkpoint")
+            self._stop = outcome
+            self._changed.set()
+
     async def run(self) -> Outcome:
         """Start what is not started yet and supervise; returns when nothing runs any more."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         try:
             outcome = await self._supervise()
@@ -99,8 +121,9 @@ class Supervisor:
             now = time.monotonic()
             for child in self.children:
                 if child.state is State.WAITING and child.start_at <= now:
-                    child.start()
-                    self._on_event(f"{child.name}: started, pid {child.pid}, log {child.log_path}")
+                    child.start(self.wake)
+                    pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
+                    self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
             await self._wait(
                 min((each.start_at for each in self.children if each.state is State.WAITING), default=None)
             )
@@ -113,16 +136,24 @@ class Supervisor:
         verdict = child.deaths.died(exit_code, time.monotonic())
         words = child.error_lines()
         if isinstance(verdict, GiveUp):
+            if exit_code != ConfigError.exit_code and self._can_do_without(child):
+                said = f": {words[-1]}" if words else ""
+                self._on_event(f"{child.name}: given up, {verdict.reason}{said}; the run goes on without it")
+                return None
             return Outcome(
                 exit_code if exit_code > 0 else FAILED_EXIT_CODE,
-                f"{child.name} ended ({describe_exit(exit_code)}): {verdict.reason}",
+                f"{child.name} ended ({child.detail}): {verdict.reason}",
                 tuple(words),
             )
         child.state = State.WAITING
         child.start_at = time.monotonic() + verdict.delay_seconds
         said = f": {words[-1]}" if words else ""
-        self._on_event(f"{child.name}: died ({describe_exit(exit_code)}){said}; restart in {verdict.delay_seconds:g} s")
+        self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
         return None
+
+    def _can_do_without(self, child: Child) -> bool:
+        others = [each for each in self.children if each is not child and each.kind == child.kind]
+        return self._goes_on_with_fewer and any(each.running or each.state is State.WAITING for each in others)
 
     async def _end(self) -> None:
         trainers = [child for child in self.children if child.name == TRAINER]

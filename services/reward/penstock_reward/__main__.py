@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from penstock import service
+from penstock.address import advertised_host
 from penstock.broker import Queue, ServiceRecord, Worker, connect
 from penstock.config import Config
 from penstock_reward.app import make_reward_app
@@ -32,6 +33,7 @@ async def start(config: Config) -> None:
     served = service.Service(section.host, section.port, "reward.port")
     queue = await connect(config)
     try:
+        served.advertise(await advertised_host("reward", section, config.redis.url))
         async with open_pool(section) as pool:
             metrics = RewardMetrics()
             metrics.watch_workers(lambda: pool.num_ready)

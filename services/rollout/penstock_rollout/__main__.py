@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from penstock import service
+from penstock.address import advertised_host
 from penstock.broker import Queue, ServiceRecord, Worker, connect
 from penstock.config import Config
+from penstock.local_folder import LocalFolder, name_of_run
 from penstock.model_path import check_model_path
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.process import make_server
+from penstock_rollout.local_copy import LocalCopy
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.snapshots import Snapshots
@@ -38,7 +41,8 @@ async def start(config: Config) -> None:
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
     engine = Engine(make_server(section.engine, config.actor.path, log_path), EngineClient(section.engine))
     metrics = RolloutMetrics()
-    weights = Weights(engine, config.weights, metrics)
+    copy = _local_copy(config) if config.weights.full_every else None
+    weights = Weights(engine, config.weights, metrics, copy)
     snapshots = Snapshots(queue, config.token, config.weights.push_timeout_seconds)
     producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
 
@@ -53,6 +57,7 @@ async def start(config: Config) -> None:
 
     engine_stop = asyncio.Event()  # after `stop`: groups that run may still finish
     try:
+        served.advertise(await advertised_host("rollout", section, config.redis.url))
         await served.run(
             make_rollout_app(engine, weights, metrics.registry, config.token),
             background=[
@@ -66,7 +71,14 @@ async def start(config: Config) -> None:
         await queue.unregister(worker.name)
     finally:
         await engine.close()
+        if copy is not None:
+            await asyncio.to_thread(copy.close)
         await queue.close()
+
+
+def _local_copy(config: Config) -> LocalCopy:
+    name = f"{name_of_run(config.run.name, Path(config.run.root) / config.run.name)}-rollout"
+    return LocalCopy(lambda needed_bytes: LocalFolder(name, needed_bytes, config.weights.local_folder))
 
 
 async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, url: str, ttl_seconds: float) -> None:

@@ -33,7 +33,7 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
     @app.put("/v1/weights/{version}", dependencies=guarded)
     async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: PushRequest) -> ServedResponse:
         wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease)
-        await weights.update(wanted, make_loader(read_source(push.source), engine))
+        await weights.update(wanted, make_loader(read_source(push.source), engine, weights.copy))
         return served(engine, weights)
 
     @app.post("/v1/weights/group", dependencies=guarded)

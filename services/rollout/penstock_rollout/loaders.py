@@ -15,6 +15,7 @@ from penstock.manifest import read_manifest, verify
 from penstock.transfer import CollectiveSource, DiskSource, Source, TensorSource
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.local_copy import LocalCopy
 
 SHARED_MEMORY = Path("/dev/shm")
 T = TypeVar("T")
@@ -33,9 +34,13 @@ class Loader(Protocol):
 
 
 class DiskLoader:
-    """From files in a folder that trainer and servers share."""
+    """From files in a folder that trainer and servers share, or from a local copy that their deltas are applied to."""
 
     transport = "disk"
+
+    def __init__(self, copy: LocalCopy | None = None) -> None:
+        self._copy = copy
+        self._path = ""
 
     async def prepare(self, wanted: Announcement) -> None:
         folder = Path(wanted.path)
@@ -45,10 +50,14 @@ class DiskLoader:
                 f"{folder} holds {manifest.version}-{manifest.digest}; expected "
                 f"{wanted.identity.number}-{wanted.identity.digest}; weights.folder must be shared with the trainer"
             )
-        await asyncio.to_thread(verify, folder, manifest)
+        if self._copy is None:
+            await asyncio.to_thread(verify, folder, manifest)
+            self._path = wanted.path
+        else:
+            self._path = str(await asyncio.to_thread(self._copy.bring, folder, manifest))
 
     async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
-        await client.load(wanted.path, str(wanted.identity), timeout_seconds)
+        await client.load(self._path, str(wanted.identity), timeout_seconds)
 
 
 class CollectiveLoader:
@@ -98,11 +107,11 @@ class TensorLoader:
         await client.end_update(timeout_seconds)
 
 
-def make_loader(source: Source, engine: Engine) -> Loader:
-    """The loader of a pushed source."""
+def make_loader(source: Source, engine: Engine, copy: LocalCopy | None = None) -> Loader:
+    """The loader of a pushed source; `copy`: of a service that applies deltas."""
     match source:
         case DiskSource():
-            return DiskLoader()
+            return DiskLoader(copy)
         case CollectiveSource():
             return CollectiveLoader(source, engine)
         case TensorSource():

@@ -1,7 +1,7 @@
 """Files of the announced weights, for a server that is behind: those that are there, or those that the trainer writes.
 
-Transports that send weights leave no files, so that a server that joins, or missed a push, asks for some. Called by the
-producer.
+Transports that send weights leave no files, and a chain of deltas may be damaged, so that a server that joins, or
+missed a push, asks for some. Called by the producer.
 """
 
 import asyncio
@@ -34,10 +34,13 @@ class Snapshots:
         self._token = token
         self._timeout_seconds = timeout_seconds
 
-    async def files_of(self, announced: Announcement) -> Announcement:
-        """The announced version where its files exist, else the trainer's newest; WeightsError when there is none."""
+    async def files_of(self, announced: Announcement, needs_whole: bool = False) -> Announcement:
+        """The announced version where its files exist, else the trainer's newest; WeightsError when there is none.
+
+        `needs_whole`: the files that exist cannot be used, as they are deltas.
+        """
         manifest = Path(announced.path) / MANIFEST_NAME
-        if await asyncio.to_thread(manifest.exists):
+        if not needs_whole and await asyncio.to_thread(manifest.exists):
             return announced
         trainers = [each for each in await self._registry.services() if each.kind == "trainer"]
         if not trainers:

@@ -23,6 +23,7 @@ from penstock.errors import EngineError, PenstockError, WeightsBusyError, Weight
 from penstock.transfer import GroupRequest
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.loaders import DiskLoader, Loader
+from penstock_rollout.local_copy import ChainError, LocalCopy
 from penstock_rollout.metrics import RolloutMetrics
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,12 @@ NUM_KNOWN = 64  # versions that a span may still name: far more than one request
 class Weights:
     """The weights of one engine."""
 
-    def __init__(self, engine: Engine, section: WeightsSection, metrics: RolloutMetrics) -> None:
+    def __init__(
+        self, engine: Engine, section: WeightsSection, metrics: RolloutMetrics, copy: LocalCopy | None = None
+    ) -> None:
+        """`copy`: where deltas are applied; None: whole versions are loaded from where they are."""
+        self.copy = copy
+        self.needs_whole = False  # deltas did not lead to what was wanted last
         self.identity: PolicyIdentity | None = None
         self.lease = 0
         self.known: dict[str, PolicyIdentity] = {}
@@ -114,8 +120,9 @@ class Weights:
         self._updating, self._replacing = True, self.identity is not None
         self._settled.clear()
         try:
-            await self._replace(wanted, loader or DiskLoader())
-        except (PenstockError, TimeoutError):
+            await self._replace(wanted, loader or DiskLoader(self.copy))
+        except (PenstockError, TimeoutError) as error:
+            self.needs_whole = isinstance(error, ChainError)
             self._metrics.weights_failed()
             raise
         finally:
@@ -169,6 +176,7 @@ class Weights:
         now = time.monotonic()
         self.paused_seconds = now - pause_start
         self.identity, self.lease = wanted.identity, wanted.lease
+        self.needs_whole = False
         self.num_loads += 1
         while len(self.known) > NUM_KNOWN:
             del self.known[next(iter(self.known))]

@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, EnumType
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,23 @@ class _Reader(FileSystemReader):
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if module in INDEX_MODULES or (module, name) in PLAIN_CLASSES or is_dtype:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
+        if (module, name) in PLAIN_CLASSES:
             return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return super().find_class(module, name)
+        # A name may be a path, such as to a function of a module that is imported there.
+        if module in INDEX_MODULES and isinstance(found := super().find_class(module, name), type):
+            return found
         raise pickle.UnpicklingError(f"{INDEX} names {module}.{name}, which no checkpoint holds")
+
+
+def _enum_member(owner: object, name: str) -> Enum:
+    """What getattr may be used for: Python 3.11.0 to 3.11.3 write a member of an enum as getattr(class, name)."""
+    if isinstance(owner, EnumType) and isinstance(member := owner.__members__.get(name), Enum):
+        return member
+    raise pickle.UnpicklingError(f"{INDEX} asks for {name!r} of {owner!r}, which no checkpoint holds")
 
 
 def _copy(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:

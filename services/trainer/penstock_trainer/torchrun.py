@@ -1,13 +1,16 @@
-"""`python -m penstock_trainer.torchrun --config F ...`: the trainer with trainer.num_ranks ranks on this host.
+"""`python -m penstock_trainer.torchrun --config F ...`: the ranks of the trainer on this host.
 
 Owns how torchrun is called and what its end means: when one rank ends, all end, and this process ends with the exit
-code of the rank that is to blame, which the launcher's restarts depend on. Started by the launcher; several hosts use
-torchrun itself: `torchrun ... -m penstock_trainer --config F`.
+code of the rank that is to blame, which the launcher's restarts depend on. Started by the launcher: alone with all
+trainer.num_ranks, or on each of several hosts with its share of them, which then meet at `--meet`.
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -17,37 +20,76 @@ from penstock.errors import ConfigError, RanksError
 from penstock.settings import load_config
 
 SHUTDOWN_SECONDS = 110  # rank 0 ends its step and writes a checkpoint; the launcher waits a little longer
+MEET_SECONDS = 300  # hosts start at different times
 SIGNAL_EXIT_CODE = 128  # plus the signal's number, as in a shell
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Several hosts: where they meet, on the one with index 0, and which of them this is."""
+
+    host: str
+    port: int
+    num_hosts: int
+    index: int
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Meeting | None":
+        """None without `--meet`: all ranks are on this host."""
+        if arguments.meet is None:
+            return None
+        host, _, port = arguments.meet.rpartition(":")
+        return cls(host, int(port), arguments.num_hosts, arguments.host_index)
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run all ranks; the exit code."""
+    """Run the ranks of this host; the exit code."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--meet", metavar="HOST:PORT")
+    parser.add_argument("--num-hosts", type=int, default=1)
+    parser.add_argument("--host-index", type=int, default=0)
+    parser.add_argument("--blame", type=Path, metavar="FILE", help="to be made by the first host with a rank to blame")
+    arguments, settings = parser.parse_known_args(argv)
+    exit_code, to_blame = _run(settings, Meeting.of(arguments))
+    if to_blame and arguments.blame is not None:
+        _record(arguments.blame, exit_code)
+    return exit_code
+
+
+def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
+    """The exit code, and whether a rank of this host is to blame for it."""
     try:
-        num_ranks = load_config(argv).trainer.num_ranks
+        num_ranks = load_config(settings).trainer.num_ranks
     except ConfigError as error:
         print(f"trainer: {error.kind}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return error.exit_code, True
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks say themselves what went wrong
     try:
-        run.run(run.parse_args([*torchrun_arguments(num_ranks), "--module", "penstock_trainer", *argv]))
+        run.run(run.parse_args([*torchrun_arguments(num_ranks, meeting), "--module", "penstock_trainer", *settings]))
     except ChildFailedError as failed:
         rank, failure = blamed(failed.failures)
         print(f"trainer: rank {rank} of {num_ranks} ended: {_ending(failure)}", file=sys.stderr, flush=True)
-        return failure.exitcode if failure.exitcode > 0 else SIGNAL_EXIT_CODE - failure.exitcode
+        exit_code = failure.exitcode if failure.exitcode > 0 else SIGNAL_EXIT_CODE - failure.exitcode
+        return exit_code, exit_code != RanksError.exit_code
     except SignalException as stopped:
-        return SIGNAL_EXIT_CODE + int(stopped.sigval)
-    return 0
+        return SIGNAL_EXIT_CODE + int(stopped.sigval), False
+    return 0, False
 
 
-def torchrun_arguments(num_ranks: int) -> list[str]:
-    """All ranks on this host, meeting on a free port of loopback; one life, since the launcher restarts."""
-    return [
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        f"--nproc-per-node={num_ranks}",
-        "--max-restarts=0",
-        f"--shutdown-timeout={SHUTDOWN_SECONDS}",
-    ]
+def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[str]:
+    """All ranks on this host, meeting on a free port of loopback, or its share; one life, as the launcher restarts."""
+    place = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}"]
+    if meeting is not None:
+        place = [
+            f"--nnodes={meeting.num_hosts}",
+            f"--node-rank={meeting.index}",
+            f"--nproc-per-node={num_ranks // meeting.num_hosts}",
+            f"--master-addr={meeting.host}",
+            f"--master-port={meeting.port}",
+            "--rdzv-backend=static",
+            f"--rdzv-conf=timeout={MEET_SECONDS}",
+        ]
+    return [*place, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
 
 
 def blamed(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
@@ -57,6 +99,15 @@ def blamed(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]
 
 def _ending(failure: ProcessFailure) -> str:
     return f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"killed by signal {-failure.exitcode}"
+
+
+def _record(path: Path, exit_code: int) -> None:
+    """Leave the exit code for whoever started all hosts, unless another host was first."""
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.write(str(exit_code))
+    except FileExistsError:
+        return
 
 
 if __name__ == "__main__":

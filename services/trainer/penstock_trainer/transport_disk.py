@@ -27,6 +27,7 @@ class DiskTransport:
     def snapshot(self) -> Announcement:
         if self._staged is None:
             raise WeightsBusyError("no weights are staged yet; try again")
+        self._staging.complete()
         return self._staged
 
     def digest(self, version: int) -> PolicyIdentity:

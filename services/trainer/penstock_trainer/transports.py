@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 import torch
 
 from penstock.config import Config
+from penstock.local_folder import LocalFolder, name_of_run
 from penstock_trainer.collective import MeetingPoint
+from penstock_trainer.delta_writer import DeltaWriter
 from penstock_trainer.rollout_client import RolloutClient
 from penstock_trainer.staging import Staging, WeightsSource, default_folder
 from penstock_trainer.transport import Transport
@@ -41,7 +43,8 @@ def make_transport(
     folder = _folder(config, source, form, run_folder)
     transport = chosen(section.transport, source.device, config.trainer.host)
     if transport == "disk":
-        return DiskTransport(Staging(source, folder, form, keep=KEPT_VERSIONS))
+        deltas = _deltas(config, form, run_folder) if section.full_every else None
+        return DiskTransport(Staging(source, folder, form, keep=KEPT_VERSIONS, deltas=deltas))
     if transport == "tensor":
         return TensorTransport(source, folder, form, bucket_bytes=section.bucket_bytes, keep=KEPT_VERSIONS)
     return CollectiveTransport(
@@ -65,6 +68,12 @@ def chosen(transport: str, device: str, host: str) -> str:
     chosen = "nccl" if device == "cuda" and not is_alone else "disk"
     log.info("weights.transport auto is %s: the trainer is on %s, and trainer.host is %s", chosen, device, host)
     return chosen
+
+
+def _deltas(config: Config, form: Format, run_folder: Path) -> DeltaWriter:
+    name = f"{name_of_run(config.run.name, run_folder)}-trainer"
+    section = config.weights
+    return DeltaWriter(lambda num_bytes: LocalFolder(name, num_bytes, section.local_folder), form, section.full_every)
 
 
 def _folder(config: Config, source: WeightsSource, form: Format, run_folder: Path) -> Path:

@@ -166,13 +166,13 @@ def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) 
     shapes = weights.shapes
     path.touch()
     with path.open("r+b", buffering=0) as file:
-        _write_all(file, memoryview(_header(shapes, form)))
+        write_all(file, memoryview(_header(shapes, form)))
         entries = {
             name: TensorEntry(
                 file=path.name,
                 dtype=dtype,
                 shape=tuple(shapes[name]),
-                digest=_consume(pieces, lambda piece: _write_all(file, piece)),
+                digest=_consume(pieces, lambda piece: write_all(file, piece)),
             )
             for name, pieces in form.chunks(weights)
         }
@@ -195,7 +195,8 @@ def _consume(pieces: Iterator[memoryview], use: Callable[[memoryview], None]) ->
     return digest.hexdigest()
 
 
-def _write_all(file: BinaryIO, data: memoryview) -> None:
+def write_all(file: BinaryIO, data: memoryview) -> None:
+    """Write to an unbuffered file, which may take a part at a time."""
     while data:
         data = data[file.write(data) :]
 

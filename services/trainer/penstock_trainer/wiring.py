@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from penstock.address import advertised_host
 from penstock.broker import Queue, Worker, connect
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -72,6 +73,7 @@ async def run_trainer(
     queue = await connect(config)
     lease: Lease | None = None
     try:
+        service.advertise(await advertised_host("trainer", config.trainer, config.redis.url))
         await queue.check_memory(_queue_bytes(config))
         _warn_of_idle_servers(config)
         step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)

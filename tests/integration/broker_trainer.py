@@ -1,32 +1,14 @@
-"""A run in miniature on a real queue: rollout servers, reward workers and trainers that a test moves by hand.
+"""A trainer's life over a real queue, each of whose steps a test takes by hand.
 
-Owns the parts that stand outside the queue (who holds what, which weights a server serves, step files) and what a step
-of each does through the product's own classes. Time decides nothing: nobody beats or renews but where a test says so.
-Called by `test_broker_stateful`.
+Owns what a process of the trainer knows from its lease to its loss; what it does goes through the product's own
+classes, in the order of `penstock_trainer.loop`. Called by `broker_machine` and its rules.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
 from penstock.broker import Announcement, Delivery, Queue, Stage, Worker
-from penstock.broker.keys import GROUP
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import (
-    Completion,
-    PolicyIdentity,
-    RolloutGroup,
-    Sampling,
-    Score,
-    ScoredGroup,
-    Ticket,
-    VersionSpan,
-    decode,
-    pack_float32,
-    pack_int32,
-)
+from penstock.contracts import PolicyIdentity, Sampling
 from penstock.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, WeightsRecord
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.batch import varies
@@ -44,55 +26,6 @@ INITIAL = PolicyIdentity(0, "a" * 16)
 def weights(version: int, bits: int) -> PolicyIdentity:
     """Weights of a version; `bits` tells apart what trainers without deterministic arithmetic compute."""
     return PolicyIdentity(version, f"{version:08x}{bits:08x}") if version else INITIAL
-
-
-@dataclass
-class Holding:
-    """A message that a worker took, and the weights that its server had then."""
-
-    delivery: Delivery
-    message: Ticket | RolloutGroup
-    policy: PolicyIdentity
-
-
-@dataclass
-class Holder:
-    """One rollout or reward worker. It does not know whether others believe it dead."""
-
-    worker: Worker
-    stage: Stage
-    policy: PolicyIdentity
-    lease: int = 0
-    holds: list[Holding] = field(default_factory=list)
-
-    def load(self, announcement: Announcement) -> None:
-        self.policy, self.lease = announcement.identity, announcement.lease
-
-    def is_behind(self, announcement: Announcement) -> bool:
-        """The weights of a later trainer count, even if its version is a lower one."""
-        return (self.lease, self.policy.number) < (announcement.lease, announcement.identity.number)
-
-    async def take(self) -> Holding | None:
-        is_rollout = self.stage is Stage.TICKETS
-        delivery = await self.worker.take(self.stage, self.policy.number if is_rollout else None)
-        if delivery is None:
-            return None
-        message = decode(delivery.payload, Ticket if is_rollout else RolloutGroup)
-        assert isinstance(message, Ticket | RolloutGroup)
-        holding = Holding(delivery, message, self.policy)
-        self.holds.append(holding)
-        return holding
-
-    async def publish(self, holding: Holding, values: Sequence[float | None]) -> bool:
-        """Hand the result over: tokens of the weights at the start and of those at the end, or scores."""
-        self.holds.remove(holding)
-        if isinstance(holding.message, Ticket):
-            spans = (VersionSpan(holding.policy, 0, 1), VersionSpan(self.policy, 1, 2))
-            completion = Completion(pack_int32([5, 6]), b"\x01\x01", pack_float32([-0.5, -0.5]), spans, "5", "stop")
-            group = RolloutGroup(holding.message, (completion,) * len(holding.message.seeds), "server", 1.0, 2.0)
-            return await self.worker.hand_over(holding.delivery, group, Stage.ROLLOUTS)
-        scores = tuple(Score(None, "it raised") if value is None else Score(value) for value in values)
-        return await self.worker.hand_over(holding.delivery, ScoredGroup(holding.message, scores), Stage.SCORED)
 
 
 class _DrainedError(Exception):
@@ -219,93 +152,3 @@ async def next_life(
     await queue.client.delete(queue.keys.lease)
     lease = await acquire_lease(queue, config, above=above)
     return TrainerLife(TrainerQueue(queue, lease), config, batch_size=batch_size, dynamic_sampling=dynamic_sampling)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One message in a stream."""
-
-    stage: Stage
-    entry_id: str
-    fields: dict[bytes, bytes]
-
-    @property
-    def ticket(self) -> int:
-        return int(self.fields[b"t"])
-
-    @property
-    def place(self) -> str:
-        return f"{self.stage}|{self.entry_id}|{self.fields[b'a'].decode()}"
-
-
-WORK = (Stage.TICKETS, Stage.ROLLOUTS, Stage.SCORED)
-
-
-async def entries_of(queue: Queue) -> list[Entry]:
-    """Everything in the streams of work."""
-    async with queue.client.pipeline(transaction=False) as pipeline:
-        for stage in WORK:
-            pipeline.xrange(queue.keys.stream(stage))
-        found: list[Any] = await pipeline.execute()
-    return [
-        Entry(stage, entry_id.decode(), fields)
-        for stage, entries in zip(WORK, found, strict=True)
-        for entry_id, fields in entries
-    ]
-
-
-async def holder_of(queue: Queue, delivery: Delivery) -> str | None:
-    """The consumer that an entry is pending for."""
-    stream, entry = queue.keys.stream(delivery.stage), delivery.entry_id
-    pending: Any = await queue.client.xpending_range(stream, GROUP, min=entry, max=entry, count=1)
-    return pending[0]["consumer"].decode() if pending else None
-
-
-async def age(queue: Queue, delivery: Delivery, milliseconds: int) -> None:
-    """Make an entry look as if its holder had not renewed it for so long."""
-    if (holder := await holder_of(queue, delivery)) is not None:
-        stream = queue.keys.stream(delivery.stage)
-        await queue.client.xclaim(
-            stream, GROUP, holder, min_idle_time=0, message_ids=[delivery.entry_id], idle=milliseconds, justid=True
-        )
-
-
-async def age_all(queue: Queue, milliseconds: int) -> None:
-    """Make every entry that somebody holds look so."""
-    for stage in WORK:
-        stream = queue.keys.stream(stage)
-        pending: Any = await queue.client.xpending_range(stream, GROUP, min="-", max="+", count=1000)
-        for each in pending:
-            holder, entry = each["consumer"].decode(), each["message_id"]
-            await queue.client.xclaim(stream, GROUP, holder, 0, [entry], idle=milliseconds, justid=True)
-
-
-async def copy_keys(queue: Queue) -> dict[bytes, bytes]:
-    """All of a run's keys as the server would write them to its disk."""
-    keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern, count=500)]
-    async with queue.client.pipeline(transaction=True) as pipeline:
-        for key in keys:
-            pipeline.dump(key)
-        dumped = await pipeline.execute()
-    return {key: data for key, data in zip(keys, dumped, strict=True) if data is not None}
-
-
-async def put_back_keys(queue: Queue, copy: dict[bytes, bytes]) -> None:
-    """The server lost everything that was written after `copy` was made."""
-    await queue.delete_run()
-    async with queue.client.pipeline(transaction=True) as pipeline:
-        for key, data in copy.items():
-            pipeline.restore(key, 0, data)
-        await pipeline.execute()
-
-
-def without_waiting(config: Config, *, max_staleness: int) -> Config:
-    """Nobody dies and nothing is free because time went by."""
-    staleness = replace_section(
-        config.staleness, heartbeat_seconds=3600, claim_idle_seconds=3600, max_staleness=max_staleness
-    )
-    return config.model_copy(update={"staleness": staleness, "actor": replace_section(config.actor, group_size=2)})
-
-
-def replace_section(section: Any, **changes: Any) -> Any:
-    return section.model_copy(update=changes)

@@ -1,0 +1,81 @@
+"""A folder on this host that one process has to itself while it lives, in memory where there is room.
+
+Owns the claim: a lock on a file inside, which the kernel gives up with the process. Invariant: no two processes hold
+one folder. One whose process was killed is claimed by the next that asks, so that at most as many folders are left as
+processes ever ran at once. Called by whoever keeps a whole copy of the weights: trainer and rollout services.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import xxhash
+
+from penstock.errors import ConfigError
+
+SHARED_MEMORY = Path("/dev/shm")
+MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs", "hugetlbfs"}
+LOCK_NAME = ".lock"
+
+
+def is_memory_backed(folder: Path) -> bool:
+    """Whether the folder's file system lives in memory (Linux; elsewhere False)."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return False
+    resolved = folder.resolve()
+    fields = [line.split(" ") for line in mounts.read_text().splitlines()]
+    points = {Path(each[1].replace("\\040", " ")): each[2] for each in fields}
+    nearest = next((path for path in (resolved, *resolved.parents) if path in points), None)
+    return nearest is not None and points[nearest] in MEMORY_FILE_SYSTEMS
+
+
+def shared_memory(needed_bytes: int) -> Path | None:
+    """The host's memory-backed folder, if there is one with room."""
+    usable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) and is_memory_backed(SHARED_MEMORY)
+    return SHARED_MEMORY if usable and shutil.disk_usage(SHARED_MEMORY).free > needed_bytes else None
+
+
+def name_of_run(run_name: str, run_folder: Path) -> str:
+    """A name for the run's folders outside of its own: runs of one name in several folders must not meet."""
+    return f"penstock-{run_name}-{xxhash.xxh3_64_hexdigest(str(run_folder.resolve()).encode())[:8]}"
+
+
+class LocalFolder:
+    """A claimed folder, until `release`."""
+
+    def __init__(self, name: str, needed_bytes: int, root: str = "") -> None:
+        """Claim `<root>/<name>-<n>` with the lowest free n. `root`: empty for memory, else a temporary folder."""
+        place = Path(root) if root else shared_memory(needed_bytes) or Path(tempfile.gettempdir())
+        try:
+            self.path, self._lock = next(filter(None, (_claim(place / f"{name}-{n}") for n in itertools.count())))
+        except OSError as error:
+            raise ConfigError(
+                f"weights.local_folder: no folder can be made in {place} ({error.strerror}): expected a local one that "
+                "can be written to"
+            ) from error
+
+    def release(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path)
+        os.close(self._lock)
+
+
+def _claim(folder: Path) -> tuple[Path, int] | None:
+    """The folder with its lock, or None where another process holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(folder / LOCK_NAME).st_ino == os.fstat(lock).st_ino:
+                return folder, lock
+        os.close(lock)  # its holder removed the folder between the two calls

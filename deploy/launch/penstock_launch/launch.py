@@ -1,0 +1,212 @@
+"""One run from start to summary, wherever its processes are placed.
+
+    configuration -> run folder (orphans, run.existing) -> queue -> all services at once -> supervise, follow, sample
+                                                                                       '-> summary.json, report
+
+Wires the parts and owns nothing else. A `Site` says where the queue and the services run: this host (`local`), the
+nodes of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`). Called by the command line through them.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+import httpx
+
+from penstock.broker import Queue, connect
+from penstock.config import Config, RedisSection
+from penstock.errors import PenstockError
+from penstock_launch.child import Child, Startable
+from penstock_launch.follow import Follower, make_client
+from penstock_launch.restarts import RestartPolicy
+from penstock_launch.run_folder import RunFolder
+from penstock_launch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
+from penstock_launch.supervisor import Outcome, Supervisor
+from penstock_launch.trees import ProcessTrees
+from penstock_launch.view import View, make_view
+
+LOOK_EVERY_SECONDS = 0.5  # a training step takes longer, so that each gets its line
+SAMPLE_EVERY_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EVENTS_LOG = "launcher.log"
+ALL_PROCESSES = "total"
+
+
+@dataclass(frozen=True)
+class StartedQueue:
+    """An embedded server that was started. `section`: what reaches it; `stop`: ends it, whatever came before."""
+
+    child: Child
+    section: RedisSection
+    shown: str
+    stop: Callable[[], None]
+
+
+class Site(Protocol):
+    """Where the processes of a run are."""
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether all of them are below this process, so that their memory can be measured."""
+
+    def start_queue(
+        self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
+    ) -> StartedQueue:
+        """Start the embedded server over the run's folder. Main thread only."""
+
+    def services(
+        self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]
+    ) -> Sequence[Startable]:
+        """All services of a run but the queue. `redis`: the section that reaches it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What differs where the launch itself is the business of a scheduler."""
+
+    prepare: Callable[[RunFolder], bool] = RunFolder.prepare
+    """Makes the folder ready, its lock held; whether an earlier run is continued."""
+    lock_seconds: float = 0.0
+    """How long the lock of an earlier launcher may outlive it."""
+    stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
+    """Signals, besides Ctrl-C and its like, that end the run in order, and what such an end is called."""
+    goes_on_with_fewer: bool = False
+    """Of several services of a kind some may be given up for good."""
+
+
+def launch_run(
+    config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: Terms | None = None
+) -> int:
+    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
+    folder, terms = RunFolder(config.run), terms or Terms()
+    with folder.locked(terms.lock_seconds):
+        orphans = folder.end_orphans()
+        continues = terms.prepare(folder)
+        forget_trainer_summary(folder.path)
+        with (folder.logs / EVENTS_LOG).open("a", encoding="utf-8") as file:
+            view = make_view(config.run.name, lambda line: _append(file, line))
+            try:
+                for orphan in orphans:
+                    view.event(f"ended what an earlier launch had left running: {orphan}")
+                view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
+                launch = _Launch(config, site, folder, view, terms)
+                outcome = launch.run(environ)
+            finally:
+                view.close()
+        facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), outcome)
+        for line in closing_report(write_summary(folder.path, facts), folder.path, config.run.existing):
+            print(line, flush=True)
+    return outcome.exit_code
+
+
+class _Launch:
+    """The parts of one launch."""
+
+    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: Terms) -> None:
+        self._config = config
+        self._site = site
+        self._folder = folder
+        self._view = view
+        self._trees = ProcessTrees(folder.path, config.run.name)
+        self._children: list[Child] = []
+        self._stop_signals = terms.stop_signals
+        self._supervisor = Supervisor(
+            self._children, view.event, self._trees.survivors, goes_on_with_fewer=terms.goes_on_with_fewer
+        )
+
+    def restarts(self) -> dict[str, int]:
+        """By service."""
+        return {child.name: child.restarts for child in self._children}
+
+    def peak_rss_bytes(self) -> dict[str, int]:
+        """By process, of those that could be seen."""
+        peaks = self._trees.peak_rss_bytes
+        return {name: size for name, size in peaks.items() if self._site.sees_all or name != ALL_PROCESSES}
+
+    def run(self, environ: Mapping[str, str]) -> Outcome:
+        """Start everything and supervise it until nothing runs any more."""
+        self._trees.sample({})
+        queue = self._start_queue()
+        try:
+            section = queue.section if queue else self._config.redis
+            reachable = self._config.model_copy(update={"redis": section})
+            self._folder.write_config(self._config)
+            if queue:
+                self._folder.write_queue(section)
+            services = self._site.services(self._config, self._folder, section, environ)
+            outcome = asyncio.run(self._supervise(reachable, services))
+        finally:
+            if queue:
+                queue.stop()
+                self._folder.forget_queue()
+        self._trees.forget()
+        return outcome
+
+    def _start_queue(self) -> StartedQueue | None:
+        """The embedded server, unless the user has one."""
+        if self._config.redis.url:
+            return None
+        started = self._site.start_queue(self._config.redis, self._folder, RestartPolicy(), self._supervisor.wake)
+        self._children.append(started.child)
+        self._view.event(f"queue: {started.shown} on {started.section.url}")
+        return started
+
+    async def _supervise(self, config: Config, services: Sequence[Startable]) -> Outcome:
+        queue = await self._connect(config)
+        policy = RestartPolicy()
+        self._children.extend(Child(service, policy) for service in services)
+        supervisor = self._supervisor
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, supervisor.interrupt, number)
+        for number, asked in self._stop_signals.items():
+            loop.add_signal_handler(number, supervisor.stop, asked)
+        try:
+            async with make_client(config.token) as client, asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(self._follow(queue, client), name="follow"),
+                    group.create_task(self._sample(), name="sample"),
+                ]
+                outcome = await supervisor.run()
+                for task in beside:
+                    task.cancel()
+        finally:
+            for number in (*STOP_SIGNALS, *self._stop_signals):
+                loop.remove_signal_handler(number)
+            with contextlib.suppress(PenstockError):
+                await queue.close()
+        return outcome
+
+    async def _connect(self, config: Config) -> Queue:
+        if self._config.redis.url:
+            self._view.event(f"queue: connecting to redis.url (up to {config.redis.timeout_seconds:g} s)")
+        queue = await connect(config)
+        if self._config.redis.url:
+            if self._config.run.existing == "replace":
+                self._view.event(f"queue: deleted {await queue.delete_run()} keys of an earlier run")
+            self._view.event(f"queue: {await queue.check_server()} at redis.url")
+        return queue
+
+    async def _follow(self, queue: Queue, client: httpx.AsyncClient) -> None:
+        """Show what goes on, for ever."""
+        follower = Follower(queue, client, self._children)
+        while True:
+            self._view.show(await follower.look())
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+    async def _sample(self) -> None:
+        """Measure memory and take note of all processes, for ever."""
+        while True:
+            roots = {child.name: child.identity for child in self._children if child.identity and child.running}
+            await asyncio.to_thread(self._trees.sample, roots)
+            await asyncio.sleep(SAMPLE_EVERY_SECONDS)
+
+
+def _append(file: TextIO, line: str) -> None:
+    """Add a line with the time of day, in UTC, to the launcher's log."""
+    file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
+    file.flush()

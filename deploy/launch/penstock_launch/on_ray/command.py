@@ -1,0 +1,52 @@
+"""The words `penstock launch ray`: their parser, and a whole launch.
+
+Imports Ray only when it is asked for: it is an extra, and its import takes a second. Called by the command line.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.config import Config
+from penstock.errors import ConfigError
+from penstock_launch.launch import Terms, launch_run
+
+
+def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]", settings_help: str) -> None:
+    """The place `ray` of `penstock launch`."""
+    places.add_parser(
+        "ray",
+        help="the services on the nodes of a Ray cluster",
+        description="Start all services as actors of a Ray cluster that this host is a node of, and follow the run.",
+        epilog=settings_help,
+        usage="penstock launch ray --config FILE [--key value ...]",
+        allow_abbrev=False,
+    )
+
+
+def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) -> int:
+    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("Ray is not installed: `pip install 'penstock[ray]'`, here and on every node of the cluster")
+    from penstock_launch.on_ray.cluster import Cluster
+    from penstock_launch.on_ray.site import RaySite
+
+    cluster = Cluster(config.ray)
+    try:
+        terms = Terms(goes_on_with_fewer=True)
+        return launch_run(for_cluster(config), RaySite(cluster), environ, started_at, terms)
+    finally:
+        cluster.close()
+
+
+def for_cluster(config: Config) -> Config:
+    """The configuration with paths that mean the same on every node, and weights where every node sees them."""
+    root = Path(config.run.root).resolve()
+    folder = config.weights.folder or str(root / config.run.name / "weights")
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"root": str(root)}),
+            "weights": config.weights.model_copy(update={"folder": str(Path(folder).resolve())}),
+        }
+    )

@@ -1,0 +1,148 @@
+"""Where a run on a Ray cluster is: which actor runs which service, and what it reserves.
+
+The queue is beside this process, on its node, but in an actor: `ray job stop` signals everything below the driver, and
+the trainer still needs the queue then. Called by `penstock_launch.launch`.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from penstock.address import Listening
+from penstock.broker.embedded import EmbeddedServer, find_server
+from penstock.config import Config, RedisSection
+from penstock_launch.child import Child, Command
+from penstock_launch.launch import StartedQueue
+from penstock_launch.on_ray.cluster import Cluster, reserving, within
+from penstock_launch.on_ray.host import Order, digest
+from penstock_launch.on_ray.remote import Member, RemoteService
+from penstock_launch.restarts import RestartPolicy
+from penstock_launch.run_folder import RunFolder
+from penstock_launch.services import commands, secret_settings
+from penstock_launch.supervisor import QUEUE, TRAINER
+
+HINT = "loads what an earlier run left"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+AUTO_HOSTS = ("", "auto")
+
+
+class RaySite:
+    """The nodes of a Ray cluster."""
+
+    sees_all = False
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def start_queue(
+        self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
+    ) -> StartedQueue:
+        find_server()  # here and now: the actor is on this node, and its error would come late
+        host = self._cluster.host
+        server = EmbeddedServer(folder.queue, log_path=folder.logs / "queue.log", listen=host, host=host)
+        order = Order((), {}, server.log_path, os.getcwd(), folder.config_path, "", server)
+        member = Member(self._cluster.here(), f"node {host}", order)
+        child = Child(RemoteService(QUEUE, server.log_path, HINT, (member,), redis.timeout_seconds), policy)
+        child.start(on_end)
+        return StartedQueue(child, server.section(redis), "an embedded server", child.kill_session)
+
+    def services(
+        self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]
+    ) -> list[RemoteService]:
+        one_rank = config.model_copy(update={"trainer": config.trainer.model_copy(update={"num_ranks": 1})})
+        secrets = secret_settings(config, redis)
+        config_digest = digest(folder.config_path)
+
+        def order(command: Command) -> Order:
+            arguments = command.arguments[1:]
+            return Order(arguments, secrets, command.log_path, os.getcwd(), folder.config_path, config_digest)
+
+        started = commands(one_rank, folder, redis, environ)
+        kinds = {kind: [each for each in started if kind_of(each.name) == kind] for kind in ("rollout", "reward")}
+        trainer = next(each for each in started if each.name == TRAINER)
+        return [
+            *self._rollouts(config, kinds["rollout"], order),
+            self._trainer(config, trainer, order),
+            *self._rewards(config, kinds["reward"], order),
+        ]
+
+    def _rollouts(
+        self, config: Config, started: Sequence[Command], order: Callable[[Command], Order]
+    ) -> list[RemoteService]:
+        section = config.ray.rollout
+        elsewhere = config.rollout.engine.device == "cpu" or bool(config.rollout.engine.url)
+        bundle = self._bundle(section.num_cpus, 0 if elsewhere else section.num_gpus, section.resources)
+        group = self._cluster.group([bundle] * len(started), section.strategy)
+        needs = f"{_shown(bundle)} ({len(started)} such bundles, {section.strategy})"
+        return [
+            _service(
+                config,
+                each,
+                [Member(within(group, index, bundle), needs, order(each), overrides("rollout", config.rollout))],
+            )
+            for index, each in enumerate(started)
+        ]
+
+    def _trainer(self, config: Config, started: Command, order: Callable[[Command], Order]) -> RemoteService:
+        section, num_ranks = config.ray.trainer, config.trainer.num_ranks
+        bundle = self._bundle(section.num_cpus, section.num_gpus, section.resources)
+        group = self._cluster.group([bundle] * num_ranks, section.strategy)
+        needs = f"{_shown(bundle)} ({num_ranks} such bundles, {section.strategy})"
+        own = order(started)
+        members = [
+            Member(
+                within(group, rank, bundle),
+                needs,
+                # One log for each: two hosts that append to one file of a network file system spoil it.
+                own if rank == 0 else replace(own, log_path=own.log_path.with_name(f"trainer-rank-{rank}.log")),
+                overrides("trainer", config.trainer),
+            )
+            for rank in range(num_ranks)
+        ]
+        return _service(config, started, members)
+
+    def _rewards(
+        self, config: Config, started: Sequence[Command], order: Callable[[Command], Order]
+    ) -> list[RemoteService]:
+        bundle = {"CPU": config.ray.reward.num_cpus, **config.ray.reward.resources}
+        options = {**reserving(bundle), "scheduling_strategy": "SPREAD"}
+        return [
+            _service(config, each, [Member(options, _shown(bundle), order(each), overrides("reward", config.reward))])
+            for each in started
+        ]
+
+    def _bundle(self, num_cpus: float, num_gpus: float | None, resources: Mapping[str, float]) -> dict[str, float]:
+        gpus = float(self._cluster.has_gpus) if num_gpus is None else num_gpus
+        return {"CPU": num_cpus, **({"GPU": gpus} if gpus else {}), **resources}
+
+
+def kind_of(name: str) -> str:
+    """rollout, of rollout-3."""
+    return name.partition("-")[0]
+
+
+def overrides(kind: str, section: Listening) -> Callable[[str], tuple[str, ...]]:
+    """What a service of a kind is told on a node: to listen on the node's address, and to be reached there."""
+
+    def on_node(host: str) -> tuple[str, ...]:
+        listen = (f"--{kind}.host", host) if section.host in LOOPBACK else ()
+        reached = (f"--{kind}.advertise_host", host) if section.advertise_host in AUTO_HOSTS else ()
+        return (*listen, *reached)
+
+    return on_node
+
+
+def _service(config: Config, command: Command, members: Sequence[Member]) -> RemoteService:
+    return RemoteService(
+        command.name,
+        command.log_path,
+        command.hint,
+        members,
+        config.ray.place_seconds,
+        # Without a server or a reward service others go on, and the trainer says when nothing does; not so without it.
+        may_wait_later=command.name != TRAINER,
+    )
+
+
+def _shown(bundle: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())

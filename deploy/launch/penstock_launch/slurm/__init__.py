@@ -1,0 +1,1 @@
+"""`penstock launch slurm`: one heterogeneous job, its submission from outside and its launcher within."""

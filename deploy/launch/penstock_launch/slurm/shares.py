@@ -1,0 +1,78 @@
+"""What each component of the job has, and what each service in it gets: whole nodes in, even shares out.
+
+Pure. Owns the rule that services of a kind are spread evenly over the component's nodes. Called by the renderer and by
+the job's `place`.
+"""
+
+from dataclasses import dataclass
+
+from penstock.config import Config, SlurmComponentSection
+from penstock.errors import ConfigError
+
+COMPONENTS = ("services", "rollout", "trainer")  # in the order of the job; its number is srun's --het-group
+COMPONENT_OF_KIND = {"reward": "services", "rollout": "rollout", "trainer": "trainer"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one service gets: nodes, and on each of them CPUs and GPUs."""
+
+    num_nodes: int
+    cpus: int
+    gpus: int
+
+
+def section_of(config: Config, component: str) -> SlurmComponentSection:
+    """The keys of a component, with those of the whole job where it has none of its own."""
+    slurm = config.slurm
+    section = {"services": slurm.services, "rollout": slurm.rollout, "trainer": slurm.trainer}[component]
+    return section.model_copy(
+        update={
+            "partition": section.partition or slurm.partition,
+            "sbatch": (*slurm.sbatch, *section.sbatch),
+            "srun": section.srun or slurm.srun,
+            "prefix": section.prefix or slurm.prefix,
+            "python": section.python or slurm.python,
+        }
+    )
+
+
+def share_of(config: Config, kind: str) -> Share:
+    """What a service of a kind gets; ConfigError where a node has too little for the services on it."""
+    component = COMPONENT_OF_KIND[kind]
+    section = section_of(config, component)
+    if kind == "trainer":
+        _check_ranks(config, section)
+        return Share(section.nodes, section.cpus_per_node, section.gpus_per_node)
+    key, count = {
+        "reward": ("reward.num_services", config.reward.num_services),
+        "rollout": ("rollout.num_servers", config.rollout.num_servers),
+    }[kind]
+    per_node = -(-count // section.nodes)
+    if kind == "rollout" and count < section.nodes:
+        raise ConfigError(
+            f"{key} is {count} and slurm.{component}.nodes {section.nodes}: expected at least one for each node; "
+            "raise the former or lower the latter"
+        )
+    cpus, gpus = section.cpus_per_node // per_node, section.gpus_per_node // per_node
+    if cpus == 0 or (gpus == 0 and section.gpus_per_node):
+        what, has = ("cpus", section.cpus_per_node) if cpus == 0 else ("gpus", section.gpus_per_node)
+        raise ConfigError(
+            f"slurm.{component}.{what}_per_node is {has} and {key} {count} on {section.nodes} nodes: expected at least "
+            f"one for each of the {per_node} services of a node; raise the former, or slurm.{component}.nodes"
+        )
+    return Share(1, cpus, gpus)
+
+
+def _check_ranks(config: Config, section: SlurmComponentSection) -> None:
+    num_ranks, nodes = config.trainer.num_ranks, section.nodes
+    if num_ranks % nodes:
+        raise ConfigError(
+            f"trainer.num_ranks is {num_ranks} and slurm.trainer.nodes {nodes}: expected a multiple of the latter, the "
+            "same number of ranks on each node"
+        )
+    if section.gpus_per_node and num_ranks // nodes > section.gpus_per_node:
+        raise ConfigError(
+            f"slurm.trainer.gpus_per_node is {section.gpus_per_node} and trainer.num_ranks {num_ranks} on {nodes} "
+            "nodes: expected a GPU for each rank; raise the former or lower the latter"
+        )

@@ -1,0 +1,74 @@
+"""`penstock launch slurm`: the run's folder made ready, the job script rendered and submitted.
+
+Owns what is done before a job exists; all else is done by the job itself. Called by the command line.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.config import Config
+from penstock.errors import ConfigError
+from penstock_launch.run_folder import RunFolder, write_atomically
+from penstock_launch.services import service_environment
+from penstock_launch.slurm import scheduler
+from penstock_launch.slurm.attempt import FOLDER
+from penstock_launch.slurm.known import is_active, job_states, known_job, remember_job
+from penstock_launch.slurm.render import JOB_LOG, TEMPLATE, render
+
+LOOPBACK = "127.0.0.1"
+
+
+def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: bool) -> list[str]:
+    """What to print: the script that would be submitted, or what was."""
+    config = for_cluster(config)
+    script = render(config, Path.cwd())
+    if render_only:
+        return script.splitlines()
+    folder = RunFolder(config.run)
+    _require_no_job(folder)
+    with folder.locked():
+        continues = folder.prepare()
+        folder.forget_queue()  # of a job that was cut off
+        folder.write_config(config)
+        (folder.path / FOLDER).mkdir(exist_ok=True)
+        path = folder.path / FOLDER / TEMPLATE
+        write_atomically(path, script.encode())
+        job_id = scheduler.submit(path, service_environment(config, config.redis, environ))
+        remember_job(folder, job_id)
+    return [
+        f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}",
+        f"submitted as Slurm job {job_id}",
+        f"  logs        {folder.logs} ({JOB_LOG}: the launcher's)",
+        "  state       penstock status --config FILE",
+        "  to end it   penstock cancel --config FILE; to go on after that, the same command again",
+    ]
+
+
+def for_cluster(config: Config) -> Config:
+    """The configuration that services on several nodes need: reachable addresses, and weights that all of them see."""
+    root = Path(config.run.root).resolve()
+    weights = config.weights
+    if not weights.folder:  # the default may be the memory of one host
+        weights = weights.model_copy(update={"folder": str(root / config.run.name / "weights")})
+
+    def reachable(host: str) -> dict[str, str]:
+        return {"host": config.slurm.listen_host} if host == LOOPBACK else {}
+
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"root": str(root)}),
+            "weights": weights,
+            "rollout": config.rollout.model_copy(update=reachable(config.rollout.host)),
+            "reward": config.reward.model_copy(update=reachable(config.reward.host)),
+            "trainer": config.trainer.model_copy(update=reachable(config.trainer.host)),
+        }
+    )
+
+
+def _require_no_job(folder: RunFolder) -> None:
+    states = job_states(folder)
+    if is_active(states):
+        raise ConfigError(
+            f"run.name: {folder.run.name!r} is running already (Slurm job {known_job(folder)}, {states[0].state}); "
+            "end it with `penstock cancel`, or choose another run.name"
+        )

@@ -1,0 +1,1 @@
+../launch/penstock_launch/slurm/job.sh

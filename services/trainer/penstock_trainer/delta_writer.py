@@ -1,0 +1,141 @@
+"""Writes versions as what changed since the one before, and keeps the last one whole to compare with.
+
+Owns that whole copy, in a folder of this process on its own host. Invariant: the copy holds the bits of the version
+that was written last, or counts as empty. Each piece of a tensor is compared while it is in the processor's cache, so
+that neither the weights nor their changes are in memory twice. Called by staging.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from penstock.delta_codec import Numbers, encode, unchanged
+from penstock.local_folder import LocalFolder
+from penstock.manifest import Delta, TensorDelta, TensorEntry, identity_digest, tensor_bytes
+from penstock_trainer.weight_files import WEIGHTS_NAME, Format, Weights, write_all, write_weights
+
+DELTA_NAME = "delta.bin"
+COPY_BYTES = 1 << 24
+BITS = {"float32": np.uint32, "bfloat16": np.uint16}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The version that the copy holds: the name of its folder, and what is in it."""
+
+    name: str
+    tensors: dict[str, TensorEntry]
+
+
+class DeltaWriter:
+    """Deltas of one trainer's versions: the first is whole, and after that every `full_every`th is both."""
+
+    def __init__(self, claim: Callable[[int], LocalFolder], form: Format, full_every: int) -> None:
+        """`claim`: bytes needed -> the folder of the copy."""
+        self._claim = claim
+        self._form = form
+        self._full_every = full_every
+        self._folder: LocalFolder | None = None
+        self._base: Base | None = None
+        self._num_since_whole = 0
+
+    @property
+    def copy_bytes(self) -> int:
+        """Size of the whole copy."""
+        return self._copy.stat().st_size
+
+    @property
+    def whole_is_due(self) -> bool:
+        """Whether the version written last must be there whole too."""
+        return self._num_since_whole >= self._full_every
+
+    def write(
+        self, folder: Path, name: str, weights: Weights, *, durable: bool
+    ) -> tuple[dict[str, TensorEntry], Delta | None]:
+        """Write the delta of `weights` into `folder`, which will be called `name`; entries of all tensors.
+
+        No delta: there is nothing that it could be to.
+        """
+        base, self._base = self._base, None
+        if base is None:
+            needed_bytes = sum(map(self._form.num_bytes, weights.shapes.values()))
+            self._folder = self._folder or self._claim(needed_bytes)
+            tensors, delta = write_weights(self._copy, weights, self._form, durable=False), None
+            self._num_since_whole = self._full_every
+        else:
+            tensors, delta = self._write_delta(folder / DELTA_NAME, base, weights, durable)
+            self._num_since_whole += 1
+        self._base = Base(name, tensors)
+        return tensors, delta
+
+    def copy_whole(self, target: Path, *, durable: bool) -> None:
+        """Write the version that was written last, whole, over what is there."""
+        target.touch()
+        with self._copy.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as file:
+            buffer = memoryview(bytearray(COPY_BYTES))
+            while num_bytes := source.readinto(buffer):
+                write_all(file, buffer[:num_bytes])
+            file.truncate()
+            if durable:
+                os.fsync(file.fileno())
+        self._num_since_whole = 0
+
+    def close(self) -> None:
+        """Remove the copy."""
+        self._base = None
+        if self._folder is not None:
+            self._folder.release()
+            self._folder = None
+
+    @property
+    def _copy(self) -> Path:
+        assert self._folder is not None
+        return self._folder.path / WEIGHTS_NAME
+
+    def _write_delta(
+        self, path: Path, base: Base, weights: Weights, durable: bool
+    ) -> tuple[dict[str, TensorEntry], Delta]:
+        copy = tensor_bytes(self._copy, base.tensors, writable=True)
+        tensors: dict[str, TensorEntry] = {}
+        deltas: dict[str, TensorDelta] = {}
+        with path.open("wb") as file:
+            for name, pieces in self._form.chunks(weights):
+                old = base.tensors[name]
+                bits_N = np.frombuffer(copy[name], BITS[self._form.dtype])
+                digest, delta = _write_tensor(file, bits_N, pieces)
+                tensors[name] = TensorEntry(old.file, old.dtype, old.shape, digest)
+                if delta is not None:
+                    deltas[name] = delta
+            file.truncate()
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        base_digest = identity_digest({name: entry.digest for name, entry in base.tensors.items()})
+        return tensors, Delta(base.name, base_digest, path.name, deltas)
+
+
+def _write_tensor(file: BinaryIO, bits_N: Numbers, pieces: Iterator[memoryview]) -> tuple[str, TensorDelta | None]:
+    """Bring a tensor's bits up to date piece by piece; their digest, and where its delta was written if it has one."""
+    whole, coded = xxhash.xxh3_64(), xxhash.xxh3_64()
+    start, done, changed = file.tell(), 0, False
+    for piece in pieces:
+        new = np.frombuffer(piece, bits_N.dtype)
+        old = bits_N[done : done + len(new)]
+        block = encode(old, new)
+        if block:
+            old[:] = new
+            changed = True
+        whole.update(piece)
+        data = block or unchanged(len(new))
+        coded.update(data)
+        file.write(data)
+        done += len(new)
+    if changed:
+        return whole.hexdigest(), TensorDelta(start, file.tell() - start, coded.hexdigest())
+    file.seek(start)  # the next tensor's takes its place
+    return whole.hexdigest(), None

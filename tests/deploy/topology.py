@@ -1,0 +1,116 @@
+"""A clone of this repository and the containers that `docker compose` makes of it, for the tests of this folder."""
+
+import json
+import re
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CALL_SECONDS = 60.0
+POLL_SECONDS = 1.0
+RECORD = "runs/demo/steps.jsonl"  # in the containers of trainer and rollout
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container at one time. Two lives of it differ in `started`."""
+
+    id: str
+    service: str
+    state: str
+    health: str
+    exit_code: int
+    started: str
+
+
+class Topology:
+    """One project of docker compose. Everything goes through its command line and the ports that it publishes."""
+
+    def __init__(self, folder: Path, project: str) -> None:
+        self.folder = folder
+        self.project = project
+
+    def compose(self, *arguments: str, timeout_seconds: float = CALL_SECONDS, check: bool = True) -> str:
+        """What the command prints; AssertionError with all of it when it fails."""
+        command = ["docker", "compose", "--project-name", self.project, *arguments]
+        ran = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout_seconds)
+        if check and ran.returncode != 0:
+            raise AssertionError(f"{' '.join(command)}: exit code {ran.returncode}\n{ran.stdout}\n{ran.stderr}")
+        return ran.stdout
+
+    def up(self, *arguments: str, timeout_seconds: float = 600) -> None:
+        """Return when every container is healthy."""
+        self.compose("up", "--detach", "--wait", "--quiet-pull", *arguments, timeout_seconds=timeout_seconds)
+
+    def containers(self, service: str = "") -> list[Container]:
+        """All of a service, or of all services, those that have ended among them."""
+        ids = self.compose("ps", "--all", "--quiet", *([service] if service else [])).split()
+        if not ids:
+            return []
+        listed = subprocess.run(["docker", "inspect", *ids], check=True, capture_output=True, text=True).stdout
+        return [
+            Container(
+                id=each["Id"],
+                service=each["Config"]["Labels"]["com.docker.compose.service"],
+                state=each["State"]["Status"],
+                health=each["State"].get("Health", {}).get("Status", ""),
+                exit_code=each["State"]["ExitCode"],
+                started=each["State"]["StartedAt"],
+            )
+            for each in json.loads(listed)
+        ]
+
+    def only(self, service: str) -> Container:
+        """The container of a service that has one."""
+        [container] = self.containers(service)
+        return container
+
+    def shell(self, service: str, script: str) -> str:
+        """What `sh` prints in the container of a service."""
+        return self.compose("exec", "-T", service, "sh", "-ec", script)
+
+    def get(self, service: str, port: int, path: str, **headers: str) -> Any:
+        """JSON from a published port; None where nothing answers, as while a service starts again."""
+        address = self.compose("port", service, str(port), check=False).strip()
+        if not address:
+            return None
+        request = urllib.request.Request(f"http://{address}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return None
+
+    def status(self) -> dict[str, Any]:
+        """What the trainer tells; empty while it starts."""
+        return self.get("trainer", 8000, "/v1/status") or {}
+
+    def step(self) -> int:
+        """Trained steps; -1 while the trainer starts."""
+        return int(self.status().get("step", -1))
+
+    def trained_steps(self) -> list[int]:
+        """The steps in the run's own record, in its order."""
+        text = self.shell("trainer", f"cat {RECORD}")
+        return [json.loads(line)["step"] for line in text.splitlines()]
+
+    def logs(self) -> str:
+        """The end of all logs, for a failure; without colours."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.compose("logs", "--no-color", "--tail", "40", check=False))
+
+
+def until(look: Callable[[], T], seconds: float, what: str, topology: Topology) -> T:
+    """The first answer of `look` that is true; AssertionError with the logs when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {seconds:g} s not {what}: saw {seen!r}\n{topology.logs()}")
+        time.sleep(POLL_SECONDS)
+    return seen

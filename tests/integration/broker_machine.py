@@ -1,0 +1,135 @@
+"""One run on a real queue that is moved at random, and what must be so after every step.
+
+Owns everything that outlives a step: the workers and trainers (`broker_workers`, `broker_trainer`), step files, and
+what has been lost or duplicated. `broker_rules` says what may happen to it. Called by `broker_rules`.
+"""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
+
+from penstock.broker import Queue, Stage, Worker, connect
+from penstock.config import Config
+from penstock.ledger import LedgerState
+from penstock.tickets import TicketState
+from tests.integration.broker_entries import Entry, entries_of, holder_of
+from tests.integration.broker_trainer import INITIAL, TrainerLife, lease_of, next_life
+from tests.integration.broker_workers import Holder, Holding
+
+T = TypeVar("T")
+NUM_ROLLOUT, NUM_REWARD = 2, 1
+
+
+def without_waiting(config: Config, *, max_staleness: int) -> Config:
+    """Nobody dies and nothing is free because time went by."""
+    staleness = replace_section(
+        config.staleness, heartbeat_seconds=3600, claim_idle_seconds=3600, max_staleness=max_staleness
+    )
+    return config.model_copy(update={"staleness": staleness, "actor": replace_section(config.actor, group_size=2)})
+
+
+def replace_section(section: Any, **changes: Any) -> Any:
+    return section.model_copy(update=changes)
+
+
+class RunMachine(RuleBasedStateMachine):
+    """One run of ten tickets."""
+
+    runner: ClassVar[asyncio.Runner]
+    base: ClassVar[Config]
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+    @initialize(batch_size=st.integers(1, 3), max_staleness=st.integers(0, 2), dynamic_sampling=st.booleans())
+    def begin(self, batch_size: int, max_staleness: int, dynamic_sampling: bool) -> None:
+        name = f"stateful-{uuid.uuid4().hex[:12]}"
+        config = self.base.model_copy(update={"run": self.base.run.model_copy(update={"name": name})})
+        self.config = without_waiting(config, max_staleness=max_staleness)
+        self.batch_size, self.dynamic_sampling = batch_size, dynamic_sampling
+        self.queue: Queue = self.run(connect(self.config))
+        self.files: dict[str, tuple[int, ...]] = {}
+        self.ghosts: list[Holder] = []
+        self.zombies: list[TrainerLife] = []
+        self.saved: dict[bytes, bytes] | None = None
+        self.duplicated: set[int] = set()
+        self.num_failed_rewards = 0
+        self.holders = [self.new_holder(Stage.TICKETS) for _ in range(NUM_ROLLOUT)]
+        self.holders += [self.new_holder(Stage.ROLLOUTS) for _ in range(NUM_REWARD)]
+        self.start_trainer(bits=0)
+        self.run(self.trainer.announce())
+
+    def new_holder(self, stage: Stage) -> Holder:
+        return Holder(Worker(self.queue, stage, self.config.staleness), stage, INITIAL)
+
+    def start_trainer(self, bits: int) -> None:
+        make = next_life(
+            self.queue,
+            self.config,
+            batch_size=self.batch_size,
+            dynamic_sampling=self.dynamic_sampling,
+            above=max((lease_of(name) for name in self.files), default=0),
+        )
+        self.trainer = self.run(make)
+        self.run(self.trainer.begin(self.ledger(), bits))
+
+    def ledger(self) -> LedgerState:
+        return self.run(self.trainer.queue.ledger())
+
+    def held(self, holders: list[Holder]) -> list[tuple[Holder, Holding]]:
+        return [(holder, holding) for holder in holders for holding in holder.holds]
+
+    def publish(self, holder: Holder, holding: Holding, values: tuple[float | None, ...]) -> None:
+        owner = self.run(holder_of(self.queue, holding.delivery))
+        if holder.stage is Stage.ROLLOUTS and None in values:
+            self.num_failed_rewards += 1
+        assert self.run(holder.publish(holding, values)) == (owner == holder.worker.name)
+
+    def entries(self) -> list[Entry]:
+        return self.run(entries_of(self.queue))
+
+    @invariant()
+    def every_ticket_is_in_exactly_one_place(self) -> None:
+        ledger, live = self.ledger(), self.run(self.trainer.queue.live())
+        counters = self.run(self.trainer.queue.counters())
+        trained = Counter(ticket for record in ledger.steps for ticket in record.tickets)
+        assert not [ticket for ticket, times in trained.items() if times > 1], "trained twice"
+        assert not trained.keys() & ledger.dropped.keys(), "trained and dropped"
+        assert [record.step for record in ledger.steps] == list(range(len(ledger.steps)))
+        assert all(self.files[record.file] == record.tickets for record in ledger.steps)
+        ended = trained.keys() | ledger.dropped.keys()
+        issued = set(range(counters.next_number))
+        assert ended <= issued
+        assert issued - ended <= live.keys(), "a ticket is nowhere"
+        assert live.keys() <= issued - ledger.dropped.keys()
+        assert len(live) <= self.trainer.credits, "more outstanding than credits"
+        assert counters.issued == counters.next_number
+        assert counters.trained == len(trained)
+        assert Counter(ledger.dropped.values()) == Counter(counters.dropped)
+        places: dict[int, list[str]] = {}
+        for entry in self.entries():
+            places.setdefault(entry.ticket, []).append(entry.place)
+        for ticket, place in live.items():
+            if ticket in trained:
+                assert place.startswith("committed|")
+            elif ticket in self.duplicated:
+                assert places.get(ticket)
+            else:
+                assert places.get(ticket) == [place]
+        assert {ticket for ticket in places if ticket in ended} <= self.duplicated
+        self.the_book_is_what_the_ledger_says()
+
+    def the_book_is_what_the_ledger_says(self) -> None:
+        book, ledger = self.trainer.book, self.ledger()
+        live = self.run(self.trainer.queue.live())
+        states = book.outstanding
+        assert states.keys() == live.keys()
+        committed = {ticket for ticket, state in states.items() if state is TicketState.COMMITTED}
+        assert committed == live.keys() & ledger.trained.keys()
+        assert book.num_steps == len(ledger.steps)
+        assert book.next_number == self.run(self.trainer.queue.counters()).next_number

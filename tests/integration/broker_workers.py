@@ -1,0 +1,72 @@
+"""Rollout servers and reward workers that a test moves by hand over a real queue.
+
+Owns what stands outside the queue, who holds what and which weights a server serves; what one does goes through the
+product's own classes. Time decides nothing: nobody beats or renews but where a test says so. Called by
+`broker_machine` and its rules.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penstock.broker import Announcement, Delivery, Stage, Worker
+from penstock.contracts import (
+    Completion,
+    PolicyIdentity,
+    RolloutGroup,
+    Score,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    decode,
+    pack_float32,
+    pack_int32,
+)
+
+
+@dataclass
+class Holding:
+    """A message that a worker took, and the weights that its server had then."""
+
+    delivery: Delivery
+    message: Ticket | RolloutGroup
+    policy: PolicyIdentity
+
+
+@dataclass
+class Holder:
+    """One rollout or reward worker. It does not know whether others believe it dead."""
+
+    worker: Worker
+    stage: Stage
+    policy: PolicyIdentity
+    lease: int = 0
+    holds: list[Holding] = field(default_factory=list)
+
+    def load(self, announcement: Announcement) -> None:
+        self.policy, self.lease = announcement.identity, announcement.lease
+
+    def is_behind(self, announcement: Announcement) -> bool:
+        """The weights of a later trainer count, even if its version is a lower one."""
+        return (self.lease, self.policy.number) < (announcement.lease, announcement.identity.number)
+
+    async def take(self) -> Holding | None:
+        is_rollout = self.stage is Stage.TICKETS
+        delivery = await self.worker.take(self.stage, self.policy.number if is_rollout else None)
+        if delivery is None:
+            return None
+        message = decode(delivery.payload, Ticket if is_rollout else RolloutGroup)
+        assert isinstance(message, Ticket | RolloutGroup)
+        holding = Holding(delivery, message, self.policy)
+        self.holds.append(holding)
+        return holding
+
+    async def publish(self, holding: Holding, values: Sequence[float | None]) -> bool:
+        """Hand the result over: tokens of the weights at the start and of those at the end, or scores."""
+        self.holds.remove(holding)
+        if isinstance(holding.message, Ticket):
+            spans = (VersionSpan(holding.policy, 0, 1), VersionSpan(self.policy, 1, 2))
+            completion = Completion(pack_int32([5, 6]), b"\x01\x01", pack_float32([-0.5, -0.5]), spans, "5", "stop")
+            group = RolloutGroup(holding.message, (completion,) * len(holding.message.seeds), "server", 1.0, 2.0)
+            return await self.worker.hand_over(holding.delivery, group, Stage.ROLLOUTS)
+        scores = tuple(Score(None, "it raised") if value is None else Score(value) for value in values)
+        return await self.worker.hand_over(holding.delivery, ScoredGroup(holding.message, scores), Stage.SCORED)

@@ -1,0 +1,68 @@
+"""What a launch on a Ray cluster decides before Ray is asked: addresses, folders, which ending explains the others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.config import Config, RaySection
+from penstock.errors import ConfigError
+from penstock.settings import build_config
+from penstock_launch.on_ray.command import for_cluster
+
+
+def config(**sections: Any) -> Config:
+    return build_config({"actor": {"path": "m"}, "data": {"train": {"path": "d.jsonl"}}, **sections}, {}, {})
+
+
+def test_paths_mean_the_same_on_every_node_and_weights_are_where_all_see_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = for_cluster(config(run={"name": "r", "root": "runs"}))
+    assert found.run.root == str(tmp_path / "runs")
+    assert found.weights.folder == str(tmp_path / "runs" / "r" / "weights")
+    assert for_cluster(config(weights={"folder": "w"})).weights.folder == str(tmp_path / "w")
+
+
+def test_a_service_listens_and_registers_where_other_nodes_reach_it() -> None:
+    site = pytest.importorskip("penstock_launch.on_ray.site", reason="Ray is not installed")
+    plain = config().rollout
+    assert site.overrides("rollout", plain)("10.0.0.7") == (
+        *("--rollout.host", "10.0.0.7"),
+        *("--rollout.advertise_host", "10.0.0.7"),
+    )
+    all_addresses = config(rollout={"host": "0.0.0.0", "advertise_host": "gw"}).rollout
+    assert site.overrides("rollout", all_addresses)("10.0.0.7") == ()
+
+
+def test_of_several_ranks_the_one_that_failed_by_itself_is_blamed() -> None:
+    remote = pytest.importorskip("penstock_launch.on_ray.remote", reason="Ray is not installed")
+    host = pytest.importorskip("penstock_launch.on_ray.host", reason="Ray is not installed")
+    noticed, failed = host.Ending(7, ("lost",)), host.Ending(2, ("trainer: config: why",))
+    found = remote.blamed([(0, noticed), (1, failed)], 2)
+    assert (found.exit_code, found.lines) == (2, ("trainer: config: why",))
+    assert found.words == "rank 1 of 2: exit code 2"
+    assert remote.blamed([(0, host.Ending(0)), (1, host.Ending(0))], 2).exit_code == 0
+    assert remote.blamed([(0, host.Ending(-9))], 1) == host.Ending(-9)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    cluster = pytest.importorskip("penstock_launch.on_ray.cluster", reason="Ray is not installed")
+    with pytest.raises(ConfigError, match=r"ray\.address: saw .*; expected auto or host:port of the head"):
+        cluster.Cluster(RaySection(address=address))
+
+
+@pytest.mark.parametrize(("content", "seen"), [(None, "sees no file"), (b"of another run", "sees another file")])
+async def test_a_node_that_does_not_share_the_folder_of_the_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, seen: str
+) -> None:
+    host = pytest.importorskip("penstock_launch.on_ray.host", reason="Ray is not installed")
+    monkeypatch.setattr(host, "SHARED_SECONDS", 0.0)
+    config_path = tmp_path / "config.yaml"
+    if content is not None:
+        config_path.write_bytes(content)
+    order = host.Order(("-c", ""), {}, tmp_path / "log", str(tmp_path), config_path, "the digest of the driver's")
+    with pytest.raises(ConfigError, match=rf"run\.root: node \S+ {seen} .*; set run\.root"):
+        await host.ServiceHost("rollout").start(order)

@@ -1,0 +1,231 @@
+"""A run in miniature as pure states: tickets, two workers that may crash anywhere, late results, announcements.
+
+What the model does in one step is one script of the broker, and its comment says which; a worker that is believed dead
+lives on and may hand over late. Each of the three staleness rules can be left out:
+
+    rule 1  a ticket keeps its credit until a version that includes its step is announced   TicketBook.announce
+    rule 2  a server that serves an older version than announced takes no ticket            scripts.TAKE
+    rule 3  what the engine asserts is checked before a batch is trained                    Consumer.next_batch
+
+Called by `test_tickets_exhaustive`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+TICKETS, HELD, ARRIVED, COMMITTED, TRAINED = "tickets", "held", "arrived", "committed", "trained"
+ORDER = {stage: rank for rank, stage in enumerate((TICKETS, HELD, ARRIVED, COMMITTED, TRAINED))}
+FREE = -1
+GONE = -1
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which rules the model obeys, and whether servers may lie about their version."""
+
+    keep_credits: bool = True
+    refuse_older: bool = True
+    check_versions: bool = True
+    liars: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A ticket: its stage, the worker that its entry is pending for, and the version that generated its group."""
+
+    stage: str = TICKETS
+    owner: int = FREE
+    made_by: int = 0
+    step: int = -1
+
+
+@dataclass(frozen=True)
+class Worker:
+    """version: that it serves; holds: the ticket that it believes to hold; started: the version it began with.
+
+    An entry that was replaced by another is GONE: the ids of entries never come back, so that no script can mistake it.
+    """
+
+    version: int = 0
+    holds: int | None = None
+    started: int = 0
+    alive: bool = True
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the queue, the trainer and the workers know."""
+
+    places: tuple[Place, ...] = ()
+    workers: tuple[Worker, ...] = (Worker(), Worker())
+    announced: int = 0
+    steps: int = 0
+    crashes: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """One small run: B tickets a step."""
+
+    rules: Rules
+    num_draws: int
+    batch_size: int = 1
+    max_staleness: int = 0
+    max_crashes: int = 2
+
+    @property
+    def credits(self) -> int:
+        return (self.max_staleness + 1) * self.batch_size
+
+    def start(self) -> State:
+        return self._issue(State())
+
+    def moves(self, state: State) -> Iterator[tuple[str, State]]:
+        for number, worker in enumerate(state.workers):
+            yield from self._worker_moves(state, number, worker)
+        batch = self.next_batch(state)
+        if batch:
+            stale = [n for n in batch if state.steps - state.places[n].made_by > self.max_staleness]
+            if stale and self.rules.check_versions:
+                yield f"reissue {stale}", _put_all(state, stale, _reissued)
+            else:
+                yield f"commit {batch}", self._commit(state, batch)
+        for version in range(state.announced + 1, state.steps + 1):
+            yield f"announce {version}", self._announce(state, version)
+
+    def _worker_moves(self, state: State, number: int, worker: Worker) -> Iterator[tuple[str, State]]:
+        if worker.holds is None:
+            for ticket, place in enumerate(state.places):
+                if self._may_take(state, worker, ticket):
+                    # scripts.TAKE: a free entry, or one whose holder's heartbeat has expired, becomes mine.
+                    taken = _put(state, ticket, replace(place, stage=HELD, owner=number))
+                    holding = replace(worker, holds=ticket, started=worker.version)
+                    yield f"{number} takes {ticket}", _with_worker(taken, number, holding)
+                    if state.crashes < self.max_crashes:
+                        # The answer is lost on a broken connection and the take is repeated: nobody renews this entry.
+                        yield f"{number} takes {ticket} unknowingly", replace(taken, crashes=state.crashes + 1)
+        else:
+            yield f"{number} hands over {worker.holds}", self._hand_over(state, number, worker)
+            # scripts.GIVE_BACK.
+            yield f"{number} gives back", self._let_go(state, number, worker)
+        if worker.version < state.steps:
+            # A push, or its own load: staged weights are at most those of the newest step.
+            yield (
+                f"{number} loads {worker.version + 1}",
+                _with_worker(state, number, replace(worker, version=worker.version + 1)),
+            )
+        if worker.alive and state.crashes < self.max_crashes:
+            # Its heartbeat has expired. Whether it really died shows in whether it ever moves again.
+            dead = _with_worker(state, number, replace(worker, alive=False))
+            yield f"{number} is believed dead", replace(dead, crashes=state.crashes + 1)
+        elif not worker.alive:
+            # scripts.BEAT of a worker that was only slow; a new process is one that holds nothing.
+            yield f"{number} beats again", _with_worker(state, number, replace(worker, alive=True))
+            yield f"{number} starts anew", self._start_anew(state, number, worker)
+
+    def _may_take(self, state: State, worker: Worker, ticket: int) -> bool:
+        place = state.places[ticket]
+        if self.rules.refuse_older and not self.rules.liars and worker.version < state.announced:
+            return False
+        if not worker.alive or place.stage not in (TICKETS, HELD):
+            return False
+        owner = state.workers[place.owner]
+        return place.stage == TICKETS or not (owner.alive and owner.holds == ticket)
+
+    def _start_anew(self, state: State, number: int, worker: Worker) -> State:
+        """A new process has a new name; what the old name holds is free, since that never beats again."""
+        mine = [ticket for ticket, place in enumerate(state.places) if place.owner == number]
+        return _put_all(_with_worker(state, number, Worker(version=worker.version)), mine, lambda _: Place())
+
+    def _hand_over(self, state: State, number: int, worker: Worker) -> State:
+        """scripts.HAND_OVER: XPENDING shows whether this very entry is mine; else nothing is published."""
+        idle = _with_worker(state, number, replace(worker, holds=None, started=0))
+        ticket = worker.holds
+        if ticket is None or ticket == GONE or state.places[ticket].owner != number:
+            return idle
+        # Running requests continue under newer weights: the oldest token is of the version at the start.
+        return _replaced(_put(idle, ticket, Place(ARRIVED, made_by=worker.started)), ticket)
+
+    def _let_go(self, state: State, number: int, worker: Worker) -> State:
+        idle = _with_worker(state, number, replace(worker, holds=None, started=0))
+        ticket = worker.holds
+        mine = ticket is not None and ticket != GONE and state.places[ticket].owner == number
+        return _put(idle, ticket, Place()) if mine and ticket is not None else idle
+
+    def next_batch(self, state: State) -> list[int]:
+        """TicketBook.next_batch: the shortest fully arrived prefix that fills a batch."""
+        batch: list[int] = []
+        for ticket, place in enumerate(state.places):
+            if place.stage in (COMMITTED, TRAINED):
+                continue
+            if place.stage != ARRIVED:
+                return []
+            batch.append(ticket)
+            if len(batch) == self.batch_size:
+                return batch
+        return []
+
+    def _commit(self, state: State, batch: list[int]) -> State:
+        """trainer_scripts.COMMIT; the update follows, so that versions count steps."""
+        after = _put_all(state, batch, lambda _: Place(COMMITTED, step=state.steps))
+        after = replace(after, steps=state.steps + 1)
+        return after if self.rules.keep_credits else self._issue(after)
+
+    def _announce(self, state: State, version: int) -> State:
+        """trainer_scripts.ANNOUNCE: announces, resolves and issues at once."""
+        done = [n for n, place in enumerate(state.places) if place.stage == COMMITTED and place.step < version]
+        after = _put_all(state, done, lambda _: Place(TRAINED))
+        return self._issue(replace(after, announced=version))
+
+    def _issue(self, state: State) -> State:
+        """TicketBook.issue."""
+        ended = {TRAINED} if self.rules.keep_credits else {TRAINED, COMMITTED}
+        outstanding = sum(place.stage not in ended for place in state.places)
+        count = max(0, min(self.credits - outstanding, self.num_draws - len(state.places)))
+        return replace(state, places=state.places + (Place(),) * count)
+
+    def check(self, before: State, after: State) -> str:
+        """What is wrong with a step; empty where nothing is."""
+        for ticket, place in enumerate(after.places):
+            was = before.places[ticket] if ticket < len(before.places) else place
+            if ORDER[place.stage] < ORDER[COMMITTED] <= ORDER[was.stage]:
+                return f"ticket {ticket} was trained and is {place}"
+            if (was.stage, place.stage) == (ARRIVED, COMMITTED) and place.step - was.made_by > self.max_staleness:
+                return f"ticket {ticket} is {place.step - was.made_by} versions stale"
+            if (place.stage == HELD) != (place.owner != FREE):
+                return f"ticket {ticket} is in two places: {place}"
+        if self.rules.keep_credits and sum(place.stage != TRAINED for place in after.places) > self.credits:
+            return "more outstanding than credits"
+        return ""
+
+
+def _reissued(place: Place) -> Place:
+    """trainer_scripts.REISSUE: a new entry, and the old one is gone."""
+    return Place()
+
+
+def _replaced(state: State, ticket: int) -> State:
+    """Whoever else believes to hold the entry of this ticket, holds what is GONE."""
+    workers = tuple(replace(each, holds=GONE, started=0) if each.holds == ticket else each for each in state.workers)
+    return replace(state, workers=workers)
+
+
+def mirrored(state: State) -> State:
+    """One of the two states that differ only in the numbers of the workers."""
+    first, second = state.workers
+    places = tuple(replace(p, owner=1 - p.owner) if p.owner != FREE else p for p in state.places)
+    return min(state, replace(state, workers=(second, first), places=places), key=repr)
+
+
+def _put(state: State, ticket: int, place: Place) -> State:
+    return replace(state, places=(*state.places[:ticket], place, *state.places[ticket + 1 :]))
+
+
+def _put_all(state: State, tickets: list[int], change: Callable[[Place], Place]) -> State:
+    for ticket in tickets:
+        state = _put(state, ticket, change(state.places[ticket]))
+    return state
+
+
+def _with_worker(state: State, number: int, worker: Worker) -> State:
+    return replace(state, workers=(*state.workers[:number], worker, *state.workers[number + 1 :]))
