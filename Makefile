@@ -24,10 +24,10 @@ PIP := -m pip --disable-pip-version-check install --quiet
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
 	@echo "make test    unit, integration and end-to-end tests"
-	@echo "make test-deploy  docker compose, Slurm and Ray on this host, each where it is installed"
+	@echo "make test-deploy  docker compose, Slurm, Ray and Prometheus on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for ten minutes; SEED= repeats a run"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
-	@echo "make docs    write docs/configuration.md from the code"
+	@echo "make docs    write what is generated: docs/configuration.md, docs/metrics.md, dashboards"
 	@echo "make envs    only the two Python environments"
 	@echo "make env     write .env with new secrets, for docker compose"
 	@echo "make clean   remove environments, models, runs and caches"
@@ -50,10 +50,14 @@ check: $(SERVICES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python docs/generate_metrics.py --check
+	@$(BIN)/python -m deploy.grafana --check
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 docs: $(SERVICES)
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/generate_metrics.py
+	@$(BIN)/python -m deploy.grafana
 
 # For docker compose; needs no Python. 192 random bits for each secret.
 env:

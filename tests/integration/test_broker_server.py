@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from penstock.broker import Queue, Stage, connect
+from penstock.broker import Queue, Stage, check_memory, connect, memory_use
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -48,11 +48,14 @@ async def test_a_full_redis_stops_work_and_loses_nothing(
 async def test_a_queue_that_is_too_small_is_refused(queue: Queue) -> None:
     await queue.client.config_set("maxmemory", "100mb")
     try:
-        await queue.check_memory(50 * 2**20)
+        await check_memory(queue, 50 * 2**20)
         with pytest.raises(ConfigError, match="maxmemory"):
-            await queue.check_memory(200 * 2**20)
+            await check_memory(queue, 200 * 2**20)
+        use = await memory_use(queue)
+        assert 0 < use.used_bytes < use.limit_bytes == 100 * 2**20
     finally:
         await queue.client.config_set("maxmemory", "0")
+    assert (await memory_use(queue)).limit_bytes > 100 * 2**20  # its host's
 
 
 async def test_an_unreachable_redis_is_named(queue_config: Config) -> None:

@@ -74,7 +74,7 @@ def test_only_the_engine_package_speaks_sglangs_protocol() -> None:
 
 
 def test_constraints_pin_plain_versions() -> None:
-    pin = re.compile(r"[\w.-]+==[\w.]+")
+    pin = re.compile(r"[\w.-]+==(?:\d+!)?[\w.]+")
     for name in ("services.txt", "sglang.txt"):
         lines = (ROOT / "constraints" / name).read_text().splitlines()
         assert [line for line in lines if not line.startswith("#") and not pin.fullmatch(line)] == []

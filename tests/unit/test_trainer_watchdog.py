@@ -86,3 +86,11 @@ async def test_an_engine_that_starts_is_waited_for(watchdog: Watchdog, queue: Fa
     assert not await ends_within(watchdog, 3 * STALL_SECONDS)
     queue.state = "serving"
     assert await ends_within(watchdog, 20 * STALL_SECONDS)
+
+
+async def test_the_time_without_progress_is_told(watchdog: Watchdog) -> None:
+    await asyncio.sleep(0.05)
+    assert 0.04 < watchdog.idle_seconds < 5
+    with watchdog.computing():
+        assert watchdog.idle_seconds == 0
+    assert watchdog.idle_seconds < 0.04

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from penstock.broker import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
+from penstock.local_folder import SHARED_MEMORY
 from penstock.manifest import read_manifest, verify
 from penstock_trainer.adapter import adapted, merged_weights
-from penstock_trainer.staging import SHARED_MEMORY, Staging
+from penstock_trainer.staging import Staging
 from penstock_trainer.transport_memory import CopiedVersions
 from penstock_trainer.transport_tensor import TensorTransport, shared_memory
 from penstock_trainer.transports import chosen

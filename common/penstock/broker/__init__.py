@@ -1,7 +1,21 @@
 """Everything that Penstock says to Redis, and nothing else does."""
 
 from penstock.broker.keys import Keys, Stage
+from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
 from penstock.broker.queue import Announcement, Queue, ServiceRecord, connect
 from penstock.broker.worker import Delivery, Worker
 
-__all__ = ["Announcement", "Delivery", "Keys", "Queue", "ServiceRecord", "Stage", "Worker", "connect"]
+__all__ = [
+    "Announcement",
+    "Delivery",
+    "Keys",
+    "MemoryUse",
+    "Queue",
+    "ServiceRecord",
+    "Stage",
+    "Worker",
+    "check_memory",
+    "connect",
+    "memory_use",
+    "needed_bytes",
+]

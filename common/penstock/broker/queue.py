@@ -115,7 +115,7 @@ class Queue:
         self.keys = keys
         self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
         self._timeout_seconds = timeout_seconds
-        self._shown_url = shown_url
+        self.shown_url = shown_url
         self._scripts: dict[str, Any] = {}
 
     async def close(self) -> None:
@@ -132,7 +132,7 @@ class Queue:
                 return await self.guard(registered(keys=list(keys), args=list(args)))
             except OutOfMemoryError as error:
                 if not warned:
-                    log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self._shown_url, error)
+                    log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self.shown_url, error)
                     warned = True
                 await asyncio.sleep(FULL_RETRY_SECONDS)
 
@@ -144,29 +144,29 @@ class Queue:
         except OutOfMemoryError:
             raise
         except AuthenticationError as error:
-            raise ConfigError(f"redis.url {self._shown_url}: {error}; set redis.password") from None
+            raise ConfigError(f"redis.url {self.shown_url}: {error}; set redis.password") from None
         except (ConnectionError, TimeoutError, OSError) as error:
             raise QueueError(
-                f"redis.url {self._shown_url}: no answer within {self._timeout_seconds:g} s "
+                f"redis.url {self.shown_url}: no answer within {self._timeout_seconds:g} s "
                 f"(redis.timeout_seconds; {error or 'it does not answer'}); "
                 "expected a running Redis or Valkey"
             ) from None
         except ResponseError as error:
             if (refused := refusal(str(error))) is not None:
                 raise refused from None
-            raise QueueError(f"Redis at {self._shown_url} refused a call: {error}") from error
+            raise QueueError(f"Redis at {self.shown_url} refused a call: {error}") from error
         except RedisError as error:
-            raise QueueError(f"Redis at {self._shown_url}: {error}") from error
+            raise QueueError(f"Redis at {self.shown_url}: {error}") from error
 
     async def check_server(self, *, make_groups: bool = True) -> str:
         """Name and version of the server; makes the consumer groups. ConfigError when it is too old or a cluster."""
         info = await self.guard(self.client.info("server"))
         version = str(info.get("redis_version", "0"))
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
-            raise ConfigError(f"redis.url {self._shown_url}: Redis {version}; expected 6.2 or newer, or Valkey")
+            raise ConfigError(f"redis.url {self.shown_url}: Redis {version}; expected 6.2 or newer, or Valkey")
         if "cluster" in (info.get("redis_mode"), info.get("server_mode")):  # the latter is Valkey's name for it
             raise ConfigError(
-                f"redis.url {self._shown_url}: a node of a Redis Cluster; expected a single server. A run has all its "
+                f"redis.url {self.shown_url}: a node of a Redis Cluster; expected a single server. A run has all its "
                 "keys in one hash slot, so that a cluster would serve it with one node at a time, and lose the last "
                 "acknowledged writes when another takes over"
             )
@@ -177,20 +177,10 @@ class Queue:
                 if "BUSYGROUP" not in str(error):
                     raise QueueError(f"cannot create the consumer group of {stage}: {error}") from error
             except (ConnectionError, TimeoutError, OSError) as error:
-                raise QueueError(f"redis.url {self._shown_url}: {error}") from None
+                raise QueueError(f"redis.url {self.shown_url}: {error}") from None
         if "valkey_version" in info:
             return f"Valkey {info['valkey_version']}"
         return f"Redis {version}"
-
-    async def check_memory(self, needed_bytes: int) -> None:
-        """ConfigError when the server may not use as much memory as the run can need."""
-        limit = int((await self.guard(self.client.info("memory"))).get("maxmemory", 0))
-        if limit and limit < needed_bytes:
-            raise ConfigError(
-                f"Redis at {self._shown_url} may use {limit / 2**20:.0f} MiB and this run can need "
-                f"{needed_bytes / 2**20:.0f} MiB for outstanding groups; raise its maxmemory, or lower "
-                "data.batch_size, actor.group_size, sampling.max_new_tokens or staleness.max_staleness"
-            )
 
     async def announced(self) -> Announcement | None:
         """The announced version, or None before the trainer has announced any."""
@@ -262,7 +252,7 @@ class Queue:
         found = [key.decode() async for key in self.client.scan_iter(match=pattern, count=500)]
         runs = sorted(key.partition("{")[2].removesuffix(f"}}{suffix}") for key in found)
         raise ConfigError(
-            f"run.name: Redis at {self._shown_url} knows no run {run!r}; expected "
+            f"run.name: Redis at {self.shown_url} knows no run {run!r}; expected "
             f"{'one of ' + ', '.join(runs) if runs else 'one that has begun, and there is none'}; "
             "check run.name and redis.url"
         )

@@ -5,13 +5,16 @@ dead shows. Called by `scoring` and `worker`.
 """
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
 
 from penstock_reward.messages import FailureKind, Outcome
 
 DURATION_BUCKETS_SECONDS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 VALUE_BUCKETS = (-10, -1, -0.5, 0, 0.25, 0.5, 0.75, 1, 2, 10)
+GroupOutcome = Literal["scored", "buried", "late"]
 
 
 class RewardMetrics:
@@ -19,6 +22,7 @@ class RewardMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._duration = Histogram(
             "penstock_reward_score_duration_seconds",
             "Duration of one call of a reward function, failed ones included",
@@ -38,16 +42,19 @@ class RewardMetrics:
             ["reason"],
             registry=self.registry,
         )
+        for reason in get_args(FailureKind):
+            self._failures.labels(reason)
         self._groups = Counter(
             "penstock_reward_groups",
             "Groups taken from the queue: scored, buried (malformed), late (another had taken over)",
             ["outcome"],
             registry=self.registry,
         )
+        for outcome in get_args(GroupOutcome):
+            self._groups.labels(outcome)
         self._workers = Gauge(
             "penstock_reward_workers_ready", "Worker processes that can run a call", registry=self.registry
         )
-
         self._breaker_open = Gauge(
             "penstock_reward_breaker_open",
             "1 while the function's circuit breaker keeps calls back (open or half open), else 0",
@@ -80,5 +87,5 @@ class RewardMetrics:
     def scored(self, value: float) -> None:
         self._value.observe(value)
 
-    def group_ended(self, outcome: str) -> None:
+    def group_ended(self, outcome: GroupOutcome) -> None:
         self._groups.labels(outcome).inc()

@@ -40,7 +40,7 @@ from penstock_reward.messages import (
 log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 120.0  # imports: reasoning_gym takes 3 s, a user's torch a minute on a cold disk
-REAP_SECONDS = 5.0  # after SIGKILL only the kernel itself can hold a process back
+REAP_SECONDS = 30.0  # after SIGKILL; a process that waits for a busy disk takes its time
 OUTPUT_CHUNK_BYTES = 1 << 16
 MAX_LOGGED_CHARS = 2000
 ENV_PREFIX = "PENSTOCK_"

@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 
 from penstock.broker import Announcement
 from penstock.errors import WeightsError
+from penstock.local_folder import SHARED_MEMORY
 from penstock.manifest import read_manifest, verify
 from penstock.transfer import CollectiveSource, DiskSource, Source, TensorSource
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.local_copy import LocalCopy
 
-SHARED_MEMORY = Path("/dev/shm")
 T = TypeVar("T")
 
 

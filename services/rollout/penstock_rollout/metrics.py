@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, nullcontext
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
+
+from penstock.metrics import SecondsCounter
 
 GROUP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 UPDATE_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
@@ -19,12 +21,12 @@ class RolloutMetrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = registry = CollectorRegistry()
         self._clock = clock
-        self._busy_since = 0.0
-        self._num_training = 0
         ProcessCollector(registry=registry)
         self._groups = Counter(
             "penstock_rollout_groups", "Groups by what became of them.", ["outcome"], registry=registry
         )
+        for outcome in get_args(Outcome):
+            self._groups.labels(outcome)
         self._completion_tokens = Counter(
             "penstock_rollout_completion_tokens", "Sampled tokens that were handed over.", registry=registry
         )
@@ -55,10 +57,11 @@ class RolloutMetrics:
         self._paused = Counter(
             "penstock_rollout_paused_seconds", "Time in which generation was paused for new weights.", registry=registry
         )
-        self._busy = Counter(
+        self._busy = SecondsCounter(
             "penstock_rollout_generation_busy_seconds",
             "Time in which at least one training group ran.",
             registry=registry,
+            clock=clock,
         )
         self._restarts = Counter("penstock_rollout_engine_restarts", "Engines started anew.", registry=registry)
 
@@ -66,21 +69,13 @@ class RolloutMetrics:
     def running(self, *, training: bool) -> Iterator[None]:
         """Around one group's request; training groups make the service busy, evaluation does not."""
         start = self._clock()
-        self._count_busy(+1 if training else 0)
         self._inflight.inc()
         try:
-            yield
+            with self._busy.counting() if training else nullcontext():
+                yield
         finally:
             self._inflight.dec()
-            self._count_busy(-1 if training else 0)
             self._duration.observe(self._clock() - start)
-
-    def _count_busy(self, change: int) -> None:
-        now = self._clock()
-        if self._num_training:
-            self._busy.inc(now - self._busy_since)
-        self._num_training += change
-        self._busy_since = now
 
     def group_ended(self, outcome: Outcome, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         self._groups.labels(outcome).inc()

@@ -120,7 +120,7 @@ class Consumer:
         if numbers:
             version = self.announced_version
             await self._queue.issue([self._draws.ticket(n, attempt=0, policy_version=version) for n in numbers])
-            self._metrics.tickets.labels(state="issued", reason="").inc(len(numbers))
+            self._metrics.queue.tickets.labels(state="issued", reason="").inc(len(numbers))
 
     async def next_batch(self, version: int) -> list[Arrival] | None:
         """The next batch, for weights of `version`; None while it is not complete.
@@ -190,7 +190,7 @@ class Consumer:
 
     async def _judge_dead(self, delivery: Delivery) -> None:
         """A note that a ticket's message is in the dead letters; one that names none of ours concerns nobody."""
-        self._metrics.dead_letters.labels(reason="reported").inc()
+        self._metrics.queue.dead_letters.labels(reason="reported").inc()
         if not await self._lose(delivery):
             await self._discard(delivery)
 
@@ -213,7 +213,7 @@ class Consumer:
     async def _judge_training(self, delivery: Delivery, scored: ScoredGroup) -> None:
         number = scored.group.ticket.number
         if not self._book.accepts(number):
-            self._metrics.duplicates.inc()
+            self._metrics.queue.duplicates.inc()
             await self._discard(delivery)
             return
         self.generation.add(scored.group)
@@ -232,14 +232,14 @@ class Consumer:
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         """A message that does not decode: to the dead letters, and its ticket, if it names one of ours, is poison."""
-        self._metrics.dead_letters.labels(reason="malformed").inc()
+        self._metrics.queue.dead_letters.labels(reason="malformed").inc()
         await self._worker.bury(delivery, reason)
         await self._lose(replace(delivery, entry_id="", reason=reason))
 
     async def _drop(self, delivery: Delivery, number: int, reason: str) -> None:
         await self._queue.drop(DropRecord(number, reason), delivery.entry_id)
         self._worker.forget(delivery)
-        self._metrics.tickets.labels(state="dropped", reason=reason).inc()
+        self._metrics.queue.tickets.labels(state="dropped", reason=reason).inc()
         if reason == STALE:
             self._book.expire(number)
             await self.refill()
@@ -263,7 +263,7 @@ class Consumer:
         log.warning("ticket %d is issued again: %s", number, why, extra={"attempt": attempt})
         await self._queue.reissue(ticket, delivery)
         self._worker.forget(delivery)
-        self._metrics.tickets.labels(state="reissued", reason=reason).inc()
+        self._metrics.queue.tickets.labels(state="reissued", reason=reason).inc()
 
     def _unknown_policy(self, scored: ScoredGroup) -> str:
         for completion in scored.group.completions:

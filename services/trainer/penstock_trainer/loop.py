@@ -12,7 +12,6 @@ ledger names it before its groups leave the queue, weights are recorded before t
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +138,7 @@ class Trainer:
             version=position.version,
             max_staleness=parts.config.staleness.max_staleness,
         )
-        parts.metrics.tickets.labels(state="reissued", reason="lost").inc(len(lost))
+        parts.metrics.queue.tickets.labels(state="reissued", reason="lost").inc(len(lost))
         if announced is not None:  # until the next one is: what a drop lets out carries it
             parts.consumer.announced_version = announced.identity.number
         parts.consumer.tickets_known.set()
@@ -154,7 +153,6 @@ class Trainer:
         """The next batch; None when nothing is left to train or the run is to stop."""
         parts = self._parts
         self._set_phase("waiting for a batch")
-        start = time.monotonic()
         stopping = asyncio.create_task(self._requests.stop.wait())
         try:
             while not (self._requests.stop.is_set() or parts.book.finished):
@@ -162,10 +160,10 @@ class Trainer:
                 batch = await parts.consumer.next_batch(self._version)
                 parts.reports.evals()
                 if batch is not None:
-                    parts.metrics.idle.inc(time.monotonic() - start)
                     return batch
                 changed = asyncio.create_task(parts.consumer.changed.wait())
-                await asyncio.wait({changed, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                with parts.metrics.idle.counting():
+                    await asyncio.wait({changed, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
                 parts.watchdog.progress()
         finally:
@@ -192,7 +190,8 @@ class Trainer:
         clock.lap("update")
         parts.watchdog.progress()
         self._version += int(result.changed)
-        await parts.releases.drained()
+        with parts.metrics.idle.counting():
+            await parts.releases.drained()
         clock.lap("push_wait")
         release = await self._stage(step + 1, changed=result.changed)
         await self._record_weights(release, record)

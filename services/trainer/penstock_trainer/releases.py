@@ -17,6 +17,7 @@ from penstock.tickets import TicketBook
 from penstock_trainer.consumer import Consumer
 from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import Evaluation
+from penstock_trainer.fences import Fences
 from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.publisher import Publisher, Push
 from penstock_trainer.status import Status
@@ -61,6 +62,7 @@ class Releases:
         self._idle = asyncio.Event()
         self._idle.set()
         self.last_eval_steps = -1
+        self.fences = Fences()
 
     async def publish_versions(self) -> None:
         """Publish what is submitted, for ever."""
@@ -89,15 +91,16 @@ class Releases:
         number = announcement.identity.number
         if release.changed:
             push = await self._publisher.push(announcement)
+            self.fences.pushed(announcement, push)
             self._note(push)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
         resolved = self._book.announce(release.num_steps)
-        self._metrics.tickets.labels(state="trained", reason="").inc(len(resolved))
+        self._metrics.queue.tickets.labels(state="trained", reason="").inc(len(resolved))
         self._consumer.announced_version = number
         numbers = self._book.issue()
         tickets = [self._draws.ticket(each, attempt=0, policy_version=number) for each in numbers]
         await self._queue.issue(tickets, announcement, resolved)
-        self._metrics.tickets.labels(state="issued", reason="").inc(len(tickets))
+        self._metrics.queue.tickets.labels(state="issued", reason="").inc(len(tickets))
         if self._evaluation.due(release.num_steps):
             await self.evaluate(release.num_steps, number)
 
@@ -106,7 +109,6 @@ class Releases:
         metrics.publish_duration.observe(push.seconds)
         metrics.pushes.labels(outcome="live").inc(len(push.live))
         metrics.pushes.labels(outcome="fenced").inc(len(push.fenced))
-        metrics.fenced_servers.set(len(push.fenced))
         metrics.push_exposed.labels(part="generation").inc(push.paused_seconds)
         self._status.fenced = push.fenced
         self._seconds["push"] += push.seconds

@@ -12,7 +12,7 @@ from penstock.contracts import ScoredGroup
 from penstock_trainer.consumer import Consumer
 from penstock_trainer.masking import oldest_trained_version
 from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.progress import Progress, StepLine
+from penstock_trainer.progress import Progress, StepLine, last_accuracy
 from penstock_trainer.resume import Replayed
 from penstock_trainer.status import RECENT_STEPS, Status
 from penstock_trainer.tracking import Tracking
@@ -58,6 +58,7 @@ class Reports:
         self._consumer = consumer
         self._tracking = tracking
         self._first = True
+        self._show_run()
 
     def step(
         self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]
@@ -91,16 +92,18 @@ class Reports:
         self._progress.add_step(line)
         self._tracking.step(line)
         self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
-        self._metrics.gap_to_ideal.set(self._progress.gap_to_ideal(last=RECENT_STEPS) or 0.0)
         self._status.steps = step + 1
+        self._show_run()
         log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
 
     def resumed(self, num_steps: int, replayed: Sequence[Replayed]) -> None:
         """Make the lines those of the ledger: a step whose trainer died before it told of it is told of now."""
         self._progress.forget_from(num_steps)
+        self._status.steps = num_steps
         for each in replayed:
             if not self._progress.knows(each.step):
                 self.step(each.step, each.groups, Clock(), each.result, each.versions)
+        self._show_run()
 
     def evals(self) -> None:
         """Report the evaluations that have been completed since the last call."""
@@ -108,8 +111,15 @@ class Reports:
             result = self._consumer.eval_results.pop(0)
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
-            self._metrics.heldout_accuracy.set(result.accuracy)
+            self._show_run()
             log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
+
+    def _show_run(self) -> None:
+        self._metrics.show_run(
+            num_steps=self._status.steps,
+            accuracy=last_accuracy(self._progress.evals),
+            gap_to_ideal=self._progress.gap_to_ideal(last=RECENT_STEPS),
+        )
 
 
 def outcome_of(result: StepResult) -> str:

@@ -1,4 +1,4 @@
-"""Once a second: depths of the queue, outstanding tickets, stragglers, and the sign of life that others see.
+"""Once a second: queue, outstanding tickets, stragglers, other services, and the sign of life that others see.
 
 Owns no state of its own; what it reads goes to metrics and status. Called by the wiring, beside the loop.
 """
@@ -6,12 +6,15 @@ Owns no state of its own; what it reads goes to metrics and status. Called by th
 import asyncio
 import os
 import socket
+from collections import Counter
 from dataclasses import dataclass
 
-from penstock.broker import Queue, ServiceRecord, Stage
+from penstock.broker import Queue, ServiceRecord, memory_use
 from penstock.contracts import PolicyIdentity
 from penstock.tickets import TicketBook
+from penstock_trainer.fences import Fences
 from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.scrape_targets import ScrapeTargets
 from penstock_trainer.status import Status
 from penstock_trainer.stragglers import Stragglers
 
@@ -25,6 +28,8 @@ class Sampler:
     queue: Queue
     book: TicketBook
     stragglers: Stragglers
+    fences: Fences
+    targets: ScrapeTargets
     metrics: TrainerMetrics
     status: Status
     name: str
@@ -42,18 +47,19 @@ class Sampler:
 
     async def _read(self) -> None:
         depths = await self.queue.depths()
-        ages = await self.queue.oldest_age_seconds()
-        for stream, depth in depths.items():
-            self.metrics.queue_groups.labels(stream=stream).set(depth)
-        for stage in Stage:
-            self.metrics.queue_oldest_age.labels(stream=stage).set(ages[stage])
+        self.metrics.queue.show_streams(depths, await self.queue.oldest_age_seconds())
+        self.metrics.queue.show_memory(await memory_use(self.queue))
+        records = await self.queue.services()
+        kinds = Counter(record.kind for record in records)
+        self.metrics.queue.show_services(kinds, self.fences.server_states(records))
+        await asyncio.to_thread(self.targets.write, records)
         self.status.queue = depths
 
     def _write(self) -> None:
         self.status.outstanding = len(self.book.outstanding)
-        self.metrics.tickets_outstanding.set(self.status.outstanding)
+        self.metrics.queue.outstanding.set(self.status.outstanding)
         self.status.oldest_waiting_seconds = self.stragglers.oldest_seconds
-        self.metrics.oldest_waiting.set(self.stragglers.oldest_seconds)
+        self.metrics.queue.oldest_waiting.set(self.stragglers.oldest_seconds)
         self.status.waiting_for = self.stragglers.straggler
 
     async def _register(self) -> None:

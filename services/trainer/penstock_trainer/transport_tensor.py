@@ -14,8 +14,9 @@ from torch import Tensor
 
 from penstock.broker import Announcement, ServiceRecord
 from penstock.errors import WeightsError
+from penstock.local_folder import SHARED_MEMORY
 from penstock.transfer import SharedBucket, TensorSource
-from penstock_trainer.staging import SHARED_MEMORY, WeightsSource
+from penstock_trainer.staging import WeightsSource
 from penstock_trainer.transport_memory import CopiedVersions
 from penstock_trainer.weight_files import Format
 

@@ -44,16 +44,20 @@ class Watchdog:
         """Something happened."""
         self._last_progress = asyncio.get_running_loop().time()
 
+    @property
+    def idle_seconds(self) -> float:
+        """Since something last happened; 0 while the trainer computes."""
+        return 0.0 if self._num_computing else asyncio.get_running_loop().time() - self._last_progress
+
     async def watch_progress(self) -> None:
         """StallError once nothing has happened for run.stall_seconds."""
         while True:
             await asyncio.sleep(min(LONGEST_CHECK_SECONDS, self._stall_seconds / CHECKS_PER_LIMIT))
             if self._num_computing or await self._engine_is_starting():
                 self.progress()
-            idle_seconds = asyncio.get_running_loop().time() - self._last_progress
-            if idle_seconds > self._stall_seconds:
+            if self.idle_seconds > self._stall_seconds:
                 raise StallError(
-                    f"no progress for {idle_seconds:.0f} s (run.stall_seconds), while {self._status.phase}: "
+                    f"no progress for {self.idle_seconds:.0f} s (run.stall_seconds), while {self._status.phase}: "
                     f"{await self.waiting_for()}"
                 )
 

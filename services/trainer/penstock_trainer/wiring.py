@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from penstock.address import advertised_host
-from penstock.broker import Queue, Worker, connect
+from penstock.broker import Queue, Worker, check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -42,6 +42,7 @@ from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.rollout_client import RolloutClient
 from penstock_trainer.sampler import Sampler
+from penstock_trainer.scrape_targets import ScrapeTargets
 from penstock_trainer.status import Status, expected_steps
 from penstock_trainer.step_files import StepFiles
 from penstock_trainer.stragglers import Stragglers
@@ -51,7 +52,6 @@ from penstock_trainer.transports import make_transport
 from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
 from penstock_trainer.watchdog import Watchdog
 
-BYTES_PER_TOKEN = 13  # 9 of a completion, the rest for text and overhead
 log = logging.getLogger(__name__)
 
 SUMMARY_FILE = "trainer_summary.json"
@@ -74,7 +74,7 @@ async def run_trainer(
     lease: Lease | None = None
     try:
         service.advertise(await advertised_host("trainer", config.trainer, config.redis.url))
-        await queue.check_memory(_queue_bytes(config))
+        await check_memory(queue, needed_bytes(config))
         _warn_of_idle_servers(config)
         step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
         lease = await acquire_lease(queue, config, above=step_files.highest_lease())
@@ -143,10 +143,15 @@ class _Run:
             trainer_queue, publisher, self._book, draws, self._consumer, evaluation, metrics, status
         )
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
+        metrics.watch_progress(lambda: self._watchdog.idle_seconds)
+        metrics.show_limits(config, status.total_steps)
+        self._targets = ScrapeTargets(config.run)
         self._sampler = Sampler(
             queue,
             self._book,
             Stragglers(queue, self._book, straggler_seconds=staleness.straggler_seconds),
+            self._releases.fences,
+            self._targets,
             metrics,
             status,
             self._name,
@@ -201,6 +206,7 @@ class _Run:
                 ),
                 train=self._train(),
             )
+            await asyncio.to_thread(self._targets.remove)
         finally:
             await asyncio.to_thread(self._tracking.close)
             await self._client.close()
@@ -270,12 +276,6 @@ def _warn_of_idle_servers(config: Config) -> None:
             credited,
             at_once,
         )
-
-
-def _queue_bytes(config: Config) -> int:
-    """What outstanding groups can take in the queue at the most."""
-    num_tokens = config.max_outstanding * config.actor.group_size * config.sampling.max_new_tokens
-    return num_tokens * BYTES_PER_TOKEN
 
 
 def _status(config: Config, folder: Path, num_prompts: int) -> Status:

@@ -1,0 +1,129 @@
+"""The dashboard of the generating side: servers, groups, tokens, weight updates."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.grafana.panels import RUN, TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+
+SERVER = "run, instance"
+GROUP = "penstock_rollout_group_duration_seconds"
+UPDATE = "penstock_rollout_weight_update_duration_seconds"
+
+FIGURES = (
+    Figure(
+        "Servers",
+        "Rollout services whose heartbeat is heard.",
+        "none",
+        Query(value("penstock_services", labels='kind="rollout"')),
+        decimals=0,
+        limits=(1, 0.5),
+    ),
+    Figure(
+        "Fenced servers",
+        "Servers that did not take the last pushed weights: they take no ticket until they have loaded them.",
+        "none",
+        Query(value("penstock_rollout_servers", labels='state="fenced"')),
+        decimals=0,
+        limits=(1, 2),
+    ),
+    Figure(
+        "Generated tokens",
+        "Tokens that all servers sample, per second, over the last 5 minutes.",
+        TOKENS,
+        Query(f"run:penstock_generated_tokens:rate5m{{{RUN}}}"),
+        decimals=0,
+    ),
+    Figure(
+        "Idle",
+        "Share of the time in which a server runs no training request, on average over the servers. High: the trainer "
+        "is the bottleneck, or credits are too few (staleness.max_staleness, data.batch_size).",
+        "percentunit",
+        Query(f"run:penstock_rollout_idle:ratio5m{{{RUN}}}"),
+        decimals=0,
+    ),
+    Figure(
+        "Versions behind",
+        "The trainer's version minus the oldest version that a server serves. 1 while a push runs.",
+        "none",
+        Query(f"{value('penstock_trainer_policy_version')} - {value('penstock_rollout_policy_version', how='min')}"),
+        decimals=0,
+    ),
+    Figure(
+        "Engine restarts",
+        "Inference engines that were started anew within the last hour.",
+        "none",
+        Query(f"sum by (run) (increase(penstock_rollout_engine_restarts_total{{{RUN}}}[1h]))"),
+        decimals=0,
+        limits=(1, 3),
+    ),
+)
+
+GRAPHS = (
+    Graph(
+        "Tokens per server",
+        "Sampled tokens of groups that were handed over, per second.",
+        TOKENS,
+        (Query(rate("penstock_rollout_completion_tokens_total", SERVER), "{{instance}}"),),
+        stacked=True,
+    ),
+    Graph(
+        "Groups that run",
+        "Groups on each engine; it is full at rollout.engine.max_running_requests / actor.group_size.",
+        "none",
+        (Query(value("penstock_rollout_inflight_groups", SERVER), "{{instance}}"),),
+        stacked=True,
+    ),
+    Graph(
+        "Duration of a group",
+        "From request to answer. Far apart: a few long completions hold up their batch (docs/staleness.md).",
+        "s",
+        (
+            Query(quantile(0.5, GROUP), "{{run}} median"),
+            Query(quantile(0.95, GROUP), "{{run}} 95 %"),
+        ),
+    ),
+    Graph(
+        "What became of groups",
+        "Groups per second by outcome. late and returned are work done twice; the server's log tells of engine_died, "
+        "rejected and failed.",
+        "cps",
+        (Query(rate("penstock_rollout_groups_total", "run, outcome"), "{{run}} {{outcome}}"),),
+        stacked=True,
+    ),
+    Graph(
+        "Servers by state",
+        "As their records and the pushes tell. waiting: without weights; updating: loads some.",
+        "none",
+        (Query(value("penstock_rollout_servers", "run, state"), "{{run}} {{state}}"),),
+        stacked=True,
+    ),
+    Graph(
+        "Policy version",
+        "What each server serves, and the trainer's own. They climb together.",
+        "none",
+        (
+            Query(value("penstock_rollout_policy_version", SERVER), "{{instance}}"),
+            Query(value("penstock_trainer_policy_version"), "{{run}} trainer"),
+        ),
+    ),
+    Graph(
+        "Weight updates",
+        "From the start of an update of one server until generation goes on.",
+        "s",
+        (
+            Query(quantile(0.5, UPDATE, "run, transport"), "{{run}} {{transport}} median"),
+            Query(quantile(0.95, UPDATE, "run, transport"), "{{run}} {{transport}} 95 %"),
+        ),
+    ),
+    Graph(
+        "Generation paused",
+        "Share of the time in which each server holds its requests for new weights.",
+        "percentunit",
+        (Query(rate("penstock_rollout_paused_seconds_total", SERVER), "{{instance}}"),),
+    ),
+)
+
+
+def rollout() -> Dashboard:
+    """The dashboard."""
+    text = "What the rollout servers do, and what new weights cost them."
+    return make_dashboard("rollout", "Rollout", text, (*FIGURES, *GRAPHS))

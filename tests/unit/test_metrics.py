@@ -1,0 +1,110 @@
+"""What all metrics have in common: names, labels, and values that say no more than is known."""
+
+import contextlib
+import math
+import re
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from penstock.broker import MemoryUse
+from penstock.metrics import SecondsCounter
+from penstock_reward.metrics import RewardMetrics
+from penstock_rollout.metrics import RolloutMetrics
+from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.progress import StepLine
+
+# What a label may tell apart; each has few values, which code or configuration fix. No ticket, group, process or host.
+LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}
+NOT_BASE_UNITS = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|mib|gib|percent|pct)(_total)?$")
+REGISTRIES = [RolloutMetrics().registry, RewardMetrics().registry, TrainerMetrics().registry]
+
+
+def names(registry: CollectorRegistry) -> list[str]:
+    return [family.name for family in registry.collect()]
+
+
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_names_begin_alike_and_are_in_base_units(registry: CollectorRegistry) -> None:
+    assert [name for name in names(registry) if not name.startswith(("penstock_", "process_"))] == []
+    assert [name for name in names(registry) if NOT_BASE_UNITS.search(name)] == []
+    assert all(family.documentation for family in registry.collect())
+
+
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_nothing_is_labelled_by_id(registry: CollectorRegistry) -> None:
+    used = {label for family in registry.collect() for sample in family.samples for label in sample.labels}
+    assert used <= LABELS
+    declared = {label for each in registry._collector_to_names for label in getattr(each, "_labelnames", ())}
+    assert declared <= LABELS
+
+
+def test_no_two_services_share_a_name() -> None:
+    own = [{name for name in names(registry) if name.startswith("penstock_")} for registry in REGISTRIES]
+    assert sum(map(len, own)) == len(set.union(*own))
+
+
+def test_a_counter_of_seconds_moves_while_something_goes_on() -> None:
+    now = 100.0
+    registry = CollectorRegistry()
+    counter = SecondsCounter("things_seconds", "Things.", registry=registry, clock=lambda: now)
+    assert registry.get_sample_value("things_seconds_total") == 0
+    with counter.counting():
+        now += 2
+        assert registry.get_sample_value("things_seconds_total") == 2
+        with counter.counting():
+            now += 3
+        assert counter.seconds == 5
+    now += 10
+    assert registry.get_sample_value("things_seconds_total") == 5
+    with contextlib.suppress(RuntimeError), counter.counting():
+        now += 1
+        raise RuntimeError
+    now += 10
+    assert counter.seconds == 6
+
+
+def test_what_is_not_known_is_no_number() -> None:
+    metrics = TrainerMetrics()
+    value = metrics.registry.get_sample_value
+    for name in ("trainer_reward_mean", "trainer_entropy", "trainer_gap_to_ideal_ratio", "eval_accuracy_ratio"):
+        assert math.isnan(value(f"penstock_{name}") or 0.0), name
+    metrics.show_run(num_steps=3, accuracy=0.0, gap_to_ideal=None)
+    assert value("penstock_eval_accuracy_ratio") == 0
+    assert value("penstock_trainer_run_steps") == 3
+    assert math.isnan(value("penstock_trainer_gap_to_ideal_ratio") or 0.0)
+
+
+def test_a_step_fills_what_it_knows() -> None:
+    metrics = TrainerMetrics()
+    seconds = {"wait": 1.0, "forward_backward": 2.0, "step": 4.0}
+    statistics = {"entropy": 0.5, "num_loss_tokens": 30.0, "masked_stale": 0.25, "num_packs": 1.0}
+    line = StepLine(3, 4, 0.5, (1, 2), 10.0, 14.0, seconds, 3.0, 50, 0.75, 1, 0.5, statistics)
+    metrics.observe_step(line, [0, 1], outcome="trained")
+    value = metrics.registry.get_sample_value
+    assert value("penstock_trainer_steps_total", {"outcome": "trained"}) == 1
+    assert value("penstock_trainer_steps_total", {"outcome": "non_finite"}) == 0
+    assert value("penstock_trainer_step_duration_seconds_sum", {"phase": "step"}) == 4
+    assert value("penstock_trainer_generation_seconds_total") == 3
+    assert value("penstock_trainer_tokens_total") == 30
+    assert value("penstock_trainer_masked_ratio", {"reason": "stale"}) == 0.25
+    assert value("penstock_trainer_staleness_mean_versions") == 0.5
+    assert value("penstock_trainer_staleness_versions_bucket", {"le": "0.0"}) == 1
+    assert value("penstock_trainer_entropy") == 0.5
+
+
+def test_the_queue_and_the_services_are_counted() -> None:
+    metrics = TrainerMetrics()
+    value = metrics.registry.get_sample_value
+    assert value("penstock_services", {"kind": "rollout"}) == 0
+    metrics.queue.show_memory(MemoryUse(used_bytes=10, limit_bytes=100))
+    metrics.queue.show_streams({"tickets": 3, "dead": 1}, {"tickets": 2.5})
+    metrics.queue.show_services({"rollout": 2, "trainer": 1}, {"serving": 1, "fenced": 1})
+    assert value("penstock_queue_memory_used_bytes") == 10
+    assert value("penstock_queue_memory_limit_bytes") == 100
+    assert value("penstock_queue_groups", {"stream": "dead"}) == 1
+    assert value("penstock_queue_oldest_age_seconds", {"stream": "tickets"}) == 2.5
+    assert value("penstock_services", {"kind": "rollout"}) == 2
+    assert value("penstock_rollout_servers", {"state": "fenced"}) == 1
+    metrics.queue.show_services({}, {})
+    assert value("penstock_rollout_servers", {"state": "fenced"}) == 0
