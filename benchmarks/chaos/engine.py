@@ -151,6 +151,9 @@ class PureEngine:
     async def nothing(self, _: dict[str, Any]) -> Any:
         return {}
 
+    async def detokenize(self, body: dict[str, Any]) -> Any:
+        return {"text": ["".join(self.letters.get(token, "") for token in tokens) for tokens in body["tokens"]]}
+
     async def server_info(self, _: dict[str, Any]) -> Any:
         return {"version": "0.5.21", "device": "cpu"}
 
@@ -172,6 +175,7 @@ class App:
             "/update_weights_from_disk": engine.load,
             "/flush_cache": engine.flush,
             "/abort_request": engine.abort,
+            "/detokenize": engine.detokenize,
             "/freeze_gc": engine.nothing,
             "/health": engine.nothing,
             "/server_info": engine.server_info,

@@ -59,17 +59,22 @@ class Part:
 NOTHING = Plan(kills={}, freezes={}, num_cuts=0, num_lost_tails=0, mean_pause_seconds=1, rest_seconds=1)
 
 
-def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
-    """Run a part in an empty folder; ChaosError unless every check holds."""
+def prepare(part: Part, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
+    """What a part needs, in an empty folder: its launch, not started yet; its own queue; what paces it."""
     folder.mkdir(parents=True)
     model, pace_file = folder / "model", folder / "pace"
     make_tiny_model(model)
     write_prompts(folder / "train.jsonl", NUM_PROMPTS, pace_file)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(part_config(part, folder)), encoding="utf-8")
-    record = Record(seed, part.name)
     queue = None if part.sglang_python else OwnQueue(folder / "queue")
-    launch = Launch(config, folder / "runs" / "chaos", queue.environment if queue else {})
+    return Launch(config, folder / "runs" / "chaos", queue.environment if queue else {}), queue, pace_file
+
+
+def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
+    """Run a part in an empty folder; ChaosError unless every check holds."""
+    launch, queue, pace_file = prepare(part, folder)
+    record = Record(seed, part.name)
     try:
         launch.start()
         disturber = Disturber(launch, part.plan, record, pace_file, part.paced_steps, queue)
@@ -107,6 +112,7 @@ def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
 def part_config(part: Part, folder: Path) -> dict[str, Any]:
     """The configuration of a part in its folder, as a document."""
     python = part.sglang_python or str(make_pure_engine(folder, part.token_seconds))
+    canary_tokens = 16 if part.sglang_python else 0  # the pure engine knows nothing of the model
     engine = {"python": python, "dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 32}
     return {
         "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},
@@ -116,6 +122,7 @@ def part_config(part: Part, folder: Path) -> dict[str, Any]:
             "folder": str(folder / "weights"),
             "full_every": part.full_every,
             "local_folder": str(folder / "local"),
+            "canary_tokens": canary_tokens,
         },
         "total_train_epochs": -(-part.num_tickets // NUM_PROMPTS),
         "optimizer": {"lr": 1.0e-3},

@@ -122,12 +122,29 @@ class WeightsSection(Section):
     host; empty: a memory-backed folder if there is room, else the host's temporary one."""
     rounding: Literal["dithered", "nearest"] = "dithered"
     """How float32 becomes bfloat16: a fixed offset before truncation shows small updates, nearest hides them."""
-    pause_mode: Literal["retract", "abort"] = "retract"
-    """retract: running requests continue under the new weights with their cache recomputed; abort: they start again."""
+    pause_mode: Literal["retract", "in_place", "abort"] = "retract"
+    """What running requests do when new weights come. retract: they go on with their cache recomputed by these;
+    in_place: with the cache that they have, which the old ones computed; abort: they end, and the service sends what is
+    left of them again, so that no answer of the engine outlives an update."""
     drain_seconds: Annotated[float, Field(ge=0)] = 0
     """Before a pause, let running groups finish for up to this long and take no new ones; pays for short ones."""
+    canary_tokens: Annotated[int, Field(ge=0, le=32)] = 16
+    """Probe tokens: after each load a server's log-probabilities of them must be the trainer's; 0: none, for an engine
+    that is no language model."""
+    canary_tolerance: Annotated[float, Field(ge=0)] = 0
+    """Largest mean absolute difference, in nats; 0: 0.002 where engine and trainer compute in float32, else 0.25."""
+    checksums: bool = False
+    """After each load also compare the checksum of every tensor that the engine holds with the files that it came from;
+    for engines on a CPU. Reads all weights twice while generation is paused."""
     push_timeout_seconds: Seconds = 120
     """A server that has not loaded a version by then is fenced until it has."""
+
+    @field_validator("canary_tokens")
+    @classmethod
+    def _one_token_says_nothing(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("expected 0 for none, or at least 2: the first token has no log-probability")
+        return value
 
     @model_validator(mode="after")
     def _deltas_are_files(self) -> "WeightsSection":

@@ -12,6 +12,7 @@
     |  '- EngineRejectedError  it refused the request (a fault of the request)
     |- WeightsError       weights that are missing, corrupt or not those asked for
     |  |- WeightsConflictError   an older version or a lower lease
+    |  |- WeightsMismatchError   an engine that serves other weights than it was given
     |  '- WeightsBusyError       another update runs
     |- RanksError         ranks of the trainer that cannot meet, or one that has ended   exit 7
     |- RewardError        a reward function that cannot be loaded or used
@@ -109,6 +110,12 @@ class WeightsConflictError(WeightsError):
     """A push with a lower lease or an older version than the one that is served: do not retry."""
 
     kind = "weights_conflict"
+
+
+class WeightsMismatchError(WeightsError):
+    """An engine whose answers are not those of the weights that it says it has loaded."""
+
+    kind = "weights_mismatch"
 
 
 class WeightsBusyError(WeightsError):

@@ -25,6 +25,7 @@ from penstock.errors import (
     WeightsBusyError,
     WeightsConflictError,
     WeightsError,
+    WeightsMismatchError,
 )
 
 RETRY_AFTER_SECONDS = 1  # a push takes about this long
@@ -34,6 +35,7 @@ STATUS_OF_ERROR: tuple[tuple[type[Exception], int], ...] = (
     (WeightsConflictError, 409),
     (FencedError, 409),
     (WeightsBusyError, 503),
+    (WeightsMismatchError, 502),
     (WeightsError, 422),
     (EngineError, 502),
     (RewardUnavailableError, 503),

@@ -48,6 +48,7 @@ class SlurmBench:
             "checkpoint": {"every_steps": 5},
             "staleness": {"heartbeat_seconds": 3},
             "rollout": {"engine": engine},
+            "weights": {"canary_tokens": 0},  # the pure engine knows nothing of the model
             "reward": {
                 "functions": {"benchmarks.chaos.chaos_rewards:share_of_early_letters": 1.0},
                 "modules_path": str(ROOT),

@@ -27,6 +27,7 @@ class Bench:
             "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
             "staleness": {"heartbeat_seconds": 1},
             "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": 20}},
+            "weights": {"canary_tokens": 0},  # an engine here is a fake, which knows nothing of the model
             "reward": {"functions": {"exact_match": 1.0}},
             "redis": {"url": server.url, "password": server.password},
         }

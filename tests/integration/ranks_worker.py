@@ -29,6 +29,7 @@ from tests.unit.trainer_groups import completion, config_for, example_groups, sc
 
 NUM_STEPS = 3
 NUM_RUN_STEPS = 12
+CANARY = (4, 9, 5, 7, 11, 4)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def batches() -> list[list[ScoredGroup]]:
 
 
 def train(learner: Learner, folder: Path) -> None:
-    """All batches; what came of them, a checkpoint, the export in `final`, a staged version in `weights`."""
+    """All batches; what came of them, a canary, a checkpoint, the export in `final`, a staged version in `weights`."""
     results = [learner.update(groups, version=3) for groups in batches()]
     (folder / "checkpoint").mkdir(parents=True)
     snapshot = learner.snapshot(folder / "checkpoint")
@@ -92,6 +93,7 @@ def train(learner: Learner, folder: Path) -> None:
     writer.start()
     later = learner.update(batches()[0], version=3)  # beside the writer
     writer.join()
+    canary = learner.sequence_logprobs(CANARY)
     learner.save_pretrained(folder / "final")
     staging = Staging(learner, folder / "weights", Format("float32", "nearest"))
     identity = staging.write(1, 1)
@@ -99,7 +101,7 @@ def train(learner: Learner, folder: Path) -> None:
     again = learner.update(batches()[0], version=3)
     continued = staging.digest(1) == identity and again.loss == later.loss
     torch.save({name: weight.clone() for name, weight in learner.weights().items()}, folder / "weights.pt")
-    document = {"results": list(map(shown, results)), "continued": continued}
+    document = {"results": list(map(shown, results)), "continued": continued, "canary": canary}
     (folder / "results.json").write_text(json.dumps(document))
 
 

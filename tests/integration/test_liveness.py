@@ -131,7 +131,7 @@ def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
 async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.test_rollout_fake_engine.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.fake_model.VOCABULARY", 43)  # that of the tiny model
     bench.document["total_train_epochs"] = 12
     (bench.folder / "own.py").write_text(SPREAD)
     bench.document["reward"]["functions"] = {"own:spread": 1.0}

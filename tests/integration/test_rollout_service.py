@@ -39,7 +39,12 @@ def ticket(number: int) -> Ticket:
 
 
 async def started(
-    folder: Path, config: Config, *, heartbeat_seconds: float = 2, **engine: object
+    folder: Path,
+    config: Config,
+    *,
+    heartbeat_seconds: float = 2,
+    weights: dict[str, object] | None = None,
+    **engine: object,
 ) -> asyncio.subprocess.Process:
     document = {
         "run": {"name": config.run.name, "root": str(folder / "runs")},
@@ -47,6 +52,7 @@ async def started(
         "data": {"train": {"path": "unused"}},
         "staleness": {"heartbeat_seconds": heartbeat_seconds},
         "rollout": {"engine": {"start_timeout_seconds": 3, **engine}},
+        "weights": weights or {},
         "redis": {
             "url": config.redis.url,
             "password": config.redis.password and config.redis.password.get_secret_value(),

@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from penstock.process import ProcessIdentity, descendants, kill_all
 from penstock_trainer.checkpoint_state import read_shapes, read_state
 from penstock_trainer.learner import Learner
 from penstock_trainer.torchrun import torchrun_arguments
-from tests.integration.ranks_worker import CASES, NUM_RUN_STEPS, case_config, take_over, train
+from tests.integration.ranks_worker import CANARY, CASES, NUM_RUN_STEPS, case_config, take_over, train
 from tests.unit.trainer_groups import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,21 @@ def test_two_ranks_train_as_one_does(trained: Path, name: str) -> None:
         assert {key: value for key, value in found.items() if key not in counted} == pytest.approx(
             {key: value for key, value in expected.items() if key not in counted}, rel=1e-3, abs=1e-5, nan_ok=True
         )
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_canary_is_what_the_published_weights_say(trained: Path, name: str) -> None:
+    """Between two updates, and as one rank and transformers compute it."""
+    one, two = (
+        json.loads((trained / name / num_ranks / "results.json").read_text())["canary"] for num_ranks in ("1", "2")
+    )
+    model = AutoModelForCausalLM.from_pretrained(trained / name / "1" / "final", dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(torch.tensor([CANARY])).logits[0, :-1], -1)
+    expected = logprobs.gather(1, torch.tensor(CANARY[1:])[:, None])[:, 0].tolist()
+    tolerance = 1e-4 if name in EXACT else 0.1
+    assert one == pytest.approx(expected, abs=tolerance)
+    assert two == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in EXACT])

@@ -130,7 +130,7 @@ def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
 async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.test_rollout_fake_engine.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.fake_model.VOCABULARY", 43)  # that of the tiny model
     bench.document["trainer"] = {"standby": True}
     bench.document["total_train_epochs"] = 12
     (bench.folder / "own.py").write_text(

@@ -10,9 +10,10 @@ import pytest
 from penstock.config import EngineSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsError
-from penstock_rollout.engine.answers import completions, is_aborted, read_group
+from penstock_rollout.engine.answers import completions, read_group
 from penstock_rollout.engine.arguments import command, environment
 from penstock_rollout.engine.client import EngineAbsentError, EngineClient
+from tests.unit.fake_model import prompt_logprobs
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving
 
 PROMPT = pack_int32([1, 2, 3])
@@ -151,9 +152,27 @@ def test_tokens_and_logprobs_must_agree() -> None:
         read_group([answer(logprobs=[[-1, 4, None]])], 1)
 
 
-def test_an_aborted_completion_marks_its_group() -> None:
-    assert is_aborted(read_group([answer(), answer("abort")], 2))
-    assert not is_aborted(read_group([answer()], 1))
+def test_of_an_aborted_completion_what_is_whole_is_kept() -> None:
+    (cut,) = read_group([answer("abort", logprobs=[[-1, 4, None]])], 1)
+    assert (cut.finish_reason, cut.token_ids, cut.logprobs) == ("abort", (4,), (-1.0,))
+    assert [(span.start, span.end) for span in cut.spans] == [(0, 1)]
+
+
+async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, client: EngineClient) -> None:
+    await client.generate(PROMPT, (1, 2), SAMPLING)
+    client.serves("3-abc")
+    await client.generate(PROMPT, (1, 2), SAMPLING)
+    client.serves("3-abc")  # again, after others: what was cached meanwhile may be theirs
+    await client.generate(PROMPT, (1, 2), SAMPLING)
+    keys = [body["extra_key"] for path, body in fake.calls if path == "/generate"]
+    assert keys[::2] == keys[1::2]  # prompts that fill the cache included
+    assert len(set(keys)) == 3
+
+
+async def test_a_probe_returns_one_logprob_per_token_but_the_first(fake: FakeSGLang, client: EngineClient) -> None:
+    assert await client.prompt_logprobs((7, 8, 9), 1.0) == prompt_logprobs((7, 8, 9), "default")
+    with pytest.raises(EngineRejectedError, match="token id 100"):
+        await client.prompt_logprobs((7, 100), 1.0)
 
 
 def test_extra_arguments_come_last_and_win() -> None:
@@ -162,6 +181,14 @@ def test_extra_arguments_come_last_and_win() -> None:
     assert arguments[-2:] == ["--dtype", "float32"]
     assert arguments[arguments.index("--context-length") + 1] == "128"
     assert "--attention-backend" not in command(section, "python", "cuda", "model", 1234)
+
+
+@pytest.mark.parametrize(
+    ("device", "overlap", "off"), [("cuda", True, False), ("cuda", False, True), ("cpu", True, True)]
+)
+def test_a_server_that_may_stand_still_in_place_does_not_overlap(device: str, overlap: bool, off: bool) -> None:
+    arguments = command(EngineSection(), "python", device, "model", 1234, overlap=overlap)
+    assert ("--disable-overlap-schedule" in arguments) is off
 
 
 def test_the_services_own_python_path_does_not_reach_the_engine(tmp_path: Path) -> None:

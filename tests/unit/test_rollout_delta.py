@@ -116,7 +116,7 @@ async def test_a_damaged_chain_touches_nothing_and_is_mended_by_the_trainer(benc
     bench.fake.calls.clear()
     with pytest.raises(ChainError, match=rf"{DELTA_NAME}: .* has digest .*: expected"):
         await bench.catch_up(announced)
-    assert (bench.fake.calls, bench.weights.state) == ([], "serving")
+    assert (bench.fake.calls, bench.weights.state) == ([], "fenced")
     await bench.catch_up(announced)
     assert bench.weights.identity == announced.identity
     assert bench.loaded() == bench.world.whole()

@@ -21,8 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from penstock.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
-
-VOCABULARY = 100
+from tests.unit.fake_model import next_token, prompt_logprobs, token_logprob
 
 
 class FakeSGLang:
@@ -34,9 +33,13 @@ class FakeSGLang:
         self.model_path = ""
         self.token_seconds = 0.0
         self.load_seconds = 0.0
+        self.probe_seconds = 0.0
         self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
+        self.sticks_to = ""  # a version whose weights it keeps, whatever it says that it has loaded
+        self.reports_spans = True
+        self.num_aborts = 0
         self.finish_reason = "length"
         self.answer: Any = None
         self.die_on_generate = False
@@ -57,13 +60,20 @@ class FakeSGLang:
             connection.transport.abort()
 
     async def complete(self, prompt: list[int], params: dict[str, Any]) -> dict[str, Any]:
-        tokens, versions = [], []
-        for position in range(params["max_new_tokens"]):
+        tokens: list[int] = []
+        versions: list[str] = []
+        logprobs: list[list[Any]] = []
+        began_at, finish_reason = self.num_aborts, self.finish_reason
+        for _ in range(params["max_new_tokens"]):
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
             await self.going_on.wait()
-            tokens.append((sum(prompt) * 31 + params["sampling_seed"] * 7 + position) % VOCABULARY)
+            if self.num_aborts > began_at or (finish_reason == "abort" and len(tokens) == 1):
+                finish_reason = "abort"
+                break
+            tokens.append(next_token(prompt + tokens, params["sampling_seed"]))
             versions.append(self.weight_version)
+            logprobs.append([token_logprob(tokens[-1], self.sticks_to or self.weight_version), tokens[-1], None])
         spans: list[dict[str, Any]] = []
         for position, version in enumerate(versions):
             if spans and spans[-1]["version"] == version:
@@ -74,9 +84,10 @@ class FakeSGLang:
             "text": " ".join(map(str, tokens)),
             "output_ids": tokens,
             "meta_info": {
-                "finish_reason": {"type": self.finish_reason},
-                "weight_versions": spans,
-                "output_token_logprobs": [[-1.0 - token / 100, token, None] for token in tokens],
+                "finish_reason": {"type": finish_reason},
+                "weight_version": self.weight_version,
+                "weight_versions": spans if self.reports_spans else None,
+                "output_token_logprobs": logprobs,
             },
         }
 
@@ -106,6 +117,12 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     @app.post("/generate")
     async def generate(request: Request) -> Any:
         body = await body_of(request)
+        if body.get("logprob_start_len") == 0:
+            await fake.going_on.wait()
+            await asyncio.sleep(fake.probe_seconds)
+            said = prompt_logprobs(body["input_ids"], fake.sticks_to or fake.weight_version)
+            told = [[logprob, token, None] for logprob, token in zip([None, *said], body["input_ids"], strict=True)]
+            return {"text": "", "output_ids": [], "meta_info": {"input_token_logprobs": told}}
         if not isinstance(body["sampling_params"], list):
             return {"text": "", "output_ids": [], "meta_info": {}}
         if fake.die_on_generate:
@@ -126,9 +143,19 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     @app.post("/pause_generation")
     async def pause(request: Request) -> Any:
         if (await body_of(request))["mode"] == "abort":
-            fake.finish_reason = "abort"
+            fake.num_aborts += 1
         fake.going_on.clear()
         return {}
+
+    @app.post("/abort_request")
+    async def abort(request: Request) -> Any:
+        await body_of(request)
+        fake.num_aborts += 1
+        return {}
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Any:
+        return {"text": [" ".join(map(str, tokens)) for tokens in (await body_of(request))["tokens"]]}
 
     @app.post("/continue_generation")
     async def resume(request: Request) -> Any:

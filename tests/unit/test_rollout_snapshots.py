@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from penstock.broker import Announcement, ServiceRecord
+from penstock.canary import Canary
 from penstock.contracts import PolicyIdentity
 from penstock.errors import WeightsBusyError, WeightsError
 from penstock.http import make_app
@@ -34,6 +35,9 @@ class Registry:
         return self._records
 
 
+CANARY = Canary((4, 5), (-1.5,), 0.1)
+
+
 class Disk:
     """The trainer's transport: writes files when it is asked."""
 
@@ -46,7 +50,7 @@ class Disk:
         if self.num_asked == 1:
             raise WeightsBusyError("no weights are staged yet; try again")
         path, digest = stage_weights(self._root, 7)
-        return Announcement(PolicyIdentity(7, digest), path, 2)
+        return Announcement(PolicyIdentity(7, digest), path, 2, CANARY)
 
 
 @contextlib.asynccontextmanager
@@ -85,7 +89,7 @@ async def test_the_trainer_writes_its_newest_version(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"HTTP 503.*no weights are staged yet"):
             await snapshots.files_of(announced(tmp_path / "nowhere"))
         files = await snapshots.files_of(announced(tmp_path / "nowhere"))
-        assert (files.identity.number, files.lease) == (7, 2)
+        assert (files.identity.number, files.lease, files.canary) == (7, 2, CANARY)
         assert (Path(files.path) / "model.safetensors").exists()
         with pytest.raises(WeightsError, match="HTTP 401"):
             await Snapshots(Registry(url), None, 5).files_of(announced(tmp_path / "nowhere"))
@@ -107,5 +111,5 @@ async def test_an_answer_that_is_no_snapshot_is_told(tmp_path: Path) -> None:
         return {"hello": "world"}
 
     async with serving(app) as url:
-        with pytest.raises(WeightsError, match="expected policy_version, checksum, path and lease"):
+        with pytest.raises(WeightsError, match="expected policy_version, checksum, path, lease and canary"):
             await Snapshots(Registry(url), None, 5).files_of(announced(tmp_path / "nowhere"))

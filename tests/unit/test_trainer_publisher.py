@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 
 from penstock.broker import Announcement, Queue, ServiceRecord
+from penstock.canary import Canary
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
 from penstock.http import make_app
@@ -22,7 +23,7 @@ from penstock_trainer.staging import Staging
 from penstock_trainer.transport_disk import DiskTransport
 
 IDENTITY = PolicyIdentity(3, "abcdef0123456789")
-WANTED = Announcement(IDENTITY, "/weights/3", 7)
+WANTED = Announcement(IDENTITY, "/weights/3", 7, Canary((4, 5), (-1.5,), 0.002))
 SERVED = {"policy_version": 3, "checksum": IDENTITY.digest}
 
 
@@ -100,7 +101,13 @@ async def test_a_server_that_serves_the_version_is_live() -> None:
     server = Server([JSONResponse(SERVED)])
     async with server.serving() as url:
         assert await push([rollout(url)]) == (("r",), {})
-    body = {"digest": IDENTITY.digest, "path": "/weights/3", "lease": 7, "source": {"transport": "disk"}}
+    body = {
+        "digest": IDENTITY.digest,
+        "path": "/weights/3",
+        "lease": 7,
+        "source": {"transport": "disk"},
+        "canary": {"token_ids": [4, 5], "logprobs": [-1.5], "tolerance": 0.002},
+    }
     assert server.seen == [("3", body, "Bearer t0ken")]
 
 

@@ -25,6 +25,7 @@ from redis.exceptions import (
 
 from penstock.broker import scripts
 from penstock.broker.keys import GROUP, Keys, Stage
+from penstock.canary import Canary
 from penstock.config import Config
 from penstock.contracts import Contract, PolicyIdentity
 from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
@@ -39,11 +40,15 @@ BACKOFF_CAP_SECONDS = 1.0
 
 
 class Announcement(Contract, frozen=True):
-    """The version that all new work is generated with; `path` holds its staged weights."""
+    """The version that all new work is generated with.
+
+    `path` holds its staged weights; `canary` is what a server that has loaded them must say; None: not asked.
+    """
 
     identity: PolicyIdentity
     path: str
     lease: int
+    canary: Canary | None = None
 
 
 class ServiceRecord(Contract, frozen=True):
@@ -191,6 +196,7 @@ class Queue:
             PolicyIdentity(int(fields[b"number"]), fields[b"digest"].decode()),
             fields[b"path"].decode(),
             int(fields[b"lease"]),
+            msgspec.json.decode(fields.get(b"canary", b"null"), type=Canary | None),
         )
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from penstock.broker import trainer_scripts as scripts
 from penstock.broker.keys import GROUP, Stage
 from penstock.broker.lease import Lease
@@ -61,10 +63,11 @@ class TrainerQueue:
     ) -> None:
         """Announce a version and let go of the tickets it includes, where given, and issue tickets; one script."""
         keys = self._keys
-        announced: list[str | int] = ["", "", "", ""]
+        announced: list[str | int | bytes] = ["", "", "", "", ""]
         if announcement is not None:
             identity = announcement.identity
-            announced = [identity.number, identity.digest, announcement.path, announcement.lease]
+            canary = msgspec.json.encode(announcement.canary)
+            announced = [identity.number, identity.digest, announcement.path, announcement.lease, canary]
         flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
         async with self._issuing:
             await self._run(

@@ -50,15 +50,15 @@ RELEASE_LEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call
 
 # Issues tickets, and first announces a version and lets go of the tickets it includes, where they are given.
 # KEYS lease, policy, live, counters, tickets, wake of tickets, failures, deaths
-# ARGV token, number or empty, digest, path, lease number, count of resolved, resolved...,
+# ARGV token, number or empty, digest, path, lease number, canary, count of resolved, resolved...,
 #      then (ticket, attempt, payload)...
 ANNOUNCE = (
     _FENCE
     + WAKE
     + """
-local num_resolved = tonumber(ARGV[6])
+local num_resolved = tonumber(ARGV[7])
 local next_number = tonumber(redis.call('HGET', KEYS[4], 'next') or '0')
-for i = 7 + num_resolved, #ARGV, 3 do
+for i = 8 + num_resolved, #ARGV, 3 do
   -- A call that is repeated after a broken connection issues nothing twice.
   local place = redis.call('HGET', KEYS[3], ARGV[i])
   if not place or string.match(place, '[^|]*$') ~= ARGV[i + 1] then
@@ -72,9 +72,10 @@ for i = 7 + num_resolved, #ARGV, 3 do
 end
 redis.call('HSET', KEYS[4], 'next', next_number)
 if ARGV[2] ~= '' then
-  redis.call('HSET', KEYS[2], 'number', ARGV[2], 'digest', ARGV[3], 'path', ARGV[4], 'lease', ARGV[5])
+  redis.call('HSET', KEYS[2], 'number', ARGV[2], 'digest', ARGV[3], 'path', ARGV[4], 'lease', ARGV[5],
+             'canary', ARGV[6])
 end
-for i = 7, 6 + num_resolved do
+for i = 8, 7 + num_resolved do
   redis.call('HDEL', KEYS[3], ARGV[i])
   redis.call('HDEL', KEYS[7], ARGV[i])
   redis.call('HDEL', KEYS[8], ARGV[i])

@@ -39,7 +39,8 @@ async def start(config: Config) -> None:
     queue = await connect(config)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
-    engine = Engine(make_server(section.engine, config.actor.path, log_path), EngineClient(section.engine))
+    server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)
+    engine = Engine(server, EngineClient(section.engine))
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = Weights(engine, config.weights, metrics, copy)

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from penstock.broker import Announcement
+from penstock.canary import read_canary
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32
 from penstock.http import authorized, make_app
 from penstock.transfer import read_group_request, read_source
@@ -32,7 +33,8 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
 
     @app.put("/v1/weights/{version}", dependencies=guarded)
     async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: PushRequest) -> ServedResponse:
-        wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease)
+        canary = read_canary(push.canary)
+        wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease, canary)
         await weights.update(wanted, make_loader(read_source(push.source), engine, weights.copy))
         return served(engine, weights)
 

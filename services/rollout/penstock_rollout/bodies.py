@@ -23,6 +23,7 @@ class PushRequest(Body):
     path: Annotated[str, Field(min_length=1)]
     lease: Annotated[int, Field(ge=0)]
     source: dict[str, Any] = {"transport": "disk"}
+    canary: dict[str, Any] | None = None
 
 
 class ServedResponse(BaseModel):

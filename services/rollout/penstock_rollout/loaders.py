@@ -22,9 +22,10 @@ T = TypeVar("T")
 
 
 class Loader(Protocol):
-    """One version on its way into the engine."""
+    """One version on its way into the engine. `files`: the folder that the engine reads, if it does."""
 
     transport: str
+    files: Path | None
 
     async def prepare(self, wanted: Announcement) -> None:
         """Before generation pauses: WeightsError when the bytes are not those that were announced."""
@@ -39,8 +40,8 @@ class DiskLoader:
     transport = "disk"
 
     def __init__(self, copy: LocalCopy | None = None) -> None:
+        self.files: Path | None = None
         self._copy = copy
-        self._path = ""
 
     async def prepare(self, wanted: Announcement) -> None:
         folder = Path(wanted.path)
@@ -52,18 +53,19 @@ class DiskLoader:
             )
         if self._copy is None:
             await asyncio.to_thread(verify, folder, manifest)
-            self._path = wanted.path
+            self.files = folder
         else:
-            self._path = str(await asyncio.to_thread(self._copy.bring, folder, manifest))
+            self.files = await asyncio.to_thread(self._copy.bring, folder, manifest)
 
     async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
-        await client.load(self._path, str(wanted.identity), timeout_seconds)
+        await client.load(str(self.files), str(wanted.identity), timeout_seconds)
 
 
 class CollectiveLoader:
     """From broadcasts of the trainer in a group that the engine has joined."""
 
     transport = "nccl"
+    files: Path | None = None
 
     def __init__(self, source: CollectiveSource, engine: Engine) -> None:
         self._source = source
@@ -87,6 +89,7 @@ class TensorLoader:
     """From memory that the trainer shares with the engine, on one host."""
 
     transport = "tensor"
+    files: Path | None = None
 
     def __init__(self, source: TensorSource) -> None:
         self._source = source

@@ -8,11 +8,13 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
+from penstock.errors import WeightsError, WeightsMismatchError
 from penstock.metrics import SecondsCounter
 
 GROUP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 UPDATE_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 Outcome = Literal["published", "late", "aborted", "engine_died", "rejected", "failed", "malformed", "returned"]
+FailedUpdate = Literal["files", "engine", "late", "mismatch"]
 
 
 class RolloutMetrics:
@@ -52,7 +54,20 @@ class RolloutMetrics:
             buckets=UPDATE_BUCKETS_SECONDS,
         )
         self._updates_failed = Counter(
-            "penstock_rollout_weight_updates_failed", "Weight updates that failed.", registry=registry
+            "penstock_rollout_weight_updates_failed",
+            "Weight updates that failed, each of which fenced the server.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in get_args(FailedUpdate):
+            self._updates_failed.labels(reason)
+        self._fenced = Gauge(
+            "penstock_rollout_fenced", "1 from a failed weight update until one has succeeded.", registry=registry
+        )
+        self._canary = Gauge(
+            "penstock_rollout_canary_difference_nats",
+            "Mean difference of the engine's log-probabilities of the probe tokens to the trainer's.",
+            registry=registry,
         )
         self._paused = Counter(
             "penstock_rollout_paused_seconds", "Time in which generation was paused for new weights.", registry=registry
@@ -86,12 +101,33 @@ class RolloutMetrics:
         self._update.labels(transport).observe(seconds)
         self._paused.inc(paused_seconds)
         self._version.set(version)
+        self._fenced.set(0)
 
-    def weights_failed(self) -> None:
-        self._updates_failed.inc()
+    def weights_kept(self) -> None:
+        """What is wanted is served already."""
+        self._fenced.set(0)
+
+    def weights_failed(self, error: Exception) -> None:
+        self._updates_failed.labels(_reason(error)).inc()
+        self._fenced.set(1)
+
+    def canary_answered(self, difference: float) -> None:
+        self._canary.set(difference)
 
     def weights_lost(self) -> None:
         self._version.set(-1)
 
     def engine_restarted(self) -> None:
         self._restarts.inc()
+
+
+def _reason(error: Exception) -> FailedUpdate:
+    """What a failed update is counted as."""
+    match error:
+        case TimeoutError():
+            return "late"
+        case WeightsMismatchError():
+            return "mismatch"
+        case WeightsError():
+            return "files"
+    return "engine"

@@ -1,9 +1,11 @@
 """The loop from tickets to groups of completions.
 
 Invariants: a ticket is taken only while the engine serves the announced version or a newer one of the same lease;
-every ticket that is taken is handed over, buried or given back; a completion that was cut off is never published.
+every ticket that is taken is handed over, buried or given back; a completion that was cut off is never published, nor
+one that weights made which the canary has not confirmed.
 
     TICKETS, EVAL --take--> decode --> generate (one request per group) --hand over--> ROLLOUTS
+                              |             |-- cut by an update --> its rest, once the new weights are served
                               |             |-- engine died --> back, counted; alone at the third time
                               |             |-- refused, failed, too late --> back, counted as a failure
                               '--malformed--> dead
@@ -24,8 +26,9 @@ from penstock.broker import Announcement, Delivery, Stage
 from penstock.config import Config
 from penstock.contracts import Contract, MalformedMessageError, RolloutGroup, Ticket, decode
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
-from penstock_rollout.engine.answers import GroupAnswer, completions, is_aborted
+from penstock_rollout.engine.answers import GroupAnswer, completions
 from penstock_rollout.engine.client import EngineAbsentError
+from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights import Weights
@@ -81,6 +84,7 @@ class Producer:
         self._group_size = config.actor.group_size
         self._max_completions = config.rollout.engine.max_running_requests
         self._max_eval_completions = int(config.eval.max_share * self._max_completions)
+        self._aborts_at_updates = config.weights.pause_mode == "abort"
         self._server = server
         self._running: dict[asyncio.Task[None], tuple[Stage, int]] = {}
 
@@ -110,7 +114,7 @@ class Producer:
         if self._num_running() + self._group_size > self._max_completions and self._running:
             await asyncio.wait({stopping, *self._running}, return_when=asyncio.FIRST_COMPLETED)
             return False
-        return True
+        return self._engine.up.is_set()  # it may have been lost meanwhile
 
     async def _is_current(self, stopping: asyncio.Task[bool]) -> bool:
         """Load the announced weights unless they are served; False when work must wait."""
@@ -170,20 +174,18 @@ class Producer:
             return None
 
     async def _produce(self, delivery: Delivery, ticket: Ticket, after: tuple[asyncio.Task[None], ...]) -> None:
-        epoch, num_loads = self._engine.epoch, self._weights.num_loads
+        epoch = self._engine.epoch
         give_back = self._consumer.give_back
         try:
             if after:
                 await asyncio.wait(after)
             if not self._engine.up.is_set():  # lost since the ticket was taken: no death to count against it
                 raise EngineAbsentError("the engine is being started again")
-            epoch, num_loads = self._engine.epoch, self._weights.num_loads
+            epoch = self._engine.epoch
             started_at = time.time()
-            with self._weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
-                answer = await self._engine.client.generate(ticket.prompt_ids, ticket.seeds, ticket.sampling)
-            if is_aborted(answer):
-                expected = self._weights.num_loads != num_loads  # weights.pause_mode abort
-                await give_back(delivery, failed=not expected, reason="the engine aborted it")
+            answer = await self._generate(ticket)
+            if answer is None:
+                await give_back(delivery, failed=True, reason="the engine aborted it")
                 self._metrics.group_ended("aborted")
                 return
             await self._publish(delivery, ticket, answer, started_at)
@@ -197,19 +199,44 @@ class Producer:
             self._metrics.group_ended("returned")
         except EngineDiedError as error:
             self._engine.report(epoch, str(error))
-            await give_back(delivery, engine_died=True, reason=str(error))
-            self._metrics.group_ended("engine_died")
+            blamed = epoch != self._weights.condemned_epoch  # else it was ended for its weights
+            await give_back(delivery, engine_died=blamed, reason=str(error))
+            self._metrics.group_ended("engine_died" if blamed else "returned")
         except EngineRejectedError as error:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("rejected")
         except WeightsError as error:
-            log.error("%s: loading the announced weights again", error)
-            self._weights.forget()
+            if epoch != self._weights.condemned_epoch:
+                log.error("%s: loading the announced weights again", error)
+                self._weights.forget()
             await give_back(delivery)
             self._metrics.group_ended("failed")
         except (EngineError, TimeoutError) as error:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("failed")
+
+    async def _generate(self, ticket: Ticket) -> GroupAnswer | None:
+        """The whole group, over any number of updates that cut it; None when the engine aborted it for no such reason.
+
+        What an unproved version made waits for the canary; after a mismatch that version is unknown.
+        """
+        draft = Draft(ticket, one_version_per_answer=self._aborts_at_updates)
+        client, weights = self._engine.client, self._weights
+        while True:
+            num_interruptions = weights.num_interruptions
+            with weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
+                draft.add(await client.complete(draft.requests(), ticket.sampling))
+            if draft.finished:
+                break
+            if weights.num_interruptions == num_interruptions:
+                return None
+            await weights.settled()
+            if weights.identity is None and not weights.paused:
+                raise EngineAbsentError("the weights that cut it could not be loaded")
+        group = draft.group(await client.detokenize(draft.shown_tokens()) if draft.was_cut else None)
+        if any(span.weight_version == weights.unproved for answer in group for span in answer.spans):
+            await weights.settled()
+        return group
 
     async def _publish(self, delivery: Delivery, ticket: Ticket, answer: GroupAnswer, started_at: float) -> None:
         group = RolloutGroup(

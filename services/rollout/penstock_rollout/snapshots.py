@@ -12,6 +12,7 @@ import httpx
 from pydantic import SecretStr
 
 from penstock.broker import Announcement, ServiceRecord
+from penstock.canary import read_canary
 from penstock.contracts import PolicyIdentity
 from penstock.errors import WeightsError
 from penstock.http import auth_headers
@@ -63,9 +64,9 @@ def _announcement(response: httpx.Response) -> Announcement:
     try:
         body = response.json()
         identity = PolicyIdentity(int(body["policy_version"]), str(body["checksum"]))
-        return Announcement(identity, str(body["path"]), int(body["lease"]))
+        return Announcement(identity, str(body["path"]), int(body["lease"]), read_canary(body["canary"]))
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"the trainer's answer is {response.text[:300]!r} ({error!r}); expected policy_version, checksum, path "
-            "and lease"
+            f"the trainer's answer is {response.text[:300]!r} ({error!r}); expected policy_version, checksum, path, "
+            "lease and canary"
         ) from error

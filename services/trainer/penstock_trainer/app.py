@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
@@ -24,7 +25,7 @@ def trainer_app(
     metrics: CollectorRegistry,
     token: SecretStr | None,
 ) -> FastAPI:
-    """The trainer's app. `snapshot`: see `Transport`."""
+    """The trainer's app. `snapshot`: the newest version as files, with its canary."""
 
     def not_ready() -> str | None:
         return None if status.ready else status.phase
@@ -53,6 +54,7 @@ def trainer_app(
             "checksum": identity.digest,
             "path": files.path,
             "lease": files.lease,
+            "canary": msgspec.to_builtins(files.canary),
         }
 
     @app.post("/v1/stop", status_code=202, dependencies=[Depends(authorized(token))])

@@ -49,6 +49,12 @@ class Update(Contract, frozen=True, tag_field="command", tag="update"):
     max_lag: int | None = None
 
 
+class Score(Contract, frozen=True, tag_field="command", tag="score"):
+    """Compute the log-probabilities of one sequence."""
+
+    token_ids: tuple[int, ...]
+
+
 class Gather(Contract, frozen=True, tag_field="command", tag="gather"):
     """Gather the whole of one weight, merged with its adapter."""
 
@@ -71,7 +77,7 @@ class Stop(Contract, frozen=True, tag_field="command", tag="stop"):
     """End in order."""
 
 
-Command = Update | Gather | Save | Load | Stop
+Command = Update | Score | Gather | Save | Load | Stop
 
 
 class LeadingLearner(Learner):
@@ -85,6 +91,11 @@ class LeadingLearner(Learner):
         self._tell(Update(tuple(groups), version, self.num_steps, max_lag))
         with self._group.computing():
             return super().update(groups, version=version, max_lag=max_lag)
+
+    def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        self._tell(Score(tuple(token_ids)))
+        with self._group.computing():
+            return super().sequence_logprobs(token_ids)
 
     def weights(self) -> Weights:
         masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
@@ -147,6 +158,8 @@ class Follower:
             case Update(groups, version, num_steps, max_lag):
                 self._learner.num_steps = num_steps
                 self._learner.update(groups, version=version, max_lag=max_lag)
+            case Score(token_ids):
+                self._learner.sequence_logprobs(token_ids)
             case Gather(name):
                 self._learner.whole_weight(name)
             case Save(folder):

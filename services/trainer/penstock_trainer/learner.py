@@ -21,6 +21,7 @@ from penstock_trainer.checkpoint_state import Snapshot, copy_state
 from penstock_trainer.export import config_json, save_folder
 from penstock_trainer.model import PackModel, load_model
 from penstock_trainer.optimizer import Optimizer
+from penstock_trainer.packing import pack_of_sequence
 from penstock_trainer.ranks import Ranks
 from penstock_trainer.recipe import make_recipe
 from penstock_trainer.sharding import ShardedPackModel, whole
@@ -46,12 +47,10 @@ class Learner:
         policy = load_model(config.actor.path, "actor.path")
         self._adapter = adapted(policy, config)
         temperature = config.sampling.temperature
-        self._policy = self._placed(
-            PackModel(
-                policy, dtype=dtype, temperature=temperature, gradient_checkpointing=config.actor.gradient_checkpointing
-            ),
-            dtype,
+        self._pack_model = PackModel(
+            policy, dtype=dtype, temperature=temperature, gradient_checkpointing=config.actor.gradient_checkpointing
         )
+        self._policy = self._placed(self._pack_model, dtype)
         self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
         self._optimizer = Optimizer(policy, config.optimizer)
@@ -112,6 +111,13 @@ class Learner:
             return self._updater.update(groups, version, max_lag)
         finally:
             torch.set_flush_denormal(False)
+
+    def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """log p of each token but the first, given those before it, at temperature 1, by the present weights."""
+        pack = pack_of_sequence(token_ids).to(self._device)
+        with torch.no_grad(), self._pack_model.at_temperature(1.0):
+            logprobs_U, _ = self._policy.token_logprobs(pack)
+        return tuple(logprobs_U.index_select(0, pack.target_N).tolist())
 
     def weights(self) -> Weights:
         """Names and shapes as in the model's files, tied weights once: the live float32 masters of one rank.

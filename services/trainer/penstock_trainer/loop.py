@@ -17,11 +17,13 @@ from pathlib import Path
 
 from penstock.broker import Announcement
 from penstock.broker.trainer import TrainerQueue
+from penstock.canary import Canary
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
 from penstock.errors import StallError, WeightsError
 from penstock.ledger import RunRecord, StepRecord, WeightsRecord
 from penstock.tickets import TicketBook
+from penstock_trainer.canary import CanaryMaker
 from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoint_writer import CheckpointWriter
 from penstock_trainer.consumer import Arrival, Consumer
@@ -62,6 +64,7 @@ class Parts:
     releases: Releases
     learner: Learner
     transport: Transport
+    canary: CanaryMaker
     step_files: StepFiles
     checkpoints: Checkpoints
     checkpoint_writer: CheckpointWriter
@@ -81,6 +84,7 @@ class Trainer:
         self._requests = requests
         self._version = 0
         self._identity = PolicyIdentity(0, "")
+        self._canary: Canary | None = None
         self._last_checkpoint = -1
 
     async def train(self) -> None:
@@ -208,11 +212,12 @@ class Trainer:
         if changed:
             with parts.watchdog.computing():
                 self._identity = await asyncio.to_thread(parts.transport.stage, self._version, lease)
+                self._canary = await asyncio.to_thread(parts.canary.make, self._version)
         path = str(parts.transport.folder_of(self._version, lease))
         parts.consumer.policies[self._version] = self._identity
         parts.status.version, parts.status.version_digest = self._version, self._identity.digest
         parts.metrics.policy_version.set(self._version)
-        return Release(Announcement(self._identity, path, lease), num_steps, changed)
+        return Release(Announcement(self._identity, path, lease, self._canary), num_steps, changed)
 
     async def _record_weights(self, release: Release, step: StepRecord | None = None) -> None:
         """Append the weights to the ledger, and after a step both to the journal."""

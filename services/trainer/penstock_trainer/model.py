@@ -7,6 +7,8 @@ Called by the learner.
 Shapes: P rows of a pack, R projected rows, U wanted (row, token) pairs, V vocabulary, D hidden size.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -137,6 +139,15 @@ class PackModel:
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # the only mode in which layers recompute; there is no dropout
+
+    @contextlib.contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Meanwhile log-probabilities are those of another temperature than the sampler's."""
+        before, self._temperature = self._temperature, temperature
+        try:
+            yield
+        finally:
+            self._temperature = before
 
     def token_logprobs(self, pack: Pack, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi(token | prefix) of the pack's U pairs, and the entropy at its R rows, float32.

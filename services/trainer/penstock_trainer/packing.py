@@ -99,6 +99,15 @@ def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     return [_pack(part) for part in _partition(_sorted_paths(samples), max_tokens)]
 
 
+def pack_of_sequence(token_ids: Sequence[int]) -> Pack:
+    """One sequence by itself; every token but the first is a loss token."""
+    rest = tuple(token_ids[1:])
+    zeros = (0,) * len(rest)
+    sample = Sample(tuple(token_ids[:1]), rest, (True,) * len(rest), zeros, zeros, advantage=0.0, weight=0.0)
+    (pack,) = make_packs([sample], len(token_ids))
+    return pack
+
+
 def split(samples: Sequence[Sample], max_tokens: int) -> list[Part]:
     """What `make_packs` puts into each pack; `make_packs` of one part's samples and rows gives its pack."""
     parts = []

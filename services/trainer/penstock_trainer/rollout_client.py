@@ -50,6 +50,7 @@ class RolloutClient:
             "path": announcement.path,
             "lease": announcement.lease,
             "source": msgspec.to_builtins(source),
+            "canary": msgspec.to_builtins(announcement.canary),
         }
         while True:
             response = await self._client.put(f"{url}/v1/weights/{identity.number}", json=body)

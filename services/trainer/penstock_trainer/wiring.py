@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from penstock.address import advertised_host
-from penstock.broker import Queue, Worker, check_memory, connect, needed_bytes
+from penstock.broker import Announcement, Queue, Worker, check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -19,6 +19,7 @@ from penstock.ledger import RunRecord
 from penstock.service import Service
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.app import trainer_app
+from penstock_trainer.canary import CanaryMaker
 from penstock_trainer.checkpoint import Checkpoints
 from penstock_trainer.checkpoint_writer import CheckpointWriter
 from penstock_trainer.consumer import Consumer
@@ -172,6 +173,7 @@ class _Run:
             releases=self._releases,
             learner=learner,
             transport=transport,
+            canary=CanaryMaker(learner.sequence_logprobs, train[0].token_ids, config),
             step_files=step_files,
             checkpoints=checkpoints,
             checkpoint_writer=self._checkpoint_writer,
@@ -188,9 +190,7 @@ class _Run:
         loop = asyncio.get_running_loop()
         self._lease.start_renewing(lambda error: _fail_from_thread(loop, lost, error))
         self._tracking.start()
-        app = trainer_app(
-            self._status, self._requests, self._parts.transport.snapshot, self._metrics.registry, self._config.token
-        )
+        app = trainer_app(self._status, self._requests, self._snapshot, self._metrics.registry, self._config.token)
         try:
             await self._service.run(
                 app,
@@ -212,6 +212,9 @@ class _Run:
             await self._client.close()
             await self._worker.retire()
             await self._queue.unregister(self._name)
+
+    def _snapshot(self) -> Announcement:
+        return self._parts.canary.beside(self._parts.transport.snapshot())
 
     @property
     def _name(self) -> str:
@@ -251,9 +254,7 @@ async def _watch(future: "asyncio.Future[None]") -> None:
 
 
 def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
-    if ranks is None:
-        return Learner(config, num_steps=num_steps)
-    return LeadingLearner(config, ranks, num_steps=num_steps)
+    return LeadingLearner(config, ranks, num_steps=num_steps) if ranks else Learner(config, num_steps=num_steps)
 
 
 def _encode(

@@ -6,7 +6,7 @@ An answer whose parts disagree is an EngineError, never a completion.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class Answer:
     spans: tuple[AnsweredSpan, ...]
     text: str
     finish_reason: Literal["stop", "length", "abort"]
+    weight_version: str = ""  # what the engine served when it answered; all that one older than 0.5.19 says
 
 
 GroupAnswer = tuple[Answer, ...]
@@ -97,20 +98,31 @@ def _read(item: Mapping[str, Any]) -> Answer:
         finish = meta["finish_reason"]["type"]
         pairs = [(entry[0], entry[1]) for entry in meta.get("output_token_logprobs") or ()]
         spans = tuple(AnsweredSpan(str(s["version"]), s["start"], s["end"]) for s in meta.get("weight_versions") or ())
-        token_ids, text = tuple(item["output_ids"]), item["text"]
+        token_ids, text, version = tuple(item["output_ids"]), item["text"], str(meta.get("weight_version", ""))
     except (KeyError, TypeError, IndexError) as error:
         raise EngineError(f"SGLang's answer lacks a part: {error!r}; expected version 0.5.21 or newer") from error
     if finish not in FINISH_REASONS:
         raise EngineError(f"SGLang ended a completion with {finish!r}; expected one of {sorted(FINISH_REASONS)}")
-    if finish != "abort" and tuple(token for _, token in pairs) != token_ids:
+    if finish == "abort":  # what is complete of each token is kept; the rest is sampled again
+        num_tokens = min(len(pairs), len(token_ids))
+        pairs, token_ids = pairs[:num_tokens], token_ids[:num_tokens]
+        spans = tuple(replace(span, end=min(span.end, num_tokens)) for span in spans if span.start < num_tokens)
+    if tuple(token for _, token in pairs) != token_ids:
         raise EngineError(f"SGLang answered {len(token_ids)} tokens but log-probabilities of {len(pairs)} others")
     logprobs = tuple(math.nan if value is None else float(value) for value, _ in pairs)  # JSON has no nan
-    return Answer(token_ids, logprobs, spans, text, FINISH_REASONS[finish])
+    return Answer(token_ids, logprobs, spans, text, FINISH_REASONS[finish], version)
 
 
-def is_aborted(group: GroupAnswer) -> bool:
-    """Whether any completion was cut off by an abort; such a group is never published."""
-    return any(answer.finish_reason == "abort" for answer in group)
+def read_prompt_logprobs(answer: Any, num_tokens: int) -> tuple[float, ...]:
+    """From /generate with one prompt: log-probabilities of all its tokens but the first."""
+    try:
+        pairs = answer["meta_info"]["input_token_logprobs"]
+        logprobs = tuple(math.nan if pair[0] is None else float(pair[0]) for pair in pairs[1:])
+    except (KeyError, TypeError, IndexError) as error:
+        raise EngineError(f"SGLang's answer has no log-probabilities of the prompt: {error!r}") from error
+    if len(logprobs) != num_tokens - 1:
+        raise EngineError(f"SGLang answered log-probabilities of {len(pairs)} prompt tokens: expected {num_tokens}")
+    return logprobs
 
 
 def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:

@@ -19,8 +19,13 @@ KEEP_FREED_BYTES = {
 }
 
 
-def command(section: EngineSection, python: str, device: str, model_path: str, port: int) -> list[str]:
-    """The command line of the launcher, with `extra_args` last, so that they win."""
+def command(
+    section: EngineSection, python: str, device: str, model_path: str, port: int, *, overlap: bool = True
+) -> list[str]:
+    """The command line of the launcher, with `extra_args` last, so that they win.
+
+    `overlap`: whether a token may be sampled before the one before it has been taken note of.
+    """
     arguments = {
         "--model-path": model_path,
         "--host": "127.0.0.1",
@@ -40,8 +45,10 @@ def command(section: EngineSection, python: str, device: str, model_path: str, p
             "--sampling-backend": "pytorch",
             "--mem-fraction-static": CPU_MEMORY_FRACTION,
         }
-        flags.append("--disable-overlap-schedule")  # it overlaps with a GPU that is not there
+        overlap = False  # with a GPU that is not there
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
+    if not overlap:
+        flags.append("--disable-overlap-schedule")
     if total_tokens:
         arguments["--max-total-tokens"] = str(total_tokens)
     if section.context_length:

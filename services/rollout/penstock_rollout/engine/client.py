@@ -8,6 +8,7 @@ prompt that is too long is refused. Called by `producer`, `weights` and `app`.
 """
 
 import base64
+import secrets
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,8 +18,9 @@ from penstock.config import EngineSection
 from penstock.contracts import Sampling, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
 from penstock.transfer import GroupRequest, SharedBucket, TensorSpec
-from penstock_rollout.engine.answers import EngineInfo, GroupAnswer, read_group, read_info
-from penstock_rollout.engine.prefix import PrefixWaves, Prompt
+from penstock_rollout.engine.answers import EngineInfo, GroupAnswer, read_group, read_info, read_prompt_logprobs
+from penstock_rollout.engine.draft import CompletionRequest
+from penstock_rollout.engine.prefix import PrefixWaves, Prompt, common_beginning
 from penstock_rollout.engine.tensor_pickle import pickled_tensors
 
 CONTROL_TIMEOUT_SECONDS = 30.0  # pause in mode abort takes more than a second while requests run
@@ -37,6 +39,7 @@ class EngineClient:
         self._section = section
         self._http: httpx.AsyncClient | None = None
         self._info: EngineInfo | None = None
+        self._cache_key = ""  # marks the prefixes that may be reused
         self._prefixes = PrefixWaves(self._fill_cache)
 
     @property
@@ -49,7 +52,6 @@ class EngineClient:
     async def connect(self, url: str) -> EngineInfo:
         """Talk to the server at `url` from now on; returns what it says of itself."""
         await self.close()
-        self._prefixes.forget()
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=CONTROL_TIMEOUT_SECONDS,
@@ -61,6 +63,7 @@ class EngineClient:
             await self._call("GET", path) for path in ("/server_info", "/model_info", "/v1/models")
         ]
         self._info = read_info(server, model, models)
+        self.serves(self._info.weight_version)
         # On a CPU our own launcher has hooked `torch_prefill` into it; a given server runs as someone else started it.
         self._prefixes.computes_equal_once = self._info.device == "cpu" and not self._section.url
         await self._call("POST", "/freeze_gc")  # else each flush walks everything that SGLang has imported
@@ -73,40 +76,74 @@ class EngineClient:
         if http is not None:
             await http.aclose()
 
+    def serves(self, weight_version: str) -> None:
+        """From now on only prefixes that are computed from now on are reused; others stay until they are evicted.
+
+        Not by the version alone: requests of it that went on under another one have cached that one's prefixes.
+        """
+        self._cache_key = f"{weight_version}.{secrets.token_hex(4)}"
+        self._prefixes.forget()
+
     async def generate(self, prompt_ids: bytes, seeds: tuple[int, ...], sampling: Sampling) -> GroupAnswer:
         """One completion per seed, in one request, with log-probabilities of the sampled tokens."""
-        prompt = unpack_int32(prompt_ids)
-        self.check(prompt, sampling)
-        if len(seeds) > 1:
-            await self._prefixes.fill(tuple(prompt))
-        shared = {
-            "temperature": sampling.temperature,
-            "max_new_tokens": sampling.max_new_tokens,
-            "stop_token_ids": list(sampling.stop_token_ids),
-        }
+        prompt = tuple(unpack_int32(prompt_ids))
+        requests = [CompletionRequest(prompt, seed, sampling.max_new_tokens) for seed in seeds]
+        return await self.complete(requests, sampling)
+
+    async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
+        """The completions, or their rest; how many tokens each may have is its own."""
+        for request in requests:
+            self._check(request, sampling)
+        if len(requests) > 1:
+            await self._prefixes.fill(common_beginning([request.prompt_ids for request in requests]))
+        shared = {"temperature": sampling.temperature, "stop_token_ids": list(sampling.stop_token_ids)}
         body = {
-            "input_ids": [prompt] * len(seeds),
-            "sampling_params": [{**shared, "sampling_seed": seed} for seed in seeds],
+            "input_ids": [list(request.prompt_ids) for request in requests],
+            "sampling_params": [
+                {**shared, "max_new_tokens": request.max_new_tokens, "sampling_seed": request.seed}
+                for request in requests
+            ],
             "return_logprob": True,
+            "extra_key": self._cache_key,
         }
         answer = await self._call("POST", "/generate", body, self._section.request_timeout_seconds)
-        return read_group(answer, len(seeds))
+        return read_group(answer, len(requests))
 
-    def check(self, prompt: list[int], sampling: Sampling) -> None:
+    async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
+        """log p of each token but the first, given those before it, at temperature 1; samples nothing."""
+        self._check(CompletionRequest(tuple(token_ids), 0, 0), Sampling(1.0, 0, ()))
+        body = {
+            "input_ids": list(token_ids),
+            "sampling_params": {"max_new_tokens": 0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "extra_key": self._cache_key,
+        }
+        return read_prompt_logprobs(await self._call("POST", "/generate", body, timeout_seconds), len(token_ids))
+
+    async def detokenize(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of token sequences, without special tokens, as an uncut completion shows them."""
+        body = {"tokens": [list(each) for each in tokens], "skip_special_tokens": True}
+        texts = (await self._call("POST", "/detokenize", body)).get("text")
+        if not isinstance(texts, list) or len(texts) != len(tokens):
+            raise EngineError(f"SGLang answered {str(texts)[:200]!r} for the texts of {len(tokens)} completions")
+        return [str(text) for text in texts]
+
+    def _check(self, request: CompletionRequest, sampling: Sampling) -> None:
         """EngineRejectedError for a request that the server would refuse, or die of."""
         vocabulary = self.info.vocabulary_size
-        tokens = (*prompt, *sampling.stop_token_ids)
+        tokens = (*request.prompt_ids, *sampling.stop_token_ids)
         outside = [token for token in tokens if token < 0 or (vocabulary is not None and token >= vocabulary)]
         if outside:
             raise EngineRejectedError(
                 f"token id {outside[0]} is outside the vocabulary of {vocabulary} tokens of the engine's model; "
                 "expected trainer and engine to have the same actor.path"
             )
-        length = len(prompt) + sampling.max_new_tokens
+        length = len(request.prompt_ids) + request.max_new_tokens
         if length > self.info.context_length:
             raise EngineRejectedError(
-                f"a prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones need {length}; the engine "
-                f"holds {self.info.context_length}: lower sampling.max_new_tokens or raise "
+                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones need {length}; "
+                f"the engine holds {self.info.context_length}: lower sampling.max_new_tokens or raise "
                 "rollout.engine.context_length"
             )
 
@@ -119,14 +156,15 @@ class EngineClient:
         await self._call("POST", "/continue_generation", {})
 
     async def flush(self) -> None:
-        """Forget cached prefixes: they belong to the weights that computed them."""
+        """Free the memory of cached prefixes. Refused while requests run, or wait in a pause that keeps their cache."""
         self._prefixes.forget()
         await self._call("POST", "/flush_cache", {})
 
+    # No way of loading flushes the cache by itself: where that cannot be done, SGLang ends.
+
     async def load(self, path: str, weight_version: str, timeout_seconds: float) -> None:
         """Replace the weights by those in the folder; pause first. EngineError when only some were."""
-        self._prefixes.forget()
-        body = {"model_path": path, "weight_version": weight_version, "flush_cache": True}
+        body = {"model_path": path, "weight_version": weight_version, "flush_cache": False}
         answer = await self._call("POST", "/update_weights_from_disk", body, timeout_seconds)
         if not answer.get("success"):
             raise EngineError(f"SGLang did not load {path}: {answer.get('message')}")
@@ -149,7 +187,6 @@ class EngineClient:
 
     async def begin_update(self) -> None:
         """Before weights come in pieces; pause first."""
-        self._prefixes.forget()
         await self._call("POST", "/begin_weight_update", {})
 
     async def receive(
@@ -163,7 +200,7 @@ class EngineClient:
             "group_name": group,
             "load_format": "flattened_bucket",
             "weight_version": weight_version,
-            "flush_cache": weight_version is not None,
+            "flush_cache": False,
         }
         await self._call("POST", "/update_weights_from_distributed", body, timeout_seconds)
 
@@ -175,7 +212,7 @@ class EngineClient:
         body = {
             "serialized_named_tensors": [data] * self.info.num_ranks,
             "weight_version": weight_version,
-            "flush_cache": weight_version is not None,
+            "flush_cache": False,
         }
         await self._call("POST", "/update_weights_from_tensor", body, timeout_seconds)
 
@@ -187,12 +224,22 @@ class EngineClient:
         """The version string that the server has now."""
         return str((await self._call("GET", "/model_info"))["weight_version"])
 
+    async def checksums(self, timeout_seconds: float) -> dict[str, str]:
+        """Of each tensor that the engine holds, by its own names; also while paused. Empty for one of several parts."""
+        answer = await self._call("POST", "/weights_checker", {"action": "checksum"}, timeout_seconds)
+        ranks: list[dict[str, Any]] = answer.get("ranks") or []
+        return dict(ranks[0]["checksums"]) if len(ranks) == 1 else {}
+
     async def abort_all(self) -> None:
         """End every running request; their answers say `abort`."""
         await self._call("POST", "/abort_request", {"abort_all": True})
 
     async def _fill_cache(self, prompts: Sequence[Prompt]) -> None:
-        body = {"input_ids": [list(prompt) for prompt in prompts], "sampling_params": {"max_new_tokens": 0}}
+        body = {
+            "input_ids": [list(prompt) for prompt in prompts],
+            "sampling_params": {"max_new_tokens": 0},
+            "extra_key": self._cache_key,
+        }
         await self._call("POST", "/generate", body, self._section.request_timeout_seconds)
 
     async def _call(

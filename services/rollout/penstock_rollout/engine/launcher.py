@@ -7,7 +7,7 @@ main script as `__mp_main__`), so module level does what each of them needs:
 1. death with the parent, so that a killed service leaves neither processes nor memory (its first process is tied by
    `penstock.process.tied_command`, which starts this script);
 2. on a CPU, names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is for CUDA,
-   and `sgl_kernel`, which needs AMX;
+   and `sgl_kernel`, which needs AMX; and waiting for a GPU, which its checksums of weights do wherever they are;
 3. on a CPU, hooks for batched attention, prefill of equal prompts, receiving weights and seeded sampling
    (`torch_attention`, `torch_prefill`, `torch_receive`, `torch_sampling`), through SGLang's own hook registry, which
    its scheduler applies before it loads the model.
@@ -69,6 +69,8 @@ def define_missing_names() -> None:
         for name in SGL_KERNEL_NAMES:
             setattr(stub, name, _absent(name))
         sys.modules["sgl_kernel"] = stub
+    if not torch.backends.cuda.is_built():
+        torch.cuda.synchronize = lambda *_: None
 
 
 def register_hooks() -> None:

@@ -20,6 +20,7 @@ from penstock.config import EngineSection
 from penstock.errors import EngineDiedError, EngineStartError
 from penstock.process import ProcessIdentity, kill_all, tied_command
 from penstock_rollout.engine.arguments import command, environment
+from penstock_rollout.engine.client import PauseMode
 
 PROBE = (
     "import importlib.metadata as m, importlib.util as u, json, sys\n"
@@ -54,8 +55,10 @@ class StartedServer:
 
     restartable = True
 
-    def __init__(self, section: EngineSection, model_path: str, log_path: Path) -> None:
+    def __init__(self, section: EngineSection, model_path: str, log_path: Path, *, overlap: bool = True) -> None:
+        """`overlap`: see `arguments.command`."""
         self.url = ""
+        self._overlap = overlap
         self._section = section
         self._model_path = model_path
         self._log_path = log_path
@@ -78,7 +81,9 @@ class StartedServer:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("ab") as log_file:
             self._process = await asyncio.create_subprocess_exec(
-                *tied_command(command(self._section, python, self._device, self._model_path, port)),
+                *tied_command(
+                    command(self._section, python, self._device, self._model_path, port, overlap=self._overlap)
+                ),
                 env=environment(self._section, self._device, self._model_path, os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
@@ -202,9 +207,17 @@ class GivenServer:
         return
 
 
-def make_server(section: EngineSection, model_path: str, log_path: Path) -> EngineServer:
-    """The server that the configuration asks for."""
-    return GivenServer(section) if section.url else StartedServer(section, model_path, log_path)
+def make_server(
+    section: EngineSection, model_path: str, log_path: Path, pause_mode: PauseMode = "retract"
+) -> EngineServer:
+    """The server that the configuration asks for.
+
+    An overlapping one that stands still `in_place` has sampled a token that it has not taken note of, and would name
+    the next weights for it.
+    """
+    if section.url:
+        return GivenServer(section)
+    return StartedServer(section, model_path, log_path, overlap=pause_mode != "in_place")
 
 
 async def _until_it_answers(url: str) -> None:

@@ -1,0 +1,117 @@
+"""The completions of one group while they are made, in pieces: an abort cuts a completion, the next request goes on.
+
+Invariant: each piece keeps the tokens, log-probabilities and versions that the engine gave it, so a token's version is
+that of the weights that sampled it, also with an engine that reports one version per answer. What goes on is sent as
+prompt plus tokens so far, with the budget that is left and the same seed; the weights that then serve compute its
+key-value cache. Pure. Called by the producer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from penstock.contracts import Ticket, unpack_int32
+from penstock.errors import EngineError
+from penstock_rollout.engine.answers import Answer, AnsweredSpan, GroupAnswer
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """One completion, or the rest of one, to ask the engine for."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+    max_new_tokens: int
+
+
+class Draft:
+    """One group, from its first request to its last."""
+
+    def __init__(self, ticket: Ticket, *, one_version_per_answer: bool) -> None:
+        """`one_version_per_answer`: whether an answer without spans may stand for the version that it names."""
+        self._prompt_ids = tuple(unpack_int32(ticket.prompt_ids))
+        self._seeds = ticket.seeds
+        self._sampling = ticket.sampling
+        self._one_version = one_version_per_answer
+        self._pieces: list[list[Answer]] = [[] for _ in ticket.seeds]
+
+    @property
+    def finished(self) -> bool:
+        return not self._open()
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether any completion is made of several pieces, whose texts do not simply add up."""
+        return any(len(pieces) > 1 for pieces in self._pieces)
+
+    def requests(self) -> list[CompletionRequest]:
+        """What is still to be asked for: whole completions, or their rest."""
+        made = {index: self._tokens(index) for index in self._open()}
+        return [
+            CompletionRequest(
+                self._prompt_ids + tokens, self._seeds[index], self._sampling.max_new_tokens - len(tokens)
+            )
+            for index, tokens in made.items()
+        ]
+
+    def add(self, answers: GroupAnswer) -> None:
+        """The answers to `requests`, in their order."""
+        for index, answer in zip(self._open(), answers, strict=True):
+            self._pieces[index].append(self._ended(index, self._with_spans(answer)))
+
+    def group(self, texts: Sequence[str] | None = None) -> GroupAnswer:
+        """The whole completions. `texts`: of their tokens, where any was cut."""
+        whole = tuple(_joined(pieces) for pieces in self._pieces)
+        if texts is None:
+            return whole
+        return tuple(replace(answer, text=text) for answer, text in zip(whole, texts, strict=True))
+
+    def shown_tokens(self) -> list[list[int]]:
+        """The tokens of each completion that its text shows: all but a matched stop token."""
+        return [list(each.token_ids[: -1 if each.finish_reason == "stop" else None]) for each in self.group()]
+
+    def _open(self) -> list[int]:
+        return [i for i, pieces in enumerate(self._pieces) if not pieces or pieces[-1].finish_reason == "abort"]
+
+    def _tokens(self, index: int) -> tuple[int, ...]:
+        return tuple(token for piece in self._pieces[index] for token in piece.token_ids)
+
+    def _ended(self, index: int, answer: Answer) -> Answer:
+        """An abort that came with the last token cut nothing."""
+        if answer.finish_reason != "abort" or not answer.token_ids:
+            return answer
+        if answer.token_ids[-1] in self._sampling.stop_token_ids:
+            return replace(answer, finish_reason="stop")
+        num_tokens = len(self._tokens(index)) + len(answer.token_ids)
+        return replace(answer, finish_reason="length") if num_tokens >= self._sampling.max_new_tokens else answer
+
+    def _with_spans(self, answer: Answer) -> Answer:
+        if answer.spans or not answer.token_ids:
+            return answer
+        if not self._one_version:
+            raise EngineError(
+                "the engine does not say which weights made which tokens; expected SGLang 0.5.21, or "
+                "weights.pause_mode abort, by which no answer outlives an update"
+            )
+        return replace(answer, spans=(AnsweredSpan(answer.weight_version, 0, len(answer.token_ids)),))
+
+
+def _joined(pieces: Sequence[Answer]) -> Answer:
+    """The pieces as one answer, that ends as the last one did."""
+    if len(pieces) == 1:
+        return pieces[0]
+    spans: list[AnsweredSpan] = []
+    start = 0
+    for piece in pieces:
+        for span in piece.spans:
+            begins_again = spans and spans[-1].weight_version == span.weight_version
+            begin = spans.pop().start if begins_again else start + span.start
+            spans.append(AnsweredSpan(span.weight_version, begin, start + span.end))
+        start += len(piece.token_ids)
+    return replace(
+        pieces[-1],
+        token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
+        logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
+        spans=tuple(span for span in spans if span.start < span.end),
+        text="".join(piece.text for piece in pieces),
+    )

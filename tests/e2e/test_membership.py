@@ -1,0 +1,125 @@
+"""Servers join and leave while a run trains: real services, the pure engine (docs/weights.md, Membership)."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from benchmarks.chaos.launch import ROOT, Launch
+from benchmarks.chaos.parts import NOTHING, Part, prepare, read_part
+from penstock.broker import ServiceRecord, connect
+from penstock.config import Config
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_SECONDS = 120
+PART = Part("members", NOTHING, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS)
+PACE_SECONDS = 0.06  # of one completion's reward: a step takes a second
+
+
+def joined(config: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """A rollout service that the launcher knows nothing of."""
+    paths = os.pathsep.join(str(ROOT / part) for part in ("common", "services/rollout"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock_rollout", "--config", str(config)],
+        env={**os.environ, **environment, "PYTHONPATH": paths},
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def versions_by_server(run_folder: Path) -> dict[str, list[int]]:
+    """The lowest version of each trained group, in the order of training."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for path in sorted((run_folder / "steps").glob("*.pack")):
+        for scored in msgspec.msgpack.decode(path.read_bytes())["groups"]:
+            group = scored["group"]
+            spans = [span["policy"]["number"] for each in group["completions"] for span in each["spans"]]
+            found[group["server"]].append(min(spans))
+    return found
+
+
+class Watch:
+    """Waits for what a run shows."""
+
+    def __init__(self, launch: Launch, config: Config) -> None:
+        self._launch = launch
+        self._config = config
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not holds():
+                self._launch.below()
+                assert self._launch.exit_code() is None, self._launch.tail()
+                await asyncio.sleep(0.1)
+
+    async def serving(self, holds: Callable[[ServiceRecord], bool]) -> ServiceRecord:
+        """The record of a rollout service that serves, once there is one like that."""
+        queue = await connect(self._config)
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while True:
+                    for record in await queue.services():
+                        if record.kind == "rollout" and record.state == "serving" and holds(record):
+                            return record
+                    await asyncio.sleep(0.1)
+        finally:
+            await queue.close()
+
+
+@pytest.mark.timeout(DEADLINE_SECONDS + 60)
+async def test_a_server_joins_and_the_first_is_killed_and_comes_back(tmp_path: Path) -> None:
+    launch, queue, pace_file = prepare(PART, tmp_path / "run")
+    assert queue is not None
+    pace_file.write_text(str(PACE_SECONDS))
+    config_file = tmp_path / "run" / "config.yaml"
+    document = yaml.safe_load(config_file.read_text())
+    document["redis"] = {"url": queue.environment["PENSTOCK_REDIS__URL"], "password": queue.server.password}
+    watch = Watch(launch, Config.model_validate(document))
+    joiner: subprocess.Popen[bytes] | None = None
+    try:
+        launch.start()
+        await watch.until(lambda: launch.num_steps() >= 3)
+        first = await watch.serving(lambda each: True)
+        joiner = joined(config_file, queue.environment)
+        second = await watch.serving(lambda each: each.name != first.name)
+        assert second.policy is not None
+        steps = launch.num_steps()
+        await watch.until(lambda: launch.num_steps() >= steps + 3)
+        (victim,) = launch.victims("rollout").values()
+        assert victim.pid == first.pid
+        victim.kill()
+        reborn = await watch.serving(lambda each: each.name not in (first.name, second.name))
+        assert reborn.policy is not None
+        steps = launch.num_steps()
+        await watch.until(lambda: launch.num_steps() >= steps + 3)
+        pace_file.write_text("0")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while (code := launch.exit_code()) is None:
+                launch.below()
+                await asyncio.sleep(0.1)
+        assert code == 0, launch.tail()
+    finally:
+        if joiner is not None:
+            joiner.kill()
+            joiner.wait()
+        launch.end()
+        try:
+            findings = read_part(PART, launch, queue)
+        finally:
+            queue.stop()
+    assert findings.problems == []
+    assert (findings.trained, findings.dropped, findings.lost) == (PART.num_tickets, {}, 0)
+    versions = versions_by_server(launch.run_folder)
+    assert versions.keys() == {first.name, second.name, reborn.name}
+    for record in (second, reborn):
+        assert record.policy is not None
+        joined_at = record.policy.number - 1  # its record may be older than its last update
+        assert min(versions[record.name]) >= joined_at > 0

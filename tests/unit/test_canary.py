@@ -1,0 +1,35 @@
+"""When a canary says that other weights are served."""
+
+import math
+
+import pytest
+
+from penstock.canary import Canary, read_canary
+from penstock.errors import WeightsError, WeightsMismatchError
+
+CANARY = Canary((1, 2, 3), (-1.0, -2.0), tolerance=0.1)
+
+
+def test_rounding_passes_and_its_size_is_told() -> None:
+    assert CANARY.check((-1.05, -1.9)) == pytest.approx(0.075)
+
+
+@pytest.mark.parametrize("seen", [(-1.0, -2.3), (-3.0, -2.0), (math.nan, -2.0), (-1.0, -math.inf)])
+def test_other_weights_are_named_with_the_key(seen: tuple[float, ...]) -> None:
+    with pytest.raises(WeightsMismatchError, match=r"expected at most 0\.1 \(weights\.canary_tolerance\)"):
+        CANARY.check(seen)
+
+
+def test_it_needs_one_logprob_less_than_tokens() -> None:
+    for token_ids, logprobs in [((1,), ()), ((1, 2), ()), ((1, 2), (-1.0, -1.0))]:
+        with pytest.raises(ValueError, match="one less"):
+            Canary(token_ids, logprobs, 0.1)
+
+
+def test_the_body_of_a_push_is_read_or_refused() -> None:
+    body = {"token_ids": [1, 2, 3], "logprobs": [-1.0, -2.0], "tolerance": 0.1}
+    assert read_canary(body) == CANARY
+    assert read_canary(None) is None
+    for broken in ({**body, "logprobs": [-1.0]}, {"token_ids": [1]}, {**body, "typo": 1}):
+        with pytest.raises(WeightsError, match="must be of one release"):
+            read_canary(broken)
