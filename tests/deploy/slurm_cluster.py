@@ -153,8 +153,11 @@ class SlurmCluster:
 
     def start_now(self, job_id: str) -> None:
         """A job that was queued again waits for two minutes, in case the reason lingers: not here."""
-        self.wait_for(job_id, "PENDING")
+        until(lambda: set(self._states(job_id)) == {"PENDING"}, f"all of job {job_id} is queued again", 150)
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+
+    def _states(self, job_id: str) -> list[str]:
+        return self.run("squeue", "--noheader", "--format=%T", f"--jobs={job_id}").split()
 
     def nodes_of(self, component: str) -> str:
         """The nodes of a component, such as 12+2, that runs."""

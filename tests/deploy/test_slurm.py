@@ -118,7 +118,7 @@ def test_the_signal_before_the_time_limit_queues_the_job_again_and_it_goes_on(be
     bench.wait_for_step(2)
     # As Slurm does signal_seconds before the limit, which no test can wait for.
     bench.cluster.run("scancel", "--batch", "--signal=USR1", job_id)
-    bench.cluster.wait_for(job_id, "PENDING")
+    until(lambda: "is queued again" in bench.log(), "the job is queued again")
     num_steps = len(bench.steps())
     assert num_steps < 12
     assert list((bench.run_folder / "checkpoints").iterdir())

@@ -27,7 +27,7 @@ from penstock_launch.supervisor import Outcome
 TIME_LIMIT_SIGNAL = signal.SIGUSR1  # what the job script asks for: --signal=B:USR1@...
 TIME_IS_UP = Outcome(128 + TIME_LIMIT_SIGNAL, "the time limit is near")
 LOCK_SECONDS = 120.0  # a network file system takes a while to forget the lock of a node that failed
-REQUEUE_SECONDS = 60.0
+KILLED_WITHIN_SECONDS = 600.0  # the default of KillWait is 30
 STEPS_FOLDER = "steps"  # the trainer's: what there is to continue
 
 
@@ -65,10 +65,14 @@ def _of_this_life(config: Config, job: SlurmJob) -> Config:
 
 
 def _queue_again(job_id: str) -> None:
-    """Returns when Slurm ends this process: one that ends by itself at that moment can be taken for the job's end."""
+    """Does not end before Slurm kills this process (KillWait after its SIGTERM).
+
+    The components are queued again one after the other, and a batch script that ends meanwhile, on its own account, is
+    taken for the end of the job: it fails instead.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     scheduler.requeue(job_id)
-    signal.sigtimedwait({signal.SIGTERM}, REQUEUE_SECONDS)
+    time.sleep(KILLED_WITHIN_SECONDS)
 
 
 if __name__ == "__main__":
