@@ -71,7 +71,8 @@ def _config(folder: Path) -> dict[str, Any]:
         "run": {"name": RUN, "root": str(folder / "runs")},
         "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
         "kl_ctl": 0.01,
-        "weights": {"folder": str(folder / "weights")},
+        # The engine knows nothing of the model.
+        "weights": {"folder": str(folder / "weights"), "canary_tokens": 0},
         "total_train_epochs": EPOCHS,
         "sampling": {"max_new_tokens": 10},
         "data": {
