@@ -15,6 +15,7 @@ from penstock.errors import (
     WeightsConflictError,
     WeightsError,
 )
+from penstock_rollout.app import not_ready
 from penstock_rollout.engine.answers import completions
 from tests.unit.weights_bench import CYCLE, Bench, weights_bench
 
@@ -130,6 +131,7 @@ async def test_a_load_that_fails_half_way_restarts_the_engine(bench: Bench, faul
     await bench.engine.up.wait()
     assert bench.server.num_starts == 2
     assert bench.weights.state == "fenced"
+    assert str(caught.value) in (not_ready(bench.engine, bench.weights) or "")
     bench.use()
     await bench.weights.update(bench.staged(2))
     assert (bench.weights.state, bench.weights.fenced, bench.sample("fenced")) == ("serving", "", 0)

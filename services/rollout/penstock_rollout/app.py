@@ -70,6 +70,8 @@ def not_ready(engine: Engine, weights: Weights) -> str | None:
         return reason
     if weights.state == "paused":
         return "generation is paused; POST /v1/resume goes on"
+    if weights.state == "fenced":
+        return f"no ticket is taken until the announced weights are served; the last update failed: {weights.fenced}"
     if not weights.loaded:
         return "no weights were loaded yet; expected the trainer to push or announce a version"
     return None
