@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-deploy chaos check docs env envs clean
+.PHONY: help demo test test-deploy chaos check lint docs env envs clean
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -27,6 +27,7 @@ help:
 	@echo "make test-deploy  docker compose, Slurm, Ray and Prometheus on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for ten minutes; SEED= repeats a run"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
+	@echo "make lint    check without the unit tests"
 	@echo "make docs    write what is generated: docs/configuration.md, docs/metrics.md, dashboards"
 	@echo "make envs    only the two Python environments"
 	@echo "make env     write .env with new secrets, for docker compose"
@@ -44,7 +45,7 @@ test-deploy: $(RAY)
 chaos: envs
 	@$(BIN)/python -m benchmarks.chaos --seed $(or $(SEED),1) $(ARGS)
 
-check: $(SERVICES)
+lint: $(SERVICES)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -52,6 +53,8 @@ check: $(SERVICES)
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python docs/generate_metrics.py --check
 	@$(BIN)/python -m deploy.grafana --check
+
+check: lint
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 docs: $(SERVICES)
