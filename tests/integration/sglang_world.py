@@ -31,8 +31,8 @@ from tests.unit.producer_bench import MemoryQueue, as_it_is
 NUM_MODELS = 4
 PROBE = tuple(range(40, 56))
 SHARED_PROMPT = tuple(range(60, 160))  # long enough that a stale prefix would show
-LONG_TOKENS = 1200  # takes several times as long as two pushes
-RUN_SECONDS = 0.6  # in which some of them are sampled
+LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine, and longer on a busy one
+RUN_SECONDS = 0.3  # in which some of them are sampled
 TEMPERATURE = 0.3  # so that none ends early
 EXACT = 1e-4
 SERVE = """
