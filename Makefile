@@ -50,16 +50,14 @@ lint: $(SERVICES)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python docs/generate.py --check
-	@$(BIN)/python docs/generate_metrics.py --check
+	@$(BIN)/python -m docs.generate --check
 	@$(BIN)/python -m deploy.grafana --check
 
 check: lint
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 docs: $(SERVICES)
-	@$(BIN)/python docs/generate.py
-	@$(BIN)/python docs/generate_metrics.py
+	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m deploy.grafana
 
 # For docker compose; needs no Python. 192 random bits for each secret.

@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md from the docstrings in penstock.config.
+"""Writes docs/configuration.md, from the docstrings in penstock.config, and docs/metrics.md.
 
-Owns that file: it is never edited by hand. `make docs` runs this; `make check` runs it with
+Owns these files: they are never edited by hand. `make docs` runs this; `make lint` runs it with
 `--check`, which changes nothing and fails where file and code differ.
 """
 
@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from docs import generate_metrics
 from penstock.config import Config
 
-TARGET = Path(__file__).parent / "configuration.md"
+FOLDER = Path(__file__).parent
 INTRODUCTION = """# Configuration
 
 <!-- Written by docs/generate.py from penstock.config; `make docs` writes it again. -->
@@ -147,14 +148,15 @@ def document() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write docs/configuration.md from the code.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the file differs")
+    parser = argparse.ArgumentParser(description="Write docs/configuration.md and docs/metrics.md from the code.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a file differs")
     arguments = parser.parse_args()
-    text = document()
-    if not arguments.check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit("docs/configuration.md is not what penstock.config says: run `make docs` and commit it")
+    wanted = {FOLDER / "configuration.md": document(), FOLDER / "metrics.md": generate_metrics.document()}
+    for path, text in wanted.items():
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/{path.name} is not what the code says: run `make docs` and commit it")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,4 @@
-"""Writes docs/metrics.md from the metrics that the services export.
-
-Owns that file: it is never edited by hand. `make docs` runs this; `make check` runs it with `--check`, which changes
-nothing and fails where file and code differ.
-"""
-
-import argparse
-import sys
-from pathlib import Path
+"""docs/metrics.md, from the metrics that the services export. Called by `docs.generate`."""
 
 from prometheus_client import CollectorRegistry
 
@@ -14,7 +6,6 @@ from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.metrics import TrainerMetrics
 
-TARGET = Path(__file__).parent / "metrics.md"
 INTRODUCTION = """# Metrics
 
 <!-- Written by docs/generate_metrics.py from the services' metrics modules; `make docs` writes it again. -->
@@ -76,18 +67,3 @@ def document() -> str:
     }
     parts = [f"## {title}\n\n" + "\n".join(table(registry)) + "\n" for title, registry in registries.items()]
     return "\n".join([INTRODUCTION, *parts])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write docs/metrics.md from the code.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the file differs")
-    arguments = parser.parse_args()
-    text = document()
-    if not arguments.check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit("docs/metrics.md is not what the services' metrics say: run `make docs` and commit it")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Writes deploy/grafana/dashboards/*.json.
 
-Owns these files: they are never edited by hand, nor in Grafana. `make docs` runs this; `make check` runs it with
+Owns these files: they are never edited by hand, nor in Grafana. `make docs` runs this; `make lint` runs it with
 `--check`, which changes nothing and fails where a file differs.
 """
 

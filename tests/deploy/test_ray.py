@@ -65,6 +65,12 @@ class RayRun:
         self._started.append(process)
         return process
 
+    def penstock(self, word: str) -> str:
+        """What the command says of the run."""
+        command = [sys.executable, "-m", "penstock_launch", word, "--config", str(self.config)]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return said.stdout + said.stderr
+
     def events(self) -> str:
         log = self.folder / "logs" / "launcher.log"
         return log.read_text() if log.exists() else ""
@@ -209,8 +215,9 @@ def test_ranks_on_two_nodes_end_and_start_together(cluster: RayCluster, start_ru
     again = run.launch(*words)
     run.wait_for("trainer: ready after", count=3)
     services = run.all_services()
-    again.terminate()
+    cancelled = run.penstock("cancel")
     output, _ = again.communicate(timeout=90)
+    assert "has ended" in cancelled
     assert again.returncode == 128 + signal.SIGTERM, output
     assert "killed" not in output
     assert not any(map(alive, services))
@@ -227,14 +234,7 @@ def test_a_submitted_job_stops_in_order(cluster: RayCluster, start_run: Callable
     )
     run.wait_for_step()
     services = run.all_services()
-    status = subprocess.run(
-        [sys.executable, "-m", "penstock_launch", "status", "--config", str(run.config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "trainer-1: ready" in status.stdout, status.stdout + status.stderr
+    assert "trainer-1: ready" in run.penstock("status")
     said = cluster.job("stop", "run")
     until(lambda: (run.folder / "summary.json").exists(), lambda: f"{said}\n{cluster.job('logs', 'run')}")
     summary = json.loads((run.folder / "summary.json").read_text())
