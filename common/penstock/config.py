@@ -5,7 +5,7 @@ are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, total_train_ep
 docs/configuration.md is generated from the docstrings of the sections.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -135,11 +135,33 @@ class Config(Section):
                 f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
                 f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
             )
+        if self._hides_small_updates and self.rollout.engine.dtype == "float32":
+            raise ValueError(
+                "actor.dtype is bfloat16 and rollout.engine.dtype float32: the engine would sample with updates that "
+                "the trainer's rounded weights do not show yet; expected one type, or actor.dtype float32"
+            )
+        if self._hides_small_updates and self.weights.rounding == "dithered":
+            raise ValueError(
+                "weights.rounding is dithered and actor.dtype bfloat16: the trainer computes with weights rounded to "
+                "nearest, and the engine would sample with others; expected rounding auto, or actor.dtype float32"
+            )
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
         if not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
+
+    @property
+    def rounding(self) -> Literal["dithered", "nearest"]:
+        """How published weights become bfloat16: so that the engine samples with what the trainer computes with."""
+        if self.weights.rounding == "auto":
+            return "nearest" if self._hides_small_updates else "dithered"
+        return self.weights.rounding
+
+    @property
+    def _hides_small_updates(self) -> bool:
+        """Whether the trainer's forward pass rounds trained weights to nearest; an adapter is computed beside them."""
+        return self.actor.dtype == "bfloat16" and not self.actor.lora.rank
 
     @property
     def max_outstanding(self) -> int:

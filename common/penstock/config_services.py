@@ -120,8 +120,9 @@ class WeightsSection(Section):
     local_folder: str = ""
     """With full_every: where the trainer and each rollout service keep a whole copy of the last version, on their own
     host; empty: a memory-backed folder if there is room, else the host's temporary one."""
-    rounding: Literal["dithered", "nearest"] = "dithered"
-    """How float32 becomes bfloat16: a fixed offset before truncation shows small updates, nearest hides them."""
+    rounding: Literal["auto", "dithered", "nearest"] = "auto"
+    """How float32 becomes bfloat16. dithered: by a fixed offset before truncation, which shows updates that nearest
+    hides; nearest: as the trainer rounds where it computes in bfloat16; auto: the one that fits actor.dtype."""
     pause_mode: Literal["retract", "in_place", "abort"] = "retract"
     """What running requests do when new weights come. retract: they go on with their cache recomputed by these;
     in_place: with the cache that they have, which the old ones computed; abort: they end, and the service sends what is

@@ -74,7 +74,10 @@ def case_config(folder: Path, case: Case) -> Config:
         "lora": case.lora,
     }
     optimizer = {"lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 2, "schedule": "linear"}
-    return config_for(folder / case.model, actor=actor, kl_ctl=case.kl_ctl, optimizer=optimizer, loss=case.loss)
+    rollout = {"engine": {"dtype": case.dtype}}
+    return config_for(
+        folder / case.model, actor=actor, kl_ctl=case.kl_ctl, optimizer=optimizer, loss=case.loss, rollout=rollout
+    )
 
 
 def batches() -> list[list[ScoredGroup]]:

@@ -83,7 +83,7 @@ def record(folder: Path, config: Config) -> None:
     path = folder / "runs" / "r"
     learner = Learner(config, num_steps=NUM_STEPS)
     files, checkpoints = StepFiles(path / "steps", 0), Checkpoints(path / "checkpoints", 2)
-    form = Format(config.rollout.engine.dtype, config.weights.rounding)
+    form = Format(config.rollout.engine.dtype, config.rounding)
     digest = Staging(learner, folder / "weights", form).digest
     files.journal.begin(LedgerState(run=RUN, weights={0: WeightsRecord(digest(0), 0)}))
     version = 0

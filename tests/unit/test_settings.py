@@ -68,6 +68,29 @@ def test_errors_name_the_key(
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--weights.rounding", "dithered"], ["weights.rounding is dithered and actor.dtype bfloat16", "auto"]),
+        (["--rollout.engine.dtype", "float32"], ["actor.dtype is bfloat16 and rollout.engine.dtype float32"]),
+    ],
+)
+def test_an_engine_that_would_sample_with_other_weights_is_refused(
+    tmp_path: Path, changes: list[str], words: list[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(YAML)
+    assert load_config(["--config", str(file)], {}).rounding == "nearest"
+    float32 = load_config(["--config", str(file), "--actor.dtype", "float32", *changes], {})
+    assert float32.rounding == "dithered"  # the masters are what the trainer computes with
+    adapter = load_config(["--config", str(file), "--actor.lora.rank", "8", *changes], {})
+    assert adapter.rounding == "dithered"  # an adapter's updates are computed beside the weights, and show
+    with pytest.raises(ConfigError) as caught:
+        load_config(["--config", str(file), *changes], {})
+    for word in words:
+        assert word in str(caught.value)
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(["--config", str(tmp_path / "none.yaml")], {})

@@ -30,7 +30,7 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
     model = load_model(config.actor.path, "actor.path")
     adapter = adapted(model, config)
     load_model_state(folder, model, adapter)
-    form = Format(config.rollout.engine.dtype, config.weights.rounding)
+    form = Format(config.rollout.engine.dtype, config.rounding)
     save_adapter = partial(adapter.save, get=master_weights(model).__getitem__) if adapter else None
     save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter)
     return chosen

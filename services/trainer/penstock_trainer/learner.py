@@ -153,7 +153,7 @@ class Learner:
 
     def save_pretrained(self, folder: Path) -> None:
         """The weights as they are published, as a folder that `from_pretrained` loads, with the tokenizer."""
-        form = Format(self._config.rollout.engine.dtype, self._config.weights.rounding)
+        form = Format(self._config.rollout.engine.dtype, self._config.rounding)
         save_adapter = partial(self._adapter.save, get=self.whole_weight) if self._adapter else None
         save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter)
 

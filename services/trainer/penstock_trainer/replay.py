@@ -57,7 +57,7 @@ class Replay:
         self._recording = recording
         self._plan = plan
         self.learner = Learner(recording.config, num_steps=_num_steps(recording))
-        self._form = Format(recording.config.rollout.engine.dtype, recording.config.weights.rounding)
+        self._form = Format(recording.config.rollout.engine.dtype, recording.config.rounding)
         self._is_exact = self.learner.is_deterministic
 
     def run(self) -> Iterator[Compared]:

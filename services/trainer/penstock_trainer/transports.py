@@ -39,7 +39,7 @@ def make_transport(
 ) -> Transport:
     """`url`: of the trainer's own service, whose host engines reach."""
     section = config.weights
-    form = Format(config.rollout.engine.dtype, section.rounding)
+    form = Format(config.rollout.engine.dtype, config.rounding)
     folder = _folder(config, source, form, run_folder)
     transport = chosen(section.transport, source.device, config.trainer.host)
     if transport == "disk":
