@@ -175,6 +175,19 @@ async def test_a_probe_returns_one_logprob_per_token_but_the_first(fake: FakeSGL
         await client.prompt_logprobs((7, 100), 1.0)
 
 
+async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSGLang, client: EngineClient) -> None:
+    shared = tuple(range(40))
+    prompts = [pack_int32([*shared, last]) for last in (41, 42, 43)]
+    await client.prompt_logprobs(shared, 1.0)
+    await asyncio.gather(*(client.generate(prompt, (1, 2), SAMPLING) for prompt in prompts))
+    sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
+    assert [list(shared)] not in sent[1:]  # not once more for the groups
+    client.serves("3-abc")  # other weights: what the old ones computed is of no use
+    await asyncio.gather(*(client.generate(prompt, (1, 2), SAMPLING) for prompt in prompts))
+    sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
+    assert sent.count([list(shared)]) == 1
+
+
 def test_extra_arguments_come_last_and_win() -> None:
     section = EngineSection(extra_args=("--dtype", "float32"), context_length=128)
     arguments = command(section, "python", "cpu", "model", 1234)

@@ -47,6 +47,17 @@ async def test_a_cached_common_prefix_is_not_asked_for_again_until_a_flush() -> 
     assert engine.fills[3:] == [[COMMON], prompts]
 
 
+async def test_a_common_prefix_that_was_computed_for_another_reason_is_not_asked_for() -> None:
+    engine = Recorder()
+    waves = PrefixWaves(engine)
+    waves.computes_equal_once = True
+    waves.computed((*COMMON, 7, 8))
+    await fill_all(waves, [(*COMMON, number) for number in (1, 2, 3)])
+    assert engine.fills == []
+    await fill_all(waves, [(*COMMON, 9, number) for number in (1, 2, 3)])  # longer than what is there
+    assert engine.fills == [[(*COMMON, 9)]]
+
+
 async def test_a_short_common_prefix_is_not_worth_a_pass() -> None:
     engine = Recorder()
     await fill_all(PrefixWaves(engine), [(1, 2, 3), (1, 2, 4)])

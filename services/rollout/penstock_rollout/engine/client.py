@@ -110,16 +110,24 @@ class EngineClient:
         return read_group(answer, len(requests))
 
     async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
-        """log p of each token but the first, given those before it, at temperature 1; samples nothing."""
+        """log p of each token but the first, given those before it, at temperature 1; samples nothing.
+
+        Prompts that begin with these tokens find them in the cache.
+        """
+        cache_key = self._cache_key
         self._check(CompletionRequest(tuple(token_ids), 0, 0), Sampling(1.0, 0, ()))
         body = {
             "input_ids": list(token_ids),
             "sampling_params": {"max_new_tokens": 0},
             "return_logprob": True,
             "logprob_start_len": 0,
-            "extra_key": self._cache_key,
+            "extra_key": cache_key,
         }
-        return read_prompt_logprobs(await self._call("POST", "/generate", body, timeout_seconds), len(token_ids))
+        answer = await self._call("POST", "/generate", body, timeout_seconds)
+        logprobs = read_prompt_logprobs(answer, len(token_ids))
+        if cache_key == self._cache_key:
+            self._prefixes.computed(tuple(token_ids))
+        return logprobs
 
     async def detokenize(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The texts of token sequences, without special tokens, as an uncut completion shows them."""

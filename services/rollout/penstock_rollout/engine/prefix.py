@@ -43,6 +43,10 @@ class PrefixWaves:
         """The engine's cache has been emptied."""
         self._common = ()
 
+    def computed(self, tokens: Prompt) -> None:
+        """The engine has computed these for another reason, and has them in its cache."""
+        self._common = tokens
+
     async def fill(self, prompt: Prompt) -> None:
         """Return when the prompt is in the cache or ahead of whatever is sent next, or its wave has failed."""
         self._wave.append(prompt)
