@@ -66,31 +66,31 @@ def run(command: list[str], added: dict[str, str]) -> CpuSampler:
     return sampler
 
 
-def run_penstock(steps: int, seed: int) -> Figures:
+def run_penstock(steps: int, group_size: int, seed: int) -> Figures:
     command = [str(Path(sys.executable).parent / "penstock"), "launch", "local", "--config", CONFIG]
     command += ["--run.name", PENSTOCK_RUN, "--run.seed", str(seed), "--run.max_steps", str(steps)]
-    command += ["--eval.every_steps", str(EVAL_EVERY_STEPS)]
+    command += ["--actor.group_size", str(group_size), "--eval.every_steps", str(EVAL_EVERY_STEPS)]
     sampler = run(command, {**PENSTOCK_ENVIRONMENT, **OFFLINE})
     folder = Path("runs") / PENSTOCK_RUN
     return figures_of(penstock_side(_lines(folder / "steps.jsonl"), _lines(folder / "evals.jsonl")), sampler)
 
 
-def fastest_threading(cores: int, seed: int) -> dict[str, str]:
+def fastest_threading(cores: int, group_size: int, seed: int) -> dict[str, str]:
     """The OpenMP settings with which tuned TRL is fastest here, by a short run with each."""
     candidates: list[dict[str, str]] = [{"OMP_NUM_THREADS": "1"}]
     if cores > 1:
         candidates += [{"OMP_NUM_THREADS": str(cores)}, {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "passive"}]
-    trials = [run_trl("code", TRIAL_STEPS, seed, each).seconds_per_step for each in candidates]
+    trials = [run_trl("code", TRIAL_STEPS, group_size, seed, each).seconds_per_step for each in candidates]
     for each, seconds in zip(candidates, trials, strict=True):
         print(f"Trial: TRL with {each}: {seconds:.2f} s a step", flush=True)
     return candidates[trials.index(min(trials))]
 
 
-def run_trl(level: str, steps: int, seed: int, threading: dict[str, str]) -> Figures:
+def run_trl(level: str, steps: int, group_size: int, seed: int, threading: dict[str, str]) -> Figures:
     out = OUT / f"trl-{level}.json"
     command = [str(TRL_PYTHON), "-m", "benchmarks.trl_demo", "--level", level, "--model", str(MODEL)]
     command += ["--train", TRAIN, "--heldout", HELDOUT, "--steps", str(steps), "--seed", str(seed)]
-    command += ["--eval-every-steps", str(EVAL_EVERY_STEPS), "--out", str(out)]
+    command += ["--group-size", str(group_size), "--eval-every-steps", str(EVAL_EVERY_STEPS), "--out", str(out)]
     tuned = {} if level == "installed" else {**threading, **TRL_ALLOCATOR}
     sampler = run(command, {**tuned, **OFFLINE})
     return figures_of(trl_side(json.loads(out.read_text(encoding="utf-8"))), sampler)
@@ -102,7 +102,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare Penstock's demo with the same task in TRL.")
-    parser.add_argument("--steps", type=int, default=50, help="steps of each side (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each side (default: %(default)s)")
+    parser.add_argument(
+        "--group-size", type=int, default=16, help="completions of each of 8 prompts (default: %(default)s, the demo's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, default=2, help="cores that each side gets (default: %(default)s)")
     parser.add_argument(
@@ -130,14 +133,15 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"Cores {cores}; load before: {load:.2f}" + (" (not quiet: expect noise)" if load > 0.5 else ""), flush=True)
     started = time.monotonic()
-    results = [] if arguments.without_penstock else [run_penstock(arguments.steps, arguments.seed)]
+    steps, group_size, seed = arguments.steps, arguments.group_size, arguments.seed
+    results = [] if arguments.without_penstock else [run_penstock(steps, group_size, seed)]
     if arguments.trl_threads:
         threading = {"OMP_NUM_THREADS": str(arguments.trl_threads), "OMP_WAIT_POLICY": "passive"}
     else:
-        threading = fastest_threading(len(cores), arguments.seed)
+        threading = fastest_threading(len(cores), group_size, seed)
     for each in arguments.trl:
-        level, _, steps = each.partition(":")
-        results.append(run_trl(level, int(steps or arguments.steps), arguments.seed, threading))
+        level, _, own_steps = each.partition(":")
+        results.append(run_trl(level, int(own_steps or steps), group_size, seed, threading))
     text = table(results)
     (OUT / "result.md").write_text(text + "\n", encoding="utf-8")
     (OUT / "result.json").write_text(json.dumps([asdict(each) for each in results], indent=2) + "\n", encoding="utf-8")

@@ -22,7 +22,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.trl_tuned import TunedGRPOTrainer
 
-GROUP_SIZE = 8
 PROMPTS_PER_STEP = 8
 MAX_NEW_TOKENS = 4
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -149,8 +148,8 @@ def make_trainer(options: argparse.Namespace, folder: str) -> tuple[Any, StepClo
         use_cpu=True,
         seed=options.seed,
         max_steps=options.steps,
-        per_device_train_batch_size=GROUP_SIZE * PROMPTS_PER_STEP,
-        num_generations=GROUP_SIZE,
+        per_device_train_batch_size=options.group_size * PROMPTS_PER_STEP,
+        num_generations=options.group_size,
         max_completion_length=MAX_NEW_TOKENS,
         temperature=1.0,
         learning_rate=2e-5,
@@ -179,7 +178,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--heldout", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--group-size", type=int, required=True)
     parser.add_argument("--eval-every-steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
