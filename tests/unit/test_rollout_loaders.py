@@ -14,7 +14,6 @@ from penstock.contracts import PolicyIdentity
 from penstock.errors import EngineError, WeightsConflictError, WeightsError
 from penstock.transfer import CollectiveSource, GroupRequest, SharedBucket, TensorSource, TensorSpec
 from penstock_rollout.app import make_rollout_app
-from penstock_rollout.engine import client as engine_client
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.tensor_pickle import pickled_tensors
@@ -124,10 +123,10 @@ async def test_a_new_group_replaces_the_old_one(bench: Bench) -> None:
     assert bench.engine.group == "new"
 
 
-async def test_an_engine_that_hangs_in_a_group_is_started_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_client, "CONTROL_TIMEOUT_SECONDS", 0.2)
+async def test_an_engine_that_hangs_in_a_group_is_started_again(bench: Bench) -> None:
+    bench.engine.client.control_timeout_seconds = 0.5
     bench.fake.join_seconds = 30
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"did not answer /init_weights_update_group in 0\.5 s"):
         await bench.join()
     assert bench.engine.group == ""
     while bench.server.num_starts < 2:  # noqa: ASYNC110

@@ -36,6 +36,7 @@ class EngineClient:
     """One SGLang server. `connect` it after every start: its URL and its limits may have changed."""
 
     def __init__(self, section: EngineSection) -> None:
+        self.control_timeout_seconds = CONTROL_TIMEOUT_SECONDS
         self._section = section
         self._http: httpx.AsyncClient | None = None
         self._info: EngineInfo | None = None
@@ -54,7 +55,7 @@ class EngineClient:
         await self.close()
         self._http = httpx.AsyncClient(
             base_url=url,
-            timeout=CONTROL_TIMEOUT_SECONDS,
+            timeout=self.control_timeout_seconds,
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
             trust_env=False,
             verify=url.startswith("https"),  # loading certificates takes longer than all that is asked here
@@ -250,9 +251,9 @@ class EngineClient:
         }
         await self._call("POST", "/generate", body, self._section.request_timeout_seconds)
 
-    async def _call(
-        self, method: str, path: str, body: Any = None, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS
-    ) -> Any:
+    async def _call(self, method: str, path: str, body: Any = None, timeout_seconds: float | None = None) -> Any:
+        if timeout_seconds is None:
+            timeout_seconds = self.control_timeout_seconds
         if self._http is None:
             raise EngineAbsentError(f"SGLang is not running; expected it to answer {path}")
         url = str(self._http.base_url)
