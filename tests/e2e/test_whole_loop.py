@@ -100,10 +100,13 @@ class Launch:
         logs = [self.output, *sorted(self.folder.glob("logs/*.log"))]
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
 
-    def kill_after_step(self, step: int, words: str) -> None:
+    def kill_after_step(self, step: int, words: str) -> list[psutil.Process]:
+        """SIGKILL to one process; what ran below it."""
         self.wait(lambda: len(self.steps()) >= step, f"step {step}")
-        victim = self.wait(lambda: self.child(words), f"process {words}")
+        victim: psutil.Process = self.wait(lambda: self.child(words), f"process {words}")
+        below = victim.children(recursive=True)
         victim.send_signal(signal.SIGKILL)
+        return below
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -130,7 +133,10 @@ def test_a_reward_rises_although_every_service_is_killed_once(launch: Launch) ->
     launch.kill_after_step(4, "penstock_reward --config")
     launch.kill_after_step(8, "penstock_trainer --config")
     launch.kill_after_step(14, "valkey-server" if launch.child("valkey-server") else "redis-server")
-    launch.kill_after_step(20, "penstock_rollout --config")
+    engine = launch.kill_after_step(20, "penstock_rollout --config")
+    assert len(engine) >= 3  # HTTP server, scheduler, detokenizer
+    _, alive = psutil.wait_procs(engine, timeout=20)
+    assert alive == []  # a killed service leaves nothing of its engine
     launch.wait(lambda: launch.process.poll() is not None, "end of the run")
     assert launch.process.returncode == 0, launch.tail()
 

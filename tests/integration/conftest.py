@@ -1,17 +1,22 @@
-"""A real queue server for the whole test session, and an empty run on it for each test."""
+"""A real queue server for the whole test session, with an empty run on it for each test, and two real engines."""
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
 from penstock.broker import Queue, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+
+if TYPE_CHECKING:  # tests of the queue do not wait for torch
+    from benchmarks.push_bench import RolloutServer
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +58,20 @@ async def queue(queue_config: Config) -> AsyncIterator[Queue]:
 async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
     """The holder of the run's lease; it does not renew it."""
     return TrainerQueue(queue, await acquire_lease(queue, queue_config))
+
+
+@pytest.fixture(scope="session")
+def sglang_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    from tests.integration.sglang_pair import make_models
+
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sglang_pair(
+    sglang_models: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory
+) -> "AsyncIterator[list[RolloutServer]]":
+    from tests.integration.sglang_pair import running_pair
+
+    async with running_pair(sglang_models[0], tmp_path_factory.mktemp("pair")) as servers:
+        yield servers

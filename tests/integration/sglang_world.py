@@ -25,33 +25,16 @@ from penstock_rollout.engine.process import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights import Weights
-from tests.integration.test_rollout_sglang import ROOT, stage
+from tests.integration.sglang_pair import ROOT
+from tests.integration.test_rollout_sglang import stage
 from tests.unit.producer_bench import MemoryQueue, as_it_is
 
-NUM_MODELS = 4
 PROBE = tuple(range(40, 56))
 SHARED_PROMPT = tuple(range(60, 160))  # long enough that a stale prefix would show
 LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine, and longer on a busy one
 RUN_SECONDS = 0.3  # in which some of them are sampled
 TEMPERATURE = 0.3  # so that none ends early
 EXACT = 1e-4
-SERVE = """
-import asyncio, sys
-from pathlib import Path
-from penstock.config import EngineSection
-from penstock_rollout.engine.process import StartedServer
-
-async def main():
-    section = EngineSection(python=sys.argv[1], device="cpu", dtype="float32", max_running_requests=8,
-                            max_total_tokens=16384)
-    server = StartedServer(section, sys.argv[2], Path(sys.argv[3]))
-    await server.start()
-    print(server.url, flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await server.stop()
-
-asyncio.run(main())
-"""
 
 
 class Oracle:

@@ -1,45 +1,37 @@
 """Every transport to two real SGLang servers, whole and broken; skipped where SGLang's environment is missing.
 
-Both are started once, and once more by the test that kills and freezes them. What each serves is measured: greedy
-log-probabilities against those of the model that was pushed.
+Both are started again by the test that kills and freezes them. What each serves is measured: greedy log-probabilities
+against those of the model that was pushed.
 """
 
 import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import pytest_asyncio
 import torch
 
-from benchmarks.push_bench import ModelSource, RolloutServer, pusher, rollout_server
+from benchmarks.push_bench import ModelSource, RolloutServer, pusher
 from penstock.broker import Announcement
-from penstock.config import Config
 from penstock.contracts import Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.process import descendants, kill_all
 from penstock_rollout.engine.answers import completions
 from penstock_trainer.model import load_model
 from penstock_trainer.torchrun import torchrun_arguments
+from tests.integration.sglang_pair import DEADLINE_SECONDS, PYTHON, all_up, pair_config, scheduler_of
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-sglang" / "bin" / "python"
 WORKER = Path(__file__).with_name("push_worker.py")
 GREEDY = Sampling(0.0, 12, ())
 PROMPTS = ([5, 6, 7], [20, 21, 22, 23, 24])
-DEADLINE_SECONDS = 6.0
-STARTS_SECONDS = 240
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not PYTHON.exists(), reason="no environment with SGLang: `make envs` makes one"),
 ]
 
@@ -56,7 +48,7 @@ class World:
 
     def pusher(self, transport: str) -> Any:
         self.lease += 1
-        config = config_of(self.model_path, self.folder, transport)
+        config = pair_config(self.model_path, self.folder, transport)
         return pusher(config, self.source, self.servers, self.folder, lease=self.lease)
 
     def train(self) -> None:
@@ -66,40 +58,14 @@ class World:
                 weight.add_(torch.randn_like(weight) * 0.1)
 
 
-def config_of(model: Path, folder: Path, transport: str) -> Config:
-    engine = {"python": str(PYTHON), "device": "cpu", "dtype": "float32", "max_running_requests": 8}
-    return Config.model_validate(
-        {
-            "actor": {"path": str(model)},
-            "data": {"train": {"path": "unused"}},
-            "run": {"root": str(folder), "name": "transports"},
-            "rollout": {"engine": {**engine, "max_total_tokens": 2048}},
-            "weights": {
-                "transport": transport,
-                "folder": str(folder / "weights"),
-                "bucket_bytes": 65536,  # several of them, and one weight that needs its own
-                "push_timeout_seconds": DEADLINE_SECONDS,
-            },
-        }
-    )
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = Path(tmp_path_factory.mktemp("transports"))
-    config = config_of(tiny_model, folder, "disk")
+@pytest.fixture(scope="module")
+def world(
+    sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory
+) -> World:
     torch.manual_seed(7)
-    source = ModelSource(load_model(str(tiny_model), "actor.path"))
-    async with AsyncExitStack() as stack:
-        names = ("first", "second")
-        servers = [await stack.enter_async_context(rollout_server(name, config, folder)) for name in names]
-        await all_up(servers)
-        yield World(servers, source, tiny_model, folder)
-
-
-async def all_up(servers: list[RolloutServer]) -> None:
-    async with asyncio.timeout(STARTS_SECONDS):
-        await asyncio.gather(*(server.engine.up.wait() for server in servers))
+    model = sglang_models[0]
+    source = ModelSource(load_model(str(model), "actor.path"))
+    return World(sglang_pair, source, model, tmp_path_factory.mktemp("transports"))
 
 
 async def assert_serves(world: World, server: RolloutServer, announcement: Announcement) -> None:
@@ -151,12 +117,6 @@ async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> N
     assert server.weights.identity is not None
     await assert_serves(world, server, Announcement(server.weights.identity, "", world.lease))
     assert server.weights.identity.number == 2
-
-
-def scheduler_of(server: RolloutServer) -> psutil.Process:
-    """The process that holds the weights."""
-    tree = psutil.Process(server.server.pid).children(recursive=True)
-    return next(each for each in tree if "scheduler" in "".join(each.cmdline()))
 
 
 async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(

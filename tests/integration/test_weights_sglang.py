@@ -1,50 +1,35 @@
 """Two real SGLang servers under pushes: every pause mode, every token by the weights that it names, failed canaries.
 
-The servers start once, and are given to each test by their URLs. What they answer is compared with plain transformers.
+The servers are given to each test by their URLs. What they answer is compared with plain transformers.
 """
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.push_bench import RolloutServer
 from penstock.broker import Announcement
 from penstock.contracts import unpack_float32
 from penstock.errors import WeightsMismatchError
 from penstock_rollout.engine.checksums import check_checksums
+from tests.integration.sglang_pair import PYTHON
 from tests.integration.sglang_world import (
     EXACT,
     LONG_TOKENS,
-    NUM_MODELS,
     RUN_SECONDS,
-    SERVE,
     SHARED_PROMPT,
     Oracle,
-    child,
-    end,
     world,
 )
-from tests.integration.test_rollout_sglang import MAKE_MODEL, PYTHON, VOCABULARY, run_python
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not PYTHON.exists(), reason="no environment with SGLang: `make envs` makes one"),
 ]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    root = tmp_path_factory.mktemp("models")
-    folders = tuple(root / str(seed) for seed in range(NUM_MODELS))
-    made = [
-        f"import sys; sys.argv[1:] = [{str(folder)!r}, {seed}, {VOCABULARY}]\n{MAKE_MODEL}"
-        for seed, folder in enumerate(folders)
-    ]
-    run_python("\n".join(made))
-    return folders
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +39,17 @@ def oracle() -> Iterator[Oracle]:
     oracle.close()
 
 
-@pytest.fixture(scope="module")
-def urls(models: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Of two servers, started at the same time."""
-    logs = tmp_path_factory.mktemp("logs")
-    starting = [
-        child([sys.executable, "-c", SERVE, str(PYTHON), str(models[0]), str(logs / f"{number}.log")])
-        for number in range(2)
-    ]
-    try:
-        found = [process.stdout.readline().strip() for process in starting if process.stdout is not None]
-        assert all(found), "a server did not start"
-        yield found
-    finally:
-        for process in starting:
-            end(process)
+@pytest.fixture
+def urls(sglang_pair: list[RolloutServer]) -> list[str]:
+    return [each.server.url for each in sglang_pair]
 
 
 @pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
 async def test_each_token_is_by_the_weights_that_it_names(
-    urls: list[str], models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
+    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
 ) -> None:
     """A group that lives through two pushes; after each of them both servers say what the trainer's weights say."""
-    async with world(urls, models, oracle, tmp_path, mode) as here:
+    async with world(urls, sglang_models, oracle, tmp_path, mode) as here:
         pushed = [here.staged(0)]
         assert await here.push(pushed[0]) == [None, None]
         await here.check_greedy(0)
@@ -87,7 +60,7 @@ async def test_each_token_is_by_the_weights_that_it_names(
             pushed.append(here.staged(model))
             assert await here.push(pushed[-1]) == [None, None]
             await here.check_greedy(model)
-        folder_of = {each.identity: str(folder) for each, folder in zip(pushed, models, strict=False)}
+        folder_of = {each.identity: str(folder) for each, folder in zip(pushed, sglang_models, strict=False)}
         for completion in (each for group in await asyncio.gather(*running) for each in group):
             assert [span.policy for span in completion.spans] == [each.identity for each in pushed]
             assert completion.num_tokens == LONG_TOKENS
@@ -101,9 +74,9 @@ async def test_each_token_is_by_the_weights_that_it_names(
 
 
 async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches_up(
-    urls: list[str], models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
+    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
 ) -> None:
-    async with world(urls, models, oracle, tmp_path, "retract") as here:
+    async with world(urls, sglang_models, oracle, tmp_path, "retract") as here:
         first, second = here.servers
         assert await here.push(here.staged(0)) == [None, None]
         good = here.staged(1)
@@ -116,18 +89,18 @@ async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches
         groups = await asyncio.gather(*(each.group((5, 6, 7), 8) for each in here.servers))
         for completion in (each for group in groups for each in group):
             assert [span.policy for span in completion.spans] == [good.identity]
-            said = here.say((5, 6, 7), completion, [[str(models[1]), 8]])
+            said = here.say((5, 6, 7), completion, [[str(sglang_models[1]), 8]])
             assert unpack_float32(completion.logprobs) == pytest.approx(said, abs=EXACT)
         assert (first.engine.epoch, first.weights.fenced) == (2, "")
 
 
 async def test_an_engine_reports_the_checksums_of_the_files(
-    urls: list[str], models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
+    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
 ) -> None:
-    async with world(urls, models, oracle, tmp_path, "retract") as here:
+    async with world(urls, sglang_models, oracle, tmp_path, "retract") as here:
         assert await here.push(here.staged(0)) == [None, None]
         for server in here.servers:
             reported = await server.engine.client.checksums(10)
-            assert check_checksums(models[0], reported) == len(reported) >= 9
+            assert check_checksums(sglang_models[0], reported) == len(reported) >= 9
             with pytest.raises(WeightsMismatchError, match=r"of \d+ tensors with other bytes"):
-                check_checksums(models[1], reported)
+                check_checksums(sglang_models[1], reported)
