@@ -1,6 +1,7 @@
 # The developer's commands. `make` lists them.
 # PYTHON: an interpreter >= 3.11 (default: the first of python3.11, 3.12, 3.13, python3 that works).
 # ARGS: passed on, e.g. `make demo ARGS="--run.seed 1"`, `make test ARGS="-k resume"`.
+# WORKERS: processes that run tests (default: 2). Each may start engines of 1.5 GB, one core each. 0: pytest alone.
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -19,6 +20,8 @@ SERVICES := .venv/.ready
 RAY := .venv/.ready-ray
 SGLANG := .venv-sglang/.ready
 MODEL := models/SmolLM2-135M-Instruct/.complete
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 help:
@@ -36,8 +39,9 @@ help:
 demo: envs $(MODEL)
 	@$(BIN)/penstock launch local --config examples/demo/config.yaml $(ARGS)
 
+# The slowest first, so that the workers end at about the same time.
 test: envs
-	@$(BIN)/python -m pytest tests/unit tests/integration tests/e2e $(ARGS)
+	@$(PYTEST) tests/e2e tests/integration tests/unit $(ARGS)
 
 test-deploy: $(RAY)
 	@$(BIN)/python -m pytest tests/deploy $(ARGS)
@@ -54,7 +58,7 @@ lint: $(SERVICES)
 	@$(BIN)/python -m deploy.grafana --check
 
 check: lint
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(PYTEST) tests/unit $(ARGS)
 
 docs: $(SERVICES)
 	@$(BIN)/python -m docs.generate
