@@ -167,8 +167,9 @@ def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> Non
 def test_no_rank_outlives_another(tmp_path: Path, victim: int) -> None:
     save_tiny_model(tmp_path / "llama")
     with torchrun("wait", tmp_path) as process:
-        until((tmp_path / "waiting").exists)
-        ranks = [ProcessIdentity.of(int((tmp_path / f"pid-{rank}").read_text())) for rank in (0, 1)]
+        files = [tmp_path / f"pid-{rank}" for rank in (0, 1)]
+        until(lambda: (tmp_path / "waiting").exists() and all(each.exists() and each.read_text() for each in files))
+        ranks = [ProcessIdentity.of(int(each.read_text())) for each in files]
         killed, other = ranks[victim], ranks[1 - victim]
         assert killed is not None
         assert other is not None
