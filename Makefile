@@ -39,9 +39,8 @@ help:
 demo: envs $(MODEL)
 	@$(BIN)/penstock launch local --config examples/demo/config.yaml $(ARGS)
 
-# The slowest first, so that the workers end at about the same time.
 test: envs
-	@$(PYTEST) tests/e2e tests/integration tests/unit $(ARGS)
+	@$(PYTEST) tests/unit tests/integration tests/e2e $(ARGS)
 
 test-deploy: $(RAY)
 	@$(BIN)/python -m pytest tests/deploy $(ARGS)

@@ -10,7 +10,7 @@ ENGINES = "_sglang.py"
 
 
 class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # it comes without types
-    """In the order in which they were collected, which `make test` begins with the slowest."""
+    """In the order in which they were collected."""
 
     def _split_scope(self, nodeid: str) -> str:
         module: str = super()._split_scope(nodeid)
