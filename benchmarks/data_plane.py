@@ -20,7 +20,7 @@ from statistics import median
 
 import psutil
 
-from penstock.broker import Announcement, Queue, Stage, Worker, connect
+from penstock.broker import Announcement, Queue, Served, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -103,13 +103,14 @@ class Pipeline:
     def __init__(self, config: Config, shape: Shape, num_workers: int) -> None:
         self._config, self._shape, self._num_workers = config, shape, num_workers
         self.memory = Memory()
+        self._lease = 0
 
     async def move(self, num_groups: int, max_outstanding: int = CREDITS) -> float:
         """Seconds from the first ticket to the last commit."""
         queues = [await connect(self._config) for _ in range(2 * self._num_workers + 1)]
         trainer_queue, rollouts, rewards = queues[0], queues[1 : self._num_workers + 1], queues[self._num_workers + 1 :]
         lease = await acquire_lease(trainer_queue, self._config)
-        trainer = TrainerQueue(trainer_queue, lease)
+        trainer, self._lease = TrainerQueue(trainer_queue, lease), lease.number
         lease.start_renewing(print)
         start = time.perf_counter()
         try:
@@ -132,12 +133,16 @@ class Pipeline:
 
     async def _roll_out(self, queue: Queue) -> None:
         worker = self._worker(queue, "rollout")
+        served = Served(POLICY.number, self._lease)
         while True:
-            delivery = await worker.take(Stage.TICKETS, 0)
+            delivery = await worker.take(Stage.TICKETS, served=served)
             if delivery is None:
                 await worker.wait(Stage.TICKETS, timeout_seconds=1)
-                continue
-            await worker.hand_over(delivery, self._shape.rollout(decode(delivery.payload, Ticket)), Stage.ROLLOUTS)
+            while delivery is not None:
+                group = self._shape.rollout(decode(delivery.payload, Ticket))
+                _, delivery = await worker.hand_over_and_take(
+                    delivery, group, Stage.ROLLOUTS, Stage.TICKETS, served=served
+                )
 
     async def _score(self, queue: Queue) -> None:
         worker = self._worker(queue, "reward")
@@ -145,8 +150,9 @@ class Pipeline:
             delivery = await worker.take(Stage.ROLLOUTS)
             if delivery is None:
                 await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
-                continue
-            await worker.hand_over(delivery, self._shape.scored(decode(delivery.payload, RolloutGroup)), Stage.SCORED)
+            while delivery is not None:
+                scored = self._shape.scored(decode(delivery.payload, RolloutGroup))
+                _, delivery = await worker.hand_over_and_take(delivery, scored, Stage.SCORED, Stage.ROLLOUTS)
 
     async def _train(self, trainer: TrainerQueue, num_groups: int, max_outstanding: int) -> None:
         worker = self._worker(trainer.queue, "trainer")
@@ -157,12 +163,12 @@ class Pipeline:
         done, step, batch_size = 0, 0, min(BATCH_SIZE, max_outstanding)
         sample_every = max(1, num_groups // MEMORY_SAMPLES)
         while done < num_groups:
-            delivery = await worker.take(Stage.SCORED)
-            if delivery is None:
+            deliveries = await worker.take_several(Stage.SCORED, batch_size - len(held))
+            if not deliveries:
                 await worker.wait(Stage.SCORED, timeout_seconds=1)
-                continue
-            held[decode(delivery.payload, ScoredGroup).group.ticket.number] = delivery.entry_id
-            worker.forget(delivery)
+            for delivery in deliveries:
+                held[decode(delivery.payload, ScoredGroup).group.ticket.number] = delivery.entry_id
+                worker.forget(delivery)
             if len(held) < min(batch_size, num_groups - done):
                 continue
             await trainer.commit_step(StepRecord(step, tuple(held), f"{step:08d}.1.pack", "0" * 16), held)

@@ -90,6 +90,12 @@ class RunMachine(RuleBasedStateMachine):
             self.num_failed_rewards += 1
         assert self.run(holder.publish(holding, values)) == (owner == holder.worker.name)
 
+    def publish_and_take(self, holder: Holder, holding: Holding, values: tuple[float | None, ...]) -> Holding | None:
+        owner = self.run(holder_of(self.queue, holding.delivery))
+        moved, following = self.run(holder.publish_and_take(holding, values))
+        assert moved == (owner == holder.worker.name)
+        return following
+
     def entries(self) -> list[Entry]:
         return self.run(entries_of(self.queue))
 

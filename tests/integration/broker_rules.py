@@ -15,6 +15,7 @@ from penstock.errors import FencedError, LostWritesError
 from penstock_trainer.consumer import oldest_version
 from tests.integration.broker_entries import age, copy_keys, put_back_keys
 from tests.integration.broker_machine import RunMachine
+from tests.integration.broker_workers import Holder, Holding
 
 MAX_FAILED_REWARDS = 2  # more than half of four batches would end the run, as they should
 OLD_MILLISECONDS = 10_000_000
@@ -28,11 +29,14 @@ class WorkerRules(RunMachine):
     @rule(which=index)
     def take(self, which: int) -> None:
         holder = self.holders[which % len(self.holders)]
-        announced = self.run(self.queue.announced())
-        holding = self.run(holder.take())
+        self.check_taken(holder, self.run(holder.take()))
+
+    def check_taken(self, holder: Holder, holding: Holding | None) -> None:
         if holding is not None and holder.stage is Stage.TICKETS:
+            announced = self.run(self.queue.announced())
             assert announced is not None
             assert holder.policy.number >= announced.identity.number, "a server older than announced took a ticket"
+            assert holder.lease >= announced.lease, "a server with the weights of an earlier trainer took a ticket"
             assert holding.message.policy_version <= holder.policy.number  # type: ignore[union-attr]
 
     @precondition(lambda self: self.held(self.holders))
@@ -43,11 +47,33 @@ class WorkerRules(RunMachine):
             values = (1.0, 0.0)
         self.publish(*held[which % len(held)], values)
 
-    @precondition(lambda self: self.held(self.ghosts))
+    @precondition(lambda self: self.held(self.holders))
     @rule(which=index)
-    def publish_late(self, which: int) -> None:
+    def hand_over_and_take(self, which: int) -> None:
+        held = self.held(self.holders)
+        holder, holding = held[which % len(held)]
+        self.check_taken(holder, self.publish_and_take(holder, holding, (1.0, 0.0)))
+
+    @precondition(lambda self: self.held(self.holders))
+    @rule(which=index)
+    def hand_over_and_die(self, which: int) -> None:
+        """The answer of the script, and with it what it gave, never comes."""
+        held = self.held(self.holders)
+        holder, holding = held[which % len(held)]
+        following = self.publish_and_take(holder, holding, (1.0, 0.0))
+        if following is not None:
+            holder.holds.remove(following)
+        self.believe_dead(self.holders.index(holder))
+
+    @precondition(lambda self: self.held(self.ghosts))
+    @rule(which=index, takes=st.booleans())
+    def publish_late(self, which: int, takes: bool) -> None:
         held = self.held(self.ghosts)
-        self.publish(*held[which % len(held)], (1.0, 0.0))
+        ghost, holding = held[which % len(held)]
+        if takes:
+            self.check_taken(ghost, self.publish_and_take(ghost, holding, (1.0, 0.0)))
+        else:
+            self.publish(ghost, holding, (1.0, 0.0))
 
     @rule(which=index)
     def believe_dead(self, which: int) -> None:

@@ -37,11 +37,12 @@ class _TrainerWorker(Worker):
 
     num_allowed = 0
 
-    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None:
+    async def take_several(self, stage: Stage, limit: int) -> list[Delivery]:
         if self.num_allowed == 0:
             raise _DrainedError
-        self.num_allowed -= 1
-        return await super().take(stage, held_version)
+        taken = await super().take_several(stage, min(limit, self.num_allowed))
+        self.num_allowed -= len(taken)
+        return taken
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         raise _DrainedError

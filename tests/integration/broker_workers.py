@@ -8,7 +8,7 @@ product's own classes. Time decides nothing: nobody beats or renews but where a 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock.broker import Announcement, Delivery, Stage, Worker
+from penstock.broker import Announcement, Delivery, Served, Stage, Worker
 from penstock.contracts import (
     Completion,
     PolicyIdentity,
@@ -49,12 +49,17 @@ class Holder:
         """The weights of a later trainer count, even if its version is a lower one."""
         return (self.lease, self.policy.number) < (announcement.lease, announcement.identity.number)
 
+    @property
+    def served(self) -> Served | None:
+        return Served(self.policy.number, self.lease) if self.stage is Stage.TICKETS else None
+
     async def take(self) -> Holding | None:
-        is_rollout = self.stage is Stage.TICKETS
-        delivery = await self.worker.take(self.stage, self.policy.number if is_rollout else None)
+        return self._hold(await self.worker.take(self.stage, served=self.served))
+
+    def _hold(self, delivery: Delivery | None) -> Holding | None:
         if delivery is None:
             return None
-        message = decode(delivery.payload, Ticket if is_rollout else RolloutGroup)
+        message = decode(delivery.payload, Ticket if self.stage is Stage.TICKETS else RolloutGroup)
         assert isinstance(message, Ticket | RolloutGroup)
         holding = Holding(delivery, message, self.policy)
         self.holds.append(holding)
@@ -63,10 +68,23 @@ class Holder:
     async def publish(self, holding: Holding, values: Sequence[float | None]) -> bool:
         """Hand the result over: tokens of the weights at the start and of those at the end, or scores."""
         self.holds.remove(holding)
+        to, message = self._result(holding, values)
+        return await self.worker.hand_over(holding.delivery, message, to)
+
+    async def publish_and_take(self, holding: Holding, values: Sequence[float | None]) -> tuple[bool, Holding | None]:
+        """`publish` and `take` in one call."""
+        self.holds.remove(holding)
+        to, message = self._result(holding, values)
+        moved, following = await self.worker.hand_over_and_take(
+            holding.delivery, message, to, self.stage, served=self.served
+        )
+        return moved, self._hold(following)
+
+    def _result(self, holding: Holding, values: Sequence[float | None]) -> tuple[Stage, RolloutGroup | ScoredGroup]:
         if isinstance(holding.message, Ticket):
             spans = (VersionSpan(holding.policy, 0, 1), VersionSpan(self.policy, 1, 2))
             completion = Completion(pack_int32([5, 6]), b"\x01\x01", pack_float32([-0.5, -0.5]), spans, "5", "stop")
             group = RolloutGroup(holding.message, (completion,) * len(holding.message.seeds), "server", 1.0, 2.0)
-            return await self.worker.hand_over(holding.delivery, group, Stage.ROLLOUTS)
+            return Stage.ROLLOUTS, group
         scores = tuple(Score(None, "it raised") if value is None else Score(value) for value in values)
-        return await self.worker.hand_over(holding.delivery, ScoredGroup(holding.message, scores), Stage.SCORED)
+        return Stage.SCORED, ScoredGroup(holding.message, scores)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from penstock.broker import Announcement, Queue, Stage
+from penstock.broker import Announcement, Queue, Served, Stage
 from penstock.broker.keys import GROUP
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -43,6 +43,44 @@ async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_nowhere
     assert await living.hand_over(second, group, Stage.ROLLOUTS) is True
 
 
+async def test_a_hand_over_gives_the_next_entry(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+    await issue(trainer, 0, 1)
+    worker = make_worker(queue, queue_config)
+    first = await worker.take(Stage.EVAL, Stage.TICKETS)
+    assert first is not None
+    following = (Stage.ROLLOUTS, Stage.EVAL, Stage.TICKETS)
+    moved, second = await worker.hand_over_and_take(first, make_group(make_ticket(0)), Stage.SCORED, *following)
+    assert moved
+    assert second is not None
+    assert (second.stage, second.ticket_key, worker.num_held) == (Stage.TICKETS, "1", 1)
+    moved, third = await worker.hand_over_and_take(first, make_group(make_ticket(0)), Stage.SCORED, *following)
+    assert (moved, third, (await queue.depths())["scored"]) == (False, None, 1)
+
+
+async def test_a_hand_over_to_a_server_that_is_behind_gives_nothing(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0)
+    await trainer.issue([make_ticket(1)], Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number))
+    worker, served = make_worker(queue, queue_config), Served(2, trainer.lease.number)
+    first = await worker.take(Stage.TICKETS)
+    assert first is not None
+    group = make_group(make_ticket(0))
+    assert await worker.hand_over_and_take(first, group, Stage.ROLLOUTS, Stage.TICKETS, served=served) == (True, None)
+    assert (await queue.depths())["tickets"] == 1
+
+
+async def test_several_are_taken_at_once_those_of_the_dead_first(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0, 1, 2, 3)
+    dead, living = make_worker(queue, queue_config, "dead"), make_worker(queue, queue_config, "living")
+    assert [each.ticket_key for each in await dead.take_several(Stage.TICKETS, 2)] == ["0", "1"]
+    await dead.retire()
+    assert [each.ticket_key for each in await living.take_several(Stage.TICKETS, 3)] == ["0", "1", "2"]
+    assert [each.ticket_key for each in await living.take_several(Stage.TICKETS, 3)] == ["3"]
+
+
 async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
     await issue(trainer, 0)
     busy, idle = make_worker(queue, queue_config), make_worker(queue, queue_config)
@@ -76,9 +114,10 @@ async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_onl
 async def test_an_older_server_gets_nothing(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
     announcement = Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number)
     await trainer.issue([make_ticket(0)], announcement)
-    worker = make_worker(queue, queue_config)
-    assert await worker.take(Stage.TICKETS, held_version=2) is None
-    assert await worker.take(Stage.TICKETS, held_version=3) is not None
+    worker, lease = make_worker(queue, queue_config), trainer.lease.number
+    assert await worker.take(Stage.TICKETS, served=Served(3, lease - 1)) is None
+    assert await worker.take(Stage.TICKETS, served=Served(2, lease)) is None
+    assert await worker.take(Stage.TICKETS, served=Served(3, lease)) is not None
     assert await queue.announced() == announcement
 
 

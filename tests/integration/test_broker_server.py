@@ -7,6 +7,7 @@ import pytest
 
 from penstock.broker import Queue, Stage, check_memory, connect, memory_use
 from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.keys import GROUP
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.errors import ConfigError, QueueError
@@ -29,20 +30,25 @@ async def test_two_runs_do_not_meet(trainer: TrainerQueue, queue: Queue, queue_c
 async def test_a_full_redis_stops_work_and_loses_nothing(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
-    await issue(trainer, 0)
+    await issue(trainer, 0, 1)
     worker = make_worker(queue, queue_config)
     delivery = await worker.take(Stage.TICKETS)
     assert delivery is not None
     await queue.client.config_set("maxmemory", "1mb")
     try:
-        moving = asyncio.create_task(worker.hand_over(delivery, make_group(make_ticket(0)), Stage.ROLLOUTS))
+        group = make_group(make_ticket(0))
+        moving = asyncio.create_task(worker.hand_over_and_take(delivery, group, Stage.ROLLOUTS, Stage.TICKETS))
         await asyncio.sleep(0.5)
         assert not moving.done()
         assert (await queue.depths())["rollouts"] == 0
+        waiting = await queue.client.xpending(queue.keys.stream(Stage.TICKETS), GROUP)
+        assert waiting["pending"] == 1, "the second was taken by a hand-over that was refused"
     finally:
         await queue.client.config_set("maxmemory", "0")
     async with asyncio.timeout(5):
-        assert await moving is True
+        moved, following = await moving
+    assert moved
+    assert following is not None
 
 
 async def test_a_queue_that_is_too_small_is_refused(queue: Queue) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from penstock.broker import Announcement, Queue, ServiceRecord, Stage, Worker
+from penstock.broker import Announcement, Queue, Served, ServiceRecord, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -147,7 +147,7 @@ async def test_it_serves_pushes_tickets_and_sigterm(
             assert process.returncode == 0, errors
             assert [each for each in await queue.services() if each.kind == "rollout"] == []
             other = Worker(queue, "other", queue_config.staleness)
-            assert (await other.take(Stage.TICKETS, 1)) is not None
+            assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
 
 
 async def test_without_an_engine_it_ends_and_names_the_key(tmp_path: Path, queue: Queue, queue_config: Config) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from penstock.broker import Announcement, Delivery, Stage
+from penstock.broker import Announcement, Delivery, Served, Stage
 from penstock.canary import Canary
 from penstock.config import Config, WeightsSection
 from penstock.contracts import Contract, PolicyIdentity, RolloutGroup, Sampling, Ticket, encode, pack_int32
@@ -33,6 +33,7 @@ class MemoryQueue:
         self.reasons: list[str] = []
         self.buried: list[str] = []
         self.taken: list[str] = []
+        self.followed = 0
         self.changed = asyncio.Event()
 
     def put(self, ticket: Ticket, **fields: Any) -> None:
@@ -44,13 +45,17 @@ class MemoryQueue:
     async def announcement(self) -> Announcement | None:
         return self.announced
 
-    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None:
+    async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None:
         assert self.announced is not None
-        if held_version is None or held_version < self.announced.identity.number or not self.waiting[stage]:
+        wanted = self.announced
+        if served is None or served.number < wanted.identity.number or served.lease < wanted.lease:
             return None
-        delivery = self.waiting[stage].pop(0)
-        self.taken.append(delivery.ticket_key)
-        return delivery
+        for stage in stages:
+            if self.waiting[stage]:
+                delivery = self.waiting[stage].pop(0)
+                self.taken.append(delivery.ticket_key)
+                return delivery
+        return None
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         self.changed.clear()
@@ -64,6 +69,14 @@ class MemoryQueue:
         assert to == Stage.ROLLOUTS
         self.published.append(message)
         return True
+
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage, served: Served | None = None
+    ) -> tuple[bool, Delivery | None]:
+        await self.hand_over(delivery, message, to)
+        following = await self.take(*stages, served=served)
+        self.followed += following is not None
+        return True, following
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""

@@ -194,13 +194,35 @@ class Queue(FakeConsumer):
     async def wait(self, *stages: Any, timeout_seconds: float) -> None:
         await asyncio.sleep(0.001)
 
-    async def hand_over(self, delivery: Delivery, message: Contract, to: Any) -> bool:
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: Contract, to: Any, *stages: Any
+    ) -> tuple[bool, Delivery | None]:
         self.order.append(delivery.ticket_key)
-        return await super().hand_over(delivery, message, to)
+        return await super().hand_over_and_take(delivery, message, to, *stages)
 
     async def give_back(self, delivery: Delivery, **keys: Any) -> None:
         self.held -= 1
         await super().give_back(delivery, **keys)
+
+
+async def test_a_seat_is_handed_on_unless_a_parked_group_wants_it_or_too_many_are_parked() -> None:
+    seats, waiting = Seats(1, max_parked=2), asyncio.Event()
+
+    async def passable() -> None:
+        await waiting.wait()
+
+    seat = await seats.take()
+    parked = asyncio.create_task(seat.leave_while(passable()))
+    await until(lambda: seats.num_parked == 1)
+    other = await seats.take()
+    assert not other.is_wanted
+    waiting.set()
+    await until(lambda: other.is_wanted)
+    other.leave()
+    await parked
+    assert not seat.is_wanted
+    seats.parked(+2)
+    assert seat.is_wanted
 
 
 async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> None:

@@ -148,10 +148,11 @@ class FakeConsumer:
         self.given_back: list[str] = []
         self.held = 0
         self.most_held = 0
+        self.followed = 0
 
-    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None:
-        assert stage is Stage.ROLLOUTS
-        if not self.waiting:
+    async def take(self, *stages: Stage) -> Delivery | None:
+        assert set(stages) <= {Stage.ROLLOUTS}
+        if not self.waiting or not stages:
             return None
         self.held += 1
         self.most_held = max(self.held, self.most_held)
@@ -163,11 +164,15 @@ class FakeConsumer:
             self.stop.set()
         await asyncio.sleep(0)
 
-    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool:
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage
+    ) -> tuple[bool, Delivery | None]:
         assert to is Stage.SCORED
         self.held -= 1
         self.handed_over[delivery.ticket_key] = message
-        return True
+        following = await self.take(*stages)
+        self.followed += following is not None
+        return True, following
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
@@ -202,6 +207,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     assert list(consumer.buried) == ["2"]
     assert "not a RolloutGroup" in consumer.buried["2"]
     assert "3" in consumer.handed_over
+    assert consumer.followed, "hand-overs do not take the next group"
     samples = metrics.registry.get_sample_value
     assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3
     assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 1

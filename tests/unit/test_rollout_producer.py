@@ -64,6 +64,7 @@ async def test_no_more_completions_run_than_the_engine_holds(bench: Bench) -> No
     bench.announce(1)
     await bench.until(lambda: len(bench.queue.published) == 10)
     assert bench.fake.max_running == 4 * G
+    assert bench.queue.followed >= 6 - 4, "hand-overs do not take the next ticket"
 
 
 async def test_malformed_tickets_are_buried(bench: Bench) -> None:
@@ -114,6 +115,21 @@ async def test_a_ticket_that_two_engines_died_with_runs_alone(bench: Bench) -> N
     await bench.until(lambda: len(bench.queue.published) == 3)
     assert bench.fake.max_running == G
     assert [group.ticket.number for group in bench.queue.published] == [0, 1, 2]
+
+
+async def test_a_ticket_that_is_to_run_alone_and_comes_with_a_hand_over_runs_alone(bench: Bench) -> None:
+    bench.fake.token_seconds = 0.03
+    for number in range(4):
+        bench.queue.put(ticket(number, tokens=3 + number))
+    bench.announce(1)
+    await bench.until(lambda: bench.fake.num_running == 4 * G)
+    bench.queue.put(ticket(4), engine_deaths=2)
+    for number in range(5, 8):
+        bench.queue.put(ticket(number))
+    await bench.until(lambda: len(bench.queue.published) == 8)
+    assert ("4", "free") in bench.queue.returned
+    alone, *others = sorted(bench.queue.published, key=lambda group: group.ticket.number != 4)
+    assert all(each.ended_at <= alone.started_at or each.started_at >= alone.ended_at for each in others)
 
 
 async def test_evaluation_takes_its_share_and_all_when_nothing_else_waits(bench: Bench) -> None:

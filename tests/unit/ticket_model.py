@@ -95,17 +95,13 @@ class Model:
 
     def _worker_moves(self, state: State, number: int, worker: Worker) -> Iterator[tuple[str, State]]:
         if worker.holds is None:
-            for ticket, place in enumerate(state.places):
-                if self._may_take(state, worker, ticket):
-                    # scripts.TAKE: a free entry, or one whose holder's heartbeat has expired, becomes mine.
-                    taken = _put(state, ticket, replace(place, stage=HELD, owner=number))
-                    holding = replace(worker, holds=ticket, started=worker.version)
-                    yield f"{number} takes {ticket}", _with_worker(taken, number, holding)
-                    if state.crashes < self.max_crashes:
-                        # The answer is lost on a broken connection and the take is repeated: nobody renews this entry.
-                        yield f"{number} takes {ticket} unknowingly", replace(taken, crashes=state.crashes + 1)
+            yield from self._takes(state, number)
         else:
-            yield f"{number} hands over {worker.holds}", self._hand_over(state, number, worker)
+            idle = self._hand_over(state, number, worker)
+            yield f"{number} hands over {worker.holds}", idle
+            # scripts.HAND_OVER takes in the same step; where its answer is lost, it was handed over all the same.
+            for name, after in self._takes(idle, number):
+                yield f"{number} hands over {worker.holds} and {name}", after
             # scripts.GIVE_BACK.
             yield f"{number} gives back", self._let_go(state, number, worker)
         if worker.version < state.steps:
@@ -122,6 +118,18 @@ class Model:
             # scripts.BEAT of a worker that was only slow; a new process is one that holds nothing.
             yield f"{number} beats again", _with_worker(state, number, replace(worker, alive=True))
             yield f"{number} starts anew", self._start_anew(state, number, worker)
+
+    def _takes(self, state: State, number: int) -> Iterator[tuple[str, State]]:
+        """scripts.TAKE: a free entry, or one whose holder's heartbeat has expired, becomes mine."""
+        worker = state.workers[number]
+        for ticket, place in enumerate(state.places):
+            if self._may_take(state, worker, ticket):
+                taken = _put(state, ticket, replace(place, stage=HELD, owner=number))
+                holding = replace(worker, holds=ticket, started=worker.version)
+                yield f"{number} takes {ticket}", _with_worker(taken, number, holding)
+                if state.crashes < self.max_crashes:
+                    # The answer is lost on a broken connection and the take is repeated: nobody renews this entry.
+                    yield f"{number} takes {ticket} unknowingly", replace(taken, crashes=state.crashes + 1)
 
     def _may_take(self, state: State, worker: Worker, ticket: int) -> bool:
         place = state.places[ticket]

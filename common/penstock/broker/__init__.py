@@ -3,7 +3,7 @@
 from penstock.broker.keys import Keys, Stage
 from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
 from penstock.broker.queue import Announcement, Queue, ServiceRecord, connect
-from penstock.broker.worker import Delivery, Worker
+from penstock.broker.worker import Delivery, Served, Worker
 
 __all__ = [
     "Announcement",
@@ -11,6 +11,7 @@ __all__ = [
     "Keys",
     "MemoryUse",
     "Queue",
+    "Served",
     "ServiceRecord",
     "Stage",
     "Worker",

@@ -17,60 +17,79 @@ WAKE = """
 local function wake(key) redis.call('XADD', key, 'MAXLEN', '1', '*', 'w', '1') end
 """
 
-# KEYS stream, beats, policy, failures, deaths
-# ARGV group, consumer, held version (-1: not checked), idle ms, take over all ('1' for the holder of the lease)
-# -> {entry, fields, failures, deaths} | {} nothing | {'behind', announced version}
-TAKE = (
+# take(k, a) gives this consumer entries of the streams that KEYS[k + 4] and later name: of the first that has any.
+# KEYS[k] beats, policy, failures, deaths, stream...
+# ARGV group, consumer, ... ; ARGV[a] served version, its lease (-1: not checked), idle ms, take over all (1: for the
+# holder of the trainer's lease), most entries
+# -> {place of the stream from 0, entry, fields, failures, deaths}...
+_TAKE = (
     _NOW
     + """
-local stream, beats, policy = KEYS[1], KEYS[2], KEYS[3]
-local group, me, held, idle_ms, take_over = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
-local announced = tonumber(redis.call('HGET', policy, 'number') or '-1')
-if held >= 0 and held < announced then return {'behind', announced} end
-
-local function give(id)
-  local claimed = redis.call('XCLAIM', stream, group, me, 0, id)
+local function give(stream, id)
+  local claimed = redis.call('XCLAIM', stream, ARGV[1], ARGV[2], 0, id)
   if #claimed == 0 or not claimed[1] then
-    redis.call('XACK', stream, group, id)
+    redis.call('XACK', stream, ARGV[1], id)
     return nil
   end
   return claimed[1]
 end
 
-local function expired()
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+local function expired(stream, beats, idle_ms, take_over, limit)
+  local found = {}
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
     local name, pending = consumer[2], consumer[4]  -- {'name', n, 'pending', p, ...}
     -- Mine and not renewed: the answer that gave it to me was lost on a broken connection.
-    local alive = name == me or (tonumber(redis.call('HGET', beats, name) or '0') > now_ms and not take_over)
+    local alive = name == ARGV[2] or (tonumber(redis.call('HGET', beats, name) or '0') > now_ms and not take_over)
     if pending == 0 then
-      if not alive then redis.call('XGROUP', 'DELCONSUMER', stream, group, name) end
-    else
-      local args = {'XPENDING', stream, group, '-', '+', '1', name}
-      if alive then args = {'XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', '1', name} end
-      local waiting = redis.call(unpack(args))
-      if #waiting > 0 then
-        local entry = give(waiting[1][1])
-        if entry then return entry end
-      end
+      if not alive then redis.call('XGROUP', 'DELCONSUMER', stream, ARGV[1], name) end
+    elseif #found < limit then
+      local count = limit - #found
+      local args = {'XPENDING', stream, ARGV[1], '-', '+', count, name}
+      if alive then args = {'XPENDING', stream, ARGV[1], 'IDLE', idle_ms, '-', '+', count, name} end
+      for _, waiting in ipairs(redis.call(unpack(args))) do found[#found + 1] = give(stream, waiting[1]) end
     end
   end
-  return nil
+  return found
 end
 
-local entry = expired()
-if not entry then
-  local read = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', '1', 'STREAMS', stream, '>')
-  if not read or #read == 0 then return {} end
-  entry = read[1][2][1]
+local function entries_of(stream, k, a)
+  local limit = tonumber(ARGV[a + 4])
+  local found = expired(stream, KEYS[k], ARGV[a + 2], ARGV[a + 3] == '1', limit)
+  if #found < limit then
+    local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', limit - #found, 'STREAMS', stream, '>')
+    for _, entry in ipairs(read and read[1] and read[1][2] or {}) do found[#found + 1] = entry end
+  end
+  return found
 end
-local ticket = ''
-for i = 1, #entry[2], 2 do
-  if entry[2][i] == 't' then ticket = entry[2][i + 1] end
+
+local function take(k, a)
+  local number, lease = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
+  if number >= 0 then
+    local announced = redis.call('HMGET', KEYS[k + 1], 'number', 'lease')
+    if number < tonumber(announced[1] or '-1') or lease < tonumber(announced[2] or '-1') then return {} end
+  end
+  for place = k + 4, #KEYS do
+    local found = entries_of(KEYS[place], k, a)
+    if #found > 0 then
+      for i, entry in ipairs(found) do
+        local ticket = ''
+        for j = 1, #entry[2], 2 do
+          if entry[2][j] == 't' then ticket = entry[2][j + 1] end
+        end
+        found[i] = {place - k - 4, entry[1], entry[2],
+          tonumber(redis.call('HGET', KEYS[k + 2], ticket) or '0'),
+          tonumber(redis.call('HGET', KEYS[k + 3], ticket) or '0')}
+      end
+      return found
+    end
+  end
+  return {}
 end
-return {entry[1], entry[2],
-  tonumber(redis.call('HGET', KEYS[4], ticket) or '0'), tonumber(redis.call('HGET', KEYS[5], ticket) or '0')}
 """
 )
+
+# KEYS and ARGV of take: k = 1, a = 3 -> what it gives
+TAKE = _TAKE + "return take(1, 3)\n"
 
 # True when the entry is pending for this consumer: XACK alone does not check the owner.
 _MINE = """
@@ -79,13 +98,16 @@ local function mine(stream, group, id, consumer)
 end
 """
 
-# KEYS source, target, live, wake of target ; ARGV group, consumer, entry, ticket, attempt, target stage, payload
-# -> 1, or 0 when the entry was no longer ours
+# One script: who is killed after it has handed over and holds the next, not between them.
+# KEYS source, target, live, wake of target, then those of take (k = 5), without a stream where nothing is to be taken
+# ARGV group, consumer, entry, ticket, attempt, target stage, payload, then those of take (a = 8)
+# -> {1, or 0 when the entry was no longer ours, what take gives}
 HAND_OVER = (
     _MINE
     + WAKE
+    + _TAKE
     + """
-if not mine(KEYS[1], ARGV[1], ARGV[3], ARGV[2]) then return 0 end
+if not mine(KEYS[1], ARGV[1], ARGV[3], ARGV[2]) then return {0, take(5, 8)} end
 local id = redis.call('XADD', KEYS[2], '*', 't', ARGV[4], 'a', ARGV[5], 'p', ARGV[7])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
@@ -94,7 +116,7 @@ if redis.call('HEXISTS', KEYS[3], ARGV[4]) == 1 then
   redis.call('HSET', KEYS[3], ARGV[4], ARGV[6] .. '|' .. id .. '|' .. ARGV[5])
 end
 wake(KEYS[4])
-return 1
+return {1, take(5, 8)}
 """
 )
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,14 @@ log = logging.getLogger(__name__)
 MAX_ENGINE_DEATHS = 3  # two may be another ticket's fault; the third happens while it runs alone
 RENEWALS_PER_IDLE_TIME = 3
 POISON = "poison"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server generates with: it gets nothing while a newer version, or one of a later lease, is announced."""
+
+    number: int
+    lease: int
 
 
 @dataclass(frozen=True)
@@ -55,42 +64,48 @@ class Worker:
     def num_held(self) -> int:
         return sum(map(len, self._held.values()))
 
-    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None:
-        """The next entry of a stage, one whose holder is dead first; None when there is none for us.
+    async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None:
+        """The next entry of the first stage that has one for us, one whose holder is dead first; None without any."""
+        found = await self._take(stages, served, limit=1)
+        return found[0] if found else None
 
-        `held_version`: the version that this server serves; it gets nothing while an announced one is newer.
-        """
+    async def take_several(self, stage: Stage, limit: int) -> list[Delivery]:
+        """Up to `limit` entries of a stage, as `take` gives one."""
+        return await self._take((stage,), None, limit)
+
+    async def _take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> list[Delivery]:
         if not self._beaten:
             await self._beat()
+        arguments = [GROUP, self.name, *self._take_arguments(served, limit)]
+        return self._deliveries(stages, await self._queue.run(scripts.TAKE, self._take_keys(stages), arguments))
+
+    def _take_keys(self, stages: Sequence[Stage]) -> list[str]:
         keys = self._queue.keys
-        answer = await self._queue.run(
-            scripts.TAKE,
-            [keys.stream(stage), keys.beats, keys.policy, keys.failures, keys.deaths],
-            [
-                GROUP,
-                self.name,
-                -1 if held_version is None else held_version,
-                int(self._staleness.claim_idle_seconds * 1000),
-                int(self._take_over),
-            ],
-        )
-        if not answer or answer[0] == b"behind":
-            return None
-        entry_id, flat, failures, deaths = answer
-        fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        attempt = fields.get(b"a", b"0")
-        delivery = Delivery(
-            stage=stage,
-            entry_id=entry_id.decode(),
-            ticket_key=fields.get(b"t", b"").decode(errors="replace"),
-            attempt=int(attempt) if attempt.isdigit() else 0,
-            payload=fields.get(b"p", b""),
-            reason=fields.get(b"x", b"").decode(errors="replace"),
-            failures=failures,
-            engine_deaths=deaths,
-        )
-        self._held[stage].add(delivery.entry_id)
-        return delivery
+        return [keys.beats, keys.policy, keys.failures, keys.deaths, *map(keys.stream, stages)]
+
+    def _take_arguments(self, served: Served | None, limit: int) -> list[int]:
+        number, lease = (-1, -1) if served is None else (served.number, served.lease)
+        return [number, lease, int(self._staleness.claim_idle_seconds * 1000), int(self._take_over), limit]
+
+    def _deliveries(self, stages: Sequence[Stage], answer: Any) -> list[Delivery]:
+        """What a script gave us: held from now on."""
+        found = []
+        for place, entry_id, flat, failures, deaths in answer:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            attempt = fields.get(b"a", b"0")
+            delivery = Delivery(
+                stage=stages[place],
+                entry_id=entry_id.decode(),
+                ticket_key=fields.get(b"t", b"").decode(errors="replace"),
+                attempt=int(attempt) if attempt.isdigit() else 0,
+                payload=fields.get(b"p", b""),
+                reason=fields.get(b"x", b"").decode(errors="replace"),
+                failures=failures,
+                engine_deaths=deaths,
+            )
+            self._held[delivery.stage].add(delivery.entry_id)
+            found.append(delivery)
+        return found
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         """Return when something new may be in one of the stages, or after the timeout. Nothing is missed between."""
@@ -104,16 +119,33 @@ class Worker:
 
     async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool:
         """Replace the entry by its successor in the next stage; False, and nothing published, if it is not ours."""
+        moved, _ = await self.hand_over_and_take(delivery, message, to)
+        return moved
+
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage, served: Served | None = None
+    ) -> tuple[bool, Delivery | None]:
+        """`hand_over` and then `take`, in one script: one call for each group of a worker that is busy."""
         keys = self._queue.keys
-        moved = await self._queue.run(
+        moved, taken = await self._queue.run(
             scripts.HAND_OVER,
-            [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to)],
-            [GROUP, self.name, delivery.entry_id, delivery.ticket_key, delivery.attempt, str(to), encode(message)],
+            [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to), *self._take_keys(stages)],
+            [
+                GROUP,
+                self.name,
+                delivery.entry_id,
+                delivery.ticket_key,
+                delivery.attempt,
+                str(to),
+                encode(message),
+                *self._take_arguments(served, limit=1),
+            ],
         )
         self.forget(delivery)
         if not moved:
             log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
-        return bool(moved)
+        found = self._deliveries(stages, taken)
+        return bool(moved), found[0] if found else None
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""

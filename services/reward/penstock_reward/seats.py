@@ -17,11 +17,18 @@ class Seats:
         self._max_parked = max_parked
         self._changed = asyncio.Event()
         self.num_parked = 0
+        self.num_standing = 0
+        """Whose wait for a breaker is over, and who wait for a seat."""
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether new groups may be taken, where there is a seat."""
+        return self.num_parked < self._max_parked
 
     @property
     def has_room(self) -> bool:
         """Whether a new group may be taken; `take` then does not wait."""
-        return not self._seats.locked() and self.num_parked < self._max_parked
+        return not self._seats.locked() and self.takes_more
 
     async def room(self) -> None:
         """Return when there is room."""
@@ -35,7 +42,11 @@ class Seats:
         return Seat(self)
 
     async def sit_down(self) -> None:
-        await self._seats.acquire()
+        self.num_standing += 1
+        try:
+            await self._seats.acquire()
+        finally:
+            self.num_standing -= 1
 
     def stand_up(self) -> None:
         self._seats.release()
@@ -52,6 +63,11 @@ class Seat:
     def __init__(self, seats: Seats) -> None:
         self._seats = seats
         self._taken = True
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a group that has ended must leave it, and not hand it on to a new one."""
+        return self._seats.num_standing > 0 or not self._seats.takes_more
 
     async def leave_while(self, waiting: Awaitable[None]) -> None:
         """Park the group: without its seat until the wait is over and a seat is free again."""

@@ -3,12 +3,12 @@
 Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed goes on
 with its reason (the trainer masks it); an outage of a function holds up only the groups that need it.
 
-    ROLLOUTS --take--> decode --> score (pool) --hand over--> SCORED
+    ROLLOUTS --take--> decode --> score (pool) --hand over, take the next--> SCORED
                           '--malformed--> dead
 
     Backpressure: at most so many groups are held as `Seats` allow, scored and parked ones; the rest stays in the
-    stream, and tickets bound the stream. A group is parked while a breaker is open (`case`): it is held and renewed
-    like any other.
+    stream, and tickets bound the stream. The next group sits down where the one before it sat. A group is parked while
+    a breaker is open (`case`): it is held and renewed like any other.
 
 Called by `__main__`. Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
 """
@@ -33,11 +33,13 @@ DRAIN_SECONDS = 5.0  # at the end: what is not scored by then is given back
 class Consumer(Protocol):
     """What the loop needs of `penstock.broker.Worker`."""
 
-    async def take(self, stage: Stage, held_version: int | None = None) -> Delivery | None: ...
+    async def take(self, *stages: Stage) -> Delivery | None: ...
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
 
-    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool: ...
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage
+    ) -> tuple[bool, Delivery | None]: ...
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
@@ -61,7 +63,7 @@ async def score_groups(
                     continue
                 seat = await seats.take()
                 if (delivery := await consumer.take(Stage.ROLLOUTS)) is not None:
-                    tasks.create_task(_score_one(consumer, scoring, metrics, delivery, seat))
+                    tasks.create_task(_score_in_turn(consumer, scoring, metrics, delivery, seat, stop))
                 else:
                     seat.leave()
                     await consumer.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
@@ -70,34 +72,36 @@ async def score_groups(
         log.warning("stopped with groups not scored after %g s; they were given back", DRAIN_SECONDS)
 
 
-async def _score_one(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
+async def _score_in_turn(
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, first: Delivery, seat: Seat, stop: asyncio.Event
 ) -> None:
+    """Score a group, and then what is taken with each hand-over."""
+    delivery: Delivery | None = first
     try:
-        await _score_seated(consumer, scoring, metrics, delivery, seat)
+        while delivery is not None:
+            scored = await _score_one(consumer, scoring, metrics, delivery, seat)
+            if scored is None:
+                return
+            stages = () if stop.is_set() or seat.is_wanted else (Stage.ROLLOUTS,)
+            moved, delivery = await consumer.hand_over_and_take(delivery, scored, Stage.SCORED, *stages)
+            metrics.group_ended("scored" if moved else "late")
     finally:
         seat.leave()
 
 
-async def _score_seated(
+async def _score_one(
     consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
-) -> None:
+) -> ScoredGroup | None:
+    """The group with its scores; None where it was buried."""
     try:
-        group = decode(delivery.payload, RolloutGroup)
-    except MalformedMessageError as error:
+        return await _scored(scoring, metrics, decode(delivery.payload, RolloutGroup), seat)
+    except (MalformedMessageError, RewardError) as error:
         await consumer.bury(delivery, str(error))
         metrics.group_ended("buried")
-        return
-    try:
-        scored = await _scored(scoring, metrics, group, seat)
-    except RewardError as error:
-        await consumer.bury(delivery, str(error))
-        metrics.group_ended("buried")
-        return
+        return None
     except asyncio.CancelledError:
         await consumer.give_back(delivery)  # free for others at once, not only when this service counts as dead
         raise
-    metrics.group_ended("scored" if await consumer.hand_over(delivery, scored, Stage.SCORED) else "late")
 
 
 async def _scored(scoring: Scoring, metrics: RewardMetrics, group: RolloutGroup, seat: Seat) -> ScoredGroup:

@@ -34,6 +34,7 @@ from penstock_trainer.metrics import TrainerMetrics
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # also how soon work of a dead consumer is found
+TAKEN_AT_ONCE = 8  # the server answers nobody else while it copies them
 POISON = "poison"
 REWARD_FAILED = "reward_failed"
 DEGENERATE = "degenerate"
@@ -107,12 +108,12 @@ class Consumer:
         """Take and judge scored groups for ever, once it is known which tickets are outstanding."""
         await self.tickets_known.wait()
         while True:
-            delivery = await self._worker.take(Stage.SCORED)
-            if delivery is None:
-                await self._worker.wait(Stage.SCORED, timeout_seconds=WAIT_SECONDS)
-            else:
+            deliveries = await self._worker.take_several(Stage.SCORED, TAKEN_AT_ONCE)
+            for delivery in deliveries:
                 await self._judge(delivery)
                 self.changed.set()
+            if not deliveries:
+                await self._worker.wait(Stage.SCORED, timeout_seconds=WAIT_SECONDS)
 
     async def refill(self) -> None:
         """Issue the tickets that the credits allow."""
