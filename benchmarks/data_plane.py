@@ -67,7 +67,7 @@ class Shape:
         logprobs = pack_float32(-numbers.random() for _ in range(self.num_tokens))
         text = "".join(numbers.choices("abcdefghijklmnop qrstuvwxyz\n", k=CHARACTERS_PER_TOKEN * self.num_tokens))
         span = VersionSpan(POLICY, 0, self.num_tokens)
-        return Completion(ids, b"\x01" * self.num_tokens, logprobs, (span,), text, "length")
+        return Completion(ids, None, logprobs, (span,), text, "length")
 
     def ticket(self, number: int) -> Ticket:
         sampling = Sampling(1.0, self.num_tokens, (2,))
@@ -78,7 +78,7 @@ class Shape:
         return RolloutGroup(ticket, self.completions, "http://127.0.0.1:30000", 1.0, 2.0)
 
     def scored(self, group: RolloutGroup) -> ScoredGroup:
-        return ScoredGroup(group, (Score(0.5),) * self.group_size)
+        return ScoredGroup(group.without_text(), (Score(0.5),) * self.group_size)
 
     @property
     def total_tokens(self) -> int:

@@ -77,7 +77,7 @@ def scored_groups(case: Case, behaviour: Sequence[Sequence[Sequence[float]]]) ->
         completions = tuple(
             Completion(
                 token_ids=pack_int32(ids),
-                loss_mask=bytes([1] * len(ids)),
+                loss_mask=None,
                 logprobs=pack_float32(logprobs),
                 spans=(VersionSpan(PolicyIdentity(0, "0" * 16), 0, len(ids)),),
                 text="",

@@ -2,7 +2,7 @@
 
 Owns their shape and their wire format (msgspec structs as MessagePack maps; never pickle). Each
 message carries its `schema` tag, so that an unknown or older one is refused by name. Arrays travel
-as little-endian bytes: token ids int32, log-probabilities float32, masks uint8. A message that
+as little-endian bytes: token ids int32, log-probabilities float32, masks uint8 where there are any. A message that
 decodes is consistent: lengths agree, spans cover the tokens. Called by every service.
 
 A ticket grows on its way: Ticket -> RolloutGroup (adds completions) -> ScoredGroup (adds scores).
@@ -123,23 +123,25 @@ class VersionSpan(Contract, frozen=True):
 class Completion(Contract, frozen=True):
     """One sampled answer of T tokens.
 
-    token_ids int32[T], loss_mask uint8[T], logprobs float32[T] (behaviour log-probabilities, after
-    temperature), spans that cover [0, T) in order. The matched stop token is part of the tokens.
+    token_ids int32[T], loss_mask uint8[T] or None (every token is trained), logprobs float32[T] (behaviour
+    log-probabilities, after temperature), spans that cover [0, T) in order. The matched stop token is part of the
+    tokens. text: what reward functions read; empty in a group that is scored and to be trained.
     """
 
     token_ids: bytes
-    loss_mask: bytes
+    loss_mask: bytes | None
     logprobs: bytes
     spans: tuple[VersionSpan, ...]
     text: str
     finish_reason: Literal["stop", "length", "abort"]
 
     def __post_init__(self) -> None:
-        num_tokens = len(self.loss_mask)
-        if len(self.token_ids) != 4 * num_tokens or len(self.logprobs) != 4 * num_tokens:
+        num_tokens = self.num_tokens
+        masked = num_tokens if self.loss_mask is None else len(self.loss_mask)
+        if len(self.token_ids) != 4 * num_tokens or len(self.logprobs) != 4 * num_tokens or masked != num_tokens:
             raise ValueError(
                 f"lengths differ: {len(self.token_ids)} bytes of int32 ids, {len(self.logprobs)} bytes "
-                f"of float32 log-probabilities, {num_tokens} bytes of mask"
+                f"of float32 log-probabilities, mask of {masked} tokens"
             )
         end = 0
         for span in self.spans:
@@ -151,7 +153,12 @@ class Completion(Contract, frozen=True):
 
     @property
     def num_tokens(self) -> int:
-        return len(self.loss_mask)
+        return len(self.token_ids) // 4
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Those that are trained."""
+        return self.num_tokens if self.loss_mask is None else sum(map(bool, self.loss_mask))
 
     @property
     def oldest_version(self) -> int | None:
@@ -159,7 +166,7 @@ class Completion(Contract, frozen=True):
         return min((span.policy.number for span in self.spans), default=None)
 
 
-class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group/1"):
+class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group/2"):
     """A ticket with its G completions, in the order of its seeds.
 
     started_at, ended_at: Unix seconds between which the request ran on `server`.
@@ -174,6 +181,12 @@ class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group
     def __post_init__(self) -> None:
         if len(self.completions) != len(self.ticket.seeds):
             raise ValueError(f"{len(self.completions)} completions for {len(self.ticket.seeds)} seeds")
+
+    def without_text(self) -> "RolloutGroup":
+        """What the trainer needs of it: a third less to move and to keep."""
+        return msgspec.structs.replace(
+            self, completions=tuple(msgspec.structs.replace(each, text="") for each in self.completions)
+        )
 
 
 class Score(Contract, frozen=True):
@@ -192,7 +205,7 @@ class Score(Contract, frozen=True):
             raise ValueError(f"value {self.value}: expected a finite number")
 
 
-class ScoredGroup(Contract, frozen=True, tag_field="schema", tag="scored-group/1"):
+class ScoredGroup(Contract, frozen=True, tag_field="schema", tag="scored-group/2"):
     """A rollout group with one score per completion."""
 
     group: RolloutGroup

@@ -60,7 +60,7 @@ def completions(draw: st.DrawFn) -> Completion:
     spans = [VersionSpan(PolicyIdentity(3, "a" * 16), 0, cut), VersionSpan(PolicyIdentity(4, "b" * 16), cut, len(ids))]
     return Completion(
         token_ids=pack_int32(ids),
-        loss_mask=bytes(len(ids)),
+        loss_mask=draw(st.none() | st.binary(min_size=len(ids), max_size=len(ids))),
         logprobs=pack_float32([draw(floats) for _ in ids]),
         spans=tuple(spans if ids else []),
         text=draw(st.text(max_size=5)),

@@ -198,7 +198,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
 
     scored = consumer.handed_over["0"]
     assert isinstance(scored, ScoredGroup)
-    assert scored.group == groups[0]
+    assert scored.group == groups[0].without_text() != groups[0]
     assert [score.value for score in scored.scores] == [1.0, None]
     assert scored.scores[1].failure == "exact_match: killed after 10 s"
     unknown = consumer.handed_over["1"]
@@ -206,7 +206,9 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     assert all(score.failure.startswith("unknown reward 'nonsense'") for score in unknown.scores)
     assert list(consumer.buried) == ["2"]
     assert "not a RolloutGroup" in consumer.buried["2"]
-    assert "3" in consumer.handed_over
+    evaluated = consumer.handed_over["3"]
+    assert isinstance(evaluated, ScoredGroup)
+    assert evaluated.group == groups[2]
     assert consumer.followed, "hand-overs do not take the next group"
     samples = metrics.registry.get_sample_value
     assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3

@@ -65,7 +65,7 @@ def completion(token_ids: Sequence[int], logprobs: Sequence[float], mask: Sequen
     span = VersionSpan(PolicyIdentity(0, "0" * 16), 0, len(token_ids))
     return Completion(
         token_ids=pack_int32(token_ids),
-        loss_mask=bytes(mask if mask is not None else [1] * len(token_ids)),
+        loss_mask=None if mask is None else bytes(mask),
         logprobs=pack_float32(logprobs),
         spans=(span,),
         text="",

@@ -10,7 +10,7 @@ from penstock.broker.queue import Queue
 from penstock.config import Config
 from penstock.errors import ConfigError
 
-BYTES_PER_TOKEN = 13  # 9 of a completion, the rest for text and overhead
+BYTES_PER_TOKEN = 13  # 8 of a completion, the rest for text, a mask where there is one, and overhead
 
 
 @dataclass(frozen=True)

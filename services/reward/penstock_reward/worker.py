@@ -120,4 +120,6 @@ async def _scored(scoring: Scoring, metrics: RewardMetrics, group: RolloutGroup,
         log.warning(
             "%d of %d scores failed, first: %s", len(failures), len(verdicts), failures[0], extra={"ticket": ticket.key}
         )
-    return ScoredGroup(group, tuple(verdict.score for verdict in verdicts))
+    # People read the text of evaluations only.
+    kept = group if ticket.purpose == "eval" else group.without_text()
+    return ScoredGroup(kept, tuple(verdict.score for verdict in verdicts))

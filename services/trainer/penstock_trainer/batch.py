@@ -102,7 +102,7 @@ def valid_samples(groups: Sequence[ScoredGroup], *, version: int) -> list[Sample
         _sample(group, version, None, (b, g), advantage=0.0, weight=0.0)
         for b, group in enumerate(groups)
         for g, score in enumerate(group.scores)
-        if score.value is not None and any(group.group.completions[g].loss_mask)
+        if score.value is not None and group.group.completions[g].num_loss_tokens
     ]
 
 
@@ -134,7 +134,7 @@ def make_batch(
 
 def _penalty(completion: Completion, overlong: Overlong) -> float:
     return overlong_penalty(
-        len(completion.loss_mask),
+        completion.num_tokens,
         max_new_tokens=overlong.max_new_tokens,
         buffer_tokens=overlong.buffer_tokens,
         penalty=overlong.penalty,
@@ -179,7 +179,7 @@ def _minibatch(
         (b, g): num_loss
         for b in part
         for g, completion in enumerate(groups[b].group.completions)
-        if (b, g) in advantage_of and (num_loss := sum(map(bool, completion.loss_mask)))
+        if (b, g) in advantage_of and (num_loss := completion.num_loss_tokens)
     }
     samples = (
         _sample(

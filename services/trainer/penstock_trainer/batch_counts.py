@@ -61,7 +61,7 @@ def count_batch(
     """
     values = [score.value for group in groups for score in group.scores if score.value is not None]
     mean = math.fsum(values) / len(values) if values else math.nan
-    lengths = {(b, g): sum(map(bool, groups[b].group.completions[g].loss_mask)) for b, g in advantage_of}
+    lengths = {(b, g): groups[b].group.completions[g].num_loss_tokens for b, g in advantage_of}
     left = {(b, g): sum(trained_mask(groups[b].group.completions[g], *age)) for b, g in advantage_of}
     trained = [length for place, length in left.items() if advantage_of[place] and length]
     moving = {b for (b, _), value in advantage_of.items() if value}

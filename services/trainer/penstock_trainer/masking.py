@@ -25,7 +25,10 @@ def token_lags(completion: Completion, version: int) -> tuple[int, ...]:
 
 def trained_mask(completion: Completion, version: int, max_lag: int | None) -> tuple[bool, ...]:
     """m of every token; `max_lag` None masks none."""
-    loss_mask = tuple(map(bool, completion.loss_mask))
+    if completion.loss_mask is None:
+        loss_mask = (True,) * completion.num_tokens
+    else:
+        loss_mask = tuple(map(bool, completion.loss_mask))
     if max_lag is None:
         return loss_mask
     return tuple(m and lag <= max_lag for m, lag in zip(loss_mask, token_lags(completion, version), strict=True))

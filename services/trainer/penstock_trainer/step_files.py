@@ -18,7 +18,7 @@ from penstock_trainer.durable import write_durably
 from penstock_trainer.journal import Journal
 
 
-class StepFile(Contract, frozen=True, tag_field="schema", tag="step-file/1"):
+class StepFile(Contract, frozen=True, tag_field="schema", tag="step-file/2"):
     """The inputs of one step, in the order in which they are trained."""
 
     step: int

@@ -144,7 +144,7 @@ def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completi
     try:
         return Completion(
             token_ids=pack_int32(answer.token_ids),
-            loss_mask=b"\x01" * num_tokens,
+            loss_mask=None,
             logprobs=pack_float32(answer.logprobs),
             spans=tuple(spans),
             text=answer.text,
