@@ -1,6 +1,6 @@
 """Measures what the queue adds to a group on its way: tickets -> rollouts -> scored -> committed.
 
-Owns the load and the table. Invariant: the pipeline and its yardstick, plain XADD of the same message over as many
+Owns the load and the table. Invariant: the pipeline and its yardstick, plain XADD of the same two messages over as many
 connections, run in turns against one server, so that both see the same machine. Both sides are one client process; no
 engine, no reward and no step file takes part. Start it alone on a quiet machine, from the repository's root:
 
@@ -13,8 +13,9 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
@@ -57,9 +58,11 @@ class Shape:
     group_size: int
     num_tokens: int
     completions: tuple[Completion, ...] = field(init=False)
+    prompt_ids: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         numbers = random.Random(0)
+        self.prompt_ids = pack_int32(range(PROMPT_TOKENS))
         self.completions = tuple(self._completion(numbers) for _ in range(self.group_size))
 
     def _completion(self, numbers: random.Random) -> Completion:
@@ -71,8 +74,8 @@ class Shape:
 
     def ticket(self, number: int) -> Ticket:
         sampling = Sampling(1.0, self.num_tokens, (2,))
-        prompt, seeds = pack_int32(range(PROMPT_TOKENS)), tuple(range(self.group_size))
-        return Ticket("train", number, 0, 0, "p" * 512, prompt, seeds, sampling, "42", "", {})
+        seeds = tuple(range(self.group_size))
+        return Ticket("train", number, 0, 0, "p" * 512, self.prompt_ids, seeds, sampling, "42", "", {})
 
     def rollout(self, ticket: Ticket) -> RolloutGroup:
         return RolloutGroup(ticket, self.completions, "http://127.0.0.1:30000", 1.0, 2.0)
@@ -181,13 +184,13 @@ class Pipeline:
             held = {}
 
 
-async def raw_seconds(config: Config, payload: bytes, num_groups: int, num_connections: int) -> float:
-    """Seconds of plain XADD of so many messages, MAXLEN keeping the stream short."""
+async def raw_seconds(config: Config, payloads: Sequence[bytes], num_calls: int, num_connections: int) -> float:
+    """Seconds of so many calls of plain XADD, of the messages in turn, MAXLEN keeping the stream short."""
     queues = [await connect(config) for _ in range(num_connections)]
-    left = iter(range(num_groups))
+    left = islice(cycle(payloads), num_calls)
 
     async def add(queue: Queue) -> None:
-        for _ in left:
+        for payload in left:
             await queue.client.xadd(queue.keys.name("raw"), {"p": payload}, maxlen=RAW_KEPT, approximate=False)
 
     start = time.perf_counter()
@@ -214,24 +217,25 @@ def configured(server: EmbeddedServer, name: str) -> Config:
 
 
 def bytes_per_token(shape: Shape) -> dict[str, float]:
-    """Of each message, by stream; and of a group without its text, which reward functions need."""
+    """Of each message, by stream; and of a rollout without its text, which reward functions need."""
     ticket = shape.ticket(0)
     group = shape.rollout(ticket)
     messages = {"tickets": ticket, "rollouts": group, "scored": shape.scored(group)}
     found = {name: len(encode(message)) / shape.total_tokens for name, message in messages.items()}
     text = sum(len(each.text.encode()) for each in shape.completions)
-    return found | {"scored without text": found["scored"] - text / shape.total_tokens}
+    return found | {"rollouts without text": found["rollouts"] - text / shape.total_tokens}
 
 
 async def measure(arguments: argparse.Namespace, server: EmbeddedServer) -> None:
     shape = Shape(arguments.group_size, arguments.tokens)
     pipeline = Pipeline(configured(server, "bench"), shape, arguments.workers)
-    payload = encode(shape.scored(shape.rollout(shape.ticket(0))))
+    group = shape.rollout(shape.ticket(0))
+    payloads = [encode(group), encode(shape.scored(group))]
     raw_config, num_connections = configured(server, "raw"), 2 * arguments.workers + 1
     per_repeat = arguments.groups // arguments.repeats
     moved, raw = [], []
     for repeat in range(arguments.repeats):
-        raw.append(per_repeat / await raw_seconds(raw_config, payload, per_repeat, num_connections))
+        raw.append(per_repeat / await raw_seconds(raw_config, payloads, per_repeat, num_connections))
         moved.append(per_repeat / await pipeline.move(per_repeat))
         print(f"repeat {repeat}: plain XADD {raw[-1]:.0f}/s, three hand-overs {moved[-1]:.0f} groups/s", flush=True)
     alone = await Pipeline(configured(server, "alone"), shape, 1).move(100, max_outstanding=1) / 100

@@ -97,6 +97,19 @@ async def test_a_cancelled_call_always_ends(queue_config: Config, num_switches: 
     await queue.close()
 
 
+async def test_a_script_that_the_server_forgot_and_a_connection_that_it_closed_are_no_errors(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0, 1, 2)
+    worker = make_worker(queue, queue_config)
+    assert await worker.take(Stage.TICKETS) is not None
+    await queue.client.script_flush()
+    assert await worker.take(Stage.TICKETS) is not None
+    await queue.client.client_kill_filter(_type="normal", skipme=False)
+    assert await worker.take(Stage.TICKETS) is not None
+    assert worker.num_held == 3
+
+
 async def test_a_frozen_redis_is_named(redis_server: EmbeddedServer, queue_config: Config) -> None:
     section = queue_config.redis.model_copy(update={"timeout_seconds": 1.0})
     queue = await connect(queue_config.model_copy(update={"redis": section}))

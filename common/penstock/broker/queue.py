@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 
 from penstock.broker import scripts
+from penstock.broker.calls import Calls
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.canary import Canary
 from penstock.config import Config
@@ -121,20 +122,18 @@ class Queue:
         self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
         self._timeout_seconds = timeout_seconds
         self.shown_url = shown_url
-        self._scripts: dict[str, Any] = {}
+        self._calls = Calls(client)
 
     async def close(self) -> None:
+        await self._calls.close()
         await self.client.aclose()
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script; waits while Redis is full, since the script has then changed nothing."""
-        registered = self._scripts.get(script)
-        if registered is None:
-            registered = self._scripts[script] = self.client.register_script(script)
         warned = False
         while True:
             try:
-                return await self.guard(registered(keys=list(keys), args=list(args)))
+                return await self.guard(self._calls.run(script, keys, args))
             except OutOfMemoryError as error:
                 if not warned:
                     log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self.shown_url, error)

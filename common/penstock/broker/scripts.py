@@ -17,11 +17,12 @@ WAKE = """
 local function wake(key) redis.call('XADD', key, 'MAXLEN', '1', '*', 'w', '1') end
 """
 
-# take(k, a) gives this consumer entries of the streams that KEYS[k + 4] and later name: of the first that has any.
-# KEYS[k] beats, policy, failures, deaths, stream...
+# take(k, a) gives this consumer entries of the first stream that has any; the streams are KEYS[k + 4] and later.
+# KEYS[k] beats, policy, failures, deaths, stream..., wake of each stream...
 # ARGV group, consumer, ... ; ARGV[a] served version, its lease (-1: not checked), idle ms, take over all (1: for the
 # holder of the trainer's lease), most entries
-# -> {place of the stream from 0, entry, fields, failures, deaths}...
+# -> {{place of the stream from 0, entry, fields, failures, deaths}...}, and where that is empty since nothing is there:
+# what each wake-up stream ended with then, so that a reader who waits from there misses nothing and wakes for news only
 _TAKE = (
     _NOW
     + """
@@ -34,22 +35,36 @@ local function give(stream, id)
   return claimed[1]
 end
 
+local function is_dead(name, deadline, take_over)
+  return name ~= ARGV[2] and (take_over or tonumber(deadline or '0') <= now_ms)
+end
+
 local function expired(stream, beats, idle_ms, take_over, limit)
-  local found = {}
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
-    local name, pending = consumer[2], consumer[4]  -- {'name', n, 'pending', p, ...}
-    -- Mine and not renewed: the answer that gave it to me was lost on a broken connection.
-    local alive = name == ARGV[2] or (tonumber(redis.call('HGET', beats, name) or '0') > now_ms and not take_over)
-    if pending == 0 then
-      if not alive then redis.call('XGROUP', 'DELCONSUMER', stream, ARGV[1], name) end
-    elseif #found < limit then
-      local count = limit - #found
-      local args = {'XPENDING', stream, ARGV[1], '-', '+', count, name}
-      if alive then args = {'XPENDING', stream, ARGV[1], 'IDLE', idle_ms, '-', '+', count, name} end
-      for _, waiting in ipairs(redis.call(unpack(args))) do found[#found + 1] = give(stream, waiting[1]) end
+  local found, names = {}, {}
+  local function look(...)
+    for _, waiting in ipairs(redis.call('XPENDING', stream, ARGV[1], ...)) do
+      found[#found + 1] = give(stream, waiting[1])
     end
   end
+  for _, holder in ipairs(redis.call('XPENDING', stream, ARGV[1])[4] or {}) do names[#names + 1] = holder[1] end
+  if #names == 0 then return found end
+  local deadlines = redis.call('HMGET', beats, unpack(names))
+  for i, name in ipairs(names) do
+    if #found < limit and is_dead(name, deadlines[i], take_over) then look('-', '+', limit - #found, name) end
+  end
+  -- Of the living, and mine: not renewed, so that the answer that gave it away was lost on a broken connection.
+  if #found < limit then look('IDLE', idle_ms, '-', '+', limit - #found) end
   return found
+end
+
+-- A consumer that is dead and holds nothing never comes back: names are new at every start.
+local function forget_dead(stream, beats, take_over)
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
+    local name, pending = consumer[2], consumer[4]  -- {'name', n, 'pending', p, ...}
+    if pending == 0 and is_dead(name, redis.call('HGET', beats, name), take_over) then
+      redis.call('XGROUP', 'DELCONSUMER', stream, ARGV[1], name)
+    end
+  end
 end
 
 local function entries_of(stream, k, a)
@@ -62,28 +77,34 @@ local function entries_of(stream, k, a)
   return found
 end
 
+local function described(entry, place, k)
+  local ticket = ''
+  for j = 1, #entry[2], 2 do
+    if entry[2][j] == 't' then ticket = entry[2][j + 1] end
+  end
+  return {place, entry[1], entry[2], tonumber(redis.call('HGET', KEYS[k + 2], ticket) or '0'),
+    tonumber(redis.call('HGET', KEYS[k + 3], ticket) or '0')}
+end
+
 local function take(k, a)
   local number, lease = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
   if number >= 0 then
     local announced = redis.call('HMGET', KEYS[k + 1], 'number', 'lease')
-    if number < tonumber(announced[1] or '-1') or lease < tonumber(announced[2] or '-1') then return {} end
+    if number < tonumber(announced[1] or '-1') or lease < tonumber(announced[2] or '-1') then return {{}, {}} end
   end
-  for place = k + 4, #KEYS do
-    local found = entries_of(KEYS[place], k, a)
-    if #found > 0 then
-      for i, entry in ipairs(found) do
-        local ticket = ''
-        for j = 1, #entry[2], 2 do
-          if entry[2][j] == 't' then ticket = entry[2][j + 1] end
-        end
-        found[i] = {place - k - 4, entry[1], entry[2],
-          tonumber(redis.call('HGET', KEYS[k + 2], ticket) or '0'),
-          tonumber(redis.call('HGET', KEYS[k + 3], ticket) or '0')}
-      end
-      return found
-    end
+  local num_streams = (#KEYS - k - 3) / 2
+  for place = 0, num_streams - 1 do
+    local found = entries_of(KEYS[k + 4 + place], k, a)
+    for i, entry in ipairs(found) do found[i] = described(entry, place, k) end
+    if #found > 0 then return {found, {}} end
   end
-  return {}
+  local ends = {}
+  for i = 1, num_streams do
+    forget_dead(KEYS[k + 3 + i], KEYS[k], ARGV[a + 3] == '1')
+    local last = redis.call('XREVRANGE', KEYS[k + 3 + num_streams + i], '+', '-', 'COUNT', '1')
+    ends[i] = last[1] and last[1][1] or '0-0'
+  end
+  return {{}, ends}
 end
 """
 )

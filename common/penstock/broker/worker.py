@@ -81,16 +81,18 @@ class Worker:
 
     def _take_keys(self, stages: Sequence[Stage]) -> list[str]:
         keys = self._queue.keys
-        return [keys.beats, keys.policy, keys.failures, keys.deaths, *map(keys.stream, stages)]
+        return [keys.beats, keys.policy, keys.failures, keys.deaths, *map(keys.stream, stages), *map(keys.wake, stages)]
 
     def _take_arguments(self, served: Served | None, limit: int) -> list[int]:
         number, lease = (-1, -1) if served is None else (served.number, served.lease)
         return [number, lease, int(self._staleness.claim_idle_seconds * 1000), int(self._take_over), limit]
 
     def _deliveries(self, stages: Sequence[Stage], answer: Any) -> list[Delivery]:
-        """What a script gave us: held from now on."""
+        """What a script gave us: held from now on. Where that is nothing, `wait` waits for what came after."""
+        entries, ends = answer
+        self._last_wake.update(zip(stages[: len(ends)], map(bytes.decode, ends), strict=True))
         found = []
-        for place, entry_id, flat, failures, deaths in answer:
+        for place, entry_id, flat, failures, deaths in entries:
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
             attempt = fields.get(b"a", b"0")
             delivery = Delivery(
