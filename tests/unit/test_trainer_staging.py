@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.errors import WeightsError
 from penstock.local_folder import is_memory_backed
 from penstock.manifest import MANIFEST_NAME, read_manifest, verify
-from penstock_trainer.rounding import PATTERN_LENGTH, Dither, dither_offsets, published_chunks
+from penstock_trainer.rounding import PATTERN_LENGTH, PLAIN_LENGTH, Dither, dither_offsets, published_chunks
 from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.weight_files import Format, LiveWeights
 
@@ -123,6 +123,16 @@ def test_published_chunks_repeat_the_pattern_and_keep_float32() -> None:
     assert torch.equal(rounded[PATTERN_LENGTH:], round_dithered(weight[PATTERN_LENGTH:]))
     assert torch.equal(chunks(weight, torch.bfloat16, None), weight.bfloat16())
     assert torch.equal(chunks(weight, torch.float32, Dither(CPU)), weight)
+
+
+def test_what_is_not_converted_comes_in_larger_chunks_unless_asked_otherwise() -> None:
+    weight = torch.randn(2 * PLAIN_LENGTH + 1)
+    sizes = [chunk.numel() for chunk in published_chunks(weight, torch.float32, None)]
+    assert sizes == [PLAIN_LENGTH, PLAIN_LENGTH, 1]
+    blocks = [chunk.numel() for chunk in published_chunks(weight, torch.float32, None, PATTERN_LENGTH)]
+    assert set(blocks) == {PATTERN_LENGTH, 1}
+    assert torch.equal(chunks(weight, torch.float32, None), weight)
+    assert all(chunk.numel() <= PATTERN_LENGTH for chunk in published_chunks(weight, torch.bfloat16, None))
 
 
 @pytest.mark.parametrize("form", [BF16, Format("bfloat16", "nearest"), Format("float32", "dithered")])

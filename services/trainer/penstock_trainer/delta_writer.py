@@ -21,6 +21,7 @@ from penstock_trainer.weight_files import WEIGHTS_NAME, Format, Weights, write_a
 
 DELTA_NAME = "delta.bin"
 COPY_BYTES = 1 << 24
+BLOCK_LENGTH = 1 << 16  # elements of a block
 BITS = {"float32": np.uint32, "bfloat16": np.uint16}
 
 
@@ -104,7 +105,7 @@ class DeltaWriter:
         tensors: dict[str, TensorEntry] = {}
         deltas: dict[str, TensorDelta] = {}
         with path.open("wb") as file:
-            for name, pieces in self._form.chunks(weights):
+            for name, pieces in self._form.chunks(weights, BLOCK_LENGTH):
                 old = base.tensors[name]
                 bits_N = np.frombuffer(copy[name], BITS[self._form.dtype])
                 digest, delta = _write_tensor(file, bits_N, pieces)

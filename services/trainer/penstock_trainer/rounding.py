@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 PATTERN_LENGTH = 1 << 16  # every 16-bit offset once; 256 KiB of int32 stays in a core's cache
+PLAIN_LENGTH = 1 << 18  # 1 MiB of float32: what is not converted needs no cache, and fewer pieces are fewer calls
 MAX_BFLOAT16 = torch.finfo(torch.bfloat16).max
 
 
@@ -58,12 +59,16 @@ def _repair_extremes(values_N: Tensor, rounded_N: Tensor) -> Tensor:
     return torch.where(torch.isfinite(values_N), finite_N, values_N.bfloat16())
 
 
-def published_chunks(weight: Tensor, dtype: torch.dtype, dither: Dither | None) -> Iterator[Tensor]:
+def published_chunks(
+    weight: Tensor, dtype: torch.dtype, dither: Dither | None, plain_length: int = PLAIN_LENGTH
+) -> Iterator[Tensor]:
     """The weight's elements in order, in `dtype`, on the CPU, in chunks, each valid until the next.
 
     Without `dither` they are rounded to nearest. The offsets repeat every L elements, from a weight's first one.
+    `plain_length`: of the chunks of a weight that has `dtype` already; others have L elements.
     """
     use_dither = dtype == torch.bfloat16 and weight.dtype == torch.float32
-    for values_N in torch.split(weight.detach().reshape(-1), PATTERN_LENGTH):
+    length = plain_length if weight.dtype == dtype else PATTERN_LENGTH
+    for values_N in torch.split(weight.detach().reshape(-1), length):
         rounded_N = dither.round(values_N) if dither is not None and use_dither else values_N.to(dtype)
         yield rounded_N.cpu()

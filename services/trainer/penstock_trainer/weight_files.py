@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from penstock.errors import ConfigError
 from penstock.manifest import TensorEntry
-from penstock_trainer.rounding import Dither, published_chunks
+from penstock_trainer.rounding import PLAIN_LENGTH, Dither, published_chunks
 
 WEIGHTS_NAME = "model.safetensors"
 SAFETENSORS_DTYPE = {"float32": "F32", "bfloat16": "BF16"}
@@ -107,13 +107,16 @@ class Format:
     def num_bytes(self, shape: torch.Size) -> int:
         return shape.numel() * self.torch_dtype.itemsize
 
-    def chunks(self, weights: Weights) -> Iterator[tuple[str, Iterator[memoryview]]]:
-        """Names with the bytes of their published weight, in pieces; each piece is valid until the next."""
+    def chunks(self, weights: Weights, plain_length: int = PLAIN_LENGTH) -> Iterator[tuple[str, Iterator[memoryview]]]:
+        """Names with the bytes of their published weight, in pieces; each piece is valid until the next.
+
+        `plain_length`: elements of a piece where nothing is converted.
+        """
         dither: Dither | None = None
         for name, weight in weights.items():
             if dither is None and self.rounding == "dithered":
                 dither = Dither(weight.device)
-            yield name, map(_bytes_of, published_chunks(weight, self.torch_dtype, dither))
+            yield name, map(_bytes_of, published_chunks(weight, self.torch_dtype, dither, plain_length))
 
 
 def master_weights(model: PreTrainedModel) -> dict[str, Tensor]:
