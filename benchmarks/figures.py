@@ -13,7 +13,7 @@ from benchmarks.cpu_sampler import CpuSampler
 TARGET = 0.9
 REWARD_WINDOW_STEPS = 5
 NUM_COLD_STEPS = 5  # caches, allocator and the first evaluation settle in these
-PENSTOCK_PHASES = ("wait", "commit", "pack", "forward_backward", "optimizer", "push_wait", "stage")
+PENSTOCK_PHASES = ("wait", "commit", "pack", "forward_backward", "optimizer", "push_wait")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def penstock_side(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any
     lines = []
     for number, line in enumerate(steps):
         phases = {phase: line["seconds"].get(phase, 0.0) for phase in PENSTOCK_PHASES}
+        phases["stage (at the same time)"] = line["seconds"].get("stage", 0.0)
         phases["generation (at the same time)"] = line["generation_seconds"]
         # Before the first request the engine was starting: the clock starts with that request.
         idle = max(0.0, phases["wait"] - line["generation_seconds"]) if number == 0 else 0.0

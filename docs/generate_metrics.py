@@ -29,9 +29,11 @@ Three figures to read first:
 * **exposed push time**: seconds in which training waited for new weights, plus seconds in which generation was paused
   for them ([weights.md](weights.md)).
 
-Phases of `penstock_trainer_step_duration_seconds`: `wait` for the batch, `commit` it to the step file and the ledger,
-`update`, `push_wait` for the push of the version before, `stage` the new weights; `step` is all of them. Inside
-`update`: `pack` (advantages and packing), `forward_backward`, `optimizer`.
+Phases of `penstock_trainer_step_duration_seconds`: `wait` for the batch, `commit` it to the step file, `update`, and
+`push_wait` for the weights of the step before to be staged and this step to be in the ledger; `step` is all of them.
+Inside `update`: `pack` (advantages and packing), `forward_backward`, `optimizer`. Beside them: `stage` the weights of
+the step before, `push` them, and `push_paused`, for which generation stood still; `push_exposed` is `push_wait` and
+`push_paused`.
 
 [operations.md](operations.md) tells how to scrape and show them, [alerts.md](alerts.md) what to do when a rule fires.
 """

@@ -130,7 +130,7 @@ GRAPHS = (
     ),
     Graph(
         "Work of a step",
-        "Mean seconds of a step in which the trainer works, by phase.",
+        "Mean seconds of a step in which the trainer works, by phase; stage runs beside the others.",
         "s",
         (
             Query(

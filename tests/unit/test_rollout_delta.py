@@ -21,7 +21,7 @@ from penstock_rollout.snapshots import Snapshots
 from penstock_rollout.weights import Weights
 from penstock_trainer.app import trainer_app
 from penstock_trainer.delta_writer import DELTA_NAME
-from penstock_trainer.loop import Requests
+from penstock_trainer.parts import Requests
 from penstock_trainer.progress import Progress
 from penstock_trainer.status import Status
 from penstock_trainer.transport_disk import DiskTransport

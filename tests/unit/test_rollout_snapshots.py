@@ -20,7 +20,7 @@ from penstock.http import make_app
 from penstock.service import Service
 from penstock_rollout.snapshots import Snapshots
 from penstock_trainer.app import trainer_app
-from penstock_trainer.loop import Requests
+from penstock_trainer.parts import Requests
 from penstock_trainer.status import Status
 from tests.unit.test_rollout_fake_engine import stage_weights
 

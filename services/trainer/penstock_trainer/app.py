@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from penstock.broker import Announcement
 from penstock.http import authorized, make_app
-from penstock_trainer.loop import Requests
+from penstock_trainer.parts import Requests
 from penstock_trainer.status import Status
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,10 +87,17 @@ class LeadingLearner(Learner):
         super().__init__(config, ranks, num_steps=num_steps)
         self._group = ranks
 
-    def update(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> StepResult:
+    def update(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        version: int,
+        max_lag: int | None = None,
+        before_change: Callable[[], None] | None = None,
+    ) -> StepResult:
         self._tell(Update(tuple(groups), version, self.num_steps, max_lag))
         with self._group.computing():
-            return super().update(groups, version=version, max_lag=max_lag)
+            return super().update(groups, version=version, max_lag=max_lag, before_change=before_change)
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         self._tell(Score(tuple(token_ids)))

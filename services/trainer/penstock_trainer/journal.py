@@ -5,7 +5,7 @@ that the ledger did not say before. Each start of a trainer writes it anew from 
 queue lost, a branch left behind or a crash came between is not in it; after that each record follows the ledger's. A
 step file that it does not name counts for nothing. Written by the loop and the checkpoint writer, read by the replay.
 
-    ledger (queue) --start--> all records       step k: file, commit, update, weights -> ledger -> a line each here
+    ledger (queue) --start--> all records       step k: file, commit, change, weights -> ledger -> a line each here
 """
 
 import os

@@ -1,12 +1,13 @@
 """The policy under training: its weights, its updates, its state.
 
 Owns the policy's master weights, the optimizer and the frozen reference, or this rank's shards of
-them. Synchronous: the loop calls it in a thread, a follower in its own. Invariant: equal weights,
-state and groups give bit-identical weights (on a CPU, on as many ranks), and a step with a
+them. Synchronous: the loop calls it in a thread, a follower in its own. Where `stages_beside_update`,
+what only reads weights may run in another thread until an update changes them. Invariant: equal
+weights, state and groups give bit-identical weights (on a CPU, on as many ranks), and a step with a
 non-finite loss or gradient changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from penstock.errors import ConfigError
 from penstock_trainer.adapter import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.checkpoint_state import Snapshot, copy_state
 from penstock_trainer.export import config_json, save_folder
-from penstock_trainer.model import PackModel, load_model
+from penstock_trainer.model import PackModel, load_model, same_weights
 from penstock_trainer.optimizer import Optimizer
 from penstock_trainer.packing import pack_of_sequence
 from penstock_trainer.ranks import Ranks
@@ -47,10 +48,14 @@ class Learner:
         policy = load_model(config.actor.path, "actor.path")
         self._adapter = adapted(policy, config)
         temperature = config.sampling.temperature
-        self._pack_model = PackModel(
+        pack_model = PackModel(
             policy, dtype=dtype, temperature=temperature, gradient_checkpointing=config.actor.gradient_checkpointing
         )
-        self._policy = self._placed(self._pack_model, dtype)
+        self._policy = self._placed(pack_model, dtype)
+        self._scorer = self._policy
+        """What answers `sequence_logprobs`."""
+        if self.stages_beside_update:
+            self._scorer = PackModel(same_weights(policy), dtype=dtype, temperature=temperature)
         self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
         self._optimizer = Optimizer(policy, config.optimizer)
@@ -102,21 +107,41 @@ class Learner:
         """Whether training the same groups again, on as many ranks, gives the same bits."""
         return self._device.type == "cpu"
 
-    def update(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> StepResult:
-        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`."""
+    @property
+    def stages_beside_update(self) -> bool:
+        """Whether weights may be read, and sequences scored, in another thread while an update has changed nothing.
+
+        Ranks do one thing at a time, since they do it together. On a GPU kernels are compiled at their first use, which
+        two threads at once are not tested for.
+        """
+        return self._ranks is None and self.on_cpu
+
+    def update(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        version: int,
+        max_lag: int | None = None,
+        before_change: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`.
+
+        before_change: called once before the first optimizer step; what it raises ends the update without a change. A
+        batch without mini-batches has none, and does not call it.
+        """
         self._optimizer.run_steps = self.num_steps * self._config.loss.num_minibatches
         # Adam's moments of rarely seen tokens decay into subnormal numbers, which are slow. A setting of the thread.
         torch.set_flush_denormal(True)
         try:
-            return self._updater.update(groups, version, max_lag)
+            return self._updater.update(groups, version, max_lag, before_change)
         finally:
             torch.set_flush_denormal(False)
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """log p of each token but the first, given those before it, at temperature 1, by the present weights."""
         pack = pack_of_sequence(token_ids).to(self._device)
-        with torch.no_grad(), self._pack_model.at_temperature(1.0):
-            logprobs_U, _ = self._policy.token_logprobs(pack)
+        with torch.no_grad():
+            logprobs_U, _ = self._scorer.token_logprobs(pack, temperature=1.0)
         return tuple(logprobs_U.index_select(0, pack.target_N).tolist())
 
     def weights(self) -> Weights:

@@ -1,79 +1,35 @@
-"""The training loop: wait for a batch, commit it, update, stage, submit; and what comes before and after.
+"""The training loop: wait for a batch, train it, commit it before the weights change; stage and submit beside that.
 
-Owns the order of these steps, on which exactly-once rests: the step file is durable before the ledger names it, the
-ledger names it before its groups leave the queue, weights are recorded before they are pushed. Called by `wiring`.
+Owns the order of these steps, on which exactly-once rests: the step file is durable before the ledger names it; the
+ledger names it before its groups leave the queue and before the weights change; weights are recorded before they are
+pushed and before the next step is committed. Called by `wiring`.
 
       tickets <---------------- issue ----------------+
          |                                            |
-      rollout -> reward -> scored -> consumer -> [batch] -> commit -> update -> stage -> releases -> servers
-                                        ^                                                   |
-     back-pressure: credits only        '---- a batch waits here until its turn             '- one push at a time
+      rollout -> reward -> scored -> consumer -> [batch] -> update ------> | change -> stage -> releases -> servers
+                                        ^                     commit ----> |            |
+     back-pressure: credits only        |                       ^- weights of the       |- one push at a time
+                                        |                          step before are      |
+                                        |                          recorded             |
+                                        '---- a batch waits here until its turn         '- beside the next update
 """
 
 import asyncio
-import logging
-from dataclasses import dataclass
-from pathlib import Path
+import time
 
 from penstock.broker import Announcement
-from penstock.broker.trainer import TrainerQueue
 from penstock.canary import Canary
-from penstock.config import Config
 from penstock.contracts import PolicyIdentity
-from penstock.errors import StallError, WeightsError
-from penstock.ledger import RunRecord, StepRecord, WeightsRecord
-from penstock.tickets import TicketBook
-from penstock_trainer.canary import CanaryMaker
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.checkpoint_writer import CheckpointWriter
-from penstock_trainer.consumer import Arrival, Consumer
-from penstock_trainer.draws import Draws
-from penstock_trainer.evaluation import Evaluation
-from penstock_trainer.learner import Learner
-from penstock_trainer.metrics import TrainerMetrics
+from penstock.errors import WeightsError
+from penstock.ledger import StepRecord, WeightsRecord
+from penstock_trainer.checkpoint import CheckpointMeta
+from penstock_trainer.consumer import Arrival
+from penstock_trainer.gate import Gate
+from penstock_trainer.parts import Parts, Requests
 from penstock_trainer.reconcile import restore_tickets
-from penstock_trainer.releases import Release, Releases
-from penstock_trainer.reports import Clock, Reports
+from penstock_trainer.releases import Release
+from penstock_trainer.reports import Clock
 from penstock_trainer.resume import Replayed, check_same_run, newest_checkpoint, restore
-from penstock_trainer.status import Status
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.transport import Transport
-from penstock_trainer.watchdog import Watchdog
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Requests:
-    """What HTTP and signals ask of the loop."""
-
-    stop: asyncio.Event
-    checkpoint: bool = False
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that the loop drives, made by `wiring`."""
-
-    config: Config
-    trainer_queue: TrainerQueue
-    book: TicketBook
-    draws: Draws
-    consumer: Consumer
-    evaluation: Evaluation
-    releases: Releases
-    learner: Learner
-    transport: Transport
-    canary: CanaryMaker
-    step_files: StepFiles
-    checkpoints: Checkpoints
-    checkpoint_writer: CheckpointWriter
-    reports: Reports
-    status: Status
-    watchdog: Watchdog
-    metrics: TrainerMetrics
-    run_record: RunRecord
-    final_folder: Path
 
 
 class Trainer:
@@ -86,25 +42,35 @@ class Trainer:
         self._identity = PolicyIdentity(0, "")
         self._canary: Canary | None = None
         self._last_checkpoint = -1
+        self._staging: asyncio.Task[None] | None = None
+        self._stage_seconds = 0.0  # of stagings that have ended since the last step was reported
 
     async def train(self) -> None:
         """From start or resume to the end of the draws, or until asked to stop."""
+        parts = self._parts
         await self._begin()
-        clock = Clock()
-        while (batch := await self._wait_for_batch()) is not None:
-            clock.lap("wait")
-            await self._step(batch, clock)
-            clock = Clock()
-        await self._parts.releases.drained()
+        async with asyncio.TaskGroup() as beside:
+            await self._train_batches(beside)
         if not self._requests.stop.is_set():
-            await self._require_a_step()
+            await parts.watchdog.require_a_step(parts.consumer.last_failure)
             await self._finish()
         self._set_phase("writing a checkpoint")
         await self._checkpoint()
-        with self._parts.watchdog.computing():
-            await self._parts.checkpoint_writer.drained()
-        self._parts.transport.close()
+        with parts.watchdog.computing():
+            await parts.checkpoint_writer.drained()
+        parts.transport.close()
         self._set_phase("finished")
+
+    async def _train_batches(self, beside: asyncio.TaskGroup) -> None:
+        parts, clock = self._parts, Clock()
+        while (batch := await self._wait_for_batch()) is not None:
+            clock.lap("wait")
+            await self._step(batch, clock, beside)
+            clock = Clock()
+            await self._maintain(clock)
+        clock.lap("wait")
+        await self._wait_for_weights(clock, pushed=True)
+        parts.releases.take_seconds(clock.seconds["push_wait"])
 
     async def _begin(self) -> None:
         parts = self._parts
@@ -174,36 +140,76 @@ class Trainer:
             stopping.cancel()
         return None
 
-    async def _step(self, batch: list[Arrival], clock: Clock) -> None:
+    async def _step(self, batch: list[Arrival], clock: Clock, beside: asyncio.TaskGroup) -> None:
         parts = self._parts
-        version_before = self._version
+        version_before, step = self._version, parts.book.num_steps
         self._set_phase("training")
         groups = [arrival.group for arrival in batch]
-        step = parts.book.num_steps
-        max_lag = parts.config.staleness.max_lag
-        lease = parts.trainer_queue.lease.number
+        lease, max_lag = parts.trainer_queue.lease.number, parts.config.staleness.max_lag
         record = await asyncio.to_thread(
             parts.step_files.write, step, lease, groups, version=version_before, max_lag=max_lag
         )
+        clock.lap("commit")
+        gate = Gate()
+        committing = beside.create_task(self._commit(batch, record, gate))
+        try:
+            if not parts.learner.stages_beside_update:
+                await self._wait_for_weights(clock)
+                await committing
+                clock.lap("commit")
+            with parts.watchdog.computing():
+                result = await asyncio.to_thread(
+                    parts.learner.update, groups, version=version_before, max_lag=max_lag, before_change=gate.wait
+                )
+            clock.lap("update")
+            with parts.metrics.idle.counting():
+                await committing  # an update without a mini-batch did not wait for it
+            clock.lap("push_wait")
+        finally:
+            gate.shut()
+        clock.part("update", "push_wait", gate.waited_seconds)
+        parts.metrics.idle.add(gate.waited_seconds)
+        parts.watchdog.progress()
+        self._version += int(result.changed)
+        clock.note({**parts.releases.take_seconds(clock.seconds["push_wait"]), "stage": self._stage_seconds})
+        self._stage_seconds = 0.0
+        self._staging = beside.create_task(self._publish(record, changed=result.changed))
+        parts.reports.step(step, groups, clock, result, (version_before, self._version))
+
+    async def _commit(self, batch: list[Arrival], record: StepRecord, gate: Gate) -> None:
+        """Commit a step whose file is written, once the weights of the one before are recorded; then let them change.
+
+        A crash before the commit changes nothing: the groups are in the queue, and the ledger names no such file.
+        """
+        parts = self._parts
+        await self._staged()
         await parts.trainer_queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
         parts.book.commit([each.number for each in batch])
         parts.consumer.release(batch)
-        clock.lap("commit")
-        with parts.watchdog.computing():
-            result = await asyncio.to_thread(parts.learner.update, groups, version=version_before, max_lag=max_lag)
-        clock.lap("update")
-        parts.watchdog.progress()
-        self._version += int(result.changed)
-        with parts.metrics.idle.counting():
-            await parts.releases.drained()
-        clock.lap("push_wait")
-        release = await self._stage(step + 1, changed=result.changed)
+        gate.open()
+
+    async def _publish(self, record: StepRecord, *, changed: bool) -> None:
+        """Stage, record and submit the weights of a step, while the loop goes on; pushes are one at a time."""
+        parts = self._parts
+        await parts.releases.drained()
+        start = time.monotonic()
+        release = await self._stage(record.step + 1, changed=changed)
         await self._record_weights(release, record)
         await parts.releases.submit(release)
-        clock.lap("stage")
-        clock.note(parts.releases.take_seconds(clock.seconds["push_wait"] + clock.seconds["stage"]))
-        parts.reports.step(step, groups, clock, result, (version_before, self._version))
-        await self._maintain()
+        self._stage_seconds += time.monotonic() - start
+
+    async def _staged(self) -> None:
+        """Until the weights of the last step are staged and recorded."""
+        if self._staging is not None:
+            await self._staging
+
+    async def _wait_for_weights(self, clock: Clock, *, pushed: bool = False) -> None:
+        """Stand still until those of the last step are staged, or `pushed` too."""
+        with self._parts.metrics.idle.counting():
+            await self._staged()
+            if pushed:
+                await self._parts.releases.drained()
+        clock.lap("push_wait")
 
     async def _stage(self, num_steps: int, *, changed: bool) -> Release:
         """Write the weights where servers find them; nothing to do after a step that changed none."""
@@ -236,12 +242,14 @@ class Trainer:
         if step is not None:
             await asyncio.to_thread(parts.step_files.journal.append, step, record)
 
-    async def _maintain(self) -> None:
+    async def _maintain(self, clock: Clock) -> None:
         every = self._parts.config.checkpoint.every_steps
         steps = self._parts.book.num_steps
         if self._requests.checkpoint or (every and steps % every == 0):
             self._requests.checkpoint = False
+            await self._wait_for_weights(clock)
             await self._checkpoint()
+            clock.leave_out()  # it has a metric of its own
 
     async def _checkpoint(self) -> None:
         parts = self._parts
@@ -258,18 +266,6 @@ class Trainer:
         with parts.watchdog.computing():
             await parts.checkpoint_writer.save(meta)
         self._last_checkpoint = steps
-
-    async def _require_a_step(self) -> None:
-        """StallError where every ticket was dropped: a run that trained nothing has not succeeded."""
-        parts = self._parts
-        if parts.book.num_steps:
-            return
-        counters = await parts.trainer_queue.counters()
-        dropped = ", ".join(f"{count} {reason}" for reason, count in counters.dropped.items())
-        raise StallError(
-            f"the run ended without a step: all its tickets were dropped ({dropped}); expected groups with rewards; "
-            f"the last one: {parts.consumer.last_failure or 'no reason is known, see the logs of the services'}"
-        )
 
     async def _finish(self) -> None:
         """Final evaluation, and the weights as a Hugging Face folder."""

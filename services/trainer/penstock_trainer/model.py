@@ -7,8 +7,7 @@ Called by the learner.
 Shapes: P rows of a pack, R projected rows, U wanted (row, token) pairs, V vocabulary, D hidden size.
 """
 
-import contextlib
-from collections.abc import Iterator
+import copy
 from typing import Any, cast
 
 import torch
@@ -121,6 +120,18 @@ def _hidden(
     return cast(Tensor, output.last_hidden_state[0])
 
 
+def same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model over the same weights, without gradients, for another thread.
+
+    What a forward pass changes of a model is its own: an adapter that is off meanwhile, or frequencies that depend on
+    the length.
+    """
+    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    second: PreTrainedModel = copy.deepcopy(model, cast(dict[int, Any], weights))
+    second.train(False)
+    return second
+
+
 class PackModel:
     """A model's log-probabilities of packs, computed in float32 or under bfloat16 autocast.
 
@@ -140,29 +151,31 @@ class PackModel:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # the only mode in which layers recompute; there is no dropout
 
-    @contextlib.contextmanager
-    def at_temperature(self, temperature: float) -> Iterator[None]:
-        """Meanwhile log-probabilities are those of another temperature than the sampler's."""
-        before, self._temperature = self._temperature, temperature
-        try:
-            yield
-        finally:
-            self._temperature = before
-
-    def token_logprobs(self, pack: Pack, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def token_logprobs(
+        self, pack: Pack, *, entropy_gradient: bool = False, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log pi(token | prefix) of the pack's U pairs, and the entropy at its R rows, float32.
 
-        The entropy has a gradient only where it is asked for.
+        The entropy has a gradient only where it is asked for. `temperature`: the sampler's where none is given.
         """
-        with torch.autocast(pack.token_ids_P.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        temperature = self._temperature if temperature is None else temperature
+        # A pack uses each weight once, so a cache of cast weights saves nothing; and torch's is one for all threads.
+        with torch.autocast(
+            pack.token_ids_P.device.type,
+            torch.bfloat16,
+            enabled=self._dtype == torch.bfloat16,
+            cache_enabled=False,
+        ):
             hidden_PD = _hidden(self.model, pack.token_ids_P, pack.positions_P, pack.subtree_end_P, self._dtype)
             hidden_RD = hidden_PD.index_select(0, pack.parents_R)
             num_rows = hidden_RD.shape[0]
             chunk_rows = max(1, MAX_LOGIT_BYTES[hidden_RD.device.type] // (4 * self._vocab_size))
             if num_rows <= chunk_rows:
-                return self._project(hidden_RD, pack.target_parent_U, pack.target_token_U, entropy_gradient)
+                return self._project(
+                    hidden_RD, pack.target_parent_U, pack.target_token_U, temperature, entropy_gradient
+                )
             if is_plain(self._head):
-                projection = Projection(chunk_rows, self._product_dtype(hidden_RD), self._temperature, entropy_gradient)
+                projection = Projection(chunk_rows, self._product_dtype(hidden_RD), temperature, entropy_gradient)
                 head = cast(nn.Linear, self._head)
                 return projected_logprobs(hidden_RD, head, pack.target_parent_U, pack.target_token_U, projection)
             logprobs, entropies = [], []
@@ -170,7 +183,9 @@ class PackModel:
                 rows = slice(start, min(start + chunk_rows, num_rows))
                 wanted_U = (pack.target_parent_U >= rows.start) & (pack.target_parent_U < rows.stop)
                 arguments = (hidden_RD[rows], pack.target_parent_U[wanted_U] - start, pack.target_token_U[wanted_U])
-                logprob_u, entropy_r = checkpoint(self._project, *arguments, entropy_gradient, use_reentrant=False)
+                logprob_u, entropy_r = checkpoint(
+                    self._project, *arguments, temperature, entropy_gradient, use_reentrant=False
+                )
                 logprobs.append(logprob_u)
                 entropies.append(entropy_r)
             return torch.cat(logprobs), torch.cat(entropies)
@@ -180,8 +195,13 @@ class PackModel:
         return torch.bfloat16 if torch.is_autocast_enabled(hidden_RD.device.type) else hidden_RD.dtype
 
     def _project(
-        self, hidden_RD: Tensor, target_row_U: Tensor, target_token_U: Tensor, entropy_gradient: bool
+        self,
+        hidden_RD: Tensor,
+        target_row_U: Tensor,
+        target_token_U: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """The head is called as a module, also when recomputed: whoever adapts it, or hooks there, is heard."""
         logits_RV = self._head(hidden_RD).float()
-        return logprobs_of_logits(logits_RV, target_row_U, target_token_U, self._temperature, entropy_gradient)
+        return logprobs_of_logits(logits_RV, target_row_U, target_token_U, temperature, entropy_gradient)

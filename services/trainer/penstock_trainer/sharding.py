@@ -36,9 +36,11 @@ class ShardedPackModel:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo knows no other than sums
 
-    def token_logprobs(self, pack: Pack, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def token_logprobs(
+        self, pack: Pack, *, entropy_gradient: bool = False, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `PackModel.token_logprobs`."""
-        logprobs_U, entropy_R = self._root(pack, entropy_gradient)
+        logprobs_U, entropy_R = self._root(pack, entropy_gradient, temperature)
         return logprobs_U, entropy_R
 
 
@@ -50,8 +52,8 @@ class _Root(nn.Module):
         self.causal_model = pack_model.model
         self._forward = pack_model.token_logprobs
 
-    def forward(self, pack: Pack, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        return self._forward(pack, entropy_gradient=entropy_gradient)
+    def forward(self, pack: Pack, entropy_gradient: bool, temperature: float | None) -> tuple[Tensor, Tensor]:
+        return self._forward(pack, entropy_gradient=entropy_gradient, temperature=temperature)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """The arithmetic of one update: from groups to the optimizer's steps, on one rank or many.
 
 Owns what is computed in which order. Invariant: all ranks make the same batch, and a step is taken on sums over all of
-them, added in the order of ranks; a step with a non-finite loss or gradient changes nothing. Synchronous. Called by the
-learner.
+them, added in the order of ranks; a step with a non-finite loss or gradient changes nothing; before the first step the
+caller is asked, and until then nothing is changed but gradients. Synchronous. Called by the learner.
 
     groups -> KL in rewards -> batch -> shares -> start of the update -> per mini-batch: forward, backward, step
+                                                                                  before_change --'  (the first)
 
 Shapes: N loss tokens of a pack, U distinct (parent row, token) pairs of it.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -55,7 +56,8 @@ class StepResult:
 
     changed: False when loss or gradient norm was not finite, or when no completion had a gradient.
     loss: mean over mini-batches; grad_norm: the largest, before clipping; learning_rate: of the last.
-    num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
+    num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer; none of
+    them holds the wait for `before_change`.
     """
 
     changed: bool
@@ -103,8 +105,14 @@ class Updater:
         self._device = device
         self._ranks = ranks
 
-    def update(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> StepResult:
-        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`."""
+    def update(
+        self,
+        groups: Sequence[ScoredGroup],
+        version: int,
+        max_lag: int | None = None,
+        before_change: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """See `Learner.update`."""
         start = time.perf_counter()
         penalties = self._kl_penalties(groups, version)
         batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
@@ -112,16 +120,20 @@ class Updater:
         packed = time.perf_counter()
         minibatches, objective = self._started(shares)
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        sums, outcomes, losses = Sums(), [], []
+        sums, losses = Sums(), []
+        outcomes: list[OptimizerStep] = []
         for minibatch in minibatches:
             start = time.perf_counter()
             loss, own = self._forward_backward(minibatch, objective)
             computed = time.perf_counter()
+            if before_change is not None and not outcomes:
+                self._ask(before_change)
+            allowed = time.perf_counter()
             outcomes.append(self._optimizer_step(loss, own, num_packs=minibatch.work.num_packs))
             losses.append(loss)
             sums += own
             seconds["forward_backward"] += computed - start
-            seconds["optimizer"] += time.perf_counter() - computed
+            seconds["optimizer"] += time.perf_counter() - allowed
         return StepResult(
             changed=any(outcome.changed for outcome in outcomes),
             loss=sum(losses) / max(1, len(losses)),
@@ -133,6 +145,13 @@ class Updater:
             num_rows=sum(each.num_rows for each in shares),
             seconds=seconds,
         )
+
+    def _ask(self, before_change: Callable[[], None]) -> None:
+        try:
+            before_change()
+        except BaseException:
+            self._optimizer.drop_gradients()
+            raise
 
     def _share(self, samples: Sequence[Sample]) -> Share:
         place = self._ranks.place if self._ranks else None

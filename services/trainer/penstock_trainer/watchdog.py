@@ -1,4 +1,4 @@
-"""Ends a run that makes no progress: says what it waits for, then raises.
+"""Ends a run that makes no progress, or made none: says what it waits for, then raises.
 
 Owns the clock of the last progress. Invariant: no wait of the trainer lasts longer than run.stall_seconds without a
 step, an arrival or a push. The trainer's own computation is no wait, and an engine that starts has its own deadline.
@@ -64,6 +64,17 @@ class Watchdog:
     async def _engine_is_starting(self) -> bool:
         services = await self._queue.queue.services()
         return any(each.kind == "rollout" and each.state == ENGINE_STARTING for each in services)
+
+    async def require_a_step(self, last_failure: str) -> None:
+        """StallError where every ticket was dropped: a run that trained nothing has not succeeded."""
+        if self._book.num_steps:
+            return
+        counters = await self._queue.counters()
+        dropped = ", ".join(f"{count} {reason}" for reason, count in counters.dropped.items())
+        raise StallError(
+            f"the run ended without a step: all its tickets were dropped ({dropped}); expected groups with rewards; "
+            f"the last one: {last_failure or 'no reason is known, see the logs of the services'}"
+        )
 
     async def waiting_for(self) -> str:
         """What the next batch waits for, as the queue knows it."""

@@ -30,9 +30,10 @@ from penstock_trainer.durable import write_durably
 from penstock_trainer.evaluation import Evaluation
 from penstock_trainer.followers import LeadingLearner
 from penstock_trainer.learner import Learner
-from penstock_trainer.loop import Parts, Requests, Trainer
+from penstock_trainer.loop import Trainer
 from penstock_trainer.memory import keep_freed_memory
 from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.parts import Parts, Requests
 from penstock_trainer.place import CPU_NICENESS, Place
 from penstock_trainer.progress import Progress
 from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, require_batch
