@@ -104,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare Penstock's demo with the same task in TRL.")
     parser.add_argument("--steps", type=int, default=40, help="steps of each side (default: %(default)s)")
     parser.add_argument(
-        "--group-size", type=int, default=16, help="completions of each of 8 prompts (default: %(default)s, the demo's)"
+        "--group-size", type=int, default=24, help="completions of each of 8 prompts (default: %(default)s, the demo's)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, default=2, help="cores that each side gets (default: %(default)s)")
