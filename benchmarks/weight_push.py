@@ -106,7 +106,7 @@ def config_of(model: Path, folder: Path, weights: dict[str, Any]) -> Config:
     engine = {"python": ".venv-sglang/bin/python", "device": "cpu", "extra_args": ["--mem-fraction-static", "0.5"]}
     return Config.model_validate(
         {
-            "actor": {"path": str(model)},
+            "actor": {"path": str(model), "dtype": "float32"},
             "data": {"train": {"path": "unused"}},
             "run": {"root": str(folder), "name": "weight-push"},
             "rollout": {"engine": {**engine, "dtype": "bfloat16", "max_running_requests": 8, "max_total_tokens": 1024}},

@@ -56,7 +56,7 @@ def pair_config(model: Path, folder: Path, transport: str) -> Config:
     engine = {"python": str(PYTHON), "device": "cpu", "dtype": "float32", "max_running_requests": NUM_REQUESTS}
     return Config.model_validate(
         {
-            "actor": {"path": str(model)},
+            "actor": {"path": str(model), "dtype": "float32"},
             "data": {"train": {"path": "unused"}},
             "run": {"root": str(folder), "name": "sglang"},
             "rollout": {"engine": {**engine, "max_total_tokens": 16384}},
