@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from penstock.config import EngineSection
-from penstock.errors import EngineStartError
+from penstock.errors import EngineDiedError, EngineError, EngineStartError
+from penstock_rollout.engine.client import EngineClient
+from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.process import GivenServer, StartedServer, make_server
 
 # Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
@@ -94,6 +96,22 @@ async def test_a_death_is_noticed_and_a_stop_is_none(make: Make, tmp_path: Path)
 async def test_an_engine_that_ends_at_once_shows_the_end_of_its_log(make: Make) -> None:
     with pytest.raises(EngineStartError, match=r"code 7(.|\n)*no such model"):
         await make("print('no such model', flush=True); sys.exit(7)", 30).start()
+
+
+async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: Make, tmp_path: Path) -> None:
+    """Its end says nothing of the next start, unless it comes every time."""
+    kill = "import os; os.kill(os.getpid(), 9)"
+    once = f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists(): mark.touch(); {kill}"
+    with pytest.raises(EngineDiedError, match="code -9"):
+        await make(once, 30).start()
+    (tmp_path / "mark").unlink()
+    server = make(once, 30)
+    engine = Engine(server, EngineClient(EngineSection()))
+    with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, if no SGLang
+        await engine._start(lambda: None)
+    always = Engine(make(kill, 30), EngineClient(EngineSection()))
+    with pytest.raises(EngineStartError, match="ended 5 times in a row"):
+        await always._start(lambda: None)
 
 
 async def test_an_engine_that_never_answers_names_the_key(make: Make) -> None:

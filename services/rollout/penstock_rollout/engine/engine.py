@@ -85,8 +85,8 @@ class Engine:
 
     async def _start(self, started: Callable[[], None]) -> None:
         while True:
-            await self._server.start()
             try:
+                await self._server.start()
                 info = await self.client.connect(self._server.url)
                 break
             except EngineDiedError as error:

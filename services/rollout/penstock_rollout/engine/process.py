@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 from typing import Protocol
@@ -41,7 +42,7 @@ class EngineServer(Protocol):
     restartable: bool
 
     async def start(self) -> None:
-        """Return when it answers; EngineStartError otherwise."""
+        """Return when it answers; EngineDiedError when it was killed before, EngineStartError otherwise."""
 
     async def died(self) -> str:
         """Return, with what is known, when the server has ended by itself; never, after `stop`."""
@@ -171,7 +172,9 @@ class StartedServer:
             if ended in done
             else f"did not answer within rollout.engine.start_timeout_seconds = {self._section.start_timeout_seconds:g}"
         )
-        raise EngineStartError(f"SGLang {saw}; the end of {self._log_path}:\n{self._tail()}")
+        killed = ended in done and process.returncode == -signal.SIGKILL  # from outside
+        error = EngineDiedError if killed else EngineStartError
+        raise error(f"SGLang {saw}; the end of {self._log_path}:\n{self._tail()}")
 
     def _tail(self) -> str:
         try:
