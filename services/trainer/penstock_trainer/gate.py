@@ -18,6 +18,7 @@ class Gate:
         self._is_open = False
         self.waited_seconds = 0.0
         """For how long the update stood still here."""
+        self.is_waited_at = False
 
     def open(self) -> None:
         """The weights may change."""
@@ -31,7 +32,9 @@ class Gate:
     def wait(self) -> None:
         """Block until the weights may change; PenstockError when they may not."""
         start = time.perf_counter()
+        self.is_waited_at = True
         self._decided.wait()
+        self.is_waited_at = False
         self.waited_seconds += time.perf_counter() - start
         if not self._is_open:
             raise PenstockError("the step was not committed: its update ends without a change; see the error before it")

@@ -157,7 +157,7 @@ class Trainer:
                 await self._wait_for_weights(clock)
                 await committing
                 clock.lap("commit")
-            with parts.watchdog.computing():
+            with parts.watchdog.computing(waits=lambda: gate.is_waited_at):
                 result = await asyncio.to_thread(
                     parts.learner.update, groups, version=version_before, max_lag=max_lag, before_change=gate.wait
                 )
