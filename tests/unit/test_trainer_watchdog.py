@@ -70,11 +70,13 @@ async def test_an_update_that_waits_for_its_commit_does_not_compute(watchdog: Wa
     with watchdog.computing(waits=lambda: gate.is_waited_at):
         assert not await ends_within(watchdog, 3 * STALL_SECONDS)
         update = asyncio.create_task(asyncio.to_thread(gate.wait))
-        assert await ends_within(watchdog, 5)
-        with watchdog.computing():  # staging, which the commit waits for
-            assert not await ends_within(watchdog, 3 * STALL_SECONDS)
-        gate.open()
-        await update
+        try:
+            assert await ends_within(watchdog, 5)
+            with watchdog.computing():  # staging, which the commit waits for
+                assert not await ends_within(watchdog, 3 * STALL_SECONDS)
+        finally:
+            gate.open()
+            await update
         assert not await ends_within(watchdog, 3 * STALL_SECONDS)
 
 
