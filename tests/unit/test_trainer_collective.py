@@ -74,11 +74,12 @@ class Servers:
         self.peers: dict[str, list[Peer]] = {}
         self.refuse = ""
         self.absent = False
+        self.serves: PolicyIdentity | None = None
         self.sizes: list[int] = []
         self._receive = receive
 
     async def engine(self, url: str) -> EngineRecord:
-        return EngineRecord(self.starts, "cpu", 1)
+        return EngineRecord(self.starts, "cpu", 1, self.serves)
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         if self.refuse:
@@ -127,6 +128,22 @@ async def test_what_is_staged_arrives_and_the_group_is_used_again(tmp_path: Path
     servers.starts = 2
     assert (await deliver(transport, "a", 3)).group not in ("", first.group)
     assert len(servers.peers["a"]) == 2
+
+
+async def test_a_server_that_serves_the_version_already_is_sent_nothing(tmp_path: Path) -> None:
+    """As after a restart of the trainer: it would answer at once, and receive no broadcast."""
+    servers = Servers(receive=lambda _: False)
+    servers.serves = PolicyIdentity(1, "a" * 16)
+    transport = make(servers, tmp_path)
+    transport.stage(1, 5)
+    async with asyncio.timeout(SECONDS / 2):
+        assert (await deliver(transport, "a")).buckets == ()
+    assert servers.peers == {}
+    servers.serves = PolicyIdentity(1, "b" * 16)  # another life's version of that number
+    with pytest.raises(WeightsError):
+        async with asyncio.timeout(2 * SECONDS):
+            await deliver(transport, "a")
+    assert len(servers.peers["a"]) == 1
 
 
 async def test_a_peer_that_does_not_receive_holds_nobody_else_up(tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ BUSY_RETRY_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What a service says of its engine: how often it was started, where it runs, and how many processes it has."""
+    """What a service says of its engine: how often it was started, where it runs, how many processes it has, and what
+    it serves."""
 
     starts: int
     device: str
     num_ranks: int
+    serves: PolicyIdentity | None
 
 
 class RolloutClient:
@@ -68,12 +70,15 @@ class RolloutClient:
         response = await self._client.get(f"{url}/v1/weight_version")
         served = _mapping(response)
         try:
+            number = served["policy_version"]
+            serves = None if number is None else PolicyIdentity(int(number), str(served["checksum"]))
             return EngineRecord(
-                int(served["engine_starts"]), str(served["engine_device"]), int(served["engine_num_ranks"])
+                int(served["engine_starts"]), str(served["engine_device"]), int(served["engine_num_ranks"]), serves
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
-                f"its answer is {response.text[:300]!r}; expected engine_starts, engine_device and engine_num_ranks"
+                f"its answer is {response.text[:300]!r}; expected policy_version, engine_starts, "
+                "engine_device and engine_num_ranks"
             ) from error
 
     async def join_group(self, url: str, request: GroupRequest) -> None:

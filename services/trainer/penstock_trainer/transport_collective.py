@@ -78,7 +78,11 @@ class CollectiveTransport(CopiedVersions):
     async def delivery(self, server: ServiceRecord, announcement: Announcement) -> AsyncIterator[CollectiveSource]:
         deadline = time.monotonic() + self._seconds
         self._drop_old(announcement.identity.number)
-        formed = await self._group_with(server, announcement)
+        engine = await self._client.engine(server.url)
+        if engine.serves == announcement.identity:  # pushed in an earlier life of the trainer: it would receive nothing
+            yield CollectiveSource("", ())
+            return
+        formed = await self._group_with(server, engine, announcement)
         buckets = self.copy.buckets
         sending = in_thread(partial(_send, formed.group, buckets, deadline))
         try:
@@ -93,9 +97,8 @@ class CollectiveTransport(CopiedVersions):
             sending.add_done_callback(_note)
             raise
 
-    async def _group_with(self, server: ServiceRecord, announcement: Announcement) -> Formed:
+    async def _group_with(self, server: ServiceRecord, engine: EngineRecord, announcement: Announcement) -> Formed:
         """The group with the engine as it was started last, formed unless there is one."""
-        engine = await self._client.engine(server.url)
         formed = self._groups.get(server.name)
         if formed is not None and formed.engine_starts == engine.starts:
             formed.version = announcement.identity.number
