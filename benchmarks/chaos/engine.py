@@ -171,6 +171,7 @@ class App:
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "/generate": engine.generate,
             "/pause_generation": engine.pause,
+            "/set_internal_state": engine.nothing,
             "/continue_generation": engine.go_on,
             "/update_weights_from_disk": engine.load,
             "/flush_cache": engine.flush,

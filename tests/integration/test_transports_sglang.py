@@ -94,6 +94,31 @@ async def test_both_servers_serve_what_was_pushed(world: World, transport: str) 
                 await assert_serves(world, server, pushing.announcement)
 
 
+def empty_files(folder: str) -> None:
+    for path in Path(folder).glob("*.safetensors"):
+        path.write_bytes(b"")
+
+
+async def test_an_engine_serves_what_it_has_read_ahead(world: World) -> None:
+    """Not what the file holds when the update comes: nothing is left to read then."""
+    server, tokens = world.servers[0], [*PROMPTS[0], *PROMPTS[1]]
+    client = server.engine.client
+    async with world.pusher("disk") as pushing:
+        await pushing.push()
+        world.train()
+        announcement = await pushing.stage()
+        await client.read_ahead(announcement.path, 10)
+        empty_files(announcement.path)
+        await client.pause("retract")
+        await client.load(announcement.path, str(announcement.identity), 10)
+        await client.flush()
+        await client.resume()
+        with torch.no_grad():
+            logits = world.source.model(torch.tensor([tokens])).logits[0].float()
+        expected = torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+        assert await client.prompt_logprobs(tokens, 10) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
 async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> None:
     """Their rank 0 is rank 0 of the servers' groups too."""
     world.lease += 1

@@ -28,6 +28,7 @@ from penstock_trainer.transport_disk import DiskTransport
 from tests.integration.test_rollout_service import ended, next_group, started, ticket
 from tests.unit.fake_model import prompt_logprobs, token_logprob
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving, stage_weights
+from tests.unit.weights_bench import CYCLE
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -257,9 +258,8 @@ async def test_a_joiner_is_proved_at_the_newest_version_before_its_first_ticket(
     assert (push.live, push.fenced) == ((await name_of(run, joiner),), {})
     await run.groups(4, version=3)
     calls = [call for call in joiner.fake.calls if call[0] != "/freeze_gc"]
-    cycle = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation", "/generate"]
-    assert [path for path, _ in calls[:5]] == cycle
-    assert calls[4][1]["input_ids"] == list(PROBE)  # its first request is the canary's
+    assert [path for path, _ in calls[:6]] == [*CYCLE, "/generate"]
+    assert calls[5][1]["input_ids"] == list(PROBE)  # its first request is the canary's
 
 
 async def test_work_of_a_dead_server_goes_to_one_that_is_live(run: Run) -> None:

@@ -46,9 +46,13 @@ def urls(sglang_pair: list[RolloutServer]) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
 async def test_each_token_is_by_the_weights_that_it_names(
-    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
+    sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
 ) -> None:
-    """A group that lives through two pushes; after each of them both servers say what the trainer's weights say."""
+    """A group that lives through two pushes, of which the second was read ahead.
+
+    After each of them both servers say what the trainer's weights say.
+    """
+    urls = [each.server.url for each in sglang_pair]
     async with world(urls, sglang_models, oracle, tmp_path, mode) as here:
         pushed = [here.staged(0)]
         assert await here.push(pushed[0]) == [None, None]
@@ -58,6 +62,8 @@ async def test_each_token_is_by_the_weights_that_it_names(
             await asyncio.gather(*(each.generates() for each in here.servers))
             await asyncio.sleep(RUN_SECONDS)
             pushed.append(here.staged(model))
+            if model == 2:
+                await asyncio.gather(*(each.engine.client.read_ahead(pushed[-1].path, 10) for each in sglang_pair))
             assert await here.push(pushed[-1]) == [None, None]
             await here.check_greedy(model)
         folder_of = {each.identity: str(folder) for each, folder in zip(pushed, sglang_models, strict=False)}

@@ -205,7 +205,7 @@ def test_a_server_that_may_stand_still_in_place_does_not_overlap(device: str, ov
 
 
 def test_the_services_own_python_path_does_not_reach_the_engine(tmp_path: Path) -> None:
-    variables = environment(EngineSection(), "cpu", str(tmp_path), {"PYTHONPATH": "x", "HOME": "h"})
+    variables = environment(EngineSection(), "cpu", str(tmp_path), 30000, {"PYTHONPATH": "x", "HOME": "h"})
     assert "PYTHONPATH" not in variables
     assert (variables["HOME"], variables["OMP_NUM_THREADS"], variables["HF_HUB_OFFLINE"]) == ("h", "1", "1")
-    assert "HF_HUB_OFFLINE" not in environment(EngineSection(), "cuda", "owner/model", {})
+    assert "HF_HUB_OFFLINE" not in environment(EngineSection(), "cuda", "owner/model", 30000, {})

@@ -147,6 +147,11 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
         fake.going_on.clear()
         return {}
 
+    @app.post("/set_internal_state")
+    async def set_state(request: Request) -> Any:
+        assert await body_of(request) == {"server_args": {}}
+        return [True]
+
     @app.post("/abort_request")
     async def abort(request: Request) -> Any:
         await body_of(request)

@@ -73,7 +73,7 @@ async def test_broadcasts_are_received_while_paused_bucket_by_bucket(bench: Benc
     await bench.push()
     update = "/update_weights_from_distributed"
     assert bench.fake.paths() == [
-        *("/pause_generation", "/begin_weight_update", update, update),
+        *("/pause_generation", "/set_internal_state", "/begin_weight_update", update, update),
         *("/end_weight_update", "/flush_cache", "/continue_generation"),
     ]
     first, last = [body for path, body in bench.fake.calls if path == update]

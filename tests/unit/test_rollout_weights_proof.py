@@ -12,7 +12,7 @@ from penstock.errors import (
     WeightsMismatchError,
 )
 from penstock_rollout.engine.answers import completions
-from tests.unit.weights_bench import CYCLE, Bench, weights_bench
+from tests.unit.weights_bench import ABORT_CYCLE, CYCLE, Bench, weights_bench
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ async def test_abort_ends_what_runs_before_it_pauses(bench: Bench) -> None:
     running = asyncio.create_task(generate())
     await bench.fake.running.wait()
     await bench.weights.update(bench.watched(2))
-    assert bench.fake.paths() == ["/generate", "/abort_request", *CYCLE, "/generate"]
+    assert bench.fake.paths() == ["/generate", "/abort_request", *ABORT_CYCLE, "/generate"]
     assert bench.weights.num_interruptions == 2
     assert (await running)[0].finish_reason == "abort"

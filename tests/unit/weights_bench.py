@@ -19,7 +19,8 @@ from tests.unit.fake_model import prompt_logprobs
 from tests.unit.test_rollout_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
 PROBE = (5, 6, 7)
-CYCLE = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]
+ABORT_CYCLE = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]
+CYCLE = ["/pause_generation", "/set_internal_state", *ABORT_CYCLE[1:]]
 
 
 @dataclass

@@ -27,7 +27,7 @@ class Loader(Protocol):
     transport: str
     files: Path | None
 
-    async def prepare(self, wanted: Announcement) -> None:
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
         """Before generation pauses: WeightsError when the bytes are not those that were announced."""
 
     async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
@@ -43,7 +43,7 @@ class DiskLoader:
         self.files: Path | None = None
         self._copy = copy
 
-    async def prepare(self, wanted: Announcement) -> None:
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
         folder = Path(wanted.path)
         manifest = await asyncio.to_thread(read_manifest, folder)
         if manifest.identity != wanted.identity:
@@ -52,10 +52,12 @@ class DiskLoader:
                 f"{wanted.identity.number}-{wanted.identity.digest}; weights.folder must be shared with the trainer"
             )
         if self._copy is None:
-            await asyncio.to_thread(verify, folder, manifest)
             self.files = folder
+            checked = asyncio.to_thread(verify, folder, manifest)
+            await asyncio.gather(checked, client.read_ahead(str(folder), timeout_seconds))
         else:
             self.files = await asyncio.to_thread(self._copy.bring, folder, manifest)
+            await client.read_ahead(str(self.files), timeout_seconds)
 
     async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
         await client.load(str(self.files), str(wanted.identity), timeout_seconds)
@@ -71,7 +73,7 @@ class CollectiveLoader:
         self._source = source
         self._engine = engine
 
-    async def prepare(self, wanted: Announcement) -> None:
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
         if self._engine.group != self._source.group:
             raise WeightsError(
                 f"the engine is in the group {self._engine.group!r}, not in {self._source.group!r}: it was started "
@@ -94,7 +96,7 @@ class TensorLoader:
     def __init__(self, source: TensorSource) -> None:
         self._source = source
 
-    async def prepare(self, wanted: Announcement) -> None:
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
         for bucket in self._source.buckets:
             path = SHARED_MEMORY / bucket.handle.lstrip("/")
             if not path.exists():

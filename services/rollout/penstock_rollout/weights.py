@@ -165,14 +165,13 @@ class Weights:
 
     async def _replace(self, wanted: Announcement, loader: Loader) -> None:
         start = time.monotonic()
-        await loader.prepare(wanted)
+        await loader.prepare(wanted, self._engine.client, self._section.push_timeout_seconds)
         await self._drain()
         self._engine.require_up()
-        epoch, pause_start = self._engine.epoch, time.monotonic()
+        epoch = self._engine.epoch
         with self._condemning(epoch, wanted):
             async with self._in_time(wanted):
-                if not self.paused:
-                    await self._stop_requests()
+                pause_start = time.monotonic() if self.paused else await self._stop_requests()
                 self.identity, self._unproved = None, wanted
                 self.known[str(wanted.identity)] = wanted.identity
                 await self._load(wanted, loader)
@@ -225,8 +224,9 @@ class Weights:
             late = f"{wanted.identity} was not served within weights.push_timeout_seconds = {limit:g}"
             raise TimeoutError(str(error) or late) from None
 
-    async def _stop_requests(self) -> None:
-        client, mode = self._engine.client, self._section.pause_mode
+    async def _stop_requests(self) -> float:
+        """Pause; returns since when nothing is generated."""
+        client, mode, start = self._engine.client, self._section.pause_mode, time.monotonic()
         if mode == "abort":
             self.num_interruptions += 1
             await client.abort_all()
@@ -234,6 +234,7 @@ class Weights:
                 async with asyncio.timeout(ABORT_SECONDS):
                     await self._idle.wait()
         await client.pause(mode)
+        return start if mode == "abort" else time.monotonic()
 
     async def _drain(self) -> None:
         """Let running groups finish: a pause throws their key-value cache away, to be computed again."""

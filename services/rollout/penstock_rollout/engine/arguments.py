@@ -57,7 +57,14 @@ def command(
     return [python, str(LAUNCHER), device, *pairs, *flags, *section.extra_args]
 
 
-def environment(section: EngineSection, device: str, model_path: str, inherited: Mapping[str, str]) -> dict[str, str]:
+def ahead_address(port: int) -> str:
+    """The abstract socket at which a server with this port is told what to read ahead (`torch_ahead`)."""
+    return f"penstock-read-ahead-{port}"
+
+
+def environment(
+    section: EngineSection, device: str, model_path: str, port: int, inherited: Mapping[str, str]
+) -> dict[str, str]:
     """The engine's environment. Variables of the service's own Python must not reach another interpreter."""
     variables = {name: value for name, value in inherited.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     variables |= {
@@ -69,6 +76,7 @@ def environment(section: EngineSection, device: str, model_path: str, inherited:
     if device == "cpu":
         variables |= {
             "SGLANG_USE_CPU_ENGINE": "1",
+            "PENSTOCK_READ_AHEAD": ahead_address(port),
             "OMP_NUM_THREADS": str(section.num_threads),
             "MKL_NUM_THREADS": str(section.num_threads),
             "OMP_WAIT_POLICY": "passive",  # spinning threads made a small product 20 times slower beside a trainer

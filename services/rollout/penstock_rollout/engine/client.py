@@ -7,7 +7,9 @@ prompt that is too long is refused. Called by `producer`, `weights` and `app`.
     no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
 """
 
+import asyncio
 import base64
+import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from penstock.contracts import Sampling, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
 from penstock.transfer import GroupRequest, SharedBucket, TensorSpec
 from penstock_rollout.engine.answers import EngineInfo, GroupAnswer, read_group, read_info, read_prompt_logprobs
+from penstock_rollout.engine.arguments import ahead_address
 from penstock_rollout.engine.draft import CompletionRequest
 from penstock_rollout.engine.prefix import PrefixWaves, Prompt, common_beginning
 from penstock_rollout.engine.tensor_pickle import pickled_tensors
@@ -42,6 +45,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._cache_key = ""  # marks the prefixes that may be reused
         self._prefixes = PrefixWaves(self._fill_cache)
+        self._is_hooked = False  # a server on a CPU that our launcher has started
 
     @property
     def info(self) -> EngineInfo:
@@ -65,8 +69,7 @@ class EngineClient:
         ]
         self._info = read_info(server, model, models)
         self.serves(self._info.weight_version)
-        # On a CPU our own launcher has hooked `torch_prefill` into it; a given server runs as someone else started it.
-        self._prefixes.computes_equal_once = self._info.device == "cpu" and not self._section.url
+        self._is_hooked = self._prefixes.computes_equal_once = self._info.device == "cpu" and not self._section.url
         await self._call("POST", "/freeze_gc")  # else each flush walks everything that SGLang has imported
         return self._info
 
@@ -157,8 +160,14 @@ class EngineClient:
             )
 
     async def pause(self, mode: PauseMode) -> None:
-        """Stop generating; requests wait until `resume`."""
+        """Stop generating; requests wait until `resume`. Returns when the pass that ran has ended.
+
+        SGLang answers a pause that keeps requests when it is on its way to the scheduler. What is asked next, and
+        changes nothing, the scheduler answers itself, after the pause.
+        """
         await self._call("POST", "/pause_generation", {"mode": mode})
+        if mode != "abort":
+            await self._call("POST", "/set_internal_state", {"server_args": {}})
 
     async def resume(self) -> None:
         """Go on generating."""
@@ -170,6 +179,24 @@ class EngineClient:
         await self._call("POST", "/flush_cache", {})
 
     # No way of loading flushes the cache by itself: where that cannot be done, SGLang ends.
+
+    async def read_ahead(self, path: str, timeout_seconds: float) -> None:
+        """Let the engine read the folder while it generates (`torch_ahead`); where it cannot, `load` does all of it."""
+        if not self._is_hooked or self._http is None:
+            return
+        port = self._http.base_url.port or 0
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                with contextlib.suppress(OSError):
+                    reader, writer = await asyncio.open_unix_connection(f"\0{ahead_address(port)}")
+                    try:
+                        writer.write(path.encode())
+                        writer.write_eof()
+                        await reader.read()
+                    finally:
+                        writer.close()
+        except TimeoutError:
+            raise TimeoutError(f"SGLang did not read {path} in {timeout_seconds:g} s") from None
 
     async def load(self, path: str, weight_version: str, timeout_seconds: float) -> None:
         """Replace the weights by those in the folder; pause first. EngineError when only some were."""

@@ -8,9 +8,9 @@ main script as `__mp_main__`), so module level does what each of them needs:
    `penstock.process.tied_command`, which starts this script);
 2. on a CPU, names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is for CUDA,
    and `sgl_kernel`, which needs AMX; and waiting for a GPU, which its checksums of weights do wherever they are;
-3. on a CPU, hooks for batched attention, prefill of equal prompts, receiving weights and seeded sampling
-   (`torch_attention`, `torch_prefill`, `torch_receive`, `torch_sampling`), through SGLang's own hook registry, which
-   its scheduler applies before it loads the model.
+3. on a CPU, hooks for reading weights ahead, batched attention, prefill of equal prompts, receiving weights and seeded
+   sampling (`torch_ahead`, `torch_attention`, `torch_prefill`, `torch_receive`, `torch_sampling`), through SGLang's own
+   hook registry, which its scheduler applies before it loads the model.
 
 Called by `engine.process` as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
@@ -77,10 +77,11 @@ def register_hooks() -> None:
     """Announce the CPU hooks to SGLang; each process that needs them applies them itself."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    attention, prefill, receive, sampling = map(
-        _beside, ("torch_attention", "torch_prefill", "torch_receive", "torch_sampling")
+    ahead, attention, prefill, receive, sampling = map(
+        _beside, ("torch_ahead", "torch_attention", "torch_prefill", "torch_receive", "torch_sampling")
     )
     for target, hook in {
+        **ahead.hooks(),
         **attention.hooks(),
         **prefill.hooks(),
         **receive.hooks(),

@@ -85,7 +85,7 @@ class StartedServer:
                 *tied_command(
                     command(self._section, python, self._device, self._model_path, port, overlap=self._overlap)
                 ),
-                env=environment(self._section, self._device, self._model_path, os.environ),
+                env=environment(self._section, self._device, self._model_path, port, os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,

@@ -1,0 +1,237 @@
+"""Reading the next weights on a CPU while requests run, so that an update only exchanges them.
+
+SGLang copies the files of a version into the model while generation is paused, half a gigabyte in 0.14 s. Here a thread
+reads them into a second copy of the weights beside generation, and the update gives the model the other copy. What of a
+file goes where only the model's own code knows: the copies that an ordinary update makes are written down, and made
+again. A model whose weights are not plain copies of the files is updated by SGLang's own code every time, as is one for
+whose second copy the host has no room.
+
+    update from P (the first)     SGLang's own; its copies are written down
+    P, on a socket                read into the second copy; then the connection is closed
+    update from P                 exchanges, where P was the last to be read; else SGLang's own
+
+The socket is no request to SGLang, since those wait for the pass that runs.
+
+Runs inside SGLang's scheduler; registered by `engine.launcher` through SGLang's hook registry.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Hook = Callable[..., Any]
+Weights = dict[str, torch.Tensor]
+
+ADDRESS = "PENSTOCK_READ_AHEAD"  # the variable that names the socket, which is no file, so that nothing of it stays
+FREE_SHARE = 2  # the host must have room for so many copies before one is made
+UPDATE = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_disk"
+CONSTANTS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
+
+log = logging.getLogger(__name__)
+
+
+def hooks() -> dict[str, Hook]:
+    """What to put around SGLang's methods, by their full names."""
+    return {UPDATE: Ahead().update}
+
+
+@dataclass(frozen=True)
+class View:
+    """Part of a tensor: elements from `start` on, of this shape, so far apart."""
+
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, part: torch.Tensor, start: Any) -> "View":
+        return cls(int(start), tuple(part.shape), part.stride())
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.as_strided(self.shape, self.strides, tensor.storage_offset() + self.start)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What one tensor of a file gives to a weight."""
+
+    weight: str
+    source: View
+    target: View
+
+
+Plan = dict[str, list[Copy]]  # by the tensor's name in the file
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down how an update fills the weights; `why_not` says what it did besides."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.plan: Plan = {}
+        self.why_not = ""
+        self._owners: dict[int, str] = {}
+        self._loaded: tuple[str, torch.Tensor] | None = None
+        for name, weight in weights.items():
+            owner = self._owners.setdefault(weight.untyped_storage().data_ptr(), name)
+            if owner != name or weight.untyped_storage().nbytes() != weight.nbytes:
+                self.why_not = f"{name} shares its memory"
+
+    def watch(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the files on their way into the model."""
+        for name, tensor in tensors:
+            self._loaded = name, tensor
+            self.plan[name] = []
+            yield name, tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = func._schema.arguments
+        if func._schema.is_mutable:
+            given = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | (kwargs or {})
+            for argument in arguments:
+                target = given.get(argument.name)
+                if argument.is_write and isinstance(target, torch.Tensor) and target.numel():
+                    self._note(func, target, args)
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, func: Any, target: torch.Tensor, args: Sequence[Any]) -> None:
+        weight = self._owners.get(target.untyped_storage().data_ptr())
+        if weight is None or func in CONSTANTS:
+            return
+        source = args[1] if func is torch.ops.aten.copy_.default else None
+        if source is None or self._loaded is None:
+            self.why_not = f"{func} writes to {weight}"
+            return
+        name, tensor = self._loaded
+        start = source.storage_offset() - tensor.storage_offset()
+        same = source.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        if not same or source.dtype != tensor.dtype or start < 0:
+            self.why_not = f"{weight} is no copy of {name}"
+            return
+        self.plan[name].append(Copy(weight, View.of(source, start), View.of(target, target.storage_offset())))
+
+
+class Ahead:
+    """The second copy of one model's weights."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._plan: Plan = {}
+        self._twins: Weights = {}
+        self._holds = ""  # the folder that was read since the last update
+        self._reading = threading.Lock()
+
+    def update(self, original: Hook, updater: Any, model_path: str, load_format: str, **options: Any) -> Any:
+        """SGLang's update of all weights from files: whether it succeeded, and a message."""
+        model = updater.get_model()
+        if self._model is None:
+            self._model = model
+            return self._first(original, updater, model_path, load_format, options)
+        with self._reading:
+            held, self._holds = self._holds, ""
+            if held != model_path or model is not self._model:
+                return original(updater, model_path, load_format, **options)
+            for name, weight in model.named_parameters():
+                weight.data, self._twins[name] = self._twins[name], weight.data
+        return _note_update(updater, model, model_path, load_format)
+
+    def _first(self, original: Hook, updater: Any, model_path: str, load_format: str, options: Any) -> Any:
+        """Write down what it does, and listen from then on."""
+        update = partial(original, updater, model_path, load_format, **options)
+        if why_not := _obstacle(self._model):
+            answer = update()
+        else:
+            answer, recorder = _recorded(self._model, update)
+            why_not = recorder.why_not if answer[0] else answer[1]
+        if not why_not:
+            self._plan = recorder.plan
+            try:
+                self._listen()
+            except OSError as error:
+                why_not = str(error)
+        if why_not:
+            log.warning("weights are not read beside generation: %s", why_not)
+        return answer
+
+    def _listen(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"\0{os.environ[ADDRESS]}")
+        listener.listen()
+        threading.Thread(target=self._serve, args=(listener,), daemon=True, name="read-ahead").start()
+
+    def _serve(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("r") as request:
+                self._read(request.read())
+
+    def _read(self, folder: str) -> None:
+        with self._reading:
+            self._holds = ""
+            try:
+                self._fill(Path(folder))
+            except Exception as error:
+                log.warning("%s could not be read beside generation: %r", folder, error)
+            else:
+                self._holds = folder
+
+    def _fill(self, folder: Path) -> None:
+        """Make the second copy that of the folder."""
+        if not self._twins:
+            self._twins = {name: weight.clone() for name, weight in _weights(self._model).items()}
+        left = dict(self._plan)
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118
+                    tensor = file.get_tensor(name)
+                    for copy in left.pop(name):
+                        copy.target.take(self._twins[copy.weight]).copy_(copy.source.take(tensor))
+        if left:
+            raise ValueError(f"it lacks {next(iter(left))}")
+
+
+def _recorded(model: Any, update: Callable[[], Any]) -> tuple[Any, Recorder]:
+    """What an update answers, and what it did."""
+    recorder, load_weights = Recorder(_weights(model)), model.load_weights
+    model.load_weights = lambda tensors, *rest: load_weights(recorder.watch(tensors), *rest)
+    try:
+        with recorder:
+            return update(), recorder
+    finally:
+        del model.load_weights
+
+
+def _weights(model: Any) -> Weights:
+    return {name: weight.data for name, weight in model.named_parameters()}
+
+
+def _obstacle(model: Any) -> str:
+    """Why the weights of a model cannot be exchanged; empty when nothing is known to prevent it."""
+    if hasattr(model, "post_load_weights") or "load_weights" in vars(model):
+        return "it derives more from them"
+    if any(getattr(module, "use_intel_amx_backend", False) for module in model.modules()):
+        return "they are packed for AMX"
+    needed = FREE_SHARE * sum(weight.nbytes for weight in _weights(model).values())
+    free = psutil.virtual_memory().available
+    return "" if free >= needed else f"the host has {free / 2**30:.1f} GiB of memory left, not {needed / 2**30:.1f}"
+
+
+def _note_update(updater: Any, model: Any, model_path: str, load_format: str) -> tuple[bool, str]:
+    """What else SGLang's own update does."""
+    from sglang.srt.configs.load_config import LoadConfig
+
+    updater.model_config.model_path = model_path
+    config = LoadConfig(load_format=load_format)
+    updater.update_model_fields(model, model_path=model_path, load_format=load_format, load_config=config)
+    return True, "Succeeded to update model weights, which had been read before."
