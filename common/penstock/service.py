@@ -95,7 +95,9 @@ class _Server(uvicorn.Server):
 
 def _bind(host: str, port: int, key: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # Without the protocol asyncio does not see that it is TCP, and leaves Nagle's algorithm on: the body of each answer
+    # would wait 40 ms for the client to acknowledge its headers.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

@@ -5,11 +5,13 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from penstock.config import Config
 from penstock.errors import ConfigError, EngineStartError, PenstockError
@@ -31,6 +33,26 @@ async def for_ever(ended: list[str]) -> None:
         await asyncio.Event().wait()
     finally:
         ended.append("background")
+
+
+async def test_an_answer_is_sent_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers and body are two packets: the second must not wait until the first is acknowledged."""
+    accepted: list[socket.socket] = []
+    connected = AutoHTTPProtocol.connection_made
+
+    def connection_made(self: Any, transport: asyncio.Transport) -> None:
+        accepted.append(transport.get_extra_info("socket"))
+        connected(self, transport)
+
+    monkeypatch.setattr(AutoHTTPProtocol, "connection_made", connection_made)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{service.url}/health")).status_code == 200
+        assert [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in accepted] == [1]
+        service.stop.set()
+
+    await service.run(web(), ask=ask())
 
 
 async def test_stop_ends_the_loops_then_the_background_then_the_server(service: Service) -> None:
