@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.errors import WeightsError
 from penstock.local_folder import is_memory_backed
 from penstock.manifest import MANIFEST_NAME, read_manifest, verify
-from penstock_trainer.rounding import PATTERN_LENGTH, PLAIN_LENGTH, Dither, dither_offsets, published_chunks
+from penstock_trainer.rounding import CHUNK_LENGTH, PATTERN_LENGTH, Dither, dither_offsets, published_chunks
 from penstock_trainer.staging import Staging, default_folder
 from penstock_trainer.weight_files import Format, LiveWeights
 
@@ -26,8 +26,8 @@ def round_dithered(values: Tensor) -> Tensor:
     return Dither(CPU).round(values)
 
 
-def chunks(weight: Tensor, dtype: torch.dtype, dither: Dither | None) -> Tensor:
-    return torch.cat([chunk.clone() for chunk in published_chunks(weight, dtype, dither)])
+def chunks(weight: Tensor, dtype: torch.dtype, dither: Dither | None, length: int) -> Tensor:
+    return torch.cat([chunk.clone() for chunk in published_chunks(weight, dtype, dither, length)])
 
 
 class Source:
@@ -116,23 +116,16 @@ def test_rounding_moves_less_than_one_step(numbers: list[float]) -> None:
     assert bool(((rounded == truncated) | (rounded == above) | ~torch.isfinite(above)).all())
 
 
-def test_published_chunks_repeat_the_pattern_and_keep_float32() -> None:
-    weight = torch.randn(PATTERN_LENGTH + 100)
-    rounded = chunks(weight, torch.bfloat16, Dither(CPU))
-    assert torch.equal(rounded[:PATTERN_LENGTH], round_dithered(weight[:PATTERN_LENGTH]))
-    assert torch.equal(rounded[PATTERN_LENGTH:], round_dithered(weight[PATTERN_LENGTH:]))
-    assert torch.equal(chunks(weight, torch.bfloat16, None), weight.bfloat16())
-    assert torch.equal(chunks(weight, torch.float32, Dither(CPU)), weight)
-
-
-def test_what_is_not_converted_comes_in_larger_chunks_unless_asked_otherwise() -> None:
-    weight = torch.randn(2 * PLAIN_LENGTH + 1)
-    sizes = [chunk.numel() for chunk in published_chunks(weight, torch.float32, None)]
-    assert sizes == [PLAIN_LENGTH, PLAIN_LENGTH, 1]
-    blocks = [chunk.numel() for chunk in published_chunks(weight, torch.float32, None, PATTERN_LENGTH)]
-    assert set(blocks) == {PATTERN_LENGTH, 1}
-    assert torch.equal(chunks(weight, torch.float32, None), weight)
-    assert all(chunk.numel() <= PATTERN_LENGTH for chunk in published_chunks(weight, torch.bfloat16, None))
+@pytest.mark.parametrize("length", [CHUNK_LENGTH, PATTERN_LENGTH])
+def test_published_chunks_repeat_the_pattern_and_keep_float32(length: int) -> None:
+    weight = torch.randn(2 * CHUNK_LENGTH + 100)
+    rounded = chunks(weight, torch.bfloat16, Dither(CPU), length)
+    patterns = [round_dithered(piece) for piece in weight.split(PATTERN_LENGTH)]
+    assert torch.equal(rounded, torch.cat(patterns))
+    assert torch.equal(chunks(weight, torch.bfloat16, None, length), weight.bfloat16())
+    assert torch.equal(chunks(weight, torch.float32, Dither(CPU), length), weight)
+    sizes = [chunk.numel() for chunk in published_chunks(weight, torch.float32, None, length)]
+    assert set(sizes) == {length, 100}
 
 
 @pytest.mark.parametrize("form", [BF16, Format("bfloat16", "nearest"), Format("float32", "dithered")])

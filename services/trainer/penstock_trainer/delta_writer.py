@@ -1,15 +1,14 @@
 """Writes versions as what changed since the one before, and keeps the last one whole to compare with.
 
 Owns that whole copy, in a folder of this process on its own host. Invariant: the copy holds the bits of the version
-that was written last, or counts as empty. Each piece of a tensor is compared while it is in the processor's cache, so
-that neither the weights nor their changes are in memory twice. Called by staging.
+that was written last, or counts as empty. Each piece of a tensor is compared while it is in the processor's cache, and
+only the changes of the few tensors that are under way are in memory. Called by staging.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -17,7 +16,7 @@ import xxhash
 from penstock.delta_codec import Numbers, encode, unchanged
 from penstock.local_folder import LocalFolder
 from penstock.manifest import Delta, TensorDelta, TensorEntry, identity_digest, tensor_bytes
-from penstock_trainer.weight_files import WEIGHTS_NAME, Format, Weights, write_all, write_weights
+from penstock_trainer.weight_files import WEIGHTS_NAME, Format, Weights, digest_of, write_all, write_weights
 
 DELTA_NAME = "delta.bin"
 COPY_BYTES = 1 << 24
@@ -102,17 +101,19 @@ class DeltaWriter:
         self, path: Path, base: Base, weights: Weights, durable: bool
     ) -> tuple[dict[str, TensorEntry], Delta]:
         copy = tensor_bytes(self._copy, base.tensors, writable=True)
+
+        def change(name: str, pieces: Iterator[memoryview]) -> tuple[str, bytes]:
+            return _change_tensor(np.frombuffer(copy[name], BITS[self._form.dtype]), pieces)
+
         tensors: dict[str, TensorEntry] = {}
         deltas: dict[str, TensorDelta] = {}
         with path.open("wb") as file:
-            for name, pieces in self._form.chunks(weights, BLOCK_LENGTH):
+            for name, (digest, data) in self._form.each(weights, change, BLOCK_LENGTH):
                 old = base.tensors[name]
-                bits_N = np.frombuffer(copy[name], BITS[self._form.dtype])
-                digest, delta = _write_tensor(file, bits_N, pieces)
                 tensors[name] = TensorEntry(old.file, old.dtype, old.shape, digest)
-                if delta is not None:
-                    deltas[name] = delta
-            file.truncate()
+                if data:
+                    deltas[name] = TensorDelta(file.tell(), len(data), xxhash.xxh3_64_hexdigest(data))
+                    file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -120,23 +121,20 @@ class DeltaWriter:
         return tensors, Delta(base.name, base_digest, path.name, deltas)
 
 
-def _write_tensor(file: BinaryIO, bits_N: Numbers, pieces: Iterator[memoryview]) -> tuple[str, TensorDelta | None]:
-    """Bring a tensor's bits up to date piece by piece; their digest, and where its delta was written if it has one."""
-    whole, coded = xxhash.xxh3_64(), xxhash.xxh3_64()
-    start, done, changed = file.tell(), 0, False
-    for piece in pieces:
+def _change_tensor(bits_N: Numbers, pieces: Iterator[memoryview]) -> tuple[str, bytes]:
+    """Bring a tensor's bits up to date; their digest, and the delta that does the same, empty where nothing changed."""
+    blocks: list[bytes] = []
+    changed = False
+
+    def change(piece: memoryview, start: int) -> None:
+        nonlocal changed
         new = np.frombuffer(piece, bits_N.dtype)
-        old = bits_N[done : done + len(new)]
+        old = bits_N[start // bits_N.itemsize :][: len(new)]
         block = encode(old, new)
         if block:
             old[:] = new
             changed = True
-        whole.update(piece)
-        data = block or unchanged(len(new))
-        coded.update(data)
-        file.write(data)
-        done += len(new)
-    if changed:
-        return whole.hexdigest(), TensorDelta(start, file.tell() - start, coded.hexdigest())
-    file.seek(start)  # the next tensor's takes its place
-    return whole.hexdigest(), None
+        blocks.append(block or unchanged(len(new)))
+
+    digest = digest_of(pieces, change)
+    return digest, b"".join(blocks) if changed else b""

@@ -6,7 +6,7 @@ to each weight before truncation, so that over many weights the published values
 without bias, and equal masters give equal bytes on every call. Values on the bfloat16 grid stay
 themselves. Pure. Called by staging.
 
-Shapes: N elements, L length of the offset pattern.
+Shapes: N elements, L length of the offset pattern, C of a chunk.
 """
 
 import math
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PATTERN_LENGTH = 1 << 16  # every 16-bit offset once; 256 KiB of int32 stays in a core's cache
-PLAIN_LENGTH = 1 << 18  # 1 MiB of float32: what is not converted needs no cache, and fewer pieces are fewer calls
+PATTERN_LENGTH = 1 << 16  # every 16-bit offset once
+CHUNK_LENGTH = 4 * PATTERN_LENGTH  # 1 MiB of float32: fits a core's cache, and threads seldom ask for the interpreter
 MAX_BFLOAT16 = torch.finfo(torch.bfloat16).max
 
 
@@ -33,19 +33,19 @@ class Dither:
     """Rounds chunks of weights on one device; its buffers are reused, because memory traffic is what rounding costs."""
 
     def __init__(self, device: torch.device) -> None:
-        self._offsets_L = dither_offsets(device)
-        self._bits_L = torch.empty_like(self._offsets_L)
-        self._rounded_L = torch.empty(PATTERN_LENGTH, dtype=torch.int16, device=device)
+        self._offsets_C = dither_offsets(device).repeat(CHUNK_LENGTH // PATTERN_LENGTH)
+        self._bits_C = torch.empty_like(self._offsets_C)
+        self._rounded_C = torch.empty(CHUNK_LENGTH, dtype=torch.int16, device=device)
 
     def round(self, values_N: Tensor) -> Tensor:
-        """bfloat16[N] of float32[N], N <= L: (bits + offset) with the lower 16 bits cut off. Valid until the next call.
+        """bfloat16[N] of float32[N], N <= C: (bits + offset) with the lower 16 bits cut off. Valid until the next call.
 
         Each value goes to one of its two neighbours, the likelier the nearer that is. Finite values stay finite: what
         would round beyond the largest bfloat16 becomes the largest. inf and nan stay.
         """
         num = values_N.numel()
-        bits_N, rounded_N = self._bits_L[:num], self._rounded_L[:num]
-        torch.add(values_N.view(torch.int32), self._offsets_L[:num], out=bits_N)
+        bits_N, rounded_N = self._bits_C[:num], self._rounded_C[:num]
+        torch.add(values_N.view(torch.int32), self._offsets_C[:num], out=bits_N)
         sum_of_rounded = bits_N.view(torch.float32).sum().item()  # cheap while the bits are in the cache
         rounded_N.copy_(bits_N.bitwise_right_shift_(16))
         if not math.isfinite(sum_of_rounded):
@@ -60,15 +60,14 @@ def _repair_extremes(values_N: Tensor, rounded_N: Tensor) -> Tensor:
 
 
 def published_chunks(
-    weight: Tensor, dtype: torch.dtype, dither: Dither | None, plain_length: int = PLAIN_LENGTH
+    weight: Tensor, dtype: torch.dtype, dither: Dither | None, length: int = CHUNK_LENGTH
 ) -> Iterator[Tensor]:
     """The weight's elements in order, in `dtype`, on the CPU, in chunks, each valid until the next.
 
     Without `dither` they are rounded to nearest. The offsets repeat every L elements, from a weight's first one.
-    `plain_length`: of the chunks of a weight that has `dtype` already; others have L elements.
+    `length`: elements of a chunk, a multiple of L up to C.
     """
     use_dither = dtype == torch.bfloat16 and weight.dtype == torch.float32
-    length = plain_length if weight.dtype == dtype else PATTERN_LENGTH
     for values_N in torch.split(weight.detach().reshape(-1), length):
         rounded_N = dither.round(values_N) if dither is not None and use_dither else values_N.to(dtype)
         yield rounded_N.cpu()

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from penstock.manifest import identity_digest
 from penstock.transfer import TensorSpec
 from penstock_trainer.staging import WeightsSource
-from penstock_trainer.weight_files import Dtype, Format, LiveWeights, Weights
+from penstock_trainer.weight_files import Dtype, Format, LiveWeights, Weights, digest_of
 
 Allocate = Callable[[int], Tensor]  # number of bytes -> uint8 on the CPU
 
@@ -54,16 +53,15 @@ class WeightCopy:
 
     def fill(self) -> str:
         """Copy the present weights; returns the digest of all."""
-        places = self._places()
-        digests: dict[str, str] = {}
-        for name, pieces in self._form.chunks(self._source.weights()):
-            digest, memory, start = xxhash.xxh3_64(), _memory_of(places[name]), 0
-            for piece in pieces:
-                digest.update(piece)
-                memory[start : start + len(piece)] = piece
-                start += len(piece)
-            digests[name] = digest.hexdigest()
-        return identity_digest(digests)
+        memory = {name: _memory_of(place) for name, place in self._places().items()}
+
+        def copy(name: str, pieces: Iterator[memoryview]) -> str:
+            def put(piece: memoryview, start: int) -> None:
+                memory[name][start : start + len(piece)] = piece
+
+            return digest_of(pieces, put)
+
+        return identity_digest(dict(self._form.each(self._source.weights(), copy)))
 
     def weights(self) -> Weights:
         """The copied weights by name, without another copy."""

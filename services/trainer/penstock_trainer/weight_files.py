@@ -1,18 +1,23 @@
 """Writes weights as safetensors files and knows what they are called.
 
 Owns the path from float32 masters to published bytes: each chunk is rounded, hashed and written
-while it is in the processor's cache, so that no second copy of the model exists. Called by staging
-(every version) and export (the final weights).
+while it is in the processor's cache, so that no second copy of the model exists; several weights at
+once, since one core moves less than memory gives. Called by staging (every version) and export (the
+final weights).
 """
 
 import json
 import os
 import struct
+import threading
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import torch
 import xxhash
@@ -22,13 +27,18 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from penstock.errors import ConfigError
 from penstock.manifest import TensorEntry
-from penstock_trainer.rounding import PLAIN_LENGTH, Dither, published_chunks
+from penstock_trainer.rounding import CHUNK_LENGTH, Dither, published_chunks
 
 WEIGHTS_NAME = "model.safetensors"
 SAFETENSORS_DTYPE = {"float32": "F32", "bfloat16": "BF16"}
 
 Dtype = Literal["float32", "bfloat16"]
 Rounding = Literal["dithered", "nearest"]
+
+MOST_THREADS = 4
+
+T = TypeVar("T")
+Use = Callable[[str, Iterator[memoryview]], T]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -107,16 +117,28 @@ class Format:
     def num_bytes(self, shape: torch.Size) -> int:
         return shape.numel() * self.torch_dtype.itemsize
 
-    def chunks(self, weights: Weights, plain_length: int = PLAIN_LENGTH) -> Iterator[tuple[str, Iterator[memoryview]]]:
-        """Names with the bytes of their published weight, in pieces; each piece is valid until the next.
+    def each(self, weights: Weights, use: Use[T], length: int = CHUNK_LENGTH) -> Iterator[tuple[str, T]]:
+        """Names with what `use` makes of a weight's name and published bytes, in order; several at once, in threads.
 
-        `plain_length`: elements of a piece where nothing is converted.
+        The bytes come in pieces of `length` elements, each valid until the next.
         """
-        dither: Dither | None = None
-        for name, weight in weights.items():
-            if dither is None and self.rounding == "dithered":
-                dither = Dither(weight.device)
-            yield name, map(_bytes_of, published_chunks(weight, self.torch_dtype, dither, plain_length))
+        own = threading.local()
+
+        def publish(name: str, weight: Tensor) -> T:
+            if not hasattr(own, "dither"):
+                own.dither = Dither(weight.device) if self.rounding == "dithered" else None
+            return use(name, map(_bytes_of, published_chunks(weight, self.torch_dtype, own.dither, length)))
+
+        num_threads = min(MOST_THREADS, os.cpu_count() or 1)
+        begun: deque[tuple[str, Future[T]]] = deque()
+        with ThreadPoolExecutor(num_threads, "publish") as threads:
+            for name, weight in weights.items():  # which may make each one when it is asked for
+                if len(begun) > num_threads:
+                    first, result = begun.popleft()
+                    yield first, result.result()
+                begun.append((name, threads.submit(publish, name, weight)))
+            for first, result in begun:
+                yield first, result.result()
 
 
 def master_weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -160,28 +182,27 @@ def _published(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, 
 
 def digests(weights: Weights, form: Format) -> dict[str, str]:
     """xxh3_64 of each published weight's bytes, without writing any."""
-    return {name: _consume(pieces, lambda _: None) for name, pieces in form.chunks(weights)}
+    return dict(form.each(weights, lambda _, pieces: digest_of(pieces, lambda *_: None)))
 
 
 def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) -> dict[str, TensorEntry]:
     """Write one safetensors file, over what is there; the manifest's entries of its tensors."""
-    dtype = SAFETENSORS_DTYPE[form.dtype]
-    shapes = weights.shapes
+    dtype, shapes = SAFETENSORS_DTYPE[form.dtype], weights.shapes
+    header = _header(shapes, form)
+    starts = dict(zip(shapes, accumulate(map(form.num_bytes, shapes.values()), initial=len(header)), strict=False))
     path.touch()
     with path.open("r+b", buffering=0) as file:
-        write_all(file, memoryview(_header(shapes, form)))
-        entries = {
-            name: TensorEntry(
-                file=path.name,
-                dtype=dtype,
-                shape=tuple(shapes[name]),
-                digest=_consume(pieces, lambda piece: write_all(file, piece)),
-            )
-            for name, pieces in form.chunks(weights)
-        }
-        file.truncate()
+        number = file.fileno()
+        _write_at(number, memoryview(header), 0)
+
+        def write(name: str, pieces: Iterator[memoryview]) -> TensorEntry:
+            digest = digest_of(pieces, lambda piece, start: _write_at(number, piece, starts[name] + start))
+            return TensorEntry(file=path.name, dtype=dtype, shape=tuple(shapes[name]), digest=digest)
+
+        entries = dict(form.each(weights, write))
+        file.truncate(len(header) + sum(map(form.num_bytes, shapes.values())))
         if durable:
-            os.fsync(file.fileno())
+            os.fsync(number)
     return entries
 
 
@@ -190,12 +211,21 @@ def _bytes_of(values: Tensor) -> memoryview:
     return memoryview(array)
 
 
-def _consume(pieces: Iterator[memoryview], use: Callable[[memoryview], None]) -> str:
-    digest = xxhash.xxh3_64()
+def digest_of(pieces: Iterator[memoryview], use: Callable[[memoryview, int], None]) -> str:
+    """xxh3_64 of all; `use` gets each piece with the number of bytes before it."""
+    digest, start = xxhash.xxh3_64(), 0
     for piece in pieces:
         digest.update(piece)
-        use(piece)
+        use(piece, start)
+        start += len(piece)
     return digest.hexdigest()
+
+
+def _write_at(number: int, data: memoryview, start: int) -> None:
+    """Write to a file by its descriptor, which may take a part at a time."""
+    while data:
+        written = os.pwrite(number, data, start)
+        data, start = data[written:], start + written
 
 
 def write_all(file: BinaryIO, data: memoryview) -> None:
