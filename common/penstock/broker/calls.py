@@ -70,12 +70,13 @@ class Calls:
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
-    """As the client would write them; that takes 20 us longer for a script, and copies what is long twice."""
+    """As the client would write them, which takes 20 us longer for a script and copies twice what is long."""
     pieces: list[bytes] = []
     for command in commands:
         pieces.append(b"*%d\r\n" % len(command))
         for argument in command:
-            data = argument if isinstance(argument, bytes) else str(argument).encode()
+            kind = type(argument)
+            data = argument if kind is bytes else argument.encode() if kind is str else b"%d" % argument
             pieces += (b"$%d\r\n" % len(data), data, b"\r\n")
     return b"".join(pieces)
 

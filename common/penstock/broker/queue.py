@@ -7,7 +7,7 @@ may be repeated after a broken connection. Made by `connect.py`; `worker.py` and
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -93,6 +93,14 @@ class Queue:
             return []
         found: list[bytes | None] = await self.guard(self._calls.read("MGET", *keys))
         return found
+
+    async def next_of(self, streams: Mapping[str, str], timeout_seconds: float) -> dict[str, str]:
+        """Wait until one of the streams holds an entry after the given one; the first that each then holds, if any."""
+        block_ms = max(1, int(min(timeout_seconds, self.longest_block_seconds) * 1000))
+        command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *streams.values())
+        answer = await self.guard(self._calls.read(*command))
+        # A map here, a list of pairs where the client has repeated the call.
+        return {name.decode(): entries[-1][0].decode() for name, entries in dict(answer or ()).items()}
 
     async def guard(self, call: Any) -> Any:
         """Await a Redis call, with its errors in Penstock's words."""

@@ -121,10 +121,8 @@ class Worker:
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         """Return when something new may be in one of the stages, or after the timeout. Nothing is missed between."""
-        streams: Any = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
-        block_ms = max(1, int(min(timeout_seconds, self._queue.longest_block_seconds) * 1000))
-        answer = await self._queue.guard(self._queue.client.xread(streams, count=1, block=block_ms))
-        seen = {name.decode(): entries[-1][0].decode() for name, entries in answer or []}
+        streams = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
+        seen = await self._queue.next_of(streams, timeout_seconds)
         for stage in stages:
             if (last := seen.get(self._queue.keys.wake(stage))) is not None:
                 self._last_wake[stage] = last
