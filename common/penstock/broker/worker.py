@@ -159,15 +159,14 @@ class Worker:
             *(str(to), form.head, name, int(bool(form.parts)), int(Part.TEXTS in form.unread)),
             *self._take_arguments(served, limit=1),
         ]
-        first = self._writes(name, form)
-        while True:
-            outcome, taken = await self._queue.run(
-                scripts.HAND_OVER, [*script_keys, *self._take_keys(stages)], arguments, first
-            )
-            if outcome != NO_PART:
-                break
-            log.warning("the queue did not keep the group of ticket %s: it is full, or was away", delivery.ticket_key)
+        script_keys += self._take_keys(stages)
+        first, warned = self._writes(name, form), False
+        while (answer := await self._queue.run(scripts.HAND_OVER, script_keys, arguments, first))[0] == NO_PART:
+            if not warned:
+                log.warning("the queue kept nothing of ticket %s's group: it is full, or was away", delivery.ticket_key)
+                warned = True
             await asyncio.sleep(FULL_RETRY_SECONDS)
+        outcome, taken = answer
         self.forget(delivery)
         if outcome != MOVED:
             log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
