@@ -65,14 +65,18 @@ class RunMachine(RuleBasedStateMachine):
         self.saved: Copy | None = None
         self.written: dict[float, Mapping[Part, bytes]] = {}
         self.duplicated: set[int] = set()
-        self.num_failed_rewards = 0
+        self.num_failed_rewards = self.num_names = 0
         self.holders = [self.new_holder(Stage.TICKETS) for _ in range(NUM_ROLLOUT)]
         self.holders += [self.new_holder(Stage.ROLLOUTS) for _ in range(NUM_REWARD)]
         self.start_trainer(bits=0)
         self.run(self.trainer.announce())
 
     def new_holder(self, stage: Stage) -> Holder:
-        return Holder(Worker(self.queue, stage, self.config.staleness), stage, INITIAL, self.written)
+        worker = Worker(self.queue, stage, self.config.staleness)
+        # Who is asked first goes by name, and a run that is repeated must be the same.
+        worker.name = f"{stage}-{self.num_names:03}"
+        self.num_names += 1
+        return Holder(worker, stage, INITIAL, self.written)
 
     def load_announced(self, holder: Holder) -> None:
         """What a server that is behind does by itself."""
@@ -89,6 +93,8 @@ class RunMachine(RuleBasedStateMachine):
             above=max((lease_of(name) for name in self.files), default=0),
         )
         self.trainer = self.run(make)
+        self.trainer.worker.name = f"trainer-{self.num_names:03}"
+        self.num_names += 1
         self.run(self.trainer.begin(self.ledger(), bits))
 
     def ledger(self) -> LedgerState:

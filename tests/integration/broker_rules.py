@@ -6,7 +6,7 @@ Called by `test_broker_stateful`, whose machine obeys all of them.
 from typing import Any, cast
 
 import pytest
-from hypothesis import assume, event
+from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -49,33 +49,37 @@ class WorkerRules(RunMachine):
             assert holder.lease >= announced.lease, "a server with the weights of an earlier trainer took a ticket"
             assert holding.message.policy_version <= holder.policy.number  # type: ignore[union-attr]
 
-    def holding(self, which: int) -> tuple[Holder, Holding]:
+    def holding(self, which: int) -> tuple[Holder, Holding] | None:
         """What somebody holds; where nobody holds anything it is taken, if there is something."""
         if not self.held(self.holders):
             for holder in self.holders:
                 self.load_announced(holder)
                 self.check_taken(holder, self.run(holder.take()))
         held = self.held(self.holders)
-        assume(held)
-        return held[which % len(held)]
+        return held[which % len(held)] if held else None
 
     @rule(which=index, values=st.sampled_from([(1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (1.0, None)]))
     def hand_over(self, which: int, values: tuple[float | None, ...]) -> None:
         if None in values and self.num_failed_rewards >= MAX_FAILED_REWARDS:
             values = (1.0, 0.0)
-        self.publish(*self.holding(which), values)
-        self.met["hand_over"] += 1
+        if (found := self.holding(which)) is not None:
+            self.publish(*found, values)
+            self.met["hand_over"] += 1
 
     @rule(which=index)
     def hand_over_and_take(self, which: int) -> None:
-        holder, holding = self.holding(which)
+        if (found := self.holding(which)) is None:
+            return
+        holder, holding = found
         self.check_taken(holder, self.publish_and_take(holder, holding, (1.0, 0.0)))
         self.met["hand_over_and_take"] += 1
 
     @rule(which=index)
     def hand_over_and_die(self, which: int) -> None:
         """The answer of the script, and with it what it gave, never comes."""
-        holder, holding = self.holding(which)
+        if (found := self.holding(which)) is None:
+            return
+        holder, holding = found
         following = self.publish_and_take(holder, holding, (1.0, 0.0))
         if following is not None:
             holder.holds.remove(following)
@@ -84,7 +88,9 @@ class WorkerRules(RunMachine):
     @rule(which=index, fate=st.sampled_from(Fate), takes=st.booleans())
     def hand_over_badly(self, which: int, fate: Fate, takes: bool) -> None:
         """A repeated script finds that the entry is not ours: it counts as late, though its first run moved it."""
-        holder, holding = self.holding(which)
+        if (found := self.holding(which)) is None:
+            return
+        holder, holding = found
         is_mine = self.run(holder_of(self.queue, holding.delivery)) == holder.worker.name
         self.calls.fate = fate
         self.met[fate.name] += is_mine
@@ -117,7 +123,8 @@ class WorkerRules(RunMachine):
 
     @rule(which=index)
     def believe_dead_who_holds(self, which: int) -> None:
-        self.replace(self.holders.index(self.holding(which)[0]))
+        if (found := self.holding(which)) is not None:
+            self.replace(self.holders.index(found[0]))
 
     def replace(self, which: int) -> None:
         place = which % len(self.holders)
@@ -137,13 +144,15 @@ class WorkerRules(RunMachine):
 
     @rule(which=index)
     def stop_renewing(self, which: int) -> None:
-        _, holding = self.holding(which)
-        self.run(age(self.queue, holding.delivery, OLD_MILLISECONDS))
+        if (found := self.holding(which)) is not None:
+            self.run(age(self.queue, found[1].delivery, OLD_MILLISECONDS))
 
     @rule(which=index, outcome=st.sampled_from(["free", "failed", "engine_died", "bury"]))
     def let_go(self, which: int, outcome: str) -> None:
         late = self.held(self.ghosts)
-        holder, holding = late[which % len(late)] if late and which % 2 else self.holding(which)
+        if (found := late[which % len(late)] if late and which % 2 else self.holding(which)) is None:
+            return
+        holder, holding = found
         holder.holds.remove(holding)
         self.met[outcome] += 1
         if outcome == "bury":
