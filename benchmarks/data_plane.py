@@ -1,8 +1,10 @@
 """Measures what the queue adds to a group on its way: tickets -> rollouts -> scored -> committed.
 
-Owns the load and the table. Invariant: the pipeline and its yardstick, plain XADD of the same two messages over as many
-connections, run in turns against one server, so that both see the same machine. Both sides are one client process; no
-engine, no reward and no step file takes part. Start it alone on a quiet machine, from the repository's root:
+Owns the load and the table. Invariant: the pipeline and its yardstick, plain XADD of the same payload over as many
+connections, run in turns against one server, so that both see the same machine. The same payload is what the queue is
+given of one group, head, completions and texts, as one message; the older yardstick, in its place a message of the
+completions with texts and one without in turn, what streams once carried, is measured too. Both sides are one client
+process; no engine, reward or step file takes part. Start it alone on a quiet machine, from the repository's root:
 
     .venv/bin/python -m benchmarks.data_plane                      # a minute
     .venv/bin/python -m benchmarks.data_plane --groups 100000      # is memory flat?
@@ -10,10 +12,11 @@ engine, no reward and no step file takes part. Start it alone on a quiet machine
 
 import argparse
 import asyncio
-import random
+import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,71 +24,20 @@ from statistics import median
 
 import psutil
 
-from penstock.broker import Announcement, Queue, Served, Stage, Worker, connect
+from benchmarks.data_plane_group import POLICY, Shape, bytes_per_token
+from penstock.broker import Announcement, Delivery, Queue, Served, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import (
-    Completion,
-    PolicyIdentity,
-    RolloutGroup,
-    Sampling,
-    Score,
-    ScoredGroup,
-    Ticket,
-    VersionSpan,
-    decode,
-    encode,
-    pack_float32,
-    pack_int32,
-)
+from penstock.contracts import Ticket, decode, encode
 from penstock.ledger import StepRecord
+from penstock.parts import Part, RolloutHead, ScoredHead, scored_group, stored, texts_of
 
-POLICY = PolicyIdentity(0, "0123456789abcdef")
-PROMPT_TOKENS = 128
 BATCH_SIZE = 8
 CREDITS = 4 * BATCH_SIZE
-CHARACTERS_PER_TOKEN = 4  # of English in common vocabularies
 MEMORY_SAMPLES = 20
 RAW_KEPT = 64  # entries of plain XADD that stay, about as many as the pipeline holds
-
-
-@dataclass
-class Shape:
-    """One size of group: what a rollout server would have made."""
-
-    group_size: int
-    num_tokens: int
-    completions: tuple[Completion, ...] = field(init=False)
-    prompt_ids: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        numbers = random.Random(0)
-        self.prompt_ids = pack_int32(range(PROMPT_TOKENS))
-        self.completions = tuple(self._completion(numbers) for _ in range(self.group_size))
-
-    def _completion(self, numbers: random.Random) -> Completion:
-        ids = pack_int32(numbers.randrange(150_000) for _ in range(self.num_tokens))
-        logprobs = pack_float32(-numbers.random() for _ in range(self.num_tokens))
-        text = "".join(numbers.choices("abcdefghijklmnop qrstuvwxyz\n", k=CHARACTERS_PER_TOKEN * self.num_tokens))
-        span = VersionSpan(POLICY, 0, self.num_tokens)
-        return Completion(ids, None, logprobs, (span,), text, "length")
-
-    def ticket(self, number: int) -> Ticket:
-        sampling = Sampling(1.0, self.num_tokens, (2,))
-        seeds = tuple(range(self.group_size))
-        return Ticket("train", number, 0, 0, "p" * 512, self.prompt_ids, seeds, sampling, "42", "", {})
-
-    def rollout(self, ticket: Ticket) -> RolloutGroup:
-        return RolloutGroup(ticket, self.completions, "http://127.0.0.1:30000", 1.0, 2.0)
-
-    def scored(self, group: RolloutGroup) -> ScoredGroup:
-        return ScoredGroup(group.without_text(), (Score(0.5),) * self.group_size)
-
-    @property
-    def total_tokens(self) -> int:
-        return self.group_size * self.num_tokens
 
 
 @dataclass
@@ -98,6 +50,13 @@ class Memory:
     async def sample(self, queue: Queue) -> None:
         self.server.append(int((await queue.client.info("memory"))["used_memory"]))
         self.client.append(psutil.Process().memory_info().rss)
+
+    def show(self) -> None:
+        for name, samples in (("server", self.server), ("client", self.client)):
+            quarter = max(1, len(samples) // 4)
+            first, last = (median(each) / 2**20 for each in (samples[:quarter], samples[-quarter:]))
+            peak = max(samples) / 2**20
+            print(f"memory of the {name}: first quarter {first:.1f} MiB, last {last:.1f}, peak {peak:.1f}")
 
 
 class Pipeline:
@@ -137,40 +96,45 @@ class Pipeline:
     async def _roll_out(self, queue: Queue) -> None:
         worker = self._worker(queue, "rollout")
         served = Served(POLICY.number, self._lease)
+        delivery = await worker.take(Stage.TICKETS, served=served)
         while True:
-            delivery = await worker.take(Stage.TICKETS, served=served)
             if delivery is None:
                 await worker.wait(Stage.TICKETS, timeout_seconds=1)
-            while delivery is not None:
-                group = self._shape.rollout(decode(delivery.payload, Ticket))
-                _, delivery = await worker.hand_over_and_take(
-                    delivery, group, Stage.ROLLOUTS, Stage.TICKETS, served=served
-                )
+                delivery = await worker.take(Stage.TICKETS, served=served)
+                continue
+            group = self._shape.rollout(decode(delivery.payload, Ticket))
+            _, delivery = await worker.hand_over_and_take(delivery, group, Stage.ROLLOUTS, Stage.TICKETS, served=served)
 
     async def _score(self, queue: Queue) -> None:
         worker = self._worker(queue, "reward")
+        delivery = await worker.take(Stage.ROLLOUTS)
         while True:
-            delivery = await worker.take(Stage.ROLLOUTS)
             if delivery is None:
                 await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
-            while delivery is not None:
-                scored = self._shape.scored(decode(delivery.payload, RolloutGroup))
-                _, delivery = await worker.hand_over_and_take(delivery, scored, Stage.SCORED, Stage.ROLLOUTS)
+                delivery = await worker.take(Stage.ROLLOUTS)
+                continue
+            head = decode(delivery.payload, RolloutHead)
+            [parts] = await worker.read([delivery], Part.TEXTS)
+            assert len(texts_of(head, parts[Part.TEXTS])) == self._shape.group_size
+            _, delivery = await worker.hand_over_and_take(
+                delivery, self._shape.scored(head), Stage.SCORED, Stage.ROLLOUTS
+            )
 
     async def _train(self, trainer: TrainerQueue, num_groups: int, max_outstanding: int) -> None:
         worker = self._worker(trainer.queue, "trainer")
         announcement = Announcement(POLICY, "/weights", trainer.lease.number)
         issued = min(max_outstanding, num_groups)
         await trainer.issue([self._shape.ticket(number) for number in range(issued)], announcement)
-        held: dict[int, str] = {}
+        held: dict[int, Delivery] = {}
         done, step, batch_size = 0, 0, min(BATCH_SIZE, max_outstanding)
         sample_every = max(1, num_groups // MEMORY_SAMPLES)
         while done < num_groups:
             deliveries = await worker.take_several(Stage.SCORED, batch_size - len(held))
             if not deliveries:
                 await worker.wait(Stage.SCORED, timeout_seconds=1)
-            for delivery in deliveries:
-                held[decode(delivery.payload, ScoredGroup).group.ticket.number] = delivery.entry_id
+            for delivery, parts in zip(deliveries, await worker.read(deliveries, *Part), strict=True):
+                scored = scored_group(decode(delivery.payload, ScoredHead), parts)
+                held[scored.group.ticket.number] = delivery
                 worker.forget(delivery)
             if len(held) < min(batch_size, num_groups - done):
                 continue
@@ -216,55 +180,79 @@ def configured(server: EmbeddedServer, name: str) -> Config:
     )
 
 
-def bytes_per_token(shape: Shape) -> dict[str, float]:
-    """Of each message, by stream; and of a rollout without its text, which reward functions need."""
-    ticket = shape.ticket(0)
-    group = shape.rollout(ticket)
-    messages = {"tickets": ticket, "rollouts": group, "scored": shape.scored(group)}
-    found = {name: len(encode(message)) / shape.total_tokens for name, message in messages.items()}
-    text = sum(len(each.text.encode()) for each in shape.completions)
-    return found | {"rollouts without text": found["rollouts"] - text / shape.total_tokens}
+@dataclass
+class Cpu:
+    """CPU seconds of this process and of the server, over what is measured."""
+
+    server: psutil.Process
+    client_seconds: float = 0.0
+    server_seconds: float = 0.0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        before = self._now()
+        yield
+        after = self._now()
+        self.client_seconds += after[0] - before[0]
+        self.server_seconds += after[1] - before[1]
+
+    def _now(self) -> tuple[float, float]:
+        own, server = resource.getrusage(resource.RUSAGE_SELF), self.server.cpu_times()
+        return own.ru_utime + own.ru_stime, server.user + server.system
+
+
+@dataclass
+class Load:
+    """What is measured in turns: how, and the rates and the CPU time that it took."""
+
+    name: str
+    run: Callable[[int], Awaitable[float]]
+    cpu: Cpu
+    rates: list[float] = field(default_factory=list)
+
+    async def measure(self, count: int) -> None:
+        with self.cpu.counting():
+            seconds = await self.run(count)
+        self.rates.append(count / seconds)
+
+    def show(self, total: int) -> None:
+        client, server = (1e6 * each / total for each in (self.cpu.client_seconds, self.cpu.server_seconds))
+        print(f"{self.name:<26} {median(self.rates):8.0f} /s   CPU us: client {client:4.0f}, server {server:4.0f}")
 
 
 async def measure(arguments: argparse.Namespace, server: EmbeddedServer) -> None:
+    assert server.process is not None
     shape = Shape(arguments.group_size, arguments.tokens)
     pipeline = Pipeline(configured(server, "bench"), shape, arguments.workers)
     group = shape.rollout(shape.ticket(0))
-    payloads = [encode(group), encode(shape.scored(group))]
+    form = stored(group)
+    whole = [form.head + form.parts[Part.COMPLETIONS] + form.parts[Part.TEXTS]]
+    older = [encode(group), encode(group.without_text())]
     raw_config, num_connections = configured(server, "raw"), 2 * arguments.workers + 1
-    per_repeat = arguments.groups // arguments.repeats
-    moved, raw = [], []
-    for repeat in range(arguments.repeats):
-        raw.append(per_repeat / await raw_seconds(raw_config, payloads, per_repeat, num_connections))
-        moved.append(per_repeat / await pipeline.move(per_repeat))
-        print(f"repeat {repeat}: plain XADD {raw[-1]:.0f}/s, three hand-overs {moved[-1]:.0f} groups/s", flush=True)
-    alone = await Pipeline(configured(server, "alone"), shape, 1).move(100, max_outstanding=1) / 100
-    show(arguments, moved, raw, alone, shape, pipeline.memory)
-
-
-def show(
-    arguments: argparse.Namespace,
-    moved: list[float],
-    raw: list[float],
-    alone: float,
-    shape: Shape,
-    memory: Memory,
-) -> None:
-    ratios = [ours / theirs for ours, theirs in zip(moved, raw, strict=True)]
-    print(f"\n{arguments.groups} groups of {shape.group_size} x {shape.num_tokens} tokens")
-    print(f"plain XADD                 {median(raw):8.0f} /s")
-    print(
-        f"three hand-overs           {median(moved):8.0f} groups/s = {median(moved) * shape.total_tokens:,.0f} tokens/s"
+    process = psutil.Process(server.process.pid)
+    raw, old, moved = (
+        Load("plain XADD", lambda count: raw_seconds(raw_config, whole, count, num_connections), Cpu(process)),
+        Load("plain XADD, older", lambda count: raw_seconds(raw_config, older, count, num_connections), Cpu(process)),
+        Load("three hand-overs", pipeline.move, Cpu(process)),
     )
-    print(f"share of plain XADD        {median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+    per_repeat = arguments.groups // arguments.repeats
+    for repeat in range(arguments.repeats):
+        for load in (raw, moved, old):
+            await load.measure(per_repeat)
+        shown = ", ".join(f"{load.name} {load.rates[-1]:.0f}/s" for load in (raw, old, moved))
+        print(f"repeat {repeat}: {shown}", flush=True)
+    alone = await Pipeline(configured(server, "alone"), shape, 1).move(100, max_outstanding=1) / 100
+    print(f"\n{arguments.groups} groups of {shape.group_size} x {shape.num_tokens} tokens")
+    for load in (raw, old, moved):
+        load.show(per_repeat * arguments.repeats)
+    for load in (raw, old):
+        ratios = [ours / theirs for ours, theirs in zip(moved.rates, load.rates, strict=True)]
+        print(f"share of {load.name:<18} {median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"tokens                     {median(moved.rates) * shape.total_tokens:,.0f} /s")
     print(f"added to a group, alone    {1000 * alone:8.2f} ms")
     for name, value in bytes_per_token(shape).items():
-        print(f"bytes per token, {name:<20}{value:6.2f}")
-    scale: Callable[[int], float] = lambda value: value / 2**20  # noqa: E731
-    for name, samples in (("server", memory.server), ("client", memory.client)):
-        quarter = max(1, len(samples) // 4)
-        first, last = scale(int(median(samples[:quarter]))), scale(int(median(samples[-quarter:])))
-        print(f"memory of the {name}: first quarter {first:.1f} MiB, last {last:.1f}, peak {scale(max(samples)):.1f}")
+        print(f"bytes per token, {name:<30}{value:6.2f}")
+    pipeline.memory.show()
 
 
 def main() -> None:

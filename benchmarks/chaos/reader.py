@@ -51,6 +51,7 @@ class RunReader:
         self._check_steps(steps, batch_size)
         self._check_tokens(steps, weights, max_staleness)
         self._check_progress(steps)
+        self._check_parts()
         self._check_end(weights)
         return self._found
 
@@ -136,6 +137,13 @@ class RunReader:
         differ = [each["step"] for each in steps if told.get(each["step"], each["tickets"]) != list(each["tickets"])]
         self._expect(not differ, f"steps.jsonl and ledger differ in the tickets of steps {differ}")
         self._expect(sorted(told) == [line["step"] for line in lines], "steps.jsonl is out of order")
+
+    def _check_parts(self) -> None:
+        """Of no group is anything left: only dead letters keep theirs, and what no entry ever named expires."""
+        named = {fields.get(b"n") for _, fields in self._client.xrange(self._prefix + "dead")}
+        keys = list(self._client.scan_iter(match=self._prefix + "part:*", count=500))
+        left = [key for key in keys if key.split(b":")[-2] not in named and self._client.pttl(key) == -1]
+        self._expect(not left, f"{len(left)} parts of groups are left, first {left[:1]}")
 
     def _check_end(self, weights: list[Any]) -> None:
         """The last weights, and the model in `final`."""

@@ -184,6 +184,8 @@ class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group
 
     def without_text(self) -> "RolloutGroup":
         """What the trainer needs of it: a third less to move and to keep."""
+        if not any(each.text for each in self.completions):
+            return self
         return msgspec.structs.replace(
             self, completions=tuple(msgspec.structs.replace(each, text="") for each in self.completions)
         )

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 SEED = 11
 STREAMS = ("tickets", "eval", "rollouts", "scored")
+PARTS = ("completions", "texts")
 RUN_SECONDS = 150
 PART = Part("fuzz", NOTHING, num_steps=12, max_staleness=1, deadline_seconds=RUN_SECONDS)
 Fields = dict[bytes, bytes]
@@ -54,6 +55,35 @@ def wrong_lengths(message: dict[str, object]) -> Iterator[dict[str, object]]:
             yield {**message, key: 7}
 
 
+def as_of(head: bytes, number: int) -> bytes:
+    """A head as if it were of another ticket."""
+    message = msgspec.msgpack.decode(head)
+    message.get("group", message)["ticket"]["number"] = number
+    return msgspec.msgpack.encode(message)
+
+
+def fuzzed_parts(rng: random.Random, right: Mapping[str, bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+    """Names of parts, and the parts, that do not belong to a right head: missing, wrong, damaged, huge."""
+    for name in (b"", b"live", b"../../x", b"0" * 31, b"A" * 32, b"\xff" * 32, rng.randbytes(16).hex().encode()):
+        yield name, {}
+    for part, data in right.items():
+        other = next(right[each] for each in right if each != part)
+        for wrong in (b"", data[:-1], other, rng.randbytes(100), rng.randbytes(4_000_000), b"\x91" * 200_000 + b"\x01"):
+            yield rng.randbytes(16).hex().encode(), {**right, part: wrong}
+
+
+def example_parts(client: Any, prefix: str) -> dict[str, bytes]:
+    """The parts of a group of the run."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < deadline:
+        for _, fields in client.xrange(prefix + "rollouts", count=1):
+            found = {part: client.get(f"{prefix}part:{fields[b'n'].decode()}:{part}") for part in PARTS}
+            if None not in found.values():
+                return found
+        time.sleep(0.005)
+    raise AssertionError("no group was seen with both of its parts")
+
+
 def example_messages(client: Any, prefix: str) -> dict[str, bytes]:
     """A right message of each stream, read from the run itself."""
     found: dict[str, bytes] = {}
@@ -80,12 +110,22 @@ def test_fuzzed_messages_all_end_in_dead_and_the_services_live_on(tmp_path: Path
         with redis.Redis(port=queue.server.port, password=queue.server.password) as client:
             launch.start()
             prefix = "penstock:{chaos}:"
+            right_parts = example_parts(client, prefix)
             examples = example_messages(client, prefix)
             num_sent = 0
             for stream in STREAMS:
                 others = [message for name, message in examples.items() if {name, stream} != {"eval", "tickets"}]
                 wrong = [{b"t": b"999999", b"a": b"0", b"p": each} for each in others if each != examples[stream]]
                 for fields in (*wrong, *fuzzed_fields(rng, examples[stream])):
+                    client.xadd(prefix + stream, fields)
+                    num_sent += 1
+            for stream in ("rollouts", "scored"):
+                for name, parts in fuzzed_parts(rng, right_parts):
+                    if stream == "scored" and parts.get("completions") == right_parts["completions"]:
+                        continue  # nobody reads its texts: it is a duplicate, and no harm
+                    for part, data in parts.items():
+                        client.set(f"{prefix}part:{name.decode()}:{part}", data)
+                    fields = {b"t": b"999999", b"a": b"0", b"p": as_of(examples[stream], 999999), b"n": name}
                     client.xadd(prefix + stream, fields)
                     num_sent += 1
             exit_code = wait_for_end(launch)
@@ -96,7 +136,7 @@ def test_fuzzed_messages_all_end_in_dead_and_the_services_live_on(tmp_path: Path
     finally:
         launch.end()
         queue.stop()
-    assert num_sent > 80
+    assert num_sent > 100
     assert letters == num_sent
     assert left == dict.fromkeys(STREAMS, 0)
     assert findings.problems == []

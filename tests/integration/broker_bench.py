@@ -3,7 +3,10 @@
 Called by the tests of the broker, of dead letters and of takeovers.
 """
 
-from penstock.broker import Queue, Worker
+import uuid
+from typing import Any
+
+from penstock.broker import Delivery, Queue, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import (
@@ -11,11 +14,16 @@ from penstock.contracts import (
     PolicyIdentity,
     RolloutGroup,
     Sampling,
+    Score,
+    ScoredGroup,
     Ticket,
     VersionSpan,
+    decode,
+    encode,
     pack_float32,
     pack_int32,
 )
+from penstock.parts import Part, RolloutHead, ScoredHead, Stored, group_of, stored
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
 
@@ -41,6 +49,39 @@ def make_group(ticket: Ticket) -> RolloutGroup:
         pack_int32([5, 2]), b"\x01\x01", pack_float32([-0.5, -0.1]), (VersionSpan(POLICY, 0, 2),), "2", "stop"
     )
     return RolloutGroup(ticket, (completion, completion), "server", 1.0, 2.0)
+
+
+def make_scored(ticket: Ticket) -> ScoredHead:
+    """What a reward service makes of the head of that group."""
+    return ScoredHead(decode(stored(make_group(ticket)).head, RolloutHead), (Score(1.0), Score(0.0)))
+
+
+def stored_scored(scored: ScoredGroup) -> Stored:
+    """A scored group as it lies in the queue before anybody has let go of its texts."""
+    form = stored(scored.group)
+    return Stored(encode(ScoredHead(decode(form.head, RolloutHead), scored.scores)), form.parts)
+
+
+async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
+    """Add a message to a stream without any script; the name of its parts."""
+    name = uuid.uuid4().hex
+    for part, data in form.parts.items():
+        await queue.client.set(queue.keys.part(name, part), data)
+    fields: Any = {"t": key, "a": "0", "p": form.head, "n": name}
+    await queue.guard(queue.client.xadd(queue.keys.stream(stage), fields))
+    return name
+
+
+async def read_group(worker: Worker, delivery: Delivery) -> RolloutGroup:
+    """The whole group of an entry in `rollouts`."""
+    [parts] = await worker.read([delivery], *Part)
+    return group_of(decode(delivery.payload, RolloutHead), parts)
+
+
+async def part_keys(queue: Queue) -> dict[str, int]:
+    """The keys of all parts, and the milliseconds that each is to live; -1: for ever."""
+    keys = [key.decode() async for key in queue.client.scan_iter(match=queue.keys.name("part:*"), count=500)]
+    return {key: await queue.client.pttl(key) for key in keys}
 
 
 async def issue(trainer: TrainerQueue, *numbers: int) -> None:

@@ -3,11 +3,16 @@
 Called by `broker_machine` and its rules.
 """
 
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from penstock.broker import Delivery, Queue, Stage
 from penstock.broker.keys import GROUP
+from penstock.broker.worker import PART_TTL_MS
+from penstock.contracts import decode
+from penstock.parts import Part, RolloutHead, ScoredHead
+from tests.integration.broker_bench import part_keys
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,18 @@ class Entry:
     def place(self) -> str:
         return f"{self.stage}|{self.entry_id}|{self.fields[b'a'].decode()}"
 
+    @property
+    def parts(self) -> str:
+        """The name of its parts; empty where it has none."""
+        return self.fields.get(b"n", b"").decode()
+
+    @property
+    def number(self) -> float:
+        """What its group carries in place of its start."""
+        if self.stage is Stage.ROLLOUTS:
+            return decode(self.fields[b"p"], RolloutHead).started_at
+        return decode(self.fields[b"p"], ScoredHead).group.started_at
+
 
 WORK = (Stage.TICKETS, Stage.ROLLOUTS, Stage.SCORED)
 
@@ -41,6 +58,29 @@ async def entries_of(queue: Queue) -> list[Entry]:
         for stage, entries in zip(WORK, found, strict=True)
         for entry_id, fields in entries
     ]
+
+
+async def dead_entries(queue: Queue) -> list[Entry]:
+    """The dead letters, as they were in the streams that they came from."""
+    found: Any = await queue.client.xrange(queue.keys.dead)
+    return [Entry(Stage(fields[b"s"].decode()), entry_id.decode(), fields) for entry_id, fields in found]
+
+
+async def copy_entry(queue: Queue, entry: Entry) -> None:
+    """A second message of the same content; another worker would have written its own parts."""
+    fields: Any = dict(entry.fields)
+    if entry.parts:
+        fields[b"n"] = uuid.uuid4().hex
+        for part in Part:
+            await queue.client.copy(queue.keys.part(entry.parts, part), queue.keys.part(fields[b"n"], part))
+    await queue.client.xadd(queue.keys.stream(entry.stage), fields)
+
+
+async def parts_without_an_entry_expire(queue: Queue) -> None:
+    """Time goes by."""
+    for key, milliseconds in (await part_keys(queue)).items():
+        if milliseconds >= 0:
+            await queue.client.delete(key)
 
 
 async def holder_of(queue: Queue, delivery: Delivery) -> str | None:
@@ -69,20 +109,25 @@ async def age_all(queue: Queue, milliseconds: int) -> None:
             await queue.client.xclaim(stream, GROUP, holder, 0, [entry], idle=milliseconds, justid=True)
 
 
-async def copy_keys(queue: Queue) -> dict[bytes, bytes]:
-    """All of a run's keys as the server would write them to its disk."""
+Copy = dict[bytes, tuple[bytes, bool]]
+
+
+async def copy_keys(queue: Queue) -> Copy:
+    """All of a run's keys as the server would write them to its disk, and whether each lives for some time only."""
     keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern, count=500)]
     async with queue.client.pipeline(transaction=True) as pipeline:
         for key in keys:
             pipeline.dump(key)
-        dumped = await pipeline.execute()
-    return {key: data for key, data in zip(keys, dumped, strict=True) if data is not None}
+            pipeline.pttl(key)
+        found = await pipeline.execute()
+    copies = zip(keys, found[::2], found[1::2], strict=True)
+    return {key: (data, milliseconds >= 0) for key, data, milliseconds in copies if data is not None}
 
 
-async def put_back_keys(queue: Queue, copy: dict[bytes, bytes]) -> None:
+async def put_back_keys(queue: Queue, copy: Copy) -> None:
     """The server lost everything that was written after `copy` was made."""
     await queue.delete_run()
     async with queue.client.pipeline(transaction=True) as pipeline:
-        for key, data in copy.items():
-            pipeline.restore(key, 0, data)
+        for key, (data, expires) in copy.items():
+            pipeline.restore(key, PART_TTL_MS if expires else 0, data)
         await pipeline.execute()

@@ -7,7 +7,7 @@ what has been lost or duplicated. `broker_rules` says what may happen to it. Cal
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
@@ -16,8 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 from penstock.broker import Queue, Stage, Worker, connect
 from penstock.config import Config
 from penstock.ledger import LedgerState
+from penstock.parts import Part
 from penstock.tickets import TicketState
-from tests.integration.broker_entries import Entry, entries_of, holder_of
+from tests.integration.broker_bench import part_keys
+from tests.integration.broker_calls import with_fates
+from tests.integration.broker_entries import Copy, Entry, dead_entries, entries_of, holder_of
 from tests.integration.broker_trainer import INITIAL, TrainerLife, lease_of, next_life
 from tests.integration.broker_workers import Holder, Holding
 
@@ -42,6 +45,8 @@ class RunMachine(RuleBasedStateMachine):
 
     runner: ClassVar[asyncio.Runner]
     base: ClassVar[Config]
+    met: ClassVar[Counter[str]] = Counter()
+    """How often the rules did what is rare, over all runs."""
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(call)
@@ -53,19 +58,31 @@ class RunMachine(RuleBasedStateMachine):
         self.config = without_waiting(config, max_staleness=max_staleness)
         self.batch_size, self.dynamic_sampling = batch_size, dynamic_sampling
         self.queue: Queue = self.run(connect(self.config))
+        self.calls = self.run(with_fates(self.queue))
         self.files: dict[str, tuple[int, ...]] = {}
         self.ghosts: list[Holder] = []
         self.zombies: list[TrainerLife] = []
-        self.saved: dict[bytes, bytes] | None = None
+        self.saved: Copy | None = None
+        self.written: dict[float, Mapping[Part, bytes]] = {}
         self.duplicated: set[int] = set()
-        self.num_failed_rewards = 0
+        self.num_failed_rewards = self.num_names = 0
         self.holders = [self.new_holder(Stage.TICKETS) for _ in range(NUM_ROLLOUT)]
         self.holders += [self.new_holder(Stage.ROLLOUTS) for _ in range(NUM_REWARD)]
         self.start_trainer(bits=0)
         self.run(self.trainer.announce())
 
     def new_holder(self, stage: Stage) -> Holder:
-        return Holder(Worker(self.queue, stage, self.config.staleness), stage, INITIAL)
+        worker = Worker(self.queue, stage, self.config.staleness)
+        # Who is asked first goes by name, and a run that is repeated must be the same.
+        worker.name = f"{stage}-{self.num_names:03}"
+        self.num_names += 1
+        return Holder(worker, stage, INITIAL, self.written)
+
+    def load_announced(self, holder: Holder) -> None:
+        """What a server that is behind does by itself."""
+        announced = self.run(self.queue.announced())
+        if holder.stage is Stage.TICKETS and announced is not None and holder.is_behind(announced):
+            holder.load(announced)
 
     def start_trainer(self, bits: int) -> None:
         make = next_life(
@@ -76,6 +93,8 @@ class RunMachine(RuleBasedStateMachine):
             above=max((lease_of(name) for name in self.files), default=0),
         )
         self.trainer = self.run(make)
+        self.trainer.worker.name = f"trainer-{self.num_names:03}"
+        self.num_names += 1
         self.run(self.trainer.begin(self.ledger(), bits))
 
     def ledger(self) -> LedgerState:
@@ -129,6 +148,20 @@ class RunMachine(RuleBasedStateMachine):
                 assert places.get(ticket) == [place]
         assert {ticket for ticket in places if ticket in ended} <= self.duplicated
         self.the_book_is_what_the_ledger_says()
+
+    @invariant()
+    def every_group_has_its_parts_and_every_part_one_group(self) -> None:
+        entries = [each for each in (*self.entries(), *self.run(dead_entries(self.queue))) if each.parts]
+        expected = {}
+        for entry in entries:
+            read_by = tuple(Part) if entry.stage is Stage.ROLLOUTS else (Part.COMPLETIONS,)
+            for part in read_by:
+                expected[self.queue.keys.part(entry.parts, part)] = self.written[entry.number][part]
+        assert len({entry.parts for entry in entries}) == len(entries), "two entries with the same parts"
+        lasting = [key for key, milliseconds in self.run(part_keys(self.queue)).items() if milliseconds < 0]
+        assert sorted(lasting) == sorted(expected), "parts without an entry, or the other way round"
+        found = self.run(self.queue.read(list(expected)))
+        assert found == list(expected.values()), "parts that the hand-over of their entry did not write"
 
     def the_book_is_what_the_ledger_says(self) -> None:
         book, ledger = self.trainer.book, self.ledger()

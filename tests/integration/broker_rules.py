@@ -13,7 +13,15 @@ from hypothesis.stateful import precondition, rule
 from penstock.broker import Delivery, Stage
 from penstock.errors import FencedError, LostWritesError
 from penstock_trainer.consumer import oldest_version
-from tests.integration.broker_entries import age, copy_keys, put_back_keys
+from tests.integration.broker_calls import DiedError, Fate
+from tests.integration.broker_entries import (
+    age,
+    copy_entry,
+    copy_keys,
+    holder_of,
+    parts_without_an_entry_expire,
+    put_back_keys,
+)
 from tests.integration.broker_machine import RunMachine
 from tests.integration.broker_workers import Holder, Holding
 
@@ -26,9 +34,11 @@ ABSENT = Delivery(Stage.SCORED, "1-1", "0", 0, b"", "", 0, 0)
 class WorkerRules(RunMachine):
     """Rollout servers and reward workers work, die, come back, fail and are late."""
 
-    @rule(which=index)
-    def take(self, which: int) -> None:
+    @rule(which=index, loads=st.sampled_from((True, True, True, False)))
+    def take(self, which: int, loads: bool) -> None:
         holder = self.holders[which % len(self.holders)]
+        if loads:
+            self.load_announced(holder)
         self.check_taken(holder, self.run(holder.take()))
 
     def check_taken(self, holder: Holder, holding: Holding | None) -> None:
@@ -39,37 +49,68 @@ class WorkerRules(RunMachine):
             assert holder.lease >= announced.lease, "a server with the weights of an earlier trainer took a ticket"
             assert holding.message.policy_version <= holder.policy.number  # type: ignore[union-attr]
 
-    @precondition(lambda self: self.held(self.holders))
+    def holding(self, which: int) -> tuple[Holder, Holding] | None:
+        """What somebody holds; where nobody holds anything it is taken, if there is something."""
+        if not self.held(self.holders):
+            for holder in self.holders:
+                self.load_announced(holder)
+                self.check_taken(holder, self.run(holder.take()))
+        held = self.held(self.holders)
+        return held[which % len(held)] if held else None
+
     @rule(which=index, values=st.sampled_from([(1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (1.0, None)]))
     def hand_over(self, which: int, values: tuple[float | None, ...]) -> None:
-        held = self.held(self.holders)
         if None in values and self.num_failed_rewards >= MAX_FAILED_REWARDS:
             values = (1.0, 0.0)
-        self.publish(*held[which % len(held)], values)
+        if (found := self.holding(which)) is not None:
+            self.publish(*found, values)
+            self.met["hand_over"] += 1
 
-    @precondition(lambda self: self.held(self.holders))
     @rule(which=index)
     def hand_over_and_take(self, which: int) -> None:
-        held = self.held(self.holders)
-        holder, holding = held[which % len(held)]
+        if (found := self.holding(which)) is None:
+            return
+        holder, holding = found
         self.check_taken(holder, self.publish_and_take(holder, holding, (1.0, 0.0)))
+        self.met["hand_over_and_take"] += 1
 
-    @precondition(lambda self: self.held(self.holders))
     @rule(which=index)
     def hand_over_and_die(self, which: int) -> None:
         """The answer of the script, and with it what it gave, never comes."""
-        held = self.held(self.holders)
-        holder, holding = held[which % len(held)]
+        if (found := self.holding(which)) is None:
+            return
+        holder, holding = found
         following = self.publish_and_take(holder, holding, (1.0, 0.0))
         if following is not None:
             holder.holds.remove(following)
-        self.believe_dead(self.holders.index(holder))
+        self.replace(self.holders.index(holder))
+
+    @rule(which=index, fate=st.sampled_from(Fate), takes=st.booleans())
+    def hand_over_badly(self, which: int, fate: Fate, takes: bool) -> None:
+        """A repeated script finds that the entry is not ours: it counts as late, though its first run moved it."""
+        if (found := self.holding(which)) is None:
+            return
+        holder, holding = found
+        is_mine = self.run(holder_of(self.queue, holding.delivery)) == holder.worker.name
+        self.calls.fate = fate
+        self.met[fate.name] += is_mine
+        try:
+            if takes:
+                moved, following = self.run(holder.publish_and_take(holding, (1.0, 0.0)))
+                self.check_taken(holder, following)
+            else:
+                moved = self.run(holder.publish(holding, (1.0, 0.0)))
+        except DiedError:
+            self.replace(self.holders.index(holder))
+        else:
+            assert moved == (is_mine and fate is Fate.PARTS_EXPIRE)
 
     @precondition(lambda self: self.held(self.ghosts))
     @rule(which=index, takes=st.booleans())
     def publish_late(self, which: int, takes: bool) -> None:
         held = self.held(self.ghosts)
         ghost, holding = held[which % len(held)]
+        self.met["publish_late"] += 1
         if takes:
             self.check_taken(ghost, self.publish_and_take(ghost, holding, (1.0, 0.0)))
         else:
@@ -78,6 +119,14 @@ class WorkerRules(RunMachine):
     @rule(which=index)
     def believe_dead(self, which: int) -> None:
         """Its heartbeat is gone; it may still be working."""
+        self.replace(which)
+
+    @rule(which=index)
+    def believe_dead_who_holds(self, which: int) -> None:
+        if (found := self.holding(which)) is not None:
+            self.replace(self.holders.index(found[0]))
+
+    def replace(self, which: int) -> None:
         place = which % len(self.holders)
         ghost = self.holders[place]
         self.run(ghost.worker.retire())
@@ -93,18 +142,19 @@ class WorkerRules(RunMachine):
         self.run(cast(Any, self.queue.client.hset(self.queue.keys.beats, ghost.worker.name, str(2**53))))
         self.holders.append(ghost)
 
-    @precondition(lambda self: self.held(self.holders))
     @rule(which=index)
     def stop_renewing(self, which: int) -> None:
-        held = self.held(self.holders)
-        self.run(age(self.queue, held[which % len(held)][1].delivery, OLD_MILLISECONDS))
+        if (found := self.holding(which)) is not None:
+            self.run(age(self.queue, found[1].delivery, OLD_MILLISECONDS))
 
-    @precondition(lambda self: self.held(self.holders + self.ghosts))
     @rule(which=index, outcome=st.sampled_from(["free", "failed", "engine_died", "bury"]))
     def let_go(self, which: int, outcome: str) -> None:
-        held = self.held(self.holders + self.ghosts)
-        holder, holding = held[which % len(held)]
+        late = self.held(self.ghosts)
+        if (found := late[which % len(late)] if late and which % 2 else self.holding(which)) is None:
+            return
+        holder, holding = found
         holder.holds.remove(holding)
+        self.met[outcome] += 1
         if outcome == "bury":
             self.run(holder.worker.bury(holding.delivery, "it does not decode"))
         else:
@@ -115,6 +165,7 @@ class WorkerRules(RunMachine):
     def work(self, values: tuple[float | None, ...]) -> None:
         """Everybody does what there is to do: rare events meet a run that is under way."""
         for holder in self.holders:
+            self.load_announced(holder)
             while self.run(holder.take()) is not None:
                 pass
             for holding in list(holder.holds):
@@ -155,11 +206,8 @@ class TrainerRules(RunMachine):
 
     @rule(which=index)
     def catch_up(self, which: int) -> None:
-        announced = self.run(self.queue.announced())
-        servers = [holder for holder in self.holders + self.ghosts if holder.stage is Stage.TICKETS]
-        server = servers[which % len(servers)]
-        if announced is not None and server.is_behind(announced):
-            server.load(announced)
+        everybody = self.holders + self.ghosts
+        self.load_announced(everybody[which % len(everybody)])
 
     @precondition(lambda self: self.trainer.release is not None)
     @rule()
@@ -202,6 +250,7 @@ class QueueRules(TrainerRules):
         """The server comes back without its last writes; the trainer, which stood on them, starts again."""
         assert self.saved is not None
         self.run(put_back_keys(self.queue, self.saved))
+        self.met["lose_the_tail"] += 1
         self.restart_trainer(bits)
 
     @rule(which=index)
@@ -209,6 +258,10 @@ class QueueRules(TrainerRules):
         entries = self.entries()
         if entries:
             entry = entries[which % len(entries)]
-            stream = self.queue.keys.stream(entry.stage)
-            self.run(self.queue.client.xadd(stream, entry.fields))  # type: ignore[arg-type]
+            self.run(copy_entry(self.queue, entry))
             self.duplicated.add(entry.ticket)
+            self.met[f"duplicate in {entry.stage}"] += 1
+
+    @rule()
+    def expire(self) -> None:
+        self.run(parts_without_an_entry_expire(self.queue))

@@ -106,7 +106,7 @@ class TrainerLife:
         step = self.book.num_steps
         record = StepRecord(step, tuple(numbers), f"{step}.{self.queue.lease.number}.pack", f"digest of {numbers}")
         files[record.file] = record.tickets
-        await self.queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
+        await self.queue.commit_step(record, {each.number: each.delivery for each in batch})
         self.book.commit(numbers)
         self.consumer.release(batch)
         self.untrained = batch

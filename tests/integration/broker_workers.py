@@ -5,7 +5,7 @@ product's own classes. Time decides nothing: nobody beats or renews but where a 
 `broker_machine` and its rules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.broker import Announcement, Delivery, Served, Stage, Worker
@@ -14,13 +14,13 @@ from penstock.contracts import (
     PolicyIdentity,
     RolloutGroup,
     Score,
-    ScoredGroup,
     Ticket,
     VersionSpan,
     decode,
     pack_float32,
     pack_int32,
 )
+from penstock.parts import Part, RolloutHead, ScoredHead, stored
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Holding:
     """A message that a worker took, and the weights that its server had then."""
 
     delivery: Delivery
-    message: Ticket | RolloutGroup
+    message: Ticket | RolloutHead
     policy: PolicyIdentity
 
 
@@ -39,6 +39,8 @@ class Holder:
     worker: Worker
     stage: Stage
     policy: PolicyIdentity
+    written: dict[float, Mapping[Part, bytes]]
+    """The parts of all groups that were ever made, by the number that each carries in place of its start."""
     lease: int = 0
     holds: list[Holding] = field(default_factory=list)
 
@@ -59,8 +61,8 @@ class Holder:
     def _hold(self, delivery: Delivery | None) -> Holding | None:
         if delivery is None:
             return None
-        message = decode(delivery.payload, Ticket if self.stage is Stage.TICKETS else RolloutGroup)
-        assert isinstance(message, Ticket | RolloutGroup)
+        message = decode(delivery.payload, Ticket if self.stage is Stage.TICKETS else RolloutHead)
+        assert isinstance(message, Ticket | RolloutHead)
         holding = Holding(delivery, message, self.policy)
         self.holds.append(holding)
         return holding
@@ -80,11 +82,15 @@ class Holder:
         )
         return moved, self._hold(following)
 
-    def _result(self, holding: Holding, values: Sequence[float | None]) -> tuple[Stage, RolloutGroup | ScoredGroup]:
+    def _result(self, holding: Holding, values: Sequence[float | None]) -> tuple[Stage, RolloutGroup | ScoredHead]:
         if isinstance(holding.message, Ticket):
             spans = (VersionSpan(holding.policy, 0, 1), VersionSpan(self.policy, 1, 2))
-            completion = Completion(pack_int32([5, 6]), b"\x01\x01", pack_float32([-0.5, -0.5]), spans, "5", "stop")
-            group = RolloutGroup(holding.message, (completion,) * len(holding.message.seeds), "server", 1.0, 2.0)
+            number = len(self.written)
+            tokens, logprobs = pack_int32([5, number]), pack_float32([-0.5, -0.5])
+            completion = Completion(tokens, b"\x01\x01", logprobs, spans, str(number), "stop")
+            completions = (completion,) * len(holding.message.seeds)
+            group = RolloutGroup(holding.message, completions, "server", float(number), number + 1.0)
+            self.written[group.started_at] = stored(group).parts
             return Stage.ROLLOUTS, group
         scores = tuple(Score(None, "it raised") if value is None else Score(value) for value in values)
-        return Stage.SCORED, ScoredGroup(holding.message, scores)
+        return Stage.SCORED, ScoredHead(holding.message, scores)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from penstock.broker import Announcement, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
@@ -18,10 +18,10 @@ from penstock.contracts import (
     Ticket,
     VersionSpan,
     decode,
-    encode,
     pack_float32,
     pack_int32,
 )
+from penstock.parts import Stored
 from penstock.tickets import TicketBook, TicketLimits, TicketState
 from penstock_trainer.batch import varies
 from penstock_trainer.consumer import Consumer
@@ -29,6 +29,7 @@ from penstock_trainer.draws import Draws
 from penstock_trainer.evaluation import Evaluation
 from penstock_trainer.metrics import TrainerMetrics
 from penstock_trainer.prompts import EncodedPrompt
+from tests.integration.broker_bench import put, stored_scored
 
 BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40
 OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
@@ -74,9 +75,8 @@ class Bench:
         tickets = [self.draws.ticket(number, attempt=0, policy_version=1) for number in self.book.issue()]
         await self.trainer_queue.issue(tickets, Announcement(POLICY, "/weights/1", self.trainer_queue.lease.number))
 
-    async def deliver(self, key: str, payload: bytes) -> None:
-        fields: Any = {"t": key, "a": "0", "p": payload}
-        await self.queue.guard(self.queue.client.xadd(self.queue.keys.stream(Stage.SCORED), fields))
+    async def deliver(self, key: str, form: Stored) -> None:
+        await put(self.queue, Stage.SCORED, key, form)
 
     async def answer(
         self,
@@ -87,7 +87,7 @@ class Bench:
     ) -> None:
         """One group, of completions with one token of each policy."""
         ticket = self.draws.ticket(number, attempt=0, policy_version=1)
-        await self.deliver(str(number), encode(scored(ticket, values, policy, *newer)))
+        await self.deliver(str(number), stored_scored(scored(ticket, values, policy, *newer)))
 
     @contextlib.asynccontextmanager
     async def consuming(self) -> AsyncIterator[None]:

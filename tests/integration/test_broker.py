@@ -1,13 +1,17 @@
 """The workers' side of the queue: hand-over, redelivery, heartbeats and dead letters, on a real server."""
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from penstock.broker import Announcement, Queue, Served, Stage
 from penstock.broker.keys import GROUP
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, RolloutGroup, Ticket, decode
-from tests.integration.broker_bench import issue, make_group, make_ticket, make_worker
+from penstock.contracts import PolicyIdentity, Ticket, decode
+from penstock.ledger import StepRecord
+from tests.integration.broker_bench import issue, make_group, make_ticket, make_worker, read_group
 
 
 async def test_a_ticket_goes_through_all_stages(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
@@ -22,7 +26,7 @@ async def test_a_ticket_goes_through_all_stages(trainer: TrainerQueue, queue: Qu
     assert (await trainer.live())[0].startswith("rollouts|")
     received = await worker.take(Stage.ROLLOUTS)
     assert received is not None
-    assert decode(received.payload, RolloutGroup) == make_group(ticket)
+    assert await read_group(worker, received) == make_group(ticket).without_text()
 
 
 async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_nowhere(
@@ -157,6 +161,30 @@ async def test_a_malformed_message_is_buried_and_the_trainer_hears_of_it(
     note = await worker.take(Stage.SCORED)
     assert note is not None
     assert note.reason == "not a RolloutGroup"
+
+
+@pytest.mark.parametrize("ends", ["hands over", "buries"])
+async def test_a_trained_ticket_stays_committed_whatever_a_second_message_of_it_does(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config, ends: str
+) -> None:
+    await issue(trainer, 0)
+    entries: Any = await queue.client.xrange(queue.keys.stream(Stage.TICKETS))
+    [(_, fields)] = entries
+    await queue.client.xadd(queue.keys.stream(Stage.TICKETS), fields)
+    worker = make_worker(queue, queue_config)
+    first, second = [await worker.take(Stage.TICKETS) for _ in range(2)]
+    assert first is not None
+    assert second is not None
+    assert await worker.hand_over(first, make_group(make_ticket(0)), Stage.SCORED)
+    scored = await worker.take(Stage.SCORED)
+    assert scored is not None
+    await trainer.commit_step(StepRecord(0, (0,), "f", "d"), {0: scored})
+    committed = (await trainer.live())[0]
+    if ends == "buries":
+        await worker.bury(second, "it does not decode")
+    else:
+        assert await worker.hand_over(second, make_group(make_ticket(0)), Stage.ROLLOUTS)
+    assert (await trainer.live())[0] == committed
 
 
 async def test_wait_misses_nothing(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:

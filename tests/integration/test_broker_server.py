@@ -110,6 +110,21 @@ async def test_a_script_that_the_server_forgot_and_a_connection_that_it_closed_a
     assert worker.num_held == 3
 
 
+async def test_a_wait_whose_connection_breaks_goes_on(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    worker = make_worker(queue, queue_config)
+    assert await worker.take(Stage.TICKETS) is None
+    waiting = asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=3))
+    await asyncio.sleep(0.1)
+    await queue.client.client_kill_filter(_type="normal", skipme=True)
+    await asyncio.sleep(0.1)
+    await issue(trainer, 0)
+    async with asyncio.timeout(2):
+        await waiting
+    assert await worker.take(Stage.TICKETS) is not None
+
+
 async def test_a_frozen_redis_is_named(redis_server: EmbeddedServer, queue_config: Config) -> None:
     section = queue_config.redis.model_copy(update={"timeout_seconds": 1.0})
     queue = await connect(queue_config.model_copy(update={"redis": section}))

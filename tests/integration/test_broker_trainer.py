@@ -26,7 +26,7 @@ async def test_commit_is_one_change_and_is_not_repeated(
         await worker.hand_over(delivery, make_group(make_ticket(number)), Stage.SCORED)
         scored = await worker.take(Stage.SCORED)
         assert scored is not None
-        entries[number] = scored.entry_id
+        entries[number] = scored
     record = StepRecord(0, (0,), "00000000.1.pack", "ff")
     await trainer.commit_step(record, {0: entries[0]})
     await trainer.commit_step(record, {0: entries[0]})
@@ -64,7 +64,7 @@ async def test_a_trainer_without_the_lease_can_change_nothing(
         issue(trainer, 1),
         trainer.append(RunRecord("d", 1, 1, 1, 0)),
         trainer.commit_step(StepRecord(0, (0,), "f", "d"), {}),
-        trainer.drop(DropRecord(0, "poison"), ""),
+        trainer.drop(DropRecord(0, "poison"), None),
     ):
         with pytest.raises(FencedError):
             await call

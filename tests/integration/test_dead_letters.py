@@ -18,8 +18,9 @@ from penstock.config import Config
 from penstock.contracts import Ticket as TicketMessage
 from penstock.contracts import decode, encode
 from penstock.ledger import DropRecord, RunRecord, StepRecord
+from penstock.parts import Part, Stored, TextsPart, stored
 from penstock_launch.__main__ import run
-from tests.integration.broker_bench import make_group, make_ticket
+from tests.integration.broker_bench import make_group, make_scored, make_ticket, part_keys, put, read_group
 from tests.integration.consumer_bench import Bench
 
 pytestmark = pytest.mark.redis
@@ -101,7 +102,7 @@ async def test_an_outstanding_ticket_is_sent_again_and_trained_once(
     assert await hand.worker.hand_over(delivery, make_group(make_ticket(0)), Stage.SCORED)
     scored = await hand.worker.take(Stage.SCORED)
     assert scored is not None
-    await trainer.commit_step(StepRecord(0, (0,), "00000000.1.pack", "ff"), {0: scored.entry_id})
+    await trainer.commit_step(StepRecord(0, (0,), "00000000.1.pack", "ff"), {0: scored})
     assert (await trainer.counters()).outstanding == 0
 
 
@@ -111,7 +112,7 @@ async def test_a_ticket_that_has_ended_is_not_sent_again(trainer: TrainerQueue, 
     note = await hand.worker.take(Stage.SCORED)
     assert note is not None
     assert "about to drop" in await refused(hand, letter)
-    await trainer.drop(DropRecord(0, "poison"), note.entry_id)
+    await trainer.drop(DropRecord(0, "poison"), note)
     assert "has ended" in await refused(hand, letter)
     assert (await hand.depths()) == {"dead": 1}
 
@@ -139,11 +140,53 @@ async def test_a_ticket_that_is_nowhere_is_sent_again(trainer: TrainerQueue, han
     await trainer.issue([make_ticket(0)])
     delivery = await hand.worker.take(Stage.TICKETS)
     assert delivery is not None
-    await hand.worker.hand_over(delivery, make_group(make_ticket(0)), Stage.SCORED)
+    await hand.worker.hand_over(delivery, make_group(make_ticket(0)), Stage.ROLLOUTS)
+    rollout = await hand.worker.take(Stage.ROLLOUTS)
+    assert rollout is not None
+    await hand.worker.hand_over(rollout, make_scored(make_ticket(0)), Stage.SCORED)
     letter = await hand.bury(Stage.SCORED)
     assert await hand.depths() == {"dead": 1}
     assert (await hand.dead.retry(letter)).is_sent
-    assert await hand.take(Stage.SCORED) == encode(make_group(make_ticket(0)))
+    scored = await hand.worker.take(Stage.SCORED)
+    assert scored is not None
+    assert (scored.payload, scored.parts) == (encode(make_scored(make_ticket(0))), rollout.parts)
+    assert await part_keys(queue) == {queue.keys.part(rollout.parts, Part.COMPLETIONS): -1}
+    await trainer.discard(scored)
+    assert await part_keys(queue) == {}
+
+
+async def test_a_letter_keeps_its_parts_and_they_go_on_with_it(
+    trainer: TrainerQueue, hand: Hand, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await trainer.issue([make_ticket(0)])
+    delivery = await hand.worker.take(Stage.TICKETS)
+    assert delivery is not None
+    await hand.worker.hand_over(delivery, make_group(make_ticket(0)), Stage.ROLLOUTS)
+    letter = await hand.bury(Stage.ROLLOUTS, "no such reward")
+    assert list((await part_keys(queue)).values()) == [-1, -1]
+    assert await hand.command("show", letter) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "problem" not in shown
+    assert shown["message"]["server"] == "server"
+    assert shown["parts"]["texts"]["message"]["texts"] == ["2", "2"]
+    assert shown["parts"]["completions"]["message"]["completions"][0]["token_ids"] == [5, 2]
+    assert (await hand.dead.retry(letter)).is_sent
+    again = await hand.worker.take(Stage.ROLLOUTS)
+    assert again is not None
+    assert await read_group(hand.worker, again) == make_group(make_ticket(0)).without_text()
+
+
+async def test_what_is_wrong_with_a_part_is_shown(
+    trainer: TrainerQueue, hand: Hand, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = stored(make_group(make_ticket(0)))
+    wrong = [{}, {**whole.parts, Part.COMPLETIONS: b"\xc1"}, {**whole.parts, Part.TEXTS: encode(TextsPart(("2",)))}]
+    for parts, problem in zip(wrong, ["texts are not", "not a CompletionsPart", "1 texts for 2"], strict=True):
+        await put(queue, Stage.ROLLOUTS, "x", Stored(whole.head, parts))
+        assert await hand.command("show", await hand.bury(Stage.ROLLOUTS)) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert problem in shown["problem"]
+        assert shown.get("parts", {}).keys() == {str(part) for part in parts}
 
 
 @pytest.mark.parametrize(("key", "sent"), [("", True), ("x7", True), ("e3", False), ("99", False)])
@@ -178,7 +221,7 @@ async def test_a_drop_that_crosses_a_retry_ends_the_ticket_once(
     await trainer.queue.client.delete(trainer.queue.keys.lease)
     assert (await hand.dead.retry(letter)).is_sent
     await trainer.queue.client.set(trainer.queue.keys.lease, trainer.lease.token)
-    await bench.consumer._judge(note)
+    await bench.consumer._judge(note, {})
     await bench.answer(0)
     async with bench.consuming():
         await bench.until(lambda: bench.count("duplicate_groups") == 1)
@@ -209,7 +252,7 @@ async def test_the_command_lists_shows_and_sends(
     assert await hand.command("show", garbage) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["hexdump"] == ["00000000  c1 67 61 72 62 61 67 65                          |.garbage|"]
-    assert "not a RolloutGroup" in shown["problem"]
+    assert "not a RolloutHead" in shown["problem"]
 
     assert await hand.command("retry", "--all") == 0
     assert capsys.readouterr().out.splitlines() == [

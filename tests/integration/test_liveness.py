@@ -13,7 +13,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from tests.integration.broker_bench import make_group, make_ticket
+from tests.integration.broker_bench import make_group, make_scored, make_ticket
 from tests.integration.error_bench import Bench, assert_one_line
 from tests.integration.test_two_trainers import acquired, ended, eventually, trained
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving
@@ -102,7 +102,7 @@ async def test_a_restart_of_the_queue_keeps_what_is_held_at_every_stage(tmp_path
             server.kill()
             moving = [
                 asyncio.create_task(rollout.hand_over(second, make_group(make_ticket(1)), Stage.ROLLOUTS)),
-                asyncio.create_task(reward.hand_over(scored, make_group(make_ticket(0)), Stage.SCORED)),
+                asyncio.create_task(reward.hand_over(scored, make_scored(make_ticket(0)), Stage.SCORED)),
             ]
             await asyncio.sleep(0)
             server.start()

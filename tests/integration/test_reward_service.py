@@ -22,14 +22,14 @@ from penstock.contracts import (
     PolicyIdentity,
     RolloutGroup,
     Sampling,
-    ScoredGroup,
     Ticket,
     VersionSpan,
     decode,
-    encode,
     pack_float32,
     pack_int32,
 )
+from penstock.parts import Part, ScoredHead, Stored, stored
+from tests.integration.broker_bench import part_keys, put
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -116,9 +116,8 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
     queue = await connect(config)
     process = start(path)
     try:
-        for number, payload in enumerate([encode(group(0, "0.5", "die", "hang", "2", "word")), b"junk"]):
-            fields: Any = {"t": str(number), "a": "0", "p": payload}
-            await queue.guard(queue.client.xadd(queue.keys.stream(Stage.ROLLOUTS), fields))
+        name = await put(queue, Stage.ROLLOUTS, "0", stored(group(0, "0.5", "die", "hang", "2", "word")))
+        await put(queue, Stage.ROLLOUTS, "1", Stored(b"junk"))
         consumer = Worker(queue, "trainer", config.staleness)
         deliveries: dict[str, Delivery] = {}
         deadline = time.monotonic() + 60
@@ -129,12 +128,14 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
                 await consumer.wait(Stage.SCORED, timeout_seconds=1)
             else:
                 deliveries[delivery.ticket_key] = delivery
-        scores = decode(deliveries["0"].payload, ScoredGroup).scores
+        assert deliveries["0"].parts == name
+        assert await part_keys(queue) == {queue.keys.part(name, Part.COMPLETIONS): -1}, "scored: nobody reads its texts"
+        scores = decode(deliveries["0"].payload, ScoredHead).scores
         assert [score.value for score in scores] == [0.5, None, None, 2.0, None]
         assert "exit code 1" in scores[1].failure
         assert "reward.timeout_seconds" in scores[2].failure
         assert "ValueError: could not convert string to float: 'word'" in scores[4].failure
-        assert "not a RolloutGroup" in deliveries["1"].reason
+        assert "not a RolloutHead" in deliveries["1"].reason
         assert (await queue.depths())["dead"] == 1
 
         [record] = [each for each in await queue.services() if each.kind == "reward"]

@@ -16,7 +16,8 @@ from penstock.broker import Announcement, Queue, Served, ServiceRecord, Stage, W
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, decode, pack_int32
+from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, pack_int32
+from tests.integration.broker_bench import read_group
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving, stage_weights
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -91,7 +92,7 @@ async def next_group(worker: Worker) -> RolloutGroup:
     async with asyncio.timeout(30):
         while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
             await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
-    return decode(delivery.payload, RolloutGroup)
+    return await read_group(worker, delivery)
 
 
 @pytest.fixture

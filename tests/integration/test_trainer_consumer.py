@@ -1,6 +1,7 @@
 """The trainer's consumer on a real queue: what each arrival means for its ticket, and what is left of it in Redis."""
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -9,12 +10,11 @@ from penstock.broker import Queue, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
-from penstock.contracts import (
-    PolicyIdentity,
-    encode,
-)
+from penstock.contracts import PolicyIdentity, encode
 from penstock.errors import StallError
 from penstock.ledger import RunRecord
+from penstock.parts import CompletionsPart, Part, Stored
+from tests.integration.broker_bench import stored_scored
 from tests.integration.consumer_bench import BATCH_SIZE, NUM_PROMPTS, OLD, POLICY, Bench, scored
 
 pytestmark = pytest.mark.redis
@@ -132,11 +132,28 @@ async def test_equal_rewards_are_dropped_only_with_dynamic_sampling(
     assert dropped == ({"degenerate": 1} if dynamic_sampling else {})
 
 
-@pytest.mark.parametrize("case", ["junk", "cut", "another ticket"])
+MALFORMED: dict[str, Callable[[Stored], Stored]] = {
+    "junk": lambda whole: Stored(b"junk", whole.parts),
+    "cut": lambda whole: Stored(whole.head[:-3], whole.parts),
+    "no parts": lambda whole: Stored(whole.head),
+    "a part is cut": lambda whole: with_completions(whole, whole.parts[Part.COMPLETIONS][:-3]),
+    "a part is another": lambda whole: with_completions(whole, whole.parts[Part.TEXTS]),
+    "a part is of fewer": lambda whole: with_completions(whole, encode(CompletionsPart(()))),
+    "a part is huge": lambda whole: with_completions(whole, bytes(4_000_000)),
+    "another ticket": lambda whole: whole,
+}
+
+
+def with_completions(whole: Stored, data: bytes) -> Stored:
+    return Stored(whole.head, {**whole.parts, Part.COMPLETIONS: data})
+
+
+@pytest.mark.parametrize("case", MALFORMED)
 async def test_a_malformed_message_is_a_dead_letter_and_its_ticket_poison(bench: Bench, case: str) -> None:
-    whole = encode(scored(bench.draws.ticket(3, attempt=0, policy_version=1), (1.0, 0.0), POLICY))
+    number = 3 if case == "another ticket" else 0
+    whole = stored_scored(scored(bench.draws.ticket(number, attempt=0, policy_version=1), (1.0, 0.0), POLICY))
     async with bench.consuming():
-        await bench.deliver("0", {"junk": b"junk", "cut": whole[:-3], "another ticket": whole}[case])
+        await bench.deliver("0", MALFORMED[case](whole))
         await bench.until(lambda: 0 not in bench.book.outstanding)
     assert (await bench.trainer_queue.ledger()).dropped == {0: "poison"}
     assert dict((await bench.trainer_queue.counters()).dropped) == {"poison": 1}
@@ -149,7 +166,7 @@ async def test_a_malformed_message_is_a_dead_letter_and_its_ticket_poison(bench:
 @pytest.mark.parametrize("key", ["", "e", "e99", "x", "77", "\u00b2"])
 async def test_a_malformed_message_of_no_ticket_is_a_dead_letter_and_nothing_else(bench: Bench, key: str) -> None:
     async with bench.consuming():
-        await bench.deliver(key, b"junk")
+        await bench.deliver(key, Stored(b"junk"))
         await bench.answer(0)
         await bench.until(lambda: bench.arrived == [0])
     assert list(bench.book.outstanding) == [0, 1, 2, 3]
@@ -200,8 +217,8 @@ async def test_evaluation_results_complete_their_round_and_leave_the_queue(bench
     async with bench.consuming():
         for case, accuracy in (("answered", 1.0), ("malformed", None)):
             [ticket] = bench.evaluation.start(0, 1)
-            whole = encode(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
-            await bench.deliver(ticket.key, whole if case == "answered" else b"junk")
+            whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
+            await bench.deliver(ticket.key, whole if case == "answered" else Stored(whole.head))
             await bench.until(lambda: bench.evaluation.num_waiting == 0)
             results = [result.accuracy for result in bench.consumer.eval_results]
             assert results == ([accuracy] if case == "answered" else [1.0])

@@ -139,7 +139,7 @@ async def test_a_stale_group_is_trained_in_part(masking: Bench) -> None:
     assert [arrival.group.group.completions[0].num_tokens for arrival in batch] == [3, 1]
     assert dict((await bench.trainer_queue.counters()).dropped) == {}
     record = StepRecord(0, (0, 1), "00000000.1.pack", "e" * 16, VERSION, 1)
-    await bench.trainer_queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
+    await bench.trainer_queue.commit_step(record, {each.number: each.delivery for each in batch})
     assert (await bench.trainer_queue.ledger()).steps == [record]
     assert await bench.depth("scored") == 0
 

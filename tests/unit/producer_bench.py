@@ -10,7 +10,7 @@ from typing import Any
 from penstock.broker import Announcement, Delivery, Served, Stage
 from penstock.canary import Canary
 from penstock.config import Config, WeightsSection
-from penstock.contracts import Contract, PolicyIdentity, RolloutGroup, Sampling, Ticket, encode, pack_int32
+from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, encode, pack_int32
 from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.metrics import RolloutMetrics
@@ -64,14 +64,13 @@ class MemoryQueue:
         except TimeoutError:
             return
 
-    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool:
-        assert isinstance(message, RolloutGroup)
+    async def hand_over(self, delivery: Delivery, message: RolloutGroup, to: Stage) -> bool:
         assert to == Stage.ROLLOUTS
         self.published.append(message)
         return True
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage, served: Served | None = None
+        self, delivery: Delivery, message: RolloutGroup, to: Stage, *stages: Stage, served: Served | None = None
     ) -> tuple[bool, Delivery | None]:
         await self.hand_over(delivery, message, to)
         following = await self.take(*stages, served=served)

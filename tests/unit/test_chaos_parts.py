@@ -47,9 +47,20 @@ class Store:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.hashes: dict[str, dict[bytes, bytes]] = {}
+        self.letters: list[dict[bytes, bytes]] = []
+        self.parts: dict[bytes, int] = {}
 
-    def xrange(self, _: str) -> list[Any]:
+    def xrange(self, key: str) -> list[Any]:
+        if key.endswith(":dead"):
+            return [(b"0-1", letter) for letter in self.letters]
         return [(b"0-1", {b"r": msgspec.json.encode(record)}) for record in self.records]
+
+    def scan_iter(self, *, match: str, count: int) -> list[bytes]:
+        assert match.endswith(":part:*")
+        return list(self.parts)
+
+    def pttl(self, key: bytes) -> int:
+        return self.parts[key]
 
     def hgetall(self, key: str) -> dict[bytes, bytes]:
         return self.hashes.get(key.rpartition(":")[2], {})
@@ -127,6 +138,14 @@ def test_the_reader_finds_weights_that_nobody_recorded(run: WrittenRun) -> None:
 def test_the_reader_finds_a_step_that_was_not_told_of(run: WrittenRun) -> None:
     run.lines.pop()
     assert "steps.jsonl lacks steps [1]" in run.problems()
+
+
+def test_the_reader_finds_parts_that_no_dead_letter_and_no_time_will_end(run: WrittenRun) -> None:
+    run.store.letters = [{b"n": b"aa"}]
+    run.store.parts = {b"p:part:aa:texts": -1, b"p:part:bb:texts": 900}
+    assert run.problems() == ""
+    run.store.parts[b"p:part:cc:completions"] = -1
+    assert "1 parts of groups are left" in run.problems()
 
 
 def test_the_reader_finds_what_is_outstanding_at_the_end(run: WrittenRun) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from penstock.broker import Delivery
 from penstock.config import RewardSection
-from penstock.contracts import Contract, ScoredGroup, encode
 from penstock.errors import RewardUnavailableError, TransientRewardError
+from penstock.parts import ScoredHead
 from penstock_reward.breaker import Breakers
 from penstock_reward.case import MAX_TRIPS, back_off_seconds
 from penstock_reward.child import kind_of
@@ -188,14 +188,14 @@ class Queue(FakeConsumer):
     """A queue that stays open, and what was handed over in which order."""
 
     def __init__(self, *groups: Any) -> None:
-        super().__init__([encode(each) for each in groups], asyncio.Event())
+        super().__init__(groups, asyncio.Event())
         self.order: list[str] = []
 
     async def wait(self, *stages: Any, timeout_seconds: float) -> None:
         await asyncio.sleep(0.001)
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: Contract, to: Any, *stages: Any
+        self, delivery: Delivery, message: ScoredHead, to: Any, *stages: Any
     ) -> tuple[bool, Delivery | None]:
         self.order.append(delivery.ticket_key)
         return await super().hand_over_and_take(delivery, message, to, *stages)
@@ -244,7 +244,7 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
         queue.stop.set()
     scored = [queue.handed_over[str(number)] for number in range(8)]
     # The first group failed on its own, before the breaker opened in the second; no later one did.
-    values = [[score.value for score in each.scores] for each in scored if isinstance(each, ScoredGroup)]
+    values = [[score.value for score in each.scores] for each in scored]
     assert values == [[None, None], *[[1.0, 1.0]] * 7]
     assert queue.order[0] == "0"
     assert queue.order[3:] == sorted(queue.order[3:])
@@ -288,6 +288,5 @@ async def test_a_group_at_fault_keeps_nothing_open_and_fails_in_the_end() -> Non
         await until(lambda: len(queue.handed_over) >= 11 and "0" in queue.handed_over)
         queue.stop.set()
     bad = queue.handed_over["0"]
-    assert isinstance(bad, ScoredGroup)
     assert [score.value for score in bad.scores] == [None, None]
     assert sum(text == "bad a" for _, text in server.completions) >= MAX_TRIPS

@@ -10,18 +10,18 @@ from penstock.broker import Delivery, Stage
 from penstock.config import RewardSection
 from penstock.contracts import (
     Completion,
-    Contract,
     PolicyIdentity,
     RolloutGroup,
     Sampling,
-    ScoredGroup,
     Ticket,
     VersionSpan,
+    decode,
     encode,
     pack_float32,
     pack_int32,
 )
 from penstock.errors import RewardError
+from penstock.parts import Part, RolloutHead, ScoredHead, Stored, TextsPart, stored
 from penstock_reward.messages import Call, Outcome
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.scoring import Scoring
@@ -137,13 +137,15 @@ def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> Roll
 class FakeConsumer:
     """The queue: deliveries to take, and what became of each."""
 
-    def __init__(self, payloads: Sequence[bytes], stop: asyncio.Event) -> None:
+    def __init__(self, messages: Sequence[RolloutGroup | bytes], stop: asyncio.Event) -> None:
+        forms = [stored(each) if isinstance(each, RolloutGroup) else Stored(each) for each in messages]
+        self.parts = {str(index): form.parts for index, form in enumerate(forms)}
         self.waiting = [
-            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, payload, "", 0, 0)
-            for index, payload in enumerate(payloads)
+            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, form.head, "", 0, 0, parts=str(index))
+            for index, form in enumerate(forms)
         ]
         self.stop = stop
-        self.handed_over: dict[str, Contract] = {}
+        self.handed_over: dict[str, ScoredHead] = {}
         self.buried: dict[str, str] = {}
         self.given_back: list[str] = []
         self.held = 0
@@ -164,8 +166,12 @@ class FakeConsumer:
             self.stop.set()
         await asyncio.sleep(0)
 
+    async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]:
+        assert parts == (Part.TEXTS,), "it reads more than it needs"
+        return [{part: self.parts[each.parts].get(part) for part in parts} for each in deliveries]
+
     async def hand_over_and_take(
-        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage
+        self, delivery: Delivery, message: ScoredHead, to: Stage, *stages: Stage
     ) -> tuple[bool, Delivery | None]:
         assert to is Stage.SCORED
         self.held -= 1
@@ -189,36 +195,35 @@ class FakeConsumer:
 async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() -> None:
     stop = asyncio.Event()
     groups = [group(0), group(1, reward="nonsense"), group(3, purpose="eval")]
-    payloads = [encode(groups[0]), encode(groups[1]), b"\xc1 not a group", encode(groups[2])]
-    consumer = FakeConsumer(payloads, stop)
+    consumer = FakeConsumer([groups[0], groups[1], b"\xc1 not a group", groups[2], groups[0], groups[0]], stop)
+    consumer.parts["4"] = {}
+    consumer.parts["5"] = {Part.TEXTS: encode(TextsPart(("7",)))}
     metrics = RewardMetrics()
     runner = FakeRunner(lambda call, attempt: OK if call.completion == 0 else TIMEOUT)
     async with asyncio.timeout(10):
         await score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
-    assert isinstance(scored, ScoredGroup)
-    assert scored.group == groups[0].without_text() != groups[0]
+    assert scored.group == decode(stored(groups[0]).head, RolloutHead)
     assert [score.value for score in scored.scores] == [1.0, None]
     assert scored.scores[1].failure == "exact_match: killed after 10 s"
     unknown = consumer.handed_over["1"]
-    assert isinstance(unknown, ScoredGroup)
     assert all(score.failure.startswith("unknown reward 'nonsense'") for score in unknown.scores)
-    assert list(consumer.buried) == ["2"]
-    assert "not a RolloutGroup" in consumer.buried["2"]
-    evaluated = consumer.handed_over["3"]
-    assert isinstance(evaluated, ScoredGroup)
-    assert evaluated.group == groups[2]
+    assert list(consumer.buried) == ["2", "4", "5"]
+    assert "not a RolloutHead" in consumer.buried["2"]
+    assert consumer.buried["4"] == "its texts are not in the queue"
+    assert consumer.buried["5"] == "1 texts for 2 seeds"
+    assert "3" in consumer.handed_over
     assert consumer.followed, "hand-overs do not take the next group"
     samples = metrics.registry.get_sample_value
     assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3
-    assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 1
+    assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 3
     assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not enter
 
 
 async def test_no_more_groups_are_held_than_can_be_scored() -> None:
     stop = asyncio.Event()
-    consumer = FakeConsumer([encode(group(number)) for number in range(10)], stop)
+    consumer = FakeConsumer([group(number) for number in range(10)], stop)
     metrics = RewardMetrics()
     async with asyncio.timeout(10):
         await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Seats(3, max_parked=4))
@@ -242,7 +247,7 @@ class StuckRunner(FakeRunner):
 async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_reward.worker.DRAIN_SECONDS", 0.1)
     stop = asyncio.Event()
-    consumer = FakeConsumer([encode(group(0)), encode(group(1))], stop)
+    consumer = FakeConsumer([group(0), group(1)], stop)
     runner, metrics = StuckRunner(), RewardMetrics()
     loop = asyncio.create_task(score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(1, max_parked=4)))
     async with asyncio.timeout(10):

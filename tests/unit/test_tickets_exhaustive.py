@@ -8,7 +8,7 @@ not. So its mutant lets servers lie, and so does the model that shows that rule 
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -69,6 +69,7 @@ def _path(came_from: dict[State, tuple[State, str] | None], state: State) -> str
         Model(Rules(), num_draws=2, max_staleness=1),
         Model(Rules(), num_draws=3, max_crashes=1),
         Model(Rules(liars=True), num_draws=2),
+        Model(Rules(), num_draws=2, parts=True),
     ],
     ids=str,
 )
@@ -90,6 +91,12 @@ def test_no_interleaving_breaks_an_invariant_or_loses_a_ticket(model: Model) -> 
 )
 def test_without_any_one_rule_the_bound_breaks(rules: Rules, num_draws: int) -> None:
     assert "versions stale" in explore(Model(rules, num_draws, max_crashes=0)).wrong
+
+
+@pytest.mark.parametrize("left_out", ["named_only_if_there", "written_once", "late_leaves_them"])
+def test_without_any_one_rule_a_group_loses_its_parts(left_out: str) -> None:
+    rules = replace(Rules(), **{left_out: False})
+    assert "are not those of its entry" in explore(Model(rules, num_draws=2, parts=True)).wrong
 
 
 def test_rules_one_and_two_alone_keep_the_bound_of_honest_servers() -> None:

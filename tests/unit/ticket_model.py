@@ -7,6 +7,13 @@ lives on and may hand over late. Each of the three staleness rules can be left o
     rule 2  a server that serves an older version than announced takes no ticket            scripts.TAKE
     rule 3  what the engine asserts is checked before a batch is trained                    Consumer.next_batch
 
+With `parts` a hand-over is two steps, the write of the group's parts and the script, and time passes between them.
+Three more rules, each of which can be left out too:
+
+    named only if there   the script refuses to name parts that have expired                scripts.HAND_OVER
+    written once          a repeated write leaves what is there as it is                    Worker._writes (NX)
+    late leaves them      a script that finds the entry not its own touches no parts        scripts.HAND_OVER
+
 Called by `test_tickets_exhaustive`.
 """
 
@@ -17,6 +24,7 @@ TICKETS, HELD, ARRIVED, COMMITTED, TRAINED = "tickets", "held", "arrived", "comm
 ORDER = {stage: rank for rank, stage in enumerate((TICKETS, HELD, ARRIVED, COMMITTED, TRAINED))}
 FREE = -1
 GONE = -1
+KEPT, EXPIRING, LOST = "kept", "expiring", "lost"
 
 
 @dataclass(frozen=True)
@@ -27,21 +35,29 @@ class Rules:
     refuse_older: bool = True
     check_versions: bool = True
     liars: bool = False
+    named_only_if_there: bool = True
+    written_once: bool = True
+    late_leaves_them: bool = True
 
 
 @dataclass(frozen=True)
 class Place:
-    """A ticket: its stage, the worker that its entry is pending for, and the version that generated its group."""
+    """A ticket: its stage, the worker that its entry is pending for, and the version that generated its group.
+
+    parts: KEPT, EXPIRING or LOST of a group whose entry names some.
+    """
 
     stage: str = TICKETS
     owner: int = FREE
     made_by: int = 0
     step: int = -1
+    parts: str = ""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """version: that it serves; holds: the ticket that it believes to hold; started: the version it began with.
+    """version: that it serves; holds: the ticket that it believes to hold; started: the version it began with;
+    wrote: its group's parts are there and nothing names them yet; repeats: the ticket whose answer it did not get.
 
     An entry that was replaced by another is GONE: the ids of entries never come back, so that no script can mistake it.
     """
@@ -50,6 +66,8 @@ class Worker:
     holds: int | None = None
     started: int = 0
     alive: bool = True
+    wrote: bool = False
+    repeats: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Model:
     batch_size: int = 1
     max_staleness: int = 0
     max_crashes: int = 2
+    parts: bool = False
 
     @property
     def credits(self) -> int:
@@ -92,16 +111,28 @@ class Model:
                 yield f"commit {batch}", self._commit(state, batch)
         for version in range(state.announced + 1, state.steps + 1):
             yield f"announce {version}", self._announce(state, version)
+        for ticket, place in enumerate(state.places):
+            if place.parts == EXPIRING:
+                yield f"the parts of {ticket} expire", _put(state, ticket, replace(place, parts=LOST))
 
     def _worker_moves(self, state: State, number: int, worker: Worker) -> Iterator[tuple[str, State]]:
-        if worker.holds is None:
+        if worker.repeats is not None:
+            yield f"{number} repeats its script", self._repeat(state, number, worker)
+        elif worker.holds is None:
             yield from self._takes(state, number)
         else:
+            if self.parts:
+                step = "its parts expire" if worker.wrote else "writes parts"
+                yield f"{number}: {step}", _with_worker(state, number, replace(worker, wrote=not worker.wrote))
             idle = self._hand_over(state, number, worker)
             yield f"{number} hands over {worker.holds}", idle
             # scripts.HAND_OVER takes in the same step; where its answer is lost, it was handed over all the same.
             for name, after in self._takes(idle, number):
                 yield f"{number} hands over {worker.holds} and {name}", after
+            if self.parts and idle != state and state.crashes < self.max_crashes:
+                unanswered = replace(idle.workers[number], repeats=worker.holds)
+                after = replace(_with_worker(idle, number, unanswered), crashes=state.crashes + 1)
+                yield f"{number} hands over {worker.holds} and is not answered", after
             # scripts.GIVE_BACK.
             yield f"{number} gives back", self._let_go(state, number, worker)
         if worker.version < state.steps:
@@ -147,15 +178,28 @@ class Model:
 
     def _hand_over(self, state: State, number: int, worker: Worker) -> State:
         """scripts.HAND_OVER: XPENDING shows whether this very entry is mine; else nothing is published."""
-        idle = _with_worker(state, number, replace(worker, holds=None, started=0))
+        idle = _with_worker(state, number, replace(worker, holds=None, started=0, wrote=False))
         ticket = worker.holds
         if ticket is None or ticket == GONE or state.places[ticket].owner != number:
             return idle
+        if self.parts and self.rules.named_only_if_there and not worker.wrote:
+            return state  # it writes them again
+        parts = (KEPT if worker.wrote else LOST) if self.parts else ""
         # Running requests continue under newer weights: the oldest token is of the version at the start.
-        return _replaced(_put(idle, ticket, Place(ARRIVED, made_by=worker.started)), ticket)
+        return _replaced(_put(idle, ticket, Place(ARRIVED, made_by=worker.started, parts=parts)), ticket)
+
+    def _repeat(self, state: State, number: int, worker: Worker) -> State:
+        """Writes and script once more: the entry is not its own any more, whether or not the first run moved it."""
+        after = _with_worker(state, number, replace(worker, repeats=None))
+        ticket = worker.repeats
+        if ticket is None or ticket == GONE or not (place := state.places[ticket]).parts:
+            return after
+        if not self.rules.late_leaves_them:
+            return _put(after, ticket, replace(place, parts=LOST))
+        return after if self.rules.written_once else _put(after, ticket, replace(place, parts=EXPIRING))
 
     def _let_go(self, state: State, number: int, worker: Worker) -> State:
-        idle = _with_worker(state, number, replace(worker, holds=None, started=0))
+        idle = _with_worker(state, number, replace(worker, holds=None, started=0, wrote=False))
         ticket = worker.holds
         mine = ticket is not None and ticket != GONE and state.places[ticket].owner == number
         return _put(idle, ticket, Place()) if mine and ticket is not None else idle
@@ -202,6 +246,8 @@ class Model:
                 return f"ticket {ticket} is {place.step - was.made_by} versions stale"
             if (place.stage == HELD) != (place.owner != FREE):
                 return f"ticket {ticket} is in two places: {place}"
+            if self.parts and (place.parts == KEPT) != (place.stage == ARRIVED):
+                return f"the parts of ticket {ticket} are not those of its entry: {place}"
         if self.rules.keep_credits and sum(place.stage != TRAINED for place in after.places) > self.credits:
             return "more outstanding than credits"
         return ""

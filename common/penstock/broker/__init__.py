@@ -1,8 +1,9 @@
 """Everything that Penstock says to Redis, and nothing else does."""
 
+from penstock.broker.connect import connect
 from penstock.broker.keys import Keys, Stage
 from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
-from penstock.broker.queue import Announcement, Queue, ServiceRecord, connect
+from penstock.broker.queue import Announcement, Queue, ServiceRecord
 from penstock.broker.worker import Delivery, Served, Worker
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Scripts called over connections of their own, one call at a time on each.
+"""Scripts and reads called over connections of their own, one call at a time on each.
 
-Owns these connections. Invariant: a connection is used again only after it has given the whole answer of its last call.
+Owns these connections. Invariant: a connection is used again only after it has given all answers of its last call.
 The client's pool looks for stray data before each call and wraps it in retries: half of what a call costs. Here the
 first attempt does without; one that meets a broken connection is repeated by the client, with its back-off. Called by
 `queue.py`.
@@ -11,47 +11,84 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio as aioredis
-from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, NoScriptError, OutOfMemoryError, ResponseError, TimeoutError
+
+Command = Sequence[Any]
 
 
 class Calls:
-    """The scripts of one client."""
+    """The calls of one client."""
 
     def __init__(self, client: "aioredis.Redis") -> None:
         self._client: Any = client  # parts of it have no types
         self._idle: list[Any] = []
         self._digests: dict[str, str] = {}
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a script that may be repeated; the server is sent its text only where it does not know it."""
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], first: Sequence[Command] = ()) -> Any:
+        """Run a script that may be repeated; the server is sent its text only where it does not know it.
+
+        `first`: commands that may be repeated too and go before it, in the same round trip. The script must see for
+        itself whether a full Redis has refused them.
+        """
         digest = self._digests.get(script)
         if digest is None:
             digest = self._digests[script] = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         command = ("EVALSHA", digest, len(keys), *keys, *args)
-        try:
-            return await self._call(command)
-        except NoScriptError:
+        *before, answer = await self._exchange([*first, command])
+        for each in before:
+            if isinstance(each, ResponseError) and not isinstance(each, OutOfMemoryError):
+                raise each
+        if isinstance(answer, NoScriptError):
             await self._client.script_load(script)
-            return await self._call(command)
+            [answer] = await self._exchange([command])
+        return _checked(answer)
 
-    async def _call(self, command: Sequence[Any]) -> Any:
+    async def read(self, *command: Any) -> Any:
+        """The answer of a command that changes nothing."""
+        [answer] = await self._exchange([command])
+        return _checked(answer)
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """An answer for each command: the error where it was refused."""
         connection = self._idle.pop() if self._idle else self._client.connection_pool.make_connection()
         try:
-            await connection.send_packed_command(connection.pack_command(*command))
-            answer = await connection.read_response()
-        except ResponseError:
-            self._idle.append(connection)
-            raise
+            await connection.send_packed_command(_packed(commands))
+            answers = [await _answer(connection.read_response()) for _ in commands]
         except (ConnectionError, TimeoutError, OSError):
             await connection.disconnect(nowait=True)
-            return await self._client.execute_command(*command)
+            return [await _answer(self._client.execute_command(*each)) for each in commands]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         self._idle.append(connection)
-        return answer
+        return answers
 
     async def close(self) -> None:
         """Close the connections that no call is using; a call that is cancelled closes its own."""
         while self._idle:
             await self._idle.pop().disconnect()
+
+
+def _packed(commands: Sequence[Command]) -> bytes:
+    """As the client would write them, which takes 20 us longer for a script and copies twice what is long."""
+    pieces: list[bytes] = []
+    for command in commands:
+        pieces.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            kind = type(argument)
+            data = argument if kind is bytes else argument.encode() if kind is str else b"%d" % argument
+            pieces += (b"$%d\r\n" % len(data), data, b"\r\n")
+    return b"".join(pieces)
+
+
+async def _answer(call: Any) -> Any:
+    try:
+        return await call
+    except ResponseError as error:
+        return error
+
+
+def _checked(answer: Any) -> Any:
+    if isinstance(answer, ResponseError):
+        raise answer
+    return answer

@@ -21,12 +21,13 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from penstock.broker.keys import GROUP, Stage
+from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import Queue
 from penstock.broker.scripts import WAKE
 from penstock.errors import ConfigError
+from penstock.parts import Part
 
-READ_COUNT = 100  # a letter holds a whole message
+READ_COUNT = 100  # a stranger's letter may be large
 ENTRY_ID = re.compile(r"\d+-\d+")
 
 SENT = "sent"
@@ -83,7 +84,9 @@ if is_ticket then
   attempt = string.format('%d', math.max(tonumber(attempt) or 0, tonumber(last) or 0))
 end
 
-local id = redis.call('XADD', stream, '*', 't', ticket, 'a', attempt, 'p', letter.p or '')
+local again = {'t', ticket, 'a', attempt, 'p', letter.p or ''}
+if letter.n then again[7], again[8] = 'n', letter.n end
+local id = redis.call('XADD', stream, '*', unpack(again))
 if is_ticket then
   redis.call('HSET', KEYS[2], ticket, stage .. '|' .. id .. '|' .. attempt)
   redis.call('HDEL', KEYS[3], ticket)
@@ -102,7 +105,7 @@ return {'sent', stage}
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One entry of `dead`. `since`: Unix seconds; `attempt`: how often its ticket was issued before."""
+    """One entry of `dead`. since: Unix seconds; attempt: how often its ticket was issued before; parts: their name."""
 
     entry_id: str
     ticket: str
@@ -110,6 +113,7 @@ class DeadLetter:
     stage: str
     reason: str
     payload: bytes
+    parts: str
 
     @property
     def since(self) -> float:
@@ -146,6 +150,12 @@ class DeadLetters:
             raise ConfigError(f"no dead letter {entry_id}: expected an id that `penstock dead list` shows")
         return found[0]
 
+    async def parts(self, letter: DeadLetter) -> dict[Part, bytes | None]:
+        """What is heavy of a letter's group; None for a part that is not there."""
+        if not letter.parts:
+            return dict.fromkeys(Part)
+        return dict(zip(Part, await self._queue.read(self._queue.keys.parts(letter.parts)), strict=True))
+
     async def retry(self, entry_id: str) -> Retry:
         """Send a letter to the stage that it came from, if its ticket allows it."""
         keys = self._queue.keys
@@ -171,7 +181,7 @@ def _letter(entry_id: str, fields: dict[bytes, bytes]) -> DeadLetter:
     ticket, attempt, stage, reason = (
         fields.get(name, b"").decode(errors="replace") for name in (b"t", b"a", b"s", b"x")
     )
-    return DeadLetter(entry_id, ticket, attempt, stage, reason, fields.get(b"p", b""))
+    return DeadLetter(entry_id, ticket, attempt, stage, reason, fields.get(b"p", b""), part_name(fields.get(b"n", b"")))
 
 
 def _checked(entry_id: str) -> str:

@@ -5,6 +5,8 @@ so that runs do not meet. Called by the other modules of `penstock.broker`.
 
     tickets, eval, rollouts, scored   streams of work, one consumer group each
     dead          stream of what could not be used, with the reason
+    part:<name>:<part>  string: what is heavy of one group (`penstock.parts`); the entry of the group holds the name.
+                  With a time to live until an entry names it; from then on deleted with the last that does
     wake:<stage>  stream of length 1 that blocking readers wait on
     live          hash: ticket -> stage|entry|attempt, one for every outstanding ticket
     failures      hash: ticket -> failures that its workers reported
@@ -18,9 +20,13 @@ so that runs do not meet. Called by the other modules of `penstock.broker`.
     lease:last    integer: the highest number given out
 """
 
+import re
 from enum import StrEnum
 
+from penstock.parts import Part
+
 GROUP = "penstock"
+PART_NAME = re.compile("[0-9a-f]{32}")
 
 
 class Stage(StrEnum):
@@ -58,7 +64,20 @@ class Keys:
     def wake(self, stage: Stage) -> str:
         return self.name(f"wake:{stage}")
 
+    def part(self, name: str, part: Part) -> str:
+        return self.name(f"part:{name}:{part}")
+
+    def parts(self, name: str) -> list[str]:
+        """The keys of all parts of a name, whether they exist or not; none for the empty name."""
+        return [self.part(name, part) for part in Part] if name else []
+
     @property
     def pattern(self) -> str:
         """Matches every key of the run (for SCAN): `{` and `}` are plain characters there."""
         return f"{self._prefix}*"
+
+
+def part_name(value: bytes) -> str:
+    """A name as an entry holds it; empty where it is none, so that no entry can name another key."""
+    text = value.decode(errors="replace")
+    return text if PART_NAME.fullmatch(text) else ""

@@ -1,19 +1,17 @@
 """The connection of one service to one run's keys in Redis or Valkey.
 
-Owns connecting, retrying and naming what went wrong, and what every kind of service reads: the announced version, the
-registered services, the depths of the streams. Invariant: a call either has its effect once or raises; every script
-may be repeated after a broken connection. `worker.py` and `trainer.py` build on it.
+Owns waiting for a full server and naming what went wrong, and what every kind of service reads: the announced version,
+the registered services, the depths of the streams. Invariant: a call either has its effect once or raises; every script
+may be repeated after a broken connection. Made by `connect.py`; `worker.py` and `trainer.py` build on it.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
@@ -24,20 +22,17 @@ from redis.exceptions import (
 )
 
 from penstock.broker import scripts
-from penstock.broker.calls import Calls
+from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.canary import Canary
-from penstock.config import Config
 from penstock.contracts import Contract, PolicyIdentity
 from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
 
 log = logging.getLogger(__name__)
 
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
-CONNECT_TIMEOUT_SECONDS = 10.0
 LONGEST_BLOCK_SECONDS = 4.0
 FULL_RETRY_SECONDS = 1.0
-BACKOFF_CAP_SECONDS = 1.0
 
 
 class Announcement(Contract, frozen=True):
@@ -64,54 +59,6 @@ class ServiceRecord(Contract, frozen=True):
     engine: str = ""
 
 
-async def connect(config: Config, *, known_only: bool = False) -> "Queue":
-    """Connect and check the server; QueueError or ConfigError naming redis.url when it cannot serve.
-
-    `known_only`: nothing is made there; ConfigError when it holds nothing of the run.
-    """
-    section = config.redis
-    if not section.url:
-        raise ConfigError(
-            "redis.url is empty; expected redis://host:port, or `penstock launch local`, which starts one"
-        )
-    attempts = max(3, int(section.timeout_seconds / BACKOFF_CAP_SECONDS))
-    try:
-        client = aioredis.Redis.from_url(
-            section.url,
-            password=section.password.get_secret_value() if section.password else None,
-            # With a timeout redis-py sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that
-            # comes as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            health_check_interval=15,
-            retry=_RetryUnlessRefused(ExponentialWithJitterBackoff(base=0.02, cap=BACKOFF_CAP_SECONDS), attempts),
-            retry_on_error=[ConnectionError, TimeoutError, OSError],
-        )
-    except ValueError as error:
-        raise ConfigError(f"redis.url: saw {section.url!r} ({error}); expected redis://host:port") from None
-    queue = Queue(client, Keys(config.run.name), _without_password(section.url), section.timeout_seconds)
-    try:
-        await queue.check_server(make_groups=not known_only)
-        if known_only:
-            await queue.require_run(config.run.name)
-    except BaseException:
-        await queue.close()
-        raise
-    return queue
-
-
-class _RetryUnlessRefused(Retry):
-    """Repeats what a broken connection interrupted, but not a refused password, which redis-py counts as one."""
-
-    async def call_with_retry(
-        self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False
-    ) -> Any:
-        def may_repeat(error: Exception) -> bool:
-            return not isinstance(error, AuthenticationError) and (is_retryable is None or is_retryable(error))
-
-        return await super().call_with_retry(do, fail, may_repeat, with_failure_count)
-
-
 class Queue:
     """What every service may ask of a run's Redis."""
 
@@ -128,17 +75,32 @@ class Queue:
         await self._calls.close()
         await self.client.aclose()
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a script; waits while Redis is full, since the script has then changed nothing."""
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], first: Sequence[Command] = ()) -> Any:
+        """Run a script; waits while Redis is full, since the script has then changed nothing. `first`: see `Calls`."""
         warned = False
         while True:
             try:
-                return await self.guard(self._calls.run(script, keys, args))
+                return await self.guard(self._calls.run(script, keys, args, first))
             except OutOfMemoryError as error:
                 if not warned:
                     log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self.shown_url, error)
                     warned = True
                 await asyncio.sleep(FULL_RETRY_SECONDS)
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The strings that keys hold; None for one that does not exist."""
+        if not keys:
+            return []
+        found: list[bytes | None] = await self.guard(self._calls.read("MGET", *keys))
+        return found
+
+    async def next_of(self, streams: Mapping[str, str], timeout_seconds: float) -> dict[str, str]:
+        """Wait until one of the streams holds an entry after the given one; the first that each then holds, if any."""
+        block_ms = max(1, int(min(timeout_seconds, self.longest_block_seconds) * 1000))
+        command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *streams.values())
+        answer = await self.guard(self._calls.read(*command))
+        # A map here, a list of pairs where the client has repeated the call.
+        return {name.decode(): entries[-1][0].decode() for name, entries in dict(answer or ()).items()}
 
     async def guard(self, call: Any) -> Any:
         """Await a Redis call, with its errors in Penstock's words."""
@@ -163,7 +125,7 @@ class Queue:
             raise QueueError(f"Redis at {self.shown_url}: {error}") from error
 
     async def check_server(self, *, make_groups: bool = True) -> str:
-        """Name and version of the server; makes the consumer groups. ConfigError when it is too old or a cluster."""
+        """Name and version of the server; makes the consumer groups. ConfigError when it cannot keep a run."""
         info = await self.guard(self.client.info("server"))
         version = str(info.get("redis_version", "0"))
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
@@ -173,6 +135,13 @@ class Queue:
                 f"redis.url {self.shown_url}: a node of a Redis Cluster; expected a single server. A run has all its "
                 "keys in one hash slot, so that a cluster would serve it with one node at a time, and lose the last "
                 "acknowledged writes when another takes over"
+            )
+        memory = await self.guard(self.client.info("memory"))
+        # volatile-*: evicts only what has a time to live, which is written again where it is missed.
+        if int(memory.get("maxmemory", 0)) and str(memory.get("maxmemory_policy", "")).startswith("allkeys"):
+            raise ConfigError(
+                f"redis.url {self.shown_url}: maxmemory-policy {memory['maxmemory_policy']}, which deletes a run's "
+                "groups and ledger when memory is short; expected noeviction"
             )
         for stage in Stage if make_groups else ():
             try:
@@ -286,8 +255,3 @@ def refusal(error: str) -> QueueError | None:
             "the trainer starts again from the ledger"
         )
     return FencedError(f"the lease is held by {holder}; this trainer has lost it and stops")
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

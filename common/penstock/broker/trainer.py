@@ -90,7 +90,14 @@ class TrainerQueue:
         keys = self._keys
         await self._run(
             scripts.REISSUE,
-            [keys.lease, keys.stream(Stage.SCORED), keys.live, keys.stream(Stage.TICKETS), keys.wake(Stage.TICKETS)],
+            [
+                keys.lease,
+                keys.stream(Stage.SCORED),
+                keys.live,
+                keys.stream(Stage.TICKETS),
+                keys.wake(Stage.TICKETS),
+                *keys.parts(delivery.parts),
+            ],
             [self.lease.token, GROUP, delivery.entry_id, ticket.key, ticket.attempt, encode(ticket)],
         )
 
@@ -104,25 +111,26 @@ class TrainerQueue:
             [self.lease.token, *flat],
         )
 
-    async def commit_step(self, record: Record, entries: Mapping[int, str]) -> None:
-        """The commit point of a batch: append its record, delete its groups. `entries`: ticket -> entry."""
-        await self._commit(record, "trained", drop=False, entries=entries)
+    async def commit_step(self, record: Record, groups: Mapping[int, Delivery]) -> None:
+        """The commit point of a batch: append its record, delete its groups, which tickets are given with."""
+        await self._commit(record, "trained", drop=False, groups=groups)
 
-    async def drop(self, record: DropRecord, entry_id: str) -> None:
-        """End a ticket without training it and delete its group."""
-        await self._commit(record, f"dropped:{record.reason}", drop=True, entries={record.ticket: entry_id})
+    async def drop(self, record: DropRecord, delivery: Delivery | None) -> None:
+        """End a ticket without training it and delete its group, where there is one."""
+        await self._commit(record, f"dropped:{record.reason}", drop=True, groups={record.ticket: delivery})
 
     async def append(self, record: Record) -> None:
         """Append a record that concerns no ticket."""
-        await self._commit(record, "", drop=False, entries={})
+        await self._commit(record, "", drop=False, groups={})
 
-    async def _commit(self, record: Record, counter: str, *, drop: bool, entries: Mapping[int, str]) -> None:
+    async def _commit(self, record: Record, counter: str, *, drop: bool, groups: Mapping[int, Delivery | None]) -> None:
         keys = self._keys
-        flat = [part for ticket, entry in entries.items() for part in (ticket, entry)]
+        flat = [part for ticket, each in groups.items() for part in (ticket, each.entry_id if each else "")]
+        parts = [key for each in groups.values() if each is not None for key in keys.parts(each.parts)]
         async with self._appending:  # each call says what the ledger ended with before it
             entry = await self._run(
                 scripts.COMMIT,
-                [keys.lease, keys.ledger, keys.stream(Stage.SCORED), keys.live, keys.counters],
+                [keys.lease, keys.ledger, keys.stream(Stage.SCORED), keys.live, keys.counters, *parts],
                 [self.lease.token, GROUP, encode_record(record), counter, int(drop), self._ledger_end or "", *flat],
             )
             if self._ledger_end is not None:
@@ -133,7 +141,7 @@ class TrainerQueue:
         keys = self._keys
         await self._run(
             scripts.DISCARD,
-            [keys.lease, keys.stream(Stage.SCORED)],
+            [keys.lease, keys.stream(Stage.SCORED), *keys.parts(delivery.parts)],
             [self.lease.token, GROUP, delivery.entry_id],
         )
 

@@ -97,11 +97,19 @@ return 1
 """
 )
 
+# Deletes the parts of entries that are deleted: KEYS from the given place on.
+_UNLINK = """
+local function unlink(first)
+  for i = first, #KEYS do redis.call('UNLINK', KEYS[i]) end
+end
+"""
+
 # The commit point: appends to the ledger, then acknowledges and deletes what the record covers.
-# KEYS lease, ledger, scored, live, counters
+# KEYS lease, ledger, scored, live, counters, then parts
 # ARGV token, group, record, counter or '', drop 0|1, entry that the ledger ends with or '', then (ticket, entry)...
 COMMIT = (
     _FENCE
+    + _UNLINK
     + """
 -- A call that is repeated after a broken connection appends nothing twice.
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', '1')
@@ -119,15 +127,17 @@ for i = 7, #ARGV, 2 do
   else redis.call('HSET', KEYS[4], ARGV[i], 'committed|' .. id .. '|') end
   if ARGV[4] ~= '' then redis.call('HINCRBY', KEYS[5], ARGV[4], 1) end
 end
+unlink(6)
 return id
 """
 )
 
 # Issues a ticket again whose scored group cannot be trained, and lets go of that group.
-# KEYS lease, scored, live, tickets, wake of tickets ; ARGV token, group, entry, ticket, attempt, payload
+# KEYS lease, scored, live, tickets, wake of tickets, then parts ; ARGV token, group, entry, ticket, attempt, payload
 REISSUE = (
     _FENCE
     + WAKE
+    + _UNLINK
     + """
 local place = redis.call('HGET', KEYS[3], ARGV[4])
 if place and string.match(place, '[^|]*$') == ARGV[5] then return 0 end
@@ -135,16 +145,19 @@ local id = redis.call('XADD', KEYS[4], '*', 't', ARGV[4], 'a', ARGV[5], 'p', ARG
 redis.call('HSET', KEYS[3], ARGV[4], 'tickets|' .. id .. '|' .. ARGV[5])
 redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
 redis.call('XDEL', KEYS[2], ARGV[3])
+unlink(6)
 wake(KEYS[5])
 return 1
 """
 )
 
-# KEYS lease, scored ; ARGV token, group, entry   (a duplicate, or an evaluation result that was counted)
+# KEYS lease, scored, then parts ; ARGV token, group, entry   (a duplicate, or an evaluation result that was counted)
 DISCARD = (
     _FENCE
+    + _UNLINK
     + """
 redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
+unlink(3)
 return redis.call('XDEL', KEYS[2], ARGV[3])
 """
 )

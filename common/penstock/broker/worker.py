@@ -1,7 +1,8 @@
 """One consumer of the work streams: takes entries, renews what it holds, hands over, gives back, buries.
 
 Invariant: an entry is deleted only by the script that puts its successor in place, and only while it is held by this
-consumer; a late worker publishes nothing. Called by the loops of rollout, reward and trainer services.
+consumer; a late worker publishes nothing. The parts of a group are written before the entry that names them, and are
+read on their own. Called by the loops of rollout, reward and trainer services.
 """
 
 import asyncio
@@ -13,16 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.broker import scripts
-from penstock.broker.keys import GROUP, Stage
-from penstock.broker.queue import Queue
+from penstock.broker.calls import Command
+from penstock.broker.keys import GROUP, Stage, part_name
+from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
 from penstock.config import StalenessSection
-from penstock.contracts import Contract, encode
+from penstock.contracts import RolloutGroup
+from penstock.parts import Part, ScoredHead, Stored, stored
 
 log = logging.getLogger(__name__)
 
 MAX_ENGINE_DEATHS = 3  # two may be another ticket's fault; the third happens while it runs alone
 RENEWALS_PER_IDLE_TIME = 3
 POISON = "poison"
+PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it comes right behind it
+MOVED, NO_PART = 1, 2  # what HAND_OVER answers
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Delivery:
-    """An entry that this worker holds. `payload` is empty and `reason` set where there is nothing to decode."""
+    """An entry that this worker holds. `payload` is empty and `reason` set where there is nothing to decode.
+
+    parts: the name of what is heavy of its group; empty where it has none.
+    """
 
     stage: Stage
     entry_id: str
@@ -45,6 +53,7 @@ class Delivery:
     reason: str
     failures: int
     engine_deaths: int
+    parts: str = ""
 
 
 class Worker:
@@ -104,6 +113,7 @@ class Worker:
                 reason=fields.get(b"x", b"").decode(errors="replace"),
                 failures=failures,
                 engine_deaths=deaths,
+                parts=part_name(fields.get(b"n", b"")),
             )
             self._held[delivery.stage].add(delivery.entry_id)
             found.append(delivery)
@@ -111,43 +121,64 @@ class Worker:
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         """Return when something new may be in one of the stages, or after the timeout. Nothing is missed between."""
-        streams: Any = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
-        block_ms = max(1, int(min(timeout_seconds, self._queue.longest_block_seconds) * 1000))
-        answer = await self._queue.guard(self._queue.client.xread(streams, count=1, block=block_ms))
-        seen = {name.decode(): entries[-1][0].decode() for name, entries in answer or []}
+        streams = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
+        seen = await self._queue.next_of(streams, timeout_seconds)
         for stage in stages:
             if (last := seen.get(self._queue.keys.wake(stage))) is not None:
                 self._last_wake[stage] = last
 
-    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool:
+    async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]:
+        """These parts of the groups of deliveries, in one call; None for one that is not there."""
+        named = [(place, part) for place, each in enumerate(deliveries) if each.parts for part in parts]
+        keys = [self._queue.keys.part(deliveries[place].parts, part) for place, part in named]
+        found: list[dict[Part, bytes | None]] = [dict.fromkeys(parts) for _ in deliveries]
+        for (place, part), data in zip(named, await self._queue.read(keys), strict=True):
+            found[place][part] = data
+        return found
+
+    async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHead, to: Stage) -> bool:
         """Replace the entry by its successor in the next stage; False, and nothing published, if it is not ours."""
         moved, _ = await self.hand_over_and_take(delivery, message, to)
         return moved
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage, served: Served | None = None
+        self,
+        delivery: Delivery,
+        message: RolloutGroup | ScoredHead,
+        to: Stage,
+        *stages: Stage,
+        served: Served | None = None,
     ) -> tuple[bool, Delivery | None]:
         """`hand_over` and then `take`, in one script: one call for each group of a worker that is busy."""
-        keys = self._queue.keys
-        moved, taken = await self._queue.run(
-            scripts.HAND_OVER,
-            [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to), *self._take_keys(stages)],
-            [
-                GROUP,
-                self.name,
-                delivery.entry_id,
-                delivery.ticket_key,
-                delivery.attempt,
-                str(to),
-                encode(message),
-                *self._take_arguments(served, limit=1),
-            ],
-        )
+        keys, form = self._queue.keys, stored(message)
+        # A new name: what a late worker writes must not lie over what the holder published.
+        name = uuid.uuid4().hex if form.parts else delivery.parts
+        script_keys = [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to), *keys.parts(name)]
+        arguments = [
+            *(GROUP, self.name, delivery.entry_id, delivery.ticket_key, delivery.attempt),
+            *(str(to), form.head, name, int(bool(form.parts)), int(Part.TEXTS in form.unread)),
+            *self._take_arguments(served, limit=1),
+        ]
+        script_keys += self._take_keys(stages)
+        first, warned = self._writes(name, form), False
+        while (answer := await self._queue.run(scripts.HAND_OVER, script_keys, arguments, first))[0] == NO_PART:
+            if not warned:
+                log.warning("the queue kept nothing of ticket %s's group: it is full, or was away", delivery.ticket_key)
+                warned = True
+            await asyncio.sleep(FULL_RETRY_SECONDS)
+        outcome, taken = answer
         self.forget(delivery)
-        if not moved:
+        if outcome != MOVED:
             log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
         found = self._deliveries(stages, taken)
-        return bool(moved), found[0] if found else None
+        return outcome == MOVED, found[0] if found else None
+
+    def _writes(self, name: str, form: Stored) -> list[Command]:
+        """NX: where they are repeated after the script has run, they must not give what it named a time to live."""
+        return [
+            ("SET", self._queue.keys.part(name, part), data, "NX", "PX", PART_TTL_MS)
+            for part, data in form.parts.items()
+        ]
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
@@ -203,6 +234,7 @@ class Worker:
             reason,
             str(delivery.stage),
             delivery.payload,
+            delivery.parts,
         ]
 
     def forget(self, delivery: Delivery) -> None:
@@ -228,7 +260,9 @@ class Worker:
 
     async def _beat(self) -> None:
         milliseconds = int(self._staleness.heartbeat_seconds * 1000)
-        await self._queue.run(scripts.BEAT, [self._queue.keys.beats], [self.name, milliseconds])
+        keys = self._queue.keys
+        streams = map(keys.stream, Stage)
+        await self._queue.run(scripts.BEAT, [keys.beats, *streams], [GROUP, self.name, milliseconds])
         self._beaten = True
 
     async def _renew(self) -> None:

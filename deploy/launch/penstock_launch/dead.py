@@ -5,7 +5,7 @@ sent again is decided by `penstock.broker.dead`. Called by the command line.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,28 +13,16 @@ import msgspec
 from penstock.broker import Queue
 from penstock.broker.dead import DeadLetter, DeadLetters
 from penstock.config import Config
-from penstock.contracts import (
-    MalformedMessageError,
-    RolloutGroup,
-    ScoredGroup,
-    Ticket,
-    decode,
-    unpack_float32,
-    unpack_int32,
-)
+from penstock.contracts import MalformedMessageError, Ticket, decode, unpack_float32, unpack_int32
 from penstock.errors import ConfigError
+from penstock.parts import Part, RolloutHead, ScoredHead, group_of, scored_group, texts_of
 from penstock_launch.ask import ask
 
 HEX_BYTES = 256  # enough to see what it is
 HEX_BYTES_PER_LINE = 16
 REASON_WIDTH = 100
 COLUMNS = ("ID", "TICKET", "ATTEMPT", "SINCE", "STAGE", "REASON")
-MESSAGES: dict[str, type[Ticket | RolloutGroup | ScoredGroup]] = {
-    "tickets": Ticket,
-    "eval": Ticket,
-    "rollouts": RolloutGroup,
-    "scored": ScoredGroup,
-}
+Parts = Mapping[Part, bytes | None]
 ARRAYS: dict[str, Callable[[bytes], list[Any]]] = {
     "prompt_ids": unpack_int32,
     "token_ids": unpack_int32,
@@ -60,9 +48,14 @@ def list_dead(config: Config) -> list[str]:
 
 
 def show_dead(config: Config, entry_id: str) -> str:
-    """One letter as a JSON document: with `message`, or with `problem` and `hexdump` when it does not decode."""
-    letter = ask(config, lambda queue: DeadLetters(queue).letter(entry_id))
-    return msgspec.json.format(msgspec.json.encode(described(letter)), indent=2).decode()
+    """One letter as a JSON document: with `message`, or with `hexdump` when it does not decode; its parts likewise."""
+
+    async def read(queue: Queue) -> tuple[DeadLetter, Parts]:
+        dead = DeadLetters(queue)
+        letter = await dead.letter(entry_id)
+        return letter, await dead.parts(letter)
+
+    return msgspec.json.format(msgspec.json.encode(described(*ask(config, read))), indent=2).decode()
 
 
 def retry_dead(config: Config, entry_ids: Sequence[str], *, send_all: bool) -> tuple[list[str], bool]:
@@ -83,24 +76,31 @@ def retry_dead(config: Config, entry_ids: Sequence[str], *, send_all: bool) -> t
     return ask(config, send)
 
 
-def described(letter: DeadLetter) -> dict[str, Any]:
+def described(letter: DeadLetter, parts: Parts) -> dict[str, Any]:
     """A letter as JSON-ready values."""
-    head = {
+    there = {part: data for part, data in parts.items() if data is not None}
+    shown = {
         "id": letter.entry_id,
         "ticket": letter.ticket or None,
         "attempt": letter.attempt,
         "since": _when(letter.since),
         "stage": letter.stage,
         "reason": letter.reason,
-        "bytes": len(letter.payload),
+        "bytes": len(letter.payload) + sum(map(len, there.values())),
     }
-    problem = _problem(letter)
+    if problem := _problem(letter, parts):
+        shown["problem"] = problem
+    shown |= _shown(letter.payload)
+    return shown | {"parts": {str(part): _shown(data) for part, data in there.items()}} if there else shown
+
+
+def _shown(data: bytes) -> dict[str, Any]:
     try:
-        message = _readable(msgspec.msgpack.decode(letter.payload))
+        message = _readable(msgspec.msgpack.decode(data))
         msgspec.json.encode(message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, ValueError):
-        return {**head, "problem": problem, "hexdump": hexdump(letter.payload[:HEX_BYTES])}
-    return {**head, "problem": problem, "message": message} if problem else {**head, "message": message}
+        return {"hexdump": hexdump(data[:HEX_BYTES])}
+    return {"message": message}
 
 
 def hexdump(data: bytes) -> list[str]:
@@ -113,13 +113,20 @@ def hexdump(data: bytes) -> list[str]:
     return lines
 
 
-def _problem(letter: DeadLetter) -> str:
+def _problem(letter: DeadLetter, parts: Parts) -> str:
     """Why the message is none of its stage; empty when it is."""
-    expected = MESSAGES.get(letter.stage)
-    if expected is None:
-        return f"no stage {letter.stage!r}"
     try:
-        decode(letter.payload, expected)
+        match letter.stage:
+            case "tickets" | "eval":
+                decode(letter.payload, Ticket)
+            case "rollouts":
+                head = decode(letter.payload, RolloutHead)
+                texts_of(head, parts[Part.TEXTS])
+                group_of(head, parts)
+            case "scored":
+                scored_group(decode(letter.payload, ScoredHead), parts)
+            case _:
+                return f"no stage {letter.stage!r}"
     except MalformedMessageError as error:
         return str(error)
     return ""

@@ -3,7 +3,7 @@
 Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed goes on
 with its reason (the trainer masks it); an outage of a function holds up only the groups that need it.
 
-    ROLLOUTS --take--> decode --> score (pool) --hand over, take the next--> SCORED
+    ROLLOUTS --take--> read its texts --> score (pool) --hand over, take the next--> SCORED
                           '--malformed--> dead
 
     Backpressure: at most so many groups are held as `Seats` allow, scored and parked ones; the rest stays in the
@@ -15,11 +15,13 @@ Called by `__main__`. Heartbeat and renewal of what is held: `penstock.broker.Wo
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.broker import Delivery, Stage
-from penstock.contracts import Contract, MalformedMessageError, RolloutGroup, ScoredGroup, decode
+from penstock.contracts import MalformedMessageError, decode
 from penstock.errors import RewardError
+from penstock.parts import Part, RolloutHead, ScoredHead, texts_of
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.scoring import Scoring
 from penstock_reward.seats import Seat, Seats
@@ -37,8 +39,10 @@ class Consumer(Protocol):
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
 
+    async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]: ...
+
     async def hand_over_and_take(
-        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage
+        self, delivery: Delivery, message: ScoredHead, to: Stage, *stages: Stage
     ) -> tuple[bool, Delivery | None]: ...
 
     async def give_back(
@@ -91,10 +95,12 @@ async def _score_in_turn(
 
 async def _score_one(
     consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
-) -> ScoredGroup | None:
+) -> ScoredHead | None:
     """The group with its scores; None where it was buried."""
     try:
-        return await _scored(scoring, metrics, decode(delivery.payload, RolloutGroup), seat)
+        group = decode(delivery.payload, RolloutHead)
+        [parts] = await consumer.read([delivery], Part.TEXTS)
+        return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), seat)
     except (MalformedMessageError, RewardError) as error:
         await consumer.bury(delivery, str(error))
         metrics.group_ended("buried")
@@ -104,9 +110,10 @@ async def _score_one(
         raise
 
 
-async def _scored(scoring: Scoring, metrics: RewardMetrics, group: RolloutGroup, seat: Seat) -> ScoredGroup:
+async def _scored(
+    scoring: Scoring, metrics: RewardMetrics, group: RolloutHead, texts: Sequence[str], seat: Seat
+) -> ScoredHead:
     ticket = group.ticket
-    texts = [completion.text for completion in group.completions]
     case = scoring.case(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
     while (verdicts := await case.run()) is None:
         log.info("parked until the breaker of %s closes", case.blocked_by, extra={"ticket": ticket.key})
@@ -120,6 +127,4 @@ async def _scored(scoring: Scoring, metrics: RewardMetrics, group: RolloutGroup,
         log.warning(
             "%d of %d scores failed, first: %s", len(failures), len(verdicts), failures[0], extra={"ticket": ticket.key}
         )
-    # People read the text of evaluations only.
-    kept = group if ticket.purpose == "eval" else group.without_text()
-    return ScoredGroup(kept, tuple(verdict.score for verdict in verdicts))
+    return ScoredHead(group, tuple(verdict.score for verdict in verdicts))

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from penstock.broker import Announcement, Delivery, Served, Stage
 from penstock.config import Config
-from penstock.contracts import Contract, MalformedMessageError, RolloutGroup, Ticket, decode
+from penstock.contracts import MalformedMessageError, RolloutGroup, Ticket, decode
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
 from penstock_rollout.engine.answers import GroupAnswer, completions
 from penstock_rollout.engine.client import EngineAbsentError
@@ -51,10 +51,10 @@ class Consumer(Protocol):
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
 
-    async def hand_over(self, delivery: Delivery, message: Contract, to: Stage) -> bool: ...
+    async def hand_over(self, delivery: Delivery, message: RolloutGroup, to: Stage) -> bool: ...
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: Contract, to: Stage, *stages: Stage, served: Served | None = None
+        self, delivery: Delivery, message: RolloutGroup, to: Stage, *stages: Stage, served: Served | None = None
     ) -> tuple[bool, Delivery | None]: ...
 
     async def give_back(

@@ -14,8 +14,8 @@ evaluation) is deleted. Called by the loop, which runs `consume_groups` and wait
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from penstock.broker import Delivery, Stage, Worker
@@ -23,6 +23,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.contracts import MalformedMessageError, PolicyIdentity, ScoredGroup, decode
 from penstock.errors import StallError
 from penstock.ledger import DropRecord
+from penstock.parts import Part, ScoredHead, scored_group
 from penstock.tickets import TicketBook
 from penstock_trainer.batch import MIN_VALID, num_valid
 from penstock_trainer.draws import Draws
@@ -109,8 +110,8 @@ class Consumer:
         await self.tickets_known.wait()
         while True:
             deliveries = await self._worker.take_several(Stage.SCORED, TAKEN_AT_ONCE)
-            for delivery in deliveries:
-                await self._judge(delivery)
+            for delivery, parts in zip(deliveries, await self._worker.read(deliveries, *Part), strict=True):
+                await self._judge(delivery, parts)
                 self.changed.set()
             if not deliveries:
                 await self._worker.wait(Stage.SCORED, timeout_seconds=WAIT_SECONDS)
@@ -170,16 +171,15 @@ class Consumer:
         oldest = oldest_version(group)
         return oldest is not None and version - oldest > self._max_staleness
 
-    async def _judge(self, delivery: Delivery) -> None:
+    async def _judge(self, delivery: Delivery, parts: Mapping[Part, bytes | None]) -> None:
         if delivery.reason:
             await self._judge_dead(delivery)
             return
         try:
-            scored = decode(delivery.payload, ScoredGroup)
-            if scored.group.ticket.key != delivery.ticket_key:
-                raise MalformedMessageError(
-                    f"a group of ticket {scored.group.ticket.key}, sent as {delivery.ticket_key}"
-                )
+            head = decode(delivery.payload, ScoredHead)
+            if head.group.ticket.key != delivery.ticket_key:
+                raise MalformedMessageError(f"a group of ticket {head.group.ticket.key}, sent as {delivery.ticket_key}")
+            scored = scored_group(head, parts)
         except MalformedMessageError as error:
             await self._bury(delivery, str(error))
             return
@@ -192,18 +192,17 @@ class Consumer:
     async def _judge_dead(self, delivery: Delivery) -> None:
         """A note that a ticket's message is in the dead letters; one that names none of ours concerns nobody."""
         self._metrics.queue.dead_letters.labels(reason="reported").inc()
-        if not await self._lose(delivery):
+        if not await self._lose(delivery.ticket_key, delivery.reason, delivery):
             await self._discard(delivery)
 
-    async def _lose(self, delivery: Delivery) -> bool:
-        """The ticket's message cannot be used. True when a training ticket was dropped, and its entry with it."""
-        key = delivery.ticket_key
+    async def _lose(self, key: str, reason: str, note: Delivery | None) -> bool:
+        """The ticket's message cannot be used. True when a training ticket was dropped, and the note of it deleted."""
         if key.isdecimal() and self._book.accepts(int(key)):
-            self.last_failure = delivery.reason
-            await self._drop(delivery, int(key), POISON)
+            self.last_failure = reason
+            await self._drop(note, int(key), POISON)
             return True
         if key.startswith(EVAL_PREFIX) and key[1:].isdecimal():
-            log.error("evaluation ticket %s could not be answered: %s", key, delivery.reason)
+            log.error("evaluation ticket %s could not be answered: %s", key, reason)
             self._add_result(self._evaluation.give_up(int(key[1:])))
         return False
 
@@ -235,11 +234,12 @@ class Consumer:
         """A message that does not decode: to the dead letters, and its ticket, if it names one of ours, is poison."""
         self._metrics.queue.dead_letters.labels(reason="malformed").inc()
         await self._worker.bury(delivery, reason)
-        await self._lose(replace(delivery, entry_id="", reason=reason))
+        await self._lose(delivery.ticket_key, reason, None)
 
-    async def _drop(self, delivery: Delivery, number: int, reason: str) -> None:
-        await self._queue.drop(DropRecord(number, reason), delivery.entry_id)
-        self._worker.forget(delivery)
+    async def _drop(self, delivery: Delivery | None, number: int, reason: str) -> None:
+        await self._queue.drop(DropRecord(number, reason), delivery)
+        if delivery is not None:
+            self._worker.forget(delivery)
         self._metrics.queue.tickets.labels(state="dropped", reason=reason).inc()
         if reason == STALE:
             self._book.expire(number)

@@ -183,7 +183,7 @@ class Trainer:
         """
         parts = self._parts
         await self._staged()
-        await parts.trainer_queue.commit_step(record, {each.number: each.delivery.entry_id for each in batch})
+        await parts.trainer_queue.commit_step(record, {each.number: each.delivery for each in batch})
         parts.book.commit([each.number for each in batch])
         parts.consumer.release(batch)
         gate.open()

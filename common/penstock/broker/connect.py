@@ -1,0 +1,73 @@
+"""Connecting to the server that redis.url names, with the checks and retries that every service wants.
+
+Owns the client's settings. Invariant: a queue that is given out is on a server that can keep a run. Called by every
+service at its start.
+"""
+
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+
+from penstock.broker.keys import Keys
+from penstock.broker.queue import Queue
+from penstock.config import Config
+from penstock.errors import ConfigError
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+BACKOFF_CAP_SECONDS = 1.0
+
+
+async def connect(config: Config, *, known_only: bool = False) -> Queue:
+    """Connect and check the server; QueueError or ConfigError naming redis.url when it cannot serve.
+
+    `known_only`: nothing is made there; ConfigError when it holds nothing of the run.
+    """
+    section = config.redis
+    if not section.url:
+        raise ConfigError(
+            "redis.url is empty; expected redis://host:port, or `penstock launch local`, which starts one"
+        )
+    attempts = max(3, int(section.timeout_seconds / BACKOFF_CAP_SECONDS))
+    try:
+        client = aioredis.Redis.from_url(
+            section.url,
+            password=section.password.get_secret_value() if section.password else None,
+            # With a timeout redis-py sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that
+            # comes as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            health_check_interval=15,
+            retry=_RetryUnlessRefused(ExponentialWithJitterBackoff(base=0.02, cap=BACKOFF_CAP_SECONDS), attempts),
+            retry_on_error=[ConnectionError, TimeoutError, OSError],
+        )
+    except ValueError as error:
+        raise ConfigError(f"redis.url: saw {section.url!r} ({error}); expected redis://host:port") from None
+    queue = Queue(client, Keys(config.run.name), _without_password(section.url), section.timeout_seconds)
+    try:
+        await queue.check_server(make_groups=not known_only)
+        if known_only:
+            await queue.require_run(config.run.name)
+    except BaseException:
+        await queue.close()
+        raise
+    return queue
+
+
+class _RetryUnlessRefused(Retry):
+    """Repeats what a broken connection interrupted, but not a refused password, which redis-py counts as one."""
+
+    async def call_with_retry(
+        self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False
+    ) -> Any:
+        def may_repeat(error: Exception) -> bool:
+            return not isinstance(error, AuthenticationError) and (is_retryable is None or is_retryable(error))
+
+        return await super().call_with_retry(do, fail, may_repeat, with_failure_count)
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -1,0 +1,54 @@
+"""Hand-overs that meet something on their way to the server.
+
+Owns what the server sees of such a call. Called by `broker_machine`, whose rules choose a fate for the next one.
+"""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any
+
+from penstock.broker import Queue, scripts
+from penstock.broker.calls import Calls, Command
+
+
+class Fate(Enum):
+    """What happens to one hand-over."""
+
+    ANSWER_LOST = auto()
+    """It runs, its connection breaks before the answer, and it is repeated."""
+    DIES = auto()
+    """Its worker dies after the parts are written and before the script."""
+    PARTS_EXPIRE = auto()
+    """The server is away so long after the parts are written that the script finds none."""
+
+
+class DiedError(Exception):
+    """The worker is no more."""
+
+
+class FatefulCalls(Calls):
+    """`fate`: of the next hand-over."""
+
+    fate: Fate | None = None
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], first: Sequence[Command] = ()) -> Any:
+        if script is not scripts.HAND_OVER or self.fate is None:
+            return await super().run(script, keys, args, first)
+        fate, self.fate = self.fate, None
+        if fate is Fate.ANSWER_LOST:
+            await super().run(script, keys, args, first)
+            return await super().run(script, keys, args, first)
+        for command in first:
+            await self.read(*command)
+        if fate is Fate.DIES:
+            raise DiedError
+        for _, key, *_ in first:
+            await self.read("DEL", key)
+        return await super().run(script, keys, args)
+
+
+async def with_fates(queue: Queue) -> FatefulCalls:
+    """From now on its hand-overs may meet something."""
+    await queue._calls.close()
+    queue._calls = calls = FatefulCalls(queue.client)
+    return calls
