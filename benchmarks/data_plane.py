@@ -34,8 +34,9 @@ from penstock.contracts import Ticket, decode, encode
 from penstock.ledger import StepRecord
 from penstock.parts import Part, RolloutHead, ScoredHead, scored_group, stored, texts_of
 
-BATCH_SIZE = 8
+BATCH_SIZE = 64
 CREDITS = 4 * BATCH_SIZE
+TAKEN_AT_ONCE = 8  # as the trainer
 MEMORY_SAMPLES = 20
 RAW_KEPT = 64  # entries of plain XADD that stay, about as many as the pipeline holds
 
@@ -129,7 +130,7 @@ class Pipeline:
         done, step, batch_size = 0, 0, min(BATCH_SIZE, max_outstanding)
         sample_every = max(1, num_groups // MEMORY_SAMPLES)
         while done < num_groups:
-            deliveries = await worker.take_several(Stage.SCORED, batch_size - len(held))
+            deliveries = await worker.take_several(Stage.SCORED, min(TAKEN_AT_ONCE, batch_size - len(held)))
             if not deliveries:
                 await worker.wait(Stage.SCORED, timeout_seconds=1)
             for delivery, parts in zip(deliveries, await worker.read(deliveries, *Part), strict=True):

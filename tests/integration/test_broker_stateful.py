@@ -85,10 +85,13 @@ class QueueMachine(WorkerRules, QueueRules):
 @pytest.fixture
 def machine(queue_config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[QueueMachine]]:
     monkeypatch.setattr("penstock.broker.worker.FULL_RETRY_SECONDS", 0.001)
-    logging.getLogger("penstock").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("penstock")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     with asyncio.Runner() as runner:
         QueueMachine.runner, QueueMachine.base = runner, queue_config
         yield QueueMachine
+    logger.setLevel(before)
 
 
 def test_nothing_is_lost_or_trained_twice(machine: type[QueueMachine]) -> None:

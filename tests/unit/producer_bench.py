@@ -88,8 +88,9 @@ class MemoryQueue:
         if changed.failures + changed.engine_deaths < 3:
             self.waiting[delivery.stage].append(changed)
 
-    async def bury(self, delivery: Delivery, reason: str) -> None:
+    async def bury(self, delivery: Delivery, reason: str) -> bool:
         self.buried.append(reason)
+        return True
 
 
 def ticket(number: int, purpose: Any = "train", tokens: int = 3, prompt: tuple[int, ...] = (1, 2)) -> Ticket:

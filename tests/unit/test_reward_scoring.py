@@ -187,9 +187,10 @@ class FakeConsumer:
         assert not engine_died
         self.given_back.append(delivery.ticket_key)
 
-    async def bury(self, delivery: Delivery, reason: str) -> None:
+    async def bury(self, delivery: Delivery, reason: str) -> bool:
         self.held -= 1
         self.buried[delivery.ticket_key] = reason
+        return True
 
 
 async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() -> None:

@@ -1,8 +1,9 @@
 """Weights that are read beside generation, against the files; with real SGLang in test_transports_sglang."""
 
+import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,57 +13,21 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from torch.nn import Module, Parameter  # noqa: E402
 
 from penstock_rollout.engine import torch_ahead  # noqa: E402
-
-Tensors = Iterable[tuple[str, Any]]
-
-
-class Model(Module):
-    """As SGLang's models: weights of several tensors, padding, and how they are loaded is the model's own code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate_up = Parameter(torch.zeros(6, 4), requires_grad=False)
-        self.embedding = Parameter(torch.zeros(5, 4, dtype=torch.bfloat16), requires_grad=False)
-
-    def load_weights(self, tensors: Tensors) -> None:
-        for name, tensor in tensors:
-            if name == "embedding":
-                self.embedding.data[:3].copy_(tensor)
-                self.embedding.data[3:].fill_(0)
-            else:
-                first = 0 if name == "gate" else 3
-                self.gate_up.data.narrow(0, first, 3).copy_(tensor.t())
-
-    def holds(self, folder: Path) -> bool:
-        tensors = load_file(folder / "model.safetensors")
-        gate_up = torch.cat([tensors["gate"].t(), tensors["up"].t()])
-        embedding = torch.cat([tensors["embedding"].bfloat16(), torch.zeros(2, 4, dtype=torch.bfloat16)])
-        return bool(torch.equal(self.gate_up, gate_up) and torch.equal(self.embedding, embedding))
-
-
-class Scaling(Model):
-    def load_weights(self, tensors: Tensors) -> None:
-        super().load_weights((name, tensor * 1) for name, tensor in tensors)
-
-
-class Adding(Model):
-    def load_weights(self, tensors: Tensors) -> None:
-        self.gate_up.data.add_(1)
-        super().load_weights(tensors)
-
-
-class Tied(Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = Parameter(self.embedding.data, requires_grad=False)
-
-
-class Deriving(Model):
-    def post_load_weights(self) -> None:
-        """Makes more of them."""
+from tests.unit.ahead_models import (  # noqa: E402
+    Adding,
+    Buffered,
+    Deriving,
+    Gate,
+    Model,
+    Remembering,
+    Replacing,
+    Scaling,
+    Threaded,
+    Tied,
+    Viewing,
+)
 
 
 class Scheduler:
@@ -160,6 +125,7 @@ def test_a_folder_that_lacks_weights_is_left_to_sglang(
     scheduler.update(folders[1])
     assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 2)
     assert "could not be read beside generation" in caplog.text
+    os.utime(path)
     read_ahead(address, folders[2])
     scheduler.update(folders[2])
     assert (scheduler.model.holds(folders[2]), scheduler.num_loads) == (True, 2)
@@ -171,7 +137,13 @@ def test_a_folder_that_lacks_weights_is_left_to_sglang(
         (Scaling, "is no copy of"),
         (Adding, "add_.Tensor writes to gate_up"),
         (Tied, "head shares its memory"),
-        (Deriving, "it derives more from them"),
+        (Deriving, "derives more from them"),
+        (Gate, "writes to gate"),
+        (Replacing, "gate_up is replaced"),
+        (Remembering, ".total is made from them"),
+        (Buffered, "writes to .scale"),
+        (Viewing, ".transposed shares the memory of gate_up"),
+        (Threaded, "is not filled by copies alone"),
     ],
 )
 def test_a_model_of_more_than_copies_is_left_to_sglang(
@@ -187,6 +159,55 @@ def test_a_model_of_more_than_copies_is_left_to_sglang(
     assert caplog.text.count(reason) == 1
 
 
+def test_a_folder_that_was_written_again_since_is_read_anew(folders: list[Path], address: str) -> None:
+    """As the local copy is, to which deltas are applied."""
+    scheduler = Scheduler(Model())
+    scheduler.update(folders[0])
+    read_ahead(address, folders[1])
+    path = folders[1] / "model.safetensors"
+    path.write_bytes((folders[2] / "model.safetensors").read_bytes())
+    os.utime(path, ns=(0, 0))
+    scheduler.update(folders[1])
+    assert (scheduler.model.holds(folders[2]), scheduler.num_loads) == (True, 2)
+
+
+def test_whoever_says_nothing_or_nonsense_is_in_nobodys_way(
+    folders: list[Path], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_ahead, "CONNECTION_SECONDS", 0.1)
+    scheduler = Scheduler(Model())
+    scheduler.update(folders[0])
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as raving:
+        silent.connect(f"\0{address}")
+        raving.connect(f"\0{address}")
+        raving.sendall(b"\xff\x00\xfe")
+        raving.shutdown(socket.SHUT_WR)
+        read_ahead(address, folders[1])
+    scheduler.update(folders[1])
+    assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 1)
+
+
+def test_nothing_is_hooked_where_no_service_has_named_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(torch_ahead.ADDRESS)
+    assert torch_ahead.hooks() == {}
+
+
+def test_no_second_copy_is_made_where_a_container_has_no_room(
+    folders: list[Path], address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    monkeypatch.setattr(torch_ahead, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(torch_ahead, "MEMORY_USED", used)
+    scheduler = Scheduler(Model())
+    scheduler.update(folders[0])
+    limit.write_text("1100\n")
+    read_ahead(address, folders[1])
+    scheduler.update(folders[1])
+    assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 2)
+
+
 def test_no_second_copy_is_made_where_there_is_no_room(
     folders: list[Path], address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,4 +216,4 @@ def test_no_second_copy_is_made_where_there_is_no_room(
     scheduler.update(folders[0])
     with pytest.raises(ConnectionRefusedError):
         read_ahead(address, folders[1])
-    assert "GiB of memory left" in caplog.text
+    assert "GiB of memory are left" in caplog.text

@@ -153,6 +153,10 @@ class Worker:
         keys, form = self._queue.keys, stored(message)
         # A new name: what a late worker writes must not lie over what the holder published.
         name = uuid.uuid4().hex if form.parts else delivery.parts
+        if not name:
+            raise ValueError(
+                f"ticket {delivery.ticket_key} has no completions in the queue: expected a group with parts"
+            )
         script_keys = [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to), *keys.parts(name)]
         arguments = [
             *(GROUP, self.name, delivery.entry_id, delivery.ticket_key, delivery.attempt),
@@ -213,16 +217,23 @@ class Worker:
         if outcome == 2:
             log.error("ticket %s is poison: %s", delivery.ticket_key, reason, extra={"ticket": delivery.ticket_key})
 
-    async def bury(self, delivery: Delivery, reason: str) -> None:
-        """Move the entry to `dead`: it cannot be used by anyone. The trainer resolves its ticket as poison."""
+    async def bury(self, delivery: Delivery, reason: str) -> bool:
+        """Move the entry to `dead`: it cannot be used by anyone. The trainer resolves its ticket as poison.
+
+        False, and nothing moved, if it is not ours: whoever holds it may well use it.
+        """
         keys = self._queue.keys
-        await self._queue.run(
+        moved = await self._queue.run(
             scripts.BURY,
             [keys.stream(delivery.stage), keys.dead, keys.stream(Stage.SCORED), keys.live, keys.wake(Stage.SCORED)],
             self._burial(delivery, reason),
         )
         self.forget(delivery)
-        log.error("dead letter from %s: %s", delivery.stage, reason, extra={"ticket": delivery.ticket_key})
+        if moved:
+            log.error("dead letter from %s: %s", delivery.stage, reason, extra={"ticket": delivery.ticket_key})
+        else:
+            log.warning("late: ticket %s had gone to another worker; %s", delivery.ticket_key, reason)
+        return bool(moved)
 
     def _burial(self, delivery: Delivery, reason: str) -> list[str | int | bytes]:
         return [

@@ -49,7 +49,7 @@ class Consumer(Protocol):
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
     ) -> None: ...
 
-    async def bury(self, delivery: Delivery, reason: str) -> None: ...
+    async def bury(self, delivery: Delivery, reason: str) -> bool: ...
 
 
 async def score_groups(
@@ -102,8 +102,7 @@ async def _score_one(
         [parts] = await consumer.read([delivery], Part.TEXTS)
         return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), seat)
     except (MalformedMessageError, RewardError) as error:
-        await consumer.bury(delivery, str(error))
-        metrics.group_ended("buried")
+        metrics.group_ended("buried" if await consumer.bury(delivery, str(error)) else "late")
         return None
     except asyncio.CancelledError:
         await consumer.give_back(delivery)  # free for others at once, not only when this service counts as dead

@@ -53,8 +53,12 @@ class DiskLoader:
             )
         if self._copy is None:
             self.files = folder
-            checked = asyncio.to_thread(verify, folder, manifest)
-            await asyncio.gather(checked, client.read_ahead(str(folder), timeout_seconds))
+            reading = asyncio.create_task(client.read_ahead(str(folder), timeout_seconds))
+            try:
+                await asyncio.to_thread(verify, folder, manifest)
+                await reading
+            finally:
+                reading.cancel()  # where the bytes are wrong
         else:
             self.files = await asyncio.to_thread(self._copy.bring, folder, manifest)
             await client.read_ahead(str(self.files), timeout_seconds)

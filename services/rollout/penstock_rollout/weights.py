@@ -233,7 +233,7 @@ class Weights:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABORT_SECONDS):
                     await self._idle.wait()
-        await client.pause(mode)
+        await client.pause(mode, self._section.push_timeout_seconds)
         return start if mode == "abort" else time.monotonic()
 
     async def _drain(self) -> None:

@@ -35,7 +35,9 @@ SAFETENSORS_DTYPE = {"float32": "F32", "bfloat16": "BF16"}
 Dtype = Literal["float32", "bfloat16"]
 Rounding = Literal["dithered", "nearest"]
 
-MOST_THREADS = 4
+MOST_THREADS = 4  # more wait for the interpreter, and for memory
+MOST_BYTES = 1 << 30  # of weights that are under way, which a sharded model makes for it; one may be larger
+MASTER_BYTES = 4
 
 T = TypeVar("T")
 Use = Callable[[str, Iterator[memoryview]], T]
@@ -71,7 +73,7 @@ class LiveWeights(Weights):
 
 
 class LazyWeights(Weights):
-    """The published weights of a model that is sharded or adapted: each is made when it is asked for, and not kept."""
+    """The published weights of a model that is sharded or adapted: each is made when it is asked for."""
 
     def __init__(self, model: PreTrainedModel, masters: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
         """`masters`: master weights of the published shapes, for these alone. `make`: name of one -> its value."""
@@ -130,14 +132,17 @@ class Format:
             return use(name, map(_bytes_of, published_chunks(weight, self.torch_dtype, own.dither, length)))
 
         num_threads = min(MOST_THREADS, os.cpu_count() or 1)
-        begun: deque[tuple[str, Future[T]]] = deque()
+        begun: deque[tuple[str, int, Future[T]]] = deque()
         with ThreadPoolExecutor(num_threads, "publish") as threads:
-            for name, weight in weights.items():  # which may make each one when it is asked for
-                if len(begun) > num_threads:
-                    first, result = begun.popleft()
+            for name, shape in weights.shapes.items():
+                num_bytes = MASTER_BYTES * shape.numel()
+                while begun and (
+                    len(begun) > num_threads or sum(size for _, size, _ in begun) + num_bytes > MOST_BYTES
+                ):
+                    first, _, result = begun.popleft()
                     yield first, result.result()
-                begun.append((name, threads.submit(publish, name, weight)))
-            for first, result in begun:
+                begun.append((name, num_bytes, threads.submit(publish, name, weights[name])))
+            for first, _, result in begun:
                 yield first, result.result()
 
 

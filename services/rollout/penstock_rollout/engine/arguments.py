@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.config import EngineSection
+from penstock_rollout.engine.ahead import ahead_address
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 CPU_MAX_TOTAL_TOKENS = 65536  # SGLang would size the cache by free memory, which trainer and engine share here
@@ -55,11 +56,6 @@ def command(
         arguments["--context-length"] = str(section.context_length)
     pairs = [part for pair in arguments.items() for part in pair]
     return [python, str(LAUNCHER), device, *pairs, *flags, *section.extra_args]
-
-
-def ahead_address(port: int) -> str:
-    """The abstract socket at which a server with this port is told what to read ahead (`torch_ahead`)."""
-    return f"penstock-read-ahead-{port}"
 
 
 def environment(

@@ -7,9 +7,7 @@ prompt that is too long is refused. Called by `producer`, `weights` and `app`.
     no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
 """
 
-import asyncio
 import base64
-import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -20,8 +18,8 @@ from penstock.config import EngineSection
 from penstock.contracts import Sampling, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
 from penstock.transfer import GroupRequest, SharedBucket, TensorSpec
+from penstock_rollout.engine.ahead import read_ahead
 from penstock_rollout.engine.answers import EngineInfo, GroupAnswer, read_group, read_info, read_prompt_logprobs
-from penstock_rollout.engine.arguments import ahead_address
 from penstock_rollout.engine.draft import CompletionRequest
 from penstock_rollout.engine.prefix import PrefixWaves, Prompt, common_beginning
 from penstock_rollout.engine.tensor_pickle import pickled_tensors
@@ -159,15 +157,15 @@ class EngineClient:
                 "rollout.engine.context_length"
             )
 
-    async def pause(self, mode: PauseMode) -> None:
+    async def pause(self, mode: PauseMode, timeout_seconds: float) -> None:
         """Stop generating; requests wait until `resume`. Returns when the pass that ran has ended.
 
         SGLang answers a pause that keeps requests when it is on its way to the scheduler. What is asked next, and
-        changes nothing, the scheduler answers itself, after the pause.
+        changes no setting, the scheduler answers itself, after the pause.
         """
         await self._call("POST", "/pause_generation", {"mode": mode})
         if mode != "abort":
-            await self._call("POST", "/set_internal_state", {"server_args": {}})
+            await self._call("POST", "/set_internal_state", {"server_args": {}}, timeout_seconds)
 
     async def resume(self) -> None:
         """Go on generating."""
@@ -181,22 +179,9 @@ class EngineClient:
     # No way of loading flushes the cache by itself: where that cannot be done, SGLang ends.
 
     async def read_ahead(self, path: str, timeout_seconds: float) -> None:
-        """Let the engine read the folder while it generates (`torch_ahead`); where it cannot, `load` does all of it."""
-        if not self._is_hooked or self._http is None:
-            return
-        port = self._http.base_url.port or 0
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                with contextlib.suppress(OSError):
-                    reader, writer = await asyncio.open_unix_connection(f"\0{ahead_address(port)}")
-                    try:
-                        writer.write(path.encode())
-                        writer.write_eof()
-                        await reader.read()
-                    finally:
-                        writer.close()
-        except TimeoutError:
-            raise TimeoutError(f"SGLang did not read {path} in {timeout_seconds:g} s") from None
+        """Let the engine read the folder while it generates; where it cannot, `load` does all of it."""
+        if self._is_hooked and self._http is not None:
+            await read_ahead(self._http.base_url.port or 0, path, timeout_seconds)
 
     async def load(self, path: str, weight_version: str, timeout_seconds: float) -> None:
         """Replace the weights by those in the folder; pause first. EngineError when only some were."""

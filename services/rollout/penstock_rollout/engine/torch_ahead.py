@@ -3,16 +3,15 @@
 SGLang copies the files of a version into the model while generation is paused, half a gigabyte in 0.14 s. Here a thread
 reads them into a second copy of the weights beside generation, and the update gives the model the other copy. What of a
 file goes where only the model's own code knows: the copies that an ordinary update makes are written down, and made
-again. A model whose weights are not plain copies of the files is updated by SGLang's own code every time, as is one for
-whose second copy the host has no room.
+again. A model of which that is not all (`Recorder.besides`), or for whose second copy there is no room, is updated by
+SGLang's own code every time.
 
     update from P (the first)     SGLang's own; its copies are written down
     P, on a socket                read into the second copy; then the connection is closed
     update from P                 exchanges, where P was the last to be read; else SGLang's own
 
-The socket is no request to SGLang, since those wait for the pass that runs.
-
-Runs inside SGLang's scheduler; registered by `engine.launcher` through SGLang's hook registry.
+The socket is no request to SGLang, since those wait for the pass that runs. Runs inside SGLang's scheduler; registered
+by `engine.launcher` through SGLang's hook registry.
 """
 
 import logging
@@ -37,13 +36,15 @@ ADDRESS = "PENSTOCK_READ_AHEAD"  # the variable that names the socket, which is 
 FREE_SHARE = 2  # the host must have room for so many copies before one is made
 UPDATE = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_disk"
 CONSTANTS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
+CONNECTION_SECONDS = 5.0  # for a service to say what to read: the path of a folder
+MEMORY_LIMIT, MEMORY_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")  # of a container
 
 log = logging.getLogger(__name__)
 
 
 def hooks() -> dict[str, Hook]:
-    """What to put around SGLang's methods, by their full names."""
-    return {UPDATE: Ahead().update}
+    """What to put around SGLang's methods, by their full names; nothing where no service has named a socket."""
+    return {UPDATE: Ahead(os.environ[ADDRESS]).update} if ADDRESS in os.environ else {}
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,36 @@ class Copy:
 Plan = dict[str, list[Copy]]  # by the tensor's name in the file
 
 
-class Recorder(TorchDispatchMode):
-    """Writes down how an update fills the weights; `why_not` says what it did besides."""
+@dataclass(frozen=True)
+class Held:
+    """A folder as it was when it was read: a local copy that deltas are applied to keeps its path."""
 
-    def __init__(self, weights: Weights) -> None:
+    folder: Path
+    files: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Held":
+        stats = {path.name: path.stat() for path in sorted(folder.glob("*.safetensors"))}
+        return cls(folder, tuple((name, each.st_size, each.st_mtime_ns) for name, each in stats.items()))
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down how an update fills the weights, and what it does besides."""
+
+    def __init__(self, model: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.plan: Plan = {}
-        self.why_not = ""
-        self._owners: dict[int, str] = {}
+        self._why_not = ""
+        self._model = model
+        self._weights, self._others = _weights(model), _others(model)
+        self._owners = {_memory(each): name for name, each in {**self._others, **self._weights}.items()}
+        self._num_written = dict.fromkeys(self._weights, 0)
         self._loaded: tuple[str, torch.Tensor] | None = None
-        for name, weight in weights.items():
-            owner = self._owners.setdefault(weight.untyped_storage().data_ptr(), name)
-            if owner != name or weight.untyped_storage().nbytes() != weight.nbytes:
-                self.why_not = f"{name} shares its memory"
 
     def watch(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of the files on their way into the model."""
         for name, tensor in tensors:
-            self._loaded = name, tensor
-            self.plan[name] = []
+            self._loaded, self.plan[name] = (name, tensor), []
             yield name, tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,30 +118,56 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _note(self, func: Any, target: torch.Tensor, args: Sequence[Any]) -> None:
-        weight = self._owners.get(target.untyped_storage().data_ptr())
-        if weight is None or func in CONSTANTS:
+        owner = self._owners.get(_memory(target))
+        if owner is None:
             return
-        source = args[1] if func is torch.ops.aten.copy_.default else None
+        if owner in self._num_written:
+            self._num_written[owner] += target.numel()
+            if func in CONSTANTS and target.numel() < self._weights[owner].numel():  # what the files do not fill up
+                return
+        source = args[1] if func is torch.ops.aten.copy_.default and owner in self._num_written else None
         if source is None or self._loaded is None:
-            self.why_not = f"{func} writes to {weight}"
+            self._why_not = f"{func} writes to {owner}"
             return
         name, tensor = self._loaded
         start = source.storage_offset() - tensor.storage_offset()
-        same = source.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
-        if not same or source.dtype != tensor.dtype or start < 0:
-            self.why_not = f"{weight} is no copy of {name}"
+        if _memory(source) != _memory(tensor) or source.dtype != tensor.dtype or start < 0:
+            self._why_not = f"{owner} is no copy of {name}"
             return
-        self.plan[name].append(Copy(weight, View.of(source, start), View.of(target, target.storage_offset())))
+        self.plan[name].append(Copy(owner, View.of(source, start), View.of(target, target.storage_offset())))
+
+    def besides(self) -> str:
+        """What the update has done, or the model has, that exchanging the weights would miss; empty for nothing."""
+        if self._why_not:
+            return self._why_not
+        weights, others = _weights(self._model), _others(self._model)
+        memory: dict[int, str] = {}
+        for name, weight in weights.items():
+            if memory.setdefault(_memory(weight), name) != name or weight.untyped_storage().nbytes() != weight.nbytes:
+                return f"{name} shares its memory"
+        for name, weight in weights.items():
+            if _memory(weight) != _memory(self._weights[name]):
+                return f"{name} is replaced"
+            if self._num_written[name] < weight.numel():
+                return f"{name} is not filled by copies alone"
+        for name, other in others.items():
+            if _memory(other) in memory:
+                return f"{name} shares the memory of {memory[_memory(other)]}"
+            if name not in self._others or _memory(other) != _memory(self._others[name]):
+                return f"{name} is made from them"
+        return ""
 
 
 class Ahead:
     """The second copy of one model's weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
+        """`address`: the abstract socket to listen on."""
+        self._address = address
         self._model: Any = None
         self._plan: Plan = {}
         self._twins: Weights = {}
-        self._holds = ""  # the folder that was read since the last update
+        self._holds: Held | None = None  # what was read since the last update
         self._reading = threading.Lock()
 
     def update(self, original: Hook, updater: Any, model_path: str, load_format: str, **options: Any) -> Any:
@@ -137,23 +175,22 @@ class Ahead:
         model = updater.get_model()
         if self._model is None:
             self._model = model
-            return self._first(original, updater, model_path, load_format, options)
+            return self._first(partial(original, updater, model_path, load_format, **options))
         with self._reading:
-            held, self._holds = self._holds, ""
-            if held != model_path or model is not self._model:
+            held, self._holds = self._holds, None
+            if held is None or held != Held.of(Path(model_path)) or model is not self._model:
                 return original(updater, model_path, load_format, **options)
             for name, weight in model.named_parameters():
                 weight.data, self._twins[name] = self._twins[name], weight.data
         return _note_update(updater, model, model_path, load_format)
 
-    def _first(self, original: Hook, updater: Any, model_path: str, load_format: str, options: Any) -> Any:
+    def _first(self, update: Callable[[], Any]) -> Any:
         """Write down what it does, and listen from then on."""
-        update = partial(original, updater, model_path, load_format, **options)
         if why_not := _obstacle(self._model):
             answer = update()
         else:
             answer, recorder = _recorded(self._model, update)
-            why_not = recorder.why_not if answer[0] else answer[1]
+            why_not = recorder.besides() if answer[0] else answer[1]
         if not why_not:
             self._plan = recorder.plan
             try:
@@ -166,29 +203,31 @@ class Ahead:
 
     def _listen(self) -> None:
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"\0{os.environ[ADDRESS]}")
+        listener.bind(f"\0{self._address}")
         listener.listen()
         threading.Thread(target=self._serve, args=(listener,), daemon=True, name="read-ahead").start()
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
             connection, _ = listener.accept()
-            with connection, connection.makefile("r") as request:
-                self._read(request.read())
+            connection.settimeout(CONNECTION_SECONDS)
+            with connection, connection.makefile("rb") as request:
+                try:
+                    self._read(Path(os.fsdecode(request.read())))
+                except Exception as error:
+                    log.warning("weights could not be read beside generation: %r", error)
 
-    def _read(self, folder: str) -> None:
+    def _read(self, folder: Path) -> None:
         with self._reading:
-            self._holds = ""
-            try:
-                self._fill(Path(folder))
-            except Exception as error:
-                log.warning("%s could not be read beside generation: %r", folder, error)
-            else:
-                self._holds = folder
+            self._holds, held = None, Held.of(folder)
+            self._fill(folder)
+            self._holds = held
 
     def _fill(self, folder: Path) -> None:
         """Make the second copy that of the folder."""
         if not self._twins:
+            if why_not := _obstacle(self._model):
+                raise MemoryError(why_not)
             self._twins = {name: weight.clone() for name, weight in _weights(self._model).items()}
         left = dict(self._plan)
         for path in sorted(folder.glob("*.safetensors")):
@@ -198,33 +237,57 @@ class Ahead:
                     for copy in left.pop(name):
                         copy.target.take(self._twins[copy.weight]).copy_(copy.source.take(tensor))
         if left:
-            raise ValueError(f"it lacks {next(iter(left))}")
+            raise ValueError(f"{folder} lacks {next(iter(left))}")
 
 
 def _recorded(model: Any, update: Callable[[], Any]) -> tuple[Any, Recorder]:
     """What an update answers, and what it did."""
-    recorder, load_weights = Recorder(_weights(model)), model.load_weights
+    recorder, load_weights = Recorder(model), model.load_weights
     model.load_weights = lambda tensors, *rest: load_weights(recorder.watch(tensors), *rest)
     try:
         with recorder:
-            return update(), recorder
+            answer = update()
     finally:
         del model.load_weights
+    return answer, recorder
 
 
 def _weights(model: Any) -> Weights:
     return {name: weight.data for name, weight in model.named_parameters()}
 
 
+def _others(model: Any) -> Weights:
+    """Tensors that modules hold besides their weights."""
+    return {
+        f"{prefix}.{name}": each
+        for prefix, module in model.named_modules()
+        for name, each in {**vars(module), **module._buffers}.items()
+        if isinstance(each, torch.Tensor)
+    }
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def _obstacle(model: Any) -> str:
     """Why the weights of a model cannot be exchanged; empty when nothing is known to prevent it."""
-    if hasattr(model, "post_load_weights") or "load_weights" in vars(model):
-        return "it derives more from them"
+    if any(hasattr(module, "post_load_weights") for module in model.modules()) or "load_weights" in vars(model):
+        return "the model derives more from them"
     if any(getattr(module, "use_intel_amx_backend", False) for module in model.modules()):
         return "they are packed for AMX"
     needed = FREE_SHARE * sum(weight.nbytes for weight in _weights(model).values())
-    free = psutil.virtual_memory().available
-    return "" if free >= needed else f"the host has {free / 2**30:.1f} GiB of memory left, not {needed / 2**30:.1f}"
+    free = _free_bytes()
+    return "" if free >= needed else f"{free / 2**30:.1f} GiB of memory are left, {needed / 2**30:.1f} are needed"
+
+
+def _free_bytes() -> int:
+    """What this host has left, or this container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        return min(free, int(MEMORY_LIMIT.read_text()) - int(MEMORY_USED.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
 
 
 def _note_update(updater: Any, model: Any, model_path: str, load_format: str) -> tuple[bool, str]:
