@@ -1,6 +1,7 @@
 """What is heavy of a group, on a real server: written before its entry, gone with the last that names it."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,33 @@ async def test_texts_end_with_the_scores_and_completions_with_the_commit(
     await trainer.commit_step(record, {0: scored})
     assert await part_keys(queue) == {}
     await trainer.commit_step(record, {0: scored})
+
+
+async def test_a_head_without_parts_is_not_handed_over(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0)
+    worker = make_worker(queue, queue_config)
+    rollout = replace(await in_rollouts(worker), parts="")
+    with pytest.raises(ValueError, match="ticket 0 has no parts in the queue"):
+        await worker.hand_over(rollout, make_scored(make_ticket(0)), Stage.SCORED)
+
+
+async def test_a_late_worker_buries_nothing(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was frozen, another has scored the group meanwhile, and its texts are gone."""
+    await issue(trainer, 0)
+    late, other = make_worker(queue, queue_config), make_worker(queue, queue_config)
+    held = await in_rollouts(late)
+    await late.retire()
+    again = await taken(other, Stage.ROLLOUTS)
+    assert again.entry_id == held.entry_id
+    assert await other.hand_over(again, make_scored(make_ticket(0)), Stage.SCORED)
+    assert await late.read([held], Part.TEXTS) == [{Part.TEXTS: None}]
+    assert not await late.bury(held, "its texts are not in the queue")
+    assert (await queue.depths())["dead"] == 0
+    assert "dead letter" not in caplog.text
 
 
 async def test_whatever_deletes_an_entry_deletes_its_parts(

@@ -51,6 +51,17 @@ async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLan
     assert (first.loss_mask, first.num_loss_tokens) == (None, 4)
 
 
+async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
+    fake: FakeSGLang, client: EngineClient
+) -> None:
+    """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
+    client.control_timeout_seconds, fake.load_seconds = 0.1, 0.5
+    await client.pause("retract", 10)
+    with pytest.raises(TimeoutError, match=r"did not answer /set_internal_state in 0\.2 s"):
+        await client.pause("in_place", 0.2)
+    assert fake.paths().count("/pause_generation") == 2
+
+
 async def test_it_says_what_the_server_is(client: EngineClient) -> None:
     assert client.info.name == "sglang 0.5.21"
     assert (client.info.vocabulary_size, client.info.context_length) == (100, 64)

@@ -150,6 +150,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     @app.post("/set_internal_state")
     async def set_state(request: Request) -> Any:
         assert await body_of(request) == {"server_args": {}}
+        await asyncio.sleep(fake.load_seconds)  # the pass that runs
         return [True]
 
     @app.post("/abort_request")

@@ -154,9 +154,7 @@ class Worker:
         # A new name: what a late worker writes must not lie over what the holder published.
         name = uuid.uuid4().hex if form.parts else delivery.parts
         if not name:
-            raise ValueError(
-                f"ticket {delivery.ticket_key} has no completions in the queue: expected a group with parts"
-            )
+            raise ValueError(f"ticket {delivery.ticket_key} has no parts in the queue: expected a group to hand over")
         script_keys = [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to), *keys.parts(name)]
         arguments = [
             *(GROUP, self.name, delivery.entry_id, delivery.ticket_key, delivery.attempt),
