@@ -55,7 +55,7 @@ async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
     fake: FakeSGLang, client: EngineClient
 ) -> None:
     """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
-    client.control_timeout_seconds, fake.load_seconds = 0.1, 0.5
+    client.control_timeout_seconds, fake.pass_seconds = 0.1, 0.5
     await client.pause("retract", 10)
     with pytest.raises(TimeoutError, match=r"did not answer /set_internal_state in 0\.2 s"):
         await client.pause("in_place", 0.2)

@@ -32,7 +32,7 @@ class FakeSGLang:
         self.context_length = 64
         self.model_path = ""
         self.token_seconds = 0.0
-        self.load_seconds = 0.0
+        self.load_seconds = self.pass_seconds = 0.0
         self.probe_seconds = 0.0
         self.join_seconds = 0.0
         self.fail_load = ""
@@ -150,7 +150,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     @app.post("/set_internal_state")
     async def set_state(request: Request) -> Any:
         assert await body_of(request) == {"server_args": {}}
-        await asyncio.sleep(fake.load_seconds)  # the pass that runs
+        await asyncio.sleep(fake.pass_seconds)
         return [True]
 
     @app.post("/abort_request")
