@@ -16,7 +16,7 @@ import xxhash
 from penstock.delta_codec import Numbers, encode, unchanged
 from penstock.local_folder import LocalFolder
 from penstock.manifest import Delta, TensorDelta, TensorEntry, identity_digest, tensor_bytes
-from penstock_trainer.weight_files import WEIGHTS_NAME, Format, Weights, digest_of, write_all, write_weights
+from penstock_trainer.weight_files import WEIGHTS_NAME, Format, Weights, digest_of, write_at, write_weights
 
 DELTA_NAME = "delta.bin"
 COPY_BYTES = 1 << 24
@@ -78,9 +78,11 @@ class DeltaWriter:
         target.touch()
         with self._copy.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as file:
             buffer = memoryview(bytearray(COPY_BYTES))
+            start = 0
             while num_bytes := source.readinto(buffer):
-                write_all(file, buffer[:num_bytes])
-            file.truncate()
+                write_at(file.fileno(), buffer[:num_bytes], start)
+                start += num_bytes
+            file.truncate(start)
             if durable:
                 os.fsync(file.fileno())
         self._num_since_whole = 0

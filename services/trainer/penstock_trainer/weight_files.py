@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import xxhash
@@ -198,10 +198,10 @@ def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) 
     path.touch()
     with path.open("r+b", buffering=0) as file:
         number = file.fileno()
-        _write_at(number, memoryview(header), 0)
+        write_at(number, memoryview(header), 0)
 
         def write(name: str, pieces: Iterator[memoryview]) -> TensorEntry:
-            digest = digest_of(pieces, lambda piece, start: _write_at(number, piece, starts[name] + start))
+            digest = digest_of(pieces, lambda piece, start: write_at(number, piece, starts[name] + start))
             return TensorEntry(file=path.name, dtype=dtype, shape=tuple(shapes[name]), digest=digest)
 
         entries = dict(form.each(weights, write))
@@ -226,17 +226,11 @@ def digest_of(pieces: Iterator[memoryview], use: Callable[[memoryview, int], Non
     return digest.hexdigest()
 
 
-def _write_at(number: int, data: memoryview, start: int) -> None:
+def write_at(number: int, data: memoryview, start: int) -> None:
     """Write to a file by its descriptor, which may take a part at a time."""
     while data:
         written = os.pwrite(number, data, start)
         data, start = data[written:], start + written
-
-
-def write_all(file: BinaryIO, data: memoryview) -> None:
-    """Write to an unbuffered file, which may take a part at a time."""
-    while data:
-        data = data[file.write(data) :]
 
 
 def _header(shapes: Mapping[str, torch.Size], form: Format) -> bytes:
