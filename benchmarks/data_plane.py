@@ -25,14 +25,15 @@ from statistics import median
 import psutil
 
 from benchmarks.data_plane_group import POLICY, Shape, bytes_per_token
-from penstock.broker import Announcement, Delivery, Queue, Served, Stage, Worker, connect
+from penstock.broker import Delivery, Queue, Served, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Ticket, decode, encode
-from penstock.ledger import StepRecord
-from penstock.parts import Part, RolloutHead, ScoredHead, scored_group, stored, texts_of
+from penstock.contracts.ledger import StepRecord
+from penstock.contracts.services import Announcement
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, scored_group, stored, texts_of
 
 BATCH_SIZE = 64
 CREDITS = 4 * BATCH_SIZE

@@ -19,7 +19,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.parts import Part, RolloutHead, ScoredHead, stored
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, stored
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
 PROMPT_TOKENS = 128

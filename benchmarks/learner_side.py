@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from benchmarks.learner_cases import Case, ragged_case, scored_groups, short_case
 from benchmarks.learner_plain import MAX_GRAD_NORM, PlainTrainer
 from penstock.config import Config
-from penstock_trainer.learner import Learner
-from penstock_trainer.memory import keep_freed_memory
+from penstock_trainer.learner.keep_memory import keep_freed_memory
+from penstock_trainer.learner.learner import Learner
 
 LR = 1e-12  # the weights stay where they are: every step of every process computes the same gradient
 NUM_SHORT_STEPS = 3

@@ -13,22 +13,23 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from penstock.broker import Announcement, Queue, ServiceRecord
+from penstock.broker import Queue
 from penstock.config import Config
-from penstock.service import Service
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.runtime.service import Service
 from penstock_rollout.app import make_rollout_app
-from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.process import StartedServer
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.server import StartedServer
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights import Weights
-from penstock_trainer.export import config_json
-from penstock_trainer.publisher import Publisher, Push
-from penstock_trainer.rollout_client import RolloutClient
-from penstock_trainer.transport import Transport
-from penstock_trainer.transports import make_transport
-from penstock_trainer.weight_files import Dtype, published_weights
-from penstock_trainer.weight_files import Weights as NamedWeights
+from penstock_rollout.weights.updater import Weights
+from penstock_trainer.weight_sync.choose import make_transport
+from penstock_trainer.weight_sync.publisher import Publisher, Push
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weight_sync.transport import Transport
+from penstock_trainer.weights.files import Dtype, published_weights
+from penstock_trainer.weights.files import Weights as NamedWeights
+from penstock_trainer.weights.hugging_face import config_json
 
 LOOPBACK = "http://127.0.0.1:0"
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from penstock.local_folder import LocalFolder, shared_memory
-from penstock.manifest import read_manifest, verify
-from penstock_rollout.local_copy import LocalCopy
-from penstock_trainer.delta_writer import DeltaWriter
-from penstock_trainer.export import config_json
-from penstock_trainer.staging import Staging
-from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format, Weights, published_weights
+from penstock.weights.local_folder import LocalFolder, shared_memory
+from penstock.weights.manifest import read_manifest, verify
+from penstock_rollout.weights.local_copy import LocalCopy
+from penstock_trainer.weights.deltas import DeltaWriter
+from penstock_trainer.weights.files import WEIGHTS_NAME, Dtype, Format, Weights, published_weights
+from penstock_trainer.weights.hugging_face import config_json
+from penstock_trainer.weights.staging import Staging
 
 MODEL = Path("models/SmolLM2-135M-Instruct")
 TEXT = Path(__file__).parents[1] / "docs"

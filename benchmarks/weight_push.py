@@ -35,8 +35,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.chaos.model import make_tiny_model
 from benchmarks.push_bench import ModelSource, Pusher, RolloutServer, pusher, rollout_server
 from penstock.config import Config, WeightsSection
-from penstock_trainer.collective import Group, MeetingPoint
-from penstock_trainer.transport_tensor import shared_memory
+from penstock_trainer.weight_sync.process_group import Group, MeetingPoint
+from penstock_trainer.weight_sync.shared_memory import shared_memory
 
 # Shapes of SmolLM2-135M, and of TinyLlama-1.1B with tied embeddings.
 SHAPES: dict[str, dict[str, Any]] = {

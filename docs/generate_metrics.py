@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 INTRODUCTION = """# Metrics
 

@@ -17,7 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 END_SECONDS = 60.0
-ENGINE_WORDS = ("chaos/engine.py", "penstock_rollout/engine/launcher.py")
+ENGINE_WORDS = ("chaos/engine.py", "penstock_rollout/engine/sglang/inside/launcher.py")
 TAIL_BYTES = 1500
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from penstock.process import tied_command
+from penstock.runtime.process import tied_command
 
 JOB_SECONDS = 120
 STORE_BYTES = 78643200  # the least that Ray accepts

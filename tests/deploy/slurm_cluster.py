@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from penstock.process import tied_command
+from penstock.runtime.process import tied_command
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 NODES = ("cpu1", "cpu2", "gpu1", "gpu2")

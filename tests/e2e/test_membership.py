@@ -14,8 +14,9 @@ import yaml
 
 from benchmarks.chaos.launch import ROOT, Launch
 from benchmarks.chaos.parts import NOTHING, Part, prepare, read_part
-from penstock.broker import ServiceRecord, connect
+from penstock.broker import connect
 from penstock.config import Config
+from penstock.contracts.services import ServiceRecord
 
 pytestmark = pytest.mark.slow
 

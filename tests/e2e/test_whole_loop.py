@@ -17,9 +17,10 @@ import psutil
 import pytest
 import yaml
 
-from penstock.broker import ServiceRecord, connect
+from penstock.broker import connect
 from penstock.config import RedisSection
-from penstock.settings import load_config
+from penstock.config.load import load_config
+from penstock.contracts.services import ServiceRecord
 from penstock_launch.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow

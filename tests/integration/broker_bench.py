@@ -23,7 +23,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.parts import Part, RolloutHead, ScoredHead, Stored, group_of, stored
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, Stored, group_of, stored
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
 

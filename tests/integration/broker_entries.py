@@ -11,7 +11,7 @@ from penstock.broker import Delivery, Queue, Stage
 from penstock.broker.keys import GROUP
 from penstock.broker.worker import PART_TTL_MS
 from penstock.contracts import decode
-from penstock.parts import Part, RolloutHead, ScoredHead
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead
 from tests.integration.broker_bench import part_keys
 
 

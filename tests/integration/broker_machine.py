@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from penstock.broker import Queue, Stage, Worker, connect
 from penstock.config import Config
-from penstock.ledger import LedgerState
-from penstock.parts import Part
+from penstock.contracts.ledger import LedgerState
+from penstock.contracts.stored_groups import Part
 from penstock.tickets import TicketState
 from tests.integration.broker_bench import part_keys
 from tests.integration.broker_calls import with_fates

@@ -12,7 +12,7 @@ from hypothesis.stateful import precondition, rule
 
 from penstock.broker import Delivery, Stage
 from penstock.errors import FencedError, LostWritesError
-from penstock_trainer.consumer import oldest_version
+from penstock_trainer.rollouts.consumer import oldest_version
 from tests.integration.broker_calls import DiedError, Fate
 from tests.integration.broker_entries import (
     age,

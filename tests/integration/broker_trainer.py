@@ -4,20 +4,21 @@ Owns what a process of the trainer knows from its lease to its loss; what it doe
 classes, in the order of `penstock_trainer.loop`. Called by `broker_machine` and its rules.
 """
 
-from penstock.broker import Announcement, Delivery, Queue, Stage, Worker
+from penstock.broker import Delivery, Queue, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Sampling
-from penstock.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, WeightsRecord
+from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, WeightsRecord
+from penstock.contracts.services import Announcement
 from penstock.tickets import TicketBook, TicketLimits
-from penstock_trainer.batch import varies
-from penstock_trainer.consumer import Arrival, Consumer
-from penstock_trainer.draws import Draws
-from penstock_trainer.evaluation import Evaluation
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.prompts import EncodedPrompt
-from penstock_trainer.reconcile import restore_tickets
+from penstock_trainer.batching.batch import varies
+from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.rollouts.consumer import Arrival, Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.reconcile import restore_tickets
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(10)]
 INITIAL = PolicyIdentity(0, "a" * 16)

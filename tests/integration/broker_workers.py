@@ -8,7 +8,7 @@ product's own classes. Time decides nothing: nobody beats or renews but where a 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.broker import Announcement, Delivery, Served, Stage, Worker
+from penstock.broker import Delivery, Served, Stage, Worker
 from penstock.contracts import (
     Completion,
     PolicyIdentity,
@@ -20,7 +20,8 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.parts import Part, RolloutHead, ScoredHead, stored
+from penstock.contracts.services import Announcement
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, stored
 
 
 @dataclass

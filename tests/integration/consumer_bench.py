@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
-from penstock.broker import Announcement, Stage, Worker
+from penstock.broker import Stage, Worker
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import (
@@ -21,14 +21,15 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.parts import Stored
+from penstock.contracts.services import Announcement
+from penstock.contracts.stored_groups import Stored
 from penstock.tickets import TicketBook, TicketLimits, TicketState
-from penstock_trainer.batch import varies
-from penstock_trainer.consumer import Consumer
-from penstock_trainer.draws import Draws
-from penstock_trainer.evaluation import Evaluation
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.prompts import EncodedPrompt
+from penstock_trainer.batching.batch import varies
+from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 from tests.integration.broker_bench import put, stored_scored
 
 BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40

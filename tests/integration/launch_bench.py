@@ -16,17 +16,17 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from penstock.process import ProcessIdentity
-from penstock_launch.trees import KnownProcess, KnownProcesses
+from penstock.runtime.process import ProcessIdentity
+from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
 
 TORCHRUN = Path(__file__).parents[2] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"
 STAND_IN = """
 import asyncio, json, os, pathlib, sys, time
 from prometheus_client import CollectorRegistry
-from penstock import service
+from penstock.runtime import service
 from penstock.broker import ServiceRecord, connect
 from penstock.errors import ConfigError
-from penstock.http import make_app
+from penstock.runtime.http import make_app
 
 KIND = {kind!r}
 

@@ -17,27 +17,28 @@ from torch import Tensor
 from penstock.broker.trainer import TrainerQueue, read_ledger
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, ScoredGroup
+from penstock.contracts.ledger import CheckpointRecord, RunRecord, StepRecord, WeightsRecord
 from penstock.errors import WeightsError
-from penstock.ledger import CheckpointRecord, RunRecord, StepRecord, WeightsRecord
-from penstock_trainer.canary import CanaryMaker
-from penstock_trainer.checkpoint import Checkpoints
-from penstock_trainer.checkpoint_writer import CheckpointWriter
-from penstock_trainer.learner import Learner
+from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.checkpoints.writer import CheckpointWriter
+from penstock_trainer.control import Requests
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.update import StepResult
 from penstock_trainer.loop import Trainer
-from penstock_trainer.parts import Parts, Requests
-from penstock_trainer.progress import Progress
-from penstock_trainer.publisher import Publisher
+from penstock_trainer.parts import Parts
 from penstock_trainer.releases import Release, Releases
 from penstock_trainer.reports import Reports
-from penstock_trainer.rollout_client import RolloutClient
-from penstock_trainer.staging import Staging
-from penstock_trainer.status import Status
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.tracking import Tracking
-from penstock_trainer.transport_disk import DiskTransport
-from penstock_trainer.update import StepResult
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.status import Status
+from penstock_trainer.telemetry.tracking import Tracking
 from penstock_trainer.watchdog import Watchdog
-from penstock_trainer.weight_files import Format
+from penstock_trainer.weight_sync.canary import CanaryMaker
+from penstock_trainer.weight_sync.disk import DiskTransport
+from penstock_trainer.weight_sync.publisher import Publisher
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
 from tests.integration.consumer_bench import BATCH_SIZE, PROMPTS, Bench
 
 SECONDS = 20

@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from penstock.broker import Announcement, Queue, ServiceRecord
+from penstock.broker import Queue
 from penstock.config import Config
 from penstock.contracts import ScoredGroup
-from penstock_trainer.followers import Follower, LeadingLearner
-from penstock_trainer.learner import Learner
-from penstock_trainer.place import Place
-from penstock_trainer.publisher import Publisher
-from penstock_trainer.ranks import Ranks
-from penstock_trainer.rollout_client import RolloutClient
-from penstock_trainer.transports import make_transport
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock_trainer.distributed.rank import Place
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.rank_commands import Follower, LeadingLearner
+from penstock_trainer.weight_sync.choose import make_transport
+from penstock_trainer.weight_sync.publisher import Publisher
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from tests.unit.trainer_groups import completion, config_for, scored_group
 
 

@@ -18,13 +18,13 @@ import torch
 from penstock.config import Config
 from penstock.contracts import ScoredGroup
 from penstock.errors import PenstockError
-from penstock_trainer.followers import Follower, Gather, LeadingLearner
-from penstock_trainer.learner import Learner
-from penstock_trainer.place import Place
-from penstock_trainer.ranks import Ranks
-from penstock_trainer.staging import Staging
-from penstock_trainer.update import StepResult
-from penstock_trainer.weight_files import Format
+from penstock_trainer.distributed.rank import Place
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.rank_commands import Follower, Gather, LeadingLearner
+from penstock_trainer.learner.update import StepResult
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer_groups import completion, config_for, example_groups, scored_group
 
 NUM_STEPS = 3

@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from penstock.broker.embedded import HOST, find_server
-from penstock.process import tied_command
+from penstock.runtime.process import tied_command
 
 NUM_NODES = 3
 NUM_SLOTS = 16384

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import Announcement
-from penstock.canary import Canary
 from penstock.config import Config
 from penstock.contracts import Completion, Sampling, Ticket, pack_int32, unpack_int32
-from penstock_rollout.engine.answers import GroupAnswer
-from penstock_rollout.engine.client import EngineClient
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement
 from penstock_rollout.engine.draft import CompletionRequest
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.process import make_server
+from penstock_rollout.engine.sglang.answers import GroupAnswer
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.updater import Weights
 from tests.integration.sglang_pair import ROOT
 from tests.integration.test_rollout_sglang import stage
 from tests.unit.producer_bench import MemoryQueue, as_it_is

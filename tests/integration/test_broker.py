@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import Announcement, Queue, Served, Stage
+from penstock.broker import Queue, Served, Stage
 from penstock.broker.keys import GROUP
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Ticket, decode
-from penstock.ledger import StepRecord
+from penstock.contracts.ledger import StepRecord
+from penstock.contracts.services import Announcement
 from tests.integration.broker_bench import issue, make_group, make_ticket, make_worker, read_group
 
 

@@ -14,9 +14,9 @@ from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import decode
+from penstock.contracts.ledger import DropRecord, StepRecord
+from penstock.contracts.stored_groups import Part, ScoredHead, scored_group
 from penstock.errors import ConfigError, QueueError
-from penstock.ledger import DropRecord, StepRecord
-from penstock.parts import Part, ScoredHead, scored_group
 from tests.integration.broker_bench import (
     issue,
     make_group,

@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
-from penstock.broker import Announcement, Queue, Stage
+from penstock.broker import Queue, Stage
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
+from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, LostWritesError, QueueError, StallError
-from penstock.ledger import DropRecord, RunRecord, StepRecord
 from tests.integration.broker_bench import POLICY, issue, make_group, make_ticket, make_worker
 
 

@@ -17,8 +17,8 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Ticket as TicketMessage
 from penstock.contracts import decode, encode
-from penstock.ledger import DropRecord, RunRecord, StepRecord
-from penstock.parts import Part, Stored, TextsPart, stored
+from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
+from penstock.contracts.stored_groups import Part, Stored, TextsPart, stored
 from penstock_launch.__main__ import run
 from tests.integration.broker_bench import make_group, make_scored, make_ticket, part_keys, put, read_group
 from tests.integration.consumer_bench import Bench

@@ -18,7 +18,7 @@ from penstock.broker import connect
 from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import ActorSection, Config, DataSection, DatasetSection
 from penstock.errors import QueueError
-from penstock.process import ProcessIdentity
+from penstock.runtime.process import ProcessIdentity
 
 pytestmark = pytest.mark.redis
 

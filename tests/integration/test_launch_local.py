@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from penstock.process import ProcessIdentity, descendants
+from penstock.runtime.process import ProcessIdentity, descendants
 from penstock_launch.run_folder import QueueAddress
 from tests.integration.launch_bench import Bench, all_up, until, wait_for_text
 

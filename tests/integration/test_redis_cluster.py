@@ -10,8 +10,8 @@ import yaml
 
 from penstock.broker import connect
 from penstock.broker.keys import Keys, Stage
+from penstock.config.load import build_config
 from penstock.errors import ConfigError
-from penstock.settings import build_config
 from tests.integration.redis_cluster import RedisCluster
 
 pytestmark = pytest.mark.redis

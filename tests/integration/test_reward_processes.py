@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from penstock.config import RewardSection
-from penstock_reward.messages import Call, Outcome
-from penstock_reward.pool import Pool, open_pool
-from penstock_reward.process import WorkerProcess
+from penstock_reward.processes.messages import Call, Outcome
+from penstock_reward.processes.pool import Pool, open_pool
+from penstock_reward.processes.process import WorkerProcess
 
 FUNCTIONS = '''
 """Functions of a user."""
@@ -131,8 +131,8 @@ async def test_math_calls_that_never_end_are_killed(tmp_path: Path) -> None:
 PARENT = """
 import asyncio, sys
 from penstock.config import RewardSection
-from penstock_reward.messages import Call
-from penstock_reward.pool import open_pool
+from penstock_reward.processes.messages import Call
+from penstock_reward.processes.pool import open_pool
 
 async def main(folder):
     section = RewardSection(functions={"mine:pid": 1.0, "mine:obey": 1.0}, modules_path=folder, timeout_seconds=600)

@@ -28,7 +28,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.parts import Part, ScoredHead, Stored, stored
+from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
 from tests.integration.broker_bench import part_keys, put
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]

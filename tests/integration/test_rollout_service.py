@@ -12,11 +12,12 @@ import httpx
 import pytest
 import yaml
 
-from penstock.broker import Announcement, Queue, Served, ServiceRecord, Stage, Worker
+from penstock.broker import Queue, Served, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, pack_int32
+from penstock.contracts.services import Announcement, ServiceRecord
 from tests.integration.broker_bench import read_group
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving, stage_weights
 

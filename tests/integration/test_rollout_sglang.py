@@ -10,19 +10,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.push_bench import ModelSource, RolloutServer
-from penstock.broker import Announcement
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
+from penstock.contracts.services import Announcement
 from penstock.errors import EngineRejectedError
-from penstock.local_folder import LocalFolder
-from penstock.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
-from penstock_rollout.engine.answers import completions
-from penstock_rollout.local_copy import LocalCopy
+from penstock.weights.local_folder import LocalFolder
+from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
+from penstock_rollout.engine.sglang.answers import completions
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights import Weights
-from penstock_trainer.delta_writer import DeltaWriter
-from penstock_trainer.staging import Staging
-from penstock_trainer.weight_files import Format
+from penstock_rollout.weights.local_copy import LocalCopy
+from penstock_rollout.weights.updater import Weights
+from penstock_trainer.weights.deltas import DeltaWriter
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
 from tests.integration.sglang_pair import PYTHON, VOCABULARY, all_up, scheduler_of
 
 pytestmark = [

@@ -11,9 +11,9 @@ from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
 from penstock.contracts import PolicyIdentity, encode
+from penstock.contracts.ledger import RunRecord
+from penstock.contracts.stored_groups import CompletionsPart, Part, Stored
 from penstock.errors import StallError
-from penstock.ledger import RunRecord
-from penstock.parts import CompletionsPart, Part, Stored
 from tests.integration.broker_bench import stored_scored
 from tests.integration.consumer_bench import BATCH_SIZE, NUM_PROMPTS, OLD, POLICY, Bench, scored
 

@@ -13,11 +13,11 @@ from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
 from penstock.errors import FencedError, WeightsError
-from penstock_trainer.learner import Learner
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
-from penstock_trainer.staging import Staging
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.weight_files import Format
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
 from tests.integration.loop_bench import SECONDS, LoopBench, same
 from tests.unit.trainer_groups import save_tiny_model
 

@@ -10,7 +10,7 @@ from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
 from penstock.contracts import PolicyIdentity
-from penstock.ledger import RunRecord, StepRecord
+from penstock.contracts.ledger import RunRecord, StepRecord
 from tests.integration.consumer_bench import BATCH_SIZE, NUM_PROMPTS, OLD, POLICY, Bench
 
 pytestmark = pytest.mark.redis

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from penstock.process import ProcessIdentity, descendants, kill_all
-from penstock_trainer.checkpoint_state import read_shapes, read_state
-from penstock_trainer.learner import Learner
+from penstock.runtime.process import ProcessIdentity, descendants, kill_all
+from penstock_trainer.checkpoints.tensors import read_shapes, read_state
+from penstock_trainer.learner.learner import Learner
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.ranks_worker import CANARY, CASES, NUM_RUN_STEPS, case_config, take_over, train
 from tests.unit.trainer_groups import save_tiny_model

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from benchmarks.push_bench import ModelSource, RolloutServer, pusher
-from penstock.broker import Announcement
 from penstock.contracts import Sampling, pack_int32, unpack_float32, unpack_int32
-from penstock.process import descendants, kill_all
-from penstock_rollout.engine.answers import completions
-from penstock_trainer.model import load_model
+from penstock.contracts.services import Announcement
+from penstock.runtime.process import descendants, kill_all
+from penstock_rollout.engine.sglang.answers import completions
+from penstock_trainer.model.loading import load_model
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.sglang_pair import DEADLINE_SECONDS, PYTHON, all_up, pair_config, scheduler_of
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import Announcement, Delivery, Queue, Stage, Worker, connect
+from penstock.broker import Delivery, Queue, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
+from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, QueueError
-from penstock.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
 from tests.integration.broker_bench import POLICY, make_group, make_ticket
 from tests.integration.error_bench import END_SECONDS, Bench, said
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving

@@ -15,16 +15,17 @@ from typing import Any, cast
 
 import pytest
 
-from penstock.broker import Announcement, Queue, ServiceRecord, Worker
+from penstock.broker import Queue, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
-from penstock.canary import Canary
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, RolloutGroup, unpack_float32, unpack_int32
-from penstock_trainer.publisher import Publisher, Push
-from penstock_trainer.rollout_client import RolloutClient
-from penstock_trainer.staging import Staging
-from penstock_trainer.transport_disk import DiskTransport
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock_trainer.weight_sync.disk import DiskTransport
+from penstock_trainer.weight_sync.publisher import Publisher, Push
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weights.staging import Staging
 from tests.integration.test_rollout_service import ended, next_group, started, ticket
 from tests.unit.fake_model import prompt_logprobs, token_logprob
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving, stage_weights

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.push_bench import RolloutServer
-from penstock.broker import Announcement
 from penstock.contracts import unpack_float32
+from penstock.contracts.services import Announcement
 from penstock.errors import WeightsMismatchError
-from penstock_rollout.engine.checksums import check_checksums
+from penstock_rollout.engine.sglang.checksums import check_checksums
 from tests.integration.sglang_pair import PYTHON
 from tests.integration.sglang_world import (
     EXACT,

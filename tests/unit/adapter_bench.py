@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock.config import Config
-from penstock_trainer.learner import Learner
+from penstock_trainer.learner.learner import Learner
 from tests.unit.trainer_groups import config_for, example_groups
 
 RANK, ALPHA = 3, 12

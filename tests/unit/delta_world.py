@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from penstock.contracts import PolicyIdentity
-from penstock.local_folder import LocalFolder
-from penstock.manifest import read_manifest, verify
-from penstock_rollout.local_copy import LocalCopy
-from penstock_trainer.delta_writer import DeltaWriter
-from penstock_trainer.staging import Staging
-from penstock_trainer.weight_files import WEIGHTS_NAME, Format, LiveWeights, write_weights
+from penstock.weights.local_folder import LocalFolder
+from penstock.weights.manifest import read_manifest, verify
+from penstock_rollout.weights.local_copy import LocalCopy
+from penstock_trainer.weights.deltas import DeltaWriter
+from penstock_trainer.weights.files import WEIGHTS_NAME, Format, LiveWeights, write_weights
+from penstock_trainer.weights.staging import Staging
 
 BF16 = Format("bfloat16", "dithered")
 

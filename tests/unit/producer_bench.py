@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from penstock.broker import Announcement, Delivery, Served, Stage
-from penstock.canary import Canary
+from penstock.broker import Delivery, Served, Stage
 from penstock.config import Config, WeightsSection
 from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, encode, pack_int32
-from penstock_rollout.engine.client import EngineClient
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.client import EngineClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.updater import Weights
 from tests.unit.fake_model import prompt_logprobs
 from tests.unit.test_rollout_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 

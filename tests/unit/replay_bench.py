@@ -11,15 +11,15 @@ from pathlib import Path
 import yaml
 
 from penstock.config import Config
-from penstock.ledger import LedgerState, RunRecord, WeightsRecord
-from penstock.settings import load_config
+from penstock.config.load import load_config
+from penstock.contracts.ledger import LedgerState, RunRecord, WeightsRecord
 from penstock_launch.__main__ import run
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.journal import Journal
-from penstock_trainer.learner import Learner
-from penstock_trainer.staging import Staging
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.weight_files import Format
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.journal import Journal
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer_groups import example_groups
 
 NUM_STEPS = 5

@@ -4,11 +4,11 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from penstock.address import advertised_host
 from penstock.config import RewardSection
 from penstock.errors import ConfigError
-from penstock.http import make_app
-from penstock.service import Service
+from penstock.runtime.address import advertised_host
+from penstock.runtime.http import make_app
+from penstock.runtime.service import Service
 
 QUEUE = "redis://127.0.0.1:6379"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from penstock.canary import Canary, read_canary
+from penstock.contracts.canary import Canary, read_canary
 from penstock.errors import WeightsError, WeightsMismatchError
 
 CANARY = Canary((1, 2, 3), (-1.0, -2.0), tolerance=0.1)

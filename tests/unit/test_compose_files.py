@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from penstock.settings import build_config, read_yaml
+from penstock.config.load import build_config, read_yaml
 from penstock_launch.services import TUNING
 
 ROOT = Path(__file__).parents[2]

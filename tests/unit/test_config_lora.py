@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from penstock.config.load import load_config
 from penstock.errors import ConfigError
-from penstock.settings import load_config
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from penstock.config import Config
+from penstock.config.load import load_config
 from penstock.errors import ConfigError
-from penstock.settings import load_config
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "examples/presets").glob("*.yaml"))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from penstock.config import StalenessSection
+from penstock.config.load import load_config
 from penstock.errors import ConfigError
-from penstock.settings import load_config
 
 
 def section(tmp_path: Path, *arguments: str) -> StalenessSection:

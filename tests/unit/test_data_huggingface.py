@@ -7,7 +7,7 @@ import pytest
 
 from penstock.config import ColumnsSection, DatasetSection
 from penstock.errors import DataError
-from penstock_trainer.datasets import load_rows
+from penstock_trainer.data.datasets import load_rows
 
 COLUMNS = ColumnsSection(prompt="question", answer="solution")
 

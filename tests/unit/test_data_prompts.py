@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import DataError
-from penstock_trainer.datasets import Row
-from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, permutation, require_batch, sampling_seed
+from penstock_trainer.data.datasets import Row
+from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch
+from penstock_trainer.data.seeds import permutation, sampling_seed
 
 BOS = 1
 USER = [{"role": "user", "content": "hi"}]

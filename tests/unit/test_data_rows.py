@@ -8,7 +8,7 @@ import pytest
 
 from penstock.config import ColumnsSection, DatasetSection
 from penstock.errors import DataError
-from penstock_trainer.datasets import Row, load_rows
+from penstock_trainer.data.datasets import Row, load_rows
 
 
 def write(folder: Path, *lines: object) -> DatasetSection:
@@ -104,7 +104,7 @@ def test_reasoning_gym_rows_are_reproducible_and_carry_their_entry() -> None:
 
 
 def test_reasoning_gym_entries_reach_the_reward_function_whole() -> None:
-    from penstock_reward.registry import load
+    from penstock_reward.functions.registry import load
 
     row = load_rows(DatasetSection(kind="reasoning_gym", path="basic_arithmetic", size=1))[0]
     reward = load("reasoning_gym")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.delta_codec import ALL, BITMAP, GAPS, HEADER, Numbers, apply, encode, unchanged
+from penstock.weights.delta_codec import ALL, BITMAP, GAPS, HEADER, Numbers, apply, encode, unchanged
 
 DTYPES = (np.uint16, np.uint32)
 

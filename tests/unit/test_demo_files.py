@@ -7,8 +7,8 @@ import pytest
 
 from examples.demo.addition import lines
 from examples.own_reward.brevity import wanted_length
-from penstock.settings import load_config
-from penstock_trainer.datasets import load_rows
+from penstock.config.load import load_config
+from penstock_trainer.data.datasets import load_rows
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"

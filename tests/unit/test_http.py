@@ -16,7 +16,7 @@ from penstock.errors import (
     WeightsConflictError,
     WeightsError,
 )
-from penstock.http import auth_headers, authorized, make_app
+from penstock.runtime.http import auth_headers, authorized, make_app
 
 TOKEN = SecretStr("s3cret")
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from penstock.config import Config, RaySection
+from penstock.config.load import build_config
 from penstock.errors import ConfigError
-from penstock.settings import build_config
 from penstock_launch.on_ray.command import for_cluster
 
 

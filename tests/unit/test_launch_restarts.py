@@ -3,7 +3,7 @@
 import pytest
 
 from penstock.errors import ConfigError, DataError, EngineStartError, FencedError, QueueError, RewardError, StallError
-from penstock_launch.restarts import Deaths, GiveUp, Restart, RestartPolicy
+from penstock_launch.supervise.restarts import Deaths, GiveUp, Restart, RestartPolicy
 
 
 def test_delay_doubles_up_to_the_longest() -> None:

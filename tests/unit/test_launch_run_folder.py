@@ -10,13 +10,13 @@ import yaml
 from pydantic import SecretStr
 
 from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection
+from penstock.config.load import load_config
+from penstock.config.shown import masked
 from penstock.errors import ConfigError
-from penstock.process import ProcessIdentity
-from penstock.settings import load_config
-from penstock.shown import masked
+from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands, service_environment
-from penstock_launch.trees import ProcessTrees, read_known
+from penstock_launch.supervise.process_trees import ProcessTrees, read_known
 
 
 def make_config(root: Path, **changes: object) -> Config:

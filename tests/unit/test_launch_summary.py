@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from penstock_launch.summary import LaunchFacts, closing_report, forget_trainer_summary, merge, write_summary
-from penstock_launch.supervisor import Outcome
+from penstock_launch.supervise.supervisor import Outcome
+from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, merge, write_summary
 
 STARTED_AT = 1_700_000_000.0
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from penstock.process import ProcessIdentity, descendants
-from penstock_launch.child import Child, Command, State
-from penstock_launch.restarts import RestartPolicy
-from penstock_launch.supervisor import Grace, Outcome, Supervisor
-from penstock_launch.trees import ProcessTrees
+from penstock.runtime.process import ProcessIdentity, descendants
+from penstock_launch.supervise.child import Child, Command, State
+from penstock_launch.supervise.process_trees import ProcessTrees
+from penstock_launch.supervise.restarts import RestartPolicy
+from penstock_launch.supervise.supervisor import Grace, Outcome, Supervisor
 
 FAST = RestartPolicy(first_delay_seconds=0.02, longest_delay_seconds=0.1)
 SLEEP = "import time; time.sleep(60)"

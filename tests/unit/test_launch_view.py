@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from penstock_launch.figures import duration
-from penstock_launch.follow import ServiceView, Snapshot, TrainerStatus
-from penstock_launch.view import GuardedView, PlainView, render
+from penstock_launch.watch.figures import duration
+from penstock_launch.watch.follow import ServiceView, Snapshot, TrainerStatus
+from penstock_launch.watch.view import GuardedView, PlainView, render
 
 STATUS = TrainerStatus(
     run="demo",

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from penstock.contracts import PolicyIdentity
-from penstock.ledger import (
+from penstock.contracts.ledger import (
     CheckpointRecord,
     DropRecord,
     LedgerState,

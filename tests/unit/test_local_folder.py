@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.local_folder import LocalFolder, name_of_run, shared_memory
+from penstock.weights.local_folder import LocalFolder, name_of_run, shared_memory
 
 HOLD = """
 import sys
-from penstock.local_folder import LocalFolder
+from penstock.weights.local_folder import LocalFolder
 print(LocalFolder("a", 0, sys.argv[1]).path, flush=True)
 input()
 """

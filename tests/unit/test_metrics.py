@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from penstock.broker import MemoryUse
-from penstock.metrics import SecondsCounter
+from penstock.runtime.metrics import SecondsCounter
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.progress import StepLine
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.records import StepLine
 
 # What a label may tell apart; each has few values, which code or configuration fix. No ticket, group, process or host.
 LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}

@@ -15,7 +15,7 @@ from deploy.grafana.__main__ import files
 from deploy.grafana.panels import Figure, Graph, Query, as_json, make_dashboard
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_trainer.metrics import TrainerMetrics
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.contracts import MalformedMessageError, RolloutGroup, Score, ScoredGroup, decode, encode
-from penstock.parts import (
+from penstock.contracts.stored_groups import (
     CompletionsPart,
     Part,
     RolloutHead,

@@ -9,10 +9,10 @@ from pydantic import SecretStr
 
 from penstock.config import RewardSection
 from penstock_reward.app import make_reward_app
-from penstock_reward.messages import Call, Outcome
 from penstock_reward.metrics import RewardMetrics
-from penstock_reward.pool import Pool
-from penstock_reward.scoring import Scoring
+from penstock_reward.processes.messages import Call, Outcome
+from penstock_reward.processes.pool import Pool
+from penstock_reward.scoring.scoring import Scoring
 
 OK = Outcome(1.0, 0.01)
 TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")

@@ -9,16 +9,16 @@ import pytest
 
 from penstock.broker import Delivery
 from penstock.config import RewardSection
+from penstock.contracts.stored_groups import ScoredHead
 from penstock.errors import RewardUnavailableError, TransientRewardError
-from penstock.parts import ScoredHead
-from penstock_reward.breaker import Breakers
-from penstock_reward.case import MAX_TRIPS, back_off_seconds
-from penstock_reward.child import kind_of
-from penstock_reward.messages import Call, Outcome
 from penstock_reward.metrics import RewardMetrics
-from penstock_reward.scoring import Scoring
-from penstock_reward.seats import Seats
-from penstock_reward.worker import score_groups
+from penstock_reward.processes.child import kind_of
+from penstock_reward.processes.messages import Call, Outcome
+from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.attempts import MAX_TRIPS, back_off_seconds
+from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.scoring import Scoring
+from penstock_reward.scoring.seats import Seats
 from tests.unit.test_reward_scoring import OK, FakeConsumer, FakeRunner, group
 
 DOWN = Outcome(None, 0.1, "transient", "ConnectionError: refused\nby peer")
@@ -256,7 +256,7 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
 async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("penstock_reward.worker.DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("penstock_reward.score_groups.DRAIN_SECONDS", 0.05)
     server = Server("exact_match")
     bench = Bench(server, breaker_failures=1)
     queue = Queue(*(group(number) for number in range(10)))

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import get_args
 
 from penstock.config import RewardSection
-from penstock_reward.messages import Call, FailureKind
-from penstock_reward.pool import open_pool
-from penstock_reward.registry import builtins
-from penstock_reward.scorer import combine
+from penstock_reward.functions.registry import builtins
+from penstock_reward.processes.messages import Call, FailureKind
+from penstock_reward.processes.pool import open_pool
+from penstock_reward.scoring.combine import combine
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 

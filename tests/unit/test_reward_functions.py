@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import RewardError
-from penstock_reward.libraries import tagged_answer
-from penstock_reward.numerals import find_numbers, last_number
-from penstock_reward.registry import builtins, check_names, load
+from penstock_reward.functions.libraries import tagged_answer
+from penstock_reward.functions.numerals import find_numbers, last_number
+from penstock_reward.functions.registry import builtins, check_names, load
 
 
 def score(name: str, completion: str, answer: str, **metadata: Any) -> float:

@@ -10,8 +10,8 @@ import pytest
 
 from penstock.config import RewardSection
 from penstock.errors import RewardError
-from penstock_reward.messages import Call, Outcome
-from penstock_reward.pool import Pool, open_pool, split
+from penstock_reward.processes.messages import Call, Outcome
+from penstock_reward.processes.pool import Pool, open_pool, split
 
 FUNCTIONS = '''
 """Functions of a user."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_reward.messages import Outcome
-from penstock_reward.scorer import combine
+from penstock_reward.processes.messages import Outcome
+from penstock_reward.scoring.combine import combine
 
 finite = st.floats(-1e6, 1e6)
 outcomes_by_name = st.dictionaries(st.text("abc", min_size=1), st.tuples(finite, finite), min_size=1)

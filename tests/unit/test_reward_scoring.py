@@ -20,13 +20,13 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, Stored, TextsPart, stored
 from penstock.errors import RewardError
-from penstock.parts import Part, RolloutHead, ScoredHead, Stored, TextsPart, stored
-from penstock_reward.messages import Call, Outcome
 from penstock_reward.metrics import RewardMetrics
-from penstock_reward.scoring import Scoring
-from penstock_reward.seats import Seats
-from penstock_reward.worker import score_groups
+from penstock_reward.processes.messages import Call, Outcome
+from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.scoring import Scoring
+from penstock_reward.scoring.seats import Seats
 
 OK = Outcome(1.0, 0.01)
 TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")
@@ -246,7 +246,7 @@ class StuckRunner(FakeRunner):
 
 
 async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock_reward.worker.DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("penstock_reward.score_groups.DRAIN_SECONDS", 0.1)
     stop = asyncio.Event()
     consumer = FakeConsumer([group(0), group(1)], stop)
     runner, metrics = StuckRunner(), RewardMetrics()

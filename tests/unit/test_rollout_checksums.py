@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import WeightsMismatchError
-from penstock_rollout.engine.checksums import check_checksums
+from penstock_rollout.engine.sglang.checksums import check_checksums
 
 LAYER = "model.layers.0."
 TENSORS = {

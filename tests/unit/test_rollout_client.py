@@ -10,9 +10,9 @@ import pytest
 from penstock.config import EngineSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsError
-from penstock_rollout.engine.answers import completions, read_group
-from penstock_rollout.engine.arguments import command, environment
-from penstock_rollout.engine.client import EngineAbsentError, EngineClient
+from penstock_rollout.engine.sglang.answers import completions, read_group
+from penstock_rollout.engine.sglang.arguments import command, environment
+from penstock_rollout.engine.sglang.client import EngineAbsentError, EngineClient
 from tests.unit.fake_model import prompt_logprobs
 from tests.unit.test_rollout_fake_engine import FakeSGLang, serving
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is in the trainer's environme
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from penstock_rollout.engine import torch_ahead  # noqa: E402
+from penstock_rollout.engine.sglang.inside import ahead as torch_ahead  # noqa: E402
 from tests.unit.ahead_models import (  # noqa: E402
     Adding,
     Buffered,

@@ -6,7 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
 
-from penstock_rollout.engine import torch_attention, torch_sampling  # noqa: E402
+from penstock_rollout.engine.sglang.inside import attention as torch_attention  # noqa: E402
+from penstock_rollout.engine.sglang.inside import sampling as torch_sampling  # noqa: E402
 
 HEADS, KEY_HEADS, SIZE, SLOTS = 6, 2, 8, 200
 OPTIONS: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
 
-from penstock_rollout.engine import torch_prefill  # noqa: E402
+from penstock_rollout.engine.sglang.inside import prefill as torch_prefill  # noqa: E402
 
 LAYERS, SLOTS, VOCABULARY = 3, 300, 11
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
 
-from penstock_rollout.engine import torch_receive  # noqa: E402
+from penstock_rollout.engine.sglang.inside import receive as torch_receive  # noqa: E402
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {"a": [(2, 3), (), (5,)], "b": [(40, 7)], "c": [(3,)]}
 UPDATER = SimpleNamespace(_model_update_group={"g": "the group", "h": "another"})

@@ -10,22 +10,22 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, ValidationError
 
-from penstock.broker import Announcement, ServiceRecord
 from penstock.config import EngineSection, WeightsSection
-from penstock.service import Service
-from penstock_rollout.engine.client import EngineClient
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.runtime.service import Service
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.local_copy import ChainError
+from penstock_rollout.engine.sglang.client import EngineClient
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.snapshots import Snapshots
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.local_copy import ChainError
+from penstock_rollout.weights.snapshots import Snapshots
+from penstock_rollout.weights.updater import Weights
 from penstock_trainer.app import trainer_app
-from penstock_trainer.delta_writer import DELTA_NAME
-from penstock_trainer.parts import Requests
-from penstock_trainer.progress import Progress
-from penstock_trainer.status import Status
-from penstock_trainer.transport_disk import DiskTransport
-from penstock_trainer.weight_files import WEIGHTS_NAME
+from penstock_trainer.control import Requests
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.status import Status
+from penstock_trainer.weight_sync.disk import DiskTransport
+from penstock_trainer.weights.deltas import DELTA_NAME
+from penstock_trainer.weights.files import WEIGHTS_NAME
 from tests.unit.delta_world import World, flip
 from tests.unit.test_rollout_fake_engine import FakeServer, FakeSGLang, serving
 

@@ -20,7 +20,7 @@ import xxhash
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from penstock.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
+from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
 from tests.unit.fake_model import next_token, prompt_logprobs, token_logprob
 
 

@@ -8,19 +8,19 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from penstock.broker import Announcement
 from penstock.config import EngineSection, WeightsSection
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import Announcement
+from penstock.contracts.weight_sources import CollectiveSource, GroupRequest, SharedBucket, TensorSource, TensorSpec
 from penstock.errors import EngineError, WeightsConflictError, WeightsError
-from penstock.transfer import CollectiveSource, GroupRequest, SharedBucket, TensorSource, TensorSpec
 from penstock_rollout.app import make_rollout_app
-from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.tensor_pickle import pickled_tensors
-from penstock_rollout.loaders import make_loader
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights import Weights
-from penstock_trainer.transport_tensor import shared_memory, shared_name
+from penstock_rollout.weights.loaders import make_loader
+from penstock_rollout.weights.updater import Weights
+from penstock_trainer.weight_sync.shared_memory import shared_memory, shared_name
 from tests.unit.test_rollout_fake_engine import FakeServer, FakeSGLang, serving
 
 MATRIX, VECTOR = TensorSpec("matrix", "bfloat16", (2, 3)), TensorSpec("vector", "bfloat16", (4,))

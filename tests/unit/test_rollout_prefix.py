@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from penstock_rollout.engine.prefix import PrefixWaves, Prompt
+from penstock_rollout.engine.sglang.prefix import PrefixWaves, Prompt
 
 COMMON = tuple(range(40))
 

@@ -12,9 +12,9 @@ import pytest
 
 from penstock.config import EngineSection
 from penstock.errors import EngineDiedError, EngineError, EngineStartError
-from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.process import GivenServer, StartedServer, make_server
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, make_server
 
 # Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
 SERVER = """

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from penstock.broker import Announcement
+from penstock.contracts.services import Announcement
 from penstock_rollout.app import make_rollout_app
 from tests.unit.weights_bench import Bench, weights_bench
 

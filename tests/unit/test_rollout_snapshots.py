@@ -12,16 +12,16 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.broker import Announcement, ServiceRecord
-from penstock.canary import Canary
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
-from penstock.http import make_app
-from penstock.service import Service
-from penstock_rollout.snapshots import Snapshots
+from penstock.runtime.http import make_app
+from penstock.runtime.service import Service
+from penstock_rollout.weights.snapshots import Snapshots
 from penstock_trainer.app import trainer_app
-from penstock_trainer.parts import Requests
-from penstock_trainer.status import Status
+from penstock_trainer.control import Requests
+from penstock_trainer.telemetry.status import Status
 from tests.unit.test_rollout_fake_engine import stage_weights
 
 TOKEN = SecretStr("secret")

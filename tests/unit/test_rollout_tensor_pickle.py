@@ -4,9 +4,9 @@ import pickle
 
 import torch
 
-from penstock.transfer import SharedBucket, TensorSpec
-from penstock_rollout.engine.tensor_pickle import pickled_tensors
-from penstock_trainer.transport_tensor import shared_memory, shared_name
+from penstock.contracts.weight_sources import SharedBucket, TensorSpec
+from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
+from penstock_trainer.weight_sync.shared_memory import shared_memory, shared_name
 
 
 def test_the_tensors_lie_where_the_bucket_says() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.broker import Announcement
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32
+from penstock.contracts.services import Announcement
 from penstock.errors import (
     EngineDiedError,
     EngineError,
@@ -16,7 +16,7 @@ from penstock.errors import (
     WeightsError,
 )
 from penstock_rollout.app import not_ready
-from penstock_rollout.engine.answers import completions
+from penstock_rollout.engine.sglang.answers import completions
 from tests.unit.weights_bench import CYCLE, Bench, weights_bench
 
 

@@ -11,7 +11,7 @@ from penstock.contracts import Sampling, pack_int32
 from penstock.errors import (
     WeightsMismatchError,
 )
-from penstock_rollout.engine.answers import completions
+from penstock_rollout.engine.sglang.answers import completions
 from tests.unit.weights_bench import ABORT_CYCLE, CYCLE, Bench, weights_bench
 
 

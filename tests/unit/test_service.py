@@ -15,8 +15,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from penstock.config import Config
 from penstock.errors import ConfigError, EngineStartError, PenstockError
-from penstock.http import make_app
-from penstock.service import UNEXPECTED_EXIT_CODE, Service, main
+from penstock.runtime.http import make_app
+from penstock.runtime.service import UNEXPECTED_EXIT_CODE, Service, main
 
 
 @pytest.fixture

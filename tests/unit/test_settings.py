@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock.config.load import load_config
 from penstock.errors import ConfigError
-from penstock.settings import load_config
 
 YAML = """
 actor: {path: some/model, group_size: 4}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.process import ProcessIdentity
-from penstock_launch.child import Child, State
-from penstock_launch.restarts import RestartPolicy
+from penstock.runtime.process import ProcessIdentity
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 from penstock_launch.slurm.steps import ABOUT_THE_END, Step
+from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.restarts import RestartPolicy
 
 NODE = (sys.executable, "-m", "penstock_launch.slurm.node")
 WAITS = "import time; print('up', flush=True); time.sleep(60)"

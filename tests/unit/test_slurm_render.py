@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from penstock.config import Config
+from penstock.config.load import load_config
 from penstock.errors import ConfigError
-from penstock.settings import load_config
 from penstock_launch.slurm.render import render
 from penstock_launch.slurm.shares import section_of, share_of
 from penstock_launch.slurm.site import srun_words

@@ -11,12 +11,12 @@ import torch
 
 from penstock.config import Config
 from penstock.errors import ConfigError
-from penstock_trainer import learner as learner_module
-from penstock_trainer.adapter import Adapter, adapted
-from penstock_trainer.learner import Learner
-from penstock_trainer.model import load_model
-from penstock_trainer.staging import Staging
-from penstock_trainer.weight_files import Format, master_weights
+from penstock_trainer.learner import learner as learner_module
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.model.loading import load_model
+from penstock_trainer.model.lora import Adapter, adapted
+from penstock_trainer.weights.files import Format, master_weights
+from penstock_trainer.weights.staging import Staging
 from tests.unit.adapter_bench import ALPHA, RANK, adapter_weights, copies, lora_config, same_bits, trained
 from tests.unit.trainer_groups import config_for, example_groups, save_tiny_model, tiny_model
 

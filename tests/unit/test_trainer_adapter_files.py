@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from penstock.config import Config
 from penstock.errors import ConfigError
 from penstock_launch.__main__ import run
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.checkpoint_state import read_shapes
-from penstock_trainer.learner import Learner
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.tensors import read_shapes
+from penstock_trainer.learner.learner import Learner
 from tests.unit.adapter_bench import ALPHA, RANK, copies, lora_config, same_bits, trained
 from tests.unit.test_trainer_export import write_config
 from tests.unit.trainer_groups import example_groups, tiny_model

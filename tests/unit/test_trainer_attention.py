@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 
 from penstock.errors import ConfigError
-from penstock_trainer import attention
-from penstock_trainer.attention import TrieAttention, trie_attention, trie_mask
-from penstock_trainer.batch import BatchRules, Overlong, make_batch
-from penstock_trainer.export import config_json
-from penstock_trainer.model import PackModel, load_model
-from penstock_trainer.packing import Pack, make_packs
-from penstock_trainer.pieces import Piece, plan_pieces
+from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.batching.packing import Pack, make_packs
+from penstock_trainer.model import attention
+from penstock_trainer.model.attention import TrieAttention, trie_attention, trie_mask
+from penstock_trainer.model.attention_plan import Piece, plan_pieces
+from penstock_trainer.model.loading import load_model
+from penstock_trainer.model.pack_model import PackModel
+from penstock_trainer.weights.hugging_face import config_json
 from tests.unit.trainer_groups import example_groups, save_tiny_model, tiny_model
 
 QUERY_HEADS, KEY_HEADS, HEAD_SIZE = 6, 2, 16
@@ -71,7 +72,7 @@ def run(subtree_end: list[int], trie: TrieAttention | None, dtype: torch.dtype =
 def test_random_tries_equal_the_dense_mask(call_scores: int, depths: list[int]) -> None:
     ends = forest(depths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penstock_trainer.pieces.CALL_SCORES", call_scores)
+        patch.setattr("penstock_trainer.model.attention_plan.CALL_SCORES", call_scores)
         ours = run(ends, TrieAttention.of(torch.tensor(ends)))
     torch.testing.assert_close(ours, run(ends, None), rtol=1e-4, atol=2e-6)
 
@@ -106,7 +107,7 @@ def test_plan_holds_every_pair_once(depths: list[int], call_scores: int) -> None
     mask = trie_mask(torch.tensor(ends), torch.float32)[0, 0] == 0
     seen = torch.zeros(len(ends), len(ends), dtype=torch.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penstock_trainer.pieces.CALL_SCORES", call_scores)
+        patch.setattr("penstock_trainer.model.attention_plan.CALL_SCORES", call_scores)
         pieces = plan_pieces(ends)
     for piece in pieces:
         area = (slice(piece.query_start, piece.query_stop), slice(piece.key_start, piece.key_stop))

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from penstock.contracts import PolicyIdentity
-from penstock.ledger import LedgerState
+from penstock.contracts.ledger import LedgerState
 from penstock_launch.__main__ import run
-from penstock_trainer.bundle import extract
+from penstock_trainer.offline.bundle import extract
 from tests.unit.replay_bench import SECRET, RecordedRun, equal_from, verdicts
 from tests.unit.trainer_groups import save_tiny_model
 

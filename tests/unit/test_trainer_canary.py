@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.broker import Announcement
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import Announcement
 from penstock.errors import WeightsBusyError, WeightsError
-from penstock_trainer.canary import CanaryMaker
-from penstock_trainer.learner import Learner
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.weight_sync.canary import CanaryMaker
 from tests.unit.trainer_groups import config_for, example_groups, save_tiny_model
 
 TOKENS = (4, 9, 5, 7, 11)

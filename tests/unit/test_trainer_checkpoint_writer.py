@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from penstock.broker.trainer import TrainerQueue
+from penstock.contracts.ledger import CheckpointRecord, LedgerState
 from penstock.errors import PenstockError
-from penstock.ledger import CheckpointRecord, LedgerState
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.checkpoint_state import Snapshot, copy_state
-from penstock_trainer.checkpoint_writer import CheckpointWriter
-from penstock_trainer.learner import Learner
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.step_files import StepFiles
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.checkpoints.tensors import Snapshot, copy_state
+from penstock_trainer.checkpoints.writer import CheckpointWriter
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 
 class GatedSnapshot(Snapshot):

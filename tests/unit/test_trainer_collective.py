@@ -15,15 +15,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from penstock.broker import Announcement, ServiceRecord
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import ConfigError, WeightsError
-from penstock.transfer import CollectiveSource, GroupRequest
-from penstock_trainer import transport_collective
-from penstock_trainer.collective import Group, MeetingPoint, in_thread
-from penstock_trainer.rollout_client import EngineRecord, RolloutClient
-from penstock_trainer.transport_collective import CollectiveTransport
-from penstock_trainer.weight_files import Format, LiveWeights
+from penstock_trainer.weight_sync import broadcast as transport_collective
+from penstock_trainer.weight_sync.broadcast import CollectiveTransport
+from penstock_trainer.weight_sync.process_group import Group, MeetingPoint, in_thread
+from penstock_trainer.weight_sync.rollout_client import EngineRecord, RolloutClient
+from penstock_trainer.weights.files import Format, LiveWeights
 from tests.unit.test_trainer_weight_copy import Source, example
 
 CPU = torch.device("cpu")

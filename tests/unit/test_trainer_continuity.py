@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import Announcement
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import Announcement
 from penstock.errors import LostWritesError
 from penstock.tickets import TicketBook, TicketLimits
-from penstock_trainer.continuity import Continuity
+from penstock_trainer.rollouts.lost_writes import Continuity
 
 
 class Queue:

@@ -20,9 +20,10 @@ from penstock.contracts import (
     unpack_int32,
 )
 from penstock.errors import ConfigError
-from penstock_trainer.draws import Draws, eval_ticket, stop_token_ids
-from penstock_trainer.evaluation import NUMBERS_PER_LEASE, Evaluation
-from penstock_trainer.prompts import EncodedPrompt, permutation
+from penstock_trainer.data.draws import Draws, eval_ticket, stop_token_ids
+from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.data.seeds import permutation
+from penstock_trainer.rollouts.evaluation import NUMBERS_PER_LEASE, Evaluation
 
 SAMPLING = Sampling(1.0, 4, (2,))
 PROMPTS = [EncodedPrompt(f"p{n}", (n, n + 1), f"a{n}", "", {"n": n}) for n in range(5)]

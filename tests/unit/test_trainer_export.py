@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from penstock_launch.__main__ import run
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.learner import Learner
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.learner.learner import Learner
 from tests.unit.trainer_groups import config_for, example_groups, save_tiny_model
 
 

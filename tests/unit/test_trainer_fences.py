@@ -1,9 +1,8 @@
 """Which rollout servers count as fenced, and until when."""
 
-from penstock.broker import Announcement, ServiceRecord
 from penstock.contracts import PolicyIdentity
-from penstock_trainer.fences import Fences
-from penstock_trainer.publisher import Push
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock_trainer.weight_sync.publisher import Fences, Push
 
 V3, V4, V5 = (PolicyIdentity(number, f"{number:016x}") for number in (3, 4, 5))
 

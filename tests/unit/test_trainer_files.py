@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
+from penstock.contracts.ledger import CheckpointRecord
+from penstock.durable import write_durably
 from penstock.errors import DataError, PenstockError
-from penstock.ledger import CheckpointRecord
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.checkpoint_state import INDEX, copy_state, read_shapes, read_state
-from penstock_trainer.durable import write_durably
-from penstock_trainer.step_files import StepFiles
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.checkpoints.tensors import INDEX, copy_state, read_shapes, read_state
 from tests.unit.trainer_groups import example_groups
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from penstock.errors import FencedError, PenstockError
 from penstock_trainer.gate import Gate
-from penstock_trainer.learner import Learner
-from penstock_trainer.weight_files import Format, digests
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.weights.files import Format, digests
 from tests.unit.trainer_groups import config_for, example_groups, save_tiny_model
 
 TOKENS = (4, 9, 5, 7, 11)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penstock_trainer.head import Projection, is_plain, projected_logprobs
+from penstock_trainer.model.token_logprobs import Projection, is_plain, projected_logprobs
 
 R, D, V = 9, 6, 50
 ROW_U = torch.tensor([0, 0, 2, 3, 3, 3, 8])

@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.ledger import (
+    CheckpointRecord,
+    LedgerState,
+    Record,
+    RunRecord,
+    StepRecord,
+    WeightsRecord,
+    replay,
+)
 from penstock.errors import DataError
-from penstock.ledger import CheckpointRecord, LedgerState, Record, RunRecord, StepRecord, WeightsRecord, replay
-from penstock_trainer.journal import Journal
+from penstock_trainer.checkpoints.journal import Journal
 
 RUN = RunRecord("d" * 16, 100, 8, 4, 0)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from penstock.errors import ConfigError
-from penstock_trainer.learner import Learner
-from penstock_trainer.training_state import NUM_STEPS, OPTIMIZER
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.training_state import NUM_STEPS, OPTIMIZER
 from tests.unit.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 BFLOAT16_ENGINE = {"engine": {"dtype": "bfloat16"}}

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionSpan, pack_float32, unpack_float32
-from penstock_trainer.batch import BatchRules, Overlong, make_batch
-from penstock_trainer.learner import Learner
-from penstock_trainer.masking import is_all_masked, oldest_trained_version, token_lags, trained_mask
+from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.batching.masking import is_all_masked, oldest_trained_version, token_lags, trained_mask
+from penstock_trainer.learner.learner import Learner
 from tests.unit.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 VERSION, MAX_LAG = 5, 1

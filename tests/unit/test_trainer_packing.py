@@ -11,10 +11,11 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
-from penstock_trainer.attention import trie_mask
-from penstock_trainer.batch import BatchRules, Overlong, Sample, make_batch, varies
-from penstock_trainer.model import PackModel, load_model
-from penstock_trainer.packing import make_packs
+from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch, varies
+from penstock_trainer.batching.packing import make_packs
+from penstock_trainer.model.attention import trie_mask
+from penstock_trainer.model.loading import load_model
+from penstock_trainer.model.pack_model import PackModel
 from tests.unit.trainer_groups import SHAPE, completion, example_groups, save_tiny_model, scored_group, tiny_model
 
 
@@ -89,7 +90,7 @@ def test_chunks_and_checkpointing_change_nothing(monkeypatch: pytest.MonkeyPatch
         return logprobs_U, entropy_R, list(gradients)
 
     whole = run(PackModel(tiny_model(), dtype=torch.float32, temperature=1.0))
-    monkeypatch.setattr("penstock_trainer.model.MAX_LOGIT_BYTES", {"cpu": 4 * 48 * 3})
+    monkeypatch.setattr("penstock_trainer.model.pack_model.MAX_LOGIT_BYTES", {"cpu": 4 * 48 * 3})
     chunked = run(PackModel(tiny_model(), dtype=torch.float32, temperature=1.0, gradient_checkpointing=True))
     torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
 
@@ -193,6 +194,8 @@ def test_sliding_window_is_refused(tmp_path: Path) -> None:
 
 def test_model_that_mixes_tokens_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny_model(tmp_path)
-    monkeypatch.setattr("penstock_trainer.model.attention_arguments", lambda *_: {})  # as if the mask were ignored
+    monkeypatch.setattr(
+        "penstock_trainer.model.pack_model.attention_arguments", lambda *_: {}
+    )  # as if the mask were ignored
     with pytest.raises(ConfigError, match="expected a model that mixes tokens by attention only"):
         load_model(str(tmp_path), "actor.path")

@@ -9,11 +9,11 @@ import pytest
 
 from penstock.broker.trainer import Counters
 from penstock.contracts import RolloutGroup
-from penstock_trainer.evaluation import EvalResult
-from penstock_trainer.generation import Generation
-from penstock_trainer.progress import Progress, StepLine, last_accuracy
-from penstock_trainer.status import Status, expected_steps
-from penstock_trainer.summary import make_summary, summary_bytes
+from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.telemetry.progress import Progress, last_accuracy
+from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.summary import make_summary, summary_bytes
 from tests.unit.trainer_groups import completion, scored_group
 
 LINE = StepLine(

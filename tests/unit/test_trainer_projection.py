@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock_trainer.projection import logprobs_of_logits
+from penstock_trainer.model.token_logprobs import logprobs_of_logits
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ TOKEN_U = torch.tensor([1, 7, 0, 49, 5, 6, 9])
 def test_equals_full_logits_in_float64(
     logits: Tensor, block_bytes: int, temperature: float, entropy_gradient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock_trainer.projection.CPU_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("penstock_trainer.model.token_logprobs.CPU_BLOCK_BYTES", block_bytes)
     exact = logits.double().requires_grad_()
     logprobs_RV = torch.log_softmax(exact / temperature, -1)
     expected = (logprobs_RV[ROW_U, TOKEN_U], -(logprobs_RV.exp() * logprobs_RV).sum(-1))

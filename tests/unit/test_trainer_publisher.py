@@ -11,16 +11,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 
-from penstock.broker import Announcement, Queue, ServiceRecord
-from penstock.canary import Canary
+from penstock.broker import Queue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
-from penstock.http import make_app
-from penstock.service import Service
-from penstock_trainer.publisher import Publisher
-from penstock_trainer.rollout_client import RolloutClient
-from penstock_trainer.staging import Staging
-from penstock_trainer.transport_disk import DiskTransport
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.runtime.http import make_app
+from penstock.runtime.service import Service
+from penstock_trainer.weight_sync.disk import DiskTransport
+from penstock_trainer.weight_sync.publisher import Publisher
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weights.staging import Staging
 
 IDENTITY = PolicyIdentity(3, "abcdef0123456789")
 WANTED = Announcement(IDENTITY, "/weights/3", 7, Canary((4, 5), (-1.5,), 0.002))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from penstock.config import OptimizerSection
 from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionSpan
-from penstock_trainer.batch import BatchRules, Overlong, make_batch
-from penstock_trainer.learner import Learner
-from penstock_trainer.optimizer import schedule_factor
-from penstock_trainer.recipe import gradient_test
+from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.optimizer import schedule_factor
+from penstock_trainer.learner.recipe import gradient_test
 from tests.unit.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 DECOUPLED = {"proximal": "recomputed", "correction": {"weight": "tis", "high": 5.0}, "eps_clip": 1e-3}

@@ -9,11 +9,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from penstock.contracts import PolicyIdentity
-from penstock.ledger import LedgerState
+from penstock.contracts.ledger import LedgerState
 from penstock_launch.__main__ import run
-from penstock_trainer.learner import Learner
-from penstock_trainer.recording import parse_steps, spans
-from penstock_trainer.step_files import StepFiles
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.offline.recording import parse_steps, spans
 from tests.unit.replay_bench import (
     CHECKPOINT_AFTER,
     NUM_STEPS,

@@ -8,14 +8,15 @@ import msgspec
 import pytest
 
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, decode_record, encode_record
 from penstock.errors import ConfigError, DataError, WeightsError
-from penstock.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, decode_record, encode_record
-from penstock_trainer.checkpoint import CheckpointMeta, Checkpoints
-from penstock_trainer.learner import Learner
-from penstock_trainer.resume import Position, Replayed, check_same_run, newest_checkpoint, restore
-from penstock_trainer.staging import Staging
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.weight_files import Format
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.update import Replayed
+from penstock_trainer.resume import Position, check_same_run, newest_checkpoint, restore
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer_groups import config_for, example_groups, save_tiny_model
 
 NUM_STEPS = 3

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import ServiceRecord
 from penstock.config import RunSection
-from penstock_trainer.scrape_targets import ScrapeTargets
+from penstock.contracts.services import ServiceRecord
+from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
 
 TRAINER = ServiceRecord("trainer", "trainer-1", "http://127.0.0.1:8001", 1, "training")
 ROLLOUT = ServiceRecord("rollout", "rollout-1", "http://[::1]:8002", 2, "serving")

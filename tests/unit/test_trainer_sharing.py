@@ -6,10 +6,10 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from penstock.errors import ConfigError, RanksError
-from penstock_trainer.batch import BatchRules, Overlong, Sample, make_batch
-from penstock_trainer.packing import make_packs, split
-from penstock_trainer.place import Place, service_name
-from penstock_trainer.sharing import even_parts, share
+from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch
+from penstock_trainer.batching.packing import make_packs, split
+from penstock_trainer.batching.rank_shares import even_parts, share
+from penstock_trainer.distributed.rank import Place, service_name
 from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
 from tests.unit.trainer_groups import example_groups
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from penstock.manifest import read_manifest, verify
-from penstock_trainer import staging
-from penstock_trainer.spare_file import LEASES, SpareFile
-from penstock_trainer.staging import SPARE_NAME, Staging
-from penstock_trainer.weight_files import WEIGHTS_NAME, Format, LiveWeights
+from penstock.weights.manifest import read_manifest, verify
+from penstock_trainer.weights import staging
+from penstock_trainer.weights.files import WEIGHTS_NAME, Format, LiveWeights
+from penstock_trainer.weights.spare_file import LEASES, SpareFile
+from penstock_trainer.weights.staging import SPARE_NAME, Staging
 
 pytestmark = pytest.mark.skipif(not LEASES, reason="file leases are Linux's")
 FP32 = Format("float32", "nearest")

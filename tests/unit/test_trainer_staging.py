@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from penstock.errors import WeightsError
-from penstock.local_folder import is_memory_backed
-from penstock.manifest import MANIFEST_NAME, read_manifest, verify
-from penstock_trainer.rounding import CHUNK_LENGTH, PATTERN_LENGTH, Dither, dither_offsets, published_chunks
-from penstock_trainer.staging import Staging, default_folder
-from penstock_trainer.weight_files import Format, LiveWeights
+from penstock.weights.local_folder import is_memory_backed
+from penstock.weights.manifest import MANIFEST_NAME, read_manifest, verify
+from penstock_trainer.weights.files import Format, LiveWeights
+from penstock_trainer.weights.rounding import CHUNK_LENGTH, PATTERN_LENGTH, Dither, dither_offsets, published_chunks
+from penstock_trainer.weights.staging import Staging, default_folder
 
 CPU = torch.device("cpu")
 BF16 = Format("bfloat16", "dithered")

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from penstock.tickets import TicketBook, TicketLimits
-from penstock_trainer.stragglers import Stragglers
+from penstock_trainer.rollouts.stragglers import Stragglers
 
 AFTER_SECONDS = 10.0
 

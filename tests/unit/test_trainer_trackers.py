@@ -14,9 +14,9 @@ import pytest
 
 from penstock.config import Config, TrackingSection
 from penstock.errors import ConfigError
-from penstock_trainer.tracker_feed import Position, read_position
-from penstock_trainer.trackers import WandbTracker, require_trackers
-from penstock_trainer.tracking import kept_id
+from penstock_trainer.telemetry.tracker_feed import Position, read_position
+from penstock_trainer.telemetry.trackers import WandbTracker, require_trackers
+from penstock_trainer.telemetry.tracking import kept_id
 from tests.unit.tracker_bench import EVAL_NAMES, NAMES, SECRETS, Life, count, make_config
 
 

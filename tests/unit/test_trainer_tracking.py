@@ -13,11 +13,11 @@ from prometheus_client import Counter
 
 from penstock.config import TrackingSection
 from penstock.errors import DataError
-from penstock_trainer import tracker_feed
-from penstock_trainer.progress import Progress
-from penstock_trainer.tracker_feed import Feed, Position, read_position
-from penstock_trainer.trackers import TrackedRun, Tracker
-from penstock_trainer.tracking import Tracking, backlog, kept_id
+from penstock_trainer.telemetry import tracker_feed
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.tracker_feed import Feed, Position, read_position
+from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
+from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
 from tests.unit.tracker_bench import LINE, Life, count, make_config, make_dropped, wait_for
 
 

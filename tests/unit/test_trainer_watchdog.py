@@ -6,12 +6,12 @@ from typing import cast
 
 import pytest
 
-from penstock.broker import ServiceRecord
 from penstock.broker.trainer import TrainerQueue
+from penstock.contracts.services import ServiceRecord
 from penstock.errors import StallError
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.gate import Gate
-from penstock_trainer.status import Status
+from penstock_trainer.telemetry.status import Status
 from penstock_trainer.watchdog import Watchdog
 
 STALL_SECONDS = 0.2

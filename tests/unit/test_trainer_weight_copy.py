@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from penstock.broker import Announcement, ServiceRecord
+from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
-from penstock.local_folder import SHARED_MEMORY
-from penstock.manifest import read_manifest, verify
-from penstock_trainer.adapter import adapted, merged_weights
-from penstock_trainer.staging import Staging
-from penstock_trainer.transport_memory import CopiedVersions
-from penstock_trainer.transport_tensor import TensorTransport, shared_memory
-from penstock_trainer.transports import chosen
-from penstock_trainer.weight_copy import WeightCopy
-from penstock_trainer.weight_files import Dtype, Format, LiveWeights, Rounding, Weights
+from penstock.weights.local_folder import SHARED_MEMORY
+from penstock.weights.manifest import read_manifest, verify
+from penstock_trainer.model.lora import adapted, merged_weights
+from penstock_trainer.weight_sync.choose import chosen
+from penstock_trainer.weight_sync.from_copy import CopiedVersions
+from penstock_trainer.weight_sync.shared_memory import TensorTransport, shared_memory
+from penstock_trainer.weights.buckets import WeightCopy
+from penstock_trainer.weights.files import Dtype, Format, LiveWeights, Rounding, Weights
+from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer_groups import config_for, save_tiny_model, tiny_model
 
 FORMATS: list[tuple[Dtype, Rounding]] = [

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from penstock_trainer.rounding import CHUNK_LENGTH
-from penstock_trainer.weight_files import MOST_THREADS, Format, LiveWeights
+from penstock_trainer.weights.files import MOST_THREADS, Format, LiveWeights
+from penstock_trainer.weights.rounding import CHUNK_LENGTH
 
 PLAIN = Format("float32", "nearest")
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import WeightsError
-from penstock.local_folder import shared_memory
-from penstock.manifest import MANIFEST_NAME, read_manifest
-from penstock_rollout.local_copy import ChainError
-from penstock_trainer.delta_writer import DELTA_NAME
-from penstock_trainer.weight_files import WEIGHTS_NAME, Dtype, Format
+from penstock.weights.local_folder import shared_memory
+from penstock.weights.manifest import MANIFEST_NAME, read_manifest
+from penstock_rollout.weights.local_copy import ChainError
+from penstock_trainer.weights.deltas import DELTA_NAME
+from penstock_trainer.weights.files import WEIGHTS_NAME, Dtype, Format
 from tests.unit.delta_world import World, flip
 
 
@@ -205,7 +205,7 @@ def test_a_server_reads_no_more_than_it_needs(world: World) -> None:
 
 def test_a_version_that_was_not_written_whole_is_no_base(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     chain(world, 1)
-    monkeypatch.setattr("penstock_trainer.delta_writer.encode", fail)
+    monkeypatch.setattr("penstock_trainer.weights.deltas.encode", fail)
     world.source.step()
     with pytest.raises(WeightsError, match=r"version 2 cannot be staged .*weights\.folder"):
         world.write(2)

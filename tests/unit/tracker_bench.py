@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
 from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection, TrackingSection
-from penstock_trainer.evaluation import EvalResult
-from penstock_trainer.progress import Progress, StepLine
-from penstock_trainer.tracking import make_tracking
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.tracking import make_tracking
 
 LINE = StepLine(
     step=0,

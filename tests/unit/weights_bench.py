@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.broker import Announcement
-from penstock.canary import Canary
 from penstock.config import EngineSection, WeightsSection
 from penstock.contracts import PolicyIdentity
-from penstock_rollout.engine.client import EngineClient
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.client import EngineClient
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.updater import Weights
 from tests.unit.fake_model import prompt_logprobs
 from tests.unit.test_rollout_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 

@@ -3,8 +3,9 @@
 from penstock.broker.connect import connect
 from penstock.broker.keys import Keys, Stage
 from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
-from penstock.broker.queue import Announcement, Queue, ServiceRecord
+from penstock.broker.queue import Queue
 from penstock.broker.worker import Delivery, Served, Worker
+from penstock.contracts.services import Announcement, ServiceRecord
 
 __all__ = [
     "Announcement",

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import Queue
 from penstock.broker.scripts import WAKE
+from penstock.contracts.stored_groups import Part
 from penstock.errors import ConfigError
-from penstock.parts import Part
 
 READ_COUNT = 100  # a stranger's letter may be large
 ENTRY_ID = re.compile(r"\d+-\d+")

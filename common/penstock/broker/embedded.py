@@ -28,7 +28,7 @@ from redis.retry import Retry
 
 from penstock.config import RedisSection
 from penstock.errors import QueueError
-from penstock.process import tied_command
+from penstock.runtime.process import tied_command
 
 log = logging.getLogger(__name__)
 

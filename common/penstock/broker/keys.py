@@ -5,8 +5,9 @@ so that runs do not meet. Called by the other modules of `penstock.broker`.
 
     tickets, eval, rollouts, scored   streams of work, one consumer group each
     dead          stream of what could not be used, with the reason
-    part:<name>:<part>  string: what is heavy of one group (`penstock.parts`); the entry of the group holds the name.
-                  With a time to live until an entry names it; from then on deleted with the last that does
+    part:<name>:<part>  string: the large fields of one group (`penstock.contracts.stored_groups`); the group's
+                  entry holds the name. It has a time to live until an entry names it; from then on it is deleted with
+                  the last entry that does
     wake:<stage>  stream of length 1 that blocking readers wait on
     live          hash: ticket -> stage|entry|attempt, one for every outstanding ticket
     failures      hash: ticket -> failures that its workers reported
@@ -23,7 +24,7 @@ so that runs do not meet. Called by the other modules of `penstock.broker`.
 import re
 from enum import StrEnum
 
-from penstock.parts import Part
+from penstock.contracts.stored_groups import Part
 
 GROUP = "penstock"
 PART_NAME = re.compile("[0-9a-f]{32}")

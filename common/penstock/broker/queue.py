@@ -24,8 +24,9 @@ from redis.exceptions import (
 from penstock.broker import scripts
 from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
-from penstock.canary import Canary
-from penstock.contracts import Contract, PolicyIdentity
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
 
 log = logging.getLogger(__name__)
@@ -33,30 +34,6 @@ log = logging.getLogger(__name__)
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
 LONGEST_BLOCK_SECONDS = 4.0
 FULL_RETRY_SECONDS = 1.0
-
-
-class Announcement(Contract, frozen=True):
-    """The version that all new work is generated with.
-
-    `path` holds its staged weights; `canary` is what a server that has loaded them must say; None: not asked.
-    """
-
-    identity: PolicyIdentity
-    path: str
-    lease: int
-    canary: Canary | None = None
-
-
-class ServiceRecord(Contract, frozen=True):
-    """One running service as the others see it. kind: rollout, reward or trainer."""
-
-    kind: str
-    name: str
-    url: str
-    pid: int
-    state: str
-    policy: PolicyIdentity | None = None
-    engine: str = ""
 
 
 class Queue:

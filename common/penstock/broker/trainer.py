@@ -15,11 +15,12 @@ import msgspec
 from penstock.broker import trainer_scripts as scripts
 from penstock.broker.keys import GROUP, Stage
 from penstock.broker.lease import Lease
-from penstock.broker.queue import Announcement, Queue
+from penstock.broker.queue import Queue
 from penstock.broker.worker import Delivery
 from penstock.contracts import Ticket, encode
+from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
+from penstock.contracts.services import Announcement
 from penstock.errors import LostWritesError
-from penstock.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
 
 READ_COUNT = 1000
 

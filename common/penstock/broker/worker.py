@@ -19,7 +19,7 @@ from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
 from penstock.config import StalenessSection
 from penstock.contracts import RolloutGroup
-from penstock.parts import Part, ScoredHead, Stored, stored
+from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The `penstock` command: launch, config, status, cancel, export, replay, bundle, dead.
 
 Parses the words, calls, and turns Penstock's errors into one clear message and an exit code. Everything behind the
-words (`--config FILE --key value ...`) goes to `penstock.settings` as it is.
+words (`--config FILE --key value ...`) goes to `penstock.config.load` as it is.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from pathlib import Path
 import yaml
 
 from penstock.config import Config
+from penstock.config.load import load_config
+from penstock.config.shown import masked
 from penstock.errors import ConfigError, PenstockError
-from penstock.settings import load_config
-from penstock.shown import masked
-from penstock_launch.ask import ask_ledger
-from penstock_launch.cancel import cancel
-from penstock_launch.dead import list_dead, retry_dead, show_dead
+from penstock_launch.commands.ask import ask_ledger
+from penstock_launch.commands.cancel import cancel
+from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
+from penstock_launch.commands.status import show_status
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
-from penstock_launch.status import show_status
 
 SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."
 
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at: float) -> int:
     if arguments.command == "replay" and arguments.bundle is not None:
-        from penstock_trainer.replay_command import replay_bundle
+        from penstock_trainer.offline.command import replay_bundle
 
         return replay_bundle(arguments.bundle, settings, arguments.steps)
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
@@ -77,7 +77,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         return 0
     if arguments.command == "export":
         # Only this command needs torch, whose import takes seconds.
-        from penstock_trainer.export_command import export_checkpoint
+        from penstock_trainer.offline.export import export_checkpoint
 
         name = export_checkpoint(config, arguments.checkpoint, arguments.out)
         print(f"checkpoint {name} is exported to {arguments.out}")
@@ -87,7 +87,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
 
 
 def _use_recording(arguments: argparse.Namespace, config: Config) -> int:
-    from penstock_trainer.replay_command import bundle_run, replay_run
+    from penstock_trainer.offline.command import bundle_run, replay_run
 
     ledger = partial(ask_ledger, config)
     if arguments.command == "replay":

@@ -20,14 +20,14 @@ import httpx
 from penstock.broker import Queue, connect
 from penstock.config import Config, RedisSection
 from penstock.errors import PenstockError
-from penstock_launch.child import Child, Startable
-from penstock_launch.follow import Follower, make_client
-from penstock_launch.restarts import RestartPolicy
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
-from penstock_launch.supervisor import Outcome, Supervisor
-from penstock_launch.trees import ProcessTrees
-from penstock_launch.view import View, make_view
+from penstock_launch.supervise.child import Child, Startable
+from penstock_launch.supervise.process_trees import ProcessTrees
+from penstock_launch.supervise.restarts import RestartPolicy
+from penstock_launch.supervise.supervisor import Outcome, Supervisor
+from penstock_launch.watch.follow import Follower, make_client
+from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
+from penstock_launch.watch.view import View, make_view
 
 LOOK_EVERY_SECONDS = 0.5  # a training step takes longer, so that each gets its line
 SAMPLE_EVERY_SECONDS = 1.0

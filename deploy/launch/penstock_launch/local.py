@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection
-from penstock_launch.child import Child, Command, EmbeddedQueue
 from penstock_launch.launch import StartedQueue, launch_run
-from penstock_launch.life import LocalLife
-from penstock_launch.restarts import RestartPolicy
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
+from penstock_launch.supervise.child import Child, Command, EmbeddedQueue
+from penstock_launch.supervise.life import LocalLife
+from penstock_launch.supervise.restarts import RestartPolicy
 
 
 def launch_local(config: Config, environ: Mapping[str, str], started_at: float) -> int:

@@ -24,10 +24,10 @@ import msgspec
 import yaml
 
 from penstock.config import Config, RedisSection, RunSection
+from penstock.config.shown import without_secrets
 from penstock.errors import ConfigError, PenstockError
-from penstock.process import kill_all
-from penstock.shown import without_secrets
-from penstock_launch.trees import LAUNCHER, PROCESSES_FILE, read_known
+from penstock.runtime.process import kill_all
+from penstock_launch.supervise.process_trees import LAUNCHER, PROCESSES_FILE, read_known
 
 CONFIG_FILE = "config.yaml"
 QUEUE_FILE = "queue.json"

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 
 from penstock.config import Config, RedisSection
-from penstock_launch.child import Command
 from penstock_launch.run_folder import RunFolder
+from penstock_launch.supervise.child import Command
 
 SETTINGS_PREFIX = "PENSTOCK_"
 

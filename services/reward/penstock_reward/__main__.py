@@ -10,16 +10,17 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from penstock import service
-from penstock.address import advertised_host
-from penstock.broker import Queue, ServiceRecord, Worker, connect
+from penstock.broker import Queue, Worker, connect
 from penstock.config import Config
+from penstock.contracts.services import ServiceRecord
+from penstock.runtime import service
+from penstock.runtime.address import advertised_host
 from penstock_reward.app import make_reward_app
 from penstock_reward.metrics import RewardMetrics
-from penstock_reward.pool import open_pool
-from penstock_reward.scoring import Scoring, check_weights
-from penstock_reward.seats import Seats
-from penstock_reward.worker import score_groups
+from penstock_reward.processes.pool import open_pool
+from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.scoring import Scoring, check_weights
+from penstock_reward.scoring.seats import Seats
 
 READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over

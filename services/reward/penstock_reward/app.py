@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from penstock.config import RewardSection
-from penstock.http import authorized, make_app
-from penstock_reward.breaker import State
-from penstock_reward.pool import Pool
-from penstock_reward.registry import builtins
-from penstock_reward.scoring import Scoring
+from penstock.runtime.http import authorized, make_app
+from penstock_reward.functions.registry import builtins
+from penstock_reward.processes.pool import Pool
+from penstock_reward.scoring.breaker import State
+from penstock_reward.scoring.scoring import Scoring
 
 MAX_COMPLETIONS = 1024  # of one request; a group is far smaller
 

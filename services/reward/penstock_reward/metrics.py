@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
-from penstock_reward.messages import FailureKind, Outcome
+from penstock_reward.processes.messages import FailureKind, Outcome
 
 DURATION_BUCKETS_SECONDS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 VALUE_BUCKETS = (-10, -1, -0.5, 0, 0.25, 0.5, 0.75, 1, 2, 10)

@@ -11,21 +11,22 @@ import socket
 from pathlib import Path
 from typing import NoReturn
 
-from penstock import service
-from penstock.address import advertised_host
-from penstock.broker import Queue, ServiceRecord, Worker, connect
+from penstock.broker import Queue, Worker, connect
 from penstock.config import Config
-from penstock.local_folder import LocalFolder, name_of_run
+from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
+from penstock.runtime import service
+from penstock.runtime.address import advertised_host
+from penstock.weights.local_folder import LocalFolder, name_of_run
 from penstock_rollout.app import make_rollout_app
-from penstock_rollout.engine.client import EngineClient
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.process import make_server
-from penstock_rollout.local_copy import LocalCopy
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
-from penstock_rollout.snapshots import Snapshots
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.local_copy import LocalCopy
+from penstock_rollout.weights.snapshots import Snapshots
+from penstock_rollout.weights.updater import Weights
 
 BEATS_PER_TTL = 3
 

@@ -11,15 +11,15 @@ from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.broker import Announcement
-from penstock.canary import read_canary
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32
-from penstock.http import authorized, make_app
-from penstock.transfer import read_group_request, read_source
+from penstock.contracts.canary import read_canary
+from penstock.contracts.services import Announcement
+from penstock.contracts.weight_sources import read_group_request, read_source
+from penstock.runtime.http import authorized, make_app
 from penstock_rollout.bodies import GenerateRequest, GenerateResponse, PushRequest, ServedResponse, shown
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.loaders import make_loader
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.loaders import make_loader
+from penstock_rollout.weights.updater import Weights
 
 
 def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegistry, token: SecretStr | None) -> FastAPI:

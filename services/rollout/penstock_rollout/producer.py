@@ -22,17 +22,18 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from penstock.broker import Announcement, Delivery, Served, Stage
+from penstock.broker import Delivery, Served, Stage
 from penstock.config import Config
 from penstock.contracts import MalformedMessageError, RolloutGroup, Ticket, decode
+from penstock.contracts.services import Announcement
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
-from penstock_rollout.engine.answers import GroupAnswer, completions
-from penstock_rollout.engine.client import EngineAbsentError
 from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.answers import GroupAnswer, completions
+from penstock_rollout.engine.sglang.client import EngineAbsentError
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.running import LONELY_DEATHS, Running
-from penstock_rollout.weights import Weights
+from penstock_rollout.weights.updater import Weights
 
 log = logging.getLogger(__name__)
 

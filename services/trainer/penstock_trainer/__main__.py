@@ -6,12 +6,12 @@ Under torchrun rank 0 is the service and the other ranks follow it; none outlive
 import os
 
 from penstock.config import Config
-from penstock.lifeline import die_with_parent
 from penstock.model_path import check_model_path
-from penstock.service import Service, main
-from penstock_trainer.datasets import load_rows
-from penstock_trainer.place import Place, service_name
-from penstock_trainer.trackers import require_trackers
+from penstock.runtime.lifeline import die_with_parent
+from penstock.runtime.service import Service, main
+from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.distributed.rank import Place, service_name
+from penstock_trainer.telemetry.trackers import require_trackers
 
 
 async def start(config: Config) -> None:
@@ -20,7 +20,7 @@ async def start(config: Config) -> None:
     if place.num_ranks > 1:
         die_with_parent(os.getppid())
     if place.is_follower:
-        from penstock_trainer.followers import follow
+        from penstock_trainer.learner.rank_commands import follow
 
         follow(config, place)
         return

@@ -12,10 +12,10 @@ from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.broker import Announcement
-from penstock.http import authorized, make_app
-from penstock_trainer.parts import Requests
-from penstock_trainer.status import Status
+from penstock.contracts.services import Announcement
+from penstock.runtime.http import authorized, make_app
+from penstock_trainer.control import Requests
+from penstock_trainer.telemetry.status import Status
 
 
 def trainer_app(

@@ -17,19 +17,21 @@ pushed and before the next step is committed. Called by `wiring`.
 import asyncio
 import time
 
-from penstock.broker import Announcement
-from penstock.canary import Canary
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.canary import Canary
+from penstock.contracts.ledger import StepRecord, WeightsRecord
+from penstock.contracts.services import Announcement
 from penstock.errors import WeightsError
-from penstock.ledger import StepRecord, WeightsRecord
-from penstock_trainer.checkpoint import CheckpointMeta
-from penstock_trainer.consumer import Arrival
+from penstock_trainer.checkpoints.folders import CheckpointMeta
+from penstock_trainer.control import Requests
 from penstock_trainer.gate import Gate
-from penstock_trainer.parts import Parts, Requests
-from penstock_trainer.reconcile import restore_tickets
+from penstock_trainer.learner.update import Replayed
+from penstock_trainer.parts import Parts
 from penstock_trainer.releases import Release
-from penstock_trainer.reports import Clock
-from penstock_trainer.resume import Replayed, check_same_run, newest_checkpoint, restore
+from penstock_trainer.resume import check_same_run, newest_checkpoint, restore
+from penstock_trainer.rollouts.consumer import Arrival
+from penstock_trainer.rollouts.reconcile import restore_tickets
+from penstock_trainer.telemetry.step_clock import Clock
 
 
 class Trainer:

@@ -11,16 +11,15 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from penstock.broker import Announcement
 from penstock.broker.trainer import TrainerQueue
+from penstock.contracts.services import Announcement
 from penstock.tickets import TicketBook
-from penstock_trainer.consumer import Consumer
-from penstock_trainer.draws import Draws
-from penstock_trainer.evaluation import Evaluation
-from penstock_trainer.fences import Fences
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.publisher import Publisher, Push
-from penstock_trainer.status import Status
+from penstock_trainer.data.draws import Draws
+from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.status import Status
+from penstock_trainer.weight_sync.publisher import Fences, Publisher, Push
 
 log = logging.getLogger(__name__)
 

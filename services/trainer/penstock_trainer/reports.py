@@ -9,52 +9,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from penstock.contracts import ScoredGroup
-from penstock_trainer.consumer import Consumer
-from penstock_trainer.masking import oldest_trained_version
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.progress import Progress, StepLine, last_accuracy
-from penstock_trainer.resume import Replayed
-from penstock_trainer.status import RECENT_STEPS, Status
-from penstock_trainer.tracking import Tracking
-from penstock_trainer.update import StepResult
+from penstock_trainer.batching.masking import oldest_trained_version
+from penstock_trainer.learner.update import Replayed, StepResult
+from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.progress import Progress, last_accuracy
+from penstock_trainer.telemetry.records import StepLine
+from penstock_trainer.telemetry.status import RECENT_STEPS, Status
+from penstock_trainer.telemetry.step_clock import Clock
+from penstock_trainer.telemetry.tracking import Tracking
 
 log = logging.getLogger(__name__)
-
-
-class Clock:
-    """Seconds by phase of one step, from the end of the one before."""
-
-    def __init__(self) -> None:
-        self.started_at = time.time()
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, phase: str) -> None:
-        """What was done since the last lap was `phase`."""
-        now = time.monotonic()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
-
-    def part(self, whole: str, phase: str, seconds: float) -> None:
-        """`seconds` of those counted as `whole` were `phase`."""
-        self.seconds[whole] -= seconds
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    def leave_out(self) -> None:
-        """What was done since the last lap belongs to no step."""
-        now = time.monotonic()
-        self.started_at += now - self._last
-        self._last = now
-
-    def note(self, seconds: dict[str, float]) -> None:
-        """Of what ran beside these phases."""
-        self.seconds.update(seconds)
-
-    def begin_at(self, started_at: float) -> None:
-        """Forget the wait before Unix second `started_at`: until then the servers were starting."""
-        early = max(0.0, started_at - self.started_at)
-        self.started_at += early
-        self.seconds["wait"] = max(0.0, self.seconds.get("wait", 0.0) - early)
 
 
 class Reports:

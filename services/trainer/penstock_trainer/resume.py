@@ -7,16 +7,16 @@ loop.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.contracts import PolicyIdentity, ScoredGroup
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord
 from penstock.errors import ConfigError, WeightsError
-from penstock.ledger import CheckpointRecord, LedgerState, RunRecord
-from penstock_trainer.checkpoint import Checkpoints
-from penstock_trainer.learner import Learner
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.update import StepResult
+from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.update import Replayed
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +27,6 @@ class Position:
 
     steps: int
     version: int
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A step that was trained again, and the versions of the weights before and after it."""
-
-    step: int
-    groups: Sequence[ScoredGroup]
-    result: StepResult
-    versions: tuple[int, int]
 
 
 def check_same_run(ledger: LedgerState, current: RunRecord) -> None:

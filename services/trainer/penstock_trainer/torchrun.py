@@ -16,8 +16,8 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from penstock.config.load import load_config
 from penstock.errors import ConfigError, RanksError
-from penstock.settings import load_config
 
 SHUTDOWN_SECONDS = 110  # rank 0 ends its step and writes a checkpoint; the launcher waits a little longer
 MEET_SECONDS = 300  # hosts start at different times

@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from penstock.broker.trainer import TrainerQueue
+from penstock.contracts.services import ENGINE_STARTING
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
-from penstock_trainer.publisher import ENGINE_STARTING
-from penstock_trainer.status import Status
+from penstock_trainer.telemetry.status import Status
 
 CHECKS_PER_LIMIT = 20
 LONGEST_CHECK_SECONDS = 5.0

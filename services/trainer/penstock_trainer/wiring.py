@@ -9,50 +9,52 @@ import os
 import time
 from pathlib import Path
 
-from penstock.address import advertised_host
-from penstock.broker import Announcement, Queue, Worker, check_memory, connect, needed_bytes
+from penstock.broker import Queue, Worker, check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling
-from penstock.ledger import RunRecord
-from penstock.service import Service
+from penstock.contracts.ledger import RunRecord
+from penstock.contracts.services import Announcement
+from penstock.durable import write_durably
+from penstock.runtime.address import advertised_host
+from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.app import trainer_app
-from penstock_trainer.canary import CanaryMaker
-from penstock_trainer.checkpoint import Checkpoints
-from penstock_trainer.checkpoint_writer import CheckpointWriter
-from penstock_trainer.consumer import Consumer
-from penstock_trainer.continuity import Continuity
-from penstock_trainer.datasets import Row
-from penstock_trainer.draws import Draws, stop_token_ids
-from penstock_trainer.durable import write_durably
-from penstock_trainer.evaluation import Evaluation
-from penstock_trainer.followers import LeadingLearner
-from penstock_trainer.learner import Learner
+from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.checkpoints.writer import CheckpointWriter
+from penstock_trainer.control import Requests
+from penstock_trainer.data.datasets import Row
+from penstock_trainer.data.draws import Draws, stop_token_ids
+from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch
+from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
+from penstock_trainer.distributed.rank import CPU_NICENESS, Place
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.heartbeat import Sampler
+from penstock_trainer.learner.keep_memory import keep_freed_memory
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.rank_commands import LeadingLearner
+from penstock_trainer.learner.recipe import gradient_test
 from penstock_trainer.loop import Trainer
-from penstock_trainer.memory import keep_freed_memory
-from penstock_trainer.metrics import TrainerMetrics
-from penstock_trainer.parts import Parts, Requests
-from penstock_trainer.place import CPU_NICENESS, Place
-from penstock_trainer.progress import Progress
-from penstock_trainer.prompts import EncodedPrompt, digest, encode_rows, require_batch
-from penstock_trainer.publisher import Publisher
-from penstock_trainer.ranks import Ranks
-from penstock_trainer.recipe import gradient_test
+from penstock_trainer.parts import Parts
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
-from penstock_trainer.rollout_client import RolloutClient
-from penstock_trainer.sampler import Sampler
-from penstock_trainer.scrape_targets import ScrapeTargets
-from penstock_trainer.status import Status, expected_steps
-from penstock_trainer.step_files import StepFiles
-from penstock_trainer.stragglers import Stragglers
-from penstock_trainer.summary import make_summary, summary_bytes
-from penstock_trainer.tracking import make_tracking
-from penstock_trainer.transports import make_transport
-from penstock_trainer.vocabulary import Vocabulary, load_vocabulary
+from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.lost_writes import Continuity
+from penstock_trainer.rollouts.stragglers import Stragglers
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
+from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.summary import make_summary, summary_bytes
+from penstock_trainer.telemetry.tracking import make_tracking
 from penstock_trainer.watchdog import Watchdog
+from penstock_trainer.weight_sync.canary import CanaryMaker
+from penstock_trainer.weight_sync.choose import make_transport
+from penstock_trainer.weight_sync.publisher import Publisher
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ import ray
 
 from penstock.broker.embedded import EmbeddedServer
 from penstock.errors import ConfigError
-from penstock_launch.child import spawn_tied
-from penstock_launch.life import kill_session, read_tail, size_of
 from penstock_launch.services import tuned_environment
+from penstock_launch.supervise.child import spawn_tied
+from penstock_launch.supervise.life import kill_session, read_tail, size_of
 
 SHARED_SECONDS = 60.0  # a network file system may deny for that long that a new file exists
 POLL_SECONDS = 0.5  # a file on another node announces itself to nobody

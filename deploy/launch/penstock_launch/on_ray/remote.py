@@ -19,10 +19,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from penstock.errors import ConfigError, PenstockError, RanksError
-from penstock.process import KILL_SECONDS, ProcessIdentity
-from penstock.service import UNEXPECTED_EXIT_CODE
-from penstock_launch.life import describe_exit
+from penstock.runtime.process import KILL_SECONDS, ProcessIdentity
+from penstock.runtime.service import UNEXPECTED_EXIT_CODE
 from penstock_launch.on_ray.host import Ending, Order, ServiceHost, Where
+from penstock_launch.supervise.life import describe_exit
 
 BLAME_SECONDS = 2.0  # the rank that failed may be seen later than those that only noticed it
 LEAVE_SECONDS = 60.0  # the others may still write their parts of a checkpoint

@@ -8,18 +8,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from penstock.address import Listening
 from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import Config, RedisSection
-from penstock_launch.child import Child, Command
+from penstock.runtime.address import Listening
 from penstock_launch.launch import StartedQueue
 from penstock_launch.on_ray.cluster import Cluster, reserving, within
 from penstock_launch.on_ray.host import Order, digest
 from penstock_launch.on_ray.remote import Member, RemoteService
-from penstock_launch.restarts import RestartPolicy
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands, secret_settings
-from penstock_launch.supervisor import QUEUE, TRAINER
+from penstock_launch.supervise.child import Child, Command
+from penstock_launch.supervise.restarts import RestartPolicy
+from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 
 HINT = "loads what an earlier run left"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pydantic import SecretStr
 
 from penstock.config import Config
+from penstock.config.load import load_config
 from penstock.errors import PenstockError
-from penstock.settings import load_config
 from penstock_launch.launch import Terms, launch_run
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import forget_attempts
 from penstock_launch.slurm.site import SlurmJob
-from penstock_launch.supervisor import Outcome
+from penstock_launch.supervise.supervisor import Outcome
 
 TIME_LIMIT_SIGNAL = signal.SIGUSR1  # what the job script asks for: --signal=B:USR1@...
 TIME_IS_UP = Outcome(128 + TIME_LIMIT_SIGNAL, "the time limit is near")

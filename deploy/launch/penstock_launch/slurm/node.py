@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.errors import ConfigError, PenstockError
-from penstock.process import tied_command
+from penstock.runtime.process import tied_command
 from penstock_launch.run_folder import CONFIG_FILE
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 

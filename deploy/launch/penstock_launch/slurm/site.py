@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection, SlurmComponentSection
 from penstock.errors import ConfigError
-from penstock_launch.child import Child, Command, EmbeddedQueue
 from penstock_launch.launch import StartedQueue
-from penstock_launch.life import LocalLife
-from penstock_launch.restarts import RestartPolicy
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.shares import COMPONENT_OF_KIND, COMPONENTS, Share, section_of, share_of
 from penstock_launch.slurm.steps import Step
-from penstock_launch.supervisor import TRAINER
+from penstock_launch.supervise.child import Child, Command, EmbeddedQueue
+from penstock_launch.supervise.life import LocalLife
+from penstock_launch.supervise.restarts import RestartPolicy
+from penstock_launch.supervise.supervisor import TRAINER
 
 
 class SlurmJob:

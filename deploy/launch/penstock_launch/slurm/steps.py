@@ -12,9 +12,9 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from penstock.process import tied_command
-from penstock_launch.life import describe_exit, kill_session, read_tail, size_of
+from penstock.runtime.process import tied_command
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
+from penstock_launch.supervise.life import describe_exit, kill_session, read_tail, size_of
 
 SIGNAL_EXIT_CODE = 128  # plus the signal's number: of a task that was killed, as in a shell
 SIGNAL_EXIT_CODES = range(129, 160)

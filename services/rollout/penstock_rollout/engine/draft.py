@@ -12,7 +12,7 @@ from itertools import chain
 
 from penstock.contracts import Ticket, unpack_int32
 from penstock.errors import EngineError
-from penstock_rollout.engine.answers import Answer, AnsweredSpan, GroupAnswer
+from penstock_rollout.engine.sglang.answers import Answer, AnsweredSpan, GroupAnswer
 
 
 @dataclass(frozen=True)

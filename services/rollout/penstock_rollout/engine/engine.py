@@ -12,10 +12,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineDiedError, EngineStartError
-from penstock.transfer import GroupRequest
-from penstock_rollout.engine.client import EngineClient
-from penstock_rollout.engine.process import EngineServer
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.server import EngineServer
 
 log = logging.getLogger(__name__)
 

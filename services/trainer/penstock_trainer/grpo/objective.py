@@ -24,7 +24,7 @@ class KlTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The parts. Which combinations make sense is checked where the configuration is read (`penstock.config_loss`)."""
+    """The parts. Which combinations make sense is checked where the configuration is read (`penstock.config.loss`)."""
 
     surrogate: Surrogate
     proximal: Proximal = "none"

@@ -1,0 +1,60 @@
+"""The configuration, from one place: the tree, its sections, and nothing else."""
+
+from penstock.config.loss import LossSection
+from penstock.config.ray import RaySection
+from penstock.config.services import (
+    EngineSection,
+    LogSection,
+    RedisSection,
+    RewardSection,
+    RolloutSection,
+    TrackingSection,
+    TrainerSection,
+    WeightsSection,
+)
+from penstock.config.slurm import SlurmComponentSection, SlurmSection
+from penstock.config.training import (
+    ActorSection,
+    CheckpointSection,
+    ColumnsSection,
+    DataSection,
+    DatasetSection,
+    EvalSection,
+    LoraSection,
+    OptimizerSection,
+    RefSection,
+    RunSection,
+    SamplingSection,
+    StalenessSection,
+)
+from penstock.config.tree import Config
+from penstock.config.types import Section
+
+__all__ = [
+    "ActorSection",
+    "CheckpointSection",
+    "ColumnsSection",
+    "Config",
+    "DataSection",
+    "DatasetSection",
+    "EngineSection",
+    "EvalSection",
+    "LogSection",
+    "LoraSection",
+    "LossSection",
+    "OptimizerSection",
+    "RaySection",
+    "RedisSection",
+    "RefSection",
+    "RewardSection",
+    "RolloutSection",
+    "RunSection",
+    "SamplingSection",
+    "Section",
+    "SlurmComponentSection",
+    "SlurmSection",
+    "StalenessSection",
+    "TrackingSection",
+    "TrainerSection",
+    "WeightsSection",
+]

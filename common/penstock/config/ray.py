@@ -1,0 +1,63 @@
+"""The section that says how a run is placed on a Ray cluster (`penstock launch ray`)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from penstock.config.types import Seconds, Section
+
+Cpus = Annotated[float, Field(gt=0)]
+Gpus = Annotated[float, Field(ge=0)]
+Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+
+
+class RayRolloutSection(Section):
+    """What each rollout server reserves; all of them are one placement group."""
+
+    num_cpus: Cpus = 1
+    """CPUs."""
+    num_gpus: Gpus | None = None
+    """GPUs, which are all that it sees; empty: 1 where the cluster has any, else 0."""
+    resources: dict[str, float] = Field(default={})
+    """Further resources of its node, by their names in Ray."""
+    strategy: Strategy = "SPREAD"
+    """How Ray lays the servers over nodes."""
+
+
+class RayTrainerSection(Section):
+    """What each rank of the trainer reserves; all of them are one placement group."""
+
+    num_cpus: Cpus = 1
+    """CPUs."""
+    num_gpus: Gpus | None = None
+    """GPUs, which are all that it sees; empty: 1 where the cluster has any, else 0."""
+    resources: dict[str, float] = Field(default={})
+    """Further resources of its node, by their names in Ray."""
+    strategy: Strategy = "PACK"
+    """How Ray lays the ranks over nodes; STRICT_PACK: on one node or not at all."""
+
+
+class RayRewardSection(Section):
+    """What each reward service reserves, anywhere."""
+
+    num_cpus: Cpus = 1
+    """CPUs; it uses `reward.num_workers` of them at the most."""
+    resources: dict[str, float] = Field(default={})
+    """Further resources of its node, by their names in Ray."""
+
+
+class RaySection(Section):
+    """The Ray cluster of `penstock launch ray` (docs/ray.md)."""
+
+    address: str = "auto"
+    """auto: the cluster that RAY_ADDRESS names or that this host is part of; else host:port of its head."""
+    place_seconds: Seconds = 300
+    """Longest time until a service has its place on the cluster, an autoscaler's included."""
+    runtime_env: dict[str, Any] = Field(default={})
+    """Ray's runtime environment of the services: env_vars, working_dir, pip and so on; no place for secrets."""
+    rollout: RayRolloutSection = RayRolloutSection()
+    """Rollout servers."""
+    trainer: RayTrainerSection = RayTrainerSection()
+    """Trainer ranks."""
+    reward: RayRewardSection = RayRewardSection()
+    """Reward services."""

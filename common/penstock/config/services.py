@@ -1,0 +1,202 @@
+"""Sections that say where and how services run and report: rollout, reward, trainer, weights, queue, logs, tracking."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from penstock.config.types import Count, Port, Seconds, Section
+
+
+class EngineSection(Section):
+    """The SGLang server behind a rollout service."""
+
+    python: str = ".venv-sglang/bin/python"
+    """Python interpreter of the environment that SGLang is installed in."""
+    url: str = ""
+    """Use the server at this URL instead of starting one."""
+    port: Port = 0
+    """Its port on loopback; 0: a free one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto: cuda if that environment sees a GPU, else cpu."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of its weights, and so of every push."""
+    max_running_requests: Count = 64
+    """Completions generated at once."""
+    max_total_tokens: Annotated[int, Field(ge=0)] = 0
+    """Size of its key-value cache in tokens; 0: SGLang decides (on a CPU: 65536)."""
+    context_length: Annotated[int, Field(ge=0)] = 0
+    """Longest prompt plus completion, in tokens; 0: the model's."""
+    start_timeout_seconds: Seconds = 300
+    """Time until it must answer."""
+    request_timeout_seconds: Seconds = 600
+    """Longest time that one group may take."""
+    num_threads: Count = 1
+    """CPU threads, where it runs on a CPU."""
+    extra_args: tuple[str, ...] = ()
+    """Further command-line arguments of `sglang.launch_server`."""
+
+
+class RolloutSection(Section):
+    """The rollout service."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
+    port: Port = 0
+    """First port; further servers take the next ones. 0: free ones."""
+    num_servers: Count = 1
+    """Rollout services that the local launcher starts."""
+    engine: EngineSection = EngineSection()
+    """Its SGLang server."""
+
+
+class RewardSection(Section):
+    """The reward service."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
+    port: Port = 0
+    """First port; further services take the next ones. 0: a free one."""
+    num_services: Count = 1
+    """Reward services that the local launcher starts."""
+    functions: dict[str, float] = Field(default={"exact_match": 1.0})
+    """Weighted sum of functions: a built-in name or `module:function`, and its weight."""
+    modules_path: str = "."
+    """Folder put on the import path for `module:function`."""
+    timeout_seconds: Seconds = 10
+    """A call that takes longer is killed and counts as failed, never as 0."""
+    num_workers: Count = 1
+    """Processes that run reward functions."""
+    max_attempts: Count = 3
+    """Calls of a function on one completion while it fails with what may pass: transient error, timeout, crash."""
+    retry_seconds: Seconds = 0.5
+    """Wait before the second call; doubled before each further one, and shortened at random by up to half."""
+    retry_cap_seconds: Seconds = 10
+    """Longest such wait."""
+    breaker_failures: Annotated[int, Field(ge=0)] = 16
+    """So many such failures in a row open a function's breaker: groups that need it are parked; 0: never."""
+    breaker_seconds: Seconds = 10
+    """After this long a single call is let through an open breaker; its success closes it."""
+
+
+class TrainerSection(Section):
+    """The trainer service."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on."""
+    advertise_host: str = ""
+    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
+    address on its way to `redis.url`."""
+    port: Port = 0
+    """Port; 0: a free one."""
+    standby: bool = False
+    """Wait without limit while another trainer of the run works, and take over when it ends or dies; false: wait
+    `run.stall_seconds` at most."""
+    num_ranks: Count = 1
+    """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
+
+
+class WeightsSection(Section):
+    """How new weights reach the rollout servers."""
+
+    transport: Literal["auto", "disk", "nccl", "tensor"] = "auto"
+    """disk: files in a folder that all share; nccl: broadcasts, by gloo without GPUs; tensor: memory of one host; auto:
+    nccl where the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
+    bucket_bytes: Count = 2**28
+    """nccl and tensor: how much is sent at once, in bytes; a larger tensor is sent by itself."""
+    rendezvous_port: Port = 0
+    """nccl: the trainer's port at which engines meet it; 0: a free one."""
+    folder: str = ""
+    """Folder of versions as files, with nccl and tensor only for servers that are behind; empty: a memory-backed one on
+    this host if there is one, else in the run's folder."""
+    full_every: Annotated[int, Field(ge=0)] = 0
+    """disk: publish what changed since the version before, and the whole weights only every so many versions, for
+    servers that join; pays where the folder is slow (docs/weights.md). 0: always the whole weights."""
+    local_folder: str = ""
+    """With full_every: where the trainer and each rollout service keep a whole copy of the last version, on their own
+    host; empty: a memory-backed folder if there is room, else the host's temporary one."""
+    rounding: Literal["auto", "dithered", "nearest"] = "auto"
+    """How float32 becomes bfloat16. dithered: by a fixed offset before truncation, which shows updates that nearest
+    hides; nearest: as the trainer rounds where it computes in bfloat16; auto: the one that fits actor.dtype."""
+    pause_mode: Literal["retract", "in_place", "abort"] = "retract"
+    """What running requests do when new weights come. retract: they go on with their cache recomputed by these;
+    in_place: with the cache that they have, which the old ones computed; abort: they end, and the service sends what is
+    left of them again, so that no answer of the engine outlives an update."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 0
+    """Before a pause, let running groups finish for up to this long and take no new ones; pays for short ones."""
+    canary_tokens: Annotated[int, Field(ge=0, le=32)] = 16
+    """Probe tokens: after each load a server's log-probabilities of them must be the trainer's; 0: none, for an engine
+    that is no language model."""
+    canary_tolerance: Annotated[float, Field(ge=0)] = 0
+    """Largest mean absolute difference, in nats; 0: 0.002 where engine and trainer compute in float32, else 0.25."""
+    checksums: bool = False
+    """After each load also compare the checksum of every tensor that the engine holds with the files that it came from;
+    for engines on a CPU. Reads all weights twice while generation is paused."""
+    push_timeout_seconds: Seconds = 120
+    """A server that has not loaded a version by then is fenced until it has."""
+
+    @field_validator("canary_tokens")
+    @classmethod
+    def _one_token_says_nothing(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("expected 0 for none, or at least 2: the first token has no log-probability")
+        return value
+
+    @model_validator(mode="after")
+    def _deltas_are_files(self) -> "WeightsSection":
+        if self.full_every and self.transport != "disk":
+            raise ValueError(
+                f"full_every {self.full_every} with transport {self.transport}: expected transport disk, the only one "
+                "with deltas, or full_every 0"
+            )
+        return self
+
+
+class RedisSection(Section):
+    """The queue."""
+
+    url: str = ""
+    """redis://host:port of a Redis >= 6.2 or Valkey; empty: the launcher starts an embedded server."""
+    password: SecretStr | None = None
+    """Its password, if not in the URL."""
+    timeout_seconds: Seconds = 30
+    """Longest time that the queue may be unreachable before a service exits."""
+
+
+class LogSection(Section):
+    """Logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written."""
+
+
+class TrackingSection(Section):
+    """Experiment trackers, beside `steps.jsonl` and `evals.jsonl`, which are always written (docs/tracking.md)."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where curves go; each needs the extra of its name, such as `pip install 'penstock[tensorboard]'`."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "penstock"
+    """Project of W&B and trackio that the run belongs to."""
+    wandb_entity: str = ""
+    """User or team of W&B; empty: the account's default."""
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """offline: into the run's folder, for `wandb sync`; online: to W&B's server as the run goes on."""
+    close_seconds: Seconds = 30
+    """Time to flush at the end; what has not been written by then is dropped."""
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("to")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each tracker once")
+        return value

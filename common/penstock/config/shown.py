@@ -1,0 +1,56 @@
+"""How a configuration is shown and stored: as plain YAML values, its secrets left out or masked.
+
+Called by `penstock config`, by the launcher, and by the trainer for its trackers.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from penstock.config.tree import Config
+
+MASK = "**********"
+SECRET_WORDS = ("key", "password", "secret", "token")  # parts of the names of an engine's arguments
+
+
+def masked(config: Config) -> dict[str, Any]:
+    """The tree with every secret that is set replaced by asterisks."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    tree["redis"]["url"] = _mask_password(config.redis.url, MASK)
+    engine = config.rollout.engine
+    tree["rollout"]["engine"]["url"] = _mask_password(engine.url, MASK)
+    tree["rollout"]["engine"]["extra_args"] = list(_mask_arguments(engine.extra_args))
+    return tree
+
+
+def without_secrets(config: Config) -> dict[str, Any]:
+    """The tree without secrets: those reach the services through their environment."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    tree["token"] = None
+    tree["redis"]["password"] = None
+    tree["redis"]["url"] = _mask_password(config.redis.url, "")
+    return tree
+
+
+def _mask_password(url: str, mask: str) -> str:
+    """`scheme://user:password@host?password=password` with both replaced."""
+    scheme, separator, rest = re.sub(r"(?<=[?&]password=)[^&]*", mask, url).partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return f"{scheme}{separator}{rest}"
+    user, colon, _ = credentials.partition(":")
+    shown = f"{user}:{mask}" if colon and mask else user
+    return f"{scheme}{separator}{shown}@{host}" if shown else f"{scheme}{separator}{host}"
+
+
+def _mask_arguments(arguments: Sequence[str]) -> Iterator[str]:
+    """`--api-key VALUE` and `--api-key=VALUE` with the value replaced."""
+    secret_follows = False
+    for argument in arguments:
+        name, separator, _ = argument.partition("=")
+        is_secret = name.startswith("-") and any(part in SECRET_WORDS for part in name.lower().split("-"))
+        if secret_follows:
+            yield MASK
+        else:
+            yield f"{name}={MASK}" if is_secret and separator else argument
+        secret_follows = is_secret and not separator and not secret_follows

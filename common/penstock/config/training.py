@@ -1,0 +1,212 @@
+"""Sections of the configuration that say what is trained: run, model, objective, prompts, staleness, checkpoints."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from penstock.config.types import Count, Fraction, Seconds, Section
+
+
+class RunSection(Section):
+    """The run: its name, its folder and its limits."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "default"
+    """Name of the run: its folder and its keys in Redis. Letters, digits, `_`, `.` and `-`."""
+    root: str = "runs"
+    """Folder that holds one folder per run; trainer and launcher write logs, steps and checkpoints there."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Fixes the order of prompts and the sampling seed of every completion."""
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many steps; 0: only `total_train_epochs` ends the run."""
+    stall_seconds: Seconds = 300
+    """Without any progress for this long the trainer says what it waits for and exits with code 3."""
+    existing: Literal["resume", "replace", "refuse"] = "resume"
+    """What to do with an earlier run of the same name: go on from where it stopped, delete it, or refuse."""
+
+
+class LoraSection(Section):
+    """LoRA: train W + (alpha / rank) B A with W frozen; needs `pip install 'penstock[lora]'`. See docs/lora.md."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of B A; 0: off, all weights are trained."""
+    alpha: Count = 32
+    """Numerator of the factor before B A."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers to adapt, by the ends of their names (`q_proj`); `all-linear`: all but the vocabulary's."""
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Self:
+        if self.rank and not self.target_modules:
+            raise ValueError(
+                f"actor.lora.target_modules is empty and actor.lora.rank {self.rank}: expected all-linear or at least "
+                "one name of a layer; set the latter to 0 to train all weights"
+            )
+        return self
+
+
+class ActorSection(Section):
+    """The policy that is trained."""
+
+    path: str
+    """Hugging Face folder or hub name of the model to train."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G: completions per prompt."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute type of forward and backward; master weights and optimizer are always float32."""
+    max_tokens_per_micro_batch: Annotated[int, Field(ge=16)] = 4096
+    """Tokens packed into one forward and backward pass."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    num_threads: Count = 1
+    """CPU threads of the trainer's computation."""
+    lora: LoraSection = LoraSection()
+    """Low-rank adapters instead of all weights."""
+
+
+class RefSection(Section):
+    """The frozen reference policy of the KL term; loaded only when `kl_ctl` > 0."""
+
+    path: str = ""
+    """Hugging Face folder or hub name; empty: `actor.path`. With LoRA that is the policy without its adapter."""
+
+
+class OptimizerSection(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Learning rate after warm-up."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay, on matrices only."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises linearly to `lr`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after warm-up."""
+    decay_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at whose end the rate has fallen to `min_lr_ratio * lr`, warm-up included; 0: those of the run."""
+    min_lr_ratio: Fraction = 0.0
+    """Share of `lr` that is left at the end of the decay."""
+    ess_base: Fraction = 0.0
+    """Scale the rate by sqrt(min(1, ess / ess_base)), ess the batch's effective sample size ratio (VCPO); 0: off."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+
+
+class SamplingSection(Section):
+    """How training completions are drawn."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softmax temperature; log-probabilities are those after it."""
+    max_new_tokens: Count = 256
+    """Longest completion, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; each must be exactly one token of the model. Its end-of-text always does."""
+
+
+class ColumnsSection(Section):
+    """Which columns of a Hugging Face dataset or JSONL file hold what."""
+
+    prompt: str = "prompt"
+    """Text, or a list of chat messages that goes through the model's chat template."""
+    answer: str = "answer"
+    """What the reward compares with."""
+    reward: str = "reward"
+    """Optional: the reward function for this row."""
+    metadata: str = "metadata"
+    """Optional: a mapping handed to the reward function."""
+
+
+class DatasetSection(Section):
+    """One set of prompts."""
+
+    kind: Literal["jsonl", "huggingface", "reasoning_gym"] = "jsonl"
+    """Where the rows come from."""
+    path: str = ""
+    """JSONL file; dataset folder or hub name; name of a reasoning-gym task."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    columns: ColumnsSection = ColumnsSection()
+    """Names of the columns."""
+    size: Annotated[int, Field(ge=0)] = 0
+    """Use the first `size` rows; 0: all. reasoning-gym makes exactly this many."""
+    seed: int = 0
+    """Seed of a reasoning-gym task."""
+
+
+class DataSection(Section):
+    """Prompts."""
+
+    train: DatasetSection = DatasetSection()
+    """Prompts to train on."""
+    eval: DatasetSection | None = None
+    """Held-out prompts; without them there is no evaluation."""
+    batch_size: Count = 8
+    """B: groups (prompts) per training step."""
+    system_prompt: str = ""
+    """Put before every prompt as a chat message of the system; makes plain prompts chat messages."""
+
+
+class EvalSection(Section):
+    """Evaluation on held-out prompts beside training."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 10
+    """Evaluate whenever the version is a multiple of this; 0: only at start and end."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    max_share: Fraction = 0.25
+    """Share of a server's running requests that evaluation may take while training tickets wait."""
+    num_shown: Annotated[int, Field(ge=0)] = 4
+    """Completions printed at the start and at the end."""
+    success: float = 1.0
+    """A completion counts as accurate when its reward is at least this."""
+
+
+class StalenessSection(Section):
+    """How far behind the policy that generates may be."""
+
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """Largest difference, in versions, between the weights that are updated and those that generated a token."""
+    order: Literal["ticket", "ready"] = "ticket"
+    """`ticket`: batches are prefixes of the tickets, nothing is dropped as stale, no bias against long answers.
+    `ready`: whatever is ready first. See docs/staleness.md."""
+    on_stale: Literal["drop", "mask"] = "drop"
+    """Order ready: a group with tokens older than `max_staleness` when its batch closes is dropped and replaced, or
+    trained without them. In order ticket its ticket is issued again."""
+    straggler_seconds: Seconds = 60
+    """A ticket that has held up a batch for this long, whose other groups are all there, is logged; again as often."""
+    max_deliveries: Count = 3
+    """A ticket whose work was reported as failed this often is resolved as poison."""
+    claim_idle_seconds: Seconds = 60
+    """Work whose holder lives but no longer renews it goes to another after this."""
+    heartbeat_seconds: Seconds = 10
+    """A worker that has not been heard of for this long is dead, and its work is free."""
+
+    @model_validator(mode="after")
+    def _masks_only_in_ready_order(self) -> Self:
+        if self.order == "ticket" and self.on_stale == "mask":
+            raise ValueError(
+                "staleness.on_stale is mask with staleness.order ticket, where nothing is ever trained stale: a group "
+                "that is too old is issued again. Expected on_stale drop (the default), or set staleness.order to ready"
+            )
+        return self
+
+    @property
+    def max_lag(self) -> int | None:
+        """Tokens that lag more versions are masked when they are trained; None: none are."""
+        return self.max_staleness if self.on_stale == "mask" else None
+
+
+class CheckpointSection(Section):
+    """Checkpoints and step files."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps between checkpoints; 0: only the last. A restart replays the steps after the newest one."""
+    keep: Count = 2
+    """Checkpoints kept."""
+    keep_step_bytes: Annotated[int, Field(ge=0)] = 2**30
+    """Recorded steps are kept up to this many bytes, and never past the oldest kept checkpoint."""

@@ -1,0 +1,136 @@
+"""The configuration tree: every key, its type, its default and its meaning.
+
+Owns the tree and the rules between keys; where values come from is `penstock.config.load`. The names of AReaL's
+GRPO page are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, total_train_epochs, optimizer.lr.
+docs/configuration.md is generated from the docstrings of the sections.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, model_validator
+
+from penstock.config.loss import LossSection
+from penstock.config.ray import RaySection
+from penstock.config.services import (
+    LogSection,
+    RedisSection,
+    RewardSection,
+    RolloutSection,
+    TrackingSection,
+    TrainerSection,
+    WeightsSection,
+)
+from penstock.config.slurm import SlurmSection
+from penstock.config.training import (
+    ActorSection,
+    CheckpointSection,
+    DataSection,
+    EvalSection,
+    OptimizerSection,
+    RefSection,
+    RunSection,
+    SamplingSection,
+    StalenessSection,
+)
+from penstock.config.types import Count, Section
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    run: RunSection = RunSection()
+    """The run."""
+    actor: ActorSection
+    """The policy."""
+    ref: RefSection = RefSection()
+    """The reference policy."""
+    kl_ctl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence from the reference policy in the loss."""
+    total_train_epochs: Count = 1
+    """Passes over the training prompts."""
+    optimizer: OptimizerSection = OptimizerSection()
+    """The optimizer."""
+    loss: LossSection = LossSection()
+    """The objective."""
+    sampling: SamplingSection = SamplingSection()
+    """Sampling."""
+    data: DataSection = DataSection()
+    """Prompts."""
+    eval: EvalSection = EvalSection()
+    """Evaluation."""
+    staleness: StalenessSection = StalenessSection()
+    """Staleness and redelivery."""
+    rollout: RolloutSection = RolloutSection()
+    """Rollout service and engine."""
+    reward: RewardSection = RewardSection()
+    """Reward service."""
+    trainer: TrainerSection = TrainerSection()
+    """Trainer service."""
+    weights: WeightsSection = WeightsSection()
+    """Weight pushes."""
+    redis: RedisSection = RedisSection()
+    """Queue."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """Checkpoints."""
+    log: LogSection = LogSection()
+    """Logs."""
+    tracking: TrackingSection = TrackingSection()
+    """Experiment trackers."""
+    slurm: SlurmSection = SlurmSection()
+    """Slurm launcher."""
+    ray: RaySection = RaySection()
+    """Ray cluster."""
+    token: SecretStr | None = None
+    """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.actor.group_size > self.rollout.engine.max_running_requests:
+            raise ValueError(
+                f"actor.group_size is {self.actor.group_size} and rollout.engine.max_running_requests "
+                f"{self.rollout.engine.max_running_requests}: expected a server to hold a whole group; raise the latter"
+            )
+        if self.loss.num_minibatches > self.data.batch_size:
+            raise ValueError(
+                f"loss.num_minibatches is {self.loss.num_minibatches} and data.batch_size {self.data.batch_size}: "
+                "expected at least one group each; lower the former"
+            )
+        if reason := self.loss.unsafe_off_policy(self.staleness.max_staleness):
+            raise ValueError(reason)
+        if self.loss.overlong.buffer_tokens > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
+                f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
+            )
+        if self._hides_small_updates and self.rollout.engine.dtype == "float32":
+            raise ValueError(
+                "actor.dtype is bfloat16 and rollout.engine.dtype float32: the engine would sample with updates that "
+                "the trainer's rounded weights do not show yet; expected one type, or actor.dtype float32"
+            )
+        if self._hides_small_updates and self.weights.rounding == "dithered":
+            raise ValueError(
+                "weights.rounding is dithered and actor.dtype bfloat16: the trainer computes with weights rounded to "
+                "nearest, and the engine would sample with others; expected rounding auto, or actor.dtype float32"
+            )
+        if not self.reward.functions:
+            raise ValueError("reward.functions is empty: expected at least one function and its weight")
+        if not self.data.train.path:
+            raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
+        return self
+
+    @property
+    def rounding(self) -> Literal["dithered", "nearest"]:
+        """How published weights become bfloat16: so that the engine samples with what the trainer computes with."""
+        if self.weights.rounding == "auto":
+            return "nearest" if self._hides_small_updates else "dithered"
+        return self.weights.rounding
+
+    @property
+    def _hides_small_updates(self) -> bool:
+        """Whether the trainer's forward pass rounds trained weights to nearest; an adapter is computed beside them."""
+        return self.actor.dtype == "bfloat16" and not self.actor.lora.rank
+
+    @property
+    def max_outstanding(self) -> int:
+        """Credits: the most tickets that may be outstanding, (max_staleness + 1) * B."""
+        return (self.staleness.max_staleness + 1) * self.data.batch_size

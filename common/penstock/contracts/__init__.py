@@ -1,0 +1,43 @@
+"""The messages of groups on their way, from one place; the other messages are in the modules beside."""
+
+from penstock.contracts.groups import (
+    TICKET_KEY,
+    Completion,
+    Contract,
+    MalformedMessageError,
+    PolicyIdentity,
+    Purpose,
+    RolloutGroup,
+    Sampling,
+    Score,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    decode,
+    encode,
+    pack_float32,
+    pack_int32,
+    unpack_float32,
+    unpack_int32,
+)
+
+__all__ = [
+    "TICKET_KEY",
+    "Completion",
+    "Contract",
+    "MalformedMessageError",
+    "PolicyIdentity",
+    "Purpose",
+    "RolloutGroup",
+    "Sampling",
+    "Score",
+    "ScoredGroup",
+    "Ticket",
+    "VersionSpan",
+    "decode",
+    "encode",
+    "pack_float32",
+    "pack_int32",
+    "unpack_float32",
+    "unpack_int32",
+]

@@ -1,0 +1,120 @@
+"""The ledger: what happened to tickets and weights, in the order in which it counts.
+
+Owns the records and their replay into a `LedgerState`. A record is the commit point of what it names: a step file or
+checkpoint that the ledger does not name is ignored. Pure data; `penstock.broker.trainer` stores it, the trainer reads
+it at start, `penstock_launch` reads it for status.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from penstock.contracts.groups import Contract, PolicyIdentity
+
+
+class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
+    """First record: what must not change between starts, since it fixes what every ticket number means."""
+
+    dataset_digest: str
+    dataset_length: int
+    batch_size: int
+    group_size: int
+    seed: int
+
+
+class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
+    """Batch `step` (from 0) is closed: its groups are in `file`, its tickets are trained by it and no other.
+
+    version: of the weights that it trains. max_lag: tokens that lag more versions are masked; None: none are. Both make
+    the step's masks again, whatever the configuration has become; version None is that of an older ledger.
+    """
+
+    step: int
+    tickets: tuple[int, ...]
+    file: str
+    digest: str
+    version: int | None = None
+    max_lag: int | None = None
+
+
+class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
+    """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient.
+
+    num_ranks, device: of the trainer that computed them; another number adds in another order and gives other bits, and
+    a device that is not the CPU need not give the same ones twice.
+    """
+
+    policy: PolicyIdentity
+    steps: int
+    changed: bool = True
+    num_ranks: int = 1
+    device: str = "cpu"
+
+
+class DropRecord(Contract, frozen=True, tag_field="record", tag="drop"):
+    """A ticket ended without being trained."""
+
+    ticket: int
+    reason: str
+
+
+class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoint"):
+    """A checkpoint after `steps` steps is complete under `name`."""
+
+    steps: int
+    name: str
+
+
+Record = RunRecord | StepRecord | WeightsRecord | DropRecord | CheckpointRecord
+
+
+def encode_record(record: Record) -> bytes:
+    """A record as JSON, so that a person can read the ledger."""
+    return msgspec.json.encode(record)
+
+
+def decode_record(data: bytes) -> Record:
+    """The inverse; msgspec.DecodeError for what is not a record."""
+    record: Record = msgspec.json.decode(data, type=Record)
+    return record
+
+
+@dataclass
+class LedgerState:
+    """What the ledger says happened."""
+
+    run: RunRecord | None = None
+    steps: list[StepRecord] = field(default_factory=list)
+    policies: dict[int, PolicyIdentity] = field(default_factory=dict)
+    num_ranks: dict[int, int] = field(default_factory=dict)
+    """Version -> ranks that computed it."""
+    weights: dict[int, WeightsRecord] = field(default_factory=dict)
+    """Steps -> the weights after them, as they were last recorded."""
+    dropped: dict[int, str] = field(default_factory=dict)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+
+    @property
+    def trained(self) -> dict[int, int]:
+        """Ticket -> the step that trained it."""
+        return {ticket: record.step for record in self.steps for ticket in record.tickets}
+
+
+def replay(records: Iterable[Record]) -> LedgerState:
+    """Fold records into a state."""
+    state = LedgerState()
+    for record in records:
+        match record:
+            case RunRecord():
+                state.run = state.run or record
+            case StepRecord():
+                state.steps.append(record)
+            case WeightsRecord():
+                state.policies[record.policy.number] = record.policy
+                state.num_ranks[record.policy.number] = record.num_ranks
+                state.weights[record.steps] = record
+            case DropRecord():
+                state.dropped[record.ticket] = record.reason
+            case CheckpointRecord():
+                state.checkpoints.append(record)
+    return state

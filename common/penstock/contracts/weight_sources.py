@@ -1,0 +1,85 @@
+"""Where the bytes of a pushed version are, as the trainer tells a rollout server in `PUT /v1/weights/{version}`.
+
+Owns these messages, one per transport; the tag `transport` tells them apart. Invariant: a source names no code and
+nothing pickled; buckets hold whole tensors one after the other, without gaps, in the order in which they are sent.
+Written by the trainer's transports, read by the rollout service's loaders.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.contracts.groups import Contract
+from penstock.errors import WeightsError
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class TensorSpec(Contract, frozen=True):
+    """One tensor of a bucket."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+
+class DiskSource(Contract, frozen=True, tag_field="transport", tag="disk"):
+    """Files in the folder that the push names, with their manifest."""
+
+
+class CollectiveSource(Contract, frozen=True, tag_field="transport", tag="nccl"):
+    """Broadcasts of rank 0 of a process group that the engine has joined before, one per bucket."""
+
+    group: str
+    buckets: tuple[tuple[TensorSpec, ...], ...]
+
+
+class SharedBucket(Contract, frozen=True):
+    """A piece of shared memory on this host: its name and size in bytes, and what lies in it."""
+
+    handle: str
+    num_bytes: int
+    tensors: tuple[TensorSpec, ...]
+
+
+class TensorSource(Contract, frozen=True, tag_field="transport", tag="tensor"):
+    """Memory that the trainer shares on this host; `manager`: the socket of torch's process that counts its users."""
+
+    manager: str
+    buckets: tuple[SharedBucket, ...]
+
+
+Source = DiskSource | CollectiveSource | TensorSource
+
+
+class GroupRequest(Contract, frozen=True):
+    """Join a process group of `num_ranks` as the ranks from 1 on; rank 0 waits at the address. Lease: the trainer's."""
+
+    group: str
+    address: str
+    port: int
+    num_ranks: int
+    backend: Literal["nccl", "gloo"]
+    lease: int
+
+
+def read_source(body: dict[str, Any]) -> Source:
+    """The source in a push's body; WeightsError when this release knows none like it."""
+    source: Source = _read(body, Source, "source of a push")
+    return source
+
+
+def read_group_request(body: dict[str, Any]) -> GroupRequest:
+    """The body of a request to join a group; WeightsError when it is none."""
+    request: GroupRequest = _read(body, GroupRequest, "request to join a group")
+    return request
+
+
+def _read(body: dict[str, Any], kind: Any, what: str) -> Any:
+    try:
+        return msgspec.convert(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise WeightsError(
+            f"the {what} is {str(body)[:200]} ({error}): expected what this release knows; trainer and rollout "
+            "services must be of one release"
+        ) from error

@@ -1,0 +1,43 @@
+"""Ties a process to its parent: when the parent dies, however it dies, the kernel ends the process too.
+
+Invariant: no window is left. The tie is made first, then the parent's id is compared, so that a parent that died in
+between is noticed. Imports nothing but the standard library, since it also runs as a script that becomes a command
+(`penstock.runtime.process.tied_command`): it keeps its process id across that, and the tie survives it.
+
+Linux only (PR_SET_PDEATHSIG); elsewhere a child is not tied, and the launcher ends leftovers at the next start.
+The kernel watches the parent's *thread*: start tied children from a thread that lives as long as its process.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int, signal_number: int = signal.SIGKILL) -> None:
+    """End the calling process by `signal_number` when `parent_pid`, its parent, dies or is dead already."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal_number)
+
+
+def main() -> None:
+    """`lifeline.py PARENT_PID SIGNAL COMMAND...`: tie this process, then become COMMAND."""
+    parent_pid, signal_number, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    die_with_parent(parent_pid, signal_number)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(127)  # what a shell answers for a command that it cannot find
+
+
+if __name__ == "__main__":
+    main()

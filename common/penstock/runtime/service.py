@@ -1,0 +1,140 @@
+"""How a service runs: one process, one TaskGroup with its HTTP server and its loops.
+
+Invariant: when a loop dies, the process dies, with an error line and a non-zero exit code; a live /health over a dead
+worker cannot happen. SIGTERM and SIGINT set `stop`; loops watch it and end in order, then the server ends.
+Called by the `__main__` of every service.
+
+    main -> start(config) -> Service.run(loop, loop, ...)
+                               |- uvicorn        ends last
+                               '- loops          watch `stop`
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NoReturn
+
+import uvicorn
+from fastapi import FastAPI
+
+from penstock.config import Config
+from penstock.config.load import load_config
+from penstock.errors import ConfigError, PenstockError
+from penstock.runtime.logs import setup_logging
+
+log = logging.getLogger(__name__)
+
+UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE: a defect, not a condition that was foreseen
+
+
+class Service:
+    """One HTTP server and the loops beside it. Binds its port at once: `url`, for others, is known before it serves."""
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        """ConfigError naming `key` (such as trainer.port) when the address cannot be had."""
+        self._socket = _bind(host, port, key)
+        self.stop = asyncio.Event()
+        self.advertise(host)
+
+    def advertise(self, host: str) -> None:
+        """Make `host`, a name or address that others reach, the one in `url`."""
+        in_url = f"[{host}]" if ":" in host else host
+        self.url = f"http://{in_url}:{self._socket.getsockname()[1]}"
+
+    async def run(
+        self, app: FastAPI, *, background: Sequence[Coroutine[Any, Any, None]] = (), **loops: Coroutine[Any, Any, None]
+    ) -> None:
+        """Serve until every loop has returned, then cancel `background` and end; the first error of any is raised.
+
+        `background` holds coroutines that run for ever, such as heartbeats.
+        """
+        # Without a lifespan, which no app has: its task would log a traceback when an error of a loop cancels it.
+        server = _Server(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+        )
+        running = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            running.add_signal_handler(number, self.stop.set)
+        try:
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(self._serve(server), name="http")
+                endless = [group.create_task(self._endless(loop)) for loop in background]
+                await asyncio.gather(*(group.create_task(loop, name=name) for name, loop in loops.items()))
+                server.should_exit = True
+                await serving
+                for task in endless:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                running.remove_signal_handler(number)
+            self._socket.close()
+
+    async def _endless(self, loop: Coroutine[Any, Any, None]) -> None:
+        await loop
+        raise PenstockError(f"the background loop {loop} ended by itself; expected it to run until the end")
+
+    async def _serve(self, server: uvicorn.Server) -> None:
+        await server.serve(sockets=[self._socket])
+        if not server.should_exit:
+            raise PenstockError("the HTTP server ended by itself; expected it to run until the service stops")
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handling: `Service` decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def _bind(host: str, port: int, key: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Without the protocol asyncio does not see that it is TCP, and leaves Nagle's algorithm on: the body of each answer
+    # would wait 40 ms for the client to acknowledge its headers.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"{key}: cannot listen on {host}:{port} ({error.strerror}); expected a free port of this host, or 0 for any"
+        ) from None
+    bound.listen(128)
+    bound.set_inheritable(False)
+    return bound
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups: the one that ended the rest."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
+    """Read the configuration, run the service, end the process with the exit code of what happened."""
+    try:
+        config = load_config(sys.argv[1:] if argv is None else argv)
+        setup_logging(name, config.run.name, config.log.level)
+        asyncio.run(_as_coroutine(start(config)))
+    except PenstockError as error:
+        print(f"{name}: {error.kind}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception:
+        log.exception("%s ended by an unexpected error", name)
+        sys.exit(UNEXPECTED_EXIT_CODE)
+    sys.exit(0)
+
+
+async def _as_coroutine(awaitable: Awaitable[None]) -> None:
+    await awaitable

@@ -1,0 +1,100 @@
+"""`penstock status`: what a run does at the moment, seen from outside.
+
+Finds the run through its queue: `redis.url`, or the address that the launcher left in the run's folder. Called by the
+command line and by `penstock_launch.commands.ask`.
+"""
+
+import asyncio
+
+from penstock.broker import connect
+from penstock.config import Config
+from penstock.errors import PenstockError
+from penstock.runtime.process import ProcessIdentity
+from penstock_launch.run_folder import RunFolder
+from penstock_launch.slurm.known import describe_job, is_active, job_states
+from penstock_launch.supervise.process_trees import LAUNCHER, read_known
+from penstock_launch.watch.figures import duration, figures
+from penstock_launch.watch.follow import TRAINER_KIND, make_client, read_ready, read_status
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+
+class NotRunningError(PenstockError):
+    """Nothing of the run was found; the message says where it was looked for."""
+
+    kind = "not_running"
+
+
+def show_status(config: Config) -> list[str]:
+    """The lines that `penstock status` prints; NotRunningError when nothing runs."""
+    states = job_states(RunFolder(config.run))
+    if not is_active(states):
+        return asyncio.run(_read(reachable(config)))
+    lines = [f"run {config.run.name}", *describe_job(states)]
+    try:
+        return [*lines, *asyncio.run(_read(reachable(config)))[1:]]
+    except NotRunningError:
+        return [*lines, f"no service is up yet; logs: {RunFolder(config.run).logs}"]
+    except PenstockError as error:  # a cluster may keep its nodes from being reached
+        return [*lines, f"its queue cannot be asked from here: {error}"]
+
+
+def reachable(config: Config) -> Config:
+    """The configuration with the address of the run's queue; NotRunningError when there is none."""
+    if config.redis.url:
+        section = config.redis.model_copy(update={"timeout_seconds": CONNECT_TIMEOUT_SECONDS})
+        return config.model_copy(update={"redis": section})
+    folder = RunFolder(config.run)
+    address = folder.read_queue()
+    states = job_states(folder)
+    if address is None or not (live_launcher(folder) or is_active(states)):
+        job = f", {describe_job(states)[0].strip()}" if states else ""
+        raise NotRunningError(
+            f"run {config.run.name!r} is not running: no live launcher in {folder.path}{job}, and redis.url is empty; "
+            "start it with `penstock launch`"
+        )
+    section = config.redis.model_copy(
+        update={"url": address.url, "password": address.password, "timeout_seconds": CONNECT_TIMEOUT_SECONDS}
+    )
+    # Validated again, so that the password becomes a secret.
+    return config.model_copy(update={"redis": type(section).model_validate(section.model_dump())})
+
+
+def live_launcher(folder: RunFolder) -> ProcessIdentity | None:
+    """The launcher of the run on this host; None where there is none."""
+    known = (each for each in read_known(folder.path, folder.run.name) if each.service == LAUNCHER)
+    return next((each.identity for each in known if each.identity.alive), None)
+
+
+async def _read(config: Config) -> list[str]:
+    queue = await connect(config)
+    try:
+        records = await queue.services()
+        depths = await queue.depths()
+    finally:
+        await queue.close()
+    if not records:
+        raise NotRunningError(
+            f"run {config.run.name!r} is not running: its queue answers, but no service is registered there"
+        )
+    lines = [f"run {config.run.name}"]
+    async with make_client(config.token) as client:
+        for record in records:
+            reason = await read_ready(client, record.url)
+            policy = f", version {record.policy}" if record.policy else ""
+            engine = f", {record.engine}" if record.engine else ""
+            lines.append(f"  {record.name}: {'ready' if reason is None else reason}{policy}{engine}, {record.url}")
+        trainers = [record for record in records if record.kind == TRAINER_KIND]
+        status = await read_status(client, trainers[0].url) if trainers else None
+    if status is None:
+        groups = " ".join(f"{name} {depth}" for name, depth in depths.items())
+        return [*lines, "the trainer does not answer yet", f"queue {groups}"]
+    waiting = [f"waiting for {status.waiting_for}"] if status.waiting_for else []
+    width = max(len(name) for name, _ in figures(status))
+    return [
+        *lines,
+        f"phase {status.phase}",
+        *waiting,
+        *(f"  {name:{width}}  {value}" for name, value in figures(status)),
+        f"  {'oldest ticket':{width}}  waits for {duration(status.oldest_waiting_seconds)}",
+    ]

@@ -1,0 +1,209 @@
+"""One supervised service over all its lives: how it is started, what state it is in, what it said at its end.
+
+Invariant: a child of this host is the leader of its own session, so that Ctrl-C at the terminal reaches the launcher
+alone, and it is tied to the launcher, so that it ends with it. Called by the supervisor.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from penstock.broker.embedded import EmbeddedServer
+from penstock.runtime.process import ProcessIdentity, tied_command
+from penstock_launch.supervise.life import Life, LocalLife, size_of
+from penstock_launch.supervise.restarts import Deaths, RestartPolicy
+
+ERROR_LINES = 8
+
+
+class State(StrEnum):
+    """What a child does at the moment."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    ENDED = "ended"
+
+
+class Startable(Protocol):
+    """Something that becomes a process."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def log_path(self) -> Path: ...
+    @property
+    def hint(self) -> str:
+        """What it does before it can say so itself."""
+
+    def spawn(self, on_end: Callable[[], None]) -> Life:
+        """Start it, its output appended to `log_path`. Main thread only.
+
+        on_end: called from any thread at its end, where it is no process of this host, whose end is a SIGCHLD.
+        """
+
+
+@dataclass(frozen=True)
+class Command:
+    """A service that is a command line."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    log_path: Path
+    hint: str = "starts"
+
+    def spawn(self, on_end: Callable[[], None]) -> LocalLife:
+        """A tied child in its own session."""
+        offset = size_of(self.log_path)
+        return LocalLife(spawn_tied(self.arguments, self.environment, self.log_path), self.log_path, offset)
+
+
+@dataclass(frozen=True)
+class EmbeddedQueue:
+    """The embedded server as a child."""
+
+    server: EmbeddedServer
+    name: str = "queue"
+    hint: str = "loads what an earlier run left"
+
+    @property
+    def log_path(self) -> Path:
+        return self.server.log_path
+
+    def spawn(self, on_end: Callable[[], None]) -> LocalLife:
+        offset = size_of(self.log_path)
+        return LocalLife(self.server.spawn(), self.log_path, offset)
+
+
+def spawn_tied(
+    arguments: tuple[str, ...], environment: Mapping[str, str], log_path: Path, folder: str | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a command in its own session, which ends with the calling thread. `folder`: where, if not here."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as output:
+        return subprocess.Popen(
+            tied_command(arguments),
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+class Child:
+    """A service over all its lives in this launch."""
+
+    def __init__(self, start: Startable, policy: RestartPolicy, *, running: Life | None = None) -> None:
+        """`running`: its life, where it was started before it was supervised."""
+        self.name = start.name
+        self.deaths = Deaths(policy)
+        self.state = State.WAITING
+        self.detail = ""
+        """What it waits for while it starts, or how it ended, in words."""
+        self.restarts = 0
+        self.start_at = 0.0
+        """Of the clock time.monotonic: when to start it, while it is waiting."""
+        self.started_at = 0.0
+        """Of the same clock: when it was started last."""
+        self._start = start
+        self._life: Life | None = None
+        self._session_cleared = False
+        if running is not None:
+            self._adopt(running)
+
+    @property
+    def log_path(self) -> Path:
+        return self._start.log_path
+
+    @property
+    def kind(self) -> str:
+        """rollout, of rollout-3."""
+        return self.name.partition("-")[0]
+
+    @property
+    def waits_for(self) -> str:
+        """What is shown of it while it starts."""
+        own = self.detail or self._start.hint
+        if self._life is None or not self._life.progress:
+            return own
+        return self._life.progress if self._life.pid is None else f"{self._life.progress}: {own}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._life.pid if self._life else None
+
+    @property
+    def host(self) -> str:
+        """Address of the host that it runs on; empty: this one."""
+        return self._life.host if self._life else ""
+
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """Of its process, where that is one of this host."""
+        return self._life.identity if self._life else None
+
+    @property
+    def running(self) -> bool:
+        return self.state in (State.STARTING, State.READY)
+
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Start it; again, if it was started before."""
+        if self._life is not None:
+            self.restarts += 1
+        self._adopt(self._start.spawn(on_end))
+
+    def _adopt(self, life: Life) -> None:
+        self._life = life
+        self._session_cleared = False
+        self.state = State.STARTING
+        self.detail = ""
+        self.started_at = time.monotonic()
+
+    def ready(self) -> None:
+        """It can work now."""
+        if self.state is State.STARTING:
+            self.state = State.READY
+            self.detail = ""
+            self.deaths.ready()
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended (negative: the signal), and only once; else None."""
+        if not self.running or self._life is None or (exit_code := self._life.poll()) is None:
+            return None
+        self.state = State.ENDED
+        self.detail = self._life.ending(exit_code)
+        return exit_code
+
+    def send(self, signal_number: int) -> None:
+        """Signal it, if it runs."""
+        if self.running and self._life is not None:
+            self._life.send(signal_number)
+
+    def kill_session(self) -> None:
+        """SIGKILL to it and to what it started in its session and left behind. Once for each life: ids are reused."""
+        if self._life is None or self._session_cleared:
+            return
+        self._life.kill()
+        self._session_cleared = True
+        if self.running:
+            self.state = State.ENDED
+            self.detail = "killed"
+
+    def error_lines(self) -> list[str]:
+        """What it said at its end: the last lines of its log that are no JSON events, else the last line."""
+        lines = self._life.log_tail() if self._life else []
+        last: list[str] = []
+        for line in reversed(lines):
+            if line.startswith("{"):
+                break
+            last.insert(0, line)
+        if len(last) > ERROR_LINES:  # the first says what happened, the last ones why
+            last = [last[0], *last[1 - ERROR_LINES :]]
+        return last or lines[-1:]

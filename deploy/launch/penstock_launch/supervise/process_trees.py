@@ -1,0 +1,126 @@
+"""The process tree below each service: its peak memory, and who is in it.
+
+Owns `processes.json` in the run's folder: every process of this launch by pid and start time, so that the next launch
+finds what this one could not end (a killed launcher, a child that left its session). Sampled once a second by the
+launcher; read by the supervisor and by `run_folder`.
+"""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from penstock.runtime.process import ProcessIdentity
+
+PROCESSES_FILE = "processes.json"
+LAUNCHER = "launcher"
+
+
+class KnownProcess(msgspec.Struct, frozen=True):
+    """One process of a launch. `service` is the child that it belongs to."""
+
+    service: str
+    pid: int
+    started: str
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return ProcessIdentity(self.pid, self.started)
+
+
+class KnownProcesses(msgspec.Struct, frozen=True):
+    """The content of `processes.json`. `machine` names the host and its boot: pids mean nothing elsewhere."""
+
+    run: str
+    machine: str
+    processes: tuple[KnownProcess, ...]
+
+
+def this_machine() -> str:
+    """Host name, and the id of its boot where there is one."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    boot = boot_id.read_text(encoding="ascii").strip() if boot_id.exists() else ""
+    return f"{platform.node()} {boot}".strip()
+
+
+def read_known(folder: Path, run: str) -> list[KnownProcess]:
+    """The processes that an earlier launch of this run, on this machine, has recorded."""
+    try:
+        known = msgspec.json.decode((folder / PROCESSES_FILE).read_bytes(), type=KnownProcesses)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return []
+    return list(known.processes) if known.run == run and known.machine == this_machine() else []
+
+
+class ProcessTrees:
+    """What has been seen below each service."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.peak_rss_bytes: dict[str, int] = {}
+        """By process: a service by its name, what it starts as service/process name, `total` for all at once."""
+        self._path = folder / PROCESSES_FILE
+        self._run = run
+        self._machine = this_machine()
+        self._members: dict[str, set[ProcessIdentity]] = {}
+        self._recorded: tuple[KnownProcess, ...] | None = None
+
+    def survivors(self, service: str) -> Iterable[ProcessIdentity]:
+        """Processes that were seen below a service; those that it started and that left its session among them."""
+        return tuple(self._members.get(service, ()))
+
+    def sample(self, roots: Mapping[str, ProcessIdentity]) -> None:
+        """Look at the trees below `roots` (by service name) and at this process."""
+        rss_bytes: dict[str, int] = {}
+        for service, root in {LAUNCHER: ProcessIdentity.of(os.getpid()), **roots}.items():
+            if root is None or not root.alive:
+                continue
+            below = service != LAUNCHER
+            members = _measure(service, root.pid, rss_bytes, with_children=below)
+            kept = {known for known in self._members.get(service, ()) if known.alive} if below else set()
+            self._members[service] = kept | members
+        rss_bytes["total"] = sum(rss_bytes.values())
+        for name, size in rss_bytes.items():
+            self.peak_rss_bytes[name] = max(size, self.peak_rss_bytes.get(name, 0))
+        self._record()
+
+    def forget(self) -> None:
+        """Everything has ended in order: nothing is left for the next launch to find."""
+        self._path.unlink(missing_ok=True)
+
+    def _record(self) -> None:
+        processes = tuple(
+            KnownProcess(service, each.pid, each.started)
+            for service, members in sorted(self._members.items())
+            for each in sorted(members, key=lambda member: member.pid)
+        )
+        if processes == self._recorded:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        known = KnownProcesses(run=self._run, machine=self._machine, processes=processes)
+        temporary.write_bytes(msgspec.json.encode(known))
+        temporary.replace(self._path)
+        self._recorded = processes
+
+
+def _measure(service: str, pid: int, rss_bytes: dict[str, int], *, with_children: bool) -> set[ProcessIdentity]:
+    """Add the resident memory of a tree to `rss_bytes`; who is in it."""
+    members: set[ProcessIdentity] = set()
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *(root.children(recursive=True) if with_children else [])]
+    except psutil.NoSuchProcess:
+        return members
+    for process in processes:
+        try:
+            name = service if process.pid == pid else f"{service}/{process.name()}"
+            size = process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+        identity = ProcessIdentity.of(process.pid)
+        if identity is not None:
+            members.add(identity)
+            rss_bytes[name] = rss_bytes.get(name, 0) + size
+    return members

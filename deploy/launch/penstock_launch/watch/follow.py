@@ -1,0 +1,174 @@
+"""What the run does at the moment: the registry in the queue, `/ready` of what starts, `/v1/status` of the trainer.
+
+Invariant: only looks. A service or queue that does not answer is a thing to show, never an error: whether anything
+ends is the supervisor's business. Called by the launcher's live view and by `penstock status`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from pydantic import SecretStr
+
+from penstock.broker import Queue
+from penstock.contracts.services import ServiceRecord
+from penstock.errors import PenstockError
+from penstock.runtime.http import auth_headers
+from penstock.runtime.process import parent_pid
+from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.supervisor import QUEUE, TRAINER
+
+REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
+TRAINER_KIND = "trainer"
+
+
+class TrainerStatus(msgspec.Struct, frozen=True):
+    """The answer of the trainer's GET /v1/status; what it cannot say yet is None."""
+
+    run: str = ""
+    phase: str = ""
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float | None = None
+    policy_version: int | None = None
+    outstanding: int | None = None
+    oldest_waiting_seconds: float | None = None
+    reward_mean: float | None = None
+    heldout_accuracy: float | None = None
+    staleness_max: float | None = None
+    staleness_mean: float | None = None
+    queue: dict[str, int | None] = {}
+    tokens_per_second: float | None = None
+    gap_to_ideal: float | None = None
+    step_seconds: float | None = None
+    eta_seconds: float | None = None
+    waiting_for: str | None = None
+
+
+@dataclass(frozen=True)
+class ServiceView:
+    """One service. `detail`: what it waits for or how it ended; `seconds`: since it was started last."""
+
+    name: str
+    state: str
+    detail: str
+    restarts: int
+    seconds: float
+    url: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that is shown at one moment."""
+
+    services: tuple[ServiceView, ...]
+    status: TrainerStatus | None
+
+
+async def read_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | None:
+    """The trainer's status; None when it gives none."""
+    try:
+        answer = await client.get(f"{url}/v1/status")
+        if answer.status_code != httpx.codes.OK:
+            return None
+        return msgspec.json.decode(answer.content, type=TrainerStatus)
+    except (httpx.HTTPError, msgspec.DecodeError):
+        return None
+
+
+async def read_ready(client: httpx.AsyncClient, url: str) -> str | None:
+    """None when the service is ready, else the reason why it is not."""
+    try:
+        answer = await client.get(f"{url}/ready")
+    except httpx.HTTPError:
+        return "does not answer yet"
+    if answer.status_code == httpx.codes.OK:
+        return None
+    try:
+        body: Any = answer.json()
+    except ValueError:
+        return f"answers {answer.status_code}"
+    return str(body.get("detail", body)) if isinstance(body, dict) else f"answers {answer.status_code}"
+
+
+def make_client(token: SecretStr | None) -> httpx.AsyncClient:
+    """For requests to the services of one run."""
+    return httpx.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, headers=auth_headers(token), trust_env=False)
+
+
+class Follower:
+    """Looks at the children of a launch."""
+
+    def __init__(self, queue: Queue, client: httpx.AsyncClient, children: Sequence[Child]) -> None:
+        self._queue = queue
+        self._client = client
+        self._children = children
+        self._urls: dict[str, str] = {}
+
+    async def look(self) -> Snapshot:
+        """The state of everything now; marks children as ready that say so."""
+        records = await self._records()
+        status: TrainerStatus | None = None
+        for child in self._children:
+            record = _record_of(child, records)
+            if record is not None:
+                self._urls[child.name] = record.url
+                if child.state is State.STARTING:
+                    await self._ask_ready(child, record)
+                if record.kind == TRAINER_KIND:
+                    status = await read_status(self._client, record.url)
+        return Snapshot(tuple(map(self._view, self._children)), status)
+
+    async def _records(self) -> list[ServiceRecord]:
+        queue_child = next((child for child in self._children if child.name == QUEUE), None)
+        try:
+            records = await self._queue.services()
+        except PenstockError as error:
+            if queue_child is not None:
+                queue_child.detail = str(error)
+            return []
+        if queue_child is not None:
+            queue_child.ready()
+        return records
+
+    async def _ask_ready(self, child: Child, record: ServiceRecord) -> None:
+        pid = child.pid
+        reason = await read_ready(self._client, record.url)
+        if child.pid != pid:
+            return
+        if reason is None:
+            child.ready()
+        elif child.state is State.STARTING:
+            child.detail = reason
+
+    def _view(self, child: Child) -> ServiceView:
+        return ServiceView(
+            name=child.name,
+            state=str(child.state),
+            detail=child.waits_for if child.state is State.STARTING else child.detail,
+            restarts=child.restarts,
+            seconds=time.monotonic() - child.started_at,
+            url=self._urls.get(child.name, ""),
+        )
+
+
+def _record_of(child: Child, records: Sequence[ServiceRecord]) -> ServiceRecord | None:
+    """What the child's process has registered, or the first rank of it: torchrun's child."""
+    if child.pid is None:
+        return None
+    own = next((each for each in records if each.pid == child.pid and _is_of(child.host, each)), None)
+    if own is not None or child.name != TRAINER:
+        return own
+    trainers = [each for each in records if each.kind == TRAINER_KIND]
+    if child.host:  # whose child a process elsewhere is cannot be seen; the newest lease is of this life, or of none
+        return max(trainers, key=lambda each: (len(each.name), each.name), default=None)
+    return next((each for each in trainers if parent_pid(each.pid) == child.pid), None)
+
+
+def _is_of(host: str, record: ServiceRecord) -> bool:
+    """Whether a service is on a host, by its address or by what it calls itself: elsewhere ids of processes recur."""
+    return host in ("", urlsplit(record.url).hostname) or f"-{host}-" in record.name

@@ -1,0 +1,129 @@
+"""The end of a run: `summary.json`, and a closing report that a newcomer understands.
+
+Owns the merge of what the trainer wrote (`trainer_summary.json`, at its end) with what only the launcher knows.
+Invariant: summary.json is whole or absent, and always says how the launch ended. Called by `penstock_launch.launch`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock_launch.run_folder import write_atomically
+from penstock_launch.supervise.supervisor import Outcome
+from penstock_launch.watch.figures import duration, number
+
+TRAINER_SUMMARY_FILE = "trainer_summary.json"
+SUMMARY_FILE = "summary.json"
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class LaunchFacts:
+    """What the launcher knows. `started_at`: Unix seconds."""
+
+    started_at: float
+    peak_rss_bytes: Mapping[str, int]
+    restarts: Mapping[str, int]
+    outcome: Outcome
+
+
+def read_trainer_summary(folder: Path) -> dict[str, Any]:
+    """What the trainer wrote; empty when it wrote nothing that can be read."""
+    try:
+        document = msgspec.json.decode((folder / TRAINER_SUMMARY_FILE).read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def forget_trainer_summary(folder: Path) -> None:
+    """Delete that of an earlier launch, so that it is not taken for this one's."""
+    (folder / TRAINER_SUMMARY_FILE).unlink(missing_ok=True)
+
+
+def merge(trainer: Mapping[str, Any], facts: LaunchFacts) -> dict[str, Any]:
+    """One document of both; the launcher's facts are added, nothing of the trainer's is lost."""
+    started = trainer.get("training_started_at")
+    return {
+        **trainer,
+        "seconds_setup": None if started is None else round(max(0.0, float(started) - facts.started_at), 3),
+        "peak_rss_bytes": dict(facts.peak_rss_bytes),
+        "restarts": dict(facts.restarts),
+        "exit": {"code": facts.outcome.exit_code, "reason": facts.outcome.reason, "lines": list(facts.outcome.lines)},
+    }
+
+
+def write_summary(folder: Path, facts: LaunchFacts) -> dict[str, Any]:
+    """Merge and write summary.json; what was written."""
+    document = merge(read_trainer_summary(folder), facts)
+    data = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    write_atomically(folder / SUMMARY_FILE, data + b"\n")
+    return document
+
+
+def closing_report(summary: Mapping[str, Any], folder: Path, existing: str) -> list[str]:
+    """What is printed at the end, line by line. `existing`: run.existing, which says how to go on."""
+    outcome = summary["exit"]
+    lines = [*_samples(summary, "before"), *_samples(summary, "after"), ""]
+    if outcome["code"] == 0:
+        lines.append(_finished(summary))
+    else:
+        lines.append(f"Ended with exit code {outcome['code']}: {outcome['reason']}")
+        lines.extend(f"    {line}" for line in outcome["lines"])
+        if existing == "replace":
+            lines.append("  to go on    the same command with --run.existing resume; without it the run begins anew")
+        else:
+            lines.append("  to go on    the same command; with --run.existing replace the run begins anew")
+    lines.extend(_results(summary))
+    lines.append(f"  summary     {folder / SUMMARY_FILE}")
+    lines.append(f"  logs        {folder / 'logs'}")
+    return lines
+
+
+def _finished(summary: Mapping[str, Any]) -> str:
+    setup = duration(summary.get("seconds_setup"))
+    training = duration(summary.get("seconds_training"))
+    return f"Finished: {summary.get('steps', '?')} steps in {training} of training, after {setup} of set-up."
+
+
+def _results(summary: Mapping[str, Any]) -> Iterator[str]:
+    start, end = summary.get("heldout_accuracy_start"), summary.get("heldout_accuracy_end")
+    if end is not None:
+        yield f"  accuracy    {number(start)} before, {number(end)} after, on prompts that it never trained on"
+    if (rate := summary.get("generation_tokens_per_second")) is not None:
+        yield f"  speed       {rate:.0f} tokens/s generated; gap to ideal {number(summary.get('gap_to_ideal'))}"
+    if (worst := summary.get("staleness_max")) is not None:
+        yield f"  staleness   at most {worst} versions; allowed {summary.get('max_staleness', '?')}"
+    tickets = summary.get("tickets")
+    if isinstance(tickets, Mapping):
+        yield f"  tickets     {_shown_tickets(tickets)}"
+    if any(summary["restarts"].values()):
+        shown = ", ".join(f"{name} {count}" for name, count in summary["restarts"].items() if count)
+        yield f"  restarts    {shown}"
+    if total := summary["peak_rss_bytes"].get("total"):
+        yield f"  memory      {total / MEGABYTE:.0f} MB at the peak, all processes together"
+
+
+def _shown_tickets(tickets: Mapping[str, Any]) -> str:
+    dropped = tickets.get("dropped", {})
+    num_dropped = sum(dropped.values()) if isinstance(dropped, Mapping) else dropped
+    return (
+        f"{tickets.get('issued', '?')} issued = {tickets.get('trained', '?')} trained + {num_dropped} dropped + "
+        f"{tickets.get('outstanding', '?')} outstanding"
+    )
+
+
+def _samples(summary: Mapping[str, Any], when: str) -> Iterator[str]:
+    samples = summary.get(f"samples_{when}") or []
+    if samples:
+        yield ""
+        yield f"Completions {when} training:"
+    for sample in samples:
+        prompt = str(sample.get("prompt", "")).splitlines()
+        shown = prompt[-1] if prompt else ""
+        reward = "failed" if sample.get("reward") is None else f"{sample['reward']:g}"
+        completion = str(sample.get("completion", ""))
+        yield f"  {shown} -> {completion!r}   expected {str(sample.get('answer', ''))!r}   reward {reward}"

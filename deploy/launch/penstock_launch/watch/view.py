@@ -1,0 +1,196 @@
+"""What the user sees while a run goes on: one live table on a terminal, plain lines elsewhere.
+
+Invariant: a view only shows. The plain lines go to the launcher's log in any case, so that nothing that scrolled away
+is lost. Called by `penstock_launch.launch`.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from penstock_launch.supervise.child import State
+from penstock_launch.watch.figures import duration, figures, number, step_line
+from penstock_launch.watch.follow import ServiceView, Snapshot
+
+REMIND_AFTER_SECONDS = 15.0  # a newcomer wonders about silence after about this long
+REFRESHES_PER_SECOND = 2.0
+STATE_STYLES = {State.READY: "green", State.STARTING: "yellow", State.WAITING: "red", State.ENDED: "dim"}
+
+
+class View(Protocol):
+    """A way to show a run."""
+
+    def event(self, text: str) -> None:
+        """Something happened."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """This is the state now."""
+
+    def close(self) -> None:
+        """Nothing more comes; what follows is printed below."""
+
+
+class Views:
+    """Several views of one run."""
+
+    def __init__(self, *views: View) -> None:
+        self._views = views
+
+    def event(self, text: str) -> None:
+        for view in self._views:
+            view.event(text)
+
+    def show(self, snapshot: Snapshot) -> None:
+        for view in self._views:
+            view.show(snapshot)
+
+    def close(self) -> None:
+        for view in self._views:
+            view.close()
+
+
+def make_view(run: str, write_log: Callable[[str], None]) -> View:
+    """The view that fits standard output, and plain lines for the launcher's log in any case."""
+    shown: View = LiveView(run) if sys.stdout.isatty() else PlainView(lambda line: print(line, flush=True))
+    return Views(PlainView(write_log), GuardedView(shown))
+
+
+class GuardedView:
+    """A view whose terminal or pipe may go away: the run goes on, and its log holds the events."""
+
+    def __init__(self, view: View) -> None:
+        self._view: View | None = view
+
+    def event(self, text: str) -> None:
+        self._try(lambda view: view.event(text))
+
+    def show(self, snapshot: Snapshot) -> None:
+        self._try(lambda view: view.show(snapshot))
+
+    def close(self) -> None:
+        self._try(lambda view: view.close())
+
+    def _try(self, call: Callable[[View], None]) -> None:
+        if self._view is None:
+            return
+        try:
+            call(self._view)
+        except OSError:
+            self._view = None
+
+
+class PlainView:
+    """One line for each step and each event, with the seconds since the start."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._start = clock()
+        self._step = 0
+        self._accuracy: float | None = None
+        self._shown: dict[str, tuple[str, str]] = {}
+        self._reminded_at = self._start
+        self._waiting_for: str | None = None
+
+    def event(self, text: str) -> None:
+        self._write(f"[{self._clock() - self._start:6.1f} s] {text}")
+
+    def show(self, snapshot: Snapshot) -> None:
+        for service in snapshot.services:
+            self._show_service(service)
+        self._show_status(snapshot)
+        self._remind(snapshot)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+    def _show_service(self, service: ServiceView) -> None:
+        now = (service.state, service.detail)
+        if self._shown.get(service.name) == now:
+            return
+        self._shown[service.name] = now
+        if service.state == State.READY:
+            self.event(
+                f"{service.name}: ready after {service.seconds:.0f} s{f', {service.url}' if service.url else ''}"
+            )
+        elif service.state == State.STARTING:
+            self.event(f"{service.name}: starting: {service.detail}")
+
+    def _show_status(self, snapshot: Snapshot) -> None:
+        status = snapshot.status
+        if status is None:
+            return
+        if status.heldout_accuracy is not None and status.heldout_accuracy != self._accuracy:
+            self._accuracy = status.heldout_accuracy
+            self.event(f"evaluation: held-out accuracy {number(status.heldout_accuracy)}")
+        if status.step != self._step:
+            self._step = status.step
+            self.event(step_line(status))
+
+    def _remind(self, snapshot: Snapshot) -> None:
+        """Say what is waited for, when it changes, and again after a while."""
+        now = self._clock()
+        waiting_for = snapshot.status.waiting_for if snapshot.status else None
+        if waiting_for and waiting_for != self._waiting_for and not self._step:
+            self.event(f"trainer: waiting for {waiting_for}")
+            self._reminded_at = now
+        self._waiting_for = waiting_for
+        starting = [service for service in snapshot.services if service.state == State.STARTING]
+        if starting and now - self._reminded_at >= REMIND_AFTER_SECONDS:
+            self._reminded_at = now
+            shown = "; ".join(f"{service.name}: {service.detail} ({service.seconds:.0f} s)" for service in starting)
+            self.event(f"still starting: {shown}")
+
+
+class LiveView:
+    """One table that is drawn anew; events scroll above it."""
+
+    def __init__(self, run: str, console: Console | None = None) -> None:
+        self._run = run
+        self._start = time.monotonic()
+        self._live = Live(
+            Text(f"penstock: {run} is starting"),
+            console=console or Console(),
+            refresh_per_second=REFRESHES_PER_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def event(self, text: str) -> None:
+        self._live.console.print(Text(f"[{time.monotonic() - self._start:6.1f} s] {text}", style="dim"))
+
+    def show(self, snapshot: Snapshot) -> None:
+        self._live.update(render(self._run, snapshot, time.monotonic() - self._start))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def render(run: str, snapshot: Snapshot, seconds: float) -> RenderableType:
+    """The table of the live view."""
+    status = snapshot.status
+    phase = status.phase if status else "starting"
+    title = f"penstock  {run}  {phase}  {duration(seconds)}"
+    if status and status.waiting_for:
+        title += f"  waiting for {status.waiting_for}"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    if status is not None:
+        training = Table.grid(padding=(0, 2))
+        for name, value in figures(status):
+            training.add_row(Text(name, style="dim"), Text(value))
+        parts.append(training)
+    services = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("service", "state", "restarts", "detail"):
+        services.add_column(column)
+    for service in snapshot.services:
+        style = STATE_STYLES[State(service.state)]
+        detail = service.detail or service.url
+        services.add_row(service.name, Text(service.state, style=style), str(service.restarts), Text(detail))
+    return Group(*parts, services)

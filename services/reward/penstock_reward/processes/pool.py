@@ -1,0 +1,185 @@
+"""The pool of worker processes: every call gets an outcome, whatever the functions do.
+
+Owns `num_workers` slots; each slot is a task with one process, replaced as soon as it is lost.
+Invariants: a call runs at most once per request; a call that outlives its deadline or its process has failed, and the
+calls behind it go to another process; nothing waits without a deadline; no process outlives the pool.
+
+    run() --> jobs --> slot 1: process        G calls of a group are one job, or one per idle slot
+                   '-> slot 2: process        (a round trip each; the deadline stays per call)
+
+Called by `scoring`; opened by `__main__`. Backpressure: callers wait for their own outcomes.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.config import RewardSection
+from penstock.errors import RewardError
+from penstock_reward.functions.registry import check_names
+from penstock_reward.processes.messages import Batch, Call, Outcome, Start, frame
+from penstock_reward.processes.process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+MAX_LOST_JOBS = 3  # a process may be lost while idle (out of memory); a job that meets it this often is at fault
+MAX_RESTARTS = 5  # of one slot in a row: functions that loaded at start and no longer do
+RESTART_SECONDS = 0.5  # before the first of them, doubled each time
+
+
+@dataclass(frozen=True)
+class _Job:
+    batch: Batch
+    outcomes: "asyncio.Future[list[Outcome]]"
+
+
+class Pool:
+    """Runs calls of reward functions. Made by `open_pool`."""
+
+    def __init__(self, section: RewardSection) -> None:
+        self._section = section
+        self._start = Start(tuple(section.functions), modules_path(section))
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._num_started = 0
+        self._all_started = asyncio.Event()
+        self.num_ready = 0
+        self.num_idle = 0
+        self.descriptions: dict[str, str] = {}
+
+    def not_ready(self) -> str | None:
+        """Why no call can run now; None when one can."""
+        return (
+            None if self.num_ready else f"0 of {self._section.num_workers} reward workers have loaded their functions"
+        )
+
+    async def wait_started(self) -> None:
+        """Return when every slot has its first process."""
+        await self._all_started.wait()
+
+    async def run(
+        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+    ) -> list[Outcome]:
+        """One outcome per call, in order. RewardError where the arguments cannot be packed."""
+        try:
+            whole = Batch(prompt, tuple(completions), answer, msgspec.msgpack.encode(metadata), tuple(calls))
+            frame(whole)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise RewardError(
+                f"prompt, completions or metadata cannot be packed: {error}; expected plain JSON"
+            ) from None
+        parts = split(calls, max(1, self.num_idle))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._run_part(whole, part)) for part in parts]
+        return [outcome for task in tasks for outcome in task.result()]
+
+    async def _run_part(self, whole: Batch, calls: tuple[Call, ...]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        num_lost = 0
+        while len(outcomes) < len(calls):
+            batch = msgspec.structs.replace(whole, calls=calls[len(outcomes) :])
+            job = _Job(batch, asyncio.get_running_loop().create_future())
+            self._jobs.put_nowait(job)
+            some = await job.outcomes
+            outcomes += some
+            num_lost = 0 if some else num_lost + 1
+            if num_lost == MAX_LOST_JOBS:
+                reason = f"{num_lost} worker processes were lost before the call began; their output is in the log"
+                outcomes.append(Outcome(None, 0.0, "died", reason))
+                num_lost = 0
+        return outcomes
+
+    async def serve_slot(self) -> None:
+        """Keep one process and give it jobs, for ever. RewardError where it cannot be started."""
+        await self._serve_process(self._note_started)
+        failures = 0
+        while True:
+            try:
+                await self._serve_process(lambda: None)
+                failures = 0
+            except RewardError as error:
+                failures += 1
+                if failures > MAX_RESTARTS:
+                    raise
+                log.warning("a reward worker cannot be replaced (attempt %d of %d): %s", failures, MAX_RESTARTS, error)
+                await asyncio.sleep(RESTART_SECONDS * 2 ** (failures - 1))
+
+    async def _serve_process(self, on_started: Callable[[], None]) -> None:
+        """Start a process and give it jobs until it is lost."""
+        process = WorkerProcess(self._section.timeout_seconds)
+        try:
+            self.descriptions = await process.start(self._start)
+            on_started()
+            await self._serve_jobs(process)
+        finally:
+            await process.close()
+
+    def _note_started(self) -> None:
+        self._num_started += 1
+        if self._num_started == self._section.num_workers:
+            self._all_started.set()
+
+    async def _serve_jobs(self, process: WorkerProcess) -> None:
+        """Until the process is lost."""
+        self.num_ready += 1
+        try:
+            while process.usable:
+                self.num_idle += 1
+                try:
+                    job = await self._jobs.get()
+                finally:
+                    self.num_idle -= 1
+                if job.outcomes.cancelled():
+                    continue
+                outcomes = await process.run(job.batch)
+                if not job.outcomes.done():
+                    job.outcomes.set_result(outcomes)
+        finally:
+            self.num_ready -= 1
+
+
+@asynccontextmanager
+async def open_pool(section: RewardSection) -> AsyncIterator[Pool]:
+    """A pool whose functions are loaded; RewardError naming reward.functions where one cannot be."""
+    check_names(section.functions)
+    pool = Pool(section)
+    try:
+        async with asyncio.TaskGroup() as slots:
+            tasks = [slots.create_task(pool.serve_slot()) for _ in range(section.num_workers)]
+            await pool.wait_started()
+            try:
+                yield pool
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups: the one that ended the rest."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def modules_path(section: RewardSection) -> str:
+    """The folder of the user's modules, absolute; empty where no function is the user's."""
+    if not any(":" in name for name in section.functions):
+        return ""
+    folder = Path(section.modules_path).resolve()
+    if not folder.is_dir():
+        raise RewardError(f"reward.modules_path is {section.modules_path!r} ({folder}); expected an existing folder")
+    return str(folder)
+
+
+def split(calls: Sequence[Call], num_parts: int) -> list[tuple[Call, ...]]:
+    """Calls in at most `num_parts` runs of nearly equal length, in order."""
+    size = max(1, -(-len(calls) // max(1, num_parts)))
+    return [tuple(calls[first : first + size]) for first in range(0, len(calls), size)]

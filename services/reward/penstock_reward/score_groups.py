@@ -1,0 +1,129 @@
+"""The loop from rollouts to scored groups.
+
+Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed goes on
+with its reason (the trainer masks it); an outage of a function holds up only the groups that need it.
+
+    ROLLOUTS --take--> read its texts --> score (pool) --hand over, take the next--> SCORED
+                          '--malformed--> dead
+
+    Backpressure: at most so many groups are held as `Seats` allow, scored and parked ones; the rest stays in the
+    stream, and tickets bound the stream. The next group sits down where the one before it sat. A group is parked while
+    a breaker is open (`case`): it is held and renewed like any other.
+
+Called by `__main__`. Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from penstock.broker import Delivery, Stage
+from penstock.contracts import MalformedMessageError, decode
+from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, texts_of
+from penstock.errors import RewardError
+from penstock_reward.metrics import RewardMetrics
+from penstock_reward.scoring.scoring import Scoring
+from penstock_reward.scoring.seats import Seat, Seats
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 1.0  # after this `stop` is looked at
+DRAIN_SECONDS = 5.0  # at the end: what is not scored by then is given back
+
+
+class Consumer(Protocol):
+    """What the loop needs of `penstock.broker.Worker`."""
+
+    async def take(self, *stages: Stage) -> Delivery | None: ...
+
+    async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
+
+    async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]: ...
+
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: ScoredHead, to: Stage, *stages: Stage
+    ) -> tuple[bool, Delivery | None]: ...
+
+    async def give_back(
+        self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
+    ) -> None: ...
+
+    async def bury(self, delivery: Delivery, reason: str) -> bool: ...
+
+
+async def score_groups(
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, seats: Seats
+) -> None:
+    """Score groups, several at once, until `stop` is set; then finish or give back what is held."""
+    try:
+        async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(stop.wait())
+            while not stop.is_set():
+                if not seats.has_room:
+                    room = tasks.create_task(seats.room())
+                    await asyncio.wait({stopping, room}, return_when=asyncio.FIRST_COMPLETED)
+                    room.cancel()
+                    continue
+                seat = await seats.take()
+                if (delivery := await consumer.take(Stage.ROLLOUTS)) is not None:
+                    tasks.create_task(_score_in_turn(consumer, scoring, metrics, delivery, seat, stop))
+                else:
+                    seat.leave()
+                    await consumer.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
+            patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
+    except TimeoutError:
+        log.warning("stopped with groups not scored after %g s; they were given back", DRAIN_SECONDS)
+
+
+async def _score_in_turn(
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, first: Delivery, seat: Seat, stop: asyncio.Event
+) -> None:
+    """Score a group, and then what is taken with each hand-over."""
+    delivery: Delivery | None = first
+    try:
+        while delivery is not None:
+            scored = await _score_one(consumer, scoring, metrics, delivery, seat)
+            if scored is None:
+                return
+            stages = () if stop.is_set() or seat.is_wanted else (Stage.ROLLOUTS,)
+            moved, delivery = await consumer.hand_over_and_take(delivery, scored, Stage.SCORED, *stages)
+            metrics.group_ended("scored" if moved else "late")
+    finally:
+        seat.leave()
+
+
+async def _score_one(
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
+) -> ScoredHead | None:
+    """The group with its scores; None where it was buried."""
+    try:
+        group = decode(delivery.payload, RolloutHead)
+        [parts] = await consumer.read([delivery], Part.TEXTS)
+        return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), seat)
+    except (MalformedMessageError, RewardError) as error:
+        metrics.group_ended("buried" if await consumer.bury(delivery, str(error)) else "late")
+        return None
+    except asyncio.CancelledError:
+        await consumer.give_back(delivery)  # free for others at once, not only when this service counts as dead
+        raise
+
+
+async def _scored(
+    scoring: Scoring, metrics: RewardMetrics, group: RolloutHead, texts: Sequence[str], seat: Seat
+) -> ScoredHead:
+    ticket = group.ticket
+    case = scoring.case(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
+    while (verdicts := await case.run()) is None:
+        log.info("parked until the breaker of %s closes", case.blocked_by, extra={"ticket": ticket.key})
+        await seat.leave_while(case.passable())
+    if ticket.purpose == "train":
+        for verdict in verdicts:
+            if verdict.score.value is not None:
+                metrics.scored(verdict.score.value)
+    failures = [verdict.score.failure for verdict in verdicts if verdict.score.failure]
+    if failures:
+        log.warning(
+            "%d of %d scores failed, first: %s", len(failures), len(verdicts), failures[0], extra={"ticket": ticket.key}
+        )
+    return ScoredHead(group, tuple(verdict.score for verdict in verdicts))

@@ -1,0 +1,153 @@
+"""One prompt's completions on their way to their verdicts: calls, retries, and the wait for open breakers.
+
+Owns what was called and what came of it. Invariants: every completion gets exactly one verdict; a call that was
+answered is not repeated; no call fails because a breaker is open: it fails by its own attempts alone. Called by
+`scoring`, which makes cases, and by `worker` and `app`, which run them.
+
+    run --> attempt --> failed as in an outage --> back-off --> attempt ... --> verdicts
+     |                                                             '-- breaker opened --> None --.
+     '-- breaker is open --> None --> `passable` (waits, probes) --> run again <-----------------'
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from random import Random
+from typing import Any, Protocol
+
+from penstock.config import RewardSection
+from penstock.contracts import Score
+from penstock_reward.metrics import RewardMetrics
+from penstock_reward.processes.messages import OUTAGE_KINDS, Call, Outcome
+from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.combine import Verdict, combine
+
+MAX_TRIPS = 3  # breakers may open so often while a group has failed calls; after that its failures are its own
+LEAST_BACK_OFF = 0.5  # of the full one: jitter, so that services do not return to a server all at once
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Runner(Protocol):
+    """What runs calls: `pool.Pool`."""
+
+    async def run(
+        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+    ) -> list[Outcome]: ...
+
+
+class Case:
+    """The calls of one group, or of one request."""
+
+    def __init__(
+        self,
+        request: tuple[str, Sequence[str], str, dict[str, Any]],
+        weights: Mapping[str, float],
+        place: int,
+        section: RewardSection,
+        runner: Runner,
+        breakers: Breakers,
+        metrics: RewardMetrics,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        """`request`: prompt, completions, answer, metadata. `place`: its order among those who wait for a breaker."""
+        self._request = request
+        self._weights = weights
+        self._place = place
+        self._section = section
+        self._runner = runner
+        self._breakers = breakers
+        self._metrics = metrics
+        self._sleep = sleep
+        self._random = Random(place)
+        self._outcomes: dict[Call, Outcome] = {}
+        self._due = [Call(name, index) for index in range(len(request[1])) for name in weights]
+        self._num_trips = 0
+        self._num_probes = 0
+
+    @property
+    def blocked_by(self) -> str:
+        """The open breaker that it has to wait for, and why that is open; empty where there is none."""
+        breaker = self._breakers.blocking(call.function for call in self._due)
+        return "" if breaker is None else str(breaker)
+
+    async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
+        """One verdict per completion; None where an open breaker stands in the way: `passable`, then run again."""
+        if self.blocked_by:
+            return None
+        may_park = may_park and self._num_trips < MAX_TRIPS
+        due = list(self._due)
+        for attempt in range(self._section.max_attempts):
+            if attempt:
+                await self._sleep(back_off_seconds(attempt, self._section, self._random))
+            failed: list[Call] = []
+            for some in self._rounds(due):
+                if may_park and self.blocked_by:
+                    self._num_trips += bool(failed or attempt)
+                    return None
+                failed += await self._call(some)
+            due = failed
+            if not due:
+                break
+        if due and may_park and self.blocked_by:
+            self._num_trips += 1
+            return None
+        self._due = []
+        return [
+            combine(self._weights, {name: self._outcomes[Call(name, index)] for name in self._weights})
+            for index in range(len(self._request[1]))
+        ]
+
+    async def passable(self) -> None:
+        """Return when no breaker stands in its way any more; probes where it is its turn."""
+        while (breaker := self._breakers.blocking(call.function for call in self._due)) is not None:
+            if not await breaker.admission(self._place, self._num_probes):
+                continue
+            self._num_probes += 1
+            try:
+                probe = next(call for call in self._due if call.function == breaker.function)
+                if await self._call([probe]):  # the next time another completion of it
+                    self._due.remove(probe)
+                    self._due.append(probe)
+            finally:
+                breaker.probe_ended()
+
+    def _rounds(self, calls: Sequence[Call]) -> list[Sequence[Call]]:
+        """No more calls at once than open a breaker: a long group then stops soon after an outage begins."""
+        size = self._section.breaker_failures or len(calls)
+        return [calls[first : first + size] for first in range(0, len(calls), size)]
+
+    async def _call(self, calls: Sequence[Call]) -> list[Call]:
+        """Those that failed as in an outage; the others are settled."""
+        failed = []
+        for call, outcome in zip(calls, await self._runner.run(*self._request, calls), strict=True):
+            self._outcomes[call] = outcome
+            self._metrics.call_ended(call.function, outcome)
+            breaker = self._breakers.of(call.function)
+            if outcome.kind in OUTAGE_KINDS:
+                failed.append(call)
+                breaker.failed(outcome.reason)
+            else:
+                self._due.remove(call)
+                breaker.answered()
+        return failed
+
+
+class Settled:
+    """A case that needs no call: all its scores failed for one reason."""
+
+    blocked_by = ""
+
+    def __init__(self, verdict: Verdict, num_completions: int) -> None:
+        self._verdicts = [Verdict(Score(None, verdict.score.failure), verdict.kinds)] * num_completions
+
+    async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
+        return self._verdicts
+
+    async def passable(self) -> None:
+        return
+
+
+def back_off_seconds(attempt: int, section: RewardSection, random: Random) -> float:
+    """Before attempt number `attempt` (from 1): doubled each time, capped, and shortened at random by up to half."""
+    longest: float = min(section.retry_cap_seconds, section.retry_seconds * 2.0 ** (attempt - 1))
+    return longest * random.uniform(LEAST_BACK_OFF, 1.0)

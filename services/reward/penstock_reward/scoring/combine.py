@@ -1,0 +1,41 @@
+"""From the outcomes of reward functions to one score: a pure weighted sum with a third state.
+
+Owns the rule. Invariant: a failed component makes the whole score failed, never 0 and never a partial sum, and the
+reason names the function. No I/O, logging, metrics or config. Called by `scoring`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import fsum, isfinite
+
+from penstock.contracts import Score
+from penstock_reward.processes.messages import FailureKind, Outcome
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One completion's score, and the kinds of failure behind it (empty where there is a value)."""
+
+    score: Score
+    kinds: frozenset[FailureKind] = frozenset()
+
+
+def failed(kind: FailureKind, reason: str) -> Verdict:
+    """A score that has no value."""
+    return Verdict(Score(None, reason), frozenset({kind}))
+
+
+def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome]) -> Verdict:
+    """sum(weight * value) over the functions of `weights`; failed if any of them failed. Each needs an outcome."""
+    failures = [(name, outcomes[name]) for name in weights if outcomes[name].value is None]
+    if failures:
+        kinds = frozenset(outcome.kind for _, outcome in failures if outcome.kind is not None)
+        return Verdict(Score(None, "; ".join(f"{name}: {outcome.reason}" for name, outcome in failures)), kinds)
+    values = [weight * value for name, weight in weights.items() if (value := outcomes[name].value) is not None]
+    try:
+        total = fsum(values)
+    except OverflowError:  # finite terms whose sum is not
+        total = float("inf")
+    if not isfinite(total):
+        return failed("not_a_number", f"the weighted sum of {', '.join(weights)} is {total}; expected a finite number")
+    return Verdict(Score(total))

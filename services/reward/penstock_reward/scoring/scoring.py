@@ -1,0 +1,94 @@
+"""Scores for completions: which functions apply to a row, and the parts that their calls need.
+
+Owns the choice of functions and the breakers. Invariant: every completion gets exactly one verdict. Called by `worker`
+for groups from the queue, which may be parked, and by `app` for requests, which may not.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import count
+from math import isfinite
+from typing import Any
+
+from penstock.config import RewardSection
+from penstock.errors import RewardError, RewardUnavailableError
+from penstock_reward.functions.registry import builtins
+from penstock_reward.metrics import RewardMetrics
+from penstock_reward.scoring.attempts import Case, Runner, Settled, Sleep
+from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.combine import Verdict, failed
+
+
+class Scoring:
+    """The scorer behind the queue and behind HTTP."""
+
+    def __init__(
+        self, section: RewardSection, runner: Runner, metrics: RewardMetrics, *, sleep: Sleep = asyncio.sleep
+    ) -> None:
+        check_weights(section.functions)
+        self._section = section
+        self._runner = runner
+        self._metrics = metrics
+        self._sleep = sleep
+        self._known = frozenset(builtins()) | frozenset(section.functions)
+        self._places = count()
+        self.breakers = Breakers(section.breaker_failures, section.breaker_seconds, metrics.breaker_changed)
+        for name in section.functions:
+            metrics.breaker_changed(name, is_open=False)
+
+    def weights(self, reward: str) -> Mapping[str, float]:
+        """Functions and weights for a row that names `reward`, or none (""); RewardError where it cannot be used."""
+        if not reward:
+            weights = {name: weight for name, weight in self._section.functions.items() if weight != 0}
+            if not weights:
+                raise RewardError(
+                    "unknown reward: the row names none, and every weight in reward.functions is 0; "
+                    "expected one function with another weight, or a reward in each row"
+                )
+            return weights
+        if reward not in self._known:
+            raise RewardError(
+                f"unknown reward {reward[:80]!r}; expected one of {', '.join(sorted(self._known))}, "
+                "or a function that is listed in reward.functions (weight 0: only for rows that name it)"
+            )
+        return {reward: 1.0}
+
+    def case(
+        self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
+    ) -> Case | Settled:
+        """The way of these completions to their verdicts."""
+        try:
+            weights = self.weights(reward)
+        except RewardError as error:
+            self._metrics.failed_without_call("unknown_reward")
+            return Settled(failed("unknown_reward", str(error)), len(completions))
+        return Case(
+            (prompt, completions, answer, metadata),
+            weights,
+            next(self._places),
+            self._section,
+            self._runner,
+            self.breakers,
+            self._metrics,
+            self._sleep,
+        )
+
+    async def score(
+        self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
+    ) -> list[Verdict]:
+        """One verdict per completion, in order; RewardUnavailableError while a breaker is open."""
+        case = self.case(prompt, completions, answer, reward, metadata)
+        verdicts = await case.run(may_park=False)
+        if verdicts is None:
+            raise RewardUnavailableError(
+                f"the circuit breaker of reward function {case.blocked_by} is open; expected it to close again after "
+                f"a successful call, tried every {self._section.breaker_seconds:g} s (reward.breaker_seconds)"
+            )
+        return verdicts
+
+
+def check_weights(functions: Mapping[str, float]) -> None:
+    """RewardError for a weight that makes every sum useless."""
+    for name, weight in functions.items():
+        if not isfinite(weight):
+            raise RewardError(f"reward.functions gives {name!r} the weight {weight}; expected a finite number")

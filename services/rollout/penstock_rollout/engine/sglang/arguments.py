@@ -1,0 +1,81 @@
+"""The command line and environment that SGLang is started with, from the configuration.
+
+Pure functions; each choice that is not SGLang's own default carries its reason. Called by `engine.process`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.config import EngineSection
+from penstock_rollout.engine.sglang.read_ahead import ahead_address
+
+LAUNCHER = Path(__file__).with_name("inside") / "launcher.py"
+CPU_MAX_TOTAL_TOKENS = 65536  # SGLang would size the cache by free memory, which trainer and engine share here
+CPU_MEMORY_FRACTION = "0.2"  # only an upper bound, once the number of tokens is given
+# glibc would map and unmap every large tensor anew, and fault in its pages: a third of a CPU engine's time.
+KEEP_FREED_BYTES = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**29),
+    "MALLOC_MMAP_THRESHOLD_": str(2**29),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+def command(
+    section: EngineSection, python: str, device: str, model_path: str, port: int, *, overlap: bool = True
+) -> list[str]:
+    """The command line of the launcher, with `extra_args` last, so that they win.
+
+    `overlap`: whether a token may be sampled before the one before it has been taken note of.
+    """
+    arguments = {
+        "--model-path": model_path,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--device": device,
+        "--dtype": section.dtype,
+        "--max-running-requests": str(section.max_running_requests),
+        "--grammar-backend": "none",
+        "--log-level": "warning",
+    }
+    # An idle scheduler polls otherwise, and takes a whole core from trainer and rewards.
+    flags = ["--sleep-on-idle", "--skip-server-warmup"]
+    total_tokens = section.max_total_tokens
+    if device == "cpu":
+        arguments |= {
+            "--attention-backend": "torch_native",  # the default on x86 needs AMX
+            "--sampling-backend": "pytorch",
+            "--mem-fraction-static": CPU_MEMORY_FRACTION,
+        }
+        overlap = False  # with a GPU that is not there
+        total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
+    if not overlap:
+        flags.append("--disable-overlap-schedule")
+    if total_tokens:
+        arguments["--max-total-tokens"] = str(total_tokens)
+    if section.context_length:
+        arguments["--context-length"] = str(section.context_length)
+    pairs = [part for pair in arguments.items() for part in pair]
+    return [python, str(LAUNCHER), device, *pairs, *flags, *section.extra_args]
+
+
+def environment(
+    section: EngineSection, device: str, model_path: str, port: int, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """The engine's environment. Variables of the service's own Python must not reach another interpreter."""
+    variables = {name: value for name, value in inherited.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    variables |= {
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(model_path).is_dir():
+        variables["HF_HUB_OFFLINE"] = "1"
+    if device == "cpu":
+        variables |= {
+            "SGLANG_USE_CPU_ENGINE": "1",
+            "PENSTOCK_READ_AHEAD": ahead_address(port),
+            "OMP_NUM_THREADS": str(section.num_threads),
+            "MKL_NUM_THREADS": str(section.num_threads),
+            "OMP_WAIT_POLICY": "passive",  # spinning threads made a small product 20 times slower beside a trainer
+            **KEEP_FREED_BYTES,
+        }
+    return variables

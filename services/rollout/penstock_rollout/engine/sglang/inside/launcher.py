@@ -1,0 +1,134 @@
+"""Start SGLang so that it runs well on plain CPUs and leaves no process behind.
+
+Owns what must happen inside SGLang's own environment: this file is a script for that environment's interpreter,
+imports nothing of Penstock, and is run again in every process that SGLang spawns (the "spawn" start method imports the
+main script as `__mp_main__`), so module level does what each of them needs:
+
+1. death with the parent, so that a killed service leaves neither processes nor memory (its first process is tied by
+   `penstock.runtime.process.tied_command`, which starts this script);
+2. on a CPU, names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is for CUDA,
+   and `sgl_kernel`, which needs AMX; and waiting for a GPU, which its checksums of weights do wherever they are;
+3. on a CPU, hooks for reading weights ahead, batched attention, prefill of equal prompts, receiving weights and seeded
+   sampling (`ahead`, `attention`, `prefill`, `receive`, `sampling`), through SGLang's own
+   hook registry, which its scheduler applies before it loads the model.
+
+Called by `engine.process` as: python launcher.py DEVICE [arguments of sglang.launch_server]
+"""
+
+import ctypes
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+# Imported by name for speculative decoding and cache copies, which this launcher's users do not turn on.
+SGL_KERNEL_NAMES = (
+    "copy_all_layer_kv_cache_cpu",
+    "assign_req_to_token_pool_cpu",
+    "rotate_input_ids_cpu",
+    "fill_accept_out_cache_loc_cpu",
+    "fill_bonus_tokens_cpu",
+    "assign_draft_cache_locs_contiguous_cpu",
+    "assign_extend_cache_locs_cpu",
+    "build_tree_kernel_efficient_cpu",
+    "verify_tree_greedy_cpu",
+)
+
+
+def die_with(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when its parent ends; leave at once if it already has."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: the engine could outlive its service")
+    if os.getppid() != parent_pid:
+        sys.exit(f"engine launcher: parent {parent_pid} is gone: not starting")
+
+
+def _absent(name: str) -> Any:
+    def call(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"sgl_kernel.{name} is not available on this CPU (it needs the AMX build of sgl-kernel)")
+
+    return call
+
+
+def define_missing_names() -> None:
+    """Let SGLang's imports succeed on a CPU; whatever is really called raises and says so."""
+    import torch
+
+    if not hasattr(torch.ops.torchvision, "nms"):
+        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if importlib.util.find_spec("sgl_kernel") is None:
+        stub = types.ModuleType("sgl_kernel")
+        for name in SGL_KERNEL_NAMES:
+            setattr(stub, name, _absent(name))
+        sys.modules["sgl_kernel"] = stub
+    if not torch.backends.cuda.is_built():
+        torch.cuda.synchronize = lambda *_: None
+
+
+def register_hooks() -> None:
+    """Announce the CPU hooks to SGLang; each process that needs them applies them itself."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    ahead, attention, prefill, receive, sampling = map(
+        _beside, ("ahead", "attention", "prefill", "receive", "sampling")
+    )
+    for target, hook in {
+        **ahead.hooks(),
+        **attention.hooks(),
+        **prefill.hooks(),
+        **receive.hooks(),
+        **sampling.around_hooks(),
+    }.items():
+        HookRegistry.register(target, hook, HookType.AROUND)
+    for target, hook in sampling.after_hooks().items():
+        HookRegistry.register(target, hook, HookType.AFTER)
+
+
+def _beside(name: str) -> Any:
+    """A module of this folder, by its file: the folder itself must not be on SGLang's import path."""
+    spec = importlib.util.spec_from_file_location(f"penstock_{name}", Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name}.py is missing beside {__file__}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prepare(device: str) -> None:
+    """What every process of the server does before it imports SGLang."""
+    own_folder = str(Path(__file__).resolve().parent)
+    sys.path[:] = [entry for entry in sys.path if entry != own_folder]
+    if device == "cpu":
+        define_missing_names()
+        register_hooks()
+
+
+def serve(arguments: list[str]) -> None:
+    """Run SGLang's server until it ends; then its children end too."""
+    from sglang.launch_server import run_server
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    try:
+        run_server(prepare_server_args(arguments))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__mp_main__":
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None and sys.platform == "linux":
+        die_with(parent.pid)
+    prepare(sys.argv[1])
+
+if __name__ == "__main__":
+    prepare(sys.argv[1])
+    serve(sys.argv[2:])

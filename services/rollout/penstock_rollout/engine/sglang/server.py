@@ -1,0 +1,238 @@
+"""The SGLang server: started and owned by this service, or given by its URL.
+
+Owns the server's process tree. Invariant: it ends with this service, however the service ends (the first process is
+tied to this one, every other to its parent), and its death is noticed at once. Called by `engine.client`'s users:
+`weights` restarts it, `producer` waits for `died`.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from penstock.config import EngineSection
+from penstock.errors import EngineDiedError, EngineStartError
+from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
+from penstock_rollout.engine.sglang.arguments import command, environment
+from penstock_rollout.engine.sglang.client import PauseMode
+
+PROBE = (
+    "import importlib.metadata as m, importlib.util as u, json, sys\n"
+    "version = m.version('sglang') if u.find_spec('sglang') else ''\n"
+    "cuda = sys.argv[1] == 'auto' and bool(u.find_spec('torch')) and __import__('torch').cuda.is_available()\n"
+    "print(json.dumps([version, cuda]))\n"
+)
+PROBE_TIMEOUT_SECONDS = 120  # a cold import of torch from a network disk
+READY_POLL_SECONDS = 0.25
+STOP_GRACE_SECONDS = 2.0  # SGLang has nothing to save
+TAIL_LINES = 30
+
+
+class EngineServer(Protocol):
+    """A server that can be started, watched and stopped. `restartable`: whether it is this service's to restart."""
+
+    url: str
+    restartable: bool
+
+    async def start(self) -> None:
+        """Return when it answers; EngineDiedError when it was killed before, EngineStartError otherwise."""
+
+    async def died(self) -> str:
+        """Return, with what is known, when the server has ended by itself; never, after `stop`."""
+
+    async def stop(self) -> None:
+        """End it and everything below it."""
+
+
+class StartedServer:
+    """A server that this service starts."""
+
+    restartable = True
+
+    def __init__(self, section: EngineSection, model_path: str, log_path: Path, *, overlap: bool = True) -> None:
+        """`overlap`: see `arguments.command`."""
+        self.url = ""
+        self._overlap = overlap
+        self._section = section
+        self._model_path = model_path
+        self._log_path = log_path
+        self._device: str | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._identity: ProcessIdentity | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the server's first process; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
+    async def start(self) -> None:
+        await self.stop()
+        python = self._find_python()
+        if self._device is None:
+            self._device = await self._probe(python)
+        port = self._section.port or _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self._log_path.open("ab") as log_file:
+            self._process = await asyncio.create_subprocess_exec(
+                *tied_command(
+                    command(self._section, python, self._device, self._model_path, port, overlap=self._overlap)
+                ),
+                env=environment(self._section, self._device, self._model_path, port, os.environ),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+        self._identity = ProcessIdentity.of(self._process.pid)
+        try:
+            await self._wait_until_ready(self._process)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def died(self) -> str:
+        process = self._process
+        if process is None:
+            raise EngineDiedError("the engine is not started; expected `start` first")
+        code = await process.wait()
+        if process is not self._process:
+            await asyncio.Event().wait()  # it was stopped on purpose
+        return f"SGLang ended with code {code}; the end of {self._log_path}:\n{self._tail()}"
+
+    async def stop(self) -> None:
+        process, identity = self._process, self._identity
+        self._process = self._identity = None
+        if process is None:
+            return
+        if identity is not None:
+            await asyncio.shield(asyncio.to_thread(kill_all, [identity], STOP_GRACE_SECONDS))
+        await process.wait()
+
+    def _find_python(self) -> str:
+        python = shutil.which(self._section.python)
+        if python is None:
+            raise EngineStartError(
+                f"rollout.engine.python: {self._section.python!r} is no executable; expected the Python interpreter of "
+                "an environment with SGLang (`make envs` makes one), or rollout.engine.url of a running server"
+            )
+        return str(Path(python).absolute())
+
+    async def _probe(self, python: str) -> str:
+        """The device to use; EngineStartError when SGLang is not installed there."""
+        process = await asyncio.create_subprocess_exec(
+            *tied_command([python, "-c", PROBE, self._section.device]),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+        )
+        try:
+            output, errors = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT_SECONDS)
+            version, sees_cuda = json.loads(output.decode().splitlines()[-1])
+        except (TimeoutError, ValueError, IndexError):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            problem = errors.decode(errors="replace")[-500:] if process.returncode is not None else "no answer"
+            raise EngineStartError(
+                f"rollout.engine.python: {python} does not work as a Python interpreter: {problem}"
+            ) from None
+        if not version:
+            raise EngineStartError(
+                f"rollout.engine.python: {python} has no package `sglang`; expected an environment with SGLang "
+                "(`make envs` makes one)"
+            )
+        if self._section.device == "auto":
+            return "cuda" if sees_cuda else "cpu"
+        return self._section.device
+
+    async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        answering = asyncio.ensure_future(_until_it_answers(self.url))
+        try:
+            done, _ = await asyncio.wait(
+                (ended, answering),
+                timeout=self._section.start_timeout_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for task in (ended, answering):
+                task.cancel()
+            await asyncio.gather(ended, answering, return_exceptions=True)
+        if answering in done:
+            return
+        saw = (
+            f"ended with code {process.returncode}"
+            if ended in done
+            else f"did not answer within rollout.engine.start_timeout_seconds = {self._section.start_timeout_seconds:g}"
+        )
+        killed = ended in done and process.returncode == -signal.SIGKILL  # from outside
+        error = EngineDiedError if killed else EngineStartError
+        raise error(f"SGLang {saw}; the end of {self._log_path}:\n{self._tail()}")
+
+    def _tail(self) -> str:
+        try:
+            text = self._log_path.read_bytes()[-16384:].decode(errors="replace")
+        except OSError as error:
+            return f"(cannot be read: {error.strerror})"
+        return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+class GivenServer:
+    """A server that someone else started, at `rollout.engine.url`; it is never ended or restarted here."""
+
+    restartable = False
+
+    def __init__(self, section: EngineSection) -> None:
+        self.url = section.url.rstrip("/")
+        self._timeout_seconds = section.start_timeout_seconds
+
+    async def start(self) -> None:
+        try:
+            await asyncio.wait_for(_until_it_answers(self.url), self._timeout_seconds)
+        except TimeoutError:
+            raise EngineStartError(
+                f"rollout.engine.url: nothing answers like SGLang at {self.url} within "
+                f"rollout.engine.start_timeout_seconds = {self._timeout_seconds:g}; expected a running server"
+            ) from None
+
+    async def died(self) -> str:
+        await asyncio.Event().wait()  # only a broken request tells
+        raise AssertionError("unreachable")
+
+    async def stop(self) -> None:
+        return
+
+
+def make_server(
+    section: EngineSection, model_path: str, log_path: Path, pause_mode: PauseMode = "retract"
+) -> EngineServer:
+    """The server that the configuration asks for.
+
+    An overlapping one that stands still `in_place` has sampled a token that it has not taken note of, and would name
+    the next weights for it.
+    """
+    if section.url:
+        return GivenServer(section)
+    return StartedServer(section, model_path, log_path, overlap=pause_mode != "in_place")
+
+
+async def _until_it_answers(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False, verify=url.startswith("https")) as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get("/model_info")).status_code == 200:
+                    return
+            await asyncio.sleep(READY_POLL_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,133 @@
+"""How the engine gets the bytes of a version: one loader per transport.
+
+Invariant: `prepare` changes nothing that is served; `load` runs while generation is paused, and after it the engine
+holds every weight of the version or has to be restarted. Made by `app` and `producer`, called by `weights`.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from penstock.contracts.services import Announcement
+from penstock.contracts.weight_sources import CollectiveSource, DiskSource, Source, TensorSource
+from penstock.errors import WeightsError
+from penstock.weights.local_folder import SHARED_MEMORY
+from penstock.weights.manifest import read_manifest, verify
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.weights.local_copy import LocalCopy
+
+T = TypeVar("T")
+
+
+class Loader(Protocol):
+    """One version on its way into the engine. `files`: the folder that the engine reads, if it does."""
+
+    transport: str
+    files: Path | None
+
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        """Before generation pauses: WeightsError when the bytes are not those that were announced."""
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        """While it is paused: replace all weights."""
+
+
+class DiskLoader:
+    """From files in a folder that trainer and servers share, or from a local copy that their deltas are applied to."""
+
+    transport = "disk"
+
+    def __init__(self, copy: LocalCopy | None = None) -> None:
+        self.files: Path | None = None
+        self._copy = copy
+
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        folder = Path(wanted.path)
+        manifest = await asyncio.to_thread(read_manifest, folder)
+        if manifest.identity != wanted.identity:
+            raise WeightsError(
+                f"{folder} holds {manifest.version}-{manifest.digest}; expected "
+                f"{wanted.identity.number}-{wanted.identity.digest}; weights.folder must be shared with the trainer"
+            )
+        if self._copy is None:
+            self.files = folder
+            reading = asyncio.create_task(client.read_ahead(str(folder), timeout_seconds))
+            try:
+                await asyncio.to_thread(verify, folder, manifest)
+                await reading
+            finally:
+                reading.cancel()  # where the bytes are wrong
+        else:
+            self.files = await asyncio.to_thread(self._copy.bring, folder, manifest)
+            await client.read_ahead(str(self.files), timeout_seconds)
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        await client.load(str(self.files), str(wanted.identity), timeout_seconds)
+
+
+class CollectiveLoader:
+    """From broadcasts of the trainer in a group that the engine has joined."""
+
+    transport = "nccl"
+    files: Path | None = None
+
+    def __init__(self, source: CollectiveSource, engine: Engine) -> None:
+        self._source = source
+        self._engine = engine
+
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        if self._engine.group != self._source.group:
+            raise WeightsError(
+                f"the engine is in the group {self._engine.group!r}, not in {self._source.group!r}: it was started "
+                "anew, or another trainer has taken over; expected POST /v1/weights/group first"
+            )
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        await client.begin_update()
+        for tensors, version in _with_version(self._source.buckets, wanted):
+            await client.receive(self._source.group, tensors, version, timeout_seconds)
+        await client.end_update(timeout_seconds)
+
+
+class TensorLoader:
+    """From memory that the trainer shares with the engine, on one host."""
+
+    transport = "tensor"
+    files: Path | None = None
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+
+    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        for bucket in self._source.buckets:
+            path = SHARED_MEMORY / bucket.handle.lstrip("/")
+            if not path.exists():
+                raise WeightsError(
+                    f"the trainer's shared memory {path} is not on this host: weights.transport tensor needs trainer "
+                    "and servers on one; expected disk or nccl"
+                )
+
+    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+        await client.begin_update()
+        for bucket, version in _with_version(self._source.buckets, wanted):
+            await client.load_shared(self._source.manager, bucket, version, timeout_seconds)
+        await client.end_update(timeout_seconds)
+
+
+def make_loader(source: Source, engine: Engine, copy: LocalCopy | None = None) -> Loader:
+    """The loader of a pushed source; `copy`: of a service that applies deltas."""
+    match source:
+        case DiskSource():
+            return DiskLoader(copy)
+        case CollectiveSource():
+            return CollectiveLoader(source, engine)
+        case TensorSource():
+            return TensorLoader(source)
+
+
+def _with_version(buckets: Sequence[T], wanted: Announcement) -> Iterator[tuple[T, str | None]]:
+    """Each bucket; the last one with the version that is served after it."""
+    for number, bucket in enumerate(buckets, start=1):
+        yield bucket, str(wanted.identity) if number == len(buckets) else None

@@ -1,0 +1,86 @@
+"""Shares the packs of a batch among ranks: as many for each, of about the same size.
+
+Invariant: every rank computes the same split of the same samples and takes its own part, so that nothing needs to be
+sent; ranks have equally many packs, because sharded weights are gathered pack by pack by all ranks together. Where
+the packs do not suffice, a rank computes a pack without loss. Pure. Called by the learner.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from penstock_trainer.batching.batch import Sample
+from penstock_trainer.batching.packing import Pack, Part, make_packs, split
+
+NUM_HALVINGS = 6  # of the interval in which the even size of a pack is looked for: to 1/64
+
+
+@dataclass(frozen=True)
+class Share:
+    """The packs of one rank; `num_packs` and `num_rows` are those of all ranks, without packs that have no loss."""
+
+    packs: list[Pack]
+    num_packs: int
+    num_rows: int
+
+
+def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int) -> Share:
+    """The packs of `rank`, of at most `max_tokens` rows each unless a single sequence is longer."""
+    if num_ranks == 1:
+        packs = make_packs(samples, max_tokens)
+        return Share(packs, len(packs), sum(pack.num_rows for pack in packs))
+    parts = even_parts(samples, max_tokens, num_ranks)
+    num_rounds = -(-len(parts) // num_ranks)
+    own = assign(parts, num_ranks)[rank]
+    packs = [make_packs(part.samples, part.num_rows)[0] for part in own]
+    packs += [_without_loss() for _ in range(num_rounds - len(own))]
+    return Share(packs, len(parts), sum(part.num_rows for part in parts))
+
+
+def even_parts(samples: Sequence[Sample], max_tokens: int, num_ranks: int) -> list[Part]:
+    """Parts of about the same size, in as few rounds over the ranks as `max_tokens` allows."""
+    parts = split(samples, max_tokens)
+    num_parts = -(-len(parts) // num_ranks) * num_ranks
+    if not parts:
+        return []
+    sizes = [part.num_rows for part in parts]
+    too_small, enough = sum(sizes) // num_parts, max(sizes)
+    for _ in range(NUM_HALVINGS):
+        middle = (too_small + enough) // 2
+        smaller = split(samples, middle)
+        if len(smaller) <= num_parts:
+            parts, enough = smaller, middle
+        else:
+            too_small = middle
+    return parts
+
+
+def assign(parts: Sequence[Part], num_ranks: int) -> list[list[Part]]:
+    """The largest first, to the rank that has the fewest rows among those with a place left."""
+    num_rounds = -(-len(parts) // num_ranks)
+    shares: list[list[Part]] = [[] for _ in range(num_ranks)]
+    for part in sorted(parts, key=lambda each: -each.num_rows):
+        open_shares = [each for each in shares if len(each) < num_rounds]
+        min(open_shares, key=lambda each: sum(one.num_rows for one in each)).append(part)
+    return shares
+
+
+def _without_loss() -> Pack:
+    """One row of which nothing is wanted."""
+    none, nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
+    return Pack(
+        token_ids_P=torch.zeros(1, dtype=torch.int64),
+        positions_P=torch.zeros(1, dtype=torch.int64),
+        subtree_end_P=torch.ones(1, dtype=torch.int64),
+        parents_R=none,
+        target_parent_U=none,
+        target_token_U=none,
+        target_N=none,
+        behaviour_N=nothing,
+        advantage_N=nothing,
+        weight_N=nothing,
+        lag_N=nothing,
+        sequence_N=none,
+        places=(),
+    )

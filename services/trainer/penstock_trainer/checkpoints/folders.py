@@ -1,0 +1,94 @@
+"""Checkpoints: everything needed to go on from a step exactly as if nothing had happened.
+
+Owns the folders `checkpoints/<steps>.<lease>/`: tensors (`checkpoint_state`) and `checkpoint.json`. Invariant: a folder
+with its final name is complete and flushed; it counts once the ledger names it. Called by the checkpoint writer, the
+resume and the export.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from penstock.contracts import Contract
+from penstock.contracts.ledger import CheckpointRecord
+from penstock.durable import sync_folder, write_durably
+from penstock_trainer.checkpoints.tensors import unreadable
+
+META = "checkpoint.json"
+
+
+class CheckpointMeta(Contract, frozen=True, tag_field="schema", tag="checkpoint/2"):
+    """What a checkpoint is of: `version` weights after `steps` steps; ticket state for people and branches.
+
+    files: name and bytes of each other file, so that one that is missing or cut off is noticed before it is used.
+    """
+
+    steps: int
+    version: int
+    lease: int
+    next_number: int
+    outstanding: tuple[int, ...]
+    files: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of a run."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def begin(self, meta: CheckpointMeta) -> Path:
+        """An empty folder for the tensors, under a temporary name."""
+        temporary = self._folder / f".{_name(meta)}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def complete(self, temporary: Path, meta: CheckpointMeta) -> CheckpointRecord:
+        """Give the folder its name, once all tensors are in it; the record that makes it count."""
+        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        write_durably(temporary / META, msgspec.json.encode(msgspec.structs.replace(meta, files=files)))
+        target = self._folder / _name(meta)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        sync_folder(self._folder)
+        return CheckpointRecord(meta.steps, target.name)
+
+    def read(self, name: str) -> tuple[CheckpointMeta, Path]:
+        """A checkpoint and its folder; DataError when it is not as it was written."""
+        folder = self._folder / name
+        try:
+            meta = msgspec.json.decode((folder / META).read_bytes(), type=CheckpointMeta)
+            sizes = {file: (folder / file).stat().st_size for file in meta.files}
+        except (OSError, msgspec.DecodeError) as error:
+            raise unreadable(folder, str(error)) from error
+        for file, size in sizes.items():
+            if size != meta.files[file]:
+                raise unreadable(folder, f"{file} has {size} bytes, not {meta.files[file]}")
+        return meta, folder
+
+    def exists(self, record: CheckpointRecord) -> bool:
+        return (self._folder / record.name / META).exists()
+
+    def names(self) -> list[str]:
+        """Complete ones, the newest last; whether the ledger names them or not."""
+        if not self._folder.is_dir():
+            return []
+        complete = [path.name for path in self._folder.iterdir() if path.suffix != ".tmp" and (path / META).exists()]
+        return sorted(complete, key=lambda name: [int(part) for part in name.split(".")])
+
+    def prune(self, committed: list[CheckpointRecord]) -> int:
+        """Delete all but the newest committed ones; steps of the oldest one kept (0: none)."""
+        kept = committed[-self._keep :]
+        names = {record.name for record in kept}
+        for path in self._folder.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path, ignore_errors=True)
+        return kept[0].steps if kept else 0
+
+
+def _name(meta: CheckpointMeta) -> str:
+    return f"{meta.steps:08d}.{meta.lease}"

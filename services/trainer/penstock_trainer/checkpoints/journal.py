@@ -1,0 +1,82 @@
+"""The journal: what the ledger says of steps and weights, in the run's folder, so that it outlives the queue.
+
+Owns `steps/ledger.jsonl`: records of the ledger as JSON lines, those of tickets left out. Invariant: it says nothing
+that the ledger did not say before. Each start of a trainer writes it anew from the ledger, whole, so that what a
+queue lost, a branch left behind or a crash came between is not in it; after that each record follows the ledger's. A
+step file that it does not name counts for nothing. Written by the loop and the checkpoint writer, read by the replay.
+
+    ledger (queue) --start--> all records       step k: file, commit, change, weights -> ledger -> a line each here
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from penstock.contracts.ledger import (
+    CheckpointRecord,
+    LedgerState,
+    Record,
+    RunRecord,
+    decode_record,
+    encode_record,
+    replay,
+)
+from penstock.durable import write_durably
+from penstock.errors import DataError
+
+JOURNAL = "ledger.jsonl"
+
+
+class Journal:
+    """The journal in a folder of step files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+
+    def begin(self, ledger: LedgerState) -> None:
+        """Make it say what the ledger says."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(self.path, self.lines(ledger))
+
+    @staticmethod
+    def lines(ledger: LedgerState) -> bytes:
+        """What a journal of that ledger holds."""
+        return _lines(_records(ledger))
+
+    def append(self, *records: Record) -> None:
+        """Follow the ledger, which has these records already; flushed to the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(_lines(records))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def read(self) -> LedgerState:
+        """What it says; a last line that a crash cut off is left out. DataError when it cannot be read."""
+        try:
+            data = self.path.read_bytes()
+            lines = data[: data.rfind(b"\n") + 1].splitlines()
+            return replay(decode_record(line) for line in lines)
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be read ({error.strerror}): expected the records of the run's steps"
+            ) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path} is damaged ({error}): expected one record of the ledger per line") from None
+
+
+def _records(ledger: LedgerState) -> list[Record]:
+    run: list[RunRecord] = [ledger.run] if ledger.run is not None else []
+    checkpoints: list[CheckpointRecord] = ledger.checkpoints
+    weights = [ledger.weights[steps] for steps in sorted(ledger.weights)]
+    return [*run, *ledger.steps, *weights, *checkpoints]
+
+
+def _lines(records: Iterable[Record]) -> bytes:
+    return b"".join(encode_record(record) + b"\n" for record in records)

@@ -1,0 +1,84 @@
+"""Step files: the groups of one closed batch, so that a step can be trained again without any rollout server.
+
+Owns `steps/<step>.<lease>.pack`: written whole, flushed, renamed; it counts once the ledger names it. Beside them is
+the journal, which says so when there is no queue any more. Called by the loop before the commit, by the resume after a
+restart, by the replay.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from penstock.contracts import Contract, ScoredGroup
+from penstock.contracts.ledger import StepRecord
+from penstock.durable import write_durably
+from penstock.errors import DataError
+from penstock_trainer.checkpoints.journal import Journal
+
+
+class StepFile(Contract, frozen=True, tag_field="schema", tag="step-file/2"):
+    """The inputs of one step, in the order in which they are trained."""
+
+    step: int
+    lease: int
+    groups: tuple[ScoredGroup, ...]
+
+
+class StepFiles:
+    """The step files of a run."""
+
+    def __init__(self, folder: Path, keep_bytes: int) -> None:
+        self._folder = folder
+        self._keep_bytes = keep_bytes
+        self.journal = Journal(folder)
+
+    def write(
+        self,
+        step: int,
+        lease: int,
+        groups: Sequence[ScoredGroup],
+        *,
+        version: int | None = None,
+        max_lag: int | None = None,
+    ) -> StepRecord:
+        """Write a batch durably, whole and unmasked; the record that commits it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
+        name = f"{step:08d}.{lease}.pack"
+        write_durably(self._folder / name, data)
+        tickets = tuple(each.group.ticket.number for each in groups)
+        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag)
+
+    def read(self, record: StepRecord) -> tuple[ScoredGroup, ...]:
+        """The groups of a committed step; DataError when the file is missing or not what was committed."""
+        path = self._folder / record.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"step {record.step}: {path} cannot be read ({error.strerror}); it is needed to resume"
+            ) from None
+        digest = xxhash.xxh3_64_hexdigest(data)
+        if digest != record.digest:
+            raise DataError(f"step {record.step}: {path} has digest {digest}; the ledger says {record.digest}")
+        return msgspec.msgpack.decode(data, type=StepFile).groups
+
+    def highest_lease(self) -> int:
+        """The highest lease that wrote a step here, committed or not; 0 where there is none."""
+        return max((int(path.name.split(".")[1]) for path in self._folder.glob("*.pack")), default=0)
+
+    def exists(self, record: StepRecord) -> bool:
+        """Whether the file of a committed step is there."""
+        return (self._folder / record.file).is_file()
+
+    def prune(self, oldest_needed: int) -> None:
+        """Delete the oldest files above the byte limit, never one that a kept checkpoint needs."""
+        files = sorted(self._folder.glob("*.pack"))
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
+            if total <= self._keep_bytes or int(path.name.partition(".")[0]) >= oldest_needed:
+                return
+            total -= path.stat().st_size
+            path.unlink()

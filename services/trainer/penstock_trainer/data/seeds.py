@@ -1,0 +1,58 @@
+"""Seeds and orders that a run draws from its own seed: the same on every machine, and without torch."""
+
+from collections.abc import Iterator
+
+MASK_64 = (1 << 64) - 1
+MASK_31 = (1 << 31) - 1
+GAMMA = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's output function: a bijection on 64 bits."""
+    value &= MASK_64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK_64
+    return value ^ (value >> 31)
+
+
+def _start(*numbers: int) -> int:
+    """A start value from several numbers; their order matters."""
+    state = 0
+    for number in numbers:
+        state = _mix((state ^ number) + GAMMA)
+    return state
+
+
+def _outputs(start: int) -> Iterator[int]:
+    """SplitMix64's endless outputs."""
+    state = start
+    while True:
+        state = (state + GAMMA) & MASK_64
+        yield _mix(state)
+
+
+def permutation(seed: int, epoch: int, length: int) -> list[int]:
+    """The order of prompts in an epoch: Fisher-Yates from the end, over SplitMix64(seed, epoch).
+
+    Position i swaps with output mod (i + 1). The bias of the remainder is below length / 2**64.
+    """
+    order = list(range(length))
+    outputs = _outputs(_start(seed, epoch))
+    for i in range(length - 1, 0, -1):
+        j = next(outputs) % (i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def sampling_seed(seed: int, ticket: int, index: int) -> int:
+    """The sampling seed of completion `index` of a ticket: 31 bits, never the same twice in one group.
+
+    (base(seed, ticket) + index) mod 2**31 differs within the group; a bijection on 31 bits (odd
+    factors and shifts) then scatters it, because engines hash seeds weakly.
+    """
+    value = (_start(seed, ticket) + index) & MASK_31
+    value ^= value >> 16
+    value = (value * 0x45D9F3B) & MASK_31
+    value ^= value >> 15
+    value = (value * 0x2C1B3C6D) & MASK_31
+    return value ^ (value >> 16)

@@ -1,0 +1,71 @@
+"""Once a second: queue, outstanding tickets, stragglers, other services, and the sign of life that others see.
+
+Owns no state of its own; what it reads goes to metrics and status. Called by the wiring, beside the loop.
+"""
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from dataclasses import dataclass
+
+from penstock.broker import Queue, memory_use
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import ServiceRecord
+from penstock.tickets import TicketBook
+from penstock_trainer.rollouts.stragglers import Stragglers
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
+from penstock_trainer.telemetry.status import Status
+from penstock_trainer.weight_sync.publisher import Fences
+
+SAMPLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Reads and writes down. name, url: of the trainer."""
+
+    queue: Queue
+    book: TicketBook
+    stragglers: Stragglers
+    fences: Fences
+    targets: ScrapeTargets
+    metrics: TrainerMetrics
+    status: Status
+    name: str
+    url: str
+    heartbeat_seconds: float
+
+    async def sample(self) -> None:
+        """Until the process ends."""
+        while True:
+            await self._read()
+            await self.stragglers.look()
+            self._write()
+            await self._register()
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _read(self) -> None:
+        depths = await self.queue.depths()
+        self.metrics.queue.show_streams(depths, await self.queue.oldest_age_seconds())
+        self.metrics.queue.show_memory(await memory_use(self.queue))
+        records = await self.queue.services()
+        kinds = Counter(record.kind for record in records)
+        self.metrics.queue.show_services(kinds, self.fences.server_states(records))
+        await asyncio.to_thread(self.targets.write, records)
+        self.status.queue = depths
+
+    def _write(self) -> None:
+        self.status.outstanding = len(self.book.outstanding)
+        self.metrics.queue.outstanding.set(self.status.outstanding)
+        self.status.oldest_waiting_seconds = self.stragglers.oldest_seconds
+        self.metrics.queue.oldest_waiting.set(self.stragglers.oldest_seconds)
+        self.status.waiting_for = self.stragglers.straggler
+
+    async def _register(self) -> None:
+        policy = PolicyIdentity(self.status.version, self.status.version_digest)
+        record = ServiceRecord(
+            "trainer", self.name, self.url, os.getpid(), self.status.phase, policy, socket.gethostname()
+        )
+        await self.queue.register(record, self.heartbeat_seconds)

@@ -1,0 +1,200 @@
+"""The policy under training: its weights, its updates, its state.
+
+Owns the policy's master weights, the optimizer and the frozen reference, or this rank's shards of
+them. Synchronous: the loop calls it in a thread, a follower in its own. Where `stages_beside_update`,
+what only reads weights may run in another thread until an update changes them. Invariant: equal
+weights, state and groups give bit-identical weights (on a CPU, on as many ranks), and a step with a
+non-finite loss or gradient changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from penstock.config import Config
+from penstock.contracts import ScoredGroup
+from penstock.errors import ConfigError
+from penstock_trainer.batching.packing import pack_of_sequence
+from penstock_trainer.checkpoints.tensors import Snapshot, copy_state
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.learner.optimizer import Optimizer
+from penstock_trainer.learner.recipe import make_recipe
+from penstock_trainer.learner.training_state import load_training_state, training_state
+from penstock_trainer.learner.update import StepResult, Updater
+from penstock_trainer.model.fsdp import ShardedPackModel, whole
+from penstock_trainer.model.loading import load_model, same_weights
+from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
+from penstock_trainer.model.pack_model import PackModel
+from penstock_trainer.model.token_model import TokenModel
+from penstock_trainer.weights.files import Dtype, Format, MasterWeights, Weights
+from penstock_trainer.weights.hugging_face import config_json, save_folder
+
+
+class Learner:
+    """The policy under training."""
+
+    def __init__(self, config: Config, ranks: Ranks | None = None, *, num_steps: int = 0) -> None:
+        """Load the models, sharded over `ranks` where there are several: then all ranks call each method together.
+
+        `num_steps`: updates of the whole run, for a learning rate that falls until its end.
+        `torch.set_num_threads` is set for the process: the learner is its only computation.
+        """
+        torch.set_num_threads(config.actor.num_threads)
+        self._config = config
+        self._ranks = ranks
+        self._device = ranks.device if ranks else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if config.actor.dtype == "bfloat16" else torch.float32
+        policy = load_model(config.actor.path, "actor.path")
+        self._adapter = adapted(policy, config)
+        temperature = config.sampling.temperature
+        pack_model = PackModel(
+            policy, dtype=dtype, temperature=temperature, gradient_checkpointing=config.actor.gradient_checkpointing
+        )
+        self._policy = self._placed(pack_model, dtype)
+        self._scorer = self._policy
+        """What answers `sequence_logprobs`."""
+        if self.stages_beside_update:
+            self._scorer = PackModel(same_weights(policy), dtype=dtype, temperature=temperature)
+        self._masters = MasterWeights(policy)
+        self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
+        self._optimizer = Optimizer(policy, config.optimizer)
+        self.num_steps = num_steps
+        self._updater = Updater(
+            self._policy,
+            self._reference,
+            self._optimizer,
+            make_recipe(config),
+            max_tokens=config.actor.max_tokens_per_micro_batch,
+            device=self._device,
+            ranks=ranks,
+        )
+
+    def _make_reference(self, dtype: torch.dtype) -> TokenModel:
+        """The model of ref.path, or the policy as it was before training."""
+        config = self._config
+        path = config.ref.path or config.actor.path
+        if self._adapter is not None and path == config.actor.path:
+            return WithoutAdapter(self._policy, self._adapter)
+        reference = load_model(path, "ref.path" if config.ref.path else "actor.path")
+        self._check_same_vocabulary(self._policy.model.config.vocab_size, reference.config.vocab_size)
+        reference.requires_grad_(False)
+        return self._placed(PackModel(reference, dtype=dtype, temperature=config.sampling.temperature), dtype)
+
+    def _placed(self, model: PackModel, dtype: torch.dtype) -> PackModel | ShardedPackModel:
+        """The model on this rank's device, or its shard of it."""
+        if self._ranks is not None:
+            return ShardedPackModel(model, self._ranks, dtype)
+        _move(model.model, self._device)
+        return model
+
+    @property
+    def device(self) -> str:
+        """What the models compute on: cpu or cuda."""
+        return self._device.type
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the models compute on the CPU."""
+        return self._device.type == "cpu"
+
+    @property
+    def num_ranks(self) -> int:
+        return self._ranks.place.num_ranks if self._ranks else 1
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether training the same groups again, on as many ranks, gives the same bits."""
+        return self._device.type == "cpu"
+
+    @property
+    def stages_beside_update(self) -> bool:
+        """Whether weights may be read, and sequences scored, in another thread while an update has changed nothing.
+
+        Ranks do one thing at a time, since they do it together. On a GPU kernels are compiled at their first use, which
+        two threads at once are not tested for.
+        """
+        return self._ranks is None and self.on_cpu
+
+    def update(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        version: int,
+        max_lag: int | None = None,
+        before_change: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`.
+
+        before_change: called once before the first optimizer step; what it raises ends the update without a change. A
+        batch without mini-batches has none, and does not call it.
+        """
+        self._optimizer.run_steps = self.num_steps * self._config.loss.num_minibatches
+        # Adam's moments of rarely seen tokens decay into subnormal numbers, which are slow. A setting of the thread.
+        torch.set_flush_denormal(True)
+        try:
+            return self._updater.update(groups, version, max_lag, before_change)
+        finally:
+            torch.set_flush_denormal(False)
+
+    def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """log p of each token but the first, given those before it, at temperature 1, by the present weights."""
+        pack = pack_of_sequence(token_ids).to(self._device)
+        with torch.no_grad():
+            logprobs_U, _ = self._scorer.token_logprobs(pack, temperature=1.0)
+        return tuple(logprobs_U.index_select(0, pack.target_N).tolist())
+
+    def weights(self) -> Weights:
+        """Names and shapes as in the model's files, tied weights once: the live float32 masters of one rank.
+
+        Of an adapted model they are merged one by one, when they are asked for.
+        """
+        return merged_weights(self._policy.model, self._adapter)
+
+    def whole_weight(self, name: str) -> Tensor:
+        """All of the master weight `name`, merged with its adapter, or all of a weight of the adapter."""
+        return whole(self._masters[name]) if self._adapter is None else self._adapter.whole(self._masters, name)
+
+    def config_json(self, dtype: Dtype) -> bytes:
+        """The model's config.json for weights in `dtype`."""
+        return config_json(self._policy.model, dtype)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds: the live tensors, or this rank's shards of them."""
+        return training_state(self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+
+    def snapshot(self, folder: Path) -> Snapshot:
+        """A copy of the state, to be written into `folder` by every rank."""
+        mesh, group = (self._ranks.host_mesh, self._ranks.checkpoints) if self._ranks else (None, None)
+        return copy_state(self.state(), mesh, group)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint; ConfigError when it is of another model or adapter."""
+        load_training_state(folder, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._ranks is None or not self._ranks.place.is_follower
+
+    def save_pretrained(self, folder: Path) -> None:
+        """The weights as they are published, as a folder that `from_pretrained` loads, with the tokenizer."""
+        form = Format(self._config.rollout.engine.dtype, self._config.rounding)
+        save_adapter = partial(self._adapter.save, get=self.whole_weight) if self._adapter else None
+        save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter)
+
+    def close(self) -> None:
+        """Nothing more will be asked for."""
+
+    @staticmethod
+    def _check_same_vocabulary(policy: int, reference: int) -> None:
+        if policy != reference:
+            raise ConfigError(
+                f"actor.path has {policy} tokens and ref.path {reference}: expected models with one vocabulary; "
+                "change ref.path, or set kl_ctl to 0"
+            )
+
+
+def _move(model: nn.Module, device: torch.device) -> None:
+    model.to(device)

@@ -1,0 +1,186 @@
+"""Several ranks as one learner: rank 0 says what is computed, the others compute it with it.
+
+Owns the commands. Invariant: a command is broadcast before its first collective, and between commands the other ranks
+wait for nothing but the next one; so an error of rank 0 between two of them leaves nobody inside a collective. A rank
+that fails ends its process, and torchrun ends the others. Called by `wiring` on rank 0, by `__main__` on the others.
+
+    rank 0    LeadingLearner.update -> broadcast Update(groups) -> update \\
+                                                                          gathers, reduces: together
+    rank n    follow -> wait for a command ---------------------> update /
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from penstock.config import Config
+from penstock.contracts import Contract, ScoredGroup
+from penstock.errors import PenstockError
+from penstock_trainer.checkpoints.tensors import Snapshot
+from penstock_trainer.distributed.rank import CPU_NICENESS, Place
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.learner.keep_memory import keep_freed_memory
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.update import StepResult
+from penstock_trainer.weights.files import LazyWeights, Weights
+
+log = logging.getLogger(__name__)
+
+FAILED_WRITER_EXIT_CODE = 1
+
+
+class Update(Contract, frozen=True, tag_field="command", tag="update"):
+    """Train a step on the weights of `version`: each rank makes the same batch of it and takes its share.
+
+    num_steps: updates of the whole run, which rank 0 alone knows. max_lag: tokens that lag more are masked.
+    """
+
+    groups: tuple[ScoredGroup, ...]
+    version: int
+    num_steps: int
+    max_lag: int | None = None
+
+
+class Score(Contract, frozen=True, tag_field="command", tag="score"):
+    """Compute the log-probabilities of one sequence."""
+
+    token_ids: tuple[int, ...]
+
+
+class Gather(Contract, frozen=True, tag_field="command", tag="gather"):
+    """Gather the whole of one weight, merged with its adapter."""
+
+    name: str
+
+
+class Save(Contract, frozen=True, tag_field="command", tag="save"):
+    """Copy the state, and write it into `folder` while training goes on."""
+
+    folder: str
+
+
+class Load(Contract, frozen=True, tag_field="command", tag="load"):
+    """Go on from the checkpoint in `folder`."""
+
+    folder: str
+
+
+class Stop(Contract, frozen=True, tag_field="command", tag="stop"):
+    """End in order."""
+
+
+Command = Update | Score | Gather | Save | Load | Stop
+
+
+class LeadingLearner(Learner):
+    """The learner of rank 0: what it is asked for, all ranks do."""
+
+    def __init__(self, config: Config, ranks: Ranks, *, num_steps: int = 0) -> None:
+        super().__init__(config, ranks, num_steps=num_steps)
+        self._group = ranks
+
+    def update(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        version: int,
+        max_lag: int | None = None,
+        before_change: Callable[[], None] | None = None,
+    ) -> StepResult:
+        self._tell(Update(tuple(groups), version, self.num_steps, max_lag))
+        with self._group.computing():
+            return super().update(groups, version=version, max_lag=max_lag, before_change=before_change)
+
+    def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        self._tell(Score(tuple(token_ids)))
+        with self._group.computing():
+            return super().sequence_logprobs(token_ids)
+
+    def weights(self) -> Weights:
+        masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
+        return LazyWeights(self._policy.model, masters, self.whole_weight)
+
+    def whole_weight(self, name: str) -> Tensor:
+        self._tell(Gather(name))
+        with self._group.computing():
+            return super().whole_weight(name)
+
+    def snapshot(self, folder: Path) -> Snapshot:
+        self._tell(Save(str(folder.resolve())))
+        return super().snapshot(folder)
+
+    def load(self, folder: Path) -> None:
+        self._tell(Load(str(folder.resolve())))
+        super().load(folder)
+
+    def close(self) -> None:
+        self._tell(Stop())
+
+    def _tell(self, command: Command) -> None:
+        self._group.broadcast(msgspec.msgpack.encode(command))
+
+
+def follow(config: Config, place: Place) -> None:
+    """Do what rank 0 says until it says stop; RanksError when it ends without a word."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends all in order
+    keep_freed_memory()
+    ranks = Ranks(place)
+    learner = Learner(config, ranks)
+    if learner.on_cpu:
+        os.nice(CPU_NICENESS)
+    Follower(learner, ranks).run()
+    ranks.leave()
+
+
+class Follower:
+    """A rank other than 0."""
+
+    def __init__(self, learner: Learner, ranks: Ranks) -> None:
+        self._learner = learner
+        self._ranks = ranks
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def run(self) -> None:
+        """Carry out commands until Stop, and end what was begun."""
+        while not isinstance(command := self._next(), Stop):
+            with self._ranks.computing():
+                self._carry_out(command)
+        self._writer.shutdown()
+
+    def _next(self) -> Command:
+        command: Command = msgspec.msgpack.decode(self._ranks.broadcast(), type=Command)
+        return command
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Update(groups, version, num_steps, max_lag):
+                self._learner.num_steps = num_steps
+                self._learner.update(groups, version=version, max_lag=max_lag)
+            case Score(token_ids):
+                self._learner.sequence_logprobs(token_ids)
+            case Gather(name):
+                self._learner.whole_weight(name)
+            case Save(folder):
+                snapshot = self._learner.snapshot(Path(folder))
+                self._writer.submit(snapshot.write, Path(folder)).add_done_callback(_end_on_error)
+            case Load(folder):
+                self._learner.load(Path(folder))
+
+
+def _end_on_error(written: "Future[None]") -> None:
+    """End the process at once: its main thread may be inside a collective, where no exception reaches it."""
+    error = written.exception()
+    if error is None:
+        return
+    with contextlib.suppress(OSError):
+        print(f"trainer: a rank cannot write its part of a checkpoint: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code if isinstance(error, PenstockError) else FAILED_WRITER_EXIT_CODE)

@@ -1,0 +1,114 @@
+"""From the configuration to an objective and the rules of its batches.
+
+Owns the mapping of names to functions of `penstock_trainer.grpo`. Called by the learner and the wiring.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from penstock.config import Config, LossSection
+from penstock.config.loss import CorrectionSection
+from penstock.contracts import ScoredGroup
+from penstock_trainer import grpo
+from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards, varies
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a step minimises.
+
+    moment_tau: M2PO's bound, whose threshold is of the whole batch; None without that gate.
+    kl_in_reward: kl_ctl where the KL term is part of the rewards, else 0.
+    """
+
+    objective: grpo.Objective
+    rules: BatchRules
+    moment_tau: float | None
+    kl_in_reward: float
+    kl_estimator: grpo.Estimator
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether log-probabilities at the start of the update need a pass of their own.
+
+        A single mini-batch has them as its own, except where a threshold depends on the whole batch.
+        """
+        later = self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
+        return later or self.moment_tau is not None
+
+
+def make_recipe(config: Config) -> Recipe:
+    """The recipe of `loss`, `kl_ctl` and what they need of other sections."""
+    loss = config.loss
+    in_loss = config.kl_ctl > 0 and loss.kl.place == "loss"
+    objective = grpo.Objective(
+        surrogate=_surrogate(loss),
+        proximal=loss.proximal,
+        correction=_correction(loss.correction),
+        kl=grpo.KlTerm(config.kl_ctl, loss.kl.estimator, loss.kl.importance_weighted) if in_loss else None,
+        entropy_bonus=loss.entropy_bonus,
+    )
+    rules = BatchRules(
+        overlong=_overlong(config),
+        baseline=loss.advantage.baseline,
+        scale=loss.advantage.scale,
+        eps=loss.advantage.eps,
+        aggregation=loss.aggregation,
+        norm_length=loss.norm_length or config.sampling.max_new_tokens,
+        num_minibatches=loss.num_minibatches,
+        with_zero_advantage=in_loss or loss.entropy_bonus > 0,
+    )
+    return Recipe(
+        objective=objective,
+        rules=rules,
+        moment_tau=loss.correction.m2po_tau if "m2po" in loss.correction.gates else None,
+        kl_in_reward=config.kl_ctl if loss.kl.place == "reward" else 0.0,
+        kl_estimator=loss.kl.estimator,
+    )
+
+
+def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
+    """Whether a group's rewards, as shaped, give any of its completions an advantage."""
+    overlong = _overlong(config)
+    if config.loss.advantage.baseline in ("batch", "none"):
+        return lambda group: True
+    return lambda group: varies(shaped_rewards(group, overlong))
+
+
+def _overlong(config: Config) -> Overlong:
+    section = config.loss.overlong
+    return Overlong(config.sampling.max_new_tokens, section.buffer_tokens, section.penalty)
+
+
+def _surrogate(loss: LossSection) -> grpo.Surrogate:
+    low, high = loss.eps_clip, loss.eps_high
+    choices: dict[str, grpo.Surrogate] = {
+        "ppo": partial(grpo.ppo_clip, eps_low=low, eps_high=high, dual_clip=loss.c_clip),
+        "gspo": partial(grpo.gspo, eps_low=low, eps_high=high),
+        "cispo": partial(grpo.cispo, eps_low=low, eps_high=high),
+        "sapo": partial(grpo.sapo, tau_positive=loss.sapo_tau_positive, tau_negative=loss.sapo_tau_negative),
+        "dppo_tv": partial(grpo.dppo_tv, low=loss.dppo_low, high=loss.dppo_high),
+        "dppo_kl": partial(grpo.dppo_kl, threshold=loss.dppo_kl),
+        "vespo": partial(grpo.vespo, positive=loss.vespo_positive, negative=loss.vespo_negative),
+        "reinforce": grpo.reinforce,
+    }
+    return choices[loss.surrogate]
+
+
+def _correction(section: CorrectionSection) -> grpo.Correction:
+    low, high = section.low, section.high
+    weights: dict[str, grpo.Weight | None] = {
+        "none": None,
+        "tis": partial(grpo.truncated_weight, high=high),
+        "mask": partial(grpo.masked_weight, low=low, high=high),
+        "sequence_tis": partial(grpo.sequence_truncated_weight, high=high),
+        "sequence_mask": partial(grpo.sequence_masked_weight, low=low, high=high),
+    }
+    gates: dict[str, grpo.Gate] = {
+        "geometric": partial(grpo.geometric_gate, low=section.geometric_low, high=section.geometric_high),
+        "veto": partial(grpo.veto_gate, low=section.veto_low, high=section.veto_high),
+        "opsm": partial(grpo.off_policy_gate, delta=section.opsm_delta),
+    }
+    # The gate `m2po` needs a threshold of the batch: the learner adds it.
+    return grpo.Correction(weights[section.weight], {name: gates[name] for name in section.gates if name in gates})

@@ -1,0 +1,250 @@
+"""The arithmetic of one update: from groups to the optimizer's steps, on one rank or many.
+
+Owns what is computed in which order. Invariant: all ranks make the same batch, and a step is taken on sums over all of
+them, added in the order of ranks; a step with a non-finite loss or gradient changes nothing; before the first step the
+caller is asked, and until then nothing is changed but gradients. Synchronous. Called by the learner.
+
+    groups -> KL in rewards -> batch -> shares -> start of the update -> per mini-batch: forward, backward, step
+                                                                                  before_change --'  (the first)
+
+Shapes: N loss tokens of a pack, U distinct (parent row, token) pairs of it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import msgspec
+import torch
+from torch import Tensor
+
+from penstock.contracts import ScoredGroup
+from penstock_trainer.batching.batch import Sample, make_batch, valid_samples
+from penstock_trainer.batching.counts import BatchCounts
+from penstock_trainer.batching.packing import Pack
+from penstock_trainer.batching.rank_shares import Share, share
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.grpo import (
+    Gate,
+    Objective,
+    Statistics,
+    Sums,
+    Tokens,
+    kl_estimate,
+    log_ratio,
+    micro_batch_loss,
+    moment_threshold,
+    second_moment_gate,
+    usable,
+)
+from penstock_trainer.learner.optimizer import Optimizer, OptimizerStep
+from penstock_trainer.learner.recipe import Recipe
+from penstock_trainer.model.token_model import TokenModel
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did.
+
+    changed: False when loss or gradient norm was not finite, or when no completion had a gradient.
+    loss: mean over mini-batches; grad_norm: the largest, before clipping; learning_rate: of the last.
+    num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer; none of
+    them holds the wait for `before_change`.
+    """
+
+    changed: bool
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    statistics: Statistics
+    counts: BatchCounts
+    num_packs: int
+    num_rows: int
+    seconds: dict[str, float]
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+@dataclass(frozen=True)
+class _Minibatch:
+    """This rank's packs of a mini-batch; of each the log-probabilities before the update, where they are needed."""
+
+    work: Share
+    starts: tuple[Tensor | None, ...]
+
+
+class Updater:
+    """Updates one policy."""
+
+    def __init__(
+        self,
+        policy: TokenModel,
+        reference: TokenModel | None,
+        optimizer: Optimizer,
+        recipe: Recipe,
+        *,
+        max_tokens: int,
+        device: torch.device,
+        ranks: Ranks | None,
+    ) -> None:
+        """`max_tokens`: of a pack. Packs are computed on `device`."""
+        self._policy, self._reference = policy, reference
+        self._optimizer = optimizer
+        self._recipe = recipe
+        self._max_tokens = max_tokens
+        self._device = device
+        self._ranks = ranks
+
+    def update(
+        self,
+        groups: Sequence[ScoredGroup],
+        version: int,
+        max_lag: int | None = None,
+        before_change: Callable[[], None] | None = None,
+    ) -> StepResult:
+        """See `Learner.update`."""
+        start = time.perf_counter()
+        penalties = self._kl_penalties(groups, version)
+        batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
+        shares = [self._share(samples) for samples in batch.minibatches]
+        packed = time.perf_counter()
+        minibatches, objective = self._started(shares)
+        seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
+        sums, losses = Sums(), []
+        outcomes: list[OptimizerStep] = []
+        for minibatch in minibatches:
+            start = time.perf_counter()
+            loss, own = self._forward_backward(minibatch, objective)
+            computed = time.perf_counter()
+            if before_change is not None and not outcomes:
+                self._ask(before_change)
+            allowed = time.perf_counter()
+            outcomes.append(self._optimizer_step(loss, own, num_packs=minibatch.work.num_packs))
+            losses.append(loss)
+            sums += own
+            seconds["forward_backward"] += computed - start
+            seconds["optimizer"] += time.perf_counter() - allowed
+        return StepResult(
+            changed=any(outcome.changed for outcome in outcomes),
+            loss=sum(losses) / max(1, len(losses)),
+            grad_norm=max((outcome.grad_norm for outcome in outcomes), default=0.0),
+            learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,
+            statistics=Statistics.of(sums),
+            counts=batch.counts,
+            num_packs=sum(each.num_packs for each in shares),
+            num_rows=sum(each.num_rows for each in shares),
+            seconds=seconds,
+        )
+
+    def _ask(self, before_change: Callable[[], None]) -> None:
+        try:
+            before_change()
+        except BaseException:
+            self._optimizer.drop_gradients()
+            raise
+
+    def _share(self, samples: Sequence[Sample]) -> Share:
+        place = self._ranks.place if self._ranks else None
+        own = share(samples, self._max_tokens, place.rank if place else 0, place.num_ranks if place else 1)
+        return replace(own, packs=[pack.to(self._device) for pack in own.packs])
+
+    def _gather(self, message: object) -> list[bytes]:
+        """What every rank says, in the order of ranks."""
+        data = msgspec.msgpack.encode(message)
+        return self._ranks.gather(data) if self._ranks else [data]
+
+    def _kl_penalties(self, groups: Sequence[ScoredGroup], version: int) -> dict[tuple[int, int], float]:
+        """kl_ctl * sum_t KL(behaviour, reference) of each completion, where the KL term is part of the rewards."""
+        if not self._recipe.kl_in_reward:
+            return {}
+        own: list[tuple[int, int, float]] = []
+        for pack in self._share(valid_samples(groups, version=version)).packs:
+            tokens = _tokens_of(pack, pack.behaviour_N)
+            log_ratio_N = log_ratio(pack.behaviour_N, self._reference_logprobs(pack), usable(tokens))
+            sum_S = tokens.sum_by_sequence(kl_estimate(log_ratio_N, self._recipe.kl_estimator))
+            own += [(*place, kl) for place, kl in zip(pack.places, sum_S.tolist(), strict=True)]
+        told = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
+        return {(b, g): self._recipe.kl_in_reward * kl for each in told for b, g, kl in each}
+
+    def _reference_logprobs(self, pack: Pack) -> Tensor:
+        assert self._reference is not None
+        with torch.no_grad():
+            return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
+
+    def _started(self, shares: Sequence[Share]) -> tuple[list[_Minibatch], Objective]:
+        """With the policy's log-probabilities before the first optimizer step, and what depends on all of them."""
+        objective, tau = self._recipe.objective, self._recipe.moment_tau
+        if not self._recipe.needs_start:
+            return [_Minibatch(work, (None,) * len(work.packs)) for work in shares], objective
+        own: list[float] = []
+
+        def start(pack: Pack) -> Tensor:
+            with torch.no_grad():
+                start_N = self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
+            mask_N = usable(_tokens_of(pack, start_N))
+            own.extend(log_ratio(start_N, pack.behaviour_N, mask_N)[mask_N].tolist())
+            return start_N
+
+        minibatches = [_Minibatch(work, tuple(map(start, work.packs))) for work in shares]
+        if tau is None:
+            return minibatches, objective
+        told = [value for data in self._gather(own) for value in msgspec.msgpack.decode(data, type=list[float])]
+        gate: Gate = partial(second_moment_gate, threshold=moment_threshold(torch.tensor(told), tau))
+        gates = {**objective.correction.gates, "m2po": gate}
+        return minibatches, replace(objective, correction=replace(objective.correction, gates=gates))
+
+    def _forward_backward(self, minibatch: _Minibatch, objective: Objective) -> tuple[float, Sums]:
+        """Loss and statistics over all ranks; this rank's gradient is accumulated, and added to that of the others."""
+        loss, sums = 0.0, Sums()
+        for pack, start_N in zip(minibatch.work.packs, minibatch.starts, strict=True):
+            addend, own = self._pack_forward_backward(pack, start_N, objective)
+            loss, sums = loss + addend, sums + own
+        told = [msgspec.msgpack.decode(data, type=tuple[float, Sums]) for data in self._gather((loss, sums))]
+        return math.fsum(each for each, _ in told), sum((each for _, each in told), Sums())
+
+    def _pack_forward_backward(self, pack: Pack, start_N: Tensor | None, objective: Objective) -> tuple[float, Sums]:
+        """A pack without loss tokens is computed too: its rank gathers weights and adds gradients with the others."""
+        reference_N = self._reference_logprobs(pack) if objective.kl is not None else None
+        logprobs_U, entropy_R = self._policy.token_logprobs(pack, entropy_gradient=objective.entropy_bonus > 0)
+        tokens = replace(
+            _tokens_of(pack, logprobs_U.index_select(0, pack.target_N)),
+            start_N=start_N,
+            reference_N=reference_N,
+            entropy_N=entropy_R[pack.target_parent_U[pack.target_N]],
+        )
+        loss, sums = micro_batch_loss(tokens, objective)
+        loss.backward()
+        return loss.item(), sums
+
+    def _optimizer_step(self, loss: float, sums: Sums, num_packs: int) -> OptimizerStep:
+        """Without packs there is no gradient, and the moments must not move the weights on their own."""
+        if num_packs and math.isfinite(loss):
+            return self._optimizer.step(ess_ratio=Statistics.of(sums).effective_sample_size_ratio)
+        self._optimizer.drop_gradients()
+        return OptimizerStep(grad_norm=0.0, learning_rate=self._optimizer.learning_rate, changed=False)
+
+
+def _tokens_of(pack: Pack, logprobs_N: Tensor) -> Tokens:
+    return Tokens(
+        logprobs_N=logprobs_N,
+        behaviour_N=pack.behaviour_N,
+        advantage_N=pack.advantage_N,
+        weight_N=pack.weight_N,
+        sequence_N=pack.sequence_N,
+        num_sequences=pack.num_sequences,
+        lag_N=pack.lag_N,
+    )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A step that was trained again, and the versions of the weights before and after it."""
+
+    step: int
+    groups: Sequence[ScoredGroup]
+    result: StepResult
+    versions: tuple[int, int]

@@ -1,0 +1,103 @@
+"""Loading a causal language model, and refusing one that cannot be trained in packs."""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from penstock.errors import ConfigError
+from penstock.model_path import check_model_path
+from penstock_trainer.model.attention import use_trie_attention
+from penstock_trainer.model.pack_model import hidden_states, output_embeddings
+
+FULL_ATTENTION = {"full_attention", "attention"}
+PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
+
+
+def load_model(path: str, key: str) -> PreTrainedModel:
+    """A causal language model with float32 weights and no dropout; ConfigError names `key` where it cannot be used."""
+    check_model_path(path, key)
+    disable_progress_bar()  # it would stand between the lines of the log
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key} is {path!r}: expected a causal language model of Hugging Face; {reason}") from error
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
+    absent = sorted(info["missing_keys"]) + sorted(str(each) for each in info["mismatched_keys"])
+    if absent:
+        raise ConfigError(
+            f"{key} is {path!r}, whose files lack {len(absent)} weights or hold other shapes: {absent[:3]}. "
+            f"Expected all of {type(model).__name__}; check the folder for missing files"
+        )
+    _check_layers(model, path, key)
+    _disable_dropout(model)
+    use_trie_attention(model)
+    model.train(False)
+    _check_packing(model, path, key)
+    return model
+
+
+def _check_layers(model: PreTrainedModel, path: str, key: str) -> None:
+    """Refuse what packing is not exact for and the probe is too short to see."""
+    config = model.config.get_text_config().to_dict()
+    others = sorted(set(config.get("layer_types") or ()) - FULL_ATTENTION)
+    window = config.get("sliding_window")
+    uses_window = bool(window) and not config.get("layer_types") and config.get("use_sliding_window", True)
+    if others or uses_window or config.get("attention_chunk_size"):
+        seen = (
+            ", ".join(others) if others else f"attention limited to {window or config['attention_chunk_size']} tokens"
+        )
+        raise ConfigError(
+            f"{key} is {path!r} ({config.get('model_type')}) with layers of {seen}: expected full attention in every "
+            "layer, which packing relies on; choose another model"
+        )
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """The ratio to the sampler's probabilities is one of the same function only without dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(vars(module).get("attention_dropout"), float):
+            module.attention_dropout = cast(Any, 0.0)
+
+
+def _check_packing(model: PreTrainedModel, path: str, key: str) -> None:
+    """Two short sequences in one trie must give the logits that each has alone.
+
+    Sees recurrent layers, ignored masks, and whatever a model does to logits after the projection.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    first, second, trie = (torch.tensor(ids) % vocab_size for ids in ([3, 5, 7, 9], [3, 5, 8, 6], [3, 5, 7, 9, 8, 6]))
+    subtree_end = torch.tensor([6, 6, 4, 4, 6, 6])
+    with torch.no_grad():
+        hidden_PD = hidden_states(model, trie, torch.tensor([0, 1, 2, 3, 2, 3]), subtree_end, torch.float32)
+        packed_PV = output_embeddings(model)(hidden_PD)
+        alone = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in (first, second)]
+    expected_PV = torch.cat([alone[0], alone[1][2:]])
+    difference = float((packed_PV - expected_PV).abs().max() / expected_PV.abs().max())
+    if not difference < PROBE_TOLERANCE:
+        raise ConfigError(
+            f"{key} is {path!r} ({model.config.model_type}), whose logits in a pack of two sequences differ from those "
+            f"of each alone by {difference:.1e} of the largest: expected a model that mixes tokens by attention only, "
+            "with a plain projection at its end; choose another one"
+        )
+
+
+def same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model over the same weights, without gradients, for another thread.
+
+    What a forward pass changes of a model is its own: an adapter that is off meanwhile, or frequencies that depend on
+    the length.
+    """
+    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    second: PreTrainedModel = copy.deepcopy(model, cast(dict[int, Any], weights))
+    second.train(False)
+    return second

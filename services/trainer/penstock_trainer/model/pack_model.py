@@ -1,0 +1,114 @@
+"""The causal language model: loading it, and the log-probabilities of a pack.
+
+Owns what is known of Hugging Face models, but for their attention. Invariant: the vocabulary projection
+runs only over rows that a loss token needs, in chunks, so that [rows, vocabulary] never exists as a whole.
+Called by the learner.
+
+Shapes: P rows of a pack, R projected rows, U wanted (row, token) pairs, V vocabulary, D hidden size.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from penstock_trainer.batching.packing import Pack
+from penstock_trainer.model.attention import attention_arguments, use_trie_attention
+from penstock_trainer.model.token_logprobs import Projection, is_plain, logprobs_of_logits, projected_logprobs
+
+# float32 logits of one chunk of the vocabulary projection. On a CPU 256 rows of SmolLM2 (48 MiB) are as fast per row as
+# 341; a GPU needs more rows per chunk.
+MAX_LOGIT_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+
+
+def output_embeddings(model: PreTrainedModel) -> nn.Module:
+    return cast(nn.Module, model.get_output_embeddings())
+
+
+def hidden_states(
+    model: PreTrainedModel, token_ids_P: Tensor, positions_P: Tensor, subtree_end_P: Tensor, dtype: torch.dtype
+) -> Tensor:
+    output = model.base_model(
+        input_ids=token_ids_P[None],
+        position_ids=positions_P[None],
+        use_cache=False,
+        **attention_arguments(model, subtree_end_P, dtype),
+    )
+    return cast(Tensor, output.last_hidden_state[0])
+
+
+class PackModel:
+    """A model's log-probabilities of packs, computed in float32 or under bfloat16 autocast.
+
+    `model` keeps its float32 weights. With `gradient_checkpointing` the backward pass recomputes activations.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, gradient_checkpointing: bool = False
+    ) -> None:
+        self.model = model
+        self._dtype = dtype
+        self._temperature = temperature
+        self._head = output_embeddings(model)
+        self._vocab_size = model.config.get_text_config().vocab_size
+        use_trie_attention(model)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()  # the only mode in which layers recompute; there is no dropout
+
+    def token_logprobs(
+        self, pack: Pack, *, entropy_gradient: bool = False, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """log pi(token | prefix) of the pack's U pairs, and the entropy at its R rows, float32.
+
+        The entropy has a gradient only where it is asked for. `temperature`: the sampler's where none is given.
+        """
+        temperature = self._temperature if temperature is None else temperature
+        # A pack uses each weight once, so a cache of cast weights saves nothing; and torch's is one for all threads.
+        with torch.autocast(
+            pack.token_ids_P.device.type,
+            torch.bfloat16,
+            enabled=self._dtype == torch.bfloat16,
+            cache_enabled=False,
+        ):
+            hidden_PD = hidden_states(self.model, pack.token_ids_P, pack.positions_P, pack.subtree_end_P, self._dtype)
+            hidden_RD = hidden_PD.index_select(0, pack.parents_R)
+            num_rows = hidden_RD.shape[0]
+            chunk_rows = max(1, MAX_LOGIT_BYTES[hidden_RD.device.type] // (4 * self._vocab_size))
+            if num_rows <= chunk_rows:
+                return self._project(
+                    hidden_RD, pack.target_parent_U, pack.target_token_U, temperature, entropy_gradient
+                )
+            if is_plain(self._head):
+                projection = Projection(chunk_rows, self._product_dtype(hidden_RD), temperature, entropy_gradient)
+                head = cast(nn.Linear, self._head)
+                return projected_logprobs(hidden_RD, head, pack.target_parent_U, pack.target_token_U, projection)
+            logprobs, entropies = [], []
+            for start in range(0, num_rows, chunk_rows):
+                rows = slice(start, min(start + chunk_rows, num_rows))
+                wanted_U = (pack.target_parent_U >= rows.start) & (pack.target_parent_U < rows.stop)
+                arguments = (hidden_RD[rows], pack.target_parent_U[wanted_U] - start, pack.target_token_U[wanted_U])
+                logprob_u, entropy_r = checkpoint(
+                    self._project, *arguments, temperature, entropy_gradient, use_reentrant=False
+                )
+                logprobs.append(logprob_u)
+                entropies.append(entropy_r)
+            return torch.cat(logprobs), torch.cat(entropies)
+
+    def _product_dtype(self, hidden_RD: Tensor) -> torch.dtype:
+        """As autocast, where it is on; else as the hidden states come (FSDP casts them itself)."""
+        return torch.bfloat16 if torch.is_autocast_enabled(hidden_RD.device.type) else hidden_RD.dtype
+
+    def _project(
+        self,
+        hidden_RD: Tensor,
+        target_row_U: Tensor,
+        target_token_U: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The head is called as a module, also when recomputed: whoever adapts it, or hooks there, is heard."""
+        logits_RV = self._head(hidden_RD).float()
+        return logprobs_of_logits(logits_RV, target_row_U, target_token_U, temperature, entropy_gradient)

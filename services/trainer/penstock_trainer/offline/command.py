@@ -1,0 +1,139 @@
+"""`penstock replay` and `penstock bundle` as their user sees them.
+
+Owns what is printed, the exit code (0: every digest is the recorded one, 1: one is not, or none could be compared), and
+the check that the configuration is the run's. Called by the `penstock` command.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penstock.config import Config
+from penstock.config.shown import masked
+from penstock.contracts.ledger import LedgerState
+from penstock_trainer.offline.bundle import opened_bundle, write_bundle
+from penstock_trainer.offline.recording import Recording, open_run, spans
+from penstock_trainer.offline.replay import Compared, Replay, Verdict, why_not_exact
+
+# What decides the arithmetic of a step; of the rest a replay uses nothing.
+TRAINING_KEYS = (
+    "actor",
+    "ref",
+    "kl_ctl",
+    "total_train_epochs",
+    "optimizer",
+    "loss",
+    "sampling.temperature",
+    "sampling.max_new_tokens",
+    "data.batch_size",
+    "run.seed",
+    "run.max_steps",
+    "rollout.engine.dtype",
+    "weights.rounding",
+)
+
+
+def replay_run(config: Config, steps: str, ask_ledger: Callable[[], LedgerState]) -> int:
+    """Replay steps of a run from its folder; the exit code."""
+    return _replay(open_run(config, ask_ledger), steps)
+
+
+def replay_bundle(path: Path, settings: Sequence[str], steps: str) -> int:
+    """Replay a bundle; `settings` (--key value) are laid over its configuration. The exit code."""
+    with opened_bundle(path, settings) as bundle:
+        for note in bundle.notes:
+            _say(f"note: {note}")
+        return _replay(bundle.recording, steps or bundle.steps)
+
+
+def bundle_run(
+    config: Config, steps: str, ask_ledger: Callable[[], LedgerState], out: Path, *, with_model: bool
+) -> int:
+    """Write a bundle of a run's steps; the exit code."""
+    recording = open_run(config, ask_ledger)
+    plan = recording.plan(steps)
+    for note in changed_keys(recording):
+        _say(f"note: {note}")
+    write_bundle(recording, plan, out, with_model=with_model)
+    start = f"checkpoint {plan.checkpoint}" if plan.checkpoint else "the initial weights"
+    megabytes = out.stat().st_size / 1e6
+    _say(f"{out}: steps {plan.first}:{plan.end} of run {config.run.name}, from {start}; {megabytes:.1f} MB")
+    if not with_model:
+        _say(f"it refers to the model {config.actor.path}; --with-model includes it")
+    _say(f"replay it with: penstock replay --bundle {out}")
+    return 0
+
+
+def changed_keys(recording: Recording) -> Iterator[str]:
+    """Where the configuration is not the one that the run was started with."""
+    path = recording.folder / "config.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return
+    before, now = dict(_flat(document)), dict(_flat(masked(recording.config)))
+    for key, value in now.items():
+        if key.startswith(TRAINING_KEYS) and before.get(key, value) != value:
+            yield f"{key} is {value!r} and was {before[key]!r} when the run was started"
+
+
+def _replay(recording: Recording, steps: str) -> int:
+    plan = recording.plan(steps)
+    start = f"checkpoint {plan.checkpoint}" if plan.checkpoint else "the initial weights"
+    _say(f"run {recording.config.run.name}: steps {plan.first}:{plan.end}, from {start} (after step {plan.start})")
+    left = [step for step in recording.steps if step not in recording.available]
+    if left:
+        _say(f"steps {spans(left)} are recorded, but their files are gone (checkpoint.keep_step_bytes)")
+    for note in changed_keys(recording):
+        _say(f"note: {note}")
+    replay = Replay(recording, plan)
+    for reason in why_not_exact(replay.learner, recording, plan):
+        _say(f"note: an unequal digest will prove nothing: {reason}")
+    seen = []
+    for compared in replay.run():
+        seen.append(compared)
+        _say(_line(compared, is_start=compared.result is None, is_lead_in=compared.step < plan.first))
+    return _conclude(seen)
+
+
+def _line(compared: Compared, *, is_start: bool, is_lead_in: bool) -> str:
+    if compared.verdict is Verdict.DAMAGED:
+        return f"step {compared.step:5}  {compared.verdict.value}: {compared.problem}"
+    place = "start     " if is_start else f"step {compared.step:5}"
+    recorded = f"recorded {compared.recorded.policy}" if compared.recorded else "recorded -"
+    figures = ""
+    if compared.result is not None:
+        result = compared.result
+        figures = f"  loss {result.loss:.6g}  grad_norm {result.grad_norm:.6g}  {compared.seconds:.1f} s"
+    before = "  (before the steps asked for)" if is_lead_in and not is_start else ""
+    return f"{place}  {compared.found}  {recorded}  {compared.verdict.value}{figures}{before}"
+
+
+def _conclude(seen: Sequence[Compared]) -> int:
+    """Say what was found; the exit code."""
+    unequal = next((each for each in seen if each.verdict not in (Verdict.EQUAL, Verdict.NOT_RECORDED)), None)
+    num_equal = sum(each.verdict is Verdict.EQUAL and each.result is not None for each in seen)
+    if unequal is None:
+        num_steps = sum(each.result is not None for each in seen)
+        _say(f"{num_equal} of {num_steps} steps have the recorded digest, and none another")
+        return 0 if num_equal else 1
+    found = unequal.found.digest if unequal.found else "no weights, since its step file is damaged"
+    expected = unequal.recorded.policy.digest if unequal.recorded else "nothing"
+    place = "the weights to start from" if unequal is seen[0] else f"step {unequal.step}"
+    doubt = "; this proves nothing, see the notes above" if unequal.verdict is Verdict.NOT_EXACT else ""
+    _say(f"first difference: {place}: {found}; recorded is {expected}{doubt}")
+    return 1
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items() if isinstance(tree, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,158 @@
+"""A recording: what is left of a run's steps, from which they can be trained again.
+
+Owns which steps those are, and from which weights a replay of some of them starts. Invariant: nothing is written; what
+counts is what the journal (or the ledger of a run that has none) names, and only as long as its file is there. Called
+by the replay and the bundle.
+
+    starts (initial weights, checkpoints)   0 ........... 50 ........... 100
+    step files                                  pruned    50 51 52 ......... 103      --steps 60:70 starts from 50
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.config import Config
+from penstock.contracts.ledger import LedgerState, RunRecord, StepRecord
+from penstock.errors import ConfigError, DataError
+from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+
+STEPS = re.compile(r"(\d*):(\d*)")
+STEP_FILE = re.compile(r"\d{8}\.\d+\.pack")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Train steps [start, end) from `checkpoint` (None: the initial weights); asked for are those from `first`."""
+
+    checkpoint: str | None
+    start: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The recorded steps of one run."""
+
+    config: Config
+    folder: Path
+    ledger: LedgerState
+    step_files: StepFiles
+    checkpoints: Checkpoints
+
+    @property
+    def run(self) -> RunRecord:
+        if self.ledger.run is None:
+            raise DataError(f"{self.folder}: its journal has no record of the run: expected the one that begins it")
+        return self.ledger.run
+
+    @property
+    def steps(self) -> dict[int, StepRecord]:
+        """All that are recorded, whether their file is there or not."""
+        return {record.step: record for record in self.ledger.steps}
+
+    @property
+    def available(self) -> list[int]:
+        """Steps whose file is there."""
+        return sorted(step for step, record in self.steps.items() if self.step_files.exists(record))
+
+    @property
+    def starts(self) -> dict[int, str | None]:
+        """Steps -> the checkpoint after them; None for the initial weights."""
+        there = {each.steps: each.name for each in self.ledger.checkpoints if self.checkpoints.exists(each)}
+        return {0: None, **there}
+
+    def plan(self, asked: str) -> Plan:
+        """How to train the steps `a:b`, or all that are there; an error names those that are."""
+        first, end = parse_steps(asked)
+        available, starts = self.available, self.starts
+        if not available:
+            raise DataError(
+                f"{self.folder / 'steps'} holds none of the {len(self.steps)} recorded steps: expected step files; "
+                "raise checkpoint.keep_step_bytes before a run to keep them"
+            )
+        if first is None:
+            reachable = [step for step in available if step in starts]
+            if not reachable:
+                raise DataError(
+                    f"step files of {spans(available)} are there, and no weights to start from (those after "
+                    f"{_listed(starts)} steps): expected a checkpoint at or before one; raise checkpoint.keep"
+                )
+            first = reachable[0] if end is None or reachable[0] < end else end - 1
+        if end is None:
+            end = first + 1
+            while end in set(available):
+                end += 1
+        start = max(steps for steps in starts if steps <= first)
+        self._require(range(start, end), first, available, starts)
+        return Plan(starts[start], start, first, end)
+
+    def _require(self, needed: range, first: int, available: list[int], starts: dict[int, str | None]) -> None:
+        missing = sorted(set(needed) - set(available))
+        if not missing:
+            return
+        recorded = self.steps
+        untrained = [step for step in missing if step not in recorded]
+        if untrained:
+            untrained = [step for step in untrained if step >= first] or untrained
+            raise DataError(
+                f"--steps: steps {spans(untrained)} are not recorded; expected some of {spans(available)}, whose files "
+                "are there"
+            )
+        lead_in = f" (the start for step {first} is after {needed.start} steps)" if first > needed.start else ""
+        raise DataError(
+            f"--steps: the files of steps {spans(missing)} are gone{lead_in}: pruned by checkpoint.keep_step_bytes, or "
+            f"deleted; expected some of {spans(available)}, from weights after {_listed(starts)} steps"
+        )
+
+
+def open_run(config: Config, ask_ledger: Callable[[], LedgerState]) -> Recording:
+    """The recording of run.name in run.root; `ask_ledger` is asked for a run that has no journal."""
+    folder = Path(config.run.root) / config.run.name
+    if not folder.is_dir():
+        raise ConfigError(
+            f"run {config.run.name!r} is not in {config.run.root}: expected its folder {folder}; check run.name and "
+            "run.root"
+        )
+    return open_folder(config, folder, ask_ledger)
+
+
+def open_folder(config: Config, folder: Path, ask_ledger: Callable[[], LedgerState] | None = None) -> Recording:
+    """The recording in a folder that is laid out as a run's."""
+    step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+    ledger = ask_ledger() if ask_ledger is not None and not step_files.journal.exists else step_files.journal.read()
+    for record in ledger.steps:
+        if not STEP_FILE.fullmatch(record.file):
+            raise DataError(f"step {record.step}: its file is called {record.file!r}; expected <step>.<lease>.pack")
+    return Recording(config, folder, ledger, step_files, Checkpoints(folder / "checkpoints", config.checkpoint.keep))
+
+
+def parse_steps(text: str) -> tuple[int | None, int | None]:
+    """`a:b` as two numbers; None for an end that is left out."""
+    if not text:
+        return None, None
+    match = STEPS.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"--steps {text!r}: expected a:b, steps a to b-1, such as 10:20, 10: or :20")
+    first, end = (int(part) if part else None for part in match.groups())
+    if end is not None and end <= (first or 0):
+        raise ConfigError(f"--steps {text!r} holds no step: expected a:b with b greater than a")
+    return first, end
+
+
+def spans(steps: Iterable[int]) -> str:
+    """Steps in the words of --steps: `0:3, 7:8`."""
+    found: list[list[int]] = []
+    for step in sorted(steps):
+        if found and found[-1][1] == step:
+            found[-1][1] = step + 1
+        else:
+            found.append([step, step + 1])
+    return ", ".join(f"{first}:{end}" for first, end in found)
+
+
+def _listed(starts: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(starts)))

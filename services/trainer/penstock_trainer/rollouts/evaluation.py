@@ -1,0 +1,110 @@
+"""Evaluation on held-out prompts beside training, through the same services.
+
+Owns its ticket numbers and its rounds. Invariant: a round is complete when each of its prompts has one result, and its
+result carries the range of versions that generated it; failed rewards count as not accurate and are reported. Called by
+the loop, which issues the tickets that this object makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penstock.config import Config
+from penstock.contracts import Sampling, ScoredGroup, Ticket
+from penstock_trainer.data.draws import eval_ticket
+from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.telemetry.records import EvalResult, Sample
+
+NUMBERS_PER_LEASE = 10_000_000  # numbers of an earlier trainer are never used again
+
+
+@dataclass
+class _Round:
+    steps: int
+    num_prompts: int
+    results: dict[int, ScoredGroup] = field(default_factory=dict)
+
+
+class Evaluation:
+    """The rounds of one trainer."""
+
+    def __init__(
+        self, prompts: Sequence[EncodedPrompt], stop_token_ids: tuple[int, ...], lease: int, config: Config
+    ) -> None:
+        self._prompts = prompts
+        self._config = config
+        self._sampling = Sampling(config.eval.temperature, config.sampling.max_new_tokens, stop_token_ids)
+        self._next = lease * NUMBERS_PER_LEASE
+        self._round_of: dict[int, _Round] = {}
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self._prompts)
+
+    @property
+    def num_waiting(self) -> int:
+        """Results that have been asked for and have not come."""
+        return len(self._round_of)
+
+    def due(self, steps: int) -> bool:
+        every = self._config.eval.every_steps
+        return self.enabled and (steps == 0 or (every > 0 and steps % every == 0))
+
+    def start(self, steps: int, policy_version: int) -> list[Ticket]:
+        """Begin a round; its tickets."""
+        new = _Round(steps, len(self._prompts))
+        tickets = []
+        for prompt in self._prompts:
+            number, self._next = self._next, self._next + 1
+            self._round_of[number] = new
+            tickets.append(
+                eval_ticket(
+                    prompt,
+                    number,
+                    sampling=self._sampling,
+                    policy_version=policy_version,
+                    seed=self._config.run.seed,
+                )
+            )
+        return tickets
+
+    def record(self, group: ScoredGroup) -> EvalResult | None:
+        """Take one result; the round's result when it was the last. An earlier trainer's are ignored."""
+        number = group.group.ticket.number
+        owner = self._round_of.pop(number, None)
+        if owner is None:
+            return None
+        owner.results[number] = group
+        if len(owner.results) < owner.num_prompts:
+            return None
+        return self._result(owner)
+
+    def give_up(self, number: int) -> EvalResult | None:
+        """A ticket that became poison: the round goes on without it."""
+        owner = self._round_of.pop(number, None)
+        if owner is None:
+            return None
+        owner.num_prompts -= 1
+        return self._result(owner) if owner.results and len(owner.results) >= owner.num_prompts else None
+
+    def _result(self, finished: _Round) -> EvalResult:
+        groups = [finished.results[number] for number in sorted(finished.results)]
+        values = [group.scores[0].value for group in groups]
+        versions = [span.policy.number for group in groups for each in group.group.completions for span in each.spans]
+        valid = [value for value in values if value is not None]
+        success = self._config.eval.success
+        return EvalResult(
+            steps=finished.steps,
+            accuracy=sum(value >= success for value in valid) / len(groups),
+            reward_mean=sum(valid) / len(valid) if valid else 0.0,
+            num_prompts=len(groups),
+            num_failed=len(values) - len(valid),
+            oldest_version=min(versions, default=0),
+            newest_version=max(versions, default=0),
+            samples=tuple(sample(group) for group in groups[: self._config.eval.num_shown]),
+        )
+
+
+def sample(group: ScoredGroup) -> Sample:
+    """The first completion of a group, for people to read."""
+    ticket = group.group.ticket
+    return Sample(ticket.prompt, group.group.completions[0].text, ticket.answer, group.scores[0].value)

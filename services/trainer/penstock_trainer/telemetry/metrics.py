@@ -1,0 +1,158 @@
+"""The trainer's Prometheus metrics, on their own registry.
+
+Owns names and types; docs/metrics.md is generated from them. A figure that is not known yet is NaN, which Prometheus
+keeps apart from 0. Set by the loop and what it drives.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+from penstock.config import Config
+from penstock.runtime.metrics import SecondsCounter
+from penstock_trainer.telemetry.queue_metrics import QueueMetrics
+from penstock_trainer.telemetry.records import StepLine
+
+MASKED = "masked_"
+OUTCOMES = ("trained", "unchanged", "non_finite")
+SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32)
+STATISTICS = {
+    "reward_mean": "Mean reward of the last batch",
+    "loss": "Loss of the last step",
+    "grad_norm": "Gradient norm of the last step, before clipping",
+    "entropy": "Entropy of the policy at trained tokens, in nats",
+    "reference_kl": "KL divergence from the reference policy, in nats",
+    "behaviour_kl": "KL divergence from the sampler's log-probabilities, in nats",
+    "effective_sample_size_ratio": "Effective sample size of the importance weights, 0 to 1",
+    "clipped_ratio": "Share of trained tokens whose surrogate was limited",
+    "clipped_ratio_low": "Share of trained tokens limited because their ratio was too low",
+    "clipped_ratio_high": "Share of trained tokens limited because their ratio was too high",
+    "ratio_min": "Smallest ratio of policy to sampler of a trained token",
+    "ratio_mean": "Mean ratio of policy to sampler",
+    "ratio_max": "Largest ratio of policy to sampler of a trained token",
+    "learning_rate": "Learning rate of the last step",
+    "reward_std": "Standard deviation of the rewards of the last batch",
+    "reward_min": "Smallest reward of the last batch",
+    "reward_max": "Largest reward of the last batch",
+    "advantage_std": "Root mean square of the advantages of the last batch",
+    "advantage_min": "Smallest advantage of the last batch",
+    "advantage_max": "Largest advantage of the last batch",
+    "length_generated": "Mean tokens of the completions of the last batch",
+    "length_trained": "Mean tokens of the completions with an advantage",
+    "length_bias": "length_trained over length_generated: 1 without bias",
+}
+
+
+class TrainerMetrics:
+    """All metrics of one trainer."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.queue = QueueMetrics(registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"penstock_{name}", text, labels, registry=registry)
+
+        def unknown(name: str, text: str) -> Gauge:
+            made = gauge(name, text)
+            made.set(math.nan)
+            return made
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"penstock_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"penstock_{name}", text, labels, buckets=SECONDS_BUCKETS, registry=registry)
+
+        self._steps = counter("trainer_steps", "Training steps of this life of the trainer", "outcome")
+        for outcome in OUTCOMES:
+            self._steps.labels(outcome=outcome)
+        self._run_steps = gauge("trainer_run_steps", "Steps of the run that are trained, over all lives of the trainer")
+        self._run_steps_planned = gauge("trainer_run_steps_planned", "Steps of the whole run if no ticket is dropped")
+        self.policy_version = gauge("trainer_policy_version", "Version of the trainer's weights")
+        self._step_duration = seconds("trainer_step_duration_seconds", "Time of a step by phase", "phase")
+        self._generation = counter(
+            "trainer_generation_seconds", "Time in which a training request ran on any server, as its groups arrived"
+        )
+        self._tokens = counter("trainer_tokens", "Completion tokens trained")
+        self._staleness = Histogram(
+            "penstock_trainer_staleness_versions",
+            "Versions between generation and training, per completion",
+            buckets=STALENESS_BUCKETS,
+            registry=registry,
+        )
+        self._staleness_mean = unknown("trainer_staleness_mean_versions", "Mean staleness of the last batch")
+        self._staleness_limit = gauge("trainer_staleness_limit_versions", "staleness.max_staleness of the run")
+        self._masked = gauge("trainer_masked_ratio", "Share of trained tokens left out of the loss", "reason")
+        self._statistics = {name: unknown(f"trainer_{name}", text) for name, text in STATISTICS.items()}
+        self.idle = SecondsCounter(
+            "penstock_trainer_idle_seconds", "Time spent waiting for a batch or for a push", registry=registry
+        )
+        self.pushes = counter("trainer_weight_pushes", "Pushes of a version to one server", "outcome")
+        for outcome in ("live", "fenced"):
+            self.pushes.labels(outcome=outcome)
+        self.push_exposed = counter(
+            "trainer_weight_exposed_seconds",
+            "Time that training waited or generation paused for weights",
+            "part",
+        )
+        for part in ("training", "generation"):
+            self.push_exposed.labels(part=part)
+        self._without_progress = gauge(
+            "trainer_without_progress_seconds", "Time without a step, an arrival, a push or work of the trainer's own"
+        )
+        self._stall_limit = gauge("trainer_stall_limit_seconds", "run.stall_seconds: then the trainer exits")
+        self.publish_duration = seconds(
+            "trainer_weight_publish_duration_seconds", "Time to push a version to all servers"
+        )
+        self.checkpoint_duration = seconds(
+            "trainer_checkpoint_duration_seconds", "Time to write a checkpoint, beside training"
+        )
+        self.checkpoint_exposed = seconds(
+            "trainer_checkpoint_exposed_seconds", "Time that training stood still for a checkpoint's copy"
+        )
+        self._heldout_accuracy = unknown("eval_accuracy_ratio", "Share of held-out prompts answered right")
+        self._gap_to_ideal = unknown(
+            "trainer_gap_to_ideal_ratio",
+            "Step time over the longer of generation and training time, minus 1, over the last 10 steps",
+        )
+        self.tracking_dropped = counter(
+            "trainer_tracking_dropped", "Steps and evaluations that a tracker did not take", "tracker", "reason"
+        )
+
+    def show_limits(self, config: Config, planned_steps: int) -> None:
+        """What the configuration allows and plans."""
+        self._staleness_limit.set(config.staleness.max_staleness)
+        self._stall_limit.set(config.run.stall_seconds)
+        self._run_steps_planned.set(planned_steps)
+
+    def watch_progress(self, seconds_without: Callable[[], float]) -> None:
+        """Read the time without progress whenever the metrics are read."""
+        self._without_progress.set_function(seconds_without)
+
+    def show_run(self, *, num_steps: int, accuracy: float | None, gap_to_ideal: float | None) -> None:
+        """Figures of the whole run; None where there is none yet."""
+        self._run_steps.set(num_steps)
+        self._heldout_accuracy.set(math.nan if accuracy is None else accuracy)
+        self._gap_to_ideal.set(math.nan if gap_to_ideal is None else gap_to_ideal)
+
+    def observe_step(self, line: StepLine, staleness: Sequence[int], *, outcome: str) -> None:
+        """Everything that one step says."""
+        self._steps.labels(outcome=outcome).inc()
+        self._statistics["reward_mean"].set(line.reward_mean)
+        for name, value in line.statistics.items():
+            if name.startswith(MASKED):
+                self._masked.labels(reason=name.removeprefix(MASKED)).set(value)
+            elif name in self._statistics:
+                self._statistics[name].set(value)
+        for phase, seconds in line.seconds.items():
+            self._step_duration.labels(phase=phase).observe(seconds)
+        for versions in staleness:
+            self._staleness.observe(versions)
+        self._staleness_mean.set(line.staleness_mean)
+        self._generation.inc(line.generation_seconds)
+        self._tokens.inc(line.statistics.get("num_loss_tokens", 0))

@@ -1,0 +1,46 @@
+"""One step and one evaluation, as they are written and shown."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion, for people to read."""
+
+    prompt: str
+    completion: str
+    answer: str
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was asked for."""
+
+    steps: int
+    accuracy: float
+    reward_mean: float
+    num_prompts: int
+    num_failed: int
+    oldest_version: int
+    newest_version: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running."""
+
+    step: int
+    version: int
+    epoch: float
+    tickets: tuple[int, ...]
+    started_at: float
+    ended_at: float
+    seconds: dict[str, float]
+    generation_seconds: float
+    generated_tokens: int
+    reward_mean: float
+    staleness_max: int
+    staleness_mean: float
+    statistics: dict[str, float]

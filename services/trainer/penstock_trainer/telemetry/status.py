@@ -1,0 +1,73 @@
+"""What the trainer tells about itself: one mapping for `GET /v1/status`, the live view and the gauges.
+
+Owns the names of the fields. Called by the app and by the loop's sampler.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock_trainer.telemetry.progress import Progress, last_accuracy
+
+RECENT_STEPS = 10
+
+
+@dataclass
+class Status:
+    """The present state of a trainer; the loop writes it, everyone else reads."""
+
+    run: str
+    max_staleness: int
+    batch_size: int
+    num_prompts: int
+    total_steps: int
+    progress: Progress
+    phase: str = "loading the model"
+    steps: int = 0
+    version: int = 0
+    version_digest: str = ""
+    outstanding: int = 0
+    oldest_waiting_seconds: float = 0.0
+    waiting_for: str = ""
+    """The ticket that holds up a batch, and who holds it; empty where none does for long."""
+    queue: dict[str, int] = field(default_factory=dict)
+    ready: bool = False
+    fenced: dict[str, str] = field(default_factory=dict)
+    """Servers that did not take the last push, and why."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; `None` where nothing is known yet."""
+        lines = self.progress.steps
+        recent = lines[-RECENT_STEPS:]
+        seconds = [line["seconds"]["step"] for line in recent]
+        step_seconds = sum(seconds) / len(seconds) if seconds else None
+        tokens = sum(line["generated_tokens"] for line in recent)
+        return {
+            "run": self.run,
+            "phase": self.phase,
+            "step": self.steps,
+            "total_steps": self.total_steps,
+            "epoch": round(self.steps * self.batch_size / self.num_prompts, 3) if self.num_prompts else 0.0,
+            "policy_version": self.version,
+            "outstanding": self.outstanding,
+            "oldest_waiting_seconds": self.oldest_waiting_seconds,
+            "reward_mean": lines[-1]["reward_mean"] if lines else None,
+            "reward_average": self.progress.reward_average,
+            "heldout_accuracy": last_accuracy(self.progress.evals),
+            "staleness_max": max((line["staleness_max"] for line in lines), default=0),
+            "staleness_mean": lines[-1]["staleness_mean"] if lines else None,
+            "max_staleness": self.max_staleness,
+            "queue": self.queue,
+            "tokens_per_second": tokens / sum(seconds) if seconds else None,
+            "gap_to_ideal": self.progress.gap_to_ideal(last=RECENT_STEPS),
+            "step_seconds": step_seconds,
+            "eta_seconds": step_seconds * max(0, self.total_steps - self.steps) if step_seconds else None,
+            "waiting_for": self.waiting_for,
+            "fenced": self.fenced,
+        }
+
+
+def expected_steps(num_draws: int, batch_size: int, max_steps: int) -> int:
+    """Steps of the whole run if no ticket is dropped."""
+    steps = math.ceil(num_draws / batch_size)
+    return min(steps, max_steps) if max_steps else steps

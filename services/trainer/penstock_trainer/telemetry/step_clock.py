@@ -1,0 +1,39 @@
+"""Seconds by phase of one step."""
+
+import time
+
+
+class Clock:
+    """Seconds by phase of one step, from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.started_at = time.time()
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        """What was done since the last lap was `phase`."""
+        now = time.monotonic()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def part(self, whole: str, phase: str, seconds: float) -> None:
+        """`seconds` of those counted as `whole` were `phase`."""
+        self.seconds[whole] -= seconds
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def leave_out(self) -> None:
+        """What was done since the last lap belongs to no step."""
+        now = time.monotonic()
+        self.started_at += now - self._last
+        self._last = now
+
+    def note(self, seconds: dict[str, float]) -> None:
+        """Of what ran beside these phases."""
+        self.seconds.update(seconds)
+
+    def begin_at(self, started_at: float) -> None:
+        """Forget the wait before Unix second `started_at`: until then the servers were starting."""
+        early = max(0.0, started_at - self.started_at)
+        self.started_at += early
+        self.seconds["wait"] = max(0.0, self.seconds.get("wait", 0.0) - early)

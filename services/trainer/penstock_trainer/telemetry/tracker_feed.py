@@ -1,0 +1,155 @@
+"""The way from the trainer to one tracker: a bounded queue that one thread drains.
+
+Owns the queue, the thread and the file that says how far the tracker is. Invariant: `put` never waits; a tracker that
+is slow or fails costs only its own values, which are counted, and one line in the log for each of the two; after
+`close` nothing of it keeps the process from ending. Called by `tracking`.
+
+    loop -- put --> [bounded queue] -- thread: open, log, log, ..., close --> library
+                     full: dropped            raised: dropped
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+from prometheus_client import Counter
+
+from penstock.durable import write_durably
+from penstock.errors import DataError
+from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
+
+MAX_WAITING = 1000  # hours of training for a tracker that hangs, and little memory
+log = logging.getLogger(__name__)
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a tracker is: its last training step, and how many evaluations it has."""
+
+    step: int = -1
+    num_evals: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Values at one training step, and the position of a tracker that has them."""
+
+    step: int
+    values: Mapping[str, float]
+    position: Position
+
+
+class Feed:
+    """One tracker's queue and thread."""
+
+    def __init__(
+        self, tracker: Tracker, run: TrackedRun, backlog: Iterable[Entry], position_path: Path, dropped: Counter
+    ) -> None:
+        """`backlog`: what an earlier life did not track. `dropped`: a counter with labels tracker and reason."""
+        self._tracker = tracker
+        self._run = run
+        self._position_path = position_path
+        self._dropped = dropped
+        self._backlog = deque(backlog)
+        self._waiting: deque[Entry] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._reported: set[str] = set()
+        self._thread = threading.Thread(target=self._drain, name=f"tracker-{tracker.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, entry: Entry) -> None:
+        """Hand over one entry, or drop it where too many wait. Never waits."""
+        with self._changed:
+            is_full = len(self._waiting) >= MAX_WAITING
+            if not is_full:
+                self._waiting.append(entry)
+                self._changed.notify()
+        if is_full:
+            self._drop("slow", f"{MAX_WAITING} steps wait for it")
+
+    def begin_close(self) -> None:
+        """Let the thread end once it has taken what waits."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def finish_close(self, deadline: float) -> None:
+        """Wait for that until `deadline` (of time.monotonic); then drop what is left and abandon the tracker."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if not self._thread.is_alive():
+            return
+        with self._changed:
+            left = len(self._backlog) + len(self._waiting)
+            self._backlog.clear()
+            self._waiting.clear()
+        self._drop("slow", "it did not end within tracking.close_seconds", count=left)
+        try:
+            self._tracker.abandon()
+        except Exception:  # a library's: the run has succeeded or failed without it
+            log.warning("tracker %s cannot be abandoned", self._tracker.name, exc_info=True)
+
+    def _drain(self) -> None:
+        is_open = self._try("open", partial(self._tracker.open, self._run))
+        while (entry := self._next()) is not None:
+            if not is_open:
+                self._drop("failed", "it could not be opened")
+            elif not self._try("log", partial(self._log, entry)):
+                self._drop("failed", "it raised")
+        if is_open:
+            self._try("close", self._tracker.close)
+
+    def _log(self, entry: Entry) -> None:
+        self._tracker.log(entry.step, entry.values)
+        write_durably(self._position_path, msgspec.json.encode(entry.position))
+
+    def _next(self) -> Entry | None:
+        """The oldest entry; None when there is none and none will come."""
+        with self._changed:
+            if self._backlog:
+                return self._backlog.popleft()
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            return self._waiting.popleft() if self._waiting else None
+
+    def _try(self, verb: str, act: Callable[[], None]) -> bool:
+        """Whether it went well. A library may raise anything, and training goes on whatever it is."""
+        try:
+            act()
+        except Exception as error:
+            self._report("failed", f"{verb}: {error!r}", error)
+            return False
+        return True
+
+    def _drop(self, reason: str, what: str, count: int = 1) -> None:
+        self._dropped.labels(tracker=self._tracker.name, reason=reason).inc(count)
+        self._report(reason, what)
+
+    def _report(self, reason: str, what: str, error: Exception | None = None) -> None:
+        if reason in self._reported:
+            return
+        self._reported.add(reason)
+        log.warning(
+            "tracker %s: %s (%s); training goes on, and values that it does not take are dropped and counted",
+            self._tracker.name,
+            reason,
+            what,
+            exc_info=error,
+        )
+
+
+def read_position(path: Path) -> Position:
+    """The position that an earlier life left; that of a new tracker where there is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Position)
+    except FileNotFoundError:
+        return Position()
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{path} holds no position ({error}); delete it to track the whole run again") from None

@@ -1,0 +1,223 @@
+"""The experiment trackers: TensorBoard, W&B and trackio, each through its own library.
+
+Owns what is said to each library. Invariant: importing this module imports none of them, and nothing here is called on
+the event loop but `require_trackers`, before training starts: each tracker lives in the thread of its feed, which
+catches what it raises. Called by `tracker_feed`; `require_trackers` by `__main__`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import psutil
+import yaml
+
+from penstock.config import TrackingSection
+from penstock.errors import ConfigError
+from penstock.runtime.process import KILL_SECONDS
+
+if TYPE_CHECKING:
+    import wandb
+    from torch.utils.tensorboard import SummaryWriter
+    from trackio.run import Run as TrackioRun
+
+STEP = "step"  # the x axis of W&B; its own counter only rises, and an evaluation may end after later steps
+WANDB_SERVICE = "wandb-core"
+UPLOAD_SHARE = 0.8  # of the time to close: the rest is for W&B's service to end
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of the run. `config` holds no secret; `first_step`: of this life of the trainer."""
+
+    id: str
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    first_step: int
+
+
+class Tracker(Protocol):
+    """One library. All methods but `abandon` are called in one thread, and may block or raise."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rewinds(self) -> bool:
+        """Whether opening at `first_step` takes back what an earlier life logged from that step on."""
+
+    def open(self, run: TrackedRun) -> None:
+        """Import the library and begin the run, or go on with it."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None:
+        """Flush and end."""
+
+    def abandon(self) -> None:
+        """It hangs: end whatever would keep the process from ending. Called in another thread."""
+
+
+class TensorBoardTracker:
+    """Event files in `tensorboard/` of the run's folder."""
+
+    name = "tensorboard"
+    rewinds = True
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+
+    def open(self, run: TrackedRun) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first_step)
+        text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+        self._writer.add_text("config", f"```yaml\n{text}```", run.first_step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        assert self._writer is not None
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        assert self._writer is not None
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Its thread ends with the process."""
+
+
+class WandbTracker:
+    """A run of Weights & Biases; offline, a file in `wandb/` of the run's folder."""
+
+    name = "wandb"
+    rewinds = False
+
+    def __init__(self, section: TrackingSection) -> None:
+        self._section = section
+        self._run: wandb.Run | None = None
+
+    def open(self, run: TrackedRun) -> None:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            finish_timeout=UPLOAD_SHARE * self._section.close_seconds,
+            x_disable_meta=True,  # it holds the command line, and so the secrets in it
+            x_save_requirements=False,
+        )
+        self._run = wandb.init(
+            project=self._section.project,
+            entity=self._section.wandb_entity or None,
+            id=run.id,
+            name=run.name,
+            resume="allow",
+            mode=self._section.wandb_mode,
+            dir=str(run.folder),
+            config=dict(run.config),
+            allow_val_change=True,
+            settings=settings,
+        )
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        assert self._run is not None
+        self._run.log({STEP: step, **values})
+
+    def close(self) -> None:
+        import wandb
+
+        assert self._run is not None
+        self._run.finish()
+        wandb.teardown()
+
+    def abandon(self) -> None:
+        """Kill its service, for which an exit hook of the library waits without a deadline."""
+        for child in psutil.Process().children():
+            if child.name() == WANDB_SERVICE:
+                child.kill()
+                child.wait(KILL_SECONDS)
+
+
+class TrackioTracker:
+    """A run in trackio's database, which `trackio show` reads; TRACKIO_DIR says where it is."""
+
+    name = "trackio"
+    rewinds = False
+
+    def __init__(self, section: TrackingSection) -> None:
+        self._project = section.project
+        self._run: TrackioRun | None = None
+
+    def open(self, run: TrackedRun) -> None:
+        import trackio
+
+        # It resumes by name: the id, so that a run that replaces another of its name does not go on with its curves.
+        self._run = trackio.init(
+            project=self._project,
+            name=run.id,
+            config=dict(run.config),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        assert self._run is not None
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        assert self._run is not None
+        self._run.finish()
+
+    def abandon(self) -> None:
+        """Its thread ends with the process."""
+
+
+def make_trackers(section: TrackingSection) -> list[Tracker]:
+    """Those that the configuration names. Imports nothing."""
+    return [_make(name, section) for name in section.to]
+
+
+def _make(name: Literal["tensorboard", "wandb", "trackio"], section: TrackingSection) -> Tracker:
+    match name:
+        case "tensorboard":
+            return TensorBoardTracker()
+        case "wandb":
+            return WandbTracker(section)
+        case "trackio":
+            return TrackioTracker(section)
+
+
+def require_trackers(section: TrackingSection) -> None:
+    """ConfigError when a library is not installed, or when W&B's server is asked for without a key."""
+    for name in section.to:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # without an origin it is only a folder of that name, such as ./wandb
+            raise ConfigError(
+                f"tracking.to names {name}, and its library is not installed; expected it: run "
+                f"`pip install 'penstock[{name}]'`, or take {name} out of tracking.to"
+            )
+    if "wandb" in section.to and section.wandb_mode == "online":
+        _require_wandb_key()
+
+
+def _require_wandb_key() -> None:
+    import wandb
+
+    try:
+        found = wandb.login(verify=False)
+    except wandb.errors.UsageError as error:
+        raise ConfigError(
+            f"tracking.wandb_mode is online, and W&B says: {error}; expected WANDB_API_KEY or a stored login; "
+            "set tracking.wandb_mode to offline to write into the run's folder"
+        ) from None
+    if not found:
+        raise ConfigError("tracking.wandb_mode is online, and W&B has no login; expected one, or offline")

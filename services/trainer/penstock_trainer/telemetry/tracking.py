@@ -1,0 +1,140 @@
+"""What trackers are told of a run: its steps and evaluations, each once, whatever was restarted in between.
+
+Owns the names of the values, the run's id and `tracking/` in its folder. Invariant: names are those of `steps.jsonl`,
+nested ones joined by "/"; a step that was trained again after a restart is not tracked again; what an earlier life, or
+one without this tracker, wrote to `steps.jsonl` only, is tracked at the start. Called by `reports` and `wiring`.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter
+
+from penstock.config import Config
+from penstock.config.shown import masked
+from penstock.durable import write_durably
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.tracker_feed import Entry, Feed, Position, read_position
+from penstock_trainer.telemetry.trackers import TrackedRun, Tracker, make_trackers
+
+log = logging.getLogger(__name__)
+
+FOLDER = "tracking"
+ID_FILE = "run_id"
+NO_CURVE = ("step", "steps", "started_at", "ended_at")  # the x axis, and the time of day
+
+
+class Tracking:
+    """All trackers of a run; none is fine."""
+
+    def __init__(self, feeds: Sequence[Feed], progress: Progress, close_seconds: float) -> None:
+        self._feeds = feeds
+        self._close_seconds = close_seconds
+        self._last_step = max((line["step"] for line in progress.steps), default=-1)
+        self._evaluated = set(unique_evals(progress))
+
+    def start(self) -> None:
+        for feed in self._feeds:
+            feed.start()
+
+    def step(self, line: StepLine) -> None:
+        """Track a step, unless it has been. Never waits."""
+        if line.step <= self._last_step:
+            return
+        self._last_step = line.step
+        self._put(line.step, step_values(asdict(line)))
+
+    def evaluation(self, result: EvalResult) -> None:
+        """Track an evaluation, unless there was one after as many steps. Never waits."""
+        if result.steps in self._evaluated:
+            return
+        self._evaluated.add(result.steps)
+        self._put(result.steps, eval_values(asdict(result)))
+
+    def close(self) -> None:
+        """Flush and end all trackers within the deadline that they share. Blocking: call it in a thread."""
+        deadline = time.monotonic() + self._close_seconds
+        for feed in self._feeds:
+            feed.begin_close()
+        for feed in self._feeds:
+            feed.finish_close(deadline)
+        if self._feeds:  # and what libraries print at their end is not the trainer's last word
+            log.info("trackers are closed")
+
+    def _put(self, step: int, values: Mapping[str, float]) -> None:
+        entry = Entry(step, values, Position(self._last_step, len(self._evaluated)))
+        for feed in self._feeds:
+            feed.put(entry)
+
+
+def make_tracking(config: Config, folder: Path, progress: Progress, dropped: Counter) -> Tracking:
+    """The trackers that the configuration names, from where they were in the run's `folder`."""
+    trackers = make_trackers(config.tracking)
+    feeds = [_feed(tracker, config, folder, progress, dropped) for tracker in trackers]
+    return Tracking(feeds, progress, config.tracking.close_seconds)
+
+
+def _feed(tracker: Tracker, config: Config, folder: Path, progress: Progress, dropped: Counter) -> Feed:
+    path = folder / FOLDER / f"{tracker.name}.json"
+    run_id = kept_id(folder / FOLDER / ID_FILE, config.run.name)
+    position = read_position(path)
+    run = TrackedRun(run_id, config.run.name, folder, masked(config), first_step=position.step + 1)
+    return Feed(tracker, run, backlog(progress, position, rewinds=tracker.rewinds), path, dropped)
+
+
+def kept_id(path: Path, run_name: str) -> str:
+    """The run's id: its name and random letters, so that a run that replaces another has curves of its own."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, f"{run_name}-{secrets.token_hex(4)}\n".encode())
+    return path.read_text(encoding="utf-8").strip()
+
+
+def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
+    """The first evaluation after each number of steps, in the order in which they were reported."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in progress.evals:
+        found.setdefault(line["steps"], line)
+    return found
+
+
+def backlog(progress: Progress, position: Position, *, rewinds: bool) -> Iterator[Entry]:
+    """What a tracker at `position` lacks, evaluations before the step that came after them.
+
+    One that `rewinds` has lost the evaluations from the step after its last one on.
+    """
+    lacking: list[tuple[int, bool, Mapping[str, float], int]] = []
+    for line in progress.steps:
+        if line["step"] > position.step:
+            lacking.append((line["step"], True, step_values(line), position.num_evals))
+    for number, line in enumerate(unique_evals(progress).values()):
+        if number >= position.num_evals or (rewinds and line["steps"] > position.step):
+            lacking.append((line["steps"], False, eval_values(line), number + 1))
+    step, num_evals = position.step, position.num_evals
+    for at, is_step, values, evals in sorted(lacking, key=lambda each: each[:2]):
+        step, num_evals = (at if is_step else step), max(num_evals, evals)
+        yield Entry(at, values, Position(step, num_evals))
+
+
+def step_values(line: Mapping[str, Any]) -> dict[str, float]:
+    """The curves of a line of `steps.jsonl`."""
+    return dict(_flat({name: value for name, value in line.items() if name not in NO_CURVE}))
+
+
+def eval_values(line: Mapping[str, Any]) -> dict[str, float]:
+    """The curves of a line of `evals.jsonl`, under `eval/`."""
+    return dict(_flat({name: value for name, value in line.items() if name not in NO_CURVE}, "eval/"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

@@ -1,0 +1,58 @@
+"""The canary of each version: what its weights say of a few fixed tokens, computed by the trainer.
+
+Owns which tokens they are and how far an engine may be off. Invariant: the tokens are those of the run's first prompt,
+so they are the same in every life of the trainer, and of the kind that the engine is asked for. Called by the loop,
+after it has staged a version, and by `app`, for a server that asks for files.
+
+The float32 masters are used as they are. Where the engine has bfloat16, rounding them moves the mean log-probability of
+a token by about as much as the engine's own arithmetic does (SmolLM2-135M: 0.05 and 0.06 nats), which the tolerance
+covers, and a rounded copy of the model would cost its memory.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from penstock.config import Config
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement
+from penstock.errors import WeightsBusyError, WeightsError
+
+FLOAT32_TOLERANCE = 0.002  # nats; measured: 5e-6 on a CPU. A GPU may multiply in TF32
+BFLOAT16_TOLERANCE = 0.25  # measured: 0.1 with words drawn at random, whose logits are large; another tensor: above 0.5
+
+SequenceLogprobs = Callable[[Sequence[int]], tuple[float, ...]]
+
+
+class CanaryMaker:
+    """Makes the canary of the present weights."""
+
+    def __init__(self, logprobs: SequenceLogprobs, prompt_ids: Sequence[int], config: Config) -> None:
+        """`prompt_ids`: the run's first prompt, repeated where it is short."""
+        num_tokens = config.weights.canary_tokens
+        self._logprobs = logprobs
+        self._token_ids = tuple(prompt_ids[i % len(prompt_ids)] for i in range(num_tokens))
+        is_float32 = config.actor.dtype == config.rollout.engine.dtype == "float32"
+        self._newest: tuple[int, Canary | None] = (-1, None)  # version and canary
+        self._tolerance = config.weights.canary_tolerance or (FLOAT32_TOLERANCE if is_float32 else BFLOAT16_TOLERANCE)
+
+    def make(self, version: int) -> Canary | None:
+        """Of the present weights, which are those of `version`; None where `weights.canary_tokens` asks for none."""
+        canary = self._measure() if self._token_ids else None
+        self._newest = (version, canary)
+        return canary
+
+    def beside(self, files: Announcement) -> Announcement:
+        """The files of the newest version, with its canary; WeightsBusyError before that is known."""
+        version, canary = self._newest
+        if version != files.identity.number:
+            raise WeightsBusyError(f"version {files.identity.number} is staged and has no canary yet; try again")
+        return Announcement(files.identity, files.path, files.lease, canary)
+
+    def _measure(self) -> Canary:
+        logprobs = self._logprobs(self._token_ids)
+        if not all(map(math.isfinite, logprobs)):
+            raise WeightsError(
+                f"the weights give log-probabilities {logprobs[:4]} to the first prompt: expected finite ones; they "
+                "are broken: start again from a checkpoint with a lower optimizer.lr"
+            )
+        return Canary(self._token_ids, logprobs, self._tolerance)

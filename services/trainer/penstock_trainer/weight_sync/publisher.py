@@ -1,0 +1,108 @@
+"""Pushes a staged version to every live rollout server at once.
+
+Invariant: when `push` returns, each server either said that it serves exactly this version or is fenced: it takes no
+ticket until it has loaded the announced one by itself. Called by the loop.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from penstock.broker import Queue
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import ENGINE_STARTING, FENCED, Announcement, ServiceRecord
+from penstock.errors import WeightsError
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weight_sync.transport import Transport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Push:
+    """What came of a push: names of the servers that serve it, and reasons of those that do not.
+
+    paused_seconds: the longest time for which it stopped the generation of a server.
+    """
+
+    live: tuple[str, ...]
+    fenced: dict[str, str]
+    seconds: float
+    paused_seconds: float
+
+
+class Publisher:
+    """Pushes by one transport."""
+
+    def __init__(self, queue: Queue, client: RolloutClient, transport: Transport, timeout_seconds: float) -> None:
+        self._queue = queue
+        self._client = client
+        self._transport = transport
+        self._timeout_seconds = timeout_seconds
+
+    async def push(self, announcement: Announcement) -> Push:
+        """Push to all servers whose engine runs; none is no error: a server loads what is announced when it joins."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        services = await self._queue.services()
+        servers = [each for each in services if each.kind == "rollout" and each.state != ENGINE_STARTING]
+        results = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
+        fenced = {
+            server.name: result for server, result in zip(servers, results, strict=True) if isinstance(result, str)
+        }
+        for name, reason in fenced.items():
+            log.error("rollout server %s is fenced: %s", name, reason, extra={"version": announcement.identity.number})
+        if fenced and len(fenced) == len(servers):
+            log.error(
+                "no rollout server serves %s: training stops, after run.stall_seconds, unless one catches up",
+                announcement.identity,
+            )
+        live = tuple(server.name for server in servers if server.name not in fenced)
+        paused_seconds = max((result for result in results if not isinstance(result, str)), default=0.0)
+        return Push(live, fenced, loop.time() - start, paused_seconds)
+
+    async def _push_one(self, server: ServiceRecord, announcement: Announcement) -> float | str:
+        """For how many seconds generation was paused, or why this server does not serve the version."""
+        try:
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._transport.delivery(server, announcement) as source,
+            ):
+                return await self._client.put_weights(server.url, announcement, source)
+        except WeightsError as error:
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {self._timeout_seconds:.0f} s (weights.push_timeout_seconds)"
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: {error}"
+
+
+class Fences:
+    """The fenced servers of one trainer."""
+
+    def __init__(self) -> None:
+        self._missed: dict[str, PolicyIdentity] = {}
+
+    def pushed(self, announcement: Announcement, push: Push) -> None:
+        """Take note of who took a version and who did not."""
+        for name in push.live:
+            self._missed.pop(name, None)
+        self._missed.update(dict.fromkeys(push.fenced, announcement.identity))
+
+    def server_states(self, records: Sequence[ServiceRecord]) -> Counter[str]:
+        """Rollout servers by state, as their records and the pushes tell."""
+        servers = [record for record in records if record.kind == "rollout"]
+        self._missed = {
+            record.name: self._missed[record.name]
+            for record in servers
+            if record.name in self._missed and not _serves(record, self._missed[record.name])
+        }
+        return Counter(FENCED if record.name in self._missed else record.state for record in servers)
+
+
+def _serves(record: ServiceRecord, wanted: PolicyIdentity) -> bool:
+    return record.policy is not None and (record.policy == wanted or record.policy.number > wanted.number)

@@ -1,0 +1,67 @@
+"""Saves the final weights as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+The bytes are those of the last published version: rounded as servers got them, an adapter merged. Beside them the
+adapter alone, in peft's own format. Called by the learner and the export command.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from penstock_trainer.weights.files import (
+    WEIGHTS_NAME,
+    Dtype,
+    Format,
+    Weights,
+    write_weights,
+)
+
+ADAPTER_FOLDER = "adapter"  # beside exported weights
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def config_json(model: PreTrainedModel, dtype: Dtype) -> bytes:
+    """The model's config.json for weights in `dtype`."""
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    return config.to_json_string().encode()
+
+
+def save_folder(
+    model: PreTrainedModel,
+    weights: Weights,
+    original: str,
+    folder: Path,
+    form: Format,
+    save_adapter: Callable[[Path], None] | None,
+) -> None:
+    """Write weights, config and the files of `original` that come with a tokenizer; replaces an earlier folder."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_weights(temporary / WEIGHTS_NAME, weights, form, durable=True)
+    (temporary / "config.json").write_bytes(config_json(model, form.dtype))
+    if save_adapter is not None:
+        save_adapter(temporary / ADAPTER_FOLDER)
+    for name in COPIED_FILES:
+        found = cached_file(original, name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            shutil.copyfile(found, temporary / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
