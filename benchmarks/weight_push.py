@@ -33,7 +33,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.chaos.model import make_tiny_model
-from benchmarks.push_bench import ModelSource, Pusher, RolloutServer, pusher, rollout_server
+from benchmarks.push_setup import ModelSource, Pusher, RolloutServer, pusher, rollout_server
 from penstock.config import Config, WeightsSection
 from penstock_trainer.weight_sync.process_group import Group, MeetingPoint
 from penstock_trainer.weight_sync.shared_memory import shared_memory

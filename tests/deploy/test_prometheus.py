@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.prometheus_bench import (
+from tests.deploy.prometheus_setup import (
     PROMETHEUS_FOLDER,
     RUN,
     Prometheus,

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.deploy.slurm_bench import BATCH_SIZE, SlurmBench
 from tests.deploy.slurm_cluster import SlurmCluster, until, why_not
+from tests.deploy.slurm_setup import BATCH_SIZE, SlurmBench
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -16,7 +16,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 
 if TYPE_CHECKING:  # tests of the queue do not wait for torch
-    from benchmarks.push_bench import RolloutServer
+    from benchmarks.push_setup import RolloutServer
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
 
 @pytest.fixture(scope="session")
 def sglang_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    from tests.integration.sglang_pair import make_models
+    from tests.integration.rollout.sglang_pair import make_models
 
     return make_models(tmp_path_factory.mktemp("models"))
 
@@ -71,7 +71,7 @@ def sglang_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 async def sglang_pair(
     sglang_models: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> "AsyncIterator[list[RolloutServer]]":
-    from tests.integration.sglang_pair import running_pair
+    from tests.integration.rollout.sglang_pair import running_pair
 
     async with running_pair(sglang_models[0], tmp_path_factory.mktemp("pair")) as servers:
         yield servers

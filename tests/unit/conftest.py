@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # tests that ask for neither do not wait for torch
-    from tests.unit.replay_bench import RecordedRun
+    from tests.unit.trainer.offline.recorded_run import RecordedRun
 
 
 @pytest.fixture
 def qwen3(tmp_path: Path) -> Path:
     """The folder of a model without tied embeddings."""
-    from tests.unit.trainer_groups import save_tiny_model
+    from tests.unit.trainer.trainer_groups import save_tiny_model
 
     return save_tiny_model(tmp_path / "model", "qwen3")
 
@@ -21,7 +21,7 @@ def qwen3(tmp_path: Path) -> Path:
 @pytest.fixture(params=["llama", "qwen3"])
 def each_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder of a model with tied embeddings, and of one without."""
-    from tests.unit.trainer_groups import save_tiny_model
+    from tests.unit.trainer.trainer_groups import save_tiny_model
 
     return save_tiny_model(tmp_path / "model", request.param)
 
@@ -29,8 +29,8 @@ def each_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run and its model; not to be changed."""
-    from tests.unit.replay_bench import record, write_config
-    from tests.unit.trainer_groups import save_tiny_model
+    from tests.unit.trainer.offline.recorded_run import record, write_config
+    from tests.unit.trainer.trainer_groups import save_tiny_model
 
     folder = Path(tmp_path_factory.mktemp("recorded"))
     save_tiny_model(folder / "model")
@@ -41,7 +41,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recorded(trained_run: Path, tmp_path: Path) -> "RecordedRun":
     """A copy of the run that the test may change."""
-    from tests.unit.replay_bench import RecordedRun, write_config
+    from tests.unit.trainer.offline.recorded_run import RecordedRun, write_config
 
     for name in ("runs", "model"):
         shutil.copytree(trained_run / name, tmp_path / name)

@@ -1,0 +1,138 @@
+"""The server behind the queue: full, too small, frozen, unreachable, shared by runs, and calls that are cancelled."""
+
+import asyncio
+import signal
+
+import pytest
+
+from penstock.broker import Queue, Stage, check_memory, connect, memory_use
+from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.keys import GROUP
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.errors import ConfigError, QueueError
+from tests.integration.broker.queue_setup import issue, make_group, make_ticket, make_worker
+
+
+async def test_two_runs_do_not_meet(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+    await issue(trainer, 0)
+    other_config = queue_config.model_copy(update={"run": queue_config.run.model_copy(update={"name": "other"})})
+
+    other = await connect(other_config)
+    try:
+        assert (await other.depths())["tickets"] == 0
+        assert await other.delete_run() > 0
+        assert (await queue.depths())["tickets"] == 1
+    finally:
+        await other.close()
+
+
+async def test_a_full_redis_stops_work_and_loses_nothing(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0, 1)
+    worker = make_worker(queue, queue_config)
+    delivery = await worker.take(Stage.TICKETS)
+    assert delivery is not None
+    await queue.client.config_set("maxmemory", "1mb")
+    try:
+        group = make_group(make_ticket(0))
+        moving = asyncio.create_task(worker.hand_over_and_take(delivery, group, Stage.ROLLOUTS, Stage.TICKETS))
+        await asyncio.sleep(0.5)
+        assert not moving.done()
+        assert (await queue.depths())["rollouts"] == 0
+        waiting = await queue.client.xpending(queue.keys.stream(Stage.TICKETS), GROUP)
+        assert waiting["pending"] == 1, "the second was taken by a hand-over that was refused"
+    finally:
+        await queue.client.config_set("maxmemory", "0")
+    async with asyncio.timeout(5):
+        moved, following = await moving
+    assert moved
+    assert following is not None
+
+
+async def test_a_queue_that_is_too_small_is_refused(queue: Queue) -> None:
+    await queue.client.config_set("maxmemory", "100mb")
+    try:
+        await check_memory(queue, 50 * 2**20)
+        with pytest.raises(ConfigError, match="maxmemory"):
+            await check_memory(queue, 200 * 2**20)
+        use = await memory_use(queue)
+        assert 0 < use.used_bytes < use.limit_bytes == 100 * 2**20
+    finally:
+        await queue.client.config_set("maxmemory", "0")
+    assert (await memory_use(queue)).limit_bytes > 100 * 2**20  # its host's
+
+
+async def test_an_unreachable_redis_is_named(queue_config: Config) -> None:
+
+    gone = queue_config.model_copy(
+        update={"redis": queue_config.redis.model_copy(update={"url": "redis://127.0.0.1:1/0", "timeout_seconds": 0.5})}
+    )
+    with pytest.raises(QueueError, match=r"redis\.url redis://127\.0\.0\.1:1/0"):
+        async with asyncio.timeout(20):
+            await connect(gone)
+
+
+async def test_a_wrong_password_is_named_at_once(queue_config: Config) -> None:
+    section = type(queue_config.redis).model_validate(
+        {"url": queue_config.redis.url, "password": "wrong", "timeout_seconds": 30}
+    )
+    with pytest.raises(ConfigError, match=r"redis\.password"):
+        async with asyncio.timeout(5):
+            await connect(queue_config.model_copy(update={"redis": section}))
+
+
+@pytest.mark.parametrize("num_switches", range(0, 60, 2))
+async def test_a_cancelled_call_always_ends(queue_config: Config, num_switches: int) -> None:
+    """A cancellation that a library loses would keep a service from ever stopping."""
+    queue = await connect(queue_config)
+    worker = make_worker(queue, queue_config)
+    beating = asyncio.create_task(worker.keep_alive())
+    for _ in range(num_switches):
+        await asyncio.sleep(0)
+    beating.cancel()
+    done, _ = await asyncio.wait({beating}, timeout=2)
+    assert done, "the cancellation was lost"
+    await queue.close()
+
+
+async def test_a_script_that_the_server_forgot_and_a_connection_that_it_closed_are_no_errors(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0, 1, 2)
+    worker = make_worker(queue, queue_config)
+    assert await worker.take(Stage.TICKETS) is not None
+    await queue.client.script_flush()
+    assert await worker.take(Stage.TICKETS) is not None
+    await queue.client.client_kill_filter(_type="normal", skipme=False)
+    assert await worker.take(Stage.TICKETS) is not None
+    assert worker.num_held == 3
+
+
+async def test_a_wait_whose_connection_breaks_goes_on(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    worker = make_worker(queue, queue_config)
+    assert await worker.take(Stage.TICKETS) is None
+    waiting = asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=3))
+    await asyncio.sleep(0.1)
+    await queue.client.client_kill_filter(_type="normal", skipme=True)
+    await asyncio.sleep(0.1)
+    await issue(trainer, 0)
+    async with asyncio.timeout(2):
+        await waiting
+    assert await worker.take(Stage.TICKETS) is not None
+
+
+async def test_a_frozen_redis_is_named(redis_server: EmbeddedServer, queue_config: Config) -> None:
+    section = queue_config.redis.model_copy(update={"timeout_seconds": 1.0})
+    queue = await connect(queue_config.model_copy(update={"redis": section}))
+    assert redis_server.process is not None
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(QueueError, match=r"no answer within 1 s \(redis\.timeout_seconds"):
+            await queue.depths()
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+        await queue.close()

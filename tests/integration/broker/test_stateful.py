@@ -1,0 +1,110 @@
+"""Random interleavings of everything that can happen to a run's queue, with the invariants after every step.
+
+The rules (`broker_rules`) move rollout servers, reward workers and trainers over a real server through the product's
+own classes and scripts. At the end of each run whatever is left is worked off, and every ticket must have ended.
+
+CI runs a fixed selection. To search for longer, with new random choices each time:
+
+    PENSTOCK_STATEFUL_EXAMPLES=3000 .venv/bin/python -m pytest tests/integration/broker/test_stateful.py --timeout 0
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from penstock.config import Config
+from tests.integration.broker.broker_calls import Fate
+from tests.integration.broker.broker_entries import age_all
+from tests.integration.broker.broker_rules import OLD_MILLISECONDS, QueueRules, WorkerRules
+from tests.integration.broker.broker_trainer import PROMPTS
+
+# By a thread: a signal's exception is one more failing example to Hypothesis, which then looks for the smallest one.
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(300, method="thread")]
+
+NUM_EXAMPLES = int(os.environ.get("PENSTOCK_STATEFUL_EXAMPLES", "0"))
+CI_EXAMPLES = 60  # about 25 s
+STEPS = 60
+DRAIN_ROUNDS = 200
+RARE = (
+    "hand_over",
+    "hand_over_and_take",
+    "publish_late",
+    "bury",
+    "failed",
+    "lose_the_tail",
+    *(each.name for each in Fate),
+)
+MIN_TIMES = 5  # of each in CI, else the choices have become poor ones
+
+PHASES = list(Phase) if NUM_EXAMPLES else [Phase.generate]  # CI tells of the first failure; a search shrinks it
+
+
+class QueueMachine(WorkerRules, QueueRules):
+    """Everything may happen; at the end nothing goes wrong any more."""
+
+    def teardown(self) -> None:
+        if not hasattr(self, "trainer"):
+            return
+        try:
+            self.work_off()
+        finally:
+            self.run(self.queue.delete_run())
+            self.run(self.queue.close())
+
+    def work_off(self) -> None:
+        """Nothing goes wrong any more: every ticket ends, and nothing is left."""
+        self.run(age_all(self.queue, OLD_MILLISECONDS))  # what somebody holds and does not know of
+        for _ in range(DRAIN_ROUNDS):
+            if self.trainer.book.finished:
+                break
+            for holder in list(self.holders):
+                self.load_announced(holder)
+                while self.run(holder.take()) is not None:
+                    pass
+                for holding in list(holder.holds):
+                    self.publish(holder, holding, (1.0, 0.0))
+            self.judge(9)
+            if self.trainer.untrained is None:
+                self.close_batch()
+            if self.trainer.release is not None:
+                self.announce()
+            if self.trainer.untrained is not None:
+                self.finish_update(0)
+        self.every_ticket_is_in_exactly_one_place()
+        self.judge(99)
+        ledger = self.ledger()
+        assert ledger.trained.keys() | ledger.dropped.keys() == set(range(len(PROMPTS)))
+        assert {entry.ticket for entry in self.entries()} <= self.duplicated
+
+
+@pytest.fixture
+def machine(queue_config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[QueueMachine]]:
+    monkeypatch.setattr("penstock.broker.worker.FULL_RETRY_SECONDS", 0.001)
+    logger = logging.getLogger("penstock")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    with asyncio.Runner() as runner:
+        QueueMachine.runner, QueueMachine.base = runner, queue_config
+        yield QueueMachine
+    logger.setLevel(before)
+
+
+def test_nothing_is_lost_or_trained_twice(machine: type[QueueMachine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=NUM_EXAMPLES or CI_EXAMPLES,
+            stateful_step_count=STEPS,
+            derandomize=not NUM_EXAMPLES,
+            database=None,
+            deadline=None,
+            phases=PHASES,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert NUM_EXAMPLES or not [each for each in RARE if machine.met[each] < MIN_TIMES], machine.met

@@ -1,0 +1,118 @@
+"""The trainer's side of the queue: commits, issued tickets, the lease and the end of the ledger, on a real server."""
+
+import asyncio
+
+import pytest
+
+from penstock.broker import Queue, Stage
+from penstock.broker.lease import Lease, acquire_lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
+from penstock.contracts.services import Announcement
+from penstock.errors import FencedError, LostWritesError, QueueError, StallError
+from tests.integration.broker.queue_setup import POLICY, issue, make_group, make_ticket, make_worker
+
+
+async def test_commit_is_one_change_and_is_not_repeated(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await trainer.append(RunRecord("d", 10, 1, 2, 0))
+    await issue(trainer, 0, 1)
+    worker = make_worker(queue, queue_config)
+    entries = {}
+    for number in (0, 1):
+        delivery = await worker.take(Stage.TICKETS)
+        assert delivery is not None
+        await worker.hand_over(delivery, make_group(make_ticket(number)), Stage.SCORED)
+        scored = await worker.take(Stage.SCORED)
+        assert scored is not None
+        entries[number] = scored
+    record = StepRecord(0, (0,), "00000000.1.pack", "ff")
+    await trainer.commit_step(record, {0: entries[0]})
+    await trainer.commit_step(record, {0: entries[0]})
+    await trainer.drop(DropRecord(1, "poison"), entries[1])
+    ledger = await trainer.ledger()
+    assert ledger.steps == [record]
+    assert ledger.trained == {0: 0}
+    assert ledger.dropped == {1: "poison"}
+    counters = await trainer.counters()
+    assert (counters.issued, counters.trained, dict(counters.dropped), counters.outstanding) == (2, 1, {"poison": 1}, 0)
+    assert (await queue.depths())["scored"] == 0
+    assert list(await trainer.live()) == [0]
+    await trainer.issue([], Announcement(POLICY, "/w", 1), resolved=[0])
+    assert await trainer.live() == {}
+
+
+async def test_issuing_twice_issues_once(trainer: TrainerQueue, queue: Queue) -> None:
+    await issue(trainer, 0, 1)
+    await issue(trainer, 0, 1)
+    assert (await queue.depths())["tickets"] == 2
+    assert (await trainer.counters()).issued == 2
+    await trainer.issue([make_ticket(0, attempt=1)])
+    assert (await queue.depths())["tickets"] == 3
+    assert (await trainer.counters()).issued == 2
+
+
+async def test_a_trainer_without_the_lease_can_change_nothing(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0)
+    await asyncio.sleep(0.7)
+    successor = await acquire_lease(queue, queue_config)
+    assert successor.number == trainer.lease.number + 1
+    for call in (
+        issue(trainer, 1),
+        trainer.append(RunRecord("d", 1, 1, 1, 0)),
+        trainer.commit_step(StepRecord(0, (0,), "f", "d"), {}),
+        trainer.drop(DropRecord(0, "poison"), None),
+    ):
+        with pytest.raises(FencedError):
+            await call
+    assert (await trainer.counters()).issued == 1
+
+
+async def test_an_expired_lease_that_nobody_took_is_held_again(trainer: TrainerQueue, queue: Queue) -> None:
+    await asyncio.sleep(0.6)  # its renewal was never started: as if the process had been frozen
+    assert await queue.client.get(queue.keys.lease) is None
+    await issue(trainer, 0)
+    assert await queue.client.get(queue.keys.lease) == trainer.lease.token.encode()
+
+
+async def test_an_expired_lease_that_another_had_is_not_held_again(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await asyncio.sleep(0.6)
+    successor = await acquire_lease(queue, queue_config)
+    await asyncio.to_thread(successor.release)
+    with pytest.raises(LostWritesError, match="held by nobody"):
+        await issue(trainer, 0)
+
+
+async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(queue: Queue, queue_config: Config) -> None:
+    assert (await acquire_lease(queue, queue_config, above=7)).number == 8
+
+
+async def test_a_ledger_that_lost_its_end_is_not_continued(trainer: TrainerQueue, queue: Queue) -> None:
+    await trainer.append(RunRecord("d", 1, 1, 2, 0))
+    await trainer.ledger()
+    await trainer.commit_step(StepRecord(0, (0,), "f", "d"), {})
+    assert await trainer.ends_as_written()
+    await queue.client.xtrim(queue.keys.ledger, maxlen=0, approximate=False)
+    assert not await trainer.ends_as_written()
+    with pytest.raises(LostWritesError, match="ledger ends with"):
+        await trainer.commit_step(StepRecord(1, (1,), "f", "d"), {})
+
+
+async def test_a_held_lease_is_waited_for_and_then_named(queue: Queue, queue_config: Config) -> None:
+    lease = await acquire_lease(queue, queue_config)
+    lost: list[QueueError] = []
+    lease.start_renewing(lost.append)
+    try:
+        short = queue_config.model_copy(update={"run": queue_config.run.model_copy(update={"stall_seconds": 1.0})})
+        with pytest.raises(StallError, match=r"run\.stall_seconds"):
+            await acquire_lease(queue, short)
+    finally:
+        await asyncio.to_thread(lease.release)
+    assert lost == []
+    assert isinstance(await acquire_lease(queue, queue_config), Lease)

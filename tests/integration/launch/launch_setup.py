@@ -1,0 +1,157 @@
+"""A folder in which the real `penstock` command runs, with services that only pretend to work.
+
+The stand-ins are modules of the services' names that shadow the real ones; they register and serve like them.
+Called by `test_launch_local`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from penstock.runtime.process import ProcessIdentity
+from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
+
+TORCHRUN = Path(__file__).parents[3] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"
+STAND_IN = """
+import asyncio, json, os, pathlib, sys, time
+from prometheus_client import CollectorRegistry
+from penstock.runtime import service
+from penstock.broker import ServiceRecord, connect
+from penstock.errors import ConfigError
+from penstock.runtime.http import make_app
+
+KIND = {kind!r}
+
+
+async def start(config):
+    if KIND == "trainer" and config.actor.path == "missing":
+        raise ConfigError("actor.path: no folder 'missing'; expected a Hugging Face folder")
+    folder = pathlib.Path(config.run.root) / config.run.name
+    if os.environ.get("RANK", "0") != "0":
+        while not (folder / "trainer_summary.json").exists():
+            time.sleep(0.05)
+        return
+    started = time.time()
+    served = service.Service("127.0.0.1", 0, KIND + ".port")
+    queue = await connect(config)
+    late = lambda: None if time.time() - started > 1.2 else "loads the model"
+    app = make_app(KIND, not_ready=late, metrics=CollectorRegistry())
+    step = [0]
+
+    @app.get("/v1/status")
+    async def status():
+        return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
+                 "reward_mean": 0.5, "queue": await queue.depths()}}
+
+    async def work():
+        while KIND == "trainer" and step[0] < config.run.max_steps and not served.stop.is_set():
+            await asyncio.sleep(0.6)
+            step[0] += 1
+        if KIND != "trainer":
+            await served.stop.wait()
+        else:
+            summary = {{"steps": step[0], "training_started_at": started, "heldout_accuracy_end": 0.95,
+                        "samples_after": [{{"prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0}}]}}
+            (folder / "trainer_summary.json").write_text(json.dumps(summary))
+
+    async def announce():
+        while True:
+            record = ServiceRecord(KIND, KIND + str(os.getpid()), served.url, os.getpid(), "ready")
+            await queue.register(record, 5)
+            await asyncio.sleep(0.3)
+
+    await served.run(app, background=[announce()], work=work())
+    await queue.close()
+
+
+service.main(KIND, start)
+"""
+
+
+class Bench:
+    """A configuration, stand-ins, and the `penstock` command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_folder = folder / "runs" / "t"
+        self.started: list[subprocess.Popen[str]] = []
+        for kind in ("rollout", "reward", "trainer"):
+            module = folder / "modules" / f"penstock_{kind}"
+            module.mkdir(parents=True)
+            (module / "__init__.py").write_text("")
+            (module / "__main__.py").write_text(STAND_IN.format(kind=kind))
+        shutil.copy(TORCHRUN, folder / "modules" / "penstock_trainer")
+        self.write_config()
+
+    def write_config(self, **sections: object) -> None:
+        document: dict[str, object] = {
+            "run": {"name": "t", "root": "runs", "max_steps": 3},
+            "actor": {"path": "m"},
+            "data": {"train": {"path": "d.jsonl"}},
+            **sections,
+        }
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(document))
+
+    def command(self, *words: str) -> "subprocess.Popen[str]":
+        search = [str(self.folder / "modules"), *filter(None, sys.path)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock_launch", *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def launch(self, *overrides: str) -> "subprocess.Popen[str]":
+        return self.command("launch", "local", "--config", "config.yaml", *overrides)
+
+    def processes(self) -> list[KnownProcess]:
+        try:
+            data = (self.run_folder / "processes.json").read_bytes()
+        except FileNotFoundError:
+            return []
+        return list(msgspec.json.decode(data, type=KnownProcesses).processes)
+
+    def identity(self, service: str) -> ProcessIdentity:
+        found: list[ProcessIdentity] = []
+
+        def look() -> bool:
+            found[:] = [each.identity for each in self.processes() if each.service == service and each.identity.alive]
+            return bool(found)
+
+        until(look)
+        return found[0]
+
+    def summary(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads((self.run_folder / "summary.json").read_text())
+        return document
+
+
+def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.02)
+
+
+def wait_for_text(bench: Bench, text: str) -> None:
+    log = bench.run_folder / "logs" / "launcher.log"
+    until(lambda: log.exists() and text in log.read_text())
+
+
+def all_up(bench: Bench) -> list[KnownProcess]:
+    wanted = {"queue", "rollout", "reward", "trainer", "launcher"}
+    until(lambda: wanted <= {each.service for each in bench.processes()})
+    return bench.processes()

@@ -1,0 +1,196 @@
+"""Two trainers of one run: the second waits, takes over, and the first can write nothing any more."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.broker import Delivery, Queue, Stage, Worker, connect
+from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.lease import Lease, acquire_lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
+from penstock.contracts.services import Announcement
+from penstock.errors import FencedError, QueueError
+from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
+from tests.integration.launch.user_commands import END_SECONDS, Bench, said
+from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
+
+pytestmark = pytest.mark.redis
+
+FENCED_EXIT = 5
+
+
+def standby(config: Config) -> Config:
+    """The same run, for a second trainer that waits however long it takes."""
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"stall_seconds": 0.01}),
+            "trainer": config.trainer.model_copy(update={"standby": True}),
+        }
+    )
+
+
+async def test_a_standby_waits_past_the_limit_and_takes_over_when_the_lease_is_given_up(
+    queue: Queue, queue_config: Config
+) -> None:
+    first = await acquire_lease(queue, queue_config)
+    lost: list[QueueError] = []
+    first.start_renewing(lost.append)
+    waiting = asyncio.create_task(acquire_lease(queue, standby(queue_config)))
+    await asyncio.sleep(2 * queue_config.staleness.heartbeat_seconds)
+    assert not waiting.done()
+    await asyncio.to_thread(first.release)
+    async with asyncio.timeout(10):
+        second = await waiting
+    assert second.number == first.number + 1
+    assert lost == []
+
+
+Write = Callable[[TrainerQueue, Delivery], Awaitable[Any]]
+WRITES: dict[str, Write] = {
+    "issue": lambda trainer, _: trainer.issue([make_ticket(7)]),
+    "announce": lambda trainer, _: trainer.issue([], Announcement(POLICY, "/w", trainer.lease.number), resolved=[0]),
+    "reissue": lambda trainer, scored: trainer.reissue(make_ticket(0, attempt=1), scored),
+    "issue_eval": lambda trainer, _: trainer.issue_eval([make_ticket(7)]),
+    "commit": lambda trainer, scored: trainer.commit_step(StepRecord(0, (0,), "f", "d"), {0: scored}),
+    "drop": lambda trainer, scored: trainer.drop(DropRecord(0, "poison"), scored),
+    "discard": lambda trainer, scored: trainer.discard(scored),
+    "run record": lambda trainer, _: trainer.append(RunRecord("d", 1, 1, 1, 0)),
+    "weights record": lambda trainer, _: trainer.append(WeightsRecord(POLICY, 1)),
+    "checkpoint record": lambda trainer, _: trainer.append(CheckpointRecord(1, "00000001.1")),
+}
+
+
+async def everything(queue: Queue) -> dict[bytes, bytes | None]:
+    """Every key of the run but those that change by themselves."""
+    keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern)]
+    changing = {queue.keys.lease.encode(), queue.keys.beats.encode()}
+    return {key: await queue.client.dump(key) for key in keys if key not in changing}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+async def test_each_kind_of_write_is_refused_after_the_lease_is_lost(
+    kind: str, queue: Queue, queue_config: Config
+) -> None:
+    old = TrainerQueue(queue, await acquire_lease(queue, queue_config))
+    await old.issue([make_ticket(0)])
+    worker = Worker(queue, "worker", queue_config.staleness)
+    ticket = await worker.take(Stage.TICKETS)
+    assert ticket is not None
+    await worker.hand_over(ticket, make_group(make_ticket(0)), Stage.SCORED)
+    scored = await worker.take(Stage.SCORED)
+    assert scored is not None
+    await asyncio.to_thread(old.lease.release)
+    new = TrainerQueue(queue, await acquire_lease(queue, queue_config))
+    before = await everything(queue)
+    with pytest.raises(FencedError, match=f"held by {new.lease.token}"):
+        await WRITES[kind](old, scored)
+    assert await everything(queue) == before
+    await WRITES[kind](new, scored)
+    assert await everything(queue) != before
+
+
+async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_config: Config) -> None:
+    lease = await acquire_lease(queue, queue_config)
+    loop, lost = asyncio.get_running_loop(), asyncio.Event()
+    reasons: list[QueueError] = []
+
+    def on_loss(reason: QueueError) -> None:
+        reasons.append(reason)
+        loop.call_soon_threadsafe(lost.set)
+
+    await queue.client.set(queue.keys.lease, "99:other")
+    lease.start_renewing(on_loss)
+    async with asyncio.timeout(10):
+        await lost.wait()
+    assert "99:other" in str(reasons[0])
+    await asyncio.to_thread(lease.release)
+    assert await queue.client.get(queue.keys.lease) == b"99:other"
+    assert isinstance(lease, Lease)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[Bench]:
+    bench = Bench(tmp_path, tiny_model, redis_server)
+    yield bench
+    for process in bench.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.slow
+async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
+    bench.document["trainer"] = {"standby": True}
+    bench.document["total_train_epochs"] = 12
+    (bench.folder / "own.py").write_text(
+        "def own(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
+    )
+    bench.document["reward"]["functions"] = {"own:own": 1.0}
+    async with serving(FakeSGLang()) as url:
+        bench.document["rollout"]["engine"] = {"url": url}
+        for module in ("penstock_reward", "penstock_rollout"):
+            bench.start(module)
+        first = bench.start("penstock_trainer")
+        queue = await connect(Config.model_validate(bench.document))
+        try:
+            await eventually(lambda: trained(queue), 1, first)
+            first.send_signal(signal.SIGSTOP)
+            second = bench.start("penstock_trainer")
+            leases = await lease_number(queue)
+            await eventually(lambda: lease_number(queue), leases + 1, second)
+            first.send_signal(signal.SIGCONT)
+            exit_code = await ended(first)
+            assert first.stdout is not None
+            output = first.stdout.read()
+            assert exit_code == FENCED_EXIT, output
+            assert said(output).startswith("trainer: fenced: the lease is "), output
+            assert "Traceback" not in output
+            assert await ended(second) == 0, second.stdout and second.stdout.read()
+            steps = [record.step for record in (await TrainerQueue(queue, acquired()).ledger()).steps]
+            assert steps == list(range(len(steps)))
+            counters = await TrainerQueue(queue, acquired()).counters()
+            assert counters.issued == 24
+            assert counters.outstanding == 0
+        finally:
+            await queue.close()
+
+
+def acquired() -> Any:
+    """No lease: for reading only."""
+    return None
+
+
+async def trained(queue: Queue) -> int:
+    return (await TrainerQueue(queue, acquired()).counters()).trained
+
+
+async def lease_number(queue: Queue) -> int:
+    return int(await queue.client.get(queue.keys.last_lease) or 0)
+
+
+async def eventually(look: Callable[[], Awaitable[int]], least: int, process: Any) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while await look() < least:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def ended(process: Any) -> int:
+    deadline = time.monotonic() + END_SECONDS
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    return int(process.returncode)

@@ -1,0 +1,193 @@
+"""The reward service as a process, against a real queue: scores, errors at start, dead letters, its end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from penstock.broker import Delivery, Stage, Worker, connect
+from penstock.broker.embedded import EmbeddedServer
+from penstock.config import Config
+from penstock.contracts import (
+    Completion,
+    PolicyIdentity,
+    RolloutGroup,
+    Sampling,
+    Ticket,
+    VersionSpan,
+    decode,
+    pack_float32,
+    pack_int32,
+)
+from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
+from tests.integration.broker.queue_setup import part_keys, put
+
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+FUNCTIONS = """
+import os, time
+
+def obey(prompt, completion, answer, metadata):
+    '''Does what it is told.'''
+    if completion == "die":
+        os._exit(1)
+    if completion == "hang":
+        time.sleep(600)
+    return float(completion)
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path / "queue")
+    server.start()
+    yield server
+    server.stop()
+
+
+def configured(folder: Path, server: EmbeddedServer | None, **reward: Any) -> Path:
+    (folder / "mine.py").write_text(FUNCTIONS)
+    section = {
+        "functions": {"mine:obey": 1.0},
+        "modules_path": str(folder),
+        "timeout_seconds": 1.5,
+        "max_attempts": 1,
+        **reward,
+    }
+    redis = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 1}
+    if server is not None:
+        redis = {"url": server.url, "password": server.password}
+    path = folder / "config.yaml"
+    document = {
+        "run": {"name": "reward-test"},
+        "actor": {"path": "unused"},
+        "data": {"train": {"path": "unused.jsonl"}},
+        "reward": section,
+        "redis": redis,
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def start(config: Path) -> "subprocess.Popen[str]":
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-m", "penstock_reward", "--config", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def load(path: Path) -> Config:
+    return Config.model_validate(yaml.safe_load(path.read_text()))
+
+
+def group(number: int, *texts: str) -> RolloutGroup:
+    ticket = Ticket(
+        purpose="train",
+        number=number,
+        attempt=0,
+        policy_version=0,
+        prompt="p",
+        prompt_ids=pack_int32([1]),
+        seeds=tuple(range(len(texts))),
+        sampling=Sampling(1.0, 4, (2,)),
+        answer="7",
+        reward="",
+        metadata={},
+    )
+    span = VersionSpan(PolicyIdentity(0, "0" * 16), 0, 1)
+    completions = tuple(
+        Completion(pack_int32([5]), b"\x01", pack_float32([-0.5]), (span,), text, "stop") for text in texts
+    )
+    return RolloutGroup(ticket, completions, "http://server", 1.0, 2.0)
+
+
+async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path: Path, server: EmbeddedServer) -> None:
+    path = configured(tmp_path, server, advertise_host="localhost")
+    config = load(path)
+    queue = await connect(config)
+    process = start(path)
+    try:
+        name = await put(queue, Stage.ROLLOUTS, "0", stored(group(0, "0.5", "die", "hang", "2", "word")))
+        await put(queue, Stage.ROLLOUTS, "1", Stored(b"junk"))
+        consumer = Worker(queue, "trainer", config.staleness)
+        deliveries: dict[str, Delivery] = {}
+        deadline = time.monotonic() + 60
+        while len(deliveries) < 2:
+            assert time.monotonic() < deadline, "expected two entries in the scored stream"
+            assert process.poll() is None, process.communicate()
+            if (delivery := await consumer.take(Stage.SCORED)) is None:
+                await consumer.wait(Stage.SCORED, timeout_seconds=1)
+            else:
+                deliveries[delivery.ticket_key] = delivery
+        assert deliveries["0"].parts == name
+        assert await part_keys(queue) == {queue.keys.part(name, Part.COMPLETIONS): -1}, "scored: nobody reads its texts"
+        scores = decode(deliveries["0"].payload, ScoredHead).scores
+        assert [score.value for score in scores] == [0.5, None, None, 2.0, None]
+        assert "exit code 1" in scores[1].failure
+        assert "reward.timeout_seconds" in scores[2].failure
+        assert "ValueError: could not convert string to float: 'word'" in scores[4].failure
+        assert "not a RolloutHead" in deliveries["1"].reason
+        assert (await queue.depths())["dead"] == 1
+
+        [record] = [each for each in await queue.services() if each.kind == "reward"]
+        assert record.pid == process.pid
+        assert record.url.startswith("http://localhost:")  # reward.advertise_host
+        async with httpx.AsyncClient(base_url=record.url) as http:
+            assert (await http.get("/ready")).status_code == 200
+            answer = await http.post("/v1/score", json={"completions": ["3", "x"], "answer": "7"})
+            assert [each["value"] for each in answer.json()["scores"]] == [3.0, None]
+            assert (await http.post("/v1/score", json={"completion": "hang", "answer": "7"})).status_code == 504
+            metrics = (await http.get("/metrics")).text
+        assert 'penstock_reward_failures_total{reason="timeout"} 2.0' in metrics
+        assert re.search(r'penstock_reward_score_duration_seconds_count\{function="mine:obey"\} 8', metrics)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+        assert [each for each in await queue.services() if each.kind == "reward"] == []
+    finally:
+        process.kill()
+        process.communicate()
+        await queue.close()
+
+
+def ended(config: Path) -> tuple[int, str]:
+    process = start(config)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ({"functions": {"exact_mach": 1.0}}, "reward.functions names 'exact_mach'"),
+        ({"functions": {"mine:absent": 1.0}}, "reward.functions names 'mine:absent', which cannot be loaded"),
+        ({"functions": {"absent:f": 1.0}}, "ModuleNotFoundError: No module named 'absent'"),
+        ({"modules_path": "/nowhere"}, "reward.modules_path is '/nowhere'"),
+    ],
+)
+def test_a_reward_that_cannot_be_loaded_is_one_clear_line(
+    reward: dict[str, Any], expected: str, tmp_path: Path, server: EmbeddedServer
+) -> None:
+    code, errors = ended(configured(tmp_path, server, **reward))
+    assert code == 2
+    assert expected in errors
+    assert "Traceback" not in errors
+
+
+def test_an_unreachable_queue_is_one_clear_line(tmp_path: Path) -> None:
+    code, errors = ended(configured(tmp_path, None))
+    assert code == 4
+    assert "redis.url" in errors
+    assert "Traceback" not in errors

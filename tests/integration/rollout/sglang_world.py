@@ -1,0 +1,204 @@
+"""Real SGLang servers behind the rollout service's own parts, and what their weights really say."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.config import Config
+from penstock.contracts import Completion, Sampling, Ticket, pack_int32, unpack_int32
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement
+from penstock_rollout.engine.draft import CompletionRequest
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.answers import GroupAnswer
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.server import make_server
+from penstock_rollout.metrics import RolloutMetrics
+from penstock_rollout.producer import Producer
+from penstock_rollout.weights.updater import Weights
+from tests.integration.rollout.sglang_pair import ROOT
+from tests.integration.rollout.test_engine_sglang import stage
+from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
+
+PROBE = tuple(range(40, 56))
+SHARED_PROMPT = tuple(range(60, 160))  # long enough that a stale prefix would show
+LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine, and longer on a busy one
+RUN_SECONDS = 0.3  # in which some of them are sampled
+TEMPERATURE = 0.3  # so that none ends early
+EXACT = 1e-4
+
+
+class Oracle:
+    """What weights really say."""
+
+    def __init__(self) -> None:
+        self._process = child([sys.executable, str(Path(__file__).with_name("weights_oracle.py"))])
+
+    def logprobs(self, requests: Sequence[dict[str, Any]]) -> list[list[float]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(requests), file=self._process.stdin, flush=True)
+        answer: list[list[float]] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        end(self._process)
+
+
+def child(command: list[str]) -> "subprocess.Popen[str]":
+    paths = os.pathsep.join(str(ROOT / part) for part in ("common", "services/rollout"))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """It ends with its standard input."""
+    with process:
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+class SpanlessClient(EngineClient):
+    """As if the engine reported one version per answer, like SGLang before 0.5.19."""
+
+    async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
+        return tuple(replace(each, spans=()) for each in await super().complete(requests, sampling))
+
+
+@dataclass
+class Server:
+    """One rollout service without its HTTP and queue."""
+
+    engine: Engine
+    weights: Weights
+    metrics: RolloutMetrics
+    queue: MemoryQueue = field(default_factory=MemoryQueue)
+
+    async def generates(self) -> None:
+        async with asyncio.timeout(60):
+            while not self.metrics.registry.get_sample_value("penstock_rollout_inflight_groups"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def group(self, prompt: Sequence[int], max_new_tokens: int) -> tuple[Completion, ...]:
+        """Of a ticket, as it is handed over."""
+        ticket = Ticket(
+            purpose="train",
+            number=0,
+            attempt=0,
+            policy_version=0,
+            prompt="",
+            prompt_ids=pack_int32(prompt),
+            seeds=(1, 2),
+            sampling=Sampling(TEMPERATURE, max_new_tokens, ()),
+            answer="",
+            reward="",
+            metadata={},
+        )
+        self.queue.published.clear()
+        self.queue.put(ticket)
+        async with asyncio.timeout(120):
+            while not self.queue.published:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return self.queue.published[0].completions
+
+
+@dataclass
+class World:
+    servers: list[Server]
+    models: tuple[Path, ...]
+    oracle: Oracle
+    lease: int
+    version: int = 0
+
+    def canary(self, model: int) -> Canary:
+        runs = [[str(self.models[model]), len(PROBE) - 1]]
+        request = {"prompt": PROBE[:1], "tokens": PROBE[1:], "runs": runs, "keep_cache": False}
+        return Canary(PROBE, tuple(self.oracle.logprobs([request])[0]), tolerance=EXACT)
+
+    def staged(self, model: int) -> Announcement:
+        """The next version, with these weights."""
+        self.version += 1
+        staged = stage(self.models[model], self.version)
+        return Announcement(staged.identity, staged.path, self.lease, self.canary(model))
+
+    async def push(self, wanted: Announcement) -> list[BaseException | None]:
+        """To all servers at once; then it is announced."""
+        results = await asyncio.gather(*(each.weights.update(wanted) for each in self.servers), return_exceptions=True)
+        for server in self.servers:
+            server.queue.announced = wanted
+        return results
+
+    def say(
+        self, prompt: Sequence[int], completion: Completion, runs: list[list[Any]], *, keep_cache: bool = False
+    ) -> list[float]:
+        tokens = unpack_int32(completion.token_ids)
+        request: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "runs": runs, "keep_cache": keep_cache}
+        request["temperature"] = TEMPERATURE
+        return self.oracle.logprobs([request])[0]
+
+    async def check_greedy(self, model: int) -> None:
+        """Both servers say what the weights say, of a prompt that earlier ones have cached and of a new one."""
+        for prompt in (SHARED_PROMPT, (*SHARED_PROMPT[:50], self.version)):
+            clients = [each.engine.client for each in self.servers]
+            greedy = Sampling(0.0, 6, ())
+            answers = await asyncio.gather(*(each.generate(pack_int32(prompt), (1, 2), greedy) for each in clients))
+            for answer in (each for group in answers for each in group):
+                request = {"prompt": prompt, "tokens": answer.token_ids, "runs": [[str(self.models[model]), 6]]}
+                (expected,) = self.oracle.logprobs([{**request, "keep_cache": False}])
+                assert list(answer.logprobs) == pytest.approx(expected, abs=EXACT)
+
+
+@contextlib.asynccontextmanager
+async def serving(url: str, folder: Path, mode: str, client_type: type[EngineClient]) -> AsyncIterator[Server]:
+    config = Config.model_validate(
+        {
+            "actor": {"path": "unused", "group_size": 2},
+            "data": {"train": {"path": "unused"}},
+            "weights": {"pause_mode": mode, "checksums": True},
+            "rollout": {"engine": {"url": url, "max_running_requests": 8}},
+        }
+    )
+    section = config.rollout.engine
+    engine = Engine(make_server(section, "unused", folder / "log"), client_type(section))
+    metrics = RolloutMetrics()
+    weights = Weights(engine, config.weights, metrics)
+    server = Server(engine, weights, metrics)
+    stop, engine_stop = asyncio.Event(), asyncio.Event()
+    producer = Producer(server.queue, server.queue.announcement, engine, weights, as_it_is, metrics, config, "server")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(engine.keep_engine(engine_stop, weights.forget))
+            await engine.up.wait()
+            producing = tasks.create_task(producer.produce_groups(stop))
+            yield server
+            stop.set()
+            await producing
+            engine_stop.set()
+    finally:
+        await engine.close()
+
+
+LEASES = iter(range(1, 100))
+
+
+@contextlib.asynccontextmanager
+async def world(
+    urls: list[str], models: tuple[Path, ...], oracle: Oracle, folder: Path, mode: str
+) -> AsyncIterator[World]:
+    """In mode abort the second server reports no spans."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [EngineClient, SpanlessClient if mode == "abort" else EngineClient]
+        servers = [
+            await stack.enter_async_context(serving(url, folder, mode, client))
+            for url, client in zip(urls, clients, strict=True)
+        ]
+        yield World(servers, models, oracle, next(LEASES))

@@ -1,0 +1,181 @@
+"""The rollout service as a process, against a real queue and a fake engine at `rollout.engine.url`."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from penstock.broker import Queue, Served, Stage, Worker
+from penstock.broker.lease import acquire_lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, pack_int32
+from penstock.contracts.services import Announcement, ServiceRecord
+from tests.integration.broker.queue_setup import read_group
+from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
+
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+
+def ticket(number: int) -> Ticket:
+    return Ticket(
+        purpose="train",
+        number=number,
+        attempt=0,
+        policy_version=0,
+        prompt="p",
+        prompt_ids=pack_int32([1, 2]),
+        seeds=(number, number + 100),
+        sampling=Sampling(1.0, 4, ()),
+        answer="7",
+        reward="",
+        metadata={},
+    )
+
+
+async def started(
+    folder: Path,
+    config: Config,
+    *,
+    heartbeat_seconds: float = 2,
+    weights: dict[str, object] | None = None,
+    **engine: object,
+) -> asyncio.subprocess.Process:
+    document = {
+        "run": {"name": config.run.name, "root": str(folder / "runs")},
+        "actor": {"path": "unused", "group_size": 2},
+        "data": {"train": {"path": "unused"}},
+        "staleness": {"heartbeat_seconds": heartbeat_seconds},
+        "rollout": {"engine": {"start_timeout_seconds": 3, **engine}},
+        "weights": weights or {},
+        "redis": {
+            "url": config.redis.url,
+            "password": config.redis.password and config.redis.password.get_secret_value(),
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(document))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "penstock_rollout", "--config", str(path), stderr=asyncio.subprocess.PIPE, env=environment
+    )
+
+
+@contextlib.asynccontextmanager
+async def ended(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> ServiceRecord:
+    async with asyncio.timeout(30):
+        while True:
+            for record in await queue.services():
+                if record.kind == "rollout" and record.state != "starting":
+                    return record
+            assert process.returncode is None, await process.communicate()
+            await asyncio.sleep(0.05)
+
+
+async def next_group(worker: Worker) -> RolloutGroup:
+    async with asyncio.timeout(30):
+        while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
+            await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
+    return await read_group(worker, delivery)
+
+
+@pytest.fixture
+async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
+    """With a lease that outlasts the test."""
+    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 60})
+    return TrainerQueue(queue, await acquire_lease(queue, queue_config.model_copy(update={"staleness": staleness})))
+
+
+async def test_its_record_says_at_once_that_the_engine_is_up(
+    tmp_path: Path, queue: Queue, queue_config: Config
+) -> None:
+    async with serving(FakeSGLang()) as url:
+        process = await started(tmp_path, queue_config, heartbeat_seconds=600, url=url)
+        async with ended(process):
+            assert (await record_of(queue, process)).engine == "sglang 0.5.21"
+
+
+async def test_it_serves_pushes_tickets_and_sigterm(
+    tmp_path: Path, queue: Queue, queue_config: Config, trainer: TrainerQueue
+) -> None:
+    lease = trainer.lease.number
+    fake = FakeSGLang()
+    async with serving(fake) as url:
+        process = await started(tmp_path, queue_config, url=url)
+        async with ended(process):
+            record = await record_of(queue, process)
+            assert (record.pid, record.engine, record.policy) == (process.pid, "sglang 0.5.21", None)
+            path, digest = stage_weights(tmp_path, 0)
+            async with httpx.AsyncClient(base_url=record.url) as http:
+                answer = await http.put("/v1/weights/0", json={"path": path, "digest": digest, "lease": lease})
+                assert (answer.status_code, answer.json()["checksum"]) == (200, digest)
+            first = Announcement(PolicyIdentity(0, digest), path, lease)
+            await trainer.issue([ticket(0)], first)
+            worker = Worker(queue, "reward", queue_config.staleness)
+            group = await next_group(worker)
+            assert group.server == record.name
+            assert {span.policy for each in group.completions for span in each.spans} == {first.identity}
+
+            path, digest = stage_weights(tmp_path, 1)  # announced without a push: the server is behind
+            second = Announcement(PolicyIdentity(1, digest), path, lease)
+            await trainer.issue([ticket(1)], second)
+            group = await next_group(worker)
+            assert group.completions[0].oldest_version == 1
+
+            fake.going_on.clear()  # what cannot be finished goes back
+            await trainer.issue([ticket(2)], second)
+            async with asyncio.timeout(10):
+                while fake.num_running == 0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            _, errors = await asyncio.wait_for(process.communicate(), 30)
+            assert process.returncode == 0, errors
+            assert [each for each in await queue.services() if each.kind == "rollout"] == []
+            other = Worker(queue, "other", queue_config.staleness)
+            assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
+
+
+async def test_without_an_engine_it_ends_and_names_the_key(tmp_path: Path, queue: Queue, queue_config: Config) -> None:
+    process = await started(tmp_path, queue_config, python="does/not/exist")
+    async with ended(process):
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 6
+    assert b"rollout: engine_start: rollout.engine.python: 'does/not/exist' is no executable" in errors
+
+
+async def test_a_given_engine_that_stays_away_ends_it(
+    tmp_path: Path, queue: Queue, queue_config: Config, trainer: TrainerQueue
+) -> None:
+    fake = FakeSGLang()
+    async with serving(fake) as url:
+        process = await started(tmp_path, queue_config, url=url)
+        async with ended(process):
+            await record_of(queue, process)
+            path, digest = stage_weights(tmp_path, 0)
+            fake.die_on_generate = True
+            await trainer.issue([ticket(0)], Announcement(PolicyIdentity(0, digest), path, trainer.lease.number))
+            async with asyncio.timeout(20):
+                while "/generate" not in fake.paths():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert fake.server is not None
+            fake.server.should_exit = True
+            _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 6
+    assert b"rollout.engine.url: nothing answers like SGLang" in errors

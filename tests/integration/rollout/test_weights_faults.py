@@ -1,0 +1,276 @@
+"""What goes wrong in a push to two rollout services: who is fenced, what is served meanwhile, and how it ends.
+
+Real services and a real queue; the engines are fakes whose log-probabilities depend on the weights that they really
+serve. Each test goes on to the next version, as training does.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from penstock.broker import Queue, Worker
+from penstock.broker.lease import acquire_lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity, RolloutGroup, unpack_float32, unpack_int32
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement, ServiceRecord
+from penstock_trainer.weight_sync.disk import DiskTransport
+from penstock_trainer.weight_sync.publisher import Publisher, Push
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weights.staging import Staging
+from tests.integration.rollout.test_service import ended, next_group, started, ticket
+from tests.unit.rollout.fake_model import prompt_logprobs, token_logprob
+from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
+from tests.unit.rollout.weights.updater_setup import CYCLE
+
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+PUSH_TIMEOUT_SECONDS = 2.0
+SLACK_SECONDS = 5.0  # of a busy machine
+PROBE = (5, 6, 7)
+
+
+@dataclass
+class Server:
+    """A rollout service and its engine."""
+
+    fake: FakeSGLang
+    url: str
+    folder: Path
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """How many it has been asked for."""
+        asked = (body for path, body in self.fake.calls if path == "/generate")
+        return sum(isinstance(body["sampling_params"], list) for body in asked)
+
+
+@dataclass
+class Run:
+    """The trainer's side of a run, and its servers."""
+
+    queue: Queue
+    config: Config
+    trainer: TrainerQueue
+    publisher: Publisher
+    folder: Path
+    stack: contextlib.AsyncExitStack
+    reward: Worker
+    servers: list[Server] = field(default_factory=list)
+    num_tickets: int = 0
+
+    async def add_server(self) -> Server:
+        fake = FakeSGLang()
+        url = await self.stack.enter_async_context(serving(fake))
+        folder = self.folder / f"server-{len(self.servers)}"
+        await asyncio.to_thread(folder.mkdir)
+        self.servers.append(Server(fake, url, folder))
+        await self.start(self.servers[-1])
+        return self.servers[-1]
+
+    async def start(self, server: Server) -> None:
+        weights: dict[str, object] = {"push_timeout_seconds": PUSH_TIMEOUT_SECONDS}
+        server.process = await started(server.folder, self.config, heartbeat_seconds=1, url=server.url, weights=weights)
+        await self.stack.enter_async_context(ended(server.process))
+
+    async def record(self, server: Server, holds: Callable[[ServiceRecord], bool]) -> ServiceRecord:
+        """The server's record, once it is like that."""
+        assert server.process is not None
+        async with asyncio.timeout(30):
+            while True:
+                for record in await self.queue.services():
+                    if record.pid == server.process.pid and holds(record):
+                        return record
+                await asyncio.sleep(0.05)
+
+    async def serves(self, server: Server, version: int) -> ServiceRecord:
+        return await self.record(server, lambda each: each.policy is not None and each.policy.number == version)
+
+    async def release(self, version: int, *, damage: Callable[[Path], None] = lambda _: None) -> Push:
+        """As the trainer does: stage, push, then announce with four new tickets."""
+        path, digest = stage_weights(self.folder / "weights", version)
+        damage(Path(path))
+        canary = Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01)
+        wanted = Announcement(PolicyIdentity(version, digest), path, self.trainer.lease.number, canary)
+        push = await self.publisher.push(wanted)
+        numbers = range(self.num_tickets, self.num_tickets + 4)
+        self.num_tickets += 4
+        await self.trainer.issue([ticket(number) for number in numbers], wanted)
+        return push
+
+    async def groups(self, count: int, version: int) -> list[RolloutGroup]:
+        """So many groups; each token is by the weights of the version that it names, and by this one."""
+        groups = [await next_group(self.reward) for _ in range(count)]
+        for completion in (each for group in groups for each in group.completions):
+            assert [span.policy.number for span in completion.spans] == [version]
+            expected = [token_logprob(token, f"{version}-") for token in unpack_int32(completion.token_ids)]
+            assert unpack_float32(completion.logprobs) == pytest.approx(expected)
+        return groups
+
+
+@pytest.fixture
+async def run(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[Run]:
+    """Two servers that serve version 1."""
+    document = queue_config.model_dump()
+    document["staleness"]["heartbeat_seconds"] = 60.0  # of the lease
+    document["weights"]["push_timeout_seconds"] = PUSH_TIMEOUT_SECONDS
+    config = Config.model_validate(document)
+    async with contextlib.AsyncExitStack() as stack:
+        client = RolloutClient(config)
+        stack.push_async_callback(client.close)
+        publisher = Publisher(queue, client, DiskTransport(cast(Staging, None)), PUSH_TIMEOUT_SECONDS)
+        trainer = TrainerQueue(queue, await acquire_lease(queue, config))
+        reward = Worker(queue, "reward", config.staleness)
+        run = Run(queue, queue_config, trainer, publisher, tmp_path, stack, reward)
+        for server in [await run.add_server() for _ in range(2)]:
+            await run.record(server, lambda each: each.state != "starting")
+        push = await run.release(1)
+        assert (len(push.live), push.fenced) == (2, {})
+        await run.groups(4, version=1)
+        yield run
+
+
+async def name_of(run: Run, server: Server) -> str:
+    return (await run.record(server, lambda _: True)).name
+
+
+async def goes_on(run: Run, version: int) -> None:
+    """The next version reaches both servers."""
+    push = await run.release(version)
+    assert (len(push.live), push.fenced) == (2, {})
+    await run.groups(4, version)
+
+
+async def test_a_server_killed_in_the_middle_of_a_push_is_fenced_and_comes_back(run: Run) -> None:
+    first = run.servers[0]
+    names = [await name_of(run, each) for each in run.servers]
+    first.fake.load_seconds = 30
+    pushing = asyncio.create_task(run.release(2))
+    while "/update_weights_from_disk" not in first.fake.paths()[-1:]:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert first.process is not None
+    first.process.kill()
+    push = await asyncio.wait_for(pushing, SLACK_SECONDS)
+    assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
+    assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
+
+    first.fake.load_seconds = 0
+    await run.start(first)
+    await run.serves(first, 2)
+    await goes_on(run, 3)
+
+
+async def test_a_server_whose_engine_hangs_is_fenced_in_time_and_catches_up(run: Run) -> None:
+    first = run.servers[0]
+    names = [await name_of(run, each) for each in run.servers]
+    first.fake.load_seconds = 60
+    start, before = time.monotonic(), first.num_groups
+    push = await run.release(2)
+    assert time.monotonic() - start < PUSH_TIMEOUT_SECONDS + SLACK_SECONDS
+    assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
+    assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
+    assert first.num_groups == before
+
+    first.fake.load_seconds = 0
+    await run.serves(first, 2)
+    await goes_on(run, 3)
+
+
+async def test_a_server_that_is_frozen_is_fenced_in_time_and_catches_up(run: Run) -> None:
+    first = run.servers[0]
+    names = [await name_of(run, each) for each in run.servers]
+    assert first.process is not None
+    first.process.send_signal(signal.SIGSTOP)
+    start = time.monotonic()
+    push = await run.release(2)
+    assert time.monotonic() - start < PUSH_TIMEOUT_SECONDS + SLACK_SECONDS
+    assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
+    assert "weights.push_timeout_seconds" in push.fenced[names[0]]
+    assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
+
+    first.process.send_signal(signal.SIGCONT)
+    await run.serves(first, 2)
+    await goes_on(run, 3)
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def cut_the_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(flip_a_bit, "tensor w has digest"), (cut_the_manifest, "manifest")])
+async def test_damaged_files_reach_no_engine_and_serve_no_ticket(run: Run, damage: Any, reason: str) -> None:
+    loads = [each.fake.paths().count("/update_weights_from_disk") for each in run.servers]
+    before = [each.num_groups for each in run.servers]
+    push = await run.release(2, damage=damage)
+    assert (push.live, len(push.fenced)) == ((), 2)
+    assert all("HTTP 422" in each and reason in each for each in push.fenced.values())
+    for server in run.servers:
+        await run.record(server, lambda each: each.state == "fenced")
+    assert [each.fake.paths().count("/update_weights_from_disk") for each in run.servers] == loads
+    assert [each.num_groups for each in run.servers] == before
+
+    push = await run.release(3)
+    assert (len(push.live), push.fenced) == (2, {})
+    await run.groups(8, version=3)
+
+
+async def test_a_server_that_says_it_loaded_and_serves_other_weights_is_fenced(run: Run) -> None:
+    first = run.servers[0]
+    names = [await name_of(run, each) for each in run.servers]
+    first.fake.sticks_to = "1-"
+    before = first.num_groups
+    push = await run.release(2)
+    assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
+    assert "weights.canary_tolerance" in push.fenced[names[0]]
+    assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
+    assert first.num_groups == before
+
+    first.fake.sticks_to = ""
+    await run.serves(first, 2)
+    await goes_on(run, 3)
+
+
+async def test_a_joiner_is_proved_at_the_newest_version_before_its_first_ticket(run: Run) -> None:
+    await goes_on(run, 2)
+    joiner = await run.add_server()
+    await run.serves(joiner, 2)
+    for server in run.servers[:2]:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        await server.process.wait()
+    push = await run.release(3)
+    assert (push.live, push.fenced) == ((await name_of(run, joiner),), {})
+    await run.groups(4, version=3)
+    calls = [call for call in joiner.fake.calls if call[0] != "/freeze_gc"]
+    assert [path for path, _ in calls[:6]] == [*CYCLE, "/generate"]
+    assert calls[5][1]["input_ids"] == list(PROBE)  # its first request is the canary's
+
+
+async def test_work_of_a_dead_server_goes_to_one_that_is_live(run: Run) -> None:
+    first, second = run.servers
+    for server in run.servers:
+        server.fake.token_seconds = 0.5
+    await run.release(2)
+    while not first.fake.num_running:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert first.process is not None
+    first.process.kill()
+    second.fake.token_seconds = 0
+    assert {group.server for group in await run.groups(4, version=2)} == {await name_of(run, second)}

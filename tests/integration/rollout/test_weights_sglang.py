@@ -1,0 +1,112 @@
+"""Two real SGLang servers under pushes: every pause mode, every token by the weights that it names, failed canaries.
+
+The servers are given to each test by their URLs. What they answer is compared with plain transformers.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.push_setup import RolloutServer
+from penstock.contracts import unpack_float32
+from penstock.contracts.services import Announcement
+from penstock.errors import WeightsMismatchError
+from penstock_rollout.engine.sglang.checksums import check_checksums
+from tests.integration.rollout.sglang_pair import PYTHON
+from tests.integration.rollout.sglang_world import (
+    EXACT,
+    LONG_TOKENS,
+    RUN_SECONDS,
+    SHARED_PROMPT,
+    Oracle,
+    world,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="no environment with SGLang: `make envs` makes one"),
+]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Oracle]:
+    oracle = Oracle()
+    yield oracle
+    oracle.close()
+
+
+@pytest.fixture
+def urls(sglang_pair: list[RolloutServer]) -> list[str]:
+    return [each.server.url for each in sglang_pair]
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+async def test_each_token_is_by_the_weights_that_it_names(
+    sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
+) -> None:
+    """A group that lives through two pushes, of which the second was read ahead.
+
+    After each of them both servers say what the trainer's weights say.
+    """
+    urls = [each.server.url for each in sglang_pair]
+    async with world(urls, sglang_models, oracle, tmp_path, mode) as here:
+        pushed = [here.staged(0)]
+        assert await here.push(pushed[0]) == [None, None]
+        await here.check_greedy(0)
+        running = [asyncio.create_task(each.group(SHARED_PROMPT, LONG_TOKENS)) for each in here.servers]
+        for model in (1, 2):
+            await asyncio.gather(*(each.generates() for each in here.servers))
+            await asyncio.sleep(RUN_SECONDS)
+            pushed.append(here.staged(model))
+            if model == 2:
+                await asyncio.gather(*(each.engine.client.read_ahead(pushed[-1].path, 10) for each in sglang_pair))
+            assert await here.push(pushed[-1]) == [None, None]
+            await here.check_greedy(model)
+        folder_of = {each.identity: str(folder) for each, folder in zip(pushed, sglang_models, strict=False)}
+        for completion in (each for group in await asyncio.gather(*running) for each in group):
+            assert [span.policy for span in completion.spans] == [each.identity for each in pushed]
+            assert completion.num_tokens == LONG_TOKENS
+            runs = [[folder_of[span.policy], span.end] for span in completion.spans]
+            said = unpack_float32(completion.logprobs)
+            expected = here.say(SHARED_PROMPT, completion, runs, keep_cache=mode == "in_place")
+            assert said == pytest.approx(expected, abs=EXACT)
+            other = here.say(SHARED_PROMPT, completion, runs, keep_cache=mode != "in_place")
+            assert said != pytest.approx(other, abs=1e-2)  # whose cache it was makes a difference
+        await here.check_greedy(2)
+
+
+async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches_up(
+    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
+) -> None:
+    async with world(urls, sglang_models, oracle, tmp_path, "retract") as here:
+        first, second = here.servers
+        assert await here.push(here.staged(0)) == [None, None]
+        good = here.staged(1)
+        bad = Announcement(good.identity, good.path, good.lease, here.canary(3))
+        results = await asyncio.gather(first.weights.update(bad), second.weights.update(good), return_exceptions=True)
+        assert [type(each) for each in results] == [WeightsMismatchError, type(None)]
+        assert "log-probabilities of 16 probe tokens" in first.weights.fenced
+        assert first.weights.identity is None
+        first.queue.announced = second.queue.announced = good
+        groups = await asyncio.gather(*(each.group((5, 6, 7), 8) for each in here.servers))
+        for completion in (each for group in groups for each in group):
+            assert [span.policy for span in completion.spans] == [good.identity]
+            said = here.say((5, 6, 7), completion, [[str(sglang_models[1]), 8]])
+            assert unpack_float32(completion.logprobs) == pytest.approx(said, abs=EXACT)
+        assert (first.engine.epoch, first.weights.fenced) == (2, "")
+
+
+async def test_an_engine_reports_the_checksums_of_the_files(
+    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
+) -> None:
+    async with world(urls, sglang_models, oracle, tmp_path, "retract") as here:
+        assert await here.push(here.staged(0)) == [None, None]
+        for server in here.servers:
+            reported = await server.engine.client.checksums(10)
+            assert check_checksums(sglang_models[0], reported) == len(reported) >= 9
+            with pytest.raises(WeightsMismatchError, match=r"of \d+ tensors with other bytes"):
+                check_checksums(sglang_models[1], reported)

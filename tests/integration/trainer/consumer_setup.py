@@ -1,0 +1,135 @@
+"""A consumer over tickets that are issued on a real queue, and a hand that puts messages into its stream."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal
+
+from penstock.broker import Stage, Worker
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import (
+    Completion,
+    PolicyIdentity,
+    RolloutGroup,
+    Sampling,
+    Score,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    decode,
+    pack_float32,
+    pack_int32,
+)
+from penstock.contracts.services import Announcement
+from penstock.contracts.stored_groups import Stored
+from penstock.tickets import TicketBook, TicketLimits, TicketState
+from penstock_trainer.batching.batch import varies
+from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from tests.integration.broker.queue_setup import put, stored_scored
+
+BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40
+OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
+PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(NUM_PROMPTS)]
+
+
+class Bench:
+    """A consumer over tickets that are issued, and a hand that puts messages into its stream."""
+
+    def __init__(
+        self,
+        trainer_queue: TrainerQueue,
+        config: Config,
+        *,
+        dynamic_sampling: bool = False,
+        order: Literal["ticket", "ready"] = "ticket",
+        max_lag: int | None = None,
+    ) -> None:
+        self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
+        self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
+        self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
+        self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
+        self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
+        self.metrics = TrainerMetrics()
+        self.consumer = Consumer(
+            trainer_queue,
+            self.worker,
+            self.book,
+            self.draws,
+            self.evaluation,
+            self.metrics,
+            has_gradient=lambda group: varies([score.value for score in group.scores]),
+            dynamic_sampling=dynamic_sampling,
+            max_staleness=1,
+            order=order,
+            max_lag=max_lag,
+        )
+        self.consumer.policies = {0: OLD, 1: POLICY}
+        self.consumer.announced_version = 1
+        self.consumer.tickets_known.set()
+
+    async def issue(self) -> None:
+        tickets = [self.draws.ticket(number, attempt=0, policy_version=1) for number in self.book.issue()]
+        await self.trainer_queue.issue(tickets, Announcement(POLICY, "/weights/1", self.trainer_queue.lease.number))
+
+    async def deliver(self, key: str, form: Stored) -> None:
+        await put(self.queue, Stage.SCORED, key, form)
+
+    async def answer(
+        self,
+        number: int,
+        values: Sequence[float | None] = (1.0, 0.0),
+        policy: PolicyIdentity = POLICY,
+        *newer: PolicyIdentity,
+    ) -> None:
+        """One group, of completions with one token of each policy."""
+        ticket = self.draws.ticket(number, attempt=0, policy_version=1)
+        await self.deliver(str(number), stored_scored(scored(ticket, values, policy, *newer)))
+
+    @contextlib.asynccontextmanager
+    async def consuming(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.consumer.consume_groups())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.consumer.changed.clear()
+                if not condition():
+                    await self.consumer.changed.wait()
+
+    async def depth(self, stream: str) -> int:
+        return (await self.queue.depths())[stream]
+
+    async def issued_tickets(self) -> list[Ticket]:
+        stream = self.queue.keys.stream(Stage.TICKETS)
+        entries = await self.queue.guard(self.queue.client.xrange(stream))
+        return [decode(fields[b"p"], Ticket) for _, fields in entries]
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"penstock_{name}_total", labels) or 0.0
+
+    @property
+    def arrived(self) -> list[int]:
+        return [number for number, state in self.book.outstanding.items() if state is TicketState.ARRIVED]
+
+
+def scored(
+    ticket: Ticket, values: Sequence[float | None], policy: PolicyIdentity, *newer: PolicyIdentity
+) -> ScoredGroup:
+    policies = (policy, *newer)
+    count = len(policies)
+    spans = tuple(VersionSpan(policy, t, t + 1) for t, policy in enumerate(policies))
+    tokens, logprobs = pack_int32([5] * count), pack_float32([-0.5] * count)
+    completion = Completion(tokens, b"\x01" * count, logprobs, spans, "5" * count, "stop")
+    group = RolloutGroup(ticket, (completion,) * len(values), "server", 1.0, 2.0)
+    return ScoredGroup(group, tuple(Score(None, "it raised") if value is None else Score(value) for value in values))

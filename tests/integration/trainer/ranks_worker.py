@@ -1,0 +1,159 @@
+"""One of several ranks, started by torchrun for test_trainer_ranks: `ranks_worker.py MODE FOLDER`.
+
+`train` runs all cases of `CASES` one after the other and leaves what rank 0 saw in FOLDER/<case>/2; `wait` lets the
+followers wait for a command that never comes; `fail` has a follower fail.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penstock.config import Config
+from penstock.contracts import ScoredGroup
+from penstock.errors import PenstockError
+from penstock_trainer.distributed.rank import Place
+from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.rank_commands import Follower, Gather, LeadingLearner
+from penstock_trainer.learner.update import StepResult
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
+from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, scored_group
+
+NUM_STEPS = 3
+NUM_RUN_STEPS = 12
+CANARY = (4, 9, 5, 7, 11, 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model (`llama` ties its embeddings, `qwen3` does not) and what differs from the default."""
+
+    model: str
+    kl_ctl: float = 0.0
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    loss: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "tied": Case("llama"),
+    "untied-kl": Case("qwen3", kl_ctl=0.1),
+    "family": Case(
+        "llama",
+        kl_ctl=0.1,
+        loss={
+            "num_minibatches": 2,
+            "proximal": "recomputed",
+            "correction": {"weight": "tis", "gates": ["m2po"], "m2po_tau": 0.1},
+            "kl": {"place": "reward"},
+            "entropy_bonus": 0.01,
+        },
+    ),
+    "lora": Case("llama", kl_ctl=0.1, lora={"rank": 3, "alpha": 6}),
+    "lora-head": Case("qwen3", loss={"num_minibatches": 2}, lora={"rank": 1, "target_modules": ["q_proj", "lm_head"]}),
+    "bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True),
+    "lora-bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True, lora={"rank": 3}),
+}
+
+
+def case_config(folder: Path, case: Case) -> Config:
+    actor = {
+        "path": str(folder / case.model),
+        "dtype": case.dtype,
+        "gradient_checkpointing": case.gradient_checkpointing,
+        "max_tokens_per_micro_batch": 24,
+        "lora": case.lora,
+    }
+    optimizer = {"lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 2, "schedule": "linear"}
+    rollout = {"engine": {"dtype": case.dtype}}
+    return config_for(
+        folder / case.model, actor=actor, kl_ctl=case.kl_ctl, optimizer=optimizer, loss=case.loss, rollout=rollout
+    )
+
+
+def batches() -> list[list[ScoredGroup]]:
+    """Ragged ones, one for a single rank, one without a gradient."""
+    ragged = [example_groups(num_groups=5, seed=seed) for seed in range(NUM_STEPS)]
+    answers = [completion([7], [-3.0]), completion([8], [-2.0])]
+    return [*ragged, [scored_group(0, [4, 5], answers, [1.0, 0.0])], [scored_group(1, [4], answers, [1.0, 1.0])]]
+
+
+def train(learner: Learner, folder: Path) -> None:
+    """All batches; what came of them, a canary, a checkpoint, the export in `final`, a staged version in `weights`."""
+    results = [learner.update(groups, version=3) for groups in batches()]
+    (folder / "checkpoint").mkdir(parents=True)
+    snapshot = learner.snapshot(folder / "checkpoint")
+    writer = threading.Thread(target=snapshot.write, args=[folder / "checkpoint"])
+    writer.start()
+    later = learner.update(batches()[0], version=3)  # beside the writer
+    writer.join()
+    canary = learner.sequence_logprobs(CANARY)
+    learner.save_pretrained(folder / "final")
+    staging = Staging(learner, folder / "weights", Format("float32", "nearest"))
+    identity = staging.write(1, 1)
+    learner.load(folder / "checkpoint")
+    again = learner.update(batches()[0], version=3)
+    continued = staging.digest(1) == identity and again.loss == later.loss
+    torch.save({name: weight.clone() for name, weight in learner.weights().items()}, folder / "weights.pt")
+    document = {"results": list(map(shown, results)), "continued": continued, "canary": canary}
+    (folder / "results.json").write_text(json.dumps(document))
+
+
+def take_over(learner: Learner, source: Path, target: Path) -> None:
+    """Read one checkpoint and write it again."""
+    learner.load(source)
+    target.mkdir(parents=True)
+    learner.snapshot(target).write(target)
+
+
+def shown(result: StepResult) -> dict[str, Any]:
+    names = ("changed", "loss", "grad_norm", "learning_rate", "num_packs", "num_rows")
+    statistics = asdict(result.statistics)
+    return {**{name: getattr(result, name) for name in names}, **statistics.pop("masked"), **statistics}
+
+
+def run(mode: str, folder: Path) -> None:
+    place = Place.of(os.environ)
+    if mode == "train":
+        ranks = Ranks(place)
+        for name, case in CASES.items():
+            config = case_config(folder, case)
+            if place.is_follower:
+                Follower(Learner(config, ranks), ranks).run()
+            else:
+                learner = LeadingLearner(config, ranks, num_steps=NUM_RUN_STEPS)
+                train(learner, folder / name / "2")
+                take_over(learner, folder / name / "1" / "checkpoint", folder / name / "1-on-2")
+                learner.close()
+        ranks.leave()
+        return
+    ranks = Ranks(place)
+    (folder / f"pid-{place.rank}").write_text(str(os.getpid()))
+    config = case_config(folder, CASES["tied"])
+    if place.is_follower:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `follow` does: torchrun's signal is not what ends it
+        Follower(Learner(config, ranks), ranks).run()
+    elif mode == "fail":
+        learner = LeadingLearner(config, ranks)
+        learner._tell(Gather("no.such.weight"))
+        learner.update(batches()[0], version=3)
+    else:
+        (folder / "waiting").touch()
+        signal.pause()
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1], Path(sys.argv[2]))
+    except PenstockError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,176 @@
+"""The loop commits a step while its update computes, and lets it change weights only after that."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from penstock.broker import Queue
+from penstock.broker.lease import acquire_lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import ActorSection, Config
+from penstock.errors import FencedError, WeightsError
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.resume import restore
+from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.staging import Staging
+from tests.integration.trainer.loop_setup import SECONDS, LoopBench, same
+from tests.unit.trainer.trainer_groups import save_tiny_model
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[LoopBench]:
+    actor = ActorSection(path=str(save_tiny_model(tmp_path / "model")), dtype="float32", group_size=2)
+    config = queue_config.model_copy(update={"actor": actor})
+    lease = await acquire_lease(queue, config)
+    lost: list[Exception] = []
+    lease.start_renewing(lost.append)
+    try:
+        yield LoopBench(TrainerQueue(queue, lease), config, tmp_path)
+    finally:
+        await asyncio.to_thread(lease.release)
+
+
+@contextlib.asynccontextmanager
+async def held(loop: LoopBench) -> AsyncIterator["asyncio.Task[None]"]:
+    """Step 0 is trained and its weights are being staged; the update of step 1, if it may begin, waits for that."""
+    async with loop.training() as training:
+        policy = await loop.announced(0)
+        loop.transport.hold()
+        await loop.answer(0, policy)
+        await loop.watch.until("ended", 1)
+        await loop.answer(1, policy)
+        if loop.learner.beside:
+            await loop.watch.until("asked", 2)
+        yield training
+
+
+async def error_of(training: "asyncio.Task[None]") -> BaseException:
+    """The first that ended the loop."""
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(BaseExceptionGroup) as raised:
+            await training
+    error: BaseException = raised.value
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_commit(loop: LoopBench) -> None:
+    async with held(loop):
+        before = loop.state()
+        assert await loop.ledger() == ["weights 0", "step 0"]
+        assert sorted(path.name[:8] for path in loop.step_files.journal.path.parent.glob("*.pack")) == [
+            "0" * 8,
+            "00000001",
+        ]
+        assert await loop.bench.depth("scored") == 2
+        assert loop.watch["ended"] == 1
+        loop.transport.let_go()
+        await loop.watch.until("ended", 2)
+        assert (await loop.ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
+        assert not same(loop.state(), before)
+        await loop.announced(2)
+    lines = loop.progress.steps
+    assert [(line["step"], line["version"]) for line in lines] == [(0, 1), (1, 2)]
+    assert lines[1]["seconds"]["push_wait"] > 0
+    assert lines[1]["seconds"]["stage"] > lines[1]["seconds"]["push_wait"]
+    assert sum(lines[1]["seconds"][phase] for phase in ("wait", "commit", "update", "push_wait")) == pytest.approx(
+        lines[1]["seconds"]["step"], abs=0.05
+    )
+
+
+async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: LoopBench, queue: Queue) -> None:
+    async with held(loop) as training:
+        before = loop.state()
+        commit = loop.queue.commit_step
+        committing = asyncio.Event()
+
+        async def lose_the_lease(*arguments: object) -> None:
+            await queue.client.set(queue.keys.lease, "99:other")
+            committing.set()
+            await commit(*arguments)  # type: ignore[arg-type]
+
+        loop.queue.commit_step = lose_the_lease  # type: ignore[method-assign, assignment]
+        loop.transport.let_go()
+        assert isinstance(await error_of(training), FencedError)
+        await loop.watch.until("ended", 2)
+    assert committing.is_set()
+    assert same(loop.state(), before)
+    assert await loop.ledger() == ["weights 0", "step 0", "weights 1"]
+
+
+async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: LoopBench) -> None:
+    async with held(loop) as training:
+        before = loop.state()
+        loop.transport.let_go(error="no room")
+        error = await error_of(training)
+        assert isinstance(error, WeightsError)
+        assert str(error) == "no room"
+        await loop.watch.until("ended", 2)
+    assert same(loop.state(), before)
+    assert await loop.ledger() == ["weights 0", "step 0"]
+
+
+async def test_a_loop_that_is_cancelled_leaves_no_update_waiting(loop: LoopBench) -> None:
+    async with held(loop) as training:
+        before = loop.state()
+        training.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await training
+        await loop.watch.until("ended", 2)
+    assert same(loop.state(), before)
+
+
+async def test_ranks_that_work_together_stage_before_the_next_update_begins(loop: LoopBench) -> None:
+    loop.learner.beside = False
+    async with held(loop):
+        await loop.watch.until("written", 2)
+        assert loop.watch["begun"] == 1
+        loop.transport.let_go()
+        await loop.watch.until("ended", 2)
+        assert (await loop.ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
+
+
+async def test_the_end_waits_for_the_staging_and_a_checkpoint_is_of_recorded_weights(loop: LoopBench) -> None:
+    async with held(loop) as training:
+        loop.requests.checkpoint = True
+        loop.requests.stop.set()
+        loop.transport.let_go()
+        async with asyncio.timeout(SECONDS):
+            await training
+    assert await loop.ledger() == ["weights 0", "step 0", "weights 1", "step 1", "weights 2", "checkpoint 2"]
+    meta, _ = loop.checkpoints.read(loop.checkpoints.names()[-1])
+    assert (meta.steps, meta.version) == (2, 2)
+
+
+async def test_what_is_trained_beside_staging_has_the_digests_of_a_training_without(
+    loop: LoopBench, tmp_path: Path
+) -> None:
+    async with loop.training() as training:
+        for step in range(4):
+            await loop.answer(step, await loop.announced(max(0, step - 1)))
+        await loop.announced(4)
+        loop.requests.stop.set()
+        async with asyncio.timeout(SECONDS):
+            await training
+    ledger = await loop.queue.ledger()
+    alone = Learner(loop.parts.config)
+    told: list[int] = []
+    staging = Staging(alone, tmp_path / "again", Format("float32", "nearest"))
+    position = await asyncio.to_thread(
+        restore,
+        alone,
+        replace(ledger, checkpoints=[]),
+        loop.checkpoints,
+        StepFiles(tmp_path / "steps", keep_bytes=0),
+        staging.digest,
+        lambda each: told.append(each.step),
+    )
+    assert (position.steps, position.version, told) == (4, 4, [0, 1, 2, 3])

@@ -1,0 +1,89 @@
+"""Which objectives the configuration accepts, what each preset is, and what an error of a refused one says."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.config import Config
+from penstock.config.load import load_config
+from penstock.errors import ConfigError
+
+ROOT = Path(__file__).parents[4]
+PRESETS = sorted((ROOT / "examples/presets").glob("*.yaml"))
+
+
+def loaded(tmp_path: Path, *arguments: str) -> Config:
+    base = tmp_path / "base.yaml"
+    base.write_text("actor: {path: some/model}\ndata: {train: {path: prompts.jsonl}}\nloss: {eps_clip: 0.11}\n")
+    return load_config(["--config", str(base), *arguments], {})
+
+
+def test_every_preset_that_the_issue_names_exists() -> None:
+    names = {"grpo", "dr_grpo", "dapo", "rloo", "gspo", "cispo", "sapo", "decoupled_grpo", "lite_ppo"}
+    assert {path.stem for path in PRESETS} == names | {"lora"}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("max_staleness", ["0", "4"])
+def test_every_preset_is_accepted_over_another_file(tmp_path: Path, preset: Path, max_staleness: str) -> None:
+    config = loaded(tmp_path, "--config", str(preset), "--staleness.max_staleness", max_staleness)
+    assert config.actor.path == "some/model"
+    assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo", "lora")
+
+
+def test_the_preset_lora_changes_no_objective(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "--config", str(ROOT / "examples/presets/lora.yaml"))
+    assert (config.actor.lora.rank, config.actor.lora.target_modules) == (16, "all-linear")
+    assert config.optimizer.lr == pytest.approx(10 * loaded(tmp_path).optimizer.lr)
+    assert config.loss == loaded(tmp_path).loss
+
+
+def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:
+    preset = loaded(tmp_path, "--config", str(ROOT / "examples/presets/grpo.yaml")).loss
+    assert preset == loaded(tmp_path, "--loss.eps_clip", "0.2").loss
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--loss.correction.weight tis", "would be squared"),
+        ("--loss.surrogate cispo --loss.correction.weight mask", "would be squared"),
+        ("--loss.surrogate vespo --loss.correction.weight sequence_tis", "would be squared"),
+        ("--loss.surrogate dppo_tv --loss.proximal recomputed", "no ratio to a proximal policy"),
+        ("--loss.surrogate reinforce --loss.proximal approximated", "no ratio to a proximal policy"),
+        ("--loss.surrogate reinforce", "staleness.max_staleness to 0"),
+        ("--loss.proximal recomputed", "staleness.max_staleness to 0"),
+        ("--loss.surrogate gspo --loss.c_clip 3", "loss.c_clip is 3"),
+        ("--loss.c_clip 1.1", "more than 1 + eps_clip_higher"),
+        ("--loss.advantage.scale mean --loss.advantage.baseline batch", "expected baseline group"),
+        ("--loss.dynamic_sampling true --loss.advantage.baseline none", "would be a bias"),
+        ("--loss.kl.place reward --loss.kl.importance_weighted true", "no gradient to weigh"),
+        ("--loss.kl.estimator k1", "Expected k2 or k3"),
+        ("--loss.correction.low 3 --loss.correction.high 2", "loss.correction.low is 3"),
+        ("--loss.num_minibatches 9", "data.batch_size 8"),
+        ("--loss.overlong.buffer_tokens 300", "sampling.max_new_tokens 256"),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused_with_reason_and_key(
+    tmp_path: Path, arguments: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+    assert "loss." in str(error.value)
+    assert "saw {" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--loss.surrogate reinforce --staleness.max_staleness 0",
+        "--loss.surrogate reinforce --loss.correction.gates [geometric]",
+        "--loss.proximal recomputed --loss.correction.weight tis",
+        "--loss.correction.gates [m2po,opsm,veto]",
+        "--loss.kl.estimator k1 --loss.kl.place reward",
+        "--loss.kl.estimator k1 --loss.kl.importance_weighted true",
+    ],
+)
+def test_the_same_parts_in_order_are_accepted(tmp_path: Path, arguments: str) -> None:
+    loaded(tmp_path, *arguments.split())

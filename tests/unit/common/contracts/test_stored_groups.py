@@ -1,0 +1,92 @@
+"""How a group is taken apart and put together: nothing is lost, and what does not fit together is malformed."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.contracts import MalformedMessageError, RolloutGroup, Score, ScoredGroup, decode, encode
+from penstock.contracts.stored_groups import (
+    CompletionsPart,
+    Part,
+    RolloutHead,
+    ScoredHead,
+    TextsPart,
+    group_of,
+    scored_group,
+    stored,
+    texts_of,
+)
+from tests.unit.common.contracts.test_groups import patient, scored_groups
+
+
+@given(scored_groups())
+@settings(patient, max_examples=50)
+def test_a_group_survives_being_taken_apart(scored: ScoredGroup) -> None:
+    group = scored.group
+    form = stored(group)
+    head = decode(form.head, RolloutHead)
+    assert texts_of(head, form.parts[Part.TEXTS]) == tuple(each.text for each in group.completions)
+    is_training = group.ticket.purpose == "train"
+    whole = group.without_text() if is_training else group
+    assert group_of(head, form.parts) == whole
+    again = stored(ScoredHead(head, scored.scores))
+    assert (again.parts, again.unread) == ({}, (Part.TEXTS,) if is_training else ())
+    left: dict[Part, bytes | None] = {**form.parts, **dict.fromkeys(again.unread)}
+    assert scored_group(decode(again.head, ScoredHead), left) == ScoredGroup(whole, scored.scores)
+
+
+@given(scored_groups(), st.sampled_from(Part), st.data())
+@settings(patient, max_examples=60)
+def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Part, data: st.DataObject) -> None:
+    form = stored(scored.group)
+    head = decode(form.head, RolloutHead)
+    whole = form.parts[part]
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    for damaged in (
+        None,
+        whole[:cut],
+        data.draw(st.binary(max_size=99)),
+        form.parts[next(p for p in Part if p != part)],
+    ):
+        with pytest.raises(MalformedMessageError):
+            read(head, {**form.parts, part: damaged})
+    flipped = bytearray(whole)
+    flipped[cut] ^= data.draw(st.integers(1, 255))
+    try:
+        found = read(head, {**form.parts, part: bytes(flipped)})
+    except MalformedMessageError:
+        return
+    assert len(found.completions) == len(head.ticket.seeds)
+
+
+def read(head: RolloutHead, parts: dict[Part, bytes | None]) -> RolloutGroup:
+    """As all services together."""
+    texts_of(head, parts[Part.TEXTS])
+    return group_of(head, parts)
+
+
+@given(scored_groups())
+@settings(patient, max_examples=20)
+def test_counts_of_seeds_scores_texts_and_completions_agree(scored: ScoredGroup) -> None:
+    form = stored(scored.group)
+    head = decode(form.head, RolloutHead)
+    completions = (*scored.group.without_text().completions, scored.group.completions[0])
+    more = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(completions))}
+    count = len(head.ticket.seeds)
+    with pytest.raises(MalformedMessageError, match=f"{count + 1} completions for {count} seeds"):
+        group_of(head, more)
+    with pytest.raises(MalformedMessageError, match=f"0 texts for {count} seeds"):
+        texts_of(head, encode(TextsPart(())))
+    with pytest.raises(ValueError, match=f"{count + 1} scores for {count} seeds"):
+        ScoredHead(head, (Score(1.0),) * (count + 1))
+
+
+@given(scored_groups())
+@settings(patient, max_examples=20)
+def test_a_text_among_the_completions_of_a_training_group_is_not_kept(scored: ScoredGroup) -> None:
+    """Step files hold no texts, whoever wrote the part."""
+    group = msgspec.structs.replace(scored.group, ticket=msgspec.structs.replace(scored.group.ticket, purpose="train"))
+    form = stored(group)
+    parts = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(group.completions))}
+    assert group_of(decode(form.head, RolloutHead), parts) == group.without_text()

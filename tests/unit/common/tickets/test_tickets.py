@@ -1,0 +1,169 @@
+"""The ticket state machine: credits, prefixes, ends, and the staleness bound under any order of events."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import StallError
+from penstock.tickets import TicketState
+from tests.unit.common.tickets.ticket_books import make_book
+
+
+def test_never_more_outstanding_than_credits() -> None:
+    book = make_book()
+    assert book.issue() == [0, 1, 2, 3]
+    assert book.issue() == []
+
+
+def test_a_batch_is_the_arrived_prefix_in_order() -> None:
+    book = make_book()
+    book.issue()
+    book.arrive(1, has_gradient=True)
+    book.arrive(2, has_gradient=True)
+    assert book.next_batch() is None
+    book.arrive(0, has_gradient=True)
+    assert book.next_batch() == [0, 1]
+
+
+def test_credits_come_back_only_when_a_version_is_announced() -> None:
+    book = make_book()
+    book.issue()
+    for number in (0, 1):
+        book.arrive(number, has_gradient=True)
+    assert book.commit([0, 1]) == 0
+    assert book.issue() == []
+    assert book.announce(0) == []
+    assert book.announce(1) == [0, 1]
+    assert book.issue() == [4, 5]
+
+
+def test_after_a_restart_what_is_trained_and_not_announced_keeps_its_credits() -> None:
+    book = make_book()
+    book.restore(4, [2, 3], 1, committed={0: 0, 1: 0})
+    assert book.issue() == []
+    book.drop(3)
+    assert book.issue() == [4]
+    assert book.announce(1) == [0, 1]
+    assert book.issue() == [5, 6]
+
+
+def test_a_drop_gives_its_credit_back_at_once_and_the_batch_takes_the_next_ticket() -> None:
+    book = make_book()
+    book.issue()
+    book.drop(0)
+    assert book.issue() == [4]
+    book.arrive(1, has_gradient=True)
+    book.arrive(2, has_gradient=True)
+    assert book.next_batch() == [1, 2]
+
+
+def test_the_last_batch_is_short() -> None:
+    book = make_book(num_draws=3)
+    assert book.issue() == [0, 1, 2]
+    for number in (0, 1, 2):
+        book.arrive(number, has_gradient=True)
+    book.commit([0, 1])
+    assert book.next_batch() == [2]
+    book.commit([2])
+    assert book.finished
+
+
+def test_max_steps_ends_the_draws_without_waste() -> None:
+    book = make_book(max_steps=3)
+    issued = 0
+    for step in range(3):
+        issued += len(book.issue())
+        for number, state in book.outstanding.items():
+            if state is TicketState.WAITING:
+                book.arrive(number, has_gradient=True)
+        batch = book.next_batch()
+        assert batch is not None
+        book.commit(batch)
+        book.announce(step + 1)
+    assert book.finished
+    assert issued == 6
+    assert book.outstanding == {}
+
+
+def test_a_duplicate_is_not_accepted() -> None:
+    book = make_book()
+    book.issue()
+    assert book.accepts(0)
+    book.arrive(0, has_gradient=True)
+    assert not book.accepts(0)
+    book.drop(1)
+    assert not book.accepts(1)
+    assert not book.accepts(99)
+
+
+def test_no_gradient_for_ten_batches_stops_the_run() -> None:
+    book = make_book(batch_size=1, max_staleness=0)
+    for _ in range(9):
+        (number,) = book.issue()
+        book.arrive(number, has_gradient=False)
+        book.announce(book.commit([number]) + 1)
+    (number,) = book.issue()
+    with pytest.raises(StallError, match="all rewards were equal"):
+        book.arrive(number, has_gradient=False)
+
+
+def test_most_rewards_failing_stops_the_run() -> None:
+    book = make_book(batch_size=1, max_staleness=0)
+    for _ in range(2):
+        (number,) = book.issue()
+        book.drop(number, reward_failed=True)
+    (number,) = book.issue()
+    with pytest.raises(StallError, match="the reward failed for 3 of the last 4"):
+        book.drop(number, reward_failed=True)
+
+
+@given(
+    data=st.data(),
+    batch_size=st.integers(1, 4),
+    max_staleness=st.integers(0, 3),
+    num_draws=st.integers(1, 40),
+)
+@settings(deadline=None)  # a busy machine is no failure
+def test_staleness_never_exceeds_the_bound(
+    data: st.DataObject, batch_size: int, max_staleness: int, num_draws: int
+) -> None:
+    """Any interleaving of arrivals, drops, commits and late announcements keeps every ticket within the bound."""
+    book = make_book(batch_size, max_staleness, num_draws)
+    issued_at = dict.fromkeys(book.issue(), 0)
+    announced, trained = 0, list[int]()
+    dropped = set[int]()
+    while not book.finished:
+        waiting = [number for number, state in book.outstanding.items() if state is TicketState.WAITING]
+        moves = ["arrive", "drop"] * bool(waiting)
+        moves += ["commit"] * (book.next_batch() is not None) + ["announce"] * (announced < book.num_steps)
+        match data.draw(st.sampled_from(moves)):
+            case "arrive":
+                book.arrive(data.draw(st.sampled_from(waiting)), has_gradient=True)
+            case "drop" if len(dropped) < 5:
+                number = data.draw(st.sampled_from(waiting))
+                book.drop(number)
+                dropped.add(number)
+            case "commit":
+                batch = book.next_batch()
+                assert batch is not None
+                step = book.commit(batch)
+                assert all(step - issued_at[number] <= max_staleness for number in batch)
+                trained += batch
+            case "announce":
+                announced = data.draw(st.integers(announced + 1, book.num_steps))
+                book.announce(announced)
+        assert len(book.outstanding) <= (max_staleness + 1) * batch_size
+        issued_at.update(dict.fromkeys(book.issue(), announced))
+    assert trained == sorted(trained)
+    assert set(trained) | dropped == set(range(num_draws))
+    assert not set(trained) & dropped
+
+
+def test_degenerate_drops_count_towards_the_end_without_a_gradient() -> None:
+    book = make_book(batch_size=1, max_staleness=0)
+    for _ in range(9):
+        (number,) = book.issue()
+        book.drop(number, degenerate=True)
+    (number,) = book.issue()
+    with pytest.raises(StallError, match="10 tickets in a row gave no gradient"):
+        book.drop(number, degenerate=True)

@@ -1,0 +1,177 @@
+"""The job script: what each component asks for, what a site may change, what cannot fit."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.config import Config
+from penstock.config.load import load_config
+from penstock.errors import ConfigError
+from penstock_launch.slurm.render import render
+from penstock_launch.slurm.shares import section_of, share_of
+from penstock_launch.slurm.site import srun_words
+from penstock_launch.slurm.submit import for_cluster, launch_slurm
+
+
+def make_config(root: Path, **sections: Any) -> Config:
+    document: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "actor": {"path": "model"},
+        "data": {"train": {"path": "train.jsonl"}},
+        **sections,
+    }
+    return Config.model_validate(document)
+
+
+def components(script: str) -> list[dict[str, str]]:
+    """The #SBATCH options of each component; of a flag the value is empty."""
+    found: list[dict[str, str]] = [{}]
+    for line in script.splitlines():
+        if line == "#SBATCH hetjob":
+            found.append({})
+        elif line.startswith("#SBATCH "):
+            name, _, value = shlex.split(line.removeprefix("#SBATCH "))[0].partition("=")
+            found[-1][name] = value
+    return found
+
+
+def test_each_component_asks_for_what_its_section_says(tmp_path: Path) -> None:
+    slurm = {
+        "partition": "batch",
+        "account": "lab",
+        "qos": "high",
+        "time_limit": "8:00:00",
+        "sbatch": ["--exclusive"],
+        "services": {"partition": "cpu", "cpus_per_node": 8, "memory_per_node": "32G"},
+        "rollout": {"nodes": 2, "gpus_per_node": 4, "gpu_type": "a100", "sbatch": ["--constraint=nvlink"]},
+        "trainer": {"nodes": 4, "gpus_per_node": 8},
+    }
+    config = make_config(tmp_path, rollout={"num_servers": 4}, trainer={"num_ranks": 32}, slurm=slurm)
+    services, rollout, trainer = components(render(config, tmp_path))
+    assert (services["--partition"], services["--cpus-per-task"], services["--mem"]) == ("cpu", "8", "32G")
+    assert "--gres" not in services
+    assert (rollout["--partition"], rollout["--nodes"], rollout["--gres"]) == ("batch", "2", "gpu:a100:4")
+    assert rollout["--constraint"] == "nvlink"
+    assert (trainer["--nodes"], trainer["--gres"]) == ("4", "gpu:8")
+    for component in (services, rollout, trainer):
+        assert (component["--account"], component["--qos"], component["--time"]) == ("lab", "high", "8:00:00")
+        assert {"--requeue", "--exclusive"} <= component.keys()
+        assert component["--ntasks-per-node"] == "1"
+
+
+def test_the_job_as_a_whole_is_described_in_its_first_component(tmp_path: Path) -> None:
+    root = tmp_path / "100% mine"
+    script = render(make_config(root), tmp_path)
+    first, *others = components(script)
+    assert first["--job-name"] == "penstock-r"
+    assert first["--chdir"] == str(tmp_path)
+    assert first["--output"] == str(root / "r" / "logs" / "slurm.log").replace("%", "%%")
+    assert first["--open-mode"] == "append"
+    assert first["--signal"] == "B:USR1@300"
+    assert not any("--output" in each or "--signal" in each for each in others)
+    last = shlex.split(script.splitlines()[-1])
+    assert (last[0], last[2:4]) == ("exec", ["-m", "penstock_launch.slurm.job"])
+    assert last[-1] == str(root / "r" / "config.yaml")
+
+
+def test_without_requeue_or_signal_the_script_asks_for_neither(tmp_path: Path) -> None:
+    first, *_ = components(
+        render(
+            make_config(tmp_path, slurm={"requeue": False, "signal_seconds": 0, "setup": ["module load x"]}), tmp_path
+        )
+    )
+    assert "--signal" not in first
+    assert "--no-requeue" in first
+
+
+def test_setup_comes_before_the_launcher(tmp_path: Path) -> None:
+    lines = render(
+        make_config(tmp_path, slurm={"setup": ["module load cuda", "ulimit -n 65536"]}), tmp_path
+    ).splitlines()
+    assert lines.index("module load cuda") < lines.index("ulimit -n 65536") < len(lines) - 1
+
+
+def test_a_site_may_have_its_own_template(tmp_path: Path) -> None:
+    template = tmp_path / "site.sh"
+    parts = "\n#SBATCH hetjob\n".join(["@@{services}", "@@{rollout}", "@@{trainer}"])
+    text = f"#!/bin/sh\n{parts}\n# @@{{run}}: ours ${{HOME%%x}}\n"
+    template.write_text(text + "@@{setup}\nexec @@{launcher}\n")
+    script = render(make_config(tmp_path, slurm={"template": str(template)}), tmp_path)
+    assert "# r: ours ${HOME%%x}" in script
+    assert len(components(script)) == 3
+    template.write_text(text)
+    with pytest.raises(ConfigError, match=r"slurm\.template: .*expected each of @@\{launcher\}"):
+        render(make_config(tmp_path, slurm={"template": str(template)}), tmp_path)
+    with pytest.raises(ConfigError, match=r"slurm\.template: .*cannot be read"):
+        render(make_config(tmp_path, slurm={"template": str(tmp_path / "nowhere.sh")}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"trainer": {"num_ranks": 3}, "slurm": {"trainer": {"nodes": 2}}}, "trainer.num_ranks is 3"),
+        ({"trainer": {"num_ranks": 8}, "slurm": {"trainer": {"gpus_per_node": 4}}}, "slurm.trainer.gpus_per_node is 4"),
+        (
+            {"rollout": {"num_servers": 3}, "slurm": {"rollout": {"gpus_per_node": 2}}},
+            "slurm.rollout.gpus_per_node is 2",
+        ),
+        ({"rollout": {"num_servers": 1}, "slurm": {"rollout": {"nodes": 2}}}, "rollout.num_servers is 1"),
+        ({"reward": {"num_services": 5}}, "slurm.services.cpus_per_node is 4"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+        render(make_config(tmp_path, **sections), tmp_path)
+
+
+def test_services_of_a_node_share_it_evenly_and_keep_the_options_of_a_container(tmp_path: Path) -> None:
+    slurm = {
+        "srun": ["--container-image=/images/all.sqsh"],
+        "rollout": {
+            "nodes": 2,
+            "cpus_per_node": 32,
+            "gpus_per_node": 8,
+            "srun": ["--container-image=/images/sglang.sqsh"],
+        },
+    }
+    config = make_config(tmp_path, rollout={"num_servers": 4}, slurm=slurm)
+    words = srun_words("rollout", section_of(config, "rollout"), share_of(config, "rollout"), "rollout-0")
+    assert {"--het-group=1", "--nodes=1", "--cpus-per-task=16", "--gres=gpu:4", "--exact"} <= set(words)
+    assert words[-1] == "--container-image=/images/sglang.sqsh"
+    words = srun_words("reward", section_of(config, "services"), share_of(config, "reward"), "reward")
+    assert words[-1] == "--container-image=/images/all.sqsh"
+    assert "--het-group=0" in words
+
+
+def test_services_on_several_nodes_listen_where_others_reach_them(tmp_path: Path) -> None:
+    config = for_cluster(make_config(tmp_path, reward={"host": "10.0.0.7"}))
+    assert (config.rollout.host, config.trainer.host, config.reward.host) == ("0.0.0.0", "0.0.0.0", "10.0.0.7")
+    assert config.weights.folder == str(tmp_path / "r" / "weights")  # never the memory of one host
+
+
+def test_rendering_only_changes_nothing(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "runs")
+    lines = launch_slurm(config, {}, render_only=True)
+    assert lines[0] == "#!/bin/bash"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_must_be_one_line_that_looks_like_one(tmp_path: Path) -> None:
+    for option in ("exclusive", "--comment=a\n--uid=0"):
+        with pytest.raises(ValueError, match="slurm"):
+            make_config(tmp_path, slurm={"sbatch": [option]})
+
+
+def test_the_example_of_a_cluster_fits_under_a_run(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    files = [root / "examples" / "gsm8k" / "config.yaml", root / "deploy" / "slurm" / "cluster.yaml"]
+    config = load_config([word for path in files for word in ("--config", str(path))], {})
+    assert [each["--partition"] for each in components(render(config, tmp_path))] == ["cpu", "gpu", "gpu"]
+
+
+def test_the_template_that_a_site_sees_is_the_built_in_one() -> None:
+    root = Path(__file__).parents[3]
+    shown = root / "deploy" / "slurm" / "job.sh"
+    assert shown.read_bytes() == (root / "deploy" / "launch" / "penstock_launch" / "slurm" / "job.sh").read_bytes()

@@ -1,0 +1,130 @@
+"""Dashboards, rules and their docs agree with each other and with what the services export."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.grafana.__main__ import files
+from deploy.grafana.panels import Figure, Graph, Query, as_json, make_dashboard
+from penstock_reward.metrics import RewardMetrics
+from penstock_rollout.metrics import RolloutMetrics
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+
+ROOT = Path(__file__).parents[3]
+RULES = ROOT / "deploy" / "prometheus" / "rules"
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+METRIC = re.compile(r"(?<![\w:])(?:run:)?(?:penstock|process)_\w+(?::\w+)?")
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((RULES / file).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def exported() -> set[str]:
+    """Names of all samples that the services export; those with labels have none before their first event."""
+    registries = (RolloutMetrics().registry, RewardMetrics().registry, TrainerMetrics().registry)
+    names = set()
+    for family in (family for registry in registries for family in registry.collect()):
+        present = {sample.name for sample in family.samples}
+        names |= present or {family.name + suffix for suffix in SUFFIXES[family.type]}
+    return names
+
+
+def dashboards() -> list[dict[str, Any]]:
+    return [json.loads(text) for text in files().values()]
+
+
+def expressions() -> Iterator[str]:
+    for board in dashboards():
+        for panel in board["panels"]:
+            yield from (target["expr"] for target in panel["targets"])
+    for rule in (*rules("recording.yml"), *rules("alerts.yml")):
+        yield rule["expr"]
+
+
+def test_every_metric_that_is_asked_for_exists() -> None:
+    known = exported() | {rule["record"] for rule in rules("recording.yml")}
+    asked = {name for expression in expressions() for name in METRIC.findall(expression)}
+    assert asked - known == set()
+    assert len(asked) > 50
+
+
+def test_every_recorded_figure_is_used() -> None:
+    text = "\n".join(expressions())
+    assert [rule["record"] for rule in rules("recording.yml") if rule["record"] not in text] == []
+
+
+def test_every_alert_has_a_runbook_paragraph_and_a_test() -> None:
+    alerts = [rule["alert"] for rule in rules("alerts.yml")]
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    assert headings == alerts
+    cases = yaml.safe_load((ROOT / "deploy" / "prometheus" / "tests" / "alerts_test.yml").read_text())["tests"]
+    asked = [case for test in cases for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in asked if case.get("exp_alerts")} == set(alerts)  # it fires
+    assert {case["alertname"] for case in asked if not case.get("exp_alerts")} == set(alerts)  # and sometimes not
+
+
+def test_every_alert_says_where_its_runbook_is_and_how_bad_it_is() -> None:
+    for rule in rules("alerts.yml"):
+        assert rule["annotations"]["runbook"] == f"docs/alerts.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert "run" in rule["annotations"]["summary"].lower()
+
+
+def test_every_panel_has_a_unit_and_a_description_and_its_place() -> None:
+    for board in dashboards():
+        taken: set[tuple[int, int]] = set()
+        for panel in board["panels"]:
+            assert panel["title"]
+            assert panel["description"].endswith("."), panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            place = panel["gridPos"]
+            cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+            assert not cells & taken, panel["title"]
+            assert max(x for x, _ in cells) < 24
+            taken |= cells
+        assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) <= 20
+        height = max(y for _, y in taken) + 1
+        assert len(taken) == 24 * height  # no holes
+
+
+def test_dashboards_have_names_of_their_own_and_the_same_variables() -> None:
+    boards = dashboards()
+    assert len({board["uid"] for board in boards}) == len({board["title"] for board in boards}) == 4
+    for board in boards:
+        assert [each["name"] for each in board["templating"]["list"]] == ["datasource", "run", "window"]
+        for panel in board["panels"]:
+            sources = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+            assert {source["uid"] for source in sources} == {"${datasource}"}
+
+
+def test_dashboards_are_what_the_schema_says() -> None:
+    register_default_plugins()
+    for board in dashboards():
+        assert as_json(Dashboard.from_json(board)) in files().values()
+
+
+def test_a_row_that_mixes_kinds_is_refused() -> None:
+    figure = Figure("A figure", "Text.", "none", Query("up"))
+    with pytest.raises(ValueError, match="A graph"):
+        make_dashboard("x", "X", "Text.", [figure, Graph("A graph", "Text.", "none", (Query("up"),))])
+
+
+@pytest.mark.parametrize("page", ["alerts.md", "operations.md", "security.md", "local.md"])
+def test_every_key_that_a_page_names_exists(page: str) -> None:
+    docs = ROOT / "docs"
+    known = set(re.findall(r"^\| `([\w.]+)` \|", (docs / "configuration.md").read_text(), re.MULTILINE))
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    words = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)", (docs / page).read_text())
+    named = {word for word in words if word.partition(".")[0] in sections}
+    known |= {key.rpartition(".")[0] for key in known}
+    assert named
+    assert named - known == set()

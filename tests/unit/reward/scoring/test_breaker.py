@@ -1,0 +1,292 @@
+"""Retries and circuit breakers: what is tried again, what opens a breaker, what waits for it and in which order."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+
+from penstock.broker import Delivery
+from penstock.config import RewardSection
+from penstock.contracts.stored_groups import ScoredHead
+from penstock.errors import RewardUnavailableError, TransientRewardError
+from penstock_reward.metrics import RewardMetrics
+from penstock_reward.processes.child import kind_of
+from penstock_reward.processes.messages import Call, Outcome
+from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.attempts import MAX_TRIPS, back_off_seconds
+from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.scoring import Scoring
+from penstock_reward.scoring.seats import Seats
+from tests.unit.reward.scoring.test_scoring import OK, FakeConsumer, FakeRunner, group
+
+DOWN = Outcome(None, 0.1, "transient", "ConnectionError: refused\nby peer")
+WRONG = Outcome(None, 0.1, "exception", "TypeError: no")
+COOLDOWN_SECONDS = 0.01
+
+
+class Server(FakeRunner):
+    """The functions' server: `down` holds the functions that fail now; each probe is told to `on_call`."""
+
+    def __init__(self, *down: str) -> None:
+        super().__init__(lambda call, attempt: DOWN if call.function in self.down else OK)
+        self.down = set(down)
+        self.completions: list[tuple[str, str]] = []
+        self.on_call: Callable[[str], None] = lambda completion: None
+
+    async def run(
+        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+    ) -> list[Outcome]:
+        await asyncio.sleep(0)
+        for call in calls:
+            self.completions.append((call.function, completions[call.completion]))
+            self.on_call(completions[call.completion])
+        return await super().run(prompt, completions, answer, metadata, calls)
+
+
+class Bench:
+    """A scoring over a fake server, and the sleeps of its retries."""
+
+    def __init__(self, server: FakeRunner, **keys: Any) -> None:
+        self.metrics = RewardMetrics()
+        self.naps: list[float] = []
+        section = {"breaker_failures": 3, "breaker_seconds": COOLDOWN_SECONDS, "max_attempts": 1, **keys}
+        self.scoring = Scoring(RewardSection(**section), server, self.metrics, sleep=self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        await asyncio.sleep(0)
+
+    def open(self, function: str = "exact_match") -> float | None:
+        return self.metrics.registry.get_sample_value("penstock_reward_breaker_open", {"function": function})
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - conditions over several objects
+            await asyncio.sleep(0.001)
+
+
+async def test_what_may_pass_is_tried_again_with_longer_waits_and_what_may_not_is_not() -> None:
+    outcomes = {0: DOWN, 1: WRONG, 2: OK}
+    runner = FakeRunner(lambda call, attempt: outcomes[call.completion])
+    bench = Bench(runner, breaker_failures=0, max_attempts=4, retry_seconds=1, retry_cap_seconds=3)
+    verdicts = await bench.scoring.score("p", ["a", "b", "c"], "a", "", {})
+    assert [[call.completion for call in calls] for calls in runner.rounds] == [[0, 1, 2], [0], [0], [0]]
+    assert [verdict.score.value for verdict in verdicts] == [None, None, 1.0]
+    assert len(bench.naps) == 3
+    for nap, longest in zip(bench.naps, (1, 2, 3), strict=True):
+        assert longest / 2 <= nap <= longest
+
+
+def test_the_back_off_is_capped_for_any_attempt() -> None:
+    section = RewardSection(retry_seconds=1, retry_cap_seconds=4)
+    assert all(2 <= back_off_seconds(900, section, Random(seed)) <= 4 for seed in range(50))
+    assert len({back_off_seconds(1, section, Random(seed)) for seed in range(50)}) == 50
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TransientRewardError("busy"), "transient"),
+        (ConnectionResetError(), "transient"),
+        (TimeoutError(), "transient"),
+        (OSError("no route to host"), "transient"),
+        (FileNotFoundError("table.json"), "exception"),
+        (TypeError("no"), "exception"),
+        (ValueError("no"), "exception"),
+        (SystemExit(1), "exception"),
+    ],
+)
+def test_an_exception_that_may_pass_is_told_from_one_that_may_not(error: BaseException, kind: str) -> None:
+    assert kind_of(error) == kind
+
+
+async def test_failures_in_a_row_open_it_and_one_answer_starts_the_count_again() -> None:
+    changes: list[tuple[str, bool]] = []
+    breaker = Breakers(3, 60, lambda name, is_open: changes.append((name, is_open))).of("f")
+    for _ in range(2):
+        breaker.failed("down")
+    breaker.answered()
+    for _ in range(2):
+        breaker.failed("down")
+    assert str(breaker.state) == "closed"
+    breaker.failed("down\nagain")
+    assert str(breaker.state) == "open"
+    assert str(breaker) == "f (3 failures in a row, last: down again)"
+    breaker.answered()
+    assert changes == [("f", True), ("f", False)]
+
+
+async def test_a_wrong_function_opens_nothing() -> None:
+    bench = Bench(FakeRunner(lambda call, attempt: WRONG))
+    for _ in range(5):
+        await bench.scoring.score("p", ["a"], "a", "", {})
+    assert bench.open() == 0
+
+
+async def test_a_limit_of_0_never_opens() -> None:
+    bench = Bench(FakeRunner(lambda call, attempt: DOWN), breaker_failures=0)
+    for _ in range(50):
+        [verdict] = await bench.scoring.score("p", ["a"], "a", "", {})
+        assert verdict.kinds == {"transient"}
+
+
+async def test_requests_over_http_are_refused_while_it_is_open() -> None:
+    bench = Bench(Server("exact_match"), breaker_seconds=60)
+    verdicts = await bench.scoring.score("p", ["a", "b", "c"], "a", "", {})
+    assert [verdict.score.value for verdict in verdicts] == [None] * 3
+    with pytest.raises(RewardUnavailableError, match=r"exact_match \(3 failures in a row, last: Connection"):
+        await bench.scoring.score("p", ["a"], "a", "", {})
+    [verdict] = await bench.scoring.score("p", ["a"], "a", "math", {})
+    assert verdict.score.value == 1.0
+
+
+async def test_only_one_probes_at_a_time_and_each_probe_is_another_groups() -> None:
+    breaker = Breakers(1, COOLDOWN_SECONDS, lambda name, is_open: None).of("f")
+    breaker.failed("down")
+    probed: list[int] = []
+    went_on: list[int] = []
+
+    async def go(place: int) -> None:
+        num_probes = 0
+        while await breaker.admission(place, num_probes):
+            num_probes += 1
+            probed.append(place)
+            await asyncio.sleep(0)
+            if len(probed) == 7:
+                breaker.answered()
+            else:
+                breaker.failed("down")
+            breaker.probe_ended()
+        went_on.append(place)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        for place in (2, 0, 1):
+            tasks.create_task(go(place))
+    assert probed == [0, 1, 2, 0, 1, 2, 0]
+    assert went_on == [0, 1, 2]
+
+
+async def test_a_prober_that_is_cancelled_leaves_the_probe_to_another() -> None:
+    tasks: list[asyncio.Task[bool]] = []
+
+    def on_change(name: str, is_open: bool) -> None:
+        if tasks:  # it is half open: the first is chosen in this turn of the loop, and cancelled before it runs
+            asyncio.get_running_loop().call_soon(tasks[0].cancel)
+
+    breaker = Breakers(1, COOLDOWN_SECONDS, on_change).of("f")
+    breaker.failed("down")
+    tasks += [asyncio.create_task(breaker.admission(place, 0)) for place in (0, 1)]
+    async with asyncio.timeout(10):
+        assert await tasks[1] is True
+    assert tasks[0].cancelled()
+
+
+class Queue(FakeConsumer):
+    """A queue that stays open, and what was handed over in which order."""
+
+    def __init__(self, *groups: Any) -> None:
+        super().__init__(groups, asyncio.Event())
+        self.order: list[str] = []
+
+    async def wait(self, *stages: Any, timeout_seconds: float) -> None:
+        await asyncio.sleep(0.001)
+
+    async def hand_over_and_take(
+        self, delivery: Delivery, message: ScoredHead, to: Any, *stages: Any
+    ) -> tuple[bool, Delivery | None]:
+        self.order.append(delivery.ticket_key)
+        return await super().hand_over_and_take(delivery, message, to, *stages)
+
+    async def give_back(self, delivery: Delivery, **keys: Any) -> None:
+        self.held -= 1
+        await super().give_back(delivery, **keys)
+
+
+async def test_a_seat_is_handed_on_unless_a_parked_group_wants_it_or_too_many_are_parked() -> None:
+    seats, waiting = Seats(1, max_parked=2), asyncio.Event()
+
+    async def passable() -> None:
+        await waiting.wait()
+
+    seat = await seats.take()
+    parked = asyncio.create_task(seat.leave_while(passable()))
+    await until(lambda: seats.num_parked == 1)
+    other = await seats.take()
+    assert not other.is_wanted
+    waiting.set()
+    await until(lambda: other.is_wanted)
+    other.leave()
+    await parked
+    assert not seat.is_wanted
+    seats.parked(+2)
+    assert seat.is_wanted
+
+
+async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> None:
+    server = Server("exact_match")
+    bench = Bench(server)
+    queue = Queue(*(group(number, ("7", "8")) for number in range(6)), *(group(n, reward="math") for n in (6, 7)))
+    seats = Seats(1, max_parked=8)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, bench.scoring, bench.metrics, queue.stop, seats))
+        await until(lambda: {"6", "7"} <= queue.handed_over.keys())  # another function's groups pass the parked ones
+        assert bench.open() == 1
+        assert bench.open("math") is None
+        assert "exact_match (" in bench.scoring.breakers.describe()
+        probes = len(server.rounds)
+        await until(lambda: len(server.rounds) >= probes + 5)
+        assert seats.num_parked >= 5
+        server.down.clear()
+        await until(lambda: len(queue.handed_over) == 8)
+        queue.stop.set()
+    scored = [queue.handed_over[str(number)] for number in range(8)]
+    # The first group failed on its own, before the breaker opened in the second; no later one did.
+    values = [[score.value for score in each.scores] for each in scored]
+    assert values == [[None, None], *[[1.0, 1.0]] * 7]
+    assert queue.order[0] == "0"
+    assert queue.order[3:] == sorted(queue.order[3:])
+    assert bench.open() == 0
+    assert bench.scoring.breakers.describe() == ""
+    assert seats.num_parked == 0
+
+
+async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock_reward.score_groups.DRAIN_SECONDS", 0.05)
+    server = Server("exact_match")
+    bench = Bench(server, breaker_failures=1)
+    queue = Queue(*(group(number) for number in range(10)))
+    seats = Seats(2, max_parked=3)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, bench.scoring, bench.metrics, queue.stop, seats))
+        await until(lambda: seats.num_parked >= 3)
+        probes = len(server.rounds)
+        await until(lambda: len(server.rounds) > probes + 3)
+        assert queue.held == queue.most_held <= 4  # 3 parked, and one that was being scored when the third parked
+        assert not queue.handed_over
+        queue.stop.set()
+    assert sorted(queue.given_back) == sorted(map(str, range(queue.most_held)))
+    assert len(queue.waiting) == 10 - queue.most_held
+
+
+async def test_a_group_at_fault_keeps_nothing_open_and_fails_in_the_end() -> None:
+    """Its calls look like an outage; those of the others do not."""
+
+    def rule(call: Call, attempt: int) -> Outcome:
+        return DOWN if server.completions[-1][1].startswith("bad") else OK
+
+    server = Server()
+    server.rule = rule
+    bench = Bench(server, breaker_failures=2)
+    queue = Queue(group(0, ("bad a", "bad b")), *(group(number, ("7",)) for number in range(1, 12)))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, bench.scoring, bench.metrics, queue.stop, Seats(1, max_parked=4)))
+        await until(lambda: len(queue.handed_over) >= 11 and "0" in queue.handed_over)
+        queue.stop.set()
+    bad = queue.handed_over["0"]
+    assert [score.value for score in bad.scores] == [None, None]
+    assert sum(text == "bad a" for _, text in server.completions) >= MAX_TRIPS

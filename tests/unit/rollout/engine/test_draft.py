@@ -1,0 +1,96 @@
+"""A completion that was cut is the one that was not: tokens, log-probabilities, versions."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.contracts import Sampling, Ticket, pack_int32
+from penstock.errors import EngineError
+from penstock_rollout.engine.draft import CompletionRequest, Draft
+from penstock_rollout.engine.sglang.answers import Answer, AnsweredSpan
+from tests.unit.rollout.fake_model import next_token
+
+PROMPT = (3, 4)
+SEEDS = (5, 6, 7)
+MAX_TOKENS = 12
+STOP = 41
+
+
+def ticket(stop: tuple[int, ...] = (STOP,)) -> Ticket:
+    return Ticket(
+        purpose="train",
+        number=0,
+        attempt=0,
+        policy_version=0,
+        prompt="",
+        prompt_ids=pack_int32(PROMPT),
+        seeds=SEEDS,
+        sampling=Sampling(1.0, MAX_TOKENS, stop),
+        answer="",
+        reward="",
+        metadata={},
+    )
+
+
+def engine(request: CompletionRequest, version: str, limit: int, *, spans: bool = True) -> Answer:
+    """What an engine that is stopped after `limit` tokens answers."""
+    tokens: list[int] = []
+    finish = "length"
+    while len(tokens) < request.max_new_tokens:
+        if len(tokens) == limit:
+            finish = "abort"
+            break
+        tokens.append(next_token([*request.prompt_ids, *tokens], request.seed))
+        if tokens[-1] == STOP:
+            finish = "abort" if len(tokens) == limit else "stop"
+            break
+    made = (AnsweredSpan(version, 0, len(tokens)),) if spans else ()
+    logprobs = tuple(float(len(request.prompt_ids) + i) for i in range(len(tokens)))
+    text = " ".join(map(str, tokens))
+    return Answer(tuple(tokens), logprobs, made, text, finish, version)  # type: ignore[arg-type]
+
+
+def whole(seed: int) -> Answer:
+    return engine(CompletionRequest(PROMPT, seed, MAX_TOKENS), "v", MAX_TOKENS + 1)
+
+
+@given(cuts=st.lists(st.lists(st.integers(0, MAX_TOKENS), min_size=3, max_size=3), max_size=6), spans=st.booleans())
+def test_cut_anywhere_it_is_the_completion_that_was_not_cut(cuts: list[list[int]], spans: bool) -> None:
+    draft = Draft(ticket(), one_version_per_answer=True)
+    versions: dict[int, list[str]] = {seed: [] for seed in SEEDS}
+    for number, limits in enumerate([*cuts, [MAX_TOKENS + 1] * 3]):
+        if draft.finished:
+            break
+        asked = draft.requests()
+        answers = tuple(engine(each, f"v{number}", limits[SEEDS.index(each.seed)], spans=spans) for each in asked)
+        for each, answer in zip(asked, answers, strict=True):
+            versions[each.seed] += [f"v{number}"] * len(answer.token_ids)
+        draft.add(answers)
+    assert draft.finished
+    for seed, answer in zip(SEEDS, draft.group(), strict=True):
+        expected = whole(seed)
+        assert (answer.token_ids, answer.logprobs) == (expected.token_ids, expected.logprobs)
+        assert answer.finish_reason == expected.finish_reason
+        said = [span.weight_version for span in answer.spans for _ in range(span.end - span.start)]
+        assert said == versions[seed]
+        edges = [0, *(span.end for span in answer.spans)]
+        assert [span.start for span in answer.spans] == edges[:-1]
+        assert len({*edges}) == len(edges)  # none is empty
+
+
+def test_texts_of_cut_completions_are_those_of_all_their_tokens_but_a_stop_token() -> None:
+    draft = Draft(ticket(), one_version_per_answer=False)
+    draft.add(tuple(engine(each, "v0", 2) for each in draft.requests()))
+    draft.add(tuple(engine(each, "v1", 99) for each in draft.requests()))
+    assert draft.was_cut
+    ends = {answer.finish_reason for answer in draft.group()}
+    for answer, shown in zip(draft.group(), draft.shown_tokens(), strict=True):
+        assert shown == list(answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids)
+    assert ends <= {"stop", "length"}
+    assert [answer.text for answer in draft.group(["a", "b", "c"])] == ["a", "b", "c"]
+
+
+def test_without_spans_only_an_engine_that_is_emptied_before_updates_can_be_believed() -> None:
+    draft = Draft(ticket(), one_version_per_answer=False)
+    with pytest.raises(EngineError, match=r"weights\.pause_mode abort"):
+        draft.add(tuple(engine(each, "v0", 99, spans=False) for each in draft.requests()))

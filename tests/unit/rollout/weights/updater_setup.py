@@ -1,0 +1,66 @@
+"""Weights over a fake engine, for the tests of updates, of their proof and of pushes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.config import EngineSection, WeightsSection
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.canary import Canary
+from penstock.contracts.services import Announcement
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.metrics import RolloutMetrics
+from penstock_rollout.weights.updater import Weights
+from tests.unit.rollout.fake_model import prompt_logprobs
+from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
+
+PROBE = (5, 6, 7)
+ABORT_CYCLE = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]
+CYCLE = ["/pause_generation", "/set_internal_state", *ABORT_CYCLE[1:]]
+
+
+@dataclass
+class Bench:
+    fake: FakeSGLang
+    server: FakeServer
+    engine: Engine
+    weights: Weights
+    metrics: RolloutMetrics
+    root: Path
+
+    def staged(self, version: int, lease: int = 1, content: bytes = b"", canary: Canary | None = None) -> Announcement:
+        path, digest = stage_weights(self.root / f"{lease}", version, content)
+        return Announcement(PolicyIdentity(version, digest), path, lease, canary)
+
+    def watched(self, version: int) -> Announcement:
+        """With a canary."""
+        return self.staged(version, canary=Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01))
+
+    def use(self, **section: Any) -> None:
+        """Go on with other settings."""
+        self.weights._section = WeightsSection(**section)
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"penstock_rollout_{name}", labels)
+
+
+@contextlib.asynccontextmanager
+async def weights_bench(root: Path) -> AsyncIterator[Bench]:
+    """With an engine that is up and serves nothing yet."""
+    fake = FakeSGLang()
+    async with serving(fake) as url:
+        server = FakeServer(fake, url)
+        engine = Engine(server, EngineClient(EngineSection(request_timeout_seconds=5)))
+        metrics = RolloutMetrics()
+        weights = Weights(engine, WeightsSection(), metrics)
+        stop = asyncio.Event()
+        keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
+        await engine.up.wait()
+        yield Bench(fake, server, engine, weights, metrics, root)
+        stop.set()
+        await keeping
+        await engine.close()

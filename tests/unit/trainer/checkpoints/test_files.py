@@ -1,0 +1,194 @@
+"""Step files and checkpoints: written whole, read only as they were committed, pruned within their limits."""
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+from penstock.contracts.ledger import CheckpointRecord
+from penstock.durable import write_durably
+from penstock.errors import DataError, PenstockError
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.checkpoints.tensors import INDEX, copy_state, read_shapes, read_state
+from tests.unit.trainer.trainer_groups import example_groups
+
+
+def test_a_step_file_gives_back_its_groups(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path / "steps", keep_bytes=0)
+    assert files.highest_lease() == 0
+    groups = example_groups(num_groups=3)
+    record = files.write(7, 2, groups)
+    assert (record.step, record.tickets, record.file) == (7, (0, 1, 2), "00000007.2.pack")
+    assert files.read(record) == tuple(groups)
+    assert files.highest_lease() == 2
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == [record.file]
+
+
+def test_a_step_file_that_is_not_what_was_committed_is_refused(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path, keep_bytes=0)
+    record = files.write(0, 1, example_groups(num_groups=1))
+    other = files.write(1, 1, example_groups(num_groups=2))
+    (tmp_path / record.file).write_bytes((tmp_path / other.file).read_bytes())
+    with pytest.raises(DataError, match=rf"step 0: .* has digest {other.digest}; the ledger says {record.digest}"):
+        files.read(record)
+    (tmp_path / record.file).unlink()
+    with pytest.raises(DataError, match=r"step 0: .*No such file.* needed to resume"):
+        files.read(record)
+
+
+@pytest.mark.parametrize(("oldest_needed", "left"), [(0, [0, 1, 2, 3]), (2, [2, 3]), (9, [3])])
+def test_pruning_keeps_what_a_checkpoint_needs(tmp_path: Path, oldest_needed: int, left: list[int]) -> None:
+    groups = example_groups(num_groups=1)
+    size = (tmp_path / StepFiles(tmp_path, keep_bytes=0).write(0, 1, groups).file).stat().st_size
+    files = StepFiles(tmp_path, keep_bytes=size)
+    for step in (1, 2, 3):
+        files.write(step, 1, groups)
+    files.prune(oldest_needed)
+    assert sorted(int(path.name.partition(".")[0]) for path in tmp_path.iterdir()) == left
+
+
+def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for data in (b"one", b"two"):
+        write_durably(path, data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 100 bytes: to the one who writes, a disk without room. Not while pytest writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        full_disk(),
+        pytest.raises(PenstockError, match=r"00000000\.1\.pack \(\d+ bytes\) cannot be written .* run\.root"),
+    ):
+        StepFiles(tmp_path, keep_bytes=0).write(0, 1, example_groups(num_groups=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def meta(steps: int) -> CheckpointMeta:
+    return CheckpointMeta(steps=steps, version=steps, lease=1, next_number=8, outstanding=(6, 7))
+
+
+def write(checkpoints: Checkpoints, steps: int, state: dict[str, Tensor]) -> CheckpointRecord:
+    folder = checkpoints.begin(meta(steps))
+    copy_state(state, None, None).write(folder)
+    return checkpoints.complete(folder, meta(steps))
+
+
+def test_a_checkpoint_gives_back_its_state(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    state = {"w": torch.arange(4.0), "num_steps": torch.tensor(3), "rng": torch.get_rng_state()}
+    for _ in range(2):  # written again after a crash before the ledger named it
+        record = write(checkpoints, 5, state)
+    assert record == CheckpointRecord(5, "00000005.1")
+    assert checkpoints.exists(record)
+    assert not checkpoints.exists(CheckpointRecord(6, "00000006.1"))
+    found, folder = checkpoints.read(record.name)
+    assert msgspec.structs.replace(found, files={}) == meta(5)
+    assert read_shapes(folder) == {name: tensor.shape for name, tensor in state.items()}
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    read_state(folder, loaded)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_a_checkpoint_of_python_3_11_2_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 3.11.3 members of enums were pickled as getattr(class, name)."""
+
+    def reduce_as_getattr(member: Enum, protocol: int) -> tuple[Any, ...]:
+        return getattr, (type(member), member.name)
+
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", reduce_as_getattr)
+    record = write(Checkpoints(tmp_path, keep=2), 5, {"w": torch.arange(4.0)})
+    assert b"getattr" in (tmp_path / record.name / INDEX).read_bytes()
+    loaded = torch.zeros(4)
+    read_state(tmp_path / record.name, {"w": loaded})
+    assert loaded.tolist() == [0, 1, 2, 3]
+
+
+def test_a_snapshot_keeps_what_training_changes_afterwards(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    weight = torch.arange(4.0)
+    folder = checkpoints.begin(meta(5))
+    snapshot = copy_state({"w": weight}, None, None)
+    weight.zero_()
+    snapshot.write(folder)
+    read_state(folder, {"w": weight})
+    assert weight.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "absent", "meta", "index"])
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    record = write(checkpoints, 5, {"w": torch.arange(100.0)})
+    folder = tmp_path / record.name
+    tensors, index = folder / "__0_0.distcp", folder / INDEX
+    whole = tensors.read_bytes()
+    match damage:
+        case "absent":
+            tensors.unlink()
+        case "meta":
+            (folder / "checkpoint.json").write_bytes(msgspec.json.encode({"steps": 5}))
+        case "index":
+            index.write_bytes(index.read_bytes()[:-20])
+        case _:
+            tensors.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "junk": bytes(len(whole))}[damage])
+    with pytest.raises(DataError, match=r"checkpoint .*00000005\.1 cannot be read .*restore the folder"):
+        read_state(checkpoints.read(record.name)[1], {"w": torch.zeros(100)})
+
+
+# Each is an index that makes a folder when it is read, which stands for any call.
+FORGED = {
+    "a function": b"cos\nmkdir\n(V%s\ntR.",
+    "a function of an imported module": b"\x80\x04ctorch.distributed.checkpoint.filesystem\nos.mkdir\n(V%s\ntR.",
+    "a method": b"cbuiltins\ngetattr\n(cpathlib\nPosixPath\nVmkdir\ntR(cpathlib\nPosixPath\n(V%s\ntRtR.",
+}
+
+
+@pytest.mark.parametrize("call", FORGED)
+def test_reading_a_forged_index_calls_nothing(tmp_path: Path, call: str) -> None:
+    record = write(Checkpoints(tmp_path, keep=2), 5, {"w": torch.arange(4.0)})
+    index = FORGED[call] % str(tmp_path / "called").encode()
+    (tmp_path / record.name / INDEX).write_bytes(index)
+    with pytest.raises(DataError, match=r"which no checkpoint holds"):
+        read_shapes(tmp_path / record.name)
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["no folder", "no room"])
+def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path, obstacle: str) -> None:
+    folder = tmp_path / "new"
+    if obstacle == "no room":
+        (folder / "__0_0.distcp").mkdir(parents=True)  # in the way of the file
+    with pytest.raises(PenstockError, match=r"checkpoint .*new cannot be written .*run\.root"):
+        copy_state({"w": torch.zeros(1)}, None, None).write(folder)
+    assert folder.exists() == (obstacle == "no room")
+
+
+def test_pruning_keeps_the_newest_checkpoints_that_the_ledger_names(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    committed = [write(checkpoints, steps, {}) for steps in (9, 10, 11)]
+    write(checkpoints, 12, {})  # the ledger does not name it
+    checkpoints.begin(meta(13))
+    assert checkpoints.names() == ["00000009.1", "00000010.1", "00000011.1", "00000012.1"]
+    assert checkpoints.prune(committed) == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010.1", "00000011.1"]
+    assert checkpoints.prune([]) == 0

@@ -1,0 +1,248 @@
+"""The objectives: values and gradients against closed forms in float64, and properties that hold for all of them."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock_trainer import grpo
+from penstock_trainer.grpo import KlTerm, Objective, Statistics, Sums, Tokens, micro_batch_loss
+from tests.unit.trainer.grpo import grpo_reference as ref
+from tests.unit.trainer.grpo.grpo_reference import Choice, Row, Token
+
+RECOMPUTED: grpo.Proximal = "recomputed"
+APPROXIMATED: grpo.Proximal = "approximated"
+SURROGATES: dict[str, grpo.Surrogate] = {
+    "ppo": partial(grpo.ppo_clip, eps_low=ref.EPS_LOW, eps_high=ref.EPS_HIGH),
+    "dual": partial(grpo.ppo_clip, eps_low=ref.EPS_LOW, eps_high=ref.EPS_HIGH, dual_clip=ref.DUAL),
+    "gspo": partial(grpo.gspo, eps_low=ref.EPS_LOW, eps_high=ref.EPS_HIGH),
+    "cispo": partial(grpo.cispo, eps_low=ref.EPS_LOW, eps_high=ref.EPS_HIGH),
+    "sapo": partial(grpo.sapo, tau_positive=ref.TAU_POSITIVE, tau_negative=ref.TAU_NEGATIVE),
+    "dppo_tv": partial(grpo.dppo_tv, low=ref.TV, high=ref.TV),
+    "dppo_kl": partial(grpo.dppo_kl, threshold=ref.BINARY_KL),
+    "vespo": grpo.vespo,
+    "reinforce": grpo.reinforce,
+}
+WEIGHTS: dict[str, grpo.Weight | None] = {
+    "none": None,
+    "tis": partial(grpo.truncated_weight, high=ref.HIGH),
+    "mask": partial(grpo.masked_weight, low=ref.LOW, high=ref.HIGH),
+    "sequence_tis": partial(grpo.sequence_truncated_weight, high=ref.HIGH),
+    "sequence_mask": partial(grpo.sequence_masked_weight, low=ref.LOW, high=ref.HIGH),
+}
+GATES: dict[str, grpo.Gate] = {
+    "geometric": partial(grpo.geometric_gate, low=ref.GEOMETRIC_LOW, high=ref.GEOMETRIC_HIGH),
+    "veto": partial(grpo.veto_gate, low=ref.VETO_LOW, high=ref.VETO_HIGH),
+    "opsm": partial(grpo.off_policy_gate, delta=ref.DELTA),
+    "m2po": partial(grpo.second_moment_gate, threshold=ref.MOMENT_THRESHOLD),
+}
+CHOICES = [
+    *(Choice(surrogate=name) for name in SURROGATES),
+    *(Choice(surrogate=name, proximal=RECOMPUTED, weight="tis") for name in ("ppo", "gspo", "cispo", "sapo")),
+    *(Choice(surrogate=name, proximal=APPROXIMATED, weight="tis") for name in ("ppo", "dual", "gspo", "cispo", "sapo")),
+    *(Choice(surrogate="reinforce", weight=name) for name in WEIGHTS),
+    *(Choice(proximal=RECOMPUTED, weight=name) for name in WEIGHTS),
+    *(Choice(proximal=APPROXIMATED, weight=name) for name in WEIGHTS),
+    *(Choice(gate=name) for name in GATES),
+    *(Choice(proximal=RECOMPUTED, weight="tis", gate=name) for name in GATES),
+    *(Choice(kl=name, kl_weighted=weighted) for name in ("k1", "k2", "k3") for weighted in (False, True)),
+    Choice(bonus=0.01, kl="k3"),
+]
+
+
+def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) -> list[Row]:
+    """Ragged completions near and far from the sampler; also a zero advantage, masked tokens, an empty completion."""
+    source = random.Random(seed)
+
+    def token(lag: int) -> Token:
+        own = -0.05 - 3 * source.random()
+        behaviour = min(own + spread * source.gauss(0, 1), -1e-3)
+        return Token(own, behaviour, own + 0.4 * source.gauss(0, 1), lag, source.random())
+
+    rows = [
+        Row(tuple(token(source.randrange(4)) for _ in range(length)), advantage, weight)
+        for length, advantage, weight in (
+            (1, 1.5, 0.5),
+            (5, -0.7, 0.25),
+            (3, 0.0, 0.25),
+            (0, 1.0, 0.1),
+            (4, -1.2, 0.125),
+            (6, 0.8, 0.2),
+            (2, -0.4, 0.3),
+        )
+    ]
+    if extreme:
+        nan, inf = math.nan, math.inf
+        for row, place, own, behaviour in (
+            (1, 2, None, nan),
+            (4, 0, None, -inf),
+            (4, 2, -31.0, -1.0),
+            (5, 1, -0.5, -30.5),
+            (6, 0, None, nan),
+            (6, 1, None, inf),
+        ):
+            tokens = list(rows[row].tokens)
+            kept = tokens[place].own if own is None else own
+            tokens[place] = replace(tokens[place], own=kept, behaviour=behaviour)
+            rows[row] = replace(rows[row], tokens=tuple(tokens))
+        far = replace(rows[5].tokens[4], reference=-35.0)
+        rows[5] = replace(rows[5], tokens=(*rows[5].tokens[:4], far, rows[5].tokens[5]))
+    return rows
+
+
+def objective_of(choice: Choice) -> Objective:
+    gates = {choice.gate: GATES[choice.gate]} if choice.gate else {}
+    return Objective(
+        surrogate=SURROGATES[choice.surrogate],
+        proximal=choice.proximal,
+        correction=grpo.Correction(WEIGHTS[choice.weight], gates),
+        kl=KlTerm(ref.KL_CTL, choice.kl, choice.kl_weighted) if choice.kl else None,
+        entropy_bonus=choice.bonus,
+    )
+
+
+def tokens_of(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Tokens:
+    flat = [(number, row, token) for number, row in enumerate(rows) for token in row.tokens]
+
+    def tensor(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=dtype)
+
+    return Tokens(
+        logprobs_N=tensor([token.own for *_, token in flat]).requires_grad_(),
+        behaviour_N=tensor([token.behaviour for *_, token in flat]),
+        advantage_N=tensor([row.advantage for _, row, _ in flat]),
+        weight_N=tensor([row.weight for _, row, _ in flat]),
+        sequence_N=torch.tensor([number for number, *_ in flat], dtype=torch.int64),
+        num_sequences=len(rows),
+        lag_N=tensor([token.lag for *_, token in flat]),
+        reference_N=tensor([token.reference for *_, token in flat]),
+        entropy_N=tensor([token.entropy for *_, token in flat]).requires_grad_(),
+    )
+
+
+def loss_and_gradients(tokens: Tokens, objective: Objective) -> tuple[float, list[float], list[float]]:
+    loss, _ = micro_batch_loss(tokens, objective)
+    assert tokens.entropy_N is not None
+    both = torch.autograd.grad(loss, [tokens.logprobs_N, tokens.entropy_N], allow_unused=True)
+    by_logprob, by_entropy = (None if each is None else each.tolist() for each in both)
+    return loss.item(), by_logprob, by_entropy or [0.0] * tokens.logprobs_N.numel()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
+def test_loss_and_gradient_equal_a_closed_form(choice: Choice) -> None:
+    for seed in range(3):
+        rows = example_rows(seed)
+        expected = ref.loss_and_gradient(rows, choice)
+        loss, by_logprob, by_entropy = loss_and_gradients(tokens_of(rows), objective_of(choice))
+        assert loss == pytest.approx(expected[0], rel=1e-9)
+        assert by_logprob == pytest.approx(expected[1], rel=1e-9, abs=1e-12)
+        assert by_entropy == pytest.approx(expected[2])
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
+def test_float32_is_as_exact_as_it_can_be(choice: Choice) -> None:
+    rows = example_rows(7, extreme=False)
+    expected = ref.loss_and_gradient(rows, choice)
+    loss, by_logprob, _ = loss_and_gradients(tokens_of(rows, torch.float32), objective_of(choice))
+    assert loss == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+    assert by_logprob == pytest.approx(expected[1], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
+@pytest.mark.parametrize("sizes", [(1, 6), (2, 2, 3), (1,) * 7])
+def test_micro_batches_of_any_partition_sum_to_the_full_batch(choice: Choice, sizes: tuple[int, ...]) -> None:
+    rows, objective = example_rows(), objective_of(choice)
+    full_loss, full_gradient, _ = loss_and_gradients(tokens_of(rows), objective)
+    full = Statistics.of(micro_batch_loss(tokens_of(rows), objective)[1])
+    loss, sums, start = 0.0, Sums(), 0
+    gradient: list[float] = []
+    for size in sizes:
+        part = tokens_of(rows[start : start + size])
+        part_loss, part_gradient, _ = loss_and_gradients(part, objective)
+        sums += micro_batch_loss(part, objective)[1]
+        loss, gradient, start = loss + part_loss, gradient + part_gradient, start + size
+    assert loss == pytest.approx(full_loss, rel=1e-12)
+    assert gradient == pytest.approx(full_gradient, rel=1e-12)
+    for name, value in asdict(full).items():
+        assert asdict(Statistics.of(sums))[name] == pytest.approx(value, rel=1e-9), name
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
+def test_the_order_of_completions_does_not_matter(choice: Choice) -> None:
+    rows, objective = example_rows(), objective_of(choice)
+    order = random.Random(3).sample(range(len(rows)), len(rows))
+    loss, gradient, _ = loss_and_gradients(tokens_of(rows), objective)
+    moved_loss, moved_gradient, _ = loss_and_gradients(tokens_of([rows[i] for i in order]), objective)
+    starts = [sum(len(row.tokens) for row in rows[:i]) for i in range(len(rows))]
+    expected = [gradient[starts[i] + t] for i in order for t in range(len(rows[i].tokens))]
+    assert moved_loss == pytest.approx(loss, rel=1e-12)
+    assert moved_gradient == pytest.approx(expected, rel=1e-12)
+
+
+ON_POLICY = [choice for choice in CHOICES if not choice.kl and choice.surrogate != "gspo"]
+
+
+@pytest.mark.parametrize("choice", ON_POLICY, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
+def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(choice: Choice) -> None:
+    rows = [
+        replace(row, tokens=tuple(replace(token, behaviour=token.own) for token in row.tokens))
+        for row in example_rows(extreme=False)
+    ]
+    tokens = tokens_of(rows)
+    _, gradient, _ = loss_and_gradients(tokens, objective_of(choice))
+    assert gradient == pytest.approx((-tokens.weight_N * tokens.advantage_N).tolist(), rel=1e-12)
+    statistics = Statistics.of(micro_batch_loss(tokens, objective_of(choice))[1])
+    assert statistics.behaviour_kl == 0.0
+    assert statistics.effective_sample_size_ratio == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "choice", [c for c in CHOICES if not c.kl], ids=lambda c: "-".join(map(str, asdict(c).values()))
+)
+def test_a_zero_advantage_has_exactly_no_gradient(choice: Choice) -> None:
+    rows = [replace(row, advantage=0.0) for row in example_rows()]
+    _, gradient, _ = loss_and_gradients(tokens_of(rows), objective_of(choice))
+    assert set(gradient) == {0.0}
+
+
+def test_log_probabilities_from_the_start_of_the_update_anchor_ratio_and_correction() -> None:
+    rows = example_rows(extreme=False)
+    tokens = tokens_of(rows)
+    start_N = tokens.logprobs_N.detach() - 0.1
+    decoupled = replace(objective_of(Choice(proximal=RECOMPUTED, weight="tis")))
+    _, gradient, _ = loss_and_gradients(replace(tokens, start_N=start_N), decoupled)
+    rho_N = (start_N - tokens.behaviour_N).exp().clamp(max=ref.HIGH)
+    expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # within the clip range on both sides
+    assert gradient == pytest.approx(expected_N.tolist(), rel=1e-9)
+
+
+def test_what_is_limited_and_dropped_is_counted_by_reason() -> None:
+    tokens = Tokens(
+        logprobs_N=torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0]).requires_grad_(),
+        behaviour_N=torch.tensor([0.5, -0.5, 6.0, math.nan, 0.0]),
+        advantage_N=torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0]),
+        weight_N=torch.ones(5),
+        sequence_N=torch.arange(5),
+        num_sequences=5,
+    )
+    correction = grpo.Correction(None, {"veto": partial(grpo.veto_gate, low=0.01, high=100.0)})
+    statistics = Statistics.of(micro_batch_loss(tokens, Objective(SURROGATES["ppo"], correction=correction))[1])
+    assert (statistics.num_tokens, statistics.num_non_finite) == (4, 1)
+    assert (statistics.clipped_ratio_low, statistics.clipped_ratio_high) == (0.25, 0.25)
+    assert statistics.masked == {"non_finite": 0.2, "veto": 0.25}
+    assert (statistics.ratio_min, statistics.ratio_max) == pytest.approx((math.exp(-6), math.exp(0.5)))
+    ratios = [math.exp(-0.5), math.exp(0.5), math.exp(-6), 1.0]
+    ess = sum(ratios) ** 2 / (4 * sum(value**2 for value in ratios))
+    assert statistics.effective_sample_size_ratio == pytest.approx(ess)
+
+
+def test_statistics_without_tokens_are_finite() -> None:
+    statistics = asdict(Statistics.of(Sums({"non_finite": 3.0})))
+    assert statistics.pop("masked") == {"non_finite": 1.0}
+    assert statistics["num_non_finite"] == 3
+    assert all(math.isfinite(value) for value in statistics.values())

@@ -1,0 +1,160 @@
+"""From configuration to update: mini-batches, gates of a batch, KL in the reward, entropy, schedules, lags."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.config import OptimizerSection
+from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionSpan
+from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.optimizer import schedule_factor
+from penstock_trainer.learner.recipe import gradient_test
+from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
+
+DECOUPLED = {"proximal": "recomputed", "correction": {"weight": "tis", "high": 5.0}, "eps_clip": 1e-3}
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "model")
+
+
+def weights_after(learner: Learner, *batches: list[ScoredGroup]) -> dict[str, Tensor]:
+    for groups in batches:
+        learner.update(groups, version=0)
+    return {name: weight.clone() for name, weight in learner.weights().items()}
+
+
+def test_mini_batches_are_optimizer_steps_on_shares_of_the_groups(model_folder: Path) -> None:
+    groups = example_groups(num_groups=5)
+    split = Learner(config_for(model_folder, loss={"num_minibatches": 2}))
+    one_by_one = Learner(config_for(model_folder))
+    expected = weights_after(one_by_one, groups[:2], groups[2:])
+    for name, weight in weights_after(split, groups).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("num_minibatches", "clips"), [(1, False), (2, True)])
+def test_a_recomputed_proximal_policy_is_that_of_the_start_of_the_update(
+    model_folder: Path, num_minibatches: int, clips: bool
+) -> None:
+    group = example_groups(num_groups=1)[0]
+    loss = {**DECOUPLED, "num_minibatches": num_minibatches}
+    learner = Learner(config_for(model_folder, loss=loss, optimizer={"lr": 1e-2}))
+    result = learner.update([group, group], version=0)
+    assert (result.statistics.clipped_ratio > 0) == clips
+
+
+@pytest.mark.parametrize(
+    "loss", [{"correction": {"gates": ["m2po"], "m2po_tau": 0.1}}, DECOUPLED, {"surrogate": "gspo"}]
+)
+def test_micro_batches_give_the_same_step_where_completions_or_batches_count(
+    model_folder: Path, loss: dict[str, Any]
+) -> None:
+    results, weights = [], []
+    for max_tokens in (4096, 16):
+        actor = {"path": str(model_folder), "dtype": "float32", "max_tokens_per_micro_batch": max_tokens}
+        learner = Learner(config_for(model_folder, actor=actor, loss=loss))
+        results.append(learner.update(example_groups(), version=0))
+        weights.append(dict(learner.weights()))
+    assert results[0].num_packs < results[1].num_packs
+    assert results[0].statistics.masked == pytest.approx(results[1].statistics.masked)
+    assert results[0].loss == pytest.approx(results[1].loss, abs=1e-5)
+    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-4)
+    if "correction" in loss and "gates" in loss["correction"]:
+        assert 0 < results[0].statistics.masked["m2po"] < 1
+
+
+def test_a_kl_term_in_the_reward_makes_advantages_of_equal_rewards(model_folder: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other")
+    _perturb(other)
+    answers = [completion([7, 8], [-3.0, -3.0]), completion([9], [-4.0])]
+    groups = [scored_group(0, [4, 5], answers, [1.0, 1.0])]
+    kl = {"place": "reward", "estimator": "k1"}
+    with_kl = Learner(config_for(model_folder, kl_ctl=0.1, ref={"path": str(other)}, loss={"kl": kl}))
+    result = with_kl.update(groups, version=0)
+    assert result.changed
+    assert result.counts.advantage_std > 0
+    assert result.counts.reward_std == 0.0  # as scored
+    assert result.statistics.loss_kl == 0.0
+    assert not Learner(config_for(model_folder)).update(groups, version=0).changed
+
+
+def _perturb(folder: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    model.save_pretrained(folder)
+
+
+def test_an_entropy_bonus_raises_the_entropy(model_folder: Path) -> None:
+    group = scored_group(0, [4, 5], [completion([7, 8], [-3.0, -3.0]), completion([9], [-4.0])], [1.0, 1.0])
+    learner = Learner(config_for(model_folder, loss={"entropy_bonus": 1.0}))
+    entropies = [learner.update([group], version=0).statistics.entropy for _ in range(5)]
+    assert entropies == sorted(entropies)
+    assert entropies[-1] > entropies[0] + 0.01
+
+
+def test_tokens_know_how_many_versions_they_lag() -> None:
+    spans = (VersionSpan(PolicyIdentity(3, "a" * 16), 0, 1), VersionSpan(PolicyIdentity(5, "b" * 16), 1, 3))
+    old = completion([7, 8, 9], [-1.0, -1.0, -1.0])
+    mixed = Completion(old.token_ids, old.loss_mask, old.logprobs, spans, "", "stop")
+    batch = make_batch([scored_group(0, [4], [mixed, old], [1.0, 0.0])], BatchRules(Overlong(8)), version=5)
+    assert [sample.lags for sample in batch.samples] == [(2, 0, 0), (5, 5, 5)]
+
+
+def test_overlong_completions_count_as_varying_rewards() -> None:
+    answers = [completion([7] * length, [-1.0] * length) for length in (4, 8)]
+    group = scored_group(0, [4], answers, [1.0, 1.0])
+    rules = BatchRules(Overlong(max_new_tokens=8, buffer_tokens=4, penalty=0.5), scale="none")
+    assert [sample.advantage for sample in make_batch([group], rules, version=0).samples] == [0.25, -0.25]
+    sampling = {"max_new_tokens": 8}
+    plain = config_for(Path("unused"), sampling=sampling)
+    overlong = config_for(Path("unused"), sampling=sampling, loss={"overlong": {"buffer_tokens": 4}})
+    no_baseline = config_for(Path("unused"), loss={"advantage": {"baseline": "none", "scale": "none"}})
+    assert [gradient_test(config)(group) for config in (plain, overlong, no_baseline)] == [False, True, True]
+
+
+def test_lengths_show_a_bias_towards_long_or_short_completions() -> None:
+    same = [completion([7] * 2, [-1.0] * 2) for _ in range(2)]
+    different = [completion([7] * length, [-1.0] * length) for length in (5, 7)]
+    groups = [scored_group(0, [4], same, [1.0, 1.0]), scored_group(1, [4], different, [1.0, 0.0])]
+    counts = make_batch(groups, BatchRules(Overlong(8)), version=0).counts
+    assert (counts.length_generated, counts.length_trained, counts.length_bias) == (4.0, 6.0, 1.5)
+    assert (counts.reward_min, counts.reward_max) == (0.0, 1.0)
+    assert counts.reward_std == pytest.approx(math.sqrt(3) / 4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.55, 0.1, 0.1]),
+        ("cosine", [0.5, 1.0, 1.0, 0.55, 0.1, 0.1]),
+    ],
+)
+def test_schedules_warm_up_and_fall(schedule: str, expected: list[float]) -> None:
+    section = OptimizerSection.model_validate({"warmup_steps": 2, "schedule": schedule, "min_lr_ratio": 0.1})
+    factors = [schedule_factor(section, step, 12) for step in (0, 1, 2, 7, 12, 99)]
+    assert factors == pytest.approx(expected)
+    quarter = schedule_factor(section, 4, 12)
+    shapes = {"constant": 1.0, "linear": 0.82, "cosine": 0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2}
+    assert quarter == pytest.approx(shapes[schedule])
+
+
+def test_a_run_gives_its_length_to_the_schedule_and_stale_batches_smaller_steps(model_folder: Path) -> None:
+    optimizer = {"lr": 1e-3, "schedule": "linear", "ess_base": 1.0}
+    learner = Learner(config_for(model_folder, optimizer=optimizer), num_steps=4)
+    results = [learner.update(example_groups(seed=step), version=0) for step in range(5)]
+    for step, result in enumerate(results):
+        ess = result.statistics.effective_sample_size_ratio
+        assert ess < 1
+        assert result.learning_rate == pytest.approx(1e-3 * max(0.0, 1 - step / 4) * ess**0.5)

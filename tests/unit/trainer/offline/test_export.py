@@ -1,0 +1,86 @@
+"""`penstock export`: any checkpoint of a run becomes a folder that transformers loads."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from penstock_launch.__main__ import run
+from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.learner.learner import Learner
+from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
+
+
+def write_config(folder: Path, dtype: str = "float32", model: str = "model") -> list[str]:
+    """A configuration file; the words that name it."""
+    document = {
+        "run": {"root": str(folder / "runs"), "name": "r"},
+        "actor": {"path": str(folder / model), "dtype": "float32"},
+        "data": {"train": {"path": "unused.jsonl"}},
+        "rollout": {"engine": {"dtype": dtype}},
+        "redis": {"url": "redis://127.0.0.1:1/0"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(document))
+    return ["export", "--config", str(folder / "config.yaml")]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, list[dict[str, Tensor]]]:
+    """A run with two checkpoints, and the weights of each."""
+    (save_tiny_model(tmp_path / "model") / "tokenizer.json").write_text("{}")
+    learner = Learner(config_for(tmp_path / "model"))
+    checkpoints = Checkpoints(tmp_path / "runs" / "r" / "checkpoints", keep=2)
+    weights = []
+    for steps in (9, 10):
+        learner.update(example_groups(seed=steps), version=0)
+        meta = CheckpointMeta(steps, steps, 1, 0, ())
+        folder = checkpoints.begin(meta)
+        learner.snapshot(folder).write(folder)
+        checkpoints.complete(folder, meta)
+        weights.append({name: weight.clone() for name, weight in learner.weights().items()})
+    return tmp_path, weights
+
+
+@pytest.mark.parametrize(("words", "index"), [((), 1), (("--checkpoint", "00000009.1"), 0)])
+def test_a_checkpoint_becomes_a_folder_that_loads(
+    trained: tuple[Path, list[dict[str, Tensor]]], words: tuple[str, ...], index: int
+) -> None:
+    folder, weights = trained
+    assert run([*write_config(folder), "--out", str(folder / "out"), *words]) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights[index].items())
+    assert (folder / "out" / "tokenizer.json").exists()
+
+
+def test_it_is_rounded_as_it_was_published(trained: tuple[Path, list[dict[str, Tensor]]]) -> None:
+    folder, _ = trained
+    assert run([*write_config(folder, "bfloat16"), "--out", str(folder / "out")]) == 0
+    learner = Learner(config_for(folder / "model", rollout={"engine": {"dtype": "bfloat16"}}))
+    learner.load(folder / "runs" / "r" / "checkpoints" / "00000010.1")
+    learner.save_pretrained(folder / "final")
+    expected = (folder / "final" / "model.safetensors").read_bytes()
+    assert (folder / "out" / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        (["--checkpoint", "00000011.1"], "none of run 'r': expected one of 00000009.1, 00000010.1"),
+        (["--run.name", "other"], "run 'other' in .* has no checkpoint"),
+        (["--out", "{folder}/model"], "model exists already"),
+        (["--actor.path", "{folder}/other"], "differ in .* weights and moments, first model.lm_head.weight"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(
+    trained: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str], words: list[str], seen: str
+) -> None:
+    folder, _ = trained
+    save_tiny_model(folder / "other", "qwen3")
+    command = [*write_config(folder), "--out", str(folder / "out"), *(word.format(folder=folder) for word in words)]
+    assert run(command) == 2
+    assert re.search(seen, capsys.readouterr().err)
+    assert not (folder / "out").exists()

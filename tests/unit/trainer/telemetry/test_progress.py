@@ -1,0 +1,169 @@
+"""The figures of a run: steps and evaluations on disk, generation time, gap to ideal, status and summary."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.broker.trainer import Counters
+from penstock.contracts import RolloutGroup
+from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.telemetry.progress import Progress, last_accuracy
+from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.summary import make_summary, summary_bytes
+from tests.unit.trainer.trainer_groups import completion, scored_group
+
+LINE = StepLine(
+    step=0,
+    version=1,
+    epoch=0.1,
+    tickets=(0, 1),
+    started_at=100.0,
+    ended_at=102.0,
+    seconds={"step": 2.0, "wait": 0.5, "forward_backward": 1.0, "optimizer": 0.25},
+    generation_seconds=1.6,
+    generated_tokens=32,
+    reward_mean=0.0,
+    staleness_max=1,
+    staleness_mean=0.5,
+    statistics={"loss": 0.1},
+)
+EVAL = EvalResult(0, 0.25, 0.25, 4, 0, 0, 0, ())
+
+
+def add_steps(progress: Progress, rewards: list[float]) -> None:
+    for step, reward in enumerate(rewards):
+        ended_at = 102.0 + 2 * step
+        progress.add_step(replace(LINE, step=step, reward_mean=reward, started_at=ended_at - 2, ended_at=ended_at))
+
+
+def test_lines_survive_a_restart_and_a_step_is_written_once(tmp_path: Path) -> None:
+    first = Progress(tmp_path / "run")
+    add_steps(first, [0.0, 0.5])
+    first.add_eval(EVAL)
+    second = Progress(tmp_path / "run")
+    assert second.steps == first.steps
+    assert second.evals == first.evals
+    second.add_step(replace(LINE, step=1, reward_mean=9.0))
+    assert [line["reward_mean"] for line in second.steps] == [0.0, 0.5]
+    assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 2
+    assert last_accuracy(second.evals) == 0.25
+    assert last_accuracy([]) is None
+
+
+def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run")
+    add_steps(progress, [0.0, 0.5, 1.0])
+    progress.forget_from(1)
+    assert [progress.knows(step) for step in range(3)] == [True, False, False]
+    progress.add_step(replace(LINE, step=1, reward_mean=9.0))
+    assert [line["reward_mean"] for line in Progress(tmp_path / "run").steps] == [0.0, 9.0]
+
+
+def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    add_steps(progress, [0.0])
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 1, "rew')
+    again = Progress(tmp_path)
+    assert [line["step"] for line in again.steps] == [0]
+    again.add_step(replace(LINE, step=1))
+    assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [0, 1]
+
+
+def test_the_moving_average_decides_when_a_reward_is_reached(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    assert progress.reward_average is None
+    assert progress.gap_to_ideal() is None
+    add_steps(progress, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert progress.reward_average == 1.0
+    assert progress.seconds_to_reward(0.8, 100.0) == 10.0  # the first window of five steps
+    assert progress.seconds_to_reward(1.0, 100.0) == 14.0
+    assert progress.seconds_to_reward(1.1, 100.0) is None
+
+
+def test_the_gap_is_step_time_over_the_longer_of_generation_and_training(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    add_steps(progress, [0.0] * 4)
+    assert progress.gap_to_ideal() == pytest.approx(2.0 / 1.6 - 1)
+    for step in range(4, 6):
+        progress.add_step(replace(LINE, step=step, generation_seconds=0.5))
+    assert progress.gap_to_ideal(last=2) == pytest.approx(2.0 / 1.25 - 1)
+    assert progress.mean_seconds()["step"] == 2.0
+
+
+def request(started_at: float, ended_at: float, num_tokens: int = 2) -> RolloutGroup:
+    each = completion([5] * num_tokens, [-1.0] * num_tokens)
+    group = scored_group(0, [1], [each, each], [0.0, 1.0]).group
+    return msgspec.structs.replace(group, started_at=started_at, ended_at=ended_at)
+
+
+def test_overlapping_requests_count_once(tmp_path: Path) -> None:
+    generation = Generation()
+    for interval in [(10.0, 12.0), (14.0, 15.0), (11.0, 13.0), (11.5, 12.5)]:
+        generation.add(request(*interval))
+    assert generation.take_busy_seconds() == pytest.approx(4.0)
+    assert generation.take_tokens() == 16
+    assert (generation.take_busy_seconds(), generation.take_tokens()) == (0.0, 0)
+    generation.add(request(12.0, 14.5))  # joins both intervals: one second is new
+    assert generation.take_busy_seconds() == pytest.approx(1.0)
+    assert generation.first_started_at == 10.0
+
+
+def make_status(folder: Path) -> Status:
+    return Status("r", max_staleness=1, batch_size=2, num_prompts=10, total_steps=20, progress=Progress(folder))
+
+
+def test_status_says_nothing_before_it_knows(tmp_path: Path) -> None:
+    status = make_status(tmp_path).as_dict()
+    assert status["phase"] == "loading the model"
+    for name in ("reward_mean", "heldout_accuracy", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds"):
+        assert status[name] is None
+    assert json.dumps(status)
+
+
+def test_status_of_a_run(tmp_path: Path) -> None:
+    status = make_status(tmp_path)
+    add_steps(status.progress, [0.25, 0.75])
+    status.progress.add_eval(EVAL)
+    status.steps = 2
+    found = status.as_dict()
+    assert (found["step"], found["total_steps"], found["epoch"]) == (2, 20, 0.4)
+    assert (found["reward_mean"], found["reward_average"]) == (0.75, 0.5)
+    assert (found["heldout_accuracy"], found["staleness_max"]) == (0.25, 1)
+    assert (found["tokens_per_second"], found["step_seconds"], found["eta_seconds"]) == (16.0, 2.0, 36.0)
+
+
+@pytest.mark.parametrize(
+    ("num_draws", "batch_size", "max_steps", "steps"), [(80, 8, 0, 10), (81, 8, 0, 11), (80, 8, 4, 4), (8, 8, 4, 1)]
+)
+def test_expected_steps(num_draws: int, batch_size: int, max_steps: int, steps: int) -> None:
+    assert expected_steps(num_draws, batch_size, max_steps) == steps
+
+
+def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    add_steps(progress, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    progress.add_eval(EVAL)
+    progress.add_eval(replace(EVAL, steps=3, accuracy=0.95))
+    counters = Counters(next_number=14, issued=14, trained=12, dropped={"poison": 1})
+    summary = make_summary(
+        progress, counters, engine="sglang 0.5", model="m", max_staleness=1, training_started_at=100.0
+    )
+    assert json.loads(summary_bytes(summary)) == json.loads(json.dumps(summary))
+    assert summary["tickets"] == {"issued": 14, "trained": 12, "dropped": {"poison": 1}, "outstanding": 1}
+    assert (summary["steps"], summary["seconds_training"]) == (6, 12.0)
+    assert (summary["seconds_to_reward_0_9"], summary["seconds_to_heldout_0_9"]) == (12.0, 6.0)
+    assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.25, 0.95)
+    assert summary["generation_tokens_per_second"] == pytest.approx(20.0)
+
+
+def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:
+    summary = make_summary(
+        Progress(tmp_path), Counters(0, 0, 0, {}), engine="", model="m", max_staleness=1, training_started_at=100.0
+    )
+    assert (summary["steps"], summary["seconds_training"], summary["heldout_accuracy_end"]) == (0, 0.0, None)
+    assert summary_bytes(summary)
