@@ -1,7 +1,6 @@
 """CPU time of a process and all below it, over time.
 
-Owns the samples. Invariant: what a process has used stays counted when it has ended, up to its last sample. Called by
-`demo_against_trl` for each trainer.
+Owns the samples. Invariant: what a process has used stays counted when it has ended, up to its last sample.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """The group that the measurement of the queue moves, and what of it each service writes and reads.
 
-Owns its content: random token ids, log-probabilities and letters, the same in every group. Called by `data_plane`.
+Owns its content: random token ids, log-probabilities and letters, the same in every group.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The figures by which two trainers are compared, and their table.
 
 Owns their definitions, the same for both sides. Invariant: seconds until a goal count from the first step's start and
-leave out what is between steps. Called by `demo_against_trl`.
+leave out what is between steps.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The batches that both sides of the learner's benchmark train on.
 
 Owns their shapes. Invariant: drawn from a seed, so that every process has the same; every completion has an advantage
-other than 0, so that both sides compute all of them. Called by `learner` and `learner_side`.
+other than 0, so that both sides compute all of them.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Owns the other side of the learner's benchmark. Each sequence with its own copy of the prompt, ordered by length,
 right-padded micro-batches, full logits, log-softmax, gather, fused AdamW. Invariant: the same loss as Penstock's
-default. Called by `learner_side`.
+default.
 
 Shapes: B sequences of a micro-batch, T their padded length, V vocabulary.
 """

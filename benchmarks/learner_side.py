@@ -1,6 +1,6 @@
 """One side of the learner's benchmark, in a process of its own: trains on the cases and writes what it measured.
 
-Owns how time and memory are measured, the same for both sides. Called by `learner`.
+Owns how time and memory are measured, the same for both sides.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Rollout services without a queue, and a trainer's side that pushes to them: what is measured and tested is real.
 
 Owns nothing of its own: each server is an SGLang of its own behind the rollout service's HTTP, and the pushing side is
-the trainer's transport and publisher. Called by `benchmarks.weight_push` and the tests of the transports.
+the trainer's transport and publisher.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Penstock's demo in TRL: the same model, prompts, reward and optimizer in TRL's GRPOTrainer.
 
 Owns TRL's settings at each level of tuning, and the clock of its steps. Invariant: evaluation is measured apart and is
-in no step's time; neither is what comes before the first step. Called by `demo_against_trl`, or alone; runs in TRL's
+in no step's time; neither is what comes before the first step. It runs in TRL's
 environment, whose interpreter must have been started with the environment of `demo_against_trl.TRL_ENVIRONMENT`.
 
 Levels: `installed`: TRL's defaults. `settings`: the best that settings reach. `code`: these, and `trl_tuned`.

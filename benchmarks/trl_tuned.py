@@ -8,7 +8,6 @@ float rounding; only work without effect on it is left out:
 - only positions that predict a completion's token are projected onto the vocabulary (TRL does so on GPUs only);
 - the entropy, which TRL computes for its log, is not computed.
 Prompts share nothing with each other here, though they all begin alike: that needs more than transformers' cache.
-Called by `trl_demo`; runs in TRL's environment.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ Random models of those shapes, float32 masters, bfloat16 pushes, real SGLang ser
 
 The raw cost of the same bytes is measured in the same run, turn by turn: for disk one file written and read; for nccl
 a bare gloo broadcast in buckets of the same size to another process, which keeps nothing; for tensor one copy into
-shared memory and one out of it. Called by hand; results are in docs/benchmarks.md.
+shared memory and one out of it.
 """
 
 import argparse

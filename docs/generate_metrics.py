@@ -1,4 +1,4 @@
-"""docs/metrics.md, from the metrics that the services export. Called by `docs.generate`."""
+"""docs/metrics.md, from the metrics that the services export."""
 
 from prometheus_client import CollectorRegistry
 

@@ -1,7 +1,6 @@
 """Which tests pytest-xdist gives to one worker as a whole: those of a module, and all that share the pair of engines.
 
 So fixtures of a module, and the engines of `sglang_pair`, are made once, however many workers there are.
-Called by `conftest`.
 """
 
 from xdist.scheduler import LoadFileScheduling

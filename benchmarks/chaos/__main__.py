@@ -2,7 +2,7 @@
 
     (a) real SGLang and an embedded queue   (b) the pure engine   (c) the pure engine at max_staleness 0, twice
 
-Exit code 1 and the reason when any check fails. Called by `make chaos`.
+Exit code 1 and the reason when any check fails.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The reward of the chaos runs: a pure function of the text, as slow as a file says.
 
-Called by reward services, in their worker processes. The pace keeps a run from ending before its last kill.
+The pace keeps a run from ending before its last kill.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Carries out a plan against a running launch until the run has ended.
 
 Owns the loop, the pace and the time line. Invariant: it returns, or raises ChaosError, before its deadline; the error
-names seed, part, time line and logs. Whatever was frozen or taken away is given back in time. Called by `parts`.
+names seed, part, time line and logs. Whatever was frozen or taken away is given back in time.
 
     draw a card -> is its victim there and rested? -> do it -> pause (seeded) -> ...   launcher ended: return
 """

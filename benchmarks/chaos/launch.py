@@ -1,7 +1,7 @@
 """A `penstock launch local` as a child, and the processes below it.
 
 Owns finding victims. Invariant: a process is signalled only while it is a descendant of the launcher that this object
-started; every descendant that was ever seen is ended by `end`. Called by `disturb`.
+started; every descendant that was ever seen is ended by `end`.
 """
 
 import contextlib

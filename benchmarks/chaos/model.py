@@ -1,7 +1,6 @@
 """A two-layer random Llama with a tokenizer of letters, and prompts for it.
 
 Owns what the runs are made of: small enough that a step takes milliseconds, real enough for SGLang and the trainer.
-Called by `parts`, and by the fixture of the tests.
 """
 
 import json

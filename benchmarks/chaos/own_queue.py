@@ -1,7 +1,7 @@
 """The queue of a part that owns it: killed, frozen, or robbed of the end of its append-only file.
 
 Owns the server and the proxy in front of it. A host that crashes loses what the file system had not written yet;
-cutting bytes off the last append-only file while the server is dead is the same to whoever reads it. Called by `parts`.
+cutting bytes off the last append-only file while the server is dead is the same to whoever reads it.
 """
 
 import signal

@@ -1,7 +1,6 @@
 """The parts of the chaos run: their configurations and plans, from start to findings.
 
-Owns what runs where. Invariant: when a part ends, however it ends, nothing that it started is left. Called by
-`__main__` and by the end-to-end test.
+Owns what runs where. Invariant: when a part ends, however it ends, nothing that it started is left.
 """
 
 import os

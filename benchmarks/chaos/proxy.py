@@ -1,7 +1,7 @@
 """A TCP proxy between the services and Redis whose connections can be cut.
 
 Owns its thread and its sockets. A cut is a reset in the middle of whatever goes over the connection, so that a script
-may have run although its caller never hears of it. Called by `disturb`.
+may have run although its caller never hears of it.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Reads what a finished run left, and says what became of every ticket.
 
 Owns its own reading of the wire contracts (ledger records, step files, steps.jsonl) and shares no code with the
-trainer: plain JSON and MessagePack, plain Redis commands. Called by `parts`.
+trainer: plain JSON and MessagePack, plain Redis commands.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What is done to a run, in which order and when: pure functions of the seed.
 
 Owns the deck of a part. Each target rests after it was disturbed, since the launcher gives a service up that dies five
-times within two minutes. Called by `disturb`.
+times within two minutes.
 """
 
 import random

@@ -1,6 +1,6 @@
 """Files that survive a power cut: whole or not there.
 
-Owns writing under a temporary name, flushing and renaming. Called by whatever keeps the state of a run in its folder.
+Owns writing under a temporary name, flushing and renaming.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Whether a configured model can be one at all: asked before an engine or torch spends time on it.
 
-Owns the rule that tells a folder from a hub name. Called by the rollout service and the trainer.
+Owns the rule that tells a folder from a hub name.
 """
 
 from pathlib import Path

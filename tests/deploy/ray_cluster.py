@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this host: each node is a `ray start --block` on a loopback address of its own.
 
-Invariant: when the cluster is closed, nothing that it started is left. Called by test_ray.
+Invariant: when the cluster is closed, nothing that it started is left.
 """
 
 import contextlib

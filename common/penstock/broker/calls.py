@@ -2,8 +2,7 @@
 
 Owns these connections. Invariant: a connection is used again only after it has given all answers of its last call.
 The client's pool looks for stray data before each call and wraps it in retries: half of what a call costs. Here the
-first attempt does without; one that meets a broken connection is repeated by the client, with its back-off. Called by
-`queue.py`.
+first attempt does without; one that meets a broken connection is repeated by the client, with its back-off.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """Connecting to the server that redis.url names, with the checks and retries that every service wants.
 
-Owns the client's settings. Invariant: a queue that is given out is on a server that can keep a run. Called by every
-service at its start.
+Owns the client's settings. Invariant: a queue that is given out is on a server that can keep a run.
 """
 
 from typing import Any

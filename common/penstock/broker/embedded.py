@@ -5,7 +5,7 @@ stopping. Invariant: what was acknowledged outlives a kill of the server, since 
 before its answer is sent; a start over the same folder loads it. It listens on loopback, and on an address for other
 hosts only where it is told one. The port is protected by a password of its own,
 which reaches the server through its standard input: a command line can be read by every user of the host.
-The server does not outlive its parent. Called by the launcher, and by tests.
+The server does not outlive its parent.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """The names of everything that a run keeps in Redis.
 
 Owns the key names: `penstock:{run}:<name>`, hash-tagged so that one script may touch several of them on a cluster and
-so that runs do not meet. Called by the other modules of `penstock.broker`.
+so that runs do not meet.
 
     tickets, eval, rollouts, scored   streams of work, one consumer group each
     dead          stream of what could not be used, with the reason

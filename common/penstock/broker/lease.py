@@ -1,7 +1,7 @@
 """The trainer's lease: at any time one process may write versions, tickets and the ledger.
 
 Owns its token, `number:random id`, compared whole by every fenced script, and the thread that renews it, so that a busy
-event loop does not lose it. Numbers only grow: rollout servers refuse a push with a lower one. Called by the trainer.
+event loop does not lose it. Numbers only grow: rollout servers refuse a push with a lower one.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """How much memory the queue's server uses, may use, and can need.
 
-Owns that arithmetic. A server without a limit of its own is bounded by the memory of its host. Called by the trainer,
-at its start and once a second.
+Owns that arithmetic. A server without a limit of its own is bounded by the memory of its host.
 """
 
 from dataclasses import dataclass

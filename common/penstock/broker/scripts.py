@@ -4,7 +4,7 @@ Owns every multi-key change. Invariant: after each script a ticket that is outst
 that `live` names. Within a script the first write is the one that a full Redis refuses (XADD), so that the script
 then changes nothing. No script is given the bytes of a part: they would be hashed and copied on their way into Lua, and
 copied again on their way out. Entries hold: t ticket key, a attempt, p payload, n name of its parts, x why there is no
-payload. Called by `queue.py` and `worker.py`; the trainer's own scripts are in `trainer_scripts.py`.
+payload.
 """
 
 # TIME in a script that writes is allowed since Redis 5 (effects are replicated).

@@ -1,8 +1,7 @@
 """The Lua scripts that only the trainer runs: each is fenced by its lease and is one atomic change.
 
 Owns the commit point, announcing and issuing. Invariant: a script of a trainer that no longer holds the lease changes
-nothing and answers _FENCED; a script that is repeated after a broken connection has its effect once. Called by
-`trainer.py` and `lease.py`.
+nothing and answers _FENCED; a script that is repeated after a broken connection has its effect once.
 """
 
 from penstock.broker.scripts import WAKE

@@ -2,7 +2,7 @@
 
 Invariant: an entry is deleted only by the script that puts its successor in place, and only while it is held by this
 consumer; a late worker publishes nothing. The parts of a group are written before the entry that names them, and are
-read on their own. Called by the loops of rollout, reward and trainer services.
+read on their own.
 """
 
 import asyncio

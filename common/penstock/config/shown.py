@@ -1,7 +1,4 @@
-"""How a configuration is shown and stored: as plain YAML values, its secrets left out or masked.
-
-Called by `penstock config`, by the launcher, and by the trainer for its trackers.
-"""
+"""How a configuration is shown and stored: as plain YAML values, its secrets left out or masked."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What all sections of the configuration are made of. Called by the two section modules and the tree."""
+"""What all sections of the configuration are made of."""
 
 from typing import Annotated
 

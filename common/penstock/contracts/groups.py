@@ -3,7 +3,7 @@
 Owns their shape and their wire format (msgspec structs as MessagePack maps; never pickle). Each
 message carries its `schema` tag, so that an unknown or older one is refused by name. Arrays travel
 as little-endian bytes: token ids int32, log-probabilities float32, masks uint8 where there are any. A message that
-decodes is consistent: lengths agree, spans cover the tokens. Called by every service.
+decodes is consistent: lengths agree, spans cover the tokens.
 
 A ticket grows on its way: Ticket -> RolloutGroup (adds completions) -> ScoredGroup (adds scores).
 """

@@ -8,7 +8,6 @@ MalformedMessageError.
     completions   what the trainer reads of them        8 bytes a token; until the group is committed
     texts         what reward functions read            4 bytes a token; until they are scored, of evaluations longer
 
-Called by the broker (`stored`) and by the services that read.
 """
 
 from collections.abc import Mapping

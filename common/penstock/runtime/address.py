@@ -1,7 +1,6 @@
 """The address that a service registers, so that services on other hosts and in other containers reach it.
 
-Owns the choice between what is configured and what can be found out. Called by the `__main__` of each service once the
-queue has answered, since the address found is the one on the way there: whoever shares the queue comes from that side.
+Owns the choice between what is configured and what can be found out.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What the HTTP side of every service has in common: health, readiness, metrics, token, errors.
 
 Owns `GET /health`, `/ready`, `/metrics` and the mapping of Penstock's errors to status codes, so that each service's
-app only parses and calls. Called by the three apps.
+app only parses and calls.
 """
 
 import secrets

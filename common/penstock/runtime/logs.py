@@ -1,6 +1,6 @@
 """JSON lines on standard error: one object per event, with the service and the run in each.
 
-Owns the format. Called by `penstock.runtime.service.main`; everything else uses `logging` with `extra={...}`.
+Owns the format. Everything else uses `logging` with `extra={...}`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Metrics that prometheus_client does not have.
 
 Owns the counter of seconds that is right at every moment: what goes on for minutes shows while it goes on, not in one
-jump when it ends. Called by the metrics of the services.
+jump when it ends.
 """
 
 import time

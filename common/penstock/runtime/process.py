@@ -1,8 +1,7 @@
 """Processes: started tied to their parent, recognised by pid and start time, ended with all their children.
 
 Invariant: nothing is signalled by its pid alone. Pids are used again, so a process is named by pid and start time
-together, and both are compared before each signal. Called by the launcher, and by the rollout and reward services for
-the processes that they own.
+together, and both are compared before each signal.
 """
 
 import os

@@ -2,7 +2,6 @@
 
 Invariant: when a loop dies, the process dies, with an error line and a non-zero exit code; a live /health over a dead
 worker cannot happen. SIGTERM and SIGINT set `stop`; loops watch it and end in order, then the server ends.
-Called by the `__main__` of every service.
 
     main -> start(config) -> Service.run(loop, loop, ...)
                                |- uvicorn        ends last

@@ -2,7 +2,7 @@
 
 Owns the encoding of a block. Pure. Invariant: `apply` of `encode(old, new)` to `old` gives `new`, bit for bit; bytes
 that are not such an encoding give an error or other numbers, never an access outside of the array, and digests tell the
-rest. Called by the trainer (encode) and by rollout services (apply), which have numpy.
+rest.
 
     block      header | positions | differences | exceptions
     positions  gaps: one byte per change, unchanged elements since the one before; 255 says 255 and no change yet

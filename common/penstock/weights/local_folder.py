@@ -2,7 +2,7 @@
 
 Owns the claim: a lock on a file inside, which the kernel gives up with the process. Invariant: no two processes hold
 one folder. One whose process was killed is claimed by the next that asks, so that at most as many folders are left as
-processes ever ran at once. Called by whoever keeps a whole copy of the weights: trainer and rollout services.
+processes ever ran at once.
 """
 
 import contextlib

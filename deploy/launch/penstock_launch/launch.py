@@ -4,7 +4,7 @@
                                                                                        '-> summary.json, report
 
 Wires the parts and owns nothing else. A `Site` says where the queue and the services run: this host (`local`), the
-nodes of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`). Called by the command line through them.
+nodes of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
 """
 
 import asyncio

@@ -1,7 +1,4 @@
-"""`penstock launch local`: all processes of a run on this host, as children of this process.
-
-Called by the command line.
-"""
+"""`penstock launch local`: all processes of a run on this host, as children of this process."""
 
 from collections.abc import Callable, Mapping
 

@@ -8,7 +8,7 @@
         queue/                 the data of the embedded queue
         trainer_summary.json   written by the trainer; summary.json: that and what the launcher knows
 
-Invariant: one launcher at a time, by a lock that ends with its process. Called by `penstock_launch.launch`.
+Invariant: one launcher at a time, by a lock that ends with its process.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """Which processes a run consists of: the command line and the environment of each service.
 
 Secrets and the queue's address travel through the environment, everything else through the resolved YAML file.
-Called by `penstock_launch.local`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The reward service's HTTP side: the same scorer that the queue has. Parses, calls and answers.
 
-Called by `__main__`. POST /v1/score runs reward functions, so that it needs the token where one is set.
+POST /v1/score runs reward functions, so that it needs the token where one is set.
 """
 
 from typing import Annotated, Any

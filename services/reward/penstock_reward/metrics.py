@@ -1,7 +1,7 @@
 """The reward service's metrics.
 
 Owns their names. A failed attempt is counted each time, those that a retry mends included: a verifier that is half
-dead shows. Called by `scoring` and `worker`.
+dead shows.
 """
 
 from collections.abc import Callable

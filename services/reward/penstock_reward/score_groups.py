@@ -10,7 +10,7 @@ with its reason (the trainer masks it); an outage of a function holds up only th
     stream, and tickets bound the stream. The next group sits down where the one before it sat. A group is parked while
     a breaker is open (`case`): it is held and renewed like any other.
 
-Called by `__main__`. Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
+Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
 """
 
 import asyncio

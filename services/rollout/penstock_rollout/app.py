@@ -1,6 +1,6 @@
 """The rollout service's HTTP side: weights are pushed here. Parses, calls and answers.
 
-Called by `__main__`. Whatever changes state or generates needs the token where one is set.
+Whatever changes state or generates needs the token where one is set.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The bodies of the rollout service's requests and answers. Unknown keys are errors. Called by `app`."""
+"""The bodies of the rollout service's requests and answers. Unknown keys are errors."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""What the rollout service measures. Owns the names; called by the loops of the service."""
+"""What the rollout service measures. Owns the names."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ one that weights made which the canary has not confirmed.
     Backpressure: at most max_running_requests completions run; evaluation takes what training leaves, and up to
     eval.max_share while training tickets wait. When tickets run out, the engine idles.
 
-Called by `__main__`. Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
+Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
 """
 
 import asyncio

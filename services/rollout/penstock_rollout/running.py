@@ -1,7 +1,7 @@
 """The groups that run on one engine, and whether another fits.
 
 Owns the count of completions. Invariants: what runs and what is being taken are together at most `max_completions`,
-unless one group alone is larger; while a group runs alone no other one starts. Called by `producer`.
+unless one group alone is larger; while a group runs alone no other one starts.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The trainer's HTTP surface: version, status, and requests to checkpoint or stop.
 
-Parses and calls; everything is decided elsewhere. Called by `wiring`.
+Parses and calls; everything is decided elsewhere.
 """
 
 import asyncio

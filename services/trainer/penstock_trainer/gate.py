@@ -1,7 +1,7 @@
 """Where an update waits, its gradient computed and nothing changed, until the weights may change.
 
 Owns one permission. Invariant: `wait` returns only once the gate is open; where it is shut instead, it raises, so that
-no thread waits for a step that will not be committed. Called by the loop, and in a thread by the update.
+no thread waits for a step that will not be committed.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """Once a second: queue, outstanding tickets, stragglers, other services, and the sign of life that others see.
 
-Owns no state of its own; what it reads goes to metrics and status. Called by the wiring, beside the loop.
+Owns no state of its own; what it reads goes to metrics and status.
 """
 
 import asyncio

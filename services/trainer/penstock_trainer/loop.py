@@ -2,7 +2,7 @@
 
 Owns the order of these steps, on which exactly-once rests: the step file is durable before the ledger names it; the
 ledger names it before its groups leave the queue and before the weights change; weights are recorded before they are
-pushed and before the next step is committed. Called by `wiring`.
+pushed and before the next step is committed.
 
       tickets <---------------- issue ----------------+
          |                                            |

@@ -2,7 +2,7 @@
 
 Owns the announced version. Invariant: a version is announced after its push has ended and before the next one
 begins; the same script that announces it resolves its tickets and issues new ones, while the trainer computes its next
-step. Called by the loop, which runs `publish_versions` beside itself.
+step.
 
     step k trained -> submit (waits while an earlier push runs) -> push -> announce v, resolve, issue -> evaluation
 """

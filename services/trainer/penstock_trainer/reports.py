@@ -1,6 +1,6 @@
 """What the trainer says of each step and evaluation: to progress files, metrics, status, trackers and log at once.
 
-Owns the figures of a step. Called by the loop.
+Owns the figures of a step.
 """
 
 import logging

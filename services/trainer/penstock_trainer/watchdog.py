@@ -2,7 +2,6 @@
 
 Owns the clock of the last progress. Invariant: no wait of the trainer lasts longer than run.stall_seconds without a
 step, an arrival or a push. The trainer's own computation is no wait, and an engine that starts has its own deadline.
-Called by the loop, which marks progress and runs `watch_progress` beside itself.
 """
 
 import asyncio

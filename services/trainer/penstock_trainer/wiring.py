@@ -1,6 +1,6 @@
 """Wires the trainer service and runs it.
 
-Owns no decision: every part gets the section of the configuration that it needs. Called by `__main__`.
+Owns no decision: every part gets the section of the configuration that it needs.
 """
 
 import asyncio

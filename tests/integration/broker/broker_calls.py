@@ -1,6 +1,6 @@
 """Hand-overs that meet something on their way to the server.
 
-Owns what the server sees of such a call. Called by `broker_machine`, whose rules choose a fate for the next one.
+Owns what the server sees of such a call.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""What lies in a run's streams and keys, and how a test makes it look older, saves it and loses it.
-
-Called by `broker_machine` and its rules.
-"""
+"""What lies in a run's streams and keys, and how a test makes it look older, saves it and loses it."""
 
 import uuid
 from dataclasses import dataclass

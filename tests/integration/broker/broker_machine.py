@@ -1,7 +1,7 @@
 """One run on a real queue that is moved at random, and what must be so after every step.
 
 Owns everything that outlives a step: the workers and trainers (`broker_workers`, `broker_trainer`), step files, and
-what has been lost or duplicated. `broker_rules` says what may happen to it. Called by `broker_rules`.
+what has been lost or duplicated. `broker_rules` says what may happen to it.
 """
 
 import asyncio

@@ -1,7 +1,4 @@
-"""What may happen to a run on the queue, in any order: to its workers, to its trainers, and to the server.
-
-Called by `test_broker_stateful`, whose machine obeys all of them.
-"""
+"""What may happen to a run on the queue, in any order: to its workers, to its trainers, and to the server."""
 
 from typing import Any, cast
 

@@ -1,7 +1,7 @@
 """A trainer's life over a real queue, each of whose steps a test takes by hand.
 
 Owns what a process of the trainer knows from its lease to its loss; what it does goes through the product's own
-classes, in the order of `penstock_trainer.loop`. Called by `broker_machine` and its rules.
+classes, in the order of `penstock_trainer.loop`.
 """
 
 from penstock.broker import Delivery, Queue, Stage, Worker

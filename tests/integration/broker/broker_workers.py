@@ -1,8 +1,7 @@
 """Rollout servers and reward workers that a test moves by hand over a real queue.
 
 Owns what stands outside the queue, who holds what and which weights a server serves; what one does goes through the
-product's own classes. Time decides nothing: nobody beats or renews but where a test says so. Called by
-`broker_machine` and its rules.
+product's own classes. Time decides nothing: nobody beats or renews but where a test says so.
 """
 
 from collections.abc import Mapping, Sequence

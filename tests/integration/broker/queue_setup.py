@@ -1,7 +1,4 @@
-"""The messages that tests of the broker move, tickets of two completions and their groups, and the worker that does.
-
-Called by the tests of the broker, of dead letters and of takeovers.
-"""
+"""The messages that tests of the broker move, tickets of two completions and their groups, and the worker that does."""
 
 import uuid
 from typing import Any

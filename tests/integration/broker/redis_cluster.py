@@ -1,7 +1,4 @@
-"""A real Redis Cluster of three nodes on loopback, from the server that Penstock embeds.
-
-Called by test_redis_cluster.
-"""
+"""A real Redis Cluster of three nodes on loopback, from the server that Penstock embeds."""
 
 import contextlib
 import os

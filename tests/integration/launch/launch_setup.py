@@ -1,7 +1,6 @@
 """A folder in which the real `penstock` command runs, with services that only pretend to work.
 
 The stand-ins are modules of the services' names that shadow the real ones; they register and serve like them.
-Called by `test_launch_local`.
 """
 
 import json

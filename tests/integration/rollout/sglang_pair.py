@@ -1,7 +1,7 @@
 """Two rollout services with real SGLang engines and random models for them.
 
 A start takes half a minute, so all modules named `test_*_sglang` take the same two, one after the other: tests leave
-both up, with whatever weights. Called by the fixtures of `conftest`.
+both up, with whatever weights.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """One question to the queue of a run, for commands that look at it from outside.
 
-Owns the connection for as long as the question takes; nothing is made there for a run that it does not know. Called by
-the command line and by `penstock_launch.commands.dead`.
+Owns the connection for as long as the question takes; nothing is made there for a run that it does not know.
 """
 
 import asyncio

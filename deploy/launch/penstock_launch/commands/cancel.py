@@ -1,7 +1,6 @@
 """`penstock cancel`: ends a run in order, wherever it was launched from this file system.
 
 Invariant: nothing is lost by it: the trainer writes its checkpoint first, and the same `launch` command goes on there.
-Called by the command line.
 """
 
 import signal

@@ -1,7 +1,7 @@
 """`penstock dead`: lists the messages that nobody could use, shows one, sends some again.
 
 Owns how a message is shown: as JSON with its arrays as numbers, or the first bytes of what is no message. What may be
-sent again is decided by `penstock.broker.dead`. Called by the command line.
+sent again is decided by `penstock.broker.dead`.
 """
 
 import time

@@ -1,7 +1,6 @@
 """`penstock status`: what a run does at the moment, seen from outside.
 
-Finds the run through its queue: `redis.url`, or the address that the launcher left in the run's folder. Called by the
-command line and by `penstock_launch.commands.ask`.
+Finds the run through its queue: `redis.url`, or the address that the launcher left in the run's folder.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """The Ray cluster that a launch uses: connection, own node, placement groups.
 
 Invariant: everything that was made there ends with `close`, or, however this process ends, with its job in Ray.
-Called by `penstock_launch.on_ray.command`.
 """
 
 import logging

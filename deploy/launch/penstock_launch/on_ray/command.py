@@ -1,6 +1,6 @@
 """The words `penstock launch ray`: their parser, and a whole launch.
 
-Imports Ray only when it is asked for: it is an extra, and its import takes a second. Called by the command line.
+Imports Ray only when it is asked for: it is an extra, and its import takes a second.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Owns the actors over all lives of the service. An actor whose process has died starts the next one in its place; one
 that is lost, with its worker process or its node, is replaced by a new one wherever Ray finds room. Invariant: what one
-life is made of ends together. Called by the supervisor, through `Child`.
+life is made of ends together.
 
     spawn -> [ actors placed -> processes started -> one of them ended -> the others end ] -> on_end, poll() answers
              in a thread of the life, since every answer of Ray is waited for

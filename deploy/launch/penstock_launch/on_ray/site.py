@@ -1,7 +1,7 @@
 """Where a run on a Ray cluster is: which actor runs which service, and what it reserves.
 
 The queue is beside this process, on its node, but in an actor: `ray job stop` signals everything below the driver, and
-the trainer still needs the queue then. Called by `penstock_launch.launch`.
+the trainer still needs the queue then.
 """
 
 import os

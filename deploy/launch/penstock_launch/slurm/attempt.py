@@ -5,7 +5,7 @@
                        <attempt>.exit    the exit code of the rank that is to blame for the end of all
 
 Invariant: each file appears whole, and its name is never used again: a file system that shows an old state for a while
-shows that it is not there yet. Called by the launcher's `steps` and by `node`.
+shows that it is not there yet.
 """
 
 import os

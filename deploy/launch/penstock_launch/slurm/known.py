@@ -1,6 +1,6 @@
 """The Slurm job of a run, as it is known from outside: `slurm.json` in the run's folder, and what Slurm says of it.
 
-Owns that file. Called by the submission, by `penstock status` and by `penstock cancel`.
+Owns that file.
 """
 
 from collections.abc import Sequence

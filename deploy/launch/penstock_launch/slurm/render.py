@@ -1,7 +1,7 @@
 """The job script of a run, from its configuration and a template.
 
 Pure but for reading the template. Invariant: every placeholder of the template is filled, and the template has every
-placeholder. Called by `penstock_launch.slurm.submit`.
+placeholder.
 """
 
 import shlex

@@ -1,7 +1,7 @@
 """The commands of Slurm that Penstock needs, each with a deadline and its error in our words.
 
 Owns how they are called and how their answers are read. Invariant: nothing else starts sbatch, squeue, sacct, scancel
-or scontrol. Called by the command line from outside a job, and by the job itself.
+or scontrol.
 """
 
 import subprocess

@@ -1,7 +1,6 @@
 """What each component of the job has, and what each service in it gets: whole nodes in, even shares out.
 
-Pure. Owns the rule that services of a kind are spread evenly over the component's nodes. Called by the renderer and by
-the job's `place`.
+Pure. Owns the rule that services of a kind are spread evenly over the component's nodes.
 """
 
 from dataclasses import dataclass

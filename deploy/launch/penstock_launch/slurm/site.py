@@ -1,7 +1,7 @@
 """A Slurm job as the site of a run: each service is a step of one of its components.
 
 Owns the srun of each service, and the addresses by which nodes reach each other. The launcher itself and the embedded
-queue run on the first node of the component `services`, in the batch step. Called by `job`.
+queue run on the first node of the component `services`, in the batch step.
 """
 
 from collections.abc import Callable, Mapping, Sequence

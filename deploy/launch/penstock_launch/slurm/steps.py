@@ -2,7 +2,7 @@
 
 Invariant: a service ends when its srun does, however that dies: srun holds the standard input of the service's
 `penstock_launch.slurm.node` open, and the end of that input is the request to stop. (Slurm's own ways are too blunt:
-srun takes SIGTERM for a kill, and a signal to a step reaches every process of it.) Called by `place`.
+srun takes SIGTERM for a kill, and a signal to a step reaches every process of it.)
 """
 
 import re

@@ -1,6 +1,6 @@
 """`penstock launch slurm`: the run's folder made ready, the job script rendered and submitted.
 
-Owns what is done before a job exists; all else is done by the job itself. Called by the command line.
+Owns what is done before a job exists; all else is done by the job itself.
 """
 
 from collections.abc import Mapping

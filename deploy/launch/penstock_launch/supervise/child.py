@@ -1,7 +1,7 @@
 """One supervised service over all its lives: how it is started, what state it is in, what it said at its end.
 
 Invariant: a child of this host is the leader of its own session, so that Ctrl-C at the terminal reaches the launcher
-alone, and it is tied to the launcher, so that it ends with it. Called by the supervisor.
+alone, and it is tied to the launcher, so that it ends with it.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """When a service that died is started again, and when that cannot help.
 
-Pure: it is told what happened and when, and answers with a delay or a reason to end. Called by the supervisor.
+Pure: it is told what happened and when, and answers with a delay or a reason to end.
 """
 
 from collections import deque

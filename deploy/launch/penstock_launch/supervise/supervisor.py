@@ -4,7 +4,7 @@
 
 Invariant: when `run` returns no child is left, nor anything that a child had started and that was seen. One loop does
 everything, woken by SIGCHLD, by ends elsewhere, by requests and by the next restart that is due; it never
-polls. Called by `penstock_launch.launch`.
+polls.
 
 The end: the trainer first (it writes its checkpoint and needs the others for that), then all others but the queue,
 then the queue; each with a grace, after which it is killed.

@@ -1,6 +1,6 @@
 """The figures of a run as short text, the same in the table, in plain lines and in `penstock status`.
 
-Pure. Called by `view` and `status`.
+Pure.
 """
 
 from penstock_launch.watch.follow import TrainerStatus

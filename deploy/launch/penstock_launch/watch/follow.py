@@ -1,7 +1,7 @@
 """What the run does at the moment: the registry in the queue, `/ready` of what starts, `/v1/status` of the trainer.
 
 Invariant: only looks. A service or queue that does not answer is a thing to show, never an error: whether anything
-ends is the supervisor's business. Called by the launcher's live view and by `penstock status`.
+ends is the supervisor's business.
 """
 
 import time

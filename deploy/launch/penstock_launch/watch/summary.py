@@ -1,7 +1,7 @@
 """The end of a run: `summary.json`, and a closing report that a newcomer understands.
 
 Owns the merge of what the trainer wrote (`trainer_summary.json`, at its end) with what only the launcher knows.
-Invariant: summary.json is whole or absent, and always says how the launch ended. Called by `penstock_launch.launch`.
+Invariant: summary.json is whole or absent, and always says how the launch ended.
 """
 
 from collections.abc import Iterator, Mapping

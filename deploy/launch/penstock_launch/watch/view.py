@@ -1,7 +1,7 @@
 """What the user sees while a run goes on: one live table on a terminal, plain lines elsewhere.
 
 Invariant: a view only shows. The plain lines go to the launcher's log in any case, so that nothing that scrolled away
-is lost. Called by `penstock_launch.launch`.
+is lost.
 """
 
 import sys

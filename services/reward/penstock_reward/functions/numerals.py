@@ -1,7 +1,7 @@
 """Numbers in text: where they are and what they are worth.
 
 Owns the grammar. Invariant: linear time and bounded memory for any text that a model can produce; a text is never
-evaluated. Values are decimals, so that 0.1 is 0.1 and 1e999999999 costs nothing. Called by `rewards`.
+evaluated. Values are decimals, so that 0.1 is 0.1 and 1e999999999 costs nothing.
 """
 
 import re

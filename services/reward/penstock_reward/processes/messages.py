@@ -1,7 +1,7 @@
 """What pool and worker process say to each other, and how it is framed.
 
 Owns the messages and the frame: 4 bytes of length (big-endian), then MessagePack. Invariant: nothing is ever pickled,
-and a frame longer than MAX_FRAME_BYTES is refused before it is read. Called by `process` (parent) and `child`.
+and a frame longer than MAX_FRAME_BYTES is refused before it is read.
 
     parent                     child
     Start ------------------->           loads the configured functions

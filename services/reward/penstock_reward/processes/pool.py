@@ -7,7 +7,7 @@ calls behind it go to another process; nothing waits without a deadline; no proc
     run() --> jobs --> slot 1: process        G calls of a group are one job, or one per idle slot
                    '-> slot 2: process        (a round trip each; the deadline stays per call)
 
-Called by `scoring`; opened by `__main__`. Backpressure: callers wait for their own outcomes.
+Backpressure: callers wait for their own outcomes.
 """
 
 import asyncio

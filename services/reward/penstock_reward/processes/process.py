@@ -1,7 +1,7 @@
 """One worker process as the service sees it: started, given batches, read until the deadline of each call, killed.
 
 Invariants: no method waits longer than its deadlines; once anything went wrong the process and whatever it started
-are killed, and it is never used again (`usable`). Called by `pool`.
+are killed, and it is never used again (`usable`).
 
 Start it from the main thread: the kernel ties the child to the thread that started it.
 """

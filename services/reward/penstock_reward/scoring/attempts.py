@@ -1,8 +1,7 @@
 """One prompt's completions on their way to their verdicts: calls, retries, and the wait for open breakers.
 
 Owns what was called and what came of it. Invariants: every completion gets exactly one verdict; a call that was
-answered is not repeated; no call fails because a breaker is open: it fails by its own attempts alone. Called by
-`scoring`, which makes cases, and by `worker` and `app`, which run them.
+answered is not repeated; no call fails because a breaker is open: it fails by its own attempts alone.
 
     run --> attempt --> failed as in an outage --> back-off --> attempt ... --> verdicts
      |                                                             '-- breaker opened --> None --.

@@ -3,7 +3,7 @@
 Owns their state. Only failures that look like an outage count (`messages.OUTAGE_KINDS`): an answer of any kind, an
 exception of the function's own included, shows that it works. Invariants: at most one call probes a breaker that is
 half open; the group that probes changes with every probe, so that one group at fault keeps no breaker open for the
-others; when a breaker closes, those who wait go on in their order. No I/O. Called by `case` and `scoring`.
+others; when a breaker closes, those who wait go on in their order. No I/O.
 
               N failures in a row               cool-down is over
       closed ---------------------> open -------------------------> half-open

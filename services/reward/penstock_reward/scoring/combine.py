@@ -1,7 +1,7 @@
 """From the outcomes of reward functions to one score: a pure weighted sum with a third state.
 
 Owns the rule. Invariant: a failed component makes the whole score failed, never 0 and never a partial sum, and the
-reason names the function. No I/O, logging, metrics or config. Called by `scoring`.
+reason names the function. No I/O, logging, metrics or config.
 """
 
 from collections.abc import Mapping

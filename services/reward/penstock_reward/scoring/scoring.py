@@ -1,7 +1,6 @@
 """Scores for completions: which functions apply to a row, and the parts that their calls need.
 
-Owns the choice of functions and the breakers. Invariant: every completion gets exactly one verdict. Called by `worker`
-for groups from the queue, which may be parked, and by `app` for requests, which may not.
+Owns the choice of functions and the breakers. Invariant: every completion gets exactly one verdict.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Owns the two counts. Invariants: at most `num_seats` groups are scored at once; a group that waits for a breaker leaves
 its seat, so that groups of other functions go on; when its wait is over it comes before new ones, in order; with
-`max_parked` waiting no more are taken. Called by `worker`.
+`max_parked` waiting no more are taken.
 """
 
 import asyncio

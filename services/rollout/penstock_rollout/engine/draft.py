@@ -3,7 +3,7 @@
 Invariant: each piece keeps the tokens, log-probabilities and versions that the engine gave it, so a token's version is
 that of the weights that sampled it, also with an engine that reports one version per answer. What goes on is sent as
 prompt plus tokens so far, with the budget that is left and the same seed; the weights that then serve compute its
-key-value cache. Pure. Called by the producer.
+key-value cache. Pure.
 """
 
 from collections.abc import Sequence

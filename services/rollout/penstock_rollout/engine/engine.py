@@ -1,8 +1,7 @@
 """The engine as the service sees it: a server and its client, kept alive.
 
 Invariant: while `up` is set the client talks to a server that was reachable since `epoch` last changed; whoever meets a
-broken engine calls `report`, and only the loop `keep_engine` starts and stops servers. Called by `__main__` (the loop),
-`weights` and `producer`.
+broken engine calls `report`, and only the loop `keep_engine` starts and stops servers.
 
     start -> connect -> up ... died | reported -> down -> stop -> start ...
 """

@@ -1,7 +1,7 @@
 """How the engine gets the bytes of a version: one loader per transport.
 
 Invariant: `prepare` changes nothing that is served; `load` runs while generation is paused, and after it the engine
-holds every weight of the version or has to be restarted. Made by `app` and `producer`, called by `weights`.
+holds every weight of the version or has to be restarted.
 """
 
 import asyncio

@@ -2,8 +2,7 @@
 
 Owns the files that the engine loads, in a folder of this process on its own host. Invariant: a folder that `bring`
 returns holds exactly the wanted version: whatever was read was compared with its digest, and so was every tensor that
-changed. One tensor's changes are in memory at a time. Called by the disk loader, in a thread; the engine has closed the
-files by then.
+changed. One tensor's changes are in memory at a time.
 
     wanted -> delta -> delta -> what is held here, or a version that is there whole
     (the newest first; applied from the end)

@@ -1,7 +1,7 @@
 """Files of the announced weights, for a server that is behind: those that are there, or those that the trainer writes.
 
 Transports that send weights leave no files, and a chain of deltas may be damaged, so that a server that joins, or
-missed a push, asks for some. Called by the producer.
+missed a push, asks for some.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Owns the served identity. Invariants: `identity` is set only while the engine serves exactly those bytes, as far as its
 own word and the canary show; from the pause of an update until both have been heard, any failure restarts the engine,
 and what it made meanwhile names a version that is not known; whoever holds a lower lease, or an older version of the
-same lease, changes nothing. Called by `app` (a push) and by `producer` (a server that is behind loads by itself).
+same lease, changes nothing.
 
     prepare -> pause -> load, flush -> compare the engine's word -> continue -> canary -> serving
         |        '------------------ fails, too late ---------------------------'

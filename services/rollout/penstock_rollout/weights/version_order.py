@@ -1,4 +1,4 @@
-"""Which version may follow which on a server. Owns the rules; pure. Called by `weights`.
+"""Which version may follow which on a server. Owns the rules; pure.
 
 A higher lease is a trainer that has taken over: its version is loaded, even a lower one. Under one lease versions only
 rise.

@@ -1,7 +1,7 @@
 """From scored groups to the completions that are trained on, with their advantages and weights.
 
 Owns the batch's denominators: they count every group and every valid completion, whether or not it needs a forward
-pass. Pure: no config, no I/O. Called by the learner.
+pass. Pure: no config, no I/O.
 """
 
 from collections.abc import Mapping, Sequence

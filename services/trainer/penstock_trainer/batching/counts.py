@@ -1,6 +1,6 @@
 """What a batch holds, as numbers: groups, completions, tokens, rewards, advantages, lengths, and what is too old.
 
-Owns their definitions. Pure. Called by the batch.
+Owns their definitions. Pure.
 """
 
 import math

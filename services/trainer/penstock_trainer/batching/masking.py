@@ -11,8 +11,7 @@ completion i, both recorded with the step, so that a replay masks the same token
   for tokens that a correction drops. A completion without any m_it = 1 adds nothing and needs no forward pass.
 * Rewards, baselines, advantages and a KL term in the reward are of whole completions: they are known whatever the age.
 
-Weights only move on while a completion is generated, so what is masked is its beginning. Pure. Called by the batch, the
-consumer and the reports.
+Weights only move on while a completion is generated, so what is masked is its beginning. Pure.
 """
 
 from penstock.contracts import Completion, ScoredGroup

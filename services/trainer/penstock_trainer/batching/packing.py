@@ -13,7 +13,7 @@ Without shared prefixes this is the block-diagonal causal mask; attention.py com
 causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
 The log-probability of a completion's token is read at its parent, so the last one needs no row, and
-only parents of loss tokens need the vocabulary projection. Pure. Called by the learner.
+only parents of loss tokens need the vocabulary projection. Pure.
 
 Shapes: P rows of a pack, R distinct parents, U distinct (parent, token) pairs, N loss tokens.
 """

@@ -2,7 +2,7 @@
 
 Invariant: every rank computes the same split of the same samples and takes its own part, so that nothing needs to be
 sent; ranks have equally many packs, because sharded weights are gathered pack by pack by all ranks together. Where
-the packs do not suffice, a rank computes a pack without loss. Pure. Called by the learner.
+the packs do not suffice, a rank computes a pack without loss. Pure.
 """
 
 from collections.abc import Sequence

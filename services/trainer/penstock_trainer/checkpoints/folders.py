@@ -1,8 +1,7 @@
 """Checkpoints: everything needed to go on from a step exactly as if nothing had happened.
 
 Owns the folders `checkpoints/<steps>.<lease>/`: tensors (`checkpoint_state`) and `checkpoint.json`. Invariant: a folder
-with its final name is complete and flushed; it counts once the ledger names it. Called by the checkpoint writer, the
-resume and the export.
+with its final name is complete and flushed; it counts once the ledger names it.
 """
 
 import os

@@ -1,8 +1,7 @@
 """Step files: the groups of one closed batch, so that a step can be trained again without any rollout server.
 
 Owns `steps/<step>.<lease>.pack`: written whole, flushed, renamed; it counts once the ledger names it. Beside them is
-the journal, which says so when there is no queue any more. Called by the loop before the commit, by the resume after a
-restart, by the replay.
+the journal, which says so when there is no queue any more.
 """
 
 from collections.abc import Sequence

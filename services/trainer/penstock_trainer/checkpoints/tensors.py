@@ -2,7 +2,7 @@
 
 Owns the files of a checkpoint's folder but `checkpoint.json`. Tensors are stored by name, each shard with its place in
 the whole, so that any number of ranks reads what any other has written. Invariant: reading executes nothing (the index
-is a pickle of which only known classes are taken), and what cannot be read is a DataError. Called by the learner.
+is a pickle of which only known classes are taken), and what cannot be read is a DataError.
 """
 
 import pickle

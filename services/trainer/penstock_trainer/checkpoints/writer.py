@@ -2,7 +2,6 @@
 
 Owns the one checkpoint that is in flight. Invariant: a checkpoint enters the ledger after all its bytes are flushed
 and renamed; older ones are deleted after that; the next one waits until then. When writing fails, the process ends.
-Called by the loop, which runs `write_checkpoints` beside itself.
 
     step k trained -> save: copy the state -> training goes on
                               '-> write, flush, rename -> ledger -> prune

@@ -2,7 +2,7 @@
 
 Owns where rows come from and what a row may look like; how they become tokens is `prompts`. Every
 row that comes out is valid: a bad one is a DataError that names its place, what was seen and which
-key to change. Called by the trainer's `__main__`, once per dataset at start.
+key to change.
 
     kind            path                                        a row's place
     jsonl           a file with one JSON object per line         addition.jsonl line 3

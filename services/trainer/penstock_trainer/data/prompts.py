@@ -2,7 +2,7 @@
 
 Owns chat templates and tokenization of prompts, the order of prompts in an epoch and the sampling
 seeds. Invariant: order and seeds are functions of their arguments alone, the same on every machine
-and Python version, so that a ticket can be issued again. Called by the trainer.
+and Python version, so that a ticket can be issued again.
 
 Random numbers are SplitMix64 (Steele, Lea, Flood 2014): output i is mix(start + (i + 1) * GAMMA).
 `random.shuffle` is no substitute: its algorithm is not part of Python's promises.

@@ -3,7 +3,7 @@
 Owns joining, leaving and three groups: one for tensors (nccl between GPUs, gloo between CPUs), one for the commands of
 rank 0, on which the others may wait for hours, and one for checkpoints, which are written while the first computes.
 Invariant: a wait ends only with its message or with an error; gloo notices a rank that has ended by its closed
-connection. Nothing is pickled. Called by the learner, `followers` and `sharding`; a trainer of one rank has none of it.
+connection. Nothing is pickled.
 """
 
 import contextlib

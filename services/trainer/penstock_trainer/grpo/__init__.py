@@ -19,7 +19,7 @@ Notation, per token: l policy (the only one with a gradient), l_p proximal, l_b 
 reference log-probabilities; A advantage. r = exp(l - l_old) with l_old the anchor of the surrogate (l_p, or l_b where
 there is none); rho = exp(l_p - l_b) what corrects from the sampler to the anchor; w = exp(l - l_b). Log-ratios are
 float32 and clamped to +-20, where their gradient is 0. sg is stop-gradient. Shapes: N loss tokens and S completions of
-a micro-batch, B groups of G completions. Called by the learner.
+a micro-batch, B groups of G completions.
 """
 
 from penstock_trainer.grpo.advantages import Baseline, Scale, advantages

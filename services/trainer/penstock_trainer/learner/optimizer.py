@@ -1,7 +1,7 @@
 """AdamW on float32 master weights, with clipping by the global norm, warm-up and a schedule.
 
 Invariant: a step whose gradient norm is not finite changes nothing: no weight, no moment, no
-schedule. Weights may be sharded over ranks: then all ranks call `step` together. Called by the learner.
+schedule. Weights may be sharded over ranks: then all ranks call `step` together.
 """
 
 import math

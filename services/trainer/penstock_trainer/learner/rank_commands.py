@@ -2,7 +2,7 @@
 
 Owns the commands. Invariant: a command is broadcast before its first collective, and between commands the other ranks
 wait for nothing but the next one; so an error of rank 0 between two of them leaves nobody inside a collective. A rank
-that fails ends its process, and torchrun ends the others. Called by `wiring` on rank 0, by `__main__` on the others.
+that fails ends its process, and torchrun ends the others.
 
     rank 0    LeadingLearner.update -> broadcast Update(groups) -> update \\
                                                                           gathers, reduces: together

@@ -1,6 +1,6 @@
 """From the configuration to an objective and the rules of its batches.
 
-Owns the mapping of names to functions of `penstock_trainer.grpo`. Called by the learner and the wiring.
+Owns the mapping of names to functions of `penstock_trainer.grpo`.
 """
 
 from collections.abc import Callable

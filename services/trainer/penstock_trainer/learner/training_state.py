@@ -2,7 +2,7 @@
 
 Owns the names of a checkpoint's tensors: `model.<weight>`, `optimizer.<weight>.<moment>`, `num_steps`, `rng`. Of an
 adapted model only the adapter's weights are among them, and `lora.alpha`, `lora.base`. Of a sharded model they are this
-rank's shards; the random state is rank 0's. Called by the learner and the export.
+rank's shards; the random state is rank 0's.
 """
 
 from pathlib import Path

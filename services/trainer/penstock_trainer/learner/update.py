@@ -2,7 +2,7 @@
 
 Owns what is computed in which order. Invariant: all ranks make the same batch, and a step is taken on sums over all of
 them, added in the order of ranks; a step with a non-finite loss or gradient changes nothing; before the first step the
-caller is asked, and until then nothing is changed but gradients. Synchronous. Called by the learner.
+caller is asked, and until then nothing is changed but gradients. Synchronous.
 
     groups -> KL in rewards -> batch -> shares -> start of the update -> per mini-batch: forward, backward, step
                                                                                   before_change --'  (the first)

@@ -3,7 +3,6 @@
 Owns how a transformers model attends while it computes a pack: a function registered with its attention
 interface, handed one `TrieAttention` per pack that all layers share. Invariant: equal to SDPA with the dense mask
 of `trie_mask`, forward and backward, up to rounding. Without a TrieAttention the function is plain SDPA.
-Called by model.py.
 
 Preorder makes it simple. A segment is a stretch of rows with one subtree_end, thus a chain; what descends from it is
 the stretch of rows right behind it. So the mask falls into rectangles of consecutive rows, none of them gathered:

@@ -1,7 +1,7 @@
 """The plan of a trie pack's attention: rectangles of rows that together hold every pair (row, ancestor) once.
 
 Owns the estimate of what a plan costs. Invariant: every row is query and key of exactly one piece that is causal or
-masked, its own; full pieces come after all of those. Pure. Called by attention.py once per pack.
+masked, its own; full pieces come after all of those. Pure.
 
 A segment is a chain of rows with equal subtree_end. It takes two pieces, itself (causal) and its descendants looking
 at it (full), and each costs a call. Where a subtree is small or bushy, one masked piece over all of it is cheaper.

@@ -2,7 +2,6 @@
 
 Owns how a model is sharded and how whole weights come back. Invariant: gradients are sums over ranks, never means (the
 loss weights are global already), and no rank holds more than one whole weight at a time outside the computation.
-Called by the learner, the optimizer and `followers`.
 """
 
 import torch

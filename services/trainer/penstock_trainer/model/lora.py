@@ -6,7 +6,7 @@ Owns which layers are adapted, the first values of A and B, and the merged weigh
 names of the model without an adapter. Invariant: W never changes; A and B are float32, and their first values depend on
 run.seed and the model's shapes alone, so that a restart and every rank have the same; B begins as 0, and merged weights
 are then W bit for bit. There is no dropout: ratios need one function. Weights may be sharded over ranks, which then
-merge together. peft is an extra, imported when a model is adapted. Called by the learner and the export.
+merge together. peft is an extra, imported when a model is adapted.
 """
 
 import contextlib

@@ -2,7 +2,6 @@
 
 Owns what is known of Hugging Face models, but for their attention. Invariant: the vocabulary projection
 runs only over rows that a loss token needs, in chunks, so that [rows, vocabulary] never exists as a whole.
-Called by the learner.
 
 Shapes: P rows of a pack, R projected rows, U wanted (row, token) pairs, V vocabulary, D hidden size.
 """

@@ -2,7 +2,7 @@
 
 Owns the file: what is in it, in which order, under which names. Invariant: it holds no pickle and no secret of the
 configuration, and opening one writes only files of these names, in a folder of its own, whatever the file says. An
-opened bundle is laid out as a run's folder. Called by `replay_command`.
+opened bundle is laid out as a run's folder.
 
     README                 two lines for who gets it
     bundle.json            the run, its seed, the steps, versions, the model with its fingerprint

@@ -1,7 +1,7 @@
 """`penstock replay` and `penstock bundle` as their user sees them.
 
 Owns what is printed, the exit code (0: every digest is the recorded one, 1: one is not, or none could be compared), and
-the check that the configuration is the run's. Called by the `penstock` command.
+the check that the configuration is the run's.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """What gives a step its bits besides its inputs: versions of libraries, and the kind of processor.
 
-Owns their names. Called by the bundle, which keeps them and compares them where it is opened.
+Owns their names.
 """
 
 import platform

@@ -1,7 +1,7 @@
 """`penstock export`: the weights of any checkpoint of a run as a Hugging Face folder.
 
 Owns which checkpoint is taken. Needs the run's folder and the model of actor.path, but no queue, no GPU, no services;
-any number of ranks may have written the checkpoint. Called by the `penstock` command.
+any number of ranks may have written the checkpoint.
 """
 
 from functools import partial

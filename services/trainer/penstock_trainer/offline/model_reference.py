@@ -1,7 +1,7 @@
 """Which model a bundle was made with: its name, and a fingerprint of its weights as they are loaded.
 
 Owns the fingerprint: it depends on names and float32 values alone, so that a copy in another folder, a hub name or
-another split into files is the same model. Called by the bundle.
+another split into files is the same model.
 """
 
 from pathlib import Path

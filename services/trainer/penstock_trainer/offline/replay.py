@@ -3,7 +3,7 @@
 Owns the comparison. Invariant: the groups of a step, their order and the arithmetic are those of the run (one rank), so
 that on a CPU each digest must be the recorded one; the first that is not names the step in which something was
 different. A record of several ranks or of another device has other bits by right: from there on an unequal digest
-proves nothing. Nothing is written. Called by `replay_command`.
+proves nothing. Nothing is written.
 """
 
 import time

@@ -2,7 +2,7 @@
 
 Owns the groups that have arrived and wait for their batch. Invariant: a group is held, and so stays in the queue, until
 a step is committed that trains it, or its ticket is dropped or issued again; every other arrival (duplicate,
-evaluation) is deleted. Called by the loop, which runs `consume_groups` and waits in `next_batch`.
+evaluation) is deleted.
 
     scored -> judge -> held ........ trained                 reward_failed, degenerate, poison -> dropped -> refill
                     -> issued again  (unknown version)

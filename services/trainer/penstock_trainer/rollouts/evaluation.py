@@ -1,8 +1,7 @@
 """Evaluation on held-out prompts beside training, through the same services.
 
 Owns its ticket numbers and its rounds. Invariant: a round is complete when each of its prompts has one result, and its
-result carries the range of versions that generated it; failed rewards count as not accurate and are reported. Called by
-the loop, which issues the tickets that this object makes.
+result carries the range of versions that generated it; failed rewards count as not accurate and are reported.
 """
 
 from collections.abc import Sequence

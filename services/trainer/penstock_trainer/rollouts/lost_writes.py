@@ -3,7 +3,7 @@
 Owns the comparison of what this trainer knows with what the queue holds: the end of the ledger, the announced version,
 a place for every outstanding ticket. Invariant: where the queue has lost writes that it had acknowledged, the trainer
 ends with LostWritesError within a few looks and starts again from the ledger, instead of building on steps that the
-ledger lacks or waiting for tickets that are nowhere. Called by the wiring, which runs `watch_queue` beside the loop.
+ledger lacks or waiting for tickets that are nowhere.
 """
 
 import asyncio

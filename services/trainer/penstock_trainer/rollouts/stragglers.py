@@ -1,7 +1,7 @@
 """Stragglers: how long the oldest ticket has been waiting, and which ticket holds up a batch.
 
 Owns the clocks of waiting tickets, as this life of the trainer has seen them. Invariant: it only looks; what is trained
-does not depend on it. Called by the sampler, once a second.
+does not depend on it.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """What happened so far, one JSON line per step and per evaluation, and the figures made of it.
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
-one is written once. Called by the loop; read by status, summary and people.
+one is written once.
 """
 
 import json

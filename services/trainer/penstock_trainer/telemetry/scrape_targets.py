@@ -3,7 +3,7 @@
 Owns that file, in the form of Prometheus' file-based discovery: one entry per service, with the run's name as label
 `run` and the kind of the service as `job`. Invariant: a reader sees a whole file; it names the services whose heartbeat
 is heard, and is gone once the run has ended in order, so that only a run that broke off leaves targets that do not
-answer. Called by the sampler, and by the wiring at the end.
+answer.
 """
 
 import json

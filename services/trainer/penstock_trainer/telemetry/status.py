@@ -1,6 +1,6 @@
 """What the trainer tells about itself: one mapping for `GET /v1/status`, the live view and the gauges.
 
-Owns the names of the fields. Called by the app and by the loop's sampler.
+Owns the names of the fields.
 """
 
 import math

@@ -1,7 +1,6 @@
 """The figures of a finished run, for `summary.json`.
 
-Owns the names of the fields. The launcher adds what only it knows: set-up time, peak memory, restarts. Called by the
-loop's wiring at the end of a run.
+Owns the names of the fields. The launcher adds what only it knows: set-up time, peak memory, restarts.
 """
 
 import json

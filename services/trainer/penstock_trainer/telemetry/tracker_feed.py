@@ -2,7 +2,7 @@
 
 Owns the queue, the thread and the file that says how far the tracker is. Invariant: `put` never waits; a tracker that
 is slow or fails costs only its own values, which are counted, and one line in the log for each of the two; after
-`close` nothing of it keeps the process from ending. Called by `tracking`.
+`close` nothing of it keeps the process from ending.
 
     loop -- put --> [bounded queue] -- thread: open, log, log, ..., close --> library
                      full: dropped            raised: dropped

@@ -2,7 +2,7 @@
 
 Owns what is said to each library. Invariant: importing this module imports none of them, and nothing here is called on
 the event loop but `require_trackers`, before training starts: each tracker lives in the thread of its feed, which
-catches what it raises. Called by `tracker_feed`; `require_trackers` by `__main__`.
+catches what it raises.
 """
 
 from collections.abc import Mapping

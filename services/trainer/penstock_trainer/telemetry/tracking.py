@@ -2,7 +2,7 @@
 
 Owns the names of the values, the run's id and `tracking/` in its folder. Invariant: names are those of `steps.jsonl`,
 nested ones joined by "/"; a step that was trained again after a restart is not tracked again; what an earlier life, or
-one without this tracker, wrote to `steps.jsonl` only, is tracked at the start. Called by `reports` and `wiring`.
+one without this tracker, wrote to `steps.jsonl` only, is tracked at the start.
 """
 
 import logging

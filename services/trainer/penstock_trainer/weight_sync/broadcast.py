@@ -5,8 +5,7 @@
             meanwhile a thread broadcasts them ----------------'
 
 nccl between GPUs, gloo where either side has none: the same code. Invariants: one group per engine; a group whose
-push failed is given up, and the engine at its other end is restarted by its service. Called by the loop and the
-publisher.
+push failed is given up, and the engine at its other end is restarted by its service.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """The canary of each version: what its weights say of a few fixed tokens, computed by the trainer.
 
 Owns which tokens they are and how far an engine may be off. Invariant: the tokens are those of the run's first prompt,
-so they are the same in every life of the trainer, and of the kind that the engine is asked for. Called by the loop,
-after it has staged a version, and by `app`, for a server that asks for files.
+so they are the same in every life of the trainer, and of the kind that the engine is asked for.
 
 The float32 masters are used as they are. Where the engine has bfloat16, rounding them moves the mean log-probability of
 a token by about as much as the engine's own arithmetic does (SmolLM2-135M: 0.05 and 0.06 nats), which the tolerance

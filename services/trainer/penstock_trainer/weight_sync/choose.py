@@ -1,7 +1,4 @@
-"""The transport that the configuration asks for. Owns the choice of `auto` and where versions lie as files.
-
-Called by `wiring`.
-"""
+"""The transport that the configuration asks for. Owns the choice of `auto` and where versions lie as files."""
 
 import logging
 from pathlib import Path

@@ -1,5 +1,5 @@
 """Weights as files in a folder that trainer and servers share. Servers read them by themselves, and again whenever they
-are behind. Called by the loop and the publisher."""
+are behind."""
 
 import contextlib
 from collections.abc import AsyncIterator, Collection

@@ -1,7 +1,7 @@
 """What transports share whose bytes lie in the trainer's memory: staging into the copy, and files on demand.
 
 Invariant: while a version is being delivered its copy does not change; files are written from the copy, so that neither
-the learner nor its other ranks are asked. Called by the transports.
+the learner nor its other ranks are asked.
 """
 
 import threading

@@ -4,7 +4,6 @@ Owns the store at which engines meet rank 0, and the groups. A group per engine,
 Invariants: every collective has a deadline; a group in which one failed is never used again. SGLang makes the other end
 with `init_custom_process_group`, whose names of keys in the store are repeated here. The store is made by hand, because
 torch's rendezvous, under torchrun, would take torchrun's store and never answer. Nothing touches torch's default group.
-Called by the collective transport.
 """
 
 import asyncio

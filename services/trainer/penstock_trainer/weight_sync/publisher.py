@@ -1,7 +1,7 @@
 """Pushes a staged version to every live rollout server at once.
 
 Invariant: when `push` returns, each server either said that it serves exactly this version or is fenced: it takes no
-ticket until it has loaded the announced one by itself. Called by the loop.
+ticket until it has loaded the announced one by itself.
 """
 
 import asyncio

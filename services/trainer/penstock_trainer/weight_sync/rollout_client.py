@@ -1,7 +1,4 @@
-"""The trainer's HTTP client towards rollout services. Owns the requests and what their answers mean.
-
-Called by the publisher and the collective transport.
-"""
+"""The trainer's HTTP client towards rollout services. Owns the requests and what their answers mean."""
 
 import asyncio
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Owns the shared memory, through torch's own process that counts its users and frees it when the trainer dies. Invariant:
 an engine that was too late reads the version that it was told, whole: after a failure the next version is copied into
-other memory. Called by the loop and the publisher.
+other memory.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 A version is staged once: its bytes are fixed and have a digest, and the learner may go on. Then it is delivered to each
 server at the same time: the server is told where the bytes are, and those that are sent rather than read are sent
-meanwhile. Called by the loop (`stage`) and the publisher (`delivery`).
+meanwhile.
 """
 
 from collections.abc import Collection

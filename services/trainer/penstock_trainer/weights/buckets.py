@@ -3,7 +3,7 @@
 Owns the copy that collective and shared-memory transports send while the learner goes on: rounded, hashed and copied
 while each chunk is in the processor's cache. Invariant: between two calls of `fill` the bytes are those of one version;
 after `renew` whoever still reads the old memory reads the old version, whole. A tensor is never divided: one that is
-larger than `bucket_bytes` has a bucket of its own. Called by the transports, in a thread.
+larger than `bucket_bytes` has a bucket of its own.
 """
 
 from collections.abc import Callable, Iterator

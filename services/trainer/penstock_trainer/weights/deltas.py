@@ -2,7 +2,7 @@
 
 Owns that whole copy, in a folder of this process on its own host. Invariant: the copy holds the bits of the version
 that was written last, or counts as empty. Each piece of a tensor is compared while it is in the processor's cache, and
-only the changes of the few tensors that are under way are in memory. Called by staging.
+only the changes of the few tensors that are under way are in memory.
 """
 
 import os

@@ -2,8 +2,7 @@
 
 Owns the path from float32 masters to published bytes: each chunk is rounded, hashed and written
 while it is in the processor's cache, so that no second copy of the model exists; several weights at
-once, since one core moves less than memory gives. Called by staging (every version) and export (the
-final weights).
+once, since one core moves less than memory gives.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Saves the final weights as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
 The bytes are those of the last published version: rounded as servers got them, an adapter merged. Beside them the
-adapter alone, in peft's own format. Called by the learner and the export command.
+adapter alone, in peft's own format.
 """
 
 import copy

@@ -4,7 +4,7 @@ Rounding to nearest hides updates smaller than half a bfloat16 step: the publish
 they were while the masters move. Dithered rounding adds a fixed pseudo-random offset in [0, 1) steps
 to each weight before truncation, so that over many weights the published values follow the masters
 without bias, and equal masters give equal bytes on every call. Values on the bfloat16 grid stay
-themselves. Pure. Called by staging.
+themselves. Pure.
 
 Shapes: N elements, L length of the offset pattern, C of a chunk.
 """

@@ -3,7 +3,7 @@
 In a memory-backed folder a new file of half a gigabyte takes 0.19 s to write and 0.07 s to delete, most of it in the
 kernel, which allocates, clears and frees pages; writing over the old one takes 0.07 s (one core, 4 KiB pages).
 Invariant: a file that anybody has open or mapped is never written again: the kernel grants a write lease on a file
-only to its single opener, and by then the file has a name that no reader is told. Called by staging.
+only to its single opener, and by then the file has a name that no reader is told.
 """
 
 import fcntl

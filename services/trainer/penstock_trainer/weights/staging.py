@@ -4,7 +4,6 @@ Owns the folder `weights.folder`. Invariant: a folder with its final name is com
 changes, except that the whole weights may be added to a delta; the last `keep` versions exist, and
 whatever their deltas need. A memory-backed folder is not flushed: after a crash of the host the
 trainer stages again; there a removed version's file is written again for the next one.
-Called by the transport, in a thread.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Small ticket books of both orders. Called by the tests of tickets."""
+"""Small ticket books of both orders."""
 
 from penstock.tickets import TicketBook, TicketLimits
 

@@ -14,7 +14,6 @@ Three more rules, each of which can be left out too:
     written once          a repeated write leaves what is there as it is                    Worker._writes (NX)
     late leaves them      a script that finds the entry not its own touches no parts        scripts.HAND_OVER
 
-Called by `test_tickets_exhaustive`.
 """
 
 from collections.abc import Callable, Iterator

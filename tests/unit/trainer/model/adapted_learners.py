@@ -1,4 +1,4 @@
-"""Learners of a tiny model with an adapter, and their weights. Called by the tests of adapters."""
+"""Learners of a tiny model with an adapter, and their weights."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,4 @@
-"""A tiny run that is trained on the CPU as the loop does, the commands over it, and how their output is judged.
-
-Called by the fixture `recorded` (`conftest`) and by the tests of `penstock replay` and `penstock bundle`.
-"""
+"""A tiny run that is trained on the CPU as the loop does, the commands over it, and how their output is judged."""
 
 import re
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""A trainer's life as its trackers see it: progress files, steps, evaluations and what was dropped.
-
-Called by the tests of tracking and of each tracker's library.
-"""
+"""A trainer's life as its trackers see it: progress files, steps, evaluations and what was dropped."""
 
 import time
 from collections.abc import Callable

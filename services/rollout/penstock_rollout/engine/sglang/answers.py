@@ -1,4 +1,4 @@
-"""SGLang's answers as Penstock's types. Pure functions; called by `engine.client` and the producer.
+"""SGLang's answers as Penstock's types. Pure functions.
 
 An answer whose parts disagree is an EngineError, never a completion.
 """

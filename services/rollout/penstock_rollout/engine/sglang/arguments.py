@@ -1,6 +1,6 @@
 """The command line and environment that SGLang is started with, from the configuration.
 
-Pure functions; each choice that is not SGLang's own default carries its reason. Called by `engine.process`.
+Pure functions; each choice that is not SGLang's own default carries its reason.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 Owns how SGLang names and joins tensors: projections that it multiplies at once are one tensor, rows one after another,
 and vocabularies are filled up with rows of zeros. Its checksum on a CPU is the first 8 bytes of a SHA-256; on a GPU it
 is a hash of its own, which is not made here. Invariant: a tensor that is compared is compared bit by bit; one whose
-place in the files is not known is left out. Blocking. Called by `weights`, in a thread.
+place in the files is not known is left out. Blocking.
 """
 
 import hashlib

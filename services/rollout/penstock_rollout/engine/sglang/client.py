@@ -1,7 +1,7 @@
 """SGLang's HTTP protocol: what is sent, and how its answers and failures become Penstock's.
 
 Owns the connection and the checks that must come before a request: a token id outside the vocabulary ends SGLang, a
-prompt that is too long is refused. Called by `producer`, `weights` and `app`.
+prompt that is too long is refused.
 
     transport error -> EngineDiedError (EngineAbsentError: it was not even reached)
     no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError

@@ -1,7 +1,6 @@
 """Telling an engine on this host what to read while it generates (`inside.ahead`, which runs in it).
 
-Invariant: this only saves time; whatever fails here, the update that follows reads for itself. Called by the client and
-by `arguments`.
+Invariant: this only saves time; whatever fails here, the update that follows reads for itself.
 """
 
 import asyncio

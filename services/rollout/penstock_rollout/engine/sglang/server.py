@@ -1,8 +1,7 @@
 """The SGLang server: started and owned by this service, or given by its URL.
 
 Owns the server's process tree. Invariant: it ends with this service, however the service ends (the first process is
-tied to this one, every other to its parent), and its death is noticed at once. Called by `engine.client`'s users:
-`weights` restarts it, `producer` waits for `died`.
+tied to this one, every other to its parent), and its death is noticed at once.
 """
 
 import asyncio

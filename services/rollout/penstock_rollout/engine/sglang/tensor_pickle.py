@@ -6,7 +6,7 @@ shared memory are, in torch's words,
     [(name, _rebuild_tensor_v2(rebuild_typed_storage(rebuild_storage_filename(...), dtype), offset, shape, strides,
                                False, OrderedDict())), ...]
 
-Owns this format. It needs neither torch nor pickle: only their names are written. Pure; called by `engine.client`.
+Owns this format. It needs neither torch nor pickle: only their names are written. Pure.
 """
 
 import struct

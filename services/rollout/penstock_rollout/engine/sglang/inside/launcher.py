@@ -12,7 +12,7 @@ main script as `__mp_main__`), so module level does what each of them needs:
    sampling (`ahead`, `attention`, `prefill`, `receive`, `sampling`), through SGLang's own
    hook registry, which its scheduler applies before it loads the model.
 
-Called by `engine.process` as: python launcher.py DEVICE [arguments of sglang.launch_server]
+Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
 
 import ctypes
