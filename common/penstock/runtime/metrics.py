@@ -40,10 +40,6 @@ class SecondsCounter(Collector):
             if not self._num_running:
                 self._ended_seconds += self._clock() - self._running_since
 
-    def add(self, seconds: float) -> None:
-        """What was measured elsewhere and has ended."""
-        self._ended_seconds += seconds
-
     @property
     def seconds(self) -> float:
         """So far."""

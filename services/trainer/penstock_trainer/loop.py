@@ -1,17 +1,17 @@
-"""The training loop: wait for a batch, train it, commit it before the weights change; stage and submit beside that.
+"""The training loop: batch, gradient, commit, change, publish.
 
 Owns the order of these steps, on which exactly-once rests: the step file is durable before the ledger names it; the
 ledger names it before its groups leave the queue and before the weights change; weights are recorded before they are
 pushed and before the next step is committed.
 
-      tickets <---------------- issue ----------------+
-         |                                            |
-      rollout -> reward -> scored -> consumer -> [batch] -> update ------> | change -> stage -> releases -> servers
-                                        ^                     commit ----> |            |
-     back-pressure: credits only        |                       ^- weights of the       |- one push at a time
-                                        |                          step before are      |
-                                        |                          recorded             |
-                                        '---- a batch waits here until its turn         '- beside the next update
+    batch      wait for B scored groups; write them to the step file
+    gradient   forward and backward, which change nothing      (meanwhile: the last step's weights are staged and
+    commit     the ledger names the step, its groups leave       recorded, then this step is committed)
+    change     the optimizer's step
+    publish    stage, record and push the new weights, while the loop waits for the next batch
+
+Back-pressure: tickets are issued by credits only; one version is pushed at a time; a step is committed only once the
+weights of the step before are recorded.
 """
 
 import asyncio
@@ -24,7 +24,6 @@ from penstock.contracts.services import Announcement
 from penstock.errors import WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta
 from penstock_trainer.control import Requests
-from penstock_trainer.gate import Gate
 from penstock_trainer.learner.update import Replayed
 from penstock_trainer.parts import Parts
 from penstock_trainer.releases import Release
@@ -152,25 +151,20 @@ class Trainer:
             parts.step_files.write, step, lease, groups, version=version_before, max_lag=max_lag
         )
         clock.lap("commit")
-        gate = Gate()
-        committing = beside.create_task(self._commit(batch, record, gate))
-        try:
-            if not parts.learner.stages_beside_update:
-                await self._wait_for_weights(clock)
-                await committing
-                clock.lap("commit")
-            with parts.watchdog.computing(waits=lambda: gate.is_waited_at):
-                result = await asyncio.to_thread(
-                    parts.learner.update, groups, version=version_before, max_lag=max_lag, before_change=gate.wait
-                )
-            clock.lap("update")
-            with parts.metrics.idle.counting():
-                await committing  # an update without a mini-batch did not wait for it
-            clock.lap("push_wait")
-        finally:
-            gate.shut()
-        clock.part("update", "push_wait", gate.waited_seconds)
-        parts.metrics.idle.add(gate.waited_seconds)
+        committing = beside.create_task(self._commit(batch, record))
+        if not parts.learner.reads_beside_gradient:
+            await self._wait_for_weights(clock)
+            await committing
+            clock.lap("commit")
+        with parts.watchdog.computing():
+            pending = await asyncio.to_thread(parts.learner.begin, groups, version=version_before, max_lag=max_lag)
+        clock.lap("update")
+        with parts.metrics.idle.counting():
+            await committing
+        clock.lap("push_wait")
+        with parts.watchdog.computing():
+            result = await asyncio.to_thread(pending.finish)
+        clock.lap("update")
         parts.watchdog.progress()
         self._version += int(result.changed)
         clock.note({**parts.releases.take_seconds(clock.seconds["push_wait"]), "stage": self._stage_seconds})
@@ -178,8 +172,8 @@ class Trainer:
         self._staging = beside.create_task(self._publish(record, changed=result.changed))
         parts.reports.step(step, groups, clock, result, (version_before, self._version))
 
-    async def _commit(self, batch: list[Arrival], record: StepRecord, gate: Gate) -> None:
-        """Commit a step whose file is written, once the weights of the one before are recorded; then let them change.
+    async def _commit(self, batch: list[Arrival], record: StepRecord) -> None:
+        """Commit a step whose file is written, once the weights of the one before are recorded.
 
         A crash before the commit changes nothing: the groups are in the queue, and the ledger names no such file.
         """
@@ -188,7 +182,6 @@ class Trainer:
         await parts.trainer_queue.commit_step(record, {each.number: each.delivery for each in batch})
         parts.book.commit([each.number for each in batch])
         parts.consumer.release(batch)
-        gate.open()
 
     async def _publish(self, record: StepRecord, *, changed: bool) -> None:
         """Stage, record and submit the weights of a step, while the loop goes on; pushes are one at a time."""

@@ -6,7 +6,7 @@ step, an arrival or a push. The trainer's own computation is no wait, and an eng
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from penstock.broker.trainer import TrainerQueue
 from penstock.contracts.services import ENGINE_STARTING
@@ -26,22 +26,18 @@ class Watchdog:
         self._book = book
         self._status = status
         self._stall_seconds = stall_seconds
-        self._computing: list[Callable[[], bool]] = []
+        self._num_computing = 0
         self._last_progress = asyncio.get_running_loop().time()
 
     @contextlib.contextmanager
-    def computing(self, waits: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Around the trainer's own work, however long it takes; not while `waits` says that it stands still."""
-        self._computing.append(waits)
+    def computing(self) -> Iterator[None]:
+        """Around the trainer's own work, however long it takes."""
+        self._num_computing += 1
         try:
             yield
         finally:
-            self._computing.remove(waits)
+            self._num_computing -= 1
             self.progress()
-
-    @property
-    def _computes(self) -> bool:
-        return not all(waits() for waits in self._computing)
 
     def progress(self) -> None:
         """Something happened."""
@@ -50,13 +46,13 @@ class Watchdog:
     @property
     def idle_seconds(self) -> float:
         """Since something last happened; 0 while the trainer computes."""
-        return 0.0 if self._computes else asyncio.get_running_loop().time() - self._last_progress
+        return 0.0 if self._num_computing else asyncio.get_running_loop().time() - self._last_progress
 
     async def watch_progress(self) -> None:
         """StallError once nothing has happened for run.stall_seconds."""
         while True:
             await asyncio.sleep(min(LONGEST_CHECK_SECONDS, self._stall_seconds / CHECKS_PER_LIMIT))
-            if self._computes or await self._engine_is_starting():
+            if self._num_computing or await self._engine_is_starting():
                 self.progress()
             if self.idle_seconds > self._stall_seconds:
                 raise StallError(

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.learner.update import StepResult
+from penstock_trainer.learner.update import PendingUpdate, StepResult
 from penstock_trainer.loop import Trainer
 from penstock_trainer.parts import Parts
 from penstock_trainer.releases import Release, Releases
@@ -95,33 +95,29 @@ class Watch:
 
 
 class WatchedLearner(Learner):
-    """Says of each update when it begins, asks, and ends in any way. `beside`: what it says of itself."""
+    """Counts the gradients that begin and are computed, and the updates that are finished.
+
+    beside: whether weights may be read while a gradient is computed.
+    """
 
     watch: Watch
     beside = True
 
     @property
-    def stages_beside_update(self) -> bool:
+    def reads_beside_gradient(self) -> bool:
         return self.beside
 
-    def update(
-        self,
-        groups: Sequence[ScoredGroup],
-        *,
-        version: int,
-        max_lag: int | None = None,
-        before_change: Callable[[], None] | None = None,
-    ) -> StepResult:
-        def ask() -> None:
-            self.watch.saw("asked")
-            assert before_change is not None
-            before_change()
-
+    def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
         self.watch.saw("begun")
-        try:
-            return super().update(groups, version=version, max_lag=max_lag, before_change=ask)
-        finally:
-            self.watch.saw("ended")
+        pending = super().begin(groups, version=version, max_lag=max_lag)
+        self.watch.saw("gradient")
+
+        def finish() -> StepResult:
+            result = pending.finish()
+            self.watch.saw("finished")
+            return result
+
+        return PendingUpdate(finish)
 
 
 class WatchedReleases(Releases):

@@ -1,4 +1,4 @@
-"""The loop commits a step while its update computes, and lets it change weights only after that."""
+"""The loop commits a step while its gradient is computed, and changes weights only after that."""
 
 import asyncio
 import contextlib
@@ -44,10 +44,10 @@ async def held(loop: LoopBench) -> AsyncIterator["asyncio.Task[None]"]:
         policy = await loop.announced(0)
         loop.transport.hold()
         await loop.answer(0, policy)
-        await loop.watch.until("ended", 1)
+        await loop.watch.until("finished", 1)
         await loop.answer(1, policy)
         if loop.learner.beside:
-            await loop.watch.until("asked", 2)
+            await loop.watch.until("gradient", 2)
         yield training
 
 
@@ -71,9 +71,9 @@ async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_c
             "00000001",
         ]
         assert await loop.bench.depth("scored") == 2
-        assert loop.watch["ended"] == 1
+        assert loop.watch["finished"] == 1
         loop.transport.let_go()
-        await loop.watch.until("ended", 2)
+        await loop.watch.until("finished", 2)
         assert (await loop.ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
         assert not same(loop.state(), before)
         await loop.announced(2)
@@ -100,8 +100,8 @@ async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: Lo
         loop.queue.commit_step = lose_the_lease  # type: ignore[method-assign, assignment]
         loop.transport.let_go()
         assert isinstance(await error_of(training), FencedError)
-        await loop.watch.until("ended", 2)
     assert committing.is_set()
+    assert loop.watch["finished"] == 1
     assert same(loop.state(), before)
     assert await loop.ledger() == ["weights 0", "step 0", "weights 1"]
 
@@ -113,19 +113,21 @@ async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: L
         error = await error_of(training)
         assert isinstance(error, WeightsError)
         assert str(error) == "no room"
-        await loop.watch.until("ended", 2)
+    assert loop.watch["finished"] == 1
     assert same(loop.state(), before)
     assert await loop.ledger() == ["weights 0", "step 0"]
 
 
-async def test_a_loop_that_is_cancelled_leaves_no_update_waiting(loop: LoopBench) -> None:
+async def test_an_end_between_gradient_and_commit_changes_nothing(loop: LoopBench) -> None:
     async with held(loop) as training:
         before = loop.state()
         training.cancel()
         with pytest.raises(asyncio.CancelledError):
             await training
-        await loop.watch.until("ended", 2)
+    assert (loop.watch["gradient"], loop.watch["finished"]) == (2, 1)
     assert same(loop.state(), before)
+    assert await loop.ledger() == ["weights 0", "step 0"]
+    assert await loop.bench.depth("scored") == 2  # the groups of step 1 are still in the queue
 
 
 async def test_ranks_that_work_together_stage_before_the_next_update_begins(loop: LoopBench) -> None:
@@ -134,7 +136,7 @@ async def test_ranks_that_work_together_stage_before_the_next_update_begins(loop
         await loop.watch.until("written", 2)
         assert loop.watch["begun"] == 1
         loop.transport.let_go()
-        await loop.watch.until("ended", 2)
+        await loop.watch.until("finished", 2)
         assert (await loop.ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
 
 

@@ -10,7 +10,6 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import StallError
 from penstock.tickets import TicketBook, TicketLimits
-from penstock_trainer.gate import Gate
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.watchdog import Watchdog
 
@@ -62,22 +61,6 @@ async def test_it_names_the_ticket_and_who_holds_it(watchdog: Watchdog) -> None:
     text = str(raised.value)
     assert "run.stall_seconds), while waiting for a batch: waiting for ticket 1, which rollout-1 holds" in text
     assert "services seen: rollout-1 (serving); fenced at the last push: rollout-1: HTTP 502: no" in text
-
-
-async def test_an_update_that_waits_for_its_commit_does_not_compute(watchdog: Watchdog) -> None:
-    """The queue may never take it: that is a wait like any other."""
-    gate = Gate()
-    with watchdog.computing(waits=lambda: gate.is_waited_at):
-        assert not await ends_within(watchdog, 3 * STALL_SECONDS)
-        update = asyncio.create_task(asyncio.to_thread(gate.wait))
-        try:
-            assert await ends_within(watchdog, 5)
-            with watchdog.computing():  # staging, which the commit waits for
-                assert not await ends_within(watchdog, 3 * STALL_SECONDS)
-        finally:
-            gate.open()
-            await update
-        assert not await ends_within(watchdog, 3 * STALL_SECONDS)
 
 
 async def test_progress_keeps_the_run_alive(watchdog: Watchdog) -> None:

@@ -1,13 +1,12 @@
 """The policy under training: its weights, its updates, its state.
 
 Owns the policy's master weights, the optimizer and the frozen reference, or this rank's shards of
-them. Synchronous: the loop calls it in a thread, a follower in its own. Where `stages_beside_update`,
-what only reads weights may run in another thread until an update changes them. Invariant: equal
-weights, state and groups give bit-identical weights (on a CPU, on as many ranks), and a step with a
-non-finite loss or gradient changes nothing.
+them. Synchronous: the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may
+read the weights until an update changes them. Invariant: equal weights, state and groups give bit-identical weights
+(on a CPU, on as many ranks), and a step with a non-finite loss or gradient changes nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
 from penstock_trainer.learner.training_state import load_training_state, training_state
-from penstock_trainer.learner.update import StepResult, Updater
+from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult, Updater, flushed_subnormals
 from penstock_trainer.model.fsdp import ShardedPackModel, whole
 from penstock_trainer.model.loading import load_model, same_weights
 from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
@@ -56,7 +55,7 @@ class Learner:
         self._policy = self._placed(pack_model, dtype)
         self._scorer = self._policy
         """What answers `sequence_logprobs`."""
-        if self.stages_beside_update:
+        if self.reads_beside_gradient:
             self._scorer = PackModel(same_weights(policy), dtype=dtype, temperature=temperature)
         self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
@@ -110,34 +109,34 @@ class Learner:
         return self._device.type == "cpu"
 
     @property
-    def stages_beside_update(self) -> bool:
-        """Whether weights may be read, and sequences scored, in another thread while an update has changed nothing.
+    def reads_beside_gradient(self) -> bool:
+        """True if another thread may stage the weights and score the canary until the update's first optimizer step.
 
         Ranks do one thing at a time, since they do it together. On a GPU kernels are compiled at their first use, which
         two threads at once are not tested for.
         """
         return self._ranks is None and self.on_cpu
 
-    def update(
-        self,
-        groups: Sequence[ScoredGroup],
-        *,
-        version: int,
-        max_lag: int | None = None,
-        before_change: Callable[[], None] | None = None,
-    ) -> StepResult:
-        """One update of the weights of `version` on a batch of groups, without tokens that lag more than `max_lag`.
+    def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
+        """The first half of an update of the weights of `version`: a gradient; nothing changes until it is finished.
 
-        before_change: called once before the first optimizer step; what it raises ends the update without a change. A
-        batch without mini-batches has none, and does not call it.
+        Tokens that lag more than `max_lag` are left out.
+
+        >>> pending = learner.begin(groups, version=7)  # doctest: +SKIP
+        >>> result = pending.finish()  # the weights are those of version 8 if result.changed  # doctest: +SKIP
         """
         self._optimizer.run_steps = self.num_steps * self._config.loss.num_minibatches
-        # Adam's moments of rarely seen tokens decay into subnormal numbers, which are slow. A setting of the thread.
-        torch.set_flush_denormal(True)
-        try:
-            return self._updater.update(groups, version, max_lag, before_change)
-        finally:
-            torch.set_flush_denormal(False)
+        with flushed_subnormals():
+            gradient = self._updater.begin(groups, version, max_lag)
+        return PendingUpdate(partial(self._finish, gradient))
+
+    def _finish(self, gradient: Gradient) -> StepResult:
+        with flushed_subnormals():
+            return self._updater.finish(gradient)
+
+    def update(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> StepResult:
+        """Both halves of an update at once."""
+        return self.begin(groups, version=version, max_lag=max_lag).finish()
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """log p of each token but the first, given those before it, at temperature 1, by the present weights."""

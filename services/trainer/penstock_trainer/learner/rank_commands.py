@@ -4,9 +4,9 @@ Owns the commands. Invariant: a command is broadcast before its first collective
 wait for nothing but the next one; so an error of rank 0 between two of them leaves nobody inside a collective. A rank
 that fails ends its process, and torchrun ends the others.
 
-    rank 0    LeadingLearner.update -> broadcast Update(groups) -> update \\
-                                                                          gathers, reduces: together
-    rank n    follow -> wait for a command ---------------------> update /
+    rank 0    LeadingLearner.begin -> broadcast Begin(groups) -> begin \\
+                                                                        gathers, reduces: together
+    rank n    follow -> wait for a command --------------------> begin /
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from penstock_trainer.distributed.rank import CPU_NICENESS, Place
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.learner.update import StepResult
+from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult
 from penstock_trainer.weights.files import LazyWeights, Weights
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 FAILED_WRITER_EXIT_CODE = 1
 
 
-class Update(Contract, frozen=True, tag_field="command", tag="update"):
-    """Train a step on the weights of `version`: each rank makes the same batch of it and takes its share.
+class Begin(Contract, frozen=True, tag_field="command", tag="begin"):
+    """Compute the gradient of a step on the weights of `version`: each rank makes the same batch and takes its share.
 
     num_steps: updates of the whole run, which rank 0 alone knows. max_lag: tokens that lag more are masked.
     """
@@ -47,6 +47,10 @@ class Update(Contract, frozen=True, tag_field="command", tag="update"):
     version: int
     num_steps: int
     max_lag: int | None = None
+
+
+class Finish(Contract, frozen=True, tag_field="command", tag="finish"):
+    """Change the weights by the update that was begun."""
 
 
 class Score(Contract, frozen=True, tag_field="command", tag="score"):
@@ -77,7 +81,7 @@ class Stop(Contract, frozen=True, tag_field="command", tag="stop"):
     """End in order."""
 
 
-Command = Update | Score | Gather | Save | Load | Stop
+Command = Begin | Finish | Score | Gather | Save | Load | Stop
 
 
 class LeadingLearner(Learner):
@@ -87,17 +91,15 @@ class LeadingLearner(Learner):
         super().__init__(config, ranks, num_steps=num_steps)
         self._group = ranks
 
-    def update(
-        self,
-        groups: Sequence[ScoredGroup],
-        *,
-        version: int,
-        max_lag: int | None = None,
-        before_change: Callable[[], None] | None = None,
-    ) -> StepResult:
-        self._tell(Update(tuple(groups), version, self.num_steps, max_lag))
+    def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
+        self._tell(Begin(tuple(groups), version, self.num_steps, max_lag))
         with self._group.computing():
-            return super().update(groups, version=version, max_lag=max_lag, before_change=before_change)
+            return super().begin(groups, version=version, max_lag=max_lag)
+
+    def _finish(self, gradient: Gradient) -> StepResult:
+        self._tell(Finish())
+        with self._group.computing():
+            return super()._finish(gradient)
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         self._tell(Score(tuple(token_ids)))
@@ -148,6 +150,7 @@ class Follower:
         self._learner = learner
         self._ranks = ranks
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: PendingUpdate | None = None
 
     def run(self) -> None:
         """Carry out commands until Stop, and end what was begun."""
@@ -162,9 +165,12 @@ class Follower:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case Update(groups, version, num_steps, max_lag):
+            case Begin(groups, version, num_steps, max_lag):
                 self._learner.num_steps = num_steps
-                self._learner.update(groups, version=version, max_lag=max_lag)
+                self._pending = self._learner.begin(groups, version=version, max_lag=max_lag)
+            case Finish():
+                assert self._pending is not None, "rank 0 begins an update before it finishes it"
+                self._pending.finish()
             case Score(token_ids):
                 self._learner.sequence_logprobs(token_ids)
             case Gather(name):

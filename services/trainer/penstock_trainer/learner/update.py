@@ -1,18 +1,19 @@
-"""The arithmetic of one update: from groups to the optimizer's steps, on one rank or many.
+"""The arithmetic of one update in two halves, on one rank or many: a gradient, then the change.
 
-Owns what is computed in which order. Invariant: all ranks make the same batch, and a step is taken on sums over all of
-them, added in the order of ranks; a step with a non-finite loss or gradient changes nothing; before the first step the
-caller is asked, and until then nothing is changed but gradients. Synchronous.
+Owns what is computed in which order. Invariants: `begin` changes nothing but gradients; all ranks make the same batch,
+and a step is taken on sums over all of them, added in the order of ranks; a step with a non-finite loss or gradient
+changes nothing. Synchronous.
 
-    groups -> KL in rewards -> batch -> shares -> start of the update -> per mini-batch: forward, backward, step
-                                                                                  before_change --'  (the first)
+    begin    groups -> KL in rewards -> batch -> shares -> log-probabilities at the start -> first mini-batch: gradient
+    finish   optimizer's step -> each further mini-batch: gradient, optimizer's step -> result
 
 Shapes: N loss tokens of a pack, U distinct (parent row, token) pairs of it.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -50,8 +51,7 @@ class StepResult:
 
     changed: False when loss or gradient norm was not finite, or when no completion had a gradient.
     loss: mean over mini-batches; grad_norm: the largest, before clipping; learning_rate: of the last.
-    num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer; none of
-    them holds the wait for `before_change`.
+    num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
     """
 
     changed: bool
@@ -77,6 +77,44 @@ class _Minibatch:
     starts: tuple[Tensor | None, ...]
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of an update's first mini-batch, and what the rest of the update needs.
+
+    first: its loss and sums; None if the batch has no mini-batch.
+    """
+
+    counts: BatchCounts
+    minibatches: Sequence[_Minibatch]
+    objective: Objective
+    first: tuple[float, Sums] | None
+    seconds: dict[str, float]
+
+
+class PendingUpdate:
+    """An update that has computed a gradient and changed nothing yet.
+
+    One that is never finished leaves no trace: the next `Learner.begin` drops its gradients.
+    """
+
+    def __init__(self, finish: Callable[[], StepResult]) -> None:
+        self._finish = finish
+
+    def finish(self) -> StepResult:
+        """Change the weights: the first optimizer step, then the further mini-batches. Once."""
+        return self._finish()
+
+
+@contextlib.contextmanager
+def flushed_subnormals() -> Iterator[None]:
+    """Adam's moments of rarely seen tokens decay into subnormal numbers, which are slow. A setting of the thread."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 class Updater:
     """Updates one policy."""
 
@@ -98,54 +136,52 @@ class Updater:
         self._max_tokens = max_tokens
         self._device = device
         self._ranks = ranks
+        self._unfinished: Gradient | None = None
 
-    def update(
-        self,
-        groups: Sequence[ScoredGroup],
-        version: int,
-        max_lag: int | None = None,
-        before_change: Callable[[], None] | None = None,
-    ) -> StepResult:
-        """See `Learner.update`."""
+    def begin(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> Gradient:
+        """See `Learner.begin`."""
+        self._optimizer.drop_gradients()  # of an update that was begun and never finished
         start = time.perf_counter()
         penalties = self._kl_penalties(groups, version)
         batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
         shares = [self._share(samples) for samples in batch.minibatches]
         packed = time.perf_counter()
         minibatches, objective = self._started(shares)
+        first = self._forward_backward(minibatches[0], objective) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        sums, losses = Sums(), []
+        self._unfinished = Gradient(batch.counts, minibatches, objective, first, seconds)
+        return self._unfinished
+
+    def finish(self, gradient: Gradient) -> StepResult:
+        """See `PendingUpdate.finish`."""
+        if gradient is not self._unfinished:
+            raise RuntimeError("an update is finished once, and before the next one begins")
+        self._unfinished = None
+        seconds = dict(gradient.seconds)
+        total, losses = Sums(), []
         outcomes: list[OptimizerStep] = []
-        for minibatch in minibatches:
+        first = gradient.first
+        for minibatch in gradient.minibatches:
             start = time.perf_counter()
-            loss, own = self._forward_backward(minibatch, objective)
+            loss, sums = first or self._forward_backward(minibatch, gradient.objective)
+            first = None
             computed = time.perf_counter()
-            if before_change is not None and not outcomes:
-                self._ask(before_change)
-            allowed = time.perf_counter()
-            outcomes.append(self._optimizer_step(loss, own, num_packs=minibatch.work.num_packs))
+            outcomes.append(self._optimizer_step(loss, sums, num_packs=minibatch.work.num_packs))
             losses.append(loss)
-            sums += own
+            total += sums
             seconds["forward_backward"] += computed - start
-            seconds["optimizer"] += time.perf_counter() - allowed
+            seconds["optimizer"] += time.perf_counter() - computed
         return StepResult(
             changed=any(outcome.changed for outcome in outcomes),
             loss=sum(losses) / max(1, len(losses)),
             grad_norm=max((outcome.grad_norm for outcome in outcomes), default=0.0),
             learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,
-            statistics=Statistics.of(sums),
-            counts=batch.counts,
-            num_packs=sum(each.num_packs for each in shares),
-            num_rows=sum(each.num_rows for each in shares),
+            statistics=Statistics.of(total),
+            counts=gradient.counts,
+            num_packs=sum(each.work.num_packs for each in gradient.minibatches),
+            num_rows=sum(each.work.num_rows for each in gradient.minibatches),
             seconds=seconds,
         )
-
-    def _ask(self, before_change: Callable[[], None]) -> None:
-        try:
-            before_change()
-        except BaseException:
-            self._optimizer.drop_gradients()
-            raise
 
     def _share(self, samples: Sequence[Sample]) -> Share:
         place = self._ranks.place if self._ranks else None

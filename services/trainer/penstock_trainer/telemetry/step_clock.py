@@ -17,11 +17,6 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
-    def part(self, whole: str, phase: str, seconds: float) -> None:
-        """`seconds` of those counted as `whole` were `phase`."""
-        self.seconds[whole] -= seconds
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
     def leave_out(self) -> None:
         """What was done since the last lap belongs to no step."""
         now = time.monotonic()
