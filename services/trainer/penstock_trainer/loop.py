@@ -21,7 +21,6 @@ from penstock.contracts import PolicyIdentity
 from penstock.contracts.canary import Canary
 from penstock.contracts.ledger import StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
-from penstock.errors import WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta
 from penstock_trainer.control import Requests
 from penstock_trainer.gate import Gate
@@ -100,21 +99,21 @@ class Trainer:
         parts.status.steps = position.steps
         newest = newest_checkpoint(ledger, parts.checkpoints)
         self._last_checkpoint = newest.steps if newest else -1
-        parts.consumer.policies.update(ledger.policies)
-        lost = await restore_tickets(
+        parts.versions.restore(ledger.policies)
+        await restore_tickets(
             parts.trainer_queue,
             parts.book,
-            parts.draws,
+            parts.issuer,
             ledger,
             steps=position.steps,
             version=position.version,
             max_staleness=parts.config.staleness.max_staleness,
         )
-        parts.metrics.queue.tickets.labels(state="reissued", reason="lost").inc(len(lost))
         if announced is not None:  # until the next one is: what a drop lets out carries it
-            parts.consumer.announced_version = announced.identity.number
-        parts.consumer.tickets_known.set()
+            parts.versions.announce(announced.identity)
+        parts.consumer.begin()
         release = await self._stage(position.steps, changed=True)
+        parts.versions.replace(self._identity)
         if ledger.policies.get(self._version) != self._identity:
             await self._record_weights(release)
         await asyncio.to_thread(parts.step_files.journal.begin, await parts.trainer_queue.ledger())
@@ -128,12 +127,12 @@ class Trainer:
         stopping = asyncio.create_task(self._requests.stop.wait())
         try:
             while not (self._requests.stop.is_set() or parts.book.finished):
-                parts.consumer.changed.clear()
+                parts.changed.clear()
                 batch = await parts.consumer.next_batch(self._version)
                 parts.reports.evals()
                 if batch is not None:
                     return batch
-                changed = asyncio.create_task(parts.consumer.changed.wait())
+                changed = asyncio.create_task(parts.changed.wait())
                 with parts.metrics.idle.counting():
                     await asyncio.wait({changed, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
@@ -222,7 +221,6 @@ class Trainer:
                 self._identity = await asyncio.to_thread(parts.transport.stage, self._version, lease)
                 self._canary = await asyncio.to_thread(parts.canary.make, self._version)
         path = str(parts.transport.folder_of(self._version, lease))
-        parts.consumer.policies[self._version] = self._identity
         parts.status.version, parts.status.version_digest = self._version, self._identity.digest
         parts.metrics.policy_version.set(self._version)
         return Release(Announcement(self._identity, path, lease, self._canary), num_steps, changed)
@@ -230,9 +228,7 @@ class Trainer:
     async def _record_weights(self, release: Release, step: StepRecord | None = None) -> None:
         """Append the weights to the ledger, and after a step both to the journal."""
         parts = self._parts
-        known = parts.consumer.policies.get(self._version)
-        if known != release.announcement.identity:
-            raise WeightsError(f"version {self._version} is {known} and {release.announcement.identity}: expected one")
+        parts.versions.know(release.announcement.identity)
         record = WeightsRecord(
             release.announcement.identity,
             release.num_steps,
@@ -275,10 +271,10 @@ class Trainer:
         self._set_phase("evaluating the final weights")
         await parts.releases.evaluate(parts.book.num_steps, self._version)
         while parts.evaluation.num_waiting:
-            parts.consumer.changed.clear()
+            parts.changed.clear()
             parts.reports.evals()
             if parts.evaluation.num_waiting:
-                await parts.consumer.changed.wait()
+                await parts.changed.wait()
                 parts.watchdog.progress()
         parts.reports.evals()
         self._set_phase("saving the model")

@@ -3,6 +3,7 @@
 Owns the names of the parts. Made by `wiring`, used by the loop; HTTP and signals write into `Requests`.
 """
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from penstock.tickets import TicketBook
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
-from penstock_trainer.data.draws import Draws
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.watchdog import Watchdog
@@ -33,8 +35,10 @@ class Parts:
     config: Config
     trainer_queue: TrainerQueue
     book: TicketBook
-    draws: Draws
+    issuer: Issuer
+    versions: Versions
     consumer: Consumer
+    changed: asyncio.Event
     evaluation: Evaluation
     releases: Releases
     learner: Learner

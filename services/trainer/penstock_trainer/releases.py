@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from penstock.broker.trainer import TrainerQueue
 from penstock.contracts.services import Announcement
-from penstock.tickets import TicketBook
-from penstock_trainer.data.draws import Draws
-from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.weight_sync.publisher import Fences, Publisher, Push
@@ -40,19 +39,19 @@ class Releases:
         self,
         trainer_queue: TrainerQueue,
         publisher: Publisher,
-        book: TicketBook,
-        draws: Draws,
-        consumer: Consumer,
+        issuer: Issuer,
+        versions: Versions,
         evaluation: Evaluation,
+        changed: asyncio.Event,
         metrics: TrainerMetrics,
         status: Status,
     ) -> None:
         self._queue = trainer_queue
         self._publisher = publisher
-        self._book = book
-        self._draws = draws
-        self._consumer = consumer
+        self._issuer = issuer
+        self._versions = versions
         self._evaluation = evaluation
+        self._changed = changed
         self._metrics = metrics
         self._status = status
         self._seconds = {"push": 0.0, "push_paused": 0.0}
@@ -71,7 +70,7 @@ class Releases:
             assert self._pending is not None
             await self.publish(self._pending)
             self._idle.set()
-            self._consumer.changed.set()
+            self._changed.set()
 
     async def submit(self, release: Release) -> None:
         """Hand a version over; returns at once unless an earlier one is still being pushed."""
@@ -87,21 +86,15 @@ class Releases:
     async def publish(self, release: Release) -> None:
         """Push, then announce, resolve and issue in one script."""
         announcement = release.announcement
-        number = announcement.identity.number
         if release.changed:
             push = await self._publisher.push(announcement)
             self.fences.pushed(announcement, push)
             self._note(push)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
-        resolved = self._book.announce(release.num_steps)
-        self._metrics.queue.tickets.labels(state="trained", reason="").inc(len(resolved))
-        self._consumer.announced_version = number
-        numbers = self._book.issue()
-        tickets = [self._draws.ticket(each, attempt=0, policy_version=number) for each in numbers]
-        await self._queue.issue(tickets, announcement, resolved)
-        self._metrics.queue.tickets.labels(state="issued", reason="").inc(len(tickets))
+        self._versions.announce(announcement.identity)
+        await self._issuer.announce(announcement, release.num_steps)
         if self._evaluation.due(release.num_steps):
-            await self.evaluate(release.num_steps, number)
+            await self.evaluate(release.num_steps, announcement.identity.number)
 
     def _note(self, push: Push) -> None:
         metrics = self._metrics

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from penstock.contracts import ScoredGroup
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.learner.update import Replayed, StepResult
-from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress, last_accuracy
 from penstock_trainer.telemetry.records import StepLine
@@ -26,13 +27,22 @@ class Reports:
     """Everything that is written down about one run."""
 
     def __init__(
-        self, progress: Progress, metrics: TrainerMetrics, status: Status, consumer: Consumer, tracking: Tracking
+        self,
+        progress: Progress,
+        metrics: TrainerMetrics,
+        status: Status,
+        evaluation: Evaluation,
+        generation: Generation,
+        tracking: Tracking,
+        max_lag: int | None,
     ) -> None:
         self._progress = progress
         self._metrics = metrics
         self._status = status
-        self._consumer = consumer
+        self._evaluation = evaluation
+        self._generation = generation
         self._tracking = tracking
+        self._max_lag = max_lag
         self._first = True
         self._show_run()
 
@@ -43,10 +53,10 @@ class Reports:
         before, after = versions
         ended_at = time.time()
         completions = [each for group in groups for each in group.group.completions]
-        oldest = [oldest_trained_version(each, before, self._consumer.max_lag) for each in completions]
+        oldest = [oldest_trained_version(each, before, self._max_lag) for each in completions]
         staleness = [before - version for version in oldest if version is not None]
         values = [score.value for group in groups for score in group.scores if score.value is not None]
-        generation = self._consumer.generation
+        generation = self._generation
         if self._first and generation.first_started_at is not None:
             clock.begin_at(generation.first_started_at)
         self._first = False
@@ -83,8 +93,7 @@ class Reports:
 
     def evals(self) -> None:
         """Report the evaluations that have been completed since the last call."""
-        while self._consumer.eval_results:
-            result = self._consumer.eval_results.pop(0)
+        for result in self._evaluation.take_results():
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
             self._show_run()

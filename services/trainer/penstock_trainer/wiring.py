@@ -42,8 +42,12 @@ from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.lost_writes import Continuity
 from penstock_trainer.rollouts.stragglers import Stragglers
+from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
@@ -123,29 +127,26 @@ class _Run:
         draws = Draws(train, sampling, config)
         batch_size = config.data.batch_size
         staleness = config.staleness
-        self._book = TicketBook(
+        self._book = book = TicketBook(
             TicketLimits(batch_size, config.max_outstanding, draws.num_draws, config.run.max_steps, staleness.order)
         )
         evaluation = Evaluation(held_out, stop_ids, lease.number, config)
-        self._consumer = Consumer(
-            trainer_queue,
-            self._worker,
-            self._book,
-            draws,
-            evaluation,
-            metrics,
+        generation, versions, changed = Generation(), Versions(), asyncio.Event()
+        issuer = Issuer(trainer_queue, draws, book, versions, metrics.queue)
+        rules = Rules(
             has_gradient=gradient_test(config),
             dynamic_sampling=config.loss.dynamic_sampling,
             max_staleness=staleness.max_staleness,
             order=staleness.order,
             max_lag=staleness.max_lag,
         )
+        self._consumer = Consumer(
+            trainer_queue, self._worker, book, issuer, versions, evaluation, generation, changed, rules, metrics.queue
+        )
         self._client = RolloutClient(config)
         transport = make_transport(config, learner, folder, self._client, service.url)
         publisher = Publisher(queue, self._client, transport, config.weights.push_timeout_seconds)
-        self._releases = Releases(
-            trainer_queue, publisher, self._book, draws, self._consumer, evaluation, metrics, status
-        )
+        self._releases = Releases(trainer_queue, publisher, issuer, versions, evaluation, changed, metrics, status)
         self._watchdog = Watchdog(trainer_queue, self._book, status, config.run.stall_seconds)
         metrics.watch_progress(lambda: self._watchdog.idle_seconds)
         metrics.show_limits(config, status.total_steps)
@@ -162,16 +163,18 @@ class _Run:
             service.url,
             staleness.heartbeat_seconds,
         )
-        self._continuity = Continuity(trainer_queue, self._book, self._consumer, config.staleness.heartbeat_seconds)
-        self._tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
+        self._continuity = Continuity(trainer_queue, self._book, self._consumer, versions, staleness.heartbeat_seconds)
+        self._tracking = tracking = make_tracking(config, folder, status.progress, metrics.tracking_dropped)
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
         self._checkpoint_writer = CheckpointWriter(trainer_queue, learner, checkpoints, step_files, metrics)
         self._parts = Parts(
             config=config,
             trainer_queue=trainer_queue,
             book=self._book,
-            draws=draws,
+            issuer=issuer,
+            versions=versions,
             consumer=self._consumer,
+            changed=changed,
             evaluation=evaluation,
             releases=self._releases,
             learner=learner,
@@ -180,7 +183,7 @@ class _Run:
             step_files=step_files,
             checkpoints=checkpoints,
             checkpoint_writer=self._checkpoint_writer,
-            reports=Reports(status.progress, metrics, status, self._consumer, self._tracking),
+            reports=Reports(status.progress, metrics, status, evaluation, generation, tracking, staleness.max_lag),
             status=status,
             watchdog=self._watchdog,
             metrics=metrics,

@@ -12,6 +12,7 @@ from penstock.broker import Queue
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
+from penstock.contracts import PolicyIdentity
 from penstock.errors import FencedError, WeightsError
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
@@ -113,6 +114,19 @@ async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: L
         error = await error_of(training)
         assert isinstance(error, WeightsError)
         assert str(error) == "no room"
+        await loop.watch.until("ended", 2)
+    assert same(loop.state(), before)
+    assert await loop.ledger() == ["weights 0", "step 0"]
+
+
+async def test_a_version_that_is_known_with_another_digest_is_neither_recorded_nor_trained_on(loop: LoopBench) -> None:
+    async with held(loop) as training:
+        before = loop.state()
+        loop.bench.versions.know(PolicyIdentity(1, "f" * 16))
+        loop.transport.let_go()
+        error = await error_of(training)
+        assert isinstance(error, WeightsError)
+        assert str(error).startswith("version 1 is ffffffffffffffff and ")
         await loop.watch.until("ended", 2)
     assert same(loop.state(), before)
     assert await loop.ledger() == ["weights 0", "step 0"]
