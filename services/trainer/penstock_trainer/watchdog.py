@@ -64,17 +64,6 @@ class Watchdog:
         services = await self._queue.queue.services()
         return any(each.kind == "rollout" and each.state == ENGINE_STARTING for each in services)
 
-    async def require_a_step(self, last_failure: str) -> None:
-        """StallError where every ticket was dropped: a run that trained nothing has not succeeded."""
-        if self._book.num_steps:
-            return
-        counters = await self._queue.counters()
-        dropped = ", ".join(f"{count} {reason}" for reason, count in counters.dropped.items())
-        raise StallError(
-            f"the run ended without a step: all its tickets were dropped ({dropped}); expected groups with rewards; "
-            f"the last one: {last_failure or 'no reason is known, see the logs of the services'}"
-        )
-
     async def waiting_for(self) -> str:
         """What the next batch waits for, as the queue knows it."""
         services = [f"{each.name} ({each.state})" for each in await self._queue.queue.services()]
