@@ -15,6 +15,7 @@ from torch import Tensor
 
 from penstock.broker import Queue
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.service import Service
 from penstock_rollout.app import make_rollout_app
@@ -47,7 +48,7 @@ class RolloutServer:
 
     @property
     def record(self) -> ServiceRecord:
-        return ServiceRecord("rollout", self.name, self.url, 0, self.weights.state, self.weights.identity)
+        return ServiceRecord(ServiceKind.ROLLOUT, self.name, self.url, 0, self.weights.state, self.weights.identity)
 
 
 @contextlib.asynccontextmanager

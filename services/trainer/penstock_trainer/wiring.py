@@ -13,7 +13,7 @@ from penstock.broker import Queue, Worker, check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import Sampling
+from penstock.contracts import Sampling, ServiceKind
 from penstock.contracts.ledger import RunRecord
 from penstock.contracts.services import Announcement
 from penstock.durable import write_durably
@@ -77,7 +77,7 @@ async def run_trainer(
     queue = await connect(config)
     lease: Lease | None = None
     try:
-        service.advertise(await advertised_host("trainer", config.trainer, config.redis.url))
+        service.advertise(await advertised_host(ServiceKind.TRAINER, config.trainer, config.redis.url))
         await check_memory(queue, needed_bytes(config))
         _warn_of_idle_servers(config)
         step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
@@ -230,7 +230,7 @@ class _Run:
             await self._write_summary()
 
     async def _write_summary(self) -> None:
-        servers = [each for each in await self._queue.services() if each.kind == "rollout"]
+        servers = [each for each in await self._queue.services() if each.kind is ServiceKind.ROLLOUT]
         first = self._status.progress.steps[0]["started_at"] if self._status.progress.steps else time.time()
         summary = make_summary(
             self._status.progress,
