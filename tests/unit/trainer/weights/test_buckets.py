@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from penstock.contracts import ServiceKind
+from penstock.contracts import Dtype, Rounding, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
 from penstock.weights.local_folder import SHARED_MEMORY
@@ -17,7 +17,7 @@ from penstock_trainer.weight_sync.choose import chosen
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
 from penstock_trainer.weight_sync.shared_memory import TensorTransport, shared_memory
 from penstock_trainer.weights.buckets import WeightCopy
-from penstock_trainer.weights.files import Dtype, Format, LiveWeights, Rounding, Weights
+from penstock_trainer.weights.files import Format, LiveWeights, Weights
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import config_for, save_tiny_model, tiny_model
 
