@@ -15,6 +15,7 @@ from torch import Tensor
 
 from penstock.broker import Queue
 from penstock.config import Config
+from penstock.contracts import Dtype, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.service import Service
 from penstock_rollout.app import make_rollout_app
@@ -27,8 +28,8 @@ from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher, Push
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
-from penstock_trainer.weights.files import Dtype, published_weights
 from penstock_trainer.weights.files import Weights as NamedWeights
+from penstock_trainer.weights.files import published_weights
 from penstock_trainer.weights.hugging_face import config_json
 
 LOOPBACK = "http://127.0.0.1:0"
@@ -47,7 +48,7 @@ class RolloutServer:
 
     @property
     def record(self) -> ServiceRecord:
-        return ServiceRecord("rollout", self.name, self.url, 0, self.weights.state, self.weights.identity)
+        return ServiceRecord(ServiceKind.ROLLOUT, self.name, self.url, 0, self.weights.state, self.weights.identity)
 
 
 @contextlib.asynccontextmanager

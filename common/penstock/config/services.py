@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.types import Count, Port, Seconds, Section
+from penstock.contracts import Dtype, PauseMode
 
 
 class EngineSection(Section):
@@ -18,7 +19,7 @@ class EngineSection(Section):
     """Its port on loopback; 0: a free one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: cuda if that environment sees a GPU, else cpu."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Type of its weights, and so of every push."""
     max_running_requests: Count = 64
     """Completions generated at once."""
@@ -123,7 +124,7 @@ class WeightsSection(Section):
     rounding: Literal["auto", "dithered", "nearest"] = "auto"
     """How float32 becomes bfloat16. dithered: by a fixed offset before truncation, which shows updates that nearest
     hides; nearest: as the trainer rounds where it computes in bfloat16; auto: the one that fits actor.dtype."""
-    pause_mode: Literal["retract", "in_place", "abort"] = "retract"
+    pause_mode: PauseMode = "retract"
     """What running requests do when new weights come. retract: they go on with their cache recomputed by these;
     in_place: with the cache that they have, which the old ones computed; abort: they end, and the service sends what is
     left of them again, so that no answer of the engine outlives an update."""

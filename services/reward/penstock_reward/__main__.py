@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
@@ -34,7 +35,7 @@ async def start(config: Config) -> None:
     served = service.Service(section.host, section.port, "reward.port")
     queue = await connect(config)
     try:
-        served.advertise(await advertised_host("reward", section, config.redis.url))
+        served.advertise(await advertised_host(ServiceKind.REWARD, section, config.redis.url))
         async with open_pool(section) as pool:
             metrics = RewardMetrics()
             metrics.watch_workers(lambda: pool.num_ready)
@@ -47,7 +48,7 @@ async def start(config: Config) -> None:
             def record() -> ServiceRecord:
                 waiting_for = scoring.breakers.describe()
                 state = f"breaker open: {waiting_for}" if waiting_for else READY
-                return ServiceRecord("reward", worker.name, served.url, os.getpid(), state)
+                return ServiceRecord(ServiceKind.REWARD, worker.name, served.url, os.getpid(), state)
 
             await served.run(
                 make_reward_app(section, scoring, pool, metrics.registry, config.token),
@@ -69,7 +70,7 @@ async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_second
 
 def main() -> NoReturn:
     """Entry point."""
-    service.main("reward", start)
+    service.main(ServiceKind.REWARD, start)
 
 
 if __name__ == "__main__":

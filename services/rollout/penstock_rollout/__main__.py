@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
 from penstock.config import Config
+from penstock.contracts import ServerState, ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
 from penstock.runtime import service
@@ -59,7 +60,7 @@ async def start(config: Config) -> None:
 
     engine_stop = asyncio.Event()  # after `stop`: groups that run may still finish
     try:
-        served.advertise(await advertised_host("rollout", section, config.redis.url))
+        served.advertise(await advertised_host(ServiceKind.ROLLOUT, section, config.redis.url))
         await served.run(
             make_rollout_app(engine, weights, metrics.registry, config.token),
             background=[
@@ -88,10 +89,11 @@ async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, ur
 
     In the state `starting` nothing is pushed.
     """
+    kind = ServiceKind.ROLLOUT
     while True:
-        record = ServiceRecord("rollout", name, url, os.getpid(), weights.state, weights.identity, engine.name)
+        record = ServiceRecord(kind, name, url, os.getpid(), weights.state, weights.identity, engine.name)
         await queue.register(record, ttl_seconds)
-        if record.state == "starting":
+        if record.server_state is ServerState.STARTING:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ttl_seconds / BEATS_PER_TTL):
                     await engine.up.wait()
@@ -101,7 +103,7 @@ async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, ur
 
 def main() -> NoReturn:
     """Entry point."""
-    service.main("rollout", start)
+    service.main(ServiceKind.ROLLOUT, start)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from penstock.broker import Delivery, Served, Stage
 from penstock.config import Config
-from penstock.contracts import MalformedMessageError, RolloutGroup, Ticket, decode
+from penstock.contracts import MalformedMessageError, RolloutGroup, ServerState, Ticket, decode
 from penstock.contracts.services import Announcement
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
 from penstock_rollout.engine.draft import Draft
@@ -243,7 +243,7 @@ class Producer:
         group = RolloutGroup(
             ticket, completions(answer, self._weights.known), self._server, started_at, ended_at=time.time()
         )
-        going_on = self._weights.state == "serving" and not self._stop.is_set()
+        going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
         if going_on and self._running.may_replace(ticket):
             with self._running.coming(leaving=ticket):
                 published, following = await self._consumer.hand_over_and_take(

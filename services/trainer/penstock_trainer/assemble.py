@@ -17,7 +17,7 @@ from penstock.broker import Queue, Worker
 from penstock.broker.lease import Lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import Sampling
+from penstock.contracts import Sampling, ServiceKind
 from penstock.contracts.ledger import RunRecord
 from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
@@ -138,7 +138,7 @@ class Assembly:
 
     @cached_property
     def worker(self) -> Worker:
-        return Worker(self.queue, "trainer", self.config.staleness, take_over=True)
+        return Worker(self.queue, ServiceKind.TRAINER, self.config.staleness, take_over=True)
 
     @cached_property
     def draws(self) -> Draws:

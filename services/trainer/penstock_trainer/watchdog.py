@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from penstock.broker.trainer import TrainerQueue
-from penstock.contracts.services import ENGINE_STARTING
+from penstock.contracts import ServerState
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.telemetry.status import Status
@@ -62,7 +62,7 @@ class Watchdog:
 
     async def _engine_is_starting(self) -> bool:
         services = await self._queue.queue.services()
-        return any(each.kind == "rollout" and each.state == ENGINE_STARTING for each in services)
+        return any(each.server_state is ServerState.STARTING for each in services)
 
     async def waiting_for(self) -> str:
         """What the next batch waits for, as the queue knows it."""

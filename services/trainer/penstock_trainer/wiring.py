@@ -12,6 +12,7 @@ from pathlib import Path
 from penstock.broker import check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
@@ -46,7 +47,7 @@ async def run_trainer(
     queue = await connect(config)
     lease: Lease | None = None
     try:
-        service.advertise(await advertised_host("trainer", config.trainer, config.redis.url))
+        service.advertise(await advertised_host(ServiceKind.TRAINER, config.trainer, config.redis.url))
         await check_memory(queue, needed_bytes(config))
         _warn_of_idle_servers(config)
         step_files = StepFiles(Path(config.run.root) / config.run.name / "steps", config.checkpoint.keep_step_bytes)
@@ -85,7 +86,7 @@ async def _train(life: Assembly) -> None:
     await life.train()
     if life.requests.stop.is_set():
         return
-    servers = [each for each in await life.queue.services() if each.kind == "rollout"]
+    servers = [each for each in await life.queue.services() if each.kind is ServiceKind.ROLLOUT]
     progress = life.status.progress
     summary = make_summary(
         progress,

@@ -20,10 +20,9 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Literal
 
 from penstock.config import WeightsSection
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServerState
 from penstock.contracts.services import Announcement
 from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineError, PenstockError, WeightsBusyError
@@ -36,7 +35,6 @@ from penstock_rollout.weights.version_order import check_lease, check_order, is_
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "waiting", "updating", "serving", "paused", "fenced"]
 NUM_KNOWN = 64  # versions that a span may still name: far more than one request can live through
 ABORT_SECONDS = 1.0  # for running requests to end after an abort; SGLang's own pause looks again only after so long
 
@@ -95,16 +93,16 @@ class Weights:
         await self._settled.wait()
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServerState:
         if not self._engine.up.is_set():
-            return "starting"
+            return ServerState.STARTING
         if self._updating:
-            return "updating"
+            return ServerState.UPDATING
         if self.paused:
-            return "paused"
+            return ServerState.PAUSED
         if self.fenced:
-            return "fenced"
-        return "waiting" if self.identity is None else "serving"
+            return ServerState.FENCED
+        return ServerState.WAITING if self.identity is None else ServerState.SERVING
 
     @property
     def loaded(self) -> bool:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, ValidationError
 
 from penstock.config import EngineSection, WeightsSection
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.service import Service
 from penstock_rollout.engine.engine import Engine
@@ -63,7 +64,7 @@ class Registry:
     url: str
 
     async def services(self) -> list[ServiceRecord]:
-        return [ServiceRecord("trainer", "trainer-1", self.url, 0, "training", None)]
+        return [ServiceRecord(ServiceKind.TRAINER, "trainer-1", self.url, 0, "training", None)]
 
 
 @asynccontextmanager
