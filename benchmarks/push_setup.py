@@ -20,7 +20,7 @@ from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.service import Service
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import StartedServer
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.updater import Weights
@@ -57,7 +57,7 @@ async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterat
     section = config.rollout.engine
     log_path = folder / f"{name}.log"
     server = StartedServer(section, config.actor.path, log_path)
-    engine = Engine(server, EngineClient(section))
+    engine = Engine(server, SGLangClient(section))
     metrics = RolloutMetrics()
     weights = Weights(engine, config.weights, metrics)
     service = Service("127.0.0.1", 0, "rollout.port")

@@ -21,7 +21,7 @@ from penstock.runtime.address import advertised_host
 from penstock.weights.local_folder import LocalFolder, name_of_run
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
@@ -36,13 +36,13 @@ async def start(config: Config) -> None:
     """Run until stopped."""
     section = config.rollout
     if not section.engine.url:
-        check_model_path(config.actor.path, "actor.path")  # SGLang would end with a traceback
+        check_model_path(config.actor.path, "actor.path")  # the engine would end with a traceback
     served = service.Service(section.host, section.port, "rollout.port")
     queue = await connect(config)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
     server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)
-    engine = Engine(server, EngineClient(section.engine))
+    engine = Engine(server, SGLangClient(section.engine))
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = Weights(engine, config.weights, metrics, copy)

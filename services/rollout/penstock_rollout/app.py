@@ -55,10 +55,9 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
 
     @app.post("/v1/generate", dependencies=guarded)
     async def generate(request: GenerateRequest) -> GenerateResponse:
-        engine.require_up()
         start = time.monotonic()
         sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))
-        answers = await engine.client.generate(pack_int32(request.prompt_ids), tuple(request.seeds), sampling)
+        answers = await engine.generate(pack_int32(request.prompt_ids), request.seeds, sampling)
         return GenerateResponse(completions=[shown(answer) for answer in answers], seconds=time.monotonic() - start)
 
     return app

@@ -29,8 +29,7 @@ from penstock.contracts.services import Announcement
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
 from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.answers import GroupAnswer, completions
-from penstock_rollout.engine.sglang.client import EngineAbsentError
+from penstock_rollout.engine.types import EngineAbsentError, GroupAnswer, completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.running import LONELY_DEATHS, Running
 from penstock_rollout.weights.updater import Weights
@@ -219,11 +218,11 @@ class Producer:
         What an unproved version made waits for the canary; after a mismatch that version is unknown.
         """
         draft = Draft(ticket, one_version_per_answer=self._aborts_at_updates)
-        client, weights = self._engine.client, self._weights
+        generation, weights = self._engine.client.generation, self._weights
         while True:
             num_interruptions = weights.num_interruptions
             with weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
-                draft.add(await client.complete(draft.requests(), ticket.sampling))
+                draft.add(await generation.complete(draft.requests(), ticket.sampling))
             if draft.finished:
                 break
             if weights.num_interruptions == num_interruptions:
@@ -231,7 +230,7 @@ class Producer:
             await weights.settled()
             if weights.identity is None and not weights.paused:
                 raise EngineAbsentError("the weights that cut it could not be loaded")
-        group = draft.group(await client.detokenize(draft.shown_tokens()) if draft.was_cut else None)
+        group = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
         if any(span.weight_version == weights.unproved for answer in group for span in answer.spans):
             await weights.settled()
         return group
