@@ -11,11 +11,12 @@ A ticket grows on its way: Ticket -> RolloutGroup (adds completions) -> ScoredGr
 import sys
 from array import array
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-Purpose = Literal["train", "eval"]
+from penstock.contracts.vocabulary import FinishReason, Purpose
+
 TICKET_KEY = {"train": "", "eval": "e"}
 
 
@@ -133,7 +134,7 @@ class Completion(Contract, frozen=True):
     logprobs: bytes
     spans: tuple[VersionSpan, ...]
     text: str
-    finish_reason: Literal["stop", "length", "abort"]
+    finish_reason: FinishReason
 
     def __post_init__(self) -> None:
         num_tokens = self.num_tokens

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from penstock.contracts.groups import Contract, PolicyIdentity
+from penstock.contracts.vocabulary import DropReason
 
 
 class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
@@ -56,7 +57,7 @@ class DropRecord(Contract, frozen=True, tag_field="record", tag="drop"):
     """A ticket ended without being trained."""
 
     ticket: int
-    reason: str
+    reason: DropReason
 
 
 class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoint"):
@@ -91,7 +92,7 @@ class LedgerState:
     """Version -> ranks that computed it."""
     weights: dict[int, WeightsRecord] = field(default_factory=dict)
     """Steps -> the weights after them, as they were last recorded."""
-    dropped: dict[int, str] = field(default_factory=dict)
+    dropped: dict[int, DropReason] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
 
     @property

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.contracts.groups import Contract
+from penstock.contracts.vocabulary import Dtype
 from penstock.errors import WeightsError
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 class TensorSpec(Contract, frozen=True):

@@ -15,8 +15,8 @@ from penstock.broker.dead import DeadLetters
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from penstock.contracts import DropReason, decode, encode
 from penstock.contracts import Ticket as TicketMessage
-from penstock.contracts import decode, encode
 from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
 from penstock.contracts.stored_groups import Part, Stored, TextsPart, stored
 from penstock_launch.__main__ import run
@@ -112,7 +112,7 @@ async def test_a_ticket_that_has_ended_is_not_sent_again(trainer: TrainerQueue, 
     note = await hand.worker.take(Stage.SCORED)
     assert note is not None
     assert "about to drop" in await refused(hand, letter)
-    await trainer.drop(DropRecord(0, "poison"), note)
+    await trainer.drop(DropRecord(0, DropReason.POISON), note)
     assert "has ended" in await refused(hand, letter)
     assert (await hand.depths()) == {"dead": 1}
 

@@ -13,7 +13,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import decode
+from penstock.contracts import DropReason, decode
 from penstock.contracts.ledger import DropRecord, StepRecord
 from penstock.contracts.stored_groups import Part, ScoredHead, scored_group
 from penstock.errors import ConfigError, QueueError
@@ -101,7 +101,7 @@ async def test_whatever_deletes_an_entry_deletes_its_parts(
     worker = make_worker(queue, queue_config)
     scored = [await in_scored(worker, number) for number in range(3)]
     assert len(await part_keys(queue)) == 3
-    await trainer.drop(DropRecord(0, "degenerate"), scored[0])
+    await trainer.drop(DropRecord(0, DropReason.DEGENERATE), scored[0])
     await trainer.reissue(make_ticket(1, attempt=1), scored[1])
     await trainer.discard(scored[2])
     assert await part_keys(queue) == {}

@@ -8,6 +8,7 @@ from penstock.broker import Queue, Stage
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
 from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, LostWritesError, QueueError, StallError
@@ -31,7 +32,7 @@ async def test_commit_is_one_change_and_is_not_repeated(
     record = StepRecord(0, (0,), "00000000.1.pack", "ff")
     await trainer.commit_step(record, {0: entries[0]})
     await trainer.commit_step(record, {0: entries[0]})
-    await trainer.drop(DropRecord(1, "poison"), entries[1])
+    await trainer.drop(DropRecord(1, DropReason.POISON), entries[1])
     ledger = await trainer.ledger()
     assert ledger.steps == [record]
     assert ledger.trained == {0: 0}
@@ -65,7 +66,7 @@ async def test_a_trainer_without_the_lease_can_change_nothing(
         issue(trainer, 1),
         trainer.append(RunRecord("d", 1, 1, 1, 0)),
         trainer.commit_step(StepRecord(0, (0,), "f", "d"), {}),
-        trainer.drop(DropRecord(0, "poison"), None),
+        trainer.drop(DropRecord(0, DropReason.POISON), None),
     ):
         with pytest.raises(FencedError):
             await call

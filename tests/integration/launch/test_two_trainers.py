@@ -14,6 +14,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from penstock.contracts import DropReason
 from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, QueueError
@@ -59,7 +60,7 @@ WRITES: dict[str, Write] = {
     "reissue": lambda trainer, scored: trainer.reissue(make_ticket(0, attempt=1), scored),
     "issue_eval": lambda trainer, _: trainer.issue_eval([make_ticket(7)]),
     "commit": lambda trainer, scored: trainer.commit_step(StepRecord(0, (0,), "f", "d"), {0: scored}),
-    "drop": lambda trainer, scored: trainer.drop(DropRecord(0, "poison"), scored),
+    "drop": lambda trainer, scored: trainer.drop(DropRecord(0, DropReason.POISON), scored),
     "discard": lambda trainer, scored: trainer.discard(scored),
     "run record": lambda trainer, _: trainer.append(RunRecord("d", 1, 1, 1, 0)),
     "weights record": lambda trainer, _: trainer.append(WeightsRecord(POLICY, 1)),

@@ -20,7 +20,7 @@ from typing import Literal
 
 from penstock.broker import Delivery, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
-from penstock.contracts import MalformedMessageError, PolicyIdentity, ScoredGroup, decode
+from penstock.contracts import DropReason, MalformedMessageError, PolicyIdentity, ScoredGroup, decode
 from penstock.contracts.ledger import DropRecord
 from penstock.contracts.stored_groups import Part, ScoredHead, scored_group
 from penstock.errors import StallError
@@ -238,7 +238,7 @@ class Consumer:
         await self._lose(delivery.ticket_key, reason, None)
 
     async def _drop(self, delivery: Delivery | None, number: int, reason: str) -> None:
-        await self._queue.drop(DropRecord(number, reason), delivery)
+        await self._queue.drop(DropRecord(number, DropReason(reason)), delivery)
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.queue.tickets.labels(state="dropped", reason=reason).inc()

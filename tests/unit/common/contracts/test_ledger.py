@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import DropReason, PolicyIdentity
 from penstock.contracts.ledger import (
     CheckpointRecord,
     DropRecord,
@@ -23,7 +23,7 @@ RECORDS: list[Record] = [
     RUN,
     WeightsRecord(FIRST, 0),
     StepRecord(0, (0, 2), "00000000.1.pack", "e" * 16),
-    DropRecord(1, "poison"),
+    DropRecord(1, DropReason.POISON),
     WeightsRecord(SECOND, 1),
     StepRecord(1, (3,), "00000001.1.pack", "f" * 16),
     StepRecord(2, (4,), "00000002.1.pack", "f" * 16, version=1, max_lag=4),
@@ -46,6 +46,18 @@ def test_a_step_of_an_older_ledger_has_no_version() -> None:
 def test_what_is_no_record_is_refused(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_record(data)
+
+
+@pytest.mark.parametrize("reason", ["stale", "degenerate", "reward_failed", "poison"])
+def test_a_drop_is_written_as_ever(reason: str) -> None:
+    data = f'{{"record":"drop","ticket":7,"reason":"{reason}"}}'.encode()
+    assert decode_record(data) == DropRecord(7, DropReason(reason))
+    assert encode_record(decode_record(data)) == data
+
+
+def test_an_unknown_reason_of_a_drop_is_named() -> None:
+    with pytest.raises(msgspec.DecodeError, match="Invalid enum value 'bored'"):
+        decode_record(b'{"record":"drop","ticket":7,"reason":"bored"}')
 
 
 def test_replay_says_what_happened() -> None:

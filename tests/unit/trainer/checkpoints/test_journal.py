@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import DropReason, PolicyIdentity
 from penstock.contracts.ledger import (
     CheckpointRecord,
     LedgerState,
@@ -53,7 +53,7 @@ def test_it_gives_back_what_the_ledger_says_of_steps_and_weights(journal: Journa
 
 
 def test_tickets_that_were_dropped_are_not_in_it(journal: Journal) -> None:
-    journal.begin(LedgerState(run=RUN, dropped={3: "poison"}))
+    journal.begin(LedgerState(run=RUN, dropped={3: DropReason.POISON}))
     assert journal.read() == LedgerState(run=RUN)
 
 
