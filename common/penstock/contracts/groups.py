@@ -159,7 +159,7 @@ class Completion(Contract, frozen=True):
     @property
     def num_loss_tokens(self) -> int:
         """Those that are trained."""
-        return self.num_tokens if self.loss_mask is None else sum(map(bool, self.loss_mask))
+        return self.num_tokens - (self.loss_mask or b"").count(0)
 
     @property
     def oldest_version(self) -> int | None:

@@ -1,43 +1,48 @@
 """From scored groups to the completions that are trained on, with their advantages and weights.
 
 Owns the batch's denominators: they count every group and every valid completion, whether or not it needs a forward
-pass. Pure: no config, no I/O.
+pass. Tokens stay packed: arrays are views of the messages, which is why they are read-only. Pure: no config, no I/O.
+
+    groups -> candidates, with advantages -> counts
+                                         '-> mini-batches -> samples, with weights
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from penstock.contracts import Completion, ScoredGroup, unpack_float32, unpack_int32
-from penstock_trainer.batching.counts import BatchCounts, count_batch
-from penstock_trainer.batching.masking import token_lags, trained_mask
+from penstock.contracts import Completion, ScoredGroup
+from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionIndex, count_batch
+from penstock_trainer.batching.masking import num_trained_tokens, token_lags, trained_mask
 from penstock_trainer.grpo import Aggregation, Baseline, Scale, advantages, overlong_penalty, sequence_weight
 
 MIN_VALID = 2  # a group's mean and standard deviation need two rewards
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One completion to train on: T completion tokens after a prompt.
 
-    prompt_ids, token_ids int; loss_mask, behaviour, lags of length T; advantage and weight of every loss token.
-    place: (group, completion) in the batch. lags: versions from the sampler's weights to those under training.
+    loss_mask, behaviour, lags: of length T; advantage and weight: of every loss token.
+    lags: versions from the sampler's weights to those under training.
     """
 
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[bool, ...]
-    behaviour: tuple[float, ...]
-    lags: tuple[int, ...]
+    prompt_ids: npt.NDArray[np.int32]
+    token_ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.bool_]
+    behaviour: npt.NDArray[np.float32]
+    lags: npt.NDArray[np.int32]
     advantage: float
     weight: float
-    place: tuple[int, int] = (0, 0)
+    place: CompletionIndex
 
     @property
     def num_loss_tokens(self) -> int:
-        return sum(self.loss_mask)
+        return int(np.count_nonzero(self.loss_mask))
 
 
 @dataclass(frozen=True)
@@ -91,19 +96,16 @@ def shaped_rewards(group: ScoredGroup, overlong: Overlong) -> list[float | None]
     ]
 
 
-def varies(rewards: Sequence[float | None]) -> bool:
-    """Whether the valid rewards differ: otherwise every advantage over the group's mean is 0."""
-    return len({reward for reward in rewards if reward is not None}) > 1
-
-
 def valid_samples(groups: Sequence[ScoredGroup], *, version: int) -> list[Sample]:
     """All completions with a reward and a loss token, without advantage or weight."""
-    return [
-        _sample(group, version, None, (b, g), advantage=0.0, weight=0.0)
-        for b, group in enumerate(groups)
-        for g, score in enumerate(group.scores)
-        if score.value is not None and group.group.completions[g].num_loss_tokens
-    ]
+    samples = []
+    for b, group in enumerate(groups):
+        prompt_ids = _prompt_ids(group)
+        for g, (completion, score) in enumerate(zip(group.group.completions, group.scores, strict=True)):
+            if score.value is not None and completion.num_loss_tokens:
+                index = CompletionIndex(b, g)
+                samples.append(_sample(completion, prompt_ids, index, version=version, advantage=0.0, weight=0.0))
+    return samples
 
 
 def make_batch(
@@ -117,19 +119,31 @@ def make_batch(
     """Advantages and weights of all groups; samples are the completions that need a forward pass.
 
     version: of the weights under training. max_lag: tokens that lag more versions are masked (`masking`).
-    penalties: subtracted from rewards, by place (a KL term in the reward).
+    penalties: subtracted from rewards, by `CompletionIndex` (a KL term in the reward).
     A completion whose reward failed is never a sample. One whose advantage is 0 is a sample only if
     `rules.with_zero_advantage`, one whose loss tokens are all masked is none; both count in the denominators.
     """
-    chosen = [b for b, group in enumerate(groups) if num_valid(group) >= MIN_VALID]
-    advantage_of = _advantages(groups, chosen, rules, penalties or {})
+    counted = [b for b, group in enumerate(groups) if num_valid(group) >= MIN_VALID]
+    candidates: list[list[Candidate]] = []
+    for b, values_G in zip(counted, _advantages(groups, counted, rules, penalties or {}), strict=True):
+        completions, scores = groups[b].group.completions, groups[b].scores
+        candidates.append(
+            [
+                Candidate(
+                    index=CompletionIndex(b, g),
+                    completion=completion,
+                    advantage=values_G[g],
+                    num_loss_tokens=completion.num_loss_tokens,
+                    num_trained_tokens=num_trained_tokens(completion, version, max_lag),
+                )
+                for g, (completion, score) in enumerate(zip(completions, scores, strict=True))
+                if score.value is not None
+            ]
+        )
     minibatches = [
-        _minibatch(groups, part, advantage_of, rules, (version, max_lag))
-        for part in _parts(chosen, rules.num_minibatches)
+        tuple(_minibatch(groups, part, rules, version, max_lag)) for part in _parts(candidates, rules.num_minibatches)
     ]
-    num_degenerate_groups = sum(not varies([score.value for score in groups[b].scores]) for b in chosen)
-    counts = count_batch(groups, chosen, advantage_of, (version, max_lag), num_degenerate_groups=num_degenerate_groups)
-    return Batch(tuple(minibatches), counts)
+    return Batch(tuple(minibatches), count_batch(groups, candidates))
 
 
 def _penalty(completion: Completion, overlong: Overlong) -> float:
@@ -142,81 +156,90 @@ def _penalty(completion: Completion, overlong: Overlong) -> float:
 
 
 def _advantages(
-    groups: Sequence[ScoredGroup], chosen: list[int], rules: BatchRules, penalties: Mapping[tuple[int, int], float]
-) -> dict[tuple[int, int], float]:
-    """By place, of the valid completions of the chosen groups."""
-    if not chosen:
-        return {}
-    width = max(len(groups[b].scores) for b in chosen)
-    rewards_BG = torch.zeros(len(chosen), width, dtype=torch.float64)
-    valid_BG = torch.zeros(len(chosen), width, dtype=torch.bool)
-    for row, b in enumerate(chosen):
+    groups: Sequence[ScoredGroup], counted: list[int], rules: BatchRules, penalties: Mapping[tuple[int, int], float]
+) -> list[list[float]]:
+    """[B][G] of the counted groups; 0 where a reward failed, and behind the end of a group smaller than others."""
+    if not counted:
+        return []
+    width = max(len(groups[b].scores) for b in counted)
+    rewards_BG = np.zeros((len(counted), width), dtype=np.float64)
+    valid_BG = np.zeros((len(counted), width), dtype=np.bool_)
+    for row, b in enumerate(counted):
         for g, reward in enumerate(shaped_rewards(groups[b], rules.overlong)):
             if reward is not None:
                 rewards_BG[row, g] = reward - penalties.get((b, g), 0.0)
                 valid_BG[row, g] = True
-    values_BG = advantages(rewards_BG, valid_BG, baseline=rules.baseline, scale=rules.scale, eps=rules.eps).tolist()
-    places = [(row, b, g) for row, b in enumerate(chosen) for g in range(width) if valid_BG[row, g]]
-    return {(b, g): values_BG[row][g] for row, b, g in places}
+    values_BG: list[list[float]] = advantages(
+        torch.from_numpy(rewards_BG),
+        torch.from_numpy(valid_BG),
+        baseline=rules.baseline,
+        scale=rules.scale,
+        eps=rules.eps,
+    ).tolist()
+    return values_BG
 
 
-def _parts(chosen: list[int], num_parts: int) -> list[list[int]]:
-    """Consecutive parts of nearly equal size; fewer where there are fewer groups."""
-    count = min(num_parts, len(chosen))
-    bounds = [len(chosen) * part // count for part in range(count + 1)] if count else []
-    return [chosen[start:end] for start, end in pairwise(bounds)]
+def _parts(candidates: list[list[Candidate]], num_parts: int) -> list[list[list[Candidate]]]:
+    """Consecutive parts of nearly equally many groups; fewer where there are fewer groups."""
+    num_groups = len(candidates)
+    count = min(num_parts, num_groups)
+    bounds = [num_groups * part // count for part in range(count + 1)] if count else []
+    return [candidates[start:end] for start, end in pairwise(bounds)]
 
 
 def _minibatch(
     groups: Sequence[ScoredGroup],
-    part: list[int],
-    advantage_of: Mapping[tuple[int, int], float],
+    candidates: Sequence[Sequence[Candidate]],
     rules: BatchRules,
-    age: tuple[int, int | None],
-) -> tuple[Sample, ...]:
-    """`age`: version under training and the largest lag that is trained."""
-    lengths = {
-        (b, g): num_loss
-        for b in part
-        for g, completion in enumerate(groups[b].group.completions)
-        if (b, g) in advantage_of and (num_loss := completion.num_loss_tokens)
-    }
-    samples = (
-        _sample(
-            groups[b],
-            *age,
-            (b, g),
-            advantage=advantage_of[b, g],
-            weight=sequence_weight(
+    version: int,
+    max_lag: int | None,
+) -> Iterator[Sample]:
+    """The samples of some groups, weighed by what those hold."""
+    num_tokens = sum(each.num_loss_tokens for group in candidates for each in group)
+    for group in candidates:
+        prompt_ids = _prompt_ids(groups[group[0].index.group])
+        for each in group:
+            if not each.num_trained_tokens or not (each.advantage or rules.with_zero_advantage):
+                continue
+            weight = sequence_weight(
                 rules.aggregation,
-                num_groups=len(part),
-                num_valid_in_group=num_valid(groups[b]),
-                num_tokens=num_loss,
-                num_tokens_in_batch=sum(lengths.values()),
+                num_groups=len(candidates),
+                num_valid_in_group=len(group),
+                num_tokens=each.num_loss_tokens,
+                num_tokens_in_batch=num_tokens,
                 norm_length=rules.norm_length,
-            ),
-        )
-        for (b, g), num_loss in lengths.items()
-        if advantage_of[b, g] or rules.with_zero_advantage
-    )
-    return tuple(sample for sample in samples if sample.num_loss_tokens)
+            )
+            yield _sample(
+                each.completion,
+                prompt_ids,
+                each.index,
+                version=version,
+                max_lag=max_lag,
+                advantage=each.advantage,
+                weight=weight,
+            )
+
+
+def _prompt_ids(group: ScoredGroup) -> npt.NDArray[np.int32]:
+    """One array for all completions of a group."""
+    return np.frombuffer(group.group.ticket.prompt_ids, dtype="<i4")
 
 
 def _sample(
-    group: ScoredGroup,
-    version: int,
-    max_lag: int | None,
-    place: tuple[int, int],
+    completion: Completion,
+    prompt_ids: npt.NDArray[np.int32],
+    place: CompletionIndex,
     *,
+    version: int,
+    max_lag: int | None = None,
     advantage: float,
     weight: float,
 ) -> Sample:
-    completion = group.group.completions[place[1]]
     return Sample(
-        prompt_ids=tuple(unpack_int32(group.group.ticket.prompt_ids)),
-        token_ids=tuple(unpack_int32(completion.token_ids)),
+        prompt_ids=prompt_ids,
+        token_ids=np.frombuffer(completion.token_ids, dtype="<i4"),
         loss_mask=trained_mask(completion, version, max_lag),
-        behaviour=tuple(unpack_float32(completion.logprobs)),
+        behaviour=np.frombuffer(completion.logprobs, dtype="<f4"),
         lags=token_lags(completion, version),
         advantage=advantage,
         weight=weight,

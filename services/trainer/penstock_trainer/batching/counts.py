@@ -1,14 +1,36 @@
-"""What a batch holds, as numbers: groups, completions, tokens, rewards, advantages, lengths, and what is too old.
+"""What counts in a batch, and the figures made of it: groups, completions, tokens, rewards, advantages, lengths, age.
 
-Owns their definitions. Pure.
+Owns their definitions. Invariant: they are of all groups with enough rewards and of all their valid completions,
+whether or not these need a forward pass. Pure.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from penstock.contracts import ScoredGroup
-from penstock_trainer.batching.masking import trained_mask
+from penstock.contracts import Completion, ScoredGroup
+
+
+class CompletionIndex(NamedTuple):
+    """Which completion of a batch: the number of its group, and its own within the group."""
+
+    group: int
+    completion: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A completion that counts: its reward is valid, and its group has enough of those.
+
+    num_trained_tokens: those of its loss tokens that are not too old (`masking`).
+    """
+
+    index: CompletionIndex
+    completion: Completion
+    advantage: float
+    num_loss_tokens: int
+    num_trained_tokens: int
 
 
 @dataclass(frozen=True)
@@ -47,58 +69,53 @@ class BatchCounts:
     length_bias: float
 
 
-def count_batch(
-    groups: Sequence[ScoredGroup],
-    chosen: list[int],
-    advantage_of: Mapping[tuple[int, int], float],
-    age: tuple[int, int | None],
-    *,
-    num_degenerate_groups: int,
-) -> BatchCounts:
-    """The counts of a batch. chosen: groups with at least two valid rewards; advantage_of: by (group, completion).
+def varies(rewards: Sequence[float | None]) -> bool:
+    """Whether the valid rewards differ: otherwise every advantage over the group's mean is 0."""
+    return len({reward for reward in rewards if reward is not None}) > 1
 
-    age: version under training and the largest lag that is trained.
-    """
-    values = [score.value for group in groups for score in group.scores if score.value is not None]
+
+def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Candidate]]) -> BatchCounts:
+    """The counts of a batch. candidates: by group, of the groups that have enough valid rewards."""
+    rewards = [score.value for group in groups for score in group.scores]
+    values = [reward for reward in rewards if reward is not None]
     mean = math.fsum(values) / len(values) if values else math.nan
-    lengths = {(b, g): groups[b].group.completions[g].num_loss_tokens for b, g in advantage_of}
-    left = {(b, g): sum(trained_mask(groups[b].group.completions[g], *age)) for b, g in advantage_of}
-    trained = [length for place, length in left.items() if advantage_of[place] and length]
-    moving = {b for (b, _), value in advantage_of.items() if value}
-    generated_mean = _mean(list(lengths.values()))
-    trained_mean = _mean(trained)
+    flat = [each for group in candidates for each in group]
+    num_loss_tokens = sum(each.num_loss_tokens for each in flat)
+    num_trained_tokens = sum(each.num_trained_tokens for each in flat)
+    advantages = [each.advantage for each in flat]
+    generated_mean = _mean([each.num_loss_tokens for each in flat])
+    trained_mean = _mean([each.num_trained_tokens for each in flat if each.advantage and each.num_trained_tokens])
     return BatchCounts(
-        num_groups=len(chosen),
-        num_failed_groups=len(groups) - len(chosen),
-        num_degenerate_groups=num_degenerate_groups,
-        num_completions=len(advantage_of),
-        num_failed_completions=sum(score.value is None for group in groups for score in group.scores),
-        num_loss_tokens=sum(lengths.values()),
-        masked_stale=1 - sum(left.values()) / max(1, sum(lengths.values())) if any(lengths.values()) else 0.0,
-        num_stale_completions=sum(lengths[place] > 0 == left[place] for place in lengths),
-        num_stale_groups=sum(_is_stale(b, advantage_of, lengths, left) for b in moving),
+        num_groups=len(candidates),
+        num_failed_groups=len(groups) - len(candidates),
+        num_degenerate_groups=sum(_is_degenerate(groups[group[0].index.group]) for group in candidates),
+        num_completions=len(flat),
+        num_failed_completions=len(rewards) - len(values),
+        num_loss_tokens=num_loss_tokens,
+        masked_stale=1 - num_trained_tokens / num_loss_tokens if num_loss_tokens else 0.0,
+        num_stale_completions=sum(each.num_loss_tokens > 0 == each.num_trained_tokens for each in flat),
+        num_stale_groups=sum(map(_is_stale, candidates)),
         reward_mean=mean,
         reward_std=math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)) if values else math.nan,
         reward_min=min(values, default=math.nan),
         reward_max=max(values, default=math.nan),
-        advantage_std=math.sqrt(_mean([value**2 for value in advantage_of.values()])),
-        advantage_min=min(advantage_of.values(), default=0.0),
-        advantage_max=max(advantage_of.values(), default=0.0),
+        advantage_std=math.sqrt(_mean([value**2 for value in advantages])),
+        advantage_min=min(advantages, default=0.0),
+        advantage_max=max(advantages, default=0.0),
         length_generated=generated_mean,
         length_trained=trained_mean,
         length_bias=trained_mean / generated_mean if trained_mean else 1.0,
     )
 
 
-def _is_stale(
-    b: int,
-    advantage_of: Mapping[tuple[int, int], float],
-    lengths: Mapping[tuple[int, int], int],
-    left: Mapping[tuple[int, int], int],
-) -> bool:
+def _is_degenerate(group: ScoredGroup) -> bool:
+    return not varies([score.value for score in group.scores])
+
+
+def _is_stale(group: Sequence[Candidate]) -> bool:
     """Whether masking took the group's gradient."""
-    places = [place for place, value in advantage_of.items() if place[0] == b and value]
-    return any(lengths[place] for place in places) and not any(left[place] for place in places)
+    moving = [each for each in group if each.advantage]
+    return any(each.num_loss_tokens for each in moving) and not any(each.num_trained_tokens for each in moving)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,32 +14,50 @@ completion i, both recorded with the step, so that a replay masks the same token
 Weights only move on while a completion is generated, so what is masked is its beginning. Pure.
 """
 
-from penstock.contracts import Completion, ScoredGroup
+import numpy as np
+import numpy.typing as npt
+
+from penstock.contracts import Completion, ScoredGroup, VersionSpan
 
 
-def token_lags(completion: Completion, version: int) -> tuple[int, ...]:
+def token_lags(completion: Completion, version: int) -> npt.NDArray[np.int32]:
     """v - u of every token."""
-    return tuple(version - span.policy.number for span in completion.spans for _ in range(span.start, span.end))
+    lags = np.empty(completion.num_tokens, dtype=np.int32)
+    for span in completion.spans:  # they cover all tokens
+        lags[span.start : span.end] = version - span.policy.number
+    return lags
 
 
-def trained_mask(completion: Completion, version: int, max_lag: int | None) -> tuple[bool, ...]:
+def trained_mask(completion: Completion, version: int, max_lag: int | None) -> npt.NDArray[np.bool_]:
     """m of every token; `max_lag` None masks none."""
     if completion.loss_mask is None:
-        loss_mask = (True,) * completion.num_tokens
+        mask = np.ones(completion.num_tokens, dtype=np.bool_)
     else:
-        loss_mask = tuple(map(bool, completion.loss_mask))
-    if max_lag is None:
-        return loss_mask
-    return tuple(m and lag <= max_lag for m, lag in zip(loss_mask, token_lags(completion, version), strict=True))
+        mask = np.frombuffer(completion.loss_mask, dtype=np.uint8) != 0
+    for span in completion.spans:
+        if not _is_young(span, version, max_lag):
+            mask[span.start : span.end] = False
+    return mask
+
+
+def num_trained_tokens(completion: Completion, version: int, max_lag: int | None) -> int:
+    """Tokens with m = 1."""
+    young = [span for span in completion.spans if _is_young(span, version, max_lag)]
+    masked = completion.loss_mask or b""
+    return sum(span.end - span.start - masked.count(0, span.start, span.end) for span in young)
 
 
 def is_all_masked(group: ScoredGroup, version: int, max_lag: int) -> bool:
     """Whether no completion with a reward has a token left."""
     pairs = zip(group.scores, group.group.completions, strict=True)
-    return not any(any(trained_mask(each, version, max_lag)) for score, each in pairs if score.value is not None)
+    return not any(num_trained_tokens(each, version, max_lag) for score, each in pairs if score.value is not None)
 
 
 def oldest_trained_version(completion: Completion, version: int, max_lag: int | None) -> int | None:
     """The lowest version among its spans that are not masked as a whole; None without any."""
-    numbers = (span.policy.number for span in completion.spans)
-    return min((number for number in numbers if max_lag is None or version - number <= max_lag), default=None)
+    young = (span for span in completion.spans if _is_young(span, version, max_lag))
+    return min((span.policy.number for span in young), default=None)
+
+
+def _is_young(span: VersionSpan, version: int, max_lag: int | None) -> bool:
+    return max_lag is None or version - span.policy.number <= max_lag

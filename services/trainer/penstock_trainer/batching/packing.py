@@ -13,14 +13,14 @@ Without shared prefixes this is the block-diagonal causal mask; attention.py com
 causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
 The log-probability of a completion's token is read at its parent, so the last one needs no row, and
-only parents of loss tokens need the vocabulary projection. Pure.
+only parents of loss tokens need the vocabulary projection. Every pass is linear in the tokens, but for a sort. Pure.
 
 Shapes: P rows of a pack, R distinct parents, U distinct (parent, token) pairs, N loss tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,10 @@ import torch
 from torch import Tensor
 
 from penstock_trainer.batching.batch import Sample
+from penstock_trainer.batching.counts import CompletionIndex
 
 Ints = npt.NDArray[np.int64]
+TOKEN_BITS = 32  # a (parent row, token) pair as one int64, which sorts faster than two columns
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Pack:
     weight_N: Tensor
     lag_N: Tensor
     sequence_N: Tensor
-    places: tuple[tuple[int, int], ...]
+    places: tuple[CompletionIndex, ...]
 
     @property
     def num_sequences(self) -> int:
@@ -73,20 +75,29 @@ class Pack:
         return replace(self, **tensors)
 
 
-@dataclass(frozen=True)
-class _Path:
-    """A sample as a path of the trie: the tokens that need a row, all but the last loss token and what follows it."""
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A sample as a path of the trie.
+
+    token_ids: those that need a row, all but the last loss token and what follows it.
+    num_shared: how many of them the path before it, in order, begins with too.
+    """
 
     sample: Sample
-    token_ids: Ints
-    sort_key: bytes
+    token_ids: npt.NDArray[np.int32]
+    num_shared: int = 0
+
+    @property
+    def num_new(self) -> int:
+        """Rows that it adds to a pack that ends with the path before it."""
+        return self.token_ids.size - self.num_shared
 
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one pack, and the rows that it has."""
+    """The paths of one pack, and the rows that it has."""
 
-    samples: tuple[Sample, ...]
+    paths: tuple[Path, ...]
     num_rows: int
 
 
@@ -96,114 +107,158 @@ def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     Samples with the same prompt stay in one pack where they fit into one; else they are split between completions,
     and the prompt is computed once per part. A single sequence longer than `max_tokens` gets a pack of its own.
     """
-    return [_pack(part) for part in _partition(_sorted_paths(samples), max_tokens)]
+    return [make_pack(part) for part in split(sorted_paths(samples), max_tokens)]
 
 
 def pack_of_sequence(token_ids: Sequence[int]) -> Pack:
     """One sequence by itself; every token but the first is a loss token."""
-    rest = tuple(token_ids[1:])
-    zeros = (0,) * len(rest)
-    sample = Sample(tuple(token_ids[:1]), rest, (True,) * len(rest), zeros, zeros, advantage=0.0, weight=0.0)
-    (pack,) = make_packs([sample], len(token_ids))
+    ids = np.array(token_ids, dtype=np.int32)
+    num_loss = ids.size - 1
+    sample = Sample(
+        prompt_ids=ids[:1],
+        token_ids=ids[1:],
+        loss_mask=np.ones(num_loss, dtype=np.bool_),
+        behaviour=np.zeros(num_loss, dtype=np.float32),
+        lags=np.zeros(num_loss, dtype=np.int32),
+        advantage=0.0,
+        weight=0.0,
+        place=CompletionIndex(0, 0),
+    )
+    (pack,) = make_packs([sample], ids.size)
     return pack
 
 
-def split(samples: Sequence[Sample], max_tokens: int) -> list[Part]:
-    """What `make_packs` puts into each pack; `make_packs` of one part's samples and rows gives its pack."""
-    parts = []
-    for paths in _partition(_sorted_paths(samples), max_tokens):
-        previous = [None, *(path.token_ids for path in paths)]
-        num_rows = sum(_new_rows(before, path) for before, path in zip(previous, paths, strict=False))
-        parts.append(Part(tuple(path.sample for path in paths), num_rows))
+def sorted_paths(samples: Iterable[Sample]) -> list[Path]:
+    """The samples that have a loss token, so that paths with a common prefix are neighbours."""
+    paths = [_path(sample) for sample in samples if sample.loss_mask.any()]
+    # Big-endian bytes of ids that are not negative sort as the sequences of ids do.
+    paths.sort(key=lambda path: path.token_ids.astype(">i4").tobytes())
+    return paths[:1] + [replace(path, num_shared=_num_shared(before, path)) for before, path in pairwise(paths)]
+
+
+def split(paths: Sequence[Path], max_tokens: int) -> list[Part]:
+    """What goes into each pack: consecutive paths, of at most `max_tokens` rows unless it is a single one."""
+    parts: list[Part] = []
+    part: list[Path] = []
+    num_rows = 0
+    for group in _by_prompt(paths):
+        whole = sum(path.num_new for path in group)
+        if part and num_rows + whole > max_tokens:
+            parts.append(Part(tuple(part), num_rows))
+            part, num_rows = [], 0
+        for path in group:
+            if part and num_rows + path.num_new > max_tokens:
+                parts.append(Part(tuple(part), num_rows))
+                part, num_rows = [], 0
+            num_rows += path.num_new if part else path.token_ids.size
+            part.append(path)
+    if part:
+        parts.append(Part(tuple(part), num_rows))
     return parts
 
 
-def _sorted_paths(samples: Sequence[Sample]) -> list[_Path]:
-    return sorted((path for path in map(_path, samples) if path is not None), key=lambda path: path.sort_key)
+def make_pack(part: Part) -> Pack:
+    """The pack of one part."""
+    trie = _Trie(part)
+    samples = [path.sample for path in part.paths]
+    pair_U, target_N = _unique(trie.pair_N)
+    parents_R, target_parent_U = _distinct(pair_U >> TOKEN_BITS)
+    num_loss_S = [sample.num_loss_tokens for sample in samples]
+
+    def spread(values_S: Sequence[float]) -> Tensor:
+        return torch.from_numpy(np.repeat(np.array(values_S, dtype=np.float32), num_loss_S))
+
+    return Pack(
+        token_ids_P=torch.from_numpy(trie.token_ids_P),
+        positions_P=torch.from_numpy(trie.positions_P),
+        subtree_end_P=torch.from_numpy(trie.subtree_end_P),
+        parents_R=torch.from_numpy(parents_R),
+        target_parent_U=torch.from_numpy(target_parent_U),
+        target_token_U=torch.from_numpy(pair_U & (2**TOKEN_BITS - 1)),
+        target_N=torch.from_numpy(target_N),
+        behaviour_N=_of_loss_tokens([(sample.behaviour, sample.loss_mask) for sample in samples]),
+        advantage_N=spread([sample.advantage for sample in samples]),
+        weight_N=spread([sample.weight for sample in samples]),
+        lag_N=_of_loss_tokens([(sample.lags, sample.loss_mask) for sample in samples]),
+        sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), num_loss_S)),
+        places=tuple(sample.place for sample in samples),
+    )
 
 
-def _path(sample: Sample) -> _Path | None:
-    loss = [position for position, is_loss in enumerate(sample.loss_mask) if is_loss]
-    if not loss:
-        return None
-    token_ids = np.array(sample.prompt_ids + sample.token_ids[: loss[-1]], dtype=np.int64)
-    # Big-endian bytes of ids that are not negative sort as the sequences of ids do.
-    return _Path(sample, token_ids, token_ids.astype(">i4").tobytes())
+def _path(sample: Sample) -> Path:
+    last = sample.loss_mask.size - 1 - int(sample.loss_mask[::-1].argmax())
+    return Path(sample, np.concatenate([sample.prompt_ids, sample.token_ids[:last]]))
 
 
-def _shared(left: Ints, right: Ints) -> int:
+def _num_shared(left: Path, right: Path) -> int:
     """Length of the common prefix."""
-    length = min(left.size, right.size)
-    differs = left[:length] != right[:length]
+    length = min(left.token_ids.size, right.token_ids.size)
+    differs = left.token_ids[:length] != right.token_ids[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
-def _new_rows(previous: Ints | None, path: _Path) -> int:
-    return path.token_ids.size - (0 if previous is None else _shared(previous, path.token_ids))
-
-
-def _partition(paths: Sequence[_Path], max_tokens: int) -> Iterator[list[_Path]]:
-    """Sorted paths in consecutive parts, each of at most max_tokens rows unless it is a single path."""
-    part: list[_Path] = []
-    num_rows = 0
-    for _, same_prompt in groupby(paths, key=lambda path: path.sample.prompt_ids):
-        group = list(same_prompt)
-        own = [_new_rows(group[i - 1].token_ids if i else None, path) for i, path in enumerate(group)]
-        if part and num_rows + sum(own[1:]) + _new_rows(part[-1].token_ids, group[0]) > max_tokens:
-            yield part
-            part, num_rows = [], 0
-        for path in group:
-            rows = _new_rows(part[-1].token_ids if part else None, path)
-            if part and num_rows + rows > max_tokens:
-                yield part
-                part, num_rows, rows = [], 0, path.token_ids.size
-            part.append(path)
-            num_rows += rows
-    if part:
-        yield part
-
-
-def _pack(paths: Sequence[_Path]) -> Pack:
-    tokens: list[Ints] = []
-    positions: list[Ints] = []
-    parents: list[Ints] = []
-    targets: list[Ints] = []
-    subtree_end = np.zeros(sum(path.token_ids.size for path in paths), dtype=np.int64)
-    rows = np.zeros(0, dtype=np.int64)  # rows of the current path, by depth
-    previous: Ints | None = None
-    num_rows = 0
+def _by_prompt(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Neighbours with the same prompt."""
+    group: list[Path] = []
     for path in paths:
-        shared = 0 if previous is None else _shared(previous, path.token_ids)
-        subtree_end[rows[shared:]] = num_rows
-        new = np.arange(num_rows, num_rows + path.token_ids.size - shared)
-        rows = np.concatenate([rows[:shared], new])
-        tokens.append(path.token_ids[shared:])
-        positions.append(np.arange(shared, path.token_ids.size))
-        loss = np.flatnonzero(np.array(path.sample.loss_mask))
-        parents.append(rows[len(path.sample.prompt_ids) + loss - 1])
-        targets.append(np.array(path.sample.token_ids, dtype=np.int64)[loss])
-        num_rows += new.size
-        previous = path.token_ids
-    subtree_end[rows] = num_rows
-    parent_N, token_N = np.concatenate(parents), np.concatenate(targets)
-    pairs_U2, target_N = np.unique(np.stack([parent_N, token_N], axis=1), axis=0, return_inverse=True)
-    parents_R, target_parent_U = np.unique(pairs_U2[:, 0], return_inverse=True)
-    samples = [path.sample for path in paths]
-    repeats = [sample.num_loss_tokens for sample in samples]
-    behaviour_N = [value for s in samples for value, is_loss in zip(s.behaviour, s.loss_mask, strict=True) if is_loss]
-    lag_N = [value for s in samples for value, is_loss in zip(s.lags, s.loss_mask, strict=True) if is_loss]
-    return Pack(
-        token_ids_P=torch.from_numpy(np.concatenate(tokens)),
-        positions_P=torch.from_numpy(np.concatenate(positions)),
-        subtree_end_P=torch.from_numpy(subtree_end[:num_rows]),
-        parents_R=torch.from_numpy(parents_R),
-        target_parent_U=torch.from_numpy(target_parent_U.reshape(-1)),
-        target_token_U=torch.from_numpy(pairs_U2[:, 1].copy()),
-        target_N=torch.from_numpy(target_N.reshape(-1)),
-        behaviour_N=torch.tensor(behaviour_N, dtype=torch.float32),
-        advantage_N=torch.from_numpy(np.repeat(np.array([s.advantage for s in samples], dtype=np.float32), repeats)),
-        weight_N=torch.from_numpy(np.repeat(np.array([s.weight for s in samples], dtype=np.float32), repeats)),
-        lag_N=torch.tensor(lag_N, dtype=torch.float32),
-        sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), repeats)),
-        places=tuple(sample.place for sample in samples),
-    )
+        num_prompt = path.sample.prompt_ids.size
+        if group and (group[-1].sample.prompt_ids.size != num_prompt or path.num_shared < num_prompt):
+            yield group
+            group = []
+        group.append(path)
+    if group:
+        yield group
+
+
+class _Trie:
+    """The rows of a part, and the (parent row, token) pair of each loss token."""
+
+    def __init__(self, part: Part) -> None:
+        self.token_ids_P = np.empty(part.num_rows, dtype=np.int64)
+        self.positions_P = np.empty(part.num_rows, dtype=np.int64)
+        self.subtree_end_P = np.empty(part.num_rows, dtype=np.int64)
+        self.pair_N = np.empty(sum(path.sample.num_loss_tokens for path in part.paths), dtype=np.int64)
+        rows = np.empty(max(path.token_ids.size for path in part.paths), dtype=np.int64)  # of the path, by depth
+        depth = num_rows = num_loss = 0
+        for number, path in enumerate(part.paths):
+            shared, size = path.num_shared if number else 0, path.token_ids.size
+            self.subtree_end_P[rows[shared:depth]] = num_rows
+            new = slice(num_rows, num_rows + size - shared)
+            rows[shared:size] = np.arange(new.start, new.stop)
+            self.token_ids_P[new] = path.token_ids[shared:]
+            self.positions_P[new] = np.arange(shared, size)
+            pairs = _pairs(path.sample, rows)
+            self.pair_N[num_loss : num_loss + pairs.size] = pairs
+            depth, num_rows, num_loss = size, new.stop, num_loss + pairs.size
+        self.subtree_end_P[rows[:depth]] = num_rows
+
+
+def _pairs(sample: Sample, rows: Ints) -> Ints:
+    """Of a sample's loss tokens, as numbers. The parent of a completion's first token is the prompt's last."""
+    parents = rows[sample.prompt_ids.size - 1 :][: sample.token_ids.size]
+    loss = sample.loss_mask[: parents.size]
+    return parents[loss] << TOKEN_BITS | sample.token_ids[: parents.size][loss]
+
+
+def _unique(values: Ints) -> tuple[Ints, Ints]:
+    """The distinct values, ascending, and where each of `values` is among them.
+
+    As numpy's, whose sort takes many times as long: these come in long ascending runs, as a stable sort likes them.
+    """
+    order = np.argsort(values, kind="stable")
+    distinct, where_sorted = _distinct(values[order])
+    where = np.empty_like(where_sorted)
+    where[order] = where_sorted
+    return distinct, where
+
+
+def _distinct(ascending: Ints) -> tuple[Ints, Ints]:
+    """`_unique` of values in order."""
+    is_new = np.ones(ascending.size, dtype=np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=is_new[1:])
+    return ascending[is_new], np.cumsum(is_new, dtype=np.int64) - 1
+
+
+def _of_loss_tokens(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]) -> Tensor:
+    """float32[N]: of (values, loss mask) of each sample."""
+    return torch.from_numpy(np.concatenate([values[mask] for values, mask in pairs], dtype=np.float32))

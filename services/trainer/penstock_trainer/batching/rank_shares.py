@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from penstock_trainer.batching.batch import Sample
-from penstock_trainer.batching.packing import Pack, Part, make_packs, split
+from penstock_trainer.batching.packing import Pack, Part, Path, make_pack, sorted_paths, split
 
 NUM_HALVINGS = 6  # of the interval in which the even size of a pack is looked for: to 1/64
 
@@ -27,20 +27,18 @@ class Share:
 
 def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int) -> Share:
     """The packs of `rank`, of at most `max_tokens` rows each unless a single sequence is longer."""
-    if num_ranks == 1:
-        packs = make_packs(samples, max_tokens)
-        return Share(packs, len(packs), sum(pack.num_rows for pack in packs))
-    parts = even_parts(samples, max_tokens, num_ranks)
+    paths = sorted_paths(samples)
+    parts = split(paths, max_tokens) if num_ranks == 1 else even_parts(paths, max_tokens, num_ranks)
     num_rounds = -(-len(parts) // num_ranks)
-    own = assign(parts, num_ranks)[rank]
-    packs = [make_packs(part.samples, part.num_rows)[0] for part in own]
+    own = parts if num_ranks == 1 else assign(parts, num_ranks)[rank]
+    packs = [make_pack(part) for part in own]
     packs += [_without_loss() for _ in range(num_rounds - len(own))]
     return Share(packs, len(parts), sum(part.num_rows for part in parts))
 
 
-def even_parts(samples: Sequence[Sample], max_tokens: int, num_ranks: int) -> list[Part]:
+def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[Part]:
     """Parts of about the same size, in as few rounds over the ranks as `max_tokens` allows."""
-    parts = split(samples, max_tokens)
+    parts = split(paths, max_tokens)
     num_parts = -(-len(parts) // num_ranks) * num_ranks
     if not parts:
         return []
@@ -48,7 +46,7 @@ def even_parts(samples: Sequence[Sample], max_tokens: int, num_ranks: int) -> li
     too_small, enough = sum(sizes) // num_parts, max(sizes)
     for _ in range(NUM_HALVINGS):
         middle = (too_small + enough) // 2
-        smaller = split(samples, middle)
+        smaller = split(paths, middle)
         if len(smaller) <= num_parts:
             parts, enough = smaller, middle
         else:
@@ -60,9 +58,12 @@ def assign(parts: Sequence[Part], num_ranks: int) -> list[list[Part]]:
     """The largest first, to the rank that has the fewest rows among those with a place left."""
     num_rounds = -(-len(parts) // num_ranks)
     shares: list[list[Part]] = [[] for _ in range(num_ranks)]
+    num_rows = [0] * num_ranks
     for part in sorted(parts, key=lambda each: -each.num_rows):
-        open_shares = [each for each in shares if len(each) < num_rounds]
-        min(open_shares, key=lambda each: sum(one.num_rows for one in each)).append(part)
+        open_ranks = [rank for rank, own in enumerate(shares) if len(own) < num_rounds]
+        rank = min(open_ranks, key=num_rows.__getitem__)
+        shares[rank].append(part)
+        num_rows[rank] += part.num_rows
     return shares
 
 

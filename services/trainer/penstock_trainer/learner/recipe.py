@@ -11,7 +11,8 @@ from penstock.config import Config, LossSection
 from penstock.config.loss import CorrectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
-from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards, varies
+from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards
+from penstock_trainer.batching.counts import varies
 
 
 @dataclass(frozen=True)

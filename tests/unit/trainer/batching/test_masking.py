@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionSpan, pack_float32, unpack_float32
 from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
-from penstock_trainer.batching.masking import is_all_masked, oldest_trained_version, token_lags, trained_mask
+from penstock_trainer.batching.counts import CompletionIndex
+from penstock_trainer.batching.masking import (
+    is_all_masked,
+    num_trained_tokens,
+    oldest_trained_version,
+    token_lags,
+    trained_mask,
+)
 from penstock_trainer.learner.learner import Learner
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
@@ -50,12 +57,14 @@ def with_completions(group: ScoredGroup, completions: Sequence[Completion]) -> S
 def test_what_is_left_is_young_and_all_that_is_young_is_left(
     ages: list[int], version: int, max_lag: int | None, data: st.DataObject
 ) -> None:
-    loss_mask = data.draw(st.lists(st.integers(0, 1), min_size=len(ages), max_size=len(ages)))
+    masks = st.lists(st.integers(0, 2), min_size=len(ages), max_size=len(ages))
+    loss_mask = data.draw(st.none() | masks)
     found = answer(ages, loss_mask)
-    left = trained_mask(found, version, max_lag)
-    assert token_lags(found, version) == tuple(version - each for each in ages)
+    left = trained_mask(found, version, max_lag).tolist()
+    assert token_lags(found, version).tolist() == [version - each for each in ages]
     young = [max_lag is None or version - each <= max_lag for each in ages]
-    assert left == tuple(bool(m) and y for m, y in zip(loss_mask, young, strict=True))
+    assert left == [bool(m) and y for m, y in zip(loss_mask or [1] * len(ages), young, strict=True)]
+    assert num_trained_tokens(found, version, max_lag) == sum(left)
     kept = [each for each, is_young in zip(ages, young, strict=True) if is_young]
     assert oldest_trained_version(found, version, max_lag) == min(kept, default=None)
 
@@ -76,7 +85,7 @@ def test_masking_takes_tokens_away_and_leaves_every_weight_as_it_was() -> None:
         assert list(masked) == [(0, 0), (0, 2), (1, 1)]
         for place, sample in masked.items():
             assert (sample.weight, sample.advantage) == (whole[place].weight, whole[place].advantage)
-        assert masked[0, 0].loss_mask == (False, True, True)
+        assert masked[CompletionIndex(0, 0)].loss_mask.tolist() == [False, True, True]
 
 
 def test_the_counts_say_what_was_too_old() -> None:
@@ -128,7 +137,7 @@ def test_a_masked_token_is_as_one_whose_behaviour_is_unknown(model_folder: Path,
 
 def _forget(old: Completion) -> Completion:
     values = unpack_float32(old.logprobs)
-    lags = token_lags(old, VERSION)
+    lags = token_lags(old, VERSION).tolist()
     known = [math.nan if lag > MAX_LAG else value for value, lag in zip(values, lags, strict=True)]
     return msgspec.structs.replace(old, logprobs=pack_float32(known))
 

@@ -11,7 +11,8 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
-from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch, varies
+from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch
+from penstock_trainer.batching.counts import varies
 from penstock_trainer.batching.packing import make_packs
 from penstock_trainer.model.attention import trie_mask
 from penstock_trainer.model.loading import load_model
@@ -36,9 +37,9 @@ def samples_of(groups: list[ScoredGroup]) -> tuple[Sample, ...]:
 
 def padded_logprobs(model: PreTrainedModel, samples: tuple[Sample, ...], temperature: float) -> list[Tensor]:
     """Log-probabilities of each sample's loss tokens from one right-padded pass, as any trainer would do it."""
-    sequences = [sample.prompt_ids + sample.token_ids for sample in samples]
+    sequences = [sample.prompt_ids.tolist() + sample.token_ids.tolist() for sample in samples]
     longest = max(map(len, sequences))
-    ids = torch.tensor([sequence + (0,) * (longest - len(sequence)) for sequence in sequences])
+    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
     attention = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in sequences])
     logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits / temperature
     logprobs = torch.log_softmax(logits, -1)
@@ -123,8 +124,8 @@ def test_mask_without_shared_prefixes_is_block_diagonal_causal() -> None:
 
 def test_groups_stay_whole_where_they_fit() -> None:
     samples = samples_of(example_groups(num_groups=6, seed=3))
-    prompts = dict.fromkeys(sample.prompt_ids for sample in samples)
-    alone = [make_packs([each for each in samples if each.prompt_ids == prompt], 4096)[0] for prompt in prompts]
+    prompts = dict.fromkeys(sample.prompt_ids.tobytes() for sample in samples)
+    alone = [make_packs([s for s in samples if s.prompt_ids.tobytes() == prompt], 4096)[0] for prompt in prompts]
     budget = max(pack.num_rows for pack in alone)
     packs = make_packs(samples, budget)
     # A split group would compute its prompt twice, and its samples would be in two packs.
@@ -161,7 +162,7 @@ def test_batch_leaves_out_zero_advantages_and_counts_them() -> None:
         scored_group(2, [7], answers, [None, None, 0.0, None]),
     ]
     batch = make_batch(groups, rules(), version=0)
-    assert [sample.prompt_ids for sample in batch.samples] == [(5,)] * 3
+    assert [sample.prompt_ids.tolist() for sample in batch.samples] == [[5]] * 3
     assert batch.samples[0].weight == 1 / (2 * 3)
     counts = batch.counts
     assert (counts.num_groups, counts.num_failed_groups, counts.num_degenerate_groups) == (2, 1, 1)
@@ -175,7 +176,7 @@ def test_batch_leaves_out_zero_advantages_and_counts_them() -> None:
 def test_completion_without_loss_tokens_is_no_sample() -> None:
     answers = [completion([8, 2], [-1.0, -1.0], mask=[0, 0]), completion([], []), completion([9], [-1.0])]
     group = scored_group(0, [5], answers, [1.0, 2.0, 0.0])
-    assert [sample.token_ids for sample in samples_of([group])] == [(9,)]
+    assert [sample.token_ids.tolist() for sample in samples_of([group])] == [[9]]
 
 
 def test_missing_model_folder_names_the_key(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from penstock.errors import ConfigError, RanksError
 from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch
-from penstock_trainer.batching.packing import make_packs, split
+from penstock_trainer.batching.packing import make_packs, sorted_paths, split
 from penstock_trainer.batching.rank_shares import even_parts, share
 from penstock_trainer.distributed.rank import Place, service_name
 from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
@@ -34,9 +34,9 @@ def test_half_an_environment_is_refused(environ: dict[str, str]) -> None:
 
 
 def test_split_says_what_make_packs_makes() -> None:
-    packs, parts = make_packs(samples(), 24), split(samples(), 24)
+    packs, parts = make_packs(samples(), 24), split(sorted_paths(samples()), 24)
     assert [pack.num_rows for pack in packs] == [part.num_rows for part in parts]
-    again = [make_packs(part.samples, part.num_rows) for part in parts]
+    again = [make_packs([path.sample for path in part.paths], part.num_rows) for part in parts]
     assert [len(each) for each in again] == [1] * len(parts)
     assert all((one.token_ids_P == two[0].token_ids_P).all() for one, two in zip(packs, again, strict=True))
 
@@ -57,8 +57,9 @@ def test_shares_hold_every_loss_token_once_and_are_even(num_ranks: int, max_toke
 
 
 def test_even_parts_need_no_more_rounds_than_full_ones() -> None:
-    full = len(split(samples(), 30))
-    assert len(even_parts(samples(), 30, 2)) <= full + full % 2
+    paths = sorted_paths(samples())
+    full = len(split(paths, 30))
+    assert len(even_parts(paths, 30, 2)) <= full + full % 2
 
 
 def test_a_rank_without_work_gets_a_pack_without_loss() -> None:

@@ -108,7 +108,7 @@ def test_tokens_know_how_many_versions_they_lag() -> None:
     old = completion([7, 8, 9], [-1.0, -1.0, -1.0])
     mixed = Completion(old.token_ids, old.loss_mask, old.logprobs, spans, "", "stop")
     batch = make_batch([scored_group(0, [4], [mixed, old], [1.0, 0.0])], BatchRules(Overlong(8)), version=5)
-    assert [sample.lags for sample in batch.samples] == [(2, 0, 0), (5, 5, 5)]
+    assert [sample.lags.tolist() for sample in batch.samples] == [[2, 0, 0], [5, 5, 5]]
 
 
 def test_overlong_completions_count_as_varying_rewards() -> None:
