@@ -5,7 +5,7 @@ answered is not repeated; no call fails because a breaker is open: it fails by i
 
     run --> attempt --> failed as in an outage --> back-off --> attempt ... --> verdicts
      |                                                             '-- breaker opened --> None --.
-     '-- breaker is open --> None --> `passable` (waits, probes) --> run again <-----------------'
+     '-- breaker is open --> None --> `breakers_closed` (waits, probes) --> run again <-----------------'
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Runner(Protocol):
     ) -> list[Outcome]: ...
 
 
-class Case:
+class Attempts:
     """The calls of one group, or of one request."""
 
     def __init__(
@@ -65,12 +65,12 @@ class Case:
 
     @property
     def blocked_by(self) -> str:
-        """The open breaker that it has to wait for, and why that is open; empty where there is none."""
+        """The open breaker that it has to wait for, and why that is open; empty if there is none."""
         breaker = self._breakers.blocking(call.function for call in self._due)
         return "" if breaker is None else str(breaker)
 
     async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
-        """One verdict per completion; None where an open breaker stands in the way: `passable`, then run again."""
+        """One verdict per completion; None if an open breaker stands in the way: `breakers_closed`, then run again."""
         if self.blocked_by:
             return None
         may_park = may_park and self._num_trips < MAX_TRIPS
@@ -96,8 +96,8 @@ class Case:
             for index in range(len(self._request[1]))
         ]
 
-    async def passable(self) -> None:
-        """Return when no breaker stands in its way any more; probes where it is its turn."""
+    async def breakers_closed(self) -> None:
+        """Return when no breaker stands in its way any more; probes if it is its turn."""
         while (breaker := self._breakers.blocking(call.function for call in self._due)) is not None:
             if not await breaker.admission(self._place, self._num_probes):
                 continue
@@ -132,7 +132,7 @@ class Case:
 
 
 class Settled:
-    """A case that needs no call: all its scores failed for one reason."""
+    """Attempts that need no call: all its scores failed for one reason."""
 
     blocked_by = ""
 
@@ -142,7 +142,7 @@ class Settled:
     async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
         return self._verdicts
 
-    async def passable(self) -> None:
+    async def breakers_closed(self) -> None:
         return
 
 

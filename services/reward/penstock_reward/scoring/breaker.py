@@ -139,7 +139,7 @@ class Breakers:
     """The breakers of all functions; one is made when its function is first used."""
 
     def __init__(self, limit: int, cooldown_seconds: float, on_change: OnChange) -> None:
-        """`on_change`: told the function and whether its breaker keeps calls back."""
+        """`on_change`: called with the function and whether its breaker keeps calls back."""
         self._limit = limit
         self._cooldown_seconds = cooldown_seconds
         self._on_change = on_change
@@ -156,5 +156,5 @@ class Breakers:
         return next((each for name in functions if (each := self.of(name)).state is not State.CLOSED), None)
 
     def describe(self) -> str:
-        """Which are open and why, in words; empty where none is."""
+        """Which are open and why, in words; empty if none is."""
         return "; ".join(str(each) for each in self._breakers.values() if each.state is not State.CLOSED)

@@ -14,7 +14,7 @@ from penstock_reward.processes.messages import FailureKind, Outcome
 
 @dataclass(frozen=True)
 class Verdict:
-    """One completion's score, and the kinds of failure behind it (empty where there is a value)."""
+    """One completion's score, and the kinds of failure behind it (empty if there is a value)."""
 
     score: Score
     kinds: frozenset[FailureKind] = frozenset()

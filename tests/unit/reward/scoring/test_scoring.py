@@ -25,8 +25,8 @@ from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
-from penstock_reward.scoring.seats import Seats
 
 OK = Outcome(1.0, 0.01)
 TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")
@@ -202,7 +202,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     metrics = RewardMetrics()
     runner = FakeRunner(lambda call, attempt: OK if call.completion == 0 else TIMEOUT)
     async with asyncio.timeout(10):
-        await score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(2, max_parked=4))
+        await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
     assert scored.group == decode(stored(groups[0]).head, RolloutHead)
@@ -227,7 +227,7 @@ async def test_no_more_groups_are_held_than_can_be_scored() -> None:
     consumer = FakeConsumer([group(number) for number in range(10)], stop)
     metrics = RewardMetrics()
     async with asyncio.timeout(10):
-        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Seats(3, max_parked=4))
+        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Permits(3, max_parked=4))
     assert len(consumer.handed_over) == 10
     assert consumer.most_held == 3
 
@@ -250,7 +250,9 @@ async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.M
     stop = asyncio.Event()
     consumer = FakeConsumer([group(0), group(1)], stop)
     runner, metrics = StuckRunner(), RewardMetrics()
-    loop = asyncio.create_task(score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(1, max_parked=4)))
+    loop = asyncio.create_task(
+        score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(1, max_parked=4))
+    )
     async with asyncio.timeout(10):
         await runner.entered.wait()
         stop.set()
