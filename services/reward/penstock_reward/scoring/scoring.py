@@ -29,7 +29,8 @@ class Scoring:
         self._runner = runner
         self._metrics = metrics
         self._sleep = sleep
-        self._known = frozenset(builtins()) | frozenset(section.functions)
+        self._pure = frozenset(builtins())
+        self._known = self._pure | frozenset(section.functions)
         self._places = count()
         self.breakers = Breakers(section.breaker_failures, section.breaker_seconds, metrics.breaker_changed)
         for name in section.functions:
@@ -69,6 +70,7 @@ class Scoring:
             self._runner,
             self.breakers,
             self._metrics,
+            self._pure,
             self._sleep,
         )
 

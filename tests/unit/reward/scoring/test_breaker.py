@@ -15,15 +15,21 @@ from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.child import kind_of
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
-from penstock_reward.scoring.attempts import MAX_TRIPS, back_off_seconds
-from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.attempts import back_off_seconds
+from penstock_reward.scoring.breaker import AnsweredCall, Breaker, Breakers
 from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
 from tests.unit.reward.scoring.test_scoring import OK, FakeConsumer, FakeRunner, group
 
 DOWN = Outcome(None, 0.1, "transient", "ConnectionError: refused\nby peer")
+HUNG = Outcome(None, 10.0, "timeout", "killed after 10 s")
 WRONG = Outcome(None, 0.1, "exception", "TypeError: no")
 COOLDOWN_SECONDS = 0.01
+ANSWERED = AnsweredCall("p", "c", "a", {}, 0.1)
+
+
+def fail(breaker: Breaker, reason: str = "down") -> None:
+    breaker.failed(reason, 0, declared=True)
 
 
 class Server(FakeRunner):
@@ -107,16 +113,38 @@ async def test_failures_in_a_row_open_it_and_one_answer_starts_the_count_again()
     changes: list[tuple[str, bool]] = []
     breaker = Breakers(3, 60, lambda name, is_open: changes.append((name, is_open))).of("f")
     for _ in range(2):
-        breaker.failed("down")
-    breaker.answered()
-    for _ in range(2):
-        breaker.failed("down")
+        fail(breaker)
     assert str(breaker.state) == "closed"
-    breaker.failed("down\nagain")
+    fail(breaker, "down\nagain")
     assert str(breaker.state) == "open"
     assert str(breaker) == "f (3 failures in a row, last: down again)"
-    breaker.answered()
+    breaker.answered(ANSWERED)
     assert changes == [("f", True), ("f", False)]
+    for _ in range(2):
+        fail(breaker)
+    assert not breaker.is_suspect
+    fail(breaker)
+    assert breaker.is_suspect  # closed still: what was answered before can show whether this is an outage
+    assert str(breaker.state) == "closed"
+
+
+async def test_before_any_answer_calls_that_hang_must_be_of_two_prompts() -> None:
+    breaker = Breakers(3, 60, lambda name, is_open: None).of("f")
+    for _ in range(20):
+        breaker.failed("killed", 7, declared=False)
+    assert str(breaker.state) == "closed"
+    breaker.failed("killed", 8, declared=False)
+    assert str(breaker.state) == "open"
+    assert not breaker.is_suspect
+
+
+def test_the_call_to_repeat_is_the_slowest_of_the_last_ones() -> None:
+    breaker = Breakers(3, 60, lambda name, is_open: None).of("f")
+    assert breaker.reference is None
+    for completion, seconds in (("judged", 0.8), *[("", 0.0001)] * 5, ("judged too", 0.7)):
+        breaker.answered(AnsweredCall("p", completion, "a", {}, seconds))
+    assert breaker.reference is not None
+    assert breaker.reference.completion == "judged"
 
 
 async def test_a_wrong_function_opens_nothing() -> None:
@@ -145,7 +173,7 @@ async def test_requests_over_http_are_refused_while_it_is_open() -> None:
 
 async def test_only_one_probes_at_a_time_and_each_probe_is_another_groups() -> None:
     breaker = Breakers(1, COOLDOWN_SECONDS, lambda name, is_open: None).of("f")
-    breaker.failed("down")
+    fail(breaker)
     probed: list[int] = []
     went_on: list[int] = []
 
@@ -156,9 +184,9 @@ async def test_only_one_probes_at_a_time_and_each_probe_is_another_groups() -> N
             probed.append(place)
             await asyncio.sleep(0)
             if len(probed) == 7:
-                breaker.answered()
+                breaker.answered(ANSWERED)
             else:
-                breaker.failed("down")
+                fail(breaker)
             breaker.probe_ended()
         went_on.append(place)
 
@@ -177,7 +205,7 @@ async def test_a_prober_that_is_cancelled_leaves_the_probe_to_another() -> None:
             asyncio.get_running_loop().call_soon(tasks[0].cancel)
 
     breaker = Breakers(1, COOLDOWN_SECONDS, on_change).of("f")
-    breaker.failed("down")
+    fail(breaker)
     tasks += [asyncio.create_task(breaker.admission(place, 0)) for place in (0, 1)]
     async with asyncio.timeout(10):
         assert await tasks[1] is True
@@ -273,8 +301,72 @@ async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back
     assert len(queue.waiting) == 10 - queue.most_held
 
 
-async def test_a_group_at_fault_keeps_nothing_open_and_fails_in_the_end() -> None:
-    """Its calls look like an outage; those of the others do not."""
+class Poisoned(Server):
+    """A server that hangs on completions that begin with "bad", and on all while it is down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rule = self.hang
+        self.is_down = False
+
+    def hang(self, call: Call, attempt: int) -> Outcome:
+        return HUNG if self.is_down or self.completions[-1][1].startswith("bad") else OK
+
+
+MINE = {"functions": {"mine:f": 1.0}, "breaker_failures": 3, "max_attempts": 3}
+BAD = ("bad a", "bad b", "bad c", "bad d")
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+async def test_one_prompt_on_which_the_function_hangs_opens_nothing(place: int) -> None:
+    """At the first place nothing was answered yet; at the last no other group is left to probe."""
+    setup = ServerScoring(server := Poisoned(), **MINE)
+    groups = [group(number, BAD if number == place else ("7", "8")) for number in range(5)]
+    queue = Queue(*groups)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
+        await until(lambda: len(queue.handed_over) == 5)
+        queue.stop.set()
+    scores = [[score.value for score in queue.handed_over[str(number)].scores] for number in range(5)]
+    assert scores == [[None] * 4 if number == place else [1.0, 1.0] for number in range(5)]
+    assert setup.open("mine:f") == 0
+    assert sum(text.startswith("bad") for _, text in server.completions) == 4 * 3, "its own attempts, and no more"
+
+
+async def test_when_everything_hangs_the_breaker_opens_and_parks_the_poisonous_prompt_too() -> None:
+    setup = ServerScoring(server := Poisoned(), **MINE)
+    await setup.scoring.score("p", ["7"], "7", "", {})
+    server.is_down = True
+    queue = Queue(group(0, BAD), group(1, ("7", "8")), group(2))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
+        await until(lambda: len(server.rounds) > 20)
+        assert setup.open("mine:f") == 1
+        assert not queue.handed_over
+        server.is_down = False
+        await until(lambda: len(queue.handed_over) == 3)
+        queue.stop.set()
+    scores = [[score.value for score in queue.handed_over[str(number)].scores] for number in range(3)]
+    assert scores == [[None] * 4, [1.0, 1.0], [1.0, 1.0]]
+
+
+async def test_the_poisonous_prompt_alone_does_not_keep_a_breaker_open() -> None:
+    """The outage is over, and no other group waits: the call that was answered before closes the breaker."""
+    setup = ServerScoring(server := Poisoned(), **MINE)
+    await setup.scoring.score("p", ["7"], "7", "", {})
+    server.is_down = True
+    queue = Queue(group(0, BAD))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
+        await until(lambda: setup.open("mine:f") == 1)
+        server.is_down = False
+        await until(lambda: queue.handed_over)
+        queue.stop.set()
+    assert setup.open("mine:f") == 0
+
+
+async def test_the_others_close_a_breaker_that_one_prompt_opened_before_anything_was_answered() -> None:
+    """The function declares failures (`transient`) that the prompt alone causes."""
 
     def rule(call: Call, attempt: int) -> Outcome:
         return DOWN if server.completions[-1][1].startswith("bad") else OK
@@ -289,4 +381,3 @@ async def test_a_group_at_fault_keeps_nothing_open_and_fails_in_the_end() -> Non
         queue.stop.set()
     bad = queue.handed_over["0"]
     assert [score.value for score in bad.scores] == [None, None]
-    assert sum(text == "bad a" for _, text in server.completions) >= MAX_TRIPS

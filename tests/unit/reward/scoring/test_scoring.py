@@ -94,21 +94,30 @@ def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
 async def test_only_failed_calls_are_repeated_and_every_failure_is_counted() -> None:
     runner = FakeRunner(lambda call, attempt: TIMEOUT if call.completion == 1 and attempt < 3 else OK)
     metrics = RewardMetrics()
-    verdicts = await scoring(runner, metrics, max_attempts=5).score("p", ["a", "b", "c"], "a", "", {})
+    scorer = scoring(runner, metrics, max_attempts=5, functions={"mine:f": 1.0})
+    verdicts = await scorer.score("p", ["a", "b", "c"], "a", "", {})
     assert [verdict.score.value for verdict in verdicts] == [1.0, 1.0, 1.0]
     assert [[call.completion for call in calls] for calls in runner.rounds] == [[0, 1, 2], [1], [1]]
     assert metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": "timeout"}) == 2
-    count = metrics.registry.get_sample_value(
-        "penstock_reward_score_duration_seconds_count", {"function": "exact_match"}
-    )
+    count = metrics.registry.get_sample_value("penstock_reward_score_duration_seconds_count", {"function": "mine:f"})
     assert count == 5
 
 
 async def test_after_max_attempts_it_stays_failed() -> None:
     runner = FakeRunner(lambda call, attempt: TIMEOUT)
-    [verdict] = await scoring(runner, max_attempts=2).score("p", ["a"], "a", "", {})
-    assert verdict.score.failure == "exact_match: killed after 10 s"
+    [verdict] = await scoring(runner, max_attempts=2, functions={"mine:f": 1.0}).score("p", ["a"], "a", "", {})
+    assert verdict.score.failure == "mine:f: killed after 10 s"
     assert len(runner.rounds) == 2
+
+
+async def test_a_pure_function_that_timed_out_is_not_called_again() -> None:
+    runner = FakeRunner(lambda call, attempt: TIMEOUT)
+    scorer = scoring(runner, max_attempts=3, breaker_failures=2)
+    for _ in range(5):
+        verdicts = await scorer.score("p", ["a", "b"], "a", "", {})
+        assert [verdict.score.failure for verdict in verdicts] == ["exact_match: killed after 10 s"] * 2
+    assert len(runner.rounds) == 5
+    assert scorer.breakers.describe() == ""
 
 
 def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> RolloutGroup:
