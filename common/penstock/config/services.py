@@ -66,6 +66,8 @@ class RewardSection(Section):
     """Reward services that the local launcher starts."""
     functions: dict[str, float] = Field(default={"exact_match": 1.0})
     """Weighted sum of functions: a built-in name or `module:function`, and its weight."""
+    max_magnitude: Annotated[float, Field(gt=0, le=1e12)] = 1e6
+    """Largest absolute value of a score, the weighted sum; one beyond it counts as failed, and is never trained on."""
     modules_path: str = "."
     """Folder put on the import path for `module:function`."""
     timeout_seconds: Seconds = 10

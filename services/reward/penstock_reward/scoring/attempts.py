@@ -93,10 +93,14 @@ class Attempts:
         if due and may_park and self.blocked_by:
             return None
         self._due = []
-        return [
-            combine(self._weights, {name: self._outcomes[Call(name, index)] for name in self._weights})
-            for index in range(len(self._request[1]))
-        ]
+        return [self._verdict(index) for index in range(len(self._request[1]))]
+
+    def _verdict(self, completion: int) -> Verdict:
+        outcomes = {name: self._outcomes[Call(name, completion)] for name in self._weights}
+        verdict = combine(self._weights, outcomes, self._section.max_magnitude)
+        for kind in verdict.kinds - {outcome.kind for outcome in outcomes.values()}:
+            self._metrics.failed_without_call(kind)
+        return verdict
 
     async def breakers_closed(self) -> None:
         """Return when no breaker stands in its way any more; probes if it is its turn."""

@@ -71,6 +71,17 @@ async def test_a_row_may_name_its_own_function() -> None:
         assert runner.rounds[-1] == [Call(reward, 0)]
 
 
+async def test_a_score_beyond_the_bound_is_a_failure_of_its_completion_alone() -> None:
+    runner = FakeRunner(lambda call, attempt: Outcome(1e155 if call.completion == 0 else 1e5, 0.0))
+    metrics = RewardMetrics()
+    verdicts = await scoring(runner, metrics).score("p", ["a", "b"], "a", "", {})
+    assert [verdict.score.value for verdict in verdicts] == [None, 1e5]
+    assert verdicts[0].score.failure.startswith("the score is 1e+155 (exact_match 1e+155 * 1); expected at most 1e+06")
+    assert metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": "too_large"}) == 1
+    wider = await scoring(runner, max_magnitude=1e5).score("p", ["a", "b"], "a", "", {})
+    assert [verdict.score.value for verdict in wider] == [None, 1e5]
+
+
 async def test_an_unknown_reward_is_a_failure_and_calls_nothing() -> None:
     runner = FakeRunner()
     verdicts = await scoring(runner).score("p", ["a", "b"], "a", "os:system", {})
