@@ -20,8 +20,8 @@ from penstock_reward.app import make_reward_app
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.pool import open_pool
 from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring, check_weights
-from penstock_reward.scoring.seats import Seats
 
 READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
@@ -42,8 +42,8 @@ async def start(config: Config) -> None:
             scoring = Scoring(section, pool, metrics)
             worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
             # Every outstanding ticket may be parked: then nothing keeps groups of other functions in the stream.
-            seats = Seats(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
-            metrics.watch_parked(lambda: seats.num_parked)
+            permits = Permits(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
+            metrics.watch_parked(lambda: permits.num_parked)
 
             def record() -> ServiceRecord:
                 waiting_for = scoring.breakers.describe()
@@ -53,7 +53,7 @@ async def start(config: Config) -> None:
             await served.run(
                 make_reward_app(section, scoring, pool, metrics.registry, config.token),
                 background=[worker.keep_alive(), announce(queue, record, config.staleness.heartbeat_seconds)],
-                score_groups=score_groups(worker, scoring, metrics, served.stop, seats),
+                score_groups=score_groups(worker, scoring, metrics, served.stop, permits),
             )
             await worker.retire()
             await queue.unregister(worker.name)

@@ -38,7 +38,7 @@ FUNCTIONS = """
 import os, time
 
 def obey(prompt, completion, answer, metadata):
-    '''Does what it is told.'''
+    '''Obeys the completion.'''
     if completion == "die":
         os._exit(1)
     if completion == "hang":
