@@ -14,6 +14,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from tests.patience import ANSWER_SECONDS
 
 if TYPE_CHECKING:  # tests of the queue do not wait for torch
     from benchmarks.push_setup import RolloutServer
@@ -49,7 +50,7 @@ async def queue(queue_config: Config) -> AsyncIterator[Queue]:
     try:
         yield connected
     finally:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(ANSWER_SECONDS):
             await connected.delete_run()
             await connected.close()
 

@@ -13,6 +13,7 @@ from penstock.contracts import PolicyIdentity, Ticket, decode
 from penstock.contracts.ledger import StepRecord
 from penstock.contracts.services import Announcement
 from tests.integration.broker.queue_setup import issue, make_group, make_ticket, make_worker, read_group
+from tests.patience import ANSWER_SECONDS
 
 
 async def test_a_ticket_goes_through_all_stages(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
@@ -192,6 +193,6 @@ async def test_wait_misses_nothing(trainer: TrainerQueue, queue: Queue, queue_co
     worker = make_worker(queue, queue_config)
     assert await worker.take(Stage.TICKETS) is None
     await issue(trainer, 0)
-    async with asyncio.timeout(1):
-        await worker.wait(Stage.TICKETS, timeout_seconds=3)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await worker.wait(Stage.TICKETS, timeout_seconds=600)
     assert await worker.take(Stage.TICKETS) is not None

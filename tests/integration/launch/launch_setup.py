@@ -17,6 +17,7 @@ import yaml
 
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
+from tests.patience import START_SECONDS
 
 TORCHRUN = Path(__file__).parents[3] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"
 STAND_IN = """
@@ -140,7 +141,7 @@ class Bench:
         return document
 
 
-def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> None:
+def until(condition: Callable[[], object], timeout_seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"

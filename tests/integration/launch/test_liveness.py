@@ -16,6 +16,7 @@ from penstock.config import Config
 from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket
 from tests.integration.launch.test_two_trainers import acquired, ended, eventually, trained
 from tests.integration.launch.user_commands import Bench, assert_one_line
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
@@ -76,7 +77,7 @@ async def test_a_link_that_is_slow_and_stalls_delays_work_and_repeats_none(
             await asyncio.sleep(0.5)
             assert not moving.done()
             link.open.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 assert await moving is True
             assert (await queue.depths())["rollouts"] == 1
             assert (await queue.depths())["tickets"] == 0
@@ -106,7 +107,7 @@ async def test_a_restart_of_the_queue_keeps_what_is_held_at_every_stage(tmp_path
             ]
             await asyncio.sleep(0)
             server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 assert await asyncio.gather(*moving) == [True, True]
             depths = await queue.depths()
             assert (depths["tickets"], depths["rollouts"], depths["scored"]) == (0, 1, 1)

@@ -20,6 +20,7 @@ from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, QueueError
 from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
 from tests.integration.launch.user_commands import END_SECONDS, Bench, said
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
@@ -47,7 +48,7 @@ async def test_a_standby_waits_past_the_limit_and_takes_over_when_the_lease_is_g
     await asyncio.sleep(2 * queue_config.staleness.heartbeat_seconds)
     assert not waiting.done()
     await asyncio.to_thread(first.release)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         second = await waiting
     assert second.number == first.number + 1
     assert lost == []
@@ -108,7 +109,7 @@ async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_
 
     await queue.client.set(queue.keys.lease, "99:other")
     lease.start_renewing(on_loss)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         await lost.wait()
     assert "99:other" in str(reasons[0])
     await asyncio.to_thread(lease.release)

@@ -20,6 +20,7 @@ from penstock.config import RewardSection
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.processes.pool import Pool, open_pool
 from penstock_reward.processes.process import WorkerProcess
+from tests.patience import ANSWER_SECONDS
 
 FUNCTIONS = '''
 """Functions of a user."""
@@ -77,7 +78,7 @@ def alive(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while alive(pid):  # noqa: ASYNC110 - a process that is not our child announces its end to nobody
             await asyncio.sleep(0.02)
 

@@ -27,6 +27,7 @@ from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import Weights
 from tests.integration.rollout.sglang_pair import ROOT
 from tests.integration.rollout.test_engine_sglang import stage
+from tests.patience import START_SECONDS
 from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
 
 PROBE = tuple(range(40, 56))
@@ -85,7 +86,7 @@ class Server:
     queue: MemoryQueue = field(default_factory=MemoryQueue)
 
     async def generates(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(START_SECONDS):
             while not self.metrics.registry.get_sample_value("penstock_rollout_inflight_groups"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -106,7 +107,7 @@ class Server:
         )
         self.queue.published.clear()
         self.queue.put(ticket)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(START_SECONDS):
             while not self.queue.published:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return self.queue.published[0].completions

@@ -24,10 +24,11 @@ from penstock_trainer.weights.deltas import DeltaWriter
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.integration.rollout.sglang_pair import PYTHON, VOCABULARY, all_up, scheduler_of
+from tests.patience import ANSWER_SECONDS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not PYTHON.exists(), reason="no environment with SGLang: `make envs` makes one"),
 ]
@@ -150,7 +151,7 @@ async def test_generation_weights_and_death(
         await engine.generate(pack_int32([5]), (1,), Sampling(1.0, 4096, ()))
 
     scheduler_of(sglang_pair[0]).kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await all_up(sglang_pair[:1])

@@ -19,6 +19,7 @@ from penstock.config import Config
 from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, ServerState, ServiceKind, Ticket, pack_int32
 from penstock.contracts.services import Announcement, ServiceRecord
 from tests.integration.broker.queue_setup import read_group
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -80,7 +81,7 @@ async def ended(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
 
 
 async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> ServiceRecord:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while True:
             for record in await queue.services():
                 if record.server_state not in (None, ServerState.STARTING):
@@ -90,7 +91,7 @@ async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> Servic
 
 
 async def next_group(worker: Worker) -> RolloutGroup:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
             await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
     return await read_group(worker, delivery)
@@ -141,11 +142,11 @@ async def test_it_serves_pushes_tickets_and_sigterm(
 
             fake.going_on.clear()  # what cannot be finished goes back
             await trainer.issue([ticket(2)], second)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 while fake.num_running == 0:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), 30)
+            _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
             assert process.returncode == 0, errors
             assert [each for each in await queue.services() if each.kind is ServiceKind.ROLLOUT] == []
             other = Worker(queue, "other", queue_config.staleness)
@@ -155,7 +156,7 @@ async def test_it_serves_pushes_tickets_and_sigterm(
 async def test_without_an_engine_it_ends_and_names_the_key(tmp_path: Path, queue: Queue, queue_config: Config) -> None:
     process = await started(tmp_path, queue_config, python="does/not/exist")
     async with ended(process):
-        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
     assert process.returncode == 6
     assert b"rollout: engine_start: rollout.engine.python: 'does/not/exist' is no executable" in errors
 
@@ -171,11 +172,11 @@ async def test_a_given_engine_that_stays_away_ends_it(
             path, digest = stage_weights(tmp_path, 0)
             fake.die_on_generate = True
             await trainer.issue([ticket(0)], Announcement(PolicyIdentity(0, digest), path, trainer.lease.number))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 while "/generate" not in fake.paths():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             assert fake.server is not None
             fake.server.should_exit = True
-            _, errors = await asyncio.wait_for(process.communicate(), 30)
+            _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
     assert process.returncode == 6
     assert b"rollout.engine.url: nothing answers like SGLang" in errors

@@ -23,6 +23,7 @@ from penstock_rollout.engine.types import completions
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.rollout.sglang_pair import DEADLINE_SECONDS, PYTHON, all_up, pair_config, scheduler_of
+from tests.patience import START_SECONDS
 
 WORKER = Path(__file__).with_name("push_worker.py")
 GREEDY = Sampling(0.0, 12, ())
@@ -30,7 +31,7 @@ PROMPTS = ([5, 6, 7], [20, 21, 22, 23, 24])
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not PYTHON.exists(), reason="no environment with SGLang: `make envs` makes one"),
 ]
@@ -135,7 +136,7 @@ async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> N
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), 120)
+        output, _ = await asyncio.wait_for(process.communicate(), START_SECONDS)
     finally:
         kill_all(descendants(process.pid), grace_seconds=1)
     assert process.returncode == 0, output.decode()

@@ -27,6 +27,7 @@ from penstock_trainer.weight_sync.publisher import Publisher, Push
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.staging import Staging
 from tests.integration.rollout.test_service import ended, next_group, started, ticket
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs, token_logprob
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
 from tests.unit.rollout.weights.updater_setup import CYCLE
@@ -85,7 +86,7 @@ class Run:
     async def record(self, server: Server, holds: Callable[[ServiceRecord], bool]) -> ServiceRecord:
         """The server's record, once it is like that."""
         assert server.process is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(ANSWER_SECONDS):
             while True:
                 for record in await self.queue.services():
                     if record.pid == server.process.pid and holds(record):

@@ -17,6 +17,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import Weights
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
@@ -135,7 +136,7 @@ class Bench:
         return self.metrics.registry.get_sample_value("penstock_rollout_groups_total", {"outcome": outcome}) or 0
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(ANSWER_SECONDS):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -151,7 +152,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
         {
             "actor": {"path": "unused", "group_size": G},
             "data": {"train": {"path": "unused"}},
-            "rollout": {"engine": {"max_running_requests": 4 * G, "request_timeout_seconds": 5}},
+            "rollout": {"engine": {"max_running_requests": 4 * G, "request_timeout_seconds": ANSWER_SECONDS}},
         }
     )
     fake, queue = FakeSGLang(), MemoryQueue()

@@ -12,6 +12,7 @@ from penstock.config import RewardSection
 from penstock.errors import RewardError
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.processes.pool import Pool, open_pool, split
+from tests.patience import ANSWER_SECONDS
 
 FUNCTIONS = '''
 """Functions of a user."""
@@ -140,7 +141,7 @@ async def test_what_a_function_raises_is_the_reason(folder: Path) -> None:
 async def test_calls_that_end_or_outlive_their_process_fail_alone(folder: Path) -> None:
     texts = ["one", "_exit", "one", "hang", "segfault", "spin", "close", "one"]
     async with open_pool(section(folder, timeout_seconds=0.8)) as pool:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(ANSWER_SECONDS):
             outcomes = await run(pool, texts)
     assert [outcome.value for outcome in outcomes] == [1.0, None, 1.0, None, None, None, None, 1.0]
     assert [outcome.kind for outcome in outcomes] == [

@@ -27,6 +27,7 @@ from penstock_trainer.telemetry.status import Status
 from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weights.deltas import DELTA_NAME
 from penstock_trainer.weights.files import WEIGHTS_NAME
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving
 from tests.unit.rollout.weights.delta_world import World, flip
 
@@ -89,7 +90,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     transport = DiskTransport(world.staging)
     fake = FakeSGLang()
     async with serving(fake) as url, trainer_service(transport, tmp_path) as trainer_url:
-        engine = Engine(FakeServer(fake, url), SGLangClient(EngineSection(request_timeout_seconds=5)))
+        engine = Engine(FakeServer(fake, url), SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS)))
         weights = Weights(engine, SECTION, RolloutMetrics(), world.server())
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))

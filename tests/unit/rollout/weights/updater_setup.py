@@ -15,6 +15,7 @@ from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.updater import Weights
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
@@ -54,7 +55,7 @@ async def weights_bench(root: Path) -> AsyncIterator[Bench]:
     fake = FakeSGLang()
     async with serving(fake) as url:
         server = FakeServer(fake, url)
-        engine = Engine(server, SGLangClient(EngineSection(request_timeout_seconds=5)))
+        engine = Engine(server, SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS)))
         metrics = RolloutMetrics()
         weights = Weights(engine, WeightsSection(), metrics)
         stop = asyncio.Event()
