@@ -169,7 +169,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
             producing = tasks.create_task(producer.produce_groups(bench.stop))
             yield bench
             fake.going_on.set()
-            fake.token_seconds = 0
+            fake.holds_at, fake.token_seconds = -1, 0
             bench.stop.set()
             await producing
             engine_stop.set()

@@ -25,7 +25,11 @@ from tests.unit.rollout.fake_model import next_token, prompt_logprobs, token_log
 
 
 class FakeSGLang:
-    """State and switches of the fake: set an attribute to make it fail."""
+    """State and switches of the fake: set an attribute to make it fail.
+
+    What a test wants to happen in the middle of something is not left to how long that takes: `holds_at`, `may_load`
+    and `may_probe` keep it there until the test has seen what it wants to see.
+    """
 
     def __init__(self) -> None:
         self.weight_version = "default"
@@ -33,7 +37,11 @@ class FakeSGLang:
         self.model_path = ""
         self.token_seconds = 0.0
         self.load_seconds = self.pass_seconds = 0.0
-        self.probe_seconds = 0.0
+        self.holds_at = -1  # completions wait before this token of theirs
+        self.num_held = 0  # how many have come to that
+        self.may_load, self.may_probe = asyncio.Event(), asyncio.Event()
+        self.may_load.set()
+        self.may_probe.set()
         self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
@@ -64,7 +72,8 @@ class FakeSGLang:
         versions: list[str] = []
         logprobs: list[list[Any]] = []
         began_at, finish_reason = self.num_aborts, self.finish_reason
-        for _ in range(params["max_new_tokens"]):
+        for position in range(params["max_new_tokens"]):
+            await self._held(position, began_at)
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
             await self.going_on.wait()
@@ -75,11 +84,11 @@ class FakeSGLang:
             versions.append(self.weight_version)
             logprobs.append([token_logprob(tokens[-1], self.sticks_to or self.weight_version), tokens[-1], None])
         spans: list[dict[str, Any]] = []
-        for position, version in enumerate(versions):
+        for start, version in enumerate(versions):
             if spans and spans[-1]["version"] == version:
-                spans[-1]["end"] = position + 1
+                spans[-1]["end"] = start + 1
             else:
-                spans.append({"version": version, "start": position, "end": position + 1})
+                spans.append({"version": version, "start": start, "end": start + 1})
         return {
             "text": " ".join(map(str, tokens)),
             "output_ids": tokens,
@@ -90,6 +99,12 @@ class FakeSGLang:
                 "output_token_logprobs": logprobs,
             },
         }
+
+    async def _held(self, position: int, began_at: int) -> None:
+        """Until the test lets it go on, or it is aborted."""
+        self.num_held += position == self.holds_at
+        while position == self.holds_at and self.num_aborts == began_at:  # noqa: ASYNC110 - of either
+            await asyncio.sleep(0.005)
 
 
 def make_fake_app(fake: FakeSGLang) -> FastAPI:
@@ -119,7 +134,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
         body = await body_of(request)
         if body.get("logprob_start_len") == 0:
             await fake.going_on.wait()
-            await asyncio.sleep(fake.probe_seconds)
+            await fake.may_probe.wait()
             said = prompt_logprobs(body["input_ids"], fake.sticks_to or fake.weight_version)
             told = [[logprob, token, None] for logprob, token in zip([None, *said], body["input_ids"], strict=True)]
             return {"text": "", "output_ids": [], "meta_info": {"input_token_logprobs": told}}
@@ -173,6 +188,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     async def load(request: Request) -> Any:
         body = await body_of(request)
         await asyncio.sleep(fake.load_seconds)
+        await fake.may_load.wait()
         if fake.fail_load:
             return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
         fake.weight_version = body["weight_version"]
@@ -196,6 +212,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     async def receive(request: Request) -> Any:
         body = await body_of(request)
         await asyncio.sleep(fake.load_seconds)
+        await fake.may_load.wait()
         if fake.fail_load:
             return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
         if body["weight_version"] is not None:
@@ -235,7 +252,9 @@ async def serving(fake: FakeSGLang) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
-        fake.going_on.set()
+        for gate in (fake.going_on, fake.may_load, fake.may_probe):
+            gate.set()
+        fake.holds_at = -1
         fake.break_connections()
         fake.server.should_exit = fake.server.force_exit = True
         await task
