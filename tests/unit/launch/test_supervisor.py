@@ -41,11 +41,17 @@ class Bench:
         self.events: list[str] = []
         self.children: list[Child] = []
         self.trees = ProcessTrees(folder, "bench")
+        self.mark = folder / "mark"
 
     def child(self, name: str, script: str) -> Child:
         command = Command(name, (sys.executable, "-S", "-c", script), dict(os.environ), self.folder / f"{name}.log")
         self.children.append(Child(command, FAST))
         return self.children[-1]
+
+    def waits_for_mark(self, exit_code: int) -> str:
+        """The script of a child that ends when the test says so."""
+        wait = f"while not os.path.exists({str(self.mark)!r}): time.sleep(0.01)"
+        return f"import os, sys, time\n{wait}\nsys.exit({exit_code})"
 
     def supervisor(self, grace: Grace | None = None, *, goes_on_with_fewer: bool = False) -> Supervisor:
         return Supervisor(
@@ -125,18 +131,22 @@ async def test_exit_code_2_ends_everything_at_once_with_the_message(bench: Bench
 async def test_of_several_services_of_a_kind_one_may_be_given_up(bench: Bench) -> None:
     bench.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
     bench.child("rollout-1", SLEEP)
-    bench.child("trainer", "import time; time.sleep(0.6)")
-    outcome = await bench.supervisor(PATIENT, goes_on_with_fewer=True).run()
-    assert outcome == Outcome(0, "the trainer has finished")
+    bench.child("trainer", bench.waits_for_mark(exit_code=0))
+    running = asyncio.create_task(bench.supervisor(PATIENT, goes_on_with_fewer=True).run())
     given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
-    assert given_up in bench.events
+    await until(lambda: given_up in bench.events)
+    bench.mark.touch()
+    assert await running == Outcome(0, "the trainer has finished")
 
 
 async def test_the_last_service_of_a_kind_is_not_given_up(bench: Bench) -> None:
     bench.child("rollout-0", "import sys; sys.exit(6)")
-    bench.child("rollout-1", "import sys, time; time.sleep(0.3); sys.exit(6)")
+    bench.child("rollout-1", bench.waits_for_mark(exit_code=6))
     bench.child("trainer", SLEEP)
-    outcome = await bench.supervisor(PATIENT, goes_on_with_fewer=True).run()
+    running = asyncio.create_task(bench.supervisor(PATIENT, goes_on_with_fewer=True).run())
+    await until(lambda: any(each.startswith("rollout-0: given up") for each in bench.events))
+    bench.mark.touch()
+    outcome = await running
     assert (outcome.exit_code, outcome.reason.partition(" ")[0]) == (6, "rollout-1")
 
 

@@ -10,7 +10,7 @@ from penstock.config import EngineSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_int32
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
 from penstock_rollout.engine.sglang.arguments import command, environment
-from penstock_rollout.engine.sglang.client import EngineAbsentError, SGLangClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.types import CompletionRequest, EngineAbsentError, GroupAnswer, completions
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
@@ -60,8 +60,8 @@ async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
     fake: FakeSGLang, client: SGLangClient
 ) -> None:
     """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
-    client.control_timeout_seconds, fake.pass_seconds = 1.0, 1.5
-    await client.pause("retract", ANSWER_SECONDS)
+    client.connection.control_timeout_seconds, fake.pass_seconds = 1.0, 1.5
+    await client.generation.pause("retract", ANSWER_SECONDS)
     fake.pass_seconds = 2 * ANSWER_SECONDS
     with pytest.raises(TimeoutError, match=r"did not answer /set_internal_state in 0\.2 s"):
         await client.generation.pause("in_place", 0.2)
@@ -121,13 +121,13 @@ async def test_no_answer_in_time_names_what_was_waited_for(fake: FakeSGLang) -> 
         client = SGLangClient(EngineSection(request_timeout_seconds=1))
         await client.connect(url)
         with pytest.raises(TimeoutError, match="/generate in 1 s"):
-            await client.generate(PROMPT, (1,), SAMPLING)
+            await generate(client, PROMPT, (1,), SAMPLING)
         await client.close()
 
 
 async def test_closing_ends_what_waits(fake: FakeSGLang, client: SGLangClient) -> None:
     fake.holds_at = 1
-    waiting = asyncio.create_task(client.generate(PROMPT, (1,), SAMPLING))
+    waiting = asyncio.create_task(generate(client, PROMPT, (1,), SAMPLING))
     await fake.running.wait()
     await client.close()
     with pytest.raises(EngineDiedError):
@@ -154,16 +154,16 @@ async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, 
 
 
 async def test_a_probe_returns_one_logprob_per_token_but_the_first(fake: FakeSGLang, client: SGLangClient) -> None:
-    assert await client.prompt_logprobs((7, 8, 9), ANSWER_SECONDS) == prompt_logprobs((7, 8, 9), "default")
+    assert await client.generation.prompt_logprobs((7, 8, 9), ANSWER_SECONDS) == prompt_logprobs((7, 8, 9), "default")
     with pytest.raises(EngineRejectedError, match="token id 100"):
-        await client.prompt_logprobs((7, 100), ANSWER_SECONDS)
+        await client.generation.prompt_logprobs((7, 100), ANSWER_SECONDS)
 
 
 async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSGLang, client: SGLangClient) -> None:
     shared = tuple(range(40))
     prompts = [pack_int32([*shared, last]) for last in (41, 42, 43)]
-    await client.prompt_logprobs(shared, ANSWER_SECONDS)
-    await asyncio.gather(*(client.generate(prompt, (1, 2), SAMPLING) for prompt in prompts))
+    await client.generation.prompt_logprobs(shared, ANSWER_SECONDS)
+    await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
     assert [list(shared)] not in sent[1:]  # not once more for the groups
     # Other weights: what the old ones computed is of no use.

@@ -11,7 +11,6 @@ from penstock.contracts import Sampling, pack_int32
 from penstock.errors import (
     WeightsMismatchError,
 )
-from penstock_rollout.engine.sglang.answers import completions
 from penstock_rollout.engine.types import completions
 from tests.unit.rollout.weights.updater_setup import ABORT_CYCLE, CYCLE, Bench, until, weights_bench
 
@@ -62,7 +61,7 @@ async def test_in_place_keeps_caches_and_flushes_nothing(bench: Bench) -> None:
     bench.fake.holds_at = 3  # of 8 tokens
     first, second = bench.watched(1), bench.watched(2)
     await bench.weights.update(first)
-    running = asyncio.create_task(bench.engine.client.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
+    running = asyncio.create_task(bench.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
     await until(lambda: bench.fake.num_held == 2)
     await bench.weights.update(second)
     bench.fake.holds_at = -1
