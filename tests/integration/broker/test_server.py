@@ -127,12 +127,12 @@ async def test_a_wait_whose_connection_breaks_goes_on(
 
 
 async def test_a_frozen_redis_is_named(redis_server: EmbeddedServer, queue_config: Config) -> None:
-    section = queue_config.redis.model_copy(update={"timeout_seconds": 1.0})
+    section = queue_config.redis.model_copy(update={"timeout_seconds": 2.0})
     queue = await connect(queue_config.model_copy(update={"redis": section}))
     assert redis_server.process is not None
     redis_server.process.send_signal(signal.SIGSTOP)
     try:
-        with pytest.raises(QueueError, match=r"no answer within 1 s \(redis\.timeout_seconds"):
+        with pytest.raises(QueueError, match=r"no answer within 2 s \(redis\.timeout_seconds"):
             await queue.depths()
     finally:
         redis_server.process.send_signal(signal.SIGCONT)

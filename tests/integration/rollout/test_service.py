@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from penstock.broker import Queue, Served, Stage, Worker
-from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, ServerState, ServiceKind, Ticket, pack_int32
@@ -45,7 +44,7 @@ async def started(
     folder: Path,
     config: Config,
     *,
-    heartbeat_seconds: float = 2,
+    heartbeat_seconds: float = ANSWER_SECONDS,
     weights: dict[str, object] | None = None,
     **engine: object,
 ) -> asyncio.subprocess.Process:
@@ -54,7 +53,7 @@ async def started(
         "actor": {"path": "unused", "group_size": 2},
         "data": {"train": {"path": "unused"}},
         "staleness": {"heartbeat_seconds": heartbeat_seconds},
-        "rollout": {"engine": {"start_timeout_seconds": 3, **engine}},
+        "rollout": {"engine": {"start_timeout_seconds": START_SECONDS, **engine}},
         "weights": weights or {},
         "redis": {
             "url": config.redis.url,
@@ -95,13 +94,6 @@ async def next_group(worker: Worker) -> RolloutGroup:
         while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
             await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
     return await read_group(worker, delivery)
-
-
-@pytest.fixture
-async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
-    """With a lease that outlasts the test."""
-    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 60})
-    return TrainerQueue(queue, await acquire_lease(queue, queue_config.model_copy(update={"staleness": staleness})))
 
 
 async def test_its_record_says_at_once_that_the_engine_is_up(
@@ -166,7 +158,7 @@ async def test_a_given_engine_that_stays_away_ends_it(
 ) -> None:
     fake = FakeSGLang()
     async with serving(fake) as url:
-        process = await started(tmp_path, queue_config, url=url)
+        process = await started(tmp_path, queue_config, url=url, start_timeout_seconds=5)
         async with ended(process):
             await record_of(queue, process)
             path, digest = stage_weights(tmp_path, 0)
