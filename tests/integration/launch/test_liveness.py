@@ -16,7 +16,7 @@ from penstock.config import Config
 from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket
 from tests.integration.launch.test_two_trainers import acquired, ended, eventually, trained
 from tests.integration.launch.user_commands import Bench, assert_one_line
-from tests.patience import ANSWER_SECONDS
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
@@ -165,7 +165,7 @@ async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
 @pytest.mark.slow
 async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(bench: Bench) -> None:
     (bench.folder / "own.py").write_text(OUT_OF_ORDER)
-    bench.document["run"]["stall_seconds"] = 3
+    bench.document["run"]["stall_seconds"] = 8  # in which the others, which are up, come to the failure
     bench.document["reward"] = {
         "functions": {"own:broken": 1.0},
         "breaker_failures": 1,
@@ -176,9 +176,12 @@ async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_na
         bench.document["rollout"]["engine"] = {"url": url}
         for module in ("penstock_reward", "penstock_rollout"):
             bench.start(module)
-        trainer = bench.start("penstock_trainer")
         queue = await connect(Config.model_validate(bench.document))
         try:
+            async with asyncio.timeout(START_SECONDS):
+                while {each.state for each in await queue.services()} != {"ready", "serving"}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            trainer = bench.start("penstock_trainer")
             code = await ended(trainer)
             assert trainer.stdout is not None
             expected = ("no progress", "holds from rollouts", "breaker open: own:broken (", "judge is down")

@@ -26,7 +26,7 @@ class Bench:
             "total_train_epochs": 8,
             "sampling": {"max_new_tokens": 4},
             "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
-            "staleness": {"heartbeat_seconds": 1},
+            "staleness": {"heartbeat_seconds": 5},
             "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": START_SECONDS}},
             "weights": {"canary_tokens": 0},  # an engine here is a fake, which knows nothing of the model
             "reward": {"functions": {"exact_match": 1.0}},

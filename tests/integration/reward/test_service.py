@@ -61,7 +61,7 @@ def configured(folder: Path, server: EmbeddedServer | None, **reward: Any) -> Pa
     section = {
         "functions": {"mine:obey": 1.0},
         "modules_path": str(folder),
-        "timeout_seconds": 1.5,
+        "timeout_seconds": 4,
         "max_attempts": 1,
         **reward,
     }

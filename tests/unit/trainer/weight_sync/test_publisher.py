@@ -143,7 +143,7 @@ async def test_any_other_answer_fences_the_server(answer: Response, reason: str)
 
 
 async def test_a_server_that_does_not_answer_in_time_is_fenced_and_others_are_live() -> None:
-    slow, quick = Server([JSONResponse(SERVED)], delay_seconds=2 * ANSWER_SECONDS), Server([JSONResponse(SERVED)])
+    slow, quick = Server([JSONResponse(SERVED)], delay_seconds=4), Server([JSONResponse(SERVED)])
     async with slow.serving() as slow_url, quick.serving() as url:
         records = [rollout(slow_url, "slow"), rollout(url, "quick"), rollout("http://127.0.0.1:1", "gone")]
         live, fenced = await push(records, timeout_seconds=3)
