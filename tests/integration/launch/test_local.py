@@ -54,10 +54,14 @@ def test_a_run_from_start_to_summary(bench: Bench) -> None:
 
 @pytest.mark.parametrize("service", ["reward", "queue"])
 def test_a_killed_service_comes_back_and_the_run_ends_right(bench: Bench, service: str) -> None:
-    process = bench.launch("--run.max_steps", "8")
+    process = bench.launch("--run.max_steps", "1000")
     wait_for_text(bench, "trainer: started")
     bench.identity("trainer")
-    bench.identity(service).send(signal.SIGKILL)
+    first = bench.identity(service)
+    first.send(signal.SIGKILL)
+    wait_for_text(bench, f"{service}: died (killed by SIGKILL)")
+    until(lambda: bench.identity(service) != first)
+    bench.finish()
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     assert f"{service}: died (killed by SIGKILL)" in output
@@ -69,11 +73,14 @@ def test_a_killed_service_comes_back_and_the_run_ends_right(bench: Bench, servic
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_all_ranks_and_the_trainer_comes_back(bench: Bench, rank: int) -> None:
-    process = bench.launch("--trainer.num_ranks", "2", "--run.max_steps", "6")
+    process = bench.launch("--trainer.num_ranks", "2", "--run.max_steps", "1000")
     wait_for_text(bench, "trainer: ready")
     first = ranks_of(bench.identity("trainer"))
     assert first.keys() == {0, 1}
     first[rank].send(signal.SIGKILL)
+    wait_for_text(bench, "killed by signal 9; restart in")
+    wait_for_text(bench, "trainer: ready", times=2)
+    bench.finish()
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     assert f"trainer: rank {rank} of 2 ended: killed by signal 9; restart in" in output
