@@ -25,6 +25,7 @@ from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.integration.rollout.sglang_pair import PYTHON, VOCABULARY, all_up, scheduler_of
 from tests.patience import ANSWER_SECONDS
+from tests.tolerance import logprob_tolerance
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,7 +72,7 @@ def assert_says(folder: Path, results: list[Result]) -> None:
         with torch.no_grad():
             logprobs = torch.log_softmax(model(torch.tensor([prompt + tokens])).logits[0].float(), -1)
         expected = [logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(tokens)]
-        assert said == pytest.approx(expected, abs=1e-4)
+        assert said == pytest.approx(expected, abs=logprob_tolerance(model, len(prompt) + len(tokens)))
 
 
 def stage(folder: Path, version: int) -> Announcement:
