@@ -15,7 +15,10 @@ def busy_processes(count: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """So many processes that each take as much of a core as they are given."""
     running: list[subprocess.Popen[bytes]] = []
     try:
-        running += (subprocess.Popen([sys.executable, "-S", "-c", BUSY, str(os.getpid())]) for _ in range(count))
+        running += (
+            subprocess.Popen([sys.executable, "-S", "-c", BUSY, str(os.getpid())], stderr=subprocess.DEVNULL)
+            for _ in range(count)
+        )
         yield running
     finally:
         for process in running:

@@ -6,6 +6,7 @@ run's output, results and the folders of failed tests are kept in one place, whi
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tests.load import busy_processes
 
@@ -68,11 +70,24 @@ def run_tests(folder: Path, number: int, seed: int, workers: str, passed_on: Seq
     command += [f"--junit-xml={results}", f"--basetemp={folder / f'run-{number}'}", *passed_on]
     start = time.monotonic()
     with log.open("wb") as output:
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False)
+        exit_code = ended(command, output)
     num_tests, failed = read_results(results)
-    if ended.returncode and not failed:
-        failed = (f"the run itself (pytest ended with code {ended.returncode})",)
+    if exit_code and not failed:
+        failed = (f"the run itself (pytest ended with code {exit_code})",)
     return Run(number, seed, time.monotonic() - start, num_tests, failed, log)
+
+
+def ended(command: Sequence[str], output: BinaryIO) -> int:
+    """The exit code of a command; Ctrl-C reaches it once, by us, and it ends what it has started."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
 
 
 def read_results(path: Path) -> tuple[int, tuple[str, ...]]:
