@@ -116,6 +116,8 @@ def summary(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for test in run.failed:
             failures.setdefault(test, []).append(run)
+    if not runs:
+        return ["No run has ended."]
     if not failures:
         return [f"No test failed in {len(runs)} runs."]
     lines = [f"Failed in {len(runs)} runs:"]

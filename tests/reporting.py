@@ -28,7 +28,8 @@ class Reporter:
     def _is_full(self) -> bool:
         """Whether all tests run."""
         options = self._config.option
-        narrowed = options.keyword or options.markexpr or getattr(options, "lf", False)
+        narrowed = options.keyword or options.markexpr or options.collectonly or options.maxfail
+        narrowed = narrowed or getattr(options, "lf", False)
         return set(self._config.args) == ALL_TESTS and not narrowed
 
     def pytest_report_header(self) -> list[str]:
