@@ -21,33 +21,25 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
+from tests.unit.engine_gates import Gates
 from tests.unit.rollout.fake_model import next_token, prompt_logprobs, token_logprob
 
 
-class FakeSGLang:
-    """State and switches of the fake: set an attribute to make it fail.
-
-    What a test wants to happen in the middle of something is not left to how long that takes: `holds_at`, `may_load`
-    and `may_probe` keep it there until the test has seen what it wants to see.
-    """
+class FakeSGLang(Gates):
+    """State and switches of the fake: set an attribute to make it fail, close a gate to make it wait."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.weight_version = "default"
         self.context_length = 64
         self.model_path = ""
         self.token_seconds = 0.0
         self.load_seconds = self.pass_seconds = 0.0
-        self.holds_at = -1  # completions wait before this token of theirs
-        self.num_held = 0  # how many have come to that
-        self.may_load, self.may_probe = asyncio.Event(), asyncio.Event()
-        self.may_load.set()
-        self.may_probe.set()
         self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
         self.sticks_to = ""  # a version whose weights it keeps, whatever it says that it has loaded
         self.reports_spans = True
-        self.num_aborts = 0
         self.finish_reason = "length"
         self.answer: Any = None
         self.die_on_generate = False
@@ -55,8 +47,6 @@ class FakeSGLang:
         self.num_running = 0
         self.max_running = 0
         self.running = asyncio.Event()
-        self.going_on = asyncio.Event()
-        self.going_on.set()
         self.server: uvicorn.Server | None = None
 
     def paths(self) -> list[str]:
@@ -73,7 +63,7 @@ class FakeSGLang:
         logprobs: list[list[Any]] = []
         began_at, finish_reason = self.num_aborts, self.finish_reason
         for position in range(params["max_new_tokens"]):
-            await self._held(position, began_at)
+            await self.held(position, began_at)
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
             await self.going_on.wait()
@@ -99,12 +89,6 @@ class FakeSGLang:
                 "output_token_logprobs": logprobs,
             },
         }
-
-    async def _held(self, position: int, began_at: int) -> None:
-        """Until the test lets it go on, or it is aborted."""
-        self.num_held += position == self.holds_at
-        while position == self.holds_at and self.num_aborts == began_at:  # noqa: ASYNC110 - of either
-            await asyncio.sleep(0.005)
 
 
 def make_fake_app(fake: FakeSGLang) -> FastAPI:
@@ -252,9 +236,7 @@ async def serving(fake: FakeSGLang) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
-        for gate in (fake.going_on, fake.may_load, fake.may_probe):
-            gate.set()
-        fake.holds_at = -1
+        fake.open()
         fake.break_connections()
         fake.server.should_exit = fake.server.force_exit = True
         await task

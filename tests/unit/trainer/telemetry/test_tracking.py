@@ -87,6 +87,7 @@ def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end
     assert other.calls[-1] == "close"
     assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
     hanging.released.set()
+    tracking._feeds[1]._thread.join()  # it writes where it was, into a folder that goes with the test
 
 
 @pytest.mark.parametrize("fails", ["open", "log", "close"])
