@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.broker import Stage, Worker, connect
+from penstock.broker import Queue, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -162,6 +162,12 @@ async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
             await queue.close()
 
 
+async def are_up(queue: Queue) -> bool:
+    """Whether the reward and the rollout service are, and its engine."""
+    services = await queue.services()
+    return len(services) == 2 and all(each.state != "starting" for each in services)
+
+
 @pytest.mark.slow
 async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(bench: Bench) -> None:
     (bench.folder / "own.py").write_text(OUT_OF_ORDER)
@@ -179,7 +185,7 @@ async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_na
         queue = await connect(Config.model_validate(bench.document))
         try:
             async with asyncio.timeout(START_SECONDS):
-                while {each.state for each in await queue.services()} != {"ready", "serving"}:  # noqa: ASYNC110
+                while not await are_up(queue):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             trainer = bench.start("penstock_trainer")
             code = await ended(trainer)

@@ -34,8 +34,7 @@ class FakeSGLang(Gates):
         self.context_length = 64
         self.model_path = ""
         self.token_seconds = 0.0
-        self.load_seconds = self.pass_seconds = 0.0
-        self.join_seconds = 0.0
+        self.load_seconds = self.pass_seconds = self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
         self.sticks_to = ""  # a version whose weights it keeps, whatever it says that it has loaded
