@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
-from tests.unit.engine_gates import Gates
+from tests.unit.rollout.engine_gates import Gates
 from tests.unit.rollout.fake_model import next_token, prompt_logprobs, token_logprob
 
 
