@@ -14,7 +14,7 @@ from tests.patience import START_SECONDS
 from tests.repeat import Run, read_results, summary
 from tests.scheduling import in_order, scope_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IDS = [
     *("tests/unit/test_a.py::one", "tests/unit/test_a.py::two", "tests/unit/test_b.py::one"),
     *("tests/integration/test_c_sglang.py::one", "tests/integration/test_d.py::one", "tests/e2e/test_e.py::one"),
