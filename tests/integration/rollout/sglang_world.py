@@ -27,7 +27,7 @@ from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from tests.integration.rollout.sglang_pair import ROOT
 from tests.integration.rollout.test_engine_sglang import stage
 from tests.patience import START_SECONDS
@@ -84,7 +84,7 @@ class Server:
 
     client: SGLangClient
     engine: Engine
-    weights: Weights
+    weights: WeightUpdater
     metrics: RolloutMetrics
     queue: MemoryQueue = field(default_factory=MemoryQueue)
 
@@ -180,7 +180,7 @@ async def serving(url: str, folder: Path, mode: str, *, spans: bool = True) -> A
         client.generation = SpanlessGeneration(client.connection, section.request_timeout_seconds)
     engine = Engine(make_server(section, "unused", folder / "log"), client)
     metrics = RolloutMetrics()
-    weights = Weights(engine, config.weights, metrics)
+    weights = WeightUpdater(engine, config.weights, metrics)
     server = Server(client, engine, weights, metrics)
     stop, engine_stop = asyncio.Event(), asyncio.Event()
     producer = Producer(server.queue, server.queue.announcement, engine, weights, as_it_is, metrics, config, "server")

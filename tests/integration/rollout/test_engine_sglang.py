@@ -19,7 +19,7 @@ from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, iden
 from penstock_rollout.engine.types import completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import LocalCopy
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.weights.deltas import DeltaWriter
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
@@ -103,7 +103,7 @@ async def test_generation_weights_and_death(
     """In one test, since a killed engine takes half a minute to start."""
     engine, models = sglang_pair[0].engine, sglang_models[:2]
     epoch = engine.epoch
-    weights = Weights(engine, WeightsSection(), RolloutMetrics())
+    weights = WeightUpdater(engine, WeightsSection(), RolloutMetrics())
     first, second = (stage(folder, version) for version, folder in enumerate(models))
     await weights.update(first)
     assert engine.client.info.vocabulary_size == VOCABULARY

@@ -16,7 +16,7 @@ from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
@@ -116,7 +116,7 @@ class Bench:
     fake: FakeSGLang
     server: FakeServer
     queue: MemoryQueue
-    weights: Weights
+    weights: WeightUpdater
     producer: Producer
     metrics: RolloutMetrics
     root: Path
@@ -160,7 +160,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
         server = FakeServer(fake, url)
         engine = Engine(server, SGLangClient(config.rollout.engine))
         metrics = RolloutMetrics()
-        weights = Weights(engine, config.weights, metrics)
+        weights = WeightUpdater(engine, config.weights, metrics)
         producer = Producer(queue, queue.announcement, engine, weights, as_it_is, metrics, config, "server")
         bench = Bench(fake, server, queue, weights, producer, metrics, root)
         engine_stop = asyncio.Event()

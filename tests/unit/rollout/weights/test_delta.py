@@ -19,7 +19,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import ChainError
 from penstock_rollout.weights.snapshots import Snapshots
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.app import trainer_app
 from penstock_trainer.control import Requests
 from penstock_trainer.telemetry.progress import Progress
@@ -40,7 +40,7 @@ class Bench:
     world: World
     transport: DiskTransport
     fake: FakeSGLang
-    weights: Weights
+    weights: WeightUpdater
     snapshots: Snapshots
 
     def stage(self, version: int) -> Announcement:
@@ -91,7 +91,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     fake = FakeSGLang()
     async with serving(fake) as url, trainer_service(transport, tmp_path) as trainer_url:
         engine = Engine(FakeServer(fake, url), SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS)))
-        weights = Weights(engine, SECTION, RolloutMetrics(), world.server())
+        weights = WeightUpdater(engine, SECTION, RolloutMetrics(), world.server())
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
         await engine.up.wait()

@@ -20,7 +20,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.loaders import make_loader
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.weight_sync.shared_memory import shared_memory, shared_name
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving
@@ -35,7 +35,7 @@ class Bench:
         self.fake, self.server, self.client = fake, server, SGLangClient(EngineSection())
         self.engine = engine = Engine(server, self.client)
         self.metrics = RolloutMetrics()
-        self.weights = Weights(engine, WeightsSection(push_timeout_seconds=ANSWER_SECONDS), self.metrics)
+        self.weights = WeightUpdater(engine, WeightsSection(push_timeout_seconds=ANSWER_SECONDS), self.metrics)
 
     async def join(self, group: str = "g", lease: int = 2) -> None:
         await self.weights.join_group(GroupRequest(group, "10.0.0.1", 4000, 2, "gloo", lease))

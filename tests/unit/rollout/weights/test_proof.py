@@ -90,3 +90,18 @@ async def test_abort_ends_what_runs_before_it_pauses(bench: Bench) -> None:
     assert bench.fake.paths() == ["/generate", "/abort_request", *ABORT_CYCLE, "/generate"]
     assert bench.weights.num_interruptions == 2
     assert (await running)[0].finish_reason == "abort"
+
+
+async def test_a_version_that_is_loaded_again_is_unknown_if_it_fails_then(bench: Bench) -> None:
+    wanted = bench.watched(2)
+    await bench.weights.update(wanted)
+    assert bench.weights.known == {str(wanted.identity): wanted.identity}
+    bench.server.die()
+    while bench.weights.identity is not None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await bench.engine.up.wait()
+    assert bench.weights.known == {str(wanted.identity): wanted.identity}
+    bench.fake.sticks_to = "1-"
+    with pytest.raises(WeightsMismatchError):
+        await bench.weights.update(wanted)
+    assert bench.weights.known == {}

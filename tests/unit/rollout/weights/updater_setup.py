@@ -14,7 +14,7 @@ from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
@@ -29,7 +29,7 @@ class Bench:
     fake: FakeSGLang
     server: FakeServer
     engine: Engine
-    weights: Weights
+    weights: WeightUpdater
     metrics: RolloutMetrics
     root: Path
 
@@ -63,7 +63,7 @@ async def weights_bench(root: Path) -> AsyncIterator[Bench]:
         server = FakeServer(fake, url)
         engine = Engine(server, SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS)))
         metrics = RolloutMetrics()
-        weights = Weights(engine, WeightsSection(), metrics)
+        weights = WeightUpdater(engine, WeightsSection(), metrics)
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
         await engine.up.wait()
