@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from penstock.broker import trainer_scripts as scripts
 from penstock.broker.keys import GROUP, Stage
 from penstock.broker.lease import Lease
@@ -18,7 +16,7 @@ from penstock.broker.queue import Queue
 from penstock.broker.worker import Delivery
 from penstock.contracts import Ticket, encode
 from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
-from penstock.contracts.services import Announcement
+from penstock.contracts.services import Announcement, announced_fields
 from penstock.errors import LostWritesError
 
 READ_COUNT = 1000
@@ -65,9 +63,7 @@ class TrainerQueue:
         keys = self._keys
         announced: list[str | int | bytes] = ["", "", "", "", ""]
         if announcement is not None:
-            identity = announcement.identity
-            canary = msgspec.json.encode(announcement.canary)
-            announced = [identity.number, identity.digest, announcement.path, announcement.lease, canary]
+            announced = list(announced_fields(announcement).values())
         flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
         async with self._issuing:
             await self._run(
