@@ -17,7 +17,7 @@ import msgspec
 
 from penstock.contracts.vocabulary import FinishReason, Purpose
 
-TICKET_KEY = {"train": "", "eval": "e"}
+EVAL_PREFIX = "e"  # of the keys of evaluation tickets, which count on their own; those of training have none
 
 
 class MalformedMessageError(ValueError):
@@ -105,12 +105,19 @@ class Ticket(Contract, frozen=True, tag_field="schema", tag="ticket/1"):
 
     @property
     def key(self) -> str:
-        """Its name in Redis: the number, with a prefix for evaluation."""
-        return f"{TICKET_KEY[self.purpose]}{self.number}"
+        """Its name in Redis: the number, with a prefix for evaluation; `read_ticket_key` is the inverse."""
+        return f"{EVAL_PREFIX if self.purpose == 'eval' else ''}{self.number}"
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_ids) // 4
+
+
+def read_ticket_key(key: str) -> tuple[Purpose, int] | None:
+    """What a key names; None if it is the key of no ticket."""
+    purpose: Purpose = "eval" if key.startswith(EVAL_PREFIX) else "train"
+    digits = key.removeprefix(EVAL_PREFIX)
+    return (purpose, int(digits)) if digits.isdecimal() else None
 
 
 class VersionSpan(Contract, frozen=True):
