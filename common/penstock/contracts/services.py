@@ -121,7 +121,7 @@ def read_snapshot(data: bytes) -> Announcement:
     return Announcement(PolicyIdentity(found.policy_version, found.checksum), found.path, found.lease, found.canary)
 
 
-class Served(Contract, frozen=True, forbid_unknown_fields=False):
+class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
     """What a rollout server serves, how long generation was paused for it, and by what engine.
 
     policy_version and checksum are None before any push; engine_starts counts the engine's starts.
@@ -143,17 +143,17 @@ class Served(Contract, frozen=True, forbid_unknown_fields=False):
         return PolicyIdentity(self.policy_version, self.checksum)
 
 
-def served_body(served: Served) -> dict[str, Any]:
+def served_body(served: ServedWeights) -> dict[str, Any]:
     """The answer to whatever asks for or changes the weights."""
     return _builtins(served)
 
 
-def read_served(data: bytes) -> Served:
+def read_served(data: bytes) -> ServedWeights:
     """The inverse, from an answer; MalformedMessageError otherwise."""
-    return _decoded(data, Served)
+    return _decoded(data, ServedWeights)
 
 
-A = TypeVar("A", _Snapshot, Served)
+A = TypeVar("A", _Snapshot, ServedWeights)
 
 
 def _builtins(message: Contract) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from penstock.contracts import Sampling, ServerState, pack_int32
-from penstock.contracts.services import Served, read_push, served_body, version_body
+from penstock.contracts.services import ServedWeights, read_push, served_body, version_body
 from penstock.contracts.weight_sources import read_group_request
 from penstock.runtime.http import authorized, make_app
 from penstock_rollout.bodies import GenerateRequest, GenerateResponse, shown
@@ -74,9 +74,9 @@ def not_ready(engine: Engine, weights: Weights) -> str | None:
     return None
 
 
-def served(engine: Engine, weights: Weights) -> Served:
+def served(engine: Engine, weights: Weights) -> ServedWeights:
     """What the engine serves now."""
-    return Served(
+    return ServedWeights(
         **version_body(weights.identity),
         paused_seconds=weights.paused_seconds,
         state=weights.state,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from penstock.contracts.services import Announcement, Served, ServiceRecord
+from penstock.contracts.services import Announcement, ServedWeights, ServiceRecord
 from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import WeightsError
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
@@ -96,7 +96,7 @@ class CollectiveTransport(CopiedVersions):
             sending.add_done_callback(_note)
             raise
 
-    async def _group_with(self, server: ServiceRecord, served: Served, announcement: Announcement) -> Formed:
+    async def _group_with(self, server: ServiceRecord, served: ServedWeights, announcement: Announcement) -> Formed:
         """The group with the engine as it was started last, formed unless there is one."""
         formed = self._groups.get(server.name)
         if formed is not None and formed.engine_starts == served.engine_starts:
@@ -110,7 +110,7 @@ class CollectiveTransport(CopiedVersions):
         self._groups[server.name] = formed
         return formed
 
-    async def _meet(self, server: ServiceRecord, served: Served, name: str, lease: int) -> Group:
+    async def _meet(self, server: ServiceRecord, served: ServedWeights, name: str, lease: int) -> Group:
         backend: Backend = "nccl" if self._device.type == served.engine_device == "cuda" else "gloo"
         num_ranks = 1 + served.engine_num_ranks
         meet = partial(Group.meet, self._point.store, name, num_ranks, backend, self._device, self._seconds)

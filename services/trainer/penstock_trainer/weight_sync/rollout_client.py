@@ -7,7 +7,7 @@ import msgspec
 
 from penstock.config import Config
 from penstock.contracts import MalformedMessageError
-from penstock.contracts.services import Announcement, Served, push_body, read_served
+from penstock.contracts.services import Announcement, ServedWeights, push_body, read_served
 from penstock.contracts.weight_sources import GroupRequest, Source
 from penstock.errors import WeightsError
 from penstock.runtime.http import auth_headers
@@ -45,7 +45,7 @@ class RolloutClient:
             )
         return served.paused_seconds
 
-    async def served(self, url: str) -> Served:
+    async def served(self, url: str) -> ServedWeights:
         """What the service serves, and by what engine."""
         return _served(await self._client.get(f"{url}/v1/weight_version"))
 
@@ -56,10 +56,10 @@ class RolloutClient:
             raise WeightsError(f"it did not join a group: HTTP {response.status_code}: {response.text[:300]}")
 
 
-def _served(response: httpx.Response) -> Served:
+def _served(response: httpx.Response) -> ServedWeights:
     try:
         return read_served(response.content)
     except MalformedMessageError as error:
         raise WeightsError(
-            f"its answer is {response.text[:300]!r}; expected {', '.join(Served.__struct_fields__)}: {error}"
+            f"its answer is {response.text[:300]!r}; expected {', '.join(ServedWeights.__struct_fields__)}: {error}"
         ) from error

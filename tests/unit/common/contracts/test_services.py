@@ -10,7 +10,7 @@ from penstock.contracts import MalformedMessageError, PolicyIdentity, ServerStat
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import (
     Announcement,
-    Served,
+    ServedWeights,
     ServiceRecord,
     announced_fields,
     push_body,
@@ -154,7 +154,7 @@ def test_a_snapshot_is_answered_as_ever() -> None:
 
 
 def test_what_is_served_is_answered_as_ever() -> None:
-    served = Served(**version_body(IDENTITY), paused_seconds=0.25, state=ServerState.SERVING, **ENGINE)
+    served = ServedWeights(**version_body(IDENTITY), paused_seconds=0.25, state=ServerState.SERVING, **ENGINE)
     text = (
         '{"policy_version":3,"checksum":"abcdef0123456789","paused_seconds":0.25,"state":"serving",'
         '"engine":"sglang 0.5","engine_starts":2,"engine_device":"cuda","engine_num_ranks":1}'
@@ -162,7 +162,7 @@ def test_what_is_served_is_answered_as_ever() -> None:
     assert as_json(served_body(served)) == text
     assert read_served(text.encode()) == served
     assert read_served(text.replace("{", '{"later":1,', 1).encode()).identity == IDENTITY
-    before = Served(**version_body(None), paused_seconds=0.0, state=ServerState.WAITING, **ENGINE)
+    before = ServedWeights(**version_body(None), paused_seconds=0.0, state=ServerState.WAITING, **ENGINE)
     assert as_json(served_body(before)).startswith('{"policy_version":null,"checksum":null,')
     assert before.identity is None
 

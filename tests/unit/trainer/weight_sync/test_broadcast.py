@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from penstock.contracts import PolicyIdentity, ServerState, ServiceKind
-from penstock.contracts.services import Announcement, Served, ServiceRecord, version_body
+from penstock.contracts.services import Announcement, ServedWeights, ServiceRecord, version_body
 from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import ConfigError, WeightsError
 from penstock_trainer.weight_sync import broadcast as transport_collective
@@ -85,8 +85,8 @@ class Servers:
         self.sizes: list[int] = []
         self._receive = receive
 
-    async def served(self, url: str) -> Served:
-        return Served(**version_body(self.serves), **ENGINE, engine_starts=self.starts)
+    async def served(self, url: str) -> ServedWeights:
+        return ServedWeights(**version_body(self.serves), **ENGINE, engine_starts=self.starts)
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         if self.refuse:
