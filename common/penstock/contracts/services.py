@@ -44,6 +44,15 @@ class Announcement(Contract, frozen=True):
     """The version that all new work is generated with.
 
     `path` holds its staged weights; `canary` is what a server that has loaded them must say; None: not asked.
+
+    >>> announcement = Announcement(PolicyIdentity(3, "9f86d081884c7d65"), "/dev/shm/penstock/demo/3.1", lease=1)
+    >>> print(announcement.identity)
+    3-9f86d081
+    >>> body = push_body(announcement, DiskSource())
+    >>> body["digest"], body["source"]
+    ('9f86d081884c7d65', {'transport': 'disk'})
+    >>> read_push(3, body) == (announcement, DiskSource())
+    True
     """
 
     identity: PolicyIdentity
