@@ -24,9 +24,7 @@ from redis.exceptions import (
 from penstock.broker import scripts
 from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
-from penstock.contracts import PolicyIdentity
-from penstock.contracts.canary import Canary
-from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.contracts.services import Announcement, ServiceRecord, read_announced
 from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
 
 log = logging.getLogger(__name__)
@@ -135,14 +133,7 @@ class Queue:
     async def announced(self) -> Announcement | None:
         """The announced version, or None before the trainer has announced any."""
         fields = await self.guard(self.client.hgetall(self.keys.policy))
-        if not fields:
-            return None
-        return Announcement(
-            PolicyIdentity(int(fields[b"number"]), fields[b"digest"].decode()),
-            fields[b"path"].decode(),
-            int(fields[b"lease"]),
-            msgspec.json.decode(fields.get(b"canary", b"null"), type=Canary | None),
-        )
+        return read_announced(fields) if fields else None
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
         """Show a service to the others for `ttl_seconds`; its heartbeat."""

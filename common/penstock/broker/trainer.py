@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from penstock.broker import trainer_scripts as scripts
 from penstock.broker.keys import GROUP, Stage
 from penstock.broker.lease import Lease
 from penstock.broker.queue import Queue
 from penstock.broker.worker import Delivery
-from penstock.contracts import Ticket, encode
+from penstock.contracts import DropReason, Ticket, encode
 from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
-from penstock.contracts.services import Announcement
+from penstock.contracts.services import Announcement, announced_fields
 from penstock.errors import LostWritesError
 
 READ_COUNT = 1000
+DROPPED = "dropped:"  # a reason follows
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Counters:
     next_number: int
     issued: int
     trained: int
-    dropped: Mapping[str, int]
+    dropped: Mapping[DropReason, int]
 
     @property
     def outstanding(self) -> int:
@@ -65,9 +64,7 @@ class TrainerQueue:
         keys = self._keys
         announced: list[str | int | bytes] = ["", "", "", "", ""]
         if announcement is not None:
-            identity = announcement.identity
-            canary = msgspec.json.encode(announcement.canary)
-            announced = [identity.number, identity.digest, announcement.path, announcement.lease, canary]
+            announced = list(announced_fields(announcement).values())
         flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
         async with self._issuing:
             await self._run(
@@ -117,7 +114,7 @@ class TrainerQueue:
 
     async def drop(self, record: DropRecord, delivery: Delivery | None) -> None:
         """End a ticket without training it and delete its group, where there is one."""
-        await self._commit(record, f"dropped:{record.reason}", drop=True, groups={record.ticket: delivery})
+        await self._commit(record, f"{DROPPED}{record.reason}", drop=True, groups={record.ticket: delivery})
 
     async def append(self, record: Record) -> None:
         """Append a record that concerns no ticket."""
@@ -184,5 +181,6 @@ async def read_counters(queue: Queue) -> Counters:
     """Tickets by state; anyone may read."""
     raw = await queue.guard(queue.client.hgetall(queue.keys.counters))
     fields = {name.decode(): int(value) for name, value in raw.items()}
-    dropped = {name.removeprefix("dropped:"): count for name, count in fields.items() if name.startswith("dropped:")}
+    reasons = {name: name.removeprefix(DROPPED) for name in fields if name.startswith(DROPPED)}
+    dropped = {DropReason(reason): fields[name] for name, reason in reasons.items()}
     return Counters(fields.get("next", 0), fields.get("issued", 0), fields.get("trained", 0), dropped)

@@ -18,14 +18,13 @@ from penstock.broker.calls import Command
 from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
 from penstock.config import StalenessSection
-from penstock.contracts import RolloutGroup
+from penstock.contracts import DropReason, RolloutGroup
 from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
 
 log = logging.getLogger(__name__)
 
 MAX_ENGINE_DEATHS = 3  # two may be another ticket's fault; the third happens while it runs alone
 RENEWALS_PER_IDLE_TIME = 3
-POISON = "poison"
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it comes right behind it
 MOVED, NO_PART = 1, 2  # what HAND_OVER answers
 
@@ -204,7 +203,7 @@ class Worker:
                 keys.deaths,
             ],
             [
-                *self._burial(delivery, reason or POISON),
+                *self._burial(delivery, reason or DropReason.POISON),
                 int(failed),
                 int(engine_died),
                 self._staleness.max_deliveries,

@@ -1,7 +1,6 @@
 """The messages of groups on their way, from one place; the other messages are in the modules beside."""
 
 from penstock.contracts.groups import (
-    TICKET_KEY,
     Completion,
     Contract,
     MalformedMessageError,
@@ -16,6 +15,7 @@ from penstock.contracts.groups import (
     encode,
     pack_float32,
     pack_int32,
+    read_ticket_key,
     unpack_float32,
     unpack_int32,
 )
@@ -32,7 +32,6 @@ from penstock.contracts.vocabulary import (
 )
 
 __all__ = [
-    "TICKET_KEY",
     "Completion",
     "Contract",
     "DropReason",
@@ -56,6 +55,7 @@ __all__ = [
     "encode",
     "pack_float32",
     "pack_int32",
+    "read_ticket_key",
     "unpack_float32",
     "unpack_int32",
 ]

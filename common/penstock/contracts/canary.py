@@ -7,12 +7,9 @@ the tolerance allows for.
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import msgspec
 
 from penstock.contracts.groups import Contract
-from penstock.errors import WeightsError, WeightsMismatchError
+from penstock.errors import WeightsMismatchError
 
 
 class Canary(Contract, frozen=True):
@@ -43,14 +40,3 @@ class Canary(Contract, frozen=True):
                 "not serve the weights that were announced"
             )
         return mean
-
-
-def read_canary(body: dict[str, Any] | None) -> Canary | None:
-    """The canary in a push's body; WeightsError when it is none."""
-    try:
-        return msgspec.convert(body, type=Canary | None)
-    except msgspec.ValidationError as error:
-        raise WeightsError(
-            f"the canary of a push is {str(body)[:200]} ({error}): expected token_ids, logprobs and tolerance; trainer "
-            "and rollout services must be of one release"
-        ) from error

@@ -17,7 +17,7 @@ import msgspec
 
 from penstock.contracts.vocabulary import FinishReason, Purpose
 
-TICKET_KEY = {"train": "", "eval": "e"}
+EVAL_PREFIX = "e"  # of the keys of evaluation tickets, which count on their own; those of training have none
 
 
 class MalformedMessageError(ValueError):
@@ -81,6 +81,14 @@ class Ticket(Contract, frozen=True, tag_field="schema", tag="ticket/1"):
     prompt_ids: int32[prompt length].
     seeds: one sampling seed per completion; their count is the group size G.
     reward: "" for the run's `reward.functions`, else the name of one function.
+
+    >>> ticket = Ticket(
+    ...     purpose="train", number=12, attempt=0, policy_version=3, prompt="2 + 2 =",
+    ...     prompt_ids=pack_int32([34, 1232, 216, 34, 446]), seeds=(7, 8), sampling=Sampling(1.0, 64, (2,)),
+    ...     answer="4", reward="", metadata={},
+    ... )
+    >>> ticket.key, ticket.num_prompt_tokens, decode(encode(ticket), Ticket) == ticket
+    ('12', 5, True)
     """
 
     purpose: Purpose
@@ -105,12 +113,23 @@ class Ticket(Contract, frozen=True, tag_field="schema", tag="ticket/1"):
 
     @property
     def key(self) -> str:
-        """Its name in Redis: the number, with a prefix for evaluation."""
-        return f"{TICKET_KEY[self.purpose]}{self.number}"
+        """Its name in Redis: the number, with a prefix for evaluation; `read_ticket_key` is the inverse."""
+        return f"{EVAL_PREFIX if self.purpose == 'eval' else ''}{self.number}"
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_ids) // 4
+
+
+def read_ticket_key(key: str) -> tuple[Purpose, int] | None:
+    """What a key names; None if it is the key of no ticket.
+
+    >>> read_ticket_key("12"), read_ticket_key("e3"), read_ticket_key("?")
+    (('train', 12), ('eval', 3), None)
+    """
+    purpose: Purpose = "eval" if key.startswith(EVAL_PREFIX) else "train"
+    digits = key.removeprefix(EVAL_PREFIX)
+    return (purpose, int(digits)) if digits.isdecimal() else None
 
 
 class VersionSpan(Contract, frozen=True):
@@ -127,6 +146,16 @@ class Completion(Contract, frozen=True):
     token_ids int32[T], loss_mask uint8[T] or None (every token is trained), logprobs float32[T] (behaviour
     log-probabilities, after temperature), spans that cover [0, T) in order. The matched stop token is part of the
     tokens. text: what reward functions read; empty in a group that is scored and to be trained.
+
+    Two tokens, of which an update of the weights came between:
+
+    >>> before, after = PolicyIdentity(3, "9f86d081884c7d65"), PolicyIdentity(4, "60303ae22b998861")
+    >>> completion = Completion(
+    ...     token_ids=pack_int32([216, 36]), loss_mask=None, logprobs=pack_float32([-0.5, -0.25]),
+    ...     spans=(VersionSpan(before, 0, 1), VersionSpan(after, 1, 2)), text=" 4", finish_reason="length",
+    ... )
+    >>> completion.num_tokens, completion.num_loss_tokens, completion.oldest_version
+    (2, 2, 3)
     """
 
     token_ids: bytes

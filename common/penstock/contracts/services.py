@@ -1,19 +1,22 @@
-"""What services say of themselves and of the weights that they serve."""
+"""What services say of themselves and of the weights that they serve, and every form in which they say it.
 
-from penstock.contracts import Contract, PolicyIdentity, ServerState, ServiceKind
+Owns these forms. Invariant: in the program a pushed version is a `PolicyIdentity`; only here is it spelt otherwise:
+
+    Redis, `policy`            number, digest, path, lease, canary                   announced_fields, read_announced
+    PUT /v1/weights/{number}   digest, path, lease, source, canary                   push_body, read_push
+    POST /v1/snapshot answers  policy_version, checksum, path, lease, canary         snapshot_body, read_snapshot
+    a rollout server answers   policy_version, checksum, paused_seconds, state, ...  served_body, read_served
+    the trainer answers        policy_version, checksum                              version_body
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from penstock.contracts import Contract, MalformedMessageError, PolicyIdentity, ServerState, ServiceKind
 from penstock.contracts.canary import Canary
-
-
-class Announcement(Contract, frozen=True):
-    """The version that all new work is generated with.
-
-    `path` holds its staged weights; `canary` is what a server that has loaded them must say; None: not asked.
-    """
-
-    identity: PolicyIdentity
-    path: str
-    lease: int
-    canary: Canary | None = None
+from penstock.contracts.weight_sources import DiskSource, Source, read_body
 
 
 class ServiceRecord(Contract, frozen=True):
@@ -35,3 +38,140 @@ class ServiceRecord(Contract, frozen=True):
     def server_state(self) -> ServerState | None:
         """The state of a rollout server; None for another service."""
         return ServerState(self.state) if self.kind is ServiceKind.ROLLOUT else None
+
+
+class Announcement(Contract, frozen=True):
+    """The version that all new work is generated with.
+
+    `path` holds its staged weights; `canary` is what a server that has loaded them must say; None: not asked.
+
+    >>> announcement = Announcement(PolicyIdentity(3, "9f86d081884c7d65"), "/dev/shm/penstock/demo/3.1", lease=1)
+    >>> print(announcement.identity)
+    3-9f86d081
+    >>> body = push_body(announcement, DiskSource())
+    >>> body["digest"], body["source"]
+    ('9f86d081884c7d65', {'transport': 'disk'})
+    >>> read_push(3, body) == (announcement, DiskSource())
+    True
+    """
+
+    identity: PolicyIdentity
+    path: str
+    lease: int
+    canary: Canary | None = None
+
+
+def announced_fields(announcement: Announcement) -> dict[str, str | int | bytes]:
+    """The hash that Redis holds, in the order in which the script that writes it takes the values."""
+    return {
+        "number": announcement.identity.number,
+        "digest": announcement.identity.digest,
+        "path": announcement.path,
+        "lease": announcement.lease,
+        "canary": msgspec.json.encode(announcement.canary),
+    }
+
+
+def read_announced(fields: Mapping[bytes, bytes]) -> Announcement:
+    """The inverse, from what Redis answers."""
+    return Announcement(
+        PolicyIdentity(int(fields[b"number"]), fields[b"digest"].decode()),
+        fields[b"path"].decode(),
+        int(fields[b"lease"]),
+        msgspec.json.decode(fields.get(b"canary", b"null"), type=Canary | None),
+    )
+
+
+class _Push(Contract, frozen=True):
+    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    path: Annotated[str, msgspec.Meta(min_length=1)]
+    lease: Annotated[int, msgspec.Meta(ge=0)]
+    source: Source = DiskSource()
+    canary: Canary | None = None
+
+
+def push_body(announcement: Announcement, source: Source) -> dict[str, Any]:
+    """The body of a push: the version, but for its number, which is in the path, and where its bytes are."""
+    digest = announcement.identity.digest
+    push = _Push(digest, announcement.path, announcement.lease, source, announcement.canary)
+    return _builtins(push)
+
+
+def read_push(number: int, body: dict[str, Any]) -> tuple[Announcement, Source]:
+    """The inverse; WeightsError names what is not as this release knows it."""
+    push: _Push = read_body(body, _Push, "body of a push")
+    return Announcement(PolicyIdentity(number, push.digest), push.path, push.lease, push.canary), push.source
+
+
+def version_body(identity: PolicyIdentity | None) -> dict[str, Any]:
+    """A version as answers name it."""
+    if identity is None:
+        return {"policy_version": None, "checksum": None}
+    return {"policy_version": identity.number, "checksum": identity.digest}
+
+
+class _Snapshot(Contract, frozen=True, forbid_unknown_fields=False):
+    policy_version: int
+    checksum: str
+    path: str
+    lease: int
+    canary: Canary | None
+
+
+def snapshot_body(files: Announcement) -> dict[str, Any]:
+    """The answer that names a version's files."""
+    identity = files.identity
+    return _builtins(_Snapshot(identity.number, identity.digest, files.path, files.lease, files.canary))
+
+
+def read_snapshot(data: bytes) -> Announcement:
+    """The inverse, from an answer; MalformedMessageError otherwise."""
+    found = _decoded(data, _Snapshot)
+    return Announcement(PolicyIdentity(found.policy_version, found.checksum), found.path, found.lease, found.canary)
+
+
+class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
+    """What a rollout server serves, how long generation was paused for it, and by what engine.
+
+    policy_version and checksum are None before any push; engine_starts counts the engine's starts.
+    """
+
+    policy_version: int | None
+    checksum: str | None
+    paused_seconds: float
+    state: ServerState
+    engine: str
+    engine_starts: int
+    engine_device: str
+    engine_num_ranks: int
+
+    @property
+    def identity(self) -> PolicyIdentity | None:
+        if self.policy_version is None or self.checksum is None:
+            return None
+        return PolicyIdentity(self.policy_version, self.checksum)
+
+
+def served_body(served: ServedWeights) -> dict[str, Any]:
+    """The answer to whatever asks for or changes the weights."""
+    return _builtins(served)
+
+
+def read_served(data: bytes) -> ServedWeights:
+    """The inverse, from an answer; MalformedMessageError otherwise."""
+    return _decoded(data, ServedWeights)
+
+
+A = TypeVar("A", _Snapshot, ServedWeights)
+
+
+def _builtins(message: Contract) -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.to_builtins(message)
+    return body
+
+
+def _decoded(data: bytes, expected: type[A]) -> A:
+    try:
+        return msgspec.json.decode(data, type=expected)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessageError(str(error)) from error

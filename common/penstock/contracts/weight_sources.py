@@ -62,19 +62,14 @@ class GroupRequest(Contract, frozen=True):
     lease: int
 
 
-def read_source(body: dict[str, Any]) -> Source:
-    """The source in a push's body; WeightsError when this release knows none like it."""
-    source: Source = _read(body, Source, "source of a push")
-    return source
-
-
 def read_group_request(body: dict[str, Any]) -> GroupRequest:
     """The body of a request to join a group; WeightsError when it is none."""
-    request: GroupRequest = _read(body, GroupRequest, "request to join a group")
+    request: GroupRequest = read_body(body, GroupRequest, "request to join a group")
     return request
 
 
-def _read(body: dict[str, Any], kind: Any, what: str) -> Any:
+def read_body(body: dict[str, Any], kind: Any, what: str) -> Any:
+    """The body of a request as a message; WeightsError names what is not as this release knows it."""
     try:
         return msgspec.convert(body, type=kind)
     except msgspec.ValidationError as error:

@@ -11,12 +11,11 @@ from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.contracts import PolicyIdentity, Sampling, ServerState, pack_int32
-from penstock.contracts.canary import read_canary
-from penstock.contracts.services import Announcement
-from penstock.contracts.weight_sources import read_group_request, read_source
+from penstock.contracts import Sampling, ServerState, pack_int32
+from penstock.contracts.services import ServedWeights, read_push, served_body, version_body
+from penstock.contracts.weight_sources import read_group_request
 from penstock.runtime.http import authorized, make_app
-from penstock_rollout.bodies import GenerateRequest, GenerateResponse, PushRequest, ServedResponse, shown
+from penstock_rollout.bodies import GenerateRequest, GenerateResponse, shown
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.weights.loaders import make_loader
 from penstock_rollout.weights.updater import WeightUpdater
@@ -30,30 +29,29 @@ def make_rollout_app(
     guarded = [Depends(authorized(token))]
 
     @app.get("/v1/weight_version")
-    async def weight_version() -> ServedResponse:
-        return served(engine, weights)
+    async def weight_version() -> dict[str, Any]:
+        return served_body(served(engine, weights))
 
     @app.put("/v1/weights/{version}", dependencies=guarded)
-    async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: PushRequest) -> ServedResponse:
-        canary = read_canary(push.canary)
-        wanted = Announcement(PolicyIdentity(version, push.digest), push.path, push.lease, canary)
-        await weights.update(wanted, make_loader(read_source(push.source), engine, weights.copy))
-        return served(engine, weights)
+    async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: dict[str, Any]) -> dict[str, Any]:
+        wanted, source = read_push(version, push)
+        await weights.update(wanted, make_loader(source, engine, weights.copy))
+        return served_body(served(engine, weights))
 
     @app.post("/v1/weights/group", dependencies=guarded)
-    async def join_group(request: dict[str, Any]) -> ServedResponse:
+    async def join_group(request: dict[str, Any]) -> dict[str, Any]:
         await weights.join_group(read_group_request(request))
-        return served(engine, weights)
+        return served_body(served(engine, weights))
 
     @app.post("/v1/pause", dependencies=guarded)
-    async def pause() -> ServedResponse:
+    async def pause() -> dict[str, Any]:
         await weights.pause()
-        return served(engine, weights)
+        return served_body(served(engine, weights))
 
     @app.post("/v1/resume", dependencies=guarded)
-    async def resume() -> ServedResponse:
+    async def resume() -> dict[str, Any]:
         await weights.resume()
-        return served(engine, weights)
+        return served_body(served(engine, weights))
 
     @app.post("/v1/generate", dependencies=guarded)
     async def generate(request: GenerateRequest) -> GenerateResponse:
@@ -78,12 +76,10 @@ def not_ready(engine: Engine, weights: WeightUpdater) -> str | None:
     return None
 
 
-def served(engine: Engine, weights: WeightUpdater) -> ServedResponse:
+def served(engine: Engine, weights: WeightUpdater) -> ServedWeights:
     """What the engine serves now."""
-    identity = weights.identity
-    return ServedResponse(
-        policy_version=None if identity is None else identity.number,
-        checksum=None if identity is None else identity.digest,
+    return ServedWeights(
+        **version_body(weights.identity),
         paused_seconds=weights.paused_seconds,
         state=weights.state,
         engine=engine.name,

@@ -1,6 +1,6 @@
-"""The bodies of the rollout service's requests and answers. Unknown keys are errors."""
+"""The bodies of `POST /v1/generate`, for debugging. Unknown keys are errors."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,40 +10,10 @@ MAX_COMPLETIONS = 256  # of one request for debugging
 INT32 = 2**31
 
 
-class Body(BaseModel):
-    """Base of the bodies: unknown keys are errors."""
+class GenerateRequest(BaseModel):
+    """One prompt as token ids; one completion per seed."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class PushRequest(Body):
-    """Staged weights: their digest, where they are as files, how else they come, and the lease of their trainer."""
-
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    path: Annotated[str, Field(min_length=1)]
-    lease: Annotated[int, Field(ge=0)]
-    source: dict[str, Any] = {"transport": "disk"}
-    canary: dict[str, Any] | None = None
-
-
-class ServedResponse(BaseModel):
-    """What is served, how long generation was paused for it, and by what.
-
-    policy_version and checksum are null before any push; engine_starts counts the engine's starts.
-    """
-
-    policy_version: int | None
-    checksum: str | None
-    paused_seconds: float
-    state: str
-    engine: str
-    engine_starts: int
-    engine_device: str
-    engine_num_ranks: int
-
-
-class GenerateRequest(Body):
-    """One prompt as token ids; one completion per seed."""
 
     prompt_ids: Annotated[list[Annotated[int, Field(ge=0, lt=INT32)]], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=MAX_COMPLETIONS)] = [0]

@@ -7,12 +7,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.contracts.services import Announcement
+from penstock.contracts.services import Announcement, snapshot_body, version_body
 from penstock.runtime.http import authorized, make_app
 from penstock_trainer.control import Requests
 from penstock_trainer.telemetry.status import Status
@@ -34,7 +33,7 @@ def trainer_app(
 
     @app.get("/v1/weight_version")
     async def weight_version() -> dict[str, Any]:
-        return {"policy_version": status.version, "checksum": status.version_digest, "state": status.phase}
+        return {**version_body(status.policy), "state": status.phase}
 
     @app.get("/v1/status")
     async def read_status() -> dict[str, Any]:
@@ -47,15 +46,7 @@ def trainer_app(
 
     @app.post("/v1/snapshot", dependencies=[Depends(authorized(token))])
     async def write_snapshot() -> dict[str, Any]:
-        files = await asyncio.to_thread(snapshot)
-        identity = files.identity
-        return {
-            "policy_version": identity.number,
-            "checksum": identity.digest,
-            "path": files.path,
-            "lease": files.lease,
-            "canary": msgspec.to_builtins(files.canary),
-        }
+        return snapshot_body(await asyncio.to_thread(snapshot))
 
     @app.post("/v1/stop", status_code=202, dependencies=[Depends(authorized(token))])
     async def stop() -> dict[str, str]:

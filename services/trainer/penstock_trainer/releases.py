@@ -145,7 +145,7 @@ class Releases:
         with self._computing():
             identity = await asyncio.to_thread(self._transport.stage, version, self._queue.lease.number)
             self._canary = await asyncio.to_thread(self._canary_maker.make, version)
-        self._status.version, self._status.version_digest = version, identity.digest
+        self._status.policy = identity
         self._metrics.policy_version.set(version)
         return identity
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from penstock.contracts import ScoredGroup
+from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
@@ -118,7 +118,7 @@ class Reports:
         self._status.steps = num_steps
         for each in replayed:
             self.step(each.step, each.groups, Clock(), each.result, each.versions)
-        self._status.version = version
+        self._status.policy = PolicyIdentity(version, "")
         self._show_run()
 
     def evals(self) -> None:

@@ -136,6 +136,13 @@ async def test_an_older_server_gets_nothing(trainer: TrainerQueue, queue: Queue,
     assert await worker.take(Stage.TICKETS, served=Served(2, lease)) is None
     assert await worker.take(Stage.TICKETS, served=Served(3, lease)) is not None
     assert await queue.announced() == announcement
+    assert await queue.client.hgetall(queue.keys.policy) == {
+        b"number": b"3",
+        b"digest": b"abababababababab",
+        b"path": b"/weights",
+        b"lease": str(lease).encode(),
+        b"canary": b"null",
+    }
 
 
 async def test_a_given_back_entry_is_free_at_once(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:

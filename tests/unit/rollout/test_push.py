@@ -101,6 +101,25 @@ async def test_each_failure_of_a_push_has_its_status(bench: Bench, http: httpx.A
     assert (answer.status_code, answer.json()["error"]) == (502, "engine_rejected")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"digest": "short"}, "digest"),
+        ({"path": ""}, "path"),
+        ({"lease": -1}, "lease"),
+        ({"canary": {"token_ids": [1], "logprobs": [], "tolerance": 0.1}}, "expected at least 2"),
+    ],
+)
+async def test_what_is_wrong_in_a_push_is_named(
+    bench: Bench, http: httpx.AsyncClient, wrong: dict[str, object], named: str
+) -> None:
+    url, body = push(bench.staged(3))
+    answer = await http.put(url, json={**body, **wrong})
+    assert (answer.status_code, answer.json()["error"]) == (422, "weights")
+    assert named in answer.json()["detail"]
+    assert (await http.put("/v1/weights/-1", json=body)).status_code == 422
+
+
 async def test_pause_resume_and_generate(bench: Bench, http: httpx.AsyncClient) -> None:
     await http.put(push(bench.staged(1))[0], json=push(bench.staged(1))[1])
     assert (await http.post("/v1/pause")).json()["state"] == "paused"

@@ -11,9 +11,8 @@ from typing import Protocol
 import httpx
 from pydantic import SecretStr
 
-from penstock.contracts import PolicyIdentity, ServiceKind
-from penstock.contracts.canary import read_canary
-from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.contracts import MalformedMessageError, ServiceKind
+from penstock.contracts.services import Announcement, ServiceRecord, read_snapshot
 from penstock.errors import WeightsError
 from penstock.runtime.http import auth_headers
 from penstock.weights.manifest import MANIFEST_NAME
@@ -62,11 +61,9 @@ class Snapshots:
 
 def _announcement(response: httpx.Response) -> Announcement:
     try:
-        body = response.json()
-        identity = PolicyIdentity(int(body["policy_version"]), str(body["checksum"]))
-        return Announcement(identity, str(body["path"]), int(body["lease"]), read_canary(body["canary"]))
-    except (ValueError, KeyError, TypeError) as error:
+        return read_snapshot(response.content)
+    except MalformedMessageError as error:
         raise WeightsError(
-            f"the trainer's answer is {response.text[:300]!r} ({error!r}); expected policy_version, checksum, path, "
+            f"the trainer's answer is {response.text[:300]!r} ({error}); expected policy_version, checksum, path, "
             "lease and canary"
         ) from error

@@ -94,7 +94,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Part:
+class PackPlan:
     """The paths of one pack, and the rows that it has."""
 
     paths: tuple[Path, ...]
@@ -136,28 +136,28 @@ def sorted_paths(samples: Iterable[Sample]) -> list[Path]:
     return paths[:1] + [replace(path, num_shared=_num_shared(before, path)) for before, path in pairwise(paths)]
 
 
-def split(paths: Sequence[Path], max_tokens: int) -> list[Part]:
+def split(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
     """What goes into each pack: consecutive paths, of at most `max_tokens` rows unless it is a single one."""
-    parts: list[Part] = []
+    parts: list[PackPlan] = []
     part: list[Path] = []
     num_rows = 0
     for group in _by_prompt(paths):
         whole = sum(path.num_new for path in group)
         if part and num_rows + whole > max_tokens:
-            parts.append(Part(tuple(part), num_rows))
+            parts.append(PackPlan(tuple(part), num_rows))
             part, num_rows = [], 0
         for path in group:
             if part and num_rows + path.num_new > max_tokens:
-                parts.append(Part(tuple(part), num_rows))
+                parts.append(PackPlan(tuple(part), num_rows))
                 part, num_rows = [], 0
             num_rows += path.num_new if part else path.token_ids.size
             part.append(path)
     if part:
-        parts.append(Part(tuple(part), num_rows))
+        parts.append(PackPlan(tuple(part), num_rows))
     return parts
 
 
-def make_pack(part: Part) -> Pack:
+def make_pack(part: PackPlan) -> Pack:
     """The pack of one part."""
     trie = _Trie(part)
     samples = [path.sample for path in part.paths]
@@ -213,7 +213,7 @@ def _by_prompt(paths: Sequence[Path]) -> Iterator[list[Path]]:
 class _Trie:
     """The rows of a part, and the (parent row, token) pair of each loss token."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: PackPlan) -> None:
         self.token_ids_P = np.empty(part.num_rows, dtype=np.int64)
         self.positions_P = np.empty(part.num_rows, dtype=np.int64)
         self.subtree_end_P = np.empty(part.num_rows, dtype=np.int64)

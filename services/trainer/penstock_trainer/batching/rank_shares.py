@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from penstock_trainer.batching.batch import Sample
-from penstock_trainer.batching.packing import Pack, Part, Path, make_pack, sorted_paths, split
+from penstock_trainer.batching.packing import Pack, PackPlan, Path, make_pack, sorted_paths, split
 
 NUM_HALVINGS = 6  # of the interval in which the even size of a pack is looked for: to 1/64
 
@@ -36,7 +36,7 @@ def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int)
     return Share(packs, len(parts), sum(part.num_rows for part in parts))
 
 
-def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[Part]:
+def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[PackPlan]:
     """Parts of about the same size, in as few rounds over the ranks as `max_tokens` allows."""
     parts = split(paths, max_tokens)
     num_parts = -(-len(parts) // num_ranks) * num_ranks
@@ -54,10 +54,10 @@ def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[P
     return parts
 
 
-def assign(parts: Sequence[Part], num_ranks: int) -> list[list[Part]]:
+def assign(parts: Sequence[PackPlan], num_ranks: int) -> list[list[PackPlan]]:
     """The largest first, to the rank that has the fewest rows among those with a place left."""
     num_rounds = -(-len(parts) // num_ranks)
-    shares: list[list[Part]] = [[] for _ in range(num_ranks)]
+    shares: list[list[PackPlan]] = [[] for _ in range(num_ranks)]
     num_rows = [0] * num_ranks
     for part in sorted(parts, key=lambda each: -each.num_rows):
         open_ranks = [rank for rank, own in enumerate(shares) if len(own) < num_rounds]

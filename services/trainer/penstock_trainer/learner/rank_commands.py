@@ -53,7 +53,7 @@ class Finish(Contract, frozen=True, tag_field="command", tag="finish"):
     """Change the weights by the update that was begun."""
 
 
-class Score(Contract, frozen=True, tag_field="command", tag="score"):
+class ScoreSequence(Contract, frozen=True, tag_field="command", tag="score"):
     """Compute the log-probabilities of one sequence."""
 
     token_ids: tuple[int, ...]
@@ -81,7 +81,7 @@ class Stop(Contract, frozen=True, tag_field="command", tag="stop"):
     """End in order."""
 
 
-Command = Begin | Finish | Score | Gather | Save | Load | Stop
+Command = Begin | Finish | ScoreSequence | Gather | Save | Load | Stop
 
 
 class LeadingLearner(Learner):
@@ -102,7 +102,7 @@ class LeadingLearner(Learner):
             return super()._finish(gradient)
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        self._tell(Score(tuple(token_ids)))
+        self._tell(ScoreSequence(tuple(token_ids)))
         with self._group.computing():
             return super().sequence_logprobs(token_ids)
 
@@ -171,7 +171,7 @@ class Follower:
             case Finish():
                 assert self._pending is not None, "rank 0 begins an update before it finishes it"
                 self._pending.finish()
-            case Score(token_ids):
+            case ScoreSequence(token_ids):
                 self._learner.sequence_logprobs(token_ids)
             case Gather(name):
                 self._learner.whole_weight(name)

@@ -50,7 +50,7 @@ COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.xz": "xz", ".ta
 FILE_MODE = 0o644
 
 
-class Manifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
+class BundleManifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
     """`bundle.json`. steps: as in --steps; start: steps before the first; reference: of ref.path, if another model."""
 
     run: str
@@ -78,7 +78,7 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
         raise ConfigError(f"--out {out} exists already: expected a file that does not; choose another one")
     config = recording.config
     other = config.ref.path if config.kl_ctl > 0 and config.ref.path not in ("", config.actor.path) else ""
-    manifest = Manifest(
+    manifest = BundleManifest(
         run=config.run.name,
         seed=config.run.seed,
         steps=f"{plan.first}:{plan.end}",
@@ -137,7 +137,7 @@ def extract(path: Path, folder: Path) -> None:
         raise DataError(f"--bundle {path} cannot be read ({reason}): expected what `penstock bundle` wrote") from error
 
 
-def _fill(tar: tarfile.TarFile, recording: Recording, plan: Plan, manifest: Manifest) -> None:
+def _fill(tar: tarfile.TarFile, recording: Recording, plan: Plan, manifest: BundleManifest) -> None:
     _add(tar, README, _readme(manifest).encode())
     _add(tar, MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     document = yaml.safe_dump(masked(recording.config), sort_keys=False, allow_unicode=True)
@@ -168,7 +168,7 @@ def _excerpt(ledger: LedgerState, plan: Plan) -> LedgerState:
     )
 
 
-def _readme(manifest: Manifest) -> str:
+def _readme(manifest: BundleManifest) -> str:
     needed = f"penstock {manifest.versions['penstock']}, torch {manifest.versions['torch']}"
     if not manifest.model.included:
         needed += f", and the model {manifest.model.path} (elsewhere: --actor.path FOLDER)"
@@ -192,9 +192,9 @@ def _with_start(recording: Recording) -> Recording:
     return replace(recording, ledger=replace(recording.ledger, checkpoints=[record]))
 
 
-def _manifest(path: Path, folder: Path) -> Manifest:
+def _manifest(path: Path, folder: Path) -> BundleManifest:
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=BundleManifest)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"--bundle {path}: its {MANIFEST} cannot be read ({error}); expected schema bundle/1"

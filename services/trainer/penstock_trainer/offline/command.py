@@ -15,7 +15,7 @@ from penstock.config.shown import masked
 from penstock.contracts.ledger import LedgerState
 from penstock_trainer.offline.bundle import opened_bundle, write_bundle
 from penstock_trainer.offline.recording import Recording, open_run, spans
-from penstock_trainer.offline.replay import Compared, Replay, Verdict, why_not_exact
+from penstock_trainer.offline.replay import Compared, DigestVerdict, Replay, why_not_exact
 
 # What decides the arithmetic of a step; of the rest a replay uses nothing.
 TRAINING_KEYS = (
@@ -99,7 +99,7 @@ def _replay(recording: Recording, steps: str) -> int:
 
 
 def _line(compared: Compared, *, is_start: bool, is_lead_in: bool) -> str:
-    if compared.verdict is Verdict.DAMAGED:
+    if compared.verdict is DigestVerdict.DAMAGED:
         return f"step {compared.step:5}  {compared.verdict.value}: {compared.problem}"
     place = "start     " if is_start else f"step {compared.step:5}"
     recorded = f"recorded {compared.recorded.policy}" if compared.recorded else "recorded -"
@@ -113,8 +113,10 @@ def _line(compared: Compared, *, is_start: bool, is_lead_in: bool) -> str:
 
 def _conclude(seen: Sequence[Compared]) -> int:
     """Say what was found; the exit code."""
-    unequal = next((each for each in seen if each.verdict not in (Verdict.EQUAL, Verdict.NOT_RECORDED)), None)
-    num_equal = sum(each.verdict is Verdict.EQUAL and each.result is not None for each in seen)
+    unequal = next(
+        (each for each in seen if each.verdict not in (DigestVerdict.EQUAL, DigestVerdict.NOT_RECORDED)), None
+    )
+    num_equal = sum(each.verdict is DigestVerdict.EQUAL and each.result is not None for each in seen)
     if unequal is None:
         num_steps = sum(each.result is not None for each in seen)
         _say(f"{num_equal} of {num_steps} steps have the recorded digest, and none another")
@@ -122,7 +124,7 @@ def _conclude(seen: Sequence[Compared]) -> int:
     found = unequal.found.digest if unequal.found else "no weights, since its step file is damaged"
     expected = unequal.recorded.policy.digest if unequal.recorded else "nothing"
     place = "the weights to start from" if unequal is seen[0] else f"step {unequal.step}"
-    doubt = "; this proves nothing, see the notes above" if unequal.verdict is Verdict.NOT_EXACT else ""
+    doubt = "; this proves nothing, see the notes above" if unequal.verdict is DigestVerdict.NOT_EXACT else ""
     _say(f"first difference: {place}: {found}; recorded is {expected}{doubt}")
     return 1
 

@@ -23,7 +23,7 @@ from penstock_trainer.telemetry.status import expected_steps
 from penstock_trainer.weights.files import Format, digests
 
 
-class Verdict(Enum):
+class DigestVerdict(Enum):
     """What a digest says."""
 
     EQUAL = "equal"
@@ -40,7 +40,7 @@ class Compared:
     steps: int
     found: PolicyIdentity | None
     recorded: WeightsRecord | None
-    verdict: Verdict
+    verdict: DigestVerdict
     result: StepResult | None = None
     seconds: float = 0.0
     problem: str = ""
@@ -74,7 +74,7 @@ class Replay:
                 groups = self._recording.step_files.read(record)
             except DataError as error:
                 recorded = self._recording.ledger.weights.get(step + 1)
-                yield Compared(step + 1, None, recorded, Verdict.DAMAGED, problem=str(error))
+                yield Compared(step + 1, None, recorded, DigestVerdict.DAMAGED, problem=str(error))
                 return
             started = time.monotonic()
             result = self.learner.update(groups, version=version, max_lag=record.max_lag)
@@ -87,14 +87,14 @@ class Replay:
         recorded = self._recording.ledger.weights.get(steps)
         return Compared(steps, found, recorded, self._verdict(found, recorded), result, seconds)
 
-    def _verdict(self, found: PolicyIdentity, recorded: WeightsRecord | None) -> Verdict:
+    def _verdict(self, found: PolicyIdentity, recorded: WeightsRecord | None) -> DigestVerdict:
         if recorded is None:
-            return Verdict.NOT_RECORDED
+            return DigestVerdict.NOT_RECORDED
         if recorded.policy == found:
-            return Verdict.EQUAL
+            return DigestVerdict.EQUAL
         same_place = (recorded.device, recorded.num_ranks) == (self.learner.device, self.learner.num_ranks)
         self._is_exact = self._is_exact and same_place
-        return Verdict.DIFFERS if self._is_exact else Verdict.NOT_EXACT
+        return DigestVerdict.DIFFERS if self._is_exact else DigestVerdict.NOT_EXACT
 
 
 def why_not_exact(learner: Learner, recording: Recording, plan: Plan) -> list[str]:

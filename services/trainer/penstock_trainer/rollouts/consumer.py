@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from penstock.broker import Delivery, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
-from penstock.contracts import DropReason, MalformedMessageError, ScoredGroup, decode
+from penstock.contracts import DropReason, MalformedMessageError, ScoredGroup, decode, read_ticket_key
 from penstock.contracts.ledger import DropRecord, LedgerState
 from penstock.contracts.stored_groups import Part, ScoredHead, scored_group
 from penstock.errors import StallError
@@ -32,7 +32,6 @@ from penstock_trainer.rollouts.judge import (
     Hold,
     Reissue,
     Rules,
-    eval_number,
     judge,
     judge_closing,
     judge_unreadable,
@@ -187,13 +186,13 @@ class Consumer:
 
     async def _lose(self, ticket_key: str, why: str, note: Delivery | None) -> None:
         """The ticket's message is in the dead letters. note: the entry that says so, if there is one."""
-        verdict = judge_unreadable(ticket_key, why, is_waiting=self._book.accepts)
+        verdict, named = judge_unreadable(ticket_key, why, is_waiting=self._book.accepts), read_ticket_key(ticket_key)
         if isinstance(verdict, Drop):
             await self._drop(int(ticket_key), verdict, note)
             return
-        if (number := eval_number(ticket_key)) is not None:
+        if named is not None and verdict == Discard(EVALUATION):
             log.error("evaluation ticket %s could not be answered: %s", ticket_key, why)
-            self._evaluation.give_up(number)
+            self._evaluation.give_up(named[1])
         if note is not None:
             await self._discard(note)
 

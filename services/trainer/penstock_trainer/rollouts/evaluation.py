@@ -12,7 +12,7 @@ from penstock.config import Config
 from penstock.contracts import Sampling, ScoredGroup, Ticket
 from penstock_trainer.data.draws import eval_ticket
 from penstock_trainer.data.prompts import EncodedPrompt
-from penstock_trainer.telemetry.records import EvalResult, Sample
+from penstock_trainer.telemetry.records import EvalResult, EvalSample
 
 NUMBERS_PER_LEASE = 10_000_000  # numbers of an earlier trainer are never used again
 
@@ -110,7 +110,7 @@ class Evaluation:
         )
 
 
-def sample(group: ScoredGroup) -> Sample:
+def sample(group: ScoredGroup) -> EvalSample:
     """The first completion of a group, for people to read."""
     ticket = group.group.ticket
-    return Sample(ticket.prompt, group.group.completions[0].text, ticket.answer, group.scores[0].value)
+    return EvalSample(ticket.prompt, group.group.completions[0].text, ticket.answer, group.scores[0].value)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.contracts import TICKET_KEY, DropReason, PolicyIdentity, ReissueReason, ScoredGroup
+from penstock.contracts import DropReason, PolicyIdentity, ReissueReason, ScoredGroup, read_ticket_key
 from penstock_trainer.batching.batch import MIN_VALID, num_valid
 from penstock_trainer.batching.masking import is_all_masked
 
@@ -118,9 +118,13 @@ def judge_unreadable(ticket_key: str, why: str, *, is_waiting: Callable[[int], b
 
     judge_unreadable("7", "no ScoredHead", is_waiting=book.accepts) -> Drop(DropReason.POISON, "no ScoredHead")
     """
-    if ticket_key.isdecimal() and is_waiting(int(ticket_key)):
-        return Drop(DropReason.POISON, why)
-    return Discard(FOREIGN if eval_number(ticket_key) is None else EVALUATION)
+    match read_ticket_key(ticket_key):
+        case ("train", number) if is_waiting(number):
+            return Drop(DropReason.POISON, why)
+        case ("eval", _):
+            return Discard(EVALUATION)
+        case _:
+            return Discard(FOREIGN)
 
 
 def judge_closing(scored: ScoredGroup, rules: Rules, *, version: int, has_gradient: bool) -> Hold | Reissue | Drop:
@@ -153,9 +157,3 @@ def unknown_policy(scored: ScoredGroup, known: Mapping[int, PolicyIdentity]) -> 
     """The first weights of the group that are none of this run's."""
     policies = (span.policy for completion in scored.group.completions for span in completion.spans)
     return next((policy for policy in policies if known.get(policy.number) != policy), None)
-
-
-def eval_number(ticket_key: str) -> int | None:
-    """The number of an evaluation ticket; None for the key of anything else."""
-    prefix, digits = ticket_key[:1], ticket_key[1:]
-    return int(digits) if prefix == TICKET_KEY["eval"] and digits.isdecimal() else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Sample:
+class EvalSample:
     """One completion, for people to read."""
 
     prompt: str
@@ -24,7 +24,7 @@ class EvalResult:
     num_failed: int
     oldest_version: int
     newest_version: int
-    samples: tuple[Sample, ...]
+    samples: tuple[EvalSample, ...]
 
 
 @dataclass(frozen=True)

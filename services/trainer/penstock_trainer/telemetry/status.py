@@ -7,9 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.contracts import PolicyIdentity
 from penstock_trainer.telemetry.progress import Progress, last_accuracy
 
 RECENT_STEPS = 10
+NOTHING_STAGED = PolicyIdentity(0, "")
 
 
 @dataclass
@@ -24,8 +26,8 @@ class Status:
     progress: Progress
     phase: str = "loading the model"
     steps: int = 0
-    version: int = 0
-    version_digest: str = ""
+    policy: PolicyIdentity = NOTHING_STAGED
+    """Of the newest weights; without a digest until these are staged."""
     outstanding: int = 0
     oldest_waiting_seconds: float = 0.0
     waiting_for: str = ""
@@ -48,7 +50,7 @@ class Status:
             "step": self.steps,
             "total_steps": self.total_steps,
             "epoch": round(self.steps * self.batch_size / self.num_prompts, 3) if self.num_prompts else 0.0,
-            "policy_version": self.version,
+            "policy_version": self.policy.number,
             "outstanding": self.outstanding,
             "oldest_waiting_seconds": self.oldest_waiting_seconds,
             "reward_mean": lines[-1]["reward_mean"] if lines else None,

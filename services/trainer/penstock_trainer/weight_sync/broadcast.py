@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.contracts.services import Announcement, ServedWeights, ServiceRecord
 from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import WeightsError
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
 from penstock_trainer.weight_sync.process_group import Backend, Group, MeetingPoint, in_thread
-from penstock_trainer.weight_sync.rollout_client import EngineRecord, RolloutClient
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.buckets import Bucket
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import WeightsSource
@@ -77,11 +77,11 @@ class CollectiveTransport(CopiedVersions):
     async def delivery(self, server: ServiceRecord, announcement: Announcement) -> AsyncIterator[CollectiveSource]:
         deadline = time.monotonic() + self._seconds
         self._drop_old(announcement.identity.number)
-        engine = await self._client.engine(server.url)
-        if engine.serves == announcement.identity:  # pushed in an earlier life of the trainer: it would receive nothing
+        served = await self._client.served(server.url)
+        if served.identity == announcement.identity:  # from an earlier life of the trainer: it would receive nothing
             yield CollectiveSource("", ())
             return
-        formed = await self._group_with(server, engine, announcement)
+        formed = await self._group_with(server, served, announcement)
         buckets = self.copy.buckets
         sending = in_thread(partial(_send, formed.group, buckets, deadline))
         try:
@@ -96,23 +96,23 @@ class CollectiveTransport(CopiedVersions):
             sending.add_done_callback(_note)
             raise
 
-    async def _group_with(self, server: ServiceRecord, engine: EngineRecord, announcement: Announcement) -> Formed:
+    async def _group_with(self, server: ServiceRecord, served: ServedWeights, announcement: Announcement) -> Formed:
         """The group with the engine as it was started last, formed unless there is one."""
         formed = self._groups.get(server.name)
-        if formed is not None and formed.engine_starts == engine.starts:
+        if formed is not None and formed.engine_starts == served.engine_starts:
             formed.version = announcement.identity.number
             return formed
         if formed is not None:
             self._groups.pop(server.name).group.abort()
         name = f"penstock-{announcement.lease}-{next(self._numbers)}"
-        group = await self._meet(server, engine, name, announcement.lease)
-        formed = Formed(group, name, engine.starts, announcement.identity.number)
+        group = await self._meet(server, served, name, announcement.lease)
+        formed = Formed(group, name, served.engine_starts, announcement.identity.number)
         self._groups[server.name] = formed
         return formed
 
-    async def _meet(self, server: ServiceRecord, engine: EngineRecord, name: str, lease: int) -> Group:
-        backend: Backend = "nccl" if self._device.type == engine.device == "cuda" else "gloo"
-        num_ranks = 1 + engine.num_ranks
+    async def _meet(self, server: ServiceRecord, served: ServedWeights, name: str, lease: int) -> Group:
+        backend: Backend = "nccl" if self._device.type == served.engine_device == "cuda" else "gloo"
+        num_ranks = 1 + served.engine_num_ranks
         meet = partial(Group.meet, self._point.store, name, num_ranks, backend, self._device, self._seconds)
         meeting = in_thread(meet)
         request = GroupRequest(name, self._point.address, self._point.port, num_ranks, backend, lease)

@@ -1,31 +1,18 @@
 """The trainer's HTTP client towards rollout services. Owns the requests and what their answers mean."""
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import msgspec
 
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity
-from penstock.contracts.services import Announcement
+from penstock.contracts import MalformedMessageError
+from penstock.contracts.services import Announcement, ServedWeights, push_body, read_served
 from penstock.contracts.weight_sources import GroupRequest, Source
 from penstock.errors import WeightsError
 from penstock.runtime.http import auth_headers
 
 BUSY_RETRY_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """What a service says of its engine: how often it was started, where it runs, how many processes it has, and what
-    it serves."""
-
-    starts: int
-    device: str
-    num_ranks: int
-    serves: PolicyIdentity | None
 
 
 class RolloutClient:
@@ -43,14 +30,7 @@ class RolloutClient:
 
     async def put_weights(self, url: str, announcement: Announcement, source: Source) -> float:
         """Have a version loaded; returns how many seconds generation was paused for it."""
-        identity = announcement.identity
-        body = {
-            "digest": identity.digest,
-            "path": announcement.path,
-            "lease": announcement.lease,
-            "source": msgspec.to_builtins(source),
-            "canary": msgspec.to_builtins(announcement.canary),
-        }
+        identity, body = announcement.identity, push_body(announcement, source)
         while True:
             response = await self._client.put(f"{url}/v1/weights/{identity.number}", json=body)
             if response.status_code != 503:
@@ -58,25 +38,16 @@ class RolloutClient:
             await asyncio.sleep(BUSY_RETRY_SECONDS)
         if response.status_code != 200:
             raise WeightsError(f"HTTP {response.status_code}: {response.text[:300]}")
-        served = _mapping(response)
-        _check_identity(served, response, identity)
-        return float(served.get("paused_seconds") or 0.0)
-
-    async def engine(self, url: str) -> EngineRecord:
-        """What the service's engine is."""
-        response = await self._client.get(f"{url}/v1/weight_version")
-        served = _mapping(response)
-        try:
-            number = served["policy_version"]
-            serves = None if number is None else PolicyIdentity(int(number), str(served["checksum"]))
-            return EngineRecord(
-                int(served["engine_starts"]), str(served["engine_device"]), int(served["engine_num_ranks"]), serves
-            )
-        except (KeyError, TypeError, ValueError) as error:
+        served = _served(response)
+        if served.identity != identity:
             raise WeightsError(
-                f"its answer is {response.text[:300]!r}; expected policy_version, engine_starts, "
-                "engine_device and engine_num_ranks"
-            ) from error
+                f"it serves {served.policy_version}-{served.checksum}, not {identity.number}-{identity.digest}"
+            )
+        return served.paused_seconds
+
+    async def served(self, url: str) -> ServedWeights:
+        """What the service serves, and by what engine."""
+        return _served(await self._client.get(f"{url}/v1/weight_version"))
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         """Let the service's engine join a group; returns when it has."""
@@ -85,17 +56,10 @@ class RolloutClient:
             raise WeightsError(f"it did not join a group: HTTP {response.status_code}: {response.text[:300]}")
 
 
-def _mapping(response: httpx.Response) -> dict[str, Any]:
+def _served(response: httpx.Response) -> ServedWeights:
     try:
-        served = response.json()
-    except ValueError:
-        served = None
-    return served if isinstance(served, dict) else {}
-
-
-def _check_identity(served: dict[str, Any], response: httpx.Response, expected: PolicyIdentity) -> None:
-    if not served:
-        raise WeightsError(f"its answer is {response.text[:300]!r}; expected policy_version and checksum")
-    number, digest = served.get("policy_version"), served.get("checksum")
-    if (number, digest) != (expected.number, expected.digest):
-        raise WeightsError(f"it serves {number}-{digest}, not {expected.number}-{expected.digest}")
+        return read_served(response.content)
+    except MalformedMessageError as error:
+        raise WeightsError(
+            f"its answer is {response.text[:300]!r}; expected {', '.join(ServedWeights.__struct_fields__)}: {error}"
+        ) from error

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from penstock.contracts.canary import Canary, read_canary
-from penstock.errors import WeightsError, WeightsMismatchError
+from penstock.contracts.canary import Canary
+from penstock.errors import WeightsMismatchError
 
 CANARY = Canary((1, 2, 3), (-1.0, -2.0), tolerance=0.1)
 
@@ -24,12 +24,3 @@ def test_it_needs_one_logprob_less_than_tokens() -> None:
     for token_ids, logprobs in [((1,), ()), ((1, 2), ()), ((1, 2), (-1.0, -1.0))]:
         with pytest.raises(ValueError, match="one less"):
             Canary(token_ids, logprobs, 0.1)
-
-
-def test_the_body_of_a_push_is_read_or_refused() -> None:
-    body = {"token_ids": [1, 2, 3], "logprobs": [-1.0, -2.0], "tolerance": 0.1}
-    assert read_canary(body) == CANARY
-    assert read_canary(None) is None
-    for broken in ({**body, "logprobs": [-1.0]}, {"token_ids": [1]}, {**body, "typo": 1}):
-        with pytest.raises(WeightsError, match="must be of one release"):
-            read_canary(broken)

@@ -23,6 +23,7 @@ from penstock.contracts import (
     encode,
     pack_float32,
     pack_int32,
+    read_ticket_key,
     unpack_float32,
     unpack_int32,
 )
@@ -82,6 +83,18 @@ def test_a_message_survives_the_wire(scored: ScoredGroup) -> None:
     assert decode(encode(scored), ScoredGroup) == scored
     assert decode(encode(scored.group), RolloutGroup) == scored.group
     assert decode(encode(scored.group.ticket), Ticket) == scored.group.ticket
+
+
+@given(tickets(2))
+@settings(patient)
+def test_a_ticket_is_found_by_its_key(ticket: Ticket) -> None:
+    assert ticket.key == ("e" if ticket.purpose == "eval" else "") + str(ticket.number)
+    assert read_ticket_key(ticket.key) == (ticket.purpose, ticket.number)
+
+
+@pytest.mark.parametrize("key", ["", "e", "x7", "ee7", "-7", "7.0", "\u00b2"])
+def test_a_key_of_no_ticket_is_none(key: str) -> None:
+    assert read_ticket_key(key) is None
 
 
 @given(token_ids, st.lists(floats, max_size=6))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from penstock.broker.trainer import Counters
-from penstock.contracts import RolloutGroup
+from penstock.contracts import DropReason, RolloutGroup
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.telemetry.progress import Progress, last_accuracy
 from penstock_trainer.telemetry.records import EvalResult, StepLine
@@ -149,7 +149,7 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     add_steps(progress, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     progress.add_eval(EVAL)
     progress.add_eval(replace(EVAL, steps=3, accuracy=0.95))
-    counters = Counters(next_number=14, issued=14, trained=12, dropped={"poison": 1})
+    counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
     summary = make_summary(
         progress, counters, engine="sglang 0.5", model="m", max_staleness=1, training_started_at=100.0
     )

@@ -14,20 +14,27 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from penstock.contracts import PolicyIdentity, ServiceKind
-from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.contracts import PolicyIdentity, ServerState, ServiceKind
+from penstock.contracts.services import Announcement, ServedWeights, ServiceRecord, version_body
 from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import ConfigError, WeightsError
 from penstock_trainer.weight_sync import broadcast as transport_collective
 from penstock_trainer.weight_sync.broadcast import CollectiveTransport
 from penstock_trainer.weight_sync.process_group import Group, MeetingPoint, in_thread
-from penstock_trainer.weight_sync.rollout_client import EngineRecord, RolloutClient
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.files import Format, LiveWeights
 from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.weights.test_buckets import Source, example
 
 CPU = torch.device("cpu")
 SECONDS = ANSWER_SECONDS
+ENGINE: dict[str, Any] = {
+    "paused_seconds": 0.0,
+    "state": ServerState.SERVING,
+    "engine": "",
+    "engine_device": "cpu",
+    "engine_num_ranks": 1,
+}
 
 
 class Peer:
@@ -78,8 +85,8 @@ class Servers:
         self.sizes: list[int] = []
         self._receive = receive
 
-    async def engine(self, url: str) -> EngineRecord:
-        return EngineRecord(self.starts, "cpu", 1, self.serves)
+    async def served(self, url: str) -> ServedWeights:
+        return ServedWeights(**version_body(self.serves), **ENGINE, engine_starts=self.starts)
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         if self.refuse:

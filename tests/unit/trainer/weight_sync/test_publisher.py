@@ -26,7 +26,16 @@ from tests.patience import ANSWER_SECONDS
 
 IDENTITY = PolicyIdentity(3, "abcdef0123456789")
 WANTED = Announcement(IDENTITY, "/weights/3", 7, Canary((4, 5), (-1.5,), 0.002))
-SERVED = {"policy_version": 3, "checksum": IDENTITY.digest}
+SERVED = {
+    "policy_version": 3,
+    "checksum": IDENTITY.digest,
+    "paused_seconds": 0.5,
+    "state": "serving",
+    "engine": "sglang 0.5",
+    "engine_starts": 1,
+    "engine_device": "cpu",
+    "engine_num_ranks": 1,
+}
 
 
 @dataclass
@@ -132,6 +141,8 @@ async def test_a_busy_server_is_asked_again() -> None:
         (JSONResponse({**SERVED, "checksum": "0" * 16}), "it serves 3-0{16}, not 3-abcdef0123456789"),
         (Response("a proxy says hello"), "its answer is 'a proxy says hello'; expected policy_version"),
         (JSONResponse([1]), r"its answer is '\[1\]'"),
+        (JSONResponse({"policy_version": 3}), "missing required field `checksum`"),
+        (JSONResponse({**SERVED, "state": "asleep"}), "Invalid enum value 'asleep'"),
     ],
 )
 async def test_any_other_answer_fences_the_server(answer: Response, reason: str) -> None:
