@@ -231,14 +231,14 @@ class _Run:
 
     async def _write_summary(self) -> None:
         servers = [each for each in await self._queue.services() if each.kind == "rollout"]
-        first = self._status.progress.steps[0]["started_at"] if self._status.progress.steps else time.time()
+        first = self._status.progress.first_started_at
         summary = make_summary(
             self._status.progress,
             await self._parts.trainer_queue.counters(),
             engine=servers[0].engine if servers else "",
             model=self._config.actor.path,
             max_staleness=self._config.staleness.max_staleness,
-            training_started_at=first,
+            training_started_at=time.time() if first is None else first,
         )
         write_durably(self._folder / SUMMARY_FILE, summary_bytes(summary))
 
