@@ -17,12 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
 
 from benchmarks.learner_cases import Case, ragged_case, short_case
+from penstock.contracts import Dtype
 
 SIDES = ("penstock", "plain")
 # Freed blocks go back to the kernel at once, so that the resident set is what is in use.
@@ -112,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description="Compare Penstock's learner with the plain way.")
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if cuda else "float32")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16" if cuda else "float32")
     parser.add_argument(
         "--prompts", type=int, default=64 if cuda else 2, help="of the ragged batch (default: %(default)s)"
     )

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from penstock.broker import Queue
 from penstock.config import Config
+from penstock.contracts import Dtype, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.service import Service
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import StartedServer
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.updater import Weights
@@ -27,8 +28,8 @@ from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher, Push
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
-from penstock_trainer.weights.files import Dtype, published_weights
 from penstock_trainer.weights.files import Weights as NamedWeights
+from penstock_trainer.weights.files import published_weights
 from penstock_trainer.weights.hugging_face import config_json
 
 LOOPBACK = "http://127.0.0.1:0"
@@ -47,7 +48,7 @@ class RolloutServer:
 
     @property
     def record(self) -> ServiceRecord:
-        return ServiceRecord("rollout", self.name, self.url, 0, self.weights.state, self.weights.identity)
+        return ServiceRecord(ServiceKind.ROLLOUT, self.name, self.url, 0, self.weights.state, self.weights.identity)
 
 
 @contextlib.asynccontextmanager
@@ -56,7 +57,7 @@ async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterat
     section = config.rollout.engine
     log_path = folder / f"{name}.log"
     server = StartedServer(section, config.actor.path, log_path)
-    engine = Engine(server, EngineClient(section))
+    engine = Engine(server, SGLangClient(section))
     metrics = RolloutMetrics()
     weights = Weights(engine, config.weights, metrics)
     service = Service("127.0.0.1", 0, "rollout.port")

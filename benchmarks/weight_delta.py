@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from penstock.contracts import Dtype
 from penstock.weights.local_folder import LocalFolder, shared_memory
 from penstock.weights.manifest import read_manifest, verify
 from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_trainer.weights.deltas import DeltaWriter
-from penstock_trainer.weights.files import WEIGHTS_NAME, Dtype, Format, Weights, published_weights
+from penstock_trainer.weights.files import WEIGHTS_NAME, Format, Weights, published_weights
 from penstock_trainer.weights.hugging_face import config_json
 from penstock_trainer.weights.staging import Staging
 
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(MODEL))
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-6, 1e-5])
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)

@@ -16,6 +16,7 @@ from benchmarks.chaos.launch import ROOT, Launch
 from benchmarks.chaos.parts import NOTHING, Part, prepare, read_part
 from penstock.broker import connect
 from penstock.config import Config
+from penstock.contracts import ServerState
 from penstock.contracts.services import ServiceRecord
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,7 @@ class Watch:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while True:
                     for record in await queue.services():
-                        if record.kind == "rollout" and record.state == "serving" and holds(record):
+                        if record.server_state is ServerState.SERVING and holds(record):
                             return record
                     await asyncio.sleep(0.1)
         finally:

@@ -5,16 +5,13 @@ from penstock.broker.keys import Keys, Stage
 from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
 from penstock.broker.queue import Queue
 from penstock.broker.worker import Delivery, Served, Worker
-from penstock.contracts.services import Announcement, ServiceRecord
 
 __all__ = [
-    "Announcement",
     "Delivery",
     "Keys",
     "MemoryUse",
     "Queue",
     "Served",
-    "ServiceRecord",
     "Stage",
     "Worker",
     "check_memory",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.types import Count, Port, Seconds, Section
+from penstock.contracts import Dtype, PauseMode
 
 
 class EngineSection(Section):
@@ -18,7 +19,7 @@ class EngineSection(Section):
     """Its port on loopback; 0: a free one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: cuda if that environment sees a GPU, else cpu."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Type of its weights, and so of every push."""
     max_running_requests: Count = 64
     """Completions generated at once."""
@@ -66,6 +67,8 @@ class RewardSection(Section):
     """Reward services that the local launcher starts."""
     functions: dict[str, float] = Field(default={"exact_match": 1.0})
     """Weighted sum of functions: a built-in name or `module:function`, and its weight."""
+    max_magnitude: Annotated[float, Field(gt=0, le=1e12)] = 1e6
+    """Largest absolute value of a score, the weighted sum; one beyond it counts as failed, and is never trained on."""
     modules_path: str = "."
     """Folder put on the import path for `module:function`."""
     timeout_seconds: Seconds = 10
@@ -73,13 +76,15 @@ class RewardSection(Section):
     num_workers: Count = 1
     """Processes that run reward functions."""
     max_attempts: Count = 3
-    """Calls of a function on one completion while it fails with what may pass: transient error, timeout, crash."""
+    """Calls of a function on one completion while it fails with what may pass: transient error, timeout, crash. A
+    built-in function that timed out is not called again."""
     retry_seconds: Seconds = 0.5
     """Wait before the second call; doubled before each further one, and shortened at random by up to half."""
     retry_cap_seconds: Seconds = 10
     """Longest such wait."""
     breaker_failures: Annotated[int, Field(ge=0)] = 16
-    """So many such failures in a row open a function's breaker: groups that need it are parked; 0: never."""
+    """So many such failures in a row open a function's breaker, if a call that was answered before now fails too
+    (docs/rewards.md): groups that need it are parked; 0: never."""
     breaker_seconds: Seconds = 10
     """After this long a single call is let through an open breaker; its success closes it."""
 
@@ -123,7 +128,7 @@ class WeightsSection(Section):
     rounding: Literal["auto", "dithered", "nearest"] = "auto"
     """How float32 becomes bfloat16. dithered: by a fixed offset before truncation, which shows updates that nearest
     hides; nearest: as the trainer rounds where it computes in bfloat16; auto: the one that fits actor.dtype."""
-    pause_mode: Literal["retract", "in_place", "abort"] = "retract"
+    pause_mode: PauseMode = "retract"
     """What running requests do when new weights come. retract: they go on with their cache recomputed by these;
     in_place: with the cache that they have, which the old ones computed; abort: they end, and the service sends what is
     left of them again, so that no answer of the engine outlives an update."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from penstock.config.types import Count, Fraction, Seconds, Section
+from penstock.contracts import Dtype
 
 
 class RunSection(Section):
@@ -51,7 +52,7 @@ class ActorSection(Section):
     """Hugging Face folder or hub name of the model to train."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """G: completions per prompt."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Compute type of forward and backward; master weights and optimizer are always float32."""
     max_tokens_per_micro_batch: Annotated[int, Field(ge=16)] = 4096
     """Tokens packed into one forward and backward pass."""

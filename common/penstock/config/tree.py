@@ -5,7 +5,7 @@ GRPO page are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, tota
 docs/configuration.md is generated from the docstrings of the sections.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -33,6 +33,7 @@ from penstock.config.training import (
     StalenessSection,
 )
 from penstock.config.types import Count, Section
+from penstock.contracts import Rounding
 
 
 class Config(Section):
@@ -119,7 +120,7 @@ class Config(Section):
         return self
 
     @property
-    def rounding(self) -> Literal["dithered", "nearest"]:
+    def rounding(self) -> Rounding:
         """How published weights become bfloat16: so that the engine samples with what the trainer computes with."""
         if self.weights.rounding == "auto":
             return "nearest" if self._hides_small_updates else "dithered"

@@ -26,6 +26,7 @@ from penstock.contracts.vocabulary import (
     PauseMode,
     Purpose,
     ReissueReason,
+    Rounding,
     ServerState,
     ServiceKind,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Purpose",
     "ReissueReason",
     "RolloutGroup",
+    "Rounding",
     "Sampling",
     "Score",
     "ScoredGroup",

@@ -1,6 +1,6 @@
 """What services say of themselves and of the weights that they serve."""
 
-from penstock.contracts import Contract, PolicyIdentity
+from penstock.contracts import Contract, PolicyIdentity, ServerState, ServiceKind
 from penstock.contracts.canary import Canary
 
 
@@ -17,9 +17,9 @@ class Announcement(Contract, frozen=True):
 
 
 class ServiceRecord(Contract, frozen=True):
-    """One running service as the others see it. kind: rollout, reward or trainer."""
+    """One running service as the others see it. state: of a rollout server a `ServerState`, of others in words."""
 
-    kind: str
+    kind: ServiceKind
     name: str
     url: str
     pid: int
@@ -27,9 +27,11 @@ class ServiceRecord(Contract, frozen=True):
     policy: PolicyIdentity | None = None
     engine: str = ""
 
+    def __post_init__(self) -> None:
+        if self.kind is ServiceKind.ROLLOUT:
+            ServerState(self.state)  # ValueError names one that is not known
 
-FENCED = "fenced"
-SERVER_STATES = ("starting", "waiting", "updating", "serving", "paused", FENCED)
-
-
-ENGINE_STARTING = "starting"  # the state of a rollout service without an engine; it catches up by itself
+    @property
+    def server_state(self) -> ServerState | None:
+        """The state of a rollout server; None for another service."""
+        return ServerState(self.state) if self.kind is ServiceKind.ROLLOUT else None

@@ -14,6 +14,8 @@ FinishReason = Literal["stop", "length", "abort"]
 """Why a completion ended."""
 Dtype = Literal["float32", "bfloat16"]
 """Of weights."""
+Rounding = Literal["dithered", "nearest"]
+"""How float32 becomes bfloat16 when weights are published."""
 PauseMode = Literal["retract", "in_place", "abort"]
 """What running requests do when new weights come: `weights.pause_mode`."""
 

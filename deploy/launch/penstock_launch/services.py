@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from penstock.config import Config, RedisSection
+from penstock.contracts import ServiceKind
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Command
 
@@ -43,7 +44,7 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
     engine = config.rollout.engine
     rollouts = [
         command(
-            _name("rollout", index, config.rollout.num_servers),
+            _name(ServiceKind.ROLLOUT, index, config.rollout.num_servers),
             "penstock_rollout",
             *_port("rollout.port", config.rollout.port, index),
             *_port("rollout.engine.port", engine.port, index),
@@ -52,7 +53,7 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
     ]
     rewards = [
         command(
-            _name("reward", index, config.reward.num_services),
+            _name(ServiceKind.REWARD, index, config.reward.num_services),
             "penstock_reward",
             *_port("reward.port", config.reward.port, index),
         )
@@ -60,7 +61,7 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
     ]
     trainer = "penstock_trainer" if config.trainer.num_ranks == 1 else "penstock_trainer.torchrun"
     # The slowest first: the inference engine.
-    return [*rollouts, command("trainer", trainer), *rewards]
+    return [*rollouts, command(str(ServiceKind.TRAINER), trainer), *rewards]
 
 
 def service_environment(config: Config, redis: RedisSection, environ: Mapping[str, str]) -> dict[str, str]:
@@ -84,8 +85,8 @@ def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
     return {name: value for name, value in secrets.items() if value}
 
 
-def _name(kind: str, index: int, count: int) -> str:
-    return kind if count == 1 else f"{kind}-{index}"
+def _name(kind: ServiceKind, index: int, count: int) -> str:
+    return str(kind) if count == 1 else f"{kind}-{index}"
 
 
 def _port(key: str, first: int, index: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
@@ -19,8 +20,8 @@ from penstock_reward.app import make_reward_app
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.pool import open_pool
 from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring, check_weights
-from penstock_reward.scoring.seats import Seats
 
 READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
@@ -34,25 +35,25 @@ async def start(config: Config) -> None:
     served = service.Service(section.host, section.port, "reward.port")
     queue = await connect(config)
     try:
-        served.advertise(await advertised_host("reward", section, config.redis.url))
+        served.advertise(await advertised_host(ServiceKind.REWARD, section, config.redis.url))
         async with open_pool(section) as pool:
             metrics = RewardMetrics()
             metrics.watch_workers(lambda: pool.num_ready)
             scoring = Scoring(section, pool, metrics)
             worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
             # Every outstanding ticket may be parked: then nothing keeps groups of other functions in the stream.
-            seats = Seats(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
-            metrics.watch_parked(lambda: seats.num_parked)
+            permits = Permits(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
+            metrics.watch_parked(lambda: permits.num_parked)
 
             def record() -> ServiceRecord:
                 waiting_for = scoring.breakers.describe()
                 state = f"breaker open: {waiting_for}" if waiting_for else READY
-                return ServiceRecord("reward", worker.name, served.url, os.getpid(), state)
+                return ServiceRecord(ServiceKind.REWARD, worker.name, served.url, os.getpid(), state)
 
             await served.run(
                 make_reward_app(section, scoring, pool, metrics.registry, config.token),
                 background=[worker.keep_alive(), announce(queue, record, config.staleness.heartbeat_seconds)],
-                score_groups=score_groups(worker, scoring, metrics, served.stop, seats),
+                score_groups=score_groups(worker, scoring, metrics, served.stop, permits),
             )
             await worker.retire()
             await queue.unregister(worker.name)
@@ -69,7 +70,7 @@ async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_second
 
 def main() -> NoReturn:
     """Entry point."""
-    service.main("reward", start)
+    service.main(ServiceKind.REWARD, start)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The reward service's HTTP side: the same scorer that the queue has. Parses, calls and answers.
 
-POST /v1/score runs reward functions, so that it needs the token where one is set.
+POST /v1/score runs reward functions, so that it needs the token if one is set.
 """
 
 from typing import Annotated, Any
@@ -56,7 +56,7 @@ class ScoreResponse(BaseModel):
 
 
 class RewardAnswer(BaseModel):
-    """A function that rows and requests may name. weight: null where only they use it. breaker: its state."""
+    """A function that rows and requests may name. weight: null if only they use it. breaker: its state."""
 
     name: str
     weight: float | None

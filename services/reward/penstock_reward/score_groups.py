@@ -6,9 +6,9 @@ with its reason (the trainer masks it); an outage of a function holds up only th
     ROLLOUTS --take--> read its texts --> score (pool) --hand over, take the next--> SCORED
                           '--malformed--> dead
 
-    Backpressure: at most so many groups are held as `Seats` allow, scored and parked ones; the rest stays in the
-    stream, and tickets bound the stream. The next group sits down where the one before it sat. A group is parked while
-    a breaker is open (`case`): it is held and renewed like any other.
+    Backpressure: at most so many groups are held as `Permits` allow, scored and parked ones; the rest stays in the
+    stream, and tickets bound the stream. The next group takes over the permit of the one before it. A group is parked
+    while a breaker is open (`attempts`): it is held and renewed like any other.
 
 Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
 """
@@ -23,8 +23,8 @@ from penstock.contracts import MalformedMessageError, decode
 from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, texts_of
 from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
+from penstock_reward.scoring.permits import Permit, Permits
 from penstock_reward.scoring.scoring import Scoring
-from penstock_reward.scoring.seats import Seat, Seats
 
 log = logging.getLogger(__name__)
 
@@ -53,23 +53,23 @@ class Consumer(Protocol):
 
 
 async def score_groups(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, seats: Seats
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, permits: Permits
 ) -> None:
     """Score groups, several at once, until `stop` is set; then finish or give back what is held."""
     try:
         async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(stop.wait())
             while not stop.is_set():
-                if not seats.has_room:
-                    room = tasks.create_task(seats.room())
+                if not permits.has_room:
+                    room = tasks.create_task(permits.room())
                     await asyncio.wait({stopping, room}, return_when=asyncio.FIRST_COMPLETED)
                     room.cancel()
                     continue
-                seat = await seats.take()
+                permit = await permits.acquire()
                 if (delivery := await consumer.take(Stage.ROLLOUTS)) is not None:
-                    tasks.create_task(_score_in_turn(consumer, scoring, metrics, delivery, seat, stop))
+                    tasks.create_task(_score_in_turn(consumer, scoring, metrics, delivery, permit, stop))
                 else:
-                    seat.leave()
+                    permit.release()
                     await consumer.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
             patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
     except TimeoutError:
@@ -77,30 +77,30 @@ async def score_groups(
 
 
 async def _score_in_turn(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, first: Delivery, seat: Seat, stop: asyncio.Event
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, first: Delivery, permit: Permit, stop: asyncio.Event
 ) -> None:
     """Score a group, and then what is taken with each hand-over."""
     delivery: Delivery | None = first
     try:
         while delivery is not None:
-            scored = await _score_one(consumer, scoring, metrics, delivery, seat)
+            scored = await _score_one(consumer, scoring, metrics, delivery, permit)
             if scored is None:
                 return
-            stages = () if stop.is_set() or seat.is_wanted else (Stage.ROLLOUTS,)
+            stages = () if stop.is_set() or permit.is_wanted else (Stage.ROLLOUTS,)
             moved, delivery = await consumer.hand_over_and_take(delivery, scored, Stage.SCORED, *stages)
             metrics.group_ended("scored" if moved else "late")
     finally:
-        seat.leave()
+        permit.release()
 
 
 async def _score_one(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, seat: Seat
+    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, permit: Permit
 ) -> ScoredHead | None:
-    """The group with its scores; None where it was buried."""
+    """The group with its scores; None if it was buried."""
     try:
         group = decode(delivery.payload, RolloutHead)
         [parts] = await consumer.read([delivery], Part.TEXTS)
-        return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), seat)
+        return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), permit)
     except (MalformedMessageError, RewardError) as error:
         metrics.group_ended("buried" if await consumer.bury(delivery, str(error)) else "late")
         return None
@@ -110,13 +110,13 @@ async def _score_one(
 
 
 async def _scored(
-    scoring: Scoring, metrics: RewardMetrics, group: RolloutHead, texts: Sequence[str], seat: Seat
+    scoring: Scoring, metrics: RewardMetrics, group: RolloutHead, texts: Sequence[str], permit: Permit
 ) -> ScoredHead:
     ticket = group.ticket
-    case = scoring.case(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
-    while (verdicts := await case.run()) is None:
-        log.info("parked until the breaker of %s closes", case.blocked_by, extra={"ticket": ticket.key})
-        await seat.leave_while(case.passable())
+    attempts = scoring.attempts(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
+    while (verdicts := await attempts.run()) is None:
+        log.info("parked until the breaker of %s closes", attempts.blocked_by, extra={"ticket": ticket.key})
+        await permit.release_while(attempts.breakers_closed())
     if ticket.purpose == "train":
         for verdict in verdicts:
             if verdict.score.value is not None:

@@ -1,1 +1,1 @@
-"""The rollout service: takes tickets, generates groups of completions with SGLang, hands them over."""
+"""The rollout service: takes tickets, generates groups of completions with an inference engine, hands them over."""

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
 from penstock.config import Config
+from penstock.contracts import ServerState, ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
 from penstock.runtime import service
@@ -20,7 +21,7 @@ from penstock.runtime.address import advertised_host
 from penstock.weights.local_folder import LocalFolder, name_of_run
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
@@ -35,13 +36,13 @@ async def start(config: Config) -> None:
     """Run until stopped."""
     section = config.rollout
     if not section.engine.url:
-        check_model_path(config.actor.path, "actor.path")  # SGLang would end with a traceback
+        check_model_path(config.actor.path, "actor.path")  # the engine would end with a traceback
     served = service.Service(section.host, section.port, "rollout.port")
     queue = await connect(config)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
     server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)
-    engine = Engine(server, EngineClient(section.engine))
+    engine = Engine(server, SGLangClient(section.engine))
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = Weights(engine, config.weights, metrics, copy)
@@ -59,7 +60,7 @@ async def start(config: Config) -> None:
 
     engine_stop = asyncio.Event()  # after `stop`: groups that run may still finish
     try:
-        served.advertise(await advertised_host("rollout", section, config.redis.url))
+        served.advertise(await advertised_host(ServiceKind.ROLLOUT, section, config.redis.url))
         await served.run(
             make_rollout_app(engine, weights, metrics.registry, config.token),
             background=[
@@ -88,10 +89,11 @@ async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, ur
 
     In the state `starting` nothing is pushed.
     """
+    kind = ServiceKind.ROLLOUT
     while True:
-        record = ServiceRecord("rollout", name, url, os.getpid(), weights.state, weights.identity, engine.name)
+        record = ServiceRecord(kind, name, url, os.getpid(), weights.state, weights.identity, engine.name)
         await queue.register(record, ttl_seconds)
-        if record.state == "starting":
+        if record.server_state is ServerState.STARTING:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ttl_seconds / BEATS_PER_TTL):
                     await engine.up.wait()
@@ -101,7 +103,7 @@ async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, ur
 
 def main() -> NoReturn:
     """Entry point."""
-    service.main("rollout", start)
+    service.main(ServiceKind.ROLLOUT, start)
 
 
 if __name__ == "__main__":

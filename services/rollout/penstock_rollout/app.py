@@ -11,7 +11,7 @@ from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.contracts import PolicyIdentity, Sampling, pack_int32
+from penstock.contracts import PolicyIdentity, Sampling, ServerState, pack_int32
 from penstock.contracts.canary import read_canary
 from penstock.contracts.services import Announcement
 from penstock.contracts.weight_sources import read_group_request, read_source
@@ -55,10 +55,9 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
 
     @app.post("/v1/generate", dependencies=guarded)
     async def generate(request: GenerateRequest) -> GenerateResponse:
-        engine.require_up()
         start = time.monotonic()
         sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))
-        answers = await engine.client.generate(pack_int32(request.prompt_ids), tuple(request.seeds), sampling)
+        answers = await engine.generate(pack_int32(request.prompt_ids), request.seeds, sampling)
         return GenerateResponse(completions=[shown(answer) for answer in answers], seconds=time.monotonic() - start)
 
     return app
@@ -68,9 +67,9 @@ def not_ready(engine: Engine, weights: Weights) -> str | None:
     """Why no ticket can be taken; None when one can."""
     if (reason := engine.not_ready) is not None:
         return reason
-    if weights.state == "paused":
+    if weights.state is ServerState.PAUSED:
         return "generation is paused; POST /v1/resume goes on"
-    if weights.state == "fenced":
+    if weights.state is ServerState.FENCED:
         return f"no ticket is taken until the announced weights are served; the last update failed: {weights.fenced}"
     if not weights.loaded:
         return "no weights were loaded yet; expected the trainer to push or announce a version"

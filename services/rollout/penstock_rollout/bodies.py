@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from penstock_rollout.engine.sglang.answers import Answer
+from penstock_rollout.engine.types import Answer
 
 MAX_COMPLETIONS = 256  # of one request for debugging
 INT32 = 2**31

@@ -24,13 +24,12 @@ from typing import Protocol
 
 from penstock.broker import Delivery, Served, Stage
 from penstock.config import Config
-from penstock.contracts import MalformedMessageError, RolloutGroup, Ticket, decode
+from penstock.contracts import MalformedMessageError, RolloutGroup, ServerState, Ticket, decode
 from penstock.contracts.services import Announcement
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
 from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.answers import GroupAnswer, completions
-from penstock_rollout.engine.sglang.client import EngineAbsentError
+from penstock_rollout.engine.types import EngineAbsentError, GroupAnswer, completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.running import LONELY_DEATHS, Running
 from penstock_rollout.weights.updater import Weights
@@ -219,11 +218,11 @@ class Producer:
         What an unproved version made waits for the canary; after a mismatch that version is unknown.
         """
         draft = Draft(ticket, one_version_per_answer=self._aborts_at_updates)
-        client, weights = self._engine.client, self._weights
+        generation, weights = self._engine.client.generation, self._weights
         while True:
             num_interruptions = weights.num_interruptions
             with weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
-                draft.add(await client.complete(draft.requests(), ticket.sampling))
+                draft.add(await generation.complete(draft.requests(), ticket.sampling))
             if draft.finished:
                 break
             if weights.num_interruptions == num_interruptions:
@@ -231,7 +230,7 @@ class Producer:
             await weights.settled()
             if weights.identity is None and not weights.paused:
                 raise EngineAbsentError("the weights that cut it could not be loaded")
-        group = draft.group(await client.detokenize(draft.shown_tokens()) if draft.was_cut else None)
+        group = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
         if any(span.weight_version == weights.unproved for answer in group for span in answer.spans):
             await weights.settled()
         return group
@@ -243,7 +242,7 @@ class Producer:
         group = RolloutGroup(
             ticket, completions(answer, self._weights.known), self._server, started_at, ended_at=time.time()
         )
-        going_on = self._weights.state == "serving" and not self._stop.is_set()
+        going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
         if going_on and self._running.may_replace(ticket):
             with self._running.coming(leaving=ticket):
                 published, following = await self._consumer.hand_over_and_take(

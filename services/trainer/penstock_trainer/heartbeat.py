@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from penstock.broker import Queue, memory_use
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.tickets import TicketBook
 from penstock_trainer.rollouts.stragglers import Stragglers
@@ -66,6 +66,6 @@ class Sampler:
     async def _register(self) -> None:
         policy = PolicyIdentity(self.status.version, self.status.version_digest)
         record = ServiceRecord(
-            "trainer", self.name, self.url, os.getpid(), self.status.phase, policy, socket.gethostname()
+            ServiceKind.TRAINER, self.name, self.url, os.getpid(), self.status.phase, policy, socket.gethostname()
         )
         await self.queue.register(record, self.heartbeat_seconds)

@@ -1,282 +1,173 @@
 """The training loop: batch, gradient, commit, change, publish.
 
-Owns the order of these steps, on which exactly-once rests: the step file is durable before the ledger names it; the
-ledger names it before its groups leave the queue and before the weights change; weights are recorded before they are
-pushed and before the next step is committed.
+Owns the order of these steps, on which exactly-once rests: the batch is durable before the ledger names it; the ledger
+names it before its groups leave the queue and before the weights change; weights are recorded before they are pushed
+and before the next step is committed.
 
-    batch      wait for B scored groups; write them to the step file
+    batch      wait for B scored groups, and write them to the step file
     gradient   forward and backward, which change nothing      (meanwhile: the last step's weights are staged and
     commit     the ledger names the step, its groups leave       recorded, then this step is committed)
     change     the optimizer's step
-    publish    stage, record and push the new weights, while the loop waits for the next batch
+    publish    stage, record, push and announce the new weights, while the loop waits for the next batch
 
 Back-pressure: tickets are issued by credits only; one version is pushed at a time; a step is committed only once the
 weights of the step before are recorded.
 """
 
 import asyncio
-import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from penstock.contracts import PolicyIdentity
-from penstock.contracts.canary import Canary
-from penstock.contracts.ledger import StepRecord, WeightsRecord
-from penstock.contracts.services import Announcement
-from penstock.errors import WeightsError
-from penstock_trainer.checkpoints.folders import CheckpointMeta
+from penstock.contracts.ledger import StepRecord
+from penstock_trainer.checkpoints.history import History
 from penstock_trainer.control import Requests
-from penstock_trainer.learner.update import Replayed
-from penstock_trainer.parts import Parts
-from penstock_trainer.releases import Release
-from penstock_trainer.resume import check_same_run, newest_checkpoint, restore
-from penstock_trainer.rollouts.consumer import Arrival
-from penstock_trainer.rollouts.reconcile import restore_tickets
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.releases import Releases
+from penstock_trainer.reports import Reports
+from penstock_trainer.resume import Position
+from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.telemetry.step_clock import Clock
+
+T = TypeVar("T")
 
 
 class Trainer:
     """One life of the trainer."""
 
-    def __init__(self, parts: Parts, requests: Requests) -> None:
-        self._parts = parts
+    def __init__(
+        self,
+        learner: Learner,
+        rollouts: Consumer,
+        releases: Releases,
+        history: History,
+        reports: Reports,
+        requests: Requests,
+    ) -> None:
+        self._learner = learner
+        self._rollouts = rollouts
+        self._releases = releases
+        self._history = history
+        self._reports = reports
         self._requests = requests
         self._version = 0
-        self._identity = PolicyIdentity(0, "")
-        self._canary: Canary | None = None
-        self._last_checkpoint = -1
-        self._staging: asyncio.Task[None] | None = None
-        self._stage_seconds = 0.0  # of stagings that have ended since the last step was reported
 
-    async def train(self) -> None:
-        """From start or resume to the end of the draws, or until asked to stop."""
-        parts = self._parts
-        await self._begin()
+    async def train(self, start: Position) -> None:
+        """From `start`, where a resume left the learner, to the end of the draws, or until asked to stop."""
+        self._version = start.version
+        await self._releases.begin(start.steps, start.version)
+        self._reports.ready()
         async with asyncio.TaskGroup() as beside:
             await self._train_batches(beside)
         if not self._requests.stop.is_set():
-            await parts.watchdog.require_a_step(parts.consumer.last_failure)
-            await self._finish()
-        self._set_phase("writing a checkpoint")
+            await self._history.require_a_step(self._rollouts.last_failure)
+            await self._evaluate_and_save()
+        self._reports.phase("writing a checkpoint")
         await self._checkpoint()
-        with parts.watchdog.computing():
-            await parts.checkpoint_writer.drained()
-        parts.transport.close()
-        self._set_phase("finished")
+        with self._reports.computing():
+            await self._history.checkpoints_written()
+        self._releases.close()
+        self._reports.phase("finished")
 
     async def _train_batches(self, beside: asyncio.TaskGroup) -> None:
-        parts, clock = self._parts, Clock()
+        clock = Clock()
         while (batch := await self._wait_for_batch()) is not None:
             clock.lap("wait")
             await self._step(batch, clock, beside)
             clock = Clock()
-            await self._maintain(clock)
+            await self._checkpoint_if_due(clock)
         clock.lap("wait")
-        await self._wait_for_weights(clock, pushed=True)
-        parts.releases.take_seconds(clock.seconds["push_wait"])
-
-    async def _begin(self) -> None:
-        parts = self._parts
-        self._set_phase("resuming")
-        ledger = await parts.trainer_queue.ledger()
-        check_same_run(ledger, parts.run_record)
-        if ledger.run is None:
-            await parts.trainer_queue.append(parts.run_record)
-        announced = await parts.trainer_queue.queue.announced()
-        parts.transport.prune({announced.identity.number} if announced else set())
-        replayed: list[Replayed] = []
-        told = parts.status.progress.knows
-        with parts.watchdog.computing():
-            position = await asyncio.to_thread(
-                restore,
-                parts.learner,
-                ledger,
-                parts.checkpoints,
-                parts.step_files,
-                parts.transport.digest,
-                lambda each: None if told(each.step) else replayed.append(each),
-            )
-        parts.reports.resumed(position.steps, replayed)
-        self._version = parts.status.version = position.version
-        parts.status.steps = position.steps
-        newest = newest_checkpoint(ledger, parts.checkpoints)
-        self._last_checkpoint = newest.steps if newest else -1
-        parts.consumer.policies.update(ledger.policies)
-        lost = await restore_tickets(
-            parts.trainer_queue,
-            parts.book,
-            parts.draws,
-            ledger,
-            steps=position.steps,
-            version=position.version,
-            max_staleness=parts.config.staleness.max_staleness,
-        )
-        parts.metrics.queue.tickets.labels(state="reissued", reason="lost").inc(len(lost))
-        if announced is not None:  # until the next one is: what a drop lets out carries it
-            parts.consumer.announced_version = announced.identity.number
-        parts.consumer.tickets_known.set()
-        release = await self._stage(position.steps, changed=True)
-        if ledger.policies.get(self._version) != self._identity:
-            await self._record_weights(release)
-        await asyncio.to_thread(parts.step_files.journal.begin, await parts.trainer_queue.ledger())
-        await parts.releases.publish(release)
-        parts.status.ready = True
+        with self._reports.idle():
+            await self._releases.drained()
+        clock.lap("push_wait")
+        self._releases.take_seconds(clock.seconds["push_wait"])
 
     async def _wait_for_batch(self) -> list[Arrival] | None:
         """The next batch; None when nothing is left to train or the run is to stop."""
-        parts = self._parts
-        self._set_phase("waiting for a batch")
-        stopping = asyncio.create_task(self._requests.stop.wait())
-        try:
-            while not (self._requests.stop.is_set() or parts.book.finished):
-                parts.consumer.changed.clear()
-                batch = await parts.consumer.next_batch(self._version)
-                parts.reports.evals()
-                if batch is not None:
-                    return batch
-                changed = asyncio.create_task(parts.consumer.changed.wait())
-                with parts.metrics.idle.counting():
-                    await asyncio.wait({changed, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                parts.watchdog.progress()
-        finally:
-            stopping.cancel()
+        self._reports.phase("waiting for a batch")
+        while not (self._requests.stop.is_set() or self._rollouts.finished):
+            self._rollouts.changed.clear()
+            batch = await self._rollouts.next_batch(self._version)
+            self._reports.evals()
+            if batch is not None:
+                return batch
+            with self._reports.idle():
+                await _first(self._rollouts.changed, self._requests.stop)
+            self._reports.progress()
         return None
 
     async def _step(self, batch: list[Arrival], clock: Clock, beside: asyncio.TaskGroup) -> None:
-        parts = self._parts
-        version_before, step = self._version, parts.book.num_steps
-        self._set_phase("training")
+        self._reports.phase("training")
         groups = [arrival.group for arrival in batch]
-        lease, max_lag = parts.trainer_queue.lease.number, parts.config.staleness.max_lag
-        record = await asyncio.to_thread(
-            parts.step_files.write, step, lease, groups, version=version_before, max_lag=max_lag
-        )
+        record = await self._history.write_batch(groups, self._version)
         clock.lap("commit")
+
         committing = beside.create_task(self._commit(batch, record))
-        if not parts.learner.reads_beside_gradient:
-            await self._wait_for_weights(clock)
+        if not self._learner.reads_beside_gradient:
+            with self._reports.idle():
+                await self._releases.staged()
+            clock.lap("push_wait")
             await committing
             clock.lap("commit")
-        with parts.watchdog.computing():
-            pending = await asyncio.to_thread(parts.learner.begin, groups, version=version_before, max_lag=max_lag)
+        pending = await self._compute(
+            lambda: self._learner.begin(groups, version=self._version, max_lag=record.max_lag)
+        )
         clock.lap("update")
-        with parts.metrics.idle.counting():
+        with self._reports.idle():
             await committing
         clock.lap("push_wait")
-        with parts.watchdog.computing():
-            result = await asyncio.to_thread(pending.finish)
+        result = await self._compute(pending.finish)
         clock.lap("update")
-        parts.watchdog.progress()
-        self._version += int(result.changed)
-        clock.note({**parts.releases.take_seconds(clock.seconds["push_wait"]), "stage": self._stage_seconds})
-        self._stage_seconds = 0.0
-        self._staging = beside.create_task(self._publish(record, changed=result.changed))
-        parts.reports.step(step, groups, clock, result, (version_before, self._version))
 
-    async def _commit(self, batch: list[Arrival], record: StepRecord) -> None:
-        """Commit a step whose file is written, once the weights of the one before are recorded.
+        before, self._version = self._version, self._version + int(result.changed)
+        clock.note(self._releases.take_seconds(clock.seconds["push_wait"]))
+        self._releases.publish_beside(beside, record, self._version, changed=result.changed)
+        self._reports.step(record.step, groups, clock, result, (before, self._version))
 
-        A crash before the commit changes nothing: the groups are in the queue, and the ledger names no such file.
-        """
-        parts = self._parts
-        await self._staged()
-        await parts.trainer_queue.commit_step(record, {each.number: each.delivery for each in batch})
-        parts.book.commit([each.number for each in batch])
-        parts.consumer.release(batch)
+    async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:
+        """Commit a step whose batch is written, once the weights of the step before are recorded."""
+        await self._releases.staged()
+        await self._history.commit(record, {each.number: each.delivery for each in batch})
+        self._rollouts.release(batch)
 
-    async def _publish(self, record: StepRecord, *, changed: bool) -> None:
-        """Stage, record and submit the weights of a step, while the loop goes on; pushes are one at a time."""
-        parts = self._parts
-        await parts.releases.drained()
-        start = time.monotonic()
-        release = await self._stage(record.step + 1, changed=changed)
-        await self._record_weights(release, record)
-        await parts.releases.submit(release)
-        self._stage_seconds += time.monotonic() - start
+    async def _compute(self, work: Callable[[], T]) -> T:
+        """The trainer's own work, in a thread."""
+        with self._reports.computing():
+            return await asyncio.to_thread(work)
 
-    async def _staged(self) -> None:
-        """Until the weights of the last step are staged and recorded."""
-        if self._staging is not None:
-            await self._staging
-
-    async def _wait_for_weights(self, clock: Clock, *, pushed: bool = False) -> None:
-        """Stand still until those of the last step are staged, or `pushed` too."""
-        with self._parts.metrics.idle.counting():
-            await self._staged()
-            if pushed:
-                await self._parts.releases.drained()
+    async def _checkpoint_if_due(self, clock: Clock) -> None:
+        if not (self._requests.checkpoint or self._history.is_checkpoint_due()):
+            return
+        self._requests.checkpoint = False
+        with self._reports.idle():
+            await self._releases.staged()
         clock.lap("push_wait")
-
-    async def _stage(self, num_steps: int, *, changed: bool) -> Release:
-        """Write the weights where servers find them; nothing to do after a step that changed none."""
-        parts = self._parts
-        lease = parts.trainer_queue.lease.number
-        if changed:
-            with parts.watchdog.computing():
-                self._identity = await asyncio.to_thread(parts.transport.stage, self._version, lease)
-                self._canary = await asyncio.to_thread(parts.canary.make, self._version)
-        path = str(parts.transport.folder_of(self._version, lease))
-        parts.consumer.policies[self._version] = self._identity
-        parts.status.version, parts.status.version_digest = self._version, self._identity.digest
-        parts.metrics.policy_version.set(self._version)
-        return Release(Announcement(self._identity, path, lease, self._canary), num_steps, changed)
-
-    async def _record_weights(self, release: Release, step: StepRecord | None = None) -> None:
-        """Append the weights to the ledger, and after a step both to the journal."""
-        parts = self._parts
-        known = parts.consumer.policies.get(self._version)
-        if known != release.announcement.identity:
-            raise WeightsError(f"version {self._version} is {known} and {release.announcement.identity}: expected one")
-        record = WeightsRecord(
-            release.announcement.identity,
-            release.num_steps,
-            release.changed,
-            parts.learner.num_ranks,
-            parts.learner.device,
-        )
-        await parts.trainer_queue.append(record)
-        if step is not None:
-            await asyncio.to_thread(parts.step_files.journal.append, step, record)
-
-    async def _maintain(self, clock: Clock) -> None:
-        every = self._parts.config.checkpoint.every_steps
-        steps = self._parts.book.num_steps
-        if self._requests.checkpoint or (every and steps % every == 0):
-            self._requests.checkpoint = False
-            await self._wait_for_weights(clock)
-            await self._checkpoint()
-            clock.leave_out()  # it has a metric of its own
+        await self._checkpoint()
+        clock.leave_out()  # it has a metric of its own
 
     async def _checkpoint(self) -> None:
-        parts = self._parts
-        steps = parts.book.num_steps
-        if steps == self._last_checkpoint:
-            return
-        meta = CheckpointMeta(
-            steps=steps,
-            version=self._version,
-            lease=parts.trainer_queue.lease.number,
-            next_number=parts.book.next_number,
-            outstanding=tuple(parts.book.outstanding),
-        )
-        with parts.watchdog.computing():
-            await parts.checkpoint_writer.save(meta)
-        self._last_checkpoint = steps
+        with self._reports.computing():
+            await self._history.checkpoint(self._version)
 
-    async def _finish(self) -> None:
+    async def _evaluate_and_save(self) -> None:
         """Final evaluation, and the weights as a Hugging Face folder."""
-        parts = self._parts
-        self._set_phase("evaluating the final weights")
-        await parts.releases.evaluate(parts.book.num_steps, self._version)
-        while parts.evaluation.num_waiting:
-            parts.consumer.changed.clear()
-            parts.reports.evals()
-            if parts.evaluation.num_waiting:
-                await parts.consumer.changed.wait()
-                parts.watchdog.progress()
-        parts.reports.evals()
-        self._set_phase("saving the model")
-        with parts.watchdog.computing():
-            await asyncio.to_thread(parts.learner.save_pretrained, parts.final_folder)
+        self._reports.phase("evaluating the final weights")
+        await self._releases.evaluate(self._history.num_steps)
+        while self._rollouts.is_evaluating:
+            self._rollouts.changed.clear()
+            self._reports.evals()
+            if self._rollouts.is_evaluating:
+                await self._rollouts.changed.wait()
+                self._reports.progress()
+        self._reports.evals()
+        self._reports.phase("saving the model")
+        await self._compute(lambda: self._learner.save_pretrained(self._history.final_folder))
 
-    def _set_phase(self, phase: str) -> None:
-        self._parts.status.phase = phase
+
+async def _first(*events: asyncio.Event) -> None:
+    """Until any of the events is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

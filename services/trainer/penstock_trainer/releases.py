@@ -1,36 +1,54 @@
-"""From new weights to announced version: push, announce, resolve, issue; one version at a time, beside training.
+"""From new weights to announced version: stage, record, push, announce; one version at a time, beside training.
 
-Owns the announced version. Invariant: a version is announced after its push has ended and before the next one
-begins; the same script that announces it resolves its tickets and issues new ones, while the trainer computes its next
-step.
+Owns a version's way out: its identity, its canary, its files. Invariants: weights are recorded before they are pushed;
+a version is announced after its push has ended and before the next one begins; the script that announces it resolves
+its tickets and issues new ones.
 
-    step k trained -> submit (waits while an earlier push runs) -> push -> announce v, resolve, issue -> evaluation
+    step k trained -> publish_beside: wait for the push before -> stage -> record -> push -> announce -> evaluate
+                                                                      ^         ^
+                                       `staged` returns here: step k + 1 may be committed; `drained` returns at the end
 """
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from penstock.broker.trainer import TrainerQueue
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.canary import Canary
+from penstock.contracts.ledger import LedgerState, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
-from penstock.tickets import TicketBook
-from penstock_trainer.data.draws import Draws
-from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.checkpoints.history import History
 from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.status import Status
+from penstock_trainer.weight_sync.canary import CanaryMaker
 from penstock_trainer.weight_sync.publisher import Fences, Publisher, Push
+from penstock_trainer.weight_sync.transport import Transport
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Release:
-    """Weights to announce, which include the first `num_steps` steps; not pushed again where nothing changed."""
+    """Weights to announce, which include the first `num_steps` steps; not pushed again if nothing changed."""
 
     announcement: Announcement
     num_steps: int
     changed: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What computed the weights, for the ledger: a replay on the same device and as many ranks gives the same bits."""
+
+    num_ranks: int
+    device: str
 
 
 class Releases:
@@ -38,70 +56,121 @@ class Releases:
 
     def __init__(
         self,
-        trainer_queue: TrainerQueue,
+        queue: TrainerQueue,
+        transport: Transport,
+        canary: CanaryMaker,
         publisher: Publisher,
-        book: TicketBook,
-        draws: Draws,
-        consumer: Consumer,
+        issuer: Issuer,
+        versions: Versions,
+        history: History,
         evaluation: Evaluation,
+        *,
+        origin: Origin,
+        changed: asyncio.Event,
+        computing: Callable[[], AbstractContextManager[None]],
         metrics: TrainerMetrics,
         status: Status,
     ) -> None:
-        self._queue = trainer_queue
+        """`changed` is set when a version is announced; `computing` goes around the trainer's own work."""
+        self._queue = queue
+        self._transport = transport
+        self._canary_maker = canary
         self._publisher = publisher
-        self._book = book
-        self._draws = draws
-        self._consumer = consumer
+        self._issuer = issuer
+        self._versions = versions
+        self._history = history
         self._evaluation = evaluation
+        self._origin = origin
+        self._changed = changed
+        self._computing = computing
         self._metrics = metrics
         self._status = status
-        self._seconds = {"push": 0.0, "push_paused": 0.0}
-        self._pending: Release | None = None
-        self._submitted = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.last_eval_steps = -1
+        self._identity = PolicyIdentity(0, "")
+        self._canary: Canary | None = None
+        self._staging: asyncio.Task[None] | None = None
+        self._pushing: asyncio.Task[None] | None = None
+        self._seconds = {"stage": 0.0, "push": 0.0, "push_paused": 0.0}
+        self._last_eval_steps = -1
         self.fences = Fences()
 
-    async def publish_versions(self) -> None:
-        """Publish what is submitted, for ever."""
-        while True:
-            await self._submitted.wait()
-            self._submitted.clear()
-            assert self._pending is not None
-            await self.publish(self._pending)
-            self._idle.set()
-            self._consumer.changed.set()
+    async def reopen(self, ledger: LedgerState) -> None:
+        """Know the versions of earlier lives, and remove the files that they left, but for the announced version's."""
+        self._versions.restore(ledger.policies)
+        announced = await self._queue.queue.announced()
+        self._transport.prune({announced.identity.number} if announced else set())
+        if announced is not None:  # until the next one is: what a drop lets out carries it
+            self._versions.announce(announced.identity)
 
-    async def submit(self, release: Release) -> None:
-        """Hand a version over; returns at once unless an earlier one is still being pushed."""
-        await self.drained()
-        self._idle.clear()
-        self._pending = release
-        self._submitted.set()
+    def digest(self, version: int) -> PolicyIdentity:
+        """The identity of the present weights as `version`; keeps nothing. In a thread."""
+        return self._transport.digest(version)
+
+    async def begin(self, num_steps: int, version: int) -> None:
+        """Stage and announce the weights with which the trainer goes on; record them if the ledger lacks them."""
+        self._identity = await self._stage(version)
+        if self._versions.known.get(version) != self._identity:
+            self._versions.replace(self._identity)
+            await self._record(num_steps, changed=True)
+        await self._history.begin_journal()
+        await self.publish(self._release(num_steps, changed=True))
+
+    def publish_beside(self, beside: asyncio.TaskGroup, step: StepRecord, version: int, *, changed: bool) -> None:
+        """Publish the weights after a committed step, while the loop goes on. An error ends `beside`."""
+        self._staging = beside.create_task(self._stage_and_push(beside, step, version, changed))
+
+    async def staged(self) -> None:
+        """Until the weights of the last step are staged and recorded."""
+        if self._staging is not None:
+            await self._staging
 
     async def drained(self) -> None:
-        """Wait until nothing is being pushed."""
-        await self._idle.wait()
+        """Until the weights of the last step are announced."""
+        await self.staged()
+        if self._pushing is not None:
+            await self._pushing
+
+    async def _stage_and_push(self, beside: asyncio.TaskGroup, step: StepRecord, version: int, changed: bool) -> None:
+        if self._pushing is not None:
+            await self._pushing
+        start = time.monotonic()
+        if changed:
+            self._identity = await self._stage(version)
+            self._versions.know(self._identity)
+        await self._record(step.step + 1, changed=changed, step=step)
+        self._seconds["stage"] += time.monotonic() - start
+        self._pushing = beside.create_task(self.publish(self._release(step.step + 1, changed=changed)))
+
+    async def _stage(self, version: int) -> PolicyIdentity:
+        """Fix the present weights as files, or whatever the transport sends, and measure their canary."""
+        with self._computing():
+            identity = await asyncio.to_thread(self._transport.stage, version, self._queue.lease.number)
+            self._canary = await asyncio.to_thread(self._canary_maker.make, version)
+        self._status.version, self._status.version_digest = version, identity.digest
+        self._metrics.policy_version.set(version)
+        return identity
+
+    async def _record(self, num_steps: int, *, changed: bool, step: StepRecord | None = None) -> None:
+        record = WeightsRecord(self._identity, num_steps, changed, self._origin.num_ranks, self._origin.device)
+        await self._history.record_weights(record, step)
+
+    def _release(self, num_steps: int, *, changed: bool) -> Release:
+        lease = self._queue.lease.number
+        path = str(self._transport.folder_of(self._identity.number, lease))
+        return Release(Announcement(self._identity, path, lease, self._canary), num_steps, changed)
 
     async def publish(self, release: Release) -> None:
         """Push, then announce, resolve and issue in one script."""
         announcement = release.announcement
-        number = announcement.identity.number
         if release.changed:
             push = await self._publisher.push(announcement)
             self.fences.pushed(announcement, push)
             self._note(push)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
-        resolved = self._book.announce(release.num_steps)
-        self._metrics.queue.tickets.labels(state="trained", reason="").inc(len(resolved))
-        self._consumer.announced_version = number
-        numbers = self._book.issue()
-        tickets = [self._draws.ticket(each, attempt=0, policy_version=number) for each in numbers]
-        await self._queue.issue(tickets, announcement, resolved)
-        self._metrics.queue.tickets.labels(state="issued", reason="").inc(len(tickets))
+        self._versions.announce(announcement.identity)
+        await self._issuer.announce(announcement, release.num_steps)
         if self._evaluation.due(release.num_steps):
-            await self.evaluate(release.num_steps, number)
+            await self.evaluate(release.num_steps)
+        self._changed.set()
 
     def _note(self, push: Push) -> None:
         metrics = self._metrics
@@ -114,14 +183,26 @@ class Releases:
         self._seconds["push_paused"] += push.paused_seconds
 
     def take_seconds(self, waited_seconds: float) -> dict[str, float]:
-        """Seconds of the pushes that have ended since the last call, which ran beside training. `push_exposed`: those
-        that training waited for (given), plus those in which generation was paused."""
+        """Seconds of stagings and pushes that have ended since the last call, which ran while training went on.
+
+        `waited_seconds`: those that training waited for. `push_exposed`: these, plus those in which generation was
+        paused.
+        """
         self._metrics.push_exposed.labels(part="training").inc(waited_seconds)
         taken, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
         return {**taken, "push_exposed": waited_seconds + taken["push_paused"]}
 
-    async def evaluate(self, num_steps: int, version: int) -> None:
+    async def evaluate(self, num_steps: int) -> None:
         """Ask for an evaluation of what is announced, once per step."""
-        if self._evaluation.enabled and self.last_eval_steps != num_steps:
-            self.last_eval_steps = num_steps
-            await self._queue.issue_eval(self._evaluation.start(num_steps, version))
+        if self._evaluation.enabled and self._last_eval_steps != num_steps:
+            self._last_eval_steps = num_steps
+            tickets = self._evaluation.start(num_steps, self._versions.announced_version)
+            await self._queue.issue_eval(tickets)
+
+    def snapshot(self) -> Announcement:
+        """The newest version as files, with its canary, for a server that is behind. In a thread."""
+        return self._canary_maker.beside(self._transport.snapshot())
+
+    def close(self) -> None:
+        """Remove all files: a later trainer stages its weights again before it announces them."""
+        self._transport.close()

@@ -1,40 +1,76 @@
-"""What the trainer says of each step and evaluation: to progress files, metrics, status, trackers and log at once.
+"""What the trainer reports of itself: its phase, each step and evaluation, and whether it computes or waits.
 
-Owns the figures of a step.
+Owns the figures of a step, and hands them to progress files, metrics, status, trackers and log at once.
 """
 
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from penstock.contracts import ScoredGroup
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.learner.update import Replayed, StepResult
-from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import StepLine
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.step_clock import Clock
 from penstock_trainer.telemetry.tracking import Tracking
+from penstock_trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 class Reports:
-    """Everything that is written down about one run."""
+    """The reports of one life of the trainer."""
 
     def __init__(
-        self, progress: Progress, metrics: TrainerMetrics, status: Status, consumer: Consumer, tracking: Tracking
+        self,
+        progress: Progress,
+        metrics: TrainerMetrics,
+        status: Status,
+        watchdog: Watchdog,
+        generation: Generation,
+        evaluation: Evaluation,
+        tracking: Tracking,
+        *,
+        max_lag: int | None,
     ) -> None:
+        """`max_lag`: tokens that lag more are masked, and count for no staleness."""
         self._progress = progress
         self._metrics = metrics
         self._status = status
-        self._consumer = consumer
+        self._watchdog = watchdog
+        self._generation = generation
+        self._evaluation = evaluation
         self._tracking = tracking
+        self._max_lag = max_lag
         self._first = True
         self._show_run()
+
+    def phase(self, phase: str) -> None:
+        """What the trainer does from now on, in words."""
+        self._status.phase = phase
+
+    def ready(self) -> None:
+        """The first version of this life is announced: GET /ready answers 200 from now on."""
+        self._status.ready = True
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Around the trainer's own work, however long it takes: it is no stall."""
+        return self._watchdog.computing()
+
+    def idle(self) -> AbstractContextManager[None]:
+        """Around a wait for a batch or for weights, whose seconds are counted."""
+        return self._metrics.idle.counting()
+
+    def progress(self) -> None:
+        """Something happened: the run does not stall."""
+        self._watchdog.progress()
 
     def step(
         self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]
@@ -43,10 +79,10 @@ class Reports:
         before, after = versions
         ended_at = time.time()
         completions = [each for group in groups for each in group.group.completions]
-        oldest = [oldest_trained_version(each, before, self._consumer.max_lag) for each in completions]
+        oldest = [oldest_trained_version(each, before, self._max_lag) for each in completions]
         staleness = [before - version for version in oldest if version is not None]
         values = [score.value for group in groups for score in group.scores if score.value is not None]
-        generation = self._consumer.generation
+        generation = self._generation
         if self._first and generation.first_started_at is not None:
             clock.begin_at(generation.first_started_at)
         self._first = False
@@ -72,19 +108,22 @@ class Reports:
         self._show_run()
         log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
 
-    def resumed(self, num_steps: int, replayed: Sequence[Replayed]) -> None:
-        """Make the lines those of the ledger: a step whose trainer died before it told of it is told of now."""
+    def is_reported(self, step: int) -> bool:
+        """Whether the line of a step is written, in this life or an earlier one."""
+        return self._progress.knows(step)
+
+    def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:
+        """Make the lines those of the ledger: a step whose trainer died before it reported it is reported now."""
         self._progress.forget_from(num_steps)
         self._status.steps = num_steps
         for each in replayed:
-            if not self._progress.knows(each.step):
-                self.step(each.step, each.groups, Clock(), each.result, each.versions)
+            self.step(each.step, each.groups, Clock(), each.result, each.versions)
+        self._status.version = version
         self._show_run()
 
     def evals(self) -> None:
         """Report the evaluations that have been completed since the last call."""
-        while self._consumer.eval_results:
-            result = self._consumer.eval_results.pop(0)
+        for result in self._evaluation.take_results():
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
             self._show_run()

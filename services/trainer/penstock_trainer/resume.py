@@ -1,22 +1,26 @@
 """Start of a trainer: from the ledger's newest checkpoint, through the step files after it, to the ledger's head.
 
-Owns what a restart trains again. Invariant: it trains the same groups in the same order as before, pushes nothing, and
-where arithmetic is deterministic and the number of ranks is the same, each step's weights must have the digest that the
-ledger holds. Called once by the
-loop.
+Owns what a restart trains again. Invariant: it trains the same groups in the same order as before and pushes nothing;
+if arithmetic is deterministic and the number of ranks is the same, the weights after each step must have the digest
+that the ledger holds.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.contracts import PolicyIdentity
-from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord
-from penstock.errors import ConfigError, WeightsError
+from penstock.contracts.ledger import LedgerState
+from penstock.errors import WeightsError
 from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.history import History, newest_checkpoint
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import Replayed
+from penstock_trainer.releases import Releases
+from penstock_trainer.reports import Reports
+from penstock_trainer.rollouts.consumer import Consumer
 
 log = logging.getLogger(__name__)
 
@@ -29,31 +33,26 @@ class Position:
     version: int
 
 
-def check_same_run(ledger: LedgerState, current: RunRecord) -> None:
-    """ConfigError when what fixes the meaning of ticket numbers has changed since the run began."""
-    if ledger.run is None or ledger.run == current:
-        return
-    keys = {
-        "dataset_digest": "data.train (its content)",
-        "dataset_length": "data.train (its number of rows)",
-        "batch_size": "data.batch_size",
-        "group_size": "actor.group_size",
-        "seed": "run.seed",
-    }
-    changed = [
-        f"{key} was {getattr(ledger.run, name)} and is {getattr(current, name)}"
-        for name, key in keys.items()
-        if getattr(ledger.run, name) != getattr(current, name)
-    ]
-    raise ConfigError(
-        f"this run cannot be resumed: {'; '.join(changed)}. Expected the values it began with; "
-        "set them back, choose another run.name, or set run.existing to replace"
-    )
+async def resume(
+    learner: Learner, history: History, releases: Releases, rollouts: Consumer, reports: Reports
+) -> Position:
+    """Bring learner, tickets and reports to where the ledger ends."""
+    reports.phase("resuming")
+    ledger = await history.open()
+    await releases.reopen(ledger)
+    replayed: list[Replayed] = []
 
+    def keep(each: Replayed) -> None:
+        if not reports.is_reported(each.step):
+            replayed.append(each)
 
-def newest_checkpoint(ledger: LedgerState, checkpoints: Checkpoints) -> CheckpointRecord | None:
-    """The newest checkpoint that the ledger names and that is there."""
-    return next((record for record in reversed(ledger.checkpoints) if checkpoints.exists(record)), None)
+    with reports.computing():
+        position = await asyncio.to_thread(
+            restore, learner, ledger, history.checkpoints, history.step_files, releases.digest, keep
+        )
+    reports.resumed(position.steps, position.version, replayed)
+    await rollouts.restore(ledger, steps=position.steps, version=position.version)
+    return position
 
 
 def restore(
@@ -67,7 +66,7 @@ def restore(
     """Bring the learner to the ledger's head. Blocking: call it in a thread.
 
     digest_of: version -> identity of the learner's present weights. WeightsError when a replayed step differs.
-    on_replayed: told of each step that is trained again, in order.
+    on_replayed: called with each step that is trained again, in order.
     """
     position = Position(0, 0)
     record = newest_checkpoint(ledger, checkpoints)

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from penstock.broker.trainer import TrainerQueue
-from penstock.contracts.services import ENGINE_STARTING
+from penstock.contracts import ServerState
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.telemetry.status import Status
@@ -62,18 +62,7 @@ class Watchdog:
 
     async def _engine_is_starting(self) -> bool:
         services = await self._queue.queue.services()
-        return any(each.kind == "rollout" and each.state == ENGINE_STARTING for each in services)
-
-    async def require_a_step(self, last_failure: str) -> None:
-        """StallError where every ticket was dropped: a run that trained nothing has not succeeded."""
-        if self._book.num_steps:
-            return
-        counters = await self._queue.counters()
-        dropped = ", ".join(f"{count} {reason}" for reason, count in counters.dropped.items())
-        raise StallError(
-            f"the run ended without a step: all its tickets were dropped ({dropped}); expected groups with rewards; "
-            f"the last one: {last_failure or 'no reason is known, see the logs of the services'}"
-        )
+        return any(each.server_state is ServerState.STARTING for each in services)
 
     async def waiting_for(self) -> str:
         """What the next batch waits for, as the queue knows it."""

@@ -9,7 +9,7 @@ from hypothesis.stateful import precondition, rule
 
 from penstock.broker import Delivery, Stage
 from penstock.errors import FencedError, LostWritesError
-from penstock_trainer.rollouts.consumer import oldest_version
+from penstock_trainer.rollouts.judge import oldest_version
 from tests.integration.broker.broker_calls import DiedError, Fate
 from tests.integration.broker.broker_entries import (
     age,

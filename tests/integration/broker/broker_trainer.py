@@ -4,6 +4,8 @@ Owns what a process of the trainer knows from its lease to its loss; what it doe
 classes, in the order of `penstock_trainer.loop`.
 """
 
+import asyncio
+
 from penstock.broker import Delivery, Queue, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -17,7 +19,11 @@ from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.reconcile import restore_tickets
+from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(10)]
@@ -59,16 +65,24 @@ class TrainerLife:
         self.credits = (self.max_staleness + 1) * batch_size
         self.book = TicketBook(TicketLimits(batch_size, self.credits, self.draws.num_draws))
         self.worker = _TrainerWorker(trainer_queue.queue, "trainer", config.staleness, take_over=True)
+        self.versions = Versions()
+        metrics = TrainerMetrics().queue
+        self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, metrics)
         self.consumer = Consumer(
             trainer_queue,
             self.worker,
             self.book,
-            self.draws,
+            self.issuer,
+            self.versions,
             Evaluation((), (2,), trainer_queue.lease.number, config),
-            TrainerMetrics(),
-            has_gradient=lambda group: varies([score.value for score in group.scores]),
-            dynamic_sampling=dynamic_sampling,
-            max_staleness=self.max_staleness,
+            Generation(),
+            asyncio.Event(),
+            Rules(
+                has_gradient=lambda group: varies([score.value for score in group.scores]),
+                dynamic_sampling=dynamic_sampling,
+                max_staleness=self.max_staleness,
+            ),
+            metrics,
         )
         self.version = 0
         self.untrained: list[Arrival] | None = None
@@ -81,15 +95,20 @@ class TrainerLife:
         if ledger.run is None:
             await self.queue.append(RunRecord("d" * 16, len(PROMPTS), 1, 2, 0))
         self.version = len(ledger.steps)
-        self.consumer.policies.update(ledger.policies)
+        self.versions.restore(ledger.policies)
         await restore_tickets(
-            self.queue, self.book, self.draws, ledger, steps=self.version, version=self.version,
+            self.queue, self.book, self.issuer, ledger, steps=self.version, version=self.version,
             max_staleness=self.max_staleness,
         )  # fmt: skip
         if (announced := await self.queue.queue.announced()) is not None:
-            self.consumer.announced_version = announced.identity.number
-        self.consumer.tickets_known.set()
-        await self._record(weights(self.version, bits), len(ledger.steps))
+            self.versions.announce(announced.identity)
+        self.consumer.begin()
+        identity = weights(self.version, bits)
+        if self.versions.known.get(self.version) == identity:
+            self.release = (self._announcement(identity), len(ledger.steps))
+        else:
+            self.versions.replace(identity)
+            await self._record(identity, len(ledger.steps))
 
     async def judge(self, count: int) -> None:
         self.worker.num_allowed = count
@@ -123,23 +142,20 @@ class TrainerLife:
         assert self.release is not None
         announcement, num_steps = self.release
         self.release = None
-        resolved = self.book.announce(num_steps)
-        self.consumer.announced_version = announcement.identity.number
-        tickets = [
-            self.draws.ticket(number, attempt=0, policy_version=announcement.identity.number)
-            for number in self.book.issue()
-        ]
-        await self.queue.issue(tickets, announcement, resolved)
+        self.versions.announce(announcement.identity)
+        await self.issuer.announce(announcement, num_steps)
 
     async def checkpoint(self) -> None:
         steps = self.book.num_steps
         await self.queue.append(CheckpointRecord(steps, f"{steps}.{self.queue.lease.number}"))
 
     async def _record(self, identity: PolicyIdentity, num_steps: int) -> None:
-        if self.consumer.policies.get(identity.number) != identity:
-            self.consumer.policies[identity.number] = identity
-            await self.queue.append(WeightsRecord(identity, num_steps))
-        self.release = (Announcement(identity, "/weights", self.queue.lease.number), num_steps)
+        self.versions.know(identity)
+        await self.queue.append(WeightsRecord(identity, num_steps))
+        self.release = (self._announcement(identity), num_steps)
+
+    def _announcement(self, identity: PolicyIdentity) -> Announcement:
+        return Announcement(identity, "/weights", self.queue.lease.number)
 
 
 def lease_of(file: str) -> int:

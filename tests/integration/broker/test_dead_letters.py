@@ -221,7 +221,7 @@ async def test_a_drop_that_crosses_a_retry_ends_the_ticket_once(
     await trainer.queue.client.delete(trainer.queue.keys.lease)
     assert (await hand.dead.retry(letter)).is_sent
     await trainer.queue.client.set(trainer.queue.keys.lease, trainer.lease.token)
-    await bench.consumer._judge(note, {})
+    await bench.consumer.receive(note, {})
     await bench.answer(0)
     async with bench.consuming():
         await bench.until(lambda: bench.count("duplicate_groups") == 1)

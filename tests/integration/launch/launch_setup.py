@@ -23,7 +23,9 @@ STAND_IN = """
 import asyncio, json, os, pathlib, sys, time
 from prometheus_client import CollectorRegistry
 from penstock.runtime import service
-from penstock.broker import ServiceRecord, connect
+from penstock.broker import connect
+from penstock.contracts import ServiceKind
+from penstock.contracts.services import ServiceRecord
 from penstock.errors import ConfigError
 from penstock.runtime.http import make_app
 
@@ -63,7 +65,7 @@ async def start(config):
 
     async def announce():
         while True:
-            record = ServiceRecord(KIND, KIND + str(os.getpid()), served.url, os.getpid(), "ready")
+            record = ServiceRecord(ServiceKind(KIND), KIND + str(os.getpid()), served.url, os.getpid(), "serving")
             await queue.register(record, 5)
             await asyncio.sleep(0.3)
 

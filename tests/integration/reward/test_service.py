@@ -22,6 +22,7 @@ from penstock.contracts import (
     PolicyIdentity,
     RolloutGroup,
     Sampling,
+    ServiceKind,
     Ticket,
     VersionSpan,
     decode,
@@ -37,7 +38,7 @@ FUNCTIONS = """
 import os, time
 
 def obey(prompt, completion, answer, metadata):
-    '''Does what it is told.'''
+    '''Obeys the completion.'''
     if completion == "die":
         os._exit(1)
     if completion == "hang":
@@ -138,7 +139,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
         assert "not a RolloutHead" in deliveries["1"].reason
         assert (await queue.depths())["dead"] == 1
 
-        [record] = [each for each in await queue.services() if each.kind == "reward"]
+        [record] = [each for each in await queue.services() if each.kind is ServiceKind.REWARD]
         assert record.pid == process.pid
         assert record.url.startswith("http://localhost:")  # reward.advertise_host
         async with httpx.AsyncClient(base_url=record.url) as http:
@@ -152,7 +153,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors
-        assert [each for each in await queue.services() if each.kind == "reward"] == []
+        assert [each for each in await queue.services() if each.kind is ServiceKind.REWARD] == []
     finally:
         process.kill()
         process.communicate()

@@ -12,7 +12,7 @@ from typing import cast
 
 from penstock.broker import Queue
 from penstock.config import Config
-from penstock.contracts import ScoredGroup
+from penstock.contracts import ScoredGroup, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock_trainer.distributed.rank import Place
 from penstock_trainer.distributed.ranks import Ranks
@@ -31,7 +31,7 @@ class Registry:
         self._url = url
 
     async def services(self) -> list[ServiceRecord]:
-        return [ServiceRecord("rollout", "r", self._url, 0, "serving")]
+        return [ServiceRecord(ServiceKind.ROLLOUT, "r", self._url, 0, "serving")]
 
 
 def batch() -> list[ScoredGroup]:

@@ -17,11 +17,11 @@ from penstock.config import Config
 from penstock.contracts import Completion, Sampling, Ticket, pack_int32, unpack_int32
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
-from penstock_rollout.engine.draft import CompletionRequest
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.answers import GroupAnswer
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
+from penstock_rollout.engine.sglang.generation import SGLangGeneration
 from penstock_rollout.engine.sglang.server import make_server
+from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import Weights
@@ -67,7 +67,7 @@ def end(process: "subprocess.Popen[str]") -> None:
         process.stdin.close()
 
 
-class SpanlessClient(EngineClient):
+class SpanlessGeneration(SGLangGeneration):
     """As if the engine reported one version per answer, like SGLang before 0.5.19."""
 
     async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
@@ -78,6 +78,7 @@ class SpanlessClient(EngineClient):
 class Server:
     """One rollout service without its HTTP and queue."""
 
+    client: SGLangClient
     engine: Engine
     weights: Weights
     metrics: RolloutMetrics
@@ -148,9 +149,9 @@ class World:
     async def check_greedy(self, model: int) -> None:
         """Both servers say what the weights say, of a prompt that earlier ones have cached and of a new one."""
         for prompt in (SHARED_PROMPT, (*SHARED_PROMPT[:50], self.version)):
-            clients = [each.engine.client for each in self.servers]
+            engines = [each.engine for each in self.servers]
             greedy = Sampling(0.0, 6, ())
-            answers = await asyncio.gather(*(each.generate(pack_int32(prompt), (1, 2), greedy) for each in clients))
+            answers = await asyncio.gather(*(each.generate(pack_int32(prompt), (1, 2), greedy) for each in engines))
             for answer in (each for group in answers for each in group):
                 request = {"prompt": prompt, "tokens": answer.token_ids, "runs": [[str(self.models[model]), 6]]}
                 (expected,) = self.oracle.logprobs([{**request, "keep_cache": False}])
@@ -158,7 +159,7 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def serving(url: str, folder: Path, mode: str, client_type: type[EngineClient]) -> AsyncIterator[Server]:
+async def serving(url: str, folder: Path, mode: str, *, spans: bool = True) -> AsyncIterator[Server]:
     config = Config.model_validate(
         {
             "actor": {"path": "unused", "group_size": 2},
@@ -168,10 +169,13 @@ async def serving(url: str, folder: Path, mode: str, client_type: type[EngineCli
         }
     )
     section = config.rollout.engine
-    engine = Engine(make_server(section, "unused", folder / "log"), client_type(section))
+    client = SGLangClient(section)
+    if not spans:
+        client.generation = SpanlessGeneration(client.connection, section.request_timeout_seconds)
+    engine = Engine(make_server(section, "unused", folder / "log"), client)
     metrics = RolloutMetrics()
     weights = Weights(engine, config.weights, metrics)
-    server = Server(engine, weights, metrics)
+    server = Server(client, engine, weights, metrics)
     stop, engine_stop = asyncio.Event(), asyncio.Event()
     producer = Producer(server.queue, server.queue.announcement, engine, weights, as_it_is, metrics, config, "server")
     try:
@@ -196,9 +200,8 @@ async def world(
 ) -> AsyncIterator[World]:
     """In mode abort the second server reports no spans."""
     async with contextlib.AsyncExitStack() as stack:
-        clients = [EngineClient, SpanlessClient if mode == "abort" else EngineClient]
         servers = [
-            await stack.enter_async_context(serving(url, folder, mode, client))
-            for url, client in zip(urls, clients, strict=True)
+            await stack.enter_async_context(serving(url, folder, mode, spans=mode != "abort" or number == 0))
+            for number, url in enumerate(urls)
         ]
         yield World(servers, models, oracle, next(LEASES))

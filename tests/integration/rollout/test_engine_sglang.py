@@ -16,7 +16,7 @@ from penstock.contracts.services import Announcement
 from penstock.errors import EngineRejectedError
 from penstock.weights.local_folder import LocalFolder
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
-from penstock_rollout.engine.sglang.answers import completions
+from penstock_rollout.engine.types import completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_rollout.weights.updater import Weights
@@ -108,9 +108,7 @@ async def test_generation_weights_and_death(
     prompts, seeds, sampling = ([5, 6, 7], list(range(40, 75))), (1, 2, 3, 4), Sampling(1.0, 12, (1,))
 
     async def groups(limits: Sampling) -> list[Result]:
-        answers = await asyncio.gather(
-            *(engine.client.generate(pack_int32(prompt), seeds, limits) for prompt in prompts)
-        )
+        answers = await asyncio.gather(*(engine.generate(pack_int32(prompt), seeds, limits) for prompt in prompts))
         made = [(prompt, completions(each, weights.known)) for prompt, each in zip(prompts, answers, strict=True)]
         return [
             (prompt, unpack_int32(each.token_ids), unpack_float32(each.logprobs))
@@ -129,7 +127,7 @@ async def test_generation_weights_and_death(
     assert [tokens for _, tokens, _ in mixed[1]] == [tokens for _, tokens, _ in results]
     assert len({tuple(tokens) for _, tokens, _ in mixed[0]}) == 2
 
-    running = asyncio.create_task(engine.client.generate(pack_int32([9, 9]), seeds, Sampling(0.0, 3000, ())))
+    running = asyncio.create_task(engine.generate(pack_int32([9, 9]), seeds, Sampling(0.0, 3000, ())))
     await asyncio.sleep(0.5)  # 3000 tokens take several times as long
     await weights.update(second)
     survivors = completions(await running, weights.known)
@@ -147,9 +145,9 @@ async def test_generation_weights_and_death(
     assert_says(tmp_path / "expected", results)
 
     with pytest.raises(EngineRejectedError, match="vocabulary"):
-        await engine.client.generate(pack_int32([VOCABULARY]), (1,), sampling)
+        await engine.generate(pack_int32([VOCABULARY]), (1,), sampling)
     with pytest.raises(EngineRejectedError, match="context_length"):
-        await engine.client.generate(pack_int32([5]), (1,), Sampling(1.0, 4096, ()))
+        await engine.generate(pack_int32([5]), (1,), Sampling(1.0, 4096, ()))
 
     scheduler_of(sglang_pair[0]).kill()
     async with asyncio.timeout(60):

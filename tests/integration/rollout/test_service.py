@@ -16,7 +16,7 @@ from penstock.broker import Queue, Served, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, pack_int32
+from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, ServerState, ServiceKind, Ticket, pack_int32
 from penstock.contracts.services import Announcement, ServiceRecord
 from tests.integration.broker.queue_setup import read_group
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
@@ -83,7 +83,7 @@ async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> Servic
     async with asyncio.timeout(30):
         while True:
             for record in await queue.services():
-                if record.kind == "rollout" and record.state != "starting":
+                if record.server_state not in (None, ServerState.STARTING):
                     return record
             assert process.returncode is None, await process.communicate()
             await asyncio.sleep(0.05)
@@ -147,7 +147,7 @@ async def test_it_serves_pushes_tickets_and_sigterm(
             process.send_signal(signal.SIGTERM)
             _, errors = await asyncio.wait_for(process.communicate(), 30)
             assert process.returncode == 0, errors
-            assert [each for each in await queue.services() if each.kind == "rollout"] == []
+            assert [each for each in await queue.services() if each.kind is ServiceKind.ROLLOUT] == []
             other = Worker(queue, "other", queue_config.staleness)
             assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
 

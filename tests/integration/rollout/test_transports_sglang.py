@@ -19,7 +19,7 @@ from benchmarks.push_setup import ModelSource, RolloutServer, pusher
 from penstock.contracts import Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.contracts.services import Announcement
 from penstock.runtime.process import descendants, kill_all
-from penstock_rollout.engine.sglang.answers import completions
+from penstock_rollout.engine.types import completions
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.rollout.sglang_pair import DEADLINE_SECONDS, PYTHON, all_up, pair_config, scheduler_of
@@ -72,7 +72,7 @@ async def assert_serves(world: World, server: RolloutServer, announcement: Annou
     """It says that it serves the version, and its tokens' log-probabilities are the model's."""
     assert server.weights.identity == announcement.identity
     for prompt in PROMPTS:
-        answer = await server.engine.client.generate(pack_int32(prompt), (1,), GREEDY)
+        answer = await server.engine.generate(pack_int32(prompt), (1,), GREEDY)
         (completion,) = completions(answer, server.weights.known)
         assert [span.policy for span in completion.spans] == [announcement.identity]
         tokens = unpack_int32(completion.token_ids)
@@ -110,16 +110,17 @@ async def test_an_engine_serves_what_it_has_read_ahead(world: World) -> None:
         await pushing.push()
         world.train()
         announcement = await pushing.stage()
-        await client.read_ahead(announcement.path, 10)
+        folder, version = Path(announcement.path), str(announcement.identity)
+        await client.loading.prefetch(folder, 10)
         spoil_files(announcement.path)
-        await client.pause("retract", 10)
-        await client.load(announcement.path, str(announcement.identity), 10)
-        await client.flush()
-        await client.resume()
+        await client.generation.pause("retract", 10)
+        await client.loading.load(folder, version, 10)
+        await client.generation.drop_prefixes(version, flush=True)
+        await client.generation.resume()
         with torch.no_grad():
             logits = world.source.model(torch.tensor([tokens])).logits[0].float()
         expected = torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-        assert await client.prompt_logprobs(tokens, 10) == pytest.approx(expected.tolist(), abs=1e-4)
+        assert await client.generation.prompt_logprobs(tokens, 10) == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> None:

@@ -19,7 +19,7 @@ from penstock.broker import Queue, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, RolloutGroup, unpack_float32, unpack_int32
+from penstock.contracts import PolicyIdentity, RolloutGroup, ServerState, unpack_float32, unpack_int32
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock_trainer.weight_sync.disk import DiskTransport
@@ -132,7 +132,7 @@ async def run(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterat
         reward = Worker(queue, "reward", config.staleness)
         run = Run(queue, queue_config, trainer, publisher, tmp_path, stack, reward)
         for server in [await run.add_server() for _ in range(2)]:
-            await run.record(server, lambda each: each.state != "starting")
+            await run.record(server, lambda each: each.server_state is not ServerState.STARTING)
         push = await run.release(1)
         assert (len(push.live), push.fenced) == (2, {})
         await run.groups(4, version=1)
@@ -222,7 +222,7 @@ async def test_damaged_files_reach_no_engine_and_serve_no_ticket(run: Run, damag
     assert (push.live, len(push.fenced)) == ((), 2)
     assert all("HTTP 422" in each and reason in each for each in push.fenced.values())
     for server in run.servers:
-        await run.record(server, lambda each: each.state == "fenced")
+        await run.record(server, lambda each: each.server_state is ServerState.FENCED)
     assert [each.fake.paths().count("/update_weights_from_disk") for each in run.servers] == loads
     assert [each.num_groups for each in run.servers] == before
 

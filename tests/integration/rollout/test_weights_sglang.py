@@ -63,7 +63,9 @@ async def test_each_token_is_by_the_weights_that_it_names(
             await asyncio.sleep(RUN_SECONDS)
             pushed.append(here.staged(model))
             if model == 2:
-                await asyncio.gather(*(each.engine.client.read_ahead(pushed[-1].path, 10) for each in sglang_pair))
+                await asyncio.gather(
+                    *(each.engine.client.loading.prefetch(Path(pushed[-1].path), 10) for each in sglang_pair)
+                )
             assert await here.push(pushed[-1]) == [None, None]
             await here.check_greedy(model)
         folder_of = {each.identity: str(folder) for each, folder in zip(pushed, sglang_models, strict=False)}
@@ -106,7 +108,7 @@ async def test_an_engine_reports_the_checksums_of_the_files(
     async with world(urls, sglang_models, oracle, tmp_path, "retract") as here:
         assert await here.push(here.staged(0)) == [None, None]
         for server in here.servers:
-            reported = await server.engine.client.checksums(10)
+            reported = await server.client.loading.checksums(10)
             assert check_checksums(sglang_models[0], reported) == len(reported) >= 9
             with pytest.raises(WeightsMismatchError, match=r"of \d+ tensors with other bytes"):
                 check_checksums(sglang_models[1], reported)

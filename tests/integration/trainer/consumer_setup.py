@@ -29,6 +29,10 @@ from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.judge import Rules
+from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from tests.integration.broker.queue_setup import put, stored_scored
 
@@ -48,29 +52,42 @@ class Bench:
         dynamic_sampling: bool = False,
         order: Literal["ticket", "ready"] = "ticket",
         max_lag: int | None = None,
+        begun: bool = True,
     ) -> None:
+        """`begun`: two versions are known, and which tickets are outstanding; else `begin` is still to be called."""
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
         self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
         self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
         self.metrics = TrainerMetrics()
+        self.generation, self.versions, self.changed = Generation(), Versions(), asyncio.Event()
+        self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
         self.consumer = Consumer(
             trainer_queue,
             self.worker,
             self.book,
-            self.draws,
+            self.issuer,
+            self.versions,
             self.evaluation,
-            self.metrics,
-            has_gradient=lambda group: varies([score.value for score in group.scores]),
-            dynamic_sampling=dynamic_sampling,
-            max_staleness=1,
-            order=order,
-            max_lag=max_lag,
+            self.generation,
+            self.changed,
+            Rules(
+                has_gradient=lambda group: varies([score.value for score in group.scores]),
+                dynamic_sampling=dynamic_sampling,
+                max_staleness=1,
+                order=order,
+                max_lag=max_lag,
+            ),
+            self.metrics.queue,
         )
-        self.consumer.policies = {0: OLD, 1: POLICY}
-        self.consumer.announced_version = 1
-        self.consumer.tickets_known.set()
+        if begun:
+            self.begin()
+
+    def begin(self) -> None:
+        self.versions.restore({0: OLD, 1: POLICY})
+        self.versions.announce(POLICY)
+        self.consumer.begin()
 
     async def issue(self) -> None:
         tickets = [self.draws.ticket(number, attempt=0, policy_version=1) for number in self.book.issue()]
@@ -103,9 +120,9 @@ class Bench:
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
             while not condition():
-                self.consumer.changed.clear()
+                self.changed.clear()
                 if not condition():
-                    await self.consumer.changed.wait()
+                    await self.changed.wait()
 
     async def depth(self, stream: str) -> int:
         return (await self.queue.depths())[stream]

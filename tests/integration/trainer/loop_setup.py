@@ -1,6 +1,6 @@
-"""A trainer's loop over real parts: queue, learner, files, checkpoints; no rollout server, answers by hand.
+"""A trainer's life over real parts: queue, learner, files, checkpoints; no rollout server, answers by hand.
 
-`HeldTransport` holds a staging until the test lets it go; `Watch` tells how far the loop is.
+`HeldTransport` holds a staging until the test lets it go; `Watch` counts how far the loop is.
 """
 
 import asyncio
@@ -8,40 +8,36 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from penstock.broker.trainer import TrainerQueue, read_ledger
+from penstock.broker import Stage
+from penstock.broker.lease import Lease
+from penstock.broker.queue import Queue
+from penstock.broker.trainer import read_ledger
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, ScoredGroup
-from penstock.contracts.ledger import CheckpointRecord, RunRecord, StepRecord, WeightsRecord
+from penstock.contracts.ledger import CheckpointRecord, StepRecord, WeightsRecord
+from penstock.contracts.services import Announcement
 from penstock.errors import WeightsError
-from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock.runtime.service import Service
+from penstock_trainer.assemble import Assembly, Prompts
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.checkpoints.writer import CheckpointWriter
-from penstock_trainer.control import Requests
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import PendingUpdate, StepResult
-from penstock_trainer.loop import Trainer
-from penstock_trainer.parts import Parts
-from penstock_trainer.releases import Release, Releases
-from penstock_trainer.reports import Reports
-from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.status import Status
-from penstock_trainer.telemetry.tracking import Tracking
-from penstock_trainer.watchdog import Watchdog
-from penstock_trainer.weight_sync.canary import CanaryMaker
+from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.weight_sync.disk import DiskTransport
-from penstock_trainer.weight_sync.publisher import Publisher
-from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
-from tests.integration.trainer.consumer_setup import BATCH_SIZE, PROMPTS, Bench
+from tests.integration.broker.queue_setup import put, stored_scored
+from tests.integration.trainer.consumer_setup import PROMPTS, scored
 
-SECONDS = 20
+SECONDS = 60  # for whatever the loop does next, on a busy machine
 
 
 class HeldTransport(DiskTransport):
@@ -120,11 +116,11 @@ class WatchedLearner(Learner):
         return PendingUpdate(finish)
 
 
-class WatchedReleases(Releases):
+class WatchedIssuer(Issuer):
     watch: Watch
 
-    async def publish(self, release: Release) -> None:
-        await super().publish(release)
+    async def announce(self, announcement: Announcement, num_steps: int) -> None:
+        await super().announce(announcement, num_steps)
         self.watch.saw("announced")
 
 
@@ -137,65 +133,34 @@ class WatchedFiles(StepFiles):
         return record
 
 
-class LoopBench:
-    """One life of a trainer."""
+class Life(Assembly):
+    """One life of a trainer, as the product assembles it, but for what holds or counts."""
 
-    def __init__(self, trainer_queue: TrainerQueue, config: Config, folder: Path) -> None:
-        self.queue = trainer_queue
-        self.bench = bench = Bench(trainer_queue, config)
-        bench.consumer.policies.clear()
-        bench.consumer.tickets_known.clear()
-        bench.consumer.announced_version = 0
+    learner: WatchedLearner
+    step_files: WatchedFiles
+
+    def __init__(self, config: Config, queue: Queue, lease: Lease) -> None:
+        service = cast(Service, SimpleNamespace(stop=asyncio.Event(), url="http://127.0.0.1:1"))
+        step_files = WatchedFiles(Path(config.run.root) / config.run.name / "steps", keep_bytes=2**20)
+        prompts = Prompts(PROMPTS, PROMPTS[:1], (2,))
+        super().__init__(config, service, queue, lease, WatchedLearner(config), prompts, step_files)
         self.watch = Watch()
-        self.learner = WatchedLearner(config)
-        self.transport = HeldTransport(Staging(self.learner, folder / "weights", Format("float32", "nearest")))
-        self.step_files = WatchedFiles(folder / "steps", keep_bytes=2**20)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=2)
-        self.progress = Progress(folder / "progress")
-        self._client = RolloutClient(config)
-        self.requests = Requests(stop=asyncio.Event())
-        status = Status("loop", 1, BATCH_SIZE, len(PROMPTS), 20, self.progress)
-        publisher = Publisher(trainer_queue.queue, self._client, self.transport, 5.0)
-        consumer, book, metrics = bench.consumer, bench.book, bench.metrics
-        self.releases = WatchedReleases(
-            trainer_queue, publisher, book, bench.draws, consumer, bench.evaluation, metrics, status
-        )
-        self.learner.watch = self.step_files.watch = self.releases.watch = self.watch
-        self.writer = CheckpointWriter(trainer_queue, self.learner, self.checkpoints, self.step_files, metrics)
-        self.parts = Parts(
-            config=config,
-            trainer_queue=trainer_queue,
-            book=book,
-            draws=bench.draws,
-            consumer=consumer,
-            evaluation=bench.evaluation,
-            releases=self.releases,
-            learner=self.learner,
-            transport=self.transport,
-            canary=CanaryMaker(self.learner.sequence_logprobs, PROMPTS[0].token_ids, config),
-            step_files=self.step_files,
-            checkpoints=self.checkpoints,
-            checkpoint_writer=self.writer,
-            reports=Reports(self.progress, metrics, status, consumer, Tracking([], self.progress, 1.0)),
-            status=status,
-            watchdog=Watchdog(trainer_queue, book, status, SECONDS),
-            metrics=metrics,
-            run_record=RunRecord("d" * 16, len(PROMPTS), BATCH_SIZE, 2, 0),
-            final_folder=folder / "final",
-        )
+        self.learner.watch = self.step_files.watch = self.watch
+
+    @cached_property
+    def transport(self) -> HeldTransport:
+        return HeldTransport(Staging(self.learner, self.folder / "weights", Format("float32", "nearest")))
+
+    @cached_property
+    def issuer(self) -> Issuer:
+        issuer = WatchedIssuer(self.trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
+        issuer.watch = self.watch
+        return issuer
 
     @contextlib.asynccontextmanager
     async def training(self) -> AsyncIterator["asyncio.Task[None]"]:
         """The loop and what runs beside it; whoever leaves, leaves no task behind."""
-        tasks = [
-            asyncio.create_task(coroutine)
-            for coroutine in (
-                Trainer(self.parts, self.requests).train(),
-                self.bench.consumer.consume_groups(),
-                self.releases.publish_versions(),
-                self.writer.write_checkpoints(),
-            )
-        ]
+        tasks = [asyncio.create_task(coroutine) for coroutine in (self.train(), *self.background())]
         try:
             yield tasks[0]
         finally:
@@ -203,23 +168,29 @@ class LoopBench:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._client.close()
+            await self.client.close()
+            await self.worker.retire()
 
     async def announced(self, version: int) -> PolicyIdentity:
         """The version's identity, once it is announced; each step makes one."""
         await self.watch.until("announced", version + 1)
-        return self.bench.consumer.policies[version]
+        return self.versions.known[version]
 
     async def answer(self, step: int, policy: PolicyIdentity) -> None:
         """The groups of a step, generated by `policy`."""
-        for number in range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE):
-            await self.bench.answer(number, (1.0, 0.0), policy)
+        batch_size = self.config.data.batch_size
+        for number in range(step * batch_size, (step + 1) * batch_size):
+            ticket = self.draws.ticket(number, attempt=0, policy_version=policy.number)
+            await put(self.queue, Stage.SCORED, str(number), stored_scored(scored(ticket, (1.0, 0.0), policy)))
 
-    async def ledger(self) -> list[str]:
+    async def depth(self, stream: str) -> int:
+        return (await self.queue.depths())[stream]
+
+    async def read_ledger(self) -> list[str]:
         """Its records of steps and weights in order: weights 0, step 0, weights 1, ..."""
         names = {StepRecord: "step", WeightsRecord: "weights", CheckpointRecord: "checkpoint"}
         numbers = {StepRecord: "step", WeightsRecord: "steps", CheckpointRecord: "steps"}
-        records = await read_ledger(self.queue.queue)
+        records = await read_ledger(self.queue)
         return [f"{names[type(each)]} {getattr(each, numbers[type(each)])}" for each in records if type(each) in names]
 
     def state(self) -> dict[str, Tensor]:

@@ -184,9 +184,10 @@ async def test_what_another_service_buried_is_poison(bench: Bench, config: Confi
     assert (await bench.depth("dead"), await bench.depth("scored")) == (1, 0)
 
 
-async def test_arrivals_before_the_tickets_are_known_are_kept(bench: Bench) -> None:
+async def test_arrivals_before_the_tickets_are_known_are_kept(trainer_queue: TrainerQueue, config: Config) -> None:
     """A trainer that was started again finds groups waiting: they are none of them duplicates."""
-    bench.consumer.tickets_known.clear()
+    bench = Bench(trainer_queue, config, begun=False)
+    await bench.issue()
     next_number = bench.book.next_number
     outstanding = list(bench.book.outstanding)
     bench.book.restore(0, [], 0)
@@ -196,7 +197,7 @@ async def test_arrivals_before_the_tickets_are_known_are_kept(bench: Bench) -> N
         await asyncio.sleep(0.2)
         assert await bench.depth("scored") == 2
         bench.book.restore(next_number, outstanding, 0)
-        bench.consumer.tickets_known.set()
+        bench.begin()
         await bench.until(lambda: bench.arrived == [0, 1])
     assert bench.count("duplicate_groups") == 0
 
@@ -215,12 +216,11 @@ async def test_groups_that_an_earlier_life_held_are_taken_over_at_once(
 
 async def test_evaluation_results_complete_their_round_and_leave_the_queue(bench: Bench) -> None:
     async with bench.consuming():
-        for case, accuracy in (("answered", 1.0), ("malformed", None)):
+        for case, accuracies in (("answered", [1.0]), ("malformed", [])):
             [ticket] = bench.evaluation.start(0, 1)
             whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
             await bench.deliver(ticket.key, whole if case == "answered" else Stored(whole.head))
             await bench.until(lambda: bench.evaluation.num_waiting == 0)
-            results = [result.accuracy for result in bench.consumer.eval_results]
-            assert results == ([accuracy] if case == "answered" else [1.0])
+            assert [result.accuracy for result in bench.evaluation.take_results()] == accuracies
     assert await bench.depth("scored") == 0
     assert bench.arrived == []

@@ -10,35 +10,39 @@ import pytest
 
 from penstock.broker import Queue
 from penstock.broker.lease import acquire_lease
-from penstock.broker.trainer import TrainerQueue
-from penstock.config import ActorSection, Config
+from penstock.config import Config
 from penstock.errors import FencedError, WeightsError
-from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
-from tests.integration.trainer.loop_setup import SECONDS, LoopBench, same
+from tests.integration.trainer.consumer_setup import BATCH_SIZE
+from tests.integration.trainer.loop_setup import SECONDS, Life, same
 from tests.unit.trainer.trainer_groups import save_tiny_model
 
 pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
-async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[LoopBench]:
-    actor = ActorSection(path=str(save_tiny_model(tmp_path / "model")), dtype="float32", group_size=2)
-    config = queue_config.model_copy(update={"actor": actor})
+async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[Life]:
+    given = queue_config.model_dump()
+    given["actor"] = {"path": str(save_tiny_model(tmp_path / "model")), "dtype": "float32", "group_size": 2}
+    given["run"] |= {"root": str(tmp_path), "stall_seconds": SECONDS}
+    given["data"]["batch_size"] = BATCH_SIZE
+    given["rollout"]["engine"]["dtype"] = "float32"
+    given["weights"]["push_timeout_seconds"] = SECONDS
+    config = Config.model_validate(given)
     lease = await acquire_lease(queue, config)
     lost: list[Exception] = []
     lease.start_renewing(lost.append)
     try:
-        yield LoopBench(TrainerQueue(queue, lease), config, tmp_path)
+        yield Life(config, queue, lease)
     finally:
         await asyncio.to_thread(lease.release)
 
 
 @contextlib.asynccontextmanager
-async def held(loop: LoopBench) -> AsyncIterator["asyncio.Task[None]"]:
+async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
     """Step 0 is trained and its weights are being staged; the update of step 1, if it may begin, waits for that."""
     async with loop.training() as training:
         policy = await loop.announced(0)
@@ -62,22 +66,22 @@ async def error_of(training: "asyncio.Task[None]") -> BaseException:
     return error
 
 
-async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_commit(loop: LoopBench) -> None:
+async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_commit(loop: Life) -> None:
     async with held(loop):
         before = loop.state()
-        assert await loop.ledger() == ["weights 0", "step 0"]
+        assert await loop.read_ledger() == ["weights 0", "step 0"]
         assert sorted(path.name[:8] for path in loop.step_files.journal.path.parent.glob("*.pack")) == [
             "0" * 8,
             "00000001",
         ]
-        assert await loop.bench.depth("scored") == 2
+        assert await loop.depth("scored") == 2
         assert loop.watch["finished"] == 1
         loop.transport.let_go()
         await loop.watch.until("finished", 2)
-        assert (await loop.ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
+        assert (await loop.read_ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
         assert not same(loop.state(), before)
         await loop.announced(2)
-    lines = list(loop.progress.steps_after(-1))
+    lines = list(loop.status.progress.steps_after(-1))
     assert [(line["step"], line["version"]) for line in lines] == [(0, 1), (1, 2)]
     assert lines[1]["seconds"]["push_wait"] > 0
     assert lines[1]["seconds"]["stage"] > lines[1]["seconds"]["push_wait"]
@@ -86,10 +90,10 @@ async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_c
     )
 
 
-async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: LoopBench, queue: Queue) -> None:
+async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: Life, queue: Queue) -> None:
     async with held(loop) as training:
         before = loop.state()
-        commit = loop.queue.commit_step
+        commit = loop.trainer_queue.commit_step
         committing = asyncio.Event()
 
         async def lose_the_lease(*arguments: object) -> None:
@@ -97,16 +101,16 @@ async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: Lo
             committing.set()
             await commit(*arguments)  # type: ignore[arg-type]
 
-        loop.queue.commit_step = lose_the_lease  # type: ignore[method-assign, assignment]
+        loop.trainer_queue.commit_step = lose_the_lease  # type: ignore[method-assign, assignment]
         loop.transport.let_go()
         assert isinstance(await error_of(training), FencedError)
     assert committing.is_set()
     assert loop.watch["finished"] == 1
     assert same(loop.state(), before)
-    assert await loop.ledger() == ["weights 0", "step 0", "weights 1"]
+    assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
 
 
-async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: LoopBench) -> None:
+async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: Life) -> None:
     async with held(loop) as training:
         before = loop.state()
         loop.transport.let_go(error="no room")
@@ -115,10 +119,10 @@ async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: L
         assert str(error) == "no room"
     assert loop.watch["finished"] == 1
     assert same(loop.state(), before)
-    assert await loop.ledger() == ["weights 0", "step 0"]
+    assert await loop.read_ledger() == ["weights 0", "step 0"]
 
 
-async def test_an_end_between_gradient_and_commit_changes_nothing(loop: LoopBench) -> None:
+async def test_an_end_between_gradient_and_commit_changes_nothing(loop: Life) -> None:
     async with held(loop) as training:
         before = loop.state()
         training.cancel()
@@ -126,35 +130,38 @@ async def test_an_end_between_gradient_and_commit_changes_nothing(loop: LoopBenc
             await training
     assert (loop.watch["gradient"], loop.watch["finished"]) == (2, 1)
     assert same(loop.state(), before)
-    assert await loop.ledger() == ["weights 0", "step 0"]
-    assert await loop.bench.depth("scored") == 2  # the groups of step 1 are still in the queue
+    assert await loop.read_ledger() == ["weights 0", "step 0"]
+    assert await loop.depth("scored") == 2  # the groups of step 1 are still in the queue
+    again = Life(loop.config, loop.queue, loop.lease)
+    async with again.training():
+        await again.watch.until("announced", 2)  # version 1, with which it begins, and that of the step
+    assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1", "step 1", "weights 2"]
+    assert await loop.depth("scored") == 0
 
 
-async def test_ranks_that_work_together_stage_before_the_next_update_begins(loop: LoopBench) -> None:
+async def test_ranks_that_work_together_stage_before_the_next_update_begins(loop: Life) -> None:
     loop.learner.beside = False
     async with held(loop):
         await loop.watch.until("written", 2)
         assert loop.watch["begun"] == 1
         loop.transport.let_go()
         await loop.watch.until("finished", 2)
-        assert (await loop.ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
+        assert (await loop.read_ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
 
 
-async def test_the_end_waits_for_the_staging_and_a_checkpoint_is_of_recorded_weights(loop: LoopBench) -> None:
+async def test_the_end_waits_for_the_staging_and_a_checkpoint_is_of_recorded_weights(loop: Life) -> None:
     async with held(loop) as training:
         loop.requests.checkpoint = True
         loop.requests.stop.set()
         loop.transport.let_go()
         async with asyncio.timeout(SECONDS):
             await training
-    assert await loop.ledger() == ["weights 0", "step 0", "weights 1", "step 1", "weights 2", "checkpoint 2"]
+    assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1", "step 1", "weights 2", "checkpoint 2"]
     meta, _ = loop.checkpoints.read(loop.checkpoints.names()[-1])
     assert (meta.steps, meta.version) == (2, 2)
 
 
-async def test_what_is_trained_beside_staging_has_the_digests_of_a_training_without(
-    loop: LoopBench, tmp_path: Path
-) -> None:
+async def test_what_is_trained_beside_staging_has_the_digests_of_a_training_without(loop: Life, tmp_path: Path) -> None:
     async with loop.training() as training:
         for step in range(4):
             await loop.answer(step, await loop.announced(max(0, step - 1)))
@@ -162,8 +169,8 @@ async def test_what_is_trained_beside_staging_has_the_digests_of_a_training_with
         loop.requests.stop.set()
         async with asyncio.timeout(SECONDS):
             await training
-    ledger = await loop.queue.ledger()
-    alone = Learner(loop.parts.config)
+    ledger = await loop.trainer_queue.ledger()
+    alone = Learner(loop.config)
     told: list[int] = []
     staging = Staging(alone, tmp_path / "again", Format("float32", "nearest"))
     position = await asyncio.to_thread(
@@ -171,7 +178,7 @@ async def test_what_is_trained_beside_staging_has_the_digests_of_a_training_with
         alone,
         replace(ledger, checkpoints=[]),
         loop.checkpoints,
-        StepFiles(tmp_path / "steps", keep_bytes=0),
+        loop.step_files,
         staging.digest,
         lambda each: told.append(each.step),
     )

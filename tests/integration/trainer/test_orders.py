@@ -35,7 +35,7 @@ async def trainer_queue(queue: Queue, config: Config) -> TrainerQueue:
 
 
 async def started(bench: Bench) -> Bench:
-    bench.consumer.policies[2] = NEW
+    bench.versions.know(NEW)
     await bench.issue()
     return bench
 
@@ -112,10 +112,10 @@ async def test_a_run_whose_last_tickets_are_stale_ends_instead_of_waiting(droppi
         await bench.answer(0, VARIED, OLD)
         await bench.answer(1, VARIED, OLD)
         await bench.until(lambda: bench.arrived == [0, 1])
-    bench.consumer.changed.clear()
+    bench.changed.clear()
     assert await numbers_of_next_batch(bench) is None
     assert bench.book.finished
-    assert bench.consumer.changed.is_set()  # what the loop waits for
+    assert bench.changed.is_set()  # what the loop waits for
 
 
 async def test_unknown_weights_are_refused_in_ready_order_too(dropping: Bench) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from penstock.config import Config, RaySection
 from penstock.config.load import build_config
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock_launch.on_ray.command import for_cluster
 
@@ -28,12 +29,12 @@ def test_paths_mean_the_same_on_every_node_and_weights_are_where_all_see_them(
 def test_a_service_listens_and_registers_where_other_nodes_reach_it() -> None:
     site = pytest.importorskip("penstock_launch.on_ray.site", reason="Ray is not installed")
     plain = config().rollout
-    assert site.overrides("rollout", plain)("10.0.0.7") == (
+    assert site.overrides(ServiceKind.ROLLOUT, plain)("10.0.0.7") == (
         *("--rollout.host", "10.0.0.7"),
         *("--rollout.advertise_host", "10.0.0.7"),
     )
     all_addresses = config(rollout={"host": "0.0.0.0", "advertise_host": "gw"}).rollout
-    assert site.overrides("rollout", all_addresses)("10.0.0.7") == ()
+    assert site.overrides(ServiceKind.ROLLOUT, all_addresses)("10.0.0.7") == ()
 
 
 def test_of_several_ranks_the_one_that_failed_by_itself_is_blamed() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from penstock.config import Config
 from penstock.config.load import load_config
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock_launch.slurm.render import render
 from penstock_launch.slurm.shares import section_of, share_of
@@ -137,10 +138,14 @@ def test_services_of_a_node_share_it_evenly_and_keep_the_options_of_a_container(
         },
     }
     config = make_config(tmp_path, rollout={"num_servers": 4}, slurm=slurm)
-    words = srun_words("rollout", section_of(config, "rollout"), share_of(config, "rollout"), "rollout-0")
+    words = srun_words(
+        ServiceKind.ROLLOUT, section_of(config, "rollout"), share_of(config, ServiceKind.ROLLOUT), "rollout-0"
+    )
     assert {"--het-group=1", "--nodes=1", "--cpus-per-task=16", "--gres=gpu:4", "--exact"} <= set(words)
     assert words[-1] == "--container-image=/images/sglang.sqsh"
-    words = srun_words("reward", section_of(config, "services"), share_of(config, "reward"), "reward")
+    words = srun_words(
+        ServiceKind.REWARD, section_of(config, "services"), share_of(config, ServiceKind.REWARD), "reward"
+    )
     assert words[-1] == "--container-image=/images/all.sqsh"
     assert "--het-group=0" in words
 

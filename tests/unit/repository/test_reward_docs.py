@@ -21,7 +21,9 @@ async def test_the_example_gives_what_the_page_says(tmp_path: Path) -> None:
     async with open_pool(RewardSection(functions=weights, modules_path=str(tmp_path))) as pool:
         outcomes = await pool.run("", ["12, please", "13"], "12", {"max_words": 5}, calls)
     by_call = dict(zip(calls, outcomes, strict=True))
-    values = [combine(weights, {name: by_call[Call(name, index)] for name in weights}).score.value for index in (0, 1)]
+    values = [
+        combine(weights, {name: by_call[Call(name, index)] for name in weights}, 1e6).score.value for index in (0, 1)
+    ]
     assert values == [1.1, 0.0]
     assert '{"scores":[{"value":1.1,"failure":""},{"value":0.0,"failure":""}]}' in TEXT
 

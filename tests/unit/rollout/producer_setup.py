@@ -13,7 +13,7 @@ from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, e
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import Weights
@@ -157,7 +157,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
     fake, queue = FakeSGLang(), MemoryQueue()
     async with serving(fake) as url:
         server = FakeServer(fake, url)
-        engine = Engine(server, EngineClient(config.rollout.engine))
+        engine = Engine(server, SGLangClient(config.rollout.engine))
         metrics = RolloutMetrics()
         weights = Weights(engine, config.weights, metrics)
         producer = Producer(queue, queue.announcement, engine, weights, as_it_is, metrics, config, "server")

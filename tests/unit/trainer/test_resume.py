@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from penstock.contracts import PolicyIdentity
 from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, decode_record, encode_record
-from penstock.errors import ConfigError, DataError, WeightsError
+from penstock.errors import DataError, WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.history import newest_checkpoint
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import Replayed
-from penstock_trainer.resume import Position, check_same_run, newest_checkpoint, restore
+from penstock_trainer.resume import Position, restore
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
@@ -151,24 +151,3 @@ def test_a_step_that_trained_another_version_is_an_error(tmp_path: Path, model: 
     life.ledger.steps.append(life.step_files.write(0, 1, example_groups(), version=3))
     with pytest.raises(WeightsError, match=r"step 0 is trained again on version 0; the ledger says .* version 3"):
         life.restore()
-
-
-@pytest.mark.parametrize(
-    ("changes", "seen"),
-    [
-        ({"dataset_digest": "e" * 16}, r"data.train \(its content\) was d+ and is e+"),
-        ({"dataset_length": 99}, r"data.train \(its number of rows\) was 100 and is 99"),
-        ({"batch_size": 4}, "data.batch_size was 8 and is 4"),
-        ({"group_size": 8}, "actor.group_size was 4 and is 8"),
-        ({"seed": 1}, "run.seed was 0 and is 1"),
-    ],
-)
-def test_another_run_is_refused(changes: dict[str, object], seen: str) -> None:
-    current = msgspec.structs.replace(RUN, **changes)
-    with pytest.raises(ConfigError, match=rf"cannot be resumed: {seen}\. Expected .*run.existing"):
-        check_same_run(LedgerState(run=RUN), current)
-
-
-def test_the_same_or_a_new_run_is_not_refused() -> None:
-    check_same_run(LedgerState(run=RUN), RUN)
-    check_same_run(LedgerState(), RUN)

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from penstock.broker.trainer import TrainerQueue
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import StallError
 from penstock.tickets import TicketBook, TicketLimits
@@ -23,7 +24,7 @@ class FakeQueue:
         self.state = "serving"
 
     async def services(self) -> list[ServiceRecord]:
-        return [ServiceRecord("rollout", "rollout-1", "http://r", 1, self.state)]
+        return [ServiceRecord(ServiceKind.ROLLOUT, "rollout-1", "http://r", 1, self.state)]
 
     async def whereabouts(self, ticket: int) -> str:
         return "which rollout-1 holds from tickets"

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import Config, RedisSection
+from penstock.contracts import ServiceKind
 from penstock.runtime.address import Listening
 from penstock_launch.launch import StartedQueue
 from penstock_launch.on_ray.cluster import Cluster, reserving, within
@@ -58,12 +59,12 @@ class RaySite:
             return Order(arguments, secrets, command.log_path, os.getcwd(), folder.config_path, config_digest)
 
         started = commands(one_rank, folder, redis, environ)
-        kinds = {kind: [each for each in started if kind_of(each.name) == kind] for kind in ("rollout", "reward")}
-        trainer = next(each for each in started if each.name == TRAINER)
+        kinds = {kind: [each for each in started if kind_of(each.name) is kind] for kind in ServiceKind}
+        [trainer] = kinds[ServiceKind.TRAINER]
         return [
-            *self._rollouts(config, kinds["rollout"], order),
+            *self._rollouts(config, kinds[ServiceKind.ROLLOUT], order),
             self._trainer(config, trainer, order),
-            *self._rewards(config, kinds["reward"], order),
+            *self._rewards(config, kinds[ServiceKind.REWARD], order),
         ]
 
     def _rollouts(
@@ -74,12 +75,9 @@ class RaySite:
         bundle = self._bundle(section.num_cpus, 0 if elsewhere else section.num_gpus, section.resources)
         group = self._cluster.group([bundle] * len(started), section.strategy)
         needs = f"{_shown(bundle)} ({len(started)} such bundles, {section.strategy})"
+        listening = overrides(ServiceKind.ROLLOUT, config.rollout)
         return [
-            _service(
-                config,
-                each,
-                [Member(within(group, index, bundle), needs, order(each), overrides("rollout", config.rollout))],
-            )
+            _service(config, each, [Member(within(group, index, bundle), needs, order(each), listening)])
             for index, each in enumerate(started)
         ]
 
@@ -95,7 +93,7 @@ class RaySite:
                 needs,
                 # One log for each: two hosts that append to one file of a network file system spoil it.
                 own if rank == 0 else replace(own, log_path=own.log_path.with_name(f"trainer-rank-{rank}.log")),
-                overrides("trainer", config.trainer),
+                overrides(ServiceKind.TRAINER, config.trainer),
             )
             for rank in range(num_ranks)
         ]
@@ -106,22 +104,20 @@ class RaySite:
     ) -> list[RemoteService]:
         bundle = {"CPU": config.ray.reward.num_cpus, **config.ray.reward.resources}
         options = {**reserving(bundle), "scheduling_strategy": "SPREAD"}
-        return [
-            _service(config, each, [Member(options, _shown(bundle), order(each), overrides("reward", config.reward))])
-            for each in started
-        ]
+        listening = overrides(ServiceKind.REWARD, config.reward)
+        return [_service(config, each, [Member(options, _shown(bundle), order(each), listening)]) for each in started]
 
     def _bundle(self, num_cpus: float, num_gpus: float | None, resources: Mapping[str, float]) -> dict[str, float]:
         gpus = float(self._cluster.has_gpus) if num_gpus is None else num_gpus
         return {"CPU": num_cpus, **({"GPU": gpus} if gpus else {}), **resources}
 
 
-def kind_of(name: str) -> str:
+def kind_of(name: str) -> ServiceKind:
     """rollout, of rollout-3."""
-    return name.partition("-")[0]
+    return ServiceKind(name.partition("-")[0])
 
 
-def overrides(kind: str, section: Listening) -> Callable[[str], tuple[str, ...]]:
+def overrides(kind: ServiceKind, section: Listening) -> Callable[[str], tuple[str, ...]]:
     """What a service of a kind is told on a node: to listen on the node's address, and to be reached there."""
 
     def on_node(host: str) -> tuple[str, ...]:

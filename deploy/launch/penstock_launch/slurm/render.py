@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.shares import COMPONENTS, section_of, share_of
@@ -29,7 +30,7 @@ class JobTemplate(string.Template):
 
 def render(config: Config, working_folder: Path) -> str:
     """The job script. `working_folder`: that of the job, which relative paths start from."""
-    for kind in ("reward", "rollout", "trainer"):
+    for kind in ServiceKind:
         share_of(config, kind)
     folder = RunFolder(config.run)
     values = {

@@ -6,10 +6,11 @@ Pure. Owns the rule that services of a kind are spread evenly over the component
 from dataclasses import dataclass
 
 from penstock.config import Config, SlurmComponentSection
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 
 COMPONENTS = ("services", "rollout", "trainer")  # in the order of the job; its number is srun's --het-group
-COMPONENT_OF_KIND = {"reward": "services", "rollout": "rollout", "trainer": "trainer"}
+COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollout", ServiceKind.TRAINER: "trainer"}
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,19 @@ def section_of(config: Config, component: str) -> SlurmComponentSection:
     )
 
 
-def share_of(config: Config, kind: str) -> Share:
+def share_of(config: Config, kind: ServiceKind) -> Share:
     """What a service of a kind gets; ConfigError where a node has too little for the services on it."""
     component = COMPONENT_OF_KIND[kind]
     section = section_of(config, component)
-    if kind == "trainer":
+    if kind is ServiceKind.TRAINER:
         _check_ranks(config, section)
         return Share(section.nodes, section.cpus_per_node, section.gpus_per_node)
     key, count = {
-        "reward": ("reward.num_services", config.reward.num_services),
-        "rollout": ("rollout.num_servers", config.rollout.num_servers),
+        ServiceKind.REWARD: ("reward.num_services", config.reward.num_services),
+        ServiceKind.ROLLOUT: ("rollout.num_servers", config.rollout.num_servers),
     }[kind]
     per_node = -(-count // section.nodes)
-    if kind == "rollout" and count < section.nodes:
+    if kind is ServiceKind.ROLLOUT and count < section.nodes:
         raise ConfigError(
             f"{key} is {count} and slurm.{component}.nodes {section.nodes}: expected at least one for each node; "
             "raise the former or lower the latter"

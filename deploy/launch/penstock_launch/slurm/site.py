@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection, SlurmComponentSection
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock_launch.launch import StartedQueue
 from penstock_launch.run_folder import RunFolder
@@ -60,7 +61,7 @@ class SlurmJob:
         return [self._step(config, folder, command) for command in commands(config, folder, redis, environ)]
 
     def _step(self, config: Config, folder: RunFolder, command: Command) -> Step:
-        kind = command.name.partition("-")[0]
+        kind = ServiceKind(command.name.partition("-")[0])
         section, share = section_of(config, COMPONENT_OF_KIND[kind]), share_of(config, kind)
         python, *words = command.arguments
         python = section.python or python
@@ -83,7 +84,7 @@ class SlurmJob:
         )
 
 
-def srun_words(kind: str, section: SlurmComponentSection, share: Share, name: str) -> tuple[str, ...]:
+def srun_words(kind: ServiceKind, section: SlurmComponentSection, share: Share, name: str) -> tuple[str, ...]:
     """srun and its options for a service of a kind."""
     return (
         "srun",

@@ -15,6 +15,7 @@ import msgspec
 from pydantic import SecretStr
 
 from penstock.broker import Queue
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import PenstockError
 from penstock.runtime.http import auth_headers
@@ -23,7 +24,6 @@ from penstock_launch.supervise.child import Child, State
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
-TRAINER_KIND = "trainer"
 
 
 class TrainerStatus(msgspec.Struct, frozen=True):
@@ -119,7 +119,7 @@ class Follower:
                 self._urls[child.name] = record.url
                 if child.state is State.STARTING:
                     await self._ask_ready(child, record)
-                if record.kind == TRAINER_KIND:
+                if record.kind is ServiceKind.TRAINER:
                     status = await read_status(self._client, record.url)
         return Snapshot(tuple(map(self._view, self._children)), status)
 
@@ -163,7 +163,7 @@ def _record_of(child: Child, records: Sequence[ServiceRecord]) -> ServiceRecord 
     own = next((each for each in records if each.pid == child.pid and _is_of(child.host, each)), None)
     if own is not None or child.name != TRAINER:
         return own
-    trainers = [each for each in records if each.kind == TRAINER_KIND]
+    trainers = [each for each in records if each.kind is ServiceKind.TRAINER]
     if child.host:  # whose child a process elsewhere is cannot be seen; the newest lease is of this life, or of none
         return max(trainers, key=lambda each: (len(each.name), each.name), default=None)
     return next((each for each in trainers if parent_pid(each.pid) == child.pid), None)

@@ -63,7 +63,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def load(name: str) -> RewardFunction:
-    """Import a function; any exception of the import passes through, RewardError where it cannot be called."""
+    """Import a function; any exception of the import passes through, RewardError if it cannot be called."""
     builtin = builtins().get(name)
     if builtin is not None:
         return builtin.load()
@@ -78,5 +78,5 @@ def load(name: str) -> RewardFunction:
     except TypeError as error:
         raise RewardError(f"its parameters are {inspect.signature(found)} ({error}); expected {SIGNATURE}") from None
     except ValueError:
-        pass  # a callable written in C without a signature: the first call tells
+        pass  # a callable written in C without a signature: the first call shows it
     return found  # type: ignore[no-any-return]

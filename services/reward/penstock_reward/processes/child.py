@@ -136,7 +136,7 @@ class Calls:
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """Whether an exception may pass: the user says so, or the network or the host did it."""
+    """Whether an exception may pass: the function declares it, or the network or the host did it."""
     if isinstance(error, NOT_PASSING):
         return "exception"
     return "transient" if isinstance(error, PASSING) else "exception"

@@ -19,7 +19,9 @@ import msgspec
 MAX_FRAME_BYTES = 1 << 28  # a group of G texts and its metadata; beyond it something is wrong
 LENGTH = struct.Struct(">I")
 
-FailureKind = Literal["exception", "transient", "timeout", "died", "not_a_number", "unavailable", "unknown_reward"]
+FailureKind = Literal[
+    "exception", "transient", "timeout", "died", "not_a_number", "too_large", "unavailable", "unknown_reward"
+]
 OUTAGE_KINDS: frozenset[FailureKind | None] = frozenset({"transient", "timeout", "died"})
 """Failures that may pass: they are tried again, and many in a row open the function's breaker."""
 

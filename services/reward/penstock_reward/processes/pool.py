@@ -65,7 +65,7 @@ class Pool:
     async def run(
         self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
     ) -> list[Outcome]:
-        """One outcome per call, in order. RewardError where the arguments cannot be packed."""
+        """One outcome per call, in order. RewardError if the arguments cannot be packed."""
         try:
             whole = Batch(prompt, tuple(completions), answer, msgspec.msgpack.encode(metadata), tuple(calls))
             frame(whole)
@@ -95,7 +95,7 @@ class Pool:
         return outcomes
 
     async def serve_slot(self) -> None:
-        """Keep one process and give it jobs, for ever. RewardError where it cannot be started."""
+        """Keep one process and give it jobs, for ever. RewardError if it cannot be started."""
         await self._serve_process(self._note_started)
         failures = 0
         while True:
@@ -145,7 +145,7 @@ class Pool:
 
 @asynccontextmanager
 async def open_pool(section: RewardSection) -> AsyncIterator[Pool]:
-    """A pool whose functions are loaded; RewardError naming reward.functions where one cannot be."""
+    """A pool whose functions are loaded; RewardError naming reward.functions if one cannot be."""
     check_names(section.functions)
     pool = Pool(section)
     try:
@@ -170,7 +170,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def modules_path(section: RewardSection) -> str:
-    """The folder of the user's modules, absolute; empty where no function is the user's."""
+    """The folder of the user's modules, absolute; empty if no function is the user's."""
     if not any(":" in name for name in section.functions):
         return ""
     folder = Path(section.modules_path).resolve()

@@ -183,7 +183,7 @@ class WorkerProcess:
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            return  # nothing is left of the group (macOS says EPERM for zombies)
+            return  # nothing is left of the group (macOS answers EPERM for zombies)
 
     async def close(self) -> None:
         """Kill, reap and release the pipes; a cancelled caller leaves nothing open either."""

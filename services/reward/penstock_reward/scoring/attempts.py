@@ -1,15 +1,17 @@
 """One prompt's completions on their way to their verdicts: calls, retries, and the wait for open breakers.
 
 Owns what was called and what came of it. Invariants: every completion gets exactly one verdict; a call that was
-answered is not repeated; no call fails because a breaker is open: it fails by its own attempts alone.
+answered is not repeated for it; no call fails because a breaker is open: it fails by its own attempts alone. A pure
+function that ran into its deadline would do so again: that failure is final, and of the completion.
 
     run --> attempt --> failed as in an outage --> back-off --> attempt ... --> verdicts
      |                                                             '-- breaker opened --> None --.
-     '-- breaker is open --> None --> `passable` (waits, probes) --> run again <-----------------'
+     '-- breaker is open --> None --> `breakers_closed` (waits, probes) --> run again <-----------------'
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any, Protocol
 
@@ -17,10 +19,9 @@ from penstock.config import RewardSection
 from penstock.contracts import Score
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import OUTAGE_KINDS, Call, Outcome
-from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.breaker import AnsweredCall, Breaker, Breakers
 from penstock_reward.scoring.combine import Verdict, combine
 
-MAX_TRIPS = 3  # breakers may open so often while a group has failed calls; after that its failures are its own
 LEAST_BACK_OFF = 0.5  # of the full one: jitter, so that services do not return to a server all at once
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -34,7 +35,7 @@ class Runner(Protocol):
     ) -> list[Outcome]: ...
 
 
-class Case:
+class Attempts:
     """The calls of one group, or of one request."""
 
     def __init__(
@@ -46,9 +47,13 @@ class Case:
         runner: Runner,
         breakers: Breakers,
         metrics: RewardMetrics,
+        pure: Collection[str],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`request`: prompt, completions, answer, metadata. `place`: its order among those who wait for a breaker."""
+        """`request`: prompt, completions, answer, metadata. `place`: its order among those who wait for a breaker.
+
+        `pure`: functions whose outcome depends on their arguments alone.
+        """
         self._request = request
         self._weights = weights
         self._place = place
@@ -56,24 +61,23 @@ class Case:
         self._runner = runner
         self._breakers = breakers
         self._metrics = metrics
+        self._pure = pure
         self._sleep = sleep
         self._random = Random(place)
         self._outcomes: dict[Call, Outcome] = {}
         self._due = [Call(name, index) for index in range(len(request[1])) for name in weights]
-        self._num_trips = 0
         self._num_probes = 0
 
     @property
     def blocked_by(self) -> str:
-        """The open breaker that it has to wait for, and why that is open; empty where there is none."""
+        """The open breaker that it has to wait for, and why that is open; empty if there is none."""
         breaker = self._breakers.blocking(call.function for call in self._due)
         return "" if breaker is None else str(breaker)
 
     async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
-        """One verdict per completion; None where an open breaker stands in the way: `passable`, then run again."""
+        """One verdict per completion; None if an open breaker stands in the way: `breakers_closed`, then run again."""
         if self.blocked_by:
             return None
-        may_park = may_park and self._num_trips < MAX_TRIPS
         due = list(self._due)
         for attempt in range(self._section.max_attempts):
             if attempt:
@@ -81,23 +85,25 @@ class Case:
             failed: list[Call] = []
             for some in self._rounds(due):
                 if may_park and self.blocked_by:
-                    self._num_trips += bool(failed or attempt)
                     return None
                 failed += await self._call(some)
             due = failed
             if not due:
                 break
         if due and may_park and self.blocked_by:
-            self._num_trips += 1
             return None
         self._due = []
-        return [
-            combine(self._weights, {name: self._outcomes[Call(name, index)] for name in self._weights})
-            for index in range(len(self._request[1]))
-        ]
+        return [self._verdict(index) for index in range(len(self._request[1]))]
 
-    async def passable(self) -> None:
-        """Return when no breaker stands in its way any more; probes where it is its turn."""
+    def _verdict(self, completion: int) -> Verdict:
+        outcomes = {name: self._outcomes[Call(name, completion)] for name in self._weights}
+        verdict = combine(self._weights, outcomes, self._section.max_magnitude)
+        for kind in verdict.kinds - {outcome.kind for outcome in outcomes.values()}:
+            self._metrics.failed_without_call(kind)
+        return verdict
+
+    async def breakers_closed(self) -> None:
+        """Return when no breaker stands in its way any more; probes if it is its turn."""
         while (breaker := self._breakers.blocking(call.function for call in self._due)) is not None:
             if not await breaker.admission(self._place, self._num_probes):
                 continue
@@ -107,6 +113,7 @@ class Case:
                 if await self._call([probe]):  # the next time another completion of it
                     self._due.remove(probe)
                     self._due.append(probe)
+                    await self._repeat_reference(breaker)
             finally:
                 breaker.probe_ended()
 
@@ -122,17 +129,37 @@ class Case:
             self._outcomes[call] = outcome
             self._metrics.call_ended(call.function, outcome)
             breaker = self._breakers.of(call.function)
-            if outcome.kind in OUTAGE_KINDS:
+            if outcome.kind == "timeout" and call.function in self._pure:
+                self._due.remove(call)
+            elif outcome.kind in OUTAGE_KINDS:
                 failed.append(call)
-                breaker.failed(outcome.reason)
+                breaker.failed(outcome.reason, self._place, declared=outcome.kind == "transient")
             else:
                 self._due.remove(call)
-                breaker.answered()
+                prompt, completions, answer, metadata = self._request
+                breaker.answered(AnsweredCall(prompt, completions[call.completion], answer, metadata, outcome.seconds))
+        for name in dict.fromkeys(call.function for call in failed):
+            breaker = self._breakers.of(name)
+            if breaker.is_suspect and not await self._repeat_reference(breaker):
+                breaker.open()
         return failed
+
+    async def _repeat_reference(self, breaker: Breaker) -> bool:
+        """Whether a call that was answered before is answered now: then the failures are the completions' own."""
+        if (known := breaker.reference) is None:
+            return False
+        [outcome] = await self._runner.run(
+            known.prompt, (known.completion,), known.answer, known.metadata, [Call(breaker.function, 0)]
+        )
+        self._metrics.call_ended(breaker.function, outcome)
+        if outcome.kind in OUTAGE_KINDS:
+            return False
+        breaker.answered(replace(known, seconds=outcome.seconds))
+        return True
 
 
 class Settled:
-    """A case that needs no call: all its scores failed for one reason."""
+    """Attempts that need no call: all its scores failed for one reason."""
 
     blocked_by = ""
 
@@ -142,7 +169,7 @@ class Settled:
     async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
         return self._verdicts
 
-    async def passable(self) -> None:
+    async def breakers_closed(self) -> None:
         return
 
 

@@ -1,26 +1,37 @@
 """Circuit breakers: one per reward function, so that an outage of what it needs parks groups and fails none.
 
 Owns their state. Only failures that look like an outage count (`messages.OUTAGE_KINDS`): an answer of any kind, an
-exception of the function's own included, shows that it works. Invariants: at most one call probes a breaker that is
-half open; the group that probes changes with every probe, so that one group at fault keeps no breaker open for the
-others; when a breaker closes, those who wait go on in their order. No I/O.
+exception of the function's own included, shows that it works. A completion that hangs or crashes the function looks
+like an outage too. A call that was answered before shows which it is: made again, it fails in an outage alone.
 
-              N failures in a row               cool-down is over
+Invariants: failures of one prompt open no breaker of a function that can still answer; at most one group probes a
+breaker that is half open; the group that probes changes with every probe, so that one group at fault keeps no breaker
+open for the others; when a breaker closes, those who wait go on in their order. No I/O.
+
+       N failures in a row, and an answered                cool-down is over
+       call that fails when it is repeated
       closed ---------------------> open -------------------------> half-open
         ^                             ^                                |  |
         |                             '---- the probe fails -----------'  |
         '---------------------------------- any call answers -------------'
+
+Before anything was answered there is no call to repeat. Then failures of two prompts open it, and failures of one if
+the function declared them (`transient`).
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 MAX_REASON_CHARS = 160
+MIN_PROMPTS = 2  # that fail before anything was answered: what one prompt does may be its own fault
+NUM_ANSWERED = 16  # calls kept; more than the trivial ones, such as empty completions, that come in a row
 
 
 class State(StrEnum):
@@ -29,6 +40,17 @@ class State(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
+
+
+@dataclass(frozen=True)
+class AnsweredCall:
+    """A call that came back, as it was made, and how long it took."""
+
+    prompt: str
+    completion: str
+    answer: str
+    metadata: dict[str, Any]
+    seconds: float
 
 
 @dataclass(eq=False)
@@ -49,7 +71,10 @@ class Breaker:
         self._cooldown_seconds = cooldown_seconds
         self._on_change = on_change
         self._num_failures = 0
+        self._failed_groups: set[int] = set()
+        self._declared = False
         self._last_reason = ""
+        self._answered: deque[AnsweredCall] = deque(maxlen=NUM_ANSWERED)
         self._waiting: list[_Waiter] = []
         self._probing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -57,9 +82,22 @@ class Breaker:
     def __str__(self) -> str:
         return f"{self.function} ({self._num_failures} failures in a row, last: {self._last_reason})"
 
-    def answered(self) -> None:
+    @property
+    def reference(self) -> AnsweredCall | None:
+        """The call to repeat: the slowest of the last, since a quick one may not have used what is out of order."""
+        return max(self._answered, key=lambda each: each.seconds, default=None)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is closed, and only the repeated reference can show if it must open."""
+        return self.state is State.CLOSED and 0 < self._limit <= self._num_failures and bool(self._answered)
+
+    def answered(self, call: AnsweredCall) -> None:
         """A call came back with an answer."""
+        self._answered.append(call)
         self._num_failures = 0
+        self._failed_groups.clear()
+        self._declared = False
         if self.state is State.CLOSED:
             return
         if self._timer is not None:
@@ -70,14 +108,23 @@ class Breaker:
             if not waiter.admitted.done():
                 waiter.admitted.set_result(False)
 
-    def failed(self, reason: str) -> None:
-        """A call failed as in an outage."""
+    def failed(self, reason: str, group: int, *, declared: bool) -> None:
+        """A call of a group failed as in an outage; `declared`: the function raised it, and was not killed."""
         self._num_failures += 1
+        self._failed_groups.add(group)
+        self._declared |= declared
         self._last_reason = " ".join(reason.split())[:MAX_REASON_CHARS]
-        closed_too_long = self.state is State.CLOSED and self._limit and self._num_failures >= self._limit
-        if closed_too_long or self.state is State.HALF_OPEN:
-            self._change(State.OPEN)
-            self._timer = asyncio.get_running_loop().call_later(self._cooldown_seconds, self._half_open)
+        too_many = self.state is State.CLOSED and 0 < self._limit <= self._num_failures
+        certain = not self._answered and (self._declared or len(self._failed_groups) >= MIN_PROMPTS)
+        if (too_many and certain) or self.state is State.HALF_OPEN:
+            self.open()
+
+    def open(self) -> None:
+        """Keep calls back for the cool-down."""
+        if self.state is State.OPEN:
+            return
+        self._change(State.OPEN)
+        self._timer = asyncio.get_running_loop().call_later(self._cooldown_seconds, self._half_open)
 
     async def admission(self, place: int, num_probes: int) -> bool:
         """Wait while it is open: False once it is closed, True for the one that must now probe it.
@@ -139,7 +186,7 @@ class Breakers:
     """The breakers of all functions; one is made when its function is first used."""
 
     def __init__(self, limit: int, cooldown_seconds: float, on_change: OnChange) -> None:
-        """`on_change`: told the function and whether its breaker keeps calls back."""
+        """`on_change`: called with the function and whether its breaker keeps calls back."""
         self._limit = limit
         self._cooldown_seconds = cooldown_seconds
         self._on_change = on_change
@@ -156,5 +203,5 @@ class Breakers:
         return next((each for name in functions if (each := self.of(name)).state is not State.CLOSED), None)
 
     def describe(self) -> str:
-        """Which are open and why, in words; empty where none is."""
+        """Which are open and why, in words; empty if none is."""
         return "; ".join(str(each) for each in self._breakers.values() if each.state is not State.CLOSED)

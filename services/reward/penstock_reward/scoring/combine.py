@@ -1,7 +1,8 @@
 """From the outcomes of reward functions to one score: a pure weighted sum with a third state.
 
-Owns the rule. Invariant: a failed component makes the whole score failed, never 0 and never a partial sum, and the
-reason names the function. No I/O, logging, metrics or config.
+Owns the rule. Invariants: a failed component makes the full score failed, never 0 and never a partial sum, and the
+reason names the function; no score is larger than `max_magnitude`, since the trainer squares rewards: a finite one can
+be infinite there. No I/O, logging, metrics or config.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from penstock_reward.processes.messages import FailureKind, Outcome
 
 @dataclass(frozen=True)
 class Verdict:
-    """One completion's score, and the kinds of failure behind it (empty where there is a value)."""
+    """One completion's score, and the kinds of failure behind it (empty if there is a value)."""
 
     score: Score
     kinds: frozenset[FailureKind] = frozenset()
@@ -25,7 +26,7 @@ def failed(kind: FailureKind, reason: str) -> Verdict:
     return Verdict(Score(None, reason), frozenset({kind}))
 
 
-def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome]) -> Verdict:
+def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome], max_magnitude: float) -> Verdict:
     """sum(weight * value) over the functions of `weights`; failed if any of them failed. Each needs an outcome."""
     failures = [(name, outcomes[name]) for name in weights if outcomes[name].value is None]
     if failures:
@@ -38,4 +39,11 @@ def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome]) -> Ve
         total = float("inf")
     if not isfinite(total):
         return failed("not_a_number", f"the weighted sum of {', '.join(weights)} is {total}; expected a finite number")
+    if abs(total) > max_magnitude:
+        terms = ", ".join(f"{name} {outcomes[name].value:g} * {weight:g}" for name, weight in weights.items())
+        return failed(
+            "too_large",
+            f"the score is {total:g} ({terms}); expected at most {max_magnitude:g} either way: scale the function or "
+            "its weight in reward.functions, or raise reward.max_magnitude",
+        )
     return Verdict(Score(total))

@@ -13,7 +13,7 @@ from penstock.config import RewardSection
 from penstock.errors import RewardError, RewardUnavailableError
 from penstock_reward.functions.registry import builtins
 from penstock_reward.metrics import RewardMetrics
-from penstock_reward.scoring.attempts import Case, Runner, Settled, Sleep
+from penstock_reward.scoring.attempts import Attempts, Runner, Settled, Sleep
 from penstock_reward.scoring.breaker import Breakers
 from penstock_reward.scoring.combine import Verdict, failed
 
@@ -29,14 +29,15 @@ class Scoring:
         self._runner = runner
         self._metrics = metrics
         self._sleep = sleep
-        self._known = frozenset(builtins()) | frozenset(section.functions)
+        self._pure = frozenset(builtins())
+        self._known = self._pure | frozenset(section.functions)
         self._places = count()
         self.breakers = Breakers(section.breaker_failures, section.breaker_seconds, metrics.breaker_changed)
         for name in section.functions:
             metrics.breaker_changed(name, is_open=False)
 
     def weights(self, reward: str) -> Mapping[str, float]:
-        """Functions and weights for a row that names `reward`, or none (""); RewardError where it cannot be used."""
+        """Functions and weights for a row that names `reward`, or none (""); RewardError if it cannot be used."""
         if not reward:
             weights = {name: weight for name, weight in self._section.functions.items() if weight != 0}
             if not weights:
@@ -52,16 +53,16 @@ class Scoring:
             )
         return {reward: 1.0}
 
-    def case(
+    def attempts(
         self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
-    ) -> Case | Settled:
-        """The way of these completions to their verdicts."""
+    ) -> Attempts | Settled:
+        """The calls that these completions need."""
         try:
             weights = self.weights(reward)
         except RewardError as error:
             self._metrics.failed_without_call("unknown_reward")
             return Settled(failed("unknown_reward", str(error)), len(completions))
-        return Case(
+        return Attempts(
             (prompt, completions, answer, metadata),
             weights,
             next(self._places),
@@ -69,6 +70,7 @@ class Scoring:
             self._runner,
             self.breakers,
             self._metrics,
+            self._pure,
             self._sleep,
         )
 
@@ -76,12 +78,12 @@ class Scoring:
         self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
     ) -> list[Verdict]:
         """One verdict per completion, in order; RewardUnavailableError while a breaker is open."""
-        case = self.case(prompt, completions, answer, reward, metadata)
-        verdicts = await case.run(may_park=False)
+        attempts = self.attempts(prompt, completions, answer, reward, metadata)
+        verdicts = await attempts.run(may_park=False)
         if verdicts is None:
             raise RewardUnavailableError(
-                f"the circuit breaker of reward function {case.blocked_by} is open; expected it to close again after "
-                f"a successful call, tried every {self._section.breaker_seconds:g} s (reward.breaker_seconds)"
+                f"the circuit breaker of reward function {attempts.blocked_by} is open; expected it to close again "
+                f"after a successful call, tried every {self._section.breaker_seconds:g} s (reward.breaker_seconds)"
             )
         return verdicts
 

@@ -1,1 +1,0 @@
-"""Everything that Penstock says to SGLang, and nothing else does."""

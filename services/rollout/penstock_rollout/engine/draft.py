@@ -7,21 +7,12 @@ key-value cache. Pure.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from penstock.contracts import Ticket, unpack_int32
 from penstock.errors import EngineError
-from penstock_rollout.engine.sglang.answers import Answer, AnsweredSpan, GroupAnswer
-
-
-@dataclass(frozen=True)
-class CompletionRequest:
-    """One completion, or the rest of one, to ask the engine for."""
-
-    prompt_ids: tuple[int, ...]
-    seed: int
-    max_new_tokens: int
+from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest, GroupAnswer
 
 
 class Draft:
@@ -90,7 +81,7 @@ class Draft:
             return answer
         if not self._one_version:
             raise EngineError(
-                "the engine does not say which weights made which tokens; expected SGLang 0.5.21, or "
+                "the engine does not say which weights made which tokens; expected one that does, or "
                 "weights.pause_mode abort, by which no answer outlives an update"
             )
         return replace(answer, spans=(AnsweredSpan(answer.weight_version, 0, len(answer.token_ids)),))

@@ -8,13 +8,14 @@ broken engine calls `report`, and only the loop `keep_engine` starts and stops s
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock.contracts import Sampling, unpack_int32
 from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineDiedError, EngineStartError
-from penstock_rollout.engine.sglang.client import EngineClient
-from penstock_rollout.engine.sglang.server import EngineServer
+from penstock_rollout.engine.interface import EngineClient, EngineServer
+from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
 
 log = logging.getLogger(__name__)
 
@@ -132,12 +133,19 @@ class Engine:
         self.group = ""
         try:
             if earlier:
-                await self.client.leave_group(earlier)
-            await self.client.join_group(request)
+                await self.client.loading.leave_group(earlier)
+            await self.client.loading.join_group(request)
         except (EngineDiedError, TimeoutError) as error:
             self.report(epoch, f"it did not join a group of the trainer: {error}")
             raise
         self.group = request.group
+
+    async def generate(self, prompt_ids: bytes, seeds: Sequence[int], sampling: Sampling) -> GroupAnswer:
+        """One completion of a prompt per seed, in one request."""
+        self.require_up()
+        prompt = tuple(unpack_int32(prompt_ids))
+        requests = [CompletionRequest(prompt, seed, sampling.max_new_tokens) for seed in seeds]
+        return await self.client.generation.complete(requests, sampling)
 
     async def close(self) -> None:
         """End the server; safe at any time."""

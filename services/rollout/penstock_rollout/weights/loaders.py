@@ -15,7 +15,7 @@ from penstock.errors import WeightsError
 from penstock.weights.local_folder import SHARED_MEMORY
 from penstock.weights.manifest import read_manifest, verify
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.interface import WeightLoading
 from penstock_rollout.weights.local_copy import LocalCopy
 
 T = TypeVar("T")
@@ -27,10 +27,10 @@ class Loader(Protocol):
     transport: str
     files: Path | None
 
-    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+    async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         """Before generation pauses: WeightsError when the bytes are not those that were announced."""
 
-    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+    async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         """While it is paused: replace all weights."""
 
 
@@ -43,7 +43,7 @@ class DiskLoader:
         self.files: Path | None = None
         self._copy = copy
 
-    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+    async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         folder = Path(wanted.path)
         manifest = await asyncio.to_thread(read_manifest, folder)
         if manifest.identity != wanted.identity:
@@ -53,7 +53,7 @@ class DiskLoader:
             )
         if self._copy is None:
             self.files = folder
-            reading = asyncio.create_task(client.read_ahead(str(folder), timeout_seconds))
+            reading = asyncio.create_task(loading.prefetch(folder, timeout_seconds))
             try:
                 await asyncio.to_thread(verify, folder, manifest)
                 await reading
@@ -61,10 +61,11 @@ class DiskLoader:
                 reading.cancel()  # where the bytes are wrong
         else:
             self.files = await asyncio.to_thread(self._copy.bring, folder, manifest)
-            await client.read_ahead(str(self.files), timeout_seconds)
+            await loading.prefetch(self.files, timeout_seconds)
 
-    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
-        await client.load(str(self.files), str(wanted.identity), timeout_seconds)
+    async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
+        assert self.files is not None
+        await loading.load(self.files, str(wanted.identity), timeout_seconds)
 
 
 class CollectiveLoader:
@@ -77,18 +78,18 @@ class CollectiveLoader:
         self._source = source
         self._engine = engine
 
-    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+    async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         if self._engine.group != self._source.group:
             raise WeightsError(
                 f"the engine is in the group {self._engine.group!r}, not in {self._source.group!r}: it was started "
                 "anew, or another trainer has taken over; expected POST /v1/weights/group first"
             )
 
-    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
-        await client.begin_update()
+    async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
+        await loading.begin()
         for tensors, version in _with_version(self._source.buckets, wanted):
-            await client.receive(self._source.group, tensors, version, timeout_seconds)
-        await client.end_update(timeout_seconds)
+            await loading.receive(self._source.group, tensors, version, timeout_seconds)
+        await loading.end(timeout_seconds)
 
 
 class TensorLoader:
@@ -100,7 +101,7 @@ class TensorLoader:
     def __init__(self, source: TensorSource) -> None:
         self._source = source
 
-    async def prepare(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
+    async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         for bucket in self._source.buckets:
             path = SHARED_MEMORY / bucket.handle.lstrip("/")
             if not path.exists():
@@ -109,11 +110,11 @@ class TensorLoader:
                     "and servers on one; expected disk or nccl"
                 )
 
-    async def load(self, wanted: Announcement, client: EngineClient, timeout_seconds: float) -> None:
-        await client.begin_update()
+    async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
+        await loading.begin()
         for bucket, version in _with_version(self._source.buckets, wanted):
-            await client.load_shared(self._source.manager, bucket, version, timeout_seconds)
-        await client.end_update(timeout_seconds)
+            await loading.load_shared(self._source.manager, bucket, version, timeout_seconds)
+        await loading.end(timeout_seconds)
 
 
 def make_loader(source: Source, engine: Engine, copy: LocalCopy | None = None) -> Loader:

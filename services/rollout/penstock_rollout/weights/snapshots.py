@@ -11,7 +11,7 @@ from typing import Protocol
 import httpx
 from pydantic import SecretStr
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.canary import read_canary
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsError
@@ -43,7 +43,7 @@ class Snapshots:
         manifest = Path(announced.path) / MANIFEST_NAME
         if not needs_whole and await asyncio.to_thread(manifest.exists):
             return announced
-        trainers = [each for each in await self._registry.services() if each.kind == "trainer"]
+        trainers = [each for each in await self._registry.services() if each.kind is ServiceKind.TRAINER]
         if not trainers:
             raise WeightsError(f"{manifest} does not exist, and no trainer runs that could write it")
         trainer = trainers[-1]

@@ -20,15 +20,13 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Literal
 
 from penstock.config import WeightsSection
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServerState
 from penstock.contracts.services import Announcement
 from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineError, PenstockError, WeightsBusyError
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.checksums import check_checksums
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.loaders import DiskLoader, Loader
 from penstock_rollout.weights.local_copy import ChainError, LocalCopy
@@ -36,9 +34,8 @@ from penstock_rollout.weights.version_order import check_lease, check_order, is_
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "waiting", "updating", "serving", "paused", "fenced"]
 NUM_KNOWN = 64  # versions that a span may still name: far more than one request can live through
-ABORT_SECONDS = 1.0  # for running requests to end after an abort; SGLang's own pause looks again only after so long
+ABORT_SECONDS = 1.0  # for running requests to end after an abort
 
 
 class Weights:
@@ -95,16 +92,16 @@ class Weights:
         await self._settled.wait()
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServerState:
         if not self._engine.up.is_set():
-            return "starting"
+            return ServerState.STARTING
         if self._updating:
-            return "updating"
+            return ServerState.UPDATING
         if self.paused:
-            return "paused"
+            return ServerState.PAUSED
         if self.fenced:
-            return "fenced"
-        return "waiting" if self.identity is None else "serving"
+            return ServerState.FENCED
+        return ServerState.WAITING if self.identity is None else ServerState.SERVING
 
     @property
     def loaded(self) -> bool:
@@ -165,7 +162,7 @@ class Weights:
 
     async def _replace(self, wanted: Announcement, loader: Loader) -> None:
         start = time.monotonic()
-        await loader.prepare(wanted, self._engine.client, self._section.push_timeout_seconds)
+        await loader.prepare(wanted, self._engine.client.loading, self._section.push_timeout_seconds)
         await self._drain()
         self._engine.require_up()
         epoch = self._engine.epoch
@@ -177,7 +174,7 @@ class Weights:
                 await self._load(wanted, loader)
                 now = time.monotonic()
                 if not self.paused:
-                    await self._engine.client.resume()
+                    await self._engine.client.generation.resume()
                     now = time.monotonic()
                     await self._prove(wanted)
             if self._engine.epoch != epoch:
@@ -226,14 +223,14 @@ class Weights:
 
     async def _stop_requests(self) -> float:
         """Pause; returns since when nothing is generated."""
-        client, mode, start = self._engine.client, self._section.pause_mode, time.monotonic()
+        generation, mode, start = self._engine.client.generation, self._section.pause_mode, time.monotonic()
         if mode == "abort":
             self.num_interruptions += 1
-            await client.abort_all()
+            await generation.abort_all()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABORT_SECONDS):
                     await self._idle.wait()
-        await client.pause(mode, self._section.push_timeout_seconds)
+        await generation.pause(mode, self._section.push_timeout_seconds)
         return start if mode == "abort" else time.monotonic()
 
     async def _drain(self) -> None:
@@ -244,22 +241,20 @@ class Weights:
 
     async def _load(self, wanted: Announcement, loader: Loader) -> None:
         client = self._engine.client
-        await loader.load(wanted, client, self._section.push_timeout_seconds)
-        client.serves(str(wanted.identity))
-        if self._section.pause_mode != "in_place":  # there what runs holds its cache, and a flush is refused
-            await client.flush()
-        said = await client.weight_version()
+        await loader.load(wanted, client.loading, self._section.push_timeout_seconds)
+        # In place, what runs holds its cache, and a flush is refused.
+        await client.generation.drop_prefixes(str(wanted.identity), flush=self._section.pause_mode != "in_place")
+        said = await client.loading.weight_version()
         if said != str(wanted.identity):
             raise EngineError(f"after loading {wanted.identity} the engine says that it serves {said!r}")
-        if self._section.checksums and loader.files is not None and client.info.device == "cpu":
-            reported = await client.checksums(self._section.push_timeout_seconds)
-            await asyncio.to_thread(check_checksums, loader.files, reported)
+        if self._section.checksums and loader.files is not None:
+            await client.loading.compare(loader.files, self._section.push_timeout_seconds)
 
     async def _prove(self, wanted: Announcement) -> None:
         """Ask for the canary's tokens: when generation goes on, since a paused engine takes no request."""
         if wanted.canary is not None:
-            client, canary = self._engine.client, wanted.canary
-            seen = await client.prompt_logprobs(canary.token_ids, self._section.push_timeout_seconds)
+            generation, canary = self._engine.client.generation, wanted.canary
+            seen = await generation.prompt_logprobs(canary.token_ids, self._section.push_timeout_seconds)
             self._metrics.canary_answered(canary.check(seen))
         self._unproved = None
 
@@ -279,7 +274,7 @@ class Weights:
         self._engine.require_up()
         self._check_not_updating()
         if self._unproved is None:
-            await self._engine.client.resume()
+            await self._engine.client.generation.resume()
         else:
             await self._resume_unproved(self._unproved)
         self.paused = False
@@ -288,7 +283,7 @@ class Weights:
         """Go on with what was loaded while generation was held: the canary is asked now."""
         with self._changing(loaded), self._condemning(self._engine.epoch, loaded):
             async with self._in_time(loaded):
-                await self._engine.client.resume()
+                await self._engine.client.generation.resume()
                 await self._prove(loaded)
 
     def _check_not_updating(self) -> None:

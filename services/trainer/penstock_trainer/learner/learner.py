@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.config import Config
-from penstock.contracts import ScoredGroup
+from penstock.contracts import Dtype, ScoredGroup
 from penstock.errors import ConfigError
 from penstock_trainer.batching.packing import pack_of_sequence
 from penstock_trainer.checkpoints.tensors import Snapshot, copy_state
@@ -28,7 +28,7 @@ from penstock_trainer.model.loading import load_model, same_weights
 from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.model.pack_model import PackModel
 from penstock_trainer.model.token_model import TokenModel
-from penstock_trainer.weights.files import Dtype, Format, MasterWeights, Weights
+from penstock_trainer.weights.files import Format, MasterWeights, Weights
 from penstock_trainer.weights.hugging_face import config_json, save_folder
 
 

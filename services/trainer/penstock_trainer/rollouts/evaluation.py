@@ -1,7 +1,8 @@
 """Evaluation on held-out prompts beside training, through the same services.
 
-Owns its ticket numbers and its rounds. Invariant: a round is complete when each of its prompts has one result, and its
-result carries the range of versions that generated it; failed rewards count as not accurate and are reported.
+Owns its ticket numbers, its rounds and their results until they are taken. Invariant: a round is complete when each of
+its prompts has one result, and its result carries the range of versions that generated it; failed rewards count as not
+accurate and are reported.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Evaluation:
         self._sampling = Sampling(config.eval.temperature, config.sampling.max_new_tokens, stop_token_ids)
         self._next = lease * NUMBERS_PER_LEASE
         self._round_of: dict[int, _Round] = {}
+        self._results: list[EvalResult] = []
 
     @property
     def enabled(self) -> bool:
@@ -66,24 +68,29 @@ class Evaluation:
             )
         return tickets
 
-    def record(self, group: ScoredGroup) -> EvalResult | None:
-        """Take one result; the round's result when it was the last. An earlier trainer's are ignored."""
+    def record(self, group: ScoredGroup) -> None:
+        """Count one group, which may complete its round. An earlier trainer's are ignored."""
         number = group.group.ticket.number
         owner = self._round_of.pop(number, None)
-        if owner is None:
-            return None
-        owner.results[number] = group
-        if len(owner.results) < owner.num_prompts:
-            return None
-        return self._result(owner)
+        if owner is not None:
+            owner.results[number] = group
+            self._complete(owner)
 
-    def give_up(self, number: int) -> EvalResult | None:
+    def give_up(self, number: int) -> None:
         """A ticket that became poison: the round goes on without it."""
         owner = self._round_of.pop(number, None)
-        if owner is None:
-            return None
-        owner.num_prompts -= 1
-        return self._result(owner) if owner.results and len(owner.results) >= owner.num_prompts else None
+        if owner is not None:
+            owner.num_prompts -= 1
+            self._complete(owner)
+
+    def take_results(self) -> list[EvalResult]:
+        """The rounds that have been completed since the last call."""
+        results, self._results = self._results, []
+        return results
+
+    def _complete(self, owner: _Round) -> None:
+        if owner.results and len(owner.results) >= owner.num_prompts:
+            self._results.append(self._result(owner))
 
     def _result(self, finished: _Round) -> EvalResult:
         groups = [finished.results[number] for number in sorted(finished.results)]

@@ -2,7 +2,7 @@
 
 Owns the figures that the gap to ideal needs: the seconds in which at least one training request was running. A group is
 known only when it arrives, so a second of generation counts for the step in which its group arrived; over several steps
-the sum is exact. Pure; filled by the consumer, read by the loop.
+the sum is exact. Pure.
 """
 
 from penstock.contracts import RolloutGroup

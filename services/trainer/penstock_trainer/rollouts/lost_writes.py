@@ -13,6 +13,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.errors import LostWritesError
 from penstock.tickets import TicketBook, TicketState
 from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.versions import Versions
 
 LOOKS_PER_HEARTBEAT = 3
 RESTART = "the queue has lost writes that it had acknowledged; the trainer starts again from the ledger"
@@ -21,16 +22,19 @@ RESTART = "the queue has lost writes that it had acknowledged; the trainer start
 class Continuity:
     """Compares, a few times per heartbeat."""
 
-    def __init__(self, queue: TrainerQueue, book: TicketBook, consumer: Consumer, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, queue: TrainerQueue, book: TicketBook, consumer: Consumer, versions: Versions, heartbeat_seconds: float
+    ) -> None:
         self._queue = queue
         self._book = book
         self._consumer = consumer
+        self._versions = versions
         self._look_seconds = heartbeat_seconds / LOOKS_PER_HEARTBEAT
         self._suspects: set[str] = set()
 
     async def watch_queue(self) -> None:
         """Look for ever, once it is known which tickets are outstanding."""
-        await self._consumer.tickets_known.wait()
+        await self._consumer.begun()
         while True:
             await self.look()
             await asyncio.sleep(self._look_seconds)
@@ -41,8 +45,8 @@ class Continuity:
             raise LostWritesError(f"the ledger does not end with what was written last: {RESTART}")
         missing = set(nowhere(self._book.outstanding, await self._queue.live()))
         announced = await self._queue.queue.announced()
-        if announced is not None and announced.identity.number < self._consumer.announced_version:
-            missing.add(f"announced version {self._consumer.announced_version}")
+        if announced is not None and announced.identity.number < self._versions.announced_version:
+            missing.add(f"announced version {self._versions.announced_version}")
         if lost := missing & self._suspects:
             raise LostWritesError(f"{', '.join(sorted(lost))}: missing in the queue; {RESTART}")
         self._suspects = missing

@@ -1,7 +1,7 @@
 """Start of a trainer, as far as tickets go: what is outstanding, and what of it the queue no longer knows.
 
 Owns the comparison of the ledger with `live`. Invariant: afterwards every ticket that was issued and has not ended is
-outstanding in the book and somewhere in the queue. Called once by the loop.
+outstanding in the book and somewhere in the queue.
 """
 
 import logging
@@ -9,7 +9,7 @@ import logging
 from penstock.broker.trainer import TrainerQueue
 from penstock.contracts.ledger import LedgerState
 from penstock.tickets import TicketBook
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.rollouts.issuing import Issuer
 
 log = logging.getLogger(__name__)
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 async def restore_tickets(
     trainer_queue: TrainerQueue,
     book: TicketBook,
-    draws: Draws,
+    issuer: Issuer,
     ledger: LedgerState,
     *,
     steps: int,
     version: int,
     max_staleness: int,
-) -> list[int]:
-    """Outstanding is what was issued and neither trained nor dropped; what is nowhere is issued again, and returned.
+) -> None:
+    """Outstanding is what was issued and neither trained nor dropped; what is nowhere is issued again.
 
     What is trained and not announced stays outstanding too: its credits would let tickets out that are trained too
     late.
@@ -38,6 +38,4 @@ async def restore_tickets(
     lost = [number for number in outstanding if number not in live]
     if lost:
         log.warning("tickets %s are nowhere in the queue: issued again", lost)
-        oldest = max(0, version - max_staleness)
-        await trainer_queue.issue([draws.ticket(n, attempt=1, policy_version=oldest) for n in lost])
-    return lost
+        await issuer.issue_lost(lost, oldest_version=max(0, version - max_staleness))

@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from penstock.broker import MemoryUse, Stage
-from penstock.contracts.services import SERVER_STATES
+from penstock.contracts import DropReason, ReissueReason, ServerState, ServiceKind
 
 # What can become of a ticket, and why.
 TICKET_STATES = {
     "issued": ("",),
-    "reissued": ("version", "stale", "lost"),
+    "reissued": tuple(ReissueReason),
     "trained": ("",),
-    "dropped": ("stale", "degenerate", "reward_failed", "poison"),
+    "dropped": tuple(DropReason),
 }
-KINDS = ("rollout", "reward", "trainer")
 STREAMS = (*map(str, Stage), "dead")
 
 
@@ -68,9 +67,9 @@ class QueueMetrics:
         self._used.set(use.used_bytes)
         self._limit.set(use.limit_bytes)
 
-    def show_services(self, kinds: Mapping[str, int], server_states: Mapping[str, int]) -> None:
+    def show_services(self, kinds: Mapping[ServiceKind, int], server_states: Mapping[ServerState, int]) -> None:
         """How many there are of each kind, and of the rollout servers in each state."""
-        for kind in KINDS:
+        for kind in ServiceKind:
             self._services.labels(kind=kind).set(kinds.get(kind, 0))
-        for state in SERVER_STATES:
+        for state in ServerState:
             self._servers.labels(state=state).set(server_states.get(state, 0))

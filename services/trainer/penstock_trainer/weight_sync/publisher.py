@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import httpx
 
 from penstock.broker import Queue
-from penstock.contracts import PolicyIdentity
-from penstock.contracts.services import ENGINE_STARTING, FENCED, Announcement, ServiceRecord
+from penstock.contracts import PolicyIdentity, ServerState
+from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsError
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
@@ -49,7 +49,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         start = loop.time()
         services = await self._queue.services()
-        servers = [each for each in services if each.kind == "rollout" and each.state != ENGINE_STARTING]
+        servers = [each for each in services if each.server_state not in (None, ServerState.STARTING)]
         results = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
         fenced = {
             server.name: result for server, result in zip(servers, results, strict=True) if isinstance(result, str)
@@ -93,15 +93,15 @@ class Fences:
             self._missed.pop(name, None)
         self._missed.update(dict.fromkeys(push.fenced, announcement.identity))
 
-    def server_states(self, records: Sequence[ServiceRecord]) -> Counter[str]:
+    def server_states(self, records: Sequence[ServiceRecord]) -> Counter[ServerState]:
         """Rollout servers by state, as their records and the pushes tell."""
-        servers = [record for record in records if record.kind == "rollout"]
+        servers = [(record, state) for record in records if (state := record.server_state) is not None]
         self._missed = {
             record.name: self._missed[record.name]
-            for record in servers
+            for record, _ in servers
             if record.name in self._missed and not _serves(record, self._missed[record.name])
         }
-        return Counter(FENCED if record.name in self._missed else record.state for record in servers)
+        return Counter(ServerState.FENCED if record.name in self._missed else state for record, state in servers)
 
 
 def _serves(record: ServiceRecord, wanted: PolicyIdentity) -> bool:

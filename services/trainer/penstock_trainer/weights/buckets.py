@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.contracts import Dtype
 from penstock.contracts.weight_sources import TensorSpec
 from penstock.weights.manifest import identity_digest
-from penstock_trainer.weights.files import Dtype, Format, LiveWeights, Weights, digest_of
+from penstock_trainer.weights.files import Format, LiveWeights, Weights, digest_of
 from penstock_trainer.weights.staging import WeightsSource
 
 Allocate = Callable[[int], Tensor]  # number of bytes -> uint8 on the CPU

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from penstock.contracts import Dtype
 from penstock.weights.delta_codec import Numbers, encode, unchanged
 from penstock.weights.local_folder import LocalFolder
 from penstock.weights.manifest import Delta, TensorDelta, TensorEntry, identity_digest, tensor_bytes
@@ -21,7 +22,7 @@ from penstock_trainer.weights.files import WEIGHTS_NAME, Format, Weights, digest
 DELTA_NAME = "delta.bin"
 COPY_BYTES = 1 << 24
 BLOCK_LENGTH = 1 << 16  # elements of a block
-BITS = {"float32": np.uint32, "bfloat16": np.uint16}
+BITS: dict[Dtype, type[np.unsignedinteger]] = {"float32": np.uint32, "bfloat16": np.uint16}
 
 
 @dataclass(frozen=True)

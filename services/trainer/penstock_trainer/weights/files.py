@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import xxhash
@@ -24,15 +24,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from penstock.contracts import Dtype, Rounding
 from penstock.errors import ConfigError
 from penstock.weights.manifest import TensorEntry
 from penstock_trainer.weights.rounding import CHUNK_LENGTH, Dither, published_chunks
 
 WEIGHTS_NAME = "model.safetensors"
-SAFETENSORS_DTYPE = {"float32": "F32", "bfloat16": "BF16"}
+SAFETENSORS_DTYPE: dict[Dtype, str] = {"float32": "F32", "bfloat16": "BF16"}
 
-Dtype = Literal["float32", "bfloat16"]
-Rounding = Literal["dithered", "nearest"]
 
 MOST_THREADS = 4  # more wait for the interpreter, and for memory
 MOST_BYTES = 1 << 30  # of weights that are under way, which a sharded model makes for it; one may be larger

@@ -12,9 +12,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from penstock.contracts import Dtype
 from penstock_trainer.weights.files import (
     WEIGHTS_NAME,
-    Dtype,
     Format,
     Weights,
     write_weights,

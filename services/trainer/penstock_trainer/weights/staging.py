@@ -17,13 +17,13 @@ from typing import Protocol
 
 import msgspec
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import Dtype, PolicyIdentity
 from penstock.durable import sync_folder
 from penstock.errors import ConfigError, WeightsError
 from penstock.weights.local_folder import is_memory_backed, name_of_run, shared_memory
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, identity_digest, read_manifest
 from penstock_trainer.weights.deltas import DeltaWriter
-from penstock_trainer.weights.files import WEIGHTS_NAME, Dtype, Format, Weights, digests, write_weights
+from penstock_trainer.weights.files import WEIGHTS_NAME, Format, Weights, digests, write_weights
 from penstock_trainer.weights.spare_file import SpareFile
 
 TEMPORARY_PREFIX = ".staging-"

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from penstock.broker import MemoryUse
+from penstock.contracts import ServerState, ServiceKind
 from penstock.runtime.metrics import SecondsCounter
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
@@ -93,13 +94,26 @@ def test_a_step_fills_what_it_knows() -> None:
     assert value("penstock_trainer_entropy") == 0.5
 
 
+def test_what_can_happen_to_a_ticket_is_counted_from_the_start() -> None:
+    family = next(each for each in TrainerMetrics().registry.collect() if each.name == "penstock_tickets")
+    assert [
+        (each.labels["state"], each.labels["reason"]) for each in family.samples if each.name.endswith("_total")
+    ] == [
+        ("issued", ""),
+        *(("reissued", reason) for reason in ("version", "stale", "lost")),
+        ("trained", ""),
+        *(("dropped", reason) for reason in ("stale", "degenerate", "reward_failed", "poison")),
+    ]
+
+
 def test_the_queue_and_the_services_are_counted() -> None:
     metrics = TrainerMetrics()
     value = metrics.registry.get_sample_value
     assert value("penstock_services", {"kind": "rollout"}) == 0
     metrics.queue.show_memory(MemoryUse(used_bytes=10, limit_bytes=100))
     metrics.queue.show_streams({"tickets": 3, "dead": 1}, {"tickets": 2.5})
-    metrics.queue.show_services({"rollout": 2, "trainer": 1}, {"serving": 1, "fenced": 1})
+    states = {ServerState.SERVING: 1, ServerState.FENCED: 1}
+    metrics.queue.show_services({ServiceKind.ROLLOUT: 2, ServiceKind.TRAINER: 1}, states)
     assert value("penstock_queue_memory_used_bytes") == 10
     assert value("penstock_queue_memory_limit_bytes") == 100
     assert value("penstock_queue_groups", {"stream": "dead"}) == 1

@@ -27,7 +27,7 @@ def length(prompt, completion, answer, metadata):
 
 
 def obey(prompt, completion, answer, metadata):
-    """Does what the completion says."""
+    """Obeys the completion."""
     if completion == "raise":
         raise KeyError("no such thing")
     if completion == "hang":

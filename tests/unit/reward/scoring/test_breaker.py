@@ -15,19 +15,25 @@ from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.child import kind_of
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
-from penstock_reward.scoring.attempts import MAX_TRIPS, back_off_seconds
-from penstock_reward.scoring.breaker import Breakers
+from penstock_reward.scoring.attempts import back_off_seconds
+from penstock_reward.scoring.breaker import AnsweredCall, Breaker, Breakers
+from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
-from penstock_reward.scoring.seats import Seats
 from tests.unit.reward.scoring.test_scoring import OK, FakeConsumer, FakeRunner, group
 
 DOWN = Outcome(None, 0.1, "transient", "ConnectionError: refused\nby peer")
+HUNG = Outcome(None, 10.0, "timeout", "killed after 10 s")
 WRONG = Outcome(None, 0.1, "exception", "TypeError: no")
 COOLDOWN_SECONDS = 0.01
+ANSWERED = AnsweredCall("p", "c", "a", {}, 0.1)
+
+
+def fail(breaker: Breaker, reason: str = "down") -> None:
+    breaker.failed(reason, 0, declared=True)
 
 
 class Server(FakeRunner):
-    """The functions' server: `down` holds the functions that fail now; each probe is told to `on_call`."""
+    """The functions' server: `down` holds the functions that fail now; each call is handed to `on_call`."""
 
     def __init__(self, *down: str) -> None:
         super().__init__(lambda call, attempt: DOWN if call.function in self.down else OK)
@@ -45,8 +51,8 @@ class Server(FakeRunner):
         return await super().run(prompt, completions, answer, metadata, calls)
 
 
-class Bench:
-    """A scoring over a fake server, and the sleeps of its retries."""
+class ServerScoring:
+    """A scoring whose functions live on a fake server, and the sleeps of its retries."""
 
     def __init__(self, server: FakeRunner, **keys: Any) -> None:
         self.metrics = RewardMetrics()
@@ -71,12 +77,12 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_what_may_pass_is_tried_again_with_longer_waits_and_what_may_not_is_not() -> None:
     outcomes = {0: DOWN, 1: WRONG, 2: OK}
     runner = FakeRunner(lambda call, attempt: outcomes[call.completion])
-    bench = Bench(runner, breaker_failures=0, max_attempts=4, retry_seconds=1, retry_cap_seconds=3)
-    verdicts = await bench.scoring.score("p", ["a", "b", "c"], "a", "", {})
+    setup = ServerScoring(runner, breaker_failures=0, max_attempts=4, retry_seconds=1, retry_cap_seconds=3)
+    verdicts = await setup.scoring.score("p", ["a", "b", "c"], "a", "", {})
     assert [[call.completion for call in calls] for calls in runner.rounds] == [[0, 1, 2], [0], [0], [0]]
     assert [verdict.score.value for verdict in verdicts] == [None, None, 1.0]
-    assert len(bench.naps) == 3
-    for nap, longest in zip(bench.naps, (1, 2, 3), strict=True):
+    assert len(setup.naps) == 3
+    for nap, longest in zip(setup.naps, (1, 2, 3), strict=True):
         assert longest / 2 <= nap <= longest
 
 
@@ -99,7 +105,7 @@ def test_the_back_off_is_capped_for_any_attempt() -> None:
         (SystemExit(1), "exception"),
     ],
 )
-def test_an_exception_that_may_pass_is_told_from_one_that_may_not(error: BaseException, kind: str) -> None:
+def test_an_exception_that_may_pass_is_kept_apart_from_one_that_may_not(error: BaseException, kind: str) -> None:
     assert kind_of(error) == kind
 
 
@@ -107,45 +113,67 @@ async def test_failures_in_a_row_open_it_and_one_answer_starts_the_count_again()
     changes: list[tuple[str, bool]] = []
     breaker = Breakers(3, 60, lambda name, is_open: changes.append((name, is_open))).of("f")
     for _ in range(2):
-        breaker.failed("down")
-    breaker.answered()
-    for _ in range(2):
-        breaker.failed("down")
+        fail(breaker)
     assert str(breaker.state) == "closed"
-    breaker.failed("down\nagain")
+    fail(breaker, "down\nagain")
     assert str(breaker.state) == "open"
     assert str(breaker) == "f (3 failures in a row, last: down again)"
-    breaker.answered()
+    breaker.answered(ANSWERED)
     assert changes == [("f", True), ("f", False)]
+    for _ in range(2):
+        fail(breaker)
+    assert not breaker.is_suspect
+    fail(breaker)
+    assert breaker.is_suspect  # closed still: what was answered before can show whether this is an outage
+    assert str(breaker.state) == "closed"
+
+
+async def test_before_any_answer_calls_that_hang_must_be_of_two_prompts() -> None:
+    breaker = Breakers(3, 60, lambda name, is_open: None).of("f")
+    for _ in range(20):
+        breaker.failed("killed", 7, declared=False)
+    assert str(breaker.state) == "closed"
+    breaker.failed("killed", 8, declared=False)
+    assert str(breaker.state) == "open"
+    assert not breaker.is_suspect
+
+
+def test_the_call_to_repeat_is_the_slowest_of_the_last_ones() -> None:
+    breaker = Breakers(3, 60, lambda name, is_open: None).of("f")
+    assert breaker.reference is None
+    for completion, seconds in (("judged", 0.8), *[("", 0.0001)] * 5, ("judged too", 0.7)):
+        breaker.answered(AnsweredCall("p", completion, "a", {}, seconds))
+    assert breaker.reference is not None
+    assert breaker.reference.completion == "judged"
 
 
 async def test_a_wrong_function_opens_nothing() -> None:
-    bench = Bench(FakeRunner(lambda call, attempt: WRONG))
+    setup = ServerScoring(FakeRunner(lambda call, attempt: WRONG))
     for _ in range(5):
-        await bench.scoring.score("p", ["a"], "a", "", {})
-    assert bench.open() == 0
+        await setup.scoring.score("p", ["a"], "a", "", {})
+    assert setup.open() == 0
 
 
 async def test_a_limit_of_0_never_opens() -> None:
-    bench = Bench(FakeRunner(lambda call, attempt: DOWN), breaker_failures=0)
+    setup = ServerScoring(FakeRunner(lambda call, attempt: DOWN), breaker_failures=0)
     for _ in range(50):
-        [verdict] = await bench.scoring.score("p", ["a"], "a", "", {})
+        [verdict] = await setup.scoring.score("p", ["a"], "a", "", {})
         assert verdict.kinds == {"transient"}
 
 
 async def test_requests_over_http_are_refused_while_it_is_open() -> None:
-    bench = Bench(Server("exact_match"), breaker_seconds=60)
-    verdicts = await bench.scoring.score("p", ["a", "b", "c"], "a", "", {})
+    setup = ServerScoring(Server("exact_match"), breaker_seconds=60)
+    verdicts = await setup.scoring.score("p", ["a", "b", "c"], "a", "", {})
     assert [verdict.score.value for verdict in verdicts] == [None] * 3
     with pytest.raises(RewardUnavailableError, match=r"exact_match \(3 failures in a row, last: Connection"):
-        await bench.scoring.score("p", ["a"], "a", "", {})
-    [verdict] = await bench.scoring.score("p", ["a"], "a", "math", {})
+        await setup.scoring.score("p", ["a"], "a", "", {})
+    [verdict] = await setup.scoring.score("p", ["a"], "a", "math", {})
     assert verdict.score.value == 1.0
 
 
 async def test_only_one_probes_at_a_time_and_each_probe_is_another_groups() -> None:
     breaker = Breakers(1, COOLDOWN_SECONDS, lambda name, is_open: None).of("f")
-    breaker.failed("down")
+    fail(breaker)
     probed: list[int] = []
     went_on: list[int] = []
 
@@ -156,9 +184,9 @@ async def test_only_one_probes_at_a_time_and_each_probe_is_another_groups() -> N
             probed.append(place)
             await asyncio.sleep(0)
             if len(probed) == 7:
-                breaker.answered()
+                breaker.answered(ANSWERED)
             else:
-                breaker.failed("down")
+                fail(breaker)
             breaker.probe_ended()
         went_on.append(place)
 
@@ -177,7 +205,7 @@ async def test_a_prober_that_is_cancelled_leaves_the_probe_to_another() -> None:
             asyncio.get_running_loop().call_soon(tasks[0].cancel)
 
     breaker = Breakers(1, COOLDOWN_SECONDS, on_change).of("f")
-    breaker.failed("down")
+    fail(breaker)
     tasks += [asyncio.create_task(breaker.admission(place, 0)) for place in (0, 1)]
     async with asyncio.timeout(10):
         assert await tasks[1] is True
@@ -205,40 +233,40 @@ class Queue(FakeConsumer):
         await super().give_back(delivery, **keys)
 
 
-async def test_a_seat_is_handed_on_unless_a_parked_group_wants_it_or_too_many_are_parked() -> None:
-    seats, waiting = Seats(1, max_parked=2), asyncio.Event()
+async def test_a_permit_is_handed_on_unless_a_parked_group_wants_it_or_too_many_are_parked() -> None:
+    permits, waiting = Permits(1, max_parked=2), asyncio.Event()
 
-    async def passable() -> None:
+    async def breakers_closed() -> None:
         await waiting.wait()
 
-    seat = await seats.take()
-    parked = asyncio.create_task(seat.leave_while(passable()))
-    await until(lambda: seats.num_parked == 1)
-    other = await seats.take()
+    permit = await permits.acquire()
+    parked = asyncio.create_task(permit.release_while(breakers_closed()))
+    await until(lambda: permits.num_parked == 1)
+    other = await permits.acquire()
     assert not other.is_wanted
     waiting.set()
     await until(lambda: other.is_wanted)
-    other.leave()
+    other.release()
     await parked
-    assert not seat.is_wanted
-    seats.parked(+2)
-    assert seat.is_wanted
+    assert not permit.is_wanted
+    permits.parked(+2)
+    assert permit.is_wanted
 
 
 async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> None:
     server = Server("exact_match")
-    bench = Bench(server)
+    setup = ServerScoring(server)
     queue = Queue(*(group(number, ("7", "8")) for number in range(6)), *(group(n, reward="math") for n in (6, 7)))
-    seats = Seats(1, max_parked=8)
+    permits = Permits(1, max_parked=8)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(score_groups(queue, bench.scoring, bench.metrics, queue.stop, seats))
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, permits))
         await until(lambda: {"6", "7"} <= queue.handed_over.keys())  # another function's groups pass the parked ones
-        assert bench.open() == 1
-        assert bench.open("math") is None
-        assert "exact_match (" in bench.scoring.breakers.describe()
+        assert setup.open() == 1
+        assert setup.open("math") is None
+        assert "exact_match (" in setup.scoring.breakers.describe()
         probes = len(server.rounds)
         await until(lambda: len(server.rounds) >= probes + 5)
-        assert seats.num_parked >= 5
+        assert permits.num_parked >= 5
         server.down.clear()
         await until(lambda: len(queue.handed_over) == 8)
         queue.stop.set()
@@ -248,9 +276,9 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
     assert values == [[None, None], *[[1.0, 1.0]] * 7]
     assert queue.order[0] == "0"
     assert queue.order[3:] == sorted(queue.order[3:])
-    assert bench.open() == 0
-    assert bench.scoring.breakers.describe() == ""
-    assert seats.num_parked == 0
+    assert setup.open() == 0
+    assert setup.scoring.breakers.describe() == ""
+    assert permits.num_parked == 0
 
 
 async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back(
@@ -258,12 +286,12 @@ async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back
 ) -> None:
     monkeypatch.setattr("penstock_reward.score_groups.DRAIN_SECONDS", 0.05)
     server = Server("exact_match")
-    bench = Bench(server, breaker_failures=1)
+    setup = ServerScoring(server, breaker_failures=1)
     queue = Queue(*(group(number) for number in range(10)))
-    seats = Seats(2, max_parked=3)
+    permits = Permits(2, max_parked=3)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(score_groups(queue, bench.scoring, bench.metrics, queue.stop, seats))
-        await until(lambda: seats.num_parked >= 3)
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, permits))
+        await until(lambda: permits.num_parked >= 3)
         probes = len(server.rounds)
         await until(lambda: len(server.rounds) > probes + 3)
         assert queue.held == queue.most_held <= 4  # 3 parked, and one that was being scored when the third parked
@@ -273,20 +301,83 @@ async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back
     assert len(queue.waiting) == 10 - queue.most_held
 
 
-async def test_a_group_at_fault_keeps_nothing_open_and_fails_in_the_end() -> None:
-    """Its calls look like an outage; those of the others do not."""
+class Poisoned(Server):
+    """A server that hangs on completions that begin with "bad", and on all while it is down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rule = self.hang
+        self.is_down = False
+
+    def hang(self, call: Call, attempt: int) -> Outcome:
+        return HUNG if self.is_down or self.completions[-1][1].startswith("bad") else OK
+
+
+MINE = {"functions": {"mine:f": 1.0}, "breaker_failures": 3, "max_attempts": 3}
+BAD = ("bad a", "bad b", "bad c", "bad d")
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+async def test_one_prompt_on_which_the_function_hangs_opens_nothing(place: int) -> None:
+    """At the first place nothing was answered yet; at the last no other group is left to probe."""
+    setup = ServerScoring(server := Poisoned(), **MINE)
+    groups = [group(number, BAD if number == place else ("7", "8")) for number in range(5)]
+    queue = Queue(*groups)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
+        await until(lambda: len(queue.handed_over) == 5)
+        queue.stop.set()
+    scores = [[score.value for score in queue.handed_over[str(number)].scores] for number in range(5)]
+    assert scores == [[None] * 4 if number == place else [1.0, 1.0] for number in range(5)]
+    assert setup.open("mine:f") == 0
+    assert sum(text.startswith("bad") for _, text in server.completions) == 4 * 3, "its own attempts, and no more"
+
+
+async def test_when_everything_hangs_the_breaker_opens_and_parks_the_poisonous_prompt_too() -> None:
+    setup = ServerScoring(server := Poisoned(), **MINE)
+    await setup.scoring.score("p", ["7"], "7", "", {})
+    server.is_down = True
+    queue = Queue(group(0, BAD), group(1, ("7", "8")), group(2))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
+        await until(lambda: len(server.rounds) > 20)
+        assert setup.open("mine:f") == 1
+        assert not queue.handed_over
+        server.is_down = False
+        await until(lambda: len(queue.handed_over) == 3)
+        queue.stop.set()
+    scores = [[score.value for score in queue.handed_over[str(number)].scores] for number in range(3)]
+    assert scores == [[None] * 4, [1.0, 1.0], [1.0, 1.0]]
+
+
+async def test_the_poisonous_prompt_alone_does_not_keep_a_breaker_open() -> None:
+    """The outage is over, and no other group waits: the call that was answered before closes the breaker."""
+    setup = ServerScoring(server := Poisoned(), **MINE)
+    await setup.scoring.score("p", ["7"], "7", "", {})
+    server.is_down = True
+    queue = Queue(group(0, BAD))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
+        await until(lambda: setup.open("mine:f") == 1)
+        server.is_down = False
+        await until(lambda: queue.handed_over)
+        queue.stop.set()
+    assert setup.open("mine:f") == 0
+
+
+async def test_the_others_close_a_breaker_that_one_prompt_opened_before_anything_was_answered() -> None:
+    """The function declares failures (`transient`) that the prompt alone causes."""
 
     def rule(call: Call, attempt: int) -> Outcome:
         return DOWN if server.completions[-1][1].startswith("bad") else OK
 
     server = Server()
     server.rule = rule
-    bench = Bench(server, breaker_failures=2)
+    setup = ServerScoring(server, breaker_failures=2)
     queue = Queue(group(0, ("bad a", "bad b")), *(group(number, ("7",)) for number in range(1, 12)))
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(score_groups(queue, bench.scoring, bench.metrics, queue.stop, Seats(1, max_parked=4)))
+        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
         await until(lambda: len(queue.handed_over) >= 11 and "0" in queue.handed_over)
         queue.stop.set()
     bad = queue.handed_over["0"]
     assert [score.value for score in bad.scores] == [None, None]
-    assert sum(text == "bad a" for _, text in server.completions) >= MAX_TRIPS

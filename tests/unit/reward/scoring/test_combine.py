@@ -1,16 +1,22 @@
 """The weighted sum and its third state."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_reward.processes.messages import Outcome
-from penstock_reward.scoring.combine import combine
+from penstock_reward.scoring.combine import Verdict
+from penstock_reward.scoring.combine import combine as combine_within
 
 finite = st.floats(-1e6, 1e6)
 outcomes_by_name = st.dictionaries(st.text("abc", min_size=1), st.tuples(finite, finite), min_size=1)
+
+
+def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome]) -> Verdict:
+    return combine_within(weights, outcomes, max_magnitude=1e300)
 
 
 def value(number: float) -> Outcome:
@@ -45,6 +51,16 @@ def test_a_sum_that_is_not_finite_is_a_failure(big: float) -> None:
     assert verdict.score.value is None
     assert "expected a finite number" in verdict.score.failure
     assert combine({"a": 10.0}, {"a": value(big)}).score.value is None
+
+
+@pytest.mark.parametrize("number", [1e155, -1e155, 1.000001e6])
+def test_a_sum_beyond_the_bound_is_a_failure_that_names_the_key(number: float) -> None:
+    verdict = combine_within({"mine:f": 2.0}, {"mine:f": value(number / 2)}, max_magnitude=1e6)
+    assert verdict.score.value is None
+    assert verdict.kinds == {"too_large"}
+    assert "reward.max_magnitude" in verdict.score.failure
+    assert f"mine:f {number / 2:g} * 2" in verdict.score.failure
+    assert combine_within({"f": 1.0}, {"f": value(-1e6)}, max_magnitude=1e6).score.value == -1e6
 
 
 @given(outcomes_by_name)

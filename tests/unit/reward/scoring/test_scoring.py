@@ -25,8 +25,8 @@ from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
-from penstock_reward.scoring.seats import Seats
 
 OK = Outcome(1.0, 0.01)
 TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")
@@ -71,6 +71,17 @@ async def test_a_row_may_name_its_own_function() -> None:
         assert runner.rounds[-1] == [Call(reward, 0)]
 
 
+async def test_a_score_beyond_the_bound_is_a_failure_of_its_completion_alone() -> None:
+    runner = FakeRunner(lambda call, attempt: Outcome(1e155 if call.completion == 0 else 1e5, 0.0))
+    metrics = RewardMetrics()
+    verdicts = await scoring(runner, metrics).score("p", ["a", "b"], "a", "", {})
+    assert [verdict.score.value for verdict in verdicts] == [None, 1e5]
+    assert verdicts[0].score.failure.startswith("the score is 1e+155 (exact_match 1e+155 * 1); expected at most 1e+06")
+    assert metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": "too_large"}) == 1
+    wider = await scoring(runner, max_magnitude=1e5).score("p", ["a", "b"], "a", "", {})
+    assert [verdict.score.value for verdict in wider] == [None, 1e5]
+
+
 async def test_an_unknown_reward_is_a_failure_and_calls_nothing() -> None:
     runner = FakeRunner()
     verdicts = await scoring(runner).score("p", ["a", "b"], "a", "os:system", {})
@@ -94,21 +105,30 @@ def test_a_weight_that_is_not_finite_is_an_error(weight: float) -> None:
 async def test_only_failed_calls_are_repeated_and_every_failure_is_counted() -> None:
     runner = FakeRunner(lambda call, attempt: TIMEOUT if call.completion == 1 and attempt < 3 else OK)
     metrics = RewardMetrics()
-    verdicts = await scoring(runner, metrics, max_attempts=5).score("p", ["a", "b", "c"], "a", "", {})
+    scorer = scoring(runner, metrics, max_attempts=5, functions={"mine:f": 1.0})
+    verdicts = await scorer.score("p", ["a", "b", "c"], "a", "", {})
     assert [verdict.score.value for verdict in verdicts] == [1.0, 1.0, 1.0]
     assert [[call.completion for call in calls] for calls in runner.rounds] == [[0, 1, 2], [1], [1]]
     assert metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": "timeout"}) == 2
-    count = metrics.registry.get_sample_value(
-        "penstock_reward_score_duration_seconds_count", {"function": "exact_match"}
-    )
+    count = metrics.registry.get_sample_value("penstock_reward_score_duration_seconds_count", {"function": "mine:f"})
     assert count == 5
 
 
 async def test_after_max_attempts_it_stays_failed() -> None:
     runner = FakeRunner(lambda call, attempt: TIMEOUT)
-    [verdict] = await scoring(runner, max_attempts=2).score("p", ["a"], "a", "", {})
-    assert verdict.score.failure == "exact_match: killed after 10 s"
+    [verdict] = await scoring(runner, max_attempts=2, functions={"mine:f": 1.0}).score("p", ["a"], "a", "", {})
+    assert verdict.score.failure == "mine:f: killed after 10 s"
     assert len(runner.rounds) == 2
+
+
+async def test_a_pure_function_that_timed_out_is_not_called_again() -> None:
+    runner = FakeRunner(lambda call, attempt: TIMEOUT)
+    scorer = scoring(runner, max_attempts=3, breaker_failures=2)
+    for _ in range(5):
+        verdicts = await scorer.score("p", ["a", "b"], "a", "", {})
+        assert [verdict.score.failure for verdict in verdicts] == ["exact_match: killed after 10 s"] * 2
+    assert len(runner.rounds) == 5
+    assert scorer.breakers.describe() == ""
 
 
 def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> RolloutGroup:
@@ -202,7 +222,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     metrics = RewardMetrics()
     runner = FakeRunner(lambda call, attempt: OK if call.completion == 0 else TIMEOUT)
     async with asyncio.timeout(10):
-        await score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(2, max_parked=4))
+        await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
     assert scored.group == decode(stored(groups[0]).head, RolloutHead)
@@ -227,7 +247,7 @@ async def test_no_more_groups_are_held_than_can_be_scored() -> None:
     consumer = FakeConsumer([group(number) for number in range(10)], stop)
     metrics = RewardMetrics()
     async with asyncio.timeout(10):
-        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Seats(3, max_parked=4))
+        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Permits(3, max_parked=4))
     assert len(consumer.handed_over) == 10
     assert consumer.most_held == 3
 
@@ -250,7 +270,9 @@ async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.M
     stop = asyncio.Event()
     consumer = FakeConsumer([group(0), group(1)], stop)
     runner, metrics = StuckRunner(), RewardMetrics()
-    loop = asyncio.create_task(score_groups(consumer, scoring(runner, metrics), metrics, stop, Seats(1, max_parked=4)))
+    loop = asyncio.create_task(
+        score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(1, max_parked=4))
+    )
     async with asyncio.timeout(10):
         await runner.entered.wait()
         stop.set()

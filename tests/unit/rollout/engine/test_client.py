@@ -1,18 +1,17 @@
-"""The engine client and the reading of answers, against a fake server over real HTTP."""
+"""SGLang's client against a fake server over real HTTP."""
 
 import asyncio
-import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from penstock.config import EngineSection
-from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
-from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsError
-from penstock_rollout.engine.sglang.answers import completions, read_group
+from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_int32
+from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
 from penstock_rollout.engine.sglang.arguments import command, environment
-from penstock_rollout.engine.sglang.client import EngineAbsentError, EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
+from penstock_rollout.engine.types import CompletionRequest, EngineAbsentError, GroupAnswer, completions
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -30,16 +29,21 @@ def fake(tmp_path: Path) -> FakeSGLang:
 
 
 @pytest.fixture
-async def client(fake: FakeSGLang) -> AsyncIterator[EngineClient]:
+async def client(fake: FakeSGLang) -> AsyncIterator[SGLangClient]:
     async with serving(fake) as url:
-        client = EngineClient(EngineSection(request_timeout_seconds=2))
+        client = SGLangClient(EngineSection(request_timeout_seconds=2))
         await client.connect(url)
         yield client
         await client.close()
 
 
-async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLang, client: EngineClient) -> None:
-    answer = await client.generate(PROMPT, (7, 8), SAMPLING)
+async def generate(client: SGLangClient, prompt: bytes, seeds: Sequence[int], sampling: Sampling) -> GroupAnswer:
+    requests = [CompletionRequest(tuple(unpack_int32(prompt)), seed, sampling.max_new_tokens) for seed in seeds]
+    return await client.generation.complete(requests, sampling)
+
+
+async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLang, client: SGLangClient) -> None:
+    answer = await generate(client, PROMPT, (7, 8), SAMPLING)
     prefill, request = [body for path, body in fake.calls if path == "/generate"]
     assert prefill["sampling_params"]["max_new_tokens"] == 0
     assert request["input_ids"] == [[1, 2, 3]] * 2
@@ -52,17 +56,17 @@ async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLan
 
 
 async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
-    fake: FakeSGLang, client: EngineClient
+    fake: FakeSGLang, client: SGLangClient
 ) -> None:
     """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
-    client.control_timeout_seconds, fake.pass_seconds = 0.1, 0.5
-    await client.pause("retract", 10)
+    client.connection.control_timeout_seconds, fake.pass_seconds = 0.1, 0.5
+    await client.generation.pause("retract", 10)
     with pytest.raises(TimeoutError, match=r"did not answer /set_internal_state in 0\.2 s"):
-        await client.pause("in_place", 0.2)
+        await client.generation.pause("in_place", 0.2)
     assert fake.paths().count("/pause_generation") == 2
 
 
-async def test_it_says_what_the_server_is(client: EngineClient) -> None:
+async def test_it_says_what_the_server_is(client: SGLangClient) -> None:
     assert client.info.name == "sglang 0.5.21"
     assert (client.info.vocabulary_size, client.info.context_length) == (100, 64)
 
@@ -72,52 +76,52 @@ async def test_it_says_what_the_server_is(client: EngineClient) -> None:
     [([1, 100], (), "token id 100"), ([-1], (), "token id -1"), ([1], (100,), "token id 100")],
 )
 async def test_ids_outside_the_vocabulary_never_reach_the_server(
-    fake: FakeSGLang, client: EngineClient, prompt: list[int], stop: tuple[int, ...], match: str
+    fake: FakeSGLang, client: SGLangClient, prompt: list[int], stop: tuple[int, ...], match: str
 ) -> None:
     with pytest.raises(EngineRejectedError, match=match):
-        await client.generate(pack_int32(prompt), (1,), Sampling(1.0, 4, stop))
+        await generate(client, pack_int32(prompt), (1,), Sampling(1.0, 4, stop))
     assert "/generate" not in fake.paths()
 
 
-async def test_too_long_a_request_is_refused_with_the_keys_to_change(fake: FakeSGLang, client: EngineClient) -> None:
+async def test_too_long_a_request_is_refused_with_the_keys_to_change(fake: FakeSGLang, client: SGLangClient) -> None:
     with pytest.raises(EngineRejectedError, match=r"rollout\.engine\.context_length"):
-        await client.generate(PROMPT, (1,), Sampling(1.0, 62, ()))
+        await generate(client, PROMPT, (1,), Sampling(1.0, 62, ()))
     assert "/generate" not in fake.paths()
 
 
-async def test_a_refusal_is_the_requests_fault(fake: FakeSGLang, client: EngineClient) -> None:
+async def test_a_refusal_is_the_requests_fault(fake: FakeSGLang, client: SGLangClient) -> None:
     fake.context_length = 4
     with pytest.raises(EngineRejectedError, match="too long"):
-        await client.generate(PROMPT, (1,), SAMPLING)
+        await generate(client, PROMPT, (1,), SAMPLING)
 
 
-async def test_a_broken_connection_is_a_death(fake: FakeSGLang, client: EngineClient) -> None:
+async def test_a_broken_connection_is_a_death(fake: FakeSGLang, client: SGLangClient) -> None:
     fake.die_on_generate = True
     with pytest.raises(EngineDiedError) as caught:
-        await client.generate(PROMPT, (1,), SAMPLING)
+        await generate(client, PROMPT, (1,), SAMPLING)
     assert not isinstance(caught.value, EngineAbsentError)
 
 
 async def test_a_server_that_is_not_there_was_never_reached(fake: FakeSGLang) -> None:
-    client = EngineClient(EngineSection())
+    client = SGLangClient(EngineSection())
     with pytest.raises(EngineAbsentError):
-        await client.weight_version()
+        await client.loading.weight_version()
     async with serving(fake) as url:
         await client.connect(url)
     with pytest.raises(EngineAbsentError):
-        await client.generate(PROMPT, (1,), SAMPLING)
+        await generate(client, PROMPT, (1,), SAMPLING)
     await client.close()
 
 
-async def test_no_answer_in_time_names_what_was_waited_for(fake: FakeSGLang, client: EngineClient) -> None:
+async def test_no_answer_in_time_names_what_was_waited_for(fake: FakeSGLang, client: SGLangClient) -> None:
     fake.token_seconds = 5
     with pytest.raises(TimeoutError, match="/generate in 2 s"):
-        await client.generate(PROMPT, (1,), SAMPLING)
+        await generate(client, PROMPT, (1,), SAMPLING)
 
 
-async def test_closing_ends_what_waits(fake: FakeSGLang, client: EngineClient) -> None:
+async def test_closing_ends_what_waits(fake: FakeSGLang, client: SGLangClient) -> None:
     fake.token_seconds = 5
-    waiting = asyncio.create_task(client.generate(PROMPT, (1,), SAMPLING))
+    waiting = asyncio.create_task(generate(client, PROMPT, (1,), SAMPLING))
     await fake.running.wait()
     await client.close()
     with pytest.raises(EngineDiedError):
@@ -125,76 +129,40 @@ async def test_closing_ends_what_waits(fake: FakeSGLang, client: EngineClient) -
 
 
 @pytest.mark.parametrize("answer", [{}, [], [{}], [{"text": "", "output_ids": [1], "meta_info": {}}]])
-async def test_an_answer_that_is_none_is_an_error(fake: FakeSGLang, client: EngineClient, answer: object) -> None:
+async def test_an_answer_that_is_none_is_an_error(fake: FakeSGLang, client: SGLangClient, answer: object) -> None:
     fake.answer = answer
     with pytest.raises(EngineError):
-        await client.generate(PROMPT, (1,), SAMPLING)
+        await generate(client, PROMPT, (1,), SAMPLING)
 
 
-def answer(finish: str = "stop", spans: object = None, logprobs: object = None) -> dict[str, object]:
-    return {
-        "text": "x",
-        "output_ids": [4, 5],
-        "meta_info": {
-            "finish_reason": {"type": finish},
-            "weight_versions": spans or [{"version": "default", "start": 0, "end": 2}],
-            "output_token_logprobs": logprobs or [[-1, 4, None], [-2, 5, None]],
-        },
-    }
-
-
-def test_spans_of_unknown_weights_are_refused() -> None:
-    with pytest.raises(WeightsError, match="9-abc"):
-        completions(read_group([answer(spans=[{"version": "9-abc", "start": 0, "end": 2}])], 1), KNOWN)
-
-
-def test_spans_must_cover_the_tokens() -> None:
-    with pytest.raises(EngineError, match="spans"):
-        completions(read_group([answer(spans=[{"version": "default", "start": 0, "end": 1}])], 1), KNOWN)
-
-
-def test_a_logprob_that_json_cannot_hold_stays_visible() -> None:
-    (completion,) = completions(read_group([answer(logprobs=[[None, 4, None], [-2, 5, None]])], 1), KNOWN)
-    assert math.isnan(unpack_float32(completion.logprobs)[0])
-
-
-def test_tokens_and_logprobs_must_agree() -> None:
-    with pytest.raises(EngineError, match="log-probabilities"):
-        read_group([answer(logprobs=[[-1, 4, None]])], 1)
-
-
-def test_of_an_aborted_completion_what_is_whole_is_kept() -> None:
-    (cut,) = read_group([answer("abort", logprobs=[[-1, 4, None]])], 1)
-    assert (cut.finish_reason, cut.token_ids, cut.logprobs) == ("abort", (4,), (-1.0,))
-    assert [(span.start, span.end) for span in cut.spans] == [(0, 1)]
-
-
-async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, client: EngineClient) -> None:
-    await client.generate(PROMPT, (1, 2), SAMPLING)
-    client.serves("3-abc")
-    await client.generate(PROMPT, (1, 2), SAMPLING)
-    client.serves("3-abc")  # again, after others: what was cached meanwhile may be theirs
-    await client.generate(PROMPT, (1, 2), SAMPLING)
+async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, client: SGLangClient) -> None:
+    await generate(client, PROMPT, (1, 2), SAMPLING)
+    await client.generation.drop_prefixes("3-abc", flush=False)
+    await generate(client, PROMPT, (1, 2), SAMPLING)
+    # Again, after others: what was cached meanwhile may be theirs.
+    await client.generation.drop_prefixes("3-abc", flush=False)
+    await generate(client, PROMPT, (1, 2), SAMPLING)
     keys = [body["extra_key"] for path, body in fake.calls if path == "/generate"]
     assert keys[::2] == keys[1::2]  # prompts that fill the cache included
     assert len(set(keys)) == 3
 
 
-async def test_a_probe_returns_one_logprob_per_token_but_the_first(fake: FakeSGLang, client: EngineClient) -> None:
-    assert await client.prompt_logprobs((7, 8, 9), 1.0) == prompt_logprobs((7, 8, 9), "default")
+async def test_a_probe_returns_one_logprob_per_token_but_the_first(fake: FakeSGLang, client: SGLangClient) -> None:
+    assert await client.generation.prompt_logprobs((7, 8, 9), 1.0) == prompt_logprobs((7, 8, 9), "default")
     with pytest.raises(EngineRejectedError, match="token id 100"):
-        await client.prompt_logprobs((7, 100), 1.0)
+        await client.generation.prompt_logprobs((7, 100), 1.0)
 
 
-async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSGLang, client: EngineClient) -> None:
+async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSGLang, client: SGLangClient) -> None:
     shared = tuple(range(40))
     prompts = [pack_int32([*shared, last]) for last in (41, 42, 43)]
-    await client.prompt_logprobs(shared, 1.0)
-    await asyncio.gather(*(client.generate(prompt, (1, 2), SAMPLING) for prompt in prompts))
+    await client.generation.prompt_logprobs(shared, 1.0)
+    await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
     assert [list(shared)] not in sent[1:]  # not once more for the groups
-    client.serves("3-abc")  # other weights: what the old ones computed is of no use
-    await asyncio.gather(*(client.generate(prompt, (1, 2), SAMPLING) for prompt in prompts))
+    # Other weights: what the old ones computed is of no use.
+    await client.generation.drop_prefixes("3-abc", flush=False)
+    await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
     assert sent.count([list(shared)]) == 1
 

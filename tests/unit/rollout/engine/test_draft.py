@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from penstock.contracts import Sampling, Ticket, pack_int32
 from penstock.errors import EngineError
-from penstock_rollout.engine.draft import CompletionRequest, Draft
-from penstock_rollout.engine.sglang.answers import Answer, AnsweredSpan
+from penstock_rollout.engine.draft import Draft
+from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest
 from tests.unit.rollout.fake_model import next_token
 
 PROMPT = (3, 4)

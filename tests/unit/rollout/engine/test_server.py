@@ -13,7 +13,7 @@ import pytest
 from penstock.config import EngineSection
 from penstock.errors import EngineDiedError, EngineError, EngineStartError
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, make_server
 
 # Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
@@ -106,10 +106,10 @@ async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: M
         await make(once, 30).start()
     (tmp_path / "mark").unlink()
     server = make(once, 30)
-    engine = Engine(server, EngineClient(EngineSection()))
+    engine = Engine(server, SGLangClient(EngineSection()))
     with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, if no SGLang
         await engine._start(lambda: None)
-    always = Engine(make(kill, 30), EngineClient(EngineSection()))
+    always = Engine(make(kill, 30), SGLangClient(EngineSection()))
     with pytest.raises(EngineStartError, match="ended 5 times in a row"):
         await always._start(lambda: None)
 

@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, ValidationError
 
 from penstock.config import EngineSection, WeightsSection
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.service import Service
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import ChainError
 from penstock_rollout.weights.snapshots import Snapshots
@@ -63,7 +64,7 @@ class Registry:
     url: str
 
     async def services(self) -> list[ServiceRecord]:
-        return [ServiceRecord("trainer", "trainer-1", self.url, 0, "training", None)]
+        return [ServiceRecord(ServiceKind.TRAINER, "trainer-1", self.url, 0, "training", None)]
 
 
 @asynccontextmanager
@@ -88,7 +89,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     transport = DiskTransport(world.staging)
     fake = FakeSGLang()
     async with serving(fake) as url, trainer_service(transport, tmp_path) as trainer_url:
-        engine = Engine(FakeServer(fake, url), EngineClient(EngineSection(request_timeout_seconds=5)))
+        engine = Engine(FakeServer(fake, url), SGLangClient(EngineSection(request_timeout_seconds=5)))
         weights = Weights(engine, SECTION, RolloutMetrics(), world.server())
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))

@@ -15,7 +15,7 @@ from penstock.contracts.weight_sources import CollectiveSource, GroupRequest, Sh
 from penstock.errors import EngineError, WeightsConflictError, WeightsError
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.loaders import make_loader
@@ -29,8 +29,9 @@ IN_TWO = CollectiveSource("g", ((MATRIX,), (VECTOR,)))
 
 
 class Bench:
-    def __init__(self, fake: FakeSGLang, server: FakeServer, engine: Engine) -> None:
-        self.fake, self.server, self.engine = fake, server, engine
+    def __init__(self, fake: FakeSGLang, server: FakeServer) -> None:
+        self.fake, self.server, self.client = fake, server, SGLangClient(EngineSection())
+        self.engine = engine = Engine(server, self.client)
         self.metrics = RolloutMetrics()
         self.weights = Weights(engine, WeightsSection(push_timeout_seconds=5), self.metrics)
 
@@ -45,9 +46,8 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     fake = FakeSGLang()
     async with serving(fake) as url:
-        server = FakeServer(fake, url)
-        engine = Engine(server, EngineClient(EngineSection()))
-        bench = Bench(fake, server, engine)
+        bench = Bench(fake, FakeServer(fake, url))
+        engine = bench.engine
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, bench.weights.forget))
         await engine.up.wait()
@@ -124,7 +124,7 @@ async def test_a_new_group_replaces_the_old_one(bench: Bench) -> None:
 
 
 async def test_an_engine_that_hangs_in_a_group_is_started_again(bench: Bench) -> None:
-    bench.engine.client.control_timeout_seconds = 0.5
+    bench.client.connection.control_timeout_seconds = 0.5
     bench.fake.join_seconds = 30
     with pytest.raises(TimeoutError, match=r"did not answer /init_weights_update_group in 0\.5 s"):
         await bench.join()
@@ -162,7 +162,7 @@ async def test_a_service_that_wakes_up_too_late_ends_its_engine(bench: Bench, mo
 
     bench.weights._section = WeightsSection(push_timeout_seconds=0.5)
     await bench.join()
-    monkeypatch.setattr(bench.engine.client, "weight_version", frozen)
+    monkeypatch.setattr(bench.engine.client.loading, "weight_version", frozen)
     with pytest.raises(TimeoutError, match="was not served within"):
         await bench.push()
     assert bench.weights.identity is None

@@ -11,7 +11,7 @@ from penstock.contracts import Sampling, pack_int32
 from penstock.errors import (
     WeightsMismatchError,
 )
-from penstock_rollout.engine.sglang.answers import completions
+from penstock_rollout.engine.types import completions
 from tests.unit.rollout.weights.updater_setup import ABORT_CYCLE, CYCLE, Bench, weights_bench
 
 
@@ -61,7 +61,7 @@ async def test_in_place_keeps_caches_and_flushes_nothing(bench: Bench) -> None:
     bench.fake.token_seconds = 0.05
     first, second = bench.watched(1), bench.watched(2)
     await bench.weights.update(first)
-    running = asyncio.create_task(bench.engine.client.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
+    running = asyncio.create_task(bench.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
     await bench.fake.running.wait()
     await asyncio.sleep(0.12)
     await bench.weights.update(second)
@@ -82,7 +82,7 @@ async def test_abort_ends_what_runs_before_it_pauses(bench: Bench) -> None:
 
     async def generate() -> Any:
         with bench.weights.generating():
-            return await bench.engine.client.generate(pack_int32([1]), (1,), Sampling(1.0, 50, ()))
+            return await bench.engine.generate(pack_int32([1]), (1,), Sampling(1.0, 50, ()))
 
     running = asyncio.create_task(generate())
     await bench.fake.running.wait()

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
@@ -29,7 +29,7 @@ TOKEN = SecretStr("secret")
 
 class Registry:
     def __init__(self, *trainers: str) -> None:
-        self._records = [ServiceRecord("trainer", "trainer-1", url, 1, "ready") for url in trainers]
+        self._records = [ServiceRecord(ServiceKind.TRAINER, "trainer-1", url, 1, "ready") for url in trainers]
 
     async def services(self) -> list[ServiceRecord]:
         return self._records

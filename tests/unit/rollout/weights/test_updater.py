@@ -16,7 +16,7 @@ from penstock.errors import (
     WeightsError,
 )
 from penstock_rollout.app import not_ready
-from penstock_rollout.engine.sglang.answers import completions
+from penstock_rollout.engine.types import completions
 from tests.unit.rollout.weights.updater_setup import CYCLE, Bench, weights_bench
 
 
@@ -141,7 +141,7 @@ async def test_a_running_group_continues_with_the_new_weights(bench: Bench) -> N
     bench.fake.token_seconds = 0.05
     first, second = bench.staged(1), bench.staged(2)
     await bench.weights.update(first)
-    running = asyncio.create_task(bench.engine.client.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
+    running = asyncio.create_task(bench.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
     await bench.fake.running.wait()
     await asyncio.sleep(0.12)
     await bench.weights.update(second)

@@ -12,7 +12,7 @@ from penstock.contracts import PolicyIdentity
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.sglang.client import EngineClient
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.updater import Weights
 from tests.unit.rollout.fake_model import prompt_logprobs
@@ -54,7 +54,7 @@ async def weights_bench(root: Path) -> AsyncIterator[Bench]:
     fake = FakeSGLang()
     async with serving(fake) as url:
         server = FakeServer(fake, url)
-        engine = Engine(server, EngineClient(EngineSection(request_timeout_seconds=5)))
+        engine = Engine(server, SGLangClient(EngineSection(request_timeout_seconds=5)))
         metrics = RolloutMetrics()
         weights = Weights(engine, WeightsSection(), metrics)
         stop = asyncio.Event()

@@ -102,13 +102,11 @@ def test_a_round_ends_with_its_last_result() -> None:
     assert [ticket.number for ticket in tickets] == [5 * NUMBERS_PER_LEASE + n for n in range(4)]
     assert {(ticket.policy_version, ticket.sampling.temperature) for ticket in tickets} == {(3, 0.0)}
     values = [1.0, 0.5, None, 1.0]
-    results = [
+    for n, (ticket, value) in enumerate(zip(reversed(tickets), values, strict=True)):
+        assert evaluation.take_results() == []
         evaluation.record(answered(ticket, value, version=3 + n))
-        for n, (ticket, value) in enumerate(zip(reversed(tickets), values, strict=True))
-    ]
-    assert results[:3] == [None] * 3
-    result = results[3]
-    assert result is not None
+    [result] = evaluation.take_results()
+    assert evaluation.take_results() == []
     assert (result.steps, result.accuracy, result.num_prompts, result.num_failed) == (10, 0.5, 4, 1)
     assert result.reward_mean == pytest.approx(2.5 / 3)
     assert (result.oldest_version, result.newest_version) == (3, 6)
@@ -119,23 +117,25 @@ def test_a_round_ends_with_its_last_result() -> None:
 def test_results_that_nobody_waits_for_are_ignored() -> None:
     evaluation = make_evaluation(num_prompts=2)
     first, second = evaluation.start(0, 0)
-    assert evaluation.record(answered(first, 1.0)) is None
-    assert evaluation.record(answered(first, 1.0)) is None
-    assert evaluation.record(answered(msgspec.structs.replace(first, number=1), 1.0)) is None
+    for ticket in (first, first, msgspec.structs.replace(first, number=1)):
+        evaluation.record(answered(ticket, 1.0))
     assert evaluation.num_waiting == 1
-    assert evaluation.record(answered(second, 1.0)) is not None
+    assert evaluation.take_results() == []
+    evaluation.record(answered(second, 1.0))
+    assert len(evaluation.take_results()) == 1
 
 
 def test_a_round_goes_on_without_a_poisoned_ticket() -> None:
     evaluation = make_evaluation(num_prompts=2)
     first, second = evaluation.start(0, 0)
-    assert evaluation.record(answered(first, 1.0)) is None
-    result = evaluation.give_up(second.number)
-    assert result is not None
+    evaluation.record(answered(first, 1.0))
+    assert evaluation.take_results() == []
+    evaluation.give_up(second.number)
+    [result] = evaluation.take_results()
     assert (result.accuracy, result.num_prompts) == (1.0, 1)
-    assert evaluation.give_up(second.number) is None
-    for ticket in evaluation.start(1, 1):
-        assert evaluation.give_up(ticket.number) is None
+    for number in (second.number, *(ticket.number for ticket in evaluation.start(1, 1))):
+        evaluation.give_up(number)
+    assert evaluation.take_results() == []  # a round without any result has none
     assert evaluation.num_waiting == 0
 
 

@@ -1,6 +1,5 @@
 """A queue that has lost what it had acknowledged ends the trainer; what is only late does not."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,18 +9,17 @@ from penstock.contracts.services import Announcement
 from penstock.errors import LostWritesError
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.rollouts.lost_writes import Continuity
+from penstock_trainer.rollouts.versions import Versions
 
 
 class Queue:
-    """What a look asks of the queue, and what it knows of the consumer."""
+    """What a look asks of the queue."""
 
     def __init__(self) -> None:
         self.places: dict[int, str] = {}
         self.ledger_is_whole = True
         self.version = 0
         self.queue = self
-        self.announced_version = 0
-        self.tickets_known = asyncio.Event()
 
     async def ends_as_written(self) -> bool:
         return self.ledger_is_whole
@@ -39,11 +37,16 @@ def queue() -> Queue:
 
 
 @pytest.fixture
-def continuity(queue: Queue) -> Continuity:
+def versions() -> Versions:
+    return Versions()
+
+
+@pytest.fixture
+def continuity(queue: Queue, versions: Versions) -> Continuity:
     book = TicketBook(TicketLimits(batch_size=2, max_outstanding=2, num_draws=2))
     queue.places = dict.fromkeys(book.issue(), "tickets|1-1|0")
     fake: Any = queue
-    return Continuity(fake, book, fake, heartbeat_seconds=1.0)
+    return Continuity(fake, book, fake, versions, heartbeat_seconds=1.0)
 
 
 async def test_nothing_is_said_of_a_whole_queue(continuity: Continuity) -> None:
@@ -67,8 +70,8 @@ async def test_a_ticket_that_is_only_late_is_not_lost(continuity: Continuity, qu
     await continuity.look()
 
 
-async def test_a_lost_announcement_is_noticed(continuity: Continuity, queue: Queue) -> None:
-    queue.announced_version = 3
+async def test_a_lost_announcement_is_noticed(continuity: Continuity, versions: Versions) -> None:
+    versions.announce(PolicyIdentity(3, "d"))
     await continuity.look()
     with pytest.raises(LostWritesError, match="announced version 3"):
         await continuity.look()

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from penstock.config import RunSection
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
 
-TRAINER = ServiceRecord("trainer", "trainer-1", "http://127.0.0.1:8001", 1, "training")
-ROLLOUT = ServiceRecord("rollout", "rollout-1", "http://[::1]:8002", 2, "serving")
+TRAINER = ServiceRecord(ServiceKind.TRAINER, "trainer-1", "http://127.0.0.1:8001", 1, "training")
+ROLLOUT = ServiceRecord(ServiceKind.ROLLOUT, "rollout-1", "http://[::1]:8002", 2, "serving")
 
 
 @pytest.fixture

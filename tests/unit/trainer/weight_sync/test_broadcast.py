@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import ConfigError, WeightsError
@@ -106,7 +106,7 @@ def make(servers: Servers, folder: Path, seconds: float = SECONDS) -> Collective
 
 
 async def deliver(transport: CollectiveTransport, url: str, version: int = 1) -> CollectiveSource:
-    server = ServiceRecord("rollout", url, url, 1, "serving")
+    server = ServiceRecord(ServiceKind.ROLLOUT, url, url, 1, "serving")
     announcement = Announcement(PolicyIdentity(version, "a" * 16), "/nowhere", 5)
     async with transport.delivery(server, announcement) as source:
         return source
@@ -175,7 +175,7 @@ async def test_a_server_whose_engine_is_gone_is_not_waited_for(tmp_path: Path, m
     servers = Servers(receive=lambda _: False)
     transport = make(servers, tmp_path, seconds=30.0)
     transport.stage(1, 5)
-    server = ServiceRecord("rollout", "a", "a", 1, "serving")
+    server = ServiceRecord(ServiceKind.ROLLOUT, "a", "a", 1, "serving")
 
     async def put() -> None:
         async with transport.delivery(server, Announcement(PolicyIdentity(1, "a" * 16), "/nowhere", 5)):
@@ -193,7 +193,7 @@ async def test_a_delivery_that_failed_gives_up_its_group(tmp_path: Path) -> None
     transport = make(servers, tmp_path)
     transport.stage(1, 5)
     await deliver(transport, "a")
-    server = ServiceRecord("rollout", "a", "a", 1, "serving")
+    server = ServiceRecord(ServiceKind.ROLLOUT, "a", "a", 1, "serving")
     with pytest.raises(WeightsError, match="HTTP 502"):
         async with transport.delivery(server, Announcement(PolicyIdentity(2, "a" * 16), "/nowhere", 5)):
             raise WeightsError("HTTP 502: its engine died")

@@ -1,6 +1,6 @@
 """Which rollout servers count as fenced, and until when."""
 
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock_trainer.weight_sync.publisher import Fences, Push
 
@@ -12,7 +12,7 @@ def announcement(identity: PolicyIdentity) -> Announcement:
 
 
 def server(name: str, policy: PolicyIdentity | None, state: str = "serving") -> ServiceRecord:
-    return ServiceRecord("rollout", name, "http://r", 1, state, policy)
+    return ServiceRecord(ServiceKind.ROLLOUT, name, "http://r", 1, state, policy)
 
 
 def test_a_server_that_missed_a_push_is_fenced_until_it_serves_it() -> None:
@@ -41,5 +41,5 @@ def test_other_bytes_of_the_same_number_do_not() -> None:
 def test_one_that_is_gone_is_forgotten_and_other_services_are_no_servers() -> None:
     fences = Fences()
     fences.pushed(announcement(V4), Push((), {"b": "no answer"}, 1.0, 0.1))
-    assert fences.server_states([ServiceRecord("reward", "b", "http://r", 1, "ready")]) == {}
+    assert fences.server_states([ServiceRecord(ServiceKind.REWARD, "b", "http://r", 1, "ready")]) == {}
     assert fences.server_states([server("b", None, "starting")]) == {"starting": 1}

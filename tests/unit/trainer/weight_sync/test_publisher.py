@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from penstock.broker import Queue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity
+from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.http import make_app
@@ -84,7 +84,7 @@ def config(timeout_seconds: float = 5.0) -> Config:
 
 
 def rollout(url: str, name: str = "r", state: str = "serving") -> ServiceRecord:
-    return ServiceRecord("rollout", name, url, 1, state)
+    return ServiceRecord(ServiceKind.ROLLOUT, name, url, 1, state)
 
 
 async def push(records: list[ServiceRecord], timeout_seconds: float = 5.0) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -151,7 +151,7 @@ async def test_a_server_that_does_not_answer_in_time_is_fenced_and_others_are_li
 
 async def test_only_rollout_servers_with_an_engine_are_pushed_to() -> None:
     nowhere = "http://127.0.0.1:1"
-    records = [rollout(nowhere, state="starting"), ServiceRecord("reward", "w", nowhere, 1, "ready")]
+    records = [rollout(nowhere, state="starting"), ServiceRecord(ServiceKind.REWARD, "w", nowhere, 1, "ready")]
     assert await push(records) == ((), {})
 
 

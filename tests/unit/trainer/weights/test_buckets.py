@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from penstock.contracts import Dtype, Rounding, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
 from penstock.weights.local_folder import SHARED_MEMORY
@@ -16,7 +17,7 @@ from penstock_trainer.weight_sync.choose import chosen
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
 from penstock_trainer.weight_sync.shared_memory import TensorTransport, shared_memory
 from penstock_trainer.weights.buckets import WeightCopy
-from penstock_trainer.weights.files import Dtype, Format, LiveWeights, Rounding, Weights
+from penstock_trainer.weights.files import Format, LiveWeights, Weights
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import config_for, save_tiny_model, tiny_model
 
@@ -143,7 +144,7 @@ def test_auto_is_nccl_only_between_hosts_with_gpus(wanted: str, device: str, hos
 async def test_memory_that_was_given_up_has_no_name_left(tmp_path: Path) -> None:
     form = Format("float32", "nearest")
     transport = TensorTransport(Source(LiveWeights(example())), tmp_path, form, bucket_bytes=2**20, keep=2)
-    server = ServiceRecord("rollout", "r", "http://r", 1, "serving")
+    server = ServiceRecord(ServiceKind.ROLLOUT, "r", "http://r", 1, "serving")
     announcement = Announcement(transport.stage(1, 1), "/nowhere", 1)
     given_up: list[Path] = []
 

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.contracts import Dtype
 from penstock.errors import WeightsError
 from penstock.weights.local_folder import shared_memory
 from penstock.weights.manifest import MANIFEST_NAME, read_manifest
 from penstock_rollout.weights.local_copy import ChainError
 from penstock_trainer.weights.deltas import DELTA_NAME
-from penstock_trainer.weights.files import WEIGHTS_NAME, Dtype, Format
+from penstock_trainer.weights.files import WEIGHTS_NAME, Format
 from tests.unit.rollout.weights.delta_world import World, flip
 
 

@@ -1,4 +1,4 @@
-"""SGLang's answers as Penstock's types. Pure functions.
+"""SGLang's JSON as the engine's neutral types. Pure functions.
 
 An answer whose parts disagree is an EngineError, never a completion.
 """
@@ -6,65 +6,22 @@ An answer whose parts disagree is an EngineError, never a completion.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from penstock.contracts import Completion, PolicyIdentity, VersionSpan, pack_float32, pack_int32
-from penstock.errors import EngineError, WeightsError
+from penstock.contracts import FinishReason
+from penstock.errors import EngineError
+from penstock_rollout.engine.types import Answer, AnsweredSpan, EngineInfo, GroupAnswer
 
-FINISH_REASONS: Mapping[str, Literal["stop", "length", "abort"]] = {
-    "stop": "stop",
-    "length": "length",
-    "abort": "abort",
-}
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What a server says of itself. vocabulary_size is None where its model's folder is not on this host."""
-
-    version: str
-    weight_version: str
-    context_length: int
-    vocabulary_size: int | None
-    device: str
-    num_ranks: int
-
-    @property
-    def name(self) -> str:
-        return f"sglang {self.version}"
-
-
-@dataclass(frozen=True)
-class AnsweredSpan:
-    """Tokens [start, end) and the version string that the engine asserts for them."""
-
-    weight_version: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One completion as the engine answered it."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    spans: tuple[AnsweredSpan, ...]
-    text: str
-    finish_reason: Literal["stop", "length", "abort"]
-    weight_version: str = ""  # what the engine served when it answered; all that one older than 0.5.19 says
-
-
-GroupAnswer = tuple[Answer, ...]
+FINISH_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
 def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mapping[str, Any]) -> EngineInfo:
     """From /server_info, /model_info and /v1/models."""
     try:
         return EngineInfo(
-            version=str(server["version"]),
+            name=f"sglang {server['version']}",
             weight_version=str(model["weight_version"]),
             context_length=int(models["data"][0]["max_model_len"]),
             vocabulary_size=_vocabulary_size(Path(str(model["model_path"]))),
@@ -123,32 +80,3 @@ def read_prompt_logprobs(answer: Any, num_tokens: int) -> tuple[float, ...]:
     if len(logprobs) != num_tokens - 1:
         raise EngineError(f"SGLang answered log-probabilities of {len(pairs)} prompt tokens: expected {num_tokens}")
     return logprobs
-
-
-def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:
-    """The group as it is published; WeightsError when a span names weights that this service has not loaded."""
-    return tuple(_completion(answer, known) for answer in group)
-
-
-def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completion:
-    spans = []
-    for span in answer.spans:
-        policy = known.get(span.weight_version)
-        if policy is None:
-            raise WeightsError(
-                f"the engine says that it sampled with weights {span.weight_version!r}, which this service has not "
-                f"loaded (known: {', '.join(known)}); expected nobody else to push to it"
-            )
-        spans.append(VersionSpan(policy, span.start, span.end))
-    num_tokens = len(answer.token_ids)
-    try:
-        return Completion(
-            token_ids=pack_int32(answer.token_ids),
-            loss_mask=None,
-            logprobs=pack_float32(answer.logprobs),
-            spans=tuple(spans),
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-        )
-    except ValueError as error:
-        raise EngineError(f"SGLang's version spans do not fit its {num_tokens} tokens: {error}") from error

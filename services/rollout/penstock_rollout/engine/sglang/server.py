@@ -12,15 +12,15 @@ import shutil
 import signal
 import socket
 from pathlib import Path
-from typing import Protocol
 
 import httpx
 
 from penstock.config import EngineSection
+from penstock.contracts import PauseMode
 from penstock.errors import EngineDiedError, EngineStartError
 from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
+from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
-from penstock_rollout.engine.sglang.client import PauseMode
 
 PROBE = (
     "import importlib.metadata as m, importlib.util as u, json, sys\n"
@@ -32,22 +32,6 @@ PROBE_TIMEOUT_SECONDS = 120  # a cold import of torch from a network disk
 READY_POLL_SECONDS = 0.25
 STOP_GRACE_SECONDS = 2.0  # SGLang has nothing to save
 TAIL_LINES = 30
-
-
-class EngineServer(Protocol):
-    """A server that can be started, watched and stopped. `restartable`: whether it is this service's to restart."""
-
-    url: str
-    restartable: bool
-
-    async def start(self) -> None:
-        """Return when it answers; EngineDiedError when it was killed before, EngineStartError otherwise."""
-
-    async def died(self) -> str:
-        """Return, with what is known, when the server has ended by itself; never, after `stop`."""
-
-    async def stop(self) -> None:
-        """End it and everything below it."""
 
 
 class StartedServer:

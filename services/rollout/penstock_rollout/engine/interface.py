@@ -1,0 +1,127 @@
+"""What an engine must do to serve here. To add one, implement `EngineServer` and `EngineClient`.
+
+    EngineServer   starts the process and notices its death
+    EngineClient   speaks to it: `generation` makes completions, `loading` replaces the weights
+
+Every call ends in one of these ways, whatever the engine's own protocol is:
+
+    it answers                    the result
+    it was not reached            EngineAbsentError
+    its connection broke          EngineDiedError
+    it did not answer in time     TimeoutError
+    it refused the request        EngineRejectedError
+    anything else                 EngineError
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from penstock.contracts import PauseMode, Sampling
+from penstock.contracts.weight_sources import GroupRequest, SharedBucket, TensorSpec
+from penstock_rollout.engine.types import CompletionRequest, EngineInfo, GroupAnswer
+
+
+class EngineServer(Protocol):
+    """A server that can be started, watched and stopped. `restartable`: whether it is this service's to restart."""
+
+    url: str
+    restartable: bool
+
+    async def start(self) -> None:
+        """Return when it answers; EngineDiedError when it was killed before, EngineStartError otherwise."""
+
+    async def died(self) -> str:
+        """Return, with what is known, when the server has ended by itself; never, after `stop`."""
+
+    async def stop(self) -> None:
+        """End it and everything below it."""
+
+
+class Generation(Protocol):
+    """Completions, and whether any are made now."""
+
+    async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
+        """One answer per request, in their order, with log-probabilities of the sampled tokens.
+
+        The seed decides what is sampled. How many tokens each may have is its own, not that of `sampling`.
+        """
+
+    async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
+        """log p of each token but the first, given those before it, at temperature 1; samples nothing."""
+
+    async def detokenize(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of token sequences, without special tokens, as an uncut completion shows them."""
+
+    async def pause(self, mode: PauseMode, timeout_seconds: float) -> None:
+        """Stop generating; requests wait until `resume`. Returns when the pass that ran has ended."""
+
+    async def resume(self) -> None:
+        """Go on generating."""
+
+    async def abort_all(self) -> None:
+        """End every running request; their answers say `abort`."""
+
+    async def drop_prefixes(self, weight_version: str, *, flush: bool) -> None:
+        """From now on, reuse only prefixes that are computed from now on, by these weights.
+
+        `flush`: also free the memory of the others; refused while requests run, or wait and keep their cache.
+        """
+
+
+class WeightLoading(Protocol):
+    """How the engine's weights are replaced. Generation is paused, except during `prefetch` and around groups."""
+
+    async def prefetch(self, folder: Path, timeout_seconds: float) -> None:
+        """A hint, while generation goes on: these files are loaded next. Only saves time; may do nothing."""
+
+    async def load(self, folder: Path, weight_version: str, timeout_seconds: float) -> None:
+        """Replace the weights by those in the folder. EngineError when only some were."""
+
+    async def join_group(self, request: GroupRequest) -> None:
+        """Join a process group as its ranks from 1 on. While the engine waits there, it does nothing else."""
+
+    async def leave_group(self, name: str) -> None:
+        """Forget a group that is not used any more."""
+
+    async def begin(self) -> None:
+        """Before weights come in buckets."""
+
+    async def receive(
+        self, group: str, tensors: Sequence[TensorSpec], weight_version: str | None, timeout_seconds: float
+    ) -> None:
+        """Replace these weights by the next broadcast in the group. `weight_version`: with the last ones."""
+
+    async def load_shared(
+        self, manager: str, bucket: SharedBucket, weight_version: str | None, timeout_seconds: float
+    ) -> None:
+        """Replace these weights by what lies in shared memory. `weight_version`: with the last ones."""
+
+    async def end(self, timeout_seconds: float) -> None:
+        """After the last bucket."""
+
+    async def weight_version(self) -> str:
+        """The version string that the server has now."""
+
+    async def compare(self, folder: Path, timeout_seconds: float) -> None:
+        """WeightsMismatchError if it holds other bytes than the folder, as far as the engine can say."""
+
+
+class EngineClient(Protocol):
+    """One server. `connect` it after every start: its URL and its limits may have changed."""
+
+    @property
+    def generation(self) -> Generation: ...
+
+    @property
+    def loading(self) -> WeightLoading: ...
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the server said of itself when it was connected; EngineDiedError before that."""
+
+    async def connect(self, url: str) -> EngineInfo:
+        """Talk to the server at `url` from now on; returns what it says of itself."""
+
+    async def close(self) -> None:
+        """Talk to it no more: what still waits for an answer fails."""

@@ -1,0 +1,86 @@
+"""SGLang's HTTP: one server, what it said of itself, and how its failures become Penstock's.
+
+Owns the connection.
+
+    transport error -> EngineDiedError (EngineAbsentError: it was not even reached)
+    no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
+from penstock_rollout.engine.sglang.answers import read_info
+from penstock_rollout.engine.types import EngineAbsentError, EngineInfo
+
+CONTROL_TIMEOUT_SECONDS = 30.0  # pause in mode abort takes more than a second while requests run
+KEEPALIVE_SECONDS = 2.0  # below the 5 s after which the server closes: a request must not meet a closing connection
+
+
+class Connection:
+    """Calls to the server that was opened last."""
+
+    def __init__(self) -> None:
+        self.control_timeout_seconds = CONTROL_TIMEOUT_SECONDS
+        self._http: httpx.AsyncClient | None = None
+        self._info: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the server said of itself when it was opened."""
+        if self._info is None:
+            raise EngineDiedError("the engine is not connected yet; expected it to be started first")
+        return self._info
+
+    @property
+    def port(self) -> int | None:
+        """At which the server listens; None while there is none."""
+        return None if self._http is None else self._http.base_url.port
+
+    async def open(self, url: str) -> EngineInfo:
+        """Call the server at `url` from now on."""
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=self.control_timeout_seconds,
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
+            trust_env=False,
+            verify=url.startswith("https"),  # loading certificates takes longer than all that is asked here
+        )
+        server, model, models = [await self.call("GET", path) for path in ("/server_info", "/model_info", "/v1/models")]
+        self._info = read_info(server, model, models)
+        return self._info
+
+    @contextlib.asynccontextmanager
+    async def closing(self) -> AsyncIterator[None]:
+        """Refuse calls at once; at the end, let those that still wait for an answer fail."""
+        http, self._http = self._http, None
+        self._info = None
+        try:
+            yield
+        finally:
+            if http is not None:
+                await http.aclose()
+
+    async def call(self, method: str, path: str, body: Any = None, timeout_seconds: float | None = None) -> Any:
+        """The answer: JSON, or text."""
+        if timeout_seconds is None:
+            timeout_seconds = self.control_timeout_seconds
+        if self._http is None:
+            raise EngineAbsentError(f"SGLang is not running; expected it to answer {path}")
+        url = str(self._http.base_url)
+        try:
+            response = await self._http.request(method, path, json=body, timeout=timeout_seconds)
+        except httpx.ConnectError as error:
+            raise EngineAbsentError(f"nothing listens at {url} for {path}: {error}") from None
+        except httpx.TimeoutException:
+            raise TimeoutError(f"SGLang at {url} did not answer {path} in {timeout_seconds:g} s") from None
+        except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
+            raise EngineDiedError(f"the connection to SGLang broke during {path}: {error!r}") from None
+        if response.status_code in (400, 422):
+            raise EngineRejectedError(f"SGLang refused {path}: {response.text[:500]}")
+        if response.status_code != 200:
+            raise EngineError(f"SGLang answered {path} with {response.status_code}: {response.text[:500]}")
+        return response.json() if "json" in response.headers.get("content-type", "") else response.text

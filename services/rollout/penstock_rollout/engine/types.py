@@ -1,0 +1,102 @@
+"""What is asked of an engine and what it answers, in words that fit any engine.
+
+An answer whose parts disagree, or that names weights which this service has not loaded, is an error, never a
+completion. Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.contracts import (
+    Completion,
+    FinishReason,
+    PolicyIdentity,
+    VersionSpan,
+    pack_float32,
+    pack_int32,
+)
+from penstock.errors import EngineDiedError, EngineError, WeightsError
+
+
+class EngineAbsentError(EngineDiedError):
+    """There is no engine: the request never reached one."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a server says of itself. vocabulary_size is None if it is not known here."""
+
+    name: str
+    """Name and version."""
+    weight_version: str
+    context_length: int
+    vocabulary_size: int | None
+    device: str
+    num_ranks: int
+    """Processes that share its model."""
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """One completion, or the rest of one, to ask the engine for."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class AnsweredSpan:
+    """Tokens [start, end) and the version string that the engine asserts for them."""
+
+    weight_version: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion as the engine answered it.
+
+    Example: `Answer((5, 9), (-0.1, -2.3), (AnsweredSpan("3-0f1e2d3c4b5a6978", 0, 2),), "7.", "stop")`
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    spans: tuple[AnsweredSpan, ...]
+    text: str
+    finish_reason: FinishReason
+    weight_version: str = ""
+    """What the engine served when it answered; of engines that report no spans it is all that is known."""
+
+
+GroupAnswer = tuple[Answer, ...]
+
+
+def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:
+    """The group as it is published; WeightsError when a span names weights that this service has not loaded."""
+    return tuple(_completion(answer, known) for answer in group)
+
+
+def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completion:
+    spans = []
+    for span in answer.spans:
+        policy = known.get(span.weight_version)
+        if policy is None:
+            raise WeightsError(
+                f"the engine says that it sampled with weights {span.weight_version!r}, which this service has not "
+                f"loaded (known: {', '.join(known)}); expected nobody else to push to it"
+            )
+        spans.append(VersionSpan(policy, span.start, span.end))
+    num_tokens = len(answer.token_ids)
+    try:
+        return Completion(
+            token_ids=pack_int32(answer.token_ids),
+            loss_mask=None,
+            logprobs=pack_float32(answer.logprobs),
+            spans=tuple(spans),
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+        )
+    except ValueError as error:
+        raise EngineError(f"the engine's version spans do not fit its {num_tokens} tokens: {error}") from error

@@ -1,0 +1,331 @@
+"""The objects of one life of the trainer: what each is made of.
+
+Owns who gets what. Each object is made when another first needs it, so their order is that of their needs. Nobody is
+given the assembly itself: an object gets what it uses.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from penstock.broker import Queue, Worker
+from penstock.broker.lease import Lease
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import Sampling, ServiceKind
+from penstock.contracts.ledger import RunRecord
+from penstock.runtime.service import Service
+from penstock.tickets import TicketBook, TicketLimits
+from penstock_trainer.app import trainer_app
+from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.history import History
+from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.checkpoints.writer import CheckpointWriter
+from penstock_trainer.control import Requests
+from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.heartbeat import Sampler
+from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.recipe import gradient_test
+from penstock_trainer.loop import Trainer
+from penstock_trainer.releases import Origin, Releases
+from penstock_trainer.reports import Reports
+from penstock_trainer.resume import resume
+from penstock_trainer.rollouts.consumer import Consumer
+from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.issuing import Issuer
+from penstock_trainer.rollouts.judge import Rules
+from penstock_trainer.rollouts.lost_writes import Continuity
+from penstock_trainer.rollouts.stragglers import Stragglers
+from penstock_trainer.rollouts.versions import Versions
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
+from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.tracking import Tracking, make_tracking
+from penstock_trainer.watchdog import Watchdog
+from penstock_trainer.weight_sync.canary import CanaryMaker
+from penstock_trainer.weight_sync.choose import make_transport
+from penstock_trainer.weight_sync.publisher import Publisher
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from penstock_trainer.weight_sync.transport import Transport
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a run trains on and is evaluated on, as tokens; stop_token_ids end a completion."""
+
+    train: list[EncodedPrompt]
+    held_out: list[EncodedPrompt]
+    stop_token_ids: tuple[int, ...]
+
+    def num_steps(self, config: Config) -> int:
+        """Steps of the whole run if no ticket is dropped."""
+        num_draws = config.total_train_epochs * len(self.train)
+        return expected_steps(num_draws, config.data.batch_size, config.run.max_steps)
+
+
+class Assembly:
+    """One life of the trainer."""
+
+    def __init__(
+        self,
+        config: Config,
+        service: Service,
+        queue: Queue,
+        lease: Lease,
+        learner: Learner,
+        prompts: Prompts,
+        step_files: StepFiles,
+    ) -> None:
+        self.config = config
+        self.service = service
+        self.queue = queue
+        self.lease = lease
+        self.learner = learner
+        self.prompts = prompts
+        self.step_files = step_files
+        self.folder = Path(config.run.root) / config.run.name
+        self.changed = asyncio.Event()
+        """Set when a batch, an evaluation or the end may have come nearer."""
+
+    # The run: its loop and what runs beside it.
+
+    async def train(self) -> None:
+        """Resume, and train until the run has ended or is stopped."""
+        start = await resume(self.learner, self.history, self.releases, self.consumer, self.reports)
+        await self.trainer.train(start)
+
+    def background(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        """What runs until the process ends."""
+        return (
+            self.worker.keep_alive(),
+            self.consumer.consume_groups(),
+            self.checkpoint_writer.write_checkpoints(),
+            self.watchdog.watch_progress(),
+            self.continuity.watch_queue(),
+            self.sampler.sample(),
+        )
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(self.learner, self.consumer, self.releases, self.history, self.reports, self.requests)
+
+    @cached_property
+    def app(self) -> FastAPI:
+        return trainer_app(self.status, self.requests, self.releases.snapshot, self.metrics.registry, self.config.token)
+
+    @cached_property
+    def requests(self) -> Requests:
+        return Requests(stop=self.service.stop)
+
+    @property
+    def name(self) -> str:
+        """With the lease's number: a trainer that has lost it neither replaces nor removes its successor's record."""
+        return f"trainer-{self.lease.number}"
+
+    # Tickets and groups.
+
+    @cached_property
+    def trainer_queue(self) -> TrainerQueue:
+        return TrainerQueue(self.queue, self.lease)
+
+    @cached_property
+    def worker(self) -> Worker:
+        return Worker(self.queue, ServiceKind.TRAINER, self.config.staleness, take_over=True)
+
+    @cached_property
+    def draws(self) -> Draws:
+        section = self.config.sampling
+        sampling = Sampling(section.temperature, section.max_new_tokens, self.prompts.stop_token_ids)
+        return Draws(self.prompts.train, sampling, self.config)
+
+    @cached_property
+    def book(self) -> TicketBook:
+        config = self.config
+        return TicketBook(
+            TicketLimits(
+                config.data.batch_size,
+                config.max_outstanding,
+                self.draws.num_draws,
+                config.run.max_steps,
+                config.staleness.order,
+            )
+        )
+
+    @cached_property
+    def versions(self) -> Versions:
+        return Versions()
+
+    @cached_property
+    def issuer(self) -> Issuer:
+        return Issuer(self.trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        return Evaluation(self.prompts.held_out, self.prompts.stop_token_ids, self.lease.number, self.config)
+
+    @cached_property
+    def generation(self) -> Generation:
+        return Generation()
+
+    @cached_property
+    def rules(self) -> Rules:
+        staleness = self.config.staleness
+        return Rules(
+            has_gradient=gradient_test(self.config),
+            dynamic_sampling=self.config.loss.dynamic_sampling,
+            max_staleness=staleness.max_staleness,
+            order=staleness.order,
+            max_lag=staleness.max_lag,
+        )
+
+    @cached_property
+    def consumer(self) -> Consumer:
+        return Consumer(
+            self.trainer_queue,
+            self.worker,
+            self.book,
+            self.issuer,
+            self.versions,
+            self.evaluation,
+            self.generation,
+            self.changed,
+            self.rules,
+            self.metrics.queue,
+        )
+
+    @cached_property
+    def continuity(self) -> Continuity:
+        seconds = self.config.staleness.heartbeat_seconds
+        return Continuity(self.trainer_queue, self.book, self.consumer, self.versions, seconds)
+
+    # What is durable.
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
+
+    @cached_property
+    def checkpoint_writer(self) -> CheckpointWriter:
+        return CheckpointWriter(self.trainer_queue, self.learner, self.checkpoints, self.step_files, self.metrics)
+
+    @cached_property
+    def run_record(self) -> RunRecord:
+        config, train = self.config, self.prompts.train
+        return RunRecord(digest(train), len(train), config.data.batch_size, config.actor.group_size, config.run.seed)
+
+    @cached_property
+    def history(self) -> History:
+        return History(
+            self.trainer_queue,
+            self.book,
+            self.step_files,
+            self.checkpoints,
+            self.checkpoint_writer,
+            self.run_record,
+            max_lag=self.config.staleness.max_lag,
+            checkpoint_every=self.config.checkpoint.every_steps,
+            final_folder=self.folder / "final",
+        )
+
+    # New weights on their way to the servers.
+
+    @cached_property
+    def client(self) -> RolloutClient:
+        return RolloutClient(self.config)
+
+    @cached_property
+    def transport(self) -> Transport:
+        return make_transport(self.config, self.learner, self.folder, self.client, self.service.url)
+
+    @cached_property
+    def canary(self) -> CanaryMaker:
+        return CanaryMaker(self.learner.sequence_logprobs, self.prompts.train[0].token_ids, self.config)
+
+    @cached_property
+    def releases(self) -> Releases:
+        seconds = self.config.weights.push_timeout_seconds
+        return Releases(
+            self.trainer_queue,
+            self.transport,
+            self.canary,
+            Publisher(self.queue, self.client, self.transport, seconds),
+            self.issuer,
+            self.versions,
+            self.history,
+            self.evaluation,
+            origin=Origin(self.learner.num_ranks, self.learner.device),
+            changed=self.changed,
+            computing=self.watchdog.computing,
+            metrics=self.metrics,
+            status=self.status,
+        )
+
+    # What is shown.
+
+    @cached_property
+    def metrics(self) -> TrainerMetrics:
+        metrics = TrainerMetrics()
+        metrics.watch_progress(lambda: self.watchdog.idle_seconds)
+        metrics.show_limits(self.config, self.status.total_steps)
+        return metrics
+
+    @cached_property
+    def status(self) -> Status:
+        config = self.config
+        return Status(
+            run=config.run.name,
+            max_staleness=config.staleness.max_staleness,
+            batch_size=config.data.batch_size,
+            num_prompts=len(self.prompts.train),
+            total_steps=self.prompts.num_steps(config),
+            progress=Progress(self.folder),
+        )
+
+    @cached_property
+    def watchdog(self) -> Watchdog:
+        return Watchdog(self.trainer_queue, self.book, self.status, self.config.run.stall_seconds)
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        return make_tracking(self.config, self.folder, self.status.progress, self.metrics.tracking_dropped)
+
+    @cached_property
+    def reports(self) -> Reports:
+        return Reports(
+            self.status.progress,
+            self.metrics,
+            self.status,
+            self.watchdog,
+            self.generation,
+            self.evaluation,
+            self.tracking,
+            max_lag=self.config.staleness.max_lag,
+        )
+
+    @cached_property
+    def targets(self) -> ScrapeTargets:
+        return ScrapeTargets(self.config.run)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        staleness = self.config.staleness
+        return Sampler(
+            self.queue,
+            self.book,
+            Stragglers(self.queue, self.book, straggler_seconds=staleness.straggler_seconds),
+            self.releases.fences,
+            self.targets,
+            self.metrics,
+            self.status,
+            self.name,
+            self.service.url,
+            staleness.heartbeat_seconds,
+        )
