@@ -15,9 +15,9 @@ from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.telemetry.metrics import TrainerMetrics
-from penstock_trainer.telemetry.progress import Progress, last_accuracy
+from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import StepLine
-from penstock_trainer.telemetry.status import RECENT_STEPS, Status
+from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.step_clock import Clock
 from penstock_trainer.telemetry.tracking import Tracking
 from penstock_trainer.watchdog import Watchdog
@@ -132,8 +132,8 @@ class Reports:
     def _show_run(self) -> None:
         self._metrics.show_run(
             num_steps=self._status.steps,
-            accuracy=last_accuracy(self._progress.evals),
-            gap_to_ideal=self._progress.gap_to_ideal(last=RECENT_STEPS),
+            accuracy=self._progress.last_accuracy,
+            gap_to_ideal=self._progress.gap_to_ideal,
         )
 
 

@@ -88,13 +88,14 @@ async def _train(life: Assembly) -> None:
         return
     servers = [each for each in await life.queue.services() if each.kind is ServiceKind.ROLLOUT]
     progress = life.status.progress
+    first = progress.first_started_at
     summary = make_summary(
         progress,
         await life.trainer_queue.counters(),
         engine=servers[0].engine if servers else "",
         model=life.config.actor.path,
         max_staleness=life.config.staleness.max_staleness,
-        training_started_at=progress.steps[0]["started_at"] if progress.steps else time.time(),
+        training_started_at=time.time() if first is None else first,
     )
     write_durably(life.folder / SUMMARY_FILE, summary_bytes(summary))
 

@@ -81,7 +81,7 @@ async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_c
         assert (await loop.read_ledger())[:4] == ["weights 0", "step 0", "weights 1", "step 1"]
         assert not same(loop.state(), before)
         await loop.announced(2)
-    lines = loop.status.progress.steps
+    lines = list(loop.status.progress.steps_after(-1))
     assert [(line["step"], line["version"]) for line in lines] == [(0, 1), (1, 2)]
     assert lines[1]["seconds"]["push_wait"] > 0
     assert lines[1]["seconds"]["stage"] > lines[1]["seconds"]["push_wait"]

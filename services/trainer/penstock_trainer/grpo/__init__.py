@@ -6,12 +6,12 @@ weights carry the aggregation, so that micro-batches of any partition, and ranks
 
 | Part | Module | Choices |
 | --- | --- | --- |
-| rewards | `shaping` | overlong penalty |
+| rewards | `advantages` | overlong penalty |
 | advantages | `advantages` | baseline and scale over the group, the batch, or none; leave-one-out; the mean |
 | surrogate | `surrogates` | PPO clip (asymmetric, dual), GSPO, CISPO, SAPO, DPPO-TV, DPPO-KL, VESPO, REINFORCE |
-| proximal | `proximal` | none, recomputed, approximated |
+| proximal | `objective` | none, recomputed, approximated |
 | correction | `corrections` | weights: TIS, masked, of tokens or sequences; gates: geometric, veto, M2PO, OPSM |
-| KL | `kl` | k1, k2, k3, importance-weighted or not, in the loss or in the reward |
+| KL | `objective` | k1, k2, k3, importance-weighted or not, in the loss or in the reward |
 | aggregation | `aggregation` | token-mean, seq-mean-token-sum, seq-mean-token-mean, token-sum-norm |
 | all of it | `objective` | the loss of a micro-batch and the addends of its statistics |
 
@@ -22,7 +22,7 @@ float32 and clamped to +-20, where their gradient is 0. sg is stop-gradient. Sha
 a micro-batch, B groups of G completions.
 """
 
-from penstock_trainer.grpo.advantages import Baseline, Scale, advantages
+from penstock_trainer.grpo.advantages import Baseline, Scale, advantages, overlong_penalty
 from penstock_trainer.grpo.aggregation import Aggregation, sequence_weight
 from penstock_trainer.grpo.corrections import (
     Correction,
@@ -38,10 +38,15 @@ from penstock_trainer.grpo.corrections import (
     truncated_weight,
     veto_gate,
 )
-from penstock_trainer.grpo.kl import Estimator, kl_estimate
-from penstock_trainer.grpo.objective import KlTerm, Objective, micro_batch_loss
-from penstock_trainer.grpo.proximal import Proximal, approximate_proximal
-from penstock_trainer.grpo.shaping import overlong_penalty
+from penstock_trainer.grpo.objective import (
+    Estimator,
+    KlTerm,
+    Objective,
+    Proximal,
+    approximate_proximal,
+    kl_estimate,
+    micro_batch_loss,
+)
 from penstock_trainer.grpo.statistics import Statistics, Sums, scaled_learning_rate
 from penstock_trainer.grpo.surrogates import (
     Surrogate,

@@ -1,4 +1,4 @@
-"""Advantages: rewards minus a baseline, over a scale.
+"""Advantages: rewards, as shaped, minus a baseline, over a scale.
 
 Invariants: a completion that is not valid (its reward failed) gets 0 and never enters a mean or a deviation; rewards
 that are all equal give exactly 0 wherever the baseline is their mean: never the noise of a rounded mean, never nan.
@@ -11,6 +11,18 @@ from torch import Tensor
 
 Baseline = Literal["group", "batch", "leave_one_out", "none"]
 Scale = Literal["group", "batch", "mean", "none"]
+
+
+def overlong_penalty(num_tokens: int, *, max_new_tokens: int, buffer_tokens: int, penalty: float) -> float:
+    """What to add to the reward of a completion of `num_tokens` tokens: 0 down to -penalty over the last tokens.
+
+    DAPO (arXiv 2503.14476), equation 13: 0 up to max_new_tokens - buffer, then linear, -penalty at max_new_tokens.
+    `buffer_tokens` 0 switches it off. Deviation: the paper's penalty is 1.
+    """
+    if not buffer_tokens:
+        return 0.0
+    excess = num_tokens - (max_new_tokens - buffer_tokens)
+    return -penalty * min(max(excess, 0) / buffer_tokens, 1.0)
 
 
 def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scale: Scale, eps: float) -> Tensor:

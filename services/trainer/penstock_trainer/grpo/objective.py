@@ -1,16 +1,22 @@
-"""The loss of a micro-batch, put together from an objective's parts."""
+"""The loss of a micro-batch, put together from an objective's parts.
+
+Owns how they are put together, and the two parts that are a choice within it: the proximal policy, which is the anchor
+that the surrogate's ratio is measured from, and the estimators of the KL divergence from the reference.
+"""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from penstock_trainer.grpo.corrections import Correction
-from penstock_trainer.grpo.kl import Estimator, kl_estimate
-from penstock_trainer.grpo.proximal import Proximal, approximate_proximal
 from penstock_trainer.grpo.statistics import Sums, token_sums
 from penstock_trainer.grpo.surrogates import Surrogate
 from penstock_trainer.grpo.tokens import Tokens, log_ratio, usable
+
+Estimator = Literal["k1", "k2", "k3"]
+Proximal = Literal["none", "recomputed", "approximated"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,33 @@ class Objective:
     correction: Correction = field(default_factory=Correction)
     kl: KlTerm | None = None
     entropy_bonus: float = 0.0
+
+
+def kl_estimate(log_ratio_N: Tensor, estimator: Estimator) -> Tensor:
+    """Per-token estimate of KL(pi || reference), from log_ratio = l - l_r; x = l_r - l = -log_ratio.
+
+    k1 = -x, k2 = x^2 / 2, k3 = exp(x) - 1 - x (Schulman, joschu.net/blog/kl-approx.html; k3 as in DeepSeekMath,
+    equation 4). For samples of pi k1 and k3 are unbiased; k2 is biased, but has the gradient of the divergence. In the
+    loss the gradient of k1 alone is that of l, whose mean is 0. Deviation: tokens come from the behaviour policy;
+    multiply by w = exp(l - l_b), with its gradient, for an unbiased estimate (DeepSeek-V3.2, arXiv 2512.02556).
+    """
+    if estimator == "k1":
+        return log_ratio_N
+    if estimator == "k2":
+        return log_ratio_N.square() / 2
+    return torch.expm1(-log_ratio_N) + log_ratio_N
+
+
+def approximate_proximal(logprobs_N: Tensor, behaviour_N: Tensor, lag_N: Tensor) -> Tensor:
+    """l_b + a (sg l - l_b), a = clamp((v - 1 - v_b) / (v - v_b), 0, 1), and 0 where v_b >= v.
+
+    A-3PO's interpolation: with lag v - v_b the policy one version ago lies (lag - 1) / lag of the way from the sampler
+    to the present policy. lag 1: the behaviour policy itself; large lags: the present policy. It saves the forward pass
+    that recomputes l_p.
+    """
+    lag_N = lag_N.to(logprobs_N.dtype)
+    share_N = ((lag_N - 1) / lag_N.clamp(min=1)).clamp(0, 1)
+    return behaviour_N + share_N * (logprobs_N.detach() - behaviour_N)
 
 
 def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums]:

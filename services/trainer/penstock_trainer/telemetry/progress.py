@@ -1,104 +1,192 @@
 """What happened so far, one JSON line per step and per evaluation, and the figures made of it.
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
-one is written once.
+one is written once. Memory holds the last lines and what every report asks for, however long the run is; the rest is
+read from the files.
 """
 
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
+RECENT_STEPS = 10
+WARM_UP_STEPS = 2  # are left out of figures of time, if there are others
+
+
+class _StepBrief(msgspec.Struct, frozen=True):
+    step: int
+    started_at: float
+    staleness_max: int
+
+
+class _EvalBrief(msgspec.Struct, frozen=True):
+    accuracy: float
+
+
+class Timing:
+    """Where the time of some steps went."""
+
+    def __init__(self, lines: Iterable[StepLine]) -> None:
+        self.num_steps = 0
+        self._seconds: dict[str, float] = {}
+        self._generation = self._training = 0.0
+        for line in lines:
+            self.num_steps += 1
+            for phase, seconds in line.seconds.items():
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+            self._generation += line.generation_seconds
+            self._training += line.seconds.get("forward_backward", 0.0) + line.seconds.get("optimizer", 0.0)
+
+    @property
+    def mean_seconds(self) -> dict[str, float]:
+        """Per step, by phase."""
+        return {phase: self._seconds[phase] / self.num_steps for phase in sorted(self._seconds)}
+
+    @property
+    def gap_to_ideal(self) -> float | None:
+        """Step time over the longer of generation and training time, minus 1."""
+        ideal = max(self._generation, self._training)
+        return self._seconds.get("step", 0.0) / ideal - 1 if ideal > 0 else None
+
+
+def without_warm_up(lines: Iterable[StepLine]) -> Iterator[StepLine]:
+    """The lines after the first steps; all if there are no more."""
+    rest = iter(lines)
+    first = list(islice(rest, WARM_UP_STEPS))
+    after = list(islice(rest, 1))
+    return chain(after, rest) if after else iter(first)
 
 
 class Progress:
-    """The step and evaluation lines of a run, earlier lives of its trainer included."""
+    """The step and evaluation lines of a run, earlier lives of its trainer included.
+
+    recent: the last lines. staleness_max, first_started_at: of all lines. last_accuracy: of the newest evaluation.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._steps_path = folder / "steps.jsonl"
         self._evals_path = folder / "evals.jsonl"
-        self.steps: list[dict[str, Any]] = _read(self._steps_path)
-        self.evals: list[dict[str, Any]] = _read(self._evals_path)
+        self._load_steps()
+        self.last_accuracy: float | None = None
+        for line in _whole_lines(self._evals_path):
+            self.last_accuracy = _decoded(line, _EvalBrief).accuracy
+
+    def _load_steps(self) -> None:
+        self.num_steps = 0
+        self.staleness_max = 0
+        self.first_started_at: float | None = None
+        self._known: list[range] = []  # steps that have a line: nearly always one range
+        last: deque[bytes] = deque(maxlen=RECENT_STEPS)
+        for line in _whole_lines(self._steps_path):
+            brief = _decoded(line, _StepBrief)
+            self._note(brief.step, brief.started_at, brief.staleness_max)
+            last.append(line)
+        self.recent = deque((_decoded(line, StepLine) for line in last), maxlen=RECENT_STEPS)
+
+    def _note(self, step: int, started_at: float, staleness_max: int) -> None:
+        if self._known and step == self._known[-1].stop:
+            self._known[-1] = range(self._known[-1].start, step + 1)
+        else:
+            self._known.append(range(step, step + 1))
+        self.num_steps += 1
+        self.staleness_max = max(self.staleness_max, staleness_max)
+        if self.first_started_at is None:
+            self.first_started_at = started_at
 
     def add_step(self, line: StepLine) -> None:
-        if any(known["step"] == line.step for known in self.steps[-1000:]):
+        if self.knows(line.step):
             return
-        self.steps.append(_append(self._steps_path, asdict(line)))
+        _append(self._steps_path, asdict(line))
+        self._note(line.step, line.started_at, line.staleness_max)
+        self.recent.append(line)
 
     def knows(self, step: int) -> bool:
         """Whether a line of this step is written."""
-        return any(known["step"] == step for known in reversed(self.steps))
+        return any(step in steps for steps in self._known)
+
+    @property
+    def highest_step(self) -> int:
+        """Of those that have a line; -1 without any."""
+        return max((steps.stop for steps in self._known), default=0) - 1
 
     def forget_from(self, num_steps: int) -> None:
         """Remove the lines of steps that the ledger does not have: the queue lost them, they are trained anew."""
-        kept = [line for line in self.steps if line["step"] < num_steps]
-        if len(kept) == len(self.steps):
+        if self.highest_step < num_steps:
             return
         temporary = self._steps_path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with temporary.open("wb") as file:
+            for line in _whole_lines(self._steps_path):
+                if _decoded(line, _StepBrief).step < num_steps:
+                    file.write(line)
         temporary.replace(self._steps_path)
-        self.steps[:] = kept
+        self._load_steps()
 
     def add_eval(self, result: EvalResult) -> None:
-        self.evals.append(_append(self._evals_path, asdict(result)))
+        _append(self._evals_path, asdict(result))
+        self.last_accuracy = result.accuracy
+
+    def step_lines(self) -> Iterator[StepLine]:
+        """All of them, from the file."""
+        return (_decoded(line, StepLine) for line in _whole_lines(self._steps_path))
+
+    def steps_after(self, step: int) -> Iterator[dict[str, Any]]:
+        """The lines of later steps as they are written, from the file."""
+        lines = (line for line in _whole_lines(self._steps_path) if _decoded(line, _StepBrief).step > step)
+        return map(json.loads, lines)
+
+    def evals(self) -> Iterator[dict[str, Any]]:
+        """All of them as they are written, from the file."""
+        return map(json.loads, _whole_lines(self._evals_path))
 
     @property
     def reward_average(self) -> float | None:
         """Moving average of the training reward."""
-        recent = [line["reward_mean"] for line in self.steps[-REWARD_WINDOW_STEPS:]]
-        return sum(recent) / len(recent) if recent else None
+        rewards = [line.reward_mean for line in self.recent][-REWARD_WINDOW_STEPS:]
+        return sum(rewards) / len(rewards) if rewards else None
 
-    def seconds_to_reward(self, target: float, started_at: float) -> float | None:
-        """Seconds from `started_at` until the moving average reached `target`; None if it has not."""
-        for end in range(REWARD_WINDOW_STEPS, len(self.steps) + 1):
-            window = [line["reward_mean"] for line in self.steps[end - REWARD_WINDOW_STEPS : end]]
-            if sum(window) / len(window) >= target:
-                return float(self.steps[end - 1]["ended_at"]) - started_at
-        return None
-
-    def mean_seconds(self, skip: int = 2) -> dict[str, float]:
-        """Mean seconds per phase over the steps after the first `skip`, which warm up."""
-        lines = self.steps[skip:] or self.steps
-        phases = {phase for line in lines for phase in line["seconds"]}
-        return {phase: sum(line["seconds"].get(phase, 0.0) for line in lines) / len(lines) for phase in sorted(phases)}
-
-    def gap_to_ideal(self, last: int | None = None, skip: int = 2) -> float | None:
-        """Step time over the longer of generation and training time, minus 1, over the last steps."""
-        lines = (self.steps[skip:] or self.steps)[-(last or len(self.steps)) :]
-        if not lines:
-            return None
-        total = sum(line["seconds"].get("step", 0.0) for line in lines)
-        generation = sum(line["generation_seconds"] for line in lines)
-        training = sum(
-            line["seconds"].get("forward_backward", 0.0) + line["seconds"].get("optimizer", 0.0) for line in lines
-        )
-        ideal = max(generation, training)
-        return total / ideal - 1 if ideal > 0 else None
+    @property
+    def gap_to_ideal(self) -> float | None:
+        """That of the recent steps."""
+        num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(self.recent)))
+        lines = list(self.recent)
+        return Timing(lines[num_warm_up:] or lines).gap_to_ideal
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last one that a crash cut off is left out and cut from the file."""
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """One after the other; a last one that a crash cut off is left out and cut from the file."""
     if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        path.write_bytes(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+        return
+    end = 0
+    with path.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(end)
+                return
+            end += len(line)
+            yield line
 
 
-def _append(path: Path, line: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(line)
+B = TypeVar("B", _StepBrief, _EvalBrief, StepLine)
+
+
+def _decoded(line: bytes, expected: type[B]) -> B:
+    """What is expected of a line. A figure may be NaN, which is no JSON, and which only Python's parser reads."""
+    try:
+        return msgspec.json.decode(line, type=expected)
+    except msgspec.DecodeError:
+        return msgspec.convert(json.loads(line), expected)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(text + "\n")
-    return dict(json.loads(text))
-
-
-def last_accuracy(evals: Sequence[dict[str, Any]]) -> float | None:
-    """Held-out accuracy of the newest evaluation."""
-    return float(evals[-1]["accuracy"]) if evals else None
+        file.write(json.dumps(line) + "\n")

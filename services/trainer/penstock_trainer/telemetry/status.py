@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.contracts import PolicyIdentity
-from penstock_trainer.telemetry.progress import Progress, last_accuracy
+from penstock_trainer.telemetry.progress import Progress
 
-RECENT_STEPS = 10
 NOTHING_STAGED = PolicyIdentity(0, "")
 
 
@@ -39,11 +38,10 @@ class Status:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; `None` where nothing is known yet."""
-        lines = self.progress.steps
-        recent = lines[-RECENT_STEPS:]
-        seconds = [line["seconds"]["step"] for line in recent]
+        recent = self.progress.recent
+        seconds = [line.seconds["step"] for line in recent]
         step_seconds = sum(seconds) / len(seconds) if seconds else None
-        tokens = sum(line["generated_tokens"] for line in recent)
+        tokens = sum(line.generated_tokens for line in recent)
         return {
             "run": self.run,
             "phase": self.phase,
@@ -53,15 +51,15 @@ class Status:
             "policy_version": self.policy.number,
             "outstanding": self.outstanding,
             "oldest_waiting_seconds": self.oldest_waiting_seconds,
-            "reward_mean": lines[-1]["reward_mean"] if lines else None,
+            "reward_mean": recent[-1].reward_mean if recent else None,
             "reward_average": self.progress.reward_average,
-            "heldout_accuracy": last_accuracy(self.progress.evals),
-            "staleness_max": max((line["staleness_max"] for line in lines), default=0),
-            "staleness_mean": lines[-1]["staleness_mean"] if lines else None,
+            "heldout_accuracy": self.progress.last_accuracy,
+            "staleness_max": self.progress.staleness_max,
+            "staleness_mean": recent[-1].staleness_mean if recent else None,
             "max_staleness": self.max_staleness,
             "queue": self.queue,
             "tokens_per_second": tokens / sum(seconds) if seconds else None,
-            "gap_to_ideal": self.progress.gap_to_ideal(last=RECENT_STEPS),
+            "gap_to_ideal": self.progress.gap_to_ideal,
             "step_seconds": step_seconds,
             "eta_seconds": step_seconds * max(0, self.total_steps - self.steps) if step_seconds else None,
             "waiting_for": self.waiting_for,

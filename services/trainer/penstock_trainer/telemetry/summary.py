@@ -4,36 +4,66 @@ Owns the names of the fields. The launcher adds what only it knows: set-up time,
 """
 
 import json
+from collections import deque
+from collections.abc import Container, Iterable
 from typing import Any
 
 from penstock.broker.trainer import Counters
-from penstock_trainer.telemetry.progress import REWARD_WINDOW_STEPS, Progress
+from penstock_trainer.telemetry.progress import REWARD_WINDOW_STEPS, Progress, Timing, without_warm_up
+from penstock_trainer.telemetry.records import StepLine
 
 TARGET_REWARD = 0.9
+
+
+class _Whole:
+    """Figures of all steps, from one pass over their lines; `heldout`: steps whose end is wanted."""
+
+    def __init__(self, lines: Iterable[StepLine], heldout: Container[int]) -> None:
+        self.num_steps = self.tokens = self.staleness_max = 0
+        self.generation_seconds = 0.0
+        self.ended_at: float | None = None
+        self.reward_reached_at: float | None = None
+        self.end_of: dict[int, float] = {}
+        rewards: deque[float] = deque(maxlen=REWARD_WINDOW_STEPS)
+        for line in lines:
+            self.num_steps += 1
+            self.tokens += line.generated_tokens
+            self.generation_seconds += line.generation_seconds
+            self.staleness_max = max(self.staleness_max, line.staleness_max)
+            self.ended_at = line.ended_at
+            if line.step + 1 in heldout:
+                self.end_of[line.step + 1] = line.ended_at
+            rewards.append(line.reward_mean)
+            if self.reward_reached_at is None and len(rewards) == REWARD_WINDOW_STEPS:
+                self.reward_reached_at = line.ended_at if sum(rewards) / len(rewards) >= TARGET_REWARD else None
 
 
 def make_summary(
     progress: Progress, counters: Counters, *, engine: str, model: str, max_staleness: int, training_started_at: float
 ) -> dict[str, Any]:
     """JSON-ready figures of the whole run, earlier lives of the trainer included."""
-    steps, evals = progress.steps, progress.evals
-    ended_at = steps[-1]["ended_at"] if steps else training_started_at
-    seconds_training = ended_at - training_started_at
-    tokens = sum(line["generated_tokens"] for line in steps)
-    generating = sum(line["generation_seconds"] for line in steps)
+
+    def since_start(at: float | None) -> float | None:
+        return None if at is None else at - training_started_at
+
+    evals = list(progress.evals())
+    successes = [result["steps"] for result in evals if result["accuracy"] >= TARGET_REWARD]
+    whole = _Whole(progress.step_lines(), frozenset(successes))
+    timing = Timing(without_warm_up(progress.step_lines()))
     return {
         "engine": engine,
         "model": model,
-        "steps": len(steps),
+        "steps": whole.num_steps,
         "training_started_at": training_started_at,
-        "seconds_training": seconds_training,
-        "seconds_to_reward_0_9": progress.seconds_to_reward(TARGET_REWARD, training_started_at),
+        "seconds_training": since_start(whole.ended_at) or 0.0,
+        "seconds_to_reward_0_9": since_start(whole.reward_reached_at),
         "reward_window_steps": REWARD_WINDOW_STEPS,
-        "seconds_to_heldout_0_9": _seconds_to_heldout(progress, training_started_at),
+        # The end of the step after which held-out accuracy was first found to be 0.9.
+        "seconds_to_heldout_0_9": since_start(next((whole.end_of[n] for n in successes if n in whole.end_of), None)),
         "reward_mean_last": progress.reward_average,
         "heldout_accuracy_start": evals[0]["accuracy"] if evals else None,
         "heldout_accuracy_end": evals[-1]["accuracy"] if evals else None,
-        "staleness_max": max((line["staleness_max"] for line in steps), default=0),
+        "staleness_max": whole.staleness_max,
         "max_staleness": max_staleness,
         "tickets": {
             "issued": counters.issued,
@@ -41,22 +71,13 @@ def make_summary(
             "dropped": dict(counters.dropped),
             "outstanding": counters.outstanding,
         },
-        "seconds_per_step": progress.mean_seconds(),
-        "generation_seconds_per_step": generating / len(steps) if steps else None,
-        "generation_tokens_per_second": tokens / generating if generating else None,
-        "gap_to_ideal": progress.gap_to_ideal(),
+        "seconds_per_step": timing.mean_seconds,
+        "generation_seconds_per_step": whole.generation_seconds / whole.num_steps if whole.num_steps else None,
+        "generation_tokens_per_second": whole.tokens / whole.generation_seconds if whole.generation_seconds else None,
+        "gap_to_ideal": timing.gap_to_ideal,
         "samples_before": evals[0]["samples"] if evals else [],
         "samples_after": evals[-1]["samples"] if evals else [],
     }
-
-
-def _seconds_to_heldout(progress: Progress, training_started_at: float) -> float | None:
-    """Until the end of the step after which held-out accuracy was first found to be 0.9."""
-    ended_at = {line["step"] + 1: line["ended_at"] for line in progress.steps}
-    for result in progress.evals:
-        if result["accuracy"] >= TARGET_REWARD and result["steps"] in ended_at:
-            return float(ended_at[result["steps"]]) - training_started_at
-    return None
 
 
 def summary_bytes(summary: dict[str, Any]) -> bytes:

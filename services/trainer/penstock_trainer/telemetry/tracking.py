@@ -36,8 +36,8 @@ class Tracking:
     def __init__(self, feeds: Sequence[Feed], progress: Progress, close_seconds: float) -> None:
         self._feeds = feeds
         self._close_seconds = close_seconds
-        self._last_step = max((line["step"] for line in progress.steps), default=-1)
-        self._evaluated = set(unique_evals(progress))
+        self._last_step = progress.highest_step
+        self._evaluated = {line["steps"] for line in progress.evals()} if feeds else set()
 
     def start(self) -> None:
         for feed in self._feeds:
@@ -99,7 +99,7 @@ def kept_id(path: Path, run_name: str) -> str:
 def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
     """The first evaluation after each number of steps, in the order in which they were reported."""
     found: dict[int, dict[str, Any]] = {}
-    for line in progress.evals:
+    for line in progress.evals():
         found.setdefault(line["steps"], line)
     return found
 
@@ -110,9 +110,8 @@ def backlog(progress: Progress, position: Position, *, rewinds: bool) -> Iterato
     One that `rewinds` has lost the evaluations from the step after its last one on.
     """
     lacking: list[tuple[int, bool, Mapping[str, float], int]] = []
-    for line in progress.steps:
-        if line["step"] > position.step:
-            lacking.append((line["step"], True, step_values(line), position.num_evals))
+    for line in progress.steps_after(position.step):
+        lacking.append((line["step"], True, step_values(line), position.num_evals))
     for number, line in enumerate(unique_evals(progress).values()):
         if number >= position.num_evals or (rewinds and line["steps"] > position.step):
             lacking.append((line["steps"], False, eval_values(line), number + 1))

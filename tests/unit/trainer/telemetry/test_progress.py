@@ -1,16 +1,22 @@
 """The figures of a run: steps and evaluations on disk, generation time, gap to ideal, status and summary."""
 
 import json
-from dataclasses import replace
+import math
+import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
-from penstock.contracts import DropReason, RolloutGroup
+from penstock.contracts import RolloutGroup
 from penstock_trainer.rollouts.generation_time import Generation
-from penstock_trainer.telemetry.progress import Progress, last_accuracy
+from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
@@ -45,13 +51,13 @@ def test_lines_survive_a_restart_and_a_step_is_written_once(tmp_path: Path) -> N
     add_steps(first, [0.0, 0.5])
     first.add_eval(EVAL)
     second = Progress(tmp_path / "run")
-    assert second.steps == first.steps
-    assert second.evals == first.evals
+    assert second.recent == first.recent
+    assert list(second.evals()) == json.loads(json.dumps([asdict(EVAL)]))
     second.add_step(replace(LINE, step=1, reward_mean=9.0))
-    assert [line["reward_mean"] for line in second.steps] == [0.0, 0.5]
+    assert [line.reward_mean for line in second.step_lines()] == [0.0, 0.5]
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 2
-    assert last_accuracy(second.evals) == 0.25
-    assert last_accuracy([]) is None
+    assert (first.last_accuracy, second.last_accuracy) == (0.25, 0.25)
+    assert Progress(tmp_path / "other").last_accuracy is None
 
 
 def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
@@ -60,7 +66,7 @@ def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
     progress.forget_from(1)
     assert [progress.knows(step) for step in range(3)] == [True, False, False]
     progress.add_step(replace(LINE, step=1, reward_mean=9.0))
-    assert [line["reward_mean"] for line in Progress(tmp_path / "run").steps] == [0.0, 9.0]
+    assert [line.reward_mean for line in Progress(tmp_path / "run").recent] == [0.0, 9.0]
 
 
 def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
@@ -69,30 +75,78 @@ def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
     with (tmp_path / "steps.jsonl").open("a") as file:
         file.write('{"step": 1, "rew')
     again = Progress(tmp_path)
-    assert [line["step"] for line in again.steps] == [0]
+    assert [line.step for line in again.recent] == [0]
     again.add_step(replace(LINE, step=1))
     assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [0, 1]
+
+
+def test_what_is_not_a_number_is_read_again(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    progress.add_step(replace(LINE, statistics={"loss": math.nan, "grad_norm": math.inf}))
+    [line] = Progress(tmp_path).recent
+    assert math.isnan(line.statistics["loss"])
+    assert line.statistics["grad_norm"] == math.inf
+
+
+@given(st.lists(st.integers(0, 12), max_size=30), st.integers(0, 13))
+def test_which_steps_are_known(steps: list[int], num_steps: int) -> None:
+    """In any order: a replay may tell of an earlier step late."""
+    with TemporaryDirectory() as folder:
+        progress = Progress(Path(folder))
+        for step in steps:
+            progress.add_step(replace(LINE, step=step, staleness_max=step))
+        expect(progress, set(steps))
+        expect(Progress(Path(folder)), set(steps))
+        progress.forget_from(num_steps)
+        expect(progress, {step for step in steps if step < num_steps})
+
+
+def expect(progress: Progress, steps: set[int]) -> None:
+    assert {step for step in range(14) if progress.knows(step)} == steps
+    assert (progress.num_steps, progress.highest_step) == (len(steps), max(steps, default=-1))
+    assert progress.staleness_max == max(steps, default=0)
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    line = json.dumps(asdict(LINE))
+    held = []
+    for number in (1_000, 20_000):
+        steps = (line.replace('"step": 0', f'"step": {step}', 1) for step in range(number))
+        (tmp_path / "steps.jsonl").write_text("".join(f"{each}\n" for each in steps))
+        tracemalloc.start()
+        progress = Progress(tmp_path)
+        status = Status("r", 1, 2, 10, 20, progress)
+        assert status.as_dict()["staleness_max"] == 1
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert progress.knows(number - 1)
+        assert not progress.knows(number)
+        assert [each.step for each in progress.recent] == list(range(number - RECENT_STEPS, number))
+    assert held[1] < held[0] + 10_000
 
 
 def test_the_moving_average_decides_when_a_reward_is_reached(tmp_path: Path) -> None:
     progress = Progress(tmp_path)
     assert progress.reward_average is None
-    assert progress.gap_to_ideal() is None
     add_steps(progress, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     assert progress.reward_average == 1.0
-    assert progress.seconds_to_reward(0.8, 100.0) == 10.0  # the first window of five steps
-    assert progress.seconds_to_reward(1.0, 100.0) == 14.0
-    assert progress.seconds_to_reward(1.1, 100.0) is None
+    assert summary_of(progress)["seconds_to_reward_0_9"] == 14.0  # earlier windows of five steps are at 0.8
+    progress.forget_from(6)
+    assert summary_of(progress)["seconds_to_reward_0_9"] is None
 
 
 def test_the_gap_is_step_time_over_the_longer_of_generation_and_training(tmp_path: Path) -> None:
     progress = Progress(tmp_path)
-    add_steps(progress, [0.0] * 4)
-    assert progress.gap_to_ideal() == pytest.approx(2.0 / 1.6 - 1)
-    for step in range(4, 6):
+    assert progress.gap_to_ideal is None
+    progress.add_step(replace(LINE, seconds={"step": 9.0}))
+    assert progress.gap_to_ideal == pytest.approx(9.0 / 1.6 - 1)  # there are no others
+    for step in range(1, 4):
+        progress.add_step(replace(LINE, step=step))
+    assert progress.gap_to_ideal == pytest.approx(2.0 / 1.6 - 1)
+    for step in range(4, 4 + RECENT_STEPS):
         progress.add_step(replace(LINE, step=step, generation_seconds=0.5))
-    assert progress.gap_to_ideal(last=2) == pytest.approx(2.0 / 1.25 - 1)
-    assert progress.mean_seconds()["step"] == 2.0
+    assert progress.gap_to_ideal == pytest.approx(2.0 / 1.25 - 1)
+    assert Timing(progress.recent).mean_seconds["step"] == 2.0
 
 
 def request(started_at: float, ended_at: float, num_tokens: int = 2) -> RolloutGroup:
@@ -137,6 +191,11 @@ def test_status_of_a_run(tmp_path: Path) -> None:
     assert (found["tokens_per_second"], found["step_seconds"], found["eta_seconds"]) == (16.0, 2.0, 36.0)
 
 
+def summary_of(progress: Progress) -> dict[str, Any]:
+    counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
+    return make_summary(progress, counters, engine="sglang 0.5", model="m", max_staleness=1, training_started_at=100.0)
+
+
 @pytest.mark.parametrize(
     ("num_draws", "batch_size", "max_steps", "steps"), [(80, 8, 0, 10), (81, 8, 0, 11), (80, 8, 4, 4), (8, 8, 4, 1)]
 )
@@ -149,10 +208,7 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     add_steps(progress, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     progress.add_eval(EVAL)
     progress.add_eval(replace(EVAL, steps=3, accuracy=0.95))
-    counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
-    summary = make_summary(
-        progress, counters, engine="sglang 0.5", model="m", max_staleness=1, training_started_at=100.0
-    )
+    summary = summary_of(progress)
     assert json.loads(summary_bytes(summary)) == json.loads(json.dumps(summary))
     assert summary["tickets"] == {"issued": 14, "trained": 12, "dropped": {"poison": 1}, "outstanding": 1}
     assert (summary["steps"], summary["seconds_training"]) == (6, 12.0)
