@@ -1,11 +1,12 @@
 """docs/rewards.md: its example runs, and it names everything that there is."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
 from penstock.config import RewardSection
-from penstock_reward.functions.registry import builtins
+from penstock_reward.functions.registry import builtins, load
 from penstock_reward.processes.messages import Call, FailureKind
 from penstock_reward.processes.pool import open_pool
 from penstock_reward.scoring.combine import combine
@@ -31,3 +32,13 @@ async def test_the_example_gives_what_the_page_says(tmp_path: Path) -> None:
 def test_every_builtin_and_every_kind_of_failure_is_named() -> None:
     for name in (*builtins(), *get_args(FailureKind)):
         assert f"`{name}`" in TEXT
+
+
+def test_the_table_of_examples_is_what_the_code_does() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| `(.*?)` \| ([01]) \| .* \|$", TEXT, re.MULTILINE)
+    assert min(Counter(name for name, *_ in rows).values()) >= 3
+    assert {name for name, *_ in rows} == {"exact_match", "numeric", "gsm8k", "math"}
+    for name, completion, answer, value in rows:
+        text = completion.replace("\\n", "\n")
+        got = load(name)(prompt="", completion=text, answer=answer, metadata={})
+        assert got == int(value), (name, completion, answer)

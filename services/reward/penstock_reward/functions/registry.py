@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from penstock.errors import RewardError
-from penstock_reward.functions.libraries import make_math, make_reasoning_gym
+from penstock_reward.functions.mathematics import make_math
+from penstock_reward.functions.reasoning_tasks import make_reasoning_gym
 from penstock_reward.functions.text import exact_match, format_regex, gsm8k, numeric
 
 RewardFunction = Callable[..., Any]

@@ -1,8 +1,7 @@
 """The built-in rewards that need nothing but the text.
 
-Owns their rules; docs/rewards.md states them for users. Invariant: a reward function raises only where the row is at
-fault (no usable answer, no pattern), never because of what the model wrote. Called through `registry` in the worker
-processes. Those that need a library are in `libraries`.
+Owns their rules; docs/rewards.md states them for users. Invariant: a reward function raises only if the row is at
+fault (no usable answer, no pattern), never because of what the model wrote.
 
 Every reward function, built in or the user's own, has this signature, sync or async; it is called with keywords:
 
@@ -13,9 +12,16 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from penstock_reward.functions.numerals import equal, find_numbers, last_number, whole_number_text
+from penstock_reward.functions.answers import given_answer, spoken, tagged
+from penstock_reward.functions.numerals import equal, last_number, leading_number, sole_number, whole_number_text
 
 GSM8K_MARK = "####"
+_MARKED_LINE = re.compile(r"(?<!#)####(?!#)[ \t]*(?P<line>[^\n]*)")
+_LEAD = re.compile(
+    r"(?:\*\*|__|`|\\\(|\\\[|\$\$|\\boxed\s*\{|(?:the\s+)?(?:final\s+)?(?:answer|result)(?:\s+is|\s*=)?|[:=]|[ \t])*",
+    re.IGNORECASE,
+)
+_LIST_ITEM = re.compile(r"\s*(?:[.):]\s+\S|\)|:)")  # behind a number: "1. Add", "1) Add", "1: Add" are headings
 
 
 def exact_match(prompt: str, completion: str, answer: str, metadata: dict[str, Any]) -> float:
@@ -24,22 +30,40 @@ def exact_match(prompt: str, completion: str, answer: str, metadata: dict[str, A
 
 
 def numeric(prompt: str, completion: str, answer: str, metadata: dict[str, Any]) -> float:
-    """1 if the last number in the completion equals the answer (metadata `tolerance`: largest absolute difference)."""
-    expected = whole_number_text(answer)
-    found = last_number(completion)
+    """1 if the number in the completion's box, else its last number, equals the answer (metadata `tolerance`)."""
+    expected = whole_number_text(given_answer(answer).text)
+    found = given_number(completion)
     return float(found is not None and equal(found, expected, _tolerance(metadata)))
 
 
+def given_number(completion: str) -> Decimal | None:
+    """The number that a completion gives as its answer: all of its last box, or its last number."""
+    given = given_answer(completion)
+    return sole_number(given.text) if given.boxed else last_number(given.text)
+
+
 def gsm8k(prompt: str, completion: str, answer: str, metadata: dict[str, Any]) -> float:
-    """1 if the number after the completion's first `####` (without one: its last number) is that of the answer."""
-    expected = whole_number_text(answer.rpartition(GSM8K_MARK)[2])
-    _, mark, rest = completion.partition(GSM8K_MARK)
-    if mark:
-        numbers = find_numbers(rest.split("\n", 1)[0])
-        found = numbers[0] if numbers else None
-    else:
-        found = last_number(completion)
+    """1 if the number after the completion's first `####` (without one: as for numeric) is that of the answer."""
+    expected = whole_number_text(given_answer(answer.rpartition(GSM8K_MARK)[2]).text)
+    found = _marked_number(completion)
     return float(found is not None and equal(found, expected))
+
+
+def _marked_number(completion: str) -> Decimal | None:
+    """The number behind the first mark that has one; a mark with words or a list's number behind it is a heading."""
+    text = tagged(spoken(completion))
+    for match in _MARKED_LINE.finditer(text):
+        line = match["line"]
+        if not line and match.end() == len(text):
+            return None  # cut off before the answer
+        lead = _LEAD.match(line)
+        marked = leading_number(line[lead.end() if lead else 0 :])
+        if marked is None or _LIST_ITEM.match(marked[1]):
+            continue
+        if "=" in marked[1]:
+            return last_number(marked[1].rpartition("=")[2])
+        return marked[0]
+    return given_number(completion)
 
 
 def format_regex(prompt: str, completion: str, answer: str, metadata: dict[str, Any]) -> float:

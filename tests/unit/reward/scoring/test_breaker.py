@@ -23,7 +23,6 @@ from tests.patience import ANSWER_SECONDS
 from tests.unit.reward.scoring.test_scoring import OK, FakeConsumer, FakeRunner, group
 
 DOWN = Outcome(None, 0.1, "transient", "ConnectionError: refused\nby peer")
-HUNG = Outcome(None, 10.0, "timeout", "killed after 10 s")
 WRONG = Outcome(None, 0.1, "exception", "TypeError: no")
 COOLDOWN_SECONDS = 0.01
 ANSWERED = AnsweredCall("p", "c", "a", {}, 0.1)
@@ -300,70 +299,6 @@ async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back
         queue.stop.set()
     assert sorted(queue.given_back) == sorted(map(str, range(queue.most_held)))
     assert len(queue.waiting) == 10 - queue.most_held
-
-
-class Poisoned(Server):
-    """A server that hangs on completions that begin with "bad", and on all while it is down."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rule = self.hang
-        self.is_down = False
-
-    def hang(self, call: Call, attempt: int) -> Outcome:
-        return HUNG if self.is_down or self.completions[-1][1].startswith("bad") else OK
-
-
-MINE = {"functions": {"mine:f": 1.0}, "breaker_failures": 3, "max_attempts": 3}
-BAD = ("bad a", "bad b", "bad c", "bad d")
-
-
-@pytest.mark.parametrize("place", [0, 1, 4])
-async def test_one_prompt_on_which_the_function_hangs_opens_nothing(place: int) -> None:
-    """At the first place nothing was answered yet; at the last no other group is left to probe."""
-    setup = ServerScoring(server := Poisoned(), **MINE)
-    groups = [group(number, BAD if number == place else ("7", "8")) for number in range(5)]
-    queue = Queue(*groups)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
-        await until(lambda: len(queue.handed_over) == 5)
-        queue.stop.set()
-    scores = [[score.value for score in queue.handed_over[str(number)].scores] for number in range(5)]
-    assert scores == [[None] * 4 if number == place else [1.0, 1.0] for number in range(5)]
-    assert setup.open("mine:f") == 0
-    assert sum(text.startswith("bad") for _, text in server.completions) == 4 * 3, "its own attempts, and no more"
-
-
-async def test_when_everything_hangs_the_breaker_opens_and_parks_the_poisonous_prompt_too() -> None:
-    setup = ServerScoring(server := Poisoned(), **MINE)
-    await setup.scoring.score("p", ["7"], "7", "", {})
-    server.is_down = True
-    queue = Queue(group(0, BAD), group(1, ("7", "8")), group(2))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
-        await until(lambda: len(server.rounds) > 20)
-        assert setup.open("mine:f") == 1
-        assert not queue.handed_over
-        server.is_down = False
-        await until(lambda: len(queue.handed_over) == 3)
-        queue.stop.set()
-    scores = [[score.value for score in queue.handed_over[str(number)].scores] for number in range(3)]
-    assert scores == [[None] * 4, [1.0, 1.0], [1.0, 1.0]]
-
-
-async def test_the_poisonous_prompt_alone_does_not_keep_a_breaker_open() -> None:
-    """The outage is over, and no other group waits: the call that was answered before closes the breaker."""
-    setup = ServerScoring(server := Poisoned(), **MINE)
-    await setup.scoring.score("p", ["7"], "7", "", {})
-    server.is_down = True
-    queue = Queue(group(0, BAD))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
-        await until(lambda: setup.open("mine:f") == 1)
-        server.is_down = False
-        await until(lambda: queue.handed_over)
-        queue.stop.set()
-    assert setup.open("mine:f") == 0
 
 
 async def test_the_others_close_a_breaker_that_one_prompt_opened_before_anything_was_answered() -> None:

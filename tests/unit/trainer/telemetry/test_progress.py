@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
-from penstock.contracts import RolloutGroup
+from penstock.contracts import DropReason, RolloutGroup
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
