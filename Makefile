@@ -1,11 +1,12 @@
 # The developer's commands. `make` lists them.
 # PYTHON: an interpreter >= 3.11 (default: the first of python3.11, 3.12, 3.13, python3 that works).
 # ARGS: passed on, e.g. `make demo ARGS="--run.seed 1"`, `make test ARGS="-k resume"`.
+# TESTS: what `make test` runs, e.g. `make test TESTS=tests/unit/common/runtime/test_http.py WORKERS=0` (default: all but tests/deploy).
 # WORKERS: processes that run tests (default: 2). Each may start engines of 1.5 GB, one core each. 0: pytest alone.
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-deploy chaos check lint docs env envs clean
+.PHONY: help demo test test-repeat test-deploy chaos check lint docs env envs clean
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -21,12 +22,14 @@ RAY := .venv/.ready-ray
 SGLANG := .venv-sglang/.ready
 MODEL := models/SmolLM2-135M-Instruct/.complete
 WORKERS ?= 2
+TESTS ?= tests/unit tests/integration tests/e2e
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
 	@echo "make test    unit, integration and end-to-end tests"
+	@echo "make test-repeat  the same N=5 times in random orders, beside LOAD=0 busy processes; SEED= repeats the orders"
 	@echo "make test-deploy  docker compose, Slurm, Ray and Prometheus on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for ten minutes; SEED= repeats a run"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
@@ -40,7 +43,11 @@ demo: envs $(MODEL)
 	@$(BIN)/penstock launch local --config examples/demo/config.yaml $(ARGS)
 
 test: envs
-	@$(PYTEST) tests/unit tests/integration tests/e2e $(ARGS)
+	@$(PYTEST) $(TESTS) $(ARGS)
+
+test-repeat: envs
+	@$(BIN)/python -m tests.repeat --runs $(or $(N),5) --load $(or $(LOAD),0) --workers $(WORKERS) \
+		$(if $(SEED),--seed $(SEED)) $(TESTS) $(ARGS)
 
 test-deploy: $(RAY)
 	@$(BIN)/python -m pytest tests/deploy $(ARGS)

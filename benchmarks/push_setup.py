@@ -23,7 +23,7 @@ from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import StartedServer
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher, Push
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
@@ -42,7 +42,7 @@ class RolloutServer:
     name: str
     url: str
     engine: Engine
-    weights: Weights
+    weights: WeightUpdater
     log_path: Path
     server: StartedServer
 
@@ -59,7 +59,7 @@ async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterat
     server = StartedServer(section, config.actor.path, log_path)
     engine = Engine(server, SGLangClient(section))
     metrics = RolloutMetrics()
-    weights = Weights(engine, config.weights, metrics)
+    weights = WeightUpdater(engine, config.weights, metrics)
     service = Service("127.0.0.1", 0, "rollout.port")
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:

@@ -1,7 +1,7 @@
 """Writes docs/configuration.md, from the docstrings in penstock.config, and docs/metrics.md.
 
 Owns these files: they are never edited by hand. `make docs` runs this; `make lint` runs it with
-`--check`, which changes nothing and fails where file and code differ.
+`--check`, which changes nothing and fails if file and code differ.
 """
 
 import argparse
@@ -23,8 +23,8 @@ INTRODUCTION = """# Configuration
 
 <!-- Written by docs/generate.py from penstock.config; `make docs` writes it again. -->
 
-One YAML file, environment variables and the command line, each over the one before; below all of them, the defaults
-listed here.
+Keys are set in a YAML file, in environment variables and on the command line; each overrides the one before. All other
+keys have the defaults listed here.
 
 | Where | How | Example |
 | --- | --- | --- |
@@ -32,11 +32,10 @@ listed here.
 | Environment | `PENSTOCK_`, then the key with `__` between its parts | `PENSTOCK_ACTOR__GROUP_SIZE=8` |
 | Command line | `--key value` | `--actor.group_size 8` |
 
-Several files may be given (`--config mine.yaml --config examples/presets/dapo.yaml`); of two values of a key the later
-wins.
+You may give several files (`--config mine.yaml --config examples/presets/dapo.yaml`); the later value of a key wins.
 
-A key that does not exist is an error that names the nearest one. `penstock config --config FILE` prints what a run
-would use.
+An unknown key is an error that names the nearest known one. `penstock config --config FILE` prints the configuration
+that a run would use.
 """
 LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits
@@ -142,21 +141,21 @@ def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], st
 
 
 def document() -> str:
-    """The whole page."""
+    """The full page."""
     lines = tables(Config, "", {})
     return INTRODUCTION + "\n" + "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/configuration.md and docs/metrics.md from the code.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where a file differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file differs")
     arguments = parser.parse_args()
     wanted = {FOLDER / "configuration.md": document(), FOLDER / "metrics.md": generate_metrics.document()}
     for path, text in wanted.items():
         if not arguments.check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"docs/{path.name} is not what the code says: run `make docs` and commit it")
+            sys.exit(f"docs/{path.name} does not match the code: run `make docs` and commit it")
 
 
 if __name__ == "__main__":

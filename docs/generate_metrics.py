@@ -29,13 +29,14 @@ Three figures to read first:
 * **exposed push time**: seconds in which training waited for new weights, plus seconds in which generation was paused
   for them ([weights.md](weights.md)).
 
-Phases of `penstock_trainer_step_duration_seconds`: `wait` for the batch, `commit` it to the step file, `update`, and
-`push_wait` for the weights of the step before to be staged and this step to be in the ledger; `step` is all of them.
-Inside `update`: `pack` (advantages and packing), `forward_backward`, `optimizer`. Beside them: `stage` the weights of
-the step before, `push` them, and `push_paused`, for which generation stood still; `push_exposed` is `push_wait` and
-`push_paused`.
+Phases of `penstock_trainer_step_duration_seconds`, in order: `wait` (for the batch), `commit` (the step file is
+written), `update`, and `push_wait` (until the weights of the step before are staged and this step is in the ledger).
+`step` is the sum. Inside `update`: `pack` (advantages and packing), `forward_backward`, `optimizer`. In parallel:
+`stage` and `push` the weights of the step before, and `push_paused`, for which generation stood still.
+`push_exposed` is `push_wait` plus `push_paused`.
 
-[operations.md](operations.md) tells how to scrape and show them, [alerts.md](alerts.md) what to do when a rule fires.
+[operations.md](operations.md) explains how to scrape and show them, [alerts.md](alerts.md) what to do when an alert
+fires.
 """
 
 
@@ -61,7 +62,7 @@ def labels_of(registry: CollectorRegistry, name: str) -> tuple[str, ...]:
 
 
 def document() -> str:
-    """The whole page."""
+    """The full page."""
     registries = {
         "Trainer": TrainerMetrics().registry,
         "Rollout service": RolloutMetrics().registry,

@@ -11,7 +11,7 @@ from benchmarks.chaos.schedule import Plan
 pytestmark = pytest.mark.slow
 
 SEED = 3
-DEADLINE_SECONDS = 150  # a run takes less than 60 s; a stall says so after 90 s
+DEADLINE_SECONDS = 600  # a run takes less than 60 s on an idle machine; a stall says so after 90 s
 PLAN = Plan(
     kills={"rollout": 1, "engine": 1, "reward": 2, "trainer": 1, "queue": 2},
     freezes={"trainer": 1},
@@ -22,7 +22,7 @@ PLAN = Plan(
 )
 
 
-@pytest.mark.timeout(DEADLINE_SECONDS + 90)
+@pytest.mark.timeout(2 * DEADLINE_SECONDS)
 def test_every_ticket_ends_once_whatever_is_killed(tmp_path: Path) -> None:
     part = Part(
         "short", PLAN, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS, num_servers=2, full_every=5

@@ -16,13 +16,15 @@ from benchmarks.chaos.launch import Launch
 from benchmarks.chaos.model import make_tiny_model, write_prompts
 from benchmarks.chaos.own_queue import OwnQueue
 from benchmarks.chaos.parts import NOTHING, NUM_PROMPTS, Part, part_config, read_part
+from tests.patience import START_SECONDS
 
 pytestmark = pytest.mark.slow
 
 SEED = 11
 STREAMS = ("tickets", "eval", "rollouts", "scored")
 PARTS = ("completions", "texts")
-RUN_SECONDS = 150
+RUN_SECONDS = 2 * START_SECONDS
+PACE_SECONDS = 0.2  # of one completion's reward, until the strangers' messages have been dealt with
 PART = Part("fuzz", NOTHING, num_steps=12, max_staleness=1, deadline_seconds=RUN_SECONDS)
 Fields = dict[bytes, bytes]
 
@@ -97,10 +99,12 @@ def example_messages(client: Any, prefix: str) -> dict[str, bytes]:
     return {**found, "eval": found["tickets"]}
 
 
-@pytest.mark.timeout(RUN_SECONDS + 90)
+@pytest.mark.timeout(3 * RUN_SECONDS)
 def test_fuzzed_messages_all_end_in_dead_and_the_services_live_on(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
-    write_prompts(tmp_path / "train.jsonl", NUM_PROMPTS, tmp_path / "pace")
+    pace_file = tmp_path / "pace"
+    pace_file.write_text(str(PACE_SECONDS))
+    write_prompts(tmp_path / "train.jsonl", NUM_PROMPTS, pace_file)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(part_config(PART, tmp_path)), encoding="utf-8")
     rng = random.Random(SEED)
@@ -128,6 +132,11 @@ def test_fuzzed_messages_all_end_in_dead_and_the_services_live_on(tmp_path: Path
                     fields = {b"t": b"999999", b"a": b"0", b"p": as_of(examples[stream], 999999), b"n": name}
                     client.xadd(prefix + stream, fields)
                     num_sent += 1
+            deadline = time.monotonic() + RUN_SECONDS
+            while client.xlen(prefix + "dead") < num_sent and launch.exit_code() is None:
+                assert time.monotonic() < deadline, f"{client.xlen(prefix + 'dead')} of {num_sent} are dead letters"
+                time.sleep(0.1)
+            pace_file.write_text("0")
             exit_code = wait_for_end(launch)
             assert exit_code == 0, launch.tail()
             letters = client.xlen(prefix + "dead")

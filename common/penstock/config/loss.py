@@ -1,7 +1,7 @@
-"""The section of the configuration that says what is minimised, and which combinations of its parts make sense.
+"""The section of the configuration for the objective, and the combinations of its parts that make sense.
 
-Owns the rules: an objective that corrects twice, that is undefined, or that is unsafe with stale groups is refused when
-the configuration is read. Formulas and sources are in `penstock_trainer.grpo`; presets in examples/presets.
+Owns the rules: reading the configuration refuses an objective that corrects twice, is undefined, or is unsafe with
+stale groups. Formulas and sources are in `penstock_trainer.grpo`; presets in examples/presets.
 """
 
 from typing import Annotated, Literal, Self
@@ -19,7 +19,7 @@ class AdvantageSection(Section):
     """Advantage of a completion: (reward - baseline) / scale."""
 
     baseline: Literal["group", "batch", "leave_one_out", "none"] = "group"
-    """Mean of its group, of the batch, of the others of its group (RLOO), or 0."""
+    """Mean of its group, of the batch, of the others in its group (RLOO), or 0."""
     scale: Literal["group", "batch", "mean", "none"] = "group"
     """Standard deviation of its group (GRPO) or of the batch, the group's mean (MaxRL), or 1 (Dr. GRPO)."""
     eps: Positive = 1e-6
@@ -27,16 +27,16 @@ class AdvantageSection(Section):
 
 
 class CorrectionSection(Section):
-    """Off-policy correction from the sampler to the proximal policy: at most one weight, and any gates."""
+    """Off-policy correction from the sampler to the anchor (`loss.proximal`): at most one weight, and any gates."""
 
     weight: Literal["none", "tis", "mask", "sequence_tis", "sequence_mask"] = "none"
-    """What multiplies a token's loss: 1; min(rho, high); rho within [low, high], else 0; the same for completions."""
+    """Factor of a token's loss: 1; min(rho, high); rho within [low, high], else 0; the same for completions."""
     low: Annotated[float, Field(ge=0)] = 0.5
     """Lower bound of the weight `mask` and `sequence_mask`."""
     high: Positive = 2.0
     """Upper bound of the weight. IcePop: mask with 0.5 and 5."""
     gates: tuple[Literal["geometric", "veto", "m2po", "opsm"], ...] = ()
-    """What drops tokens or completions: by their mean log-ratio, by one extreme ratio, by second moment, by OPSM."""
+    """Rules that drop tokens or completions: by mean log-ratio, by one extreme ratio, by second moment, by OPSM."""
     geometric_low: Positive = 0.99
     """Lower bound of a completion's geometric mean ratio."""
     geometric_high: Positive = 1.01
@@ -48,7 +48,7 @@ class CorrectionSection(Section):
     m2po_tau: Positive = 0.04
     """The largest squared log-ratios of a batch are dropped until the mean of the rest is below this."""
     opsm_delta: Positive = 0.1
-    """Completions with a negative advantage are dropped where the mean of l_b - l is above this."""
+    """Completions with a negative advantage are dropped if their mean of l_b - l is above this."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -67,7 +67,7 @@ class KlSection(Section):
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """-x, x^2/2 or exp(x) - 1 - x, x = l_r - l."""
     place: Literal["loss", "reward"] = "loss"
-    """A term of the loss, or, as AReaL does, subtracted from rewards (sum over the tokens, with the sampler's l)."""
+    """A term of the loss, or (as in AReaL) subtracted from rewards: summed over the tokens, with the sampler's l_b."""
     importance_weighted: bool = False
     """In the loss: multiply by exp(l - l_b), which makes estimate and gradient unbiased off-policy."""
 
@@ -78,39 +78,39 @@ class OverlongSection(Section):
     buffer_tokens: Annotated[int, Field(ge=0)] = 0
     """The last tokens before the limit, over which the reward falls by `penalty`; 0: off."""
     penalty: Positive = 1.0
-    """What a completion of full length loses."""
+    """Reward that a completion of full length loses."""
 
 
 class LossSection(Section):
-    """The objective (docs/objectives.md); the defaults are the source document's GRPO."""
+    """The objective (docs/objectives.md); the defaults are those of AReaL's GRPO page."""
 
     advantage: AdvantageSection = AdvantageSection()
     """Advantages."""
     surrogate: Literal["ppo", "gspo", "cispo", "sapo", "dppo_tv", "dppo_kl", "vespo", "reinforce"] = "ppo"
-    """What is minimised per token."""
+    """The loss of a token."""
     eps_clip: Annotated[float, Field(gt=0, le=1)] = 0.2
     """ppo, gspo, cispo: ratios are clipped from below at 1 - eps_clip."""
     eps_clip_higher: Positive | None = None
-    """ppo, gspo, cispo: and from above at 1 + this; null: eps_clip."""
+    """ppo, gspo, cispo: ratios are clipped from above at 1 + this; null: eps_clip."""
     c_clip: Annotated[float, Field(gt=1)] | None = None
-    """ppo: bound of the ratio where the advantage is negative (dual clip); null: none."""
+    """ppo: bound of the ratio if the advantage is negative (dual clip); null: none."""
     sapo_tau_positive: Positive = 1.0
-    """sapo: temperature of the gate where the advantage is positive."""
+    """sapo: temperature of the gate if the advantage is positive."""
     sapo_tau_negative: Positive = 1.05
-    """sapo: temperature of the gate where it is not."""
+    """sapo: temperature of the gate if it is not."""
     dppo_low: Positive = 0.15
-    """dppo_tv: a token with a negative advantage is left out once its probability fell by more."""
+    """dppo_tv: a token with a negative advantage is left out once its probability has fallen by more."""
     dppo_high: Positive = 0.15
-    """dppo_tv: a token with a positive advantage is left out once its probability rose by more."""
+    """dppo_tv: a token with a positive advantage is left out once its probability has risen by more."""
     dppo_kl: Positive = 0.05
     """dppo_kl: bound of the binary KL divergence, in nats."""
     vespo_positive: tuple[Positive, Positive] = (2.0, 3.0)
-    """vespo: (k, lambda) where the advantage is not negative."""
+    """vespo: (k, lambda) if the advantage is not negative."""
     vespo_negative: tuple[Positive, Positive] = (3.0, 2.0)
-    """vespo: (k, lambda) where it is negative."""
+    """vespo: (k, lambda) if it is negative."""
     proximal: Literal["none", "recomputed", "approximated"] = "none"
-    """What ratios are measured from: the sampler's log-probabilities, the trainer's at the start of the update
-    (decoupled PPO), or an interpolation of both by version (A-3PO)."""
+    """The anchor of the ratios: the sampler's log-probabilities, the trainer's at the start of the update (decoupled
+    PPO), or an interpolation of both by version (A-3PO)."""
     correction: CorrectionSection = CorrectionSection()
     """Off-policy correction."""
     kl: KlSection = KlSection()
@@ -118,8 +118,8 @@ class LossSection(Section):
     aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "token-sum-norm"] = (
         "seq-mean-token-sum"
     )
-    """How token losses become one: mean over tokens; mean over completions of their sum, of their mean, or of their sum
-    over `norm_length`."""
+    """How token losses become one loss: the mean over tokens; or the mean over completions of their sum, of their mean,
+    or of their sum divided by `norm_length`."""
     norm_length: Annotated[int, Field(ge=0)] = 0
     """token-sum-norm: the constant length; 0: sampling.max_new_tokens."""
     entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
@@ -127,9 +127,9 @@ class LossSection(Section):
     overlong: OverlongSection = OverlongSection()
     """Punishment of overlong completions."""
     dynamic_sampling: bool = False
-    """Drop groups whose rewards are all equal and draw further prompts until a batch is full (DAPO)."""
+    """Drop groups whose rewards are all equal, and draw further prompts until a batch is full (DAPO)."""
     num_minibatches: Count = 1
-    """Optimizer steps per batch, each on an equal share of its groups; one version all the same."""
+    """Optimizer steps per batch, each on an equal share of its groups; the batch still makes one version."""
 
     @property
     def eps_high(self) -> float:

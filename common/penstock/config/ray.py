@@ -1,4 +1,4 @@
-"""The section that says how a run is placed on a Ray cluster (`penstock launch ray`)."""
+"""The section for the placement of a run on a Ray cluster (`penstock launch ray`)."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,11 +17,11 @@ class RayRolloutSection(Section):
     num_cpus: Cpus = 1
     """CPUs."""
     num_gpus: Gpus | None = None
-    """GPUs, which are all that it sees; empty: 1 where the cluster has any, else 0."""
+    """GPUs; it sees no others; empty: 1 if the cluster has any, else 0."""
     resources: dict[str, float] = Field(default={})
     """Further resources of its node, by their names in Ray."""
     strategy: Strategy = "SPREAD"
-    """How Ray lays the servers over nodes."""
+    """How Ray distributes the servers over nodes."""
 
 
 class RayTrainerSection(Section):
@@ -30,18 +30,18 @@ class RayTrainerSection(Section):
     num_cpus: Cpus = 1
     """CPUs."""
     num_gpus: Gpus | None = None
-    """GPUs, which are all that it sees; empty: 1 where the cluster has any, else 0."""
+    """GPUs; it sees no others; empty: 1 if the cluster has any, else 0."""
     resources: dict[str, float] = Field(default={})
     """Further resources of its node, by their names in Ray."""
     strategy: Strategy = "PACK"
-    """How Ray lays the ranks over nodes; STRICT_PACK: on one node or not at all."""
+    """How Ray distributes the ranks over nodes; STRICT_PACK: on one node or not at all."""
 
 
 class RayRewardSection(Section):
     """What each reward service reserves, anywhere."""
 
     num_cpus: Cpus = 1
-    """CPUs; it uses `reward.num_workers` of them at the most."""
+    """CPUs; it uses at most `reward.num_workers` of them."""
     resources: dict[str, float] = Field(default={})
     """Further resources of its node, by their names in Ray."""
 
@@ -50,11 +50,11 @@ class RaySection(Section):
     """The Ray cluster of `penstock launch ray` (docs/ray.md)."""
 
     address: str = "auto"
-    """auto: the cluster that RAY_ADDRESS names or that this host is part of; else host:port of its head."""
+    """auto: the cluster that RAY_ADDRESS names or to which this host belongs; else host:port of its head."""
     place_seconds: Seconds = 300
-    """Longest time until a service has its place on the cluster, an autoscaler's included."""
+    """Longest time until a service is placed on the cluster, including an autoscaler's time."""
     runtime_env: dict[str, Any] = Field(default={})
-    """Ray's runtime environment of the services: env_vars, working_dir, pip and so on; no place for secrets."""
+    """Ray's runtime environment of the services: env_vars, working_dir, pip and so on; not for secrets."""
     rollout: RayRolloutSection = RayRolloutSection()
     """Rollout servers."""
     trainer: RayTrainerSection = RayTrainerSection()

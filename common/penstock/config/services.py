@@ -1,4 +1,4 @@
-"""Sections that say where and how services run and report: rollout, reward, trainer, weights, queue, logs, tracking."""
+"""Sections about how services run and report: rollout, reward, trainer, weights, queue, logs, tracking."""
 
 from typing import Annotated, Literal
 
@@ -12,13 +12,13 @@ class EngineSection(Section):
     """The SGLang server behind a rollout service."""
 
     python: str = ".venv-sglang/bin/python"
-    """Python interpreter of the environment that SGLang is installed in."""
+    """Python interpreter of SGLang's environment."""
     url: str = ""
     """Use the server at this URL instead of starting one."""
     port: Port = 0
     """Its port on loopback; 0: a free one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto: cuda if that environment sees a GPU, else cpu."""
+    """Device to run on; auto: cuda if that environment sees a GPU, else cpu."""
     dtype: Dtype = "bfloat16"
     """Type of its weights, and so of every push."""
     max_running_requests: Count = 64
@@ -28,11 +28,11 @@ class EngineSection(Section):
     context_length: Annotated[int, Field(ge=0)] = 0
     """Longest prompt plus completion, in tokens; 0: the model's."""
     start_timeout_seconds: Seconds = 300
-    """Time until it must answer."""
+    """Time after its start until it must answer."""
     request_timeout_seconds: Seconds = 600
     """Longest time that one group may take."""
     num_threads: Count = 1
-    """CPU threads, where it runs on a CPU."""
+    """CPU threads, if it runs on a CPU."""
     extra_args: tuple[str, ...] = ()
     """Further command-line arguments of `sglang.launch_server`."""
 
@@ -43,8 +43,8 @@ class RolloutSection(Section):
     host: str = "127.0.0.1"
     """Address that it listens on."""
     advertise_host: str = ""
-    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
-    address on its way to `redis.url`."""
+    """Name or address that it registers; empty: `host`. With auto, or if it is empty and `host` is 0.0.0.0 or ::, this
+    host's address on the route to `redis.url`."""
     port: Port = 0
     """First port; further servers take the next ones. 0: free ones."""
     num_servers: Count = 1
@@ -59,8 +59,8 @@ class RewardSection(Section):
     host: str = "127.0.0.1"
     """Address that it listens on."""
     advertise_host: str = ""
-    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
-    address on its way to `redis.url`."""
+    """Name or address that it registers; empty: `host`. With auto, or if it is empty and `host` is 0.0.0.0 or ::, this
+    host's address on the route to `redis.url`."""
     port: Port = 0
     """First port; further services take the next ones. 0: a free one."""
     num_services: Count = 1
@@ -68,25 +68,25 @@ class RewardSection(Section):
     functions: dict[str, float] = Field(default={"exact_match": 1.0})
     """Weighted sum of functions: a built-in name or `module:function`, and its weight."""
     max_magnitude: Annotated[float, Field(gt=0, le=1e12)] = 1e6
-    """Largest absolute value of a score, the weighted sum; one beyond it counts as failed, and is never trained on."""
+    """Largest absolute value of a score (the weighted sum); a larger one counts as failed and is never trained on."""
     modules_path: str = "."
-    """Folder put on the import path for `module:function`."""
+    """Folder that is added to the import path for `module:function`."""
     timeout_seconds: Seconds = 10
     """A call that takes longer is killed and counts as failed, never as 0."""
     num_workers: Count = 1
     """Processes that run reward functions."""
     max_attempts: Count = 3
-    """Calls of a function on one completion while it fails with what may pass: transient error, timeout, crash. A
+    """Calls of a function on one completion if it fails in a way that may pass: transient error, timeout, crash. A
     built-in function that timed out is not called again."""
     retry_seconds: Seconds = 0.5
     """Wait before the second call; doubled before each further one, and shortened at random by up to half."""
     retry_cap_seconds: Seconds = 10
     """Longest such wait."""
     breaker_failures: Annotated[int, Field(ge=0)] = 16
-    """So many such failures in a row open a function's breaker, if a call that was answered before now fails too
+    """This many such failures in a row open a function's breaker, if a call that was answered before now fails too
     (docs/rewards.md): groups that need it are parked; 0: never."""
     breaker_seconds: Seconds = 10
-    """After this long a single call is let through an open breaker; its success closes it."""
+    """After this long, an open breaker lets a single call through; its success closes the breaker."""
 
 
 class TrainerSection(Section):
@@ -95,13 +95,13 @@ class TrainerSection(Section):
     host: str = "127.0.0.1"
     """Address that it listens on."""
     advertise_host: str = ""
-    """Name or address that it registers with; empty: `host`. auto, or empty where `host` is 0.0.0.0 or ::, this host's
-    address on its way to `redis.url`."""
+    """Name or address that it registers; empty: `host`. With auto, or if it is empty and `host` is 0.0.0.0 or ::, this
+    host's address on the route to `redis.url`."""
     port: Port = 0
     """Port; 0: a free one."""
     standby: bool = False
-    """Wait without limit while another trainer of the run works, and take over when it ends or dies; false: wait
-    `run.stall_seconds` at most."""
+    """Wait without limit while another trainer of the run works, and take over when it ends or dies; false: wait at
+    most `run.stall_seconds`."""
     num_ranks: Count = 1
     """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
 
@@ -110,40 +110,40 @@ class WeightsSection(Section):
     """How new weights reach the rollout servers."""
 
     transport: Literal["auto", "disk", "nccl", "tensor"] = "auto"
-    """disk: files in a folder that all share; nccl: broadcasts, by gloo without GPUs; tensor: memory of one host; auto:
-    nccl where the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
+    """disk: files in a shared folder; nccl: broadcasts, by gloo without GPUs; tensor: shared memory of one host; auto:
+    nccl if the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
     bucket_bytes: Count = 2**28
-    """nccl and tensor: how much is sent at once, in bytes; a larger tensor is sent by itself."""
+    """nccl and tensor: bytes sent at once; a larger tensor is sent by itself."""
     rendezvous_port: Port = 0
-    """nccl: the trainer's port at which engines meet it; 0: a free one."""
+    """nccl: the trainer's port to which engines connect; 0: a free one."""
     folder: str = ""
-    """Folder of versions as files, with nccl and tensor only for servers that are behind; empty: a memory-backed one on
-    this host if there is one, else in the run's folder."""
+    """Folder of versions as files (with nccl and tensor, only for servers that are behind); empty: a memory-backed one
+    on this host if there is one, else in the run's folder."""
     full_every: Annotated[int, Field(ge=0)] = 0
-    """disk: publish what changed since the version before, and the whole weights only every so many versions, for
-    servers that join; pays where the folder is slow (docs/weights.md). 0: always the whole weights."""
+    """disk: push only what changed since the version before, and the full weights every this many versions, for servers
+    that join; pays if the folder is slow (docs/weights.md). 0: always the full weights."""
     local_folder: str = ""
-    """With full_every: where the trainer and each rollout service keep a whole copy of the last version, on their own
-    host; empty: a memory-backed folder if there is room, else the host's temporary one."""
+    """With full_every: folder in which the trainer and each rollout service keep a full copy of the last version, on
+    their own host; empty: a memory-backed folder if there is room, else the host's temporary one."""
     rounding: Literal["auto", "dithered", "nearest"] = "auto"
-    """How float32 becomes bfloat16. dithered: by a fixed offset before truncation, which shows updates that nearest
-    hides; nearest: as the trainer rounds where it computes in bfloat16; auto: the one that fits actor.dtype."""
+    """How float32 becomes bfloat16. dithered: a fixed offset before truncation, which shows updates that nearest hides;
+    nearest: as a trainer that computes in bfloat16 rounds; auto: the one that fits actor.dtype."""
     pause_mode: PauseMode = "retract"
-    """What running requests do when new weights come. retract: they go on with their cache recomputed by these;
-    in_place: with the cache that they have, which the old ones computed; abort: they end, and the service sends what is
-    left of them again, so that no answer of the engine outlives an update."""
+    """What running requests do when new weights arrive. retract: continue with a KV cache that the new weights
+    recompute. in_place: continue with the old KV cache. abort: end; the service re-sends the unfinished part, so no
+    response spans two versions."""
     drain_seconds: Annotated[float, Field(ge=0)] = 0
-    """Before a pause, let running groups finish for up to this long and take no new ones; pays for short ones."""
+    """Before a pause, let running groups finish for up to this long and take no new ones; pays if groups are short."""
     canary_tokens: Annotated[int, Field(ge=0, le=32)] = 16
-    """Probe tokens: after each load a server's log-probabilities of them must be the trainer's; 0: none, for an engine
-    that is no language model."""
+    """Tokens of the canary: after each load, the server's log-probabilities of them must match the trainer's; 0: no
+    canary, for an engine that is not a language model."""
     canary_tolerance: Annotated[float, Field(ge=0)] = 0
-    """Largest mean absolute difference, in nats; 0: 0.002 where engine and trainer compute in float32, else 0.25."""
+    """Largest mean absolute difference, in nats; 0: 0.002 if engine and trainer compute in float32, else 0.25."""
     checksums: bool = False
-    """After each load also compare the checksum of every tensor that the engine holds with the files that it came from;
-    for engines on a CPU. Reads all weights twice while generation is paused."""
+    """After each load, also compare the checksum of every tensor in the engine with the files that it came from; for
+    engines on a CPU. Reads all weights twice while generation is paused."""
     push_timeout_seconds: Seconds = 120
-    """A server that has not loaded a version by then is fenced until it has."""
+    """A server that has not loaded a version after this long is fenced until it has."""
 
     @field_validator("canary_tokens")
     @classmethod
@@ -170,29 +170,29 @@ class RedisSection(Section):
     password: SecretStr | None = None
     """Its password, if not in the URL."""
     timeout_seconds: Seconds = 30
-    """Longest time that the queue may be unreachable before a service exits."""
+    """A service exits if the queue is unreachable for longer than this."""
 
 
 class LogSection(Section):
     """Logs."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is written."""
+    """Lowest level that is written."""
 
 
 class TrackingSection(Section):
-    """Experiment trackers, beside `steps.jsonl` and `evals.jsonl`, which are always written (docs/tracking.md)."""
+    """Experiment trackers; `steps.jsonl` and `evals.jsonl` are always written, too (docs/tracking.md)."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where curves go; each needs the extra of its name, such as `pip install 'penstock[tensorboard]'`."""
+    """Trackers that get curves; each needs the extra of its name, such as `pip install 'penstock[tensorboard]'`."""
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "penstock"
     """Project of W&B and trackio that the run belongs to."""
     wandb_entity: str = ""
     """User or team of W&B; empty: the account's default."""
     wandb_mode: Literal["offline", "online"] = "offline"
-    """offline: into the run's folder, for `wandb sync`; online: to W&B's server as the run goes on."""
+    """offline: into the run's folder, for `wandb sync`; online: to W&B's server during the run."""
     close_seconds: Seconds = 30
-    """Time to flush at the end; what has not been written by then is dropped."""
+    """Time to flush at the end; entries that are not written by then are dropped."""
 
     @field_validator("to", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The section of the Slurm launcher: what is asked of the cluster, and what the cluster's way of working needs."""
+"""The section of the Slurm launcher: the resources of a job, and how its services are started."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ class SlurmComponentSection(Section):
     memory_per_node: Line = ""
     """Memory on each, such as 64G; empty: the partition's default."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs on each (`--gres=gpu:N`), shared out evenly among the services there."""
+    """GPUs on each (`--gres=gpu:N`), in equal shares for the services there."""
     gpu_type: Line = ""
     """Their type, such as a100; empty: any."""
     partition: Line = ""
@@ -47,9 +47,9 @@ class SlurmSection(Section):
     time_limit: Line = ""
     """Longest time of one life of the job, such as 8:00:00 or 2-00:00:00; empty: the partition's."""
     signal_seconds: Annotated[int, Field(ge=0, le=65535)] = 300
-    """So long before the time limit the run writes a checkpoint, ends and is queued again; 0: it is just cut off."""
+    """This long before the time limit, the run writes a checkpoint, ends and is queued again; 0: it is just killed."""
     requeue: bool = True
-    """Queue the job again after the failure of a node and before its time limit; it goes on where it stopped."""
+    """Queue the job again after the failure of a node and before its time limit; it resumes where it stopped."""
     sbatch: tuple[Option, ...] = ()
     """Further `#SBATCH` options of all components."""
     srun: tuple[Option, ...] = ()
@@ -63,11 +63,11 @@ class SlurmSection(Section):
     template: str = ""
     """Job script to fill in instead of the built-in one, deploy/slurm/job.sh."""
     listen_host: Line = "0.0.0.0"
-    """Address that the services listen on whose own `host` is loopback, where no other node could reach them; the
-    embedded queue too."""
+    """Address on which a service listens if its own `host` is loopback, where no other node could reach it; also for
+    the embedded queue."""
     services: SlurmComponentSection = SlurmComponentSection()
     """Queue and reward services; the launcher runs on its first node."""
     rollout: SlurmComponentSection = SlurmComponentSection()
-    """Rollout services with their engines, shared out evenly among the nodes."""
+    """Rollout services with their engines, distributed evenly over the nodes."""
     trainer: SlurmComponentSection = SlurmComponentSection()
-    """Trainer; `trainer.num_ranks` ranks, shared out evenly among the nodes."""
+    """Trainer; `trainer.num_ranks` ranks, distributed evenly over the nodes."""

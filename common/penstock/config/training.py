@@ -1,4 +1,4 @@
-"""Sections of the configuration that say what is trained: run, model, objective, prompts, staleness, checkpoints."""
+"""Sections of the configuration about training: run, model, optimizer, prompts, staleness, checkpoints."""
 
 from typing import Annotated, Literal, Self
 
@@ -20,9 +20,9 @@ class RunSection(Section):
     max_steps: Annotated[int, Field(ge=0)] = 0
     """Stop after this many steps; 0: only `total_train_epochs` ends the run."""
     stall_seconds: Seconds = 300
-    """Without any progress for this long the trainer says what it waits for and exits with code 3."""
+    """Without any progress for this long, the trainer logs what it waits for and exits with code 3."""
     existing: Literal["resume", "replace", "refuse"] = "resume"
-    """What to do with an earlier run of the same name: go on from where it stopped, delete it, or refuse."""
+    """What to do with an earlier run of the same name: resume it, delete it, or refuse to start."""
 
 
 class LoraSection(Section):
@@ -33,7 +33,7 @@ class LoraSection(Section):
     alpha: Count = 32
     """Numerator of the factor before B A."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Linear layers to adapt, by the ends of their names (`q_proj`); `all-linear`: all but the vocabulary's."""
+    """Linear layers to adapt, by the endings of their names (`q_proj`); `all-linear`: all but the vocabulary's."""
 
     @model_validator(mode="after")
     def _has_targets(self) -> Self:
@@ -68,7 +68,7 @@ class RefSection(Section):
     """The frozen reference policy of the KL term; loaded only when `kl_ctl` > 0."""
 
     path: str = ""
-    """Hugging Face folder or hub name; empty: `actor.path`. With LoRA that is the policy without its adapter."""
+    """Hugging Face folder or hub name; empty: `actor.path`. With LoRA, that is the policy without its adapter."""
 
 
 class OptimizerSection(Section):
@@ -89,28 +89,28 @@ class OptimizerSection(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after warm-up."""
     decay_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps at whose end the rate has fallen to `min_lr_ratio * lr`, warm-up included; 0: those of the run."""
+    """Steps, warm-up included, after which the rate has fallen to `min_lr_ratio * lr`; 0: those of the run."""
     min_lr_ratio: Fraction = 0.0
     """Share of `lr` that is left at the end of the decay."""
     ess_base: Fraction = 0.0
-    """Scale the rate by sqrt(min(1, ess / ess_base)), ess the batch's effective sample size ratio (VCPO); 0: off."""
+    """Scale the rate by sqrt(min(1, ess / ess_base)); ess is the batch's effective sample size ratio (VCPO); 0: off."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global L2 norm."""
 
 
 class SamplingSection(Section):
-    """How training completions are drawn."""
+    """How training completions are sampled."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softmax temperature; log-probabilities are those after it."""
+    """Softmax temperature; log-probabilities are taken after it."""
     max_new_tokens: Count = 256
     """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
-    """Strings that end a completion; each must be exactly one token of the model. Its end-of-text always does."""
+    """Strings that end a completion; each must be exactly one token of the model. The end-of-text token always does."""
 
 
 class ColumnsSection(Section):
-    """Which columns of a Hugging Face dataset or JSONL file hold what."""
+    """Names of the columns of a Hugging Face dataset or JSONL file."""
 
     prompt: str = "prompt"
     """Text, or a list of chat messages that goes through the model's chat template."""
@@ -149,14 +149,14 @@ class DataSection(Section):
     batch_size: Count = 8
     """B: groups (prompts) per training step."""
     system_prompt: str = ""
-    """Put before every prompt as a chat message of the system; makes plain prompts chat messages."""
+    """System message before every prompt; it turns plain prompts into chat messages."""
 
 
 class EvalSection(Section):
-    """Evaluation on held-out prompts beside training."""
+    """Evaluation on held-out prompts during training."""
 
     every_steps: Annotated[int, Field(ge=0)] = 10
-    """Evaluate whenever the version is a multiple of this; 0: only at start and end."""
+    """Evaluate each version that is a multiple of this; 0: only at start and end."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
     max_share: Fraction = 0.25
@@ -168,37 +168,37 @@ class EvalSection(Section):
 
 
 class StalenessSection(Section):
-    """How far behind the policy that generates may be."""
+    """How old the policy that generates may be."""
 
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Largest difference, in versions, between the weights that are updated and those that generated a token."""
     order: Literal["ticket", "ready"] = "ticket"
-    """`ticket`: batches are prefixes of the tickets, nothing is dropped as stale, no bias against long answers.
-    `ready`: whatever is ready first. See docs/staleness.md."""
+    """`ticket`: batches are prefixes of the tickets; nothing is dropped as stale, no bias against long answers.
+    `ready`: batches are the oldest groups that have arrived. See docs/staleness.md."""
     on_stale: Literal["drop", "mask"] = "drop"
-    """Order ready: a group with tokens older than `max_staleness` when its batch closes is dropped and replaced, or
-    trained without them. In order ticket its ticket is issued again."""
+    """Order ready: if a group has tokens older than `max_staleness` when its batch is made, drop and replace it, or
+    train it without these tokens. In order ticket, its ticket is issued again."""
     straggler_seconds: Seconds = 60
-    """A ticket that has held up a batch for this long, whose other groups are all there, is logged; again as often."""
+    """Log a ticket if it alone has held up a batch for this long, and again after each further such time."""
     max_deliveries: Count = 3
-    """A ticket whose work was reported as failed this often is resolved as poison."""
+    """A ticket whose work was reported as failed this often is dropped as poison."""
     claim_idle_seconds: Seconds = 60
-    """Work whose holder lives but no longer renews it goes to another after this."""
+    """Work goes to another worker if its holder is alive but has not renewed it for this long."""
     heartbeat_seconds: Seconds = 10
-    """A worker that has not been heard of for this long is dead, and its work is free."""
+    """A worker without a heartbeat for this long is dead, and its work is free."""
 
     @model_validator(mode="after")
     def _masks_only_in_ready_order(self) -> Self:
         if self.order == "ticket" and self.on_stale == "mask":
             raise ValueError(
-                "staleness.on_stale is mask with staleness.order ticket, where nothing is ever trained stale: a group "
-                "that is too old is issued again. Expected on_stale drop (the default), or set staleness.order to ready"
+                "staleness.on_stale is mask with staleness.order ticket, which never trains a stale group: its ticket "
+                "is issued again. Expected on_stale drop (the default), or set staleness.order to ready"
             )
         return self
 
     @property
     def max_lag(self) -> int | None:
-        """Tokens that lag more versions are masked when they are trained; None: none are."""
+        """Largest staleness of a trained token; older tokens are masked. None: no token is masked."""
         return self.max_staleness if self.on_stale == "mask" else None
 
 

@@ -1,6 +1,6 @@
 """The configuration tree: every key, its type, its default and its meaning.
 
-Owns the tree and the rules between keys; where values come from is `penstock.config.load`. The names of AReaL's
+Owns the tree and the rules between keys; `penstock.config.load` reads the values. The names of AReaL's
 GRPO page are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, total_train_epochs, optimizer.lr.
 docs/configuration.md is generated from the docstrings of the sections.
 """
@@ -37,7 +37,7 @@ from penstock.contracts import Rounding
 
 
 class Config(Section):
-    """The whole configuration."""
+    """The full configuration."""
 
     run: RunSection = RunSection()
     """The run."""
@@ -82,14 +82,14 @@ class Config(Section):
     ray: RaySection = RaySection()
     """Ray cluster."""
     token: SecretStr | None = None
-    """Bearer token of all requests that change state or run rewards (PENSTOCK_TOKEN); without one they are open."""
+    """Bearer token for all requests that change state or run rewards (PENSTOCK_TOKEN); without it they are open."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         if self.actor.group_size > self.rollout.engine.max_running_requests:
             raise ValueError(
                 f"actor.group_size is {self.actor.group_size} and rollout.engine.max_running_requests "
-                f"{self.rollout.engine.max_running_requests}: expected a server to hold a whole group; raise the latter"
+                f"{self.rollout.engine.max_running_requests}: expected a server to hold a full group; raise the latter"
             )
         if self.loss.num_minibatches > self.data.batch_size:
             raise ValueError(
@@ -121,14 +121,14 @@ class Config(Section):
 
     @property
     def rounding(self) -> Rounding:
-        """How published weights become bfloat16: so that the engine samples with what the trainer computes with."""
+        """How published weights become bfloat16: engine and trainer must compute with the same policy."""
         if self.weights.rounding == "auto":
             return "nearest" if self._hides_small_updates else "dithered"
         return self.weights.rounding
 
     @property
     def _hides_small_updates(self) -> bool:
-        """Whether the trainer's forward pass rounds trained weights to nearest; an adapter is computed beside them."""
+        """Whether the trainer's forward pass rounds trained weights to nearest; an adapter is computed separately."""
         return self.actor.dtype == "bfloat16" and not self.actor.lora.rank
 
     @property

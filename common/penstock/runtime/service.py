@@ -11,6 +11,7 @@ worker cannot happen. SIGTERM and SIGINT set `stop`; loops watch it and end in o
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from fastapi import FastAPI
 from penstock.config import Config
 from penstock.config.load import load_config
 from penstock.errors import ConfigError, PenstockError
+from penstock.quiet import quiet_libraries
 from penstock.runtime.logs import setup_logging
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
     """Read the configuration, run the service, end the process with the exit code of what happened."""
+    quiet_libraries(os.environ)
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
         setup_logging(name, config.run.name, config.log.level)

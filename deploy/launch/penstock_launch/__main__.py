@@ -20,6 +20,7 @@ from penstock.config import Config
 from penstock.config.load import load_config
 from penstock.config.shown import masked
 from penstock.errors import ConfigError, PenstockError
+from penstock.quiet import quiet_libraries
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str]) -> int:
     """The exit code of the command `argv`."""
     started_at = time.time()
+    quiet_libraries(os.environ)
     arguments, settings = make_parser().parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="penstock: %(message)s")
     try:

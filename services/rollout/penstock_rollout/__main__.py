@@ -27,7 +27,7 @@ from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_rollout.weights.snapshots import Snapshots
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 
 BEATS_PER_TTL = 3
 
@@ -45,7 +45,7 @@ async def start(config: Config) -> None:
     engine = Engine(server, SGLangClient(section.engine))
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
-    weights = Weights(engine, config.weights, metrics, copy)
+    weights = WeightUpdater(engine, config.weights, metrics, copy)
     snapshots = Snapshots(queue, config.token, config.weights.push_timeout_seconds)
     producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
 
@@ -84,7 +84,9 @@ def _local_copy(config: Config) -> LocalCopy:
     return LocalCopy(lambda needed_bytes: LocalFolder(name, needed_bytes, config.weights.local_folder))
 
 
-async def announce(queue: Queue, engine: Engine, weights: Weights, name: str, url: str, ttl_seconds: float) -> None:
+async def announce(
+    queue: Queue, engine: Engine, weights: WeightUpdater, name: str, url: str, ttl_seconds: float
+) -> None:
     """Renew the service's record, for ever, and at once when the engine is up; it expires when this stops.
 
     In the state `starting` nothing is pushed.

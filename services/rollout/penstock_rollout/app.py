@@ -19,10 +19,12 @@ from penstock.runtime.http import authorized, make_app
 from penstock_rollout.bodies import GenerateRequest, GenerateResponse, PushRequest, ServedResponse, shown
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.weights.loaders import make_loader
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 
 
-def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegistry, token: SecretStr | None) -> FastAPI:
+def make_rollout_app(
+    engine: Engine, weights: WeightUpdater, registry: CollectorRegistry, token: SecretStr | None
+) -> FastAPI:
     """The app of the rollout service."""
     app = make_app("penstock rollout", not_ready=lambda: not_ready(engine, weights), metrics=registry)
     guarded = [Depends(authorized(token))]
@@ -63,7 +65,7 @@ def make_rollout_app(engine: Engine, weights: Weights, registry: CollectorRegist
     return app
 
 
-def not_ready(engine: Engine, weights: Weights) -> str | None:
+def not_ready(engine: Engine, weights: WeightUpdater) -> str | None:
     """Why no ticket can be taken; None when one can."""
     if (reason := engine.not_ready) is not None:
         return reason
@@ -76,7 +78,7 @@ def not_ready(engine: Engine, weights: Weights) -> str | None:
     return None
 
 
-def served(engine: Engine, weights: Weights) -> ServedResponse:
+def served(engine: Engine, weights: WeightUpdater) -> ServedResponse:
     """What the engine serves now."""
     identity = weights.identity
     return ServedResponse(

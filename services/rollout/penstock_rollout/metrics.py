@@ -66,7 +66,7 @@ class RolloutMetrics:
         )
         self._canary = Gauge(
             "penstock_rollout_canary_difference_nats",
-            "Mean difference of the engine's log-probabilities of the probe tokens to the trainer's.",
+            "Mean difference between the engine's and the trainer's log-probabilities of the canary tokens.",
             registry=registry,
         )
         self._paused = Counter(

@@ -32,7 +32,7 @@ from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.types import EngineAbsentError, GroupAnswer, completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.running import LONELY_DEATHS, Running
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Producer:
         consumer: Consumer,
         announced: Announced,
         engine: Engine,
-        weights: Weights,
+        weights: WeightUpdater,
         files_of: FilesOf,
         metrics: RolloutMetrics,
         config: Config,

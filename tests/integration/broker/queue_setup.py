@@ -60,12 +60,13 @@ def stored_scored(scored: ScoredGroup) -> Stored:
 
 
 async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
-    """Add a message to a stream without any script; the name of its parts."""
+    """Add a message to a stream without any script, and wake who waits for one; the name of its parts."""
     name = uuid.uuid4().hex
     for part, data in form.parts.items():
         await queue.client.set(queue.keys.part(name, part), data)
     fields: Any = {"t": key, "a": "0", "p": form.head, "n": name}
     await queue.guard(queue.client.xadd(queue.keys.stream(stage), fields))
+    await queue.guard(queue.client.xadd(queue.keys.wake(stage), {"w": "1"}, maxlen=1, approximate=False))
     return name
 
 
@@ -83,6 +84,21 @@ async def part_keys(queue: Queue) -> dict[str, int]:
 
 async def issue(trainer: TrainerQueue, *numbers: int) -> None:
     await trainer.issue([make_ticket(number) for number in numbers])
+
+
+async def expire_lease(queue: Queue) -> None:
+    """As if nobody had renewed it for so long."""
+    assert await queue.client.delete(queue.keys.lease) == 1
+
+
+async def expire_beat(queue: Queue, worker: Worker) -> None:
+    """As if the worker had not beaten for so long."""
+    assert await queue.guard(queue.client.hset(queue.keys.beats, worker.name, "1")) == 0
+
+
+async def beats_until(queue: Queue, worker: Worker) -> int:
+    """The Unix milliseconds until which a worker counts as alive."""
+    return int(await queue.guard(queue.client.hget(queue.keys.beats, worker.name)) or 0)
 
 
 def make_worker(queue: Queue, config: Config, name: str = "worker") -> Worker:

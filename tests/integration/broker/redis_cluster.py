@@ -14,10 +14,10 @@ import redis
 
 from penstock.broker.embedded import HOST, find_server
 from penstock.runtime.process import tied_command
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 NUM_NODES = 3
 NUM_SLOTS = 16384
-START_SECONDS = 30
 BUS = 10000  # servers choose this offset
 FIRST_PORT, LAST_PORT = 15000, 22000
 
@@ -28,7 +28,9 @@ class RedisCluster:
     def __init__(self, folder: Path) -> None:
         self.ports = _ports()
         self._processes = [self._spawn(folder / str(port), port) for port in self.ports]
-        self.nodes: list[Any] = [redis.Redis(host=HOST, port=port, socket_timeout=5) for port in self.ports]
+        self.nodes: list[Any] = [
+            redis.Redis(host=HOST, port=port, socket_timeout=ANSWER_SECONDS) for port in self.ports
+        ]
 
     def _spawn(self, folder: Path, port: int) -> "subprocess.Popen[bytes]":
         folder.mkdir(parents=True)

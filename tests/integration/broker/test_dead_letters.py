@@ -28,9 +28,7 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
-    section = queue_config.staleness.model_copy(update={"heartbeat_seconds": 60.0})  # the lease outlives the test
-    lasting = queue_config.model_copy(update={"staleness": section})
-    trainer = TrainerQueue(queue, await acquire_lease(queue, lasting))
+    trainer = TrainerQueue(queue, await acquire_lease(queue, queue_config))
     await trainer.append(RunRecord("d", 10, 1, 2, 0))
     return trainer
 

@@ -19,6 +19,7 @@ from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import ActorSection, Config, DataSection, DatasetSection
 from penstock.errors import QueueError
 from penstock.runtime.process import ProcessIdentity
+from tests.patience import ANSWER_SECONDS
 
 pytestmark = pytest.mark.redis
 
@@ -30,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 
 def client_of(server: EmbeddedServer) -> "redis.Redis":
-    return redis.Redis(host="127.0.0.1", port=server.port, password=server.password, socket_timeout=5)
+    return redis.Redis(host="127.0.0.1", port=server.port, password=server.password, socket_timeout=ANSWER_SECONDS)
 
 
 def test_it_reports_its_name_and_version_and_is_set_up_to_be_durable(server: EmbeddedServer) -> None:
@@ -50,7 +51,7 @@ def test_it_reports_its_name_and_version_and_is_set_up_to_be_durable(server: Emb
 def test_for_other_hosts_it_listens_on_a_further_address(tmp_path: Path, listen: str, bound: str) -> None:
     with EmbeddedServer(tmp_path / "queue", listen=listen, host="127.0.0.2") as server:
         assert server.url == f"redis://127.0.0.2:{server.port}/0"
-        with redis.Redis.from_url(server.url, password=server.password, socket_timeout=5) as client:
+        with redis.Redis.from_url(server.url, password=server.password, socket_timeout=ANSWER_SECONDS) as client:
             assert client.config_get("bind") == {"bind": bound}
 
 
@@ -65,7 +66,9 @@ async def test_the_broker_connects_with_its_section(server: EmbeddedServer) -> N
 
 def test_it_serves_nobody_without_the_password(server: EmbeddedServer) -> None:
     with (
-        redis.Redis(host="127.0.0.1", port=server.port, socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client,
+        redis.Redis(
+            host="127.0.0.1", port=server.port, socket_timeout=ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
+        ) as client,
         pytest.raises(redis.AuthenticationError),
     ):
         client.ping()
@@ -145,7 +148,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
         assert identity.alive
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + ANSWER_SECONDS
         while identity.alive and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not identity.alive

@@ -27,6 +27,7 @@ from tests.integration.broker.queue_setup import (
     part_keys,
     read_group,
 )
+from tests.patience import ANSWER_SECONDS
 
 
 async def taken(worker: Worker, stage: Stage) -> Delivery:
@@ -182,7 +183,7 @@ async def test_a_refused_write_is_an_error_and_not_waited_for(
     try:
         worker._queue = limited
         with pytest.raises(QueueError, match="no permissions"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 await worker.hand_over(delivery, make_group(make_ticket(0)), Stage.ROLLOUTS)
     finally:
         await limited.close()

@@ -5,14 +5,23 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import Queue, Served, Stage
+from penstock.broker import Queue, Served, Stage, Worker
 from penstock.broker.keys import GROUP
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Ticket, decode
 from penstock.contracts.ledger import StepRecord
 from penstock.contracts.services import Announcement
-from tests.integration.broker.queue_setup import issue, make_group, make_ticket, make_worker, read_group
+from tests.integration.broker.queue_setup import (
+    beats_until,
+    expire_beat,
+    issue,
+    make_group,
+    make_ticket,
+    make_worker,
+    read_group,
+)
+from tests.patience import ANSWER_SECONDS
 
 
 async def test_a_ticket_goes_through_all_stages(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
@@ -38,7 +47,7 @@ async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_nowhere
     first = await dead.take(Stage.TICKETS)
     assert first is not None
     assert await living.take(Stage.TICKETS) is None
-    await asyncio.sleep(0.7)
+    await expire_beat(queue, dead)
     second = await living.take(Stage.TICKETS)
     assert second is not None
     assert second.entry_id == first.entry_id
@@ -88,13 +97,16 @@ async def test_several_are_taken_at_once_those_of_the_dead_first(
 
 async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
     await issue(trainer, 0)
-    busy, idle = make_worker(queue, queue_config), make_worker(queue, queue_config)
+    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 0.3})  # beats three times as often
+    busy = Worker(queue, "busy", staleness)
     delivery = await busy.take(Stage.TICKETS)
     assert delivery is not None
+    first = await beats_until(queue, busy)
     beating = asyncio.create_task(busy.keep_alive())
     try:
-        await asyncio.sleep(0.9)
-        assert await idle.take(Stage.TICKETS) is None
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while await beats_until(queue, busy) <= first + 500:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
     finally:
         beating.cancel()
 
@@ -192,6 +204,6 @@ async def test_wait_misses_nothing(trainer: TrainerQueue, queue: Queue, queue_co
     worker = make_worker(queue, queue_config)
     assert await worker.take(Stage.TICKETS) is None
     await issue(trainer, 0)
-    async with asyncio.timeout(1):
-        await worker.wait(Stage.TICKETS, timeout_seconds=3)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await worker.wait(Stage.TICKETS, timeout_seconds=600)
     assert await worker.take(Stage.TICKETS) is not None

@@ -13,6 +13,7 @@ from penstock.broker.keys import Keys, Stage
 from penstock.config.load import build_config
 from penstock.errors import ConfigError
 from tests.integration.broker.redis_cluster import RedisCluster
+from tests.patience import START_SECONDS
 
 pytestmark = pytest.mark.redis
 
@@ -45,7 +46,7 @@ def test_a_launch_is_refused_before_it_starts_a_service(cluster: RedisCluster, t
     run = {"name": "t", "root": str(tmp_path / "runs")}
     config.write_text(yaml.safe_dump({**DOCUMENT, "run": run, "redis": {"url": cluster.url(0)}}))
     command = [sys.executable, "-m", "penstock_launch", "launch", "local", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
     assert done.returncode == 2, done.stderr
     assert "a node of a Redis Cluster; expected a single server" in done.stderr
     assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ from tests.integration.broker.broker_rules import OLD_MILLISECONDS, QueueRules, 
 from tests.integration.broker.broker_trainer import PROMPTS
 
 # By a thread: a signal's exception is one more failing example to Hypothesis, which then looks for the smallest one.
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(300, method="thread")]
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(1200, method="thread")]
 
 NUM_EXAMPLES = int(os.environ.get("PENSTOCK_STATEFUL_EXAMPLES", "0"))
 CI_EXAMPLES = 60  # about 25 s

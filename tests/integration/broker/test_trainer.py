@@ -12,7 +12,7 @@ from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
 from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, LostWritesError, QueueError, StallError
-from tests.integration.broker.queue_setup import POLICY, issue, make_group, make_ticket, make_worker
+from tests.integration.broker.queue_setup import POLICY, expire_lease, issue, make_group, make_ticket, make_worker
 
 
 async def test_commit_is_one_change_and_is_not_repeated(
@@ -59,7 +59,7 @@ async def test_a_trainer_without_the_lease_can_change_nothing(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
     await issue(trainer, 0)
-    await asyncio.sleep(0.7)
+    await expire_lease(queue)
     successor = await acquire_lease(queue, queue_config)
     assert successor.number == trainer.lease.number + 1
     for call in (
@@ -74,8 +74,8 @@ async def test_a_trainer_without_the_lease_can_change_nothing(
 
 
 async def test_an_expired_lease_that_nobody_took_is_held_again(trainer: TrainerQueue, queue: Queue) -> None:
-    await asyncio.sleep(0.6)  # its renewal was never started: as if the process had been frozen
-    assert await queue.client.get(queue.keys.lease) is None
+    assert 0 < await queue.client.pttl(queue.keys.lease) <= 3600_000
+    await expire_lease(queue)
     await issue(trainer, 0)
     assert await queue.client.get(queue.keys.lease) == trainer.lease.token.encode()
 
@@ -83,7 +83,7 @@ async def test_an_expired_lease_that_nobody_took_is_held_again(trainer: TrainerQ
 async def test_an_expired_lease_that_another_had_is_not_held_again(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
-    await asyncio.sleep(0.6)
+    await expire_lease(queue)
     successor = await acquire_lease(queue, queue_config)
     await asyncio.to_thread(successor.release)
     with pytest.raises(LostWritesError, match="held by nobody"):

@@ -17,6 +17,7 @@ import yaml
 
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
+from tests.patience import START_SECONDS
 
 TORCHRUN = Path(__file__).parents[3] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"
 STAND_IN = """
@@ -43,19 +44,26 @@ async def start(config):
     started = time.time()
     served = service.Service("127.0.0.1", 0, KIND + ".port")
     queue = await connect(config)
-    late = lambda: None if time.time() - started > 1.2 else "loads the model"
+    questions = iter(range(10**9))
+    late = lambda: None if next(questions) > 1 else "loads the model"
     app = make_app(KIND, not_ready=late, metrics=CollectorRegistry())
     step = [0]
+    seen = asyncio.Event()  # the last step, by the launcher
 
     @app.get("/v1/status")
     async def status():
+        seen.set()
         return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
                  "reward_mean": 0.5, "queue": await queue.depths()}}
 
     async def work():
-        while KIND == "trainer" and step[0] < config.run.max_steps and not served.stop.is_set():
-            await asyncio.sleep(0.6)
-            step[0] += 1
+        while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
+            stopping, asked = [asyncio.ensure_future(each.wait()) for each in (served.stop, seen)]
+            await asyncio.wait((stopping, asked), timeout=1, return_when=asyncio.FIRST_COMPLETED)
+            if served.stop.is_set():
+                break
+            step[0] += seen.is_set()
+            seen.clear()
         if KIND != "trainer":
             await served.stop.wait()
         else:
@@ -135,21 +143,25 @@ class Bench:
         until(look)
         return found[0]
 
+    def finish(self) -> None:
+        """Let the trainer end its work, however many steps are left."""
+        (self.run_folder / "finish").touch()
+
     def summary(self) -> dict[str, object]:
         document: dict[str, object] = json.loads((self.run_folder / "summary.json").read_text())
         return document
 
 
-def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> None:
+def until(condition: Callable[[], object], timeout_seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
         time.sleep(0.02)
 
 
-def wait_for_text(bench: Bench, text: str) -> None:
+def wait_for_text(bench: Bench, text: str, times: int = 1) -> None:
     log = bench.run_folder / "logs" / "launcher.log"
-    until(lambda: log.exists() and text in log.read_text())
+    until(lambda: log.exists() and log.read_text().count(text) >= times)
 
 
 def all_up(bench: Bench) -> list[KnownProcess]:

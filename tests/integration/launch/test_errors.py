@@ -17,6 +17,7 @@ from penstock.broker import connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config
 from tests.integration.launch.user_commands import END_SECONDS, Bench, assert_launch_ends, assert_one_line, said
+from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -166,13 +167,13 @@ def test_launch_ends_with_the_message_about_a_missing_model(bench: Bench) -> Non
 def test_launch_ends_with_the_message_about_a_row_without_prompt(bench: Bench) -> None:
     bench.embed_queue()
     bench.write_rows({"question": "1+2=", "answer": "3"})
-    bench.document["rollout"]["engine"] = {"url": "http://127.0.0.1:1", "start_timeout_seconds": 60}
+    bench.document["rollout"]["engine"] = {"url": "http://127.0.0.1:1", "start_timeout_seconds": START_SECONDS}
     assert_launch_ends(bench.launch(), CONFIG_EXIT, "train.jsonl line 1: no `prompt` among")
 
 
 def test_launch_ends_with_the_message_about_an_occupied_port(bench: Bench) -> None:
     bench.embed_queue()
-    bench.document["rollout"]["engine"] = {"url": "http://127.0.0.1:1", "start_timeout_seconds": 60}
+    bench.document["rollout"]["engine"] = {"url": "http://127.0.0.1:1", "start_timeout_seconds": START_SECONDS}
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

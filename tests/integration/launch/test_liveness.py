@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.broker import Stage, Worker, connect
+from penstock.broker import Queue, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -16,6 +16,7 @@ from penstock.config import Config
 from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket
 from tests.integration.launch.test_two_trainers import acquired, ended, eventually, trained
 from tests.integration.launch.user_commands import Bench, assert_one_line
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
@@ -76,7 +77,7 @@ async def test_a_link_that_is_slow_and_stalls_delays_work_and_repeats_none(
             await asyncio.sleep(0.5)
             assert not moving.done()
             link.open.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 assert await moving is True
             assert (await queue.depths())["rollouts"] == 1
             assert (await queue.depths())["tickets"] == 0
@@ -106,7 +107,7 @@ async def test_a_restart_of_the_queue_keeps_what_is_held_at_every_stage(tmp_path
             ]
             await asyncio.sleep(0)
             server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 assert await asyncio.gather(*moving) == [True, True]
             depths = await queue.depths()
             assert (depths["tickets"], depths["rollouts"], depths["scored"]) == (0, 1, 1)
@@ -161,10 +162,16 @@ async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
             await queue.close()
 
 
+async def are_up(queue: Queue) -> bool:
+    """Whether the reward and the rollout service are, and its engine."""
+    services = await queue.services()
+    return len(services) == 2 and all(each.state != "starting" for each in services)
+
+
 @pytest.mark.slow
 async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(bench: Bench) -> None:
     (bench.folder / "own.py").write_text(OUT_OF_ORDER)
-    bench.document["run"]["stall_seconds"] = 3
+    bench.document["run"]["stall_seconds"] = 8  # in which the others, which are up, come to the failure
     bench.document["reward"] = {
         "functions": {"own:broken": 1.0},
         "breaker_failures": 1,
@@ -175,9 +182,12 @@ async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_na
         bench.document["rollout"]["engine"] = {"url": url}
         for module in ("penstock_reward", "penstock_rollout"):
             bench.start(module)
-        trainer = bench.start("penstock_trainer")
         queue = await connect(Config.model_validate(bench.document))
         try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await are_up(queue):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            trainer = bench.start("penstock_trainer")
             code = await ended(trainer)
             assert trainer.stdout is not None
             expected = ("no progress", "holds from rollouts", "breaker open: own:broken (", "judge is down")

@@ -20,6 +20,7 @@ from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, QueueError
 from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
 from tests.integration.launch.user_commands import END_SECONDS, Bench, said
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
@@ -37,17 +38,28 @@ def standby(config: Config) -> Config:
     )
 
 
+def with_heartbeat(config: Config, seconds: float) -> Config:
+    staleness = config.staleness.model_copy(update={"heartbeat_seconds": seconds})
+    return config.model_copy(update={"staleness": staleness})
+
+
 async def test_a_standby_waits_past_the_limit_and_takes_over_when_the_lease_is_given_up(
     queue: Queue, queue_config: Config
 ) -> None:
-    first = await acquire_lease(queue, queue_config)
+    config = with_heartbeat(queue_config, 6)  # renewed after two seconds
+    first = await acquire_lease(queue, config)
     lost: list[QueueError] = []
     first.start_renewing(lost.append)
-    waiting = asyncio.create_task(acquire_lease(queue, standby(queue_config)))
-    await asyncio.sleep(2 * queue_config.staleness.heartbeat_seconds)
+    waiting = asyncio.create_task(acquire_lease(queue, standby(config)))
+    before = left = await queue.client.pttl(queue.keys.lease)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while left <= before:
+            before = left
+            await asyncio.sleep(0.05)
+            left = await queue.client.pttl(queue.keys.lease)
     assert not waiting.done()
     await asyncio.to_thread(first.release)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         second = await waiting
     assert second.number == first.number + 1
     assert lost == []
@@ -98,7 +110,7 @@ async def test_each_kind_of_write_is_refused_after_the_lease_is_lost(
 
 
 async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_config: Config) -> None:
-    lease = await acquire_lease(queue, queue_config)
+    lease = await acquire_lease(queue, with_heartbeat(queue_config, 0.5))
     loop, lost = asyncio.get_running_loop(), asyncio.Event()
     reasons: list[QueueError] = []
 
@@ -108,7 +120,7 @@ async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_
 
     await queue.client.set(queue.keys.lease, "99:other")
     lease.start_renewing(on_loss)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         await lost.wait()
     assert "99:other" in str(reasons[0])
     await asyncio.to_thread(lease.release)

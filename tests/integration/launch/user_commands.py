@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from penstock.broker.embedded import EmbeddedServer
+from tests.patience import START_SECONDS
 
-END_SECONDS = 60.0  # the trainer imports torch first
+END_SECONDS = 2 * START_SECONDS  # a start, and some steps of a run
 
 
 class Bench:
@@ -20,13 +21,13 @@ class Bench:
     def __init__(self, folder: Path, model: Path, server: EmbeddedServer) -> None:
         self.folder = folder
         self.document: dict[str, Any] = {
-            "run": {"name": f"errors-{folder.name}", "root": "runs", "stall_seconds": 60},
+            "run": {"name": f"errors-{folder.name}", "root": "runs", "stall_seconds": 300},
             "actor": {"path": str(model), "group_size": 2, "dtype": "float32"},
             "total_train_epochs": 8,
             "sampling": {"max_new_tokens": 4},
             "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
-            "staleness": {"heartbeat_seconds": 1},
-            "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": 20}},
+            "staleness": {"heartbeat_seconds": 5},
+            "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": START_SECONDS}},
             "weights": {"canary_tokens": 0},  # an engine here is a fake, which knows nothing of the model
             "reward": {"functions": {"exact_match": 1.0}},
             "redis": {"url": server.url, "password": server.password},

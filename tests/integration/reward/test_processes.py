@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from penstock.config import RewardSection
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.processes.pool import Pool, open_pool
 from penstock_reward.processes.process import WorkerProcess
+from tests.patience import ANSWER_SECONDS
 
 FUNCTIONS = '''
 """Functions of a user."""
@@ -28,6 +28,9 @@ import os, subprocess, time
 
 def obey(prompt, completion, answer, metadata):
     if completion == "hang":
+        time.sleep(600)
+    if completion == "mark":
+        open(metadata["file"], "w").close()
         time.sleep(600)
     if completion == "spin":
         while True:
@@ -54,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def section(folder: Path, *functions: str, **keys: Any) -> RewardSection:
     names = functions or ("mine:obey",)
     return RewardSection(
-        functions=dict.fromkeys(names, 1.0), modules_path=str(folder), **{"timeout_seconds": 20, **keys}
+        functions=dict.fromkeys(names, 1.0), modules_path=str(folder), **{"timeout_seconds": ANSWER_SECONDS, **keys}
     )
 
 
@@ -64,7 +67,7 @@ async def run(pool: Pool, completions: Sequence[str], function: str = "mine:obey
 
 
 async def test_the_children_of_a_killed_call_are_killed_too(folder: Path, tmp_path: Path) -> None:
-    async with open_pool(section(folder, timeout_seconds=1.5)) as pool:
+    async with open_pool(section(folder, timeout_seconds=4)) as pool:
         [outcome] = await run(pool, ["grandchild"], file=str(tmp_path / "pid"))
     assert outcome.kind == "timeout"
     await gone(int((tmp_path / "pid").read_text()))
@@ -77,7 +80,7 @@ def alive(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while alive(pid):  # noqa: ASYNC110 - a process that is not our child announces its end to nobody
             await asyncio.sleep(0.02)
 
@@ -99,10 +102,13 @@ async def test_a_process_that_dies_while_idle_costs_no_call(folder: Path) -> Non
 
 
 async def test_a_caller_that_gives_up_leaves_the_pool_working(folder: Path) -> None:
-    async with open_pool(section(folder, timeout_seconds=2)) as pool:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await run(pool, ["hang"])
+    async with open_pool(section(folder, timeout_seconds=5)) as pool:
+        calling = asyncio.create_task(run(pool, ["mark"], file=str(folder / "mark")))
+        while not (folder / "mark").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
         [outcome] = await run(pool, ["one"])
     assert outcome.value == 1.0
 
@@ -110,17 +116,16 @@ async def test_a_caller_that_gives_up_leaves_the_pool_working(folder: Path) -> N
 async def test_the_loop_is_not_blocked_while_a_function_runs(folder: Path) -> None:
     async with open_pool(section(folder, timeout_seconds=1)) as pool:
         running = asyncio.create_task(run(pool, ["spin"]))
-        longest, before = 0.0, time.perf_counter()
+        num_turns = 0
         while not running.done():
             await asyncio.sleep(0.01)
-            now = time.perf_counter()
-            longest, before = max(longest, now - before), now
+            num_turns += 1
         assert (await running)[0].kind == "timeout"
-    assert longest < 0.5
+    assert num_turns > 3  # a hundred on an idle machine; one or two if it were blocked
 
 
 async def test_math_calls_that_never_end_are_killed(tmp_path: Path) -> None:
-    config = RewardSection(functions={"math": 1.0}, modules_path=str(tmp_path), timeout_seconds=2)
+    config = RewardSection(functions={"math": 1.0}, modules_path=str(tmp_path), timeout_seconds=6)
     async with open_pool(config) as pool:
         calls = [Call("math", index) for index in range(2)]
         tower, right = await pool.run("", ["$9^{9^{9^{9}}}$", "$7$"], "7", {}, calls)

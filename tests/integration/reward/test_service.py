@@ -31,6 +31,7 @@ from penstock.contracts import (
 )
 from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
 from tests.integration.broker.queue_setup import part_keys, put
+from tests.patience import START_SECONDS
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -60,7 +61,7 @@ def configured(folder: Path, server: EmbeddedServer | None, **reward: Any) -> Pa
     section = {
         "functions": {"mine:obey": 1.0},
         "modules_path": str(folder),
-        "timeout_seconds": 1.5,
+        "timeout_seconds": 4,
         "max_attempts": 1,
         **reward,
     }
@@ -121,7 +122,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
         await put(queue, Stage.ROLLOUTS, "1", Stored(b"junk"))
         consumer = Worker(queue, "trainer", config.staleness)
         deliveries: dict[str, Delivery] = {}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_SECONDS
         while len(deliveries) < 2:
             assert time.monotonic() < deadline, "expected two entries in the scored stream"
             assert process.poll() is None, process.communicate()
@@ -151,7 +152,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
         assert 'penstock_reward_failures_total{reason="timeout"} 2.0' in metrics
         assert re.search(r'penstock_reward_score_duration_seconds_count\{function="mine:obey"\} 8', metrics)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=START_SECONDS)
         assert process.returncode == 0, errors
         assert [each for each in await queue.services() if each.kind is ServiceKind.REWARD] == []
     finally:
@@ -163,7 +164,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
 def ended(config: Path) -> tuple[int, str]:
     process = start(config)
     try:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=START_SECONDS)
     finally:
         process.kill()
     return process.returncode, errors

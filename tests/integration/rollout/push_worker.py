@@ -21,6 +21,7 @@ from penstock_trainer.learner.rank_commands import Follower, LeadingLearner
 from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
+from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.trainer_groups import completion, config_for, scored_group
 
 
@@ -59,7 +60,7 @@ async def push_twice(config: Config, learner: Learner, folder: Path, url: str, l
 def run(model: Path, folder: Path, url: str, lease: int) -> None:
     config = config_for(
         model,
-        weights={"transport": "nccl", "bucket_bytes": 65536, "push_timeout_seconds": 30},
+        weights={"transport": "nccl", "bucket_bytes": 65536, "push_timeout_seconds": ANSWER_SECONDS},
         optimizer={"lr": 1e-2},
         rollout={"engine": {"dtype": "float32"}},
     )

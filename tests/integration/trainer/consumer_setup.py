@@ -35,6 +35,7 @@ from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from tests.integration.broker.queue_setup import put, stored_scored
+from tests.patience import ANSWER_SECONDS
 
 BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40
 OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
@@ -118,7 +119,7 @@ class Bench:
                 await task
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(ANSWER_SECONDS):
             while not condition():
                 self.changed.clear()
                 if not condition():

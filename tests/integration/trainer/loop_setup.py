@@ -36,8 +36,9 @@ from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.integration.broker.queue_setup import put, stored_scored
 from tests.integration.trainer.consumer_setup import PROMPTS, scored
+from tests.patience import ANSWER_SECONDS
 
-SECONDS = 60  # for whatever the loop does next, on a busy machine
+SECONDS = ANSWER_SECONDS
 
 
 class HeldTransport(DiskTransport):

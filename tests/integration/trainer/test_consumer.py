@@ -16,6 +16,7 @@ from penstock.contracts.stored_groups import CompletionsPart, Part, Stored
 from penstock.errors import StallError
 from tests.integration.broker.queue_setup import stored_scored
 from tests.integration.trainer.consumer_setup import BATCH_SIZE, NUM_PROMPTS, OLD, POLICY, Bench, scored
+from tests.patience import ANSWER_SECONDS
 
 pytestmark = pytest.mark.redis
 
@@ -113,7 +114,7 @@ async def test_a_reward_that_always_fails_ends_the_run_with_its_reason(bench: Be
     with pytest.raises(
         StallError, match=r"reward failed for 5 of the last 8 .*reward.functions; the last one: it raised"
     ):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(ANSWER_SECONDS):
             await bench.consumer.consume_groups()
 
 

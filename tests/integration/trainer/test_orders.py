@@ -22,9 +22,7 @@ VARIED = (1.0, 0.0)
 
 @pytest.fixture
 def config(queue_config: Config) -> Config:
-    # Nobody renews the lease here: it is to last longer than a wait for the queue.
-    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 30.0})
-    return queue_config.model_copy(update={"actor": ActorSection(path="m", group_size=2), "staleness": staleness})
+    return queue_config.model_copy(update={"actor": ActorSection(path="m", group_size=2)})
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from penstock_trainer.checkpoints.tensors import read_shapes, read_state
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.trainer.ranks_worker import CANARY, CASES, NUM_RUN_STEPS, case_config, take_over, train
+from tests.patience import START_SECONDS
 from tests.unit.trainer.trainer_groups import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, case in CASES.items():
         train(Learner(case_config(folder, case), num_steps=NUM_RUN_STEPS), folder / name / "1")
     with torchrun("train", folder) as process:
-        output, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     return folder
 
@@ -156,7 +157,7 @@ def test_a_checkpoint_of_two_ranks_holds_no_weight_of_the_base(trained: Path, na
     assert {each for each in names if ".lora_" not in each} == {"num_steps", "rng", "lora.alpha", "lora.base"}
 
 
-def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> None:
+def until(condition: Callable[[], object], timeout_seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
@@ -174,8 +175,8 @@ def test_no_rank_outlives_another(tmp_path: Path, victim: int) -> None:
         assert killed is not None
         assert other is not None
         killed.send(signal.SIGKILL)
-        until(lambda: not other.alive, timeout_seconds=15)
-        output, _ = process.communicate(timeout=15)
+        until(lambda: not other.alive)
+        output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode != 0
     if victim == 0:
         assert "RanksError: rank 1 has lost rank 0" in output
@@ -184,6 +185,6 @@ def test_no_rank_outlives_another(tmp_path: Path, victim: int) -> None:
 def test_a_rank_that_fails_ends_all_with_its_error(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "llama")
     with torchrun("fail", tmp_path) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode != 0
     assert "KeyError: 'no.such.weight'" in output

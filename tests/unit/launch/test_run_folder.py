@@ -17,6 +17,7 @@ from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands, service_environment
 from penstock_launch.supervise.process_trees import ProcessTrees, read_known
+from tests.patience import ANSWER_SECONDS
 
 
 def make_config(root: Path, **changes: object) -> Config:
@@ -94,8 +95,8 @@ def test_a_lock_that_ends_in_time_is_waited_for(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with folder_with(tmp_path, "resume").locked(wait_seconds=20):
-            assert process.wait(10) == 0
+        with folder_with(tmp_path, "resume").locked(wait_seconds=ANSWER_SECONDS):
+            assert process.wait(ANSWER_SECONDS) == 0
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:

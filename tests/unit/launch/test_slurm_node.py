@@ -16,9 +16,10 @@ from penstock_launch.slurm.attempt import Attempt, Whereabouts
 from penstock_launch.slurm.steps import ABOUT_THE_END, Step
 from penstock_launch.supervise.child import Child, State
 from penstock_launch.supervise.restarts import RestartPolicy
+from tests.patience import START_SECONDS
 
 NODE = (sys.executable, "-m", "penstock_launch.slurm.node")
-WAITS = "import time; print('up', flush=True); time.sleep(60)"
+WAITS = "import time; print('up', flush=True); time.sleep(600)"
 
 
 def step(folder: Path, script: str, *options: str) -> Step:
@@ -43,7 +44,7 @@ def start(service: Step) -> Child:
     return child
 
 
-def wait(child: Child, timeout_seconds: float = 20.0) -> int:
+def wait(child: Child, timeout_seconds: float = START_SECONDS) -> int:
     deadline = time.monotonic() + timeout_seconds
     while (exit_code := child.poll()) is None:
         assert time.monotonic() < deadline, "it did not end in time"
@@ -53,7 +54,7 @@ def wait(child: Child, timeout_seconds: float = 20.0) -> int:
 
 def started(child: Child) -> ProcessIdentity:
     """The service's process, once it is up and its node has told where it is."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + START_SECONDS
     while child.pid is None or "up" not in child.log_path.read_text():
         assert time.monotonic() < deadline, "it did not start in time"
         time.sleep(0.02)
@@ -77,7 +78,7 @@ def test_a_service_ends_when_what_started_it_is_killed(tmp_path: Path) -> None:
     child = start(step(tmp_path, WAITS))
     identity = started(child)
     child.kill_session()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + START_SECONDS
     while identity.alive:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -119,7 +120,7 @@ def test_the_first_node_tells_the_port_and_the_others_wait_for_it(tmp_path: Path
     ):
         attempt.wait_for_port(0.1)
     attempt.tell_port(4711)
-    assert Attempt(tmp_path, "trainer-1").wait_for_port(5) == 4711
+    assert Attempt(tmp_path, "trainer-1").wait_for_port(START_SECONDS) == 4711
 
 
 def test_a_folder_that_a_node_does_not_see_is_named_with_its_key(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_folder_that_a_node_does_not_see_is_named_with_its_key(tmp_path: Path)
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=START_SECONDS,
         check=False,
     )
     assert done.returncode == 2

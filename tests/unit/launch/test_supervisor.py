@@ -15,10 +15,12 @@ from penstock_launch.supervise.child import Child, Command, State
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import Grace, Outcome, Supervisor
+from tests.patience import START_SECONDS
 
 FAST = RestartPolicy(first_delay_seconds=0.02, longest_delay_seconds=0.1)
-SLEEP = "import time; time.sleep(60)"
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+PATIENT = Grace(START_SECONDS, START_SECONDS, START_SECONDS)
+SLEEP = "import time; time.sleep(600)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 LINGERING_TRAINER = """
 import signal, sys, time
 def stop(*_):
@@ -27,7 +29,7 @@ def stop(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 print('up', flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -39,11 +41,17 @@ class Bench:
         self.events: list[str] = []
         self.children: list[Child] = []
         self.trees = ProcessTrees(folder, "bench")
+        self.mark = folder / "mark"
 
     def child(self, name: str, script: str) -> Child:
         command = Command(name, (sys.executable, "-S", "-c", script), dict(os.environ), self.folder / f"{name}.log")
         self.children.append(Child(command, FAST))
         return self.children[-1]
+
+    def waits_for_mark(self, exit_code: int) -> str:
+        """The script of a child that ends when the test says so."""
+        wait = f"while not os.path.exists({str(self.mark)!r}): time.sleep(0.01)"
+        return f"import os, sys, time\n{wait}\nsys.exit({exit_code})"
 
     def supervisor(self, grace: Grace | None = None, *, goes_on_with_fewer: bool = False) -> Supervisor:
         return Supervisor(
@@ -60,7 +68,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-async def until(condition: Callable[[], object], timeout_seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], timeout_seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
@@ -84,9 +92,9 @@ async def test_a_child_that_died_is_restarted_with_backoff(bench: Bench) -> None
     script = (
         f"import sys, time\nopen({str(mark)!r}, 'a').write('x')\nif len(open({str(mark)!r}).read()) < 3: sys.exit(7)\n"
     )
-    reward = bench.child("reward", script + "time.sleep(60)")
+    reward = bench.child("reward", script + "time.sleep(600)")
     bench.child("trainer", SLEEP)
-    supervisor = bench.supervisor(Grace(5, 5, 5))
+    supervisor = bench.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
     await until(lambda: reward.restarts == 2 and reward.running and len(mark.read_text()) == 3)
     supervisor.interrupt(signal.SIGTERM)
@@ -102,7 +110,7 @@ async def test_five_deaths_end_everything_with_the_last_lines_of_the_log(bench: 
     bench.child(
         "reward", "import sys; print('{\"event\": \"x\"}'); print('no such thing', file=sys.stderr); sys.exit(1)"
     )
-    outcome = await bench.supervisor(Grace(5, 5, 5)).run()
+    outcome = await bench.supervisor(PATIENT).run()
     assert outcome.exit_code == 1
     assert outcome.reason == "reward ended (exit code 1): it died 5 times within 120 s"
     assert outcome.lines[-1] == "no such thing"
@@ -123,18 +131,22 @@ async def test_exit_code_2_ends_everything_at_once_with_the_message(bench: Bench
 async def test_of_several_services_of_a_kind_one_may_be_given_up(bench: Bench) -> None:
     bench.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
     bench.child("rollout-1", SLEEP)
-    bench.child("trainer", "import time; time.sleep(0.6)")
-    outcome = await bench.supervisor(Grace(5, 5, 5), goes_on_with_fewer=True).run()
-    assert outcome == Outcome(0, "the trainer has finished")
+    bench.child("trainer", bench.waits_for_mark(exit_code=0))
+    running = asyncio.create_task(bench.supervisor(PATIENT, goes_on_with_fewer=True).run())
     given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
-    assert given_up in bench.events
+    await until(lambda: given_up in bench.events)
+    bench.mark.touch()
+    assert await running == Outcome(0, "the trainer has finished")
 
 
 async def test_the_last_service_of_a_kind_is_not_given_up(bench: Bench) -> None:
     bench.child("rollout-0", "import sys; sys.exit(6)")
-    bench.child("rollout-1", "import sys, time; time.sleep(0.3); sys.exit(6)")
+    bench.child("rollout-1", bench.waits_for_mark(exit_code=6))
     bench.child("trainer", SLEEP)
-    outcome = await bench.supervisor(Grace(5, 5, 5), goes_on_with_fewer=True).run()
+    running = asyncio.create_task(bench.supervisor(PATIENT, goes_on_with_fewer=True).run())
+    await until(lambda: any(each.startswith("rollout-0: given up") for each in bench.events))
+    bench.mark.touch()
+    outcome = await running
     assert (outcome.exit_code, outcome.reason.partition(" ")[0]) == (6, "rollout-1")
 
 
@@ -142,13 +154,13 @@ async def test_a_wrong_configuration_ends_all_though_others_run(bench: Bench) ->
     bench.child("rollout-0", "import sys; sys.exit(2)")
     bench.child("rollout-1", SLEEP)
     bench.child("trainer", SLEEP)
-    outcome = await bench.supervisor(Grace(5, 5, 5), goes_on_with_fewer=True).run()
+    outcome = await bench.supervisor(PATIENT, goes_on_with_fewer=True).run()
     assert outcome.exit_code == 2
 
 
 async def test_a_request_to_stop_ends_all_in_order_with_its_own_words(bench: Bench) -> None:
     bench.child("trainer", LINGERING_TRAINER)
-    supervisor = bench.supervisor(Grace(10, 5, 5))
+    supervisor = bench.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
     await until(lambda: "up" in bench.log("trainer"))
     asked = Outcome(138, "the time limit is near")
@@ -172,9 +184,9 @@ async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(bench:
         "rollout",
         "import signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (open({str(seen)!r}, 'w').write(str(time.time())), sys.exit(0)))\n"
-        "print('up', flush=True)\ntime.sleep(60)",
+        "print('up', flush=True)\ntime.sleep(600)",
     )
-    supervisor = bench.supervisor(Grace(10, 5, 5))
+    supervisor = bench.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
     await until(lambda: "up" in bench.log("trainer") and "up" in bench.log("rollout"))
     asked_at = time.time()
@@ -190,7 +202,7 @@ async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(bench:
 async def test_a_deaf_child_is_killed_after_the_grace(bench: Bench) -> None:
     deaf = bench.child("rollout", DEAF)
     bench.child("trainer", LINGERING_TRAINER)
-    supervisor = bench.supervisor(Grace(5, 0.3, 5))
+    supervisor = bench.supervisor(Grace(START_SECONDS, 0.3, START_SECONDS))
     task = asyncio.create_task(supervisor.run())
     await until(lambda: "deaf" in bench.log("rollout") and "up" in bench.log("trainer"))
     supervisor.interrupt(signal.SIGTERM)
@@ -208,17 +220,17 @@ async def test_a_second_ctrl_c_kills_at_once(bench: Bench) -> None:
     await asyncio.sleep(0.1)
     assert not task.done()
     supervisor.interrupt(signal.SIGINT)
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, START_SECONDS)
     assert all(map(gone, bench.children))
 
 
 async def test_what_a_killed_child_leaves_behind_is_killed_before_its_restart(bench: Bench) -> None:
     detached = (
-        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']"
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)']"
     )
-    rollout = bench.child("rollout", f"{detached}, start_new_session=True); print('up', flush=True); time.sleep(60)")
+    rollout = bench.child("rollout", f"{detached}, start_new_session=True); print('up', flush=True); time.sleep(600)")
     bench.child("trainer", SLEEP)
-    supervisor = bench.supervisor(Grace(5, 5, 5))
+    supervisor = bench.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
     await until(lambda: "up" in bench.log("rollout"))
     assert rollout.identity is not None

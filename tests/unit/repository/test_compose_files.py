@@ -13,6 +13,7 @@ import yaml
 
 from penstock.config.load import build_config, read_yaml
 from penstock_launch.services import TUNING
+from tests.patience import START_SECONDS
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
@@ -143,7 +144,9 @@ def compose(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode != 0:
         pytest.skip("no docker compose: what it says about docker-compose.yml is not checked")
-    return subprocess.run([docker, "compose", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [docker, "compose", *arguments], cwd=folder, capture_output=True, text=True, timeout=START_SECONDS
+    )
 
 
 @pytest.mark.parametrize("files", [COMPOSE_FILES[:1], COMPOSE_FILES], ids=["cpu", "gpu"])

@@ -16,7 +16,8 @@ from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
@@ -115,7 +116,7 @@ class Bench:
     fake: FakeSGLang
     server: FakeServer
     queue: MemoryQueue
-    weights: Weights
+    weights: WeightUpdater
     producer: Producer
     metrics: RolloutMetrics
     root: Path
@@ -135,7 +136,7 @@ class Bench:
         return self.metrics.registry.get_sample_value("penstock_rollout_groups_total", {"outcome": outcome}) or 0
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(ANSWER_SECONDS):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -151,7 +152,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
         {
             "actor": {"path": "unused", "group_size": G},
             "data": {"train": {"path": "unused"}},
-            "rollout": {"engine": {"max_running_requests": 4 * G, "request_timeout_seconds": 5}},
+            "rollout": {"engine": {"max_running_requests": 4 * G, "request_timeout_seconds": ANSWER_SECONDS}},
         }
     )
     fake, queue = FakeSGLang(), MemoryQueue()
@@ -159,7 +160,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
         server = FakeServer(fake, url)
         engine = Engine(server, SGLangClient(config.rollout.engine))
         metrics = RolloutMetrics()
-        weights = Weights(engine, config.weights, metrics)
+        weights = WeightUpdater(engine, config.weights, metrics)
         producer = Producer(queue, queue.announcement, engine, weights, as_it_is, metrics, config, "server")
         bench = Bench(fake, server, queue, weights, producer, metrics, root)
         engine_stop = asyncio.Event()
@@ -168,7 +169,7 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
             producing = tasks.create_task(producer.produce_groups(bench.stop))
             yield bench
             fake.going_on.set()
-            fake.token_seconds = 0
+            fake.holds_at, fake.token_seconds = -1, 0
             bench.stop.set()
             await producing
             engine_stop.set()

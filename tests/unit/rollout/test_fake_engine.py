@@ -21,25 +21,24 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
+from tests.unit.rollout.engine_gates import Gates
 from tests.unit.rollout.fake_model import next_token, prompt_logprobs, token_logprob
 
 
-class FakeSGLang:
-    """State and switches of the fake: set an attribute to make it fail."""
+class FakeSGLang(Gates):
+    """State and switches of the fake: set an attribute to make it fail, close a gate to make it wait."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.weight_version = "default"
         self.context_length = 64
         self.model_path = ""
         self.token_seconds = 0.0
-        self.load_seconds = self.pass_seconds = 0.0
-        self.probe_seconds = 0.0
-        self.join_seconds = 0.0
+        self.load_seconds = self.pass_seconds = self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
         self.sticks_to = ""  # a version whose weights it keeps, whatever it says that it has loaded
         self.reports_spans = True
-        self.num_aborts = 0
         self.finish_reason = "length"
         self.answer: Any = None
         self.die_on_generate = False
@@ -47,8 +46,6 @@ class FakeSGLang:
         self.num_running = 0
         self.max_running = 0
         self.running = asyncio.Event()
-        self.going_on = asyncio.Event()
-        self.going_on.set()
         self.server: uvicorn.Server | None = None
 
     def paths(self) -> list[str]:
@@ -64,7 +61,8 @@ class FakeSGLang:
         versions: list[str] = []
         logprobs: list[list[Any]] = []
         began_at, finish_reason = self.num_aborts, self.finish_reason
-        for _ in range(params["max_new_tokens"]):
+        for position in range(params["max_new_tokens"]):
+            await self.held(position, began_at)
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
             await self.going_on.wait()
@@ -75,11 +73,11 @@ class FakeSGLang:
             versions.append(self.weight_version)
             logprobs.append([token_logprob(tokens[-1], self.sticks_to or self.weight_version), tokens[-1], None])
         spans: list[dict[str, Any]] = []
-        for position, version in enumerate(versions):
+        for start, version in enumerate(versions):
             if spans and spans[-1]["version"] == version:
-                spans[-1]["end"] = position + 1
+                spans[-1]["end"] = start + 1
             else:
-                spans.append({"version": version, "start": position, "end": position + 1})
+                spans.append({"version": version, "start": start, "end": start + 1})
         return {
             "text": " ".join(map(str, tokens)),
             "output_ids": tokens,
@@ -119,7 +117,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
         body = await body_of(request)
         if body.get("logprob_start_len") == 0:
             await fake.going_on.wait()
-            await asyncio.sleep(fake.probe_seconds)
+            await fake.may_probe.wait()
             said = prompt_logprobs(body["input_ids"], fake.sticks_to or fake.weight_version)
             told = [[logprob, token, None] for logprob, token in zip([None, *said], body["input_ids"], strict=True)]
             return {"text": "", "output_ids": [], "meta_info": {"input_token_logprobs": told}}
@@ -173,6 +171,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     async def load(request: Request) -> Any:
         body = await body_of(request)
         await asyncio.sleep(fake.load_seconds)
+        await fake.may_load.wait()
         if fake.fail_load:
             return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
         fake.weight_version = body["weight_version"]
@@ -196,6 +195,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
     async def receive(request: Request) -> Any:
         body = await body_of(request)
         await asyncio.sleep(fake.load_seconds)
+        await fake.may_load.wait()
         if fake.fail_load:
             return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
         if body["weight_version"] is not None:
@@ -235,7 +235,7 @@ async def serving(fake: FakeSGLang) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
-        fake.going_on.set()
+        fake.open()
         fake.break_connections()
         fake.server.should_exit = fake.server.force_exit = True
         await task

@@ -58,10 +58,12 @@ async def test_a_new_lease_is_followed_even_to_a_lower_version(bench: Bench) -> 
 
 
 async def test_no_more_completions_run_than_the_engine_holds(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.02
+    bench.fake.holds_at = 1
     for number in range(10):
         bench.queue.put(ticket(number))
     bench.announce(1)
+    await bench.until(lambda: bench.fake.num_held == 4 * G)
+    bench.fake.holds_at = -1
     await bench.until(lambda: len(bench.queue.published) == 10)
     assert bench.fake.max_running == 4 * G
     assert bench.queue.followed >= 6 - 4, "hand-overs do not take the next ticket"
@@ -93,13 +95,13 @@ async def test_aborted_completions_are_never_published(bench: Bench) -> None:
 
 
 async def test_a_dead_engine_is_restarted_with_the_announced_weights(bench: Bench) -> None:
-    bench.fake.token_seconds = 1.0  # still running when it dies, on a busy machine too
+    bench.fake.holds_at = 1  # still running when it dies
     bench.queue.put(ticket(0))
     bench.queue.put(ticket(1))
     bench.announce(1)
     await bench.until(lambda: bench.fake.num_running == 2 * G)
     bench.server.die()
-    bench.fake.token_seconds = 0
+    bench.fake.holds_at = -1
     await bench.until(lambda: len(bench.queue.published) == 2)
     assert sorted(bench.queue.returned) == [("0", "engine_died"), ("1", "engine_died")]
     assert bench.server.num_starts == 2
@@ -118,7 +120,7 @@ async def test_a_ticket_that_two_engines_died_with_runs_alone(bench: Bench) -> N
 
 
 async def test_a_ticket_that_is_to_run_alone_and_comes_with_a_hand_over_runs_alone(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.03
+    bench.fake.holds_at = 1
     for number in range(4):
         bench.queue.put(ticket(number, tokens=3 + number))
     bench.announce(1)
@@ -126,6 +128,7 @@ async def test_a_ticket_that_is_to_run_alone_and_comes_with_a_hand_over_runs_alo
     bench.queue.put(ticket(4), engine_deaths=2)
     for number in range(5, 8):
         bench.queue.put(ticket(number))
+    bench.fake.holds_at = -1
     await bench.until(lambda: len(bench.queue.published) == 8)
     assert ("4", "free") in bench.queue.returned
     alone, *others = sorted(bench.queue.published, key=lambda group: group.ticket.number != 4)
@@ -133,31 +136,32 @@ async def test_a_ticket_that_is_to_run_alone_and_comes_with_a_hand_over_runs_alo
 
 
 async def test_evaluation_takes_its_share_and_all_when_nothing_else_waits(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.05
+    bench.fake.holds_at = 1
     for number in range(6):
         bench.queue.put(ticket(number))
         bench.queue.put(ticket(number, "eval"))
     bench.announce(1)
     await bench.until(lambda: bench.fake.num_running == 4 * G)
     assert sorted(bench.queue.taken) == ["0", "1", "2", "e0"]  # a quarter of four groups
+    bench.fake.holds_at = -1
     await bench.until(lambda: len(bench.queue.published) == 12)
 
 
 async def test_at_the_end_what_runs_is_finished(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.05
+    bench.fake.holds_at = 1
     bench.queue.put(ticket(0))
     bench.announce(1)
     await bench.until(lambda: bench.fake.num_running)
     bench.stop.set()
+    bench.fake.holds_at = -1
     await bench.until(lambda: bench.queue.published)
 
 
 async def test_at_the_end_what_takes_too_long_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_rollout.producer.DRAIN_SECONDS", 0.1)
-    bench.fake.going_on.clear()
+    bench.fake.holds_at = 1
     bench.queue.put(ticket(0))
     bench.announce(1)
-    bench.fake.token_seconds = 5
     await bench.until(lambda: bench.fake.num_running)
     bench.stop.set()
     await bench.until(lambda: bench.queue.returned)

@@ -13,8 +13,9 @@ from penstock.errors import StallError
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.watchdog import Watchdog
+from tests.own_clock import OwnClock
 
-STALL_SECONDS = 0.2
+STALL_SECONDS = 60
 
 
 class FakeQueue:
@@ -36,7 +37,12 @@ def queue() -> FakeQueue:
 
 
 @pytest.fixture
-async def watchdog(queue: FakeQueue) -> Watchdog:
+async def clock() -> OwnClock:
+    return OwnClock()
+
+
+@pytest.fixture
+async def watchdog(queue: FakeQueue, clock: OwnClock) -> Watchdog:
     book = TicketBook(TicketLimits(batch_size=2, max_outstanding=4, num_draws=10))
     book.issue()
     book.arrive(0, has_gradient=True)
@@ -45,53 +51,52 @@ async def watchdog(queue: FakeQueue) -> Watchdog:
     return Watchdog(trainer_queue, book, status, STALL_SECONDS)
 
 
-async def ends_within(watchdog: Watchdog, seconds: float) -> bool:
-    try:
-        await asyncio.wait_for(watchdog.watch_progress(), seconds)
-    except TimeoutError:
-        return False
-    except StallError:
-        pass
-    return True
+async def ends_within(watchdog: Watchdog, clock: OwnClock, seconds: float) -> bool:
+    watching = asyncio.create_task(watchdog.watch_progress())
+    await clock.advance(seconds)
+    if watching.done():
+        assert isinstance(watching.exception(), StallError)
+        return True
+    watching.cancel()
+    return False
 
 
-async def test_it_names_the_ticket_and_who_holds_it(watchdog: Watchdog) -> None:
+async def test_it_names_the_ticket_and_who_holds_it(watchdog: Watchdog, clock: OwnClock) -> None:
+    watching = asyncio.create_task(watchdog.watch_progress())
+    await clock.advance(2 * STALL_SECONDS)
     with pytest.raises(StallError) as raised:
-        async with asyncio.timeout(5):
-            await watchdog.watch_progress()
+        await watching
     text = str(raised.value)
     assert "run.stall_seconds), while waiting for a batch: waiting for ticket 1, which rollout-1 holds" in text
     assert "services seen: rollout-1 (serving); fenced at the last push: rollout-1: HTTP 502: no" in text
 
 
-async def test_progress_keeps_the_run_alive(watchdog: Watchdog) -> None:
-    async def work() -> None:
-        while True:
-            watchdog.progress()
-            await asyncio.sleep(STALL_SECONDS / 10)
-
-    working = asyncio.create_task(work())
-    assert not await ends_within(watchdog, 3 * STALL_SECONDS)
-    working.cancel()
-    assert await ends_within(watchdog, 20 * STALL_SECONDS)
+async def test_progress_keeps_the_run_alive(watchdog: Watchdog, clock: OwnClock) -> None:
+    watching = asyncio.create_task(watchdog.watch_progress())
+    for _ in range(6):
+        await clock.advance(STALL_SECONDS / 2)
+        watchdog.progress()
+    assert not watching.done()
+    watching.cancel()
+    assert await ends_within(watchdog, clock, 3 * STALL_SECONDS)
 
 
-async def test_its_own_computation_is_no_stall(watchdog: Watchdog) -> None:
+async def test_its_own_computation_is_no_stall(watchdog: Watchdog, clock: OwnClock) -> None:
     with watchdog.computing():
-        assert not await ends_within(watchdog, 3 * STALL_SECONDS)
-    assert await ends_within(watchdog, 20 * STALL_SECONDS)
+        assert not await ends_within(watchdog, clock, 3 * STALL_SECONDS)
+    assert await ends_within(watchdog, clock, 3 * STALL_SECONDS)
 
 
-async def test_an_engine_that_starts_is_waited_for(watchdog: Watchdog, queue: FakeQueue) -> None:
+async def test_an_engine_that_starts_is_waited_for(watchdog: Watchdog, clock: OwnClock, queue: FakeQueue) -> None:
     queue.state = "starting"
-    assert not await ends_within(watchdog, 3 * STALL_SECONDS)
+    assert not await ends_within(watchdog, clock, 3 * STALL_SECONDS)
     queue.state = "serving"
-    assert await ends_within(watchdog, 20 * STALL_SECONDS)
+    assert await ends_within(watchdog, clock, 3 * STALL_SECONDS)
 
 
-async def test_the_time_without_progress_is_told(watchdog: Watchdog) -> None:
-    await asyncio.sleep(0.05)
-    assert 0.04 < watchdog.idle_seconds < 5
+async def test_the_time_without_progress_is_told(watchdog: Watchdog, clock: OwnClock) -> None:
+    await clock.advance(5)
+    assert watchdog.idle_seconds == pytest.approx(5)
     with watchdog.computing():
         assert watchdog.idle_seconds == 0
-    assert watchdog.idle_seconds < 0.04
+    assert watchdog.idle_seconds == 0

@@ -1,13 +1,11 @@
 """Which weights the engine serves, and how they are replaced.
 
-Owns the served identity. Invariants: `identity` is set only while the engine serves exactly those bytes, as far as its
-own word and the canary show; from the pause of an update until both have been heard, any failure restarts the engine,
-and what it made meanwhile names a version that is not known; whoever holds a lower lease, or an older version of the
-same lease, changes nothing.
+Owns the steps of an update; `states` draws the situations that they lead to. Invariants: `identity` is set only while
+the engine serves exactly those bytes, as far as its own word and the canary show; from the pause of an update until
+both have been heard, any failure restarts the engine, and what it made meanwhile names a version that is not known;
+whoever holds a lower lease, or an older version of the same lease, changes nothing.
 
-    prepare -> pause -> load, flush -> compare the engine's word -> continue -> canary -> serving
-        |        '------------------ fails, too late ---------------------------'
-        '-- fails --> fenced, with the old weights      '--> fenced, engine restarted, no weights
+    prepare -> drain, pause -> load, flush -> compare the engine's word -> continue -> canary -> serving
 
     pause_mode  running requests                     their cache              the prefix cache
     retract     wait, then go on                     computed anew            emptied
@@ -19,7 +17,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity, ServerState
@@ -28,8 +27,11 @@ from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineError, PenstockError, WeightsBusyError
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.metrics import RolloutMetrics
+from penstock_rollout.weights import states
+from penstock_rollout.weights.in_flight import InFlight
 from penstock_rollout.weights.loaders import DiskLoader, Loader
 from penstock_rollout.weights.local_copy import ChainError, LocalCopy
+from penstock_rollout.weights.states import Change, Held, Preparing, Proving, Replacing, Rest, State, Waiting
 from penstock_rollout.weights.version_order import check_lease, check_order, is_behind
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ NUM_KNOWN = 64  # versions that a span may still name: far more than one request
 ABORT_SECONDS = 1.0  # for running requests to end after an abort
 
 
-class Weights:
+class WeightUpdater:
     """The weights of one engine."""
 
     def __init__(
@@ -46,73 +48,73 @@ class Weights:
     ) -> None:
         """`copy`: where deltas are applied; None: whole versions are loaded from where they are."""
         self.copy = copy
-        self.needs_whole = False  # deltas did not lead to what was wanted last
-        self.identity: PolicyIdentity | None = None
         self.lease = 0
-        self.known: dict[str, PolicyIdentity] = {}
-        self.paused = False
-        self.fenced = ""
-        """Why the last update failed; empty after one that did not."""
+        """The highest that was followed, by whatever engine."""
         self.num_interruptions = 0
         """Updates that ended running requests, whose rest is then to be sent again."""
         self.condemned_epoch = 0
         """The engine that was last given up because of an update, not because of a request."""
-        self._unproved: Announcement | None = None
-        self.paused_seconds = 0.0  # of generation, for the weights that are served
+        self.paused_seconds = 0.0
+        """Of generation, for the weights that are served."""
         self._engine = engine
         self._section = section
         self._metrics = metrics
-        self._updating = False
-        self._replacing = False  # the update that runs began with weights that were served
-        self._settled = asyncio.Event()
-        self._settled.set()
-        self._num_running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._state: State = Waiting()
+        self._proved: dict[str, PolicyIdentity] = {}
+        self._requests = InFlight()
+        self._changes = InFlight()
 
-    @contextlib.contextmanager
-    def generating(self) -> Iterator[None]:
+    def generating(self) -> AbstractContextManager[None]:
         """Around one group's request, so that an update can let it finish."""
-        self._num_running += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_running -= 1
-            if not self._num_running:
-                self._idle.set()
-
-    @property
-    def unproved(self) -> str:
-        """The version that is loaded and has not yet shown that it is the announced one; empty when there is none."""
-        return "" if self._unproved is None else str(self._unproved.identity)
+        return self._requests.one()
 
     async def settled(self) -> None:
         """Return once no update runs: what starts during one only delays it."""
-        await self._settled.wait()
+        await self._changes.none()
 
     @property
     def state(self) -> ServerState:
-        if not self._engine.up.is_set():
-            return ServerState.STARTING
-        if self._updating:
-            return ServerState.UPDATING
-        if self.paused:
-            return ServerState.PAUSED
-        if self.fenced:
-            return ServerState.FENCED
-        return ServerState.WAITING if self.identity is None else ServerState.SERVING
+        return states.name(self._state) if self._engine.up.is_set() else ServerState.STARTING
+
+    @property
+    def identity(self) -> PolicyIdentity | None:
+        return states.identity(self._state)
 
     @property
     def loaded(self) -> bool:
         """Whether there are weights to serve; stays true while a push replaces them."""
-        return self.identity is not None or (self._updating and self._replacing)
+        return states.is_loaded(self._state)
+
+    @property
+    def paused(self) -> bool:
+        """Whether generation is held, until `resume`."""
+        return states.is_held(self._state)
+
+    @property
+    def fenced(self) -> str:
+        """Why the last update failed; empty after one that did not."""
+        return states.why_fenced(self._state)
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether deltas did not lead to what was wanted last."""
+        return states.needs_whole(self._state)
+
+    @property
+    def unproved(self) -> str:
+        """The version that is loaded and has not yet shown that it is the announced one; empty when there is none."""
+        loaded = states.unproved(self._state)
+        return "" if loaded is None else str(loaded.identity)
+
+    @property
+    def known(self) -> Mapping[str, PolicyIdentity]:
+        """The versions that a span may name: those that were proved, and the one that still has to be."""
+        loaded = states.unproved(self._state)
+        return self._proved if loaded is None else {**self._proved, str(loaded.identity): loaded.identity}
 
     def forget(self) -> None:
         """The engine has been started anew: it serves no known weights until some are loaded."""
-        self.identity = None
-        self._replacing = False
-        self._unproved = None
+        self._state = states.without_weights(self._state)
         self._metrics.weights_lost()
 
     def behind(self, announced: Announcement) -> bool:
@@ -125,38 +127,49 @@ class Weights:
         WeightsConflictError: a lower lease, or an older version. WeightsBusyError: another update runs.
         WeightsError: the bytes are not those that were announced. EngineError: no engine, or it failed.
         """
-        if self._updating:
+        before = self._state
+        if isinstance(before, Change):
             raise WeightsBusyError("another weight update runs on this server; expected one at a time: try again")
         self._engine.require_up()
         check_order(wanted, self.identity, self.lease)
         if wanted.identity == self.identity:
-            self.lease, self.fenced = wanted.lease, ""
+            self.lease, self._state = wanted.lease, states.kept(before, wanted.identity)
             self._metrics.weights_kept()
             return
-        with self._changing(wanted):
+        with self._changing(Preparing(wanted, before), wanted):
             await self._replace(wanted, loader or DiskLoader(self.copy))
 
     @contextlib.contextmanager
-    def _changing(self, wanted: Announcement) -> Iterator[None]:
+    def _changing(self, change: Change, wanted: Announcement) -> Iterator[None]:
         """Around an update: no ticket is taken, and a failure fences the server."""
-        self._updating, self._replacing = True, self.identity is not None
-        self._settled.clear()
-        try:
-            yield
-        except (PenstockError, TimeoutError) as error:
-            before, self.fenced = self.fenced, f"version {wanted.identity}: {error}"
-            self.needs_whole = isinstance(error, ChainError)
-            self._metrics.weights_failed(error)
-            if self.fenced != before:  # it is tried again and again
-                log.error("fenced: %s", self.fenced)
-            raise
-        finally:
-            self._updating = False
-            self._settled.set()
+        with self._changes.one():
+            self._state = change
+            try:
+                yield
+            except (PenstockError, TimeoutError) as error:
+                self._fence(error, wanted)
+                raise
+            finally:
+                if isinstance(self._state, Change):  # it was cancelled
+                    self._state = self._state.before
+
+    def _fence(self, error: Exception, wanted: Announcement) -> None:
+        told = self.fenced
+        why = f"version {wanted.identity}: {error}"
+        self._state = states.fenced(self._before, why, needs_whole=isinstance(error, ChainError))
+        self._metrics.weights_failed(error)
+        if why != told:  # it is tried again and again
+            log.error("fenced: %s", why)
+
+    @property
+    def _before(self) -> Rest:
+        """What the change that runs began with, without what was lost meanwhile."""
+        assert isinstance(self._state, Change)
+        return self._state.before
 
     async def join_group(self, request: GroupRequest) -> None:
         """Let the engine join a trainer's process group, for pushes that are broadcast in it."""
-        self._check_not_updating()
+        self._at_rest()
         check_lease(request.lease, self.lease)
         await self._engine.join_group(request)
 
@@ -169,8 +182,7 @@ class Weights:
         with self._condemning(epoch, wanted):
             async with self._in_time(wanted):
                 pause_start = time.monotonic() if self.paused else await self._stop_requests()
-                self.identity, self._unproved = None, wanted
-                self.known[str(wanted.identity)] = wanted.identity
+                self._state = Replacing(wanted, self._before)
                 await self._load(wanted, loader)
                 now = time.monotonic()
                 if not self.paused:
@@ -179,21 +191,13 @@ class Weights:
                     await self._prove(wanted)
             if self._engine.epoch != epoch:
                 raise EngineError(f"the engine was started anew while it loaded {wanted.identity}; expected it to last")
-        self.identity, self.lease, self.fenced = wanted.identity, wanted.lease, ""
-        self.paused_seconds = now - pause_start
-        self.needs_whole = False
-        while len(self.known) > NUM_KNOWN:
-            del self.known[next(iter(self.known))]
+        self.lease, self.paused_seconds = wanted.lease, now - pause_start
+        self._state = states.serving(self._before, wanted)
+        if not self.paused:
+            self._remember(wanted.identity)
         self._metrics.weights_loaded(loader.transport, now - start, now - pause_start, wanted.identity.number)
-        log.info(
-            "serving %s",
-            wanted.identity,
-            extra={
-                "seconds": round(now - start, 3),
-                "paused": round(now - pause_start, 3),
-                "canary": round(time.monotonic() - now, 3),
-            },
-        )
+        spent = {"seconds": now - start, "paused": now - pause_start, "canary": time.monotonic() - now}
+        log.info("serving %s", wanted.identity, extra={part: round(seconds, 3) for part, seconds in spent.items()})
 
     @contextlib.contextmanager
     def _condemning(self, epoch: int, wanted: Announcement) -> Iterator[None]:
@@ -201,8 +205,8 @@ class Weights:
         try:
             yield
         except BaseException as error:
-            self.identity = self._unproved = None
-            self.known.pop(str(wanted.identity), None)
+            self._state = states.without_weights(self._state)
+            self._proved.pop(str(wanted.identity), None)  # if it was loaded again
             self.condemned_epoch = epoch
             self._engine.report(epoch, f"{wanted.identity} could not be loaded: {str(error) or type(error).__name__}")
             raise
@@ -227,17 +231,13 @@ class Weights:
         if mode == "abort":
             self.num_interruptions += 1
             await generation.abort_all()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ABORT_SECONDS):
-                    await self._idle.wait()
+            await self._requests.none_within(ABORT_SECONDS)
         await generation.pause(mode, self._section.push_timeout_seconds)
         return start if mode == "abort" else time.monotonic()
 
     async def _drain(self) -> None:
         """Let running groups finish: a pause throws their key-value cache away, to be computed again."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._section.drain_seconds):
-                await self._idle.wait()
+        await self._requests.none_within(self._section.drain_seconds)
 
     async def _load(self, wanted: Announcement, loader: Loader) -> None:
         client = self._engine.client
@@ -256,36 +256,40 @@ class Weights:
             generation, canary = self._engine.client.generation, wanted.canary
             seen = await generation.prompt_logprobs(canary.token_ids, self._section.push_timeout_seconds)
             self._metrics.canary_answered(canary.check(seen))
-        self._unproved = None
+
+    def _remember(self, proved: PolicyIdentity) -> None:
+        self._proved[str(proved)] = proved
+        while len(self._proved) > NUM_KNOWN:
+            del self._proved[next(iter(self._proved))]
 
     async def pause(self) -> None:
         """Hold generation, until `resume`; updates still happen."""
         self._engine.require_up()
-        self._check_not_updating()
-        self.paused = True
-        self._settled.clear()  # what is cut waits until generation is held
-        try:
+        self._state = states.held(self._at_rest())
+        with self._changes.one():  # what is cut waits until generation is held
             await self._stop_requests()
-        finally:
-            self._settled.set()
 
     async def resume(self) -> None:
         """Go on generating."""
         self._engine.require_up()
-        self._check_not_updating()
-        if self._unproved is None:
-            await self._engine.client.generation.resume()
+        now = self._at_rest()
+        if isinstance(now, Held) and now.unproved is not None:
+            await self._resume_unproved(now, now.unproved)
         else:
-            await self._resume_unproved(self._unproved)
-        self.paused = False
+            await self._engine.client.generation.resume()
+            self._state = states.resumed(self._state)
 
-    async def _resume_unproved(self, loaded: Announcement) -> None:
+    async def _resume_unproved(self, held: Held, loaded: Announcement) -> None:
         """Go on with what was loaded while generation was held: the canary is asked now."""
-        with self._changing(loaded), self._condemning(self._engine.epoch, loaded):
+        with self._changing(Proving(loaded, held), loaded), self._condemning(self._engine.epoch, loaded):
             async with self._in_time(loaded):
                 await self._engine.client.generation.resume()
                 await self._prove(loaded)
+            self._state = states.held(self._before).then
+            self._remember(loaded.identity)
 
-    def _check_not_updating(self) -> None:
-        if self._updating:
+    def _at_rest(self) -> Rest:
+        """WeightsBusyError while an update runs."""
+        if isinstance(self._state, Change):
             raise WeightsBusyError("a weight update runs on this server; try again after it")
+        return self._state

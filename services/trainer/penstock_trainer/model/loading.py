@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from penstock.errors import ConfigError
 from penstock.model_path import check_model_path
@@ -20,7 +19,6 @@ PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
 def load_model(path: str, key: str) -> PreTrainedModel:
     """A causal language model with float32 weights and no dropout; ConfigError names `key` where it cannot be used."""
     check_model_path(path, key)
-    disable_progress_bar()  # it would stand between the lines of the log
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True

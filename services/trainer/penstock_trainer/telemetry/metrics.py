@@ -27,9 +27,9 @@ STATISTICS = {
     "reference_kl": "KL divergence from the reference policy, in nats",
     "behaviour_kl": "KL divergence from the sampler's log-probabilities, in nats",
     "effective_sample_size_ratio": "Effective sample size of the importance weights, 0 to 1",
-    "clipped_ratio": "Share of trained tokens whose surrogate was limited",
-    "clipped_ratio_low": "Share of trained tokens limited because their ratio was too low",
-    "clipped_ratio_high": "Share of trained tokens limited because their ratio was too high",
+    "clipped_ratio": "Share of trained tokens whose surrogate was clipped",
+    "clipped_ratio_low": "Share of trained tokens clipped because their ratio was too low",
+    "clipped_ratio_high": "Share of trained tokens clipped because their ratio was too high",
     "ratio_min": "Smallest ratio of policy to sampler of a trained token",
     "ratio_mean": "Mean ratio of policy to sampler",
     "ratio_max": "Largest ratio of policy to sampler of a trained token",
@@ -72,12 +72,10 @@ class TrainerMetrics:
         for outcome in OUTCOMES:
             self._steps.labels(outcome=outcome)
         self._run_steps = gauge("trainer_run_steps", "Steps of the run that are trained, over all lives of the trainer")
-        self._run_steps_planned = gauge("trainer_run_steps_planned", "Steps of the whole run if no ticket is dropped")
+        self._run_steps_planned = gauge("trainer_run_steps_planned", "Steps of the full run if no ticket is dropped")
         self.policy_version = gauge("trainer_policy_version", "Version of the trainer's weights")
         self._step_duration = seconds("trainer_step_duration_seconds", "Time of a step by phase", "phase")
-        self._generation = counter(
-            "trainer_generation_seconds", "Time in which a training request ran on any server, as its groups arrived"
-        )
+        self._generation = counter("trainer_generation_seconds", "Time in which a training request ran on any server")
         self._tokens = counter("trainer_tokens", "Completion tokens trained")
         self._staleness = Histogram(
             "penstock_trainer_staleness_versions",
@@ -110,7 +108,7 @@ class TrainerMetrics:
             "trainer_weight_publish_duration_seconds", "Time to push a version to all servers"
         )
         self.checkpoint_duration = seconds(
-            "trainer_checkpoint_duration_seconds", "Time to write a checkpoint, beside training"
+            "trainer_checkpoint_duration_seconds", "Time to write a checkpoint, in parallel to training"
         )
         self.checkpoint_exposed = seconds(
             "trainer_checkpoint_exposed_seconds", "Time that training stood still for a checkpoint's copy"

@@ -34,8 +34,8 @@ class QueueMetrics:
         self._groups = gauge("queue_groups", "Groups in a stream, held ones included", "stream")
         self._oldest_age = gauge("queue_oldest_age_seconds", "Age of the oldest group of a stream", "stream")
         self._used = gauge("queue_memory_used_bytes", "Memory that the queue's server uses")
-        self._limit = gauge("queue_memory_limit_bytes", "Memory that it may use: maxmemory, else that of its host")
-        self._services = gauge("services", "Services whose heartbeat is heard, by kind", "kind")
+        self._limit = gauge("queue_memory_limit_bytes", "Memory limit of the queue: maxmemory, else its host's memory")
+        self._services = gauge("services", "Services with a current heartbeat, by kind", "kind")
         self._servers = gauge(
             "rollout_servers",
             "Rollout servers by state; fenced: did not take the last pushed weights, and works again once it has",

@@ -65,6 +65,6 @@ class Status:
 
 
 def expected_steps(num_draws: int, batch_size: int, max_steps: int) -> int:
-    """Steps of the whole run if no ticket is dropped."""
+    """Steps of the full run if no ticket is dropped."""
     steps = math.ceil(num_draws / batch_size)
     return min(steps, max_steps) if max_steps else steps

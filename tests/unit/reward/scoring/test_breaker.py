@@ -19,6 +19,7 @@ from penstock_reward.scoring.attempts import back_off_seconds
 from penstock_reward.scoring.breaker import AnsweredCall, Breaker, Breakers
 from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
+from tests.patience import ANSWER_SECONDS
 from tests.unit.reward.scoring.test_scoring import OK, FakeConsumer, FakeRunner, group
 
 DOWN = Outcome(None, 0.1, "transient", "ConnectionError: refused\nby peer")
@@ -69,7 +70,7 @@ class ServerScoring:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         while not condition():  # noqa: ASYNC110 - conditions over several objects
             await asyncio.sleep(0.001)
 
@@ -190,7 +191,7 @@ async def test_only_one_probes_at_a_time_and_each_probe_is_another_groups() -> N
             breaker.probe_ended()
         went_on.append(place)
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         for place in (2, 0, 1):
             tasks.create_task(go(place))
     assert probed == [0, 1, 2, 0, 1, 2, 0]
@@ -207,7 +208,7 @@ async def test_a_prober_that_is_cancelled_leaves_the_probe_to_another() -> None:
     breaker = Breakers(1, COOLDOWN_SECONDS, on_change).of("f")
     fail(breaker)
     tasks += [asyncio.create_task(breaker.admission(place, 0)) for place in (0, 1)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         assert await tasks[1] is True
     assert tasks[0].cancelled()
 
@@ -258,7 +259,7 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
     setup = ServerScoring(server)
     queue = Queue(*(group(number, ("7", "8")) for number in range(6)), *(group(n, reward="math") for n in (6, 7)))
     permits = Permits(1, max_parked=8)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, permits))
         await until(lambda: {"6", "7"} <= queue.handed_over.keys())  # another function's groups pass the parked ones
         assert setup.open() == 1
@@ -289,7 +290,7 @@ async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back
     setup = ServerScoring(server, breaker_failures=1)
     queue = Queue(*(group(number) for number in range(10)))
     permits = Permits(2, max_parked=3)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, permits))
         await until(lambda: permits.num_parked >= 3)
         probes = len(server.rounds)
@@ -375,7 +376,7 @@ async def test_the_others_close_a_breaker_that_one_prompt_opened_before_anything
     server.rule = rule
     setup = ServerScoring(server, breaker_failures=2)
     queue = Queue(group(0, ("bad a", "bad b")), *(group(number, ("7",)) for number in range(1, 12)))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
         await until(lambda: len(queue.handed_over) >= 11 and "0" in queue.handed_over)
         queue.stop.set()

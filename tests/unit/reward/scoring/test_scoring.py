@@ -27,6 +27,7 @@ from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
 from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
+from tests.patience import ANSWER_SECONDS
 
 OK = Outcome(1.0, 0.01)
 TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")
@@ -221,7 +222,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     consumer.parts["5"] = {Part.TEXTS: encode(TextsPart(("7",)))}
     metrics = RewardMetrics()
     runner = FakeRunner(lambda call, attempt: OK if call.completion == 0 else TIMEOUT)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
@@ -246,7 +247,7 @@ async def test_no_more_groups_are_held_than_can_be_scored() -> None:
     stop = asyncio.Event()
     consumer = FakeConsumer([group(number) for number in range(10)], stop)
     metrics = RewardMetrics()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Permits(3, max_parked=4))
     assert len(consumer.handed_over) == 10
     assert consumer.most_held == 3
@@ -273,7 +274,7 @@ async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.M
     loop = asyncio.create_task(
         score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(1, max_parked=4))
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_SECONDS):
         await runner.entered.wait()
         stop.set()
         await loop

@@ -12,6 +12,7 @@ from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
 from penstock_rollout.engine.sglang.arguments import command, environment
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.types import CompletionRequest, EngineAbsentError, GroupAnswer, completions
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -31,7 +32,7 @@ def fake(tmp_path: Path) -> FakeSGLang:
 @pytest.fixture
 async def client(fake: FakeSGLang) -> AsyncIterator[SGLangClient]:
     async with serving(fake) as url:
-        client = SGLangClient(EngineSection(request_timeout_seconds=2))
+        client = SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS))
         await client.connect(url)
         yield client
         await client.close()
@@ -59,8 +60,9 @@ async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
     fake: FakeSGLang, client: SGLangClient
 ) -> None:
     """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
-    client.connection.control_timeout_seconds, fake.pass_seconds = 0.1, 0.5
-    await client.generation.pause("retract", 10)
+    client.connection.control_timeout_seconds, fake.pass_seconds = 1.0, 1.5
+    await client.generation.pause("retract", ANSWER_SECONDS)
+    fake.pass_seconds = 2 * ANSWER_SECONDS
     with pytest.raises(TimeoutError, match=r"did not answer /set_internal_state in 0\.2 s"):
         await client.generation.pause("in_place", 0.2)
     assert fake.paths().count("/pause_generation") == 2
@@ -113,14 +115,18 @@ async def test_a_server_that_is_not_there_was_never_reached(fake: FakeSGLang) ->
     await client.close()
 
 
-async def test_no_answer_in_time_names_what_was_waited_for(fake: FakeSGLang, client: SGLangClient) -> None:
-    fake.token_seconds = 5
-    with pytest.raises(TimeoutError, match="/generate in 2 s"):
-        await generate(client, PROMPT, (1,), SAMPLING)
+async def test_no_answer_in_time_names_what_was_waited_for(fake: FakeSGLang) -> None:
+    fake.holds_at = 1
+    async with serving(fake) as url:
+        client = SGLangClient(EngineSection(request_timeout_seconds=1))
+        await client.connect(url)
+        with pytest.raises(TimeoutError, match="/generate in 1 s"):
+            await generate(client, PROMPT, (1,), SAMPLING)
+        await client.close()
 
 
 async def test_closing_ends_what_waits(fake: FakeSGLang, client: SGLangClient) -> None:
-    fake.token_seconds = 5
+    fake.holds_at = 1
     waiting = asyncio.create_task(generate(client, PROMPT, (1,), SAMPLING))
     await fake.running.wait()
     await client.close()
@@ -148,15 +154,15 @@ async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, 
 
 
 async def test_a_probe_returns_one_logprob_per_token_but_the_first(fake: FakeSGLang, client: SGLangClient) -> None:
-    assert await client.generation.prompt_logprobs((7, 8, 9), 1.0) == prompt_logprobs((7, 8, 9), "default")
+    assert await client.generation.prompt_logprobs((7, 8, 9), ANSWER_SECONDS) == prompt_logprobs((7, 8, 9), "default")
     with pytest.raises(EngineRejectedError, match="token id 100"):
-        await client.generation.prompt_logprobs((7, 100), 1.0)
+        await client.generation.prompt_logprobs((7, 100), ANSWER_SECONDS)
 
 
 async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSGLang, client: SGLangClient) -> None:
     shared = tuple(range(40))
     prompts = [pack_int32([*shared, last]) for last in (41, 42, 43)]
-    await client.generation.prompt_logprobs(shared, 1.0)
+    await client.generation.prompt_logprobs(shared, ANSWER_SECONDS)
     await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
     assert [list(shared)] not in sent[1:]  # not once more for the groups

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from penstock_rollout.engine.sglang.prefix import PrefixWaves, Prompt
+from tests.patience import ANSWER_SECONDS
 
 COMMON = tuple(range(40))
 
@@ -97,6 +98,6 @@ async def test_a_cancelled_leader_leaves_nobody_waiting() -> None:
     leader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leader
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(ANSWER_SECONDS):
         await follower
         await waves.fill((3,))

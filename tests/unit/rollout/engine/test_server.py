@@ -15,6 +15,7 @@ from penstock.errors import EngineDiedError, EngineError, EngineStartError
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, make_server
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 # Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
 SERVER = """
@@ -39,7 +40,7 @@ Make = Callable[[str, float], StartedServer]
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
     made: list[StartedServer] = []
 
-    def make_one(before: str = "", start_timeout_seconds: float = 30) -> StartedServer:
+    def make_one(before: str = "", start_timeout_seconds: float = START_SECONDS) -> StartedServer:
         script = tmp_path / "python"
         script.write_text(f"#!{sys.executable}\n" + SERVER.format(before=before, pids=str(tmp_path / "child")))
         script.chmod(script.stat().st_mode | stat.S_IEXEC)
@@ -53,8 +54,9 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
 
 async def gone(pid: int) -> bool:
-    """Whether a process ends within a few seconds."""
-    for _ in range(200):
+    """Whether a process ends."""
+    deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
         await asyncio.sleep(0.02)
@@ -62,7 +64,7 @@ async def gone(pid: int) -> bool:
 
 
 async def test_it_starts_and_ends_with_all_its_children(make: Make, tmp_path: Path) -> None:
-    server = make("", 30)
+    server = make("", START_SECONDS)
     others = set(psutil.Process().children(recursive=True))  # of tests before this one
     await server.start()
     assert server.url.startswith("http://127.0.0.1:")
@@ -75,12 +77,12 @@ async def test_it_starts_and_ends_with_all_its_children(make: Make, tmp_path: Pa
 
 
 async def test_a_death_is_noticed_and_a_stop_is_none(make: Make, tmp_path: Path) -> None:
-    server = make("print('my last words', flush=True)", 30)
+    server = make("print('my last words', flush=True)", START_SECONDS)
     await server.start()
     died = asyncio.create_task(server.died())
     assert server._process is not None
     os.kill(server._process.pid, 9)
-    reason = await asyncio.wait_for(died, 5)
+    reason = await asyncio.wait_for(died, ANSWER_SECONDS)
     assert "code -9" in reason
     assert "my last words" in reason
     os.kill(int((tmp_path / "child").read_text()), 9)  # SGLang's own children are tied to their parent
@@ -95,7 +97,7 @@ async def test_a_death_is_noticed_and_a_stop_is_none(make: Make, tmp_path: Path)
 
 async def test_an_engine_that_ends_at_once_shows_the_end_of_its_log(make: Make) -> None:
     with pytest.raises(EngineStartError, match=r"code 7(.|\n)*no such model"):
-        await make("print('no such model', flush=True); sys.exit(7)", 30).start()
+        await make("print('no such model', flush=True); sys.exit(7)", START_SECONDS).start()
 
 
 async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: Make, tmp_path: Path) -> None:
@@ -103,13 +105,13 @@ async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: M
     kill = "import os; os.kill(os.getpid(), 9)"
     once = f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists(): mark.touch(); {kill}"
     with pytest.raises(EngineDiedError, match="code -9"):
-        await make(once, 30).start()
+        await make(once, START_SECONDS).start()
     (tmp_path / "mark").unlink()
-    server = make(once, 30)
+    server = make(once, START_SECONDS)
     engine = Engine(server, SGLangClient(EngineSection()))
     with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, if no SGLang
         await engine._start(lambda: None)
-    always = Engine(make(kill, 30), SGLangClient(EngineSection()))
+    always = Engine(make(kill, START_SECONDS), SGLangClient(EngineSection()))
     with pytest.raises(EngineStartError, match="ended 5 times in a row"):
         await always._start(lambda: None)
 

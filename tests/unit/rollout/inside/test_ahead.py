@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is in the trainer's environme
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from penstock_rollout.engine.sglang.inside import ahead as torch_ahead  # noqa: E402
+from tests.patience import ANSWER_SECONDS  # noqa: E402
 from tests.unit.rollout.inside.ahead_models import (  # noqa: E402
     Adding,
     Buffered,
@@ -83,7 +84,7 @@ def read_ahead(address: str, folder: Path) -> None:
         asking.connect(f"\0{address}")
         asking.sendall(str(folder).encode())
         asking.shutdown(socket.SHUT_WR)
-        asking.settimeout(10)
+        asking.settimeout(ANSWER_SECONDS)
         assert asking.recv(1) == b""
 
 

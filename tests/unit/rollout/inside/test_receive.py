@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
 
 from penstock_rollout.engine.sglang.inside import receive as torch_receive  # noqa: E402
+from tests.patience import ANSWER_SECONDS  # noqa: E402
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {"a": [(2, 3), (), (5,)], "b": [(40, 7)], "c": [(3,)]}
 UPDATER = SimpleNamespace(_model_update_group={"g": "the group", "h": "another"})
@@ -36,7 +37,7 @@ class Trainer:
 
     def until_received(self, number: int) -> bool:
         with self.came:
-            return self.came.wait_for(lambda: self.num_received >= number, timeout=10)
+            return self.came.wait_for(lambda: self.num_received >= number, timeout=ANSWER_SECONDS)
 
 
 @pytest.fixture

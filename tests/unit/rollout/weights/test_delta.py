@@ -19,7 +19,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import ChainError
 from penstock_rollout.weights.snapshots import Snapshots
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.app import trainer_app
 from penstock_trainer.control import Requests
 from penstock_trainer.telemetry.progress import Progress
@@ -27,6 +27,7 @@ from penstock_trainer.telemetry.status import Status
 from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weights.deltas import DELTA_NAME
 from penstock_trainer.weights.files import WEIGHTS_NAME
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving
 from tests.unit.rollout.weights.delta_world import World, flip
 
@@ -39,7 +40,7 @@ class Bench:
     world: World
     transport: DiskTransport
     fake: FakeSGLang
-    weights: Weights
+    weights: WeightUpdater
     snapshots: Snapshots
 
     def stage(self, version: int) -> Announcement:
@@ -89,8 +90,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     transport = DiskTransport(world.staging)
     fake = FakeSGLang()
     async with serving(fake) as url, trainer_service(transport, tmp_path) as trainer_url:
-        engine = Engine(FakeServer(fake, url), SGLangClient(EngineSection(request_timeout_seconds=5)))
-        weights = Weights(engine, SECTION, RolloutMetrics(), world.server())
+        engine = Engine(FakeServer(fake, url), SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS)))
+        weights = WeightUpdater(engine, SECTION, RolloutMetrics(), world.server())
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
         await engine.up.wait()

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -19,8 +20,9 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.loaders import make_loader
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.weight_sync.shared_memory import shared_memory, shared_name
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving
 
 MATRIX, VECTOR = TensorSpec("matrix", "bfloat16", (2, 3)), TensorSpec("vector", "bfloat16", (4,))
@@ -33,7 +35,7 @@ class Bench:
         self.fake, self.server, self.client = fake, server, SGLangClient(EngineSection())
         self.engine = engine = Engine(server, self.client)
         self.metrics = RolloutMetrics()
-        self.weights = Weights(engine, WeightsSection(push_timeout_seconds=5), self.metrics)
+        self.weights = WeightUpdater(engine, WeightsSection(push_timeout_seconds=ANSWER_SECONDS), self.metrics)
 
     async def join(self, group: str = "g", lease: int = 2) -> None:
         await self.weights.join_group(GroupRequest(group, "10.0.0.1", 4000, 2, "gloo", lease))
@@ -156,11 +158,12 @@ async def test_the_whole_load_has_one_deadline(bench: Bench) -> None:
 async def test_a_service_that_wakes_up_too_late_ends_its_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its timer was stopped with it, and the engine says that all is well."""
 
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 2 * ANSWER_SECONDS)
+
     async def frozen() -> str:
-        time.sleep(0.6)  # noqa: ASYNC251
+        monkeypatch.setattr("penstock_rollout.weights.updater.time", later)
         return str(WANTED.identity)
 
-    bench.weights._section = WeightsSection(push_timeout_seconds=0.5)
     await bench.join()
     monkeypatch.setattr(bench.engine.client.loading, "weight_version", frozen)
     with pytest.raises(TimeoutError, match="was not served within"):

@@ -12,7 +12,7 @@ from penstock.errors import (
     WeightsMismatchError,
 )
 from penstock_rollout.engine.types import completions
-from tests.unit.rollout.weights.updater_setup import ABORT_CYCLE, CYCLE, Bench, weights_bench
+from tests.unit.rollout.weights.updater_setup import ABORT_CYCLE, CYCLE, Bench, until, weights_bench
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ async def test_what_is_loaded_during_a_pause_on_request_is_proved_after_it(bench
 
 async def test_in_place_keeps_caches_and_flushes_nothing(bench: Bench) -> None:
     bench.use(pause_mode="in_place")
-    bench.fake.token_seconds = 0.05
+    bench.fake.holds_at = 3  # of 8 tokens
     first, second = bench.watched(1), bench.watched(2)
     await bench.weights.update(first)
     running = asyncio.create_task(bench.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
-    await bench.fake.running.wait()
-    await asyncio.sleep(0.12)
+    await until(lambda: bench.fake.num_held == 2)
     await bench.weights.update(second)
+    bench.fake.holds_at = -1
     assert "/flush_cache" not in bench.fake.paths()
     loads = [body for path, body in bench.fake.calls if path == "/update_weights_from_disk"]
     assert [body["flush_cache"] for body in loads] == [False, False]
@@ -76,7 +76,7 @@ async def test_in_place_keeps_caches_and_flushes_nothing(bench: Bench) -> None:
 
 async def test_abort_ends_what_runs_before_it_pauses(bench: Bench) -> None:
     bench.use(pause_mode="abort")
-    bench.fake.token_seconds = 0.05
+    bench.fake.holds_at = 3  # of 50 tokens
     await bench.weights.update(bench.watched(1))
     bench.fake.calls.clear()
 
@@ -85,8 +85,23 @@ async def test_abort_ends_what_runs_before_it_pauses(bench: Bench) -> None:
             return await bench.engine.generate(pack_int32([1]), (1,), Sampling(1.0, 50, ()))
 
     running = asyncio.create_task(generate())
-    await bench.fake.running.wait()
+    await until(lambda: bench.fake.num_held == 1)
     await bench.weights.update(bench.watched(2))
     assert bench.fake.paths() == ["/generate", "/abort_request", *ABORT_CYCLE, "/generate"]
     assert bench.weights.num_interruptions == 2
     assert (await running)[0].finish_reason == "abort"
+
+
+async def test_a_version_that_is_loaded_again_is_unknown_if_it_fails_then(bench: Bench) -> None:
+    wanted = bench.watched(2)
+    await bench.weights.update(wanted)
+    assert bench.weights.known == {str(wanted.identity): wanted.identity}
+    bench.server.die()
+    while bench.weights.identity is not None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await bench.engine.up.wait()
+    assert bench.weights.known == {str(wanted.identity): wanted.identity}
+    bench.fake.sticks_to = "1-"
+    with pytest.raises(WeightsMismatchError):
+        await bench.weights.update(wanted)
+    assert bench.weights.known == {}

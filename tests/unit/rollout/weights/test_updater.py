@@ -17,7 +17,7 @@ from penstock.errors import (
 )
 from penstock_rollout.app import not_ready
 from penstock_rollout.engine.types import completions
-from tests.unit.rollout.weights.updater_setup import CYCLE, Bench, weights_bench
+from tests.unit.rollout.weights.updater_setup import CYCLE, Bench, until, weights_bench
 
 
 @pytest.fixture
@@ -77,12 +77,13 @@ async def test_a_higher_lease_loads_even_a_lower_version(bench: Bench) -> None:
 
 
 async def test_two_updates_at_once_are_too_many(bench: Bench) -> None:
-    bench.fake.load_seconds = 0.2
+    bench.fake.may_load.clear()
     first = asyncio.create_task(bench.weights.update(bench.staged(1)))
     while bench.weights.state != "updating":  # noqa: ASYNC110
         await asyncio.sleep(0)
     with pytest.raises(WeightsBusyError):
         await bench.weights.update(bench.staged(2))
+    bench.fake.may_load.set()
     await first
 
 
@@ -116,8 +117,8 @@ async def test_a_load_that_fails_half_way_restarts_the_engine(bench: Bench, faul
     elif fault == "another version":
         bench.fake.lie_about_version = True
     else:
-        bench.fake.load_seconds = 60
-        bench.use(push_timeout_seconds=0.2)
+        bench.fake.may_load.clear()
+        bench.use(push_timeout_seconds=1)
     with pytest.raises((EngineError, TimeoutError)) as caught:
         await bench.weights.update(bench.staged(2))
     assert bench.weights.identity is None
@@ -127,7 +128,8 @@ async def test_a_load_that_fails_half_way_restarts_the_engine(bench: Bench, faul
     assert bench.sample("weight_updates_failed_total", reason=label) == 1
     assert not bench.engine.up.is_set()
     assert "/continue_generation" not in bench.fake.paths()
-    bench.fake.lie_about_version, bench.fake.load_seconds = False, 0
+    bench.fake.lie_about_version = False
+    bench.fake.may_load.set()
     await bench.engine.up.wait()
     assert bench.server.num_starts == 2
     assert bench.weights.state == "fenced"
@@ -138,13 +140,13 @@ async def test_a_load_that_fails_half_way_restarts_the_engine(bench: Bench, faul
 
 
 async def test_a_running_group_continues_with_the_new_weights(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.05
+    bench.fake.holds_at = 3  # of 8 tokens
     first, second = bench.staged(1), bench.staged(2)
     await bench.weights.update(first)
     running = asyncio.create_task(bench.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
-    await bench.fake.running.wait()
-    await asyncio.sleep(0.12)
+    await until(lambda: bench.fake.num_held == 2)
     await bench.weights.update(second)
+    bench.fake.holds_at = -1
     for completion in completions(await running, bench.weights.known):
         assert [span.policy for span in completion.spans] == [first.identity, second.identity]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.weights.updater import Weights
+from penstock_rollout.weights.updater import WeightUpdater
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
@@ -28,7 +29,7 @@ class Bench:
     fake: FakeSGLang
     server: FakeServer
     engine: Engine
-    weights: Weights
+    weights: WeightUpdater
     metrics: RolloutMetrics
     root: Path
 
@@ -48,15 +49,21 @@ class Bench:
         return self.metrics.registry.get_sample_value(f"penstock_rollout_{name}", labels)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 @contextlib.asynccontextmanager
 async def weights_bench(root: Path) -> AsyncIterator[Bench]:
     """With an engine that is up and serves nothing yet."""
     fake = FakeSGLang()
     async with serving(fake) as url:
         server = FakeServer(fake, url)
-        engine = Engine(server, SGLangClient(EngineSection(request_timeout_seconds=5)))
+        engine = Engine(server, SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS)))
         metrics = RolloutMetrics()
-        weights = Weights(engine, WeightsSection(), metrics)
+        weights = WeightUpdater(engine, WeightsSection(), metrics)
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
         await engine.up.wait()

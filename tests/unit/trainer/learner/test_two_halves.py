@@ -10,6 +10,7 @@ from torch import Tensor
 
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.weights.files import Format, digests
+from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
 
 TOKENS = (4, 9, 5, 7, 11)
@@ -83,7 +84,7 @@ class Reader:
         self.scores: list[tuple[float, ...]] = []
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
-        assert self._began.wait(10)
+        assert self._began.wait(ANSWER_SECONDS)
 
     def _read(self) -> None:
         while not (self._ended.is_set() and self.scores):
@@ -93,7 +94,7 @@ class Reader:
 
     def end(self) -> None:
         self._ended.set()
-        self._thread.join(10)
+        self._thread.join()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from penstock.errors import ConfigError
 from penstock_trainer.telemetry.tracker_feed import Position, read_position
 from penstock_trainer.telemetry.trackers import WandbTracker, require_trackers
 from penstock_trainer.telemetry.tracking import kept_id
+from tests.patience import START_SECONDS
 from tests.unit.trainer.telemetry.tracked_life import EVAL_NAMES, NAMES, SECRETS, Life, count, make_config
 
 
@@ -149,7 +150,11 @@ def test_a_service_of_wandb_that_hangs_is_killed_and_the_process_ends(tmp_path: 
     pytest.importorskip("wandb")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(
-        [sys.executable, "-c", HANGING, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", HANGING, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
     )
     assert ended.returncode == 0, ended.stderr
     assert "did not end within tracking.close_seconds" in ended.stderr

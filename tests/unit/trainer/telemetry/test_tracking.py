@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.tracker_feed import Feed, Position, read_position
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
 from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
+from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.telemetry.tracked_life import LINE, Life, count, make_config, make_dropped, wait_for
 
 
@@ -39,7 +39,7 @@ class FakeTracker:
         self._call("open")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.released.wait(60)
+        self.released.wait()
         self._call("log")
         self.logged.append((step, dict(values)))
 
@@ -58,7 +58,9 @@ class FakeTracker:
             raise RuntimeError(f"no {name}")
 
 
-def fake_tracking(folder: Path, dropped: Counter, *trackers: Tracker, close_seconds: float = 5.0) -> Tracking:
+def fake_tracking(
+    folder: Path, dropped: Counter, *trackers: Tracker, close_seconds: float = ANSWER_SECONDS
+) -> Tracking:
     progress = Progress(folder)
     run = TrackedRun("r-1", "r", folder, {}, first_step=0)
     feeds = [Feed(each, run, (), folder / f"{number}.json", dropped) for number, each in enumerate(trackers)]
@@ -72,22 +74,20 @@ def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end
 ) -> None:
     monkeypatch.setattr(tracker_feed, "MAX_WAITING", 10)
     hanging, other, dropped = FakeTracker(blocks=True), FakeTracker(), make_dropped()
-    tracking = fake_tracking(tmp_path, dropped, hanging, other, close_seconds=0.5)
-    start = time.monotonic()
+    tracking = fake_tracking(tmp_path, dropped, other, hanging, close_seconds=2)  # that of `hanging` is reached
     for step in range(30):
         tracking.step(replace(LINE, step=step))
         wait_for(partial(other.has, step + 1))
-    assert time.monotonic() - start < 5
     assert count(dropped, "slow") == 19  # one is inside the library, ten wait
-    start = time.monotonic()
     tracking.close()
-    assert 0.4 < time.monotonic() - start < 3
+    assert not hanging.released.is_set()
     assert count(dropped, "slow") == 29
     assert hanging.calls == ["open", "abandon"]
     assert [step for step, _ in other.logged] == list(range(30))
     assert other.calls[-1] == "close"
     assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
     hanging.released.set()
+    tracking._feeds[1]._thread.join()  # it writes where it was, into a folder that goes with the test
 
 
 @pytest.mark.parametrize("fails", ["open", "log", "close"])

@@ -12,6 +12,7 @@ from penstock.config import ActorSection, Config, DataSection, DatasetSection, R
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.tracking import make_tracking
+from tests.patience import START_SECONDS
 
 LINE = StepLine(
     step=0,
@@ -83,7 +84,7 @@ class Life:
         self.tracking.evaluation(result)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "too late"

@@ -22,6 +22,7 @@ from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weight_sync.publisher import Publisher
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.staging import Staging
+from tests.patience import ANSWER_SECONDS
 
 IDENTITY = PolicyIdentity(3, "abcdef0123456789")
 WANTED = Announcement(IDENTITY, "/weights/3", 7, Canary((4, 5), (-1.5,), 0.002))
@@ -72,7 +73,7 @@ class Registry:
         return self.records
 
 
-def config(timeout_seconds: float = 5.0) -> Config:
+def config(timeout_seconds: float = ANSWER_SECONDS) -> Config:
     return Config.model_validate(
         {
             "actor": {"path": "m"},
@@ -87,7 +88,9 @@ def rollout(url: str, name: str = "r", state: str = "serving") -> ServiceRecord:
     return ServiceRecord(ServiceKind.ROLLOUT, name, url, 1, state)
 
 
-async def push(records: list[ServiceRecord], timeout_seconds: float = 5.0) -> tuple[tuple[str, ...], dict[str, str]]:
+async def push(
+    records: list[ServiceRecord], timeout_seconds: float = ANSWER_SECONDS
+) -> tuple[tuple[str, ...], dict[str, str]]:
     transport = DiskTransport(cast(Staging, None))  # which is not asked: the announcement names the folder
     client = RolloutClient(config(timeout_seconds))
     publisher = Publisher(cast(Queue, Registry(records)), client, transport, timeout_seconds)
@@ -140,10 +143,10 @@ async def test_any_other_answer_fences_the_server(answer: Response, reason: str)
 
 
 async def test_a_server_that_does_not_answer_in_time_is_fenced_and_others_are_live() -> None:
-    slow, quick = Server([JSONResponse(SERVED)], delay_seconds=2.0), Server([JSONResponse(SERVED)])
+    slow, quick = Server([JSONResponse(SERVED)], delay_seconds=4), Server([JSONResponse(SERVED)])
     async with slow.serving() as slow_url, quick.serving() as url:
         records = [rollout(slow_url, "slow"), rollout(url, "quick"), rollout("http://127.0.0.1:1", "gone")]
-        live, fenced = await push(records, timeout_seconds=0.3)
+        live, fenced = await push(records, timeout_seconds=3)
     assert live == ("quick",)
     assert "weights.push_timeout_seconds" in fenced["slow"]
     assert fenced["gone"].startswith("ConnectError")

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Hook = Callable[..., Any]
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 ADDRESS = "PENSTOCK_READ_AHEAD"  # the variable that names the socket, which is no file, so that nothing of it stays
 FREE_SHARE = 2  # the host must have room for so many copies before one is made
@@ -166,7 +166,7 @@ class Ahead:
         self._address = address
         self._model: Any = None
         self._plan: Plan = {}
-        self._twins: Weights = {}
+        self._twins: Tensors = {}
         self._holds: Held | None = None  # what was read since the last update
         self._reading = threading.Lock()
 
@@ -252,11 +252,11 @@ def _recorded(model: Any, update: Callable[[], Any]) -> tuple[Any, Recorder]:
     return answer, recorder
 
 
-def _weights(model: Any) -> Weights:
+def _weights(model: Any) -> Tensors:
     return {name: weight.data for name, weight in model.named_parameters()}
 
 
-def _others(model: Any) -> Weights:
+def _others(model: Any) -> Tensors:
     """Tensors that modules hold besides their weights."""
     return {
         f"{prefix}.{name}": each
