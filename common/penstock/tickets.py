@@ -54,19 +54,24 @@ class TicketLimits:
 class TicketBook:
     """All outstanding tickets of a run, in order of number.
 
-    Batches of two, in order, and credits for four; ticket 1 arrives before ticket 0:
+    One step in order `ticket`, from credits to credits:
 
-    >>> book = TicketBook(TicketLimits(batch_size=2, max_outstanding=4, num_draws=100))
-    >>> book.issue()
-    [0, 1, 2, 3]
-    >>> book.arrive(1, has_gradient=True)
-    >>> book.next_batch(), book.blocked_by
-    (None, 0)
-    >>> book.arrive(0, has_gradient=True)
-    >>> book.next_batch(), book.commit([0, 1]), book.issue()
-    ([0, 1], 0, [])
-    >>> book.announce(num_steps=1), book.issue()
-    ([0, 1], [4, 5])
+        >>> book = TicketBook(TicketLimits(batch_size=2, max_outstanding=4, num_draws=8))
+        >>> book.issue()
+        [0, 1, 2, 3]
+        >>> book.arrive(1, has_gradient=True)
+        >>> book.next_batch(), book.oldest_waiting  # 0 comes first
+        (None, 0)
+        >>> book.arrive(0, has_gradient=True)
+        >>> batch = book.next_batch()
+        >>> batch, book.commit(batch)  # the numbers of the tickets, and of the step
+        ([0, 1], 0)
+        >>> book.issue()  # they keep their credits until weights that include the step are announced
+        []
+        >>> book.announce(num_steps=1)
+        [0, 1]
+        >>> book.issue()
+        [4, 5]
     """
 
     def __init__(self, limits: TicketLimits) -> None:

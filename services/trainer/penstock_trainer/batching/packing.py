@@ -42,7 +42,18 @@ class Pack:
     token_ids_P, positions_P, subtree_end_P: the trie. parents_R: rows to project onto the vocabulary, ascending.
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
     target_N: index into U of each loss token. behaviour_N, advantage_N, weight_N, lag_N: float32.
-    sequence_N: index of the token's sample within the pack; places: of these samples, (group, completion) of the batch.
+    sequence_N: index of the token's sample within the pack; places: which completions of the batch these samples are.
+
+    A sequence whose tokens, but for the first, are all wanted; the last one needs no row:
+
+        >>> pack = pack_of_sequence([7, 8, 9, 8])
+        >>> pack.token_ids_P.tolist(), pack.positions_P.tolist(), pack.subtree_end_P.tolist()
+        ([7, 8, 9], [0, 1, 2], [3, 3, 3])
+        >>> pack.parents_R[pack.target_parent_U].tolist(), pack.target_token_U.tolist()
+        ([0, 1, 2], [8, 9, 8])
+
+    Two completions [8, 9] and [8, 2] of the prompt [7] have one row for each of 7 and 8, and three wanted pairs of
+    (parent, token): target_parent_U = [0, 1, 1], target_token_U = [8, 2, 9], target_N = [0, 2, 0, 1].
     """
 
     token_ids_P: Tensor
