@@ -22,7 +22,7 @@ NUM_PROMPTS = 16
 BATCH_SIZE = 4
 
 
-class SlurmBench:
+class SlurmSetup:
     """One run's configuration and its folder."""
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:

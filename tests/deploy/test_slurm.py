@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.deploy.slurm_cluster import SlurmCluster, until, why_not
-from tests.deploy.slurm_setup import BATCH_SIZE, SlurmBench
+from tests.deploy.slurm_setup import BATCH_SIZE, SlurmSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -37,41 +37,41 @@ def cluster() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture
-def bench(cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmBench]:
-    bench = SlurmBench(cluster, tmp_path)
+def setup(cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmSetup]:
+    setup = SlurmSetup(cluster, tmp_path)
     try:
-        yield bench
+        yield setup
     finally:
-        print(bench.logs())
+        print(setup.logs())
         cluster.clear()
 
 
-def require_every_step_once(bench: SlurmBench, num_steps: int) -> None:
-    assert [step["step"] for step in bench.steps()] == list(range(num_steps))
-    summary = bench.summary()
+def require_every_step_once(setup: SlurmSetup, num_steps: int) -> None:
+    assert [step["step"] for step in setup.steps()] == list(range(num_steps))
+    summary = setup.summary()
     assert summary["exit"]["code"] == 0
     tickets = summary["tickets"]
     assert (tickets["trained"], tickets["dropped"], tickets["outstanding"]) == (num_steps * BATCH_SIZE, {}, 0)
 
 
-def process_of(module: str, bench: SlurmBench) -> psutil.Process:
+def process_of(module: str, setup: SlurmSetup) -> psutil.Process:
     """The newest process of the run with `-m module` in its command line."""
     found = [
         process
         for process in psutil.process_iter(["cmdline", "create_time"])
         if module in (words := process.info["cmdline"] or [])
-        and str(bench.run_folder / "config.yaml") in words
+        and str(setup.run_folder / "config.yaml") in words
         and "penstock_launch.slurm.node" not in words
         and "lifeline.py" not in " ".join(words)
     ]
     return max(found, key=lambda each: float(each.info["create_time"]))
 
 
-def test_two_ranks_on_two_nodes_run_to_the_end_and_the_dead_come_back_in_place(bench: SlurmBench) -> None:
-    container = bench.folder / "container"
+def test_two_ranks_on_two_nodes_run_to_the_end_and_the_dead_come_back_in_place(setup: SlurmSetup) -> None:
+    container = setup.folder / "container"
     container.write_text(CONTAINER)
     container.chmod(0o755)
-    bench.write(
+    setup.write(
         num_steps=16,
         trainer={"num_ranks": 2},
         slurm={
@@ -81,102 +81,102 @@ def test_two_ranks_on_two_nodes_run_to_the_end_and_the_dead_come_back_in_place(b
             "trainer": {"partition": "gpu", "gpus_per_node": 1, "nodes": 2},
         },
     )
-    bench.slow_down(0.05)
-    job_id = bench.submit()
-    bench.wait_for_step(1)
-    status = bench.penstock("status")
+    setup.slow_down(0.05)
+    job_id = setup.submit()
+    setup.wait_for_step(1)
+    status = setup.penstock("status")
     for text in (f"trainer   Slurm job {job_id}+2: RUNNING on gpu[1-2]", "rollout-", "reward-", "phase "):
         assert text in status
-    process_of("penstock_reward", bench).kill()
-    until(lambda: "reward: died (killed by SIGKILL)" in bench.log(), "the reward service's death is noticed")
-    rank = next(each for each in ranks_of(bench) if each.environ()["RANK"] == "1")
+    process_of("penstock_reward", setup).kill()
+    until(lambda: "reward: died (killed by SIGKILL)" in setup.log(), "the reward service's death is noticed")
+    rank = next(each for each in ranks_of(setup) if each.environ()["RANK"] == "1")
     rank.send_signal(signal.SIGKILL)
-    until(lambda: "trainer: died (killed by SIGKILL)" in bench.log(), "the rank's death is noticed")
-    bench.slow_down(0)
-    assert bench.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
-    require_every_step_once(bench, 16)
-    restarts = bench.summary()["restarts"]
+    until(lambda: "trainer: died (killed by SIGKILL)" in setup.log(), "the rank's death is noticed")
+    setup.slow_down(0)
+    assert setup.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
+    require_every_step_once(setup, 16)
+    restarts = setup.summary()["restarts"]
     assert (restarts["reward"], restarts["trainer"], restarts["rollout"], restarts["queue"]) == (1, 1, 0, 0)
-    assert "in a container" in bench.log("rollout")
-    assert "in a container" not in bench.log("reward")
+    assert "in a container" in setup.log("rollout")
+    assert "in a container" not in setup.log("reward")
 
 
-def ranks_of(bench: SlurmBench) -> list[psutil.Process]:
+def ranks_of(setup: SlurmSetup) -> list[psutil.Process]:
     """The trainer's ranks on all nodes."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "penstock_trainer" in words and str(bench.run_folder / "config.yaml") in words:
+        if "penstock_trainer" in words and str(setup.run_folder / "config.yaml") in words:
             found.append(process)
     return [each for each in found if "RANK" in each.environ()]
 
 
-def test_the_signal_before_the_time_limit_queues_the_job_again_and_it_goes_on(bench: SlurmBench) -> None:
-    bench.write(num_steps=12, checkpoint={"every_steps": 0})
-    bench.slow_down(0.05)
-    job_id = bench.submit()
-    bench.wait_for_step(2)
+def test_the_signal_before_the_time_limit_queues_the_job_again_and_it_goes_on(setup: SlurmSetup) -> None:
+    setup.write(num_steps=12, checkpoint={"every_steps": 0})
+    setup.slow_down(0.05)
+    job_id = setup.submit()
+    setup.wait_for_step(2)
     # As Slurm does signal_seconds before the limit, which no test can wait for.
-    bench.cluster.run("scancel", "--batch", "--signal=USR1", job_id)
-    until(lambda: "is queued again" in bench.log(), "the job is queued again")
-    num_steps = len(bench.steps())
+    setup.cluster.run("scancel", "--batch", "--signal=USR1", job_id)
+    until(lambda: "is queued again" in setup.log(), "the job is queued again")
+    num_steps = len(setup.steps())
     assert num_steps < 12
-    assert list((bench.run_folder / "checkpoints").iterdir())
-    assert bench.summary()["exit"]["reason"] == "the time limit is near"
-    bench.cluster.start_now(job_id)
-    bench.slow_down(0)
-    assert bench.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
-    require_every_step_once(bench, 12)
-    assert f"job {job_id}: starts again" in bench.log()
-    assert "is trained again" not in bench.log("trainer")  # the checkpoint was the last thing of the life before
+    assert list((setup.run_folder / "checkpoints").iterdir())
+    assert setup.summary()["exit"]["reason"] == "the time limit is near"
+    setup.cluster.start_now(job_id)
+    setup.slow_down(0)
+    assert setup.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
+    require_every_step_once(setup, 12)
+    assert f"job {job_id}: starts again" in setup.log()
+    assert "is trained again" not in setup.log("trainer")  # the checkpoint was the last thing of the life before
 
 
-def test_the_job_of_a_killed_node_goes_on_elsewhere(bench: SlurmBench) -> None:
-    bench.write(num_steps=12)
-    bench.slow_down(0.05)
-    job_id = bench.submit()
-    bench.wait_for_step(2)
-    bench.cluster.kill_node(bench.cluster.nodes_of(f"{job_id}+2"))  # the trainer's
-    bench.cluster.start_now(job_id)
-    bench.slow_down(0)
-    assert bench.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
-    require_every_step_once(bench, 12)
+def test_the_job_of_a_killed_node_goes_on_elsewhere(setup: SlurmSetup) -> None:
+    setup.write(num_steps=12)
+    setup.slow_down(0.05)
+    job_id = setup.submit()
+    setup.wait_for_step(2)
+    setup.cluster.kill_node(setup.cluster.nodes_of(f"{job_id}+2"))  # the trainer's
+    setup.cluster.start_now(job_id)
+    setup.slow_down(0)
+    assert setup.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
+    require_every_step_once(setup, 12)
 
 
-def test_a_cancelled_run_goes_on_with_the_same_command(bench: SlurmBench) -> None:
-    bench.write(num_steps=12, checkpoint={"every_steps": 0})
-    bench.slow_down(0.05)
-    first = bench.submit()
-    assert f"is running already (Slurm job {first}" in bench.penstock("launch", "slurm", exit_code=2)
-    bench.wait_for_step(2)
-    assert f"Slurm job {first} has ended" in bench.penstock("cancel")
-    assert "stopped by SIGTERM" in bench.log()
-    assert list((bench.run_folder / "checkpoints").iterdir())
-    assert "is not running" in bench.penstock("status", exit_code=1)
-    known = len(bench.steps())
-    second = bench.submit()
-    bench.wait_for_step(known + 1)
-    bench.cluster.run("scancel", second)
-    bench.cluster.wait_for(second, "CANCELLED")
-    bench.slow_down(0)
-    third = bench.submit()
-    assert bench.cluster.wait_for(third, "COMPLETED", "FAILED") == "COMPLETED"
-    require_every_step_once(bench, 12)
+def test_a_cancelled_run_goes_on_with_the_same_command(setup: SlurmSetup) -> None:
+    setup.write(num_steps=12, checkpoint={"every_steps": 0})
+    setup.slow_down(0.05)
+    first = setup.submit()
+    assert f"is running already (Slurm job {first}" in setup.penstock("launch", "slurm", exit_code=2)
+    setup.wait_for_step(2)
+    assert f"Slurm job {first} has ended" in setup.penstock("cancel")
+    assert "stopped by SIGTERM" in setup.log()
+    assert list((setup.run_folder / "checkpoints").iterdir())
+    assert "is not running" in setup.penstock("status", exit_code=1)
+    known = len(setup.steps())
+    second = setup.submit()
+    setup.wait_for_step(known + 1)
+    setup.cluster.run("scancel", second)
+    setup.cluster.wait_for(second, "CANCELLED")
+    setup.slow_down(0)
+    third = setup.submit()
+    assert setup.cluster.wait_for(third, "COMPLETED", "FAILED") == "COMPLETED"
+    require_every_step_once(setup, 12)
 
 
-def test_what_cannot_work_ends_the_job_with_its_reason(bench: SlurmBench) -> None:
-    bench.write(num_steps=4, actor={"path": str(bench.folder / "nothing")})
-    job_id = bench.submit()
-    assert bench.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "FAILED"
-    assert bench.cluster.shown(job_id)["ExitCode"] == "2:0"
-    ending = bench.summary()["exit"]
+def test_what_cannot_work_ends_the_job_with_its_reason(setup: SlurmSetup) -> None:
+    setup.write(num_steps=4, actor={"path": str(setup.folder / "nothing")})
+    job_id = setup.submit()
+    assert setup.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "FAILED"
+    assert setup.cluster.shown(job_id)["ExitCode"] == "2:0"
+    ending = setup.summary()["exit"]
     assert "actor.path is" in ending["lines"][0]
     assert not any(line.startswith("srun:") for line in ending["lines"])
 
 
-def test_a_job_that_waits_is_shown_and_taken_out_of_the_queue(bench: SlurmBench) -> None:
-    bench.write(num_steps=4, slurm={"sbatch": ["--hold"]})
-    job_id = bench.submit()
-    assert f"Slurm job {job_id}+0: PENDING" in bench.penstock("status")
-    assert f"Slurm job {job_id} is out of the queue" in bench.penstock("cancel")
-    assert bench.cluster.wait_for(job_id, "CANCELLED")
+def test_a_job_that_waits_is_shown_and_taken_out_of_the_queue(setup: SlurmSetup) -> None:
+    setup.write(num_steps=4, slurm={"sbatch": ["--hold"]})
+    job_id = setup.submit()
+    assert f"Slurm job {job_id}+0: PENDING" in setup.penstock("status")
+    assert f"Slurm job {job_id} is out of the queue" in setup.penstock("cancel")
+    assert setup.cluster.wait_for(job_id, "CANCELLED")

@@ -21,7 +21,7 @@ from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
 from penstock.contracts.stored_groups import Part, Stored, TextsPart, stored
 from penstock_launch.__main__ import run
 from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket, part_keys, put, read_group
-from tests.integration.trainer.consumer_setup import Bench
+from tests.integration.trainer.consumer_setup import ConsumerSetup
 
 pytestmark = pytest.mark.redis
 
@@ -211,18 +211,18 @@ async def test_a_drop_that_crosses_a_retry_ends_the_ticket_once(
 ) -> None:
     """The trainer holds the note without its lease being seen: its drop counts, the letter's result is a duplicate."""
     actor = queue_config.actor.model_copy(update={"group_size": 2})
-    bench = Bench(trainer, queue_config.model_copy(update={"actor": actor}))
-    await bench.issue()
+    setup = ConsumerSetup(trainer, queue_config.model_copy(update={"actor": actor}))
+    await setup.issue()
     letter = await hand.bury(Stage.TICKETS)
-    note = await bench.worker.take(Stage.SCORED)
+    note = await setup.worker.take(Stage.SCORED)
     assert note is not None
     await trainer.queue.client.delete(trainer.queue.keys.lease)
     assert (await hand.dead.retry(letter)).is_sent
     await trainer.queue.client.set(trainer.queue.keys.lease, trainer.lease.token)
-    await bench.consumer.receive(note, {})
-    await bench.answer(0)
-    async with bench.consuming():
-        await bench.until(lambda: bench.count("duplicate_groups") == 1)
+    await setup.consumer.receive(note, {})
+    await setup.answer(0)
+    async with setup.consuming():
+        await setup.until(lambda: setup.count("duplicate_groups") == 1)
     assert (await trainer.ledger()).dropped == {0: "poison"}
     assert dict((await trainer.counters()).dropped) == {"poison": 1}
 

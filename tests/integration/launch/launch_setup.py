@@ -85,7 +85,7 @@ service.main(KIND, start)
 """
 
 
-class Bench:
+class LaunchSetup:
     """A configuration, stand-ins, and the `penstock` command."""
 
     def __init__(self, folder: Path) -> None:
@@ -159,12 +159,12 @@ def until(condition: Callable[[], object], timeout_seconds: float = START_SECOND
         time.sleep(0.02)
 
 
-def wait_for_text(bench: Bench, text: str, times: int = 1) -> None:
-    log = bench.run_folder / "logs" / "launcher.log"
+def wait_for_text(setup: LaunchSetup, text: str, times: int = 1) -> None:
+    log = setup.run_folder / "logs" / "launcher.log"
     until(lambda: log.exists() and log.read_text().count(text) >= times)
 
 
-def all_up(bench: Bench) -> list[KnownProcess]:
+def all_up(setup: LaunchSetup) -> list[KnownProcess]:
     wanted = {"queue", "rollout", "reward", "trainer", "launcher"}
-    until(lambda: wanted <= {each.service for each in bench.processes()})
-    return bench.processes()
+    until(lambda: wanted <= {each.service for each in setup.processes()})
+    return setup.processes()

@@ -15,7 +15,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket
 from tests.integration.launch.test_two_trainers import acquired, ended, eventually, trained
-from tests.integration.launch.user_commands import Bench, assert_one_line
+from tests.integration.launch.user_commands import UserCommands, assert_one_line
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -117,10 +117,10 @@ async def test_a_restart_of_the_queue_keeps_what_is_held_at_every_stage(tmp_path
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[Bench]:
-    bench = Bench(tmp_path, tiny_model, redis_server)
-    yield bench
-    for process in bench.started:
+def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
+    setup = UserCommands(tmp_path, tiny_model, redis_server)
+    yield setup
+    for process in setup.started:
         if process.poll() is None:
             process.kill()
             process.wait()
@@ -130,18 +130,18 @@ def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
 
 @pytest.mark.slow
 async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    setup: UserCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
-    bench.document["total_train_epochs"] = 12
-    (bench.folder / "own.py").write_text(SPREAD)
-    bench.document["reward"]["functions"] = {"own:spread": 1.0}
+    setup.document["total_train_epochs"] = 12
+    (setup.folder / "own.py").write_text(SPREAD)
+    setup.document["reward"]["functions"] = {"own:spread": 1.0}
     async with serving(FakeSGLang()) as url:
-        bench.document["rollout"]["engine"] = {"url": url}
+        setup.document["rollout"]["engine"] = {"url": url}
         for module in ("penstock_reward", "penstock_rollout"):
-            bench.start(module)
-        first = bench.start("penstock_trainer")
-        queue = await connect(Config.model_validate(bench.document))
+            setup.start(module)
+        first = setup.start("penstock_trainer")
+        queue = await connect(Config.model_validate(setup.document))
         try:
             trainer = TrainerQueue(queue, acquired())
             await eventually(lambda: trained(queue), 1, first)
@@ -150,7 +150,7 @@ async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
             left = await trainer.ledger()
             assert left.steps
             assert left.checkpoints[-1].steps == len(left.steps) < 12
-            again = bench.start("penstock_trainer")
+            again = setup.start("penstock_trainer")
             assert await ended(again) == 0, again.stdout and again.stdout.read()
             after = await trainer.ledger()
             assert after.steps[: len(left.steps)] == left.steps
@@ -169,25 +169,25 @@ async def are_up(queue: Queue) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(bench: Bench) -> None:
-    (bench.folder / "own.py").write_text(OUT_OF_ORDER)
-    bench.document["run"]["stall_seconds"] = 8  # in which the others, which are up, come to the failure
-    bench.document["reward"] = {
+async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(setup: UserCommands) -> None:
+    (setup.folder / "own.py").write_text(OUT_OF_ORDER)
+    setup.document["run"]["stall_seconds"] = 8  # in which the others, which are up, come to the failure
+    setup.document["reward"] = {
         "functions": {"own:broken": 1.0},
         "breaker_failures": 1,
         "breaker_seconds": 0.1,
         "max_attempts": 1,
     }
     async with serving(FakeSGLang()) as url:
-        bench.document["rollout"]["engine"] = {"url": url}
+        setup.document["rollout"]["engine"] = {"url": url}
         for module in ("penstock_reward", "penstock_rollout"):
-            bench.start(module)
-        queue = await connect(Config.model_validate(bench.document))
+            setup.start(module)
+        queue = await connect(Config.model_validate(setup.document))
         try:
             async with asyncio.timeout(START_SECONDS):
                 while not await are_up(queue):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-            trainer = bench.start("penstock_trainer")
+            trainer = setup.start("penstock_trainer")
             code = await ended(trainer)
             assert trainer.stdout is not None
             expected = ("no progress", "holds from rollouts", "breaker open: own:broken (", "judge is down")

@@ -14,17 +14,17 @@ import yaml
 
 from penstock.runtime.process import ProcessIdentity, descendants
 from penstock_launch.run_folder import QueueAddress
-from tests.integration.launch.launch_setup import Bench, all_up, until, wait_for_text
+from tests.integration.launch.launch_setup import LaunchSetup, all_up, until, wait_for_text
 from tests.patience import START_SECONDS
 
 pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    yield bench
-    for process in bench.started:
+def setup(tmp_path: Path) -> Iterator[LaunchSetup]:
+    setup = LaunchSetup(tmp_path)
+    yield setup
+    for process in setup.started:
         if process.poll() is None:
             process.kill()
             process.wait()
@@ -32,75 +32,75 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         process.stdout.close()
 
 
-def test_a_run_from_start_to_summary(bench: Bench) -> None:
-    process = bench.launch()
+def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
+    process = setup.launch()
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
         assert text in output.replace("Redis", "Valkey")
     assert "Finished: 3 steps" in output
-    summary = bench.summary()
+    summary = setup.summary()
     assert summary["exit"] == {"code": 0, "reason": "the trainer has finished", "lines": []}
     assert summary["restarts"] == {"queue": 0, "rollout": 0, "trainer": 0, "reward": 0}
     assert isinstance(summary["seconds_setup"], float)
     peaks = summary["peak_rss_bytes"]
     assert isinstance(peaks, dict)
     assert {"queue", "rollout", "reward", "trainer", "launcher", "total"} <= peaks.keys()
-    logs = sorted(path.name for path in (bench.run_folder / "logs").iterdir())
+    logs = sorted(path.name for path in (setup.run_folder / "logs").iterdir())
     assert logs == ["launcher.log", "queue.log", "reward.log", "rollout.log", "trainer.log"]
-    assert not (bench.run_folder / "processes.json").exists()
-    assert not (bench.run_folder / "queue.json").exists()
+    assert not (setup.run_folder / "processes.json").exists()
+    assert not (setup.run_folder / "queue.json").exists()
 
 
 @pytest.mark.parametrize("service", ["reward", "queue"])
-def test_a_killed_service_comes_back_and_the_run_ends_right(bench: Bench, service: str) -> None:
-    process = bench.launch("--run.max_steps", "1000")
-    wait_for_text(bench, "trainer: started")
-    bench.identity("trainer")
-    first = bench.identity(service)
+def test_a_killed_service_comes_back_and_the_run_ends_right(setup: LaunchSetup, service: str) -> None:
+    process = setup.launch("--run.max_steps", "1000")
+    wait_for_text(setup, "trainer: started")
+    setup.identity("trainer")
+    first = setup.identity(service)
     first.send(signal.SIGKILL)
-    wait_for_text(bench, f"{service}: died (killed by SIGKILL)")
-    until(lambda: bench.identity(service) != first)
-    bench.finish()
+    wait_for_text(setup, f"{service}: died (killed by SIGKILL)")
+    until(lambda: setup.identity(service) != first)
+    setup.finish()
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     assert f"{service}: died (killed by SIGKILL)" in output
-    restarts = bench.summary()["restarts"]
+    restarts = setup.summary()["restarts"]
     assert isinstance(restarts, dict)
     assert restarts[service] == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_all_ranks_and_the_trainer_comes_back(bench: Bench, rank: int) -> None:
-    process = bench.launch("--trainer.num_ranks", "2", "--run.max_steps", "1000")
-    wait_for_text(bench, "trainer: ready")
-    first = ranks_of(bench.identity("trainer"))
+def test_a_killed_rank_ends_all_ranks_and_the_trainer_comes_back(setup: LaunchSetup, rank: int) -> None:
+    process = setup.launch("--trainer.num_ranks", "2", "--run.max_steps", "1000")
+    wait_for_text(setup, "trainer: ready")
+    first = ranks_of(setup.identity("trainer"))
     assert first.keys() == {0, 1}
     first[rank].send(signal.SIGKILL)
-    wait_for_text(bench, "killed by signal 9; restart in")
-    wait_for_text(bench, "trainer: ready", times=2)
-    bench.finish()
+    wait_for_text(setup, "killed by signal 9; restart in")
+    wait_for_text(setup, "trainer: ready", times=2)
+    setup.finish()
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     assert f"trainer: rank {rank} of 2 ended: killed by signal 9; restart in" in output
     assert not any(identity.alive for identity in first.values())
-    restarts = bench.summary()["restarts"]
+    restarts = setup.summary()["restarts"]
     assert isinstance(restarts, dict)
     assert restarts["trainer"] == 1
 
 
 @pytest.mark.slow
-def test_ranks_end_in_order_and_their_errors_keep_their_exit_code(bench: Bench) -> None:
-    process = bench.launch("--trainer.num_ranks", "2", "--run.max_steps", "1000")
-    wait_for_text(bench, "trainer: ready")
-    ranks = ranks_of(bench.identity("trainer"))
+def test_ranks_end_in_order_and_their_errors_keep_their_exit_code(setup: LaunchSetup) -> None:
+    process = setup.launch("--trainer.num_ranks", "2", "--run.max_steps", "1000")
+    wait_for_text(setup, "trainer: ready")
+    ranks = ranks_of(setup.identity("trainer"))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 130, output
     assert "killed" not in output
     assert not any(identity.alive for identity in ranks.values())
-    process = bench.launch("--trainer.num_ranks", "2", "--actor.path", "missing")
+    process = setup.launch("--trainer.num_ranks", "2", "--actor.path", "missing")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 2
     assert "trainer: config: actor.path: no folder 'missing'; expected a Hugging Face folder" in output
@@ -116,20 +116,20 @@ def ranks_of(trainer: ProcessIdentity) -> dict[int, ProcessIdentity]:
     return found
 
 
-def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans_first(bench: Bench) -> None:
-    process = bench.launch("--run.max_steps", "1000")
-    known = all_up(bench)
+def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans_first(setup: LaunchSetup) -> None:
+    process = setup.launch("--run.max_steps", "1000")
+    known = all_up(setup)
     process.kill()
     until(lambda: not any(each.identity.alive for each in known))
     # What no tie could reach: a process that the killed launch had recorded, and that still runs.
     with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as orphan:
         identity = ProcessIdentity.of(orphan.pid)
         assert identity is not None
-        path = bench.run_folder / "processes.json"
+        path = setup.run_folder / "processes.json"
         document = json.loads(path.read_text())
         document["processes"].append({"service": "rollout", "pid": orphan.pid, "started": identity.started})
         path.write_text(json.dumps(document))
-        again = bench.launch()
+        again = setup.launch()
         output, _ = again.communicate(timeout=START_SECONDS)
         assert again.returncode == 0, output
         assert f"ended what an earlier launch had left running: rollout (pid {orphan.pid})" in output
@@ -137,68 +137,68 @@ def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans
         assert not identity.alive
 
 
-def test_a_configuration_error_of_a_service_ends_everything_with_its_line(bench: Bench) -> None:
-    process = bench.launch("--actor.path", "missing")
+def test_a_configuration_error_of_a_service_ends_everything_with_its_line(setup: LaunchSetup) -> None:
+    process = setup.launch("--actor.path", "missing")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 2
     assert "trainer: config: actor.path: no folder 'missing'; expected a Hugging Face folder" in output
     assert "Traceback" not in output
 
 
-def test_ctrl_c_ends_everything_in_order(bench: Bench) -> None:
-    process = bench.launch("--run.max_steps", "1000")
-    known = all_up(bench)
+def test_ctrl_c_ends_everything_in_order(setup: LaunchSetup) -> None:
+    process = setup.launch("--run.max_steps", "1000")
+    known = all_up(setup)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 130, output
     assert "killed" not in output
     assert "Traceback" not in output
     assert not any(each.identity.alive for each in known)
-    assert bench.summary()["exit"] == {"code": 130, "reason": "stopped by Ctrl-C", "lines": []}
+    assert setup.summary()["exit"] == {"code": 130, "reason": "stopped by Ctrl-C", "lines": []}
 
 
-def test_cancel_ends_a_run_in_order_and_says_where_there_is_none(bench: Bench) -> None:
-    process = bench.launch("--run.max_steps", "1000")
-    known = all_up(bench)
-    output, _ = bench.command("cancel", "--config", "config.yaml").communicate(timeout=START_SECONDS)
+def test_cancel_ends_a_run_in_order_and_says_where_there_is_none(setup: LaunchSetup) -> None:
+    process = setup.launch("--run.max_steps", "1000")
+    known = all_up(setup)
+    output, _ = setup.command("cancel", "--config", "config.yaml").communicate(timeout=START_SECONDS)
     assert "run t has ended" in output
     process.communicate(timeout=START_SECONDS)
     assert process.returncode == 143
     assert not any(each.identity.alive for each in known)
-    assert bench.summary()["exit"] == {"code": 143, "reason": "stopped by SIGTERM", "lines": []}
-    again = bench.command("cancel", "--config", "config.yaml")
+    assert setup.summary()["exit"] == {"code": 143, "reason": "stopped by SIGTERM", "lines": []}
+    again = setup.command("cancel", "--config", "config.yaml")
     output, _ = again.communicate(timeout=START_SECONDS)
     assert again.returncode == 1
     assert "run 't' is not running: no live launcher of this host and no Slurm job in runs/t" in output
 
 
-def test_status_and_a_second_launch_beside_a_run(bench: Bench) -> None:
-    before = bench.command("status", "--config", "config.yaml")
+def test_status_and_a_second_launch_beside_a_run(setup: LaunchSetup) -> None:
+    before = setup.command("status", "--config", "config.yaml")
     output, _ = before.communicate(timeout=START_SECONDS)
     assert before.returncode == 1
     assert "run 't' is not running" in output
-    process = bench.launch("--run.max_steps", "1000")
-    all_up(bench)
-    wait_for_text(bench, "step 1/1000")
-    status = bench.command("status", "--config", "config.yaml")
+    process = setup.launch("--run.max_steps", "1000")
+    all_up(setup)
+    wait_for_text(setup, "step 1/1000")
+    status = setup.command("status", "--config", "config.yaml")
     output, _ = status.communicate(timeout=START_SECONDS)
     assert status.returncode == 0, output
     assert "phase training" in output
     assert "/1000" in output
-    second = bench.launch()
+    second = setup.launch()
     output, _ = second.communicate(timeout=START_SECONDS)
     assert second.returncode == 2
     assert f"'t' is running already (its launcher has pid {process.pid})" in output
-    address = msgspec.json.decode((bench.run_folder / "queue.json").read_bytes(), type=QueueAddress)
-    assert address.password not in (bench.run_folder / "config.yaml").read_text()
-    assert (bench.run_folder / "queue.json").stat().st_mode & 0o077 == 0
+    address = msgspec.json.decode((setup.run_folder / "queue.json").read_bytes(), type=QueueAddress)
+    assert address.password not in (setup.run_folder / "config.yaml").read_text()
+    assert (setup.run_folder / "queue.json").stat().st_mode & 0o077 == 0
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=START_SECONDS)
     assert process.returncode == 143
 
 
-def test_an_unreachable_redis_is_named(bench: Bench) -> None:
-    process = bench.launch("--redis.url", "redis://127.0.0.1:1/0", "--redis.timeout_seconds", "1")
+def test_an_unreachable_redis_is_named(setup: LaunchSetup) -> None:
+    process = setup.launch("--redis.url", "redis://127.0.0.1:1/0", "--redis.timeout_seconds", "1")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 4, output
     assert "redis.url redis://127.0.0.1:1/0" in output
@@ -213,16 +213,16 @@ def test_an_unreachable_redis_is_named(bench: Bench) -> None:
         (("launch", "local"), "no configuration file"),
     ],
 )
-def test_a_wrong_command_line_gives_one_clear_line(bench: Bench, words: tuple[str, ...], text: str) -> None:
-    process = bench.command(*words)
+def test_a_wrong_command_line_gives_one_clear_line(setup: LaunchSetup, words: tuple[str, ...], text: str) -> None:
+    process = setup.command(*words)
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 2
     assert text in output
     assert len(output.splitlines()) == 1
 
 
-def test_config_prints_the_tree_with_secrets_masked(bench: Bench) -> None:
-    process = bench.command("config", "--config", "config.yaml", "--actor.group_size", "4", "--token", "tok3n")
+def test_config_prints_the_tree_with_secrets_masked(setup: LaunchSetup) -> None:
+    process = setup.command("config", "--config", "config.yaml", "--actor.group_size", "4", "--token", "tok3n")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
     tree = yaml.safe_load(output)

@@ -19,7 +19,7 @@ from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, S
 from penstock.contracts.services import Announcement
 from penstock.errors import FencedError, QueueError
 from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
-from tests.integration.launch.user_commands import END_SECONDS, Bench, said
+from tests.integration.launch.user_commands import END_SECONDS, UserCommands, said
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -129,10 +129,10 @@ async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[Bench]:
-    bench = Bench(tmp_path, tiny_model, redis_server)
-    yield bench
-    for process in bench.started:
+def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
+    setup = UserCommands(tmp_path, tiny_model, redis_server)
+    yield setup
+    for process in setup.started:
         if process.poll() is None:
             process.kill()
             process.wait()
@@ -142,25 +142,25 @@ def bench(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
 
 @pytest.mark.slow
 async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    setup: UserCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
-    bench.document["trainer"] = {"standby": True}
-    bench.document["total_train_epochs"] = 12
-    (bench.folder / "own.py").write_text(
+    setup.document["trainer"] = {"standby": True}
+    setup.document["total_train_epochs"] = 12
+    (setup.folder / "own.py").write_text(
         "def own(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
     )
-    bench.document["reward"]["functions"] = {"own:own": 1.0}
+    setup.document["reward"]["functions"] = {"own:own": 1.0}
     async with serving(FakeSGLang()) as url:
-        bench.document["rollout"]["engine"] = {"url": url}
+        setup.document["rollout"]["engine"] = {"url": url}
         for module in ("penstock_reward", "penstock_rollout"):
-            bench.start(module)
-        first = bench.start("penstock_trainer")
-        queue = await connect(Config.model_validate(bench.document))
+            setup.start(module)
+        first = setup.start("penstock_trainer")
+        queue = await connect(Config.model_validate(setup.document))
         try:
             await eventually(lambda: trained(queue), 1, first)
             first.send_signal(signal.SIGSTOP)
-            second = bench.start("penstock_trainer")
+            second = setup.start("penstock_trainer")
             leases = await lease_number(queue)
             await eventually(lambda: lease_number(queue), leases + 1, second)
             first.send_signal(signal.SIGCONT)

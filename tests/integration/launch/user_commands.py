@@ -15,7 +15,7 @@ from tests.patience import START_SECONDS
 END_SECONDS = 2 * START_SECONDS  # a start, and some steps of a run
 
 
-class Bench:
+class UserCommands:
     """A folder with a configuration that works, and the commands of a user."""
 
     def __init__(self, folder: Path, model: Path, server: EmbeddedServer) -> None:

@@ -42,7 +42,7 @@ OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
 PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(NUM_PROMPTS)]
 
 
-class Bench:
+class ConsumerSetup:
     """A consumer over tickets that are issued, and a hand that puts messages into its stream."""
 
     def __init__(

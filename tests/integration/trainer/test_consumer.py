@@ -15,7 +15,7 @@ from penstock.contracts.ledger import RunRecord
 from penstock.contracts.stored_groups import CompletionsPart, Part, Stored
 from penstock.errors import StallError
 from tests.integration.broker.queue_setup import stored_scored
-from tests.integration.trainer.consumer_setup import BATCH_SIZE, NUM_PROMPTS, OLD, POLICY, Bench, scored
+from tests.integration.trainer.consumer_setup import BATCH_SIZE, NUM_PROMPTS, OLD, POLICY, ConsumerSetup, scored
 from tests.patience import ANSWER_SECONDS
 
 pytestmark = pytest.mark.redis
@@ -34,101 +34,101 @@ async def trainer_queue(queue: Queue, config: Config) -> TrainerQueue:
 
 
 @pytest.fixture
-async def bench(trainer_queue: TrainerQueue, config: Config) -> Bench:
-    bench = Bench(trainer_queue, config)
-    await bench.issue()
-    return bench
+async def setup(trainer_queue: TrainerQueue, config: Config) -> ConsumerSetup:
+    setup = ConsumerSetup(trainer_queue, config)
+    await setup.issue()
+    return setup
 
 
-async def test_a_batch_is_the_arrived_prefix_and_stays_in_the_queue(bench: Bench) -> None:
-    async with bench.consuming():
+async def test_a_batch_is_the_arrived_prefix_and_stays_in_the_queue(setup: ConsumerSetup) -> None:
+    async with setup.consuming():
         for number in (2, 1):
-            await bench.answer(number)
-        await bench.until(lambda: bench.arrived == [1, 2])
-        assert await bench.consumer.next_batch(1) is None
-        await bench.answer(0)
-        await bench.until(lambda: bench.arrived == [0, 1, 2])
-        batch = await bench.consumer.next_batch(1)
+            await setup.answer(number)
+        await setup.until(lambda: setup.arrived == [1, 2])
+        assert await setup.consumer.next_batch(1) is None
+        await setup.answer(0)
+        await setup.until(lambda: setup.arrived == [0, 1, 2])
+        batch = await setup.consumer.next_batch(1)
     assert batch is not None
     assert [arrival.number for arrival in batch] == [0, 1]
-    assert await bench.depth("scored") == 3
-    assert bench.worker.num_held == 3
-    bench.book.commit([0, 1])
-    bench.consumer.release(batch)
-    assert bench.worker.num_held == 1
+    assert await setup.depth("scored") == 3
+    assert setup.worker.num_held == 3
+    setup.book.commit([0, 1])
+    setup.consumer.release(batch)
+    assert setup.worker.num_held == 1
 
 
-async def test_duplicates_are_discarded(bench: Bench) -> None:
-    async with bench.consuming():
+async def test_duplicates_are_discarded(setup: ConsumerSetup) -> None:
+    async with setup.consuming():
         for _ in range(3):
-            await bench.answer(0)
-        await bench.answer(99 % NUM_PROMPTS)  # never issued
-        await bench.until(lambda: bench.count("duplicate_groups") == 3)
-    assert bench.arrived == [0]
-    assert await bench.depth("scored") == 1
+            await setup.answer(0)
+        await setup.answer(99 % NUM_PROMPTS)  # never issued
+        await setup.until(lambda: setup.count("duplicate_groups") == 3)
+    assert setup.arrived == [0]
+    assert await setup.depth("scored") == 1
 
 
-async def test_a_group_of_an_unknown_policy_is_issued_again(bench: Bench) -> None:
-    async with bench.consuming():
-        await bench.answer(0, policy=PolicyIdentity(1, "f" * 16))  # of a trainer that lost its lease
-        await bench.until(lambda: bench.count("tickets", state="reissued", reason="version") == 1)
-        again = (await bench.issued_tickets())[-1]
+async def test_a_group_of_an_unknown_policy_is_issued_again(setup: ConsumerSetup) -> None:
+    async with setup.consuming():
+        await setup.answer(0, policy=PolicyIdentity(1, "f" * 16))  # of a trainer that lost its lease
+        await setup.until(lambda: setup.count("tickets", state="reissued", reason="version") == 1)
+        again = (await setup.issued_tickets())[-1]
         assert (again.number, again.attempt, again.policy_version) == (0, 1, 1)
-        assert await bench.depth("scored") == 0
-        await bench.answer(0)
-        await bench.until(lambda: bench.arrived == [0])
-    assert await bench.depth("scored") == 1
+        assert await setup.depth("scored") == 0
+        await setup.answer(0)
+        await setup.until(lambda: setup.arrived == [0])
+    assert await setup.depth("scored") == 1
 
 
-async def test_a_stale_group_is_issued_again_instead_of_trained(bench: Bench) -> None:
-    async with bench.consuming():
-        await bench.answer(0, policy=OLD)
-        await bench.answer(1)
-        await bench.until(lambda: bench.arrived == [0, 1])
-    assert await bench.consumer.next_batch(2) is None  # two versions behind
-    assert bench.arrived == [1]
-    again = (await bench.issued_tickets())[-1]
+async def test_a_stale_group_is_issued_again_instead_of_trained(setup: ConsumerSetup) -> None:
+    async with setup.consuming():
+        await setup.answer(0, policy=OLD)
+        await setup.answer(1)
+        await setup.until(lambda: setup.arrived == [0, 1])
+    assert await setup.consumer.next_batch(2) is None  # two versions behind
+    assert setup.arrived == [1]
+    again = (await setup.issued_tickets())[-1]
     assert (again.number, again.attempt) == (0, 1)
-    assert await bench.depth("scored") == 1
+    assert await setup.depth("scored") == 1
 
 
 @pytest.mark.parametrize("values", [(None, None), (1.0, None)])
 async def test_a_group_without_two_rewards_is_dropped_and_replaced(
-    bench: Bench, values: tuple[float | None, ...]
+    setup: ConsumerSetup, values: tuple[float | None, ...]
 ) -> None:
-    async with bench.consuming():
-        await bench.answer(1, values)
-        await bench.until(lambda: 1 not in bench.book.outstanding)
-    counters = await bench.trainer_queue.counters()
+    async with setup.consuming():
+        await setup.answer(1, values)
+        await setup.until(lambda: 1 not in setup.book.outstanding)
+    counters = await setup.trainer_queue.counters()
     assert (counters.issued, counters.dropped, counters.outstanding) == (5, {"reward_failed": 1}, 4)
-    assert list(bench.book.outstanding) == [0, 2, 3, 4]
-    assert (await bench.trainer_queue.ledger()).dropped == {1: "reward_failed"}
-    assert (await bench.issued_tickets())[-1].number == 4
-    assert await bench.depth("scored") == 0
-    assert bench.consumer.last_failure == "it raised"
+    assert list(setup.book.outstanding) == [0, 2, 3, 4]
+    assert (await setup.trainer_queue.ledger()).dropped == {1: "reward_failed"}
+    assert (await setup.issued_tickets())[-1].number == 4
+    assert await setup.depth("scored") == 0
+    assert setup.consumer.last_failure == "it raised"
 
 
-async def test_a_reward_that_always_fails_ends_the_run_with_its_reason(bench: Bench) -> None:
+async def test_a_reward_that_always_fails_ends_the_run_with_its_reason(setup: ConsumerSetup) -> None:
     for number in range(5):
-        await bench.answer(number, (None, None))
+        await setup.answer(number, (None, None))
     with pytest.raises(
         StallError, match=r"reward failed for 5 of the last 8 .*reward.functions; the last one: it raised"
     ):
         async with asyncio.timeout(ANSWER_SECONDS):
-            await bench.consumer.consume_groups()
+            await setup.consumer.consume_groups()
 
 
 @pytest.mark.parametrize("dynamic_sampling", [False, True])
 async def test_equal_rewards_are_dropped_only_with_dynamic_sampling(
     trainer_queue: TrainerQueue, config: Config, dynamic_sampling: bool
 ) -> None:
-    bench = Bench(trainer_queue, config, dynamic_sampling=dynamic_sampling)
-    await bench.issue()
-    async with bench.consuming():
-        await bench.answer(0, (1.0, 1.0))
-        await bench.answer(1)
-        await bench.until(lambda: 1 in bench.arrived)
-    assert bench.arrived == ([1] if dynamic_sampling else [0, 1])
+    setup = ConsumerSetup(trainer_queue, config, dynamic_sampling=dynamic_sampling)
+    await setup.issue()
+    async with setup.consuming():
+        await setup.answer(0, (1.0, 1.0))
+        await setup.answer(1)
+        await setup.until(lambda: 1 in setup.arrived)
+    assert setup.arrived == ([1] if dynamic_sampling else [0, 1])
     dropped = dict((await trainer_queue.counters()).dropped)
     assert dropped == ({"degenerate": 1} if dynamic_sampling else {})
 
@@ -150,78 +150,80 @@ def with_completions(whole: Stored, data: bytes) -> Stored:
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-async def test_a_malformed_message_is_a_dead_letter_and_its_ticket_poison(bench: Bench, case: str) -> None:
+async def test_a_malformed_message_is_a_dead_letter_and_its_ticket_poison(setup: ConsumerSetup, case: str) -> None:
     number = 3 if case == "another ticket" else 0
-    whole = stored_scored(scored(bench.draws.ticket(number, attempt=0, policy_version=1), (1.0, 0.0), POLICY))
-    async with bench.consuming():
-        await bench.deliver("0", MALFORMED[case](whole))
-        await bench.until(lambda: 0 not in bench.book.outstanding)
-    assert (await bench.trainer_queue.ledger()).dropped == {0: "poison"}
-    assert dict((await bench.trainer_queue.counters()).dropped) == {"poison": 1}
-    assert list(bench.book.outstanding) == [1, 2, 3, 4]
-    assert await bench.depth("scored") == 0
-    assert await bench.depth("dead") == 1
-    assert bench.count("dead_letters", reason="malformed") == 1
+    whole = stored_scored(scored(setup.draws.ticket(number, attempt=0, policy_version=1), (1.0, 0.0), POLICY))
+    async with setup.consuming():
+        await setup.deliver("0", MALFORMED[case](whole))
+        await setup.until(lambda: 0 not in setup.book.outstanding)
+    assert (await setup.trainer_queue.ledger()).dropped == {0: "poison"}
+    assert dict((await setup.trainer_queue.counters()).dropped) == {"poison": 1}
+    assert list(setup.book.outstanding) == [1, 2, 3, 4]
+    assert await setup.depth("scored") == 0
+    assert await setup.depth("dead") == 1
+    assert setup.count("dead_letters", reason="malformed") == 1
 
 
 @pytest.mark.parametrize("key", ["", "e", "e99", "x", "77", "\u00b2"])
-async def test_a_malformed_message_of_no_ticket_is_a_dead_letter_and_nothing_else(bench: Bench, key: str) -> None:
-    async with bench.consuming():
-        await bench.deliver(key, Stored(b"junk"))
-        await bench.answer(0)
-        await bench.until(lambda: bench.arrived == [0])
-    assert list(bench.book.outstanding) == [0, 1, 2, 3]
-    assert await bench.depth("dead") == 1
+async def test_a_malformed_message_of_no_ticket_is_a_dead_letter_and_nothing_else(
+    setup: ConsumerSetup, key: str
+) -> None:
+    async with setup.consuming():
+        await setup.deliver(key, Stored(b"junk"))
+        await setup.answer(0)
+        await setup.until(lambda: setup.arrived == [0])
+    assert list(setup.book.outstanding) == [0, 1, 2, 3]
+    assert await setup.depth("dead") == 1
 
 
-async def test_what_another_service_buried_is_poison(bench: Bench, config: Config) -> None:
-    other = Worker(bench.queue, "reward", config.staleness)
+async def test_what_another_service_buried_is_poison(setup: ConsumerSetup, config: Config) -> None:
+    other = Worker(setup.queue, "reward", config.staleness)
     delivery = await other.take(Stage.TICKETS)
     assert delivery is not None
     await other.bury(delivery, "it does not decode")
-    async with bench.consuming():
-        await bench.until(lambda: 0 not in bench.book.outstanding)
-    assert (await bench.trainer_queue.ledger()).dropped == {0: "poison"}
-    assert (await bench.depth("dead"), await bench.depth("scored")) == (1, 0)
+    async with setup.consuming():
+        await setup.until(lambda: 0 not in setup.book.outstanding)
+    assert (await setup.trainer_queue.ledger()).dropped == {0: "poison"}
+    assert (await setup.depth("dead"), await setup.depth("scored")) == (1, 0)
 
 
 async def test_arrivals_before_the_tickets_are_known_are_kept(trainer_queue: TrainerQueue, config: Config) -> None:
     """A trainer that was started again finds groups waiting: they are none of them duplicates."""
-    bench = Bench(trainer_queue, config, begun=False)
-    await bench.issue()
-    next_number = bench.book.next_number
-    outstanding = list(bench.book.outstanding)
-    bench.book.restore(0, [], 0)
+    setup = ConsumerSetup(trainer_queue, config, begun=False)
+    await setup.issue()
+    next_number = setup.book.next_number
+    outstanding = list(setup.book.outstanding)
+    setup.book.restore(0, [], 0)
     for number in (0, 1):
-        await bench.answer(number)
-    async with bench.consuming():
+        await setup.answer(number)
+    async with setup.consuming():
         await asyncio.sleep(0.2)
-        assert await bench.depth("scored") == 2
-        bench.book.restore(next_number, outstanding, 0)
-        bench.begin()
-        await bench.until(lambda: bench.arrived == [0, 1])
-    assert bench.count("duplicate_groups") == 0
+        assert await setup.depth("scored") == 2
+        setup.book.restore(next_number, outstanding, 0)
+        setup.begin()
+        await setup.until(lambda: setup.arrived == [0, 1])
+    assert setup.count("duplicate_groups") == 0
 
 
 async def test_groups_that_an_earlier_life_held_are_taken_over_at_once(
-    bench: Bench, trainer_queue: TrainerQueue, config: Config
+    setup: ConsumerSetup, trainer_queue: TrainerQueue, config: Config
 ) -> None:
-    async with bench.consuming():
-        await bench.answer(0)
-        await bench.until(lambda: bench.arrived == [0])
-    later = Bench(trainer_queue, config)
+    async with setup.consuming():
+        await setup.answer(0)
+        await setup.until(lambda: setup.arrived == [0])
+    later = ConsumerSetup(trainer_queue, config)
     later.book.restore(4, [0, 1, 2, 3], 0)
     async with later.consuming():
         await later.until(lambda: later.arrived == [0])
 
 
-async def test_evaluation_results_complete_their_round_and_leave_the_queue(bench: Bench) -> None:
-    async with bench.consuming():
+async def test_evaluation_results_complete_their_round_and_leave_the_queue(setup: ConsumerSetup) -> None:
+    async with setup.consuming():
         for case, accuracies in (("answered", [1.0]), ("malformed", [])):
-            [ticket] = bench.evaluation.start(0, 1)
+            [ticket] = setup.evaluation.start(0, 1)
             whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
-            await bench.deliver(ticket.key, whole if case == "answered" else Stored(whole.head))
-            await bench.until(lambda: bench.evaluation.num_waiting == 0)
-            assert [result.accuracy for result in bench.evaluation.take_results()] == accuracies
-    assert await bench.depth("scored") == 0
-    assert bench.arrived == []
+            await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.head))
+            await setup.until(lambda: setup.evaluation.num_waiting == 0)
+            assert [result.accuracy for result in setup.evaluation.take_results()] == accuracies
+    assert await setup.depth("scored") == 0
+    assert setup.arrived == []

@@ -10,7 +10,7 @@ from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, RunRecord
 from penstock.contracts.services import Announcement
 from penstock_trainer.rollouts.reconcile import restore_tickets
-from tests.integration.trainer.consumer_setup import BATCH_SIZE, NUM_PROMPTS, POLICY, Bench
+from tests.integration.trainer.consumer_setup import BATCH_SIZE, NUM_PROMPTS, POLICY, ConsumerSetup
 
 pytestmark = pytest.mark.redis
 
@@ -27,34 +27,34 @@ async def trainer_queue(queue: Queue, config: Config) -> TrainerQueue:
     return found
 
 
-async def sent(bench: Bench) -> list[tuple[int, int, int]]:
-    return [(each.number, each.attempt, each.policy_version) for each in await bench.issued_tickets()]
+async def sent(setup: ConsumerSetup) -> list[tuple[int, int, int]]:
+    return [(each.number, each.attempt, each.policy_version) for each in await setup.issued_tickets()]
 
 
 async def test_an_announcement_issues_what_the_credits_allow(trainer_queue: TrainerQueue, config: Config) -> None:
-    bench = Bench(trainer_queue, config)
-    await bench.issuer.announce(Announcement(POLICY, "/weights/1", trainer_queue.lease.number), 0)
-    await bench.issuer.refill()  # no credit is left
-    assert await sent(bench) == [(number, 0, 1) for number in range(4)]
-    announced = await bench.queue.announced()
+    setup = ConsumerSetup(trainer_queue, config)
+    await setup.issuer.announce(Announcement(POLICY, "/weights/1", trainer_queue.lease.number), 0)
+    await setup.issuer.refill()  # no credit is left
+    assert await sent(setup) == [(number, 0, 1) for number in range(4)]
+    announced = await setup.queue.announced()
     assert announced is not None
     assert announced.identity == POLICY
-    assert bench.count("tickets", state="issued", reason="") == 4
-    assert bench.count("tickets", state="trained", reason="") == 0
+    assert setup.count("tickets", state="issued", reason="") == 4
+    assert setup.count("tickets", state="trained", reason="") == 0
 
 
 async def test_what_is_nowhere_in_the_queue_is_issued_again_at_the_start(
     trainer_queue: TrainerQueue, config: Config
 ) -> None:
-    earlier = Bench(trainer_queue, config)
+    earlier = ConsumerSetup(trainer_queue, config)
     await earlier.issue()
     await trainer_queue.drop(DropRecord(1, DropReason.POISON), None)
     keys = earlier.queue.keys
     await earlier.queue.client.hdel(keys.live, "2")
-    bench = Bench(trainer_queue, config, begun=False)
+    setup = ConsumerSetup(trainer_queue, config, begun=False)
     ledger = await trainer_queue.ledger()
-    await restore_tickets(trainer_queue, bench.book, bench.issuer, ledger, steps=0, version=3, max_staleness=1)
-    assert list(bench.book.outstanding) == [0, 2, 3]
-    assert (await sent(bench))[-1] == (2, 1, 2)
+    await restore_tickets(trainer_queue, setup.book, setup.issuer, ledger, steps=0, version=3, max_staleness=1)
+    assert list(setup.book.outstanding) == [0, 2, 3]
+    assert (await sent(setup))[-1] == (2, 1, 2)
     assert sorted(await trainer_queue.live()) == [0, 2, 3]
-    assert bench.count("tickets", state="reissued", reason="lost") == 1
+    assert setup.count("tickets", state="reissued", reason="lost") == 1

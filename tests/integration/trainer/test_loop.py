@@ -11,6 +11,7 @@ import pytest
 from penstock.broker import Queue
 from penstock.broker.lease import acquire_lease
 from penstock.config import Config
+from penstock.contracts import PolicyIdentity
 from penstock.errors import FencedError, WeightsError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
@@ -116,6 +117,19 @@ async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: L
         error = await error_of(training)
         assert isinstance(error, WeightsError)
         assert str(error) == "no room"
+    assert loop.watch["finished"] == 1
+    assert same(loop.state(), before)
+    assert await loop.read_ledger() == ["weights 0", "step 0"]
+
+
+async def test_a_version_that_is_known_with_another_digest_is_neither_recorded_nor_trained_on(loop: Life) -> None:
+    async with held(loop) as training:
+        before = loop.state()
+        loop.versions.know(PolicyIdentity(1, "f" * 16))
+        loop.transport.let_go()
+        error = await error_of(training)
+        assert isinstance(error, WeightsError)
+        assert str(error).startswith("version 1 is ffffffffffffffff and ")
     assert loop.watch["finished"] == 1
     assert same(loop.state(), before)
     assert await loop.read_ledger() == ["weights 0", "step 0"]

@@ -33,14 +33,14 @@ time.sleep(600)
 """
 
 
-class Bench:
+class SupervisorSetup:
     """Children from scripts, and what the supervisor said."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.events: list[str] = []
         self.children: list[Child] = []
-        self.trees = ProcessTrees(folder, "bench")
+        self.trees = ProcessTrees(folder, "setup")
         self.mark = folder / "mark"
 
     def child(self, name: str, script: str) -> Child:
@@ -64,8 +64,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def setup(tmp_path: Path) -> SupervisorSetup:
+    return SupervisorSetup(tmp_path)
 
 
 async def until(condition: Callable[[], object], timeout_seconds: float = START_SECONDS) -> None:
@@ -79,162 +79,162 @@ def gone(child: Child) -> bool:
     return child.identity is None or not child.identity.alive
 
 
-async def test_trainer_exit_0_finishes_the_run_and_ends_the_others(bench: Bench) -> None:
-    rollout = bench.child("rollout", SLEEP)
-    bench.child("trainer", "import time; time.sleep(0.2)")
-    outcome = await bench.supervisor().run()
+async def test_trainer_exit_0_finishes_the_run_and_ends_the_others(setup: SupervisorSetup) -> None:
+    rollout = setup.child("rollout", SLEEP)
+    setup.child("trainer", "import time; time.sleep(0.2)")
+    outcome = await setup.supervisor().run()
     assert outcome == Outcome(0, "the trainer has finished")
     assert gone(rollout)
 
 
-async def test_a_child_that_died_is_restarted_with_backoff(bench: Bench) -> None:
-    mark = bench.folder / "lives"
+async def test_a_child_that_died_is_restarted_with_backoff(setup: SupervisorSetup) -> None:
+    mark = setup.folder / "lives"
     script = (
         f"import sys, time\nopen({str(mark)!r}, 'a').write('x')\nif len(open({str(mark)!r}).read()) < 3: sys.exit(7)\n"
     )
-    reward = bench.child("reward", script + "time.sleep(600)")
-    bench.child("trainer", SLEEP)
-    supervisor = bench.supervisor(PATIENT)
+    reward = setup.child("reward", script + "time.sleep(600)")
+    setup.child("trainer", SLEEP)
+    supervisor = setup.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
     await until(lambda: reward.restarts == 2 and reward.running and len(mark.read_text()) == 3)
     supervisor.interrupt(signal.SIGTERM)
     outcome = await task
-    died = [event for event in bench.events if ": died (" in event]
+    died = [event for event in setup.events if ": died (" in event]
     assert [event.rpartition("restart in ")[2] for event in died] == ["0.02 s", "0.04 s"]
     assert "exit code 7" in died[0]
     assert outcome.exit_code == 128 + signal.SIGTERM
 
 
-async def test_five_deaths_end_everything_with_the_last_lines_of_the_log(bench: Bench) -> None:
-    trainer = bench.child("trainer", SLEEP)
-    bench.child(
+async def test_five_deaths_end_everything_with_the_last_lines_of_the_log(setup: SupervisorSetup) -> None:
+    trainer = setup.child("trainer", SLEEP)
+    setup.child(
         "reward", "import sys; print('{\"event\": \"x\"}'); print('no such thing', file=sys.stderr); sys.exit(1)"
     )
-    outcome = await bench.supervisor(PATIENT).run()
+    outcome = await setup.supervisor(PATIENT).run()
     assert outcome.exit_code == 1
     assert outcome.reason == "reward ended (exit code 1): it died 5 times within 120 s"
     assert outcome.lines[-1] == "no such thing"
     assert gone(trainer)
 
 
-async def test_exit_code_2_ends_everything_at_once_with_the_message(bench: Bench) -> None:
-    rollout = bench.child("rollout", SLEEP)
+async def test_exit_code_2_ends_everything_at_once_with_the_message(setup: SupervisorSetup) -> None:
+    rollout = setup.child("rollout", SLEEP)
     script = "import sys; print('trainer: config: actor.path: no such folder', file=sys.stderr); sys.exit(2)"
-    trainer = bench.child("trainer", script)
-    outcome = await bench.supervisor().run()
+    trainer = setup.child("trainer", script)
+    outcome = await setup.supervisor().run()
     assert outcome.exit_code == 2
     assert outcome.lines == ("trainer: config: actor.path: no such folder",)
     assert trainer.restarts == 0
     assert gone(rollout)
 
 
-async def test_of_several_services_of_a_kind_one_may_be_given_up(bench: Bench) -> None:
-    bench.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
-    bench.child("rollout-1", SLEEP)
-    bench.child("trainer", bench.waits_for_mark(exit_code=0))
-    running = asyncio.create_task(bench.supervisor(PATIENT, goes_on_with_fewer=True).run())
+async def test_of_several_services_of_a_kind_one_may_be_given_up(setup: SupervisorSetup) -> None:
+    setup.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
+    setup.child("rollout-1", SLEEP)
+    setup.child("trainer", setup.waits_for_mark(exit_code=0))
+    running = asyncio.create_task(setup.supervisor(PATIENT, goes_on_with_fewer=True).run())
     given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
-    await until(lambda: given_up in bench.events)
-    bench.mark.touch()
+    await until(lambda: given_up in setup.events)
+    setup.mark.touch()
     assert await running == Outcome(0, "the trainer has finished")
 
 
-async def test_the_last_service_of_a_kind_is_not_given_up(bench: Bench) -> None:
-    bench.child("rollout-0", "import sys; sys.exit(6)")
-    bench.child("rollout-1", bench.waits_for_mark(exit_code=6))
-    bench.child("trainer", SLEEP)
-    running = asyncio.create_task(bench.supervisor(PATIENT, goes_on_with_fewer=True).run())
-    await until(lambda: any(each.startswith("rollout-0: given up") for each in bench.events))
-    bench.mark.touch()
+async def test_the_last_service_of_a_kind_is_not_given_up(setup: SupervisorSetup) -> None:
+    setup.child("rollout-0", "import sys; sys.exit(6)")
+    setup.child("rollout-1", setup.waits_for_mark(exit_code=6))
+    setup.child("trainer", SLEEP)
+    running = asyncio.create_task(setup.supervisor(PATIENT, goes_on_with_fewer=True).run())
+    await until(lambda: any(each.startswith("rollout-0: given up") for each in setup.events))
+    setup.mark.touch()
     outcome = await running
     assert (outcome.exit_code, outcome.reason.partition(" ")[0]) == (6, "rollout-1")
 
 
-async def test_a_wrong_configuration_ends_all_though_others_run(bench: Bench) -> None:
-    bench.child("rollout-0", "import sys; sys.exit(2)")
-    bench.child("rollout-1", SLEEP)
-    bench.child("trainer", SLEEP)
-    outcome = await bench.supervisor(PATIENT, goes_on_with_fewer=True).run()
+async def test_a_wrong_configuration_ends_all_though_others_run(setup: SupervisorSetup) -> None:
+    setup.child("rollout-0", "import sys; sys.exit(2)")
+    setup.child("rollout-1", SLEEP)
+    setup.child("trainer", SLEEP)
+    outcome = await setup.supervisor(PATIENT, goes_on_with_fewer=True).run()
     assert outcome.exit_code == 2
 
 
-async def test_a_request_to_stop_ends_all_in_order_with_its_own_words(bench: Bench) -> None:
-    bench.child("trainer", LINGERING_TRAINER)
-    supervisor = bench.supervisor(PATIENT)
+async def test_a_request_to_stop_ends_all_in_order_with_its_own_words(setup: SupervisorSetup) -> None:
+    setup.child("trainer", LINGERING_TRAINER)
+    supervisor = setup.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
-    await until(lambda: "up" in bench.log("trainer"))
+    await until(lambda: "up" in setup.log("trainer"))
     asked = Outcome(138, "the time limit is near")
     supervisor.stop(asked)
     supervisor.stop(Outcome(1, "too late"))
     assert await task == asked
-    assert "checkpoint written" in bench.log("trainer")
+    assert "checkpoint written" in setup.log("trainer")
 
 
-async def test_a_command_that_does_not_exist_is_named(bench: Bench) -> None:
-    bench.children.append(Child(Command("trainer", ("/no/such/program",), {}, bench.folder / "trainer.log"), FAST))
-    outcome = await bench.supervisor().run()
+async def test_a_command_that_does_not_exist_is_named(setup: SupervisorSetup) -> None:
+    setup.children.append(Child(Command("trainer", ("/no/such/program",), {}, setup.folder / "trainer.log"), FAST))
+    outcome = await setup.supervisor().run()
     assert outcome.exit_code == 127
     assert outcome.lines == ("cannot start /no/such/program: No such file or directory",)
 
 
-async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(bench: Bench) -> None:
-    bench.child("trainer", LINGERING_TRAINER)
-    seen = bench.folder / "others_ended_at"
-    rollout = bench.child(
+async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(setup: SupervisorSetup) -> None:
+    setup.child("trainer", LINGERING_TRAINER)
+    seen = setup.folder / "others_ended_at"
+    rollout = setup.child(
         "rollout",
         "import signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (open({str(seen)!r}, 'w').write(str(time.time())), sys.exit(0)))\n"
         "print('up', flush=True)\ntime.sleep(600)",
     )
-    supervisor = bench.supervisor(PATIENT)
+    supervisor = setup.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
-    await until(lambda: "up" in bench.log("trainer") and "up" in bench.log("rollout"))
+    await until(lambda: "up" in setup.log("trainer") and "up" in setup.log("rollout"))
     asked_at = time.time()
     supervisor.interrupt(signal.SIGINT)
     outcome = await task
     assert outcome.exit_code == 130
-    assert "checkpoint written" in bench.log("trainer")
+    assert "checkpoint written" in setup.log("trainer")
     assert float(seen.read_text()) >= asked_at + 0.3
-    assert all(map(gone, bench.children))
+    assert all(map(gone, setup.children))
     assert rollout.restarts == 0
 
 
-async def test_a_deaf_child_is_killed_after_the_grace(bench: Bench) -> None:
-    deaf = bench.child("rollout", DEAF)
-    bench.child("trainer", LINGERING_TRAINER)
-    supervisor = bench.supervisor(Grace(START_SECONDS, 0.3, START_SECONDS))
+async def test_a_deaf_child_is_killed_after_the_grace(setup: SupervisorSetup) -> None:
+    deaf = setup.child("rollout", DEAF)
+    setup.child("trainer", LINGERING_TRAINER)
+    supervisor = setup.supervisor(Grace(START_SECONDS, 0.3, START_SECONDS))
     task = asyncio.create_task(supervisor.run())
-    await until(lambda: "deaf" in bench.log("rollout") and "up" in bench.log("trainer"))
+    await until(lambda: "deaf" in setup.log("rollout") and "up" in setup.log("trainer"))
     supervisor.interrupt(signal.SIGTERM)
     await task
     assert gone(deaf)
-    assert any("rollout: did not end within 0.3 s and is killed" in event for event in bench.events)
+    assert any("rollout: did not end within 0.3 s and is killed" in event for event in setup.events)
 
 
-async def test_a_second_ctrl_c_kills_at_once(bench: Bench) -> None:
-    bench.child("trainer", DEAF)
-    supervisor = bench.supervisor(Grace(60, 60, 60))
+async def test_a_second_ctrl_c_kills_at_once(setup: SupervisorSetup) -> None:
+    setup.child("trainer", DEAF)
+    supervisor = setup.supervisor(Grace(60, 60, 60))
     task = asyncio.create_task(supervisor.run())
-    await until(lambda: "deaf" in bench.log("trainer"))
+    await until(lambda: "deaf" in setup.log("trainer"))
     supervisor.interrupt(signal.SIGINT)
     await asyncio.sleep(0.1)
     assert not task.done()
     supervisor.interrupt(signal.SIGINT)
     await asyncio.wait_for(task, START_SECONDS)
-    assert all(map(gone, bench.children))
+    assert all(map(gone, setup.children))
 
 
-async def test_what_a_killed_child_leaves_behind_is_killed_before_its_restart(bench: Bench) -> None:
+async def test_what_a_killed_child_leaves_behind_is_killed_before_its_restart(setup: SupervisorSetup) -> None:
     detached = (
         "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)']"
     )
-    rollout = bench.child("rollout", f"{detached}, start_new_session=True); print('up', flush=True); time.sleep(600)")
-    bench.child("trainer", SLEEP)
-    supervisor = bench.supervisor(PATIENT)
+    rollout = setup.child("rollout", f"{detached}, start_new_session=True); print('up', flush=True); time.sleep(600)")
+    setup.child("trainer", SLEEP)
+    supervisor = setup.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
-    await until(lambda: "up" in bench.log("rollout"))
+    await until(lambda: "up" in setup.log("rollout"))
     assert rollout.identity is not None
-    bench.trees.sample({"rollout": rollout.identity})
+    setup.trees.sample({"rollout": rollout.identity})
     grandchildren = descendants(rollout.identity.pid)
     assert len(grandchildren) == 1
     rollout.identity.send(signal.SIGKILL)
@@ -244,15 +244,15 @@ async def test_what_a_killed_child_leaves_behind_is_killed_before_its_restart(be
     await task
 
 
-async def test_a_cancelled_supervisor_leaves_nothing(bench: Bench) -> None:
-    bench.child("trainer", SLEEP)
-    task = asyncio.create_task(bench.supervisor().run())
-    await until(lambda: bench.children[0].running)
+async def test_a_cancelled_supervisor_leaves_nothing(setup: SupervisorSetup) -> None:
+    setup.child("trainer", SLEEP)
+    task = asyncio.create_task(setup.supervisor().run())
+    await until(lambda: setup.children[0].running)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert all(map(gone, bench.children))
-    assert bench.children[0].state is State.ENDED
+    assert all(map(gone, setup.children))
+    assert setup.children[0].state is State.ENDED
 
 
 def test_identity_is_lost_when_a_process_ends() -> None:

@@ -59,7 +59,7 @@ class FakeQueue:
 
 
 @dataclass
-class Bench:
+class WriterSetup:
     folder: Path
     learner: FakeLearner
     queue: FakeQueue
@@ -74,7 +74,7 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+async def setup(tmp_path: Path) -> AsyncIterator[WriterSetup]:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     learner, queue = FakeLearner(), FakeQueue(checkpoints)
     step_files = StepFiles(tmp_path / "steps", keep_bytes=0)
@@ -82,37 +82,37 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         cast(TrainerQueue, queue), cast(Learner, learner), checkpoints, step_files, TrainerMetrics()
     )
     writing = asyncio.create_task(writer.write_checkpoints())
-    yield Bench(tmp_path, learner, queue, writer, writing)
+    yield WriterSetup(tmp_path, learner, queue, writer, writing)
     learner.gate.set()
     writing.cancel()
 
 
-async def test_saving_returns_before_anything_is_written(bench: Bench) -> None:
-    await bench.save(1)
-    assert (bench.complete(), bench.queue.records) == ([], [])
-    bench.learner.gate.set()
-    await bench.writer.drained()
-    assert bench.queue.records == [CheckpointRecord(1, "00000001.1")]
+async def test_saving_returns_before_anything_is_written(setup: WriterSetup) -> None:
+    await setup.save(1)
+    assert (setup.complete(), setup.queue.records) == ([], [])
+    setup.learner.gate.set()
+    await setup.writer.drained()
+    assert setup.queue.records == [CheckpointRecord(1, "00000001.1")]
 
 
-async def test_one_is_in_flight_and_older_ones_go_when_the_next_counts(bench: Bench) -> None:
-    await bench.save(1)
-    second = asyncio.create_task(bench.save(2))
+async def test_one_is_in_flight_and_older_ones_go_when_the_next_counts(setup: WriterSetup) -> None:
+    await setup.save(1)
+    second = asyncio.create_task(setup.save(2))
     await asyncio.sleep(0.05)
-    assert (bench.learner.copies, second.done()) == (1, False)
-    bench.learner.gate.set()
+    assert (setup.learner.copies, second.done()) == (1, False)
+    setup.learner.gate.set()
     await second
-    await bench.writer.drained()
-    assert [record.steps for record in bench.queue.records] == [1, 2]
-    assert bench.complete() == ["00000002.1"]
+    await setup.writer.drained()
+    assert [record.steps for record in setup.queue.records] == [1, 2]
+    assert setup.complete() == ["00000002.1"]
 
 
-async def test_a_failure_ends_the_writer(bench: Bench) -> None:
-    await bench.save(1)
-    for temporary in (bench.folder / "checkpoints").iterdir():
+async def test_a_failure_ends_the_writer(setup: WriterSetup) -> None:
+    await setup.save(1)
+    for temporary in (setup.folder / "checkpoints").iterdir():
         temporary.rmdir()
         temporary.touch()  # a folder that cannot be written into any more
-    bench.learner.gate.set()
+    setup.learner.gate.set()
     with pytest.raises(PenstockError, match=r"checkpoint .* cannot be written"):
-        await bench.writing
-    assert bench.queue.records == []
+        await setup.writing
+    assert setup.queue.records == []
