@@ -26,8 +26,8 @@ from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import (
-    EVALUATION,
     Discard,
+    DiscardReason,
     Drop,
     Hold,
     Reissue,
@@ -190,14 +190,14 @@ class Consumer:
         if isinstance(verdict, Drop):
             await self._drop(int(ticket_key), verdict, note)
             return
-        if named is not None and verdict == Discard(EVALUATION):
+        if named is not None and verdict == Discard(DiscardReason.EVALUATION):
             log.error("evaluation ticket %s could not be answered: %s", ticket_key, why)
             self._evaluation.give_up(named[1])
         if note is not None:
             await self._discard(note)
 
     async def _discard_group(self, verdict: Discard, delivery: Delivery, scored: ScoredGroup) -> None:
-        if verdict.reason == EVALUATION:
+        if verdict.reason == DiscardReason.EVALUATION:
             self._evaluation.record(scored)
         else:
             self._metrics.duplicates.inc()

@@ -13,10 +13,8 @@ from penstock.contracts import Completion, DropReason, PolicyIdentity, ReissueRe
 from penstock_trainer.batching.counts import varies
 from penstock_trainer.batching.masking import trained_mask
 from penstock_trainer.rollouts.judge import (
-    DUPLICATE,
-    EVALUATION,
-    FOREIGN,
     Discard,
+    DiscardReason,
     Drop,
     Hold,
     Reissue,
@@ -94,14 +92,18 @@ ARRIVALS: Mapping[str, tuple[ScoredGroup, bool, Hold | Reissue | Drop | Discard]
     ),
     "old, known weights": (group(VARIED, (KNOWN[0],), (KNOWN[0],)), False, Hold(has_gradient=True)),
     "no token": (group(VARIED, (), ()), False, Hold(has_gradient=True)),
-    "not waited for": (group(VARIED, number=2), False, Discard(DUPLICATE)),
+    "not waited for": (group(VARIED, number=2), False, Discard(DiscardReason.DUPLICATE)),
     "not waited for, unknown weights": (
         group(VARIED, (FOREIGN_POLICY,), (), number=2),
         False,
-        Discard(DUPLICATE),
+        Discard(DiscardReason.DUPLICATE),
     ),
-    "evaluation": (group((1.0,), purpose="eval"), True, Discard(EVALUATION)),
-    "evaluation of unknown weights": (group((None,), (FOREIGN_POLICY,), purpose="eval"), False, Discard(EVALUATION)),
+    "evaluation": (group((1.0,), purpose="eval"), True, Discard(DiscardReason.EVALUATION)),
+    "evaluation of unknown weights": (
+        group((None,), (FOREIGN_POLICY,), purpose="eval"),
+        False,
+        Discard(DiscardReason.EVALUATION),
+    ),
 }
 
 
@@ -140,15 +142,15 @@ def test_what_is_held_may_be_trained_and_what_may_be_trained_is_held(
 
 UNREADABLE = {
     "7": Drop(DropReason.POISON, "it is junk"),
-    "2": Discard(FOREIGN),
-    "": Discard(FOREIGN),
-    "x": Discard(FOREIGN),
-    "\u00b2": Discard(FOREIGN),
-    "-7": Discard(FOREIGN),
-    "e": Discard(FOREIGN),
-    "e7": Discard(EVALUATION),
-    "e\u00b2": Discard(FOREIGN),
-    "ee7": Discard(FOREIGN),
+    "2": Discard(DiscardReason.FOREIGN),
+    "": Discard(DiscardReason.FOREIGN),
+    "x": Discard(DiscardReason.FOREIGN),
+    "\u00b2": Discard(DiscardReason.FOREIGN),
+    "-7": Discard(DiscardReason.FOREIGN),
+    "e": Discard(DiscardReason.FOREIGN),
+    "e7": Discard(DiscardReason.EVALUATION),
+    "e\u00b2": Discard(DiscardReason.FOREIGN),
+    "ee7": Discard(DiscardReason.FOREIGN),
 }
 
 
@@ -161,7 +163,7 @@ def test_what_cannot_be_read(key: str) -> None:
 def test_a_key_that_may_be_anything_ends_no_ticket_but_its_own(key: str) -> None:
     verdict = judge_unreadable(key, "it is junk", is_waiting=is_waiting)
     assert isinstance(verdict, Drop) == (key.isdecimal() and int(key) in WAITING)
-    assert (verdict == Discard(EVALUATION)) == (key[:1] == "e" and key[1:].isdecimal())
+    assert (verdict == Discard(DiscardReason.EVALUATION)) == (key[:1] == "e" and key[1:].isdecimal())
 
 
 OLD, EDGE, NEW = KNOWN[3], KNOWN[4], KNOWN[5]  # at version 5 with max_staleness 1: too old, the oldest allowed, new
