@@ -17,11 +17,11 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from tests.integration.launch.test_two_trainers import acquired
+from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
-END_SECONDS = 120
 FUNCTIONS = """
 import time
 
@@ -107,7 +107,7 @@ async def test_a_run_with_one_prompt_on_which_the_reward_hangs_goes_on_to_its_en
         for module in ("penstock_reward", "penstock_rollout"):
             run.start(module)
         trainer = run.start("penstock_trainer")
-        async with asyncio.timeout(END_SECONDS):
+        async with asyncio.timeout(START_SECONDS):
             while trainer.poll() is None:  # noqa: ASYNC110 - a process that is waited for
                 await asyncio.sleep(0.1)
         assert trainer.returncode == 0, run.log("penstock_trainer")

@@ -1,8 +1,7 @@
-"""Retries and circuit breakers: what is tried again, what opens a breaker, what waits for it and in which order."""
+"""Circuit breakers: what opens one, what waits for it and in which order."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import Any
 
 import pytest
@@ -10,12 +9,10 @@ import pytest
 from penstock.broker import Delivery
 from penstock.config import RewardSection
 from penstock.contracts.stored_groups import ScoredHead
-from penstock.errors import RewardUnavailableError, TransientRewardError
+from penstock.errors import RewardUnavailableError
 from penstock_reward.metrics import RewardMetrics
-from penstock_reward.processes.child import kind_of
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
-from penstock_reward.scoring.attempts import back_off_seconds
 from penstock_reward.scoring.breaker import AnsweredCall, Breaker, Breakers
 from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
@@ -72,41 +69,6 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(ANSWER_SECONDS):
         while not condition():  # noqa: ASYNC110 - conditions over several objects
             await asyncio.sleep(0.001)
-
-
-async def test_what_may_pass_is_tried_again_with_longer_waits_and_what_may_not_is_not() -> None:
-    outcomes = {0: DOWN, 1: WRONG, 2: OK}
-    runner = FakeRunner(lambda call, attempt: outcomes[call.completion])
-    setup = ServerScoring(runner, breaker_failures=0, max_attempts=4, retry_seconds=1, retry_cap_seconds=3)
-    verdicts = await setup.scoring.score("p", ["a", "b", "c"], "a", "", {})
-    assert [[call.completion for call in calls] for calls in runner.rounds] == [[0, 1, 2], [0], [0], [0]]
-    assert [verdict.score.value for verdict in verdicts] == [None, None, 1.0]
-    assert len(setup.naps) == 3
-    for nap, longest in zip(setup.naps, (1, 2, 3), strict=True):
-        assert longest / 2 <= nap <= longest
-
-
-def test_the_back_off_is_capped_for_any_attempt() -> None:
-    section = RewardSection(retry_seconds=1, retry_cap_seconds=4)
-    assert all(2 <= back_off_seconds(900, section, Random(seed)) <= 4 for seed in range(50))
-    assert len({back_off_seconds(1, section, Random(seed)) for seed in range(50)}) == 50
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (TransientRewardError("busy"), "transient"),
-        (ConnectionResetError(), "transient"),
-        (TimeoutError(), "transient"),
-        (OSError("no route to host"), "transient"),
-        (FileNotFoundError("table.json"), "exception"),
-        (TypeError("no"), "exception"),
-        (ValueError("no"), "exception"),
-        (SystemExit(1), "exception"),
-    ],
-)
-def test_an_exception_that_may_pass_is_kept_apart_from_one_that_may_not(error: BaseException, kind: str) -> None:
-    assert kind_of(error) == kind
 
 
 async def test_failures_in_a_row_open_it_and_one_answer_starts_the_count_again() -> None:

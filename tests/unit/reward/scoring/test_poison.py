@@ -7,6 +7,7 @@ import pytest
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
 from penstock_reward.scoring.permits import Permits
+from tests.patience import ANSWER_SECONDS
 from tests.unit.reward.scoring.test_breaker import Queue, Server, ServerScoring, until
 from tests.unit.reward.scoring.test_scoring import OK, group
 
@@ -35,7 +36,7 @@ async def test_one_prompt_on_which_the_function_hangs_opens_nothing(place: int) 
     setup = ServerScoring(server := Poisoned(), **MINE)
     groups = [group(number, BAD if number == place else ("7", "8")) for number in range(5)]
     queue = Queue(*groups)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
         await until(lambda: len(queue.handed_over) == 5)
         queue.stop.set()
@@ -50,7 +51,7 @@ async def test_when_everything_hangs_the_breaker_opens_and_parks_the_poisonous_p
     await setup.scoring.score("p", ["7"], "7", "", {})
     server.is_down = True
     queue = Queue(group(0, BAD), group(1, ("7", "8")), group(2))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
         await until(lambda: len(server.rounds) > 20)
         assert setup.open("mine:f") == 1
@@ -68,7 +69,7 @@ async def test_the_poisonous_prompt_alone_does_not_keep_a_breaker_open() -> None
     await setup.scoring.score("p", ["7"], "7", "", {})
     server.is_down = True
     queue = Queue(group(0, BAD))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(score_groups(queue, setup.scoring, setup.metrics, queue.stop, Permits(1, max_parked=4)))
         await until(lambda: setup.open("mine:f") == 1)
         server.is_down = False
