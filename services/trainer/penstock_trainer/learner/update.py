@@ -199,7 +199,7 @@ class Updater:
             tokens = _tokens_of(pack, pack.behaviour_N)
             log_ratio_N = log_ratio(pack.behaviour_N, self._reference_logprobs(pack), usable(tokens))
             sum_S = tokens.sum_by_sequence(kl_estimate(log_ratio_N, self._recipe.kl_estimator))
-            own += [(*place, kl) for place, kl in zip(pack.places, sum_S.tolist(), strict=True)]
+            own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
         told = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
         return {(b, g): self._recipe.kl_in_reward * kl for each in told for b, g, kl in each}
 
