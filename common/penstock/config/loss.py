@@ -25,6 +25,11 @@ class AdvantageSection(Section):
     eps: Positive = 1e-6
     """Added to a standard deviation."""
 
+    @property
+    def trains_equal_rewards(self) -> bool:
+        """Whether a group whose rewards are all equal can have an advantage: its own mean is not the baseline."""
+        return self.baseline in ("batch", "none")
+
 
 class CorrectionSection(Section):
     """Off-policy correction from the sampler to the anchor (`loss.proximal`): at most one weight, and any gates."""
@@ -177,7 +182,7 @@ class LossSection(Section):
                 f"loss.advantage.scale is mean with loss.advantage.baseline {self.advantage.baseline}: expected "
                 "baseline group; (R - mean) / mean is defined for one mean"
             )
-        if self.dynamic_sampling and self.advantage.baseline in ("batch", "none"):
+        if self.dynamic_sampling and self.advantage.trains_equal_rewards:
             return (
                 f"loss.dynamic_sampling is true with loss.advantage.baseline {self.advantage.baseline}: groups of "
                 "equal rewards have a gradient then, and dropping them would be a bias. Expected baseline group or "

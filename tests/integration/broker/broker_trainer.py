@@ -14,9 +14,9 @@ from penstock.contracts import PolicyIdentity, Sampling
 from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
 from penstock.tickets import TicketBook, TicketLimits
-from penstock_trainer.batching.counts import varies
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import Generation

@@ -24,9 +24,9 @@ from penstock.contracts import (
 from penstock.contracts.services import Announcement
 from penstock.contracts.stored_groups import Stored
 from penstock.tickets import TicketBook, TicketLimits, TicketState
-from penstock_trainer.batching.counts import varies
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import Generation

@@ -38,7 +38,7 @@ class Sample:
     lags: npt.NDArray[np.int32]
     advantage: float
     weight: float
-    place: CompletionIndex
+    index: CompletionIndex
 
     @property
     def num_loss_tokens(self) -> int:
@@ -228,7 +228,7 @@ def _prompt_ids(group: ScoredGroup) -> npt.NDArray[np.int32]:
 def _sample(
     completion: Completion,
     prompt_ids: npt.NDArray[np.int32],
-    place: CompletionIndex,
+    index: CompletionIndex,
     *,
     version: int,
     max_lag: int | None = None,
@@ -243,5 +243,5 @@ def _sample(
         lags=token_lags(completion, version),
         advantage=advantage,
         weight=weight,
-        place=place,
+        index=index,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock.contracts import Completion, ScoredGroup
+from penstock_trainer.grpo import varies
 
 
 class CompletionIndex(NamedTuple):
@@ -67,11 +68,6 @@ class BatchCounts:
     length_generated: float
     length_trained: float
     length_bias: float
-
-
-def varies(rewards: Sequence[float | None]) -> bool:
-    """Whether the valid rewards differ: otherwise every advantage over the group's mean is 0."""
-    return len({reward for reward in rewards if reward is not None}) > 1
 
 
 def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Candidate]]) -> BatchCounts:

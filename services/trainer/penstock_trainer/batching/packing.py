@@ -42,7 +42,7 @@ class Pack:
     token_ids_P, positions_P, subtree_end_P: the trie. parents_R: rows to project onto the vocabulary, ascending.
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
     target_N: index into U of each loss token. behaviour_N, advantage_N, weight_N, lag_N: float32.
-    sequence_N: index of the token's sample within the pack; places: which completions of the batch these samples are.
+    sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are.
 
     A sequence whose tokens, but for the first, are all wanted; the last one needs no row:
 
@@ -68,11 +68,11 @@ class Pack:
     weight_N: Tensor
     lag_N: Tensor
     sequence_N: Tensor
-    places: tuple[CompletionIndex, ...]
+    indices: tuple[CompletionIndex, ...]
 
     @property
     def num_sequences(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     @property
     def num_rows(self) -> int:
@@ -133,7 +133,7 @@ def pack_of_sequence(token_ids: Sequence[int]) -> Pack:
         lags=np.zeros(num_loss, dtype=np.int32),
         advantage=0.0,
         weight=0.0,
-        place=CompletionIndex(0, 0),
+        index=CompletionIndex(0, 0),
     )
     (pack,) = make_packs([sample], ids.size)
     return pack
@@ -192,7 +192,7 @@ def make_pack(part: PackPlan) -> Pack:
         weight_N=spread([sample.weight for sample in samples]),
         lag_N=_of_loss_tokens([(sample.lags, sample.loss_mask) for sample in samples]),
         sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), num_loss_S)),
-        places=tuple(sample.place for sample in samples),
+        indices=tuple(sample.index for sample in samples),
     )
 
 

@@ -83,5 +83,5 @@ def _without_loss() -> Pack:
         weight_N=nothing,
         lag_N=nothing,
         sequence_N=none,
-        places=(),
+        indices=(),
     )

@@ -22,9 +22,10 @@ float32 and clamped to +-20, where their gradient is 0. sg is stop-gradient. Sha
 a micro-batch, B groups of G completions.
 """
 
-from penstock_trainer.grpo.advantages import Baseline, Scale, advantages, overlong_penalty
+from penstock_trainer.grpo.advantages import Baseline, Scale, advantages, overlong_penalty, varies
 from penstock_trainer.grpo.aggregation import Aggregation, sequence_weight
 from penstock_trainer.grpo.corrections import (
+    BatchGate,
     Correction,
     Gate,
     Weight,
@@ -32,6 +33,7 @@ from penstock_trainer.grpo.corrections import (
     masked_weight,
     moment_threshold,
     off_policy_gate,
+    second_moment_batch_gate,
     second_moment_gate,
     sequence_masked_weight,
     sequence_truncated_weight,
@@ -66,6 +68,7 @@ __all__ = [
     "MAX_LOG_RATIO",
     "Aggregation",
     "Baseline",
+    "BatchGate",
     "Correction",
     "Estimator",
     "Gate",
@@ -97,12 +100,14 @@ __all__ = [
     "reinforce",
     "sapo",
     "scaled_learning_rate",
+    "second_moment_batch_gate",
     "second_moment_gate",
     "sequence_masked_weight",
     "sequence_truncated_weight",
     "sequence_weight",
     "truncated_weight",
     "usable",
+    "varies",
     "vespo",
     "veto_gate",
 ]

@@ -4,6 +4,7 @@ Invariants: a completion that is not valid (its reward failed) gets 0 and never 
 that are all equal give exactly 0 wherever the baseline is their mean: never the noise of a rounded mean, never nan.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,6 +24,11 @@ def overlong_penalty(num_tokens: int, *, max_new_tokens: int, buffer_tokens: int
         return 0.0
     excess = num_tokens - (max_new_tokens - buffer_tokens)
     return -penalty * min(max(excess, 0) / buffer_tokens, 1.0)
+
+
+def varies(rewards: Sequence[float | None]) -> bool:
+    """Whether the valid rewards of a group differ: otherwise none has an advantage over their mean."""
+    return len({reward for reward in rewards if reward is not None}) > 1
 
 
 def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scale: Scale, eps: float) -> Tensor:

@@ -1,11 +1,13 @@
 """Off-policy corrections: what multiplies the surrogate because the sampler was another policy than the anchor.
 
 A weight rho_hat multiplies, a gate keeps or drops; one weight and any gates can be combined. All take log_rho_N =
-l_p - l_b, without a gradient, clamped, 0 where masked. Tokens that are dropped stay in the denominators.
+l_p - l_b, without a gradient, clamped, 0 where masked. Tokens that are dropped stay in the denominators. A gate of the
+batch first looks at the log-ratios of all its tokens: an update prepares the correction with them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,17 +16,28 @@ from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
 
 Weight = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> rho_hat_N
 Gate = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> keep_N
+BatchGate = Callable[[Tensor], Gate]  # log_rho of all unmasked tokens of the batch, over all ranks -> its gate
 
 
 @dataclass(frozen=True)
 class Correction:
-    """At most one weight, and gates by name; a token stays if all gates keep it."""
+    """At most one weight, and gates by name; a token stays if all gates keep it. batch_gates: not prepared yet."""
 
     weight: Weight | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
+    batch_gates: Mapping[str, BatchGate] = field(default_factory=dict)
+
+    def prepared(self, log_rho: Tensor) -> "Correction":
+        """For one update, at whose start all unmasked tokens of the batch, over all ranks, have these log-ratios."""
+        gates = {name: make_gate(log_rho) for name, make_gate in self.batch_gates.items()}
+        return replace(self, gates={**self.gates, **gates}, batch_gates={})
 
     def __call__(self, tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(rho_hat_N with dropped tokens at 0, which tokens each reason dropped)."""
+        if self.batch_gates:
+            raise ValueError(
+                f"gates {', '.join(self.batch_gates)} need all log-ratios of the batch: expected `prepared`"
+            )
         weight_N = torch.ones_like(log_rho_N) if self.weight is None else self.weight(tokens, log_rho_N, mask_N)
         dropped = {} if self.weight is None else {"weight": mask_N & (weight_N == 0)}
         for name, gate in self.gates.items():
@@ -79,11 +92,16 @@ def off_policy_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, delta:
     return ~((tokens.advantage_N < 0) & far_N)
 
 
+def second_moment_batch_gate(log_rho: Tensor, *, tau: float) -> Gate:
+    """M2PO (arXiv 2510.01161): keep tokens with (l_b - l_p)^2 below the batch's `moment_threshold`."""
+    return partial(second_moment_gate, threshold=moment_threshold(log_rho, tau))
+
+
 def moment_threshold(log_rho: Tensor, tau: float) -> float:
     """Smallest (l_b - l_p)^2 that must be dropped for the mean of the rest to be below tau; inf to drop nothing.
 
-    M2PO (arXiv 2510.01161): drop the tokens with the largest squares. log_rho: of all unmasked tokens of the batch,
-    over all ranks. Equal squares at the threshold are all dropped, so that the result does not depend on their order.
+    The tokens with the largest squares are dropped. Equal squares at the threshold are all dropped, so that the result
+    does not depend on their order.
     """
     squares = log_rho.double().square().sort().values
     means = squares.cumsum(0) / torch.arange(1, squares.numel() + 1, device=squares.device)
@@ -92,7 +110,7 @@ def moment_threshold(log_rho: Tensor, tau: float) -> float:
 
 
 def second_moment_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, threshold: float) -> Tensor:
-    """Keep tokens with (l_b - l_p)^2 below the batch's `moment_threshold`."""
+    """Keep tokens with (l_b - l_p)^2 below the threshold."""
     return log_rho_N.double().square() < threshold
 
 

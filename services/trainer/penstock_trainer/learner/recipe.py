@@ -12,20 +12,17 @@ from penstock.config.loss import CorrectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
 from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards
-from penstock_trainer.batching.counts import varies
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What a step minimises.
 
-    moment_tau: M2PO's bound, whose threshold is of the whole batch; None without that gate.
     kl_in_reward: kl_ctl where the KL term is part of the rewards, else 0.
     """
 
     objective: grpo.Objective
     rules: BatchRules
-    moment_tau: float | None
     kl_in_reward: float
     kl_estimator: grpo.Estimator
 
@@ -33,10 +30,10 @@ class Recipe:
     def needs_start(self) -> bool:
         """Whether log-probabilities at the start of the update need a pass of their own.
 
-        A single mini-batch has them as its own, except where a threshold depends on the whole batch.
+        A single mini-batch has them as its own, except where a gate depends on the full batch.
         """
         later = self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
-        return later or self.moment_tau is not None
+        return later or bool(self.objective.correction.batch_gates)
 
 
 def make_recipe(config: Config) -> Recipe:
@@ -63,7 +60,6 @@ def make_recipe(config: Config) -> Recipe:
     return Recipe(
         objective=objective,
         rules=rules,
-        moment_tau=loss.correction.m2po_tau if "m2po" in loss.correction.gates else None,
         kl_in_reward=config.kl_ctl if loss.kl.place == "reward" else 0.0,
         kl_estimator=loss.kl.estimator,
     )
@@ -72,9 +68,9 @@ def make_recipe(config: Config) -> Recipe:
 def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
     """Whether a group's rewards, as shaped, give any of its completions an advantage."""
     overlong = _overlong(config)
-    if config.loss.advantage.baseline in ("batch", "none"):
+    if config.loss.advantage.trains_equal_rewards:
         return lambda group: True
-    return lambda group: varies(shaped_rewards(group, overlong))
+    return lambda group: grpo.varies(shaped_rewards(group, overlong))
 
 
 def _overlong(config: Config) -> Overlong:
@@ -111,5 +107,9 @@ def _correction(section: CorrectionSection) -> grpo.Correction:
         "veto": partial(grpo.veto_gate, low=section.veto_low, high=section.veto_high),
         "opsm": partial(grpo.off_policy_gate, delta=section.opsm_delta),
     }
-    # The gate `m2po` needs a threshold of the batch: the learner adds it.
-    return grpo.Correction(weights[section.weight], {name: gates[name] for name in section.gates if name in gates})
+    batch_gates: dict[str, grpo.BatchGate] = {"m2po": partial(grpo.second_moment_batch_gate, tau=section.m2po_tau)}
+    return grpo.Correction(
+        weights[section.weight],
+        gates={name: gates[name] for name in section.gates if name in gates},
+        batch_gates={name: batch_gates[name] for name in section.gates if name in batch_gates},
+    )

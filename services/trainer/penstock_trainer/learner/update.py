@@ -15,9 +15,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +28,6 @@ from penstock_trainer.batching.packing import Pack
 from penstock_trainer.batching.rank_shares import Share, share
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.grpo import (
-    Gate,
     Objective,
     Statistics,
     Sums,
@@ -36,8 +35,6 @@ from penstock_trainer.grpo import (
     kl_estimate,
     log_ratio,
     micro_batch_loss,
-    moment_threshold,
-    second_moment_gate,
     usable,
 )
 from penstock_trainer.learner.optimizer import Optimizer, OptimizerStep
@@ -202,7 +199,7 @@ class Updater:
             tokens = _tokens_of(pack, pack.behaviour_N)
             log_ratio_N = log_ratio(pack.behaviour_N, self._reference_logprobs(pack), usable(tokens))
             sum_S = tokens.sum_by_sequence(kl_estimate(log_ratio_N, self._recipe.kl_estimator))
-            own += [(*place, kl) for place, kl in zip(pack.places, sum_S.tolist(), strict=True)]
+            own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
         told = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
         return {(b, g): self._recipe.kl_in_reward * kl for each in told for b, g, kl in each}
 
@@ -213,25 +210,29 @@ class Updater:
 
     def _started(self, shares: Sequence[Share]) -> tuple[list[_Minibatch], Objective]:
         """With the policy's log-probabilities before the first optimizer step, and what depends on all of them."""
-        objective, tau = self._recipe.objective, self._recipe.moment_tau
+        objective = self._recipe.objective
         if not self._recipe.needs_start:
             return [_Minibatch(work, (None,) * len(work.packs)) for work in shares], objective
-        own: list[float] = []
+        own: list[Tensor] = []
 
         def start(pack: Pack) -> Tensor:
             with torch.no_grad():
                 start_N = self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
             mask_N = usable(_tokens_of(pack, start_N))
-            own.extend(log_ratio(start_N, pack.behaviour_N, mask_N)[mask_N].tolist())
+            own.append(log_ratio(start_N, pack.behaviour_N, mask_N)[mask_N])
             return start_N
 
         minibatches = [_Minibatch(work, tuple(map(start, work.packs))) for work in shares]
-        if tau is None:
-            return minibatches, objective
-        told = [value for data in self._gather(own) for value in msgspec.msgpack.decode(data, type=list[float])]
-        gate: Gate = partial(second_moment_gate, threshold=moment_threshold(torch.tensor(told), tau))
-        gates = {**objective.correction.gates, "m2po": gate}
-        return minibatches, replace(objective, correction=replace(objective.correction, gates=gates))
+        if objective.correction.batch_gates:
+            correction = objective.correction.prepared(self._gather_values(own))
+            objective = replace(objective, correction=correction)
+        return minibatches, objective
+
+    def _gather_values(self, own: Sequence[Tensor]) -> Tensor:
+        """float32: those of every rank, in the order of ranks."""
+        data = b"".join(each.float().cpu().numpy().tobytes() for each in own)
+        told = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(data)]
+        return torch.from_numpy(np.frombuffer(b"".join(told), dtype=np.float32).copy())
 
     def _forward_backward(self, minibatch: _Minibatch, objective: Objective) -> tuple[float, Sums]:
         """Loss and statistics over all ranks; this rank's gradient is accumulated, and added to that of the others."""

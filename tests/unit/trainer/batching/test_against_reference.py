@@ -55,7 +55,7 @@ def counted(groups: list[ScoredGroup], rows: list[Row]) -> list[Row]:
 
 
 def assert_same_tokens(samples: Sequence[Sample], rows: list[Row]) -> None:
-    assert [sample.place for sample in samples] == [row.index for row in rows]
+    assert [sample.index for sample in samples] == [row.index for row in rows]
     for sample, row in zip(samples, rows, strict=True):
         assert tuple(sample.prompt_ids.tolist()) == row.prompt_ids
         assert tuple(sample.token_ids.tolist()) == row.token_ids
@@ -71,7 +71,7 @@ def test_samples_and_counts(groups: list[ScoredGroup], max_lag: int | None) -> N
     batch = make_batch(groups, RULES, version=VERSION, max_lag=max_lag)
     assert_same_tokens(batch.samples, [row for row in in_batch if any(row.is_trained)])
     for sample in batch.samples:
-        group = [row for row in in_batch if row.index[0] == sample.place.group]
+        group = [row for row in in_batch if row.index[0] == sample.index.group]
         assert sample.weight == 1 / (batch.counts.num_groups * len(group))
     num_loss, num_trained = sum(sum(row.is_loss) for row in in_batch), sum(sum(row.is_trained) for row in in_batch)
     counts = batch.counts
@@ -86,11 +86,11 @@ def test_samples_and_counts(groups: list[ScoredGroup], max_lag: int | None) -> N
 @given(batches(), MAX_LAGS, st.integers(1, 40))
 def test_packs(groups: list[ScoredGroup], max_lag: int | None, max_tokens: int) -> None:
     batch = make_batch(groups, RULES, version=VERSION, max_lag=max_lag)
-    sample_of = {sample.place: sample for sample in batch.samples}
+    sample_of = {sample.index: sample for sample in batch.samples}
     parts = parts_of(counted(groups, rows_of(groups, VERSION, max_lag)), max_tokens)
     for pack, part in zip(make_packs(batch.samples, max_tokens), parts, strict=True):
         trie = trie_of(part)
-        assert pack.places == tuple(row.index for row in part)
+        assert pack.indices == tuple(row.index for row in part)
         assert pack.token_ids_P.tolist() == trie.token_ids
         assert pack.positions_P.tolist() == trie.positions
         assert pack.subtree_end_P.tolist() == trie.subtree_end
@@ -104,7 +104,7 @@ def test_packs(groups: list[ScoredGroup], max_lag: int | None, max_tokens: int) 
         assert pack.sequence_N.tolist() == [number for number, _ in loss]
         assert pack.behaviour_N.tolist() == [part[number].behaviour[t] for number, t in loss]
         assert pack.lag_N.tolist() == [part[number].lags[t] for number, t in loss]
-        samples = [sample_of[pack.places[number]] for number, _ in loss]
+        samples = [sample_of[pack.indices[number]] for number, _ in loss]
         assert pack.advantage_N.tolist() == [sample.advantage for sample in samples]
         assert pack.weight_N.tolist() == pytest.approx([sample.weight for sample in samples])
 
@@ -113,8 +113,8 @@ def test_packs(groups: list[ScoredGroup], max_lag: int | None, max_tokens: int) 
 def test_shares_of_ranks_hold_every_sample_once(groups: list[ScoredGroup], max_tokens: int, num_ranks: int) -> None:
     samples = make_batch(groups, RULES, version=VERSION).samples
     shares = [share(samples, max_tokens, rank, num_ranks) for rank in range(num_ranks)]
-    packs = [pack for each in shares for pack in each.packs if pack.places]
-    assert sorted(place for pack in packs for place in pack.places) == sorted(sample.place for sample in samples)
+    packs = [pack for each in shares for pack in each.packs if pack.indices]
+    assert sorted(index for pack in packs for index in pack.indices) == sorted(sample.index for sample in samples)
     rows = {row.index: row for row in rows_of(groups, VERSION, None)}
-    assert [pack.num_rows for pack in packs] == [num_rows_of([rows[place] for place in pack.places]) for pack in packs]
+    assert [pack.num_rows for pack in packs] == [num_rows_of([rows[index] for index in pack.indices]) for pack in packs]
     assert {each.num_rows for each in shares} == {sum(pack.num_rows for pack in packs)}

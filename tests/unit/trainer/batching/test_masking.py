@@ -80,11 +80,11 @@ def test_masking_takes_tokens_away_and_leaves_every_weight_as_it_was() -> None:
     groups = [scored_group(0, [4], answers, [1.0, 0.0, 0.4]), scored_group(1, [5], answers[1:], [1.0, 0.0])]
     for aggregation in ("seq-mean-token-sum", "seq-mean-token-mean", "token-mean", "token-sum-norm"):
         rules = BatchRules(Overlong(64), aggregation=aggregation, norm_length=64)
-        whole = {each.place: each for each in make_batch(groups, rules, version=VERSION).samples}
-        masked = {each.place: each for each in make_batch(groups, rules, version=VERSION, max_lag=MAX_LAG).samples}
+        whole = {each.index: each for each in make_batch(groups, rules, version=VERSION).samples}
+        masked = {each.index: each for each in make_batch(groups, rules, version=VERSION, max_lag=MAX_LAG).samples}
         assert list(masked) == [(0, 0), (0, 2), (1, 1)]
-        for place, sample in masked.items():
-            assert (sample.weight, sample.advantage) == (whole[place].weight, whole[place].advantage)
+        for index, sample in masked.items():
+            assert (sample.weight, sample.advantage) == (whole[index].weight, whole[index].advantage)
         assert masked[CompletionIndex(0, 0)].loss_mask.tolist() == [False, True, True]
 
 

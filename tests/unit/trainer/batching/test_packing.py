@@ -12,8 +12,8 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 from penstock.contracts import ScoredGroup
 from penstock.errors import ConfigError
 from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch
-from penstock_trainer.batching.counts import varies
 from penstock_trainer.batching.packing import make_packs
+from penstock_trainer.grpo import varies
 from penstock_trainer.model.attention import trie_mask
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.model.pack_model import PackModel

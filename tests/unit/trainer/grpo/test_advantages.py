@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.config.loss import AdvantageSection
 from penstock_trainer.grpo import Baseline, Scale, advantages
 
 BASELINES, SCALES = get_args(Baseline), get_args(Scale)
@@ -111,3 +112,11 @@ def test_groups_and_completions_may_be_permuted(
 @pytest.mark.parametrize(("baseline", "scale"), [c for c in COMBINATIONS if c[0] != "none"])
 def test_equal_rewards_give_exactly_zero(baseline: Baseline, scale: Scale, value: float) -> None:
     assert computed([[value] * 7], baseline, scale) == [[0.0] * 7]
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_configuration_knows_which_baselines_train_equal_rewards(baseline: Baseline) -> None:
+    among_others = computed([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0]], baseline, "none")
+    higher = computed([[1.0, 1.0, 1.0], [3.0, 3.0, 0.0]], baseline, "none")
+    section = AdvantageSection(baseline=baseline, scale="none")
+    assert section.trains_equal_rewards == any(among_others[0] + higher[0])

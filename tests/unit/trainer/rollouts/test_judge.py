@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.contracts import Completion, DropReason, PolicyIdentity, ReissueReason, ScoredGroup, VersionSpan
-from penstock_trainer.batching.counts import varies
 from penstock_trainer.batching.masking import trained_mask
+from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.judge import (
     Discard,
     DiscardReason,
