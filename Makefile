@@ -53,6 +53,7 @@ lint: $(SERVICES)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.check_lua
 	@$(BIN)/python -m docs.generate --check
 	@$(BIN)/python -m deploy.grafana --check
 

@@ -217,13 +217,13 @@ class Model:
         return []
 
     def _commit(self, state: State, batch: list[int]) -> State:
-        """trainer_scripts.COMMIT; the update follows, so that versions count steps."""
+        """trainer/commit.lua; the update follows, so that versions count steps."""
         after = _put_all(state, batch, lambda _: Place(COMMITTED, step=state.steps))
         after = replace(after, steps=state.steps + 1)
         return after if self.rules.keep_credits else self._issue(after)
 
     def _announce(self, state: State, version: int) -> State:
-        """trainer_scripts.ANNOUNCE: announces, resolves and issues at once."""
+        """trainer/issue.lua: announces, resolves and issues at once."""
         done = [n for n, place in enumerate(state.places) if place.stage == COMMITTED and place.step < version]
         after = _put_all(state, done, lambda _: Place(TRAINED))
         return self._issue(replace(after, announced=version))
@@ -253,7 +253,7 @@ class Model:
 
 
 def _reissued(place: Place) -> Place:
-    """trainer_scripts.REISSUE: a new entry, and the old one is gone."""
+    """trainer/reissue.lua: a new entry, and the old one is gone."""
     return Place()
 
 
