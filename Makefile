@@ -60,6 +60,7 @@ lint: $(SERVICES)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.check_lua
 	@$(BIN)/python -m docs.generate --check
 	@$(BIN)/python -m deploy.grafana --check
 	@git ls-files '*.py' | xargs wc -l | awk '$$1 > 400 && $$2 != "total" { print "note: " $$2 " has " $$1 " lines: one idea, or two?" }'

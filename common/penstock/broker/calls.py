@@ -6,13 +6,14 @@ costs the client (docs/adr/0008). Here the first attempt does without; one that 
 by the client, with its back-off.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio as aioredis
 from hiredis import pack_command
 from redis.exceptions import ConnectionError, NoScriptError, OutOfMemoryError, ResponseError, TimeoutError
+
+from penstock.broker.scripts import Call
 
 Command = Sequence[Any]
 
@@ -23,24 +24,20 @@ class Calls:
     def __init__(self, client: "aioredis.Redis") -> None:
         self._client: Any = client  # parts of it have no types
         self._idle: list[Any] = []
-        self._digests: dict[str, str] = {}
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], first: Sequence[Command] = ()) -> Any:
-        """Run a script that may be repeated; the server is sent its text only where it does not know it.
+    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+        """Run a script that may be repeated; the server is sent its text only if it does not know it.
 
         `first`: commands that may be repeated too and go before it, in the same round trip. The script must see for
         itself whether a full Redis has refused them.
         """
-        digest = self._digests.get(script)
-        if digest is None:
-            digest = self._digests[script] = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        command = ("EVALSHA", digest, len(keys), *keys, *args)
+        command = ("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments)
         *before, answer = await self._exchange([*first, command])
         for each in before:
             if isinstance(each, ResponseError) and not isinstance(each, OutOfMemoryError):
                 raise each
         if isinstance(answer, NoScriptError):
-            await self._client.script_load(script)
+            await self._client.script_load(call.script.text)
             [answer] = await self._exchange([command])
         return _checked(answer)
 
@@ -50,7 +47,7 @@ class Calls:
         return _checked(answer)
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """An answer for each command: the error where it was refused."""
+        """An answer for each command: the error if it was refused."""
         connection = self._idle.pop() if self._idle else self._client.connection_pool.make_connection()
         try:
             await connection.send_packed_command([pack_command(tuple(each)) for each in commands])

@@ -1,7 +1,7 @@
 """Dead letters: messages that nobody could use, and sending one again once its cause is mended.
 
-Owns reading `dead` and the one script that takes a message out of it. Invariant: a ticket never ends twice. The script
-decides by `live`, in one atomic change, whichever trainer holds the lease:
+Owns reading `dead`, and the call of the one script that takes a message out of it. Invariant: a ticket never ends
+twice. The script decides by `live`, in one atomic change, whichever trainer holds the lease:
 
     the letter's ticket                                            sending it again
     none, or a name that no ticket has                             back to its stage
@@ -13,8 +13,7 @@ decides by `live`, in one atomic change, whichever trainer holds the lease:
     of an evaluation                                               refused: the evaluation has gone on without it
 
 What is refused stays in `dead`. A trainer that drops the ticket at the very moment ends it once: the result of the
-letter is then a duplicate, which is deleted. A letter that is sent again starts with no failures and no deaths. Called
-by `penstock dead`.
+letter is then a duplicate, which is deleted. A letter that is sent again starts with no failures and no deaths.
 """
 
 import re
@@ -23,10 +22,11 @@ from dataclasses import dataclass
 
 from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import Queue
-from penstock.broker.scripts import WAKE
+from penstock.broker.scripts import Script
 from penstock.contracts.stored_groups import Part
 from penstock.errors import ConfigError
 
+RETRY = Script("anyone/retry")
 READ_COUNT = 100  # a stranger's letter may be large
 ENTRY_ID = re.compile(r"\d+-\d+")
 
@@ -40,67 +40,6 @@ REFUSALS = {
     "elsewhere": "its ticket was issued again and is in {detail}",
     "held": "the trainer has read that it died and is about to drop its ticket",
 }
-
-# KEYS dead, live, failures, deaths, lease, then stream and wake of each stage
-# ARGV group, entry in dead, then each stage   -> {'sent' or why not, detail}
-_RETRY = (
-    WAKE
-    + """
-local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
-if #found == 0 then return {'gone', ''} end
-
-local function fields_of(entry)
-  local fields = {}
-  for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
-  return fields
-end
-local function stream_of(stage)
-  for i = 3, #ARGV do
-    if ARGV[i] == stage then return KEYS[2 * i], KEYS[2 * i + 1] end
-  end
-end
-
-local letter = fields_of(found[1])
-local ticket, attempt, stage = letter.t or '', letter.a or '0', letter.s or ''
-local stream, waker = stream_of(stage)
-if not stream then return {'stage', stage} end
-if string.match(ticket, '^e%d+$') then return {'evaluation', ''} end
-
-local is_ticket = string.match(ticket, '^%d+$')
-local note_stream, note
-if is_ticket then
-  local place = redis.call('HGET', KEYS[2], ticket)
-  if not place then return {'ended', ''} end
-  local at, entry, last = string.match(place, '^([^|]*)|([^|]*)|(.*)$')
-  if at == 'committed' then return {'committed', ''} end
-  note_stream = stream_of(at)
-  local there = redis.call('XRANGE', note_stream, entry, entry)
-  if #there > 0 then
-    note = entry
-    if fields_of(there[1]).p then return {'elsewhere', at} end
-    local is_held = #redis.call('XPENDING', note_stream, ARGV[1], note, note, '1') > 0
-    if is_held and redis.call('EXISTS', KEYS[5]) == 1 then return {'held', ''} end
-  end
-  attempt = string.format('%d', math.max(tonumber(attempt) or 0, tonumber(last) or 0))
-end
-
-local again = {'t', ticket, 'a', attempt, 'p', letter.p or ''}
-if letter.n then again[7], again[8] = 'n', letter.n end
-local id = redis.call('XADD', stream, '*', unpack(again))
-if is_ticket then
-  redis.call('HSET', KEYS[2], ticket, stage .. '|' .. id .. '|' .. attempt)
-  redis.call('HDEL', KEYS[3], ticket)
-  redis.call('HDEL', KEYS[4], ticket)
-  if note then
-    redis.call('XACK', note_stream, ARGV[1], note)
-    redis.call('XDEL', note_stream, note)
-  end
-end
-redis.call('XDEL', KEYS[1], ARGV[2])
-wake(waker)
-return {'sent', stage}
-"""
-)
 
 
 @dataclass(frozen=True)
@@ -159,11 +98,18 @@ class DeadLetters:
     async def retry(self, entry_id: str) -> Retry:
         """Send a letter to the stage that it came from, if its ticket allows it."""
         keys = self._queue.keys
-        streams = [key for stage in Stage for key in (keys.stream(stage), keys.wake(stage))]
         answer = await self._queue.run(
-            _RETRY,
-            [keys.dead, keys.live, keys.failures, keys.deaths, keys.lease, *streams],
-            [GROUP, _checked(entry_id), *map(str, Stage)],
+            RETRY(
+                dead=keys.dead,
+                live=keys.live,
+                failures=keys.failures,
+                deaths=keys.deaths,
+                lease=keys.lease,
+                stages=[{"stream": keys.stream(stage), "wake": keys.wake(stage)} for stage in Stage],
+                group=GROUP,
+                letter=_checked(entry_id),
+                stage_names=list(Stage),
+            )
         )
         outcome, detail = (part.decode(errors="replace") for part in answer)
         if outcome == SENT:

@@ -15,13 +15,16 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
-from penstock.broker import trainer_scripts as scripts
 from penstock.broker.queue import Queue, refusal
+from penstock.broker.scripts import Call, Script
 from penstock.config import Config
 from penstock.errors import QueueError, StallError
 
 log = logging.getLogger(__name__)
 
+ACQUIRE = Script("trainer/acquire_lease")
+RENEW = Script("trainer/renew_lease")
+RELEASE = Script("trainer/release_lease")
 RENEWALS_PER_TTL = 3
 RETRY_SECONDS = 0.25
 
@@ -33,8 +36,8 @@ class Lease:
         self.token = token
         self.number = int(token.partition(":")[0])
         self._key = key
-        self._last_key = last_key
         self._ttl_seconds = ttl_seconds
+        self._renewal = RENEW(lease=key, last_number=last_key, token=token, alive_ms=int(ttl_seconds * 1000))
         self._stopped = threading.Event()
         self._client = redis.Redis.from_url(
             url,
@@ -52,7 +55,7 @@ class Lease:
 
     async def renew(self, queue: Queue) -> None:
         """Renew now; holds it again after it expired unless another trainer has had it (FencedError) or may have."""
-        await queue.run(scripts.RENEW_LEASE, [self._key, self._last_key], [self.token, int(self._ttl_seconds * 1000)])
+        await queue.run(self._renewal)
 
     def release(self) -> None:
         """Stop renewing and give the lease up, so that another trainer need not wait for it to expire."""
@@ -60,21 +63,23 @@ class Lease:
         if self._thread is not None:
             self._thread.join(timeout=self._ttl_seconds)
         try:
-            self._client.eval(scripts.RELEASE_LEASE, 1, self._key, self.token)
+            self._evaluate(RELEASE(lease=self._key, token=self.token))
         except RedisError as error:
             log.warning("the lease could not be given up (%s); it expires in %s s", error, self._ttl_seconds)
         self._client.close()
 
     def _renew(self, on_loss: Callable[[QueueError], None]) -> None:
-        milliseconds = int(self._ttl_seconds * 1000)
         while not self._stopped.wait(self._ttl_seconds / RENEWALS_PER_TTL):
             try:
-                self._client.eval(scripts.RENEW_LEASE, 2, self._key, self._last_key, self.token, milliseconds)
+                self._evaluate(self._renewal)
             except (ConnectionError, TimeoutError) as error:
                 log.warning("the lease could not be renewed yet: %s", error)
             except RedisError as error:
                 on_loss(refusal(str(error)) or QueueError(f"the lease {self.token} could not be renewed: {error}"))
                 return
+
+    def _evaluate(self, call: Call) -> None:
+        self._client.eval(call.script.text, len(call.keys), *call.keys, *call.arguments)
 
 
 async def acquire_lease(queue: Queue, config: Config, *, above: int = 0) -> Lease:
@@ -88,9 +93,13 @@ async def acquire_lease(queue: Queue, config: Config, *, above: int = 0) -> Leas
     warned = False
     while True:
         answer = await queue.run(
-            scripts.ACQUIRE_LEASE,
-            [keys.lease, keys.last_lease],
-            [uuid.uuid4().hex[:12], int(ttl_seconds * 1000), above],
+            ACQUIRE(
+                lease=keys.lease,
+                last_number=keys.last_lease,
+                random_id=uuid.uuid4().hex[:12],
+                alive_ms=int(ttl_seconds * 1000),
+                above=above,
+            )
         )
         if answer:
             password = config.redis.password.get_secret_value() if config.redis.password else None

@@ -21,13 +21,16 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from penstock.broker import scripts
 from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
+from penstock.broker.scripts import Call, Script
 from penstock.contracts.services import Announcement, ServiceRecord, read_announced
 from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
 
 log = logging.getLogger(__name__)
+
+REGISTER = Script("anyone/register")
+SERVICES = Script("anyone/services")
 
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
 LONGEST_BLOCK_SECONDS = 4.0
@@ -50,12 +53,12 @@ class Queue:
         await self._calls.close()
         await self.client.aclose()
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], first: Sequence[Command] = ()) -> Any:
+    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
         """Run a script; waits while Redis is full, since the script has then changed nothing. `first`: see `Calls`."""
         warned = False
         while True:
             try:
-                return await self.guard(self._calls.run(script, keys, args, first))
+                return await self.guard(self._calls.run(call, first))
             except OutOfMemoryError as error:
                 if not warned:
                     log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self.shown_url, error)
@@ -137,15 +140,15 @@ class Queue:
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
         """Show a service to the others for `ttl_seconds`; its heartbeat."""
-        data = msgspec.json.encode(record)
-        await self.run(scripts.REGISTER, [self.keys.services], [record.name, data, int(ttl_seconds * 1000)])
+        data, alive_ms = msgspec.json.encode(record), int(ttl_seconds * 1000)
+        await self.run(REGISTER(services=self.keys.services, name=record.name, record=data, alive_ms=alive_ms))
 
     async def unregister(self, name: str) -> None:
         await self.guard(self.client.hdel(self.keys.services, name))
 
     async def services(self) -> list[ServiceRecord]:
         """The services whose heartbeat has not expired, by name."""
-        records = await self.run(scripts.SERVICES, [self.keys.services], [])
+        records = await self.run(SERVICES(services=self.keys.services))
         return sorted((msgspec.json.decode(data, type=ServiceRecord) for data in records), key=lambda each: each.name)
 
     async def depths(self) -> dict[str, int]:

@@ -9,16 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.broker import trainer_scripts as scripts
 from penstock.broker.keys import GROUP, Stage
 from penstock.broker.lease import Lease
 from penstock.broker.queue import Queue
+from penstock.broker.scripts import Call, Script
 from penstock.broker.worker import Delivery
 from penstock.contracts import DropReason, Ticket, encode
 from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
 from penstock.contracts.services import Announcement, announced_fields
 from penstock.errors import LostWritesError
 
+ISSUE = Script("trainer/issue")
+ISSUE_EVAL = Script("trainer/issue_eval")
+COMMIT = Script("trainer/commit")
+REISSUE = Script("trainer/reissue")
+DISCARD = Script("trainer/discard")
 READ_COUNT = 1000
 DROPPED = "dropped:"  # a reason follows
 
@@ -49,63 +54,72 @@ class TrainerQueue:
         self._ledger_end: str | None = None
         self._appending = asyncio.Lock()
 
-    async def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a fenced script; once more where the lease had expired and nobody has had it since."""
+    async def _run(self, call: Call) -> Any:
+        """Run a fenced script; once more if the lease had expired and nobody has had it since."""
         try:
-            return await self.queue.run(script, keys, args)
+            return await self.queue.run(call)
         except LostWritesError:
             await self.lease.renew(self.queue)
-            return await self.queue.run(script, keys, args)
+            return await self.queue.run(call)
 
     async def issue(
         self, tickets: Sequence[Ticket], announcement: Announcement | None = None, resolved: Sequence[int] = ()
     ) -> None:
         """Announce a version and let go of the tickets it includes, where given, and issue tickets; one script."""
         keys = self._keys
-        announced: list[str | int | bytes] = ["", "", "", "", ""]
+        announced: dict[str, str | int | bytes] = dict.fromkeys(("number", "digest", "path", "lease", "canary"), "")
         if announcement is not None:
-            announced = list(announced_fields(announcement).values())
-        flat = [part for each in tickets for part in (each.key, each.attempt, encode(each))]
+            announced = announced_fields(announcement)
         async with self._issuing:
             await self._run(
-                scripts.ANNOUNCE,
-                [
-                    keys.lease,
-                    keys.policy,
-                    keys.live,
-                    keys.counters,
-                    keys.stream(Stage.TICKETS),
-                    keys.wake(Stage.TICKETS),
-                    keys.failures,
-                    keys.deaths,
-                ],
-                [self.lease.token, *announced, len(resolved), *resolved, *flat],
+                ISSUE(
+                    lease=keys.lease,
+                    policy=keys.policy,
+                    live=keys.live,
+                    counters=keys.counters,
+                    tickets=keys.stream(Stage.TICKETS),
+                    tickets_wake=keys.wake(Stage.TICKETS),
+                    failures=keys.failures,
+                    deaths=keys.deaths,
+                    token=self.lease.token,
+                    resolved=" ".join(map(str, resolved)),
+                    issued=[{"ticket": each.key, "attempt": each.attempt, "payload": encode(each)} for each in tickets],
+                    lease_number=announced.pop("lease"),
+                    **announced,
+                )
             )
 
     async def reissue(self, ticket: Ticket, delivery: Delivery) -> None:
         """Issue a ticket again whose group cannot be trained, and delete that group."""
         keys = self._keys
         await self._run(
-            scripts.REISSUE,
-            [
-                keys.lease,
-                keys.stream(Stage.SCORED),
-                keys.live,
-                keys.stream(Stage.TICKETS),
-                keys.wake(Stage.TICKETS),
-                *keys.parts(delivery.parts),
-            ],
-            [self.lease.token, GROUP, delivery.entry_id, ticket.key, ticket.attempt, encode(ticket)],
+            REISSUE(
+                lease=keys.lease,
+                scored=keys.stream(Stage.SCORED),
+                live=keys.live,
+                tickets=keys.stream(Stage.TICKETS),
+                tickets_wake=keys.wake(Stage.TICKETS),
+                parts=keys.parts(delivery.parts),
+                token=self.lease.token,
+                group=GROUP,
+                entry=delivery.entry_id,
+                ticket=ticket.key,
+                attempt=ticket.attempt,
+                payload=encode(ticket),
+            )
         )
 
     async def issue_eval(self, tickets: Sequence[Ticket]) -> None:
         """Put evaluation tickets into their stream."""
         keys = self._keys
-        flat = [part for each in tickets for part in (each.key, encode(each))]
         await self._run(
-            scripts.ISSUE_EVAL,
-            [keys.lease, keys.stream(Stage.EVAL), keys.wake(Stage.EVAL)],
-            [self.lease.token, *flat],
+            ISSUE_EVAL(
+                lease=keys.lease,
+                eval=keys.stream(Stage.EVAL),
+                eval_wake=keys.wake(Stage.EVAL),
+                token=self.lease.token,
+                issued=[{"ticket": each.key, "payload": encode(each)} for each in tickets],
+            )
         )
 
     async def commit_step(self, record: Record, groups: Mapping[int, Delivery]) -> None:
@@ -122,13 +136,24 @@ class TrainerQueue:
 
     async def _commit(self, record: Record, counter: str, *, drop: bool, groups: Mapping[int, Delivery | None]) -> None:
         keys = self._keys
-        flat = [part for ticket, each in groups.items() for part in (ticket, each.entry_id if each else "")]
         parts = [key for each in groups.values() if each is not None for key in keys.parts(each.parts)]
         async with self._appending:  # each call says what the ledger ended with before it
             entry = await self._run(
-                scripts.COMMIT,
-                [keys.lease, keys.ledger, keys.stream(Stage.SCORED), keys.live, keys.counters, *parts],
-                [self.lease.token, GROUP, encode_record(record), counter, int(drop), self._ledger_end or "", *flat],
+                COMMIT(
+                    lease=keys.lease,
+                    ledger=keys.ledger,
+                    scored=keys.stream(Stage.SCORED),
+                    live=keys.live,
+                    counters=keys.counters,
+                    parts=parts,
+                    token=self.lease.token,
+                    group=GROUP,
+                    record=encode_record(record),
+                    counter=counter,
+                    is_drop=drop,
+                    ledger_end=self._ledger_end or "",
+                    groups=[{"ticket": n, "entry": each.entry_id if each else ""} for n, each in groups.items()],
+                )
             )
             if self._ledger_end is not None:
                 self._ledger_end = entry.decode()
@@ -137,9 +162,14 @@ class TrainerQueue:
         """Delete a scored group that counts for nothing more: a duplicate, or a counted evaluation result."""
         keys = self._keys
         await self._run(
-            scripts.DISCARD,
-            [keys.lease, keys.stream(Stage.SCORED), *keys.parts(delivery.parts)],
-            [self.lease.token, GROUP, delivery.entry_id],
+            DISCARD(
+                lease=keys.lease,
+                scored=keys.stream(Stage.SCORED),
+                parts=keys.parts(delivery.parts),
+                token=self.lease.token,
+                group=GROUP,
+                entry=delivery.entry_id,
+            )
         )
 
     async def ledger(self) -> LedgerState:

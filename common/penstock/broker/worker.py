@@ -11,22 +11,39 @@ import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from penstock.broker import scripts
-from penstock.broker.calls import Command
 from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
+from penstock.broker.scripts import Given, Script
 from penstock.config import StalenessSection
 from penstock.contracts import DropReason, RolloutGroup
-from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
+from penstock.contracts.stored_groups import Part, ScoredHead, stored
 
 log = logging.getLogger(__name__)
 
+TAKE = Script("worker/take")
+HAND_OVER = Script("worker/hand_over")
+GIVE_BACK = Script("worker/give_back")
+BURY = Script("worker/bury")
+BEAT = Script("worker/beat")
+RENEW = Script("worker/renew")
 MAX_ENGINE_DEATHS = 3  # two may be another ticket's fault; the third happens while it runs alone
 RENEWALS_PER_IDLE_TIME = 3
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it comes right behind it
-MOVED, NO_PART = 1, 2  # what HAND_OVER answers
+
+
+class Outcome(StrEnum):
+    """What became of an entry, as the scripts answer."""
+
+    MOVED = "moved"
+    FREE = "free"
+    BURIED = "buried"
+    LATE = "late"
+    """Another consumer has it: nothing was changed."""
+    NO_PARTS = "no parts"
+    """A full or absent server has not kept the parts: nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +101,26 @@ class Worker:
     async def _take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> list[Delivery]:
         if not self._beaten:
             await self._beat()
-        arguments = [GROUP, self.name, *self._take_arguments(served, limit)]
-        return self._deliveries(stages, await self._queue.run(scripts.TAKE, self._take_keys(stages), arguments))
+        return self._deliveries(stages, await self._queue.run(TAKE(**self._for_take(stages, served, limit))))
 
-    def _take_keys(self, stages: Sequence[Stage]) -> list[str]:
+    def _for_take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> dict[str, Given]:
+        """What `take()` of `lua/shared` needs."""
         keys = self._queue.keys
-        return [keys.beats, keys.policy, keys.failures, keys.deaths, *map(keys.stream, stages), *map(keys.wake, stages)]
-
-    def _take_arguments(self, served: Served | None, limit: int) -> list[int]:
         number, lease = (-1, -1) if served is None else (served.number, served.lease)
-        return [number, lease, int(self._staleness.claim_idle_seconds * 1000), int(self._take_over), limit]
+        return {
+            "beats": keys.beats,
+            "policy": keys.policy,
+            "failures": keys.failures,
+            "deaths": keys.deaths,
+            "stages": [{"stream": keys.stream(stage), "wake": keys.wake(stage)} for stage in stages],
+            "group": GROUP,
+            "consumer": self.name,
+            "served_number": number,
+            "served_lease": lease,
+            "idle_ms": int(self._staleness.claim_idle_seconds * 1000),
+            "take_over": self._take_over,
+            "limit": limit,
+        }
 
     def _deliveries(self, stages: Sequence[Stage], answer: Any) -> list[Delivery]:
         """What a script gave us: held from now on. Where that is nothing, `wait` waits for what came after."""
@@ -154,32 +181,39 @@ class Worker:
         name = uuid.uuid4().hex if form.parts else delivery.parts
         if not name:
             raise ValueError(f"ticket {delivery.ticket_key} has no parts in the queue: expected a group to hand over")
-        script_keys = [keys.stream(delivery.stage), keys.stream(to), keys.live, keys.wake(to), *keys.parts(name)]
-        arguments = [
-            *(GROUP, self.name, delivery.entry_id, delivery.ticket_key, delivery.attempt),
-            *(str(to), form.head, name, int(bool(form.parts)), int(Part.TEXTS in form.unread)),
-            *self._take_arguments(served, limit=1),
-        ]
-        script_keys += self._take_keys(stages)
-        first, warned = self._writes(name, form), False
-        while (answer := await self._queue.run(scripts.HAND_OVER, script_keys, arguments, first))[0] == NO_PART:
+        call = HAND_OVER(
+            source=keys.stream(delivery.stage),
+            target=keys.stream(to),
+            live=keys.live,
+            target_wake=keys.wake(to),
+            completions=keys.part(name, Part.COMPLETIONS),
+            texts=keys.part(name, Part.TEXTS),
+            entry=delivery.entry_id,
+            ticket=delivery.ticket_key,
+            attempt=delivery.attempt,
+            target_stage=to,
+            payload=form.head,
+            parts=name,
+            has_new_parts=bool(form.parts),
+            texts_unread=Part.TEXTS in form.unread,
+            **self._for_take(stages, served, limit=1),
+        )
+        # NX: if they are repeated after the script has run, they must not give what it named a time to live.
+        first = [("SET", keys.part(name, part), data, "NX", "PX", PART_TTL_MS) for part, data in form.parts.items()]
+        warned = False
+        while True:
+            answer, taken = await self._queue.run(call, first)
+            if (outcome := Outcome(answer.decode())) != Outcome.NO_PARTS:
+                break
             if not warned:
                 log.warning("the queue kept nothing of ticket %s's group: it is full, or was away", delivery.ticket_key)
                 warned = True
             await asyncio.sleep(FULL_RETRY_SECONDS)
-        outcome, taken = answer
         self.forget(delivery)
-        if outcome != MOVED:
+        if outcome == Outcome.LATE:
             log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
         found = self._deliveries(stages, taken)
-        return outcome == MOVED, found[0] if found else None
-
-    def _writes(self, name: str, form: Stored) -> list[Command]:
-        """NX: where they are repeated after the script has run, they must not give what it named a time to live."""
-        return [
-            ("SET", self._queue.keys.part(name, part), data, "NX", "PX", PART_TTL_MS)
-            for part, data in form.parts.items()
-        ]
+        return outcome == Outcome.MOVED, found[0] if found else None
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
@@ -191,27 +225,19 @@ class Worker:
         """
         keys = self._queue.keys
         outcome = await self._queue.run(
-            scripts.GIVE_BACK,
-            [
-                keys.stream(delivery.stage),
-                keys.dead,
-                keys.stream(Stage.SCORED),
-                keys.live,
-                keys.wake(Stage.SCORED),
-                keys.wake(delivery.stage),
-                keys.failures,
-                keys.deaths,
-            ],
-            [
-                *self._burial(delivery, reason or DropReason.POISON),
-                int(failed),
-                int(engine_died),
-                self._staleness.max_deliveries,
-                MAX_ENGINE_DEATHS,
-            ],
+            GIVE_BACK(
+                source_wake=keys.wake(delivery.stage),
+                failures=keys.failures,
+                deaths=keys.deaths,
+                has_failed=failed,
+                has_died=engine_died,
+                max_failures=self._staleness.max_deliveries,
+                max_deaths=MAX_ENGINE_DEATHS,
+                **self._for_bury(delivery, reason or DropReason.POISON),
+            )
         )
         self.forget(delivery)
-        if outcome == 2:
+        if Outcome(outcome.decode()) == Outcome.BURIED:
             log.error("ticket %s is poison: %s", delivery.ticket_key, reason, extra={"ticket": delivery.ticket_key})
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
@@ -219,31 +245,34 @@ class Worker:
 
         False, and nothing moved, if it is not ours: whoever holds it may well use it.
         """
-        keys = self._queue.keys
-        moved = await self._queue.run(
-            scripts.BURY,
-            [keys.stream(delivery.stage), keys.dead, keys.stream(Stage.SCORED), keys.live, keys.wake(Stage.SCORED)],
-            self._burial(delivery, reason),
-        )
+        outcome = await self._queue.run(BURY(**self._for_bury(delivery, reason)))
         self.forget(delivery)
-        if moved:
+        buried = Outcome(outcome.decode()) == Outcome.BURIED
+        if buried:
             log.error("dead letter from %s: %s", delivery.stage, reason, extra={"ticket": delivery.ticket_key})
         else:
             log.warning("late: ticket %s had gone to another worker; %s", delivery.ticket_key, reason)
-        return bool(moved)
+        return buried
 
-    def _burial(self, delivery: Delivery, reason: str) -> list[str | int | bytes]:
-        return [
-            GROUP,
-            self.name,
-            delivery.entry_id,
-            delivery.ticket_key,
-            delivery.attempt,
-            reason,
-            str(delivery.stage),
-            delivery.payload,
-            delivery.parts,
-        ]
+    def _for_bury(self, delivery: Delivery, reason: str) -> dict[str, Given]:
+        """What `bury()` of `lua/shared` needs."""
+        keys = self._queue.keys
+        return {
+            "source": keys.stream(delivery.stage),
+            "dead": keys.dead,
+            "scored": keys.stream(Stage.SCORED),
+            "live": keys.live,
+            "scored_wake": keys.wake(Stage.SCORED),
+            "group": GROUP,
+            "consumer": self.name,
+            "entry": delivery.entry_id,
+            "ticket": delivery.ticket_key,
+            "attempt": delivery.attempt,
+            "reason": reason,
+            "stage": delivery.stage,
+            "payload": delivery.payload,
+            "parts": delivery.parts,
+        }
 
     def forget(self, delivery: Delivery) -> None:
         """Stop renewing an entry."""
@@ -267,13 +296,20 @@ class Worker:
         await self._queue.guard(self._queue.client.hdel(self._queue.keys.beats, self.name))
 
     async def _beat(self) -> None:
-        milliseconds = int(self._staleness.heartbeat_seconds * 1000)
         keys = self._queue.keys
-        streams = map(keys.stream, Stage)
-        await self._queue.run(scripts.BEAT, [keys.beats, *streams], [GROUP, self.name, milliseconds])
+        await self._queue.run(
+            BEAT(
+                beats=keys.beats,
+                streams=[keys.stream(stage) for stage in Stage],
+                group=GROUP,
+                consumer=self.name,
+                alive_ms=int(self._staleness.heartbeat_seconds * 1000),
+            )
+        )
         self._beaten = True
 
     async def _renew(self) -> None:
         for stage, entries in self._held.items():
             if entries:
-                await self._queue.run(scripts.RENEW, [self._queue.keys.stream(stage)], [GROUP, self.name, *entries])
+                stream = self._queue.keys.stream(stage)
+                await self._queue.run(RENEW(stream=stream, group=GROUP, consumer=self.name, entries=list(entries)))

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any
 
-from penstock.broker import Queue, scripts
+from penstock.broker import Queue
 from penstock.broker.calls import Calls, Command
+from penstock.broker.scripts import Call
+from penstock.broker.worker import HAND_OVER
 
 
 class Fate(Enum):
@@ -31,20 +33,20 @@ class FatefulCalls(Calls):
 
     fate: Fate | None = None
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], first: Sequence[Command] = ()) -> Any:
-        if script is not scripts.HAND_OVER or self.fate is None:
-            return await super().run(script, keys, args, first)
+    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+        if call.script is not HAND_OVER or self.fate is None:
+            return await super().run(call, first)
         fate, self.fate = self.fate, None
         if fate is Fate.ANSWER_LOST:
-            await super().run(script, keys, args, first)
-            return await super().run(script, keys, args, first)
+            await super().run(call, first)
+            return await super().run(call, first)
         for command in first:
             await self.read(*command)
         if fate is Fate.DIES:
             raise DiedError
         for _, key, *_ in first:
             await self.read("DEL", key)
-        return await super().run(script, keys, args)
+        return await super().run(call)
 
 
 async def with_fates(queue: Queue) -> FatefulCalls:

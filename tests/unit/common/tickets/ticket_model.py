@@ -4,15 +4,15 @@ What the model does in one step is one script of the broker, and its comment say
 lives on and may hand over late. Each of the three staleness rules can be left out:
 
     rule 1  a ticket keeps its credit until a version that includes its step is announced   TicketBook.announce
-    rule 2  a server that serves an older version than announced takes no ticket            scripts.TAKE
+    rule 2  a server that serves an older version than announced takes no ticket            worker/take.lua
     rule 3  what the engine asserts is checked before a batch is trained                    Consumer.next_batch
 
 With `parts` a hand-over is two steps, the write of the group's parts and the script, and time passes between them.
 Three more rules, each of which can be left out too:
 
-    named only if there   the script refuses to name parts that have expired                scripts.HAND_OVER
+    named only if there   the script refuses to name parts that have expired                worker/hand_over.lua
     written once          a repeated write leaves what is there as it is                    Worker._writes (NX)
-    late leaves them      a script that finds the entry not its own touches no parts        scripts.HAND_OVER
+    late leaves them      a script that finds the entry not its own touches no parts        worker/hand_over.lua
 
 """
 
@@ -125,14 +125,14 @@ class Model:
                 yield f"{number}: {step}", _with_worker(state, number, replace(worker, wrote=not worker.wrote))
             idle = self._hand_over(state, number, worker)
             yield f"{number} hands over {worker.holds}", idle
-            # scripts.HAND_OVER takes in the same step; where its answer is lost, it was handed over all the same.
+            # worker/hand_over.lua takes in the same step; where its answer is lost, it was handed over all the same.
             for name, after in self._takes(idle, number):
                 yield f"{number} hands over {worker.holds} and {name}", after
             if self.parts and idle != state and state.crashes < self.max_crashes:
                 unanswered = replace(idle.workers[number], repeats=worker.holds)
                 after = replace(_with_worker(idle, number, unanswered), crashes=state.crashes + 1)
                 yield f"{number} hands over {worker.holds} and is not answered", after
-            # scripts.GIVE_BACK.
+            # worker/give_back.lua.
             yield f"{number} gives back", self._let_go(state, number, worker)
         if worker.version < state.steps:
             # A push, or its own load: staged weights are at most those of the newest step.
@@ -145,12 +145,12 @@ class Model:
             dead = _with_worker(state, number, replace(worker, alive=False))
             yield f"{number} is believed dead", replace(dead, crashes=state.crashes + 1)
         elif not worker.alive:
-            # scripts.BEAT of a worker that was only slow; a new process is one that holds nothing.
+            # worker/beat.lua of a worker that was only slow; a new process is one that holds nothing.
             yield f"{number} beats again", _with_worker(state, number, replace(worker, alive=True))
             yield f"{number} starts anew", self._start_anew(state, number, worker)
 
     def _takes(self, state: State, number: int) -> Iterator[tuple[str, State]]:
-        """scripts.TAKE: a free entry, or one whose holder's heartbeat has expired, becomes mine."""
+        """worker/take.lua: a free entry, or one whose holder's heartbeat has expired, becomes mine."""
         worker = state.workers[number]
         for ticket, place in enumerate(state.places):
             if self._may_take(state, worker, ticket):
@@ -176,7 +176,7 @@ class Model:
         return _put_all(_with_worker(state, number, Worker(version=worker.version)), mine, lambda _: Place())
 
     def _hand_over(self, state: State, number: int, worker: Worker) -> State:
-        """scripts.HAND_OVER: XPENDING shows whether this very entry is mine; else nothing is published."""
+        """worker/hand_over.lua: XPENDING shows whether this very entry is mine; else nothing is published."""
         idle = _with_worker(state, number, replace(worker, holds=None, started=0, wrote=False))
         ticket = worker.holds
         if ticket is None or ticket == GONE or state.places[ticket].owner != number:
@@ -217,13 +217,13 @@ class Model:
         return []
 
     def _commit(self, state: State, batch: list[int]) -> State:
-        """trainer_scripts.COMMIT; the update follows, so that versions count steps."""
+        """trainer/commit.lua; the update follows, so that versions count steps."""
         after = _put_all(state, batch, lambda _: Place(COMMITTED, step=state.steps))
         after = replace(after, steps=state.steps + 1)
         return after if self.rules.keep_credits else self._issue(after)
 
     def _announce(self, state: State, version: int) -> State:
-        """trainer_scripts.ANNOUNCE: announces, resolves and issues at once."""
+        """trainer/issue.lua: announces, resolves and issues at once."""
         done = [n for n, place in enumerate(state.places) if place.stage == COMMITTED and place.step < version]
         after = _put_all(state, done, lambda _: Place(TRAINED))
         return self._issue(replace(after, announced=version))
@@ -253,7 +253,7 @@ class Model:
 
 
 def _reissued(place: Place) -> Place:
-    """trainer_scripts.REISSUE: a new entry, and the old one is gone."""
+    """trainer/reissue.lua: a new entry, and the old one is gone."""
     return Place()
 
 

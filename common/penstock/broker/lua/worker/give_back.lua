@@ -1,0 +1,26 @@
+-- KEYS source dead scored live scored_wake source_wake failures deaths
+-- ARGV group consumer entry ticket attempt reason stage payload parts
+-- ARGV has_failed has_died max_failures max_deaths
+-- USES mine bury wake
+--
+-- Makes an entry free at once. It counts the failure or the death of an engine, and buries an entry that has had too
+-- many of them.
+-- Answers free, buried, or late if the entry was no longer this consumer's.
+--
+-- Repeated, it answers late and counts nothing twice.
+if not mine(source, entry) then return 'late' end
+
+local function count(counts, increment)
+  if increment == '0' then return tonumber(redis.call('HGET', counts, ticket) or '0') end
+  return redis.call('HINCRBY', counts, ticket, increment)
+end
+
+local num_failures, num_deaths = count(failures, has_failed), count(deaths, has_died)
+if num_failures >= tonumber(max_failures) or num_deaths >= tonumber(max_deaths) then
+  bury()
+  return 'buried'
+end
+-- A consumer of this name never beats, so that the next take claims what it holds.
+redis.call('XCLAIM', source, group, 'released', '0', entry, 'JUSTID')
+wake(source_wake)
+return 'free'

@@ -1,0 +1,30 @@
+-- KEYS source target live target_wake completions texts
+-- KEYS beats policy failures deaths stages(stream wake)...
+-- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts texts_unread
+-- ARGV served_number served_lease idle_ms take_over limit
+-- USES mine locate wake take
+--
+-- Replaces an entry by its successor in the next stage, and takes the next entry; `stages` are empty if none is wanted.
+-- completions and texts are the parts of the group, `parts` is their name. Texts that nobody will read are deleted.
+-- Answers {outcome, what take() answers}:
+--   moved      the successor is in place
+--   late       the entry was no longer this consumer's: nothing is published
+--   no parts   a new part is not there: nothing has changed, and nothing is taken
+--
+-- One script for both, so that a worker is never killed between them.
+--
+-- Repeated, it answers late: the entry is not this consumer's any more, and the parts are the successor's. What it took
+-- the first time is free again after idle_ms.
+if not mine(source, entry) then return {'late', take()} end
+if has_new_parts == '1' and redis.call('EXISTS', completions, texts) < 2 then return {'no parts', {{}, {}}} end
+local id = redis.call('XADD', target, '*', 't', ticket, 'a', attempt, 'p', payload, 'n', parts)
+if has_new_parts == '1' then
+  redis.call('PERSIST', completions)
+  redis.call('PERSIST', texts)
+end
+if texts_unread == '1' then redis.call('UNLINK', texts) end
+redis.call('XACK', source, group, entry)
+redis.call('XDEL', source, entry)
+locate(target_stage .. '|' .. id .. '|' .. attempt)
+wake(target_wake)
+return {'moved', take()}
