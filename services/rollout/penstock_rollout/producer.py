@@ -44,7 +44,7 @@ Announced = Callable[[], Awaitable[Announcement | None]]
 FilesOf = Callable[[Announcement, bool], Awaitable[Announcement]]
 
 
-class Consumer(Protocol):
+class TicketQueue(Protocol):
     """What the loop needs of `penstock.broker.Worker`."""
 
     async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None: ...
@@ -69,7 +69,7 @@ class Producer:
 
     def __init__(
         self,
-        consumer: Consumer,
+        tickets: TicketQueue,
         announced: Announced,
         engine: Engine,
         weights: WeightUpdater,
@@ -79,7 +79,7 @@ class Producer:
         server: str,
     ) -> None:
         """`files_of`: see `Snapshots`. `server`: the name that groups carry."""
-        self._consumer = consumer
+        self._tickets = tickets
         self._announced = announced
         self._engine = engine
         self._weights = weights
@@ -140,11 +140,11 @@ class Producer:
     async def _start_one(self, tasks: asyncio.TaskGroup, stopping: asyncio.Task[bool]) -> None:
         """Take a ticket and start its group, or wait until there may be one."""
         with self._running.coming():
-            delivery = await self._consumer.take(*self._running.order(), served=self._served)
+            delivery = await self._tickets.take(*self._running.order(), served=self._served)
             if delivery is not None and (ticket := await self._decode(delivery)) is not None:
                 self._start(tasks, delivery, ticket)
         if delivery is None:
-            await self._consumer.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=WAIT_SECONDS)
+            await self._tickets.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=WAIT_SECONDS)
         elif (lonely := self._running.lonely) is not None:
             log.warning("ticket %s runs alone: %d engines died with it", delivery.ticket_key, delivery.engine_deaths)
             await asyncio.wait({lonely, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,7 +164,7 @@ class Producer:
         try:
             return decode(delivery.payload, Ticket)
         except MalformedMessageError as error:
-            await self._consumer.bury(delivery, delivery.reason or str(error))
+            await self._tickets.bury(delivery, delivery.reason or str(error))
             self._metrics.group_ended("malformed")
             return None
 
@@ -172,7 +172,7 @@ class Producer:
         self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket, after: tuple[asyncio.Task[None], ...]
     ) -> None:
         epoch = self._engine.epoch
-        give_back = self._consumer.give_back
+        give_back = self._tickets.give_back
         try:
             if after:
                 await asyncio.wait(after)
@@ -245,13 +245,13 @@ class Producer:
         going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
         if going_on and self._running.may_replace(ticket):
             with self._running.coming(leaving=ticket):
-                published, following = await self._consumer.hand_over_and_take(
+                published, following = await self._tickets.hand_over_and_take(
                     delivery, group, Stage.ROLLOUTS, *self._running.order(ticket), served=self._served
                 )
                 if following is not None:
                     await self._follow(tasks, following)
         else:
-            published = await self._consumer.hand_over(delivery, group, Stage.ROLLOUTS)
+            published = await self._tickets.hand_over(delivery, group, Stage.ROLLOUTS)
         num_tokens = sum(completion.num_tokens for completion in group.completions)
         if published:
             self._metrics.group_ended("published", ticket.num_prompt_tokens, num_tokens)
@@ -262,7 +262,7 @@ class Producer:
         """Start what was taken with a hand-over. One that is to run alone is left to the loop, which then waits."""
         alone = self._running.lonely is not None or delivery.engine_deaths >= LONELY_DEATHS
         if alone or self._stop.is_set():
-            await self._consumer.give_back(delivery)
+            await self._tickets.give_back(delivery)
         elif (ticket := await self._decode(delivery)) is not None:
             self._start(tasks, delivery, ticket)
 

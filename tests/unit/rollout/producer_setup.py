@@ -112,7 +112,9 @@ def ticket(number: int, purpose: Any = "train", tokens: int = 3, prompt: tuple[i
 
 
 @dataclass
-class Bench:
+class Rollout:
+    """A rollout service without its HTTP, over a fake engine and a queue in memory."""
+
     fake: FakeSGLang
     server: FakeServer
     queue: MemoryQueue
@@ -146,7 +148,7 @@ async def as_it_is(announced: Announcement, needs_whole: bool) -> Announcement:
 
 
 @contextlib.asynccontextmanager
-async def producer_bench(root: Path) -> AsyncIterator[Bench]:
+async def producing_rollout(root: Path) -> AsyncIterator[Rollout]:
     """With a producer that runs."""
     config = Config.model_validate(
         {
@@ -162,15 +164,15 @@ async def producer_bench(root: Path) -> AsyncIterator[Bench]:
         metrics = RolloutMetrics()
         weights = WeightUpdater(engine, config.weights, metrics)
         producer = Producer(queue, queue.announcement, engine, weights, as_it_is, metrics, config, "server")
-        bench = Bench(fake, server, queue, weights, producer, metrics, root)
+        rollout = Rollout(fake, server, queue, weights, producer, metrics, root)
         engine_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(engine.keep_engine(engine_stop, weights.forget))
-            producing = tasks.create_task(producer.produce_groups(bench.stop))
-            yield bench
+            producing = tasks.create_task(producer.produce_groups(rollout.stop))
+            yield rollout
             fake.going_on.set()
             fake.holds_at, fake.token_seconds = -1, 0
-            bench.stop.set()
+            rollout.stop.set()
             await producing
             engine_stop.set()
         await engine.close()

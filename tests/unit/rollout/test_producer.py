@@ -7,165 +7,165 @@ from pathlib import Path
 import pytest
 
 from penstock_rollout.metrics import RolloutMetrics
-from tests.unit.rollout.producer_setup import Bench, G, producer_bench, ticket
+from tests.unit.rollout.producer_setup import G, Rollout, producing_rollout, ticket
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with producer_bench(tmp_path) as bench:
-        yield bench
+async def rollout(tmp_path: Path) -> AsyncIterator[Rollout]:
+    async with producing_rollout(tmp_path) as rollout:
+        yield rollout
 
 
-async def test_tickets_become_groups_under_the_announced_weights(bench: Bench) -> None:
+async def test_tickets_become_groups_under_the_announced_weights(rollout: Rollout) -> None:
     for number in range(6):
-        bench.queue.put(ticket(number))
-    bench.announce(1)
-    await bench.until(lambda: len(bench.queue.published) == 6)
-    assert bench.queue.announced is not None
-    for group in bench.queue.published:
+        rollout.queue.put(ticket(number))
+    rollout.announce(1)
+    await rollout.until(lambda: len(rollout.queue.published) == 6)
+    assert rollout.queue.announced is not None
+    for group in rollout.queue.published:
         assert len(group.completions) == G
         assert group.server == "server"
         assert group.started_at <= group.ended_at
-        assert {span.policy for each in group.completions for span in each.spans} == {bench.queue.announced.identity}
-    assert bench.groups("published") == 6
-    assert bench.metrics.registry.get_sample_value("penstock_rollout_completion_tokens_total") == 6 * G * 3
-    assert bench.metrics.registry.get_sample_value("penstock_rollout_prompt_tokens_total") == 6 * 2
+        assert {span.policy for each in group.completions for span in each.spans} == {rollout.queue.announced.identity}
+    assert rollout.groups("published") == 6
+    assert rollout.metrics.registry.get_sample_value("penstock_rollout_completion_tokens_total") == 6 * G * 3
+    assert rollout.metrics.registry.get_sample_value("penstock_rollout_prompt_tokens_total") == 6 * 2
 
 
-async def test_nothing_is_taken_before_a_version_is_announced(bench: Bench) -> None:
-    bench.queue.put(ticket(0))
+async def test_nothing_is_taken_before_a_version_is_announced(rollout: Rollout) -> None:
+    rollout.queue.put(ticket(0))
     await asyncio.sleep(0.2)
-    assert bench.queue.taken == []
+    assert rollout.queue.taken == []
 
 
-async def test_a_server_that_is_behind_loads_before_it_takes(bench: Bench) -> None:
-    bench.announce(1)
-    await bench.until(lambda: bench.weights.identity is not None)
-    bench.announce(2)
-    bench.queue.put(ticket(0))
-    await bench.until(lambda: bench.queue.published)
-    (group,) = bench.queue.published
+async def test_a_server_that_is_behind_loads_before_it_takes(rollout: Rollout) -> None:
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.weights.identity is not None)
+    rollout.announce(2)
+    rollout.queue.put(ticket(0))
+    await rollout.until(lambda: rollout.queue.published)
+    (group,) = rollout.queue.published
     assert group.completions[0].oldest_version == 2
 
 
-async def test_a_new_lease_is_followed_even_to_a_lower_version(bench: Bench) -> None:
-    bench.announce(5)
-    await bench.until(lambda: bench.weights.identity is not None)
-    bench.announce(2, lease=2)
-    bench.queue.put(ticket(0))
-    await bench.until(lambda: bench.queue.published)
-    assert bench.queue.published[0].completions[0].oldest_version == 2
+async def test_a_new_lease_is_followed_even_to_a_lower_version(rollout: Rollout) -> None:
+    rollout.announce(5)
+    await rollout.until(lambda: rollout.weights.identity is not None)
+    rollout.announce(2, lease=2)
+    rollout.queue.put(ticket(0))
+    await rollout.until(lambda: rollout.queue.published)
+    assert rollout.queue.published[0].completions[0].oldest_version == 2
 
 
-async def test_no_more_completions_run_than_the_engine_holds(bench: Bench) -> None:
-    bench.fake.holds_at = 1
+async def test_no_more_completions_run_than_the_engine_holds(rollout: Rollout) -> None:
+    rollout.fake.holds_at = 1
     for number in range(10):
-        bench.queue.put(ticket(number))
-    bench.announce(1)
-    await bench.until(lambda: bench.fake.num_held == 4 * G)
-    bench.fake.holds_at = -1
-    await bench.until(lambda: len(bench.queue.published) == 10)
-    assert bench.fake.max_running == 4 * G
-    assert bench.queue.followed >= 6 - 4, "hand-overs do not take the next ticket"
+        rollout.queue.put(ticket(number))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.fake.num_held == 4 * G)
+    rollout.fake.holds_at = -1
+    await rollout.until(lambda: len(rollout.queue.published) == 10)
+    assert rollout.fake.max_running == 4 * G
+    assert rollout.queue.followed >= 6 - 4, "hand-overs do not take the next ticket"
 
 
-async def test_malformed_tickets_are_buried(bench: Bench) -> None:
-    bench.queue.put(ticket(0), payload=b"not a ticket")
-    bench.announce(1)
-    await bench.until(lambda: bench.queue.buried)
-    assert "not a Ticket" in bench.queue.buried[0]
+async def test_malformed_tickets_are_buried(rollout: Rollout) -> None:
+    rollout.queue.put(ticket(0), payload=b"not a ticket")
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.queue.buried)
+    assert "not a Ticket" in rollout.queue.buried[0]
 
 
-async def test_what_the_engine_refuses_counts_as_failed(bench: Bench) -> None:
-    bench.queue.put(ticket(0, tokens=1000))
-    bench.queue.put(ticket(1))
-    bench.announce(1)
-    await bench.until(lambda: len(bench.queue.returned) == 3 and bench.queue.published)
-    assert bench.queue.returned == [("0", "failed")] * 3
-    assert [group.ticket.number for group in bench.queue.published] == [1]
+async def test_what_the_engine_refuses_counts_as_failed(rollout: Rollout) -> None:
+    rollout.queue.put(ticket(0, tokens=1000))
+    rollout.queue.put(ticket(1))
+    rollout.announce(1)
+    await rollout.until(lambda: len(rollout.queue.returned) == 3 and rollout.queue.published)
+    assert rollout.queue.returned == [("0", "failed")] * 3
+    assert [group.ticket.number for group in rollout.queue.published] == [1]
 
 
-async def test_aborted_completions_are_never_published(bench: Bench) -> None:
-    bench.fake.finish_reason = "abort"
-    bench.queue.put(ticket(0))
-    bench.announce(1)
-    await bench.until(lambda: len(bench.queue.returned) == 3)
-    assert bench.queue.published == []
-    assert bench.groups("aborted") == 3
+async def test_aborted_completions_are_never_published(rollout: Rollout) -> None:
+    rollout.fake.finish_reason = "abort"
+    rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    await rollout.until(lambda: len(rollout.queue.returned) == 3)
+    assert rollout.queue.published == []
+    assert rollout.groups("aborted") == 3
 
 
-async def test_a_dead_engine_is_restarted_with_the_announced_weights(bench: Bench) -> None:
-    bench.fake.holds_at = 1  # still running when it dies
-    bench.queue.put(ticket(0))
-    bench.queue.put(ticket(1))
-    bench.announce(1)
-    await bench.until(lambda: bench.fake.num_running == 2 * G)
-    bench.server.die()
-    bench.fake.holds_at = -1
-    await bench.until(lambda: len(bench.queue.published) == 2)
-    assert sorted(bench.queue.returned) == [("0", "engine_died"), ("1", "engine_died")]
-    assert bench.server.num_starts == 2
-    assert bench.queue.published[0].completions[0].oldest_version == 1
+async def test_a_dead_engine_is_restarted_with_the_announced_weights(rollout: Rollout) -> None:
+    rollout.fake.holds_at = 1  # still running when it dies
+    rollout.queue.put(ticket(0))
+    rollout.queue.put(ticket(1))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.fake.num_running == 2 * G)
+    rollout.server.die()
+    rollout.fake.holds_at = -1
+    await rollout.until(lambda: len(rollout.queue.published) == 2)
+    assert sorted(rollout.queue.returned) == [("0", "engine_died"), ("1", "engine_died")]
+    assert rollout.server.num_starts == 2
+    assert rollout.queue.published[0].completions[0].oldest_version == 1
 
 
-async def test_a_ticket_that_two_engines_died_with_runs_alone(bench: Bench) -> None:
-    bench.fake.token_seconds = 0.05
-    bench.queue.put(ticket(0))
-    bench.queue.put(ticket(1), engine_deaths=2)
-    bench.queue.put(ticket(2))
-    bench.announce(1)
-    await bench.until(lambda: len(bench.queue.published) == 3)
-    assert bench.fake.max_running == G
-    assert [group.ticket.number for group in bench.queue.published] == [0, 1, 2]
+async def test_a_ticket_that_two_engines_died_with_runs_alone(rollout: Rollout) -> None:
+    rollout.fake.token_seconds = 0.05
+    rollout.queue.put(ticket(0))
+    rollout.queue.put(ticket(1), engine_deaths=2)
+    rollout.queue.put(ticket(2))
+    rollout.announce(1)
+    await rollout.until(lambda: len(rollout.queue.published) == 3)
+    assert rollout.fake.max_running == G
+    assert [group.ticket.number for group in rollout.queue.published] == [0, 1, 2]
 
 
-async def test_a_ticket_that_is_to_run_alone_and_comes_with_a_hand_over_runs_alone(bench: Bench) -> None:
-    bench.fake.holds_at = 1
+async def test_a_ticket_that_is_to_run_alone_and_comes_with_a_hand_over_runs_alone(rollout: Rollout) -> None:
+    rollout.fake.holds_at = 1
     for number in range(4):
-        bench.queue.put(ticket(number, tokens=3 + number))
-    bench.announce(1)
-    await bench.until(lambda: bench.fake.num_running == 4 * G)
-    bench.queue.put(ticket(4), engine_deaths=2)
+        rollout.queue.put(ticket(number, tokens=3 + number))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.fake.num_running == 4 * G)
+    rollout.queue.put(ticket(4), engine_deaths=2)
     for number in range(5, 8):
-        bench.queue.put(ticket(number))
-    bench.fake.holds_at = -1
-    await bench.until(lambda: len(bench.queue.published) == 8)
-    assert ("4", "free") in bench.queue.returned
-    alone, *others = sorted(bench.queue.published, key=lambda group: group.ticket.number != 4)
+        rollout.queue.put(ticket(number))
+    rollout.fake.holds_at = -1
+    await rollout.until(lambda: len(rollout.queue.published) == 8)
+    assert ("4", "free") in rollout.queue.returned
+    alone, *others = sorted(rollout.queue.published, key=lambda group: group.ticket.number != 4)
     assert all(each.ended_at <= alone.started_at or each.started_at >= alone.ended_at for each in others)
 
 
-async def test_evaluation_takes_its_share_and_all_when_nothing_else_waits(bench: Bench) -> None:
-    bench.fake.holds_at = 1
+async def test_evaluation_takes_its_share_and_all_when_nothing_else_waits(rollout: Rollout) -> None:
+    rollout.fake.holds_at = 1
     for number in range(6):
-        bench.queue.put(ticket(number))
-        bench.queue.put(ticket(number, "eval"))
-    bench.announce(1)
-    await bench.until(lambda: bench.fake.num_running == 4 * G)
-    assert sorted(bench.queue.taken) == ["0", "1", "2", "e0"]  # a quarter of four groups
-    bench.fake.holds_at = -1
-    await bench.until(lambda: len(bench.queue.published) == 12)
+        rollout.queue.put(ticket(number))
+        rollout.queue.put(ticket(number, "eval"))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.fake.num_running == 4 * G)
+    assert sorted(rollout.queue.taken) == ["0", "1", "2", "e0"]  # a quarter of four groups
+    rollout.fake.holds_at = -1
+    await rollout.until(lambda: len(rollout.queue.published) == 12)
 
 
-async def test_at_the_end_what_runs_is_finished(bench: Bench) -> None:
-    bench.fake.holds_at = 1
-    bench.queue.put(ticket(0))
-    bench.announce(1)
-    await bench.until(lambda: bench.fake.num_running)
-    bench.stop.set()
-    bench.fake.holds_at = -1
-    await bench.until(lambda: bench.queue.published)
+async def test_at_the_end_what_runs_is_finished(rollout: Rollout) -> None:
+    rollout.fake.holds_at = 1
+    rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.fake.num_running)
+    rollout.stop.set()
+    rollout.fake.holds_at = -1
+    await rollout.until(lambda: rollout.queue.published)
 
 
-async def test_at_the_end_what_takes_too_long_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_the_end_what_takes_too_long_is_given_back(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_rollout.producer.DRAIN_SECONDS", 0.1)
-    bench.fake.holds_at = 1
-    bench.queue.put(ticket(0))
-    bench.announce(1)
-    await bench.until(lambda: bench.fake.num_running)
-    bench.stop.set()
-    await bench.until(lambda: bench.queue.returned)
-    assert bench.queue.returned == [("0", "free")]
+    rollout.fake.holds_at = 1
+    rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.fake.num_running)
+    rollout.stop.set()
+    await rollout.until(lambda: rollout.queue.returned)
+    assert rollout.queue.returned == [("0", "free")]
 
 
 async def test_busy_time_counts_training_only() -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from penstock.contracts import Completion
 from penstock.errors import WeightsMismatchError
-from tests.unit.rollout.producer_setup import Bench, G, producer_bench, ticket
+from tests.unit.rollout.producer_setup import G, Rollout, producing_rollout, ticket
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with producer_bench(tmp_path) as bench:
-        yield bench
+async def rollout(tmp_path: Path) -> AsyncIterator[Rollout]:
+    async with producing_rollout(tmp_path) as rollout:
+        yield rollout
 
 
 def versions(completion: Completion) -> list[int]:
@@ -23,22 +23,22 @@ def versions(completion: Completion) -> list[int]:
 
 
 @pytest.mark.parametrize("reports_spans", [True, False])
-async def test_what_updates_cut_goes_on_where_it_was(bench: Bench, reports_spans: bool) -> None:
-    bench.use(pause_mode="abort")
-    bench.queue.put(ticket(0, tokens=12))
-    bench.announce(1)
-    await bench.until(lambda: bench.queue.published)
-    bench.fake.reports_spans, bench.fake.holds_at = reports_spans, 3  # of 12 tokens
-    bench.queue.put(ticket(0, tokens=12))
+async def test_what_updates_cut_goes_on_where_it_was(rollout: Rollout, reports_spans: bool) -> None:
+    rollout.use(pause_mode="abort")
+    rollout.queue.put(ticket(0, tokens=12))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.queue.published)
+    rollout.fake.reports_spans, rollout.fake.holds_at = reports_spans, 3  # of 12 tokens
+    rollout.queue.put(ticket(0, tokens=12))
     for turn, version in enumerate((2, 3), start=1):
-        await bench.until(partial(lambda count: bench.fake.num_held == count, turn * G))
-        bench.announce(version)
-        assert bench.queue.announced is not None
-        await bench.weights.update(bench.queue.announced)
-    bench.fake.holds_at = -1
-    await bench.until(lambda: len(bench.queue.published) == 2)
-    uncut, cut = bench.queue.published
-    assert bench.queue.returned == []
+        await rollout.until(partial(lambda count: rollout.fake.num_held == count, turn * G))
+        rollout.announce(version)
+        assert rollout.queue.announced is not None
+        await rollout.weights.update(rollout.queue.announced)
+    rollout.fake.holds_at = -1
+    await rollout.until(lambda: len(rollout.queue.published) == 2)
+    uncut, cut = rollout.queue.published
+    assert rollout.queue.returned == []
     for expected, completion in zip(uncut.completions, cut.completions, strict=True):
         assert completion.token_ids == expected.token_ids
         assert completion.text == expected.text
@@ -47,38 +47,38 @@ async def test_what_updates_cut_goes_on_where_it_was(bench: Bench, reports_spans
         assert (len(made_by), sorted(made_by), set(made_by)) == (12, made_by, {1, 2, 3})
 
 
-async def test_an_engine_without_spans_needs_the_mode_that_empties_it(bench: Bench) -> None:
-    bench.fake.reports_spans = False
-    bench.queue.put(ticket(0))
-    bench.announce(1)
-    await bench.until(lambda: len(bench.queue.returned) == 3)
-    assert bench.queue.published == []
-    assert "weights.pause_mode abort" in bench.queue.reasons[0]
+async def test_an_engine_without_spans_needs_the_mode_that_empties_it(rollout: Rollout) -> None:
+    rollout.fake.reports_spans = False
+    rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    await rollout.until(lambda: len(rollout.queue.returned) == 3)
+    assert rollout.queue.published == []
+    assert "weights.pause_mode abort" in rollout.queue.reasons[0]
 
 
-async def test_nothing_that_a_failed_canary_could_have_made_is_published(bench: Bench) -> None:
+async def test_nothing_that_a_failed_canary_could_have_made_is_published(rollout: Rollout) -> None:
     """The engine says that it has loaded version 2 and goes on with version 1: what it answers then is lost."""
-    bench.fake.holds_at = 3  # of 20 tokens
-    bench.announce(1, canary=True)
-    bench.queue.put(ticket(0, tokens=20))
-    await bench.until(lambda: bench.fake.num_held == G)
-    bench.fake.sticks_to = "1-"
-    bench.fake.may_probe.clear()
-    bench.announce(2, canary=True)
-    assert bench.queue.announced is not None
-    updating = asyncio.create_task(bench.weights.update(bench.queue.announced))
-    await bench.until(lambda: "/continue_generation" in bench.fake.paths()[-2:])
-    bench.fake.holds_at = -1  # the group ends while the canary is still being asked
-    bench.queue.put(ticket(1))
-    await bench.until(lambda: bench.fake.num_running == 0)
-    assert bench.queue.published == []
-    bench.fake.may_probe.set()
+    rollout.fake.holds_at = 3  # of 20 tokens
+    rollout.announce(1, canary=True)
+    rollout.queue.put(ticket(0, tokens=20))
+    await rollout.until(lambda: rollout.fake.num_held == G)
+    rollout.fake.sticks_to = "1-"
+    rollout.fake.may_probe.clear()
+    rollout.announce(2, canary=True)
+    assert rollout.queue.announced is not None
+    updating = asyncio.create_task(rollout.weights.update(rollout.queue.announced))
+    await rollout.until(lambda: "/continue_generation" in rollout.fake.paths()[-2:])
+    rollout.fake.holds_at = -1  # the group ends while the canary is still being asked
+    rollout.queue.put(ticket(1))
+    await rollout.until(lambda: rollout.fake.num_running == 0)
+    assert rollout.queue.published == []
+    rollout.fake.may_probe.set()
     with pytest.raises(WeightsMismatchError):
         await updating
-    assert bench.queue.taken == ["0"]
-    bench.fake.sticks_to = ""
-    await bench.until(lambda: len(bench.queue.published) == 2)
-    assert bench.queue.returned == [("0", "free")]  # an engine that ends for its weights is no death of a ticket's
-    assert bench.server.num_starts == 2
-    for group in bench.queue.published:
+    assert rollout.queue.taken == ["0"]
+    rollout.fake.sticks_to = ""
+    await rollout.until(lambda: len(rollout.queue.published) == 2)
+    assert rollout.queue.returned == [("0", "free")]  # an engine that ends for its weights is no death of a ticket's
+    assert rollout.server.num_starts == 2
+    for group in rollout.queue.published:
         assert {version for each in group.completions for version in versions(each)} == {2}

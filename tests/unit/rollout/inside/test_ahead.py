@@ -9,14 +9,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
-
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from penstock_rollout.engine.sglang.inside import ahead as torch_ahead  # noqa: E402
-from tests.patience import ANSWER_SECONDS  # noqa: E402
-from tests.unit.rollout.inside.ahead_models import (  # noqa: E402
+from penstock_rollout.engine.sglang.inside import ahead
+from tests.patience import ANSWER_SECONDS
+from tests.unit.rollout.inside.ahead_models import (
     Adding,
     Buffered,
     Deriving,
@@ -38,7 +36,7 @@ class Scheduler:
         self.model = model
         self.num_loads = 0
         self.model_config = SimpleNamespace(model_path="")
-        self._ahead = next(iter(torch_ahead.hooks().values()))
+        self._ahead = next(iter(ahead.hooks().values()))
 
     def get_model(self) -> Model:
         return self.model
@@ -58,7 +56,7 @@ class Scheduler:
 @pytest.fixture(autouse=True)
 def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Of the socket, one for each test."""
-    monkeypatch.setenv(torch_ahead.ADDRESS, str(tmp_path))
+    monkeypatch.setenv(ahead.ADDRESS, str(tmp_path))
     config = ModuleType("sglang.srt.configs.load_config")
     config.LoadConfig = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sglang.srt.configs.load_config", config)
@@ -175,7 +173,7 @@ def test_a_folder_that_was_written_again_since_is_read_anew(folders: list[Path],
 def test_whoever_says_nothing_or_nonsense_is_in_nobodys_way(
     folders: list[Path], address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_ahead, "CONNECTION_SECONDS", 0.1)
+    monkeypatch.setattr(ahead, "CONNECTION_SECONDS", 0.1)
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as raving:
@@ -189,8 +187,8 @@ def test_whoever_says_nothing_or_nonsense_is_in_nobodys_way(
 
 
 def test_nothing_is_hooked_where_no_service_has_named_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(torch_ahead.ADDRESS)
-    assert torch_ahead.hooks() == {}
+    monkeypatch.delenv(ahead.ADDRESS)
+    assert ahead.hooks() == {}
 
 
 def test_no_second_copy_is_made_where_a_container_has_no_room(
@@ -199,8 +197,8 @@ def test_no_second_copy_is_made_where_a_container_has_no_room(
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text("max\n")
     used.write_text("1000\n")
-    monkeypatch.setattr(torch_ahead, "MEMORY_LIMIT", limit)
-    monkeypatch.setattr(torch_ahead, "MEMORY_USED", used)
+    monkeypatch.setattr(ahead, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(ahead, "MEMORY_USED", used)
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     limit.write_text("1100\n")

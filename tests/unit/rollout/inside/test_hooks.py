@@ -3,11 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
-
-from penstock_rollout.engine.sglang.inside import attention as torch_attention  # noqa: E402
-from penstock_rollout.engine.sglang.inside import sampling as torch_sampling  # noqa: E402
+from penstock_rollout.engine.sglang.inside import attention, sampling
 
 HEADS, KEY_HEADS, SIZE, SLOTS = 6, 2, 8, 200
 OPTIONS: dict[str, Any] = {
@@ -45,7 +43,7 @@ def never(*_: Any, **__: Any) -> Any:
 def test_decoding_attends_to_each_sequence_alone(cache: tuple[Any, Any, Any]) -> None:
     requests, lengths = torch.tensor([2, 0, 3]), torch.tensor([5, 17, 1])
     query = torch.randn(3, HEADS, SIZE)
-    output = torch_attention.decode(
+    output = attention.decode(
         never, None, query, torch.empty_like(query), cache[0], cache[1], cache[2], requests, lengths, None, **OPTIONS
     )
     for row, (request, length) in enumerate(zip(requests.tolist(), lengths.tolist(), strict=True)):
@@ -56,7 +54,7 @@ def test_prefill_continues_behind_prefixes_of_any_length(cache: tuple[Any, Any, 
     requests, prefixes, new = torch.tensor([1, 3, 0]), torch.tensor([0, 12, 7]), torch.tensor([6, 1, 20])
     query = torch.randn(int(new.sum()), HEADS, SIZE)
     lengths = prefixes + new
-    output = torch_attention.extend(
+    output = attention.extend(
         never, None, query, torch.empty_like(query), *cache, requests, lengths, prefixes, new, None, **OPTIONS
     )
     start = 0
@@ -70,7 +68,7 @@ def test_prefill_continues_behind_prefixes_of_any_length(cache: tuple[Any, Any, 
 def test_whatever_is_not_plain_goes_to_sglangs_own_code(cache: tuple[Any, Any, Any], change: dict[str, Any]) -> None:
     query = torch.randn(1, HEADS, SIZE)
     with pytest.raises(AssertionError, match="itself"):
-        torch_attention.decode(
+        attention.decode(
             never, None, query, query, *cache, torch.tensor([0]), torch.tensor([3]), None, **{**OPTIONS, **change}
         )
 
@@ -78,11 +76,11 @@ def test_whatever_is_not_plain_goes_to_sglangs_own_code(cache: tuple[Any, Any, A
 def test_the_same_seed_and_position_give_the_same_token() -> None:
     logprobs = torch.randn(1, 50).log_softmax(-1).expand(40, 50)
     seeds, positions = torch.arange(40), torch.full((40,), 7)
-    first = torch_sampling.sample(never, logprobs, seeds, positions)
+    first = sampling.sample(never, logprobs, seeds, positions)
     assert first.shape == (40, 1)
-    assert torch.equal(first, torch_sampling.sample(never, logprobs, seeds, positions))
-    assert not torch.equal(first, torch_sampling.sample(never, logprobs, seeds, positions + 1))
-    alone = torch_sampling.sample(never, logprobs[5:6], seeds[5:6], positions[5:6])
+    assert torch.equal(first, sampling.sample(never, logprobs, seeds, positions))
+    assert not torch.equal(first, sampling.sample(never, logprobs, seeds, positions + 1))
+    alone = sampling.sample(never, logprobs[5:6], seeds[5:6], positions[5:6])
     assert torch.equal(first[5:6], alone)
 
 
@@ -90,7 +88,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     probs = torch.tensor([0.5, 0.0, 0.2, 0.3])
     number = 40000
     rows = probs.log().expand(number, 4)
-    drawn = torch_sampling.sample(never, rows, torch.arange(number), torch.arange(number) % 50).view(-1)
+    drawn = sampling.sample(never, rows, torch.arange(number), torch.arange(number) % 50).view(-1)
     frequency = drawn.bincount(minlength=4) / number
     assert frequency[1] == 0
     torch.testing.assert_close(frequency, probs, atol=0.012, rtol=0)  # about five standard errors
@@ -102,10 +100,10 @@ def test_the_token_is_where_the_cumulated_probability_passes_the_number(size: in
     weights = weights * (torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) < 0.3)
     weights[:, size // 2] += 0.01  # no row without any
     seeds, positions = torch.arange(200), torch.arange(200) % 7
-    drawn = torch_sampling.sample_from_probs(never, weights, seeds, positions)
+    drawn = sampling.sample_from_probs(never, weights, seeds, positions)
     assert drawn.dtype == torch.int32
     for row, (token, seed, position) in enumerate(zip(drawn.tolist(), seeds.tolist(), positions.tolist(), strict=True)):
-        number = torch_sampling._uniform(seed, position) * float(weights[row].sum())
+        number = sampling._uniform(seed, position) * float(weights[row].sum())
         cumulated = weights[row].cumsum(-1).tolist()
         assert weights[row, token] > 0
         assert cumulated[token] >= number - 1e-9
@@ -116,27 +114,27 @@ def test_a_number_at_either_end_draws_a_token_that_has_weight(monkeypatch: pytes
     weights = torch.zeros(1, 600)
     weights[0, [3, 400]] = 0.1
     for number, token in ((0.0, 3), (1.0, 400)):
-        monkeypatch.setattr(torch_sampling, "_uniform", lambda *_, number=number: number)
-        assert torch_sampling.sample_from_probs(never, weights, torch.zeros(1), torch.zeros(1)).tolist() == [token]
+        monkeypatch.setattr(sampling, "_uniform", lambda *_, number=number: number)
+        assert sampling.sample_from_probs(never, weights, torch.zeros(1), torch.zeros(1)).tolist() == [token]
 
 
 def test_log_probabilities_are_those_of_log_softmax_and_the_original_runs_without_seeds() -> None:
     sampler = type("Sampler", (), {"enable_deterministic": False})()
-    torch_sampling.with_log_softmax(None, sampler)
+    sampling.with_log_softmax(None, sampler)
     assert sampler.enable_deterministic
     probs, positions = torch.ones(1, 2), torch.zeros(1)
-    assert torch_sampling.sample_from_probs(lambda *given: given, probs, None, positions) == (probs, None, positions)
+    assert sampling.sample_from_probs(lambda *given: given, probs, None, positions) == (probs, None, positions)
 
 
 def test_greedy_rows_among_sampled_ones() -> None:
     probs = torch.randn(4, 20).softmax(-1)
     everything = torch.tensor([1, 2**30, 1, 2**30])
     ones, seeds, positions = torch.ones(4), torch.arange(4), torch.zeros(4, dtype=torch.int64)
-    tokens = torch_sampling.sample_or_greedy(
+    tokens = sampling.sample_or_greedy(
         never, probs, everything, ones, torch.zeros(4), False, seeds, positions, return_filtered_probs=False
     )
-    sampled = torch_sampling.sample(never, probs.log(), seeds, positions).view(-1)
+    sampled = sampling.sample(never, probs.log(), seeds, positions).view(-1)
     expected = torch.where(everything == 1, probs.argmax(-1), sampled)
     assert torch.equal(tokens.long(), expected)
     with pytest.raises(AssertionError, match="itself"):
-        torch_sampling.sample_or_greedy(never, probs, everything * 0 + 5, ones, ones, False, seeds, positions)
+        sampling.sample_or_greedy(never, probs, everything * 0 + 5, ones, ones, False, seeds, positions)

@@ -4,10 +4,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
-
-from penstock_rollout.engine.sglang.inside import prefill as torch_prefill  # noqa: E402
+from penstock_rollout.engine.sglang.inside import prefill
 
 LAYERS, SLOTS, VOCABULARY = 3, 300, 11
 
@@ -133,7 +132,7 @@ def test_equal_sequences_get_what_each_alone_would_get(
 ) -> None:
     plain, hooked = Engine(), Engine()
     expected = plain.forward(plain, batch_of(plain, sequences))
-    output = torch_prefill.execute(hooked.forward, hooked, batch_of(hooked, sequences))
+    output = prefill.execute(hooked.forward, hooked, batch_of(hooked, sequences))
     assert hooked.computed == num_computed
     assert torch.equal(output.next_token_logits, expected.next_token_logits)
     for one, other in zip(plain.k_buffer + plain.v_buffer, hooked.k_buffer + hooked.v_buffer, strict=True):
@@ -156,6 +155,6 @@ def test_any_other_batch_is_left_alone(changes: dict[str, Any]) -> None:
     engine = Engine()
     batch = dataclasses.replace(batch_of(engine, SEQUENCES), **changes)
     seen: list[Any] = []
-    torch_prefill.execute(lambda _, given: seen.append(given), engine, batch)
+    prefill.execute(lambda _, given: seen.append(given), engine, batch)
     assert seen == [batch]
     assert seen[0] is batch

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="torch is in the trainer's environment")
-
-from penstock_rollout.engine.sglang.inside import receive as torch_receive  # noqa: E402
-from tests.patience import ANSWER_SECONDS  # noqa: E402
+from penstock_rollout.engine.sglang.inside import receive
+from tests.patience import ANSWER_SECONDS
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {"a": [(2, 3), (), (5,)], "b": [(40, 7)], "c": [(3,)]}
 UPDATER = SimpleNamespace(_model_update_group={"g": "the group", "h": "another"})
@@ -47,9 +46,9 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     return made
 
 
-def ask(receive: Any, bucket: str, group: str = "g") -> list[tuple[str, Any]]:
+def ask(hook: Any, bucket: str, group: str = "g") -> list[tuple[str, Any]]:
     names = [f"{bucket}{number}" for number in range(len(SHAPES[bucket]))]
-    received: list[tuple[str, Any]] = receive(
+    received: list[tuple[str, Any]] = hook(
         None, UPDATER, names=names, dtypes=["bfloat16"] * len(names), shapes=SHAPES[bucket], group_name=group
     )
     assert [name for name, _ in received] == names
@@ -61,44 +60,44 @@ def weights_of(bucket: str) -> list[Any]:
 
 
 def test_every_bucket_arrives_whole_and_stays_while_the_next_one_comes(trainer: Trainer) -> None:
-    (receive,) = torch_receive.hooks().values()
+    (hook,) = receive.hooks().values()
     for turn in range(3):
         version = {bucket: weights_of(bucket) for bucket in SHAPES}
         for weights in version.values():
             trainer.send(weights)
         for number, bucket in enumerate(SHAPES, start=1):
-            received = ask(receive, bucket)
-            ahead = turn > 0 and bucket != "c"
-            assert trainer.until_received(3 * turn + number + ahead)
+            received = ask(hook, bucket)
+            is_ahead = turn > 0 and bucket != "c"
+            assert trainer.until_received(3 * turn + number + is_ahead)
             assert all(torch.equal(left, right) for (_, left), right in zip(received, version[bucket], strict=True))
         assert trainer.num_received == 3 * (turn + 1)  # after the last bucket nothing is waited for
 
 
 def test_what_fails_ahead_fails_the_request_that_asks_for_it(trainer: Trainer) -> None:
-    (receive,) = torch_receive.hooks().values()
+    (hook,) = receive.hooks().values()
     for bucket in (*SHAPES, "a"):
         trainer.send(weights_of(bucket))
     for bucket in (*SHAPES, "a"):
-        ask(receive, bucket)
+        ask(hook, bucket)
     with pytest.raises(RuntimeError, match="Connection closed"):
-        ask(receive, "b")
+        ask(hook, "b")
 
 
 def test_another_group_begins_anew(trainer: Trainer) -> None:
-    (receive,) = torch_receive.hooks().values()
+    (hook,) = receive.hooks().values()
     for bucket in ("a", "b", "c", "a"):
         trainer.send(weights_of(bucket))
-        ask(receive, bucket, "g" if bucket != "c" else "h")
+        ask(hook, bucket, "g" if bucket != "c" else "h")
     trainer.send(weights_of("b"))
-    ask(receive, "b")
+    ask(hook, "b")
 
 
 def test_a_bucket_of_another_size_than_before_is_refused(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    (receive,) = torch_receive.hooks().values()
+    (hook,) = receive.hooks().values()
     for bucket in ("a", "b", "a", "b"):
         trainer.send(weights_of(bucket))
     for bucket in ("a", "b", "a"):
-        ask(receive, bucket)
+        ask(hook, bucket)
     monkeypatch.setitem(SHAPES, "b", [(41, 7)])
     with pytest.raises(RuntimeError, match="a bucket of 574 bytes was asked for after one that 560 had followed"):
-        ask(receive, "b")
+        ask(hook, "b")

@@ -36,7 +36,9 @@ SECTION = WeightsSection(transport="disk", full_every=4)
 
 
 @dataclass
-class Bench:
+class Run:
+    """A trainer that stages deltas, and a rollout service that applies them."""
+
     world: World
     transport: DiskTransport
     fake: FakeSGLang
@@ -85,7 +87,7 @@ async def _until(stop: asyncio.Event) -> None:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+async def run(tmp_path: Path) -> AsyncIterator[Run]:
     world = World(tmp_path)
     transport = DiskTransport(world.staging)
     fake = FakeSGLang()
@@ -95,36 +97,36 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
         await engine.up.wait()
-        yield Bench(world, transport, fake, weights, Snapshots(Registry(trainer_url), TOKEN, 30.0))
+        yield Run(world, transport, fake, weights, Snapshots(Registry(trainer_url), TOKEN, 30.0))
         stop.set()
         await keeping
         await engine.close()
     world.close()
 
 
-async def test_the_engine_loads_whole_weights_that_deltas_gave(bench: Bench) -> None:
+async def test_the_engine_loads_whole_weights_that_deltas_gave(run: Run) -> None:
     for version in range(7):
-        wanted = bench.stage(version)
-        await bench.catch_up(wanted)
-        assert bench.weights.identity == wanted.identity
-        assert bench.loaded() == bench.world.whole()
+        wanted = run.stage(version)
+        await run.catch_up(wanted)
+        assert run.weights.identity == wanted.identity
+        assert run.loaded() == run.world.whole()
 
 
-async def test_a_damaged_chain_touches_nothing_and_is_mended_by_the_trainer(bench: Bench) -> None:
-    await bench.catch_up(bench.stage(0))
-    damaged = bench.stage(1)
+async def test_a_damaged_chain_touches_nothing_and_is_mended_by_the_trainer(run: Run) -> None:
+    await run.catch_up(run.stage(0))
+    damaged = run.stage(1)
     flip(Path(damaged.path) / DELTA_NAME, 40)
-    announced = bench.stage(2)
-    bench.fake.calls.clear()
+    announced = run.stage(2)
+    run.fake.calls.clear()
     with pytest.raises(ChainError, match=rf"{DELTA_NAME}: .* has digest .*: expected"):
-        await bench.catch_up(announced)
-    assert (bench.fake.calls, bench.weights.state) == ([], "fenced")
-    await bench.catch_up(announced)
-    assert bench.weights.identity == announced.identity
-    assert bench.loaded() == bench.world.whole()
-    await bench.catch_up(bench.stage(3))
-    assert not (Path(bench.transport.folder_of(3, 1)) / WEIGHTS_NAME).exists()
-    assert bench.loaded() == bench.world.whole()
+        await run.catch_up(announced)
+    assert (run.fake.calls, run.weights.state) == ([], "fenced")
+    await run.catch_up(announced)
+    assert run.weights.identity == announced.identity
+    assert run.loaded() == run.world.whole()
+    await run.catch_up(run.stage(3))
+    assert not (Path(run.transport.folder_of(3, 1)) / WEIGHTS_NAME).exists()
+    assert run.loaded() == run.world.whole()
 
 
 def test_deltas_need_files() -> None:

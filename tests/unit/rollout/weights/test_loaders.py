@@ -30,7 +30,9 @@ WANTED = Announcement(PolicyIdentity(3, "abcdef0123456789"), "/nowhere", 2)
 IN_TWO = CollectiveSource("g", ((MATRIX,), (VECTOR,)))
 
 
-class Bench:
+class Rollout:
+    """The weights of a rollout service, to which a trainer pushes."""
+
     def __init__(self, fake: FakeSGLang, server: FakeServer) -> None:
         self.fake, self.server, self.client = fake, server, SGLangClient(EngineSection())
         self.engine = engine = Engine(server, self.client)
@@ -45,23 +47,23 @@ class Bench:
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
+async def rollout() -> AsyncIterator[Rollout]:
     fake = FakeSGLang()
     async with serving(fake) as url:
-        bench = Bench(fake, FakeServer(fake, url))
-        engine = bench.engine
+        rollout = Rollout(fake, FakeServer(fake, url))
+        engine = rollout.engine
         stop = asyncio.Event()
-        keeping = asyncio.create_task(engine.keep_engine(stop, bench.weights.forget))
+        keeping = asyncio.create_task(engine.keep_engine(stop, rollout.weights.forget))
         await engine.up.wait()
-        yield bench
+        yield rollout
         stop.set()
         await keeping
         await engine.close()
 
 
-async def test_broadcasts_are_received_while_paused_bucket_by_bucket(bench: Bench) -> None:
-    await bench.join()
-    assert bench.fake.calls.pop() == (
+async def test_broadcasts_are_received_while_paused_bucket_by_bucket(rollout: Rollout) -> None:
+    await rollout.join()
+    assert rollout.fake.calls.pop() == (
         "/init_weights_update_group",
         {
             "master_address": "10.0.0.1",
@@ -72,90 +74,92 @@ async def test_broadcasts_are_received_while_paused_bucket_by_bucket(bench: Benc
             "backend": "gloo",
         },
     )
-    await bench.push()
+    await rollout.push()
     update = "/update_weights_from_distributed"
-    assert bench.fake.paths() == [
+    assert rollout.fake.paths() == [
         *("/pause_generation", "/set_internal_state", "/begin_weight_update", update, update),
         *("/end_weight_update", "/flush_cache", "/continue_generation"),
     ]
-    first, last = [body for path, body in bench.fake.calls if path == update]
+    first, last = [body for path, body in rollout.fake.calls if path == update]
     assert (first["names"], first["dtypes"], first["shapes"]) == (["matrix"], ["bfloat16"], [[2, 3]])
     assert (first["weight_version"], last["weight_version"]) == (None, str(WANTED.identity))
     assert first["group_name"] == last["group_name"] == "g"
-    assert bench.weights.identity == WANTED.identity
-    assert 0 < bench.weights.paused_seconds < 60
+    assert rollout.weights.identity == WANTED.identity
+    assert 0 < rollout.weights.paused_seconds < 60
     count = "penstock_rollout_weight_update_duration_seconds_count"
-    assert bench.metrics.registry.get_sample_value(count, {"transport": "nccl"}) == 1
+    assert rollout.metrics.registry.get_sample_value(count, {"transport": "nccl"}) == 1
 
 
-async def test_shared_memory_is_named_and_not_copied_into_the_request(bench: Bench) -> None:
+async def test_shared_memory_is_named_and_not_copied_into_the_request(rollout: Rollout) -> None:
     manager, handle, num_bytes = shared_name(shared_memory(20))
     bucket = SharedBucket(handle, num_bytes, (MATRIX, VECTOR))
-    await bench.push(TensorSource(manager, (bucket,)))
-    (body,) = [body for path, body in bench.fake.calls if path == "/update_weights_from_tensor"]
+    await rollout.push(TensorSource(manager, (bucket,)))
+    (body,) = [body for path, body in rollout.fake.calls if path == "/update_weights_from_tensor"]
     assert body["serialized_named_tensors"] == [base64.b64encode(pickled_tensors(manager, bucket)).decode()]
-    assert bench.weights.identity == WANTED.identity
+    assert rollout.weights.identity == WANTED.identity
 
 
-async def test_a_push_in_a_group_that_the_engine_is_not_in_touches_nothing(bench: Bench) -> None:
+async def test_a_push_in_a_group_that_the_engine_is_not_in_touches_nothing(rollout: Rollout) -> None:
     with pytest.raises(WeightsError, match=r"in the group '', not in 'g'.*POST /v1/weights/group"):
-        await bench.push()
-    await bench.join("g")
-    bench.engine.report(bench.engine.epoch, "lost")
-    while bench.server.num_starts < 2:  # noqa: ASYNC110
+        await rollout.push()
+    await rollout.join("g")
+    rollout.engine.report(rollout.engine.epoch, "lost")
+    while rollout.server.num_starts < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await bench.engine.up.wait()
-    bench.fake.calls.clear()
+    await rollout.engine.up.wait()
+    rollout.fake.calls.clear()
     with pytest.raises(WeightsError, match="started anew"):
-        await bench.push()
-    assert bench.fake.calls == []
-    assert bench.engine.up.is_set()
+        await rollout.push()
+    assert rollout.fake.calls == []
+    assert rollout.engine.up.is_set()
 
 
-async def test_shared_memory_of_another_host_touches_nothing(bench: Bench) -> None:
+async def test_shared_memory_of_another_host_touches_nothing(rollout: Rollout) -> None:
     with pytest.raises(WeightsError, match="on one; expected disk or nccl"):
-        await bench.push(TensorSource("/tmp/manager", (SharedBucket("/torch_not_here", 20, (MATRIX, VECTOR)),)))
-    assert bench.fake.calls == []
+        await rollout.push(TensorSource("/tmp/manager", (SharedBucket("/torch_not_here", 20, (MATRIX, VECTOR)),)))
+    assert rollout.fake.calls == []
 
 
-async def test_a_new_group_replaces_the_old_one(bench: Bench) -> None:
-    await bench.join("old")
-    await bench.join("new")
-    assert bench.fake.calls[1] == ("/destroy_weights_update_group", {"group_name": "old"})
-    assert bench.engine.group == "new"
+async def test_a_new_group_replaces_the_old_one(rollout: Rollout) -> None:
+    await rollout.join("old")
+    await rollout.join("new")
+    assert rollout.fake.calls[1] == ("/destroy_weights_update_group", {"group_name": "old"})
+    assert rollout.engine.group == "new"
 
 
-async def test_an_engine_that_hangs_in_a_group_is_started_again(bench: Bench) -> None:
-    bench.client.connection.control_timeout_seconds = 0.5
-    bench.fake.join_seconds = 30
+async def test_an_engine_that_hangs_in_a_group_is_started_again(rollout: Rollout) -> None:
+    rollout.client.connection.control_timeout_seconds = 0.5
+    rollout.fake.join_seconds = 30
     with pytest.raises(TimeoutError, match=r"did not answer /init_weights_update_group in 0\.5 s"):
-        await bench.join()
-    assert bench.engine.group == ""
-    while bench.server.num_starts < 2:  # noqa: ASYNC110
+        await rollout.join()
+    assert rollout.engine.group == ""
+    while rollout.server.num_starts < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
-async def test_a_bucket_that_fails_ends_the_engine(bench: Bench) -> None:
-    await bench.join()
-    bench.fake.fail_load = "Failed to receive weights: Connection closed by peer"
+async def test_a_bucket_that_fails_ends_the_engine(rollout: Rollout) -> None:
+    await rollout.join()
+    rollout.fake.fail_load = "Failed to receive weights: Connection closed by peer"
     with pytest.raises(EngineError, match="Connection closed"):
-        await bench.push()
-    assert bench.weights.identity is None
-    assert not bench.engine.up.is_set()
-    assert "/continue_generation" not in bench.fake.paths()
+        await rollout.push()
+    assert rollout.weights.identity is None
+    assert not rollout.engine.up.is_set()
+    assert "/continue_generation" not in rollout.fake.paths()
 
 
-async def test_the_whole_load_has_one_deadline(bench: Bench) -> None:
+async def test_the_whole_load_has_one_deadline(rollout: Rollout) -> None:
     """Each bucket is quick enough; together they are too late."""
-    bench.weights._section = WeightsSection(push_timeout_seconds=0.5)
-    bench.fake.load_seconds = 0.3
-    await bench.join()
+    rollout.weights._section = WeightsSection(push_timeout_seconds=0.5)
+    rollout.fake.load_seconds = 0.3
+    await rollout.join()
     with pytest.raises(TimeoutError):
-        await bench.push()
-    assert not bench.engine.up.is_set()
+        await rollout.push()
+    assert not rollout.engine.up.is_set()
 
 
-async def test_a_service_that_wakes_up_too_late_ends_its_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_wakes_up_too_late_ends_its_engine(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its timer was stopped with it, and the engine says that all is well."""
 
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + 2 * ANSWER_SECONDS)
@@ -164,28 +168,28 @@ async def test_a_service_that_wakes_up_too_late_ends_its_engine(bench: Bench, mo
         monkeypatch.setattr("penstock_rollout.weights.updater.time", later)
         return str(WANTED.identity)
 
-    await bench.join()
-    monkeypatch.setattr(bench.engine.client.loading, "weight_version", frozen)
+    await rollout.join()
+    monkeypatch.setattr(rollout.engine.client.loading, "weight_version", frozen)
     with pytest.raises(TimeoutError, match="was not served within"):
-        await bench.push()
-    assert bench.weights.identity is None
-    assert not bench.engine.up.is_set()
+        await rollout.push()
+    assert rollout.weights.identity is None
+    assert not rollout.engine.up.is_set()
 
 
-async def test_a_trainer_that_has_lost_its_lease_forms_no_group(bench: Bench) -> None:
-    await bench.join()
-    await bench.push()
+async def test_a_trainer_that_has_lost_its_lease_forms_no_group(rollout: Rollout) -> None:
+    await rollout.join()
+    await rollout.push()
     with pytest.raises(WeightsConflictError, match="another trainer"):
-        await bench.join("late", lease=1)
+        await rollout.join("late", lease=1)
 
 
-async def test_groups_over_http(bench: Bench) -> None:
-    app = make_rollout_app(bench.engine, bench.weights, bench.metrics.registry, None)
+async def test_groups_over_http(rollout: Rollout) -> None:
+    app = make_rollout_app(rollout.engine, rollout.weights, rollout.metrics.registry, None)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r") as client:
         request = {"group": "g", "address": "h", "port": 1, "num_ranks": 2, "backend": "gloo", "lease": 2}
         answer = await client.post("/v1/weights/group", json=request)
         assert (answer.status_code, answer.json()["engine_starts"]) == (200, 1)
-        assert bench.engine.group == "g"
+        assert rollout.engine.group == "g"
         answer = await client.post("/v1/weights/group", json={**request, "backend": "pigeon"})
         assert (answer.status_code, answer.json()["error"]) == (422, "weights")
         tensors = [{"name": "w", "dtype": "bfloat16", "shape": [2]}]

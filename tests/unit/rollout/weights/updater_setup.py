@@ -25,7 +25,9 @@ CYCLE = ["/pause_generation", "/set_internal_state", *ABORT_CYCLE[1:]]
 
 
 @dataclass
-class Bench:
+class Rollout:
+    """The weights of a rollout service, over a fake engine."""
+
     fake: FakeSGLang
     server: FakeServer
     engine: Engine
@@ -56,7 +58,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def weights_bench(root: Path) -> AsyncIterator[Bench]:
+async def updating_rollout(root: Path) -> AsyncIterator[Rollout]:
     """With an engine that is up and serves nothing yet."""
     fake = FakeSGLang()
     async with serving(fake) as url:
@@ -67,7 +69,7 @@ async def weights_bench(root: Path) -> AsyncIterator[Bench]:
         stop = asyncio.Event()
         keeping = asyncio.create_task(engine.keep_engine(stop, weights.forget))
         await engine.up.wait()
-        yield Bench(fake, server, engine, weights, metrics, root)
+        yield Rollout(fake, server, engine, weights, metrics, root)
         stop.set()
         await keeping
         await engine.close()

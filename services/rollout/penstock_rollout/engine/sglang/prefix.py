@@ -5,8 +5,7 @@ asked for at about the same time form a wave: what all of them begin with is com
 once, in one request without new tokens. The groups need not wait for its answer: SGLang serves in order, and what
 arrives while it computes the prompts finds them in the cache and shares the next forward pass. An engine that computes
 the equal prompts of a batch once (`inside.prefill`) is sent only the common beginning. Invariant: this changes what is
-computed, never what is sampled; a wave that fails lets its groups go on, which then meet the error themselves. Called
-by the client.
+computed, never what is sampled; a wave that fails lets its groups go on, which then meet the error themselves.
 """
 
 import asyncio

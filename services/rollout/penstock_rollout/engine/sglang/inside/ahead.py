@@ -11,7 +11,7 @@ SGLang's own code every time.
     update from P                 exchanges, where P was the last to be read; else SGLang's own
 
 The socket is no request to SGLang, since those wait for the pass that runs. Runs inside SGLang's scheduler; registered
-by `engine.launcher` through SGLang's hook registry.
+by `launcher` through SGLang's hook registry.
 """
 
 import logging

@@ -5,7 +5,7 @@ cached prefix's queries again; with short sequences that takes longer than the m
 padded to the longest and masked, which is the same sum. Whatever is not plain causal self-attention, and batches whose
 padding would outweigh the gain, go to SGLang's own code.
 
-Runs inside SGLang's scheduler; registered by `engine.launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
 
 Shapes: B sequences, T query tokens of all sequences, H heads, K key-value heads, R = H / K, Q longest query,
 S longest sequence, D head size.

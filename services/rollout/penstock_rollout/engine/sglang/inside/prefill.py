@@ -5,7 +5,7 @@ prompt token at least, which no cache holds for it. Here one sequence of each ki
 and its new keys and values are then copied to the others. Each is still sampled by itself, from the same numbers.
 Batches of another kind, and any field of a batch whose rows cannot be told, leave everything to SGLang's own code.
 
-Runs inside SGLang's scheduler; registered by `engine.launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
 
 Shapes: B sequences, U of them different, T new tokens of all.
 """

@@ -6,7 +6,7 @@ pages stay. A trainer sends the buckets of a group in one order again and again,
 size of the next one is known: a thread receives it meanwhile. Whatever fails there fails the request that asks for it;
 an engine whose update has failed is ended by its service, so that no receive outlives its update.
 
-Runs inside SGLang's scheduler; registered by `engine.launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
 """
 
 import threading

@@ -9,7 +9,7 @@ SGLang also takes logarithms of whole distributions, of which a CPU computes 1e8
 sampling, where they are not needed, and once for log-probabilities, which its deterministic mode gets from
 `log_softmax` at a tenth of the time, and without losing those of tokens whose probability is too small for a float.
 
-Runs inside SGLang's scheduler; registered by `engine.launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
 
 Shapes: B sequences, V vocabulary.
 """
