@@ -51,7 +51,7 @@ class Lease:
         self._thread.start()
 
     async def renew(self, queue: Queue) -> None:
-        """Renew now; holds it again after it expired unless another trainer has had it (FencedError) or may have."""
+        """Renew now; holds it again after it expired unless another trainer has had it (LeaseLostError) or may have."""
         await queue.run(scripts.RENEW_LEASE, [self._key, self._last_key], [self.token, int(self._ttl_seconds * 1000)])
 
     def release(self) -> None:
