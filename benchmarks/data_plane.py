@@ -2,7 +2,7 @@
 
 Owns the load and the table. Invariant: the pipeline and its yardstick, plain XADD of the same payload over as many
 connections, run in turns against one server, so that both see the same machine. The same payload is what the queue is
-given of one group, head, completions and texts, as one message; the older yardstick, in its place a message of the
+given of one group, header, completions and texts, as one message; the older yardstick, in its place a message of the
 completions with texts and one without in turn, what streams once carried, is measured too. Both sides are one client
 process; no engine, reward or step file takes part. Start it alone on a quiet machine, from the repository's root:
 
@@ -33,7 +33,7 @@ from penstock.config import Config
 from penstock.contracts import Ticket, decode, encode
 from penstock.contracts.ledger import StepRecord
 from penstock.contracts.services import Announcement
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, scored_group, stored, texts_of
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, scored_group, stored, texts_of
 
 BATCH_SIZE = 64
 CREDITS = 4 * BATCH_SIZE
@@ -115,11 +115,11 @@ class Pipeline:
                 await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
                 delivery = await worker.take(Stage.ROLLOUTS)
                 continue
-            head = decode(delivery.payload, RolloutHead)
+            header = decode(delivery.payload, RolloutHeader)
             [parts] = await worker.read([delivery], Part.TEXTS)
-            assert len(texts_of(head, parts[Part.TEXTS])) == self._shape.group_size
+            assert len(texts_of(header, parts[Part.TEXTS])) == self._shape.group_size
             _, delivery = await worker.hand_over_and_take(
-                delivery, self._shape.scored(head), Stage.SCORED, Stage.ROLLOUTS
+                delivery, self._shape.scored(header), Stage.SCORED, Stage.ROLLOUTS
             )
 
     async def _train(self, trainer: TrainerQueue, num_groups: int, max_outstanding: int) -> None:
@@ -135,7 +135,7 @@ class Pipeline:
             if not deliveries:
                 await worker.wait(Stage.SCORED, timeout_seconds=1)
             for delivery, parts in zip(deliveries, await worker.read(deliveries, *Part), strict=True):
-                scored = scored_group(decode(delivery.payload, ScoredHead), parts)
+                scored = scored_group(decode(delivery.payload, ScoredHeader), parts)
                 held[scored.group.ticket.number] = delivery
                 worker.forget(delivery)
             if len(held) < min(batch_size, num_groups - done):

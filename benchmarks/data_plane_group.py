@@ -19,7 +19,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, stored
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, stored
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
 PROMPT_TOKENS = 128
@@ -55,8 +55,8 @@ class Shape:
     def rollout(self, ticket: Ticket) -> RolloutGroup:
         return RolloutGroup(ticket, self.completions, "http://127.0.0.1:30000", 1.0, 2.0)
 
-    def scored(self, head: RolloutHead) -> ScoredHead:
-        return ScoredHead(head, (Score(0.5),) * self.group_size)
+    def scored(self, header: RolloutHeader) -> ScoredHeader:
+        return ScoredHeader(header, (Score(0.5),) * self.group_size)
 
     @property
     def total_tokens(self) -> int:
@@ -67,7 +67,7 @@ def bytes_per_token(shape: Shape) -> dict[str, float]:
     """Of what each service writes or reads of a group."""
     ticket = shape.ticket(0)
     rollout = stored(shape.rollout(ticket))
-    scored = stored(shape.scored(decode(rollout.head, RolloutHead))).head
+    scored = stored(shape.scored(decode(rollout.head, RolloutHeader))).head
     completions, texts = len(rollout.parts[Part.COMPLETIONS]), len(rollout.parts[Part.TEXTS])
     found = {
         "ticket": len(encode(ticket)),

@@ -4,7 +4,7 @@
     |- ConfigError        a key, a file or a combination that the user must change     exit 2
     |- DataError          a dataset row or prompt that cannot be used                  exit 2
     |- QueueError         Redis cannot be reached, or answered what it must not        exit 4
-    |  |- FencedError     another trainer holds the lease                              exit 5
+    |  |- LeaseLostError  another trainer holds the lease                              exit 5
     |  '- LostWritesError the queue or the lease went back in time: start again        exit 4
     |- EngineError        the inference engine failed
     |  |- EngineStartError   it did not start                                          exit 6
@@ -62,7 +62,7 @@ class QueueError(PenstockError):
     exit_code = 4
 
 
-class FencedError(QueueError):
+class LeaseLostError(QueueError):
     """The caller's lease is not the current one: another trainer has taken over."""
 
     kind = "fenced"

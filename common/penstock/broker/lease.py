@@ -54,7 +54,7 @@ class Lease:
         self._thread.start()
 
     async def renew(self, queue: Queue) -> None:
-        """Renew now; holds it again after it expired unless another trainer has had it (FencedError) or may have."""
+        """Renew now; holds it again after it expired unless another trainer has had it (LeaseLostError) or may have."""
         await queue.run(self._renewal)
 
     def release(self) -> None:

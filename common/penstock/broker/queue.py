@@ -25,7 +25,7 @@ from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.broker.scripts import Call, Script
 from penstock.contracts.services import Announcement, ServiceRecord, read_announced
-from penstock.errors import ConfigError, FencedError, LostWritesError, QueueError
+from penstock.errors import ConfigError, LeaseLostError, LostWritesError, QueueError
 
 log = logging.getLogger(__name__)
 
@@ -225,4 +225,4 @@ def refusal(error: str) -> QueueError | None:
             "the lease is held by nobody: it expired, or the queue has lost it; "
             "the trainer starts again from the ledger"
         )
-    return FencedError(f"the lease is held by {holder}; this trainer has lost it and stops")
+    return LeaseLostError(f"the lease is held by {holder}; this trainer has lost it and stops")

@@ -1,7 +1,7 @@
 """What only the trainer may say to Redis; every call is fenced by its lease.
 
 Owns issuing, announcing, committing and dropping. Invariant: these are the only writers of the ledger, the counters
-and the announced version, and a trainer that has lost its lease can call none of them (FencedError).
+and the announced version, and a trainer that has lost its lease can call none of them (LeaseLostError).
 """
 
 import asyncio

@@ -19,7 +19,7 @@ from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
 from penstock.broker.scripts import Given, Script
 from penstock.config import StalenessSection
 from penstock.contracts import DropReason, RolloutGroup
-from penstock.contracts.stored_groups import Part, ScoredHead, stored
+from penstock.contracts.stored_groups import Part, ScoredHeader, stored
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Worker:
             found[place][part] = data
         return found
 
-    async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHead, to: Stage) -> bool:
+    async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHeader, to: Stage) -> bool:
         """Replace the entry by its successor in the next stage; False, and nothing published, if it is not ours."""
         moved, _ = await self.hand_over_and_take(delivery, message, to)
         return moved
@@ -170,7 +170,7 @@ class Worker:
     async def hand_over_and_take(
         self,
         delivery: Delivery,
-        message: RolloutGroup | ScoredHead,
+        message: RolloutGroup | ScoredHeader,
         to: Stage,
         *stages: Stage,
         served: Served | None = None,

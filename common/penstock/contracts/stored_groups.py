@@ -31,13 +31,13 @@ from penstock.contracts.groups import (
 
 
 class Part(StrEnum):
-    """What a group is stored as beside its head."""
+    """What a group is stored as beside its header."""
 
     COMPLETIONS = "completions"
     TEXTS = "texts"
 
 
-class RolloutHead(Contract, frozen=True, tag_field="schema", tag="rollout-group/3"):
+class RolloutHeader(Contract, frozen=True, tag_field="schema", tag="rollout-group/3"):
     """A rollout group without its completions; fields as there."""
 
     ticket: Ticket
@@ -46,10 +46,10 @@ class RolloutHead(Contract, frozen=True, tag_field="schema", tag="rollout-group/
     ended_at: float
 
 
-class ScoredHead(Contract, frozen=True, tag_field="schema", tag="scored-group/3"):
+class ScoredHeader(Contract, frozen=True, tag_field="schema", tag="scored-group/3"):
     """A scored group without its completions, of which there is one per score."""
 
-    group: RolloutHead
+    group: RolloutHeader
     scores: tuple[Score, ...]
 
     def __post_init__(self) -> None:
@@ -78,41 +78,41 @@ class Stored:
     unread: tuple[Part, ...] = ()
 
 
-def stored(message: RolloutGroup | ScoredHead) -> Stored:
+def stored(message: RolloutGroup | ScoredHeader) -> Stored:
     """Take a message apart. People read the texts of evaluations only, so those of training end with the scores."""
-    if isinstance(message, ScoredHead):
+    if isinstance(message, ScoredHeader):
         is_training = message.group.ticket.purpose == "train"
         return Stored(encode(message), unread=(Part.TEXTS,) if is_training else ())
     parts = {
         Part.COMPLETIONS: encode(CompletionsPart(message.without_text().completions)),
         Part.TEXTS: encode(TextsPart(tuple(each.text for each in message.completions))),
     }
-    return Stored(encode(RolloutHead(message.ticket, message.server, message.started_at, message.ended_at)), parts)
+    return Stored(encode(RolloutHeader(message.ticket, message.server, message.started_at, message.ended_at)), parts)
 
 
-def texts_of(head: RolloutHead, data: bytes | None) -> tuple[str, ...]:
+def texts_of(header: RolloutHeader, data: bytes | None) -> tuple[str, ...]:
     """The texts of a group from their part; None: there is none."""
     texts = _decoded(data, TextsPart, Part.TEXTS).texts
-    if len(texts) != len(head.ticket.seeds):
-        raise MalformedMessageError(f"{len(texts)} texts for {len(head.ticket.seeds)} seeds")
+    if len(texts) != len(header.ticket.seeds):
+        raise MalformedMessageError(f"{len(texts)} texts for {len(header.ticket.seeds)} seeds")
     return texts
 
 
-def group_of(head: RolloutHead, parts: Mapping[Part, bytes | None]) -> RolloutGroup:
+def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> RolloutGroup:
     """A group from its parts; one to be trained has no texts."""
     completions = _decoded(parts[Part.COMPLETIONS], CompletionsPart, Part.COMPLETIONS).completions
     try:
-        group = RolloutGroup(head.ticket, completions, head.server, head.started_at, head.ended_at)
+        group = RolloutGroup(header.ticket, completions, header.server, header.started_at, header.ended_at)
     except ValueError as error:
         raise MalformedMessageError(str(error)) from error
-    if head.ticket.purpose == "train":
+    if header.ticket.purpose == "train":
         return group.without_text()
-    texts = texts_of(head, parts[Part.TEXTS])
+    texts = texts_of(header, parts[Part.TEXTS])
     named = tuple(msgspec.structs.replace(each, text=text) for each, text in zip(completions, texts, strict=True))
     return msgspec.structs.replace(group, completions=named)
 
 
-def scored_group(scored: ScoredHead, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
+def scored_group(scored: ScoredHeader, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
     """What the trainer trains or evaluates."""
     return ScoredGroup(group_of(scored.group, parts), scored.scores)
 

@@ -18,7 +18,7 @@ from penstock.errors import (
     ConfigError,
     DataError,
     EngineError,
-    FencedError,
+    LeaseLostError,
     PenstockError,
     RewardError,
     RewardUnavailableError,
@@ -33,7 +33,7 @@ RETRY_AFTER_SECONDS = 1  # a push takes about this long
 # The first class that fits decides: subclasses stand before their bases.
 STATUS_OF_ERROR: tuple[tuple[type[Exception], int], ...] = (
     (WeightsConflictError, 409),
-    (FencedError, 409),
+    (LeaseLostError, 409),
     (WeightsBusyError, 503),
     (WeightsMismatchError, 502),
     (WeightsError, 422),

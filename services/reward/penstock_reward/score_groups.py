@@ -20,7 +20,7 @@ from typing import Protocol
 
 from penstock.broker import Delivery, Stage
 from penstock.contracts import MalformedMessageError, decode
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, texts_of
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, texts_of
 from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.scoring.permits import Permit, Permits
@@ -42,7 +42,7 @@ class Consumer(Protocol):
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]: ...
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: ScoredHead, to: Stage, *stages: Stage
+        self, delivery: Delivery, message: ScoredHeader, to: Stage, *stages: Stage
     ) -> tuple[bool, Delivery | None]: ...
 
     async def give_back(
@@ -95,10 +95,10 @@ async def _score_in_turn(
 
 async def _score_one(
     consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, permit: Permit
-) -> ScoredHead | None:
+) -> ScoredHeader | None:
     """The group with its scores; None if it was buried."""
     try:
-        group = decode(delivery.payload, RolloutHead)
+        group = decode(delivery.payload, RolloutHeader)
         [parts] = await consumer.read([delivery], Part.TEXTS)
         return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), permit)
     except (MalformedMessageError, RewardError) as error:
@@ -110,8 +110,8 @@ async def _score_one(
 
 
 async def _scored(
-    scoring: Scoring, metrics: RewardMetrics, group: RolloutHead, texts: Sequence[str], permit: Permit
-) -> ScoredHead:
+    scoring: Scoring, metrics: RewardMetrics, group: RolloutHeader, texts: Sequence[str], permit: Permit
+) -> ScoredHeader:
     ticket = group.ticket
     attempts = scoring.attempts(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
     while (verdicts := await attempts.run()) is None:
@@ -126,4 +126,4 @@ async def _scored(
         log.warning(
             "%d of %d scores failed, first: %s", len(failures), len(verdicts), failures[0], extra={"ticket": ticket.key}
         )
-    return ScoredHead(group, tuple(verdict.score for verdict in verdicts))
+    return ScoredHeader(group, tuple(verdict.score for verdict in verdicts))

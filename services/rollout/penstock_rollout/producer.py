@@ -31,7 +31,7 @@ from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.types import EngineAbsentError, GroupAnswer, completions
 from penstock_rollout.metrics import RolloutMetrics
-from penstock_rollout.running import LONELY_DEATHS, Running
+from penstock_rollout.running import ISOLATION_DEATHS, Running
 from penstock_rollout.weights.updater import WeightUpdater
 
 log = logging.getLogger(__name__)
@@ -145,9 +145,9 @@ class Producer:
                 self._start(tasks, delivery, ticket)
         if delivery is None:
             await self._tickets.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=WAIT_SECONDS)
-        elif (lonely := self._running.lonely) is not None:
+        elif (isolated := self._running.isolated) is not None:
             log.warning("ticket %s runs alone: %d engines died with it", delivery.ticket_key, delivery.engine_deaths)
-            await asyncio.wait({lonely, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({isolated, stopping}, return_when=asyncio.FIRST_COMPLETED)
 
     @property
     def _served(self) -> Served | None:
@@ -155,7 +155,7 @@ class Producer:
         return None if identity is None else Served(identity.number, self._weights.lease)
 
     def _start(self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket) -> None:
-        alone = delivery.engine_deaths >= LONELY_DEATHS
+        alone = delivery.engine_deaths >= ISOLATION_DEATHS
         after = self._running.tasks if alone else ()
         task = tasks.create_task(self._produce(tasks, delivery, ticket, after))
         self._running.add(task, delivery.stage, len(ticket.seeds), alone=alone)
@@ -260,7 +260,7 @@ class Producer:
 
     async def _follow(self, tasks: asyncio.TaskGroup, delivery: Delivery) -> None:
         """Start what was taken with a hand-over. One that is to run alone is left to the loop, which then waits."""
-        alone = self._running.lonely is not None or delivery.engine_deaths >= LONELY_DEATHS
+        alone = self._running.isolated is not None or delivery.engine_deaths >= ISOLATION_DEATHS
         if alone or self._stop.is_set():
             await self._tickets.give_back(delivery)
         elif (ticket := await self._decode(delivery)) is not None:

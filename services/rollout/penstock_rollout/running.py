@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from penstock.broker import Stage
 from penstock.contracts import Ticket
 
-LONELY_DEATHS = 2  # a ticket that was there when so many engines died runs alone
+ISOLATION_DEATHS = 2  # a ticket that was there when so many engines died runs alone
 
 
 class Running:
@@ -24,7 +24,7 @@ class Running:
         self._max_eval_completions = max_eval_completions
         self._groups: dict[asyncio.Task[None], tuple[Stage, int]] = {}
         self._num_coming = 0
-        self.lonely: asyncio.Task[None] | None = None
+        self.isolated: asyncio.Task[None] | None = None
         """The one that runs alone, or waits until it does."""
 
     @property
@@ -40,13 +40,13 @@ class Running:
         """A group that runs until its task ends."""
         self._groups[task] = (stage, num_completions)
         if alone:
-            self.lonely = task
+            self.isolated = task
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._groups[task]
-        if task is self.lonely:
-            self.lonely = None
+        if task is self.isolated:
+            self.isolated = None
 
     @contextlib.contextmanager
     def coming(self, leaving: Ticket | None = None) -> Iterator[None]:
@@ -69,7 +69,7 @@ class Running:
     def may_replace(self, leaving: Ticket) -> bool:
         """Whether another group fits in the place of one whose generation has ended."""
         others = self._num_running() + self._num_coming - len(leaving.seeds)
-        return self.lonely is None and (not others or others + self._group_size <= self._max_completions)
+        return self.isolated is None and (not others or others + self._group_size <= self._max_completions)
 
     def _num_running(self, stage: Stage | None = None) -> int:
         return sum(number for kind, number in self._groups.values() if stage in (None, kind))

@@ -8,7 +8,7 @@ from penstock.broker import Delivery, Queue, Stage
 from penstock.broker.keys import GROUP
 from penstock.broker.worker import PART_TTL_MS
 from penstock.contracts import decode
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader
 from tests.integration.broker.queue_setup import part_keys
 
 
@@ -37,8 +37,8 @@ class Entry:
     def number(self) -> float:
         """What its group carries in place of its start."""
         if self.stage is Stage.ROLLOUTS:
-            return decode(self.fields[b"p"], RolloutHead).started_at
-        return decode(self.fields[b"p"], ScoredHead).group.started_at
+            return decode(self.fields[b"p"], RolloutHeader).started_at
+        return decode(self.fields[b"p"], ScoredHeader).group.started_at
 
 
 WORK = (Stage.TICKETS, Stage.ROLLOUTS, Stage.SCORED)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from penstock.broker import Delivery, Stage
-from penstock.errors import FencedError, LostWritesError
+from penstock.errors import LeaseLostError, LostWritesError
 from penstock_trainer.rollouts.judge import oldest_version
 from tests.integration.broker.broker_calls import DiedError, Fate
 from tests.integration.broker.broker_entries import (
@@ -228,7 +228,7 @@ class TrainerRules(RunMachine):
         before = self.run(copy_keys(self.queue))
         tickets = [zombie.draws.ticket(0, attempt=9, policy_version=0)]
         for call in (zombie.queue.issue(tickets), zombie.checkpoint(), zombie.queue.reissue(tickets[0], ABSENT)):
-            with pytest.raises((FencedError, LostWritesError)):  # the latter: the queue went back past its lease
+            with pytest.raises((LeaseLostError, LostWritesError)):  # the latter: the queue went back past its lease
                 self.run(call)
         assert self.run(copy_keys(self.queue)) == before
 

@@ -20,7 +20,7 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.contracts.services import Announcement
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, stored
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, stored
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Holding:
     """A message that a worker took, and the weights that its server had then."""
 
     delivery: Delivery
-    message: Ticket | RolloutHead
+    message: Ticket | RolloutHeader
     policy: PolicyIdentity
 
 
@@ -61,8 +61,8 @@ class Holder:
     def _hold(self, delivery: Delivery | None) -> Holding | None:
         if delivery is None:
             return None
-        message = decode(delivery.payload, Ticket if self.stage is Stage.TICKETS else RolloutHead)
-        assert isinstance(message, Ticket | RolloutHead)
+        message = decode(delivery.payload, Ticket if self.stage is Stage.TICKETS else RolloutHeader)
+        assert isinstance(message, Ticket | RolloutHeader)
         holding = Holding(delivery, message, self.policy)
         self.holds.append(holding)
         return holding
@@ -82,7 +82,7 @@ class Holder:
         )
         return moved, self._hold(following)
 
-    def _result(self, holding: Holding, values: Sequence[float | None]) -> tuple[Stage, RolloutGroup | ScoredHead]:
+    def _result(self, holding: Holding, values: Sequence[float | None]) -> tuple[Stage, RolloutGroup | ScoredHeader]:
         if isinstance(holding.message, Ticket):
             spans = (VersionSpan(holding.policy, 0, 1), VersionSpan(self.policy, 1, 2))
             number = len(self.written)
@@ -93,4 +93,4 @@ class Holder:
             self.written[group.started_at] = stored(group).parts
             return Stage.ROLLOUTS, group
         scores = tuple(Score(None, "it raised") if value is None else Score(value) for value in values)
-        return Stage.SCORED, ScoredHead(holding.message, scores)
+        return Stage.SCORED, ScoredHeader(holding.message, scores)

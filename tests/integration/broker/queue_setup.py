@@ -20,7 +20,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, Stored, group_of, stored
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Stored, group_of, stored
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
 
@@ -48,15 +48,15 @@ def make_group(ticket: Ticket) -> RolloutGroup:
     return RolloutGroup(ticket, (completion, completion), "server", 1.0, 2.0)
 
 
-def make_scored(ticket: Ticket) -> ScoredHead:
+def make_scored(ticket: Ticket) -> ScoredHeader:
     """What a reward service makes of the head of that group."""
-    return ScoredHead(decode(stored(make_group(ticket)).head, RolloutHead), (Score(1.0), Score(0.0)))
+    return ScoredHeader(decode(stored(make_group(ticket)).head, RolloutHeader), (Score(1.0), Score(0.0)))
 
 
 def stored_scored(scored: ScoredGroup) -> Stored:
     """A scored group as it lies in the queue before anybody has let go of its texts."""
     form = stored(scored.group)
-    return Stored(encode(ScoredHead(decode(form.head, RolloutHead), scored.scores)), form.parts)
+    return Stored(encode(ScoredHeader(decode(form.head, RolloutHeader), scored.scores)), form.parts)
 
 
 async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
@@ -73,7 +73,7 @@ async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
 async def read_group(worker: Worker, delivery: Delivery) -> RolloutGroup:
     """The whole group of an entry in `rollouts`."""
     [parts] = await worker.read([delivery], *Part)
-    return group_of(decode(delivery.payload, RolloutHead), parts)
+    return group_of(decode(delivery.payload, RolloutHeader), parts)
 
 
 async def part_keys(queue: Queue) -> dict[str, int]:

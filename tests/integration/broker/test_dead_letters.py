@@ -250,7 +250,7 @@ async def test_the_command_lists_shows_and_sends(
     assert await hand.command("show", garbage) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["hexdump"] == ["00000000  c1 67 61 72 62 61 67 65                          |.garbage|"]
-    assert "not a RolloutHead" in shown["problem"]
+    assert "not a RolloutHeader" in shown["problem"]
 
     assert await hand.command("retry", "--all") == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -15,7 +15,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import DropReason, decode
 from penstock.contracts.ledger import DropRecord, StepRecord
-from penstock.contracts.stored_groups import Part, ScoredHead, scored_group
+from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import ConfigError, QueueError
 from tests.integration.broker.broker_calls import DiedError, Fate, with_fates
 from tests.integration.broker.queue_setup import (
@@ -61,7 +61,7 @@ async def test_texts_end_with_the_scores_and_completions_with_the_commit(
     scored = await taken(worker, Stage.SCORED)
     assert await part_keys(queue) == {completions: -1}
     [parts] = await worker.read([scored], *Part)
-    assert scored_group(decode(scored.payload, ScoredHead), parts).group == make_group(make_ticket(0)).without_text()
+    assert scored_group(decode(scored.payload, ScoredHeader), parts).group == make_group(make_ticket(0)).without_text()
     record = StepRecord(0, (0,), "f", "d")
     await trainer.commit_step(record, {0: scored})
     assert await part_keys(queue) == {}
@@ -118,7 +118,7 @@ async def test_the_texts_of_an_evaluation_reach_the_trainer(
     assert await worker.hand_over(await taken(worker, Stage.ROLLOUTS), make_scored(ticket), Stage.SCORED)
     scored = await taken(worker, Stage.SCORED)
     [parts] = await worker.read([scored], *Part)
-    assert scored_group(decode(scored.payload, ScoredHead), parts).group == make_group(ticket)
+    assert scored_group(decode(scored.payload, ScoredHeader), parts).group == make_group(ticket)
     await trainer.discard(scored)
     assert await part_keys(queue) == {}
 

@@ -11,7 +11,7 @@ from penstock.config import Config
 from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
 from penstock.contracts.services import Announcement
-from penstock.errors import FencedError, LostWritesError, QueueError, StallError
+from penstock.errors import LeaseLostError, LostWritesError, QueueError, StallError
 from tests.integration.broker.queue_setup import POLICY, expire_lease, issue, make_group, make_ticket, make_worker
 
 
@@ -68,7 +68,7 @@ async def test_a_trainer_without_the_lease_can_change_nothing(
         trainer.commit_step(StepRecord(0, (0,), "f", "d"), {}),
         trainer.drop(DropRecord(0, DropReason.POISON), None),
     ):
-        with pytest.raises(FencedError):
+        with pytest.raises(LeaseLostError):
             await call
     assert (await trainer.counters()).issued == 1
 

@@ -17,7 +17,7 @@ from penstock.config import Config
 from penstock.contracts import DropReason
 from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
-from penstock.errors import FencedError, QueueError
+from penstock.errors import LeaseLostError, QueueError
 from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
 from tests.integration.launch.user_commands import END_SECONDS, UserCommands, said
 from tests.patience import ANSWER_SECONDS
@@ -102,7 +102,7 @@ async def test_each_kind_of_write_is_refused_after_the_lease_is_lost(
     await asyncio.to_thread(old.lease.release)
     new = TrainerQueue(queue, await acquire_lease(queue, queue_config))
     before = await everything(queue)
-    with pytest.raises(FencedError, match=f"held by {new.lease.token}"):
+    with pytest.raises(LeaseLostError, match=f"held by {new.lease.token}"):
         await WRITES[kind](old, scored)
     assert await everything(queue) == before
     await WRITES[kind](new, scored)

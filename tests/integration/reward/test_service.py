@@ -29,7 +29,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.contracts.stored_groups import Part, ScoredHead, Stored, stored
+from penstock.contracts.stored_groups import Part, ScoredHeader, Stored, stored
 from tests.integration.broker.queue_setup import part_keys, put
 from tests.patience import START_SECONDS
 
@@ -132,12 +132,12 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
                 deliveries[delivery.ticket_key] = delivery
         assert deliveries["0"].parts == name
         assert await part_keys(queue) == {queue.keys.part(name, Part.COMPLETIONS): -1}, "scored: nobody reads its texts"
-        scores = decode(deliveries["0"].payload, ScoredHead).scores
+        scores = decode(deliveries["0"].payload, ScoredHeader).scores
         assert [score.value for score in scores] == [0.5, None, None, 2.0, None]
         assert "exit code 1" in scores[1].failure
         assert "reward.timeout_seconds" in scores[2].failure
         assert "ValueError: could not convert string to float: 'word'" in scores[4].failure
-        assert "not a RolloutHead" in deliveries["1"].reason
+        assert "not a RolloutHeader" in deliveries["1"].reason
         assert (await queue.depths())["dead"] == 1
 
         [record] = [each for each in await queue.services() if each.kind is ServiceKind.REWARD]

@@ -12,7 +12,7 @@ from penstock.broker import Queue
 from penstock.broker.lease import acquire_lease
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
-from penstock.errors import FencedError, WeightsError
+from penstock.errors import LeaseLostError, WeightsError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
 from penstock_trainer.weights.files import Format
@@ -103,7 +103,7 @@ async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: Li
 
         loop.trainer_queue.commit_step = lose_the_lease  # type: ignore[method-assign, assignment]
         loop.transport.let_go()
-        assert isinstance(await error_of(training), FencedError)
+        assert isinstance(await error_of(training), LeaseLostError)
     assert committing.is_set()
     assert loop.watch["finished"] == 1
     assert same(loop.state(), before)

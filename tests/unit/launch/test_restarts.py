@@ -2,7 +2,15 @@
 
 import pytest
 
-from penstock.errors import ConfigError, DataError, EngineStartError, FencedError, QueueError, RewardError, StallError
+from penstock.errors import (
+    ConfigError,
+    DataError,
+    EngineStartError,
+    LeaseLostError,
+    QueueError,
+    RewardError,
+    StallError,
+)
 from penstock_launch.supervise.restarts import Deaths, GiveUp, Restart, RestartPolicy
 
 
@@ -35,7 +43,7 @@ def test_slow_deaths_before_it_can_work_end_it_too() -> None:
     assert all(isinstance(verdict, Restart) for verdict in verdicts[:-1])
 
 
-@pytest.mark.parametrize("error", [ConfigError, DataError, RewardError, StallError, FencedError])
+@pytest.mark.parametrize("error", [ConfigError, DataError, RewardError, StallError, LeaseLostError])
 def test_an_exit_code_that_a_restart_cannot_help_ends_it_at_once(error: type[ConfigError]) -> None:
     assert isinstance(Deaths(RestartPolicy()).died(error.exit_code, now=0), GiveUp)
 

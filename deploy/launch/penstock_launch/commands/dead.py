@@ -14,7 +14,7 @@ from penstock.broker import Queue
 from penstock.broker.dead import DeadLetter, DeadLetters
 from penstock.config import Config
 from penstock.contracts import MalformedMessageError, Ticket, decode, unpack_float32, unpack_int32
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, group_of, scored_group, texts_of
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, group_of, scored_group, texts_of
 from penstock.errors import ConfigError
 from penstock_launch.commands.ask import ask
 
@@ -120,11 +120,11 @@ def _problem(letter: DeadLetter, parts: Parts) -> str:
             case "tickets" | "eval":
                 decode(letter.payload, Ticket)
             case "rollouts":
-                head = decode(letter.payload, RolloutHead)
-                texts_of(head, parts[Part.TEXTS])
-                group_of(head, parts)
+                header = decode(letter.payload, RolloutHeader)
+                texts_of(header, parts[Part.TEXTS])
+                group_of(header, parts)
             case "scored":
-                scored_group(decode(letter.payload, ScoredHead), parts)
+                scored_group(decode(letter.payload, ScoredHeader), parts)
             case _:
                 return f"no stage {letter.stage!r}"
     except MalformedMessageError as error:

@@ -6,7 +6,7 @@ Pure: it is told what happened and when, and answers with a delay or a reason to
 from collections import deque
 from dataclasses import dataclass
 
-from penstock.errors import ConfigError, EngineStartError, FencedError, StallError
+from penstock.errors import ConfigError, EngineStartError, LeaseLostError, StallError
 
 COMMAND_NOT_FOUND = 127
 
@@ -15,7 +15,7 @@ HOPELESS = {
     # DataError and RewardError share it.
     ConfigError.exit_code: "its configuration or data cannot be used",
     StallError.exit_code: "no progress, and none can come",
-    FencedError.exit_code: "another trainer has taken over this run",
+    LeaseLostError.exit_code: "another trainer has taken over this run",
     COMMAND_NOT_FOUND: "its command cannot be started",
 }
 

@@ -19,7 +19,7 @@ from penstock.broker import Delivery, Stage, Worker
 from penstock.broker.trainer import TrainerQueue
 from penstock.contracts import DropReason, MalformedMessageError, ScoredGroup, decode, read_ticket_key
 from penstock.contracts.ledger import DropRecord, LedgerState
-from penstock.contracts.stored_groups import Part, ScoredHead, scored_group
+from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.rollouts.evaluation import Evaluation
@@ -263,7 +263,7 @@ class Consumer:
 
 def _decoded(delivery: Delivery, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
     """The group of a delivery; MalformedMessageError if it is none, or that of another ticket."""
-    head = decode(delivery.payload, ScoredHead)
+    head = decode(delivery.payload, ScoredHeader)
     if head.group.ticket.key != delivery.ticket_key:
         raise MalformedMessageError(f"a group of ticket {head.group.ticket.key}, sent as {delivery.ticket_key}")
     return scored_group(head, parts)

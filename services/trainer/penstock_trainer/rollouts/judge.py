@@ -120,7 +120,7 @@ def judge(
 def judge_unreadable(ticket_key: str, why: str, *, is_waiting: Callable[[int], bool]) -> Drop | Discard:
     """A message that cannot be used, of which only the key of its ticket is known, and that may be anything.
 
-    judge_unreadable("7", "no ScoredHead", is_waiting=book.accepts) -> Drop(DropReason.POISON, "no ScoredHead")
+    judge_unreadable("7", "no ScoredHeader", is_waiting=book.accepts) -> Drop(DropReason.POISON, "no ScoredHeader")
     """
     match read_ticket_key(ticket_key):
         case ("train", number) if is_waiting(number):

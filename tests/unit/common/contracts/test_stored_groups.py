@@ -9,8 +9,8 @@ from penstock.contracts import MalformedMessageError, RolloutGroup, Score, Score
 from penstock.contracts.stored_groups import (
     CompletionsPart,
     Part,
-    RolloutHead,
-    ScoredHead,
+    RolloutHeader,
+    ScoredHeader,
     TextsPart,
     group_of,
     scored_group,
@@ -25,22 +25,22 @@ from tests.unit.common.contracts.test_groups import patient, scored_groups
 def test_a_group_survives_being_taken_apart(scored: ScoredGroup) -> None:
     group = scored.group
     form = stored(group)
-    head = decode(form.head, RolloutHead)
-    assert texts_of(head, form.parts[Part.TEXTS]) == tuple(each.text for each in group.completions)
+    header = decode(form.head, RolloutHeader)
+    assert texts_of(header, form.parts[Part.TEXTS]) == tuple(each.text for each in group.completions)
     is_training = group.ticket.purpose == "train"
     whole = group.without_text() if is_training else group
-    assert group_of(head, form.parts) == whole
-    again = stored(ScoredHead(head, scored.scores))
+    assert group_of(header, form.parts) == whole
+    again = stored(ScoredHeader(header, scored.scores))
     assert (again.parts, again.unread) == ({}, (Part.TEXTS,) if is_training else ())
     left: dict[Part, bytes | None] = {**form.parts, **dict.fromkeys(again.unread)}
-    assert scored_group(decode(again.head, ScoredHead), left) == ScoredGroup(whole, scored.scores)
+    assert scored_group(decode(again.head, ScoredHeader), left) == ScoredGroup(whole, scored.scores)
 
 
 @given(scored_groups(), st.sampled_from(Part), st.data())
 @settings(patient, max_examples=60)
 def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Part, data: st.DataObject) -> None:
     form = stored(scored.group)
-    head = decode(form.head, RolloutHead)
+    header = decode(form.head, RolloutHeader)
     whole = form.parts[part]
     cut = data.draw(st.integers(0, len(whole) - 1))
     for damaged in (
@@ -50,36 +50,36 @@ def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Pa
         form.parts[next(p for p in Part if p != part)],
     ):
         with pytest.raises(MalformedMessageError):
-            read(head, {**form.parts, part: damaged})
+            read(header, {**form.parts, part: damaged})
     flipped = bytearray(whole)
     flipped[cut] ^= data.draw(st.integers(1, 255))
     try:
-        found = read(head, {**form.parts, part: bytes(flipped)})
+        found = read(header, {**form.parts, part: bytes(flipped)})
     except MalformedMessageError:
         return
-    assert len(found.completions) == len(head.ticket.seeds)
+    assert len(found.completions) == len(header.ticket.seeds)
 
 
-def read(head: RolloutHead, parts: dict[Part, bytes | None]) -> RolloutGroup:
+def read(header: RolloutHeader, parts: dict[Part, bytes | None]) -> RolloutGroup:
     """As all services together."""
-    texts_of(head, parts[Part.TEXTS])
-    return group_of(head, parts)
+    texts_of(header, parts[Part.TEXTS])
+    return group_of(header, parts)
 
 
 @given(scored_groups())
 @settings(patient, max_examples=20)
 def test_counts_of_seeds_scores_texts_and_completions_agree(scored: ScoredGroup) -> None:
     form = stored(scored.group)
-    head = decode(form.head, RolloutHead)
+    header = decode(form.head, RolloutHeader)
     completions = (*scored.group.without_text().completions, scored.group.completions[0])
     more = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(completions))}
-    count = len(head.ticket.seeds)
+    count = len(header.ticket.seeds)
     with pytest.raises(MalformedMessageError, match=f"{count + 1} completions for {count} seeds"):
-        group_of(head, more)
+        group_of(header, more)
     with pytest.raises(MalformedMessageError, match=f"0 texts for {count} seeds"):
-        texts_of(head, encode(TextsPart(())))
+        texts_of(header, encode(TextsPart(())))
     with pytest.raises(ValueError, match=f"{count + 1} scores for {count} seeds"):
-        ScoredHead(head, (Score(1.0),) * (count + 1))
+        ScoredHeader(header, (Score(1.0),) * (count + 1))
 
 
 @given(scored_groups())
@@ -89,4 +89,4 @@ def test_a_text_among_the_completions_of_a_training_group_is_not_kept(scored: Sc
     group = msgspec.structs.replace(scored.group, ticket=msgspec.structs.replace(scored.group.ticket, purpose="train"))
     form = stored(group)
     parts = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(group.completions))}
-    assert group_of(decode(form.head, RolloutHead), parts) == group.without_text()
+    assert group_of(decode(form.head, RolloutHeader), parts) == group.without_text()

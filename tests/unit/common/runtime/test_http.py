@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from penstock.errors import (
     ConfigError,
     EngineDiedError,
-    FencedError,
+    LeaseLostError,
     PenstockError,
     RewardError,
     WeightsBusyError,
@@ -59,7 +59,7 @@ async def test_health_readiness_and_metrics() -> None:
     ("error", "status", "kind"),
     [
         (WeightsConflictError("x"), 409, "weights_conflict"),
-        (FencedError("x"), 409, "fenced"),
+        (LeaseLostError("x"), 409, "fenced"),
         (WeightsBusyError("x"), 503, "weights_busy"),
         (WeightsError("x"), 422, "weights"),
         (EngineDiedError("x"), 502, "engine_died"),

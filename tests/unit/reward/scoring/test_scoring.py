@@ -20,7 +20,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.contracts.stored_groups import Part, RolloutHead, ScoredHead, Stored, TextsPart, stored
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Stored, TextsPart, stored
 from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import Call, Outcome
@@ -166,7 +166,7 @@ class FakeConsumer:
             for index, form in enumerate(forms)
         ]
         self.stop = stop
-        self.handed_over: dict[str, ScoredHead] = {}
+        self.handed_over: dict[str, ScoredHeader] = {}
         self.buried: dict[str, str] = {}
         self.given_back: list[str] = []
         self.held = 0
@@ -192,7 +192,7 @@ class FakeConsumer:
         return [{part: self.parts[each.parts].get(part) for part in parts} for each in deliveries]
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: ScoredHead, to: Stage, *stages: Stage
+        self, delivery: Delivery, message: ScoredHeader, to: Stage, *stages: Stage
     ) -> tuple[bool, Delivery | None]:
         assert to is Stage.SCORED
         self.held -= 1
@@ -226,13 +226,13 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
         await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
-    assert scored.group == decode(stored(groups[0]).head, RolloutHead)
+    assert scored.group == decode(stored(groups[0]).head, RolloutHeader)
     assert [score.value for score in scored.scores] == [1.0, None]
     assert scored.scores[1].failure == "exact_match: killed after 10 s"
     unknown = consumer.handed_over["1"]
     assert all(score.failure.startswith("unknown reward 'nonsense'") for score in unknown.scores)
     assert list(consumer.buried) == ["2", "4", "5"]
-    assert "not a RolloutHead" in consumer.buried["2"]
+    assert "not a RolloutHeader" in consumer.buried["2"]
     assert consumer.buried["4"] == "its texts are not in the queue"
     assert consumer.buried["5"] == "1 texts for 2 seeds"
     assert "3" in consumer.handed_over
