@@ -10,19 +10,19 @@ from penstock.model_path import check_model_path
 from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service, main
 from penstock_trainer.data.datasets import load_rows
-from penstock_trainer.distributed.rank import Place, service_name
+from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.telemetry.trackers import require_trackers
 
 
 async def start(config: Config) -> None:
     """Run this rank of the trainer until its run has ended or it is stopped."""
-    place = Place.of(os.environ)
-    if place.num_ranks > 1:
+    info = RankInfo.of(os.environ)
+    if info.num_ranks > 1:
         die_with_parent(os.getppid())
-    if place.is_follower:
+    if info.is_follower:
         from penstock_trainer.learner.rank_commands import follow
 
-        follow(config, place)
+        follow(config, info)
         return
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
@@ -32,7 +32,7 @@ async def start(config: Config) -> None:
     # Importing torch takes seconds: what can be told without it has been told before.
     from penstock_trainer.wiring import run_trainer
 
-    await run_trainer(config, service, place, train, held_out)
+    await run_trainer(config, service, info, train, held_out)
 
 
 if __name__ == "__main__":

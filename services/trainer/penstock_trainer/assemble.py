@@ -41,7 +41,7 @@ from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
-from penstock_trainer.rollouts.lost_writes import Continuity
+from penstock_trainer.rollouts.lost_writes import LostWrites
 from penstock_trainer.rollouts.stragglers import Stragglers
 from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
@@ -109,7 +109,7 @@ class Assembly:
             self.consumer.consume_groups(),
             self.checkpoint_writer.write_checkpoints(),
             self.watchdog.watch_progress(),
-            self.continuity.watch_queue(),
+            self.lost_writes.watch_queue(),
             self.sampler.sample(),
         )
 
@@ -202,9 +202,9 @@ class Assembly:
         )
 
     @cached_property
-    def continuity(self) -> Continuity:
+    def lost_writes(self) -> LostWrites:
         seconds = self.config.staleness.heartbeat_seconds
-        return Continuity(self.trainer_queue, self.book, self.consumer, self.versions, seconds)
+        return LostWrites(self.trainer_queue, self.book, self.consumer, self.versions, seconds)
 
     # What is durable.
 

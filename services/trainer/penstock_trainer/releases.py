@@ -135,7 +135,7 @@ class Releases:
         start = time.monotonic()
         if changed:
             self._identity = await self._stage(version)
-            self._versions.know(self._identity)
+            self._versions.add(self._identity)
         await self._record(step.step + 1, changed=changed, step=step)
         self._seconds["stage"] += time.monotonic() - start
         self._pushing = beside.create_task(self.publish(self._release(step.step + 1, changed=changed)))

@@ -110,7 +110,7 @@ class Reports:
 
     def is_reported(self, step: int) -> bool:
         """Whether the line of a step is written, in this life or an earlier one."""
-        return self._progress.knows(step)
+        return self._progress.has_step(step)
 
     def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:
         """Make the lines those of the ledger: a step whose trainer died before it reported it is reported now."""

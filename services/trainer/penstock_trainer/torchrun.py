@@ -78,9 +78,9 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
 
 def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[str]:
     """All ranks on this host, meeting on a free port of loopback, or its share; one life, as the launcher restarts."""
-    place = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}"]
+    where = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}"]
     if meeting is not None:
-        place = [
+        where = [
             f"--nnodes={meeting.num_hosts}",
             f"--node-rank={meeting.index}",
             f"--nproc-per-node={num_ranks // meeting.num_hosts}",
@@ -89,7 +89,7 @@ def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[s
             "--rdzv-backend=static",
             f"--rdzv-conf=timeout={MEET_SECONDS}",
         ]
-    return [*place, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    return [*where, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
 
 
 def blamed(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:

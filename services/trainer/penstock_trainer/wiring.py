@@ -22,7 +22,7 @@ from penstock_trainer.data.datasets import Row
 from penstock_trainer.data.draws import stop_token_ids
 from penstock_trainer.data.prompts import encode_rows, require_batch
 from penstock_trainer.data.tokenizer import load_vocabulary
-from penstock_trainer.distributed.rank import CPU_NICENESS, Place
+from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
@@ -35,12 +35,12 @@ SUMMARY_FILE = "trainer_summary.json"
 
 
 async def run_trainer(
-    config: Config, service: Service, place: Place, train_rows: list[Row], held_out_rows: list[Row]
+    config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: list[Row]
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     keep_freed_memory()
     prompts = await asyncio.to_thread(_encode, config, train_rows, held_out_rows)
-    ranks = await asyncio.to_thread(Ranks, place) if place.num_ranks > 1 else None
+    ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
     learner = await asyncio.to_thread(_learner, config, ranks, prompts.num_steps(config))
     if learner.on_cpu:
         os.nice(CPU_NICENESS)

@@ -41,7 +41,7 @@ class Pack:
 
     token_ids_P, positions_P, subtree_end_P: the trie. parents_R: rows to project onto the vocabulary, ascending.
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
-    target_N: index into U of each loss token. behaviour_N, advantage_N, weight_N, lag_N: float32.
+    target_N: index into U of each loss token. behaviour_logprobs_N, advantage_N, weight_N, lag_N: float32.
     sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are.
 
     A sequence whose tokens, but for the first, are all wanted; the last one needs no row:
@@ -63,7 +63,7 @@ class Pack:
     target_parent_U: Tensor
     target_token_U: Tensor
     target_N: Tensor
-    behaviour_N: Tensor
+    behaviour_logprobs_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
     lag_N: Tensor
@@ -153,8 +153,8 @@ def split(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
     part: list[Path] = []
     num_rows = 0
     for group in _by_prompt(paths):
-        whole = sum(path.num_new for path in group)
-        if part and num_rows + whole > max_tokens:
+        num_new = sum(path.num_new for path in group)
+        if part and num_rows + num_new > max_tokens:
             parts.append(PackPlan(tuple(part), num_rows))
             part, num_rows = [], 0
         for path in group:
@@ -187,7 +187,7 @@ def make_pack(part: PackPlan) -> Pack:
         target_parent_U=torch.from_numpy(target_parent_U),
         target_token_U=torch.from_numpy(pair_U & (2**TOKEN_BITS - 1)),
         target_N=torch.from_numpy(target_N),
-        behaviour_N=_of_loss_tokens([(sample.behaviour, sample.loss_mask) for sample in samples]),
+        behaviour_logprobs_N=_of_loss_tokens([(sample.behaviour, sample.loss_mask) for sample in samples]),
         advantage_N=spread([sample.advantage for sample in samples]),
         weight_N=spread([sample.weight for sample in samples]),
         lag_N=_of_loss_tokens([(sample.lags, sample.loss_mask) for sample in samples]),

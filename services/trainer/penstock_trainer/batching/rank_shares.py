@@ -78,7 +78,7 @@ def _without_loss() -> Pack:
         target_parent_U=none,
         target_token_U=none,
         target_N=none,
-        behaviour_N=nothing,
+        behaviour_logprobs_N=nothing,
         advantage_N=nothing,
         weight_N=nothing,
         lag_N=nothing,

@@ -10,7 +10,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """`rank` of `num_ranks`; `local_rank`: which GPU of its host it computes on."""
 
     rank: int = 0
@@ -18,7 +18,7 @@ class Place:
     local_rank: int = 0
 
     @classmethod
-    def of(cls, environ: Mapping[str, str]) -> "Place":
+    def of(cls, environ: Mapping[str, str]) -> "RankInfo":
         """Without torchrun's variables the only rank; ConfigError where some are absent or no numbers."""
         seen = {name: environ[name] for name in VARIABLES if name in environ}
         if not seen:

@@ -23,7 +23,7 @@ from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
 from penstock_trainer.learner.training_state import load_training_state, training_state
 from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult, Updater, flushed_subnormals
-from penstock_trainer.model.fsdp import ShardedPackModel, whole
+from penstock_trainer.model.fsdp import ShardedPackModel, full_tensor
 from penstock_trainer.model.loading import load_model, same_weights
 from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.model.pack_model import PackModel
@@ -101,7 +101,7 @@ class Learner:
 
     @property
     def num_ranks(self) -> int:
-        return self._ranks.place.num_ranks if self._ranks else 1
+        return self._ranks.info.num_ranks if self._ranks else 1
 
     @property
     def is_deterministic(self) -> bool:
@@ -152,9 +152,13 @@ class Learner:
         """
         return merged_weights(self._policy.model, self._adapter)
 
-    def whole_weight(self, name: str) -> Tensor:
+    def full_weight(self, name: str) -> Tensor:
         """All of the master weight `name`, merged with its adapter, or all of a weight of the adapter."""
-        return whole(self._masters[name]) if self._adapter is None else self._adapter.whole(self._masters, name)
+        return (
+            full_tensor(self._masters[name])
+            if self._adapter is None
+            else self._adapter.full_weight(self._masters, name)
+        )
 
     def config_json(self, dtype: Dtype) -> bytes:
         """The model's config.json for weights in `dtype`."""
@@ -175,12 +179,12 @@ class Learner:
 
     @property
     def _is_first(self) -> bool:
-        return self._ranks is None or not self._ranks.place.is_follower
+        return self._ranks is None or not self._ranks.info.is_follower
 
     def save_pretrained(self, folder: Path) -> None:
         """The weights as they are published, as a folder that `from_pretrained` loads, with the tokenizer."""
         form = Format(self._config.rollout.engine.dtype, self._config.rounding)
-        save_adapter = partial(self._adapter.save, get=self.whole_weight) if self._adapter else None
+        save_adapter = partial(self._adapter.save, get=self.full_weight) if self._adapter else None
         save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from penstock.config import OptimizerSection
 from penstock_trainer.grpo import scaled_learning_rate
-from penstock_trainer.model.fsdp import whole
+from penstock_trainer.model.fsdp import full_tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Optimizer:
         ess_ratio: effective sample size ratio of the batch, by which `optimizer.ess_base` scales the rate.
         """
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
         rate = scaled_learning_rate(self.learning_rate, ess_ratio, self._section.ess_base)
         outcome = OptimizerStep(float(norm), rate, bool(torch.isfinite(norm)))
         if outcome.changed:

@@ -25,7 +25,7 @@ from penstock.config import Config
 from penstock.contracts import Contract, ScoredGroup
 from penstock.errors import PenstockError
 from penstock_trainer.checkpoints.tensors import Snapshot
-from penstock_trainer.distributed.rank import CPU_NICENESS, Place
+from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
@@ -92,50 +92,50 @@ class LeadingLearner(Learner):
         self._group = ranks
 
     def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
-        self._tell(Begin(tuple(groups), version, self.num_steps, max_lag))
+        self._command(Begin(tuple(groups), version, self.num_steps, max_lag))
         with self._group.computing():
             return super().begin(groups, version=version, max_lag=max_lag)
 
     def _finish(self, gradient: Gradient) -> StepResult:
-        self._tell(Finish())
+        self._command(Finish())
         with self._group.computing():
             return super()._finish(gradient)
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        self._tell(ScoreSequence(tuple(token_ids)))
+        self._command(ScoreSequence(tuple(token_ids)))
         with self._group.computing():
             return super().sequence_logprobs(token_ids)
 
     def weights(self) -> Weights:
         masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
-        return LazyWeights(self._policy.model, masters, self.whole_weight)
+        return LazyWeights(self._policy.model, masters, self.full_weight)
 
-    def whole_weight(self, name: str) -> Tensor:
-        self._tell(Gather(name))
+    def full_weight(self, name: str) -> Tensor:
+        self._command(Gather(name))
         with self._group.computing():
-            return super().whole_weight(name)
+            return super().full_weight(name)
 
     def snapshot(self, folder: Path) -> Snapshot:
-        self._tell(Save(str(folder.resolve())))
+        self._command(Save(str(folder.resolve())))
         return super().snapshot(folder)
 
     def load(self, folder: Path) -> None:
-        self._tell(Load(str(folder.resolve())))
+        self._command(Load(str(folder.resolve())))
         super().load(folder)
 
     def close(self) -> None:
-        self._tell(Stop())
+        self._command(Stop())
 
-    def _tell(self, command: Command) -> None:
+    def _command(self, command: Command) -> None:
         self._group.broadcast(msgspec.msgpack.encode(command))
 
 
-def follow(config: Config, place: Place) -> None:
+def follow(config: Config, info: RankInfo) -> None:
     """Do what rank 0 says until it says stop; RanksError when it ends without a word."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends all in order
     keep_freed_memory()
-    ranks = Ranks(place)
+    ranks = Ranks(info)
     learner = Learner(config, ranks)
     if learner.on_cpu:
         os.nice(CPU_NICENESS)
@@ -174,7 +174,7 @@ class Follower:
             case ScoreSequence(token_ids):
                 self._learner.sequence_logprobs(token_ids)
             case Gather(name):
-                self._learner.whole_weight(name)
+                self._learner.full_weight(name)
             case Save(folder):
                 snapshot = self._learner.snapshot(Path(folder))
                 self._writer.submit(snapshot.write, Path(folder)).add_done_callback(_end_on_error)

@@ -27,7 +27,7 @@ class Recipe:
     kl_estimator: grpo.Estimator
 
     @property
-    def needs_start(self) -> bool:
+    def needs_old_logprobs(self) -> bool:
         """Whether log-probabilities at the start of the update need a pass of their own.
 
         A single mini-batch has them as its own, except where a gate depends on the full batch.

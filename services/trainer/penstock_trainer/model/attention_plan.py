@@ -46,10 +46,10 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The cheapest way for a segment's subtree: `whole` as one masked piece, else `children` as one, else neither."""
+    """The cheapest way for a segment's subtree: `subtree` as one masked piece, else `children` as one, else neither."""
 
     cost: float
-    whole: bool
+    subtree: bool
     children: bool
 
 
@@ -94,8 +94,8 @@ def _choices(segments: Sequence[_Segment]) -> list[_Choice]:
         if segment.num_descendants and own:
             own += CALL_SCORES + segment.num_descendants * (segment.stop - segment.start + MERGE_SCORES)
         split = own + min(each, together)
-        whole = _masked_cost(segment.end - segment.start)
-        choices.append(_Choice(min(whole, split), whole < split, together < each))
+        subtree = _masked_cost(segment.end - segment.start)
+        choices.append(_Choice(min(subtree, split), subtree < split, together < each))
         trees.append((segment.start, choices[-1].cost))
     return choices[::-1]
 
@@ -107,7 +107,7 @@ def _pieces(segments: Sequence[_Segment], choices: Sequence[_Choice]) -> list[Pi
     for segment, choice in zip(segments, choices, strict=True):
         if segment.start < covered:
             continue
-        if choice.whole:
+        if choice.subtree:
             squares.append(_square("masked", segment.start, segment.end))
             covered = segment.end
             continue

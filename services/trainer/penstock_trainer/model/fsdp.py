@@ -55,7 +55,7 @@ class _Root(nn.Module):
         return self._forward(pack, entropy_gradient=entropy_gradient, temperature=temperature)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of a sharded one: then all ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

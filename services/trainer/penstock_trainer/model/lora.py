@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from penstock.config import Config, LoraSection
 from penstock.errors import ConfigError
 from penstock_trainer.batching.packing import Pack
-from penstock_trainer.model.fsdp import whole
+from penstock_trainer.model.fsdp import full_tensor
 from penstock_trainer.model.token_model import TokenModel
 from penstock_trainer.weights.files import (
     Format,
@@ -87,15 +87,15 @@ class Adapter:
         """A and B of every adapted layer."""
         return {name: masters[name] for name in self._trained_names}
 
-    def whole(self, masters: Mapping[str, Tensor], name: str) -> Tensor:
+    def full_weight(self, masters: Mapping[str, Tensor], name: str) -> Tensor:
         """All of the merged weight `name` of the base, float32, or all of an A or B."""
         if name in self._trained_names:
-            return whole(masters[name])
-        weight = whole(masters[self._beside(name)])
+            return full_tensor(masters[name])
+        weight = full_tensor(masters[self._beside(name)])
         module, _, leaf = name.rpartition(".")
         if module not in self._layers or leaf != "weight":
             return weight
-        a, b = (whole(masters[each]) for each in _pair(module))
+        a, b = (full_tensor(masters[each]) for each in _pair(module))
         if not b.any():
             return weight  # adding 0 would make 0 of -0
         return torch.addmm(weight, b, a, alpha=self._section.alpha / self._section.rank)
@@ -175,7 +175,7 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter | None) -> Weights:
     if adapter is None:
         return published_weights(model)
     masters = master_weights(model)
-    return LazyWeights(model, adapter.base(masters), lambda name: adapter.whole(masters, name))
+    return LazyWeights(model, adapter.base(masters), lambda name: adapter.full_weight(masters, name))
 
 
 def _check_peft(section: LoraSection) -> None:

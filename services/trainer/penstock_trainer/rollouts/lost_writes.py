@@ -19,7 +19,7 @@ LOOKS_PER_HEARTBEAT = 3
 RESTART = "the queue has lost writes that it had acknowledged; the trainer starts again from the ledger"
 
 
-class Continuity:
+class LostWrites:
     """Compares, a few times per heartbeat."""
 
     def __init__(

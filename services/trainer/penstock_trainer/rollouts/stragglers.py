@@ -39,7 +39,7 @@ class Stragglers:
         self._waiting_since: dict[int, float] = {}
         self._blocking: int | None = None
         self._blocking_since = 0.0
-        self._told_at: dict[int, float] = {}
+        self._reported_at: dict[int, float] = {}
         self.oldest_seconds = 0.0
         """How long the oldest waiting ticket has been waiting; 0 where none does."""
         self.straggler = ""
@@ -50,7 +50,7 @@ class Stragglers:
         now = self._clock()
         waiting = [n for n, state in self._book.outstanding.items() if state is TicketState.WAITING]
         self._waiting_since = {n: self._waiting_since.get(n, now) for n in waiting}
-        self._told_at = {n: at for n, at in self._told_at.items() if n in self._waiting_since}
+        self._reported_at = {n: at for n, at in self._reported_at.items() if n in self._waiting_since}
         self.oldest_seconds = now - self._waiting_since[waiting[0]] if waiting else 0.0
         blocking = self._book.blocked_by
         if blocking != self._blocking:
@@ -59,8 +59,8 @@ class Stragglers:
             self.straggler = ""
             return
         self.straggler = await self._describe(blocking, now)
-        if now - self._told_at.get(blocking, -self._straggler_seconds) >= self._straggler_seconds:
-            self._told_at[blocking] = now
+        if now - self._reported_at.get(blocking, -self._straggler_seconds) >= self._straggler_seconds:
+            self._reported_at[blocking] = now
             log.warning("a batch waits for %s", self.straggler)
 
     async def _describe(self, ticket: int, now: float) -> str:

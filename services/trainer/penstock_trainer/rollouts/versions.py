@@ -16,7 +16,7 @@ class Versions:
 
     versions = Versions()
     versions.restore(ledger.policies)                          at the start: {0: 0-9f86d081}
-    versions.know(PolicyIdentity(1, "60303ae22b998861"))       before it is recorded
+    versions.add(PolicyIdentity(1, "60303ae22b998861"))       before it is recorded
     versions.announce(PolicyIdentity(1, "60303ae22b998861"))   once it is pushed: announced_version is 1
     """
 
@@ -37,9 +37,9 @@ class Versions:
     def restore(self, policies: Mapping[int, PolicyIdentity]) -> None:
         """Know what the ledger names."""
         for identity in policies.values():
-            self.know(identity)
+            self.add(identity)
 
-    def know(self, identity: PolicyIdentity) -> None:
+    def add(self, identity: PolicyIdentity) -> None:
         """Know new weights. WeightsError if their number is that of others: groups would be trained as theirs."""
         known = self._known.get(identity.number, identity)
         if known != identity:
