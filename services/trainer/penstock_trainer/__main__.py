@@ -1,6 +1,6 @@
 """`python -m penstock_trainer --config F [--key value ...]`: the trainer service. Exit codes: `penstock.errors`.
 
-Under torchrun rank 0 is the service and the other ranks follow it; none outlives torchrun.
+Under torchrun rank 0 is the service and the other ranks follow it; no rank outlives torchrun.
 """
 
 import os
@@ -29,7 +29,7 @@ async def start(config: Config) -> None:
     require_trackers(config.tracking)
     train = load_rows(config.data.train)
     held_out = load_rows(config.data.eval, "data.eval") if config.data.eval else []
-    # Importing torch takes seconds: what can be told without it has been told before.
+    # Importing torch takes seconds: errors that can be found without it have been reported before.
     from penstock_trainer.wiring import run_trainer
 
     await run_trainer(config, service, info, train, held_out)

@@ -1,4 +1,4 @@
-"""Runs the trainer service: what is needed before a life of it can be assembled, that life, and its end.
+"""Runs the trainer service: the inputs of one life of it, that life, and its end.
 
 Owns the order of start and end: prompts before a large model, memory and lease before anything is written.
 """
@@ -114,7 +114,7 @@ def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
 
 
 def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
-    """With the tokenizer alone: a prompt that is too long ends the start before a large model is loaded."""
+    """The prompts as tokens. Only the tokenizer is needed: a prompt that is too long fails before a model loads."""
     vocabulary = load_vocabulary(config.actor.path)
     context = config.rollout.engine.context_length or vocabulary.context_length
     longest = context - config.sampling.max_new_tokens

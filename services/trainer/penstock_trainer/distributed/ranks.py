@@ -1,9 +1,9 @@
-"""The process group of a trainer with several ranks, and the bytes that they exchange.
+"""The process group of a trainer with several ranks, and their messages to each other.
 
 Owns joining, leaving and three groups: one for tensors (nccl between GPUs, gloo between CPUs), one for the commands of
-rank 0, on which the others may wait for hours, and one for checkpoints, which are written while the first computes.
-Invariant: a wait ends only with its message or with an error; gloo notices a rank that has ended by its closed
-connection. Nothing is pickled.
+rank 0, for which the others may wait for hours, and one for checkpoints, which are written while the first computes.
+Invariant: a wait ends only with its message or with an error; gloo detects the end of a rank by its closed connection.
+Nothing is pickled.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from penstock.errors import ConfigError, RanksError
 from penstock_trainer.distributed.rank import RankInfo
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # the slowest rank imports torch from a cold disk
-NO_TIMEOUT = timedelta(days=365)  # rollouts of one batch may take hours; a dead rank is noticed by its connection
+NO_TIMEOUT = timedelta(days=365)  # rollouts of one batch may take hours; a dead rank is detected by its connection
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo has no type for it
 
 
@@ -27,7 +27,7 @@ class Ranks:
     """This process as one of several ranks."""
 
     def __init__(self, info: RankInfo, *, join_timeout: timedelta = JOIN_TIMEOUT) -> None:
-        """Meet the other ranks; RanksError when they do not all come within the timeout."""
+        """Meet the other ranks; RanksError if they do not all join within the timeout."""
         self.info = info
         self.device = _device(info)
         try:
@@ -42,9 +42,10 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RanksError(
-                f"rank {info.rank} has not met the other {info.num_ranks - 1} within {join_timeout.total_seconds():g}"
-                f" s ({reason}); expected all of them at MASTER_ADDR:MASTER_PORT; look for the first error of another "
-                "rank, and check that hosts reach each other"
+                f"rank {info.rank} has not joined the other {info.num_ranks - 1} within "
+                f"{join_timeout.total_seconds():g} s ({reason}); expected all of them at "
+                "MASTER_ADDR:MASTER_PORT; look for the first error of another rank, and check that hosts reach each "
+                "other"
             ) from error
         self.mesh: DeviceMesh = init_device_mesh(self.device.type, (info.num_ranks,))
         self.host_mesh: DeviceMesh = init_device_mesh("cpu", (info.num_ranks,))
@@ -80,7 +81,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Around what all ranks compute together: says so when it fails because another rank has ended."""
+        """Around a computation of all ranks: RanksError if it fails because another rank has ended."""
         try:
             yield
         except RuntimeError as error:
@@ -89,7 +90,7 @@ class Ranks:
             raise self._lost(error) from error
 
     def leave(self) -> None:
-        """End in order; all ranks do."""
+        """End in order, together with all ranks."""
         dist.destroy_process_group()
 
     def _lost(self, error: RuntimeError) -> RanksError:

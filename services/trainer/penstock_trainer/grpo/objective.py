@@ -1,7 +1,7 @@
 """The loss of a micro-batch, put together from an objective's parts.
 
-Owns how they are put together, and the two parts that are a choice within it: the proximal policy, which is the anchor
-that the surrogate's ratio is measured from, and the estimators of the KL divergence from the reference.
+Owns how they are put together, and two of the parts: the proximal policy, from which the surrogate's ratio is measured,
+and the estimators of the KL divergence from the reference.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class KlTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The parts. Which combinations make sense is checked where the configuration is read (`penstock.config.loss`)."""
+    """The parts. `penstock.config.loss` checks which combinations make sense."""
 
     surrogate: Surrogate
     proximal: Proximal = "none"
@@ -55,7 +55,7 @@ def kl_estimate(log_ratio_N: Tensor, estimator: Estimator) -> Tensor:
 
 
 def approximate_proximal(logprobs_N: Tensor, behaviour_logprobs_N: Tensor, lag_N: Tensor) -> Tensor:
-    """l_b + a (sg l - l_b), a = clamp((v - 1 - v_b) / (v - v_b), 0, 1), and 0 where v_b >= v.
+    """l_b + a (sg l - l_b), a = clamp((v - 1 - v_b) / (v - v_b), 0, 1); a = 0 if v_b >= v.
 
     A-3PO's interpolation: with lag v - v_b the policy one version ago lies (lag - 1) / lag of the way from the sampler
     to the present policy. lag 1: the behaviour policy itself; large lags: the present policy. It saves the forward pass

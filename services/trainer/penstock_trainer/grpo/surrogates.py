@@ -1,4 +1,4 @@
-"""Surrogates: what is minimised per token, given the log-ratio to the anchor.
+"""Surrogates: the loss of a token, given its log-ratio to the anchor.
 
 Each takes (tokens, log_ratio_N, mask_N) and parameters by name, and returns `Terms`. log_ratio_N = l - l_anchor,
 clamped, 0 where masked; only l has a gradient. Two kinds: a clipped ratio whose own gradient is used (PPO, SAPO), and a
@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
 
 MIN_LOG_WEIGHT = -18.420680743952367  # ln 1e-8, VESPO's lower bound
-LARGEST_LOGPROB = -1e-12  # keeps log(1 - p) finite where p rounds to 1
+LARGEST_LOGPROB = -1e-12  # keeps log(1 - p) finite if p rounds to 1
 MAX_DPPO_WEIGHT = 20.0  # the paper's truncation of w
 
 
@@ -46,7 +46,7 @@ def ppo_clip(
 
     PPO (arXiv 1707.06347), equation 7; eps_high > eps_low is DAPO's clip-higher (arXiv 2503.14476), dual_clip > 1 that
     of arXiv 1912.09729. Deviation: without proximal log-probabilities l_anchor is the behaviour policy as the sampler
-    recorded it, not a recomputation by the trainer, so that r also corrects for the sampler's numerics and lag.
+    recorded it, not a recomputation by the trainer, so that r also corrects for the sampler's numerics and staleness.
     """
     ratio_N, advantage_N = log_ratio_N.exp(), tokens.advantage_N
     loss_N = -torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - eps_low, 1 + eps_high) * advantage_N)
@@ -85,7 +85,7 @@ def sapo(
 ) -> Terms:
     """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate instead of a clip, with gradient -A at r = 1.
 
-    SAPO (arXiv 2511.20347), equations 4 and 5: tau is `tau_positive` where A > 0, else `tau_negative`.
+    SAPO (arXiv 2511.20347), equations 4 and 5: tau is `tau_positive` if A > 0, else `tau_negative`.
     """
     tau_N = _choice(tokens.advantage_N > 0, tau_positive, tau_negative, log_ratio_N)
     loss_N = -(4 / tau_N) * torch.sigmoid(tau_N * (log_ratio_N.exp() - 1)) * tokens.advantage_N
@@ -106,7 +106,7 @@ def dppo_tv(tokens: Tokens, log_ratio_N: Tensor, mask_N: Tensor, *, low: float, 
 
 
 def dppo_kl(tokens: Tokens, log_ratio_N: Tensor, mask_N: Tensor, *, threshold: float) -> Terms:
-    """As `dppo_tv`, where the binary KL divergence of (p_b, p) is above `threshold` and the move has the sign of A.
+    """As `dppo_tv`, but drops tokens if the binary KL of (p_b, p) is above `threshold` and p - p_b has the sign of A.
 
     DPPO with KL (arXiv 2602.04879): p_b log(p_b / p) + (1 - p_b) log((1 - p_b) / (1 - p)).
     """

@@ -65,7 +65,7 @@ class Optimizer:
             }
         self.num_steps = 0
         self.run_steps = 0
-        """Steps of the whole run, over which a schedule without `decay_steps` falls."""
+        """Steps of the full run, over which a schedule without `decay_steps` falls."""
 
     @property
     def learning_rate(self) -> float:
@@ -92,7 +92,7 @@ class Optimizer:
         return outcome
 
     def drop_gradients(self) -> None:
-        """Forget what was accumulated. The next backward pass then stores instead of adding to zeros."""
+        """Drop accumulated gradients. The next backward pass then stores instead of adding to zeros."""
         self._adamw.zero_grad(set_to_none=True)
 
     def _clip(self, gradients: list[Tensor], norm: float) -> None:

@@ -1,8 +1,8 @@
-"""Several ranks as one learner: rank 0 says what is computed, the others compute it with it.
+"""Several ranks as one learner: rank 0 sends commands, and all ranks carry them out together.
 
 Owns the commands. Invariant: a command is broadcast before its first collective, and between commands the other ranks
-wait for nothing but the next one; so an error of rank 0 between two of them leaves nobody inside a collective. A rank
-that fails ends its process, and torchrun ends the others.
+wait only for the next one. So an error of rank 0 between two commands leaves no rank inside a collective. A rank that
+fails ends its process, and torchrun ends the others.
 
     rank 0    LeadingLearner.begin -> broadcast Begin(groups) -> begin \\
                                                                         gathers, reduces: together
@@ -40,7 +40,7 @@ FAILED_WRITER_EXIT_CODE = 1
 class Begin(Contract, frozen=True, tag_field="command", tag="begin"):
     """Compute the gradient of a step on the weights of `version`: each rank makes the same batch and takes its share.
 
-    num_steps: updates of the whole run, which rank 0 alone knows. max_lag: tokens that lag more are masked.
+    num_steps: updates of the full run, which only rank 0 can compute. max_lag: staler tokens are masked.
     """
 
     groups: tuple[ScoredGroup, ...]
@@ -60,7 +60,7 @@ class ScoreSequence(Contract, frozen=True, tag_field="command", tag="score"):
 
 
 class Gather(Contract, frozen=True, tag_field="command", tag="gather"):
-    """Gather the whole of one weight, merged with its adapter."""
+    """Gather one full weight, merged with its adapter."""
 
     name: str
 
@@ -85,7 +85,7 @@ Command = Begin | Finish | ScoreSequence | Gather | Save | Load | Stop
 
 
 class LeadingLearner(Learner):
-    """The learner of rank 0: what it is asked for, all ranks do."""
+    """The learner of rank 0: all ranks carry out its calls."""
 
     def __init__(self, config: Config, ranks: Ranks, *, num_steps: int = 0) -> None:
         super().__init__(config, ranks, num_steps=num_steps)
@@ -131,9 +131,9 @@ class LeadingLearner(Learner):
 
 
 def follow(config: Config, info: RankInfo) -> None:
-    """Do what rank 0 says until it says stop; RanksError when it ends without a word."""
+    """Carry out the commands of rank 0 until Stop; RanksError if it ends without one."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends all in order
+        signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and stops all ranks in order
     keep_freed_memory()
     ranks = Ranks(info)
     learner = Learner(config, ranks)
@@ -153,7 +153,7 @@ class Follower:
         self._pending: PendingUpdate | None = None
 
     def run(self) -> None:
-        """Carry out commands until Stop, and end what was begun."""
+        """Carry out commands until Stop, and finish the checkpoint that is being written."""
         while not isinstance(command := self._next(), Stop):
             with self._ranks.computing():
                 self._carry_out(command)
