@@ -1,6 +1,6 @@
 """`python -m penstock_trainer --config F [--key value ...]`: the trainer service. Exit codes: `penstock.errors`.
 
-Under torchrun rank 0 is the service and the other ranks follow it; none outlives torchrun.
+Under torchrun rank 0 is the service and the other ranks follow it; no rank outlives torchrun.
 """
 
 import os
@@ -10,29 +10,29 @@ from penstock.model_path import check_model_path
 from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service, main
 from penstock_trainer.data.datasets import load_rows
-from penstock_trainer.distributed.rank import Place, service_name
+from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.telemetry.trackers import require_trackers
 
 
 async def start(config: Config) -> None:
     """Run this rank of the trainer until its run has ended or it is stopped."""
-    place = Place.of(os.environ)
-    if place.num_ranks > 1:
+    info = RankInfo.of(os.environ)
+    if info.num_ranks > 1:
         die_with_parent(os.getppid())
-    if place.is_follower:
+    if info.is_follower:
         from penstock_trainer.learner.rank_commands import follow
 
-        follow(config, place)
+        follow(config, info)
         return
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
     require_trackers(config.tracking)
     train = load_rows(config.data.train)
     held_out = load_rows(config.data.eval, "data.eval") if config.data.eval else []
-    # Importing torch takes seconds: what can be told without it has been told before.
+    # Importing torch takes seconds: errors that can be found without it have been reported before.
     from penstock_trainer.wiring import run_trainer
 
-    await run_trainer(config, service, place, train, held_out)
+    await run_trainer(config, service, info, train, held_out)
 
 
 if __name__ == "__main__":

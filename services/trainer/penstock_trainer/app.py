@@ -1,6 +1,6 @@
 """The trainer's HTTP surface: version, status, and requests to checkpoint or stop.
 
-Parses and calls; everything is decided elsewhere.
+Parses and calls; decides nothing.
 """
 
 import asyncio

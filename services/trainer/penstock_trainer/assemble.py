@@ -1,7 +1,7 @@
-"""The objects of one life of the trainer: what each is made of.
+"""The objects of one life of the trainer, and their dependencies.
 
-Owns who gets what. Each object is made when another first needs it, so their order is that of their needs. Nobody is
-given the assembly itself: an object gets what it uses.
+Owns which object gets which. Each object is made when another first needs it. No object gets the assembly itself:
+each gets what it uses.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
-from penstock_trainer.rollouts.lost_writes import Continuity
+from penstock_trainer.rollouts.lost_writes import LostWrites
 from penstock_trainer.rollouts.stragglers import Stragglers
 from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
@@ -59,14 +59,14 @@ from penstock_trainer.weight_sync.transport import Transport
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a run trains on and is evaluated on, as tokens; stop_token_ids end a completion."""
+    """The training and held-out prompts of a run, as tokens; stop_token_ids end a completion."""
 
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
 
     def num_steps(self, config: Config) -> int:
-        """Steps of the whole run if no ticket is dropped."""
+        """Steps of the full run if no ticket is dropped."""
         num_draws = config.total_train_epochs * len(self.train)
         return expected_steps(num_draws, config.data.batch_size, config.run.max_steps)
 
@@ -93,9 +93,9 @@ class Assembly:
         self.step_files = step_files
         self.folder = Path(config.run.root) / config.run.name
         self.changed = asyncio.Event()
-        """Set when a batch, an evaluation or the end may have come nearer."""
+        """Set when a batch or an evaluation may be complete, or the run at its end."""
 
-    # The run: its loop and what runs beside it.
+    # The run: its loop and its background tasks.
 
     async def train(self) -> None:
         """Resume, and train until the run has ended or is stopped."""
@@ -103,13 +103,13 @@ class Assembly:
         await self.trainer.train(start)
 
     def background(self) -> tuple[Coroutine[Any, Any, None], ...]:
-        """What runs until the process ends."""
+        """The tasks that run until the process ends."""
         return (
             self.worker.keep_alive(),
             self.consumer.consume_groups(),
             self.checkpoint_writer.write_checkpoints(),
             self.watchdog.watch_progress(),
-            self.continuity.watch_queue(),
+            self.lost_writes.watch_queue(),
             self.sampler.sample(),
         )
 
@@ -127,7 +127,7 @@ class Assembly:
 
     @property
     def name(self) -> str:
-        """With the lease's number: a trainer that has lost it neither replaces nor removes its successor's record."""
+        """With the lease's number: a trainer without its lease does not replace or remove its successor's record."""
         return f"trainer-{self.lease.number}"
 
     # Tickets and groups.
@@ -202,11 +202,11 @@ class Assembly:
         )
 
     @cached_property
-    def continuity(self) -> Continuity:
+    def lost_writes(self) -> LostWrites:
         seconds = self.config.staleness.heartbeat_seconds
-        return Continuity(self.trainer_queue, self.book, self.consumer, self.versions, seconds)
+        return LostWrites(self.trainer_queue, self.book, self.consumer, self.versions, seconds)
 
-    # What is durable.
+    # Durable state.
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -268,7 +268,7 @@ class Assembly:
             status=self.status,
         )
 
-    # What is shown.
+    # Reports.
 
     @cached_property
     def metrics(self) -> TrainerMetrics:

@@ -1,4 +1,4 @@
-"""What HTTP and signals ask of the loop."""
+"""Requests to the loop, from HTTP and from signals."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Requests:
-    """What HTTP and signals ask of the loop."""
+    """Requests to the loop, from HTTP and from signals."""
 
     stop: asyncio.Event
     checkpoint: bool = False

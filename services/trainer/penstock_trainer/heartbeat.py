@@ -1,6 +1,6 @@
-"""Once a second: queue, outstanding tickets, stragglers, other services, and the sign of life that others see.
+"""Reads queue, outstanding tickets, stragglers and other services once a second, and renews the trainer's heartbeat.
 
-Owns no state of its own; what it reads goes to metrics and status.
+Owns no state; it writes what it reads to metrics and status.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SAMPLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Sampler:
-    """Reads and writes down. name, url: of the trainer."""
+    """Samples the run. name, url: of the trainer."""
 
     queue: Queue
     book: TicketBook
@@ -38,7 +38,7 @@ class Sampler:
     heartbeat_seconds: float
 
     async def sample(self) -> None:
-        """Until the process ends."""
+        """Sample until the process ends."""
         while True:
             await self._read()
             await self.stragglers.look()

@@ -10,8 +10,8 @@ and before the next step is committed.
     change     the optimizer's step
     publish    stage, record, push and announce the new weights, while the loop waits for the next batch
 
-Back-pressure: tickets are issued by credits only; one version is pushed at a time; a step is committed only once the
-weights of the step before are recorded.
+Back-pressure: tickets are issued by credits only; one version is pushed at a time; a step is committed only after the
+weights of the previous step are recorded.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Trainer:
         self._version = 0
 
     async def train(self, start: Position) -> None:
-        """From `start`, where a resume left the learner, to the end of the draws, or until asked to stop."""
+        """Train from `start`, the position after the resume, to the end of the draws or a request to stop."""
         self._version = start.version
         await self._releases.begin(start.steps, start.version)
         self._reports.ready()
@@ -82,7 +82,7 @@ class Trainer:
         self._releases.take_seconds(clock.seconds["push_wait"])
 
     async def _wait_for_batch(self) -> list[Arrival] | None:
-        """The next batch; None when nothing is left to train or the run is to stop."""
+        """The next batch; None if nothing is left to train or the run must stop."""
         self._reports.phase("waiting for a batch")
         while not (self._requests.stop.is_set() or self._rollouts.finished):
             self._rollouts.changed.clear()
@@ -124,13 +124,13 @@ class Trainer:
         self._reports.step(record.step, groups, clock, result, (before, self._version))
 
     async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:
-        """Commit a step whose batch is written, once the weights of the step before are recorded."""
+        """Commit a step whose batch is written, after the weights of the previous step are recorded."""
         await self._releases.staged()
         await self._history.commit(record, {each.number: each.delivery for each in batch})
         self._rollouts.release(batch)
 
     async def _compute(self, work: Callable[[], T]) -> T:
-        """The trainer's own work, in a thread."""
+        """Run the trainer's own work in a thread."""
         with self._reports.computing():
             return await asyncio.to_thread(work)
 
@@ -149,7 +149,7 @@ class Trainer:
             await self._history.checkpoint(self._version)
 
     async def _evaluate_and_save(self) -> None:
-        """Final evaluation, and the weights as a Hugging Face folder."""
+        """Evaluate the final weights, and save them as a Hugging Face folder."""
         self._reports.phase("evaluating the final weights")
         await self._releases.evaluate(self._history.num_steps)
         while self._rollouts.is_evaluating:
@@ -164,7 +164,7 @@ class Trainer:
 
 
 async def _first(*events: asyncio.Event) -> None:
-    """Until any of the events is set."""
+    """Wait until any of the events is set."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
-"""From new weights to announced version: stage, record, push, announce; one version at a time, beside training.
+"""From new weights to announced version: stage, record, push, announce; one version at a time, while training goes on.
 
-Owns a version's way out: its identity, its canary, its files. Invariants: weights are recorded before they are pushed;
-a version is announced after its push has ended and before the next one begins; the script that announces it resolves
-its tickets and issues new ones.
+Owns a version until it is announced: its identity, its canary, its files. Invariants: weights are recorded before they
+are pushed; a version is announced after its push has ended and before the next push begins; the script that announces
+it resolves its tickets and issues new ones.
 
     step k trained -> publish_beside: wait for the push before -> stage -> record -> push -> announce -> evaluate
                                                                       ^         ^
@@ -45,14 +45,20 @@ class Release:
 
 @dataclass(frozen=True)
 class Origin:
-    """What computed the weights, for the ledger: a replay on the same device and as many ranks gives the same bits."""
+    """Device and number of ranks that computed the weights: a replay with the same gives the same bits."""
 
     num_ranks: int
     device: str
 
 
 class Releases:
-    """The versions of one trainer, in order."""
+    """The versions of one trainer, in order.
+
+    await releases.begin(num_steps=0, version=0)                   version 0 is announced: tickets are issued
+    releases.publish_beside(group, step_0, version=1, changed=True)
+    await releases.staged()                                        step 1 may be committed
+    await releases.drained()                                       version 1 is announced
+    """
 
     def __init__(
         self,
@@ -94,19 +100,19 @@ class Releases:
         self.fences = Fences()
 
     async def reopen(self, ledger: LedgerState) -> None:
-        """Know the versions of earlier lives, and remove the files that they left, but for the announced version's."""
+        """Restore the versions of earlier lives; remove their files, except those of the announced version."""
         self._versions.restore(ledger.policies)
         announced = await self._queue.queue.announced()
         self._transport.prune({announced.identity.number} if announced else set())
-        if announced is not None:  # until the next one is: what a drop lets out carries it
+        if announced is not None:  # until the next one is: tickets that a drop issues carry it
             self._versions.announce(announced.identity)
 
     def digest(self, version: int) -> PolicyIdentity:
-        """The identity of the present weights as `version`; keeps nothing. In a thread."""
+        """The identity of the current weights as `version`; keeps nothing. In a thread."""
         return self._transport.digest(version)
 
     async def begin(self, num_steps: int, version: int) -> None:
-        """Stage and announce the weights with which the trainer goes on; record them if the ledger lacks them."""
+        """Stage and announce the current weights; record them if the ledger lacks them."""
         self._identity = await self._stage(version)
         if self._versions.known.get(version) != self._identity:
             self._versions.replace(self._identity)
@@ -119,12 +125,12 @@ class Releases:
         self._staging = beside.create_task(self._stage_and_push(beside, step, version, changed))
 
     async def staged(self) -> None:
-        """Until the weights of the last step are staged and recorded."""
+        """Wait until the weights of the last step are staged and recorded."""
         if self._staging is not None:
             await self._staging
 
     async def drained(self) -> None:
-        """Until the weights of the last step are announced."""
+        """Wait until the weights of the last step are announced."""
         await self.staged()
         if self._pushing is not None:
             await self._pushing
@@ -135,13 +141,13 @@ class Releases:
         start = time.monotonic()
         if changed:
             self._identity = await self._stage(version)
-            self._versions.know(self._identity)
+            self._versions.add(self._identity)
         await self._record(step.step + 1, changed=changed, step=step)
         self._seconds["stage"] += time.monotonic() - start
         self._pushing = beside.create_task(self.publish(self._release(step.step + 1, changed=changed)))
 
     async def _stage(self, version: int) -> PolicyIdentity:
-        """Fix the present weights as files, or whatever the transport sends, and measure their canary."""
+        """Fix the bytes of the current weights, in the form that the transport sends, and measure their canary."""
         with self._computing():
             identity = await asyncio.to_thread(self._transport.stage, version, self._queue.lease.number)
             self._canary = await asyncio.to_thread(self._canary_maker.make, version)
@@ -183,9 +189,9 @@ class Releases:
         self._seconds["push_paused"] += push.paused_seconds
 
     def take_seconds(self, waited_seconds: float) -> dict[str, float]:
-        """Seconds of stagings and pushes that have ended since the last call, which ran while training went on.
+        """Seconds of the stagings and pushes that have ended since the last call.
 
-        `waited_seconds`: those that training waited for. `push_exposed`: these, plus those in which generation was
+        `waited_seconds`: those in which training waited. `push_exposed`: these, plus those in which generation was
         paused.
         """
         self._metrics.push_exposed.labels(part="training").inc(waited_seconds)
@@ -193,7 +199,7 @@ class Releases:
         return {**taken, "push_exposed": waited_seconds + taken["push_paused"]}
 
     async def evaluate(self, num_steps: int) -> None:
-        """Ask for an evaluation of what is announced, once per step."""
+        """Start an evaluation of the announced weights, once per step."""
         if self._evaluation.enabled and self._last_eval_steps != num_steps:
             self._last_eval_steps = num_steps
             tickets = self._evaluation.start(num_steps, self._versions.announced_version)

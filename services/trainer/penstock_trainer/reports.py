@@ -1,6 +1,6 @@
-"""What the trainer reports of itself: its phase, each step and evaluation, and whether it computes or waits.
+"""The trainer's reports: its phase, each step and evaluation, and whether it computes or waits.
 
-Owns the figures of a step, and hands them to progress files, metrics, status, trackers and log at once.
+Owns the figures of a step, and sends them to progress files, metrics, status, trackers and log at once.
 """
 
 import logging
@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class Reports:
-    """The reports of one life of the trainer."""
+    """The reports of one life of the trainer.
+
+    reports.phase("waiting for a batch")
+    with reports.idle(): ...              the wait is counted as idle
+    with reports.computing(): ...         the watchdog stands still
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class Reports:
         *,
         max_lag: int | None,
     ) -> None:
-        """`max_lag`: tokens that lag more are masked, and count for no staleness."""
+        """`max_lag`: staler tokens are masked, and do not count for the staleness."""
         self._progress = progress
         self._metrics = metrics
         self._status = status
@@ -53,7 +58,7 @@ class Reports:
         self._show_run()
 
     def phase(self, phase: str) -> None:
-        """What the trainer does from now on, in words."""
+        """Set the present work of the trainer, in words."""
         self._status.phase = phase
 
     def ready(self) -> None:
@@ -61,15 +66,15 @@ class Reports:
         self._status.ready = True
 
     def computing(self) -> AbstractContextManager[None]:
-        """Around the trainer's own work, however long it takes: it is no stall."""
+        """Around the trainer's own work, which is never a stall."""
         return self._watchdog.computing()
 
     def idle(self) -> AbstractContextManager[None]:
-        """Around a wait for a batch or for weights, whose seconds are counted."""
+        """Around a wait for a batch or for weights; counts its seconds."""
         return self._metrics.idle.counting()
 
     def progress(self) -> None:
-        """Something happened: the run does not stall."""
+        """Note an event: the run does not stall."""
         self._watchdog.progress()
 
     def step(
@@ -110,10 +115,10 @@ class Reports:
 
     def is_reported(self, step: int) -> bool:
         """Whether the line of a step is written, in this life or an earlier one."""
-        return self._progress.knows(step)
+        return self._progress.has_step(step)
 
     def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:
-        """Make the lines those of the ledger: a step whose trainer died before it reported it is reported now."""
+        """Bring the lines in step with the ledger: report each step whose trainer died before it reported it."""
         self._progress.forget_from(num_steps)
         self._status.steps = num_steps
         for each in replayed:

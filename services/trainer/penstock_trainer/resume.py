@@ -1,8 +1,8 @@
 """Start of a trainer: from the ledger's newest checkpoint, through the step files after it, to the ledger's head.
 
-Owns what a restart trains again. Invariant: it trains the same groups in the same order as before and pushes nothing;
-if arithmetic is deterministic and the number of ranks is the same, the weights after each step must have the digest
-that the ledger holds.
+Owns the choice of the steps to train again. Invariant: they have the same groups in the same order as before, and
+nothing is pushed; if arithmetic is deterministic and the number of ranks is the same, the weights after each step must
+have the digest of the ledger.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """Where the learner stands: steps trained and the version of its weights."""
+    """The position of the learner: steps trained and the version of its weights. Before the first step: (0, 0)."""
 
     steps: int
     version: int
@@ -36,7 +36,7 @@ class Position:
 async def resume(
     learner: Learner, history: History, releases: Releases, rollouts: Consumer, reports: Reports
 ) -> Position:
-    """Bring learner, tickets and reports to where the ledger ends."""
+    """Bring learner, tickets and reports to the end of the ledger."""
     reports.phase("resuming")
     ledger = await history.open()
     await releases.reopen(ledger)
@@ -63,9 +63,9 @@ def restore(
     digest_of: Callable[[int], PolicyIdentity],
     on_replayed: Callable[[Replayed], None] | None = None,
 ) -> Position:
-    """Bring the learner to the ledger's head. Blocking: call it in a thread.
+    """Bring the learner to the end of the ledger. Blocking: call it in a thread.
 
-    digest_of: version -> identity of the learner's present weights. WeightsError when a replayed step differs.
+    digest_of: version -> identity of the learner's current weights. WeightsError if a replayed step differs.
     on_replayed: called with each step that is trained again, in order.
     """
     position = Position(0, 0)
@@ -80,7 +80,7 @@ def restore(
             continue
         if step.version is not None and step.version != position.version:
             raise WeightsError(
-                f"step {step.step} is trained again on version {position.version}; the ledger says that it trained "
+                f"step {step.step} is trained again on version {position.version}; the ledger records that it trained "
                 f"version {step.version}: a step before it changed the weights in one of both and not in the other"
             )
         groups = step_files.read(step)
@@ -91,7 +91,9 @@ def restore(
         known = ledger.policies.get(version)
         same_bits = learner.is_deterministic and ledger.num_ranks.get(version) == learner.num_ranks
         if known is not None and same_bits and (found := digest_of(version)) != known:
-            raise WeightsError(f"step {step.step} was trained again and gave weights {found}; the ledger says {known}")
+            raise WeightsError(
+                f"step {step.step} was trained again and gave weights {found}; the ledger records {known}"
+            )
         if on_replayed is not None:
             on_replayed(Replayed(step.step, groups, result, versions))
         log.info("step %d is trained again", step.step)

@@ -1,8 +1,8 @@
 """`python -m penstock_trainer.torchrun --config F ...`: the ranks of the trainer on this host.
 
-Owns how torchrun is called and what its end means: when one rank ends, all end, and this process ends with the exit
-code of the rank that is to blame, which the launcher's restarts depend on. Started by the launcher: alone with all
-trainer.num_ranks, or on each of several hosts with its share of them, which then meet at `--meet`.
+Owns the call of torchrun and the meaning of its end: when one rank ends, all end, and this process ends with the exit
+code of the rank that failed first, on which the launcher's restarts depend. The launcher starts it once with all
+trainer.num_ranks, or on each of several hosts with a share of them; these hosts meet at `--meet`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SIGNAL_EXIT_CODE = 128  # plus the signal's number, as in a shell
 
 @dataclass(frozen=True)
 class Meeting:
-    """Several hosts: where they meet, on the one with index 0, and which of them this is."""
+    """Several hosts: their meeting address, on the host with index 0, and the index of this host."""
 
     host: str
     port: int
@@ -63,7 +63,7 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
     except ConfigError as error:
         print(f"trainer: {error.kind}: {error}", file=sys.stderr, flush=True)
         return error.exit_code, True
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks say themselves what went wrong
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks report their own errors
     try:
         run.run(run.parse_args([*torchrun_arguments(num_ranks, meeting), "--module", "penstock_trainer", *settings]))
     except ChildFailedError as failed:
@@ -77,10 +77,10 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
 
 
 def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[str]:
-    """All ranks on this host, meeting on a free port of loopback, or its share; one life, as the launcher restarts."""
-    place = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}"]
+    """All ranks on a free port of loopback, or this host's share of them; no restarts, as the launcher restarts."""
+    where = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}"]
     if meeting is not None:
-        place = [
+        where = [
             f"--nnodes={meeting.num_hosts}",
             f"--node-rank={meeting.index}",
             f"--nproc-per-node={num_ranks // meeting.num_hosts}",
@@ -89,11 +89,11 @@ def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[s
             "--rdzv-backend=static",
             f"--rdzv-conf=timeout={MEET_SECONDS}",
         ]
-    return [*place, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    return [*where, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
 
 
 def blamed(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """Of the ranks that failed the first one, but before all those that only noticed the end of another."""
+    """The rank that failed first, not counting ranks that failed because another one ended."""
     return min(failures.items(), key=lambda item: (item[1].exitcode == RanksError.exit_code, item[1].timestamp))
 
 
@@ -102,7 +102,7 @@ def _ending(failure: ProcessFailure) -> str:
 
 
 def _record(path: Path, exit_code: int) -> None:
-    """Leave the exit code for whoever started all hosts, unless another host was first."""
+    """Write the exit code for the launcher of all hosts, unless another host was first."""
     try:
         with path.open("x", encoding="ascii") as file:
             file.write(str(exit_code))

@@ -1,7 +1,8 @@
-"""Ends a run that makes no progress, or made none: says what it waits for, then raises.
+"""Ends a run that makes no progress: StallError with the ticket and the services that it waits for.
 
 Owns the clock of the last progress. Invariant: no wait of the trainer lasts longer than run.stall_seconds without a
-step, an arrival or a push. The trainer's own computation is no wait, and an engine that starts has its own deadline.
+step, an arrival or a push. The trainer's own computation is not a wait, and the start of an engine has its own
+deadline.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ LONGEST_CHECK_SECONDS = 5.0
 
 
 class Watchdog:
-    """Knows when something last happened."""
+    """The time of the last progress of one trainer."""
 
     def __init__(self, trainer_queue: TrainerQueue, book: TicketBook, status: Status, stall_seconds: float) -> None:
         self._queue = trainer_queue
@@ -31,7 +32,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Around the trainer's own work, however long it takes."""
+        """Around the trainer's own work, which is never a stall."""
         self._num_computing += 1
         try:
             yield
@@ -40,16 +41,16 @@ class Watchdog:
             self.progress()
 
     def progress(self) -> None:
-        """Something happened."""
+        """Note a step, an arrival or a push."""
         self._last_progress = asyncio.get_running_loop().time()
 
     @property
     def idle_seconds(self) -> float:
-        """Since something last happened; 0 while the trainer computes."""
+        """Seconds since the last progress; 0 while the trainer computes."""
         return 0.0 if self._num_computing else asyncio.get_running_loop().time() - self._last_progress
 
     async def watch_progress(self) -> None:
-        """StallError once nothing has happened for run.stall_seconds."""
+        """StallError after run.stall_seconds without progress."""
         while True:
             await asyncio.sleep(min(LONGEST_CHECK_SECONDS, self._stall_seconds / CHECKS_PER_LIMIT))
             if self._num_computing or await self._engine_is_starting():
@@ -65,7 +66,7 @@ class Watchdog:
         return any(each.server_state is ServerState.STARTING for each in services)
 
     async def waiting_for(self) -> str:
-        """What the next batch waits for, as the queue knows it."""
+        """The ticket that the next batch waits for, its place in the queue, and the services."""
         services = [f"{each.name} ({each.state})" for each in await self._queue.queue.services()]
         running = f"services seen: {', '.join(services) or 'none'}"
         if fenced := self._status.fenced:

@@ -1,4 +1,4 @@
-"""Runs the trainer service: what is needed before a life of it can be assembled, that life, and its end.
+"""Runs the trainer service: the inputs of one life of it, that life, and its end.
 
 Owns the order of start and end: prompts before a large model, memory and lease before anything is written.
 """
@@ -22,7 +22,7 @@ from penstock_trainer.data.datasets import Row
 from penstock_trainer.data.draws import stop_token_ids
 from penstock_trainer.data.prompts import encode_rows, require_batch
 from penstock_trainer.data.tokenizer import load_vocabulary
-from penstock_trainer.distributed.rank import CPU_NICENESS, Place
+from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
@@ -35,12 +35,12 @@ SUMMARY_FILE = "trainer_summary.json"
 
 
 async def run_trainer(
-    config: Config, service: Service, place: Place, train_rows: list[Row], held_out_rows: list[Row]
+    config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: list[Row]
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     keep_freed_memory()
     prompts = await asyncio.to_thread(_encode, config, train_rows, held_out_rows)
-    ranks = await asyncio.to_thread(Ranks, place) if place.num_ranks > 1 else None
+    ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
     learner = await asyncio.to_thread(_learner, config, ranks, prompts.num_steps(config))
     if learner.on_cpu:
         os.nice(CPU_NICENESS)
@@ -114,7 +114,7 @@ def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
 
 
 def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
-    """With the tokenizer alone: a prompt that is too long ends the start before a large model is loaded."""
+    """The prompts as tokens. Only the tokenizer is needed: a prompt that is too long fails before a model loads."""
     vocabulary = load_vocabulary(config.actor.path)
     context = config.rollout.engine.context_length or vocabulary.context_length
     longest = context - config.sampling.max_new_tokens

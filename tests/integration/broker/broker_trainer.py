@@ -150,7 +150,7 @@ class TrainerLife:
         await self.queue.append(CheckpointRecord(steps, f"{steps}.{self.queue.lease.number}"))
 
     async def _record(self, identity: PolicyIdentity, num_steps: int) -> None:
-        self.versions.know(identity)
+        self.versions.add(identity)
         await self.queue.append(WeightsRecord(identity, num_steps))
         self.release = (self._announcement(identity), num_steps)
 

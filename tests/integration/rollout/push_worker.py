@@ -14,7 +14,7 @@ from penstock.broker import Queue
 from penstock.config import Config
 from penstock.contracts import ScoredGroup, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
-from penstock_trainer.distributed.rank import Place
+from penstock_trainer.distributed.rank import RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.rank_commands import Follower, LeadingLearner
@@ -64,9 +64,9 @@ def run(model: Path, folder: Path, url: str, lease: int) -> None:
         optimizer={"lr": 1e-2},
         rollout={"engine": {"dtype": "float32"}},
     )
-    place = Place.of(os.environ)
-    ranks = Ranks(place)
-    if place.is_follower:
+    info = RankInfo.of(os.environ)
+    ranks = Ranks(info)
+    if info.is_follower:
         Follower(Learner(config, ranks), ranks).run()
     else:
         learner = LeadingLearner(config, ranks)

@@ -18,7 +18,7 @@ import torch
 from penstock.config import Config
 from penstock.contracts import ScoredGroup
 from penstock.errors import PenstockError
-from penstock_trainer.distributed.rank import Place
+from penstock_trainer.distributed.rank import RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.rank_commands import Follower, Gather, LeadingLearner
@@ -122,12 +122,12 @@ def shown(result: StepResult) -> dict[str, Any]:
 
 
 def run(mode: str, folder: Path) -> None:
-    place = Place.of(os.environ)
+    info = RankInfo.of(os.environ)
     if mode == "train":
-        ranks = Ranks(place)
+        ranks = Ranks(info)
         for name, case in CASES.items():
             config = case_config(folder, case)
-            if place.is_follower:
+            if info.is_follower:
                 Follower(Learner(config, ranks), ranks).run()
             else:
                 learner = LeadingLearner(config, ranks, num_steps=NUM_RUN_STEPS)
@@ -136,15 +136,15 @@ def run(mode: str, folder: Path) -> None:
                 learner.close()
         ranks.leave()
         return
-    ranks = Ranks(place)
-    (folder / f"pid-{place.rank}").write_text(str(os.getpid()))
+    ranks = Ranks(info)
+    (folder / f"pid-{info.rank}").write_text(str(os.getpid()))
     config = case_config(folder, CASES["tied"])
-    if place.is_follower:
+    if info.is_follower:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `follow` does: torchrun's signal is not what ends it
         Follower(Learner(config, ranks), ranks).run()
     elif mode == "fail":
         learner = LeadingLearner(config, ranks)
-        learner._tell(Gather("no.such.weight"))
+        learner._command(Gather("no.such.weight"))
         learner.update(batches()[0], version=3)
     else:
         (folder / "waiting").touch()

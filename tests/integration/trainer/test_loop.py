@@ -125,7 +125,7 @@ async def test_a_staging_that_fails_ends_the_loop_before_the_next_commit(loop: L
 async def test_a_version_that_is_known_with_another_digest_is_neither_recorded_nor_trained_on(loop: Life) -> None:
     async with held(loop) as training:
         before = loop.state()
-        loop.versions.know(PolicyIdentity(1, "f" * 16))
+        loop.versions.add(PolicyIdentity(1, "f" * 16))
         loop.transport.let_go()
         error = await error_of(training)
         assert isinstance(error, WeightsError)

@@ -33,7 +33,7 @@ async def trainer_queue(queue: Queue, config: Config) -> TrainerQueue:
 
 
 async def started(setup: ConsumerSetup) -> ConsumerSetup:
-    setup.versions.know(NEW)
+    setup.versions.add(NEW)
     await setup.issue()
     return setup
 

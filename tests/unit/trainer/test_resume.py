@@ -91,7 +91,7 @@ def test_a_replay_with_another_digest_is_an_error(tmp_path: Path, model: Path) -
     first = Life(tmp_path, model)
     first.train(range(2))
     first.ledger.policies[2] = PolicyIdentity(2, "0" * 16)
-    with pytest.raises(WeightsError, match=r"step 1 was trained again and gave weights 2-.*; the ledger says 2-0"):
+    with pytest.raises(WeightsError, match=r"step 1 was trained again and gave weights 2-.*; the ledger records 2-0"):
         Life(tmp_path, model, first.ledger).restore()
 
 
@@ -149,5 +149,5 @@ def test_a_replay_masks_what_the_step_masked_whatever_the_configuration_says_now
 def test_a_step_that_trained_another_version_is_an_error(tmp_path: Path, model: Path) -> None:
     life = Life(tmp_path, model)
     life.ledger.steps.append(life.step_files.write(0, 1, example_groups(), version=3))
-    with pytest.raises(WeightsError, match=r"step 0 is trained again on version 0; the ledger says .* version 3"):
+    with pytest.raises(WeightsError, match=r"step 0 is trained again on version 0; the ledger records .* version 3"):
         life.restore()

@@ -1,7 +1,7 @@
 """From scored groups to the completions that are trained on, with their advantages and weights.
 
 Owns the batch's denominators: they count every group and every valid completion, whether or not it needs a forward
-pass. Tokens stay packed: arrays are views of the messages, which is why they are read-only. Pure: no config, no I/O.
+pass. Tokens stay packed: arrays are views of the messages, and so read-only. Pure: no config, no I/O.
 
     groups -> candidates, with advantages -> counts
                                          '-> mini-batches -> samples, with weights
@@ -73,7 +73,7 @@ class BatchRules:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples in the order of their groups, by mini-batch, and the counts of the whole batch."""
+    """Samples in the order of their groups, by mini-batch, and the counts of the full batch."""
 
     minibatches: tuple[tuple[Sample, ...], ...]
     counts: BatchCounts
@@ -89,7 +89,7 @@ def num_valid(group: ScoredGroup) -> int:
 
 
 def shaped_rewards(group: ScoredGroup, overlong: Overlong) -> list[float | None]:
-    """The group's rewards with the overlong penalty; None where a reward failed."""
+    """The group's rewards with the overlong penalty; None if a reward failed."""
     return [
         None if score.value is None else score.value + _penalty(completion, overlong)
         for score, completion in zip(group.scores, group.group.completions, strict=True)
@@ -121,7 +121,7 @@ def make_batch(
     version: of the weights under training. max_lag: tokens that lag more versions are masked (`masking`).
     penalties: subtracted from rewards, by `CompletionIndex` (a KL term in the reward).
     A completion whose reward failed is never a sample. One whose advantage is 0 is a sample only if
-    `rules.with_zero_advantage`, one whose loss tokens are all masked is none; both count in the denominators.
+    `rules.with_zero_advantage`. One whose loss tokens are all masked is not. Both count in the denominators.
     """
     counted = [b for b, group in enumerate(groups) if num_valid(group) >= MIN_VALID]
     candidates: list[list[Candidate]] = []
@@ -158,7 +158,7 @@ def _penalty(completion: Completion, overlong: Overlong) -> float:
 def _advantages(
     groups: Sequence[ScoredGroup], counted: list[int], rules: BatchRules, penalties: Mapping[tuple[int, int], float]
 ) -> list[list[float]]:
-    """[B][G] of the counted groups; 0 where a reward failed, and behind the end of a group smaller than others."""
+    """[B][G] of the counted groups; 0 if a reward failed, and behind the end of a group smaller than others."""
     if not counted:
         return []
     width = max(len(groups[b].scores) for b in counted)
@@ -180,7 +180,7 @@ def _advantages(
 
 
 def _parts(candidates: list[list[Candidate]], num_parts: int) -> list[list[list[Candidate]]]:
-    """Consecutive parts of nearly equally many groups; fewer where there are fewer groups."""
+    """Consecutive parts of nearly equally many groups; fewer if there are fewer groups."""
     num_groups = len(candidates)
     count = min(num_parts, num_groups)
     bounds = [num_groups * part // count for part in range(count + 1)] if count else []
@@ -194,7 +194,7 @@ def _minibatch(
     version: int,
     max_lag: int | None,
 ) -> Iterator[Sample]:
-    """The samples of some groups, weighed by what those hold."""
+    """The samples of some groups, weighted by the counts of these groups."""
     num_tokens = sum(each.num_loss_tokens for group in candidates for each in group)
     for group in candidates:
         prompt_ids = _prompt_ids(groups[group[0].index.group])

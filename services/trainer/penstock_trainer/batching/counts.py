@@ -1,7 +1,7 @@
-"""What counts in a batch, and the figures made of it: groups, completions, tokens, rewards, advantages, lengths, age.
+"""The counts and figures of a batch: groups, completions, tokens, rewards, advantages, lengths, age.
 
-Owns their definitions. Invariant: they are of all groups with enough rewards and of all their valid completions,
-whether or not these need a forward pass. Pure.
+Owns their definitions. Invariant: they cover all groups with enough rewards and all their valid completions, whether
+or not these need a forward pass. Pure.
 """
 
 import math
@@ -14,7 +14,7 @@ from penstock_trainer.grpo import varies
 
 
 class CompletionIndex(NamedTuple):
-    """Which completion of a batch: the number of its group, and its own within the group."""
+    """A completion of a batch: the number of its group, and its own within the group. The first: (0, 0)."""
 
     group: int
     completion: int
@@ -22,7 +22,7 @@ class CompletionIndex(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A completion that counts: its reward is valid, and its group has enough of those.
+    """A completion that counts: its reward is valid, and its group has enough valid rewards.
 
     num_trained_tokens: those of its loss tokens that are not too old (`masking`).
     """
@@ -36,11 +36,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """What a batch holds, counted before anything is left out.
+    """The contents of a batch, counted before anything is left out.
 
     num_groups: with at least two valid rewards: the denominator. num_failed_groups: the others.
     num_degenerate_groups: of the former, those whose rewards are all equal.
-    num_loss_tokens: of valid completions; masked_stale: share of them that is too old (`masking`).
+    num_loss_tokens: of valid completions; masked_stale: the share of them that is too old (`masking`).
     num_stale_completions, num_stale_groups: valid completions all of whose loss tokens are too old; groups with an
     advantage that have no gradient for that reason.
     reward_*: over valid completions, as scored; nan without any.

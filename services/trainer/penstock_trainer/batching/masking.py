@@ -1,4 +1,4 @@
-"""Which tokens of a group are young enough to be trained, where `staleness.on_stale` is mask.
+"""Which tokens of a group are young enough to be trained, if `staleness.on_stale` is mask.
 
 Owns the definition. With v the version under training and u_it the version that the engine asserted for token t of
 completion i, both recorded with the step, so that a replay masks the same tokens:
@@ -6,12 +6,12 @@ completion i, both recorded with the step, so that a replay masks the same token
     m_it = loss_mask_it * [ v - u_it <= max_lag ]          loss = sum_it weight_i * m_it * loss_it
 
 * All terms of the loss lose a masked token: surrogate, KL, entropy. It stays context of the tokens after it, as a
-  prompt is; ratios of whole completions (GSPO, sequence weights, gates) are those of the tokens that are left.
+  prompt is; ratios of full completions (GSPO, sequence weights, gates) use the tokens that are left.
 * weight_i and every denominator count loss_mask, not m: masking takes tokens away and never scales the others up, as
   for tokens that a correction drops. A completion without any m_it = 1 adds nothing and needs no forward pass.
-* Rewards, baselines, advantages and a KL term in the reward are of whole completions: they are known whatever the age.
+* Rewards, baselines, advantages and a KL term in the reward use full completions: they do not depend on the age.
 
-Weights only move on while a completion is generated, so what is masked is its beginning. Pure.
+Weights only get newer while a completion is generated, so the masked tokens are its beginning. Pure.
 """
 
 import numpy as np
@@ -54,7 +54,7 @@ def is_all_masked(group: ScoredGroup, version: int, max_lag: int) -> bool:
 
 
 def oldest_trained_version(completion: Completion, version: int, max_lag: int | None) -> int | None:
-    """The lowest version among its spans that are not masked as a whole; None without any."""
+    """The lowest version among its spans that are not fully masked; None without any."""
     young = (span for span in completion.spans if _is_young(span, version, max_lag))
     return min((span.policy.number for span in young), default=None)
 

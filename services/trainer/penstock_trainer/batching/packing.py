@@ -2,7 +2,7 @@
 
 A pack is the trie of its sequences, laid out in depth-first preorder. The prompt is shared by its
 completions, a few-shot prefix by all prompts, and equal completions are one. Row i may look at row j
-exactly when j is an ancestor of i or i itself:
+if and only if j is an ancestor of i or i itself:
 
     j <= i < subtree_end[j]                e.g.  "A B C" and "A B D E":   row    0 1 2 3 4
                                                                           token  A B C D E
@@ -13,7 +13,7 @@ Without shared prefixes this is the block-diagonal causal mask; attention.py com
 causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
 The log-probability of a completion's token is read at its parent, so the last one needs no row, and
-only parents of loss tokens need the vocabulary projection. Every pass is linear in the tokens, but for a sort. Pure.
+only parents of loss tokens need the vocabulary projection. All work but one sort is linear in the tokens. Pure.
 
 Shapes: P rows of a pack, R distinct parents, U distinct (parent, token) pairs, N loss tokens.
 """
@@ -41,10 +41,10 @@ class Pack:
 
     token_ids_P, positions_P, subtree_end_P: the trie. parents_R: rows to project onto the vocabulary, ascending.
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
-    target_N: index into U of each loss token. behaviour_N, advantage_N, weight_N, lag_N: float32.
+    target_N: index into U of each loss token. behaviour_logprobs_N, advantage_N, weight_N, lag_N: float32.
     sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are.
 
-    A sequence whose tokens, but for the first, are all wanted; the last one needs no row:
+    A sequence of which all tokens but the first are wanted; the last one needs no row:
 
         >>> pack = pack_of_sequence([7, 8, 9, 8])
         >>> pack.token_ids_P.tolist(), pack.positions_P.tolist(), pack.subtree_end_P.tolist()
@@ -63,7 +63,7 @@ class Pack:
     target_parent_U: Tensor
     target_token_U: Tensor
     target_N: Tensor
-    behaviour_N: Tensor
+    behaviour_logprobs_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
     lag_N: Tensor
@@ -90,8 +90,8 @@ class Pack:
 class Path:
     """A sample as a path of the trie.
 
-    token_ids: those that need a row, all but the last loss token and what follows it.
-    num_shared: how many of them the path before it, in order, begins with too.
+    token_ids: those that need a row: all before the last loss token.
+    num_shared: length of the prefix that it shares with the path before it.
     """
 
     sample: Sample
@@ -100,13 +100,13 @@ class Path:
 
     @property
     def num_new(self) -> int:
-        """Rows that it adds to a pack that ends with the path before it."""
+        """Rows that it adds to a pack after the path before it."""
         return self.token_ids.size - self.num_shared
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """The paths of one pack, and the rows that it has."""
+    """The paths of one pack, and its number of rows."""
 
     paths: tuple[Path, ...]
     num_rows: int
@@ -115,7 +115,7 @@ class PackPlan:
 def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     """Samples as packs of at most `max_tokens` rows each, in an order that depends on the tokens only.
 
-    Samples with the same prompt stay in one pack where they fit into one; else they are split between completions,
+    Samples with the same prompt stay in one pack if they fit into one; else they are split between completions,
     and the prompt is computed once per part. A single sequence longer than `max_tokens` gets a pack of its own.
     """
     return [make_pack(part) for part in split(sorted_paths(samples), max_tokens)]
@@ -148,13 +148,13 @@ def sorted_paths(samples: Iterable[Sample]) -> list[Path]:
 
 
 def split(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
-    """What goes into each pack: consecutive paths, of at most `max_tokens` rows unless it is a single one."""
+    """The plan of each pack: consecutive paths, of at most `max_tokens` rows unless it is a single one."""
     parts: list[PackPlan] = []
     part: list[Path] = []
     num_rows = 0
     for group in _by_prompt(paths):
-        whole = sum(path.num_new for path in group)
-        if part and num_rows + whole > max_tokens:
+        num_new = sum(path.num_new for path in group)
+        if part and num_rows + num_new > max_tokens:
             parts.append(PackPlan(tuple(part), num_rows))
             part, num_rows = [], 0
         for path in group:
@@ -187,7 +187,7 @@ def make_pack(part: PackPlan) -> Pack:
         target_parent_U=torch.from_numpy(target_parent_U),
         target_token_U=torch.from_numpy(pair_U & (2**TOKEN_BITS - 1)),
         target_N=torch.from_numpy(target_N),
-        behaviour_N=_of_loss_tokens([(sample.behaviour, sample.loss_mask) for sample in samples]),
+        behaviour_logprobs_N=_of_loss_tokens([(sample.behaviour, sample.loss_mask) for sample in samples]),
         advantage_N=spread([sample.advantage for sample in samples]),
         weight_N=spread([sample.weight for sample in samples]),
         lag_N=_of_loss_tokens([(sample.lags, sample.loss_mask) for sample in samples]),
@@ -252,9 +252,9 @@ def _pairs(sample: Sample, rows: Ints) -> Ints:
 
 
 def _unique(values: Ints) -> tuple[Ints, Ints]:
-    """The distinct values, ascending, and where each of `values` is among them.
+    """The distinct values, ascending, and the index among them of each of `values`.
 
-    As numpy's, whose sort takes many times as long: these come in long ascending runs, as a stable sort likes them.
+    numpy's `unique` takes many times as long. These values come in long ascending runs, on which a stable sort is fast.
     """
     order = np.argsort(values, kind="stable")
     distinct, where_sorted = _distinct(values[order])

@@ -1,8 +1,8 @@
-"""Shares the packs of a batch among ranks: as many for each, of about the same size.
+"""Shares the packs of a batch among ranks: equally many for each, of about the same size.
 
-Invariant: every rank computes the same split of the same samples and takes its own part, so that nothing needs to be
-sent; ranks have equally many packs, because sharded weights are gathered pack by pack by all ranks together. Where
-the packs do not suffice, a rank computes a pack without loss. Pure.
+Invariant: every rank computes the same split of the same samples and takes its own part, so nothing needs to be sent.
+Ranks have equally many packs, because all ranks together gather sharded weights pack by pack. If there are too few
+packs, a rank computes a pack without loss. Pure.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ import torch
 from penstock_trainer.batching.batch import Sample
 from penstock_trainer.batching.packing import Pack, PackPlan, Path, make_pack, sorted_paths, split
 
-NUM_HALVINGS = 6  # of the interval in which the even size of a pack is looked for: to 1/64
+NUM_HALVINGS = 6  # bisection steps of the search for an even pack size: to 1/64 of the interval
 
 
 @dataclass(frozen=True)
 class Share:
-    """The packs of one rank; `num_packs` and `num_rows` are those of all ranks, without packs that have no loss."""
+    """The packs of one rank; `num_packs` and `num_rows` count all ranks, without packs that have no loss."""
 
     packs: list[Pack]
     num_packs: int
@@ -55,7 +55,7 @@ def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[P
 
 
 def assign(parts: Sequence[PackPlan], num_ranks: int) -> list[list[PackPlan]]:
-    """The largest first, to the rank that has the fewest rows among those with a place left."""
+    """The largest first, to the rank with the fewest rows among those that can take another pack."""
     num_rounds = -(-len(parts) // num_ranks)
     shares: list[list[PackPlan]] = [[] for _ in range(num_ranks)]
     num_rows = [0] * num_ranks
@@ -68,7 +68,7 @@ def assign(parts: Sequence[PackPlan], num_ranks: int) -> list[list[PackPlan]]:
 
 
 def _without_loss() -> Pack:
-    """One row of which nothing is wanted."""
+    """One row without a wanted token."""
     none, nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
     return Pack(
         token_ids_P=torch.zeros(1, dtype=torch.int64),
@@ -78,7 +78,7 @@ def _without_loss() -> Pack:
         target_parent_U=none,
         target_token_U=none,
         target_N=none,
-        behaviour_N=nothing,
+        behaviour_logprobs_N=nothing,
         advantage_N=nothing,
         weight_N=nothing,
         lag_N=nothing,

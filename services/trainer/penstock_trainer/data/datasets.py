@@ -1,8 +1,7 @@
 """Rows of prompts from JSONL files, Hugging Face datasets and reasoning-gym tasks.
 
-Owns where rows come from and what a row may look like; how they become tokens is `prompts`. Every
-row that comes out is valid: a bad one is a DataError that names its place, what was seen and which
-key to change.
+Owns the sources of rows and the checks of a row; `prompts` turns rows into tokens. Every row that comes out is valid: a
+bad one is a DataError with its place, the value seen and the key to change.
 
     kind            path                                        a row's place
     jsonl           a file with one JSON object per line         addition.jsonl line 3
@@ -31,10 +30,10 @@ FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt, as text or as chat messages, and what its reward needs.
+    """One prompt, as text or as chat messages, and the inputs of its reward.
 
     reward: "" for the run's `reward.functions`, else the name of one function.
-    place: where the row stands, for messages.
+    place: of the row in its source, for messages.
     """
 
     prompt: str | list[Message]
@@ -45,7 +44,7 @@ class Row:
 
 
 def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
-    """All rows of a dataset, in its order; DataError where one is bad or there is none.
+    """All rows of a dataset, in its order; DataError if one is bad or there is none.
 
     key: the section's name in the configuration, for messages.
     """
@@ -83,7 +82,7 @@ def _row(record: object, place: str, columns: ColumnsSection, key: str) -> Row:
         raise fail(f"`{columns.prompt}` {problem}", 'text or a list of {"role": ..., "content": ...}', "prompt")
     answer = record.get(columns.answer)
     if answer is None:
-        raise fail(f"no `{columns.answer}` among {present}", 'text ("" where the reward needs none)', "answer")
+        raise fail(f"no `{columns.answer}` among {present}", 'text ("" if the reward needs none)', "answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise fail(f"`{columns.answer}` is {_seen(answer)}", "text or a number", "answer")
     reward = record.get(columns.reward) or ""
@@ -96,7 +95,7 @@ def _row(record: object, place: str, columns: ColumnsSection, key: str) -> Row:
 
 
 def _problem_of_messages(prompt: object) -> str:
-    """What is wrong with a list of chat messages; "" for nothing."""
+    """The fault of a list of chat messages; "" if there is none."""
     if not isinstance(prompt, list):
         return f"is {_seen(prompt)}"
     if not prompt:
@@ -116,9 +115,9 @@ def _seen(value: object) -> str:
 
 
 def _plain(metadata: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Metadata as plain lists, mappings, numbers and text, which is what survives the queue."""
+    """Metadata as plain lists, mappings, numbers and text, the types that the queue can carry."""
     try:
-        # In one order, as sets have none of their own: the dataset's digest must be the same in every process.
+        # Sorted, because sets have no order: the dataset's digest must be the same in every process.
         ordered = msgspec.to_builtins(metadata, order="deterministic", enc_hook=_from_numpy)
         plain = msgspec.msgpack.decode(msgspec.msgpack.encode(ordered))
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
@@ -180,18 +179,18 @@ def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[st
         reason = " ".join(str(error).split())
         raise DataError(
             f"{section.path} ({key}.path), split {section.split!r} ({key}.split), cannot be loaded: {reason}; "
-            "expected a folder, a file or a hub name (name:subset where it has several)"
+            "expected a folder, a file or a hub name (name:subset if it has several)"
         ) from error
     for number, record in enumerate(loaded):
         yield f"{section.path}[{section.split}] row {number}", record
 
 
 def _reasoning_gym_rows(section: DatasetSection, key: str) -> Iterator[Row]:
-    """The rows of a task; the reward function `reasoning_gym` reads `task` and the whole `entry` in their metadata."""
+    """The rows of a task; the reward function `reasoning_gym` reads `task` and the full `entry` in their metadata."""
     import reasoning_gym
 
     if not section.size:
-        raise DataError(f"{key}.size is 0: expected the number of rows that {section.path} shall make")
+        raise DataError(f"{key}.size is 0: expected the number of rows that {section.path} must make")
     tasks: Iterable[str] = reasoning_gym.factory.DATASETS
     if section.path not in tasks:
         near = difflib.get_close_matches(section.path, tasks, n=3) or sorted(tasks)[:3]

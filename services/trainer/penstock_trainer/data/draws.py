@@ -1,7 +1,6 @@
-"""Ticket number -> ticket: which prompt it draws, with which seeds and sampling parameters.
+"""Ticket number -> ticket: its prompt, its seeds and its sampling parameters.
 
-Owns the meaning of a ticket number, which never changes within a run: any ticket can be made again at any time. Called
-by the loop when it issues and by the evaluation.
+Owns the meaning of a ticket number, which never changes within a run: any ticket can be made again at any time.
 """
 
 from collections.abc import Sequence

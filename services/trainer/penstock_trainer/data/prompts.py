@@ -1,11 +1,7 @@
-"""Prompts as tokens, and everything that a ticket's number fixes about a draw.
+"""Prompts as tokens: chat templates and tokenization.
 
-Owns chat templates and tokenization of prompts, the order of prompts in an epoch and the sampling
-seeds. Invariant: order and seeds are functions of their arguments alone, the same on every machine
-and Python version, so that a ticket can be issued again.
-
-Random numbers are SplitMix64 (Steele, Lea, Flood 2014): output i is mix(start + (i + 1) * GAMMA).
-`random.shuffle` is no substitute: its algorithm is not part of Python's promises.
+Invariant: every prompt has at least one token and leaves room for its completion; a bad row is a DataError that names
+it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +16,7 @@ from penstock_trainer.data.datasets import Message, Row
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
+    """The methods of a transformers tokenizer that are used."""
 
     chat_template: Any
 
@@ -33,7 +29,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A row as the model sees it: `text` after the chat template, and its tokens."""
+    """A row as input of the model: `text` after the chat template, and its tokens."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -72,7 +68,7 @@ def _encode_row(row: Row, tokenizer: Tokenizer, system_prompt: str, max_prompt_t
 
 
 def _chat_text(row: Row, tokenizer: Tokenizer, system_prompt: str) -> str:
-    """The row's messages through the chat template, up to where the assistant begins."""
+    """The row's messages through the chat template, up to the start of the assistant's message."""
     messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
     if system_prompt and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system_prompt}, *messages]
@@ -81,7 +77,7 @@ def _chat_text(row: Row, tokenizer: Tokenizer, system_prompt: str) -> str:
             f"{row.place}: chat messages, but the tokenizer in actor.path has no chat template: expected one; "
             "use plain text as prompt and leave data.system_prompt empty"
         )
-    # A template refuses messages through Jinja; jinja2 comes with the tokenizer and not before.
+    # A template refuses messages through Jinja; jinja2 is imported with the tokenizer, not before.
     import jinja2
 
     try:
@@ -90,7 +86,7 @@ def _chat_text(row: Row, tokenizer: Tokenizer, system_prompt: str) -> str:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise DataError(
             f"{row.place}: the chat template in actor.path refuses messages with roles {roles} ({error}): "
-            "expected roles and an order that it knows; correct the row or data.system_prompt"
+            "expected roles and an order that it accepts; correct the row or data.system_prompt"
         ) from error
 
 

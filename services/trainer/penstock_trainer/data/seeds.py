@@ -1,4 +1,9 @@
-"""Seeds and orders that a run draws from its own seed: the same on every machine, and without torch."""
+"""Seeds and orders that a run draws from its own seed, without torch.
+
+Invariant: they are functions of their arguments alone, the same on every machine and Python version, so that a ticket
+can be issued again. Random numbers are SplitMix64 (Steele, Lea, Flood 2014): output i is mix(start + (i + 1) * GAMMA).
+`random.shuffle` is no substitute: Python does not guarantee its algorithm.
+"""
 
 from collections.abc import Iterator
 

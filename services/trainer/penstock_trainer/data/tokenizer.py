@@ -1,6 +1,6 @@
-"""The text side of the policy: its tokenizer, what ends its texts, how long they may be.
+"""The text side of the policy: its tokenizer, its end tokens, its context length.
 
-Owns loading these from `actor.path`. Called once by `wiring`.
+Owns loading these from `actor.path`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Vocabulary:
 
 
 def load_vocabulary(path: str) -> Vocabulary:
-    """ConfigError naming actor.path where there is no tokenizer."""
+    """Load it from `path`; ConfigError, with actor.path, if there is no tokenizer."""
     check_model_path(path, "actor.path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

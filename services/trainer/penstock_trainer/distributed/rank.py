@@ -1,25 +1,25 @@
-"""This process among the ranks of one trainer, as torchrun's environment says. Read once, by `__main__`."""
+"""This process among the ranks of one trainer, from torchrun's environment. Read once, by `__main__`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.errors import ConfigError
 
-CPU_NICENESS = 5  # of every rank that computes on a CPU: an engine on the same cores, whose latency decides, goes first
+CPU_NICENESS = 5  # of every rank that computes on a CPU: an engine on the same cores goes first
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)
-class Place:
-    """`rank` of `num_ranks`; `local_rank`: which GPU of its host it computes on."""
+class RankInfo:
+    """`rank` of `num_ranks`; `local_rank`: the index of its GPU on its host. The only rank: RankInfo(0, 1, 0)."""
 
     rank: int = 0
     num_ranks: int = 1
     local_rank: int = 0
 
     @classmethod
-    def of(cls, environ: Mapping[str, str]) -> "Place":
-        """Without torchrun's variables the only rank; ConfigError where some are absent or no numbers."""
+    def of(cls, environ: Mapping[str, str]) -> "RankInfo":
+        """Without torchrun's variables the only rank; ConfigError if some are absent or no numbers."""
         seen = {name: environ[name] for name in VARIABLES if name in environ}
         if not seen:
             return cls()
@@ -33,11 +33,11 @@ class Place:
 
     @property
     def is_follower(self) -> bool:
-        """Whether rank 0, another process, tells it what to compute."""
+        """Whether it carries out commands of rank 0, another process."""
         return self.rank > 0
 
 
 def service_name(environ: Mapping[str, str]) -> str:
-    """What this process calls itself in its log and its errors."""
+    """The name of this process in its log and its errors."""
     rank = environ.get("RANK", "0")
     return "trainer" if rank == "0" else f"trainer rank {rank}"

@@ -1,9 +1,9 @@
-"""The process group of a trainer with several ranks, and the bytes that they exchange.
+"""The process group of a trainer with several ranks, and their messages to each other.
 
 Owns joining, leaving and three groups: one for tensors (nccl between GPUs, gloo between CPUs), one for the commands of
-rank 0, on which the others may wait for hours, and one for checkpoints, which are written while the first computes.
-Invariant: a wait ends only with its message or with an error; gloo notices a rank that has ended by its closed
-connection. Nothing is pickled.
+rank 0, for which the others may wait for hours, and one for checkpoints, which are written while the first computes.
+Invariant: a wait ends only with its message or with an error; gloo detects the end of a rank by its closed connection.
+Nothing is pickled.
 """
 
 import contextlib
@@ -16,45 +16,46 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from penstock.errors import ConfigError, RanksError
-from penstock_trainer.distributed.rank import Place
+from penstock_trainer.distributed.rank import RankInfo
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # the slowest rank imports torch from a cold disk
-NO_TIMEOUT = timedelta(days=365)  # rollouts of one batch may take hours; a dead rank is noticed by its connection
+NO_TIMEOUT = timedelta(days=365)  # rollouts of one batch may take hours; a dead rank is detected by its connection
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo has no type for it
 
 
 class Ranks:
     """This process as one of several ranks."""
 
-    def __init__(self, place: Place, *, join_timeout: timedelta = JOIN_TIMEOUT) -> None:
-        """Meet the other ranks; RanksError when they do not all come within the timeout."""
-        self.place = place
-        self.device = _device(place)
+    def __init__(self, info: RankInfo, *, join_timeout: timedelta = JOIN_TIMEOUT) -> None:
+        """Meet the other ranks; RanksError if they do not all join within the timeout."""
+        self.info = info
+        self.device = _device(info)
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
                 timeout=join_timeout,
-                rank=place.rank,
-                world_size=place.num_ranks,
+                rank=info.rank,
+                world_size=info.num_ranks,
             )
             self._control = dist.new_group(backend="gloo", timeout=NO_TIMEOUT)
             self.checkpoints = dist.new_group(backend="gloo", timeout=NO_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RanksError(
-                f"rank {place.rank} has not met the other {place.num_ranks - 1} within {join_timeout.total_seconds():g}"
-                f" s ({reason}); expected all of them at MASTER_ADDR:MASTER_PORT; look for the first error of another "
-                "rank, and check that hosts reach each other"
+                f"rank {info.rank} has not joined the other {info.num_ranks - 1} within "
+                f"{join_timeout.total_seconds():g} s ({reason}); expected all of them at "
+                "MASTER_ADDR:MASTER_PORT; look for the first error of another rank, and check that hosts reach each "
+                "other"
             ) from error
-        self.mesh: DeviceMesh = init_device_mesh(self.device.type, (place.num_ranks,))
-        self.host_mesh: DeviceMesh = init_device_mesh("cpu", (place.num_ranks,))
+        self.mesh: DeviceMesh = init_device_mesh(self.device.type, (info.num_ranks,))
+        self.host_mesh: DeviceMesh = init_device_mesh("cpu", (info.num_ranks,))
 
     def broadcast(self, data: bytes = b"") -> bytes:
         """Rank 0's `data`, on every rank; the others wait for it as long as rank 0 lives."""
         size = torch.tensor([len(data)])
         try:
             dist.broadcast(size, src=0, group=self._control)
-            payload = _to_tensor(data) if self.place.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+            payload = _to_tensor(data) if self.info.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
             if payload.numel():
                 dist.broadcast(payload, src=0, group=self._control)
         except RuntimeError as error:
@@ -63,7 +64,7 @@ class Ranks:
 
     def gather(self, data: bytes) -> list[bytes]:
         """Every rank's `data` in the order of ranks, on every rank."""
-        num_ranks = self.place.num_ranks
+        num_ranks = self.info.num_ranks
         size = torch.tensor([len(data)])
         sizes = [torch.empty_like(size) for _ in range(num_ranks)]
         try:
@@ -80,7 +81,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Around what all ranks compute together: says so when it fails because another rank has ended."""
+        """Around a computation of all ranks: RanksError if it fails because another rank has ended."""
         try:
             yield
         except RuntimeError as error:
@@ -89,27 +90,27 @@ class Ranks:
             raise self._lost(error) from error
 
     def leave(self) -> None:
-        """End in order; all ranks do."""
+        """End in order, together with all ranks."""
         dist.destroy_process_group()
 
     def _lost(self, error: RuntimeError) -> RanksError:
         reason = " ".join(str(error).split())[:200]
-        others = "rank 0" if self.place.is_follower and self.place.num_ranks == 2 else "another rank"
+        others = "rank 0" if self.info.is_follower and self.info.num_ranks == 2 else "another rank"
         return RanksError(
-            f"rank {self.place.rank} has lost {others} ({reason}); expected all {self.place.num_ranks} to live; look "
+            f"rank {self.info.rank} has lost {others} ({reason}); expected all {self.info.num_ranks} to live; look "
             "for the first error in this log"
         )
 
 
-def _device(place: Place) -> torch.device:
+def _device(info: RankInfo) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if place.local_rank >= torch.cuda.device_count():
+    if info.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"rank {place.rank} is number {place.local_rank} (from 0) of its host, which has "
+            f"rank {info.rank} is number {info.local_rank} (from 0) of its host, which has "
             f"{torch.cuda.device_count()} GPUs: expected one for each rank; lower trainer.num_ranks"
         )
-    device = torch.device("cuda", place.local_rank)
+    device = torch.device("cuda", info.local_rank)
     torch.cuda.set_device(device)
     return device
 

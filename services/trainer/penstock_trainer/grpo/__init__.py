@@ -16,10 +16,10 @@ weights carry the aggregation, so that micro-batches of any partition, and ranks
 | all of it | `objective` | the loss of a micro-batch and the addends of its statistics |
 
 Notation, per token: l policy (the only one with a gradient), l_p proximal, l_b behaviour (from the sampler), l_r
-reference log-probabilities; A advantage. r = exp(l - l_old) with l_old the anchor of the surrogate (l_p, or l_b where
-there is none); rho = exp(l_p - l_b) what corrects from the sampler to the anchor; w = exp(l - l_b). Log-ratios are
-float32 and clamped to +-20, where their gradient is 0. sg is stop-gradient. Shapes: N loss tokens and S completions of
-a micro-batch, B groups of G completions.
+reference log-probabilities; A advantage. l_anchor is l_p, or l_b without a proximal policy. The surrogate's ratio is
+r = exp(l - l_anchor); rho = exp(l_p - l_b) corrects from the sampler to the proximal policy; w = exp(l - l_b).
+Log-ratios are float32 and clamped to +-20; beyond that their gradient is 0. sg is stop-gradient. Shapes: N loss tokens
+and S completions of a micro-batch, B groups of G completions.
 """
 
 from penstock_trainer.grpo.advantages import Baseline, Scale, advantages, overlong_penalty, varies

@@ -1,7 +1,7 @@
 """Advantages: rewards, as shaped, minus a baseline, over a scale.
 
 Invariants: a completion that is not valid (its reward failed) gets 0 and never enters a mean or a deviation; rewards
-that are all equal give exactly 0 wherever the baseline is their mean: never the noise of a rounded mean, never nan.
+that are all equal give exactly 0 if the baseline is their mean: never the noise of a rounded mean, never nan.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def overlong_penalty(num_tokens: int, *, max_new_tokens: int, buffer_tokens: int
 
 
 def varies(rewards: Sequence[float | None]) -> bool:
-    """Whether the valid rewards of a group differ: otherwise none has an advantage over their mean."""
+    """Whether the valid rewards of a group differ. If they do not, no completion has an advantage over their mean."""
     return len({reward for reward in rewards if reward is not None}) > 1
 
 
@@ -40,11 +40,11 @@ def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scal
     | Dr. GRPO | group | none | arXiv 2503.20783, section 3.2 |
     | RLOO | leave_one_out | none | arXiv 2402.14740, equation 7: R - mean of the others |
     | Lite PPO, REINFORCE++ baseline | group | batch | arXiv 2508.08221: group mean, batch deviation |
-    | MaxRL | group | mean | (R - mean) / mean; 0 where the mean is not positive |
+    | MaxRL | group | mean | (R - mean) / mean; 0 if the mean is not positive |
     | REINFORCE | none or batch | none | R, or R - mean of the batch |
 
     The deviation is that of the rewards over all valid completions of the group or batch, plus `eps`. Choices:
-    * it divides by n - 1, as TRL and verl do; the papers do not say;
+    * it divides by n - 1, as TRL and verl do; the papers leave it open;
     * leave-one-out of a group with one valid completion is 0: there are no others.
     Sums are float64.
     """
@@ -81,7 +81,7 @@ def _scale(rewards_BG: Tensor, valid_BG: Tensor, scale: Scale, eps: float) -> Te
 
 
 def _no_gradient(rewards_BG: Tensor, valid_BG: Tensor, baseline: Baseline) -> Tensor:
-    """bool[B or 1, 1]: where the baseline equals every valid reward by definition."""
+    """bool[B or 1, 1]: True if the baseline equals every valid reward by definition."""
     dims = (0, 1) if baseline == "batch" else (1,)
     highest = torch.where(valid_BG, rewards_BG, -torch.inf).amax(dims, keepdim=True)
     lowest = torch.where(valid_BG, rewards_BG, torch.inf).amin(dims, keepdim=True)

@@ -1,6 +1,6 @@
 """Aggregation: from a value per token to the loss of a batch, as one weight per completion.
 
-Invariant: every count is of the whole batch, over all ranks and micro-batches, taken before any token is rejected and
+Invariant: every count is of the full batch, over all ranks and micro-batches, taken before any token is rejected and
 including completions that were left out of the forward pass because they have no gradient.
 """
 

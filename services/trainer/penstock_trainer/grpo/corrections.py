@@ -1,8 +1,8 @@
-"""Off-policy corrections: what multiplies the surrogate because the sampler was another policy than the anchor.
+"""Off-policy corrections: factors of the surrogate for a sampler that was another policy than the anchor.
 
 A weight rho_hat multiplies, a gate keeps or drops; one weight and any gates can be combined. All take log_rho_N =
 l_p - l_b, without a gradient, clamped, 0 where masked. Tokens that are dropped stay in the denominators. A gate of the
-batch first looks at the log-ratios of all its tokens: an update prepares the correction with them.
+batch depends on the log-ratios of all its tokens: an update prepares the correction with them.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ class Correction:
     batch_gates: Mapping[str, BatchGate] = field(default_factory=dict)
 
     def prepared(self, log_rho: Tensor) -> "Correction":
-        """For one update, at whose start all unmasked tokens of the batch, over all ranks, have these log-ratios."""
+        """The correction for one update. log_rho: of all unmasked tokens of the batch at its start, over all ranks."""
         gates = {name: make_gate(log_rho) for name, make_gate in self.batch_gates.items()}
         return replace(self, gates={**self.gates, **gates}, batch_gates={})
 
@@ -53,7 +53,7 @@ def truncated_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, high:
 
 
 def masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
-    """rho where low <= rho <= high, else 0: masked importance sampling; IcePop is [0.5, 5]."""
+    """rho if low <= rho <= high, else 0: masked importance sampling; IcePop is [0.5, 5]."""
     return _within(log_rho_N.exp(), low, high)
 
 
@@ -63,7 +63,7 @@ def sequence_truncated_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor,
 
 
 def sequence_masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
-    """The product of rho over the completion where it is in [low, high], else 0 for the whole completion."""
+    """The product of rho over the completion if it is in [low, high], else 0 for all its tokens."""
     return _within(_product(tokens, log_rho_N), low, high)
 
 
@@ -86,7 +86,8 @@ def veto_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, 
 def off_policy_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, delta: float) -> Tensor:
     """Drop a completion with A < 0 and mean(l_b - l) > delta.
 
-    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that the policy would no longer give.
+    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that have become
+    improbable under the policy.
     """
     far_N = tokens.spread(tokens.mean_by_sequence(-log_rho_N, mask_N) > delta)
     return ~((tokens.advantage_N < 0) & far_N)

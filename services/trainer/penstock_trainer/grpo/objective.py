@@ -1,7 +1,7 @@
 """The loss of a micro-batch, put together from an objective's parts.
 
-Owns how they are put together, and the two parts that are a choice within it: the proximal policy, which is the anchor
-that the surrogate's ratio is measured from, and the estimators of the KL divergence from the reference.
+Owns how they are put together, and two of the parts: the proximal policy, from which the surrogate's ratio is measured,
+and the estimators of the KL divergence from the reference.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class KlTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The parts. Which combinations make sense is checked where the configuration is read (`penstock.config.loss`)."""
+    """The parts. `penstock.config.loss` checks which combinations make sense."""
 
     surrogate: Surrogate
     proximal: Proximal = "none"
@@ -54,8 +54,8 @@ def kl_estimate(log_ratio_N: Tensor, estimator: Estimator) -> Tensor:
     return torch.expm1(-log_ratio_N) + log_ratio_N
 
 
-def approximate_proximal(logprobs_N: Tensor, behaviour_N: Tensor, lag_N: Tensor) -> Tensor:
-    """l_b + a (sg l - l_b), a = clamp((v - 1 - v_b) / (v - v_b), 0, 1), and 0 where v_b >= v.
+def approximate_proximal(logprobs_N: Tensor, behaviour_logprobs_N: Tensor, lag_N: Tensor) -> Tensor:
+    """l_b + a (sg l - l_b), a = clamp((v - 1 - v_b) / (v - v_b), 0, 1); a = 0 if v_b >= v.
 
     A-3PO's interpolation: with lag v - v_b the policy one version ago lies (lag - 1) / lag of the way from the sampler
     to the present policy. lag 1: the behaviour policy itself; large lags: the present policy. It saves the forward pass
@@ -63,13 +63,13 @@ def approximate_proximal(logprobs_N: Tensor, behaviour_N: Tensor, lag_N: Tensor)
     """
     lag_N = lag_N.to(logprobs_N.dtype)
     share_N = ((lag_N - 1) / lag_N.clamp(min=1)).clamp(0, 1)
-    return behaviour_N + share_N * (logprobs_N.detach() - behaviour_N)
+    return behaviour_logprobs_N + share_N * (logprobs_N.detach() - behaviour_logprobs_N)
 
 
 def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums]:
     """The micro-batch's addend of the loss, and of its statistics.
 
-        loss = sum_N weight * ( rho_hat * surrogate(l - l_old) + kl_ctl * KL(l, l_r) - entropy_bonus * H )
+        loss = sum_N weight * ( rho_hat * surrogate(l - l_anchor) + kl_ctl * KL(l, l_r) - entropy_bonus * H )
 
     Defaults (PPO clip, no proximal, no correction, k3, seq-mean-token-sum) give the negative of the source document's
 
@@ -79,14 +79,14 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     corrections weigh the surrogate only; masked tokens stay in the denominators.
     """
     mask_N = usable(tokens)
-    behaviour_N = torch.where(mask_N, tokens.behaviour_N, 0.0)
+    behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
     current_N = tokens.logprobs_N.detach()
-    start_N = current_N if tokens.start_N is None else tokens.start_N
-    anchor_N, corrected_N = _anchors(tokens, objective.proximal, behaviour_N, start_N)
+    old_logprobs_N = current_N if tokens.old_logprobs_N is None else tokens.old_logprobs_N
+    anchor_N, corrected_N = _anchors(tokens, objective.proximal, behaviour_logprobs_N, old_logprobs_N)
     terms = objective.surrogate(tokens, log_ratio(tokens.logprobs_N, anchor_N, mask_N), mask_N)
-    log_rho_N = log_ratio(corrected_N, behaviour_N, mask_N)
+    log_rho_N = log_ratio(corrected_N, behaviour_logprobs_N, mask_N)
     weight_N, dropped = objective.correction(tokens, log_rho_N, mask_N)
-    log_w_N = log_ratio(tokens.logprobs_N, behaviour_N, mask_N)
+    log_w_N = log_ratio(tokens.logprobs_N, behaviour_logprobs_N, mask_N)
     policy = _aggregate(weight_N * terms.loss_N, tokens.weight_N, mask_N)
     loss, parts = policy, Sums({"loss_policy": float(policy.detach())})
     sums = token_sums(tokens, log_w_N.detach(), mask_N, terms, dropped)
@@ -99,22 +99,24 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     return loss, sums + parts
 
 
-def _anchors(tokens: Tokens, proximal: Proximal, behaviour_N: Tensor, start_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(l_old of the surrogate, l_p of the correction)."""
+def _anchors(
+    tokens: Tokens, proximal: Proximal, behaviour_logprobs_N: Tensor, old_logprobs_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(l_anchor of the surrogate, l_p of the correction)."""
     if proximal == "none":
-        return behaviour_N, start_N
+        return behaviour_logprobs_N, old_logprobs_N
     if proximal == "recomputed":
-        return start_N, start_N
+        return old_logprobs_N, old_logprobs_N
     if tokens.lag_N is None:
         raise ValueError("an approximated proximal policy needs lag_N; expected the version of every token")
-    approximated_N = approximate_proximal(tokens.logprobs_N, behaviour_N, tokens.lag_N)
+    approximated_N = approximate_proximal(tokens.logprobs_N, behaviour_logprobs_N, tokens.lag_N)
     return approximated_N, approximated_N
 
 
 def _kl_term(tokens: Tokens, kl: KlTerm, log_w_N: Tensor, mask_N: Tensor) -> tuple[Tensor, Sums]:
-    if tokens.reference_N is None:
-        raise ValueError("a KL term needs reference_N; expected the reference's log-probabilities")
-    kl_N = kl_estimate(log_ratio(tokens.logprobs_N, tokens.reference_N, mask_N), kl.estimator)
+    if tokens.reference_logprobs_N is None:
+        raise ValueError("a KL term needs reference_logprobs_N; expected the reference's log-probabilities")
+    kl_N = kl_estimate(log_ratio(tokens.logprobs_N, tokens.reference_logprobs_N, mask_N), kl.estimator)
     sums = Sums({"reference_kl": float(torch.where(mask_N, kl_N.detach(), 0.0).sum(dtype=torch.float64))})
     weighted_N = log_w_N.exp() * kl_N if kl.importance_weighted else kl_N
     term = kl.kl_ctl * _aggregate(weighted_N, tokens.weight_N, mask_N)

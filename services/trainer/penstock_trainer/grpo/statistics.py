@@ -1,4 +1,4 @@
-"""What a step says about its tokens: addends that micro-batches and ranks add up, and the figures made of them."""
+"""Statistics of a step's tokens: addends that micro-batches and ranks add up, and the figures made of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ DROPPED = "dropped_"
 
 @dataclass(frozen=True)
 class Sums:
-    """Addends of the statistics of a batch, by name: what is added, of what the lowest and the highest count.
+    """Addends of the statistics of a batch, by name: values to add, and values of which the lowest or highest counts.
 
     Plain numbers, so that ranks can send them.
     """
@@ -106,7 +106,7 @@ def _effective_sample_size_ratio(totals: Mapping[str, float]) -> float:
 
 
 def scaled_learning_rate(learning_rate: float, ess_ratio: float, ess_base: float) -> float:
-    """lr sqrt(min(1, ess / ess_base)): smaller steps on batches of which little is left after weighting.
+    """lr sqrt(min(1, ess / ess_base)): smaller steps on batches that weighting has reduced to few samples.
 
     VCPO (arXiv 2602.17616). ess_ratio: `Statistics.effective_sample_size_ratio`, whose sums run over ranks first.
     `ess_base` 0 switches it off.

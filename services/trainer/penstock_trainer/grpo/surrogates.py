@@ -1,8 +1,8 @@
-"""Surrogates: what is minimised per token, given the log-ratio to the anchor.
+"""Surrogates: the loss of a token, given its log-ratio to the anchor.
 
-Each takes (tokens, log_ratio_N, mask_N) and parameters by name, and returns `Terms`. log_ratio_N = l - l_old, clamped,
-0 where masked; only l has a gradient. Two kinds: a clipped ratio whose own gradient is used (PPO, SAPO), and a weight
-without a gradient times l (GSPO, CISPO, DPPO, VESPO, REINFORCE).
+Each takes (tokens, log_ratio_N, mask_N) and parameters by name, and returns `Terms`. log_ratio_N = l - l_anchor,
+clamped, 0 where masked; only l has a gradient. Two kinds: a clipped ratio whose own gradient is used (PPO, SAPO), and a
+weight without a gradient times l (GSPO, CISPO, DPPO, VESPO, REINFORCE).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
 
 MIN_LOG_WEIGHT = -18.420680743952367  # ln 1e-8, VESPO's lower bound
-LARGEST_LOGPROB = -1e-12  # keeps log(1 - p) finite where p rounds to 1
+LARGEST_LOGPROB = -1e-12  # keeps log(1 - p) finite if p rounds to 1
 MAX_DPPO_WEIGHT = 20.0  # the paper's truncation of w
 
 
@@ -45,8 +45,8 @@ def ppo_clip(
     """-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A), and for A < 0 not above -dual_clip A.
 
     PPO (arXiv 1707.06347), equation 7; eps_high > eps_low is DAPO's clip-higher (arXiv 2503.14476), dual_clip > 1 that
-    of arXiv 1912.09729. Deviation: without proximal log-probabilities l_old is the behaviour policy as the sampler
-    recorded it, not a recomputation by the trainer, so that r also corrects for the sampler's numerics and lag.
+    of arXiv 1912.09729. Deviation: without proximal log-probabilities l_anchor is the behaviour policy as the sampler
+    recorded it, not a recomputation by the trainer, so that r also corrects for the sampler's numerics and staleness.
     """
     ratio_N, advantage_N = log_ratio_N.exp(), tokens.advantage_N
     loss_N = -torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - eps_low, 1 + eps_high) * advantage_N)
@@ -59,7 +59,7 @@ def ppo_clip(
 
 
 def gspo(tokens: Tokens, log_ratio_N: Tensor, mask_N: Tensor, *, eps_low: float, eps_high: float) -> Terms:
-    """-min(s_t A, clip(s_t) A) with s_t = sg(s) exp(l - sg l), s = exp(mean_t (l - l_old)) of the completion.
+    """-min(s_t A, clip(s_t) A) with s_t = sg(s) exp(l - sg l), s = exp(mean_t (l - l_anchor)) of the completion.
 
     GSPO (arXiv 2507.18071), equations 7 and 13: one ratio for all tokens of a completion. Made for seq-mean-token-mean.
     """
@@ -85,7 +85,7 @@ def sapo(
 ) -> Terms:
     """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate instead of a clip, with gradient -A at r = 1.
 
-    SAPO (arXiv 2511.20347), equations 4 and 5: tau is `tau_positive` where A > 0, else `tau_negative`.
+    SAPO (arXiv 2511.20347), equations 4 and 5: tau is `tau_positive` if A > 0, else `tau_negative`.
     """
     tau_N = _choice(tokens.advantage_N > 0, tau_positive, tau_negative, log_ratio_N)
     loss_N = -(4 / tau_N) * torch.sigmoid(tau_N * (log_ratio_N.exp() - 1)) * tokens.advantage_N
@@ -98,25 +98,25 @@ def dppo_tv(tokens: Tokens, log_ratio_N: Tensor, mask_N: Tensor, *, low: float, 
     DPPO with total variation (arXiv 2602.04879): trust is measured in probability, not as a ratio. log_ratio_N must be
     l - l_b.
     """
-    probability_N, behaviour_N = _probabilities(tokens, mask_N)
-    moved_N = probability_N - behaviour_N
+    probability_N, behaviour_logprobs_N = _probabilities(tokens, mask_N)
+    moved_N = probability_N - behaviour_logprobs_N
     too_high_N = (tokens.advantage_N > 0) & (moved_N > high)
     too_low_N = (tokens.advantage_N <= 0) & (moved_N < -low)
     return _kept(tokens, log_ratio_N, mask_N, too_low_N, too_high_N)
 
 
 def dppo_kl(tokens: Tokens, log_ratio_N: Tensor, mask_N: Tensor, *, threshold: float) -> Terms:
-    """As `dppo_tv`, where the binary KL divergence of (p_b, p) is above `threshold` and the move has the sign of A.
+    """As `dppo_tv`, but drops tokens if the binary KL of (p_b, p) is above `threshold` and p - p_b has the sign of A.
 
     DPPO with KL (arXiv 2602.04879): p_b log(p_b / p) + (1 - p_b) log((1 - p_b) / (1 - p)).
     """
     own_N = torch.where(mask_N, tokens.logprobs_N.detach(), -1.0).double().clamp(max=LARGEST_LOGPROB)
-    behaviour_N = torch.where(mask_N, tokens.behaviour_N, -1.0).double().clamp(max=LARGEST_LOGPROB)
-    p_b_N = behaviour_N.exp()
-    rest_N = torch.log(-torch.expm1(behaviour_N)) - torch.log(-torch.expm1(own_N))
-    far_N = p_b_N * (behaviour_N - own_N) + (1 - p_b_N) * rest_N > threshold
-    too_high_N = far_N & (tokens.advantage_N > 0) & (own_N > behaviour_N)
-    too_low_N = far_N & (tokens.advantage_N < 0) & (own_N < behaviour_N)
+    behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, -1.0).double().clamp(max=LARGEST_LOGPROB)
+    p_b_N = behaviour_logprobs_N.exp()
+    rest_N = torch.log(-torch.expm1(behaviour_logprobs_N)) - torch.log(-torch.expm1(own_N))
+    far_N = p_b_N * (behaviour_logprobs_N - own_N) + (1 - p_b_N) * rest_N > threshold
+    too_high_N = far_N & (tokens.advantage_N > 0) & (own_N > behaviour_logprobs_N)
+    too_low_N = far_N & (tokens.advantage_N < 0) & (own_N < behaviour_logprobs_N)
     return _kept(tokens, log_ratio_N, mask_N, too_low_N, too_high_N)
 
 
@@ -162,7 +162,7 @@ def _kept(tokens: Tokens, log_ratio_N: Tensor, mask_N: Tensor, low_N: Tensor, hi
 
 def _probabilities(tokens: Tokens, mask_N: Tensor) -> tuple[Tensor, Tensor]:
     own_N = torch.where(mask_N, tokens.logprobs_N.detach(), 0.0)
-    return own_N.exp(), torch.where(mask_N, tokens.behaviour_N, 0.0).exp()
+    return own_N.exp(), torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0).exp()
 
 
 def _none(mask_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The loss tokens of one micro-batch, and the two things that every part does with them: ratios and sums by completion.
+"""The loss tokens of one micro-batch, their ratios, and their sums by completion.
 
 Invariant: a token whose behaviour log-probability is not finite is masked and counted, never taken as on-policy.
 """
@@ -15,26 +15,27 @@ MAX_LOG_RATIO = 20.0  # exp(20) is about 5e8: large enough to be clipped, small 
 class Tokens:
     """N loss tokens of S completions; only `logprobs_N` and `entropy_N` have a gradient.
 
-    logprobs_N: l, after temperature. behaviour_N: l_b as the sampler gave it, possibly not finite.
+    logprobs_N: l, after temperature. behaviour_logprobs_N: l_b as the sampler gave it, possibly not finite.
     advantage_N: of the token's completion. weight_N: its share in the aggregate (`sequence_weight`).
     sequence_N: int64 in [0, num_sequences), the token's completion; all loss tokens of a completion are here.
-    start_N: l at the start of the update, or None where nothing has been updated since (then it is sg l).
+    old_logprobs_N: l at the start of the update, or None if nothing has been updated since (then it is sg l).
     lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
-    reference_N: l_r, or None where the objective has no KL term in the loss. entropy_N: of the policy, in nats.
+    reference_logprobs_N: l_r, or None if the objective has no KL term in the loss.
+    entropy_N: of the policy, in nats.
 
     Example, two completions of 2 and 1 tokens in a group of 2: advantage_N = [0.7, 0.7, -0.7],
     weight_N = [0.5, 0.5, 0.5], sequence_N = [0, 0, 1].
     """
 
     logprobs_N: Tensor
-    behaviour_N: Tensor
+    behaviour_logprobs_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
     sequence_N: Tensor
     num_sequences: int
-    start_N: Tensor | None = None
+    old_logprobs_N: Tensor | None = None
     lag_N: Tensor | None = None
-    reference_N: Tensor | None = None
+    reference_logprobs_N: Tensor | None = None
     entropy_N: Tensor | None = None
 
     def sum_by_sequence(self, values_N: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class Tokens:
 
 def usable(tokens: Tokens) -> Tensor:
     """bool[N]: tokens whose behaviour log-probability is finite."""
-    return torch.isfinite(tokens.behaviour_N)
+    return torch.isfinite(tokens.behaviour_logprobs_N)
 
 
 def log_ratio(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor) -> Tensor:

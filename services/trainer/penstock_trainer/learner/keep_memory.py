@@ -1,9 +1,8 @@
 """Keeps memory that PyTorch frees inside the process.
 
-A training step on a CPU frees and allocates all gradients and activations again. glibc hands large
-blocks back to the kernel at once, which then zeroes every page again. SmolLM2-135M, 100 tokens, one
-thread: about 2.1 s a step without this and 1.5 s with it (one noisy sweep). Called once by
-`__main__`, before threads and tensors exist.
+A training step on a CPU frees and allocates all gradients and activations again. glibc hands large blocks back to the
+kernel at once, which then zeroes every page again. SmolLM2-135M, 100 tokens, one thread: about 2.1 s a step without
+this and 1.5 s with it (one noisy sweep). Call it once, before threads and tensors exist.
 """
 
 import ctypes
@@ -15,7 +14,7 @@ TOP_PAD_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds for returning memory; False where the C library is another one.
+    """Raise glibc's thresholds for returning memory; False if the C library is another one.
 
     One arena: those of further threads cannot hold blocks over 64 MiB, and the learner runs in a thread.
     """

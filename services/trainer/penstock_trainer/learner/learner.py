@@ -1,9 +1,9 @@
 """The policy under training: its weights, its updates, its state.
 
-Owns the policy's master weights, the optimizer and the frozen reference, or this rank's shards of
-them. Synchronous: the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may
-read the weights until an update changes them. Invariant: equal weights, state and groups give bit-identical weights
-(on a CPU, on as many ranks), and a step with a non-finite loss or gradient changes nothing.
+Owns the policy's master weights, the optimizer and the frozen reference, or this rank's shards of them. Synchronous:
+the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may read the weights
+until an update changes them. Invariant: equal weights, state and groups give bit-identical weights (on a CPU, on as
+many ranks), and a step with a non-finite loss or gradient changes nothing.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
 from penstock_trainer.learner.training_state import load_training_state, training_state
 from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult, Updater, flushed_subnormals
-from penstock_trainer.model.fsdp import ShardedPackModel, whole
+from penstock_trainer.model.fsdp import ShardedPackModel, full_tensor
 from penstock_trainer.model.loading import load_model, same_weights
 from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.model.pack_model import PackModel
@@ -36,9 +36,9 @@ class Learner:
     """The policy under training."""
 
     def __init__(self, config: Config, ranks: Ranks | None = None, *, num_steps: int = 0) -> None:
-        """Load the models, sharded over `ranks` where there are several: then all ranks call each method together.
+        """Load the models, sharded over `ranks` if there are several: then all ranks call each method together.
 
-        `num_steps`: updates of the whole run, for a learning rate that falls until its end.
+        `num_steps`: updates of the full run, for a learning rate that falls until its end.
         `torch.set_num_threads` is set for the process: the learner is its only computation.
         """
         torch.set_num_threads(config.actor.num_threads)
@@ -54,7 +54,7 @@ class Learner:
         )
         self._policy = self._placed(pack_model, dtype)
         self._scorer = self._policy
-        """What answers `sequence_logprobs`."""
+        """The model of `sequence_logprobs`."""
         if self.reads_beside_gradient:
             self._scorer = PackModel(same_weights(policy), dtype=dtype, temperature=temperature)
         self._masters = MasterWeights(policy)
@@ -91,7 +91,7 @@ class Learner:
 
     @property
     def device(self) -> str:
-        """What the models compute on: cpu or cuda."""
+        """The device of the models: cpu or cuda."""
         return self._device.type
 
     @property
@@ -101,7 +101,7 @@ class Learner:
 
     @property
     def num_ranks(self) -> int:
-        return self._ranks.place.num_ranks if self._ranks else 1
+        return self._ranks.info.num_ranks if self._ranks else 1
 
     @property
     def is_deterministic(self) -> bool:
@@ -112,15 +112,15 @@ class Learner:
     def reads_beside_gradient(self) -> bool:
         """True if another thread may stage the weights and score the canary until the update's first optimizer step.
 
-        Ranks do one thing at a time, since they do it together. On a GPU kernels are compiled at their first use, which
-        two threads at once are not tested for.
+        Ranks do one thing at a time, because they do it together. On a GPU kernels are compiled at their first use,
+        which is not tested with two threads.
         """
         return self._ranks is None and self.on_cpu
 
     def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
         """The first half of an update of the weights of `version`: a gradient; nothing changes until it is finished.
 
-        Tokens that lag more than `max_lag` are left out.
+        Tokens staler than `max_lag` versions are left out.
 
         >>> pending = learner.begin(groups, version=7)  # doctest: +SKIP
         >>> result = pending.finish()  # the weights are those of version 8 if result.changed  # doctest: +SKIP
@@ -148,13 +148,17 @@ class Learner:
     def weights(self) -> Weights:
         """Names and shapes as in the model's files, tied weights once: the live float32 masters of one rank.
 
-        Of an adapted model they are merged one by one, when they are asked for.
+        Of an adapted model each is merged when it is read.
         """
         return merged_weights(self._policy.model, self._adapter)
 
-    def whole_weight(self, name: str) -> Tensor:
-        """All of the master weight `name`, merged with its adapter, or all of a weight of the adapter."""
-        return whole(self._masters[name]) if self._adapter is None else self._adapter.whole(self._masters, name)
+    def full_weight(self, name: str) -> Tensor:
+        """The full master weight `name`, merged with its adapter, or the full weight of the adapter."""
+        return (
+            full_tensor(self._masters[name])
+            if self._adapter is None
+            else self._adapter.full_weight(self._masters, name)
+        )
 
     def config_json(self, dtype: Dtype) -> bytes:
         """The model's config.json for weights in `dtype`."""
@@ -165,26 +169,26 @@ class Learner:
         return training_state(self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
 
     def snapshot(self, folder: Path) -> Snapshot:
-        """A copy of the state, to be written into `folder` by every rank."""
+        """A copy of the state, which every rank writes into `folder`."""
         mesh, group = (self._ranks.host_mesh, self._ranks.checkpoints) if self._ranks else (None, None)
         return copy_state(self.state(), mesh, group)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint; ConfigError when it is of another model or adapter."""
+        """Go on from a checkpoint; ConfigError if it is of another model or adapter."""
         load_training_state(folder, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
 
     @property
     def _is_first(self) -> bool:
-        return self._ranks is None or not self._ranks.place.is_follower
+        return self._ranks is None or not self._ranks.info.is_follower
 
     def save_pretrained(self, folder: Path) -> None:
-        """The weights as they are published, as a folder that `from_pretrained` loads, with the tokenizer."""
+        """Save the published weights and the tokenizer as a folder that `from_pretrained` loads."""
         form = Format(self._config.rollout.engine.dtype, self._config.rounding)
-        save_adapter = partial(self._adapter.save, get=self.whole_weight) if self._adapter else None
+        save_adapter = partial(self._adapter.save, get=self.full_weight) if self._adapter else None
         save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter)
 
     def close(self) -> None:
-        """Nothing more will be asked for."""
+        """End; no other call may follow."""
 
     @staticmethod
     def _check_same_vocabulary(policy: int, reference: int) -> None:

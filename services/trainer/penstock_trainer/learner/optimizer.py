@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from penstock.config import OptimizerSection
 from penstock_trainer.grpo import scaled_learning_rate
-from penstock_trainer.model.fsdp import whole
+from penstock_trainer.model.fsdp import full_tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Optimizer:
             }
         self.num_steps = 0
         self.run_steps = 0
-        """Steps of the whole run, over which a schedule without `decay_steps` falls."""
+        """Steps of the full run, over which a schedule without `decay_steps` falls."""
 
     @property
     def learning_rate(self) -> float:
@@ -79,7 +79,7 @@ class Optimizer:
         ess_ratio: effective sample size ratio of the batch, by which `optimizer.ess_base` scales the rate.
         """
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
         rate = scaled_learning_rate(self.learning_rate, ess_ratio, self._section.ess_base)
         outcome = OptimizerStep(float(norm), rate, bool(torch.isfinite(norm)))
         if outcome.changed:
@@ -92,7 +92,7 @@ class Optimizer:
         return outcome
 
     def drop_gradients(self) -> None:
-        """Forget what was accumulated. The next backward pass then stores instead of adding to zeros."""
+        """Drop accumulated gradients. The next backward pass then stores instead of adding to zeros."""
         self._adamw.zero_grad(set_to_none=True)
 
     def _clip(self, gradients: list[Tensor], norm: float) -> None:

@@ -1,8 +1,8 @@
-"""Several ranks as one learner: rank 0 says what is computed, the others compute it with it.
+"""Several ranks as one learner: rank 0 sends commands, and all ranks carry them out together.
 
 Owns the commands. Invariant: a command is broadcast before its first collective, and between commands the other ranks
-wait for nothing but the next one; so an error of rank 0 between two of them leaves nobody inside a collective. A rank
-that fails ends its process, and torchrun ends the others.
+wait only for the next one. So an error of rank 0 between two commands leaves no rank inside a collective. A rank that
+fails ends its process, and torchrun ends the others.
 
     rank 0    LeadingLearner.begin -> broadcast Begin(groups) -> begin \\
                                                                         gathers, reduces: together
@@ -25,7 +25,7 @@ from penstock.config import Config
 from penstock.contracts import Contract, ScoredGroup
 from penstock.errors import PenstockError
 from penstock_trainer.checkpoints.tensors import Snapshot
-from penstock_trainer.distributed.rank import CPU_NICENESS, Place
+from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
@@ -40,7 +40,7 @@ FAILED_WRITER_EXIT_CODE = 1
 class Begin(Contract, frozen=True, tag_field="command", tag="begin"):
     """Compute the gradient of a step on the weights of `version`: each rank makes the same batch and takes its share.
 
-    num_steps: updates of the whole run, which rank 0 alone knows. max_lag: tokens that lag more are masked.
+    num_steps: updates of the full run, which only rank 0 can compute. max_lag: staler tokens are masked.
     """
 
     groups: tuple[ScoredGroup, ...]
@@ -60,7 +60,7 @@ class ScoreSequence(Contract, frozen=True, tag_field="command", tag="score"):
 
 
 class Gather(Contract, frozen=True, tag_field="command", tag="gather"):
-    """Gather the whole of one weight, merged with its adapter."""
+    """Gather one full weight, merged with its adapter."""
 
     name: str
 
@@ -85,57 +85,57 @@ Command = Begin | Finish | ScoreSequence | Gather | Save | Load | Stop
 
 
 class LeadingLearner(Learner):
-    """The learner of rank 0: what it is asked for, all ranks do."""
+    """The learner of rank 0: all ranks carry out its calls."""
 
     def __init__(self, config: Config, ranks: Ranks, *, num_steps: int = 0) -> None:
         super().__init__(config, ranks, num_steps=num_steps)
         self._group = ranks
 
     def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
-        self._tell(Begin(tuple(groups), version, self.num_steps, max_lag))
+        self._command(Begin(tuple(groups), version, self.num_steps, max_lag))
         with self._group.computing():
             return super().begin(groups, version=version, max_lag=max_lag)
 
     def _finish(self, gradient: Gradient) -> StepResult:
-        self._tell(Finish())
+        self._command(Finish())
         with self._group.computing():
             return super()._finish(gradient)
 
     def sequence_logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        self._tell(ScoreSequence(tuple(token_ids)))
+        self._command(ScoreSequence(tuple(token_ids)))
         with self._group.computing():
             return super().sequence_logprobs(token_ids)
 
     def weights(self) -> Weights:
         masters = self._masters if self._adapter is None else self._adapter.base(self._masters)
-        return LazyWeights(self._policy.model, masters, self.whole_weight)
+        return LazyWeights(self._policy.model, masters, self.full_weight)
 
-    def whole_weight(self, name: str) -> Tensor:
-        self._tell(Gather(name))
+    def full_weight(self, name: str) -> Tensor:
+        self._command(Gather(name))
         with self._group.computing():
-            return super().whole_weight(name)
+            return super().full_weight(name)
 
     def snapshot(self, folder: Path) -> Snapshot:
-        self._tell(Save(str(folder.resolve())))
+        self._command(Save(str(folder.resolve())))
         return super().snapshot(folder)
 
     def load(self, folder: Path) -> None:
-        self._tell(Load(str(folder.resolve())))
+        self._command(Load(str(folder.resolve())))
         super().load(folder)
 
     def close(self) -> None:
-        self._tell(Stop())
+        self._command(Stop())
 
-    def _tell(self, command: Command) -> None:
+    def _command(self, command: Command) -> None:
         self._group.broadcast(msgspec.msgpack.encode(command))
 
 
-def follow(config: Config, place: Place) -> None:
-    """Do what rank 0 says until it says stop; RanksError when it ends without a word."""
+def follow(config: Config, info: RankInfo) -> None:
+    """Carry out the commands of rank 0 until Stop; RanksError if it ends without one."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends all in order
+        signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and stops all ranks in order
     keep_freed_memory()
-    ranks = Ranks(place)
+    ranks = Ranks(info)
     learner = Learner(config, ranks)
     if learner.on_cpu:
         os.nice(CPU_NICENESS)
@@ -153,7 +153,7 @@ class Follower:
         self._pending: PendingUpdate | None = None
 
     def run(self) -> None:
-        """Carry out commands until Stop, and end what was begun."""
+        """Carry out commands until Stop, and finish the checkpoint that is being written."""
         while not isinstance(command := self._next(), Stop):
             with self._ranks.computing():
                 self._carry_out(command)
@@ -174,7 +174,7 @@ class Follower:
             case ScoreSequence(token_ids):
                 self._learner.sequence_logprobs(token_ids)
             case Gather(name):
-                self._learner.whole_weight(name)
+                self._learner.full_weight(name)
             case Save(folder):
                 snapshot = self._learner.snapshot(Path(folder))
                 self._writer.submit(snapshot.write, Path(folder)).add_done_callback(_end_on_error)

@@ -18,7 +18,7 @@ from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards
 class Recipe:
     """What a step minimises.
 
-    kl_in_reward: kl_ctl where the KL term is part of the rewards, else 0.
+    kl_in_reward: kl_ctl if the KL term is part of the rewards, else 0.
     """
 
     objective: grpo.Objective
@@ -27,17 +27,17 @@ class Recipe:
     kl_estimator: grpo.Estimator
 
     @property
-    def needs_start(self) -> bool:
-        """Whether log-probabilities at the start of the update need a pass of their own.
+    def needs_old_logprobs(self) -> bool:
+        """Whether log-probabilities at the start of the update need a forward pass of their own.
 
-        A single mini-batch has them as its own, except where a gate depends on the full batch.
+        A single mini-batch computes them in its own pass, unless a gate depends on the full batch.
         """
         later = self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
         return later or bool(self.objective.correction.batch_gates)
 
 
 def make_recipe(config: Config) -> Recipe:
-    """The recipe of `loss`, `kl_ctl` and what they need of other sections."""
+    """The recipe from `loss`, `kl_ctl` and the values of other sections that they need."""
     loss = config.loss
     in_loss = config.kl_ctl > 0 and loss.kl.place == "loss"
     objective = grpo.Objective(

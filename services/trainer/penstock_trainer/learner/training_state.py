@@ -1,8 +1,8 @@
-"""What training goes on from: weights, moments, schedule, random state, as tensors by name.
+"""The state of training: weights, moments, schedule, random state, as tensors by name.
 
 Owns the names of a checkpoint's tensors: `model.<weight>`, `optimizer.<weight>.<moment>`, `num_steps`, `rng`. Of an
-adapted model only the adapter's weights are among them, and `lora.alpha`, `lora.base`. Of a sharded model they are this
-rank's shards; the random state is rank 0's.
+adapted model it holds only the adapter's weights, and `lora.alpha`, `lora.base`. Of a sharded model it holds this
+rank's shards; the random state is that of rank 0.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ MODEL, OPTIMIZER, NUM_STEPS, RNG = "model.", "optimizer.", "num_steps", "rng"
 
 
 def model_state(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, Tensor]:
-    """The live weights, of an adapted model the adapter's."""
+    """The live weights; of an adapted model those of the adapter."""
     weights = master_weights(model)
     if adapter is None:
         return {f"{MODEL}{name}": weight for name, weight in weights.items()}
@@ -43,7 +43,7 @@ def training_state(
 def load_training_state(
     folder: Path, model: PreTrainedModel, adapter: Adapter | None, optimizer: Optimizer, *, with_rng: bool
 ) -> None:
-    """Go on from a checkpoint; ConfigError when it is of another model or adapter."""
+    """Go on from a checkpoint; ConfigError if it is of another model or adapter."""
     state = training_state(model, adapter, optimizer, with_rng=with_rng)
     _read(folder, state, adapter, (MODEL, OPTIMIZER))
     optimizer.num_steps = int(state[NUM_STEPS])
@@ -52,7 +52,7 @@ def load_training_state(
 
 
 def load_model_state(folder: Path, model: PreTrainedModel, adapter: Adapter | None) -> None:
-    """Only the weights of a checkpoint; ConfigError when it is of another model or adapter."""
+    """Load only the weights of a checkpoint; ConfigError if it is of another model or adapter."""
     _read(folder, model_state(model, adapter), adapter, (MODEL,))
 
 

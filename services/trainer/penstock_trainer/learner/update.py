@@ -1,7 +1,7 @@
 """The arithmetic of one update in two halves, on one rank or many: a gradient, then the change.
 
-Owns what is computed in which order. Invariants: `begin` changes nothing but gradients; all ranks make the same batch,
-and a step is taken on sums over all of them, added in the order of ranks; a step with a non-finite loss or gradient
+Owns the order of the computation. Invariants: `begin` changes nothing but gradients; all ranks make the same batch,
+and an optimizer step uses sums over all of them, added in the order of ranks; a step with a non-finite loss or gradient
 changes nothing. Synchronous.
 
     begin    groups -> KL in rewards -> batch -> shares -> log-probabilities at the start -> first mini-batch: gradient
@@ -44,9 +44,9 @@ from penstock_trainer.model.token_model import TokenModel
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update did.
+    """The result of one update.
 
-    changed: False when loss or gradient norm was not finite, or when no completion had a gradient.
+    changed: False if loss or gradient norm was not finite, or if no completion had a gradient.
     loss: mean over mini-batches; grad_norm: the largest, before clipping; learning_rate: of the last.
     num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
     """
@@ -68,15 +68,15 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Minibatch:
-    """This rank's packs of a mini-batch; of each the log-probabilities before the update, where they are needed."""
+    """This rank's packs of a mini-batch, and the old log-probabilities of each, if they are needed."""
 
     work: Share
-    starts: tuple[Tensor | None, ...]
+    old_logprobs: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of an update's first mini-batch, and what the rest of the update needs.
+    """The gradient of an update's first mini-batch, and the inputs of the rest of the update.
 
     first: its loss and sums; None if the batch has no mini-batch.
     """
@@ -91,7 +91,7 @@ class Gradient:
 class PendingUpdate:
     """An update that has computed a gradient and changed nothing yet.
 
-    One that is never finished leaves no trace: the next `Learner.begin` drops its gradients.
+    If it is never finished, it leaves no trace: the next `Learner.begin` drops its gradients.
     """
 
     def __init__(self, finish: Callable[[], StepResult]) -> None:
@@ -104,7 +104,7 @@ class PendingUpdate:
 
 @contextlib.contextmanager
 def flushed_subnormals() -> Iterator[None]:
-    """Adam's moments of rarely seen tokens decay into subnormal numbers, which are slow. A setting of the thread."""
+    """Flush subnormal numbers to 0 in this thread: Adam's moments of rare tokens decay into them, and they are slow."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -126,7 +126,7 @@ class Updater:
         device: torch.device,
         ranks: Ranks | None,
     ) -> None:
-        """`max_tokens`: of a pack. Packs are computed on `device`."""
+        """`max_tokens`: rows of a pack. Packs are computed on `device`."""
         self._policy, self._reference = policy, reference
         self._optimizer = optimizer
         self._recipe = recipe
@@ -137,7 +137,7 @@ class Updater:
 
     def begin(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> Gradient:
         """See `Learner.begin`."""
-        self._optimizer.drop_gradients()  # of an update that was begun and never finished
+        self._optimizer.drop_gradients()  # of an update that never finished
         start = time.perf_counter()
         penalties = self._kl_penalties(groups, version)
         batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
@@ -181,27 +181,27 @@ class Updater:
         )
 
     def _share(self, samples: Sequence[Sample]) -> Share:
-        place = self._ranks.place if self._ranks else None
-        own = share(samples, self._max_tokens, place.rank if place else 0, place.num_ranks if place else 1)
+        info = self._ranks.info if self._ranks else None
+        own = share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
         return replace(own, packs=[pack.to(self._device) for pack in own.packs])
 
     def _gather(self, message: object) -> list[bytes]:
-        """What every rank says, in the order of ranks."""
+        """The message of every rank, in the order of ranks."""
         data = msgspec.msgpack.encode(message)
         return self._ranks.gather(data) if self._ranks else [data]
 
     def _kl_penalties(self, groups: Sequence[ScoredGroup], version: int) -> dict[tuple[int, int], float]:
-        """kl_ctl * sum_t KL(behaviour, reference) of each completion, where the KL term is part of the rewards."""
+        """kl_ctl * sum_t KL(behaviour, reference) of each completion, if the KL term is part of the rewards."""
         if not self._recipe.kl_in_reward:
             return {}
         own: list[tuple[int, int, float]] = []
         for pack in self._share(valid_samples(groups, version=version)).packs:
-            tokens = _tokens_of(pack, pack.behaviour_N)
-            log_ratio_N = log_ratio(pack.behaviour_N, self._reference_logprobs(pack), usable(tokens))
+            tokens = _tokens_of(pack, pack.behaviour_logprobs_N)
+            log_ratio_N = log_ratio(pack.behaviour_logprobs_N, self._reference_logprobs(pack), usable(tokens))
             sum_S = tokens.sum_by_sequence(kl_estimate(log_ratio_N, self._recipe.kl_estimator))
             own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
-        told = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
-        return {(b, g): self._recipe.kl_in_reward * kl for each in told for b, g, kl in each}
+        gathered = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
+        return {(b, g): self._recipe.kl_in_reward * kl for each in gathered for b, g, kl in each}
 
     def _reference_logprobs(self, pack: Pack) -> Tensor:
         assert self._reference is not None
@@ -209,48 +209,50 @@ class Updater:
             return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
 
     def _started(self, shares: Sequence[Share]) -> tuple[list[_Minibatch], Objective]:
-        """With the policy's log-probabilities before the first optimizer step, and what depends on all of them."""
+        """Mini-batches with their old log-probabilities; the objective, whose batch gates depend on all of these."""
         objective = self._recipe.objective
-        if not self._recipe.needs_start:
+        if not self._recipe.needs_old_logprobs:
             return [_Minibatch(work, (None,) * len(work.packs)) for work in shares], objective
         own: list[Tensor] = []
 
-        def start(pack: Pack) -> Tensor:
+        def old_logprobs(pack: Pack) -> Tensor:
             with torch.no_grad():
-                start_N = self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
-            mask_N = usable(_tokens_of(pack, start_N))
-            own.append(log_ratio(start_N, pack.behaviour_N, mask_N)[mask_N])
-            return start_N
+                old_logprobs_N = self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
+            mask_N = usable(_tokens_of(pack, old_logprobs_N))
+            own.append(log_ratio(old_logprobs_N, pack.behaviour_logprobs_N, mask_N)[mask_N])
+            return old_logprobs_N
 
-        minibatches = [_Minibatch(work, tuple(map(start, work.packs))) for work in shares]
+        minibatches = [_Minibatch(work, tuple(map(old_logprobs, work.packs))) for work in shares]
         if objective.correction.batch_gates:
             correction = objective.correction.prepared(self._gather_values(own))
             objective = replace(objective, correction=correction)
         return minibatches, objective
 
     def _gather_values(self, own: Sequence[Tensor]) -> Tensor:
-        """float32: those of every rank, in the order of ranks."""
+        """float32: the values of every rank, in the order of ranks."""
         data = b"".join(each.float().cpu().numpy().tobytes() for each in own)
-        told = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(data)]
-        return torch.from_numpy(np.frombuffer(b"".join(told), dtype=np.float32).copy())
+        gathered = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(data)]
+        return torch.from_numpy(np.frombuffer(b"".join(gathered), dtype=np.float32).copy())
 
     def _forward_backward(self, minibatch: _Minibatch, objective: Objective) -> tuple[float, Sums]:
-        """Loss and statistics over all ranks; this rank's gradient is accumulated, and added to that of the others."""
+        """Loss and statistics over all ranks; accumulates the gradient, summed over ranks."""
         loss, sums = 0.0, Sums()
-        for pack, start_N in zip(minibatch.work.packs, minibatch.starts, strict=True):
-            addend, own = self._pack_forward_backward(pack, start_N, objective)
+        for pack, old_logprobs_N in zip(minibatch.work.packs, minibatch.old_logprobs, strict=True):
+            addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective)
             loss, sums = loss + addend, sums + own
-        told = [msgspec.msgpack.decode(data, type=tuple[float, Sums]) for data in self._gather((loss, sums))]
-        return math.fsum(each for each, _ in told), sum((each for _, each in told), Sums())
+        gathered = [msgspec.msgpack.decode(data, type=tuple[float, Sums]) for data in self._gather((loss, sums))]
+        return math.fsum(each for each, _ in gathered), sum((each for _, each in gathered), Sums())
 
-    def _pack_forward_backward(self, pack: Pack, start_N: Tensor | None, objective: Objective) -> tuple[float, Sums]:
-        """A pack without loss tokens is computed too: its rank gathers weights and adds gradients with the others."""
-        reference_N = self._reference_logprobs(pack) if objective.kl is not None else None
+    def _pack_forward_backward(
+        self, pack: Pack, old_logprobs_N: Tensor | None, objective: Objective
+    ) -> tuple[float, Sums]:
+        """Also for a pack without loss tokens: its rank gathers weights and adds gradients together with the others."""
+        reference_logprobs_N = self._reference_logprobs(pack) if objective.kl is not None else None
         logprobs_U, entropy_R = self._policy.token_logprobs(pack, entropy_gradient=objective.entropy_bonus > 0)
         tokens = replace(
             _tokens_of(pack, logprobs_U.index_select(0, pack.target_N)),
-            start_N=start_N,
-            reference_N=reference_N,
+            old_logprobs_N=old_logprobs_N,
+            reference_logprobs_N=reference_logprobs_N,
             entropy_N=entropy_R[pack.target_parent_U[pack.target_N]],
         )
         loss, sums = micro_batch_loss(tokens, objective)
@@ -268,7 +270,7 @@ class Updater:
 def _tokens_of(pack: Pack, logprobs_N: Tensor) -> Tokens:
     return Tokens(
         logprobs_N=logprobs_N,
-        behaviour_N=pack.behaviour_N,
+        behaviour_logprobs_N=pack.behaviour_logprobs_N,
         advantage_N=pack.advantage_N,
         weight_N=pack.weight_N,
         sequence_N=pack.sequence_N,

@@ -1,11 +1,11 @@
 """Exact attention over a trie pack at the cost of ancestors only.
 
-Owns how a transformers model attends while it computes a pack: a function registered with its attention
-interface, handed one `TrieAttention` per pack that all layers share. Invariant: equal to SDPA with the dense mask
-of `trie_mask`, forward and backward, up to rounding. Without a TrieAttention the function is plain SDPA.
+Owns how a transformers model attends while it computes a pack: a function registered with its attention interface, with
+one `TrieAttention` per pack that all layers share. Invariant: equal to SDPA with the dense mask of `trie_mask`, forward
+and backward, up to rounding. Without a TrieAttention the function is plain SDPA.
 
-Preorder makes it simple. A segment is a stretch of rows with one subtree_end, thus a chain; what descends from it is
-the stretch of rows right behind it. So the mask falls into rectangles of consecutive rows, none of them gathered:
+Preorder makes it simple. A segment is a range of rows with one subtree_end, thus a chain; its descendants are the range
+of rows right behind it. So the mask consists of rectangles of consecutive rows, and no rows need to be gathered:
 
     segment [start, stop) with subtree end       rows  start  stop        end
       itself, causal         self piece            |  \\ self |
@@ -13,7 +13,7 @@ the stretch of rows right behind it. So the mask falls into rectangles of consec
 
 Each piece is one call of the CPU's flash kernel. Pieces of a row are merged by their log-sum-exp, and the backward
 kernel, given the merged output and log-sum-exp, returns each piece's exact share of the gradients. On a GPU the same
-mask goes to FlexAttention, which leaves out blocks that nobody may see.
+mask goes to FlexAttention, which skips blocks that are fully masked.
 
 Shapes: P rows of a pack, H query heads, K key heads, D head size.
 """
@@ -39,7 +39,7 @@ NAME = "penstock_trie"
 
 
 def trie_mask(subtree_end_P: Tensor, dtype: torch.dtype) -> Tensor:
-    """The attention mask [1, 1, P, P] to add: 0 where row i may look at row j, else the lowest value of dtype."""
+    """The attention mask [1, 1, P, P] to add: 0 if row i may look at row j, else the lowest value of dtype."""
     row_P = torch.arange(subtree_end_P.numel(), device=subtree_end_P.device)
     seen_PP = (row_P[None, :] <= row_P[:, None]) & (row_P[:, None] < subtree_end_P[None, :])
     mask_PP = torch.zeros(seen_PP.shape, dtype=dtype, device=seen_PP.device)
@@ -48,9 +48,9 @@ def trie_mask(subtree_end_P: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class TrieAttention:
-    """Which rows of one pack see which, made once and used by every layer.
+    """Which rows of one pack attend to which; made once and used by every layer.
 
-    pieces: for the CPU, with the mask of those that are neither causal nor full. blocks: for a GPU.
+    pieces: for the CPU, with a mask for those that are neither causal nor full. blocks: for a GPU.
     """
 
     pieces: tuple[tuple[Piece, Tensor | None], ...] = ()
@@ -91,7 +91,7 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
 
 
 def use_trie_attention(model: PreTrainedModel) -> None:
-    """Make the model attend by `TrieAttention`. One that knows no attention interface keeps the dense mask."""
+    """Make the model attend by `TrieAttention`. A model without an attention interface keeps the dense mask."""
     if not model._can_set_attn_implementation():
         return
     ALL_ATTENTION_FUNCTIONS.register(NAME, cast(Any, trie_attention))
@@ -100,11 +100,11 @@ def use_trie_attention(model: PreTrainedModel) -> None:
 
 
 def attention_arguments(model: PreTrainedModel, subtree_end_P: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """What a model's forward needs to attend over a pack: keywords of its call."""
+    """Keywords of a model's forward call that make it attend over a pack."""
     if model.config._attn_implementation != NAME:
         return {"attention_mask": trie_mask(subtree_end_P, dtype)}
-    # With four dimensions it counts as a finished mask, so that transformers makes none of its own. A model that does
-    # not hand `trie` on adds these zeros and lets every row see every other, which the check at loading notices.
+    # A mask with four dimensions counts as finished: transformers makes none of its own. A model that does not pass
+    # `trie` on adds these zeros, so every row attends to every other; the check at loading detects that.
     shape = (1, 1, 1, subtree_end_P.numel())
     no_mask = torch.zeros(shape, dtype=dtype, device=subtree_end_P.device)
     return {"attention_mask": no_mask, "trie": TrieAttention.of(subtree_end_P)}
@@ -122,7 +122,7 @@ def trie_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, P, D], key and value [1, K, P, D]; the output is [1, P, H, D].
 
-    Each model hands the keyword `trie` of its own call down to here.
+    Each model passes the keyword `trie` of its own call down to here.
     """
     if trie is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -135,13 +135,13 @@ def trie_attention(
         attend = _compiled_flex_attention() if query.is_cuda else cast(Callable[..., Tensor], flex_attention)
         return attend(query, key, value, block_mask=trie.blocks, scale=scale).transpose(1, 2).contiguous(), None
     value_size = value.shape[-1]
-    value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernel wants one size
+    value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernel needs one size
     piecewise = cast(Callable[..., Tensor], _PiecewiseAttention.apply)
     return piecewise(query, key, value, trie.pieces, scale)[..., :value_size], None
 
 
 class _PiecewiseAttention(torch.autograd.Function):
-    """softmax(scale q k' + mask) v, with the mask given as pieces that see every pair once. Returns [1, P, H, D]."""
+    """softmax(scale q k' + mask) v, with the mask given as pieces that hold every pair once. Returns [1, P, H, D]."""
 
     @staticmethod
     def forward(
@@ -178,7 +178,7 @@ class _PiecewiseAttention(torch.autograd.Function):
                 scale=ctx.scale,
             )
             for total, part, where in zip(grads, parts, (rows, seen, seen), strict=True):
-                # Pieces come so that a row is query and key of its own segment first.
+                # Pieces are ordered: a row is first query and key of its own segment.
                 target = total[:, :, where]
                 target.add_(part) if piece.kind == "full" else target.copy_(part)
         return (*(total.to(query.dtype) for total in grads), None, None)
@@ -187,7 +187,7 @@ class _PiecewiseAttention(torch.autograd.Function):
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, pieces: tuple[tuple[Piece, Tensor | None], ...], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output [1, H, P, D] and log-sum-exp [1, H, P]; both lie in memory as the kernel lays its own out."""
+    """Output [1, H, P, D] and log-sum-exp [1, H, P]; both in the memory layout of the kernel."""
     _, num_heads, num_rows, size = query.shape
     output = query.new_empty(1, num_rows, num_heads, size, dtype=torch.float32).transpose(1, 2)
     normalizer = query.new_empty(1, num_rows, num_heads, dtype=torch.float32).transpose(1, 2)

@@ -3,9 +3,9 @@
 Owns the estimate of what a plan costs. Invariant: every row is query and key of exactly one piece that is causal or
 masked, its own; full pieces come after all of those. Pure.
 
-A segment is a chain of rows with equal subtree_end. It takes two pieces, itself (causal) and its descendants looking
-at it (full), and each costs a call. Where a subtree is small or bushy, one masked piece over all of it is cheaper.
-Which of the two is decided for every subtree, and for the children of every segment together, from the leaves up.
+A segment is a chain of rows with equal subtree_end. It takes two pieces, itself (causal) and its descendants looking at
+it (full), and each piece costs a call. If a subtree is small or bushy, one masked piece over all of it is cheaper. The
+plan decides this for every subtree, and for the children of every segment together, from the leaves up.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Literal
 
 # In scores (query row x key row). A score costs 0.095 us with 9 heads of 64 on one core, forward and backward, in
-# pieces from 32 x 32 to 1000 x 1000, masked or not; a causal piece of up to 512 rows is computed as a whole square.
+# pieces from 32 x 32 to 1000 x 1000, masked or not; a causal piece of up to 512 rows is computed as a full square.
 CALL_SCORES = 500  # of one call; from 0 to 2000 the plans differ by less than 10 % in time
 MERGE_SCORES = 16  # of merging one row of a full piece
 
@@ -46,10 +46,10 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The cheapest way for a segment's subtree: `whole` as one masked piece, else `children` as one, else neither."""
+    """The cheapest way for a segment's subtree: `subtree` as one masked piece, else `children` as one, else neither."""
 
     cost: float
-    whole: bool
+    subtree: bool
     children: bool
 
 
@@ -94,8 +94,8 @@ def _choices(segments: Sequence[_Segment]) -> list[_Choice]:
         if segment.num_descendants and own:
             own += CALL_SCORES + segment.num_descendants * (segment.stop - segment.start + MERGE_SCORES)
         split = own + min(each, together)
-        whole = _masked_cost(segment.end - segment.start)
-        choices.append(_Choice(min(whole, split), whole < split, together < each))
+        subtree = _masked_cost(segment.end - segment.start)
+        choices.append(_Choice(min(subtree, split), subtree < split, together < each))
         trees.append((segment.start, choices[-1].cost))
     return choices[::-1]
 
@@ -107,7 +107,7 @@ def _pieces(segments: Sequence[_Segment], choices: Sequence[_Choice]) -> list[Pi
     for segment, choice in zip(segments, choices, strict=True):
         if segment.start < covered:
             continue
-        if choice.whole:
+        if choice.subtree:
             squares.append(_square("masked", segment.start, segment.end))
             covered = segment.end
             continue

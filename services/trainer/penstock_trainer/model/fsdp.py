@@ -1,7 +1,7 @@
 """A model sharded over ranks by FSDP2: each holds a part of every weight, and gathers a layer while it computes it.
 
-Owns how a model is sharded and how whole weights come back. Invariant: gradients are sums over ranks, never means (the
-loss weights are global already), and no rank holds more than one whole weight at a time outside the computation.
+Owns how a model is sharded and how full weights come back. Invariant: gradients are sums over ranks, never means (the
+loss weights are global already), and no rank holds more than one full weight at a time outside the computation.
 """
 
 import torch
@@ -33,7 +33,7 @@ class ShardedPackModel:
         for module in self._root.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other than sums
+                module.set_force_sum_reduction_for_comms(True)  # gloo supports no reduction but sums
 
     def token_logprobs(
         self, pack: Pack, *, entropy_gradient: bool = False, temperature: float | None = None
@@ -44,7 +44,7 @@ class ShardedPackModel:
 
 
 class _Root(nn.Module):
-    """What FSDP takes for the whole model: its forward pass is a pack's, vocabulary projection included."""
+    """The full model for FSDP: its forward pass computes a pack, vocabulary projection included."""
 
     def __init__(self, pack_model: PackModel) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class _Root(nn.Module):
         return self._forward(pack, entropy_gradient=entropy_gradient, temperature=temperature)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of a sharded one: then all ranks call this together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or the full tensor of a shard: then all ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -17,7 +17,7 @@ PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
 
 
 def load_model(path: str, key: str) -> PreTrainedModel:
-    """A causal language model with float32 weights and no dropout; ConfigError names `key` where it cannot be used."""
+    """A causal language model with float32 weights and no dropout; ConfigError, with `key`, if it cannot be used."""
     check_model_path(path, key)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -43,7 +43,7 @@ def load_model(path: str, key: str) -> PreTrainedModel:
 
 
 def _check_layers(model: PreTrainedModel, path: str, key: str) -> None:
-    """Refuse what packing is not exact for and the probe is too short to see."""
+    """Refuse layers for which packing is not exact and which the probe is too short to detect."""
     config = model.config.get_text_config().to_dict()
     others = sorted(set(config.get("layer_types") or ()) - FULL_ATTENTION)
     window = config.get("sliding_window")
@@ -59,7 +59,7 @@ def _check_layers(model: PreTrainedModel, path: str, key: str) -> None:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """The ratio to the sampler's probabilities is one of the same function only without dropout."""
+    """With dropout the ratio to the sampler's probabilities would compare two different functions."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -70,7 +70,7 @@ def _disable_dropout(model: nn.Module) -> None:
 def _check_packing(model: PreTrainedModel, path: str, key: str) -> None:
     """Two short sequences in one trie must give the logits that each has alone.
 
-    Sees recurrent layers, ignored masks, and whatever a model does to logits after the projection.
+    Detects recurrent layers, ignored masks, and any operation on logits after the projection.
     """
     vocab_size = model.config.get_text_config().vocab_size
     first, second, trie = (torch.tensor(ids) % vocab_size for ids in ([3, 5, 7, 9], [3, 5, 8, 6], [3, 5, 7, 9, 8, 6]))
@@ -92,8 +92,8 @@ def _check_packing(model: PreTrainedModel, path: str, key: str) -> None:
 def same_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A second model over the same weights, without gradients, for another thread.
 
-    What a forward pass changes of a model is its own: an adapter that is off meanwhile, or frequencies that depend on
-    the length.
+    It has its own copy of the state that a forward pass changes: whether the adapter is on, and frequencies that
+    depend on the length.
     """
     weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
     second: PreTrainedModel = copy.deepcopy(model, cast(dict[int, Any], weights))

@@ -1,4 +1,4 @@
-"""LoRA through peft: low-rank matrices that are trained beside frozen weights.
+"""LoRA through peft: trained low-rank matrices next to frozen weights.
 
     W x + (alpha / rank) B A x        W [out, in] frozen, A [rank, in], B [out, rank]; arXiv 2106.09685
 
@@ -6,7 +6,7 @@ Owns which layers are adapted, the first values of A and B, and the merged weigh
 names of the model without an adapter. Invariant: W never changes; A and B are float32, and their first values depend on
 run.seed and the model's shapes alone, so that a restart and every rank have the same; B begins as 0, and merged weights
 are then W bit for bit. There is no dropout: ratios need one function. Weights may be sharded over ranks, which then
-merge together. peft is an extra, imported when a model is adapted.
+merge them together. peft is an extra, imported when a model is adapted.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from penstock.config import Config, LoraSection
 from penstock.errors import ConfigError
 from penstock_trainer.batching.packing import Pack
-from penstock_trainer.model.fsdp import whole
+from penstock_trainer.model.fsdp import full_tensor
 from penstock_trainer.model.token_model import TokenModel
 from penstock_trainer.weights.files import (
     Format,
@@ -66,7 +66,7 @@ class Adapter:
             differing = sorted(self._layers.keys() ^ targets)
             raise ConfigError(
                 f"actor.lora.target_modules is {_shown(section)}, by which peft adapts other layers than the linear "
-                f"ones of that name, first {differing[0]}: expected linear layers; name those that are meant"
+                f"ones of that name, first {differing[0]}: expected linear layers; name those to adapt"
             )
         self._trained_names = {name: None for module in self._layers for name in _pair(module)}  # in order
         self._initialize(model, seed)
@@ -87,27 +87,27 @@ class Adapter:
         """A and B of every adapted layer."""
         return {name: masters[name] for name in self._trained_names}
 
-    def whole(self, masters: Mapping[str, Tensor], name: str) -> Tensor:
-        """All of the merged weight `name` of the base, float32, or all of an A or B."""
+    def full_weight(self, masters: Mapping[str, Tensor], name: str) -> Tensor:
+        """The full merged weight `name` of the base, float32, or the full A or B of that name."""
         if name in self._trained_names:
-            return whole(masters[name])
-        weight = whole(masters[self._beside(name)])
+            return full_tensor(masters[name])
+        weight = full_tensor(masters[self._beside(name)])
         module, _, leaf = name.rpartition(".")
         if module not in self._layers or leaf != "weight":
             return weight
-        a, b = (whole(masters[each]) for each in _pair(module))
+        a, b = (full_tensor(masters[each]) for each in _pair(module))
         if not b.any():
             return weight  # adding 0 would make 0 of -0
         return torch.addmm(weight, b, a, alpha=self._section.alpha / self._section.rank)
 
     def _beside(self, name: str) -> str:
-        """What the base's weight `name` is called where it stands beside its adapter."""
+        """The name of the base's weight `name` in the adapted model."""
         module, _, leaf = name.rpartition(".")
         return f"{module}.base_layer.{leaf}" if module in self._layers else name
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Meanwhile the model computes without its adapter.
+        """Within it the model computes without its adapter.
 
         peft's own switch also clears requires_grad, which FSDP reads at a layer's first use and never again.
         """
@@ -123,11 +123,11 @@ class Adapter:
             assert layer.disable_adapters is off
 
     def marks(self) -> dict[str, Tensor]:
-        """What else a checkpoint of A and B has to agree in: alpha, and a fingerprint of W."""
+        """Values that must agree before A and B of a checkpoint can be loaded: alpha, and a fingerprint of W."""
         return {ALPHA: torch.tensor(self._section.alpha), BASE: torch.tensor(self._fingerprint)}
 
     def check_marks(self, folder: Path, found: Mapping[str, Tensor]) -> None:
-        """ConfigError when the checkpoint in `folder` is of another alpha or base."""
+        """ConfigError if the checkpoint in `folder` is of another alpha or base."""
         alpha = int(found[ALPHA])
         if alpha != self._section.alpha:
             raise ConfigError(
@@ -137,11 +137,11 @@ class Adapter:
         if int(found[BASE]) != self._fingerprint:
             raise ConfigError(
                 f"checkpoint {folder} holds an adapter of other weights than those of actor.path: expected the model "
-                "that it was trained beside; set actor.path back or choose another run.name"
+                "that it was trained for; set actor.path back or choose another run.name"
             )
 
     def save(self, folder: Path, get: Callable[[str], Tensor]) -> None:
-        """In peft's own format, as `PeftModel.from_pretrained` loads it. `get`: name of an A or B -> all of it."""
+        """In peft's own format, as `PeftModel.from_pretrained` loads it. `get`: name of an A or B -> its full value."""
         folder.mkdir()
         tensors = {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": get(name) for name in self._trained_names}
         write_weights(folder / FILE, LiveWeights(tensors), Format("float32", "nearest"), durable=True)
@@ -152,7 +152,7 @@ class Adapter:
 
 
 class WithoutAdapter:
-    """The base of an adapted policy, as reference: no second model is loaded."""
+    """The base of an adapted policy as the reference, without a second model."""
 
     def __init__(self, policy: TokenModel, adapter: Adapter) -> None:
         self._policy = policy
@@ -165,17 +165,17 @@ class WithoutAdapter:
 
 
 def adapted(model: PreTrainedModel, config: Config) -> Adapter | None:
-    """The adapter that `config` asks for, attached to the model of actor.path; None without one."""
+    """The adapter of `config`, attached to the model of actor.path; None without one."""
     section = config.actor.lora
     return Adapter(model, section, path=config.actor.path, seed=config.run.seed) if section.rank else None
 
 
 def merged_weights(model: PreTrainedModel, adapter: Adapter | None) -> Weights:
-    """`published_weights` of a model on one rank, each merged when it is asked for."""
+    """`published_weights` of a model on one rank, each merged when it is read."""
     if adapter is None:
         return published_weights(model)
     masters = master_weights(model)
-    return LazyWeights(model, adapter.base(masters), lambda name: adapter.whole(masters, name))
+    return LazyWeights(model, adapter.base(masters), lambda name: adapter.full_weight(masters, name))
 
 
 def _check_peft(section: LoraSection) -> None:
@@ -189,7 +189,7 @@ def _check_peft(section: LoraSection) -> None:
 
 
 def _targets(model: PreTrainedModel, section: LoraSection) -> set[str]:
-    """Names of the layers to adapt; ConfigError for a target that is none, or whose weight is another's too."""
+    """Names of the layers to adapt; ConfigError for a target that is no layer, or shares its weight with another."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if section.target_modules == "all-linear":
         head = model.get_output_embeddings()
@@ -200,7 +200,7 @@ def _targets(model: PreTrainedModel, section: LoraSection) -> set[str]:
             matching = {name for name in linear if name == target or name.endswith(f".{target}")}
             if not matching:
                 raise ConfigError(
-                    f"actor.lora.target_modules names {target!r}, and no linear layer of actor.path is called so: "
+                    f"actor.lora.target_modules names {target!r}, and no linear layer of actor.path has this name: "
                     f"expected some of {_ends(linear)}, or all-linear"
                 )
             chosen |= matching
@@ -240,7 +240,7 @@ def _inject(model: PreTrainedModel, section: LoraSection, path: str) -> "tuple[L
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=path,
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws first values, which are replaced
+    with torch.random.fork_rng(devices=[]):  # peft draws first values, which are then replaced
         inject_adapter_in_model(config, model, NAME)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     assert all(isinstance(layer, Linear) for layer in layers.values())
@@ -253,7 +253,7 @@ def _pair(module: str) -> tuple[str, str]:
 
 
 def _fingerprint(weights: Mapping[str, Tensor]) -> int:
-    """63 bits that weights of another model, or of another training of it, do not share."""
+    """63 bits that differ for weights of another model, or of another training of it."""
     digest = xxhash.xxh3_64()
     for name, weight in weights.items():
         digest.update(name.encode())

@@ -1,7 +1,7 @@
-"""The causal language model: loading it, and the log-probabilities of a pack.
+"""The causal language model: the log-probabilities of a pack.
 
-Owns what is known of Hugging Face models, but for their attention. Invariant: the vocabulary projection
-runs only over rows that a loss token needs, in chunks, so that [rows, vocabulary] never exists as a whole.
+Owns all use of Hugging Face models except loading and attention. Invariant: the vocabulary projection
+runs only over rows that a loss token needs, in chunks, so that a full [rows, vocabulary] tensor never exists.
 
 Shapes: P rows of a pack, R projected rows, U wanted (row, token) pairs, V vocabulary, D hidden size.
 """
@@ -62,7 +62,7 @@ class PackModel:
     ) -> tuple[Tensor, Tensor]:
         """log pi(token | prefix) of the pack's U pairs, and the entropy at its R rows, float32.
 
-        The entropy has a gradient only where it is asked for. `temperature`: the sampler's where none is given.
+        The entropy has a gradient only with `entropy_gradient`. `temperature`: the sampler's if none is given.
         """
         temperature = self._temperature if temperature is None else temperature
         # A pack uses each weight once, so a cache of cast weights saves nothing; and torch's is one for all threads.
@@ -97,7 +97,7 @@ class PackModel:
             return torch.cat(logprobs), torch.cat(entropies)
 
     def _product_dtype(self, hidden_RD: Tensor) -> torch.dtype:
-        """As autocast, where it is on; else as the hidden states come (FSDP casts them itself)."""
+        """That of autocast if it is on; else that of the hidden states (FSDP casts them itself)."""
         return torch.bfloat16 if torch.is_autocast_enabled(hidden_RD.device.type) else hidden_RD.dtype
 
     def _project(
@@ -108,6 +108,6 @@ class PackModel:
         temperature: float,
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The head is called as a module, also when recomputed: whoever adapts it, or hooks there, is heard."""
+        """The head is called as a module, also in a recomputation, so that its adapter and its hooks take effect."""
         logits_RV = self._head(hidden_RD).float()
         return logprobs_of_logits(logits_RV, target_row_U, target_token_U, temperature, entropy_gradient)

@@ -1,4 +1,4 @@
-"""Token log-probabilities and entropy, and their gradient, in little more memory than one chunk of logits.
+"""Token log-probabilities and entropy, and their gradient, in little more memory than one chunk of logits needs.
 
 Owns the softmax over the vocabulary and the projection before it. Invariants: besides the logits of one chunk only a
 few of their rows exist at once, forward and backward; the gradient of a chunk takes the memory of its logits, so a
@@ -29,9 +29,9 @@ GPU_BLOCK_BYTES = 32 * 2**20  # enough work for a launch
 def logprobs_of_logits(
     logits_RV: Tensor, row_U: Tensor, token_U: Tensor, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature) at the U pairs, and the entropy of every row. The backward pass eats `logits`.
+    """log softmax(logits / temperature) at the U pairs, and the entropy of every row.
 
-    The entropy has a gradient only where it is asked for.
+    The backward pass overwrites `logits`. The entropy has a gradient only with `entropy_gradient`.
     """
     apply = cast(Callable[..., tuple[Tensor, Tensor]], _TokenLogprobs.apply)
     return apply(logits_RV, row_U, token_U, temperature, entropy_gradient)
@@ -104,7 +104,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Projection:
-    """How: rows of a chunk, the type of the products, and whether the entropy has a gradient."""
+    """Parameters: rows of a chunk, the type of the products, and whether the entropy has a gradient."""
 
     chunk_rows: int
     dtype: torch.dtype
@@ -113,7 +113,7 @@ class Projection:
 
 
 def is_plain(head: nn.Module) -> bool:
-    """Whether the head is its weight and bias and nothing else: no adapter in it, nobody's hook on it."""
+    """Whether the head is its weight and bias alone, without an adapter or a hook."""
     return type(head) is nn.Linear and not (
         head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
     )
@@ -192,7 +192,7 @@ class _ProjectedLogprobs(torch.autograd.Function):
 
 
 def _chunks(hidden_RD: Tensor, row_U: Tensor, chunk_rows: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of each chunk, and which of the U pairs are of them."""
+    """Rows of each chunk, and which of the U pairs they hold."""
     for start in range(0, hidden_RD.shape[0], chunk_rows):
         stop = min(start + chunk_rows, hidden_RD.shape[0])
         yield slice(start, stop), (row_U >= start) & (row_U < stop)

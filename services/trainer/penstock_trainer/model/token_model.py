@@ -1,4 +1,4 @@
-"""The seam between an update and what computes log-probabilities: a model on one rank, or its shards on many."""
+"""The interface between an update and the computation of log-probabilities."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Takes scored groups and does with each what its verdict says.
+"""Takes scored groups and carries out the verdict on each.
 
 Owns the groups that have arrived and wait for their batch. Invariant: a group is held, and so stays in the queue, until
 a step is committed that trains it, or its ticket is dropped or issued again; every other arrival (duplicate,
@@ -7,7 +7,7 @@ evaluation) is deleted.
     scored -> take, decode -> judge -> Hold ...... trained     Drop    -> the ledger -> refill
                                     -> Reissue                 Discard -> deleted; evaluation counts its own
 
-    What is held is judged again when its batch closes, and may then be issued again or dropped.
+    A held group is judged again when its batch closes, and may then be issued again or dropped.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ from penstock_trainer.telemetry.queue_metrics import QueueMetrics
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 1.0  # also how soon work of a dead consumer is found
-TAKEN_AT_ONCE = 8  # the server answers nobody else while it copies them
+WAIT_SECONDS = 1.0  # also the time until work of a dead consumer is found
+TAKEN_AT_ONCE = 8  # the server blocks all other clients while it copies them
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A group that waits for its batch, and the entry that it stays in until then.
+    """A group that waits for its batch, and its entry in the queue until then.
 
     has_gradient: whether it moves the policy, as judged when it arrived.
     """
@@ -78,7 +78,7 @@ class Consumer:
         rules: Rules,
         metrics: QueueMetrics,
     ) -> None:
-        """`changed`: set when a batch, the end or an evaluation may have come nearer."""
+        """`changed`: set when a batch or an evaluation may be complete, or the run at its end."""
         self._queue = trainer_queue
         self._worker = worker
         self._book = book
@@ -95,12 +95,12 @@ class Consumer:
 
     @property
     def last_failure(self) -> str:
-        """Why a ticket was last dropped, in the words of the service that failed."""
+        """The reason of the last dropped ticket, in the words of the service that failed."""
         return self._last_failure
 
     @property
     def changed(self) -> asyncio.Event:
-        """Set when a batch, the end or an evaluation may have come nearer. The loop clears it before it looks."""
+        """Set when a batch or an evaluation may be complete, or the run at its end. The loop clears it, then checks."""
         return self._changed
 
     @property
@@ -114,7 +114,7 @@ class Consumer:
         return self._evaluation.num_waiting > 0
 
     async def restore(self, ledger: LedgerState, *, steps: int, version: int) -> None:
-        """Bring the tickets to where the ledger ends, `steps` steps and weights of `version`; then begin."""
+        """Bring the tickets to the end of the ledger, after `steps` steps with weights of `version`; then begin."""
         max_staleness = self._rules.max_staleness
         await restore_tickets(
             self._queue, self._book, self._issuer, ledger, steps=steps, version=version, max_staleness=max_staleness
@@ -122,15 +122,15 @@ class Consumer:
         self.begin()
 
     def begin(self) -> None:
-        """The book holds what is outstanding: before, every arrival would look like a duplicate."""
+        """Start to judge: the book holds the outstanding tickets. Without it every arrival would be a duplicate."""
         self._begun.set()
 
     async def begun(self) -> None:
-        """Until `begin`."""
+        """Wait until `begin`."""
         await self._begun.wait()
 
     async def consume_groups(self) -> None:
-        """Take and judge scored groups for ever, once it is known which tickets are outstanding."""
+        """Take and judge scored groups for ever, after `begin`."""
         await self.begun()
         while True:
             deliveries = await self._worker.take_several(Stage.SCORED, TAKEN_AT_ONCE)
@@ -141,7 +141,7 @@ class Consumer:
                 await self._worker.wait(Stage.SCORED, timeout_seconds=WAIT_SECONDS)
 
     async def receive(self, delivery: Delivery, parts: Mapping[Part, bytes | None]) -> None:
-        """Decode and judge one entry: a group, or the note that another service has buried one."""
+        """Decode and judge one entry: a group, or the note that another service has buried a message."""
         if delivery.reason:
             self._metrics.dead_letters.labels(reason="reported").inc()
             await self._lose(delivery.ticket_key, delivery.reason, delivery)
@@ -161,7 +161,7 @@ class Consumer:
             await self._settle(verdict, delivery, scored)
 
     async def next_batch(self, version: int) -> list[Arrival] | None:
-        """The next batch, for weights of `version`; None while it is not complete."""
+        """The next batch, for weights of `version`; None while it is incomplete."""
         while (numbers := self._book.next_batch()) is not None:
             batch = [self._held[number] for number in numbers]
             refused: list[tuple[Arrival, Reissue | Drop]] = []
@@ -175,17 +175,17 @@ class Consumer:
                 return batch
             for arrival, refusal in refused:
                 await self._refuse(arrival, refusal)
-            self._changed.set()  # it may have been the last ticket: the loop looks again before it waits
+            self._changed.set()  # it may have been the last ticket: the loop checks again before it waits
         return None
 
     def release(self, batch: Sequence[Arrival]) -> None:
-        """The batch is committed: its entries are gone from the queue."""
+        """Forget a committed batch: its entries are gone from the queue."""
         for arrival in batch:
             del self._held[arrival.number]
             self._worker.forget(arrival.delivery)
 
     async def _lose(self, ticket_key: str, why: str, note: Delivery | None) -> None:
-        """The ticket's message is in the dead letters. note: the entry that says so, if there is one."""
+        """End a ticket whose message is in the dead letters. note: the entry that reports it, if there is one."""
         verdict, named = judge_unreadable(ticket_key, why, is_waiting=self._book.accepts), read_ticket_key(ticket_key)
         if isinstance(verdict, Drop):
             await self._drop(int(ticket_key), verdict, note)
@@ -204,7 +204,7 @@ class Consumer:
         await self._discard(delivery)
 
     async def _settle(self, verdict: Hold | Reissue | Drop, delivery: Delivery, scored: ScoredGroup) -> None:
-        """Carry out what becomes of a ticket that was waited for."""
+        """Carry out the verdict on a ticket that was waited for."""
         number = scored.group.ticket.number
         match verdict:
             case Hold(has_gradient):
@@ -216,7 +216,7 @@ class Consumer:
                 await self._drop(number, verdict, delivery)
 
     async def _refuse(self, arrival: Arrival, verdict: Reissue | Drop) -> None:
-        """A group that was held is not trained: its ticket is issued again, or ends."""
+        """Do not train a held group: issue its ticket again, or end it."""
         del self._held[arrival.number]
         if isinstance(verdict, Reissue):
             self._book.wait_again(arrival.number)
@@ -262,7 +262,7 @@ class Consumer:
 
 
 def _decoded(delivery: Delivery, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
-    """The group of a delivery; MalformedMessageError if it is none, or that of another ticket."""
+    """The group of a delivery; MalformedMessageError if it holds no group, or the group of another ticket."""
     head = decode(delivery.payload, ScoredHeader)
     if head.group.ticket.key != delivery.ticket_key:
         raise MalformedMessageError(f"a group of ticket {head.group.ticket.key}, sent as {delivery.ticket_key}")

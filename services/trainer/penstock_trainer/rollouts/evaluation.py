@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts beside training, through the same services.
+"""Evaluation on held-out prompts while training goes on, through the same services.
 
 Owns its ticket numbers, its rounds and their results until they are taken. Invariant: a round is complete when each of
 its prompts has one result, and its result carries the range of versions that generated it; failed rewards count as not
@@ -43,7 +43,7 @@ class Evaluation:
 
     @property
     def num_waiting(self) -> int:
-        """Results that have been asked for and have not come."""
+        """The number of results that have not arrived yet."""
         return len(self._round_of)
 
     def due(self, steps: int) -> bool:
@@ -51,7 +51,7 @@ class Evaluation:
         return self.enabled and (steps == 0 or (every > 0 and steps % every == 0))
 
     def start(self, steps: int, policy_version: int) -> list[Ticket]:
-        """Begin a round; its tickets."""
+        """Begin a round, and return its tickets."""
         new = _Round(steps, len(self._prompts))
         tickets = []
         for prompt in self._prompts:
@@ -69,7 +69,7 @@ class Evaluation:
         return tickets
 
     def record(self, group: ScoredGroup) -> None:
-        """Count one group, which may complete its round. An earlier trainer's are ignored."""
+        """Count one group, which may complete its round. Groups of an earlier trainer are ignored."""
         number = group.group.ticket.number
         owner = self._round_of.pop(number, None)
         if owner is not None:
@@ -77,7 +77,7 @@ class Evaluation:
             self._complete(owner)
 
     def give_up(self, number: int) -> None:
-        """A ticket that became poison: the round goes on without it."""
+        """Continue the round without a ticket that became poison."""
         owner = self._round_of.pop(number, None)
         if owner is not None:
             owner.num_prompts -= 1

@@ -1,7 +1,7 @@
 """When training groups were generated, and how many tokens they hold.
 
 Owns the figures that the gap to ideal needs: the seconds in which at least one training request was running. A group is
-known only when it arrives, so a second of generation counts for the step in which its group arrived; over several steps
+counted when it arrives, so a second of generation counts for the step in which its group arrived; over several steps
 the sum is exact. Pure.
 """
 
@@ -27,7 +27,7 @@ class Generation:
             self.first_started_at = group.started_at
 
     def _cover(self, start: float, end: float) -> None:
-        """Add [start, end] to the union, and what it adds to its length to the seconds."""
+        """Add [start, end] to the union, and the growth of its length to the seconds."""
         touching = [each for each in self._covered if each[0] <= end and each[1] >= start]
         apart = [each for each in self._covered if each[1] < start or each[0] > end]
         merged = (min([start, *(low for low, _ in touching)]), max([end, *(high for _, high in touching)]))
@@ -35,7 +35,7 @@ class Generation:
         self._covered = [*(each for each in apart if each[1] > end - KEPT_SECONDS), merged]
 
     def take_busy_seconds(self) -> float:
-        """Seconds in which a request was running, of all that arrived since the last call."""
+        """Seconds in which a request was running, over all groups that arrived since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 

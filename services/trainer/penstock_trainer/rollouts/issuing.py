@@ -1,7 +1,7 @@
 """Turns ticket numbers into tickets and sends them.
 
 Owns every issue of a training ticket. Invariant: a ticket carries the announced version, so that no server with older
-weights takes it; one that a resume finds lost carries the oldest version that may be trained. What is sent is counted.
+weights takes it; one that a resume finds lost carries the oldest version that may be trained. Every issue is counted.
 """
 
 import logging
@@ -37,7 +37,7 @@ class Issuer:
         self._metrics = metrics
 
     async def announce(self, announcement: Announcement, num_steps: int) -> None:
-        """Announce weights that include the first `num_steps` steps, resolve their tickets, and refill; one script."""
+        """Announce weights that include the first `num_steps` steps, resolve their tickets and refill; one script."""
         resolved = self._book.announce(num_steps)
         self._metrics.tickets.labels(state="trained", reason="").inc(len(resolved))
         await self._issue(self._book.issue(), announcement, resolved)
@@ -49,7 +49,7 @@ class Issuer:
             await self._issue(numbers)
 
     async def issue_again(self, earlier: Ticket, delivery: Delivery, verdict: Reissue) -> None:
-        """Issue a ticket whose group cannot be trained once more, and delete that group."""
+        """Issue a ticket again, because its group cannot be trained, and delete that group."""
         attempt = max(delivery.attempt, earlier.attempt) + 1
         ticket = self._draws.ticket(earlier.number, attempt=attempt, policy_version=self._versions.announced_version)
         log.warning("ticket %d is issued again: %s", earlier.number, verdict.why, extra={"attempt": attempt})
@@ -57,7 +57,7 @@ class Issuer:
         self._metrics.tickets.labels(state="reissued", reason=verdict.reason).inc()
 
     async def issue_lost(self, numbers: Sequence[int], *, oldest_version: int) -> None:
-        """Issue tickets that are nowhere in the queue. oldest_version: of the weights that may take them."""
+        """Issue tickets that are nowhere in the queue. oldest_version: of the weights that may generate for them."""
         await self._queue.issue(self._tickets(numbers, attempt=1, policy_version=oldest_version))
         self._metrics.tickets.labels(state="reissued", reason=ReissueReason.LOST).inc(len(numbers))
 

@@ -1,9 +1,9 @@
-"""Notices that the queue has gone back in time: a host that crashed lost what its file had not reached the disk with.
+"""Detects lost queue writes: after a host crash Redis may come back without its last, unflushed writes.
 
-Owns the comparison of what this trainer knows with what the queue holds: the end of the ledger, the announced version,
-a place for every outstanding ticket. Invariant: where the queue has lost writes that it had acknowledged, the trainer
-ends with LostWritesError within a few looks and starts again from the ledger, instead of building on steps that the
-ledger lacks or waiting for tickets that are nowhere.
+Owns the comparison of the trainer's state with the queue: the end of the ledger, the announced version, the outstanding
+tickets. Invariant: if the queue has lost writes that it had acknowledged, the trainer ends with LostWritesError after a
+few comparisons and starts again from the ledger. Otherwise it would build on steps that the ledger lacks, or wait for
+tickets that are not in the queue.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ LOOKS_PER_HEARTBEAT = 3
 RESTART = "the queue has lost writes that it had acknowledged; the trainer starts again from the ledger"
 
 
-class Continuity:
-    """Compares, a few times per heartbeat."""
+class LostWrites:
+    """Compares trainer and queue a few times per heartbeat."""
 
     def __init__(
         self, queue: TrainerQueue, book: TicketBook, consumer: Consumer, versions: Versions, heartbeat_seconds: float
@@ -33,14 +33,14 @@ class Continuity:
         self._suspects: set[str] = set()
 
     async def watch_queue(self) -> None:
-        """Look for ever, once it is known which tickets are outstanding."""
+        """Compare for ever, after the consumer has begun."""
         await self._consumer.begun()
         while True:
             await self.look()
             await asyncio.sleep(self._look_seconds)
 
     async def look(self) -> None:
-        """LostWritesError for what was missing at the last look too: what is being written may be missing once."""
+        """LostWritesError if something is missing twice in a row: once, it may still be on its way to the queue."""
         if not await self._queue.ends_as_written():
             raise LostWritesError(f"the ledger does not end with what was written last: {RESTART}")
         missing = set(nowhere(self._book.outstanding, await self._queue.live()))
@@ -53,5 +53,5 @@ class Continuity:
 
 
 def nowhere(outstanding: Mapping[int, TicketState], live: Mapping[int, str]) -> Iterable[str]:
-    """Outstanding tickets that have no place in the queue."""
+    """Outstanding tickets that are not in the queue."""
     return [f"ticket {number}" for number in outstanding if number not in live]

@@ -1,4 +1,4 @@
-"""Start of a trainer, as far as tickets go: what is outstanding, and what of it the queue no longer knows.
+"""The tickets at the start of a trainer: which are outstanding, and which of them the queue has lost.
 
 Owns the comparison of the ledger with `live`. Invariant: afterwards every ticket that was issued and has not ended is
 outstanding in the book and somewhere in the queue.
@@ -24,10 +24,10 @@ async def restore_tickets(
     version: int,
     max_staleness: int,
 ) -> None:
-    """Outstanding is what was issued and neither trained nor dropped; what is nowhere is issued again.
+    """A ticket is outstanding if it was issued and neither trained nor dropped. One that the queue lacks is reissued.
 
-    What is trained and not announced stays outstanding too: its credits would let tickets out that are trained too
-    late.
+    A ticket that is trained but not announced stays outstanding too: its credit would issue a ticket that is trained
+    too late.
     """
     counters = await trainer_queue.counters()
     ended = ledger.trained.keys() | ledger.dropped.keys()

@@ -1,6 +1,6 @@
-"""Stragglers: how long the oldest ticket has been waiting, and which ticket holds up a batch.
+"""Stragglers: the waiting time of the oldest ticket, and the ticket that holds up a batch.
 
-Owns the clocks of waiting tickets, as this life of the trainer has seen them. Invariant: it only looks; what is trained
+Owns the clocks of waiting tickets, which start anew with each life of the trainer. Invariant: it only reads; training
 does not depend on it.
 """
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Whereabouts(Protocol):
-    """Knows where a ticket is."""
+    """Finds a ticket in the queue."""
 
     async def whereabouts(self, ticket: int) -> str: ...
 
@@ -31,7 +31,7 @@ class Stragglers:
         straggler_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A ticket that has held up a batch for `straggler_seconds` is told, and again as often."""
+        """straggler_seconds: a ticket that holds up a batch for so long is logged, and again after each such time."""
         self._queue = queue
         self._book = book
         self._straggler_seconds = straggler_seconds
@@ -39,18 +39,18 @@ class Stragglers:
         self._waiting_since: dict[int, float] = {}
         self._blocking: int | None = None
         self._blocking_since = 0.0
-        self._told_at: dict[int, float] = {}
+        self._reported_at: dict[int, float] = {}
         self.oldest_seconds = 0.0
-        """How long the oldest waiting ticket has been waiting; 0 where none does."""
+        """The waiting time of the oldest waiting ticket; 0 if no ticket waits."""
         self.straggler = ""
-        """Which ticket holds up a batch, since when, and who holds it; empty where none has done so for long."""
+        """The ticket that holds up a batch, since when, and its holder; empty until it has done so for long."""
 
     async def look(self) -> None:
-        """Bring both up to date; a log line where one is due."""
+        """Bring both up to date; write a log line if one is due."""
         now = self._clock()
         waiting = [n for n, state in self._book.outstanding.items() if state is TicketState.WAITING]
         self._waiting_since = {n: self._waiting_since.get(n, now) for n in waiting}
-        self._told_at = {n: at for n, at in self._told_at.items() if n in self._waiting_since}
+        self._reported_at = {n: at for n, at in self._reported_at.items() if n in self._waiting_since}
         self.oldest_seconds = now - self._waiting_since[waiting[0]] if waiting else 0.0
         blocking = self._book.blocked_by
         if blocking != self._blocking:
@@ -59,8 +59,8 @@ class Stragglers:
             self.straggler = ""
             return
         self.straggler = await self._describe(blocking, now)
-        if now - self._told_at.get(blocking, -self._straggler_seconds) >= self._straggler_seconds:
-            self._told_at[blocking] = now
+        if now - self._reported_at.get(blocking, -self._straggler_seconds) >= self._straggler_seconds:
+            self._reported_at[blocking] = now
             log.warning("a batch waits for %s", self.straggler)
 
     async def _describe(self, ticket: int, now: float) -> str:

@@ -78,46 +78,46 @@ class Progress:
         self._evals_path = folder / "evals.jsonl"
         self._load_steps()
         self.last_accuracy: float | None = None
-        for line in _whole_lines(self._evals_path):
+        for line in _complete_lines(self._evals_path):
             self.last_accuracy = _decoded(line, _EvalBrief).accuracy
 
     def _load_steps(self) -> None:
         self.num_steps = 0
         self.staleness_max = 0
         self.first_started_at: float | None = None
-        self._known: list[range] = []  # steps that have a line: nearly always one range
+        self._written: list[range] = []  # steps that have a line: nearly always one range
         last: deque[bytes] = deque(maxlen=RECENT_STEPS)
-        for line in _whole_lines(self._steps_path):
+        for line in _complete_lines(self._steps_path):
             brief = _decoded(line, _StepBrief)
             self._note(brief.step, brief.started_at, brief.staleness_max)
             last.append(line)
         self.recent = deque((_decoded(line, StepLine) for line in last), maxlen=RECENT_STEPS)
 
     def _note(self, step: int, started_at: float, staleness_max: int) -> None:
-        if self._known and step == self._known[-1].stop:
-            self._known[-1] = range(self._known[-1].start, step + 1)
+        if self._written and step == self._written[-1].stop:
+            self._written[-1] = range(self._written[-1].start, step + 1)
         else:
-            self._known.append(range(step, step + 1))
+            self._written.append(range(step, step + 1))
         self.num_steps += 1
         self.staleness_max = max(self.staleness_max, staleness_max)
         if self.first_started_at is None:
             self.first_started_at = started_at
 
     def add_step(self, line: StepLine) -> None:
-        if self.knows(line.step):
+        if self.has_step(line.step):
             return
         _append(self._steps_path, asdict(line))
         self._note(line.step, line.started_at, line.staleness_max)
         self.recent.append(line)
 
-    def knows(self, step: int) -> bool:
+    def has_step(self, step: int) -> bool:
         """Whether a line of this step is written."""
-        return any(step in steps for steps in self._known)
+        return any(step in steps for steps in self._written)
 
     @property
     def highest_step(self) -> int:
         """Of those that have a line; -1 without any."""
-        return max((steps.stop for steps in self._known), default=0) - 1
+        return max((steps.stop for steps in self._written), default=0) - 1
 
     def forget_from(self, num_steps: int) -> None:
         """Remove the lines of steps that the ledger does not have: the queue lost them, they are trained anew."""
@@ -125,7 +125,7 @@ class Progress:
             return
         temporary = self._steps_path.with_suffix(".tmp")
         with temporary.open("wb") as file:
-            for line in _whole_lines(self._steps_path):
+            for line in _complete_lines(self._steps_path):
                 if _decoded(line, _StepBrief).step < num_steps:
                     file.write(line)
         temporary.replace(self._steps_path)
@@ -137,16 +137,16 @@ class Progress:
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
-        return (_decoded(line, StepLine) for line in _whole_lines(self._steps_path))
+        return (_decoded(line, StepLine) for line in _complete_lines(self._steps_path))
 
     def steps_after(self, step: int) -> Iterator[dict[str, Any]]:
         """The lines of later steps as they are written, from the file."""
-        lines = (line for line in _whole_lines(self._steps_path) if _decoded(line, _StepBrief).step > step)
+        lines = (line for line in _complete_lines(self._steps_path) if _decoded(line, _StepBrief).step > step)
         return map(json.loads, lines)
 
     def evals(self) -> Iterator[dict[str, Any]]:
         """All of them as they are written, from the file."""
-        return map(json.loads, _whole_lines(self._evals_path))
+        return map(json.loads, _complete_lines(self._evals_path))
 
     @property
     def reward_average(self) -> float | None:
@@ -162,7 +162,7 @@ class Progress:
         return Timing(lines[num_warm_up:] or lines).gap_to_ideal
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _complete_lines(path: Path) -> Iterator[bytes]:
     """One after the other; a last one that a crash cut off is left out and cut from the file."""
     if not path.exists():
         return

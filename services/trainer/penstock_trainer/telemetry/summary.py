@@ -15,7 +15,7 @@ from penstock_trainer.telemetry.records import StepLine
 TARGET_REWARD = 0.9
 
 
-class _Whole:
+class _RunFigures:
     """Figures of all steps, from one pass over their lines; `heldout`: steps whose end is wanted."""
 
     def __init__(self, lines: Iterable[StepLine], heldout: Container[int]) -> None:
@@ -48,22 +48,24 @@ def make_summary(
 
     evals = list(progress.evals())
     successes = [result["steps"] for result in evals if result["accuracy"] >= TARGET_REWARD]
-    whole = _Whole(progress.step_lines(), frozenset(successes))
+    figures = _RunFigures(progress.step_lines(), frozenset(successes))
     timing = Timing(without_warm_up(progress.step_lines()))
     return {
         "engine": engine,
         "model": model,
-        "steps": whole.num_steps,
+        "steps": figures.num_steps,
         "training_started_at": training_started_at,
-        "seconds_training": since_start(whole.ended_at) or 0.0,
-        "seconds_to_reward_0_9": since_start(whole.reward_reached_at),
+        "seconds_training": since_start(figures.ended_at) or 0.0,
+        "seconds_to_reward_0_9": since_start(figures.reward_reached_at),
         "reward_window_steps": REWARD_WINDOW_STEPS,
         # The end of the step after which held-out accuracy was first found to be 0.9.
-        "seconds_to_heldout_0_9": since_start(next((whole.end_of[n] for n in successes if n in whole.end_of), None)),
+        "seconds_to_heldout_0_9": since_start(
+            next((figures.end_of[n] for n in successes if n in figures.end_of), None)
+        ),
         "reward_mean_last": progress.reward_average,
         "heldout_accuracy_start": evals[0]["accuracy"] if evals else None,
         "heldout_accuracy_end": evals[-1]["accuracy"] if evals else None,
-        "staleness_max": whole.staleness_max,
+        "staleness_max": figures.staleness_max,
         "max_staleness": max_staleness,
         "tickets": {
             "issued": counters.issued,
@@ -72,8 +74,10 @@ def make_summary(
             "outstanding": counters.outstanding,
         },
         "seconds_per_step": timing.mean_seconds,
-        "generation_seconds_per_step": whole.generation_seconds / whole.num_steps if whole.num_steps else None,
-        "generation_tokens_per_second": whole.tokens / whole.generation_seconds if whole.generation_seconds else None,
+        "generation_seconds_per_step": figures.generation_seconds / figures.num_steps if figures.num_steps else None,
+        "generation_tokens_per_second": figures.tokens / figures.generation_seconds
+        if figures.generation_seconds
+        else None,
         "gap_to_ideal": timing.gap_to_ideal,
         "samples_before": evals[0]["samples"] if evals else [],
         "samples_after": evals[-1]["samples"] if evals else [],

@@ -47,7 +47,7 @@ class Formed:
     version: int
 
 
-class CollectiveTransport(CopiedVersions):
+class BroadcastTransport(CopiedVersions):
     """`Transport` over process groups."""
 
     def __init__(

@@ -9,11 +9,11 @@ import torch
 
 from penstock.config import Config
 from penstock.weights.local_folder import LocalFolder, name_of_run
-from penstock_trainer.weight_sync.broadcast import CollectiveTransport
+from penstock_trainer.weight_sync.broadcast import BroadcastTransport
 from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weight_sync.process_group import MeetingPoint
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
-from penstock_trainer.weight_sync.shared_memory import TensorTransport
+from penstock_trainer.weight_sync.shared_memory import SharedMemoryTransport
 from penstock_trainer.weight_sync.transport import Transport
 from penstock_trainer.weights.deltas import DeltaWriter
 from penstock_trainer.weights.files import Format
@@ -43,8 +43,8 @@ def make_transport(
         deltas = _deltas(config, form, run_folder) if section.full_every else None
         return DiskTransport(Staging(source, folder, form, keep=KEPT_VERSIONS, deltas=deltas))
     if transport == "tensor":
-        return TensorTransport(source, folder, form, bucket_bytes=section.bucket_bytes, keep=KEPT_VERSIONS)
-    return CollectiveTransport(
+        return SharedMemoryTransport(source, folder, form, bucket_bytes=section.bucket_bytes, keep=KEPT_VERSIONS)
+    return BroadcastTransport(
         source,
         folder,
         form,

@@ -96,7 +96,7 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def tell(result: T | None, error: Exception | None) -> None:
+    def resolve(result: T | None, error: Exception | None) -> None:
         if future.cancelled():
             return
         if error is not None:
@@ -111,7 +111,7 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
         except Exception as seen:
             error = seen
         if not loop.is_closed():
-            loop.call_soon_threadsafe(tell, result, error)
+            loop.call_soon_threadsafe(resolve, result, error)
 
     threading.Thread(target=run, daemon=True, name="collective").start()
     return future

@@ -21,7 +21,7 @@ from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import WeightsSource
 
 
-class TensorTransport(CopiedVersions):
+class SharedMemoryTransport(CopiedVersions):
     """`Transport` over shared memory."""
 
     def __init__(self, source: WeightsSource, folder: Path, form: Format, *, bucket_bytes: int, keep: int) -> None:

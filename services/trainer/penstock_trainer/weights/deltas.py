@@ -43,7 +43,7 @@ class DeltaWriter:
         self._full_every = full_every
         self._folder: LocalFolder | None = None
         self._base: Base | None = None
-        self._num_since_whole = 0
+        self._num_since_full = 0
 
     @property
     def copy_bytes(self) -> int:
@@ -51,9 +51,9 @@ class DeltaWriter:
         return self._copy.stat().st_size
 
     @property
-    def whole_is_due(self) -> bool:
+    def full_is_due(self) -> bool:
         """Whether the version written last must be there whole too."""
-        return self._num_since_whole >= self._full_every
+        return self._num_since_full >= self._full_every
 
     def write(
         self, folder: Path, name: str, weights: Weights, *, durable: bool
@@ -67,14 +67,14 @@ class DeltaWriter:
             needed_bytes = sum(map(self._form.num_bytes, weights.shapes.values()))
             self._folder = self._folder or self._claim(needed_bytes)
             tensors, delta = write_weights(self._copy, weights, self._form, durable=False), None
-            self._num_since_whole = self._full_every
+            self._num_since_full = self._full_every
         else:
             tensors, delta = self._write_delta(folder / DELTA_NAME, base, weights, durable)
-            self._num_since_whole += 1
+            self._num_since_full += 1
         self._base = Base(name, tensors)
         return tensors, delta
 
-    def copy_whole(self, target: Path, *, durable: bool) -> None:
+    def copy_full(self, target: Path, *, durable: bool) -> None:
         """Write the version that was written last, whole, over what is there."""
         target.touch()
         with self._copy.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as file:
@@ -86,7 +86,7 @@ class DeltaWriter:
             file.truncate(start)
             if durable:
                 os.fsync(file.fileno())
-        self._num_since_whole = 0
+        self._num_since_full = 0
 
     def close(self) -> None:
         """Remove the copy."""

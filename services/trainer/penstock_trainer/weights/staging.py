@@ -27,7 +27,7 @@ from penstock_trainer.weights.files import WEIGHTS_NAME, Format, Weights, digest
 from penstock_trainer.weights.spare_file import SpareFile
 
 TEMPORARY_PREFIX = ".staging-"
-TEMPORARY_WHOLE = ".whole.tmp"
+TEMPORARY_FULL = ".full.tmp"
 SPARE_NAME = ".spare"
 
 log = logging.getLogger(__name__)
@@ -112,9 +112,9 @@ class Staging:
             if self._deltas is None or folder is None or (folder / WEIGHTS_NAME).exists():
                 return
             log.warning("a server cannot use the deltas up to %s: adding the whole weights", folder.name)
-            temporary = folder / TEMPORARY_WHOLE
+            temporary = folder / TEMPORARY_FULL
             try:
-                self._deltas.copy_whole(temporary, durable=self._durable)
+                self._deltas.copy_full(temporary, durable=self._durable)
                 temporary.replace(folder / WEIGHTS_NAME)
             except OSError as error:
                 raise self._no_room(int(folder.name.partition(".")[0]), error) from error
@@ -147,29 +147,29 @@ class Staging:
             self._folder.rmdir()
 
     def _fill(self, folder: Path, version: int, lease: int) -> Manifest:
-        weights, whole = self._source.weights(), folder / WEIGHTS_NAME
+        weights, full_path = self._source.weights(), folder / WEIGHTS_NAME
         delta = None
         if self._deltas is None:
-            self._spare.give(whole)
-            tensors = write_weights(whole, weights, self._form, durable=self._durable)
-            whole_bytes = whole.stat().st_size
+            self._spare.give(full_path)
+            tensors = write_weights(full_path, weights, self._form, durable=self._durable)
+            full_bytes = full_path.stat().st_size
         else:
             name = self.folder_of(version, lease).name
             tensors, delta = self._deltas.write(folder, name, weights, durable=self._durable)
-            whole_bytes = self._deltas.copy_bytes
-            if self._deltas.whole_is_due:
-                self._spare.give(whole)
-                self._deltas.copy_whole(whole, durable=self._durable)
+            full_bytes = self._deltas.copy_bytes
+            if self._deltas.full_is_due:
+                self._spare.give(full_path)
+                self._deltas.copy_full(full_path, durable=self._durable)
             if delta is not None:
                 self._bases[name] = delta.base
-                log.info("version %d is staged as a delta", version, extra=_sizes(delta.num_bytes, whole_bytes))
+                log.info("version %d is staged as a delta", version, extra=_sizes(delta.num_bytes, full_bytes))
         (folder / "config.json").write_bytes(self._source.config_json(self._form.dtype))
         manifest = Manifest(
             version=version,
             lease=lease,
             digest=identity_digest({name: entry.digest for name, entry in tensors.items()}),
             dtype=self._form.dtype,
-            files={WEIGHTS_NAME: whole_bytes},
+            files={WEIGHTS_NAME: full_bytes},
             tensors=tensors,
             delta=delta,
         )
@@ -219,5 +219,5 @@ def default_folder(run_name: str, run_folder: Path, needed_bytes: int) -> Path:
     return memory / name_of_run(run_name, run_folder) if memory else run_folder / "weights"
 
 
-def _sizes(delta_bytes: int, whole_bytes: int) -> dict[str, int]:
-    return {"delta_bytes": delta_bytes, "whole_bytes": whole_bytes}
+def _sizes(delta_bytes: int, full_bytes: int) -> dict[str, int]:
+    return {"delta_bytes": delta_bytes, "full_bytes": full_bytes}

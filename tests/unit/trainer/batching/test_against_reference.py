@@ -102,7 +102,7 @@ def test_packs(groups: list[ScoredGroup], max_lag: int | None, max_tokens: int) 
         assert found == list(zip(trie.parents, trie.targets, strict=True))
         loss = [(number, t) for number, row in enumerate(part) for t, trained in enumerate(row.is_trained) if trained]
         assert pack.sequence_N.tolist() == [number for number, _ in loss]
-        assert pack.behaviour_N.tolist() == [part[number].behaviour[t] for number, t in loss]
+        assert pack.behaviour_logprobs_N.tolist() == [part[number].behaviour[t] for number, t in loss]
         assert pack.lag_N.tolist() == [part[number].lags[t] for number, t in loss]
         samples = [sample_of[pack.indices[number]] for number, _ in loss]
         assert pack.advantage_N.tolist() == [sample.advantage for sample in samples]

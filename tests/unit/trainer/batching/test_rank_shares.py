@@ -9,7 +9,7 @@ from penstock.errors import ConfigError, RanksError
 from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch
 from penstock_trainer.batching.packing import make_packs, sorted_paths, split
 from penstock_trainer.batching.rank_shares import even_parts, share
-from penstock_trainer.distributed.rank import Place, service_name
+from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
 from tests.unit.trainer.trainer_groups import example_groups
 
@@ -20,17 +20,17 @@ def samples(num_groups: int = 12) -> tuple[Sample, ...]:
 
 
 def test_place_is_what_torchrun_says() -> None:
-    assert Place.of({"HOME": "/"}) == Place(0, 1, 0)
+    assert RankInfo.of({"HOME": "/"}) == RankInfo(0, 1, 0)
     environ = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
-    assert Place.of(environ) == Place(3, 4, 1)
-    assert Place.of(environ).is_follower
+    assert RankInfo.of(environ) == RankInfo(3, 4, 1)
+    assert RankInfo.of(environ).is_follower
     assert (service_name(environ), service_name({})) == ("trainer rank 3", "trainer")
 
 
 @pytest.mark.parametrize("environ", [{"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}])
 def test_half_an_environment_is_refused(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"expected the numbers RANK, WORLD_SIZE, LOCAL_RANK"):
-        Place.of(environ)
+        RankInfo.of(environ)
 
 
 def test_split_says_what_make_packs_makes() -> None:

@@ -114,13 +114,13 @@ def tokens_of(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Tokens
 
     return Tokens(
         logprobs_N=tensor([token.own for *_, token in flat]).requires_grad_(),
-        behaviour_N=tensor([token.behaviour for *_, token in flat]),
+        behaviour_logprobs_N=tensor([token.behaviour for *_, token in flat]),
         advantage_N=tensor([row.advantage for _, row, _ in flat]),
         weight_N=tensor([row.weight for _, row, _ in flat]),
         sequence_N=torch.tensor([number for number, *_ in flat], dtype=torch.int64),
         num_sequences=len(rows),
         lag_N=tensor([token.lag for *_, token in flat]),
-        reference_N=tensor([token.reference for *_, token in flat]),
+        reference_logprobs_N=tensor([token.reference for *_, token in flat]),
         entropy_N=tensor([token.entropy for *_, token in flat]).requires_grad_(),
     )
 
@@ -213,10 +213,10 @@ def test_a_zero_advantage_has_exactly_no_gradient(choice: Choice) -> None:
 def test_log_probabilities_from_the_start_of_the_update_anchor_ratio_and_correction() -> None:
     rows = example_rows(extreme=False)
     tokens = tokens_of(rows)
-    start_N = tokens.logprobs_N.detach() - 0.1
+    old_logprobs_N = tokens.logprobs_N.detach() - 0.1
     decoupled = replace(objective_of(Choice(proximal=RECOMPUTED, weight="tis")))
-    _, gradient, _ = loss_and_gradients(replace(tokens, start_N=start_N), decoupled)
-    rho_N = (start_N - tokens.behaviour_N).exp().clamp(max=ref.HIGH)
+    _, gradient, _ = loss_and_gradients(replace(tokens, old_logprobs_N=old_logprobs_N), decoupled)
+    rho_N = (old_logprobs_N - tokens.behaviour_logprobs_N).exp().clamp(max=ref.HIGH)
     expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # within the clip range on both sides
     assert gradient == pytest.approx(expected_N.tolist(), rel=1e-9)
 
@@ -224,7 +224,7 @@ def test_log_probabilities_from_the_start_of_the_update_anchor_ratio_and_correct
 def test_what_is_limited_and_dropped_is_counted_by_reason() -> None:
     tokens = Tokens(
         logprobs_N=torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0]).requires_grad_(),
-        behaviour_N=torch.tensor([0.5, -0.5, 6.0, math.nan, 0.0]),
+        behaviour_logprobs_N=torch.tensor([0.5, -0.5, 6.0, math.nan, 0.0]),
         advantage_N=torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0]),
         weight_N=torch.ones(5),
         sequence_N=torch.arange(5),

@@ -18,23 +18,23 @@ def versions() -> Versions:
 
 def test_what_is_known_is_what_was_restored_and_learnt(versions: Versions) -> None:
     known = versions.known
-    versions.know(SECOND)  # a step that changed nothing leaves the version as it is
-    versions.know(PolicyIdentity(2, "d" * 16))
+    versions.add(SECOND)  # a step that changed nothing leaves the version as it is
+    versions.add(PolicyIdentity(2, "d" * 16))
     assert known == {0: FIRST, 1: SECOND, 2: PolicyIdentity(2, "d" * 16)}
 
 
 def test_a_number_with_another_digest_is_refused_and_not_learnt(versions: Versions) -> None:
     with pytest.raises(WeightsError, match=f"version 1 is {'b' * 16} and {'c' * 16}: expected one digest"):
-        versions.know(OTHER)
+        versions.add(OTHER)
     assert versions.known[1] == SECOND
 
 
 def test_the_resume_may_replace_what_it_has_computed_again(versions: Versions) -> None:
     versions.replace(OTHER)
     assert versions.known == {0: FIRST, 1: OTHER}
-    versions.know(OTHER)
+    versions.add(OTHER)
     with pytest.raises(WeightsError):
-        versions.know(SECOND)
+        versions.add(SECOND)
 
 
 def test_the_announced_version_is_the_last_that_was_announced(versions: Versions) -> None:

@@ -64,7 +64,7 @@ def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "run")
     add_steps(progress, [0.0, 0.5, 1.0])
     progress.forget_from(1)
-    assert [progress.knows(step) for step in range(3)] == [True, False, False]
+    assert [progress.has_step(step) for step in range(3)] == [True, False, False]
     progress.add_step(replace(LINE, step=1, reward_mean=9.0))
     assert [line.reward_mean for line in Progress(tmp_path / "run").recent] == [0.0, 9.0]
 
@@ -102,7 +102,7 @@ def test_which_steps_are_known(steps: list[int], num_steps: int) -> None:
 
 
 def expect(progress: Progress, steps: set[int]) -> None:
-    assert {step for step in range(14) if progress.knows(step)} == steps
+    assert {step for step in range(14) if progress.has_step(step)} == steps
     assert (progress.num_steps, progress.highest_step) == (len(steps), max(steps, default=-1))
     assert progress.staleness_max == max(steps, default=0)
 
@@ -119,8 +119,8 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
         assert status.as_dict()["staleness_max"] == 1
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-        assert progress.knows(number - 1)
-        assert not progress.knows(number)
+        assert progress.has_step(number - 1)
+        assert not progress.has_step(number)
         assert [each.step for each in progress.recent] == list(range(number - RECENT_STEPS, number))
     assert held[1] < held[0] + 10_000
 

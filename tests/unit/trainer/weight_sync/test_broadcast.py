@@ -19,7 +19,7 @@ from penstock.contracts.services import Announcement, ServedWeights, ServiceReco
 from penstock.contracts.weight_sources import CollectiveSource, GroupRequest
 from penstock.errors import ConfigError, WeightsError
 from penstock_trainer.weight_sync import broadcast as transport_collective
-from penstock_trainer.weight_sync.broadcast import CollectiveTransport
+from penstock_trainer.weight_sync.broadcast import BroadcastTransport
 from penstock_trainer.weight_sync.process_group import Group, MeetingPoint, in_thread
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weights.files import Format, LiveWeights
@@ -96,8 +96,8 @@ class Servers:
             self.peers.setdefault(url, []).append(peer)
 
 
-def make(servers: Servers, folder: Path, seconds: float = SECONDS) -> CollectiveTransport:
-    transport = CollectiveTransport(
+def make(servers: Servers, folder: Path, seconds: float = SECONDS) -> BroadcastTransport:
+    transport = BroadcastTransport(
         Source(LiveWeights(example())),
         folder,
         Format("float32", "nearest"),
@@ -112,7 +112,7 @@ def make(servers: Servers, folder: Path, seconds: float = SECONDS) -> Collective
     return transport
 
 
-async def deliver(transport: CollectiveTransport, url: str, version: int = 1) -> CollectiveSource:
+async def deliver(transport: BroadcastTransport, url: str, version: int = 1) -> CollectiveSource:
     server = ServiceRecord(ServiceKind.ROLLOUT, url, url, 1, "serving")
     announcement = Announcement(PolicyIdentity(version, "a" * 16), "/nowhere", 5)
     async with transport.delivery(server, announcement) as source:
@@ -167,7 +167,7 @@ async def test_a_peer_that_does_not_receive_holds_nobody_else_up(tmp_path: Path)
     assert len(servers.peers["hung"]) == old + 1  # never in the group that had failed
 
 
-async def reason_of(transport: CollectiveTransport, url: str) -> str:
+async def reason_of(transport: BroadcastTransport, url: str) -> str:
     """The reason of the failure."""
     with pytest.raises(WeightsError) as raised:
         await deliver(transport, url)

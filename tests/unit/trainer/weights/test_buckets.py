@@ -15,7 +15,7 @@ from penstock.weights.manifest import read_manifest, verify
 from penstock_trainer.model.lora import adapted, merged_weights
 from penstock_trainer.weight_sync.choose import chosen
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
-from penstock_trainer.weight_sync.shared_memory import TensorTransport, shared_memory
+from penstock_trainer.weight_sync.shared_memory import SharedMemoryTransport, shared_memory
 from penstock_trainer.weights.buckets import WeightCopy
 from penstock_trainer.weights.files import Format, LiveWeights, Weights
 from penstock_trainer.weights.staging import Staging
@@ -143,7 +143,7 @@ def test_auto_is_nccl_only_between_hosts_with_gpus(wanted: str, device: str, hos
 
 async def test_memory_that_was_given_up_has_no_name_left(tmp_path: Path) -> None:
     form = Format("float32", "nearest")
-    transport = TensorTransport(Source(LiveWeights(example())), tmp_path, form, bucket_bytes=2**20, keep=2)
+    transport = SharedMemoryTransport(Source(LiveWeights(example())), tmp_path, form, bucket_bytes=2**20, keep=2)
     server = ServiceRecord(ServiceKind.ROLLOUT, "r", "http://r", 1, "serving")
     announcement = Announcement(transport.stage(1, 1), "/nowhere", 1)
     given_up: list[Path] = []
