@@ -233,7 +233,7 @@ class Worker:
                 has_died=engine_died,
                 max_failures=self._staleness.max_deliveries,
                 max_deaths=MAX_ENGINE_DEATHS,
-                **self._for_bury(delivery, reason or DropReason.POISON),
+                **self._for_bury(delivery, reason or str(DropReason.POISON)),
             )
         )
         self.forget(delivery)

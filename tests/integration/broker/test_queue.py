@@ -156,17 +156,20 @@ async def test_a_given_back_entry_is_free_at_once(trainer: TrainerQueue, queue: 
     assert (again.failures, again.engine_deaths) == (1, 0)
 
 
-async def test_failures_up_to_the_limit_make_poison(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+@pytest.mark.parametrize(("reason", "noted"), [("the engine refused it", "the engine refused it"), ("", "poison")])
+async def test_failures_up_to_the_limit_make_poison(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config, reason: str, noted: str
+) -> None:
     await issue(trainer, 0)
     worker = make_worker(queue, queue_config)
     for _ in range(queue_config.staleness.max_deliveries):
         delivery = await worker.take(Stage.TICKETS)
         assert delivery is not None
-        await worker.give_back(delivery, failed=True, reason="the engine refused it")
+        await worker.give_back(delivery, failed=True, reason=reason)
     assert await worker.take(Stage.TICKETS) is None
     note = await worker.take(Stage.SCORED)
     assert note is not None
-    assert (note.ticket_key, note.reason, note.payload) == ("0", "the engine refused it", b"")
+    assert (note.ticket_key, note.reason, note.payload) == ("0", noted, b"")
     assert (await queue.depths())["dead"] == 1
 
 
