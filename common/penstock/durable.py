@@ -1,4 +1,4 @@
-"""Files that survive a power cut: whole or not there.
+"""Files that survive a power cut: complete or absent.
 
 Owns writing under a temporary name, flushing and renaming.
 """
@@ -11,9 +11,9 @@ from penstock.errors import PenstockError
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: a reader sees all of it or nothing.
+    """Write under a temporary name, flush to the disk, rename: a reader sees the complete file or none.
 
-    PenstockError, and nothing left behind, where there is no room or no right to write.
+    PenstockError, and no temporary file left, if there is no room or no right to write.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
