@@ -1,1 +1,1 @@
-"""Penstock: asynchronous GRPO as a set of services; this package is what they share."""
+"""Penstock: asynchronous GRPO as a set of services; this package holds the code that they share."""

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: whole or not there.
+"""Files that survive a power cut: complete or absent.
 
 Owns writing under a temporary name, flushing and renaming.
 """
@@ -10,14 +10,15 @@ from pathlib import Path
 from penstock.errors import PenstockError
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: a reader sees all of it or nothing.
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write under a temporary name, flush to the disk, rename: a reader sees the complete new file or the old state.
 
-    PenstockError, and nothing left behind, where there is no room or no right to write.
+    `mode`: permissions of the file, less the process's umask.
+    PenstockError, and no temporary file left, if there is no room or no right to write.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

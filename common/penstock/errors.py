@@ -3,32 +3,31 @@
     PenstockError
     |- ConfigError        a key, a file or a combination that the user must change     exit 2
     |- DataError          a dataset row or prompt that cannot be used                  exit 2
-    |- QueueError         Redis cannot be reached, or answered what it must not        exit 4
+    |- QueueError         Redis cannot be reached, or gave an invalid answer           exit 4
     |  |- LeaseLostError  another trainer holds the lease                              exit 5
     |  '- LostWritesError the queue or the lease went back in time: start again        exit 4
     |- EngineError        the inference engine failed
     |  |- EngineStartError   it did not start                                          exit 6
     |  |- EngineDiedError    it ended, or its connection broke, during a request
     |  '- EngineRejectedError  it refused the request (a fault of the request)
-    |- WeightsError       weights that are missing, corrupt or not those asked for
+    |- WeightsError       weights that are missing, corrupt or not those requested
     |  |- WeightsConflictError   an older version or a lower lease
     |  |- WeightsMismatchError   an engine that serves other weights than it was given
     |  '- WeightsBusyError       another update runs
-    |- RanksError         ranks of the trainer that cannot meet, or one that has ended   exit 7
+    |- RanksError         ranks of the trainer cannot connect, or one has ended        exit 7
     |- RewardError        a reward function that cannot be loaded or used
     |  |- TransientRewardError     raised by a user's function: the call may succeed later
     |  '- RewardUnavailableError   its circuit breaker is open
-    '- StallError         no progress, and none can come                               exit 3
+    '- StallError         no progress, and none is possible                            exit 3
 
-A message says what was seen, what was expected and which key to change. `exit_code` is what a
-service's `__main__` ends with.
+A message gives the value seen, the value expected and the key to change. A service's `__main__` ends with `exit_code`.
 """
 
 from typing import ClassVar
 
 
 class PenstockError(Exception):
-    """Base of all errors raised on purpose; `kind` goes into the HTTP answer."""
+    """Base of all errors raised on purpose; `kind` is the `error` of an HTTP answer."""
 
     kind: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
@@ -49,7 +48,7 @@ class DataError(PenstockError):
 
 
 class StallError(PenstockError):
-    """No progress for too long; the message names what is waited for."""
+    """No progress for too long; the message names the event that did not happen."""
 
     kind = "stall"
     exit_code = 3
@@ -70,7 +69,7 @@ class LeaseLostError(QueueError):
 
 
 class LostWritesError(QueueError):
-    """The queue no longer has what it had acknowledged, or the lease expired: start again from the ledger."""
+    """The queue has lost writes that it had acknowledged, or the lease expired: start again from the ledger."""
 
     kind = "lost_writes"
 
@@ -101,19 +100,19 @@ class EngineRejectedError(EngineError):
 
 
 class WeightsError(PenstockError):
-    """Weights that are missing, corrupt, or not the ones that were asked for."""
+    """Weights that are missing, corrupt, or not the ones that were requested."""
 
     kind = "weights"
 
 
 class WeightsConflictError(WeightsError):
-    """A push with a lower lease or an older version than the one that is served: do not retry."""
+    """A push with a lower lease or an older version than the served one: do not retry."""
 
     kind = "weights_conflict"
 
 
 class WeightsMismatchError(WeightsError):
-    """An engine whose answers are not those of the weights that it says it has loaded."""
+    """An engine whose answers do not match the weights that it reports as loaded."""
 
     kind = "weights_mismatch"
 
@@ -125,7 +124,7 @@ class WeightsBusyError(WeightsError):
 
 
 class RanksError(PenstockError):
-    """The ranks of one trainer cannot work together: one never came, or has ended."""
+    """The ranks of one trainer cannot work together: one never connected, or has ended."""
 
     kind = "ranks"
     exit_code = 7
@@ -139,12 +138,12 @@ class RewardError(PenstockError):
 
 
 class TransientRewardError(RewardError):
-    """For reward functions to raise: what they need is out of order, and the same call may succeed later."""
+    """For reward functions to raise: a service that they need has failed, and the same call may succeed later."""
 
     kind = "reward_transient"
 
 
 class RewardUnavailableError(RewardError):
-    """The circuit breaker of a reward function is open: ask again later."""
+    """The circuit breaker of a reward function is open: retry later."""
 
     kind = "reward_unavailable"

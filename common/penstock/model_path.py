@@ -1,6 +1,6 @@
-"""Whether a configured model can be one at all: asked before an engine or torch spends time on it.
+"""Checks a configured model path before an engine or torch spends time on it.
 
-Owns the rule that tells a folder from a hub name.
+Owns the rule that distinguishes a folder from a hub name.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from penstock.errors import ConfigError
 
 
 def check_model_path(path: str, key: str) -> None:
-    """ConfigError naming `key` where `path` is neither a model folder nor what could be a hub name."""
+    """ConfigError naming `key` if `path` is neither a model folder nor a possible hub name."""
     folder = Path(path)
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if folder.is_dir() and not (folder / "config.json").is_file():

@@ -1,6 +1,7 @@
-"""The libraries' own switches for progress bars and chatter, which would stand between the lines of a log.
+"""The libraries' own switches for progress bars and chatter, which would interrupt the lines of a log.
 
-Invariant: set at the start of a process, before a library that reads them is imported. What is set already stays.
+Invariant: set at the start of a process, before the import of a library that reads them. A variable that is already set
+keeps its value.
 """
 
 from collections.abc import MutableMapping
@@ -17,6 +18,6 @@ SWITCHES = {
 
 
 def quiet_libraries(environ: MutableMapping[str, str]) -> None:
-    """Let libraries that this process and its children import say nothing but errors."""
+    """Limit the libraries that this process and its children import to errors."""
     for name, value in SWITCHES.items():
         environ.setdefault(name, value)

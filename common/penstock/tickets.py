@@ -1,7 +1,7 @@
 """Tickets: flow control, staleness, order and recovery as one pure state machine (docs/architecture.md).
 
 Owns which ticket numbers are issued, when a batch is complete, and when a ticket is resolved. No I/O: the trainer's
-loop feeds it what arrives and carries out what it answers.
+loop reports arrivals to it and carries out its answers.
 
 Ticket number n fixes one draw. A ticket is outstanding from its issue until a version that includes its step is
 announced, or until it is dropped. With at most (max_staleness + 1) * B outstanding, every ticket issued while version v
@@ -13,11 +13,11 @@ than max_staleness.
                 '- reissue-'----------'         drop, expire -> (gone: dropped)
 
 Order `ticket`: a batch is the shortest arrived prefix. Order `ready`: a batch is the B oldest tickets that have
-arrived, whatever is missing before them. The same credits hold, so three bounds are left: never more than
+arrived, even if older ones are missing. The credits are the same, so three bounds remain: never more than
 (max_staleness + 1) * B outstanding; never more than max_staleness + 1 steps ahead of the announced version; and a group
-that has arrived is part of one of the next max_staleness + 1 batches. How long a group takes to arrive is bounded by
-nothing: the caller drops (`expire`) or masks what is too old when its batch closes. With max_staleness 0 both orders
-are the same.
+that has arrived is part of one of the next max_staleness + 1 batches. Nothing bounds the time until a group arrives:
+if it is too old when its batch closes, the caller drops it (`expire`) or masks its tokens. With max_staleness 0 both
+orders are the same.
 """
 
 from collections import deque
@@ -33,7 +33,7 @@ BATCHES_OF_FAILURES = 4  # more than half of this many batches without a usable 
 
 
 class TicketState(Enum):
-    """Where an outstanding ticket stands."""
+    """The state of an outstanding ticket."""
 
     WAITING = "waiting"
     ARRIVED = "arrived"
@@ -86,9 +86,9 @@ class TicketBook:
     def restore(
         self, next_number: int, outstanding: Iterable[int], num_steps: int, committed: Mapping[int, int] | None = None
     ) -> None:
-        """Start from what the ledger says: the outstanding tickets wait, whoever holds them.
+        """Start from the ledger: all outstanding tickets wait, no matter which worker holds them.
 
-        `committed`: ticket -> step, of those whose step is trained and not announced; they keep their credits.
+        `committed`: ticket -> step, for tickets whose step is trained and not announced; they keep their credits.
         """
         self.next_number = next_number
         self.num_steps = num_steps
@@ -108,14 +108,14 @@ class TicketBook:
 
     @property
     def blocked_by(self) -> int | None:
-        """The oldest waiting ticket, where the next batch would be full if it were here: enough others have arrived."""
-        head = self.oldest_waiting
-        if head is None or self.next_batch() is not None:
+        """The single ticket that blocks the next batch: all its other groups have arrived. None if more are missing."""
+        oldest = self.oldest_waiting
+        if oldest is None or self.next_batch() is not None:
             return None
         states = list(self._outstanding.values())
         is_last = self._draws_ended and states.count(TicketState.WAITING) == 1
         enough = states.count(TicketState.ARRIVED) + 1 >= self._limits.batch_size
-        return head if enough or is_last else None
+        return oldest if enough or is_last else None
 
     @property
     def finished(self) -> bool:
@@ -151,14 +151,14 @@ class TicketBook:
         return self._outstanding.get(number) is TicketState.WAITING
 
     def arrive(self, number: int, *, has_gradient: bool) -> None:
-        """A usable group is here. StallError when no group has had a gradient for too long."""
+        """A usable group has arrived. StallError if no group has had a gradient for too long."""
         self._expect(number, TicketState.WAITING)
         self._outstanding[number] = TicketState.ARRIVED
         self._failures.append(False)
         self._count_gradient(has_gradient)
 
     def drop(self, number: int, *, reward_failed: bool = False, degenerate: bool = False) -> None:
-        """The ticket ends without training. StallError when most rewards fail, or nothing has a gradient."""
+        """The ticket ends without training. StallError if most rewards fail, or no group has a gradient."""
         self._expect(number, TicketState.WAITING)
         del self._outstanding[number]
         self._failures.append(reward_failed)
@@ -182,12 +182,12 @@ class TicketBook:
         del self._outstanding[number]
 
     def lose_gradient(self, number: int) -> None:
-        """An arrived group has a gradient no longer: StallError when none has had any for too long."""
+        """An arrived group has lost its gradient. StallError if no group has had one for too long."""
         self._expect(number, TicketState.ARRIVED)
         self._count_gradient(False)
 
     def next_batch(self) -> list[int] | None:
-        """The groups of the next step in order of number, or None; fewer than B once nothing more can come."""
+        """The groups of the next step in order of number, or None; fewer than B once no more can arrive."""
         return self._arrived_prefix() if self._limits.order == "ticket" else self._oldest_arrived()
 
     def _arrived_prefix(self) -> list[int] | None:
@@ -212,7 +212,7 @@ class TicketBook:
         return batch if batch and self._draws_ended and TicketState.WAITING not in states.values() else None
 
     def commit(self, batch: list[int]) -> int:
-        """The batch is the next step's; the step's number. Its tickets stay outstanding until announced."""
+        """Make the batch the next step's; returns the step's number. Its tickets stay outstanding until announced."""
         step = self.num_steps
         for number in batch:
             self._expect(number, TicketState.ARRIVED)
@@ -222,7 +222,7 @@ class TicketBook:
         return step
 
     def announce(self, num_steps: int) -> list[int]:
-        """Weights that include the first `num_steps` steps are announced: the tickets that are resolved by it."""
+        """Weights that include the first `num_steps` steps are announced; returns the tickets that this resolves."""
         resolved = [n for n, step in self._step_of.items() if step < num_steps]
         for number in resolved:
             del self._outstanding[number]
@@ -239,5 +239,5 @@ class TicketBook:
         if self._without_gradient >= limit:
             raise StallError(
                 f"{limit} tickets in a row gave no gradient: in each group all rewards were equal; expected some to "
-                "differ: the task is solved, too hard, or reward.functions cannot tell answers apart"
+                "differ: the task is solved, too hard, or reward.functions give all answers the same reward"
             )

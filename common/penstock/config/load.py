@@ -1,7 +1,7 @@
 """Where configuration values come from: defaults < YAML < environment < command line.
 
-Owns the layering (pydantic-settings) and the errors: a key that does not exist anywhere is refused and the nearest
-one is named, for YAML, environment and command line alike. Called once by every entry point.
+Owns the layering (pydantic-settings) and the errors: an unknown key in YAML, environment or command line is refused,
+and the error names the nearest key.
 """
 
 import difflib
@@ -110,7 +110,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The YAML file as a mapping; ConfigError when it is missing, not YAML or not a mapping."""
+    """The YAML file as a mapping; ConfigError if it is missing, not YAML or not a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -144,7 +144,7 @@ def section_type(annotation: Any) -> type[BaseModel] | None:
 
 
 def check_keys(values: Mapping[str, Any], source: str) -> None:
-    """ConfigError naming the nearest key when `values` holds one that does not exist."""
+    """ConfigError naming the nearest key if `values` holds an unknown one."""
     known = set(known_keys())
     for key in _dotted(values, Config, ""):
         if key not in known:

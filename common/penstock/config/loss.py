@@ -1,4 +1,4 @@
-"""The section of the configuration for the objective, and the combinations of its parts that make sense.
+"""The section of the configuration for the objective, and its valid combinations.
 
 Owns the rules: reading the configuration refuses an objective that corrects twice, is undefined, or is unsafe with
 stale groups. Formulas and sources are in `penstock_trainer.grpo`; presets in examples/presets.
@@ -27,7 +27,7 @@ class AdvantageSection(Section):
 
     @property
     def trains_equal_rewards(self) -> bool:
-        """Whether a group whose rewards are all equal can have an advantage: its own mean is not the baseline."""
+        """Whether a degenerate group can have an advantage: true if the baseline is not the group's own mean."""
         return self.baseline in ("batch", "none")
 
 
@@ -78,7 +78,7 @@ class KlSection(Section):
 
 
 class OverlongSection(Section):
-    """Soft punishment of completions that come close to `sampling.max_new_tokens` (DAPO)."""
+    """Soft penalty for completions that come close to `sampling.max_new_tokens` (DAPO)."""
 
     buffer_tokens: Annotated[int, Field(ge=0)] = 0
     """The last tokens before the limit, over which the reward falls by `penalty`; 0: off."""
@@ -130,9 +130,9 @@ class LossSection(Section):
     entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the policy's entropy, which is added to the objective."""
     overlong: OverlongSection = OverlongSection()
-    """Punishment of overlong completions."""
+    """Penalty for overlong completions."""
     dynamic_sampling: bool = False
-    """Drop groups whose rewards are all equal, and draw further prompts until a batch is full (DAPO)."""
+    """Drop degenerate groups (all rewards equal), and draw further prompts until a batch is full (DAPO)."""
     num_minibatches: Count = 1
     """Optimizer steps per batch, each on an equal share of its groups; the batch still makes one version."""
 
@@ -202,7 +202,7 @@ class LossSection(Section):
         return None
 
     def unsafe_off_policy(self, max_staleness: int) -> str | None:
-        """Why groups of earlier versions must not be trained with this objective; None if they may."""
+        """The reason why this objective must not train groups of earlier versions; None if it may."""
         if not max_staleness or self.correction.weight != "none" or self.correction.gates:
             return None
         uncorrected = self.surrogate == "reinforce" or self.proximal != "none"

@@ -177,7 +177,7 @@ class LogSection(Section):
     """Logs."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level that is written."""
+    """Lowest level that is logged."""
 
 
 class TrackingSection(Section):

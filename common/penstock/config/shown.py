@@ -1,4 +1,4 @@
-"""How a configuration is shown and stored: as plain YAML values, its secrets left out or masked."""
+"""How a configuration is shown and stored: as plain YAML values, its secrets omitted or masked."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ def masked(config: Config) -> dict[str, Any]:
 
 
 def without_secrets(config: Config) -> dict[str, Any]:
-    """The tree without secrets: those reach the services through their environment."""
+    """The tree without secrets: services get these through their environment."""
     tree: dict[str, Any] = config.model_dump(mode="json")
     tree["token"] = None
     tree["redis"]["password"] = None

@@ -121,7 +121,7 @@ class Config(Section):
 
     @property
     def rounding(self) -> Rounding:
-        """How published weights become bfloat16: engine and trainer must compute with the same policy."""
+        """How pushed weights become bfloat16: engine and trainer must compute with the same policy."""
         if self.weights.rounding == "auto":
             return "nearest" if self._hides_small_updates else "dithered"
         return self.weights.rounding

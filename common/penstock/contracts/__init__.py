@@ -1,4 +1,4 @@
-"""The messages of groups on their way, from one place; the other messages are in the modules beside."""
+"""The messages that carry groups, in one import; the other messages are in the modules of this folder."""
 
 from penstock.contracts.groups import (
     Completion,

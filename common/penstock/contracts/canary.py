@@ -1,9 +1,9 @@
-"""Probe tokens and what the weights of a version say of them: how a server shows that it serves those weights.
+"""The canary: tokens whose log-probabilities a server must reproduce, to verify that it serves a version's weights.
 
 Owns the comparison. The trainer computes the log-probabilities from the weights that it stages; they travel with the
-version, and the rollout service asks its engine for the same tokens after every load. Invariant: what is compared was
-computed by two programs from one set of weights, so it differs by the rounding of their arithmetic alone, which is what
-the tolerance allows for.
+version, and the rollout service requests those of the same tokens from its engine after every load. Invariant: two
+programs compute the compared values from one set of weights, so they differ only by the rounding of their arithmetic,
+and the tolerance allows for that.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from penstock.errors import WeightsMismatchError
 
 
 class Canary(Contract, frozen=True):
-    """token_ids: N probe tokens. logprobs: of all but the first, in nats, at temperature 1.
+    """token_ids: N canary tokens. logprobs: of all but the first, in nats, at temperature 1.
 
     tolerance: the largest mean absolute difference that rounding explains, in nats.
     """
@@ -25,17 +25,17 @@ class Canary(Contract, frozen=True):
     def __post_init__(self) -> None:
         if len(self.token_ids) < 2 or len(self.logprobs) != len(self.token_ids) - 1:
             raise ValueError(
-                f"{len(self.token_ids)} probe tokens with {len(self.logprobs)} log-probabilities: expected at least 2, "
-                "and one less"
+                f"{len(self.token_ids)} canary tokens with {len(self.logprobs)} log-probabilities: expected at least "
+                "2, and one less"
             )
 
     def check(self, seen: Sequence[float]) -> float:
-        """The mean absolute difference to what a server answers; WeightsMismatchError when it is too large."""
+        """The mean absolute difference to a server's log-probabilities; WeightsMismatchError if it is too large."""
         differences = [abs(a - b) for a, b in zip(seen, self.logprobs, strict=True)]
         mean = sum(differences) / len(differences)
         if not mean <= self.tolerance:  # a nan differs too
             raise WeightsMismatchError(
-                f"the engine's log-probabilities of {len(self.token_ids)} probe tokens differ from the trainer's by "
+                f"the engine's log-probabilities of {len(self.token_ids)} canary tokens differ from the trainer's by "
                 f"{mean:.2g} nats on average: expected at most {self.tolerance:g} (weights.canary_tolerance); it does "
                 "not serve the weights that were announced"
             )

@@ -1,8 +1,8 @@
-"""The ledger: what happened to tickets and weights, in the order in which it counts.
+"""The ledger: the events of tickets and weights, in the order that a restart replays.
 
-Owns the records and their replay into a `LedgerState`. A record is the commit point of what it names: a step file or
-checkpoint that the ledger does not name is ignored. Pure data; `penstock.broker.trainer` stores it, the trainer reads
-it at start, `penstock_launch` reads it for status.
+Owns the records and their replay into a `LedgerState`. A record is the commit point of the file that it names: a step
+file or checkpoint that the ledger does not name is ignored. Pure data; `penstock.broker.trainer` stores it, the trainer
+reads it at start, `penstock_launch` reads it for status.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from penstock.contracts.vocabulary import DropReason
 
 
 class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
-    """First record: what must not change between starts, since it fixes what every ticket number means."""
+    """First record: the settings that fix the meaning of every ticket number, and so must not change between starts."""
 
     dataset_digest: str
     dataset_length: int
@@ -25,10 +25,10 @@ class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
 
 
 class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
-    """Batch `step` (from 0) is closed: its groups are in `file`, its tickets are trained by it and no other.
+    """Batch `step` (from 0) is closed: its groups are in `file`, and no other step trains its tickets.
 
-    version: of the weights that it trains. max_lag: tokens that lag more versions are masked; None: none are. Both make
-    the step's masks again, whatever the configuration has become; version None is that of an older ledger.
+    version: of the weights that it trains. max_lag: tokens with a larger staleness are masked; None: no token is. Both
+    reproduce the step's masks even after a change of the configuration; an older ledger has version None.
     """
 
     step: int
@@ -42,8 +42,8 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
 class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
     """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient.
 
-    num_ranks, device: of the trainer that computed them; another number adds in another order and gives other bits, and
-    a device that is not the CPU need not give the same ones twice.
+    num_ranks, device: of the trainer that computed them. Another number of ranks adds in another order and gives other
+    bits; a device other than the CPU may give different bits each time.
     """
 
     policy: PolicyIdentity
@@ -76,14 +76,14 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-    """The inverse; msgspec.DecodeError for what is not a record."""
+    """The inverse; msgspec.DecodeError if the bytes are not a record."""
     record: Record = msgspec.json.decode(data, type=Record)
     return record
 
 
 @dataclass
 class LedgerState:
-    """What the ledger says happened."""
+    """The state that results from a ledger."""
 
     run: RunRecord | None = None
     steps: list[StepRecord] = field(default_factory=list)
@@ -91,7 +91,7 @@ class LedgerState:
     num_ranks: dict[int, int] = field(default_factory=dict)
     """Version -> ranks that computed it."""
     weights: dict[int, WeightsRecord] = field(default_factory=dict)
-    """Steps -> the weights after them, as they were last recorded."""
+    """Steps -> the weights after them, by the last record."""
     dropped: dict[int, DropReason] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
 

@@ -1,6 +1,7 @@
-"""What services say of themselves and of the weights that they serve, and every form in which they say it.
+"""Records of services and of the weights that they serve, in every form that Redis and HTTP need.
 
-Owns these forms. Invariant: in the program a pushed version is a `PolicyIdentity`; only here is it spelt otherwise:
+Owns these forms. Invariant: the program names a pushed version by its `PolicyIdentity`; only this module spells it
+otherwise:
 
     Redis, `policy`            number, digest, path, lease, canary                   announced_fields, read_announced
     PUT /v1/weights/{number}   digest, path, lease, source, canary                   push_body, read_push
@@ -20,7 +21,7 @@ from penstock.contracts.weight_sources import DiskSource, Source, read_body
 
 
 class ServiceRecord(Contract, frozen=True):
-    """One running service as the others see it. state: of a rollout server a `ServerState`, of others in words."""
+    """One running service as the others see it. state: a `ServerState` of a rollout server, free text of others."""
 
     kind: ServiceKind
     name: str
@@ -32,7 +33,7 @@ class ServiceRecord(Contract, frozen=True):
 
     def __post_init__(self) -> None:
         if self.kind is ServiceKind.ROLLOUT:
-            ServerState(self.state)  # ValueError names one that is not known
+            ServerState(self.state)  # ValueError names an unknown one
 
     @property
     def server_state(self) -> ServerState | None:
@@ -41,9 +42,10 @@ class ServiceRecord(Contract, frozen=True):
 
 
 class Announcement(Contract, frozen=True):
-    """The version that all new work is generated with.
+    """The version that generates all new work.
 
-    `path` holds its staged weights; `canary` is what a server that has loaded them must say; None: not asked.
+    `path` holds its staged weights; `canary`: the log-probabilities that a server must reproduce after it loads them;
+    None: no check.
 
     >>> announcement = Announcement(PolicyIdentity(3, "9f86d081884c7d65"), "/dev/shm/penstock/demo/3.1", lease=1)
     >>> print(announcement.identity)
@@ -62,7 +64,7 @@ class Announcement(Contract, frozen=True):
 
 
 def announced_fields(announcement: Announcement) -> dict[str, str | int | bytes]:
-    """The hash that Redis holds, in the order in which the script that writes it takes the values."""
+    """The hash in Redis, in the order in which the script that writes it takes the values."""
     return {
         "number": announcement.identity.number,
         "digest": announcement.identity.digest,
@@ -73,7 +75,7 @@ def announced_fields(announcement: Announcement) -> dict[str, str | int | bytes]
 
 
 def read_announced(fields: Mapping[bytes, bytes]) -> Announcement:
-    """The inverse, from what Redis answers."""
+    """The inverse, from Redis's answer."""
     return Announcement(
         PolicyIdentity(int(fields[b"number"]), fields[b"digest"].decode()),
         fields[b"path"].decode(),
@@ -91,20 +93,20 @@ class _Push(Contract, frozen=True):
 
 
 def push_body(announcement: Announcement, source: Source) -> dict[str, Any]:
-    """The body of a push: the version, but for its number, which is in the path, and where its bytes are."""
+    """The body of a push: the version without its number, which is in the path, and the source of its bytes."""
     digest = announcement.identity.digest
     push = _Push(digest, announcement.path, announcement.lease, source, announcement.canary)
     return _builtins(push)
 
 
 def read_push(number: int, body: dict[str, Any]) -> tuple[Announcement, Source]:
-    """The inverse; WeightsError names what is not as this release knows it."""
+    """The inverse; WeightsError names the first field that does not fit this release."""
     push: _Push = read_body(body, _Push, "body of a push")
     return Announcement(PolicyIdentity(number, push.digest), push.path, push.lease, push.canary), push.source
 
 
 def version_body(identity: PolicyIdentity | None) -> dict[str, Any]:
-    """A version as answers name it."""
+    """A version, as answers name it."""
     if identity is None:
         return {"policy_version": None, "checksum": None}
     return {"policy_version": identity.number, "checksum": identity.digest}
@@ -131,7 +133,7 @@ def read_snapshot(data: bytes) -> Announcement:
 
 
 class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
-    """What a rollout server serves, how long generation was paused for it, and by what engine.
+    """The version that a rollout server serves, the time that generation was paused for it, and the engine.
 
     policy_version and checksum are None before any push; engine_starts counts the engine's starts.
     """
@@ -153,7 +155,7 @@ class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
 
 
 def served_body(served: ServedWeights) -> dict[str, Any]:
-    """The answer to whatever asks for or changes the weights."""
+    """The answer to every request that reads or changes the weights."""
     return _builtins(served)
 
 

@@ -1,12 +1,12 @@
-"""How a group lies in the queue: a small head in a stream, and what is heavy in parts under keys of their own.
+"""How a group is stored in Redis: a small header travels through the streams; the large fields have keys of their own.
 
-Owns how a message is taken apart and put together again. Invariant: a part is written once, with the hand-over that
-first names it, and no script reads it: scripts move heads. What is put together is a consistent group or
+Owns how a message is split into header and parts, and joined again. Invariant: a part is written once, with the
+hand-over that first names it, and no script reads it: scripts move headers. A join gives a consistent group or
 MalformedMessageError.
 
-    head          ticket, server, times, later scores   from stream to stream
-    completions   what the trainer reads of them        8 bytes a token; until the group is committed
-    texts         what reward functions read            4 bytes a token; until they are scored, of evaluations longer
+    header        ticket, server, times, later scores   from stream to stream
+    completions   the trainer's input                   8 bytes a token; until the group is committed
+    texts         the reward functions' input           4 bytes a token; until they are scored, of evaluations longer
 
 """
 
@@ -31,7 +31,7 @@ from penstock.contracts.groups import (
 
 
 class Part(StrEnum):
-    """What a group is stored as beside its header."""
+    """The fields of a group that are stored outside its header."""
 
     COMPLETIONS = "completions"
     TEXTS = "texts"
@@ -71,7 +71,7 @@ class TextsPart(Contract, frozen=True, tag_field="schema", tag="texts/1"):
 
 @dataclass(frozen=True)
 class Stored:
-    """A message as the queue keeps it. parts: written with it; unread: those nobody reads any more once it is there."""
+    """A message as the queue keeps it. parts: written with it; unread: parts that nobody reads after this message."""
 
     head: bytes
     parts: Mapping[Part, bytes] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Stored:
 
 
 def stored(message: RolloutGroup | ScoredHeader) -> Stored:
-    """Take a message apart. People read the texts of evaluations only, so those of training end with the scores."""
+    """Split a message. People read only the texts of evaluations, so texts of training are deleted once scored."""
     if isinstance(message, ScoredHeader):
         is_training = message.group.ticket.purpose == "train"
         return Stored(encode(message), unread=(Part.TEXTS,) if is_training else ())
@@ -99,7 +99,7 @@ def texts_of(header: RolloutHeader, data: bytes | None) -> tuple[str, ...]:
 
 
 def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> RolloutGroup:
-    """A group from its parts; one to be trained has no texts."""
+    """A group from its parts; a training group has no texts."""
     completions = _decoded(parts[Part.COMPLETIONS], CompletionsPart, Part.COMPLETIONS).completions
     try:
         group = RolloutGroup(header.ticket, completions, header.server, header.started_at, header.ended_at)
@@ -113,7 +113,7 @@ def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> Rollo
 
 
 def scored_group(scored: ScoredHeader, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
-    """What the trainer trains or evaluates."""
+    """The group that the trainer trains or evaluates, from its parts."""
     return ScoredGroup(group_of(scored.group, parts), scored.scores)
 
 

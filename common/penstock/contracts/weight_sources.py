@@ -1,8 +1,7 @@
-"""Where the bytes of a pushed version are, as the trainer tells a rollout server in `PUT /v1/weights/{version}`.
+"""Where the bytes of a pushed version are: the source in the trainer's `PUT /v1/weights/{version}`.
 
-Owns these messages, one per transport; the tag `transport` tells them apart. Invariant: a source names no code and
-nothing pickled; buckets hold whole tensors one after the other, without gaps, in the order in which they are sent.
-Written by the trainer's transports, read by the rollout service's loaders.
+Owns these messages, one per transport; the tag `transport` distinguishes them. Invariant: a source names no code and
+holds nothing pickled; buckets hold full tensors one after the other, without gaps, in the order in which they are sent.
 """
 
 from typing import Any, Literal
@@ -27,14 +26,14 @@ class DiskSource(Contract, frozen=True, tag_field="transport", tag="disk"):
 
 
 class CollectiveSource(Contract, frozen=True, tag_field="transport", tag="nccl"):
-    """Broadcasts of rank 0 of a process group that the engine has joined before, one per bucket."""
+    """Broadcasts by rank 0 of a process group that the engine has already joined, one per bucket."""
 
     group: str
     buckets: tuple[tuple[TensorSpec, ...], ...]
 
 
 class SharedBucket(Contract, frozen=True):
-    """A piece of shared memory on this host: its name and size in bytes, and what lies in it."""
+    """A piece of shared memory on this host: its name, its size in bytes, and the tensors in it."""
 
     handle: str
     num_bytes: int
@@ -42,7 +41,7 @@ class SharedBucket(Contract, frozen=True):
 
 
 class TensorSource(Contract, frozen=True, tag_field="transport", tag="tensor"):
-    """Memory that the trainer shares on this host; `manager`: the socket of torch's process that counts its users."""
+    """Memory that the trainer shares on this host; `manager`: the socket of the torch process that counts its users."""
 
     manager: str
     buckets: tuple[SharedBucket, ...]
@@ -52,7 +51,7 @@ Source = DiskSource | CollectiveSource | TensorSource
 
 
 class GroupRequest(Contract, frozen=True):
-    """Join a process group of `num_ranks` as the ranks from 1 on; rank 0 waits at the address. Lease: the trainer's."""
+    """Join a process group of `num_ranks` as rank 1 and up; rank 0 waits at the address. lease: the trainer's."""
 
     group: str
     address: str
@@ -63,17 +62,17 @@ class GroupRequest(Contract, frozen=True):
 
 
 def read_group_request(body: dict[str, Any]) -> GroupRequest:
-    """The body of a request to join a group; WeightsError when it is none."""
+    """The body of a request to join a group; WeightsError if it is not one."""
     request: GroupRequest = read_body(body, GroupRequest, "request to join a group")
     return request
 
 
 def read_body(body: dict[str, Any], kind: Any, what: str) -> Any:
-    """The body of a request as a message; WeightsError names what is not as this release knows it."""
+    """The body of a request as a message; WeightsError names the first field that does not fit this release."""
     try:
         return msgspec.convert(body, type=kind)
     except msgspec.ValidationError as error:
         raise WeightsError(
-            f"the {what} is {str(body)[:200]} ({error}): expected what this release knows; trainer and rollout "
+            f"the {what} is {str(body)[:200]} ({error}): expected a message of this release; trainer and rollout "
             "services must be of one release"
         ) from error

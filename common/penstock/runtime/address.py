@@ -1,6 +1,6 @@
 """The address that a service registers, so that services on other hosts and in other containers reach it.
 
-Owns the choice between what is configured and what can be found out.
+Owns the choice between the configured address and the detected one.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from penstock.errors import ConfigError
 
 AUTO = "auto"
-QUEUE_PORT = 6379  # any would do: nothing is sent there
+QUEUE_PORT = 6379  # any port works: nothing is sent there
 
 
 class Listening(Protocol):
@@ -28,8 +28,8 @@ class Listening(Protocol):
 async def advertised_host(name: str, section: Listening, queue_url: str) -> str:
     """The host to register. `name`: of the section, for errors.
 
-    Without `advertise_host` it is `host`, unless that is every address of this host, which nobody can connect to: then
-    as `auto`.
+    Without `advertise_host` it is `host`. If `host` means every address of this host, no other host can connect to it:
+    then the result is that of `auto`.
     """
     if section.advertise_host == AUTO or (not section.advertise_host and _is_every_address(section.host)):
         return await _address_towards(queue_url, f"{name}.advertise_host")
@@ -44,7 +44,7 @@ def _is_every_address(host: str) -> bool:
 
 
 async def _address_towards(queue_url: str, key: str) -> str:
-    """The address of this host that packets to the queue leave from."""
+    """The source address of this host's packets to the queue."""
     parts = urlsplit(queue_url)
     if not parts.hostname:  # a unix socket: everything is on this host
         return "127.0.0.1"
@@ -58,7 +58,7 @@ async def _address_towards(queue_url: str, key: str) -> str:
     for family, kind, protocol, _, address in found:
         with socket.socket(family, kind, protocol) as probe:
             try:
-                probe.connect(address)  # of a datagram socket: chooses the route, sends nothing
+                probe.connect(address)  # a datagram socket only chooses the route here, and sends nothing
             except OSError as error:
                 problem = error
                 continue

@@ -1,4 +1,4 @@
-"""What the HTTP side of every service has in common: health, readiness, metrics, token, errors.
+"""The common HTTP side of all services: health, readiness, metrics, token, errors.
 
 Owns `GET /health`, `/ready`, `/metrics` and the mapping of Penstock's errors to status codes, so that each service's
 app only parses and calls.
@@ -30,7 +30,7 @@ from penstock.errors import (
 
 RETRY_AFTER_SECONDS = 1  # a push takes about this long
 
-# The first class that fits decides: subclasses stand before their bases.
+# The first class that fits decides: subclasses come before their bases.
 STATUS_OF_ERROR: tuple[tuple[type[Exception], int], ...] = (
     (WeightsConflictError, 409),
     (LeaseLostError, 409),
@@ -48,7 +48,7 @@ STATUS_OF_ERROR: tuple[tuple[type[Exception], int], ...] = (
 
 
 def make_app(title: str, *, not_ready: Callable[[], str | None], metrics: CollectorRegistry) -> FastAPI:
-    """An app with the routes that all services share; `not_ready` gives the reason why it cannot work yet."""
+    """An app with the routes that all services share; `not_ready` gives the reason why the service cannot work yet."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None)
 
     @app.get("/health")
@@ -92,7 +92,7 @@ def error_response(status: int, kind: str, detail: str) -> JSONResponse:
 
 
 def authorized(token: SecretStr | None) -> Callable[..., None]:
-    """A FastAPI dependency that answers 401 without `Authorization: Bearer <token>`, where a token is set."""
+    """A FastAPI dependency that answers 401 without `Authorization: Bearer <token>`, if a token is set."""
 
     def check(authorization: str = Header(default="")) -> None:
         if token is None:

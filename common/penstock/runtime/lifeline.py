@@ -1,8 +1,8 @@
-"""Ties a process to its parent: when the parent dies, however it dies, the kernel ends the process too.
+"""Ties a process to its parent: if the parent dies for any reason, the kernel ends the process too.
 
-Invariant: no window is left. The tie is made first, then the parent's id is compared, so that a parent that died in
-between is noticed. Imports nothing but the standard library, since it also runs as a script that becomes a command
-(`penstock.runtime.process.tied_command`): it keeps its process id across that, and the tie survives it.
+Invariant: there is no gap. The tie is made first, then the parent's id is compared, which detects a parent that died in
+between. Imports only the standard library, since it also runs as a script that becomes a command
+(`penstock.runtime.process.tied_command`): the command keeps the script's process id and its tie.
 
 Linux only (PR_SET_PDEATHSIG); elsewhere a child is not tied, and the launcher ends leftovers at the next start.
 The kernel watches the parent's *thread*: start tied children from a thread that lives as long as its process.
@@ -17,7 +17,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int, signal_number: int = signal.SIGKILL) -> None:
-    """End the calling process by `signal_number` when `parent_pid`, its parent, dies or is dead already."""
+    """End the calling process by `signal_number` when its parent `parent_pid` dies, or now if it is already dead."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -36,7 +36,7 @@ def main() -> None:
         os.execvp(command[0], command)
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
-        sys.exit(127)  # what a shell answers for a command that it cannot find
+        sys.exit(127)  # a shell's exit code for a missing command
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup_logging(service: str, run: str, level: str) -> None:
-    """Send all records at `level` and above, and what libraries warn of, to standard error as JSON."""
+    """Send all records at `level` and above, and the warnings of libraries, to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service, run))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,7 +1,7 @@
 """Metrics that prometheus_client does not have.
 
-Owns the counter of seconds that is right at every moment: what goes on for minutes shows while it goes on, not in one
-jump when it ends.
+Owns the counter of seconds that is right at every moment: an activity of minutes shows while it runs, not in one jump
+at its end.
 """
 
 import time
@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 
 class SecondsCounter(Collector):
-    """Counts the seconds in which at least one of several things goes on, up to the moment at which it is read."""
+    """Counts the seconds in which at least one of several activities runs, up to the moment of the read."""
 
     def __init__(
         self, name: str, text: str, *, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic
@@ -29,7 +29,7 @@ class SecondsCounter(Collector):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Around one of them."""
+        """Count while the `with` block runs."""
         if not self._num_running:
             self._running_since = self._clock()
         self._num_running += 1
@@ -42,7 +42,7 @@ class SecondsCounter(Collector):
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """The seconds so far."""
         running = self._clock() - self._running_since if self._num_running else 0.0
         return self._ended_seconds + running
 

@@ -1,7 +1,7 @@
 """Processes: started tied to their parent, recognised by pid and start time, ended with all their children.
 
-Invariant: nothing is signalled by its pid alone. Pids are used again, so a process is named by pid and start time
-together, and both are compared before each signal.
+Invariant: no process is signalled by its pid alone. The kernel reuses pids, so pid and start time together identify a
+process, and both are compared before each signal.
 """
 
 import os
@@ -28,18 +28,18 @@ __all__ = [
     "wait_until_gone",
 ]
 
-_STATE_FIELD = 0  # of /proc/<pid>/stat behind the command's name; field 3 of proc(5)
+_STATE_FIELD = 0  # of /proc/<pid>/stat after the command's name; field 3 of proc(5)
 _START_FIELD = 19  # likewise; field 22 of proc(5): clock ticks after boot
 _GONE_STATES = ("Z", "X")  # a zombie runs nothing: it only waits for its parent to read its exit code
-KILL_SECONDS = 10.0  # the kernel needs some time to take back many gigabytes
-_POLL_SECONDS = 0.02  # a process that is not a child announces its end to nobody
+KILL_SECONDS = 10.0  # the kernel needs time to reclaim many gigabytes
+_POLL_SECONDS = 0.02  # the end of a process that is not a child raises no signal
 
 
 def tied_command(command: Sequence[str], signal_number: int = signal.SIGKILL) -> list[str]:
-    """`command`, to be started as a direct child of this process, which it then does not outlive.
+    """`command` with a prefix that ties it to this process: start it as a direct child, and it ends with its parent.
 
     Start it from the main thread. Its pid is that of the started process, its exit code the command's own, or 127
-    where the command cannot be started.
+    if the command cannot be started.
     """
     script = str(Path(lifeline.__file__).resolve())
     return [sys.executable, "-I", "-S", script, str(os.getpid()), str(int(signal_number)), *command]
@@ -47,14 +47,14 @@ def tied_command(command: Sequence[str], signal_number: int = signal.SIGKILL) ->
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process, for ever: `started` differs between any two processes that have the same pid."""
+    """One process, also after its end: `started` differs between any two processes with the same pid."""
 
     pid: int
     started: str
 
     @classmethod
     def of(cls, pid: int) -> "ProcessIdentity | None":
-        """The process that has `pid` now; None when there is none (a zombie counts as none)."""
+        """The process that has `pid` now; None if there is none (a zombie counts as none)."""
         started = _started(pid)
         return None if started is None else cls(pid, started)
 
@@ -63,7 +63,7 @@ class ProcessIdentity:
         return _started(self.pid) == self.started
 
     def send(self, signal_number: int) -> bool:
-        """Signal it; False when it is gone."""
+        """Signal it; False if it is gone."""
         if not self.alive:
             return False
         try:
@@ -74,7 +74,7 @@ class ProcessIdentity:
 
 
 def parent_pid(pid: int) -> int | None:
-    """The parent of a process; None when it is gone."""
+    """The parent of a process; None if the process is gone."""
     try:
         return psutil.Process(pid).ppid()
     except psutil.NoSuchProcess:
@@ -82,7 +82,7 @@ def parent_pid(pid: int) -> int | None:
 
 
 def descendants(pid: int) -> list[ProcessIdentity]:
-    """The children of a process, their children and so on; empty when it is gone."""
+    """The children of a process, their children and so on; empty if the process is gone."""
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -91,14 +91,14 @@ def descendants(pid: int) -> list[ProcessIdentity]:
 
 
 def signal_all(processes: Iterable[ProcessIdentity], signal_number: int) -> int:
-    """Signal those that live; how many did."""
+    """Signal the processes that live; returns their number."""
     return sum(process.send(signal_number) for process in processes)
 
 
 def kill_all(processes: Iterable[ProcessIdentity], grace_seconds: float) -> int:
-    """End processes and all below them: SIGTERM, then SIGKILL after `grace_seconds`; how many there were. Blocks.
+    """End processes and all their descendants: SIGTERM, then SIGKILL after `grace_seconds`; their number. Blocks.
 
-    Exit codes are left to be read by whoever started them.
+    Their parents can still read the exit codes.
     """
     targets = _with_descendants({process for process in processes if process.alive})
     signal_all(targets, signal.SIGTERM)
@@ -115,7 +115,7 @@ def _with_descendants(processes: set[ProcessIdentity]) -> set[ProcessIdentity]:
 
 
 def wait_until_gone(processes: set[ProcessIdentity], timeout_seconds: float) -> set[ProcessIdentity]:
-    """Those that still live after the timeout. Blocks."""
+    """The processes that still live after the timeout. Blocks."""
     deadline = time.monotonic() + timeout_seconds
     left = {process for process in processes if process.alive}
     while left and time.monotonic() < deadline:
@@ -136,7 +136,7 @@ def _started(pid: int) -> str | None:
 
 
 def _started_elsewhere(pid: int) -> str | None:
-    """Where there is no /proc."""
+    """The start time without /proc."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"time:{process.create_time():.2f}"

@@ -1,7 +1,7 @@
 """How a service runs: one process, one TaskGroup with its HTTP server and its loops.
 
-Invariant: when a loop dies, the process dies, with an error line and a non-zero exit code; a live /health over a dead
-worker cannot happen. SIGTERM and SIGINT set `stop`; loops watch it and end in order, then the server ends.
+Invariant: if a loop dies, the process dies, with an error line and a non-zero exit code, so a live /health never hides
+a dead worker. SIGTERM and SIGINT set `stop`; loops watch it and end in order, then the server ends.
 
     main -> start(config) -> Service.run(loop, loop, ...)
                                |- uvicorn        ends last
@@ -29,31 +29,31 @@ from penstock.runtime.logs import setup_logging
 
 log = logging.getLogger(__name__)
 
-UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE: a defect, not a condition that was foreseen
+UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE: a defect, not an expected condition
 
 
 class Service:
-    """One HTTP server and the loops beside it. Binds its port at once: `url`, for others, is known before it serves."""
+    """One HTTP server and the loops of a service. Binds its port at once: `url` is known before the server answers."""
 
     def __init__(self, host: str, port: int, key: str) -> None:
-        """ConfigError naming `key` (such as trainer.port) when the address cannot be had."""
+        """ConfigError naming `key` (such as trainer.port) if the service cannot listen on the address."""
         self._socket = _bind(host, port, key)
         self.stop = asyncio.Event()
         self.advertise(host)
 
     def advertise(self, host: str) -> None:
-        """Make `host`, a name or address that others reach, the one in `url`."""
+        """Put `host`, a name or address that others reach, into `url`."""
         in_url = f"[{host}]" if ":" in host else host
         self.url = f"http://{in_url}:{self._socket.getsockname()[1]}"
 
     async def run(
         self, app: FastAPI, *, background: Sequence[Coroutine[Any, Any, None]] = (), **loops: Coroutine[Any, Any, None]
     ) -> None:
-        """Serve until every loop has returned, then cancel `background` and end; the first error of any is raised.
+        """Serve until every loop has returned, then cancel `background` and end; raises the first error of any.
 
-        `background` holds coroutines that run for ever, such as heartbeats.
+        `background` holds coroutines that never end, such as heartbeats.
         """
-        # Without a lifespan, which no app has: its task would log a traceback when an error of a loop cancels it.
+        # Without a lifespan, which no app has: its task would log a traceback if an error of a loop cancels it.
         server = _Server(
             uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
         )
@@ -96,7 +96,7 @@ class _Server(uvicorn.Server):
 
 def _bind(host: str, port: int, key: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Without the protocol asyncio does not see that it is TCP, and leaves Nagle's algorithm on: the body of each answer
+    # Without the protocol asyncio does not recognise TCP, and leaves Nagle's algorithm on: the body of each answer
     # would wait 40 ms for the client to acknowledge its headers.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,7 +121,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
-    """Read the configuration, run the service, end the process with the exit code of what happened."""
+    """Read the configuration, run the service, end the process with the exit code of the result."""
     quiet_libraries(os.environ)
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)

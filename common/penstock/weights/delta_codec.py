@@ -1,15 +1,15 @@
-"""What changed between two arrays of numbers, as bytes: positions and differences, without loss.
+"""The changes between two arrays of numbers, as bytes: positions and differences, without loss.
 
 Owns the encoding of a block. Pure. Invariant: `apply` of `encode(old, new)` to `old` gives `new`, bit for bit; bytes
-that are not such an encoding give an error or other numbers, never an access outside of the array, and digests tell the
-rest.
+that are not such an encoding give an error or other numbers, never an access outside the array, and the digests detect
+wrong numbers.
 
     block      header | positions | differences | exceptions
-    positions  gaps: one byte per change, unchanged elements since the one before; 255 says 255 and no change yet
+    positions  gaps: one byte per change, unchanged elements since the last one; 255 means 255 and no change yet
                bitmap: one bit per element         all: none, every element is in `differences` as it is
     difference new - old as unsigned numbers that wrap, zigzag (0, -1, 1, -2 ...), in 1, 2 or 4 bytes: in bfloat16 one
-               rounding step is 1 or 2. Where it does not fit, the largest number of that width, and it follows whole
-               among the exceptions.
+               rounding step is 1 or 2. If it does not fit, the largest number of that width stands for it, and the
+               full difference follows among the exceptions.
 
 Shapes: N elements, C of them changed.
 """
@@ -30,7 +30,7 @@ UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4:
 
 
 def encode(old_N: Numbers, new_N: Numbers) -> bytes:
-    """The block that makes `new` of `old`; the empty string where they are equal."""
+    """The block that turns `old` into `new`; the empty string if they are equal."""
     where_C = np.flatnonzero(old_N != new_N)
     if not len(where_C):
         return b""
@@ -49,7 +49,7 @@ def unchanged(num_elements: int) -> bytes:
 
 
 def apply(numbers: Numbers, data: memoryview) -> int:
-    """Change `numbers` in place by the blocks in `data`; how many elements changed. ValueError: not such blocks."""
+    """Apply the blocks in `data` to `numbers`, in place; returns the number of changes. ValueError: not such blocks."""
     done = offset = num_changed = 0
     while offset < len(data):
         kind, width, num, changed, num_position_bytes = HEADER.unpack_from(_slice(data, offset, HEADER.size))
@@ -103,7 +103,7 @@ def _where(kind: int, positions: memoryview, num: int, changed: int) -> NDArray[
 
 
 def _differences(zigzag_C: Numbers, itemsize: int) -> tuple[int, bytes]:
-    """Bytes per difference, and those of all differences and exceptions, whichever width gives the fewest."""
+    """Bytes per difference, and the encoded differences and exceptions, in the width that needs the fewest bytes."""
     sizes = {}
     for width in (width for width in UNSIGNED if width < itemsize):
         num_exceptions = int(np.count_nonzero(zigzag_C >= _largest(width)))
@@ -117,7 +117,7 @@ def _differences(zigzag_C: Numbers, itemsize: int) -> tuple[int, bytes]:
 
 
 def _insert_exceptions(zigzag_C: Numbers, width: int, data: memoryview, offset: int) -> int:
-    """Put the exceptions at `offset` where they belong; their bytes."""
+    """Insert the exceptions at `offset` into their positions; returns their size in bytes."""
     if width == zigzag_C.itemsize:
         return 0
     (where,) = np.nonzero(zigzag_C == _largest(width))

@@ -1,8 +1,8 @@
-"""A folder on this host that one process has to itself while it lives, in memory where there is room.
+"""A folder on this host that one process owns while it lives, in memory if there is room.
 
-Owns the claim: a lock on a file inside, which the kernel gives up with the process. Invariant: no two processes hold
-one folder. One whose process was killed is claimed by the next that asks, so that at most as many folders are left as
-processes ever ran at once.
+Owns the claim: a lock on a file inside, which the kernel releases with the process. Invariant: no two processes hold
+one folder. If a process was killed, the next one claims its folder, so that there are never more folders than processes
+ran at once.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def shared_memory(needed_bytes: int) -> Path | None:
 
 
 def name_of_run(run_name: str, run_folder: Path) -> str:
-    """A name for the run's folders outside of its own: runs of one name in several folders must not meet."""
+    """A name for the run's folders outside its own: two runs with one name but different folders must not share any."""
     return f"penstock-{run_name}-{xxhash.xxh3_64_hexdigest(str(run_folder.resolve()).encode())[:8]}"
 
 
@@ -60,13 +60,13 @@ class LocalFolder:
             ) from error
 
     def release(self) -> None:
-        """Remove it."""
+        """Remove the folder and its lock."""
         shutil.rmtree(self.path)
         os.close(self._lock)
 
 
 def _claim(folder: Path) -> tuple[Path, int] | None:
-    """The folder with its lock, or None where another process holds it."""
+    """The folder with its lock, or None if another process holds it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,9 +1,9 @@
-"""The manifest beside a version's weights: what the bytes must be.
+"""The manifest of a version's weights: names, types, shapes and digests of its tensors.
 
 Owns `manifest.json` and the digests. Invariant: a folder that `verify` accepts holds exactly the
 tensors that were staged, bit for bit, and no other weight file that an engine would load. The
 identity digest depends on names and tensor bytes only, so that equal weights have equal identities,
-however they came: a manifest with a delta is of the whole weights too.
+whether they arrived in full or as a delta: a manifest with a delta also describes the full weights.
 Needs no torch. Written by the trainer, read by rollout services before they serve a version.
 """
 
@@ -27,7 +27,7 @@ DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "I16":
 
 
 class TensorEntry(Contract, frozen=True):
-    """One tensor: its file, its type in safetensors' words (BF16, F32), and the xxh3_64 of its bytes."""
+    """One tensor: its file, its type by its safetensors name (BF16, F32), and the xxh3_64 of its bytes."""
 
     file: str
     dtype: str
@@ -36,7 +36,7 @@ class TensorEntry(Contract, frozen=True):
 
 
 class TensorDelta(Contract, frozen=True):
-    """What makes a tensor of the base's: bytes [start, start + num_bytes) of the delta's file, and their xxh3_64."""
+    """The change of one tensor: bytes [start, start + num_bytes) of the delta's file, and their xxh3_64."""
 
     start: int
     num_bytes: int
@@ -44,9 +44,9 @@ class TensorDelta(Contract, frozen=True):
 
 
 class Delta(Contract, frozen=True):
-    """A version as what changed since `base`, the name of another version's folder beside its own.
+    """A version as its changes since `base`, the name of another version's folder in the same folder.
 
-    base_digest: that version's digest. tensors: those that changed, encoded as `delta_codec` says, in `file`.
+    base_digest: that version's digest. tensors: the changed ones, encoded by `delta_codec`, in `file`.
     """
 
     base: str
@@ -62,7 +62,7 @@ class Delta(Contract, frozen=True):
 class Manifest(Contract, frozen=True, tag_field="schema", tag="weights-manifest/1"):
     """A version's weights. `lease` is the trainer's; `files` are sizes in bytes by name.
 
-    With a delta, `files` need not be there: they are what the delta makes of its base.
+    With a delta, `files` need not exist: they describe the result of the delta on its base.
     """
 
     version: int
@@ -85,7 +85,7 @@ def identity_digest(tensor_digests: Mapping[str, str]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder; WeightsError when it is missing or cannot be read."""
+    """The manifest of a folder; WeightsError if it is missing or cannot be read."""
     path = folder / MANIFEST_NAME
     try:
         data = path.read_bytes()
@@ -123,9 +123,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def tensor_bytes(path: Path, expected: Mapping[str, TensorEntry], *, writable: bool = False) -> dict[str, memoryview]:
-    """The bytes of each tensor of a safetensors file, mapped; WeightsError where it does not hold the expected ones.
+    """The bytes of each tensor of a safetensors file, mapped; WeightsError if it does not hold the expected ones.
 
-    It stays mapped while any of them is used: an error's traceback may do so.
+    The file stays mapped while any of them is in use, for instance by an error's traceback.
     """
     access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
     with path.open("r+b" if writable else "rb") as file:

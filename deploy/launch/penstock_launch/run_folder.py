@@ -13,7 +13,6 @@ Invariant: one launcher at a time, by a lock that ends with its process.
 
 import contextlib
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import yaml
 
 from penstock.config import Config, RedisSection, RunSection
 from penstock.config.shown import without_secrets
+from penstock.durable import write_durably
 from penstock.errors import ConfigError, PenstockError
 from penstock.runtime.process import kill_all
 from penstock_launch.supervise.process_trees import LAUNCHER, PROCESSES_FILE, read_known
@@ -122,12 +122,12 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration, for the services and for the user."""
         text = yaml.safe_dump(without_secrets(config), sort_keys=False, allow_unicode=True)
-        write_atomically(self.config_path, text.encode())
+        write_durably(self.config_path, text.encode())
 
     def write_queue(self, redis: RedisSection) -> None:
         """Leave the address of the embedded queue for `penstock status`."""
         password = redis.password.get_secret_value() if redis.password else ""
-        write_atomically(self.path / QUEUE_FILE, msgspec.json.encode(QueueAddress(redis.url, password)), mode=0o600)
+        write_durably(self.path / QUEUE_FILE, msgspec.json.encode(QueueAddress(redis.url, password)), mode=0o600)
 
     def read_queue(self) -> QueueAddress | None:
         """The address of the embedded queue; None when none was started, or it ended in order."""
@@ -139,18 +139,6 @@ class RunFolder:
     def forget_queue(self) -> None:
         """The embedded queue has ended."""
         (self.path / QUEUE_FILE).unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file so that a reader sees all of it or what was there before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _lock(file: BinaryIO, wait_seconds: float) -> bool:

@@ -96,7 +96,7 @@ async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches
         bad = Announcement(good.identity, good.path, good.lease, here.canary(3))
         results = await asyncio.gather(first.weights.update(bad), second.weights.update(good), return_exceptions=True)
         assert [type(each) for each in results] == [WeightsMismatchError, type(None)]
-        assert "log-probabilities of 16 probe tokens" in first.weights.fenced
+        assert "log-probabilities of 16 canary tokens" in first.weights.fenced
         assert first.weights.identity is None
         first.queue.announced = second.queue.announced = good
         groups = await asyncio.gather(*(each.group((5, 6, 7), 8) for each in here.servers))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from penstock.durable import write_durably
 from penstock.errors import ConfigError
-from penstock_launch.run_folder import write_atomically
 
 FOLDER = "slurm"
 SUFFIXES = ("json", "port", "exit")
@@ -40,7 +40,7 @@ class Attempt:
         self.exit_path = self._path("exit")
 
     def tell_whereabouts(self, whereabouts: Whereabouts) -> None:
-        write_atomically(self._path("json"), msgspec.json.encode(whereabouts))
+        write_durably(self._path("json"), msgspec.json.encode(whereabouts))
 
     def whereabouts(self) -> Whereabouts | None:
         """None until the service has been started."""
@@ -50,7 +50,7 @@ class Attempt:
             return None
 
     def tell_port(self, port: int) -> None:
-        write_atomically(self._path("port"), str(port).encode())
+        write_durably(self._path("port"), str(port).encode())
 
     def wait_for_port(self, timeout_seconds: float) -> int:
         """The port that another node has told. Blocks."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from penstock_launch.run_folder import RunFolder, write_atomically
+from penstock.durable import write_durably
+from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.scheduler import ComponentState
 from penstock_launch.slurm.shares import COMPONENTS
@@ -23,7 +24,7 @@ class KnownJob(msgspec.Struct, frozen=True):
 
 def remember_job(folder: RunFolder, job_id: str) -> None:
     """From now on this is the job of the run."""
-    write_atomically(folder.path / JOB_FILE, msgspec.json.encode(KnownJob(job_id)))
+    write_durably(folder.path / JOB_FILE, msgspec.json.encode(KnownJob(job_id)))
 
 
 def known_job(folder: RunFolder) -> str | None:

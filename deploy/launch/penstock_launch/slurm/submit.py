@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.config import Config
+from penstock.durable import write_durably
 from penstock.errors import ConfigError
-from penstock_launch.run_folder import RunFolder, write_atomically
+from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import service_environment
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import FOLDER
@@ -32,7 +33,7 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         folder.write_config(config)
         (folder.path / FOLDER).mkdir(exist_ok=True)
         path = folder.path / FOLDER / TEMPLATE
-        write_atomically(path, script.encode())
+        write_durably(path, script.encode())
         job_id = scheduler.submit(path, service_environment(config, config.redis, environ))
         remember_job(folder, job_id)
     return [

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from penstock_launch.run_folder import write_atomically
+from penstock.durable import write_durably
 from penstock_launch.supervise.supervisor import Outcome
 from penstock_launch.watch.figures import duration, number
 
@@ -60,7 +60,7 @@ def write_summary(folder: Path, facts: LaunchFacts) -> dict[str, Any]:
     """Merge and write summary.json; what was written."""
     document = merge(read_trainer_summary(folder), facts)
     data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    write_atomically(folder / SUMMARY_FILE, data + b"\n")
+    write_durably(folder / SUMMARY_FILE, data + b"\n")
     return document
 
 
