@@ -89,15 +89,17 @@ async def _train(life: Assembly) -> None:
     servers = [each for each in await life.queue.services() if each.kind is ServiceKind.ROLLOUT]
     progress = life.status.progress
     first = progress.first_started_at
-    summary = make_summary(
+    counters = await life.trainer_queue.counters()
+    summary = await asyncio.to_thread(  # it reads the lines of the full run
+        make_summary,
         progress,
-        await life.trainer_queue.counters(),
+        counters,
         engine=servers[0].engine if servers else "",
         model=life.config.actor.path,
         max_staleness=life.config.staleness.max_staleness,
         training_started_at=time.time() if first is None else first,
     )
-    write_durably(life.folder / SUMMARY_FILE, summary_bytes(summary))
+    await asyncio.to_thread(write_durably, life.folder / SUMMARY_FILE, summary_bytes(summary))
 
 
 def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
