@@ -1,5 +1,6 @@
 """The messages that tests of the broker move, tickets of two completions and their groups, and the worker that does."""
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -21,8 +22,19 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Stored, group_of, stored
+from tests.patience import ANSWER_SECONDS
 
 POLICY = PolicyIdentity(0, "0123456789abcdef")
+
+
+async def written(queue: Queue) -> None:
+    """Until the file has what the server acknowledged.
+
+    With `appendfsync everysec` a server writes up to two seconds later while the disk is busy: a kill then loses it.
+    """
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while (await queue.client.info("persistence"))["aof_buffer_length"]:
+            await asyncio.sleep(0.01)
 
 
 def make_ticket(number: int, attempt: int = 0) -> Ticket:

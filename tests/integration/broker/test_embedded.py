@@ -81,6 +81,8 @@ def test_it_serves_nobody_without_the_password(server: EmbeddedServer) -> None:
 def test_what_it_acknowledged_outlives_a_kill(server: EmbeddedServer) -> None:
     with client_of(server) as client:
         client.xadd("tickets", {"t": "0"})
+        while client.info("persistence")["aof_buffer_length"]:  # it is written later while the disk is busy
+            time.sleep(0.01)
     url = server.url
     server.kill()
     server.start()

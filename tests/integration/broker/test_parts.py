@@ -26,6 +26,7 @@ from tests.integration.broker.queue_setup import (
     make_worker,
     part_keys,
     read_group,
+    written,
 )
 from tests.patience import ANSWER_SECONDS
 
@@ -223,6 +224,7 @@ async def test_named_parts_outlive_a_restart_of_the_queue_that_takes_longer_than
             calls.fate = Fate.DIES
             with pytest.raises(DiedError):
                 await worker.hand_over(second, make_group(make_ticket(1)), Stage.ROLLOUTS)
+            await written(queue)
             server.kill()
             await asyncio.sleep(0.6)
             server.start()

@@ -13,7 +13,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket
+from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket, written
 from tests.integration.launch.test_two_trainers import acquired, ended, eventually, trained
 from tests.integration.launch.user_commands import UserCommands, assert_one_line
 from tests.patience import ANSWER_SECONDS, START_SECONDS
@@ -100,6 +100,7 @@ async def test_a_restart_of_the_queue_keeps_what_is_held_at_every_stage(tmp_path
             await rollout.hand_over(first, make_group(make_ticket(0)), Stage.ROLLOUTS)
             scored = await reward.take(Stage.ROLLOUTS)
             assert scored is not None
+            await written(queue)
             server.kill()
             moving = [
                 asyncio.create_task(rollout.hand_over(second, make_group(make_ticket(1)), Stage.ROLLOUTS)),
