@@ -1,6 +1,6 @@
-"""Checkpoints: everything needed to go on from a step exactly as if nothing had happened.
+"""Checkpoints: the full state from which training goes on exactly as without a restart.
 
-Owns the folders `checkpoints/<steps>.<lease>/`: tensors (`checkpoint_state`) and `checkpoint.json`. Invariant: a folder
+Owns the folders `checkpoints/<steps>.<lease>/`: tensors (`tensors`) and `checkpoint.json`. Invariant: a folder
 with its final name is complete and flushed; it counts once the ledger names it.
 """
 
@@ -19,9 +19,9 @@ META = "checkpoint.json"
 
 
 class CheckpointMeta(Contract, frozen=True, tag_field="schema", tag="checkpoint/2"):
-    """What a checkpoint is of: `version` weights after `steps` steps; ticket state for people and branches.
+    """The content of a checkpoint: `version` weights after `steps` steps; ticket state for people and branches.
 
-    files: name and bytes of each other file, so that one that is missing or cut off is noticed before it is used.
+    files: name and bytes of each other file, so that a missing or truncated one is detected before it is used.
     """
 
     steps: int
@@ -47,7 +47,7 @@ class Checkpoints:
         return temporary
 
     def complete(self, temporary: Path, meta: CheckpointMeta) -> CheckpointRecord:
-        """Give the folder its name, once all tensors are in it; the record that makes it count."""
+        """Give the folder its name, after all tensors are in it; the record that makes it count."""
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         write_durably(temporary / META, msgspec.json.encode(msgspec.structs.replace(meta, files=files)))
         target = self._folder / _name(meta)
@@ -57,7 +57,7 @@ class Checkpoints:
         return CheckpointRecord(meta.steps, target.name)
 
     def read(self, name: str) -> tuple[CheckpointMeta, Path]:
-        """A checkpoint and its folder; DataError when it is not as it was written."""
+        """A checkpoint and its folder; DataError if it is not as it was written."""
         folder = self._folder / name
         try:
             meta = msgspec.json.decode((folder / META).read_bytes(), type=CheckpointMeta)
@@ -73,7 +73,7 @@ class Checkpoints:
         return (self._folder / record.name / META).exists()
 
     def names(self) -> list[str]:
-        """Complete ones, the newest last; whether the ledger names them or not."""
+        """Names of the complete ones, the newest last, whether the ledger names them or not."""
         if not self._folder.is_dir():
             return []
         complete = [path.name for path in self._folder.iterdir() if path.suffix != ".tmp" and (path / META).exists()]

@@ -1,4 +1,4 @@
-"""What of a run is durable: the order in which batches, steps, weights and checkpoints are written down.
+"""The durable record of a run: the order in which batches, steps, weights and checkpoints are written.
 
 Owns that order, on which exactly-once rests. Invariants: a step file is flushed before the ledger names it; the ledger
 names a step before its groups leave the queue; the journal follows the ledger; a checkpoint is of weights that the
@@ -21,7 +21,12 @@ from penstock_trainer.checkpoints.writer import CheckpointWriter
 
 
 class History:
-    """The record of one run, in its queue and in its folder."""
+    """The record of one run, in its queue and in its folder.
+
+    record = await history.write_batch(groups, version=7)    the step file is on the disk
+    await history.commit(record, deliveries)                 the ledger names the step
+    await history.record_weights(weights, record)            and then its weights
+    """
 
     def __init__(
         self,
@@ -36,7 +41,7 @@ class History:
         checkpoint_every: int,
         final_folder: Path,
     ) -> None:
-        """max_lag: tokens that lag more are masked in every step. checkpoint_every: steps; 0: only when asked for.
+        """max_lag: staler tokens are masked in every step. checkpoint_every: steps; 0: only on request.
 
         final_folder: for the weights of a run that has ended.
         """
@@ -57,7 +62,7 @@ class History:
         return self._book.num_steps
 
     async def open(self) -> LedgerState:
-        """The ledger of this run, which is begun if it is new; ConfigError if it is another run's."""
+        """The ledger of this run, begun if it is new; ConfigError if it belongs to another run."""
         ledger = await self._queue.ledger()
         if ledger.run is None:
             await self._queue.append(self._run)
@@ -68,7 +73,7 @@ class History:
         return ledger
 
     async def begin_journal(self) -> None:
-        """Write the journal anew from the ledger, with which everything after this goes on."""
+        """Write the journal anew from the ledger; later records follow it."""
         await asyncio.to_thread(self.step_files.journal.begin, await self._queue.ledger())
 
     async def write_batch(self, groups: Sequence[ScoredGroup], version: int) -> StepRecord:
@@ -93,11 +98,11 @@ class History:
             await asyncio.to_thread(self.step_files.journal.append, step, record)
 
     def is_checkpoint_due(self) -> bool:
-        """Whether checkpoint.every_steps asks for one now."""
+        """Whether a checkpoint is due by checkpoint.every_steps."""
         return bool(self._checkpoint_every) and self.num_steps % self._checkpoint_every == 0
 
     async def checkpoint(self, version: int) -> None:
-        """Copy the state after the last step, if no checkpoint has it; it is written while training goes on."""
+        """Copy the state after the last step, unless a checkpoint has it; it is written while training goes on."""
         if self.num_steps == self._last_checkpoint:
             return
         meta = CheckpointMeta(
@@ -127,7 +132,7 @@ class History:
 
 
 def check_same_run(begun: RunRecord, current: RunRecord) -> None:
-    """ConfigError if what fixes the meaning of ticket numbers has changed since the run began."""
+    """ConfigError if a value that fixes the meaning of ticket numbers has changed since the run began."""
     if begun == current:
         return
     keys = {
@@ -149,5 +154,5 @@ def check_same_run(begun: RunRecord, current: RunRecord) -> None:
 
 
 def newest_checkpoint(ledger: LedgerState, checkpoints: Checkpoints) -> CheckpointRecord | None:
-    """The newest checkpoint that the ledger names and that is there."""
+    """The newest checkpoint that the ledger names and that exists."""
     return next((record for record in reversed(ledger.checkpoints) if checkpoints.exists(record)), None)

@@ -1,9 +1,9 @@
-"""The journal: what the ledger says of steps and weights, in the run's folder, so that it outlives the queue.
+"""The journal: the ledger's records of steps and weights, in the run's folder, so that they outlive the queue.
 
-Owns `steps/ledger.jsonl`: records of the ledger as JSON lines, those of tickets left out. Invariant: it says nothing
-that the ledger did not say before. Each start of a trainer writes it anew from the ledger, whole, so that what a
-queue lost, a branch left behind or a crash came between is not in it; after that each record follows the ledger's. A
-step file that it does not name counts for nothing. Written by the loop and the checkpoint writer, read by the replay.
+Owns `steps/ledger.jsonl`: records of the ledger as JSON lines, without those of tickets. Invariant: a record is in the
+ledger before it is in the journal. Each start of a trainer writes the full journal anew from the ledger, so it holds no
+record that the queue has lost, that a branch left behind or that a crash cut off; after that each record follows that
+of the ledger. A step file that the journal does not name does not count.
 
     ledger (queue) --start--> all records       step k: file, commit, change, weights -> ledger -> a line each here
 """
@@ -36,17 +36,17 @@ class Journal:
         self.path = folder / JOURNAL
 
     def begin(self, ledger: LedgerState) -> None:
-        """Make it say what the ledger says."""
+        """Write the records of the ledger."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(self.path, self.lines(ledger))
 
     @staticmethod
     def lines(ledger: LedgerState) -> bytes:
-        """What a journal of that ledger holds."""
+        """The content of the journal of a ledger."""
         return _lines(_records(ledger))
 
     def append(self, *records: Record) -> None:
-        """Follow the ledger, which has these records already; flushed to the disk."""
+        """Append records that the ledger has already, and flush them to the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(_lines(records))
@@ -58,7 +58,7 @@ class Journal:
         return self.path.is_file()
 
     def read(self) -> LedgerState:
-        """What it says; a last line that a crash cut off is left out. DataError when it cannot be read."""
+        """Its records, without a last line that a crash cut off. DataError if it cannot be read."""
         try:
             data = self.path.read_bytes()
             lines = data[: data.rfind(b"\n") + 1].splitlines()

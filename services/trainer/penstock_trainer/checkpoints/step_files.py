@@ -1,7 +1,7 @@
 """Step files: the groups of one closed batch, so that a step can be trained again without any rollout server.
 
-Owns `steps/<step>.<lease>.pack`: written whole, flushed, renamed; it counts once the ledger names it. Beside them is
-the journal, which says so when there is no queue any more.
+Owns `steps/<step>.<lease>.pack`: written in full, flushed, renamed; it counts once the ledger names it. The same folder
+holds the journal, which names the files that count when the queue is gone.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class StepFiles:
         version: int | None = None,
         max_lag: int | None = None,
     ) -> StepRecord:
-        """Write a batch durably, whole and unmasked; the record that commits it."""
+        """Write the full batch durably, without masks; the record that commits it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
@@ -51,7 +51,7 @@ class StepFiles:
         return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag)
 
     def read(self, record: StepRecord) -> tuple[ScoredGroup, ...]:
-        """The groups of a committed step; DataError when the file is missing or not what was committed."""
+        """The groups of a committed step; DataError if the file is missing or is not the committed one."""
         path = self._folder / record.file
         try:
             data = path.read_bytes()
@@ -61,15 +61,15 @@ class StepFiles:
             ) from None
         digest = xxhash.xxh3_64_hexdigest(data)
         if digest != record.digest:
-            raise DataError(f"step {record.step}: {path} has digest {digest}; the ledger says {record.digest}")
+            raise DataError(f"step {record.step}: {path} has digest {digest}; the ledger records {record.digest}")
         return msgspec.msgpack.decode(data, type=StepFile).groups
 
     def highest_lease(self) -> int:
-        """The highest lease that wrote a step here, committed or not; 0 where there is none."""
+        """The highest lease that wrote a step here, committed or not; 0 if there is none."""
         return max((int(path.name.split(".")[1]) for path in self._folder.glob("*.pack")), default=0)
 
     def exists(self, record: StepRecord) -> bool:
-        """Whether the file of a committed step is there."""
+        """Whether the file of a committed step exists."""
         return (self._folder / record.file).is_file()
 
     def prune(self, oldest_needed: int) -> None:

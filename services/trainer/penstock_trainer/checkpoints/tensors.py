@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint: copied while training stands still, written and read by torch.distributed.checkpoint.
+"""The tensors of a checkpoint: copied while training pauses, written and read by torch.distributed.checkpoint.
 
-Owns the files of a checkpoint's folder but `checkpoint.json`. Tensors are stored by name, each shard with its place in
-the whole, so that any number of ranks reads what any other has written. Invariant: reading executes nothing (the index
-is a pickle of which only known classes are taken), and what cannot be read is a DataError.
+Owns the files of a checkpoint's folder except `checkpoint.json`. Tensors are stored by name, each shard with its offset
+in the full tensor, so that any number of ranks can read them. Invariant: reading executes nothing (the index is a
+pickle of which only known classes are accepted), and an unreadable file is a DataError.
 """
 
 import pickle
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from penstock.errors import DataError, PenstockError
 
 INDEX = ".metadata"
-# Where the classes of an index live; of torch itself only types and sizes of tensors.
+# Modules of the classes of an index; of torch itself only types and sizes of tensors.
 INDEX_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 PLAIN_CLASSES = {("pathlib", "PosixPath"), ("torch", "Size"), ("torch.serialization", "_get_layout")}
 
@@ -41,7 +41,7 @@ class Snapshot:
 
     def write(self, folder: Path) -> None:
         """Write and flush it into `folder`, with all ranks of the group. Blocking: call it in a thread."""
-        if not folder.is_dir():  # torch would make it, on a host whose files no other rank sees
+        if not folder.is_dir():  # torch would make it on this host, where other ranks may not see it
             raise self._unwritable(folder, "no such folder")
         _expect_single_process()
         try:
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> Snapshot:
-    """Copy to the host, pinned where it comes from a GPU. `mesh`: of the ranks' CPUs, where the state is sharded."""
+    """Copy to the host, pinned if it comes from a GPU. `mesh`: of the ranks' CPUs, if the state is sharded."""
     copies = {name: _copy(tensor, mesh) for name, tensor in state.items()}
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()
@@ -71,14 +71,14 @@ def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dis
 
 
 def read_shapes(folder: Path) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors that are stored."""
+    """Names and shapes of the stored tensors."""
     with _Reading(folder):
         entries = _Reader(folder).read_metadata().state_dict_metadata
         return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def read_all(folder: Path) -> dict[str, Tensor]:
-    """All tensors that are stored, whole."""
+    """All stored tensors, in full."""
     with _Reading(folder):
         entries = _Reader(folder).read_metadata().state_dict_metadata
         stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
@@ -95,7 +95,7 @@ def read_state(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 class _Reading:
-    """Turns whatever reading raises into a DataError."""
+    """Turns any error of reading into a DataError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -110,7 +110,7 @@ class _Reading:
 
 
 def unreadable(folder: Path, reason: str) -> DataError:
-    """The error for a checkpoint that is damaged."""
+    """The error for a damaged checkpoint."""
     return DataError(
         f"checkpoint {folder} cannot be read ({reason}); expected what the trainer wrote: restore the folder, "
         "or delete it to go on from an earlier one"
@@ -118,7 +118,7 @@ def unreadable(folder: Path, reason: str) -> DataError:
 
 
 class _Reader(FileSystemReader):
-    """Reads the index without executing what a forged one may ask for."""
+    """Reads the index without executing code, even of a forged one."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / INDEX).open("rb") as file:
@@ -138,14 +138,14 @@ class _IndexUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return super().find_class(module, name)
-        # A name may be a path, such as to a function of a module that is imported there.
+        # A name may be a path, for example to a function of a module that is imported there.
         if module in INDEX_MODULES and isinstance(found := super().find_class(module, name), type):
             return found
         raise pickle.UnpicklingError(f"{INDEX} names {module}.{name}, which no checkpoint holds")
 
 
 def _enum_member(owner: object, name: str) -> Enum:
-    """What getattr may be used for: Python 3.11.0 to 3.11.3 write a member of an enum as getattr(class, name)."""
+    """The only allowed use of getattr: Python 3.11.0 to 3.11.3 write a member of an enum as getattr(class, name)."""
     if isinstance(owner, EnumType) and isinstance(member := owner.__members__.get(name), Enum):
         return member
     raise pickle.UnpicklingError(f"{INDEX} asks for {name!r} of {owner!r}, which no checkpoint holds")
@@ -163,7 +163,7 @@ def _copy(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
 
 
 def _expect_single_process() -> None:
-    """One process on its own is what is meant, and no reason for a warning."""
+    """Ignore torch's warning that a single process is not distributed: that is intended."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 

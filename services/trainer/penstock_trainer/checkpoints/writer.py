@@ -1,4 +1,4 @@
-"""Writes checkpoints beside training: the loop stands still for the copy only.
+"""Writes checkpoints while training goes on: the loop waits for the copy only.
 
 Owns the one checkpoint that is in flight. Invariant: a checkpoint enters the ledger after all its bytes are flushed
 and renamed; older ones are deleted after that; the next one waits until then. When writing fails, the process ends.
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class HasState(Protocol):
-    """What is saved: the learner."""
+    """The object to save: the learner."""
 
     def snapshot(self, folder: Path) -> Snapshot: ...
 
@@ -58,7 +58,7 @@ class CheckpointWriter:
         self._idle.set()
 
     async def save(self, meta: CheckpointMeta) -> None:
-        """Copy the present state; it is written afterwards. Waits while an earlier one is still being written."""
+        """Copy the current state; it is written afterwards. Waits while an earlier one is still being written."""
         await self.drained()
         start = time.monotonic()
         folder = await asyncio.to_thread(self._checkpoints.begin, meta)
@@ -75,7 +75,7 @@ class CheckpointWriter:
         await self._idle.wait()
 
     async def write_checkpoints(self) -> None:
-        """Write what is saved, for ever."""
+        """Write saved states, for ever."""
         while True:
             await self._submitted.wait()
             self._submitted.clear()

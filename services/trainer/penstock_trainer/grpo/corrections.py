@@ -86,7 +86,7 @@ def veto_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, 
 def off_policy_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, delta: float) -> Tensor:
     """Drop a completion with A < 0 and mean(l_b - l) > delta.
 
-    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that have become
+    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that are now
     improbable under the policy.
     """
     far_N = tokens.spread(tokens.mean_by_sequence(-log_rho_N, mask_N) > delta)

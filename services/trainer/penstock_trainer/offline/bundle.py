@@ -1,8 +1,8 @@
 """A bundle: recorded steps in one tar file, from which another machine gets the same verdict.
 
-Owns the file: what is in it, in which order, under which names. Invariant: it holds no pickle and no secret of the
-configuration, and opening one writes only files of these names, in a folder of its own, whatever the file says. An
-opened bundle is laid out as a run's folder.
+Owns the file: its members, their order and their names. Invariant: it holds no pickle and no secret of the
+configuration, and opening one writes only files of these names, in a folder of its own, whatever the file contains. An
+opened bundle has the layout of a run's folder.
 
     README                 two lines for who gets it
     bundle.json            the run, its seed, the steps, versions, the model with its fingerprint
@@ -45,7 +45,7 @@ MEMBER = re.compile(
     r"README|bundle\.json|config\.yaml|steps(/(ledger\.jsonl|\d{8}\.\d+\.pack))?"
     r"|start(/(state\.safetensors|checkpoint\.json))?|(model|reference)(/[A-Za-z0-9][\w.-]*\.(json|safetensors))?"
 )
-# What tarfile can write of these depends on the Python that runs.
+# The Python version decides which of these tarfile can write.
 COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.xz": "xz", ".tar.zst": "zst"}
 FILE_MODE = 0o644
 
@@ -64,7 +64,7 @@ class BundleManifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: what a replay needs, and what may give other bits on this machine."""
+    """An opened bundle: the inputs of a replay, and notes on what may give other bits on this machine."""
 
     recording: Recording
     steps: str
@@ -100,7 +100,7 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
 
 @contextmanager
 def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
-    """A bundle in a temporary folder; `settings` (--key value) lie over its configuration, the environment does not."""
+    """A bundle in a temporary folder; `settings` (--key value) override its configuration, the environment does not."""
     with tempfile.TemporaryDirectory(prefix="penstock-bundle-") as name:
         folder = Path(name)
         extract(path, folder)
@@ -121,7 +121,7 @@ def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
 
 
 def extract(path: Path, folder: Path) -> None:
-    """Unpack a bundle into an empty folder; DataError, and nothing written, when it holds anything else."""
+    """Unpack a bundle into an empty folder; DataError, and nothing written, if it holds other members."""
     try:
         with tarfile.open(path, "r:*") as tar:
             members = tar.getmembers()
@@ -160,7 +160,7 @@ def _fill(tar: tarfile.TarFile, recording: Recording, plan: Plan, manifest: Bund
 
 
 def _excerpt(ledger: LedgerState, plan: Plan) -> LedgerState:
-    """What the ledger says of the steps of a plan and of the weights around them."""
+    """The ledger's records of the steps of a plan and of the weights around them."""
     return LedgerState(
         run=ledger.run,
         steps=[record for record in ledger.steps if plan.start <= record.step < plan.end],

@@ -1,7 +1,7 @@
-"""`penstock replay` and `penstock bundle` as their user sees them.
+"""The commands `penstock replay` and `penstock bundle`.
 
-Owns what is printed, the exit code (0: every digest is the recorded one, 1: one is not, or none could be compared), and
-the check that the configuration is the run's.
+Owns their output, the exit code (0: every digest is the recorded one, 1: one is not, or none could be compared), and
+the check that the configuration is that of the run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from penstock_trainer.offline.bundle import opened_bundle, write_bundle
 from penstock_trainer.offline.recording import Recording, open_run, spans
 from penstock_trainer.offline.replay import Compared, DigestVerdict, Replay, why_not_exact
 
-# What decides the arithmetic of a step; of the rest a replay uses nothing.
+# Sections that decide the arithmetic of a step; a replay uses no others.
 TRAINING_KEYS = (
     "actor",
     "ref",
@@ -41,7 +41,7 @@ def replay_run(config: Config, steps: str, ask_ledger: Callable[[], LedgerState]
 
 
 def replay_bundle(path: Path, settings: Sequence[str], steps: str) -> int:
-    """Replay a bundle; `settings` (--key value) are laid over its configuration. The exit code."""
+    """Replay a bundle; `settings` (--key value) override its configuration. The exit code."""
     with opened_bundle(path, settings) as bundle:
         for note in bundle.notes:
             _say(f"note: {note}")
@@ -67,7 +67,7 @@ def bundle_run(
 
 
 def changed_keys(recording: Recording) -> Iterator[str]:
-    """Where the configuration is not the one that the run was started with."""
+    """Notes on values of the configuration that have changed since the run was started."""
     path = recording.folder / "config.yaml"
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def _line(compared: Compared, *, is_start: bool, is_lead_in: bool) -> str:
 
 
 def _conclude(seen: Sequence[Compared]) -> int:
-    """Say what was found; the exit code."""
+    """Print the result; the exit code."""
     unequal = next(
         (each for each in seen if each.verdict not in (DigestVerdict.EQUAL, DigestVerdict.NOT_RECORDED)), None
     )

@@ -1,4 +1,4 @@
-"""What gives a step its bits besides its inputs: versions of libraries, and the kind of processor.
+"""The environment that affects the bits of a step: versions of libraries, and the kind of processor.
 
 Owns their names.
 """
@@ -14,14 +14,14 @@ ABSENT = "absent"
 
 
 def present_versions() -> dict[str, str]:
-    """Of this process."""
+    """The versions of this process."""
     found = {name: _version(name) for name in PACKAGES}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     return {**found, "python": platform.python_version(), "machine": platform.machine(), "arithmetic": device}
 
 
 def differing_versions(recorded: Mapping[str, str]) -> Iterator[str]:
-    """Sentences on what differs here; for each of them alone the digests may differ."""
+    """One sentence for each difference; each alone may change the digests."""
     for name, here in present_versions().items():
         there = recorded.get(name, ABSENT)
         if there != here:

@@ -1,6 +1,6 @@
 """`penstock export`: the weights of any checkpoint of a run as a Hugging Face folder.
 
-Owns which checkpoint is taken. Needs the run's folder and the model of actor.path, but no queue, no GPU, no services;
+Owns the choice of the checkpoint. Needs the run's folder and the model of actor.path, but no queue, GPU or services;
 any number of ranks may have written the checkpoint.
 """
 
@@ -20,7 +20,7 @@ from penstock_trainer.weights.hugging_face import save_folder
 
 
 def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
-    """Write the checkpoint `name`, or the newest one, to `out`, rounded as it is published; the name of it."""
+    """Write the checkpoint `name`, or the newest one, to `out`, rounded as it is published; returns its name."""
     if out.exists():
         raise ConfigError(f"--out {out} exists already: expected a folder that does not; choose another one")
     checkpoints = Checkpoints(Path(config.run.root) / config.run.name / "checkpoints", config.checkpoint.keep)

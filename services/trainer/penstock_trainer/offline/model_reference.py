@@ -1,4 +1,4 @@
-"""Which model a bundle was made with: its name, and a fingerprint of its weights as they are loaded.
+"""The model of a bundle: its name, and a fingerprint of its weights as they are loaded.
 
 Owns the fingerprint: it depends on names and float32 values alone, so that a copy in another folder, a hub name or
 another split into files is the same model.
@@ -28,7 +28,7 @@ class ModelReference(Contract, frozen=True):
 
 
 def model_reference(path: str, key: str, *, included: bool) -> ModelReference:
-    """The reference to a model that is there; ConfigError when it is not, or cannot be included."""
+    """The reference to a model; ConfigError if it does not exist, or cannot be included."""
     fingerprint = _fingerprint(path, key)
     if included:
         model_files(path, key)
@@ -36,7 +36,7 @@ def model_reference(path: str, key: str, *, included: bool) -> ModelReference:
 
 
 def check_model(path: str, key: str, reference: ModelReference) -> None:
-    """ConfigError when the model of `path` is not the one that the bundle was made with."""
+    """ConfigError if the model of `path` is not that of the bundle."""
     wanted = f"{reference.path} with fingerprint {reference.fingerprint}"
     try:
         check_model_path(path, key)
@@ -50,7 +50,7 @@ def check_model(path: str, key: str, reference: ModelReference) -> None:
 
 
 def model_files(path: str, key: str = "actor.path") -> list[Path]:
-    """The files that loading a model needs; ConfigError when its weights are not safetensors."""
+    """The files that loading a model needs; ConfigError if its weights are not safetensors."""
     folder = Path(path)
     if not folder.is_dir():
         folder = Path(str(cached_file(path, CONFIG_FILE))).parent  # a hub name, which has been loaded before

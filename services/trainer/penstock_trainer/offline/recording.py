@@ -1,8 +1,7 @@
-"""A recording: what is left of a run's steps, from which they can be trained again.
+"""A recording: the steps of a run that can be trained again.
 
-Owns which steps those are, and from which weights a replay of some of them starts. Invariant: nothing is written; what
-counts is what the journal (or the ledger of a run that has none) names, and only as long as its file is there. Called
-by the replay and the bundle.
+Owns the choice of these steps, and of the weights from which a replay starts. Invariant: nothing is written; a step
+counts if the journal (or the ledger of a run without one) names it and its file exists.
 
     starts (initial weights, checkpoints)   0 ........... 50 ........... 100
     step files                                  pruned    50 51 52 ......... 103      --steps 60:70 starts from 50
@@ -25,7 +24,7 @@ STEP_FILE = re.compile(r"\d{8}\.\d+\.pack")
 
 @dataclass(frozen=True)
 class Plan:
-    """Train steps [start, end) from `checkpoint` (None: the initial weights); asked for are those from `first`."""
+    """Train steps [start, end) from `checkpoint` (None: the initial weights); the requested ones begin at `first`."""
 
     checkpoint: str | None
     start: int
@@ -51,12 +50,12 @@ class Recording:
 
     @property
     def steps(self) -> dict[int, StepRecord]:
-        """All that are recorded, whether their file is there or not."""
+        """All recorded steps, whether their file exists or not."""
         return {record.step: record for record in self.ledger.steps}
 
     @property
     def available(self) -> list[int]:
-        """Steps whose file is there."""
+        """Steps whose file exists."""
         return sorted(step for step, record in self.steps.items() if self.step_files.exists(record))
 
     @property
@@ -66,7 +65,7 @@ class Recording:
         return {0: None, **there}
 
     def plan(self, asked: str) -> Plan:
-        """How to train the steps `a:b`, or all that are there; an error names those that are."""
+        """The plan to train the steps `a:b`, or all available ones; an error names the available ones."""
         first, end = parse_steps(asked)
         available, starts = self.available, self.starts
         if not available:
@@ -110,7 +109,7 @@ class Recording:
 
 
 def open_run(config: Config, ask_ledger: Callable[[], LedgerState]) -> Recording:
-    """The recording of run.name in run.root; `ask_ledger` is asked for a run that has no journal."""
+    """The recording of run.name in run.root; `ask_ledger` reads the ledger of a run without a journal."""
     folder = Path(config.run.root) / config.run.name
     if not folder.is_dir():
         raise ConfigError(
@@ -121,7 +120,7 @@ def open_run(config: Config, ask_ledger: Callable[[], LedgerState]) -> Recording
 
 
 def open_folder(config: Config, folder: Path, ask_ledger: Callable[[], LedgerState] | None = None) -> Recording:
-    """The recording in a folder that is laid out as a run's."""
+    """The recording in a folder with the layout of a run's folder."""
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     ledger = ask_ledger() if ask_ledger is not None and not step_files.journal.exists else step_files.journal.read()
     for record in ledger.steps:
@@ -144,7 +143,7 @@ def parse_steps(text: str) -> tuple[int | None, int | None]:
 
 
 def spans(steps: Iterable[int]) -> str:
-    """Steps in the words of --steps: `0:3, 7:8`."""
+    """Steps in the notation of --steps: `0:3, 7:8`."""
     found: list[list[int]] = []
     for step in sorted(steps):
         if found and found[-1][1] == step:

@@ -1,9 +1,8 @@
-"""Trains recorded steps again and compares the weights with what the run recorded.
+"""Trains recorded steps again and compares the weights with those that the run recorded.
 
 Owns the comparison. Invariant: the groups of a step, their order and the arithmetic are those of the run (one rank), so
-that on a CPU each digest must be the recorded one; the first that is not names the step in which something was
-different. A record of several ranks or of another device has other bits by right: from there on an unequal digest
-proves nothing. Nothing is written.
+that on a CPU each digest must be the recorded one; the first unequal one names the step that differed. Several ranks or
+another device rightly give other bits: after such a step an unequal digest proves nothing. Nothing is written.
 """
 
 import time
@@ -24,7 +23,7 @@ from penstock_trainer.weights.files import Format, digests
 
 
 class DigestVerdict(Enum):
-    """What a digest says."""
+    """The result of comparing a digest."""
 
     EQUAL = "equal"
     DIFFERS = "DIFFERS"
@@ -35,7 +34,7 @@ class DigestVerdict(Enum):
 
 @dataclass(frozen=True)
 class Compared:
-    """Weights after `steps` steps beside the recorded ones. `result`: of the step that led there, if there was one."""
+    """Weights after `steps` steps, and the recorded ones. `result`: of the last of these steps; None at the start."""
 
     steps: int
     found: PolicyIdentity | None
@@ -98,7 +97,7 @@ class Replay:
 
 
 def why_not_exact(learner: Learner, recording: Recording, plan: Plan) -> list[str]:
-    """Sentences on why an unequal digest would prove nothing; empty where it would."""
+    """Reasons why an unequal digest would prove nothing; empty if it would prove a difference."""
     reasons = []
     if not learner.is_deterministic:
         reasons.append(

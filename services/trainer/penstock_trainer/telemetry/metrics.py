@@ -1,7 +1,7 @@
 """The trainer's Prometheus metrics, on their own registry.
 
-Owns names and types; docs/metrics.md is generated from them. A figure that is not known yet is NaN, which Prometheus
-keeps apart from 0. Set by the loop and what it drives.
+Owns names and types; docs/metrics.md is generated from them. A figure without a value yet is NaN, which Prometheus
+keeps apart from 0.
 """
 
 import math
@@ -123,7 +123,7 @@ class TrainerMetrics:
         )
 
     def show_limits(self, config: Config, planned_steps: int) -> None:
-        """What the configuration allows and plans."""
+        """Show the limits and the planned steps of the configuration."""
         self._staleness_limit.set(config.staleness.max_staleness)
         self._stall_limit.set(config.run.stall_seconds)
         self._run_steps_planned.set(planned_steps)
@@ -133,13 +133,13 @@ class TrainerMetrics:
         self._without_progress.set_function(seconds_without)
 
     def show_run(self, *, num_steps: int, accuracy: float | None, gap_to_ideal: float | None) -> None:
-        """Figures of the whole run; None where there is none yet."""
+        """Show figures of the full run; None if there is none yet."""
         self._run_steps.set(num_steps)
         self._heldout_accuracy.set(math.nan if accuracy is None else accuracy)
         self._gap_to_ideal.set(math.nan if gap_to_ideal is None else gap_to_ideal)
 
     def observe_step(self, line: StepLine, staleness: Sequence[int], *, outcome: str) -> None:
-        """Everything that one step says."""
+        """Show all figures of one step."""
         self._steps.labels(outcome=outcome).inc()
         self._statistics["reward_mean"].set(line.reward_mean)
         for name, value in line.statistics.items():

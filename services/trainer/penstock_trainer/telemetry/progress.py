@@ -1,7 +1,7 @@
-"""What happened so far, one JSON line per step and per evaluation, and the figures made of it.
+"""The history of a run: one JSON line per step and per evaluation, and the figures made of them.
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
-one is written once. Memory holds the last lines and what every report asks for, however long the run is; the rest is
+one is written once. Memory holds the last lines and the values of every report, however long the run is; the rest is
 read from the files.
 """
 
@@ -19,7 +19,7 @@ from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
 RECENT_STEPS = 10
-WARM_UP_STEPS = 2  # are left out of figures of time, if there are others
+WARM_UP_STEPS = 2  # left out of figures of time, if there are other steps
 
 
 class _StepBrief(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class _EvalBrief(msgspec.Struct, frozen=True):
 
 
 class Timing:
-    """Where the time of some steps went."""
+    """The time of some steps, by phase."""
 
     def __init__(self, lines: Iterable[StepLine]) -> None:
         self.num_steps = 0
@@ -116,11 +116,11 @@ class Progress:
 
     @property
     def highest_step(self) -> int:
-        """Of those that have a line; -1 without any."""
+        """The highest step with a line; -1 without any."""
         return max((steps.stop for steps in self._written), default=0) - 1
 
     def forget_from(self, num_steps: int) -> None:
-        """Remove the lines of steps that the ledger does not have: the queue lost them, they are trained anew."""
+        """Remove the lines of steps that the ledger lacks: the queue lost them, and they are trained anew."""
         if self.highest_step < num_steps:
             return
         temporary = self._steps_path.with_suffix(".tmp")
@@ -156,14 +156,14 @@ class Progress:
 
     @property
     def gap_to_ideal(self) -> float | None:
-        """That of the recent steps."""
+        """The gap to ideal of the recent steps."""
         num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(self.recent)))
         lines = list(self.recent)
         return Timing(lines[num_warm_up:] or lines).gap_to_ideal
 
 
 def _complete_lines(path: Path) -> Iterator[bytes]:
-    """One after the other; a last one that a crash cut off is left out and cut from the file."""
+    """The complete lines in order; a last line that a crash cut off is removed from the file."""
     if not path.exists():
         return
     end = 0
@@ -180,7 +180,7 @@ B = TypeVar("B", _StepBrief, _EvalBrief, StepLine)
 
 
 def _decoded(line: bytes, expected: type[B]) -> B:
-    """What is expected of a line. A figure may be NaN, which is no JSON, and which only Python's parser reads."""
+    """A line as `expected`. A figure may be NaN, which is no JSON and which only Python's parser reads."""
     try:
         return msgspec.json.decode(line, type=expected)
     except msgspec.DecodeError:

@@ -1,7 +1,6 @@
-"""What the trainer measures of the rest of the run: queue, tickets, services.
+"""Metrics of the rest of the run: queue, tickets, services.
 
-Owns names and labels; each label counts or shows 0 from the start, so that a rate is known before its first event.
-Filled by the sampler once a second, and by the consumer and the releases as things happen.
+Owns names and labels; each label shows 0 from the start, so that a rate exists before its first event.
 """
 
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from penstock.broker import MemoryUse, Stage
 from penstock.contracts import DropReason, ReissueReason, ServerState, ServiceKind
 
-# What can become of a ticket, and why.
+# How a ticket can end, and why.
 TICKET_STATES = {
     "issued": ("",),
     "reissued": tuple(ReissueReason),
@@ -57,7 +56,7 @@ class QueueMetrics:
         self.show_streams(dict.fromkeys(STREAMS, 0), {})
 
     def show_streams(self, depths: Mapping[str, int], ages_seconds: Mapping[str, float]) -> None:
-        """What lies in each stream."""
+        """Show the depth and the age of each stream."""
         for stream, depth in depths.items():
             self._groups.labels(stream=stream).set(depth)
         for stream, seconds in ages_seconds.items():
@@ -68,7 +67,7 @@ class QueueMetrics:
         self._limit.set(use.limit_bytes)
 
     def show_services(self, kinds: Mapping[ServiceKind, int], server_states: Mapping[ServerState, int]) -> None:
-        """How many there are of each kind, and of the rollout servers in each state."""
+        """Show the number of services of each kind, and of rollout servers in each state."""
         for kind in ServiceKind:
             self._services.labels(kind=kind).set(kinds.get(kind, 0))
         for state in ServerState:

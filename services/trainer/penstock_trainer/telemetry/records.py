@@ -15,7 +15,7 @@ class EvalSample:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was asked for."""
+    """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was requested."""
 
     steps: int
     accuracy: float

@@ -1,8 +1,8 @@
-"""`<run.root>/<run.name>.targets.json`: where Prometheus finds the services of a run.
+"""`<run.root>/<run.name>.targets.json`: the addresses of a run's services for Prometheus.
 
 Owns that file, in the form of Prometheus' file-based discovery: one entry per service, with the run's name as label
-`run` and the kind of the service as `job`. Invariant: a reader sees a whole file; it names the services whose heartbeat
-is heard, and is gone once the run has ended in order, so that only a run that broke off leaves targets that do not
+`run` and the kind of the service as `job`. Invariant: a reader sees a complete file; it names the services with a
+current heartbeat, and is removed when the run ends in order, so that only a failed run leaves targets that do not
 answer.
 """
 
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from penstock.config import RunSection
 from penstock.contracts.services import ServiceRecord
 
-SUFFIX = ".targets.json"  # beside the run folders, since Prometheus takes a * only in the last part of a path
+SUFFIX = ".targets.json"  # next to the run folders, since Prometheus takes a * only in the last part of a path
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +32,7 @@ class ScrapeTargets:
         self._lock = threading.Lock()  # a thread may still write while the run ends
 
     def write(self, records: Sequence[ServiceRecord]) -> None:
-        """Bring the file up to date; a folder that cannot be written costs the targets, not the training."""
+        """Bring the file up to date; if the folder cannot be written, training goes on without targets."""
         text = json.dumps([_entry(self._run, record) for record in records], indent=1) + "\n"
         with self._lock:
             if self._closed or text == self._written:
@@ -49,7 +49,7 @@ class ScrapeTargets:
             self._written = text
 
     def remove(self) -> None:
-        """The run has ended in order."""
+        """Remove the file: the run has ended in order."""
         with self._lock:
             self._closed = True
             self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the trainer tells about itself: one mapping for `GET /v1/status`, the live view and the gauges.
+"""The status of the trainer: one mapping for `GET /v1/status`, the live view and the gauges.
 
 Owns the names of the fields.
 """
@@ -15,7 +15,7 @@ NOTHING_STAGED = PolicyIdentity(0, "")
 
 @dataclass
 class Status:
-    """The present state of a trainer; the loop writes it, everyone else reads."""
+    """The current state of a trainer; the loop writes it, all others read it."""
 
     run: str
     max_staleness: int
@@ -30,14 +30,14 @@ class Status:
     outstanding: int = 0
     oldest_waiting_seconds: float = 0.0
     waiting_for: str = ""
-    """The ticket that holds up a batch, and who holds it; empty where none does for long."""
+    """The ticket that holds up a batch, and its holder; empty until one does for long."""
     queue: dict[str, int] = field(default_factory=dict)
     ready: bool = False
     fenced: dict[str, str] = field(default_factory=dict)
     """Servers that did not take the last push, and why."""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; `None` where nothing is known yet."""
+        """JSON-ready; `None` for values that do not exist yet."""
         recent = self.progress.recent
         seconds = [line.seconds["step"] for line in recent]
         step_seconds = sum(seconds) / len(seconds) if seconds else None

@@ -1,6 +1,6 @@
 """The figures of a finished run, for `summary.json`.
 
-Owns the names of the fields. The launcher adds what only it knows: set-up time, peak memory, restarts.
+Owns the names of the fields. The launcher adds its own figures: set-up time, peak memory, restarts.
 """
 
 import json
@@ -16,7 +16,7 @@ TARGET_REWARD = 0.9
 
 
 class _RunFigures:
-    """Figures of all steps, from one pass over their lines; `heldout`: steps whose end is wanted."""
+    """Figures of all steps, from one pass over their lines; `heldout`: steps whose end time is needed."""
 
     def __init__(self, lines: Iterable[StepLine], heldout: Container[int]) -> None:
         self.num_steps = self.tokens = self.staleness_max = 0
@@ -41,7 +41,7 @@ class _RunFigures:
 def make_summary(
     progress: Progress, counters: Counters, *, engine: str, model: str, max_staleness: int, training_started_at: float
 ) -> dict[str, Any]:
-    """JSON-ready figures of the whole run, earlier lives of the trainer included."""
+    """JSON-ready figures of the full run, earlier lives of the trainer included."""
 
     def since_start(at: float | None) -> float | None:
         return None if at is None else at - training_started_at
@@ -58,7 +58,7 @@ def make_summary(
         "seconds_training": since_start(figures.ended_at) or 0.0,
         "seconds_to_reward_0_9": since_start(figures.reward_reached_at),
         "reward_window_steps": REWARD_WINDOW_STEPS,
-        # The end of the step after which held-out accuracy was first found to be 0.9.
+        # The end of the step after which held-out accuracy first reached 0.9.
         "seconds_to_heldout_0_9": since_start(
             next((figures.end_of[n] for n in successes if n in figures.end_of), None)
         ),

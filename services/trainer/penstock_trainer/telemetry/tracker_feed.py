@@ -1,8 +1,8 @@
 """The way from the trainer to one tracker: a bounded queue that one thread drains.
 
-Owns the queue, the thread and the file that says how far the tracker is. Invariant: `put` never waits; a tracker that
-is slow or fails costs only its own values, which are counted, and one line in the log for each of the two; after
-`close` nothing of it keeps the process from ending.
+Owns the queue, the thread and the file with the position of the tracker. Invariant: `put` never waits; a tracker that
+is slow or fails loses only its own values, which are counted, and writes one log line for each of the two reasons;
+after `close` nothing of it keeps the process from ending.
 
     loop -- put --> [bounded queue] -- thread: open, log, log, ..., close --> library
                      full: dropped            raised: dropped
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a tracker is: its last training step, and how many evaluations it has."""
+    """The progress of a tracker: its last training step, and its number of evaluations."""
 
     step: int = -1
     num_evals: int = 0
@@ -66,7 +66,7 @@ class Feed:
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Hand over one entry, or drop it where too many wait. Never waits."""
+        """Queue one entry, or drop it if too many wait. Never waits."""
         with self._changed:
             is_full = len(self._waiting) >= MAX_WAITING
             if not is_full:
@@ -76,13 +76,13 @@ class Feed:
             self._drop("slow", f"{MAX_WAITING} steps wait for it")
 
     def begin_close(self) -> None:
-        """Let the thread end once it has taken what waits."""
+        """Let the thread end after it has taken all waiting entries."""
         with self._changed:
             self._closing = True
             self._changed.notify()
 
     def finish_close(self, deadline: float) -> None:
-        """Wait for that until `deadline` (of time.monotonic); then drop what is left and abandon the tracker."""
+        """Wait for its end until `deadline` (of time.monotonic); then drop the rest and abandon the tracker."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
             return
@@ -111,7 +111,7 @@ class Feed:
         write_durably(self._position_path, msgspec.json.encode(entry.position))
 
     def _next(self) -> Entry | None:
-        """The oldest entry; None when there is none and none will come."""
+        """The oldest entry; None if there is none and none will come."""
         with self._changed:
             if self._backlog:
                 return self._backlog.popleft()
@@ -120,7 +120,7 @@ class Feed:
             return self._waiting.popleft() if self._waiting else None
 
     def _try(self, verb: str, act: Callable[[], None]) -> bool:
-        """Whether it went well. A library may raise anything, and training goes on whatever it is."""
+        """Call `act`; True if it succeeds. A library may raise anything, and training goes on in any case."""
         try:
             act()
         except Exception as error:
@@ -146,10 +146,10 @@ class Feed:
 
 
 def read_position(path: Path) -> Position:
-    """The position that an earlier life left; that of a new tracker where there is none."""
+    """The position that an earlier life left; that of a new tracker if there is none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Position)
     except FileNotFoundError:
         return Position()
     except msgspec.MsgspecError as error:
-        raise DataError(f"{path} holds no position ({error}); delete it to track the whole run again") from None
+        raise DataError(f"{path} holds no position ({error}); delete it to track the full run again") from None

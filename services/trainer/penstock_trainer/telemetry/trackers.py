@@ -1,6 +1,6 @@
 """The experiment trackers: TensorBoard, W&B and trackio, each through its own library.
 
-Owns what is said to each library. Invariant: importing this module imports none of them, and nothing here is called on
+Owns the calls of each library. Invariant: importing this module imports none of them, and nothing here is called on
 the event loop but `require_trackers`, before training starts: each tracker lives in the thread of its feed, which
 catches what it raises.
 """
@@ -30,7 +30,7 @@ UPLOAD_SHARE = 0.8  # of the time to close: the rest is for W&B's service to end
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of the run. `config` holds no secret; `first_step`: of this life of the trainer."""
+    """The run as a tracker gets it. `config` holds no secret; `first_step`: of this life of the trainer."""
 
     id: str
     name: str
@@ -56,7 +56,7 @@ class Tracker(Protocol):
         """Flush and end."""
 
     def abandon(self) -> None:
-        """It hangs: end whatever would keep the process from ending. Called in another thread."""
+        """End everything of a hanging library that would keep the process from ending. Called in another thread."""
 
 
 class TensorBoardTracker:
@@ -146,7 +146,7 @@ class WandbTracker:
 
 
 class TrackioTracker:
-    """A run in trackio's database, which `trackio show` reads; TRACKIO_DIR says where it is."""
+    """A run in trackio's database, which `trackio show` reads; TRACKIO_DIR is its folder."""
 
     name = "trackio"
     rewinds = False
@@ -182,7 +182,7 @@ class TrackioTracker:
 
 
 def make_trackers(section: TrackingSection) -> list[Tracker]:
-    """Those that the configuration names. Imports nothing."""
+    """The trackers of the configuration. Imports none of their libraries."""
     return [_make(name, section) for name in section.to]
 
 
@@ -197,7 +197,7 @@ def _make(name: Literal["tensorboard", "wandb", "trackio"], section: TrackingSec
 
 
 def require_trackers(section: TrackingSection) -> None:
-    """ConfigError when a library is not installed, or when W&B's server is asked for without a key."""
+    """ConfigError if a library is not installed, or if W&B's server is configured without a key."""
     for name in section.to:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # without an origin it is only a folder of that name, such as ./wandb
@@ -216,7 +216,7 @@ def _require_wandb_key() -> None:
         found = wandb.login(verify=False)
     except wandb.errors.UsageError as error:
         raise ConfigError(
-            f"tracking.wandb_mode is online, and W&B says: {error}; expected WANDB_API_KEY or a stored login; "
+            f"tracking.wandb_mode is online, and W&B reports: {error}; expected WANDB_API_KEY or a stored login; "
             "set tracking.wandb_mode to offline to write into the run's folder"
         ) from None
     if not found:

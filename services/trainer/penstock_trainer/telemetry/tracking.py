@@ -1,8 +1,8 @@
-"""What trackers are told of a run: its steps and evaluations, each once, whatever was restarted in between.
+"""Sends the steps and evaluations of a run to its trackers, each once, across restarts.
 
 Owns the names of the values, the run's id and `tracking/` in its folder. Invariant: names are those of `steps.jsonl`,
-nested ones joined by "/"; a step that was trained again after a restart is not tracked again; what an earlier life, or
-one without this tracker, wrote to `steps.jsonl` only, is tracked at the start.
+nested ones joined by "/"; a step that was trained again after a restart is not tracked again; steps that an earlier
+life wrote only to `steps.jsonl`, for example without this tracker, are tracked at the start.
 """
 
 import logging
@@ -31,7 +31,7 @@ NO_CURVE = ("step", "steps", "started_at", "ended_at")  # the x axis, and the ti
 
 
 class Tracking:
-    """All trackers of a run; none is fine."""
+    """All trackers of a run, if there are any."""
 
     def __init__(self, feeds: Sequence[Feed], progress: Progress, close_seconds: float) -> None:
         self._feeds = feeds
@@ -64,7 +64,7 @@ class Tracking:
             feed.begin_close()
         for feed in self._feeds:
             feed.finish_close(deadline)
-        if self._feeds:  # and what libraries print at their end is not the trainer's last word
+        if self._feeds:  # so that the output of libraries at their end is not the last of the log
             log.info("trackers are closed")
 
     def _put(self, step: int, values: Mapping[str, float]) -> None:
@@ -74,7 +74,7 @@ class Tracking:
 
 
 def make_tracking(config: Config, folder: Path, progress: Progress, dropped: Counter) -> Tracking:
-    """The trackers that the configuration names, from where they were in the run's `folder`."""
+    """The trackers of the configuration, at their positions in the run's `folder`."""
     trackers = make_trackers(config.tracking)
     feeds = [_feed(tracker, config, folder, progress, dropped) for tracker in trackers]
     return Tracking(feeds, progress, config.tracking.close_seconds)
@@ -105,9 +105,9 @@ def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
 
 
 def backlog(progress: Progress, position: Position, *, rewinds: bool) -> Iterator[Entry]:
-    """What a tracker at `position` lacks, evaluations before the step that came after them.
+    """The entries that a tracker at `position` lacks, evaluations before the step that came after them.
 
-    One that `rewinds` has lost the evaluations from the step after its last one on.
+    A tracker that `rewinds` has lost the evaluations from the step after its last one on.
     """
     lacking: list[tuple[int, bool, Mapping[str, float], int]] = []
     for line in progress.steps_after(position.step):

@@ -1,11 +1,11 @@
 """Weights as broadcasts: rank 0 of a process group with each engine sends buckets, and the engine receives them.
 
     stage: copy, hash          form: the engine joins a group (once per start of an engine)
-    commit: PUT with the layout -> the server pauses, and asks its engine for bucket after bucket
+    commit: PUT with the layout -> the server pauses, and its engine receives bucket after bucket
             meanwhile a thread broadcasts them ----------------'
 
-nccl between GPUs, gloo where either side has none: the same code. Invariants: one group per engine; a group whose
-push failed is given up, and the engine at its other end is restarted by its service.
+The same code runs nccl between GPUs, and gloo if either side has none. Invariants: one group per engine; a group whose
+push failed is aborted, and the service of the engine restarts it.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from penstock_trainer.weights.staging import WeightsSource
 
 log = logging.getLogger(__name__)
 
-REASON_SECONDS = 2.0  # for a server to say why its engine does not receive any more
-ABORT_SECONDS = 2.0  # for a thread to notice that its group was given up, before its memory is given up too
+REASON_SECONDS = 2.0  # in which a server reports why its engine no longer receives
+ABORT_SECONDS = 2.0  # in which a thread detects that its group was aborted; after that its memory is replaced too
 KEPT_PUSHES = 2  # a server that was not pushed to for longer is gone, and so is its group
 
 
 @dataclass
 class Formed:
-    """A group, which start of the engine it was formed with, and the version that was last sent in it."""
+    """A group, the number of the engine's start that joined it, and the version that it last sent."""
 
     group: Group
     name: str
@@ -63,7 +63,7 @@ class BroadcastTransport(CopiedVersions):
         device: torch.device,
         seconds: float,
     ) -> None:
-        """`point`: where engines meet the trainer; `device`: where it computes; `seconds`: the longest push."""
+        """`point`: where engines meet the trainer; `device`: of the trainer; `seconds`: the longest push."""
         allocate = partial(torch.empty, dtype=torch.uint8, pin_memory=device.type == "cuda")
         super().__init__(source, folder, form, bucket_bytes=bucket_bytes, allocate=allocate, keep=keep)
         self._client = client
@@ -97,7 +97,7 @@ class BroadcastTransport(CopiedVersions):
             raise
 
     async def _group_with(self, server: ServiceRecord, served: ServedWeights, announcement: Announcement) -> Formed:
-        """The group with the engine as it was started last, formed unless there is one."""
+        """The group with the engine since its last start; forms it if there is none."""
         formed = self._groups.get(server.name)
         if formed is not None and formed.engine_starts == served.engine_starts:
             formed.version = announcement.identity.number
@@ -133,14 +133,14 @@ class BroadcastTransport(CopiedVersions):
 
 
 def _send(group: Group, buckets: tuple[Bucket, ...], deadline: float) -> None:
-    """Broadcast all; each has what is left of the time."""
+    """Broadcast all buckets; each has the rest of the time."""
     for bucket in buckets:
         group.broadcast(bucket.data, max(0.001, deadline - time.monotonic()))
 
 
 @contextlib.asynccontextmanager
 async def _while_sending(sending: "asyncio.Future[None]") -> AsyncIterator[None]:
-    """WeightsError when the broadcast fails; a server that does not soon say why is not waited for."""
+    """WeightsError if the broadcast fails; waits REASON_SECONDS for the server to report why."""
     try:
         async with asyncio.timeout(None) as patience:
             watching = asyncio.create_task(_lose_patience(sending, patience))
@@ -150,7 +150,7 @@ async def _while_sending(sending: "asyncio.Future[None]") -> AsyncIterator[None]
             finally:
                 watching.cancel()
     except TimeoutError:
-        if not patience.expired():  # the push as a whole is too late
+        if not patience.expired():  # the push itself is too late
             raise
     if (error := sending.exception()) is not None:
         raise WeightsError(f"the broadcast to its engine failed: {_first_line(error)}") from error
@@ -163,7 +163,7 @@ async def _lose_patience(sending: "asyncio.Future[None]", patience: asyncio.Time
 
 
 def _note(sending: "asyncio.Future[None]") -> None:
-    """Errors that nobody waits for any more."""
+    """Log an error for which no task waits any more."""
     if not sending.cancelled() and (error := sending.exception()) is not None:
         log.debug("a broadcast ended: %s", error)
 

@@ -1,11 +1,11 @@
-"""The canary of each version: what its weights say of a few fixed tokens, computed by the trainer.
+"""The canary of each version: the log-probabilities of a few fixed tokens, computed by the trainer.
 
-Owns which tokens they are and how far an engine may be off. Invariant: the tokens are those of the run's first prompt,
-so they are the same in every life of the trainer, and of the kind that the engine is asked for.
+Owns the choice of the tokens and the tolerance for an engine. Invariant: the tokens are those of the run's first
+prompt, so they are the same in every life of the trainer, and like those of other requests to the engine.
 
-The float32 masters are used as they are. Where the engine has bfloat16, rounding them moves the mean log-probability of
-a token by about as much as the engine's own arithmetic does (SmolLM2-135M: 0.05 and 0.06 nats), which the tolerance
-covers, and a rounded copy of the model would cost its memory.
+The float32 masters are used without rounding. If the engine has bfloat16, rounding them changes the mean
+log-probability of a token by about as much as the engine's own arithmetic does (SmolLM2-135M: 0.05 and 0.06 nats),
+which the tolerance covers, and a rounded copy of the model would cost its memory.
 """
 
 import math
@@ -23,10 +23,10 @@ SequenceLogprobs = Callable[[Sequence[int]], tuple[float, ...]]
 
 
 class CanaryMaker:
-    """Makes the canary of the present weights."""
+    """Makes the canary of the current weights."""
 
     def __init__(self, logprobs: SequenceLogprobs, prompt_ids: Sequence[int], config: Config) -> None:
-        """`prompt_ids`: the run's first prompt, repeated where it is short."""
+        """`prompt_ids`: the run's first prompt, repeated if it is short."""
         num_tokens = config.weights.canary_tokens
         self._logprobs = logprobs
         self._token_ids = tuple(prompt_ids[i % len(prompt_ids)] for i in range(num_tokens))
@@ -35,13 +35,13 @@ class CanaryMaker:
         self._tolerance = config.weights.canary_tolerance or (FLOAT32_TOLERANCE if is_float32 else BFLOAT16_TOLERANCE)
 
     def make(self, version: int) -> Canary | None:
-        """Of the present weights, which are those of `version`; None where `weights.canary_tokens` asks for none."""
+        """The canary of the current weights, which are those of `version`; None if `weights.canary_tokens` is 0."""
         canary = self._measure() if self._token_ids else None
         self._newest = (version, canary)
         return canary
 
     def beside(self, files: Announcement) -> Announcement:
-        """The files of the newest version, with its canary; WeightsBusyError before that is known."""
+        """The files of the newest version, with its canary; WeightsBusyError before the canary is computed."""
         version, canary = self._newest
         if version != files.identity.number:
             raise WeightsBusyError(f"version {files.identity.number} is staged and has no canary yet; try again")

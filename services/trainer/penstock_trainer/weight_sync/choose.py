@@ -1,4 +1,4 @@
-"""The transport that the configuration asks for. Owns the choice of `auto` and where versions lie as files."""
+"""The transport of the configuration. Owns the choice of `auto` and the folder of versions as files."""
 
 import logging
 from pathlib import Path
@@ -34,7 +34,7 @@ class PlacedSource(WeightsSource, Protocol):
 def make_transport(
     config: Config, source: PlacedSource, run_folder: Path, client: RolloutClient, url: str
 ) -> Transport:
-    """`url`: of the trainer's own service, whose host engines reach."""
+    """`url`: of the trainer's own service; engines can reach its host."""
     section = config.weights
     form = Format(config.rollout.engine.dtype, config.rounding)
     folder = _folder(config, source, form, run_folder)
@@ -58,13 +58,13 @@ def make_transport(
 
 
 def chosen(transport: str, device: str, host: str) -> str:
-    """What auto is. On one host files in memory are as fast and stay there, and nccl refuses a GPU that is shared."""
+    """Resolve `auto`. On one host files in memory are as fast and stay readable, and nccl refuses a shared GPU."""
     if transport != "auto":
         return transport
     is_alone = host == "localhost" or host.startswith("127.") or host == "::1"
-    chosen = "nccl" if device == "cuda" and not is_alone else "disk"
-    log.info("weights.transport auto is %s: the trainer is on %s, and trainer.host is %s", chosen, device, host)
-    return chosen
+    resolved = "nccl" if device == "cuda" and not is_alone else "disk"
+    log.info("weights.transport auto is %s: the trainer is on %s, and trainer.host is %s", resolved, device, host)
+    return resolved
 
 
 def _deltas(config: Config, form: Format, run_folder: Path) -> DeltaWriter:

@@ -1,5 +1,5 @@
-"""Weights as files in a folder that trainer and servers share. Servers read them by themselves, and again whenever they
-are behind."""
+"""Weights as files in a folder that trainer and servers share. Servers read them by themselves, also if they are
+behind."""
 
 import contextlib
 from collections.abc import AsyncIterator, Collection
@@ -38,7 +38,7 @@ class DiskTransport:
 
     @contextlib.asynccontextmanager
     async def delivery(self, server: ServiceRecord, announcement: Announcement) -> AsyncIterator[DiskSource]:
-        yield DiskSource()  # nothing is sent: the announcement names the folder
+        yield DiskSource()  # the trainer sends nothing: the announcement names the folder
 
     def prune(self, kept: Collection[int]) -> None:
         self._staging.prune(kept)

@@ -1,7 +1,7 @@
-"""What transports share whose bytes lie in the trainer's memory: staging into the copy, and files on demand.
+"""The common part of transports that send from the trainer's memory: staging into a copy, and files on demand.
 
-Invariant: while a version is being delivered its copy does not change; files are written from the copy, so that neither
-the learner nor its other ranks are asked.
+Invariant: the copy of a version does not change while it is delivered; files are written from the copy, without the
+learner or its other ranks.
 """
 
 import threading
@@ -18,7 +18,7 @@ from penstock_trainer.weights.staging import Staging, WeightsSource
 
 
 class CopiedVersions:
-    """The newest staged version, as a copy, and those that were asked for as files."""
+    """The newest staged version as a copy, and the requested versions as files."""
 
     def __init__(
         self, source: WeightsSource, folder: Path, form: Format, *, bucket_bytes: int, allocate: Allocate, keep: int
@@ -29,7 +29,7 @@ class CopiedVersions:
         self._files = Staging(self.copy, folder, form, keep=keep)
         self._staged: Announcement | None = None
         self._failed = False
-        self._lock = threading.Lock()  # a snapshot and the next version must not meet
+        self._lock = threading.Lock()  # a snapshot must not overlap with staging the next version
 
     def stage(self, version: int, lease: int) -> PolicyIdentity:
         with self._lock:
@@ -42,11 +42,11 @@ class CopiedVersions:
             return identity
 
     def give_up_memory(self) -> None:
-        """Somebody may still read the copy when the next version is staged: it gets other memory."""
+        """Use new memory for the next version: a late engine may still read the present copy."""
         self._failed = True
 
     def forget_memory(self) -> None:
-        """Before the copy gets other memory; for whoever has to free the old one."""
+        """Hook before the copy gets new memory, for a transport that must free the old memory itself."""
 
     def digest(self, version: int) -> PolicyIdentity:
         return PolicyIdentity(version, identity_digest(digests(self._source.weights(), self._form)))
@@ -55,7 +55,7 @@ class CopiedVersions:
         return self._files.folder_of(version, lease)
 
     def snapshot(self) -> Announcement:
-        """The newest version as files, written unless they are there."""
+        """The newest version as files, written if they do not exist."""
         with self._lock:
             if self._staged is None:
                 raise WeightsBusyError("no weights are staged yet; try again")

@@ -1,9 +1,10 @@
 """Process groups of the trainer with one engine each, outside the trainer's own ranks.
 
-Owns the store at which engines meet rank 0, and the groups. A group per engine, so that a dead one blocks nobody else.
-Invariants: every collective has a deadline; a group in which one failed is never used again. SGLang makes the other end
-with `init_custom_process_group`, whose names of keys in the store are repeated here. The store is made by hand, because
-torch's rendezvous, under torchrun, would take torchrun's store and never answer. Nothing touches torch's default group.
+Owns the store at which engines meet rank 0, and the groups. Each engine has its own group, so a dead engine blocks no
+other. Invariants: every collective has a deadline; after a failed collective its group is never used again. SGLang
+makes the other end with `init_custom_process_group`; this module uses the same names of keys in the store. It makes the
+store itself, because torch's rendezvous, under torchrun, would take torchrun's store and never answer. Nothing touches
+torch's default group.
 """
 
 import asyncio
@@ -16,21 +17,21 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed hides that it has them
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed does not export them
 
 from penstock.errors import ConfigError
 
 Backend = Literal["nccl", "gloo"]
 T = TypeVar("T")
 DEVICE_OF = {"gloo": "cpu", "nccl": "cuda"}  # the name under which torch registers a backend first
-LONGEST = timedelta(minutes=5)  # of a look into the store; nobody waits there without a deadline of his own
+LONGEST = timedelta(minutes=5)  # of one read of the store; every wait has a deadline of its own
 
 
 class MeetingPoint:
     """A store on this host that the engines of all groups connect to."""
 
     def __init__(self, host: str, port: int) -> None:
-        """ConfigError when the port is taken; 0: a free one."""
+        """ConfigError if the port is taken; 0: a free port."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,7 +67,7 @@ class Group:
     def meet(
         cls, store: Store, name: str, num_ranks: int, backend: Backend, device: torch.device, seconds: float
     ) -> "Group":
-        """Return when all have come; RuntimeError when they have not in time. Blocks its thread."""
+        """Return when all ranks have joined; RuntimeError if they do not in time. Blocks its thread."""
         prefixed = PrefixStore(f"{DEVICE_OF[backend]}/", PrefixStore(f"{name}/", PrefixStore(name, store)))
         if backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
@@ -75,7 +76,7 @@ class Group:
         return cls(dist.ProcessGroupGloo(prefixed, 0, num_ranks, timedelta(seconds=seconds)), torch.device("cpu"))
 
     def broadcast(self, data: Tensor, seconds: float) -> None:
-        """Send to all; RuntimeError when a peer is gone or does not take it in time. Blocks its thread."""
+        """Send to all ranks; RuntimeError if a peer is gone or does not receive in time. Blocks its thread."""
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         options.timeout = timedelta(seconds=seconds)
@@ -87,12 +88,12 @@ class Group:
         torch.cuda.current_stream().synchronize()  # `abort` ends it
 
     def abort(self) -> None:
-        """Give the group up. What waits in it ends: with nccl at once, with gloo when its peer goes or it is late."""
+        """Abort the group. Its waits end: with nccl at once, with gloo when the peer ends or the deadline passes."""
         self._group.abort()
 
 
 def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
-    """Run in a thread that the end of the process does not wait for, as it may hang in a collective."""
+    """Run in a daemon thread: it may hang in a collective, and must not keep the process from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

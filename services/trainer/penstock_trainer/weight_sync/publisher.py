@@ -1,7 +1,7 @@
 """Pushes a staged version to every live rollout server at once.
 
-Invariant: when `push` returns, each server either said that it serves exactly this version or is fenced: it takes no
-ticket until it has loaded the announced one by itself.
+Invariant: when `push` returns, each server either reports that it serves exactly this version or is fenced: it takes no
+ticket until it has loaded the announced version by itself.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Push:
-    """What came of a push: names of the servers that serve it, and reasons of those that do not.
+    """The result of a push: names of the servers that serve the version, and reasons of the fenced ones.
 
     paused_seconds: the longest time for which it stopped the generation of a server.
     """
@@ -45,7 +45,7 @@ class Publisher:
         self._timeout_seconds = timeout_seconds
 
     async def push(self, announcement: Announcement) -> Push:
-        """Push to all servers whose engine runs; none is no error: a server loads what is announced when it joins."""
+        """Push to all servers with a running engine. None is no error: a new server loads the announced one."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         services = await self._queue.services()
@@ -66,7 +66,7 @@ class Publisher:
         return Push(live, fenced, loop.time() - start, paused_seconds)
 
     async def _push_one(self, server: ServiceRecord, announcement: Announcement) -> float | str:
-        """For how many seconds generation was paused, or why this server does not serve the version."""
+        """Seconds for which generation was paused, or the reason why this server does not serve the version."""
         try:
             async with (
                 asyncio.timeout(self._timeout_seconds),
@@ -88,13 +88,13 @@ class Fences:
         self._missed: dict[str, PolicyIdentity] = {}
 
     def pushed(self, announcement: Announcement, push: Push) -> None:
-        """Take note of who took a version and who did not."""
+        """Note which servers took a version and which did not."""
         for name in push.live:
             self._missed.pop(name, None)
         self._missed.update(dict.fromkeys(push.fenced, announcement.identity))
 
     def server_states(self, records: Sequence[ServiceRecord]) -> Counter[ServerState]:
-        """Rollout servers by state, as their records and the pushes tell."""
+        """Rollout servers by state, from their records and the pushes."""
         servers = [(record, state) for record in records if (state := record.server_state) is not None]
         self._missed = {
             record.name: self._missed[record.name]

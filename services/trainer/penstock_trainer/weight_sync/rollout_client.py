@@ -1,4 +1,4 @@
-"""The trainer's HTTP client towards rollout services. Owns the requests and what their answers mean."""
+"""The trainer's HTTP client of rollout services. Owns the requests and the meaning of their answers."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ class RolloutClient:
         await self._client.aclose()
 
     async def put_weights(self, url: str, announcement: Announcement, source: Source) -> float:
-        """Have a version loaded; returns how many seconds generation was paused for it."""
+        """Let the service load a version; returns the seconds for which generation was paused."""
         identity, body = announcement.identity, push_body(announcement, source)
         while True:
             response = await self._client.put(f"{url}/v1/weights/{identity.number}", json=body)
@@ -46,11 +46,11 @@ class RolloutClient:
         return served.paused_seconds
 
     async def served(self, url: str) -> ServedWeights:
-        """What the service serves, and by what engine."""
+        """The version that the service serves, and its engine."""
         return _served(await self._client.get(f"{url}/v1/weight_version"))
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
-        """Let the service's engine join a group; returns when it has."""
+        """Let the service's engine join a group; returns when it has joined."""
         response = await self._client.post(f"{url}/v1/weights/group", json=msgspec.to_builtins(request))
         if response.status_code != 200:
             raise WeightsError(f"it did not join a group: HTTP {response.status_code}: {response.text[:300]}")

@@ -1,8 +1,7 @@
-"""Weights in memory that trainer and engines of one host share: engines copy them from there.
+"""Weights in shared memory of one host: engines copy them from there.
 
 Owns the shared memory, through torch's own process that counts its users and frees it when the trainer dies. Invariant:
-an engine that was too late reads the version that it was told, whole: after a failure the next version is copied into
-other memory.
+a late engine reads the full version of its request: after a failure the next version is copied into new memory.
 """
 
 import contextlib
@@ -36,8 +35,7 @@ class SharedMemoryTransport(CopiedVersions):
             raise
 
     def forget_memory(self) -> None:
-        """An engine that died may have taken its count of users with it: without its name the memory is freed when
-        the last user ends."""
+        """Unlink the memory, so that it is freed when its last user ends: a dead engine may have left a wrong count."""
         for bucket in self.copy.buckets:
             _, handle, _ = bucket.data.untyped_storage()._share_filename_cpu_()
             (SHARED_MEMORY / handle.decode().lstrip("/")).unlink(missing_ok=True)
@@ -52,7 +50,7 @@ class SharedMemoryTransport(CopiedVersions):
 
 
 def shared_memory(num_bytes: int) -> Tensor:
-    """uint8[num_bytes] that other processes of this host can map by name; WeightsError when there is no room."""
+    """uint8[num_bytes] that other processes of this host can map by name; WeightsError if there is no room."""
     try:
         storage = torch.UntypedStorage._new_using_filename_cpu(num_bytes)
     except RuntimeError as error:
@@ -64,8 +62,10 @@ def shared_memory(num_bytes: int) -> Tensor:
 
 
 def shared_name(data: Tensor) -> tuple[str, str, int]:
-    """The socket of the process that counts its users, its name, and its size. Each use is counted before it is made:
-    the engine takes back what is counted here."""
+    """The socket of the process that counts its users, its name, and its size.
+
+    Each use is counted before it begins; the engine undoes the count.
+    """
     storage = data.untyped_storage()
     manager, handle, num_bytes = storage._share_filename_cpu_()
     storage._shared_incref()

@@ -1,8 +1,8 @@
-"""What every way of getting weights to the servers has in common.
+"""The interface of a weight transport.
 
-A version is staged once: its bytes are fixed and have a digest, and the learner may go on. Then it is delivered to each
-server at the same time: the server is told where the bytes are, and those that are sent rather than read are sent
-meanwhile.
+A version is staged once: its bytes are fixed and have a digest, and the learner may go on. Then it is delivered to all
+servers at the same time: each server gets the source of the bytes, and reads them, or receives them while the trainer
+sends.
 """
 
 from collections.abc import Collection
@@ -16,20 +16,23 @@ from penstock.contracts.weight_sources import Source
 
 
 class Transport(Protocol):
-    """One way of getting weights to servers."""
+    """A weight transport: disk, broadcast or shared memory."""
 
     def stage(self, version: int, lease: int) -> PolicyIdentity:
-        """Fix the present weights as `version`. In a thread; nothing is being delivered meanwhile."""
+        """Fix the current weights as `version`. In a thread; never while a version is being delivered."""
 
     def digest(self, version: int) -> PolicyIdentity:
-        """The identity that staging the present weights as `version` would give; keeps nothing."""
+        """The identity that staging the current weights as `version` would give; keeps nothing."""
 
     def folder_of(self, version: int, lease: int) -> Path:
-        """Where a version is, or would be, as files."""
+        """The folder of a version as files, whether they exist or not."""
 
     def delivery(self, server: ServiceRecord, announcement: Announcement) -> AbstractAsyncContextManager[Source]:
-        """Around one server's update, which is told the source. What is sent, is sent within: after it nothing more
-        reaches that server's engine. Left with an error, the engine may hold a part, and is not trusted."""
+        """Around one server's update, with the source for it.
+
+        All sending happens within: after it nothing more reaches that server's engine. After an error the engine may
+        hold a part of the version, and is not trusted.
+        """
 
     def snapshot(self) -> Announcement:
         """The newest staged version as files, for a server that is behind. In a thread."""

@@ -2,8 +2,8 @@
 
 Owns the copy that collective and shared-memory transports send while the learner goes on: rounded, hashed and copied
 while each chunk is in the processor's cache. Invariant: between two calls of `fill` the bytes are those of one version;
-after `renew` whoever still reads the old memory reads the old version, whole. A tensor is never divided: one that is
-larger than `bucket_bytes` has a bucket of its own.
+after `renew` a reader of the old memory still reads the full old version. A tensor is never divided: if it is larger
+than `bucket_bytes`, it has a bucket of its own.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,14 +46,14 @@ class WeightCopy:
         return sum(bucket.data.numel() for bucket in self.buckets)
 
     def renew(self) -> None:
-        """Take new memory: an engine that was too late may still read what there was. Its content is lost."""
+        """Take new memory, because a late engine may still read the old memory. The content of the copy is lost."""
         self.buckets = tuple(
             Bucket(self._allocate(sum(self._form.num_bytes(torch.Size(spec.shape)) for spec in specs)), specs)
             for specs in self._layout
         )
 
     def fill(self) -> str:
-        """Copy the present weights; returns the digest of all."""
+        """Copy the current weights, and return the digest of all."""
         memory = {name: _memory_of(place) for name, place in self._places().items()}
 
         def copy(name: str, pieces: Iterator[memoryview]) -> str:
@@ -65,7 +65,7 @@ class WeightCopy:
         return identity_digest(dict(self._form.each(self._source.weights(), copy)))
 
     def weights(self) -> Weights:
-        """The copied weights by name, without another copy."""
+        """The copied weights by name, as views of the copy."""
         return LiveWeights(
             {
                 spec.name: place.view(self._form.torch_dtype).view(spec.shape)
@@ -104,5 +104,5 @@ def _packed(weights: Weights, form: Format, bucket_bytes: int) -> Iterator[tuple
 
 
 def _memory_of(place: Tensor) -> memoryview:
-    array: Any = place.numpy()  # numpy's own annotation knows no buffer on 3.11
+    array: Any = place.numpy()  # numpy's annotations have no buffer protocol on 3.11
     return memoryview(array)

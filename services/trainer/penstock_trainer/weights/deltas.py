@@ -1,8 +1,8 @@
-"""Writes versions as what changed since the one before, and keeps the last one whole to compare with.
+"""Writes each version as the changes since the previous one, and keeps a full copy of the last one to compare with.
 
-Owns that whole copy, in a folder of this process on its own host. Invariant: the copy holds the bits of the version
-that was written last, or counts as empty. Each piece of a tensor is compared while it is in the processor's cache, and
-only the changes of the few tensors that are under way are in memory.
+Owns that copy, in a folder of this process on its own host. Invariant: the copy holds the bits of the version that was
+written last, or counts as empty. Each piece of a tensor is compared while it is in the processor's cache, and only the
+changes of the few tensors in progress are in memory.
 """
 
 import os
@@ -27,14 +27,14 @@ BITS: dict[Dtype, type[np.unsignedinteger]] = {"float32": np.uint32, "bfloat16":
 
 @dataclass(frozen=True)
 class Base:
-    """The version that the copy holds: the name of its folder, and what is in it."""
+    """The version that the copy holds: the name of its folder, and its tensors."""
 
     name: str
     tensors: dict[str, TensorEntry]
 
 
 class DeltaWriter:
-    """Deltas of one trainer's versions: the first is whole, and after that every `full_every`th is both."""
+    """Deltas of one trainer's versions: the first is full, and then every `full_every`th is both full and a delta."""
 
     def __init__(self, claim: Callable[[int], LocalFolder], form: Format, full_every: int) -> None:
         """`claim`: bytes needed -> the folder of the copy."""
@@ -47,20 +47,20 @@ class DeltaWriter:
 
     @property
     def copy_bytes(self) -> int:
-        """Size of the whole copy."""
+        """Size of the full copy."""
         return self._copy.stat().st_size
 
     @property
     def full_is_due(self) -> bool:
-        """Whether the version written last must be there whole too."""
+        """Whether the last written version must also exist in full."""
         return self._num_since_full >= self._full_every
 
     def write(
         self, folder: Path, name: str, weights: Weights, *, durable: bool
     ) -> tuple[dict[str, TensorEntry], Delta | None]:
-        """Write the delta of `weights` into `folder`, which will be called `name`; entries of all tensors.
+        """Write the delta of `weights` into `folder`, whose final name is `name`; entries of all tensors.
 
-        No delta: there is nothing that it could be to.
+        No delta if there is no base.
         """
         base, self._base = self._base, None
         if base is None:
@@ -75,7 +75,7 @@ class DeltaWriter:
         return tensors, delta
 
     def copy_full(self, target: Path, *, durable: bool) -> None:
-        """Write the version that was written last, whole, over what is there."""
+        """Write the last written version in full, over the old content of `target`."""
         target.touch()
         with self._copy.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as file:
             buffer = memoryview(bytearray(COPY_BYTES))
@@ -125,7 +125,7 @@ class DeltaWriter:
 
 
 def _change_tensor(bits_N: Numbers, pieces: Iterator[memoryview]) -> tuple[str, bytes]:
-    """Bring a tensor's bits up to date; their digest, and the delta that does the same, empty where nothing changed."""
+    """Bring a tensor's bits up to date; return their digest, and their delta, which is empty if nothing changed."""
     blocks: list[bytes] = []
     changed = False
 

@@ -1,8 +1,8 @@
-"""Writes weights as safetensors files and knows what they are called.
+"""Writes weights as safetensors files, under the names of the model's files.
 
-Owns the path from float32 masters to published bytes: each chunk is rounded, hashed and written
-while it is in the processor's cache, so that no second copy of the model exists; several weights at
-once, since one core moves less than memory gives.
+Owns the path from float32 masters to published bytes. Each chunk is rounded, hashed and written while it is in the
+processor's cache, so no second copy of the model exists. Several threads each process one weight, because one core does
+not use the full memory bandwidth.
 """
 
 import json
@@ -33,8 +33,8 @@ WEIGHTS_NAME = "model.safetensors"
 SAFETENSORS_DTYPE: dict[Dtype, str] = {"float32": "F32", "bfloat16": "BF16"}
 
 
-MOST_THREADS = 4  # more wait for the interpreter, and for memory
-MOST_BYTES = 1 << 30  # of weights that are under way, which a sharded model makes for it; one may be larger
+MOST_THREADS = 4  # more would wait for the interpreter and for memory
+MOST_BYTES = 1 << 30  # of weights in progress, which a sharded model gathers for it; a single one may be larger
 MASTER_BYTES = 4
 
 T = TypeVar("T")
@@ -42,16 +42,16 @@ Use = Callable[[str, Iterator[memoryview]], T]
 
 
 class Weights(Mapping[str, Tensor]):
-    """Weights by name, in the order in which they are written."""
+    """Weights by name, in the order of writing."""
 
     @property
     @abstractmethod
     def shapes(self) -> Mapping[str, torch.Size]:
-        """Names and shapes, without asking for a weight."""
+        """Names and shapes, without reading a weight."""
 
 
 class LiveWeights(Weights):
-    """Weights that are there."""
+    """Weights that exist as tensors."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
@@ -71,10 +71,10 @@ class LiveWeights(Weights):
 
 
 class LazyWeights(Weights):
-    """The published weights of a model that is sharded or adapted: each is made when it is asked for."""
+    """The published weights of a model that is sharded or adapted: each is made when it is read."""
 
     def __init__(self, model: PreTrainedModel, masters: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
-        """`masters`: master weights of the published shapes, for these alone. `make`: name of one -> its value."""
+        """`masters`: master weights, used for the published shapes only. `make`: name of a weight -> its value."""
         self._model = model
         self._make = make
         shapes = {name: torch.empty(each.shape, device="meta") for name, each in masters.items()}
@@ -105,7 +105,7 @@ class LazyWeights(Weights):
 
 @dataclass(frozen=True)
 class Format:
-    """The type of published weights, and how masters become it."""
+    """The type of published weights, and the rounding from masters to it."""
 
     dtype: Dtype
     rounding: Rounding
@@ -118,9 +118,9 @@ class Format:
         return shape.numel() * self.torch_dtype.itemsize
 
     def each(self, weights: Weights, use: Use[T], length: int = CHUNK_LENGTH) -> Iterator[tuple[str, T]]:
-        """Names with what `use` makes of a weight's name and published bytes, in order; several at once, in threads.
+        """Each name with the result of `use` on it and the published bytes, in order; several at once, in threads.
 
-        The bytes come in pieces of `length` elements, each valid until the next.
+        The bytes come in pieces of `length` elements, each valid until the next one.
         """
         own = threading.local()
 
@@ -156,7 +156,7 @@ def master_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 class MasterWeights(Mapping[str, Tensor]):
-    """`master_weights` for who wants one at a time: the state of a whole adapted model takes 10 ms to collect."""
+    """Like `master_weights`, but fetches one tensor at a time; the full state of an adapted model takes 10 ms."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         parts = {name: name.rpartition(".") for name in master_weights(model)}
@@ -189,7 +189,7 @@ def digests(weights: Weights, form: Format) -> dict[str, str]:
 
 
 def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) -> dict[str, TensorEntry]:
-    """Write one safetensors file, over what is there; the manifest's entries of its tensors."""
+    """Write one safetensors file, over its old content; the manifest's entries of its tensors."""
     dtype, shapes = SAFETENSORS_DTYPE[form.dtype], weights.shapes
     header = _header(shapes, form)
     starts = dict(zip(shapes, accumulate(map(form.num_bytes, shapes.values()), initial=len(header)), strict=False))
@@ -210,12 +210,12 @@ def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) 
 
 
 def _bytes_of(values: Tensor) -> memoryview:
-    array: Any = values.contiguous().view(torch.uint8).numpy()  # numpy's own annotation knows no buffer on 3.11
+    array: Any = values.contiguous().view(torch.uint8).numpy()  # numpy's annotations have no buffer protocol on 3.11
     return memoryview(array)
 
 
 def digest_of(pieces: Iterator[memoryview], use: Callable[[memoryview, int], None]) -> str:
-    """xxh3_64 of all; `use` gets each piece with the number of bytes before it."""
+    """xxh3_64 of all pieces; `use` gets each piece with the number of bytes before it."""
     digest, start = xxhash.xxh3_64(), 0
     for piece in pieces:
         digest.update(piece)
@@ -225,7 +225,7 @@ def digest_of(pieces: Iterator[memoryview], use: Callable[[memoryview, int], Non
 
 
 def write_at(number: int, data: memoryview, start: int) -> None:
-    """Write to a file by its descriptor, which may take a part at a time."""
+    """Write all of `data` to a file descriptor; one system call may write only a part."""
     while data:
         written = os.pwrite(number, data, start)
         data, start = data[written:], start + written

@@ -1,7 +1,7 @@
 """Saves the final weights as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-The bytes are those of the last published version: rounded as servers got them, an adapter merged. Beside them the
-adapter alone, in peft's own format.
+The bytes are those of the last published version: rounded as servers got them, with a merged adapter. The folder also
+holds the adapter alone, in peft's own format.
 """
 
 import copy
@@ -20,7 +20,7 @@ from penstock_trainer.weights.files import (
     write_weights,
 )
 
-ADAPTER_FOLDER = "adapter"  # beside exported weights
+ADAPTER_FOLDER = "adapter"  # in the folder of exported weights
 COPIED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

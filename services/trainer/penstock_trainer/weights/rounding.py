@@ -1,10 +1,9 @@
 """From float32 master weights to the type that is published.
 
-Rounding to nearest hides updates smaller than half a bfloat16 step: the published weights stay where
-they were while the masters move. Dithered rounding adds a fixed pseudo-random offset in [0, 1) steps
-to each weight before truncation, so that over many weights the published values follow the masters
-without bias, and equal masters give equal bytes on every call. Values on the bfloat16 grid stay
-themselves. Pure.
+Rounding to nearest hides updates smaller than half a bfloat16 step: the masters change, and the published weights do
+not. Dithered rounding adds a fixed pseudo-random offset in [0, 1) steps to each weight before truncation, so that over
+many weights the published values follow the masters without bias, and equal masters give equal bytes on every call.
+Values on the bfloat16 grid do not change. Pure.
 
 Shapes: N elements, L length of the offset pattern, C of a chunk.
 """
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 PATTERN_LENGTH = 1 << 16  # every 16-bit offset once
-CHUNK_LENGTH = 4 * PATTERN_LENGTH  # 1 MiB of float32: fits a core's cache, and threads seldom ask for the interpreter
+CHUNK_LENGTH = 4 * PATTERN_LENGTH  # 1 MiB of float32: fits a core's cache, and threads seldom need the interpreter
 MAX_BFLOAT16 = torch.finfo(torch.bfloat16).max
 
 
@@ -30,7 +29,7 @@ def dither_offsets(device: torch.device) -> Tensor:
 
 
 class Dither:
-    """Rounds chunks of weights on one device; its buffers are reused, because memory traffic is what rounding costs."""
+    """Rounds chunks of weights on one device; it reuses buffers, as the cost of rounding is memory traffic."""
 
     def __init__(self, device: torch.device) -> None:
         self._offsets_C = dither_offsets(device).repeat(CHUNK_LENGTH // PATTERN_LENGTH)
@@ -40,8 +39,8 @@ class Dither:
     def round(self, values_N: Tensor) -> Tensor:
         """bfloat16[N] of float32[N], N <= C: (bits + offset) with the lower 16 bits cut off. Valid until the next call.
 
-        Each value goes to one of its two neighbours, the likelier the nearer that is. Finite values stay finite: what
-        would round beyond the largest bfloat16 becomes the largest. inf and nan stay.
+        Each value becomes one of its two neighbours; the nearer one is more likely. Finite values stay finite: a value
+        that would round beyond the largest bfloat16 becomes the largest. inf and nan stay.
         """
         num = values_N.numel()
         bits_N, rounded_N = self._bits_C[:num], self._rounded_C[:num]

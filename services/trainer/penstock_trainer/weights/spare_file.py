@@ -1,9 +1,9 @@
-"""The file of a version that nobody reads any more, kept to be written again.
+"""A file of a removed version without readers, kept to be written again.
 
 In a memory-backed folder a new file of half a gigabyte takes 0.19 s to write and 0.07 s to delete, most of it in the
 kernel, which allocates, clears and frees pages; writing over the old one takes 0.07 s (one core, 4 KiB pages).
-Invariant: a file that anybody has open or mapped is never written again: the kernel grants a write lease on a file
-only to its single opener, and by then the file has a name that no reader is told.
+Invariant: a file that is open or mapped elsewhere is never written again. The kernel grants a write lease on a file
+only to its single opener, and the file already has a name that no reader gets.
 """
 
 import fcntl
@@ -20,12 +20,12 @@ class SpareFile:
         self._path = path
 
     def keep(self, file: Path) -> None:
-        """Take the file over, in place of an earlier one."""
+        """Take the file over; it replaces an earlier one."""
         if LEASES and file.exists():
             file.replace(self._path)
 
     def give(self, target: Path) -> None:
-        """Put it where a new version is to be written, unless somebody still reads it: then it is deleted."""
+        """Move it to `target`, where a new version will be written. Delete it instead if a reader still has it open."""
         if not self._path.exists():
             return
         if _has_no_reader(self._path):

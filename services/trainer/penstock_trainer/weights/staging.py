@@ -1,9 +1,9 @@
 """Stages versions: folders with weights and manifest that rollout servers load.
 
-Owns the folder `weights.folder`. Invariant: a folder with its final name is complete and never
-changes, except that the whole weights may be added to a delta; the last `keep` versions exist, and
-whatever their deltas need. A memory-backed folder is not flushed: after a crash of the host the
-trainer stages again; there a removed version's file is written again for the next one.
+Owns the folder `weights.folder`. Invariant: a folder with its final name is complete and never changes, except that the
+full weights may be added to a delta; the last `keep` versions exist, and the bases of their deltas. A memory-backed
+folder is not flushed, because the trainer stages again after a crash of the host; there the file of a removed version
+is reused for the next one.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class WeightsSource(Protocol):
-    """What is staged: the learner."""
+    """The source of the weights: the learner."""
 
     def weights(self) -> Weights: ...
 
@@ -55,16 +55,16 @@ class Staging:
     ) -> None:
         """`keep`: versions that stay; servers load the announced one, which is at most the second newest.
 
-        `deltas`: write what changed, and the weights whole only where it says so.
+        `deltas`: write only changes, and the full weights only if `deltas.full_is_due`.
         """
         self._source = source
         self._folder = folder
         self._form = form
         self._keep = keep
         self._deltas = deltas
-        self._bases: dict[str, str] = {}  # names of folders: of one with a delta -> of its base
+        self._bases: dict[str, str] = {}  # folder of a delta -> folder of its base
         self._newest_folder: Path | None = None  # of this life
-        self._lock = threading.Lock()  # `complete` is called beside `write`
+        self._lock = threading.Lock()  # `complete` is called while `write` runs
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,15 +77,15 @@ class Staging:
             shutil.rmtree(left_over)
 
     def folder_of(self, version: int, lease: int) -> Path:
-        """Where a version is, or will be, staged."""
+        """The folder of a version, staged or not."""
         return self._folder.resolve() / f"{version:08d}.{lease}"
 
     def digest(self, version: int) -> PolicyIdentity:
-        """The identity that staging the present weights as `version` would give; writes nothing."""
+        """The identity that staging the current weights as `version` would give; writes nothing."""
         return PolicyIdentity(version, identity_digest(digests(self._source.weights(), self._form)))
 
     def write(self, version: int, lease: int) -> PolicyIdentity:
-        """Stage the present weights as `version`, and remove versions that are no longer needed."""
+        """Stage the current weights as `version`, and remove versions that are no longer needed."""
         target = self.folder_of(version, lease)
         temporary = self._folder / f"{TEMPORARY_PREFIX}{target.name}"
         with self._lock:
@@ -94,7 +94,7 @@ class Staging:
             try:
                 temporary.mkdir()
                 manifest = self._fill(temporary, version, lease)
-                if target.exists():  # staged before by a life of the trainer that then ended
+                if target.exists():  # staged by an earlier life of the trainer
                     shutil.rmtree(target)
                 temporary.rename(target)
             except OSError as error:
@@ -106,12 +106,12 @@ class Staging:
         return manifest.identity
 
     def complete(self) -> None:
-        """Add the whole weights to the newest version where it is but a delta, for a server that cannot use that."""
+        """Add the full weights to the newest version if it is only a delta, for a server that cannot use that."""
         with self._lock:
             folder = self._newest_folder
             if self._deltas is None or folder is None or (folder / WEIGHTS_NAME).exists():
                 return
-            log.warning("a server cannot use the deltas up to %s: adding the whole weights", folder.name)
+            log.warning("a server cannot use the deltas up to %s: adding the full weights", folder.name)
             temporary = folder / TEMPORARY_FULL
             try:
                 self._deltas.copy_full(temporary, durable=self._durable)
@@ -122,9 +122,9 @@ class Staging:
                 sync_folder(folder)
 
     def prune(self, kept: Collection[int]) -> None:
-        """Remove every staged version that is neither in `kept` nor needed by a delta of one that is.
+        """Remove every staged version, except those in `kept` and the bases of their deltas.
 
-        A reader that has its files open still sees them.
+        A reader that has files of a removed version open can still read them.
         """
         staged = self._staged()
         needed = {name for version, path in staged if version in kept for name in self._chain(path)}
@@ -183,7 +183,7 @@ class Staging:
         return manifest
 
     def _chain(self, path: Path) -> Iterator[str]:
-        """The names of the folders that a version is made from: its own, and back to the next whole one."""
+        """The folders from which a version is made: its own, then each base, back to the newest full version."""
         while True:
             yield path.name
             if (path / WEIGHTS_NAME).exists():

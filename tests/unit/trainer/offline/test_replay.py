@@ -86,7 +86,7 @@ def test_a_damaged_step_file_is_the_first_difference(recorded: RecordedRun, caps
     assert recorded.command("replay") == 1
     output = capsys.readouterr().out
     assert verdicts(output)[-1] == ("step 1", False)
-    assert re.search(r"STEP FILE DAMAGED: step 1: .* has digest [0-9a-f]{16}; the ledger says", output)
+    assert re.search(r"STEP FILE DAMAGED: step 1: .* has digest [0-9a-f]{16}; the ledger records", output)
     assert "first difference: step 1: no weights, since its step file is damaged" in output
 
 
