@@ -94,10 +94,15 @@ async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches
         assert await here.push(here.staged(0)) == [None, None]
         good = here.staged(1)
         bad = Announcement(good.identity, good.path, good.lease, here.canary(3))
-        results = await asyncio.gather(first.weights.update(bad), second.weights.update(good), return_exceptions=True)
-        assert [type(each) for each in results] == [WeightsMismatchError, type(None)]
-        assert "log-probabilities of 16 canary tokens" in first.weights.fenced
-        assert first.weights.identity is None
+
+        async def refused() -> None:
+            with pytest.raises(WeightsMismatchError):
+                await first.weights.update(bad)
+            # At once, since its producer goes on to load what is announced.
+            assert "log-probabilities of 16 canary tokens" in first.weights.fenced
+            assert first.weights.identity is None
+
+        await asyncio.gather(refused(), second.weights.update(good))
         first.queue.announced = second.queue.announced = good
         groups = await asyncio.gather(*(each.group((5, 6, 7), 8) for each in here.servers))
         for completion in (each for group in groups for each in group):
