@@ -1,6 +1,6 @@
-"""Prints what pyproject.toml asks for: `requirements.py [EXTRA ...]`, the dependencies and those of each extra.
+"""Prints the requirements in pyproject.toml: `requirements.py [EXTRA ...]`, the dependencies and those of each extra.
 
-Lets an image install the dependencies in a layer of their own, which a change of the source leaves as it is.
+Lets an image install the dependencies in a layer of their own, which a change of the source does not rebuild.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Writes deploy/grafana/dashboards/*.json.
 
 Owns these files: they are never edited by hand, nor in Grafana. `make docs` runs this; `make lint` runs it with
-`--check`, which changes nothing and fails where a file differs.
+`--check`, which changes nothing and fails if a file differs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def files() -> dict[Path, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write Grafana's dashboards.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where a file differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file differs")
     arguments = parser.parse_args()
     wanted = files()
     present = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}

@@ -1,4 +1,4 @@
-"""The dashboard to open first: does the run learn, is anything in the way of its speed, does anything wait."""
+"""The dashboard to open first: does the run learn, what limits its speed, does anything wait."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -47,7 +47,7 @@ FIGURES = (
     ),
     Figure(
         "Alerts",
-        "Alerts of this project that fire now, over all runs; docs/alerts.md says what to do for each.",
+        "Alerts of this project that fire now, over all runs; docs/alerts.md explains what to do for each.",
         "none",
         Query('count(ALERTS{alertname=~"Penstock.*", alertstate="firing"}) or vector(0)', "alerts"),
         limits=(1, 2),

@@ -1,7 +1,7 @@
-"""What all dashboards have in common: their frame, and two kinds of panels, a figure and a graph.
+"""The common parts of all dashboards: their frame, and two kinds of panels, a figure and a graph.
 
 Owns the look: 24 columns, one height per kind, a unit and a description on every panel. Queries select with `RUN`, and
-average over `$window`, which whoever looks chooses.
+average over `$window`, which the viewer chooses.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ GRAPH_HEIGHT = 8
 GREEN, YELLOW, RED, PLAIN = "green", "yellow", "red", "text"
 SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "penstock"
-TOKENS = "si:tok/s"  # with a prefix where there are many
+TOKENS = "si:tok/s"  # with a prefix for large numbers
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def make_dashboard(uid: str, title: str, description: str, panels: Sequence[Figu
 
 
 def _run_variable() -> QueryVariable:
-    """All: also the run of a Prometheus that names none, as that of docker compose."""
+    """All: also the run of a Prometheus that names none, such as that of docker compose."""
     everything = dashboard.VariableOption(selected=True, text="All", value="$__all")
     return (
         QueryVariable("run")
@@ -218,7 +218,7 @@ def _target(query: Query, index: int) -> Dataquery:
 
 
 def _thresholds(limits: tuple[float, float] | None) -> ThresholdsConfig:
-    """Green, yellow and red from the first limit to the second; the other way round where the second is lower.
+    """Green, yellow and red from the first limit to the second; the other way round if the second is lower.
 
     Without limits a number has the colour of text.
     """
@@ -236,5 +236,5 @@ def _steps(values: tuple[float, float], colors: tuple[str, str]) -> list[dashboa
 
 
 def as_json(made: dashboard.Dashboard) -> str:
-    """What is committed, and what Grafana reads."""
+    """The JSON of a dashboard, for the repository and for Grafana."""
     return JSONEncoder(sort_keys=True, indent=2).encode(made) + "\n"

@@ -1,4 +1,4 @@
-"""The dashboard of what lies between the services: tickets, streams, memory, dead letters, and the rewards."""
+"""The dashboard of the queue between the services: tickets, streams, memory, dead letters, and the rewards."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -32,7 +32,7 @@ FIGURES = (
     ),
     Figure(
         "Dead letters",
-        "Messages that nobody could use; `penstock dead list` shows them.",
+        "Messages that no service could use; `penstock dead list` shows them.",
         "none",
         Query(value("penstock_queue_groups", labels='stream="dead"')),
         limits=(1, 10),
@@ -59,26 +59,26 @@ FIGURES = (
 GRAPHS = (
     Graph(
         "Groups in the streams",
-        "Those that a service holds included. tickets -> rollouts -> scored; eval beside them.",
+        "Those that a service holds included. tickets -> rollouts -> scored; eval: evaluation tickets.",
         "none",
         (Query(value("penstock_queue_groups", "run, stream", 'stream!="dead"'), "{{run}} {{stream}}"),),
         stacked=True,
     ),
     Graph(
         "Oldest group of a stream",
-        "Rising without end: whoever takes from that stream stands still.",
+        "Rising without end: the service that takes from this stream has stopped.",
         "s",
         (Query(value("penstock_queue_oldest_age_seconds", "run, stream"), "{{run}} {{stream}}"),),
     ),
     Graph(
-        "What became of tickets",
+        "Tickets by outcome",
         "Tickets per second. issued = trained + dropped + outstanding; reissued is work done twice.",
         "cps",
         (Query(rate("penstock_tickets_total", "run, state, reason"), "{{run}} {{state}} {{reason}}"),),
     ),
     Graph(
         "Memory of the queue",
-        "Used, and the limit. A full queue refuses groups, and everyone waits.",
+        "Used, and the limit. A full queue refuses groups, and all services wait.",
         "bytes",
         (
             Query(value("penstock_queue_memory_used_bytes"), "{{run}} used"),
@@ -98,7 +98,7 @@ GRAPHS = (
     ),
     Graph(
         "Value of rewards",
-        "Median and tenths of the scores of training completions, read off a histogram; failed ones have none.",
+        "Median and tenths of the scores of training completions, from a histogram; failed ones have none.",
         "none",
         (
             Query(quantile(0.1, VALUE), "{{run}} 10 %"),

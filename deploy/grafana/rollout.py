@@ -11,7 +11,7 @@ UPDATE = "penstock_rollout_weight_update_duration_seconds"
 FIGURES = (
     Figure(
         "Servers",
-        "Rollout services whose heartbeat is heard.",
+        "Rollout services with a live heartbeat.",
         "none",
         Query(value("penstock_services", labels='kind="rollout"')),
         decimals=0,
@@ -19,7 +19,7 @@ FIGURES = (
     ),
     Figure(
         "Fenced servers",
-        "Servers that did not take the last pushed weights: they take no ticket until they have loaded them.",
+        "Servers that failed a push or a check: they take no ticket until they serve the announced version.",
         "none",
         Query(value("penstock_rollout_servers", labels='state="fenced"')),
         decimals=0,
@@ -49,7 +49,7 @@ FIGURES = (
     ),
     Figure(
         "Engine restarts",
-        "Inference engines that were started anew within the last hour.",
+        "Inference engines that were restarted within the last hour.",
         "none",
         Query(f"sum by (run) (increase(penstock_rollout_engine_restarts_total{{{RUN}}}[1h]))"),
         decimals=0,
@@ -66,7 +66,7 @@ GRAPHS = (
         stacked=True,
     ),
     Graph(
-        "Groups that run",
+        "Running groups",
         "Groups on each engine; it is full at rollout.engine.max_running_requests / actor.group_size.",
         "none",
         (Query(value("penstock_rollout_inflight_groups", SERVER), "{{instance}}"),),
@@ -74,7 +74,7 @@ GRAPHS = (
     ),
     Graph(
         "Duration of a group",
-        "From request to answer. Far apart: a few long completions hold up their batch (docs/staleness.md).",
+        "From request to answer. Far apart: a few long completions delay their batch (docs/staleness.md).",
         "s",
         (
             Query(quantile(0.5, GROUP), "{{run}} median"),
@@ -82,8 +82,8 @@ GRAPHS = (
         ),
     ),
     Graph(
-        "What became of groups",
-        "Groups per second by outcome. late and returned are work done twice; the server's log tells of engine_died, "
+        "Groups by outcome",
+        "Groups per second by outcome. late and returned are work done twice; the server's log explains engine_died, "
         "rejected and failed.",
         "cps",
         (Query(rate("penstock_rollout_groups_total", "run, outcome"), "{{run}} {{outcome}}"),),
@@ -91,14 +91,14 @@ GRAPHS = (
     ),
     Graph(
         "Servers by state",
-        "As their records and the pushes tell. waiting: without weights; updating: loads some.",
+        "From their records and the results of pushes. waiting: without weights; updating: loads weights.",
         "none",
         (Query(value("penstock_rollout_servers", "run, state"), "{{run}} {{state}}"),),
         stacked=True,
     ),
     Graph(
         "Policy version",
-        "What each server serves, and the trainer's own. They climb together.",
+        "The version that each server serves, and the trainer's own. They rise together.",
         "none",
         (
             Query(value("penstock_rollout_policy_version", SERVER), "{{instance}}"),
@@ -107,7 +107,7 @@ GRAPHS = (
     ),
     Graph(
         "Weight updates",
-        "From the start of an update of one server until generation goes on.",
+        "From the start of a load on one server until generation continues.",
         "s",
         (
             Query(quantile(0.5, UPDATE, "run, transport"), "{{run}} {{transport}} median"),
@@ -125,5 +125,5 @@ GRAPHS = (
 
 def rollout() -> Dashboard:
     """The dashboard."""
-    text = "What the rollout servers do, and what new weights cost them."
+    text = "The work of the rollout servers, and the cost of new weights."
     return make_dashboard("rollout", "Rollout", text, (*FIGURES, *GRAPHS))

@@ -15,7 +15,7 @@ def _trainer(name: str, legend: str) -> Query:
 
 
 def _mean(histogram: str) -> str:
-    """Over all of a process' life: checkpoints are too far apart for a window."""
+    """The mean over a process's full life: checkpoints are too far apart for a window."""
     return f"{value(f'{histogram}_sum', how='sum')} / {value(f'{histogram}_count', how='sum')}"
 
 
@@ -50,7 +50,7 @@ FIGURES = (
     ),
     Figure(
         "Without progress",
-        "Time without a step, an arrival, a push or work of the trainer's own. At run.stall_seconds the trainer says "
+        "Time without a step, an arrival, a push or work of the trainer's own. At run.stall_seconds the trainer logs "
         "what it waits for and exits.",
         "s",
         Query(value("penstock_trainer_without_progress_seconds")),
@@ -68,7 +68,7 @@ FIGURES = (
 GRAPHS = (
     Graph(
         "Reward of a batch",
-        "Mean, spread and extremes over the completions of the last batch. A spread of 0 leaves nothing to learn from.",
+        "Mean, spread and extremes over the completions of the last batch. A spread of 0 gives no gradient.",
         "none",
         (
             _trainer("reward_mean", "mean"),
@@ -86,7 +86,7 @@ GRAPHS = (
     ),
     Graph(
         "KL divergence",
-        "Nats per token from the sampler's log-probabilities and from the reference. Where the first jumps at "
+        "Nats per token from the sampler's log-probabilities and from the reference. If the first jumps at "
         "staleness 0, trainer and engine disagree.",
         "none",
         (_trainer("behaviour_kl", "from the sampler"), _trainer("reference_kl", "from the reference")),
@@ -94,7 +94,7 @@ GRAPHS = (
     ),
     Graph(
         "Trust region",
-        "Share of the trained tokens whose surrogate was limited, and effective sample size of the importance weights "
+        "Share of the trained tokens whose surrogate was clipped, and effective sample size of the importance weights "
         "(1: on-policy).",
         "percentunit",
         (
@@ -112,7 +112,7 @@ GRAPHS = (
     ),
     Graph(
         "Gradient norm",
-        "Before clipping. Spikes go with large ratios or a rare reward; steps that are not finite change no weights.",
+        "Before clipping. Spikes come with large ratios or a rare reward; steps that are not finite change no weights.",
         "none",
         (_trainer("grad_norm", "norm"),),
     ),
@@ -130,7 +130,7 @@ GRAPHS = (
     ),
     Graph(
         "Work of a step",
-        "Mean seconds of a step in which the trainer works, by phase; stage runs beside the others.",
+        "Mean seconds of a step in which the trainer works, by phase; stage runs in parallel.",
         "s",
         (
             Query(
@@ -143,13 +143,13 @@ GRAPHS = (
     ),
     Graph(
         "Pushes",
-        "Time to push a version to all servers, beside training; what training waits for is push_wait in the overview.",
+        "Time to push a version to all servers, during training; push_wait in the overview is the wait of training.",
         "s",
         (Query(quantile(0.5, PUBLISH), "{{run}} median"), Query(quantile(0.95, PUBLISH), "{{run}} 95 %")),
     ),
     Graph(
         "Checkpoints",
-        "Mean time to write one, beside training, and for which training stands still, since the trainer started.",
+        "Mean time to write one, during training, and the part for which training stops, since the trainer started.",
         "s",
         (
             Query(_mean("penstock_trainer_checkpoint_duration_seconds"), "{{run}} writing"),
@@ -168,5 +168,5 @@ GRAPHS = (
 
 def trainer() -> Dashboard:
     """The dashboard."""
-    text = "What the trainer learns from, how far the policy moves, and what a step's time goes into."
+    text = "The training signal, the distance that the policy moves, and the phases of a step."
     return make_dashboard("trainer", "Trainer", text, (*FIGURES, *GRAPHS))

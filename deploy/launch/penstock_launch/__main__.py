@@ -1,7 +1,7 @@
 """The `penstock` command: launch, config, status, cancel, export, replay, bundle, dead.
 
-Parses the words, calls, and turns Penstock's errors into one clear message and an exit code. Everything behind the
-words (`--config FILE --key value ...`) goes to `penstock.config.load` as it is.
+Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
+the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
         return 0
     if arguments.command == "export":
-        # Only this command needs torch, whose import takes seconds.
+        # Only this command needs torch, and its import takes seconds.
         from penstock_trainer.offline.export import export_checkpoint
 
         name = export_checkpoint(config, arguments.checkpoint, arguments.out)
@@ -114,7 +114,7 @@ def _handle_dead(arguments: argparse.Namespace, config: Config, ids: Sequence[st
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words that belong to no flag, and the rest; argparse takes the value of a flag that it does not know for one."""
+    """Positional words, and the rest; argparse would count the value of an unknown flag among the words."""
     rest, plain, settings = list(words), [], []
     while rest:
         word = rest.pop(0)
@@ -128,7 +128,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All that exists."""
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="penstock", description="Train language models with GRPO as a set of asynchronous services."
     )

@@ -1,10 +1,10 @@
-"""One run from start to summary, wherever its processes are placed.
+"""One run from start to summary, on any site.
 
     configuration -> run folder (orphans, run.existing) -> queue -> all services at once -> supervise, follow, sample
                                                                                        '-> summary.json, report
 
-Wires the parts and owns nothing else. A `Site` says where the queue and the services run: this host (`local`), the
-nodes of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
+Wires the parts and owns nothing else. A `Site` places the queue and the services: on this host (`local`), on the nodes
+of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
 """
 
 import asyncio
@@ -38,7 +38,7 @@ ALL_PROCESSES = "total"
 
 @dataclass(frozen=True)
 class StartedQueue:
-    """An embedded server that was started. `section`: what reaches it; `stop`: ends it, whatever came before."""
+    """A started embedded server. `section`: its address and password; `stop`: ends it in any state."""
 
     child: Child
     section: RedisSection
@@ -47,35 +47,35 @@ class StartedQueue:
 
 
 class Site(Protocol):
-    """Where the processes of a run are."""
+    """Places the processes of a run."""
 
     @property
     def sees_all(self) -> bool:
-        """Whether all of them are below this process, so that their memory can be measured."""
+        """Whether all of them descend from this process, so that their memory can be measured."""
 
     def start_queue(
         self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
     ) -> StartedQueue:
-        """Start the embedded server over the run's folder. Main thread only."""
+        """Start the embedded server with its data in the run's folder. Main thread only."""
 
     def services(
         self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]
     ) -> Sequence[Startable]:
-        """All services of a run but the queue. `redis`: the section that reaches it."""
+        """All services of a run except the queue. `redis`: the section with the queue's address."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What differs where the launch itself is the business of a scheduler."""
+    """The settings that differ if a scheduler runs the launch itself."""
 
     prepare: Callable[[RunFolder], bool] = RunFolder.prepare
-    """Makes the folder ready, its lock held; whether an earlier run is continued."""
+    """Prepares the folder while its lock is held; returns whether an earlier run continues."""
     lock_seconds: float = 0.0
-    """How long the lock of an earlier launcher may outlive it."""
+    """Longest time that an earlier launcher's lock may outlive it."""
     stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
-    """Signals, besides Ctrl-C and its like, that end the run in order, and what such an end is called."""
+    """Further signals, besides those such as Ctrl-C, that end the run in order, and the name of such an end."""
     goes_on_with_fewer: bool = False
-    """Of several services of a kind some may be given up for good."""
+    """Whether the run may give up some of several services of a kind for good."""
 
 
 def launch_run(
@@ -91,7 +91,7 @@ def launch_run(
             view = make_view(config.run.name, lambda line: _append(file, line))
             try:
                 for orphan in orphans:
-                    view.event(f"ended what an earlier launch had left running: {orphan}")
+                    view.event(f"ended a process of an earlier launch: {orphan}")
                 view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
                 launch = _Launch(config, site, folder, view, terms)
                 outcome = launch.run(environ)
@@ -104,7 +104,7 @@ def launch_run(
 
 
 class _Launch:
-    """The parts of one launch."""
+    """One launch."""
 
     def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: Terms) -> None:
         self._config = config
@@ -147,7 +147,7 @@ class _Launch:
         return outcome
 
     def _start_queue(self) -> StartedQueue | None:
-        """The embedded server, unless the user has one."""
+        """Start the embedded server, unless the user has a server."""
         if self._config.redis.url:
             return None
         started = self._site.start_queue(self._config.redis, self._folder, RestartPolicy(), self._supervisor.wake)
@@ -192,14 +192,14 @@ class _Launch:
         return queue
 
     async def _follow(self, queue: Queue, client: httpx.AsyncClient) -> None:
-        """Show what goes on, for ever."""
+        """Show the state of the run, without end."""
         follower = Follower(queue, client, self._children)
         while True:
             self._view.show(await follower.look())
             await asyncio.sleep(LOOK_EVERY_SECONDS)
 
     async def _sample(self) -> None:
-        """Measure memory and take note of all processes, for ever."""
+        """Measure memory and record all processes, without end."""
         while True:
             roots = {child.name: child.identity for child in self._children if child.identity and child.running}
             await asyncio.to_thread(self._trees.sample, roots)

@@ -1,4 +1,4 @@
-"""The folder of one run: what it holds, who may use it, what becomes of an earlier run in it.
+"""The folder of one run: its content, its lock, and the treatment of an earlier run in it.
 
     <run.root>/<run.name>/
         config.yaml            the configuration as it was resolved, without secrets
@@ -6,7 +6,7 @@
         processes.json         the processes of a launch that has not ended in order
         logs/<service>.log     one log for each service
         queue/                 the data of the embedded queue
-        trainer_summary.json   written by the trainer; summary.json: that and what the launcher knows
+        trainer_summary.json   written by the trainer; summary.json: that and the launcher's facts
 
 Invariant: one launcher at a time, by a lock that ends with its process.
 """
@@ -45,7 +45,7 @@ class QueueAddress(msgspec.Struct, frozen=True):
 
 
 class RunFolder:
-    """Paths of a run, and the decisions about what is there already."""
+    """Paths of a run, and the decisions about existing content."""
 
     def __init__(self, run: RunSection) -> None:
         self.run = run
@@ -56,7 +56,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
-        """Hold the run; ConfigError when another launcher does, and has not ended after `wait_seconds`. Blocks."""
+        """Hold the run; ConfigError if another launcher still holds it after `wait_seconds`. Blocks."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / LOCK_FILE).open("ab")
@@ -77,11 +77,11 @@ class RunFolder:
         return f"its launcher has pid {pids[0]}" if pids else "its launcher holds the lock of the folder"
 
     def holds_earlier_run(self) -> bool:
-        """Whether anything but the lock is there."""
+        """Whether the folder holds anything but the lock."""
         return self.path.is_dir() and any(entry.name != LOCK_FILE for entry in self.path.iterdir())
 
     def end_orphans(self) -> list[str]:
-        """End what an earlier launch left running; what was ended, as `service (pid)`. Call it with the lock held."""
+        """End processes that an earlier launch left; returns them as `service (pid)`. Call it with the lock held."""
         orphans = [known for known in read_known(self.path, self.run.name) if known.identity.alive]
         kill_all([known.identity for known in orphans], ORPHAN_GRACE_SECONDS)
         left = [known for known in orphans if known.identity.alive]
@@ -93,7 +93,7 @@ class RunFolder:
         return [f"{known.service} (pid {known.pid})" for known in orphans]
 
     def prepare(self) -> bool:
-        """Apply run.existing and make the folder ready; whether an earlier run is continued."""
+        """Apply run.existing and prepare the folder; returns whether an earlier run continues."""
         earlier = self.holds_earlier_run()
         if earlier and self.run.existing == "refuse":
             raise ConfigError(
@@ -125,24 +125,24 @@ class RunFolder:
         write_durably(self.config_path, text.encode())
 
     def write_queue(self, redis: RedisSection) -> None:
-        """Leave the address of the embedded queue for `penstock status`."""
+        """Write the address of the embedded queue for `penstock status`."""
         password = redis.password.get_secret_value() if redis.password else ""
         write_durably(self.path / QUEUE_FILE, msgspec.json.encode(QueueAddress(redis.url, password)), mode=0o600)
 
     def read_queue(self) -> QueueAddress | None:
-        """The address of the embedded queue; None when none was started, or it ended in order."""
+        """The address of the embedded queue; None if none was started, or it ended in order."""
         try:
             return msgspec.json.decode((self.path / QUEUE_FILE).read_bytes(), type=QueueAddress)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 
     def forget_queue(self) -> None:
-        """The embedded queue has ended."""
+        """Delete the address: the embedded queue has ended."""
         (self.path / QUEUE_FILE).unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO, wait_seconds: float) -> bool:
-    """Whether the lock could be had. A blocking flock has no deadline: so it is tried again and again."""
+    """Take the lock; False if it stays taken. A blocking flock has no deadline, so this polls."""
     deadline = time.monotonic() + wait_seconds
     while True:
         try:

@@ -1,6 +1,6 @@
-"""Which processes a run consists of: the command line and the environment of each service.
+"""The processes of a run: the command line and the environment of each service.
 
-Secrets and the queue's address travel through the environment, everything else through the resolved YAML file.
+Secrets and the queue's address travel in the environment, everything else in the resolved YAML file.
 """
 
 import sys
@@ -14,8 +14,8 @@ from penstock_launch.supervise.child import Command
 SETTINGS_PREFIX = "PENSTOCK_"
 
 # With spinning threads, or one thread pool per process for all cores, the processes of one host slow each other down
-# many times over. glibc by default gives freed memory back at once: a training step then spends much of its time in
-# the kernel, which clears the same pages again and again.
+# many times over. By default glibc returns freed memory to the kernel at once: a training step then spends much of its
+# time in the kernel, which clears the same pages again and again.
 TUNING = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
@@ -34,7 +34,7 @@ HINTS = {
 
 
 def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]) -> list[Command]:
-    """All services of a run but the queue. `redis`: the section that reaches it."""
+    """All services of a run except the queue. `redis`: the section with the queue's address."""
     environment = service_environment(config, redis, environ)
 
     def command(name: str, module: str, *overrides: str) -> Command:
@@ -65,18 +65,18 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
 
 
 def service_environment(config: Config, redis: RedisSection, environ: Mapping[str, str]) -> dict[str, str]:
-    """This environment, without the settings that config.yaml has taken in already, with secrets and tuning."""
+    """This environment with secrets and tuning, without the settings that config.yaml already holds."""
     return tuned_environment(environ, secret_settings(config, redis))
 
 
 def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """An environment with these settings for all of Penstock's, and with tuning that it does not override."""
+    """An environment with these settings as the only ones of Penstock, and with tuning for unset variables."""
     kept = {name: value for name, value in environ.items() if not name.upper().startswith(SETTINGS_PREFIX)}
     return {**TUNING, **kept, **settings}
 
 
 def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
-    """What is not in config.yaml, as environment variables."""
+    """The settings that are not in config.yaml, as environment variables."""
     secrets = {
         "PENSTOCK_REDIS__URL": redis.url,
         "PENSTOCK_REDIS__PASSWORD": redis.password.get_secret_value() if redis.password else "",

@@ -1,7 +1,7 @@
 """`python -m penstock_reward --config F [--key value ...]`: the reward service.
 
-Wires queue, worker processes, scorer, loop and HTTP, and announces the service. Stateless: whatever it holds when it
-dies goes to another. Exit codes: `penstock.errors`.
+Wires queue, worker processes, scorer, loop and HTTP, and registers the service. Stateless: if it dies, another service
+takes the groups that it held. Exit codes: `penstock.errors`.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ async def start(config: Config) -> None:
             metrics.watch_workers(lambda: pool.num_ready)
             scoring = Scoring(section, pool, metrics)
             worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
-            # Every outstanding ticket may be parked: then nothing keeps groups of other functions in the stream.
+            # Every outstanding ticket may be parked, so that parked groups never keep others in the stream.
             permits = Permits(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
             metrics.watch_parked(lambda: permits.num_parked)
 
@@ -62,7 +62,7 @@ async def start(config: Config) -> None:
 
 
 async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
-    """Renew the service's record, for ever; it expires when this stops."""
+    """Renew the service's record without end; the record expires when this stops."""
     while True:
         await queue.register(record(), ttl_seconds)
         await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)

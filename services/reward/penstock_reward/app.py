@@ -1,6 +1,6 @@
-"""The reward service's HTTP side: the same scorer that the queue has. Parses, calls and answers.
+"""The reward service's HTTP side, with the scorer that also serves the queue. Parses, calls and answers.
 
-POST /v1/score runs reward functions, so that it needs the token if one is set.
+POST /v1/score runs reward functions, so it needs the token if one is set.
 """
 
 from typing import Annotated, Any
@@ -43,7 +43,7 @@ class ScoreRequest(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """A value, or null and why there is none."""
+    """A value, or null and the reason why there is none."""
 
     value: float | None
     failure: str
@@ -73,7 +73,7 @@ def make_reward_app(
 
     @app.post("/v1/score", dependencies=[Depends(authorized(token))])
     async def score(request: ScoreRequest) -> ScoreResponse:
-        scoring.weights(request.reward)  # an unknown one is the caller's error: 422
+        scoring.weights(request.reward)  # an unknown name is the caller's error: 422
         verdicts = await scoring.score(request.prompt, request.texts, request.answer, request.reward, request.metadata)
         if all("timeout" in verdict.kinds for verdict in verdicts):
             raise TimeoutError(

@@ -1,7 +1,7 @@
 """The reward service's metrics.
 
-Owns their names. A failed attempt is counted each time, those that a retry mends included: a verifier that is half
-dead shows.
+Owns their names. Every failed attempt is counted, also if a retry succeeds: so a verifier that fails half the time
+shows.
 """
 
 from collections.abc import Callable

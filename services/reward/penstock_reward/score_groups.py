@@ -1,16 +1,16 @@
 """The loop from rollouts to scored groups.
 
-Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed goes on
-with its reason (the trainer masks it); an outage of a function holds up only the groups that need it.
+Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed keeps the
+reason as its score (the trainer masks it); an outage of a function delays only the groups that need it.
 
     ROLLOUTS --take--> read its texts --> score (pool) --hand over, take the next--> SCORED
                           '--malformed--> dead
 
-    Backpressure: at most so many groups are held as `Permits` allow, scored and parked ones; the rest stays in the
-    stream, and tickets bound the stream. The next group takes over the permit of the one before it. A group is parked
-    while a breaker is open (`attempts`): it is held and renewed like any other.
+    Backpressure: `Permits` bounds the groups that are held, in scoring and parked; the rest stays in the stream, and
+    tickets bound the stream. The next group takes over the permit of the one before it. A group is parked while a
+    breaker is open (`attempts`): it is held and renewed like any other.
 
-Heartbeat and renewal of what is held: `penstock.broker.Worker.keep_alive`.
+Heartbeat and renewal of the held groups: `penstock.broker.Worker.keep_alive`.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from penstock_reward.scoring.scoring import Scoring
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 1.0  # after this `stop` is looked at
-DRAIN_SECONDS = 5.0  # at the end: what is not scored by then is given back
+WAIT_SECONDS = 1.0  # the longest wait before a check of `stop`
+DRAIN_SECONDS = 5.0  # at the end: groups that are not scored by then are given back
 
 
 class Consumer(Protocol):
-    """What the loop needs of `penstock.broker.Worker`."""
+    """The part of `penstock.broker.Worker` that the loop needs."""
 
     async def take(self, *stages: Stage) -> Delivery | None: ...
 
@@ -55,7 +55,7 @@ class Consumer(Protocol):
 async def score_groups(
     consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, permits: Permits
 ) -> None:
-    """Score groups, several at once, until `stop` is set; then finish or give back what is held."""
+    """Score groups, several at once, until `stop` is set; then finish the held groups or give them back."""
     try:
         async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(stop.wait())
@@ -79,7 +79,7 @@ async def score_groups(
 async def _score_in_turn(
     consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, first: Delivery, permit: Permit, stop: asyncio.Event
 ) -> None:
-    """Score a group, and then what is taken with each hand-over."""
+    """Score a group, and then each group that a hand-over takes."""
     delivery: Delivery | None = first
     try:
         while delivery is not None:
@@ -105,7 +105,7 @@ async def _score_one(
         metrics.group_ended("buried" if await consumer.bury(delivery, str(error)) else "late")
         return None
     except asyncio.CancelledError:
-        await consumer.give_back(delivery)  # free for others at once, not only when this service counts as dead
+        await consumer.give_back(delivery)  # so that others can take it at once, before this service counts as dead
         raise
 
 

@@ -132,7 +132,7 @@ def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans
         again = setup.launch()
         output, _ = again.communicate(timeout=START_SECONDS)
         assert again.returncode == 0, output
-        assert f"ended what an earlier launch had left running: rollout (pid {orphan.pid})" in output
+        assert f"ended a process of an earlier launch: rollout (pid {orphan.pid})" in output
         assert "run t: continues" in output
         assert not identity.alive
 

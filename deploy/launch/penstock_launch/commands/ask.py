@@ -1,6 +1,6 @@
-"""One question to the queue of a run, for commands that look at it from outside.
+"""One query to the queue of a run, for commands that observe it from outside.
 
-Owns the connection for as long as the question takes; nothing is made there for a run that it does not know.
+Owns the connection for the duration of the query; a query creates no keys for an unknown run.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def ask(config: Config, question: Callable[[Queue], Awaitable[T]]) -> T:
-    """The queue's answer; NotRunningError, QueueError or ConfigError when the run cannot be asked."""
+    """The queue's answer; NotRunningError, QueueError or ConfigError if the run's queue cannot be reached."""
 
     async def connected() -> T:
         queue = await connect(reachable(config), known_only=True)
@@ -30,5 +30,5 @@ def ask(config: Config, question: Callable[[Queue], Awaitable[T]]) -> T:
 
 
 def ask_ledger(config: Config) -> LedgerState:
-    """The ledger as the queue holds it."""
+    """The ledger in the queue."""
     return replay(ask(config, read_ledger))

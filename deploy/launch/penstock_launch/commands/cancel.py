@@ -1,6 +1,6 @@
-"""`penstock cancel`: ends a run in order, wherever it was launched from this file system.
+"""`penstock cancel`: ends a run in order, on this host or in Slurm, if its folder is on this file system.
 
-Invariant: nothing is lost by it: the trainer writes its checkpoint first, and the same `launch` command goes on there.
+Invariant: no work is lost: the trainer writes its checkpoint first, and the same `launch` command continues from it.
 """
 
 import signal
@@ -16,11 +16,11 @@ from penstock_launch.slurm.known import is_active, job_states, known_job
 from penstock_launch.supervise.supervisor import Grace
 
 RUNNING = "RUNNING"
-POLL_SECONDS = 1.0  # Slurm announces the end of a job to nobody
+POLL_SECONDS = 1.0  # Slurm sends no event at the end of a job
 
 
 def cancel(config: Config) -> str:
-    """End the run; how it ended. NotRunningError when it does not run."""
+    """End the run; returns how it ended. NotRunningError if it does not run."""
     folder = RunFolder(config.run)
     states, job_id = job_states(folder), known_job(folder)
     if job_id is not None and is_active(states):

@@ -1,7 +1,7 @@
-"""`penstock dead`: lists the messages that nobody could use, shows one, sends some again.
+"""`penstock dead`: lists the messages that no service could use, shows one, sends some again.
 
-Owns how a message is shown: as JSON with its arrays as numbers, or the first bytes of what is no message. What may be
-sent again is decided by `penstock.broker.dead`.
+Owns how a message is shown: as JSON with its arrays as numbers, or its first bytes if it does not decode.
+`penstock.broker.dead` decides which letters may be sent again.
 """
 
 import time
@@ -18,7 +18,7 @@ from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, 
 from penstock.errors import ConfigError
 from penstock_launch.commands.ask import ask
 
-HEX_BYTES = 256  # enough to see what it is
+HEX_BYTES = 256  # enough to recognise the content
 HEX_BYTES_PER_LINE = 16
 REASON_WIDTH = 100
 COLUMNS = ("ID", "TICKET", "ATTEMPT", "SINCE", "STAGE", "REASON")
@@ -48,7 +48,7 @@ def list_dead(config: Config) -> list[str]:
 
 
 def show_dead(config: Config, entry_id: str) -> str:
-    """One letter as a JSON document: with `message`, or with `hexdump` when it does not decode; its parts likewise."""
+    """One letter as a JSON document: with `message`, or with `hexdump` if it does not decode; its parts likewise."""
 
     async def read(queue: Queue) -> tuple[DeadLetter, Parts]:
         dead = DeadLetters(queue)
@@ -59,7 +59,7 @@ def show_dead(config: Config, entry_id: str) -> str:
 
 
 def retry_dead(config: Config, entry_ids: Sequence[str], *, send_all: bool) -> tuple[list[str], bool]:
-    """Send letters again: a line for each, and whether all that were named are sent."""
+    """Send letters again; returns a line for each, and whether all named ones were sent."""
     if bool(entry_ids) == send_all:
         raise ConfigError("dead retry: expected ids of dead letters, or --all, and not both")
 
@@ -114,7 +114,7 @@ def hexdump(data: bytes) -> list[str]:
 
 
 def _problem(letter: DeadLetter, parts: Parts) -> str:
-    """Why the message is none of its stage; empty when it is."""
+    """Why the message does not fit its stage; empty if it does."""
     try:
         match letter.stage:
             case "tickets" | "eval":

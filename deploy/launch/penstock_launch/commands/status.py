@@ -1,6 +1,6 @@
-"""`penstock status`: what a run does at the moment, seen from outside.
+"""`penstock status`: the present state of a run, seen from outside.
 
-Finds the run through its queue: `redis.url`, or the address that the launcher left in the run's folder.
+Finds the run through its queue: `redis.url`, or the address that the launcher wrote to the run's folder.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 
 
 class NotRunningError(PenstockError):
-    """Nothing of the run was found; the message says where it was looked for."""
+    """The run was not found; the message names the places that were searched."""
 
     kind = "not_running"
 
 
 def show_status(config: Config) -> list[str]:
-    """The lines that `penstock status` prints; NotRunningError when nothing runs."""
+    """The lines that `penstock status` prints; NotRunningError if nothing runs."""
     states = job_states(RunFolder(config.run))
     if not is_active(states):
         return asyncio.run(_read(reachable(config)))
@@ -35,12 +35,12 @@ def show_status(config: Config) -> list[str]:
         return [*lines, *asyncio.run(_read(reachable(config)))[1:]]
     except NotRunningError:
         return [*lines, f"no service is up yet; logs: {RunFolder(config.run).logs}"]
-    except PenstockError as error:  # a cluster may keep its nodes from being reached
-        return [*lines, f"its queue cannot be asked from here: {error}"]
+    except PenstockError as error:  # a cluster may make its nodes unreachable
+        return [*lines, f"its queue cannot be reached from here: {error}"]
 
 
 def reachable(config: Config) -> Config:
-    """The configuration with the address of the run's queue; NotRunningError when there is none."""
+    """The configuration with the address of the run's queue; NotRunningError if there is none."""
     if config.redis.url:
         section = config.redis.model_copy(update={"timeout_seconds": CONNECT_TIMEOUT_SECONDS})
         return config.model_copy(update={"redis": section})
@@ -61,7 +61,7 @@ def reachable(config: Config) -> Config:
 
 
 def live_launcher(folder: RunFolder) -> ProcessIdentity | None:
-    """The launcher of the run on this host; None where there is none."""
+    """The launcher of the run on this host; None if there is none."""
     known = (each for each in read_known(folder.path, folder.run.name) if each.service == LAUNCHER)
     return next((each.identity for each in known if each.identity.alive), None)
 

@@ -1,6 +1,6 @@
 """The Ray cluster that a launch uses: connection, own node, placement groups.
 
-Invariant: everything that was made there ends with `close`, or, however this process ends, with its job in Ray.
+Invariant: everything that it creates ends with `close`, or else with this process's job in Ray.
 """
 
 import logging
@@ -24,7 +24,7 @@ class Cluster:
     """The cluster, seen from a driver on one of its nodes."""
 
     def __init__(self, section: RaySection) -> None:
-        """ConfigError naming ray.address or ray.runtime_env when there is none, or this host is no node of it."""
+        """ConfigError naming ray.address or ray.runtime_env if there is none, or this host is not a node of it."""
         _require_answer(section.address)
         try:
             ray.init(
@@ -70,7 +70,7 @@ def reserving(bundle: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _require_answer(address: str) -> None:
-    """ray.init itself would wait for many minutes where nothing listens."""
+    """Check the port first: without a server, ray.init itself would wait for many minutes."""
     if address == AUTO:
         return
     host, separator, port = address.rpartition(":")

@@ -1,6 +1,6 @@
-"""The words `penstock launch ray`: their parser, and a whole launch.
+"""The command `penstock launch ray`: its parser, and a full launch.
 
-Imports Ray only when it is asked for: it is an extra, and its import takes a second.
+Imports Ray only if a launch uses it: it is an extra, and its import takes a second.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
 
 
 def for_cluster(config: Config) -> Config:
-    """The configuration with paths that mean the same on every node, and weights where every node sees them."""
+    """The configuration with paths that mean the same on every node, and weights in a folder that every node sees."""
     root = Path(config.run.root).resolve()
     folder = config.weights.folder or str(root / config.run.name / "weights")
     return config.model_copy(

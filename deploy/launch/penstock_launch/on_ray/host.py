@@ -1,8 +1,8 @@
 """The actor that is one service process on one node: starts it, waits for its end, signals it.
 
-Owns the process. Invariant: the process does not outlive the actor, however the actor ends: it is tied to the thread of
-the actor's event loop, which lives as long as the actor's process; so a node that Ray has given up holds no orphan.
-Made by `penstock_launch.on_ray.remote`; everything that is decided is decided there.
+Owns the process. Invariant: the process never outlives the actor: it is tied to the thread of the actor's event loop,
+which lives as long as the actor's process; so a node that Ray has given up holds no orphan. All decisions are in
+`penstock_launch.on_ray.remote`.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from penstock_launch.services import tuned_environment
 from penstock_launch.supervise.child import spawn_tied
 from penstock_launch.supervise.life import kill_session, read_tail, size_of
 
-SHARED_SECONDS = 60.0  # a network file system may deny for that long that a new file exists
-POLL_SECONDS = 0.5  # a file on another node announces itself to nobody
+SHARED_SECONDS = 60.0  # a network file system may hide a new file for that long
+POLL_SECONDS = 0.5  # a file from another node raises no event
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process ended. `lines`: the end of its log; `words`: how it ended, where the exit code does not tell."""
+    """How a process ended. `lines`: the end of its log; `words`: how it ended, if the exit code does not show it."""
 
     exit_code: int
     lines: tuple[str, ...] = ()
@@ -50,11 +50,11 @@ class Order:
     """A process to start. `server`: it is the embedded queue, and `arguments` are empty."""
 
     arguments: tuple[str, ...]
-    """What follows the interpreter, which is the actor's own."""
+    """The command line after the interpreter, which is the actor's own."""
     environment: Mapping[str, str]
     log_path: Path
     working_folder: str
-    """Where relative paths count from, unless the runtime environment brings a folder."""
+    """The base of relative paths, unless the runtime environment brings a folder."""
     config_path: Path
     config_digest: str
     server: EmbeddedServer | None = None
@@ -78,7 +78,7 @@ class ServiceHost:
         self._log_offset = 0
 
     def __repr__(self) -> str:
-        """What Ray's own tools show."""
+        """The text that Ray's own tools show."""
         return self._name
 
     async def where(self) -> Where:
@@ -91,7 +91,7 @@ class ServiceHost:
             return int(probe.getsockname()[1])
 
     async def start(self, order: Order) -> int:
-        """Its pid; ConfigError when this node is not what the run needs."""
+        """Start it; its pid. ConfigError if this node does not fit the run."""
         if order.server is None:
             await _require_shared(order)
         self._order = order
@@ -100,7 +100,7 @@ class ServiceHost:
         return self._process.pid
 
     async def wait(self) -> Ending:
-        """Its end; nothing of its session is left then."""
+        """Wait for its end; by then all of its session has ended."""
         process, order = self._process, self._order
         assert process is not None, "start first"
         assert order is not None, "start first"

@@ -1,11 +1,11 @@
 """A service whose processes are on other nodes: one actor for each, all started and ended together.
 
-Owns the actors over all lives of the service. An actor whose process has died starts the next one in its place; one
-that is lost, with its worker process or its node, is replaced by a new one wherever Ray finds room. Invariant: what one
-life is made of ends together.
+Owns the actors over all lives of the service. An actor whose process has died starts the next one; an actor that is
+lost, with its worker process or its node, is replaced by a new one on any node with room. Invariant: all processes of
+one life end together.
 
     spawn -> [ actors placed -> processes started -> one of them ended -> the others end ] -> on_end, poll() answers
-             in a thread of the life, since every answer of Ray is waited for
+             in a thread of the life, since every call of Ray blocks
 """
 
 import threading
@@ -24,7 +24,7 @@ from penstock.runtime.service import UNEXPECTED_EXIT_CODE
 from penstock_launch.on_ray.host import Ending, Order, ServiceHost, Where
 from penstock_launch.supervise.life import describe_exit
 
-BLAME_SECONDS = 2.0  # the rank that failed may be seen later than those that only noticed it
+BLAME_SECONDS = 2.0  # the failed rank may be seen later than the ranks that ended because of it
 LEAVE_SECONDS = 60.0  # the others may still write their parts of a checkpoint
 LOST_EXIT_CODE = -9  # the process is killed with its actor
 SHOWN_CHARACTERS = 300
@@ -35,7 +35,7 @@ UNEXPECTED = Ending(UNEXPECTED_EXIT_CODE, (), "the thread that watched it ended 
 class Member:
     """One process of a service. `options`: of its actor; `needs`: the same in words.
 
-    overrides: what to add to its command line on a node of this address.
+    overrides: additions to its command line on a node of this address.
     """
 
     options: Mapping[str, Any]
@@ -57,7 +57,7 @@ class RemoteService:
         *,
         may_wait_later: bool = False,
     ) -> None:
-        """`place_seconds`: how long it may wait for a place. `may_wait_later`: without limit, once it has had one."""
+        """`place_seconds`: longest wait for a place. `may_wait_later`: no limit, once it has had a place."""
         self.name = name
         self.log_path = log_path
         self.hint = hint
@@ -71,7 +71,7 @@ class RemoteService:
         return RemoteLife(self, on_end)
 
     def actors(self) -> list[Any]:
-        """One for each member; those that were lost are made again."""
+        """One actor for each member; lost ones are replaced."""
         for index, member in enumerate(self.members):
             if self._actors[index] is None:
                 host = ray.remote(ServiceHost).options(max_restarts=0, max_task_retries=0, **member.options)
@@ -79,13 +79,13 @@ class RemoteService:
         return list(self._actors)
 
     def give_up(self, index: int) -> None:
-        """End an actor and what it runs; the next life gets a new one."""
+        """End an actor and its process; the next life gets a new actor."""
         if self._actors[index] is not None:
             ray.kill(self._actors[index])
             self._actors[index] = None
 
     def answer(self, index: int, reference: Any, timeout_seconds: float | None = None) -> Any:
-        """What an actor answers; an _EndedError when it cannot."""
+        """An actor's answer; _EndedError if the actor cannot give one."""
         try:
             return ray.get(reference, timeout=timeout_seconds)
         except GetTimeoutError:
@@ -103,7 +103,7 @@ class RemoteService:
             raise _EndedError(index, Ending(LOST_EXIT_CODE, (), f"its actor is lost: {_shown(error)}")) from None
 
     def places(self, actors: Sequence[Any]) -> list[Where]:
-        """Where the actors are, once all of them are somewhere."""
+        """The nodes of the actors, once all actors have one."""
         unlimited = self._had_place and self._may_wait_later
         deadline = None if unlimited else time.monotonic() + self._place_seconds
         found: list[Where] = []
@@ -173,7 +173,7 @@ class RemoteLife:
             self._service.give_up(index)
 
     def _live(self) -> None:
-        ending = UNEXPECTED  # unless one of the next lines says otherwise: a life always ends
+        ending = UNEXPECTED  # the default: a life always ends
         try:
             self._start()
             ending = self._watch()
@@ -204,7 +204,7 @@ class RemoteLife:
             self._give_up()
 
     def _meeting(self) -> Callable[[int], dict[str, str]]:
-        """What torchrun would tell a rank. Ray shows each its own GPU alone, which is number 0 for it."""
+        """The variables that torchrun would set for a rank. Ray shows each rank only its own GPU, as number 0."""
         num_ranks = len(self._actors)
         if num_ranks == 1:
             return lambda _: {}
@@ -234,7 +234,7 @@ class RemoteLife:
         return blamed(endings, len(self._actors))
 
     def _end_others(self, index: int) -> None:
-        """One could not be started: none of them goes on."""
+        """One member could not be started: end the others too."""
         self._kill_some(other for other in range(len(self._actors)) if other != index)
 
     def _kill_some(self, indices: Any) -> None:
@@ -252,7 +252,7 @@ class _EndedError(Exception):
 
 
 def blamed(endings: Sequence[tuple[int, Ending]], num_members: int) -> Ending:
-    """The first that failed, but before all those that only noticed the end of another, or were killed for it."""
+    """The first failure, preferred over ranks that ended because of another rank's end, or were killed for it."""
     failed = [(index, ending) for index, ending in endings if ending.exit_code != 0]
     if not failed:
         return Ending(0)
@@ -263,12 +263,12 @@ def blamed(endings: Sequence[tuple[int, Ending]], num_members: int) -> Ending:
 
 
 def _shown(error: Exception) -> str:
-    """An error of Ray, which has many lines, in one."""
+    """An error of Ray, which has many lines, as one line."""
     return " ".join(str(error).split())[:SHOWN_CHARACTERS]
 
 
 def _resources(amounts: Mapping[str, float]) -> str:
-    """Those that are asked for by name, in words."""
+    """The resources with a name, in words."""
     named = {name: amount for name, amount in amounts.items() if ":" not in name and "_group_" not in name}
     hidden = ("memory", "object_store_memory")
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(named.items()) if name not in hidden) or "nothing"

@@ -1,6 +1,6 @@
-"""Where a run on a Ray cluster is: which actor runs which service, and what it reserves.
+"""The site of a run on a Ray cluster: the actor of each service, and the resources that it reserves.
 
-The queue is beside this process, on its node, but in an actor: `ray job stop` signals everything below the driver, and
+The queue runs on the node of this process, but in an actor: `ray job stop` signals every descendant of the driver, and
 the trainer still needs the queue then.
 """
 
@@ -38,7 +38,7 @@ class RaySite:
     def start_queue(
         self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
     ) -> StartedQueue:
-        find_server()  # here and now: the actor is on this node, and its error would come late
+        find_server()  # checked now: the actor is on this node, and its error would come late
         host = self._cluster.host
         server = EmbeddedServer(folder.queue, log_path=folder.logs / "queue.log", listen=host, host=host)
         order = Order((), {}, server.log_path, os.getcwd(), folder.config_path, "", server)
@@ -118,7 +118,7 @@ def kind_of(name: str) -> ServiceKind:
 
 
 def overrides(kind: ServiceKind, section: Listening) -> Callable[[str], tuple[str, ...]]:
-    """What a service of a kind is told on a node: to listen on the node's address, and to be reached there."""
+    """The overrides of a service on a node: it listens on the node's address and registers it."""
 
     def on_node(host: str) -> tuple[str, ...]:
         listen = (f"--{kind}.host", host) if section.host in LOOPBACK else ()
@@ -135,7 +135,7 @@ def _service(config: Config, command: Command, members: Sequence[Member]) -> Rem
         command.hint,
         members,
         config.ray.place_seconds,
-        # Without a server or a reward service others go on, and the trainer says when nothing does; not so without it.
+        # The others continue without a server or a reward service, and the trainer detects a stall; not without it.
         may_wait_later=command.name != TRAINER,
     )
 

@@ -1,7 +1,7 @@
-"""One supervised service over all its lives: how it is started, what state it is in, what it said at its end.
+"""One supervised service over all its lives: its start, its state, and the end of its log.
 
-Invariant: a child of this host is the leader of its own session, so that Ctrl-C at the terminal reaches the launcher
-alone, and it is tied to the launcher, so that it ends with it.
+Invariant: a child of this host is the leader of its own session, so that Ctrl-C at the terminal reaches only the
+launcher, and it is tied to the launcher, so that it ends with it.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ ERROR_LINES = 8
 
 
 class State(StrEnum):
-    """What a child does at the moment."""
+    """The present state of a child."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -30,7 +30,7 @@ class State(StrEnum):
 
 
 class Startable(Protocol):
-    """Something that becomes a process."""
+    """Starts a process."""
 
     @property
     def name(self) -> str: ...
@@ -38,12 +38,12 @@ class Startable(Protocol):
     def log_path(self) -> Path: ...
     @property
     def hint(self) -> str:
-        """What it does before it can say so itself."""
+        """Its activity before it answers requests."""
 
     def spawn(self, on_end: Callable[[], None]) -> Life:
         """Start it, its output appended to `log_path`. Main thread only.
 
-        on_end: called from any thread at its end, where it is no process of this host, whose end is a SIGCHLD.
+        on_end: called from any thread at its end, unless it is a process of this host, whose end is a SIGCHLD.
         """
 
 
@@ -83,7 +83,7 @@ class EmbeddedQueue:
 def spawn_tied(
     arguments: tuple[str, ...], environment: Mapping[str, str], log_path: Path, folder: str | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start a command in its own session, which ends with the calling thread. `folder`: where, if not here."""
+    """Start a command in its own session, which ends with the calling thread. `folder`: its working folder."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as output:
         return subprocess.Popen(
@@ -101,17 +101,17 @@ class Child:
     """A service over all its lives in this launch."""
 
     def __init__(self, start: Startable, policy: RestartPolicy, *, running: Life | None = None) -> None:
-        """`running`: its life, where it was started before it was supervised."""
+        """`running`: its life, if it was started before its supervision."""
         self.name = start.name
         self.deaths = Deaths(policy)
         self.state = State.WAITING
         self.detail = ""
-        """What it waits for while it starts, or how it ended, in words."""
+        """The step of its start, or how it ended, in words."""
         self.restarts = 0
         self.start_at = 0.0
-        """Of the clock time.monotonic: when to start it, while it is waiting."""
+        """By the clock time.monotonic: when to start it, while it waits."""
         self.started_at = 0.0
-        """Of the same clock: when it was started last."""
+        """By the same clock: its last start."""
         self._start = start
         self._life: Life | None = None
         self._session_cleared = False
@@ -146,7 +146,7 @@ class Child:
 
     @property
     def identity(self) -> ProcessIdentity | None:
-        """Of its process, where that is one of this host."""
+        """The pid of its process, if it is on this host."""
         return self._life.identity if self._life else None
 
     @property
@@ -154,7 +154,7 @@ class Child:
         return self.state in (State.STARTING, State.READY)
 
     def start(self, on_end: Callable[[], None]) -> None:
-        """Start it; again, if it was started before."""
+        """Start it, for the first time or again."""
         if self._life is not None:
             self.restarts += 1
         self._adopt(self._start.spawn(on_end))
@@ -197,13 +197,13 @@ class Child:
             self.detail = "killed"
 
     def error_lines(self) -> list[str]:
-        """What it said at its end: the last lines of its log that are no JSON events, else the last line."""
+        """The end of its log: the last lines that are not JSON events, else the last line."""
         lines = self._life.log_tail() if self._life else []
         last: list[str] = []
         for line in reversed(lines):
             if line.startswith("{"):
                 break
             last.insert(0, line)
-        if len(last) > ERROR_LINES:  # the first says what happened, the last ones why
+        if len(last) > ERROR_LINES:  # the first line gives the error, the last ones its cause
             last = [last[0], *last[1 - ERROR_LINES :]]
         return last or lines[-1:]

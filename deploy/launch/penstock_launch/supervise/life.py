@@ -1,7 +1,7 @@
-"""One life of a service: a process of this host, or whatever else behaves like one.
+"""One life of a service: a process of this host, or anything else that behaves like one.
 
-Invariant: a life ends once, and its exit code stays. Made by what `penstock_launch.supervise.child` can start; the
-lives of processes elsewhere are in `penstock_launch.on_ray`.
+Invariant: a life ends once, and its exit code stays. Lives of processes on other hosts are in `penstock_launch.on_ray`
+and `penstock_launch.slurm`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ TAIL_BYTES = 16384  # enough for the longest error message
 
 
 class Life(Protocol):
-    """What a child asks of its process."""
+    """The interface of a child's process."""
 
     @property
     def pid(self) -> int | None:
@@ -29,11 +29,11 @@ class Life(Protocol):
 
     @property
     def identity(self) -> ProcessIdentity | None:
-        """None unless it runs on this host, under the eyes of this process."""
+        """None unless it runs on this host, as a child of this process."""
 
     @property
     def progress(self) -> str:
-        """What it waits for before it can say so itself; may be empty."""
+        """The step of its start, before it answers requests; may be empty."""
 
     def poll(self) -> int | None:
         """Its exit code once it has ended (negative: the signal), else None."""
@@ -42,13 +42,13 @@ class Life(Protocol):
         """An exit code in words."""
 
     def send(self, signal_number: int) -> None:
-        """Signal it; nothing happens when it has ended."""
+        """Signal it; no effect if it has ended."""
 
     def kill(self) -> None:
-        """SIGKILL to it and to what it started in its session and left behind; waits for its end. Blocks."""
+        """SIGKILL to it and to all of its session; waits for its end. Blocks."""
 
     def log_tail(self) -> list[str]:
-        """The end of what it has logged in this life."""
+        """The end of its log in this life."""
 
 
 class LocalLife:

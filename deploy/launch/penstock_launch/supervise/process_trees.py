@@ -1,8 +1,7 @@
-"""The process tree below each service: its peak memory, and who is in it.
+"""The process tree of each service: its peak memory, and its members.
 
 Owns `processes.json` in the run's folder: every process of this launch by pid and start time, so that the next launch
-finds what this one could not end (a killed launcher, a child that left its session). Sampled once a second by the
-launcher; read by the supervisor and by `run_folder`.
+finds processes that this one could not end (after a kill of the launcher, or if a child left its session).
 """
 
 import os
@@ -32,7 +31,7 @@ class KnownProcess(msgspec.Struct, frozen=True):
 
 
 class KnownProcesses(msgspec.Struct, frozen=True):
-    """The content of `processes.json`. `machine` names the host and its boot: pids mean nothing elsewhere."""
+    """The content of `processes.json`. `machine` names the host and its boot: the pids are only valid there."""
 
     run: str
     machine: str
@@ -40,7 +39,7 @@ class KnownProcesses(msgspec.Struct, frozen=True):
 
 
 def this_machine() -> str:
-    """Host name, and the id of its boot where there is one."""
+    """Host name, and the id of its boot if there is one."""
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     boot = boot_id.read_text(encoding="ascii").strip() if boot_id.exists() else ""
     return f"{platform.node()} {boot}".strip()
@@ -56,7 +55,7 @@ def read_known(folder: Path, run: str) -> list[KnownProcess]:
 
 
 class ProcessTrees:
-    """What has been seen below each service."""
+    """The processes seen in the tree of each service."""
 
     def __init__(self, folder: Path, run: str) -> None:
         self.peak_rss_bytes: dict[str, int] = {}
@@ -72,7 +71,7 @@ class ProcessTrees:
         return tuple(self._members.get(service, ()))
 
     def sample(self, roots: Mapping[str, ProcessIdentity]) -> None:
-        """Look at the trees below `roots` (by service name) and at this process."""
+        """Measure the trees of `roots` (by service name) and this process."""
         rss_bytes: dict[str, int] = {}
         for service, root in {LAUNCHER: ProcessIdentity.of(os.getpid()), **roots}.items():
             if root is None or not root.alive:
@@ -87,7 +86,7 @@ class ProcessTrees:
         self._record()
 
     def forget(self) -> None:
-        """Everything has ended in order: nothing is left for the next launch to find."""
+        """Delete the record: all processes have ended in order."""
         self._path.unlink(missing_ok=True)
 
     def _record(self) -> None:
@@ -106,7 +105,7 @@ class ProcessTrees:
 
 
 def _measure(service: str, pid: int, rss_bytes: dict[str, int], *, with_children: bool) -> set[ProcessIdentity]:
-    """Add the resident memory of a tree to `rss_bytes`; who is in it."""
+    """Add the resident memory of a tree to `rss_bytes`; returns the tree's members."""
     members: set[ProcessIdentity] = set()
     try:
         root = psutil.Process(pid)

@@ -1,6 +1,6 @@
-"""When a service that died is started again, and when that cannot help.
+"""The rule for a service that died: when it is started again, and when a restart cannot help.
 
-Pure: it is told what happened and when, and answers with a delay or a reason to end.
+Pure: the input is the death and its time, the result a delay or a reason to end.
 """
 
 from collections import deque
@@ -10,11 +10,11 @@ from penstock.errors import ConfigError, EngineStartError, LeaseLostError, Stall
 
 COMMAND_NOT_FOUND = 127
 
-# What the same service would say again at its next start.
+# Errors that the same service would raise again at its next start.
 HOPELESS = {
     # DataError and RewardError share it.
     ConfigError.exit_code: "its configuration or data cannot be used",
-    StallError.exit_code: "no progress, and none can come",
+    StallError.exit_code: "no progress, and none is possible",
     LeaseLostError.exit_code: "another trainer has taken over this run",
     COMMAND_NOT_FOUND: "its command cannot be started",
 }
@@ -59,7 +59,7 @@ class Deaths:
         self._in_a_row = 0
 
     def died(self, exit_code: int, now: float) -> Restart | GiveUp:
-        """What to do about a death at `now` (seconds of any clock that only rises)."""
+        """The verdict on a death at `now` (seconds of any monotonic clock)."""
         if exit_code in HOPELESS:
             return GiveUp(HOPELESS[exit_code])
         if exit_code == EngineStartError.exit_code and not self._has_been_ready:

@@ -2,12 +2,11 @@
 
     start all -> [ a child died -> restart after a delay | give up ] -> trainer exits 0 | stop asked -> end in order
 
-Invariant: when `run` returns no child is left, nor anything that a child had started and that was seen. One loop does
-everything, woken by SIGCHLD, by ends elsewhere, by requests and by the next restart that is due; it never
-polls.
+Invariant: when `run` returns, all children have ended, and all their descendants that were seen. One loop does
+everything; SIGCHLD, ends on other hosts, requests and the next due restart wake it; it never polls.
 
-The end: the trainer first (it writes its checkpoint and needs the others for that), then all others but the queue,
-then the queue; each with a grace, after which it is killed.
+The end: the trainer first (it writes its checkpoint and needs the others for that), then all others except the queue,
+then the queue; each has a grace period, after which it is killed.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ class Grace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the run ended. `lines` are the last words of the service that is to blame."""
+    """How the run ended. `lines`: the last lines of the service that caused the end."""
 
     exit_code: int
     reason: str
@@ -46,7 +45,7 @@ class Outcome:
 
 
 class Supervisor:
-    """Supervises children; `on_event` is told everything that a user wants to know, one line each."""
+    """Supervises children; `on_event` receives every event for the user, one line each."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class Supervisor:
     ) -> None:
         """`survivors(name)`: processes of a child that may outlive it.
 
-        `goes_on_with_fewer`: of several services of a kind some may be given up for good.
+        `goes_on_with_fewer`: the run may give up some of several services of a kind for good.
         """
         self.children = children
         self._on_event = on_event
@@ -72,13 +71,13 @@ class Supervisor:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def wake(self) -> None:
-        """Look at all children again; from any thread."""
+        """Check all children again; from any thread."""
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is supervised any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the supervision has ended
                 self._loop.call_soon_threadsafe(self._changed.set)
 
     def interrupt(self, signal_number: int) -> None:
-        """Ctrl-C and its like: the first ends in order, the second kills."""
+        """A signal such as Ctrl-C: the first ends in order, the second kills."""
         name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
         if self._stop is None:
             self._on_event(f"{name}: ending in order, the trainer writes its checkpoint; once more kills everything")
@@ -96,7 +95,7 @@ class Supervisor:
             self._changed.set()
 
     async def run(self) -> Outcome:
-        """Start what is not started yet and supervise; returns when nothing runs any more."""
+        """Start all children that do not run yet, and supervise; returns when all have ended."""
         loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         try:
@@ -129,7 +128,7 @@ class Supervisor:
             )
 
     def _died(self, child: Child, exit_code: int) -> Outcome | None:
-        """Plan its restart, or say how everything ends."""
+        """Plan its restart, or return how everything ends."""
         self._clear(child)
         if child.name == TRAINER and exit_code == 0:
             return Outcome(0, "the trainer has finished")
@@ -164,7 +163,7 @@ class Supervisor:
         await self._end_some(queues, self._grace.queue_seconds)
 
     async def _end_some(self, children: Sequence[Child], grace_seconds: float) -> None:
-        """SIGTERM, wait, SIGKILL; whatever else dies meanwhile is taken note of and not restarted."""
+        """SIGTERM, wait, SIGKILL; other children that die meanwhile are recorded and not restarted."""
         for child in children:
             child.send(signal.SIGTERM)
             if child.state is State.WAITING:
@@ -185,7 +184,7 @@ class Supervisor:
             self._clear(child)
 
     def _clear(self, child: Child) -> None:
-        """Kill what is left of a child and of what it started."""
+        """Kill the rest of a child and of its descendants."""
         child.kill_session()
         signal_all(self._survivors(child.name), signal.SIGKILL)
 
@@ -194,7 +193,7 @@ class Supervisor:
             self._clear(child)
 
     async def _wait(self, deadline: float | None) -> None:
-        """Until something changed, or `deadline` of time.monotonic."""
+        """Wait until something changed, or until `deadline` of time.monotonic."""
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             await asyncio.wait_for(self._changed.wait(), timeout)

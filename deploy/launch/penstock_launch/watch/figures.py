@@ -41,7 +41,7 @@ def queue_of(status: TrainerStatus) -> str:
 
 
 def figures(status: TrainerStatus) -> list[tuple[str, str]]:
-    """Name and value of everything that the view shows of the trainer."""
+    """Name and value of every figure of the trainer in the view."""
     return [
         ("step", step_of(status)),
         ("reward", number(status.reward_mean)),

@@ -1,7 +1,7 @@
-"""What the run does at the moment: the registry in the queue, `/ready` of what starts, `/v1/status` of the trainer.
+"""The present state of the run: the registry in the queue, `/ready` of starting services, `/v1/status` of the trainer.
 
-Invariant: only looks. A service or queue that does not answer is a thing to show, never an error: whether anything
-ends is the supervisor's business.
+Invariant: it only reads. A service or queue that does not answer is shown, and never raises an error: the supervisor
+decides whether anything ends.
 """
 
 import time
@@ -27,7 +27,7 @@ REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
 
 
 class TrainerStatus(msgspec.Struct, frozen=True):
-    """The answer of the trainer's GET /v1/status; what it cannot say yet is None."""
+    """The answer of the trainer's GET /v1/status; a figure without a value yet is None."""
 
     run: str = ""
     phase: str = ""
@@ -51,7 +51,7 @@ class TrainerStatus(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ServiceView:
-    """One service. `detail`: what it waits for or how it ended; `seconds`: since it was started last."""
+    """One service. `detail`: the step of its start, or how it ended; `seconds`: since its last start."""
 
     name: str
     state: str
@@ -63,14 +63,14 @@ class ServiceView:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that is shown at one moment."""
+    """Everything that the view shows at one moment."""
 
     services: tuple[ServiceView, ...]
     status: TrainerStatus | None
 
 
 async def read_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | None:
-    """The trainer's status; None when it gives none."""
+    """The trainer's status; None if it does not answer with one."""
     try:
         answer = await client.get(f"{url}/v1/status")
         if answer.status_code != httpx.codes.OK:
@@ -81,7 +81,7 @@ async def read_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | No
 
 
 async def read_ready(client: httpx.AsyncClient, url: str) -> str | None:
-    """None when the service is ready, else the reason why it is not."""
+    """None if the service is ready, else the reason why it is not."""
     try:
         answer = await client.get(f"{url}/ready")
     except httpx.HTTPError:
@@ -101,7 +101,7 @@ def make_client(token: SecretStr | None) -> httpx.AsyncClient:
 
 
 class Follower:
-    """Looks at the children of a launch."""
+    """Reads the state of the children of a launch."""
 
     def __init__(self, queue: Queue, client: httpx.AsyncClient, children: Sequence[Child]) -> None:
         self._queue = queue
@@ -110,7 +110,7 @@ class Follower:
         self._urls: dict[str, str] = {}
 
     async def look(self) -> Snapshot:
-        """The state of everything now; marks children as ready that say so."""
+        """The state of everything now; marks children that report ready as ready."""
         records = await self._records()
         status: TrainerStatus | None = None
         for child in self._children:

@@ -1,7 +1,7 @@
 """The end of a run: `summary.json`, and a closing report that a newcomer understands.
 
-Owns the merge of what the trainer wrote (`trainer_summary.json`, at its end) with what only the launcher knows.
-Invariant: summary.json is whole or absent, and always says how the launch ended.
+Owns the merge of the trainer's facts (`trainer_summary.json`, written at its end) with the launcher's.
+Invariant: summary.json is complete or absent, and always states how the launch ended.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class LaunchFacts:
-    """What the launcher knows. `started_at`: Unix seconds."""
+    """The launcher's facts. `started_at`: Unix seconds."""
 
     started_at: float
     peak_rss_bytes: Mapping[str, int]
@@ -31,7 +31,7 @@ class LaunchFacts:
 
 
 def read_trainer_summary(folder: Path) -> dict[str, Any]:
-    """What the trainer wrote; empty when it wrote nothing that can be read."""
+    """The trainer's summary; empty if there is none that can be read."""
     try:
         document = msgspec.json.decode((folder / TRAINER_SUMMARY_FILE).read_bytes())
     except (FileNotFoundError, msgspec.DecodeError):
@@ -40,12 +40,12 @@ def read_trainer_summary(folder: Path) -> dict[str, Any]:
 
 
 def forget_trainer_summary(folder: Path) -> None:
-    """Delete that of an earlier launch, so that it is not taken for this one's."""
+    """Delete the summaries of an earlier launch, so that none is mistaken for this one's."""
     (folder / TRAINER_SUMMARY_FILE).unlink(missing_ok=True)
 
 
 def merge(trainer: Mapping[str, Any], facts: LaunchFacts) -> dict[str, Any]:
-    """One document of both; the launcher's facts are added, nothing of the trainer's is lost."""
+    """One document of both: all of the trainer's facts, plus the launcher's."""
     started = trainer.get("training_started_at")
     return {
         **trainer,
@@ -57,7 +57,7 @@ def merge(trainer: Mapping[str, Any], facts: LaunchFacts) -> dict[str, Any]:
 
 
 def write_summary(folder: Path, facts: LaunchFacts) -> dict[str, Any]:
-    """Merge and write summary.json; what was written."""
+    """Merge and write summary.json; returns its content."""
     document = merge(read_trainer_summary(folder), facts)
     data = msgspec.json.format(msgspec.json.encode(document), indent=2)
     write_durably(folder / SUMMARY_FILE, data + b"\n")
@@ -65,7 +65,7 @@ def write_summary(folder: Path, facts: LaunchFacts) -> dict[str, Any]:
 
 
 def closing_report(summary: Mapping[str, Any], folder: Path, existing: str) -> list[str]:
-    """What is printed at the end, line by line. `existing`: run.existing, which says how to go on."""
+    """The closing report, line by line. `existing`: run.existing, which decides how to continue."""
     outcome = summary["exit"]
     lines = [*_samples(summary, "before"), *_samples(summary, "after"), ""]
     if outcome["code"] == 0:

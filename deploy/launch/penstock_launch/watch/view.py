@@ -1,7 +1,7 @@
-"""What the user sees while a run goes on: one live table on a terminal, plain lines elsewhere.
+"""The user's view of a live run: one table on a terminal, plain lines elsewhere.
 
-Invariant: a view only shows. The plain lines go to the launcher's log in any case, so that nothing that scrolled away
-is lost.
+Invariant: a view only shows. The launcher's log always gets the plain lines, so that no line that scrolled away is
+lost.
 """
 
 import sys
@@ -27,13 +27,13 @@ class View(Protocol):
     """A way to show a run."""
 
     def event(self, text: str) -> None:
-        """Something happened."""
+        """Show an event."""
 
     def show(self, snapshot: Snapshot) -> None:
-        """This is the state now."""
+        """Show the present state."""
 
     def close(self) -> None:
-        """Nothing more comes; what follows is printed below."""
+        """End the view; later output is printed below it."""
 
 
 class Views:
@@ -56,13 +56,13 @@ class Views:
 
 
 def make_view(run: str, write_log: Callable[[str], None]) -> View:
-    """The view that fits standard output, and plain lines for the launcher's log in any case."""
+    """The view that fits standard output, and always plain lines for the launcher's log."""
     shown: View = LiveView(run) if sys.stdout.isatty() else PlainView(lambda line: print(line, flush=True))
     return Views(PlainView(write_log), GuardedView(shown))
 
 
 class GuardedView:
-    """A view whose terminal or pipe may go away: the run goes on, and its log holds the events."""
+    """A view whose terminal or pipe may close: the run continues, and its log holds the events."""
 
     def __init__(self, view: View) -> None:
         self._view: View | None = view
@@ -134,7 +134,7 @@ class PlainView:
             self.event(step_line(status))
 
     def _remind(self, snapshot: Snapshot) -> None:
-        """Say what is waited for, when it changes, and again after a while."""
+        """Name the pending services when they change, and again after some time."""
         now = self._clock()
         waiting_for = snapshot.status.waiting_for if snapshot.status else None
         if waiting_for and waiting_for != self._waiting_for and not self._step:
@@ -149,7 +149,7 @@ class PlainView:
 
 
 class LiveView:
-    """One table that is drawn anew; events scroll above it."""
+    """One table that is redrawn; events scroll above it."""
 
     def __init__(self, run: str, console: Console | None = None) -> None:
         self._run = run

@@ -1,6 +1,6 @@
-"""Where a completion gives its answer: behind its thinking, between tags, in a box.
+"""Finds the answer in a completion: after its thinking, between tags, in a box.
 
-Owns these marks, which all built-in rewards that look for an answer read alike. Invariant: linear time for any text.
+Owns these marks, which all built-in rewards read in the same way. Invariant: linear time for any text.
 
     <think>...</think> The cost is <answer>\\boxed{42}</answer>
                                                    --
@@ -21,16 +21,16 @@ _MAX_DEPTH = 8  # boxes within boxes
 
 @dataclass(frozen=True)
 class Given:
-    """The part of a completion that holds its answer; `boxed`: it is the content of a box, and nothing else."""
+    """The part of a completion that holds its answer; `boxed`: the text is exactly the content of a box."""
 
     text: str
     boxed: bool = False
 
 
 def given_answer(completion: str) -> Given:
-    """The answer that a completion gives: the last box within the last answer tag, behind the thinking.
+    """The answer that a completion gives: the last box within the last answer tag, after the thinking.
 
-    What is missing is skipped: without tags the last box of the text, without boxes the text.
+    A missing mark is skipped: without tags the last box of the text, without boxes the text.
     """
     text = tagged(spoken(completion))
     found = boxed(text)
@@ -43,7 +43,7 @@ def given_answer(completion: str) -> Given:
 
 
 def spoken(completion: str) -> str:
-    """What follows the thinking; empty if the thinking never ends. Without such tags all of it."""
+    """The text after the thinking; empty if the thinking never ends. Without such tags the full text."""
     text = _END_TOKENS.sub("", completion[-200:])
     text = completion[:-200] + text
     tags = list(_THINKING.finditer(text))
@@ -53,9 +53,9 @@ def spoken(completion: str) -> str:
 
 
 def tagged(text: str) -> str:
-    """What stands in the last answer tag that is closed and not empty.
+    """The content of the last answer tag that is closed and not empty.
 
-    A tag that the prompt opened, or that a stop text cut off, may lack its other half. Without tags all of it.
+    A tag that the prompt opened, or that a stop text cut off, may lack its other half. Without tags the full text.
     """
     tags = list(_ANSWER.finditer(text))
     if not tags:
@@ -71,7 +71,7 @@ def tagged(text: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last complete box; boxes joined by a comma, "and" or "or" are one answer. None without one."""
+    """Content of the last complete box; boxes joined by a comma, "and" or "or" are one answer. None without a box."""
     boxes = _boxes(text)
     if not boxes:
         bare = _BARE_BOX.findall(text)

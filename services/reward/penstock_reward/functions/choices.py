@@ -1,4 +1,4 @@
-"""Letters of multiple choice: which one an answer is, and which one a completion chooses.
+"""Letters of multiple choice: the letter of an answer, and the letter that a completion chooses.
 
 Owns the rule. Invariant: a letter counts only if it is all of the answer, labels it, or is named as the answer; a
 completion that names two chooses none.
@@ -6,7 +6,7 @@ completion that names two chooses none.
 
 import re
 
-MAX_CHARS = 2000  # of the end of a text, where its answer stands
+MAX_CHARS = 2000  # of the end of a text, which holds its answer
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|rm|bf)(?![A-Za-z])|[{}$*_`()\[\]\\\s]")
 _FONT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
 _LETTER = r"[(\[{*_`$\s]*(?P<letter>[A-Z])(?![A-Za-z0-9'\u2019+=^/])[)\]}*_`$.]*"

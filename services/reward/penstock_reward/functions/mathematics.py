@@ -1,7 +1,7 @@
 r"""The built-in reward `math`: whether two texts are the same mathematics, by math-verify.
 
-Owns what math-verify is shown, and what is decided without it: letters, and numbers. Made by a factory, so that the
-import happens once per worker process, outside the deadline of a call.
+Owns the input of math-verify, and the cases that need no math-verify: letters and numbers. Made by a factory, so that
+the import happens once per worker process, outside the deadline of a call.
 
     completion --> answer (thinking, tags, box) --> a letter is expected -----------------> choices
                                                 |-> it is one number, and so is expected -> numerals
@@ -21,7 +21,7 @@ from penstock_reward.functions.numerals import equal, sole_number
 
 RewardFunction = Callable[..., Any]
 
-MAX_PROSE_CHARS = 2000  # of the end of a text, where its answer stands: the search for formulas is no linear one
+MAX_PROSE_CHARS = 2000  # of the end of a text, which holds its answer: the search for formulas is not linear
 MAX_FORMULA_CHARS = 500
 MAX_DEPTH = 30  # of brackets: the parser takes seconds for hundreds that are never closed
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -42,8 +42,8 @@ def make_math() -> RewardFunction:
 
     from math_verify import parse, verify
 
-    # Its own time limits are off: when they strike it answers "not equal", which would be a 0 that nobody measured.
-    # This process is killed at the deadline instead, and the call counts as failed. It warns about that once.
+    # Its own time limits are off: at a limit it answers "not equal", which would be a 0 that no function measured.
+    # Instead this process is killed at the deadline, and the call counts as failed. math-verify warns about that once.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def read(given: Given) -> list[Any]:
@@ -92,14 +92,14 @@ def _inside(match: re.Match[str]) -> str:
 
 
 def _prose(text: str) -> str:
-    """The end of a text, without emphasis and currency, for math-verify to find the answer in."""
+    """The end of a text, without emphasis and currency, in which math-verify finds the answer."""
     if len(text) > MAX_PROSE_CHARS:
         text = text[-MAX_PROSE_CHARS:].partition(" ")[2]
     return _CURRENCY.sub("", _EMPHASIS.sub(_inside, text))
 
 
 def _depth(text: str) -> int:
-    """How many brackets are open at once, at the most; those that are never closed count."""
+    """The largest number of brackets that are open at once, those that are never closed included."""
     deepest = depth = 0
     for character in text:
         if character in "([{":
@@ -111,7 +111,7 @@ def _depth(text: str) -> int:
 
 
 def _same_number(given: Given, answer: str) -> bool | None:
-    """Whether both are one number, and the same; None if that is not the question."""
+    """Whether both are the same number; None if one of them is not a single number."""
     text = _formula(given)
     expected = sole_number(_formula(given_answer(answer)) if "=" not in answer else "")
     found = sole_number(text) if text else None
@@ -127,7 +127,7 @@ def _close(expected: Any, found: Any) -> bool:
     try:
         numbers = [Decimal(str(each.evalf(20))) for each in (expected, found)]
     except (AttributeError, InvalidOperation, TypeError, ValueError, ArithmeticError):
-        return True  # no real numbers: math-verify's word stands
+        return True  # not real numbers: math-verify decides
     answer, value = numbers
     percent = Decimal(100)
     return any(equal(each, answer) for each in (value, value * percent, value / percent))

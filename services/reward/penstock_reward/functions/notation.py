@@ -1,4 +1,4 @@
-r"""One way to write what is written in many: Unicode and TeX in the plain form that the grammar of numbers reads.
+r"""One notation instead of many: Unicode and TeX in the plain form that the grammar of numbers reads.
 
 Owns the tables. `3\,000\%`, `\tfrac12`, `3\u00bd` become `3000%`, `\frac12`, `3 1/2`. Nothing is evaluated.
 """

@@ -1,10 +1,10 @@
-r"""Numbers in text: where they are and what they are worth.
+r"""Numbers in text: their positions and values.
 
 Owns the grammar. Invariant: linear time and bounded memory for any text that a model can produce; a text is never
 evaluated. Values are decimals, so that 0.1 is 0.1 and 1e999999999 costs nothing.
 
-What looks like a number and is part of something else (2\sqrt{3}, a date, a time, 3i) is found too, without a value: a
-number before it must not pass for what comes last.
+A text that looks like a number but is part of something else (2\sqrt{3}, a date, a time, 3i) is found too, without a
+value: otherwise an earlier number would count as the last one.
 """
 
 import re
@@ -31,8 +31,8 @@ _BRACED = r"(?:\{{\s?(?P<{0}>-?{1})\s?\}}|(?P<{0}_digit>[0-9]))"
 _FRACTION = rf"\\frac\s?{_BRACED.format('top', _UNSIGNED)}\s?{_BRACED.format('bottom', _UNSIGNED)}"
 _EXPONENT = r"\s?(?:\{\s?(?P<braced>[+-]?[0-9]{1,9})\s?\}|(?P<exponent>[+-]?[0-9]{1,9}))"
 
-# Where a number may begin: not within a name, a date, an exponent or an index. A sign belongs to it unless something
-# stands before it that it subtracts from: 10-3, x-3, (2)-3. Currency may stand between sign and digits.
+# Where a number may begin: not within a name, a date, an exponent or an index. A sign belongs to the number unless it
+# subtracts from a term before it: 10-3, x-3, (2)-3. Currency may stand between sign and digits.
 _START = re.compile(
     r"(?<![0-9A-Za-z])(?<![0-9A-Za-z]_)(?<![0-9A-Za-z]__)(?<![0-9]/)(?<![0-9]\.)(?<![\^_]\{)(?<!\^)(?<!\^[+-])"
     r"(?<!\^\{[+-])(?:(?P<sign>negative\s)|(?<![)\]}])(?P<mark>[+-]))?[$\u20ac\u00a3]?"
@@ -106,12 +106,12 @@ _WORDS = re.compile(
 )
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|bf|rm)\s?\{([^{}]*)\}")
 _MATHEMATICS = re.compile(r"[\\^<>+*/{}\[\]()|!]|^-|-$")
-_FACTOR = re.compile(r"[a-z](?![A-Za-z])")  # right behind a number: 2x, 3n
+_FACTOR = re.compile(r"[a-z](?![A-Za-z])")  # directly after a number: 2x, 3n
 _FACTORS = frozenset("abckntuvwxyz")
 
 
 class Number(NamedTuple):
-    """A number and where it stands in a text; `value`: None for what only looks like one."""
+    """A number and its position in a text; `value`: None if the text only looks like a number."""
 
     start: int
     end: int
@@ -119,7 +119,7 @@ class Number(NamedTuple):
 
 
 def number_at(text: str, start: re.Match[str]) -> Number:
-    """The number that begins at a match of where one may."""
+    """The number that begins at a match of the pattern for beginnings."""
     match, value_of = next(
         (match, value_of) for pattern, value_of in _FORMS if (match := pattern.match(text, start.end()))
     )
@@ -153,7 +153,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def leading_number(text: str) -> tuple[Decimal | None, str] | None:
-    """The number with which a text begins, and what follows it; None if it begins with none."""
+    """The number with which a text begins, and the rest of the text; None if it does not begin with a number."""
     text = plain(text)
     start = _START.match(text)
     if start is None:
@@ -163,7 +163,7 @@ def leading_number(text: str) -> tuple[Decimal | None, str] | None:
 
 
 def sole_number(text: str) -> Decimal | None:
-    """The number that is all of an answer, or of its last equation; words and units may stand around it."""
+    """The only number of an answer, or of its last equation; words and units may surround it."""
     text = plain(text).strip()
     if wrapped := _WRAPPED.fullmatch(text):
         text = wrapped[1]
@@ -190,7 +190,7 @@ def whole_number_text(text: str) -> Decimal:
 
 
 def equal(value: Decimal, answer: Decimal, tolerance: Decimal | None = None) -> bool:
-    """Integers must be the same; other numbers within `tolerance`, or 1e-6 of the answer if none is given."""
+    """Integers must be equal; other numbers must agree within `tolerance`, or 1e-6 of the answer if none is given."""
     if value == answer:
         return True
     if tolerance is None:

@@ -1,8 +1,8 @@
 """The built-in reward `reasoning_gym`: the score that a task of that library gives.
 
-Owns how its scorers are called, and which are not used as they are. Made by a factory, so that the import happens once
-per worker process, outside the deadline of a call. Invariant: a scorer that raises on what the model wrote gives 0; one
-that raises on the entry's own answer, or a task that pays for nothing, is the row's fault.
+Owns the calls of its scorers, and the scorers that are replaced or refused. Made by a factory, so that the import
+happens once per worker process, outside the deadline of a call. Invariant: a scorer that raises on the model's text
+gives 0; one that raises on the entry's own answer, or a task that rewards every text, is the row's fault.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,14 +28,14 @@ def make_reasoning_gym() -> RewardFunction:
     settled: list[tuple[str, Entry, Entry]] = []
 
     def restore(task: str, entry: Entry) -> Entry:
-        # A message has lists where some tasks compare with tuples (arc_agi), and such a task then scores everything
-        # as wrong without a word. The form in which the entry accepts its own answer is the right one.
+        # A message has lists, but some tasks compare with tuples (arc_agi): such a task silently scores every answer
+        # as wrong. The form in which the entry accepts its own answer is the right one.
         if settled and settled[0][:2] == (task, entry):
             return settled[0][2]
         score, oracle = scorer_of(task), entry.get("answer")
         restored = entry
         if oracle is None:
-            score("", entry=entry)  # raises on an entry that lacks what the task needs, before a model is blamed
+            score("", entry=entry)  # raises on an entry that lacks a field of the task, so that the model is not blamed
         elif score(oracle, entry=entry) < 1:
             tuples = {**entry, "metadata": _with_tuples(entry["metadata"])}
             if score(oracle, entry=tuples) > score(oracle, entry=entry):
@@ -61,7 +61,7 @@ def make_reasoning_gym() -> RewardFunction:
 
 
 def attempt(score: RewardFunction, text: str, entry: Entry) -> float:
-    """The task's score; 0 if the text makes its scorer raise. The entry is sound: it was tried."""
+    """The task's score; 0 if the text makes its scorer raise. The entry itself is valid: it was tested."""
     try:
         return float(score(text, entry=entry))
     except (MemoryError, OSError):
@@ -71,7 +71,7 @@ def attempt(score: RewardFunction, text: str, entry: Entry) -> float:
 
 
 def tagged_answer(completion: str) -> str:
-    """What stands in the last answer tag behind the thinking, else all of it; without white space around it."""
+    """The content of the last answer tag after the thinking, else the full text; without white space around it."""
     return tagged(spoken(completion))
 
 
@@ -87,7 +87,7 @@ REPAIRED: Mapping[str, Callable[[str, Entry, RewardFunction], float]] = {
     "game_of_life_halting": _same_text,  # its scorer gives 1 to any text: bool("False") is true
     "knights_knaves": _all_or_nothing,  # up to 0.65 for the question itself, which has every name and role
 }
-"""Tasks whose own scorer pays for nothing, and what is used in its place."""
+"""Tasks whose own scorer rewards every text, and the scorer in its place."""
 
 
 def _with_tuples(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Names of reward functions: which are built in, and how a name becomes a function.
+"""Names of reward functions: the built-in ones, and how a name becomes a function.
 
 Owns the list. A name is built in, or `module:function` of the user's own (`package.module:object.attribute` too).
 Checking names is cheap and happens in the service; loading imports code and happens only in worker processes.
@@ -24,7 +24,7 @@ SIGNATURE = f"({', '.join(PARAMETERS)})"
 
 @dataclass(frozen=True)
 class Builtin:
-    """A reward that comes with Penstock; `load` imports what it needs."""
+    """A reward that comes with Penstock; `load` imports its libraries."""
 
     description: str
     load: Callable[[], RewardFunction]
@@ -50,7 +50,7 @@ def _itself(function: RewardFunction) -> RewardFunction:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """RewardError for the first name that cannot be one."""
+    """RewardError for the first name that no function can have."""
     known = builtins()
     for name in names:
         module, separator, function = name.partition(":")

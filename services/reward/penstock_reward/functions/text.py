@@ -1,7 +1,7 @@
-"""The built-in rewards that need nothing but the text.
+"""The built-in rewards that need only the text.
 
 Owns their rules; docs/rewards.md states them for users. Invariant: a reward function raises only if the row is at
-fault (no usable answer, no pattern), never because of what the model wrote.
+fault (no usable answer, no pattern), never because of the model's text.
 
 Every reward function, built in or the user's own, has this signature, sync or async; it is called with keywords:
 
@@ -21,7 +21,7 @@ _LEAD = re.compile(
     r"(?:\*\*|__|`|\\\(|\\\[|\$\$|\\boxed\s*\{|(?:the\s+)?(?:final\s+)?(?:answer|result)(?:\s+is|\s*=)?|[:=]|[ \t])*",
     re.IGNORECASE,
 )
-_LIST_ITEM = re.compile(r"\s*(?:[.):]\s+\S|\)|:)")  # behind a number: "1. Add", "1) Add", "1: Add" are headings
+_LIST_ITEM = re.compile(r"\s*(?:[.):]\s+\S|\)|:)")  # after a number: "1. Add", "1) Add", "1: Add" are headings
 
 
 def exact_match(prompt: str, completion: str, answer: str, metadata: dict[str, Any]) -> float:
@@ -37,7 +37,7 @@ def numeric(prompt: str, completion: str, answer: str, metadata: dict[str, Any])
 
 
 def given_number(completion: str) -> Decimal | None:
-    """The number that a completion gives as its answer: all of its last box, or its last number."""
+    """The number that a completion gives as its answer: the full content of its last box, or its last number."""
     given = given_answer(completion)
     return sole_number(given.text) if given.boxed else last_number(given.text)
 
@@ -50,7 +50,7 @@ def gsm8k(prompt: str, completion: str, answer: str, metadata: dict[str, Any]) -
 
 
 def _marked_number(completion: str) -> Decimal | None:
-    """The number behind the first mark that has one; a mark with words or a list's number behind it is a heading."""
+    """The number after the first mark that has one; a mark before words or a list's number is a heading."""
     text = tagged(spoken(completion))
     for match in _MARKED_LINE.finditer(text):
         line = match["line"]

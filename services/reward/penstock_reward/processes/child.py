@@ -1,11 +1,11 @@
 """The worker process: runs reward functions, one call after another, in its main thread.
 
 Owns the calls. Invariants: it dies with its parent (the kernel's signal on Linux, the end of the pipe everywhere);
-whatever a function raises or returns becomes an Outcome; standard output carries no protocol, so functions may print.
-The parent (`process`) ends it at the deadline of a call; nothing here measures deadlines.
+every exception and every result of a function becomes an Outcome; standard output carries no protocol, so functions may
+print. The parent (`process`) ends it at the deadline of a call; this module measures no deadlines.
 
 The main thread runs the functions because libraries that use signals need it. A second thread reads the pipe, so that
-the end of the parent is noticed during a call as well.
+it detects the parent's end during a call as well.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _read_frames(pipe: socket.socket, requests: "SimpleQueue[bytes]") -> None:
-    """Queue what arrives; end the process with the pipe, in the midst of a call too."""
+    """Queue the messages; end the process with the pipe, even during a call."""
     try:
         with pipe.makefile("rb") as stream:
             while header := stream.read(LENGTH.size):
@@ -111,7 +111,7 @@ class Calls:
         try:
             self._functions[name] = load(name)
         except BaseException as error:
-            # Whatever the user's module raises at import, sys.exit() included, is a reason and no way to end this.
+            # An exception of the user's module at import, sys.exit() included, is a reason and never ends this process.
             self._unavailable[name] = describe(error)
 
     def _outcome(self, batch: Batch, call: Call) -> Outcome:
@@ -136,7 +136,7 @@ class Calls:
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """Whether an exception may pass: the function declares it, or the network or the host did it."""
+    """Whether the cause may pass: the function declares that, or the network or the host raised the exception."""
     if isinstance(error, NOT_PASSING):
         return "exception"
     return "transient" if isinstance(error, PASSING) else "exception"

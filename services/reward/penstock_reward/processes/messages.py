@@ -1,12 +1,12 @@
-"""What pool and worker process say to each other, and how it is framed.
+"""The messages between pool and worker process, and their framing.
 
-Owns the messages and the frame: 4 bytes of length (big-endian), then MessagePack. Invariant: nothing is ever pickled,
-and a frame longer than MAX_FRAME_BYTES is refused before it is read.
+Owns the messages and the frame: 4 bytes of length (big-endian), then MessagePack. Invariant: no message is pickled, and
+a frame longer than MAX_FRAME_BYTES is refused before it is read.
 
     parent                     child
     Start ------------------->           loads the configured functions
           <------------------- Started | Refused
-    Batch ------------------->           loads what the batch names besides
+    Batch ------------------->           loads further functions that the batch names
           <------------------- Accepted
           <------------------- Outcome   one per call, as soon as it is known: the parent's deadline is per call
 """
@@ -16,18 +16,18 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-MAX_FRAME_BYTES = 1 << 28  # a group of G texts and its metadata; beyond it something is wrong
+MAX_FRAME_BYTES = 1 << 28  # far above a group of G texts and its metadata: a longer frame is a defect
 LENGTH = struct.Struct(">I")
 
 FailureKind = Literal[
     "exception", "transient", "timeout", "died", "not_a_number", "too_large", "unavailable", "unknown_reward"
 ]
 OUTAGE_KINDS: frozenset[FailureKind | None] = frozenset({"transient", "timeout", "died"})
-"""Failures that may pass: they are tried again, and many in a row open the function's breaker."""
+"""Failures that may pass: such a call is repeated, and many in a row open the function's breaker."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of what travels through the pipe."""
+    """Base of all messages of the pipe."""
 
 
 class Start(Message, frozen=True, tag="start"):
@@ -38,7 +38,7 @@ class Start(Message, frozen=True, tag="start"):
 
 
 class Started(Message, frozen=True, tag="started"):
-    """All are loaded; the first line of each one's docstring."""
+    """All functions are loaded; the first line of each one's docstring."""
 
     descriptions: dict[str, str]
 
@@ -72,7 +72,7 @@ class Accepted(Message, frozen=True, tag="accepted"):
 
 
 class Outcome(Message, frozen=True, tag="outcome"):
-    """What came of a call: a finite value, or the kind and the text of its failure. seconds: how long it ran."""
+    """The result of a call: a finite value, or the kind and the text of its failure. seconds: its duration."""
 
     value: float | None
     seconds: float
@@ -87,7 +87,7 @@ M = TypeVar("M", bound=Message)
 
 
 def frame(message: Message) -> bytes:
-    """A message as one frame; ValueError when it is too long."""
+    """A message as one frame; ValueError if it is too long."""
     data = msgspec.msgpack.encode(message)
     if len(data) > MAX_FRAME_BYTES:
         raise ValueError(f"{len(data)} bytes in one message; expected at most {MAX_FRAME_BYTES}")
@@ -95,7 +95,7 @@ def frame(message: Message) -> bytes:
 
 
 def frame_length(header: bytes) -> int:
-    """Length of the frame that a header announces; ValueError when it cannot be one."""
+    """Length of the frame that a header announces; ValueError if it is too large."""
     length: int = LENGTH.unpack(header)[0]
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length} bytes; expected at most {MAX_FRAME_BYTES}")

@@ -1,8 +1,8 @@
-"""The pool of worker processes: every call gets an outcome, whatever the functions do.
+"""The pool of worker processes: every call gets an outcome, even if its function hangs or crashes.
 
 Owns `num_workers` slots; each slot is a task with one process, replaced as soon as it is lost.
 Invariants: a call runs at most once per request; a call that outlives its deadline or its process has failed, and the
-calls behind it go to another process; nothing waits without a deadline; no process outlives the pool.
+calls after it go to another process; every wait has a deadline; no process outlives the pool.
 
     run() --> jobs --> slot 1: process        G calls of a group are one job, or one per idle slot
                    '-> slot 2: process        (a round trip each; the deadline stays per call)
@@ -28,7 +28,7 @@ from penstock_reward.processes.process import WorkerProcess
 
 log = logging.getLogger(__name__)
 
-MAX_LOST_JOBS = 3  # a process may be lost while idle (out of memory); a job that meets it this often is at fault
+MAX_LOST_JOBS = 3  # a process may be lost while idle (out of memory); a job that loses this many is at fault
 MAX_RESTARTS = 5  # of one slot in a row: functions that loaded at start and no longer do
 RESTART_SECONDS = 0.5  # before the first of them, doubled each time
 
@@ -53,7 +53,7 @@ class Pool:
         self.descriptions: dict[str, str] = {}
 
     def not_ready(self) -> str | None:
-        """Why no call can run now; None when one can."""
+        """The reason why no call can run now; None if one can."""
         return (
             None if self.num_ready else f"0 of {self._section.num_workers} reward workers have loaded their functions"
         )
@@ -95,7 +95,7 @@ class Pool:
         return outcomes
 
     async def serve_slot(self) -> None:
-        """Keep one process and give it jobs, for ever. RewardError if it cannot be started."""
+        """Keep one process and give it jobs, without end. RewardError if it cannot be started."""
         await self._serve_process(self._note_started)
         failures = 0
         while True:
@@ -125,7 +125,7 @@ class Pool:
             self._all_started.set()
 
     async def _serve_jobs(self, process: WorkerProcess) -> None:
-        """Until the process is lost."""
+        """Give it jobs until the process is lost."""
         self.num_ready += 1
         try:
             while process.usable:
@@ -170,7 +170,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def modules_path(section: RewardSection) -> str:
-    """The folder of the user's modules, absolute; empty if no function is the user's."""
+    """The folder of the user's modules, as an absolute path; empty if all functions are built in."""
     if not any(":" in name for name in section.functions):
         return ""
     folder = Path(section.modules_path).resolve()

@@ -1,7 +1,7 @@
 """One worker process as the service sees it: started, given batches, read until the deadline of each call, killed.
 
-Invariants: no method waits longer than its deadlines; once anything went wrong the process and whatever it started
-are killed, and it is never used again (`usable`).
+Invariants: no method waits longer than its deadlines; after the first error the process and all its descendants are
+killed, and it is never used again (`usable`).
 
 Start it from the main thread: the kernel ties the child to the thread that started it.
 """
@@ -40,7 +40,7 @@ from penstock_reward.processes.messages import (
 log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 120.0  # imports: reasoning_gym takes 3 s, a user's torch a minute on a cold disk
-REAP_SECONDS = 5.0  # after SIGKILL only the kernel itself can hold a process back
+REAP_SECONDS = 5.0  # after SIGKILL only the kernel itself can delay the end
 OUTPUT_CHUNK_BYTES = 1 << 16
 MAX_LOGGED_CHARS = 2000
 ENV_PREFIX = "PENSTOCK_"
@@ -49,7 +49,7 @@ M = TypeVar("M", bound=Message)
 
 
 class BrokenWorkerError(Exception):
-    """The process ended, or said something that is no answer."""
+    """The process ended, or sent an invalid answer."""
 
 
 class WorkerProcess:
@@ -71,7 +71,7 @@ class WorkerProcess:
         return self._process.pid
 
     async def start(self, start: Start) -> dict[str, str]:
-        """Load the functions; their descriptions. RewardError with the reason if that fails."""
+        """Load the functions; returns their descriptions. RewardError with the reason if that fails."""
         self._reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         answer: Started | Refused
         try:
@@ -97,9 +97,9 @@ class WorkerProcess:
         return answer.descriptions
 
     async def run(self, batch: Batch) -> list[Outcome]:
-        """Outcomes of the calls in order. Fewer than calls when the process is lost: the last one then failed.
+        """Outcomes of the calls in order. Fewer than calls if the process is lost: the last one then failed.
 
-        None at all when it was lost before the first call began: nothing was at fault, and all may be repeated.
+        An empty list if it was lost before the first call began: no call was at fault, and all may be repeated.
         """
         outcomes: list[Outcome] = []
         try:
@@ -148,18 +148,18 @@ class WorkerProcess:
         except (asyncio.IncompleteReadError, OSError):
             raise BrokenWorkerError(await self._end()) from None
         except (ValueError, msgspec.DecodeError) as error:
-            raise BrokenWorkerError(f"sent what is no answer ({error})") from None
+            raise BrokenWorkerError(f"sent an invalid answer ({error})") from None
         if not isinstance(message, expected):
             raise BrokenWorkerError(f"sent {type(message).__name__} out of turn")
         return message
 
     async def _end(self) -> str:
-        """How the process ended; it has closed its pipe."""
+        """How the process ended, after it closed its pipe."""
         try:
             code = await asyncio.to_thread(self._process.wait, REAP_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its pipe"
-        self._read_output()  # its last words may still be in the pipe
+        self._read_output()  # its last lines may still be in the pipe
         if code >= 0:
             return f"ended with exit code {code}"
         return f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
@@ -183,12 +183,12 @@ class WorkerProcess:
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            return  # nothing is left of the group (macOS answers EPERM for zombies)
+            return  # the group has ended (macOS answers EPERM for zombies)
 
     async def close(self) -> None:
         """Kill, reap and release the pipes; a cancelled caller leaves nothing open either."""
         self.kill()
-        # Handed to its thread at once and shielded: a wait that was cancelled in the queue would never reap.
+        # Handed to its thread at once and shielded: a wait that is cancelled in the thread's queue would never reap.
         reaped = asyncio.get_running_loop().run_in_executor(None, self._process.wait, REAP_SECONDS)
         try:
             await asyncio.shield(reaped)
@@ -231,10 +231,10 @@ def _spawn() -> tuple["subprocess.Popen[bytes]", socket.socket, int]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without Penstock's own variables, since they hold secrets and functions run with the rest."""
+    """This process's environment without Penstock's variables, since those hold secrets and functions see the rest."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
     ours = [str(Path(module.__file__ or "").resolve().parent.parent) for module in (penstock, penstock_reward)]
     environment["PYTHONPATH"] = os.pathsep.join([*ours, *filter(None, [environment.get("PYTHONPATH", "")])])
-    environment["PYTHONUNBUFFERED"] = "1"  # what a killed function printed is in the log
-    environment.setdefault("OMP_NUM_THREADS", "1")  # workers are the parallelism
+    environment["PYTHONUNBUFFERED"] = "1"  # so that the output of a killed function is in the log
+    environment.setdefault("OMP_NUM_THREADS", "1")  # the workers run in parallel instead
     return environment

@@ -1,8 +1,8 @@
-"""One prompt's completions on their way to their verdicts: calls, retries, and the wait for open breakers.
+"""The calls of one prompt's completions until all have verdicts: attempts, retries, and the wait for open breakers.
 
-Owns what was called and what came of it. Invariants: every completion gets exactly one verdict; a call that was
-answered is not repeated for it; no call fails because a breaker is open: it fails by its own attempts alone. A pure
-function that ran into its deadline would do so again: that failure is final, and of the completion.
+Owns the calls and their outcomes. Invariants: every completion gets exactly one verdict; a call that was answered is
+not repeated for it; no call fails because a breaker is open: only its own attempts can fail it. A pure function that
+exceeded its deadline would do so again: that failure is final, and the completion's own.
 
     run --> attempt --> failed as in an outage --> back-off --> attempt ... --> verdicts
      |                                                             '-- breaker opened --> None --.
@@ -28,7 +28,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Runner(Protocol):
-    """What runs calls: `pool.Pool`."""
+    """Runs calls: `pool.Pool`."""
 
     async def run(
         self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
@@ -50,7 +50,7 @@ class Attempts:
         pure: Collection[str],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`request`: prompt, completions, answer, metadata. `place`: its order among those who wait for a breaker.
+        """`request`: prompt, completions, answer, metadata. `place`: its order among groups that wait for a breaker.
 
         `pure`: functions whose outcome depends on their arguments alone.
         """
@@ -70,12 +70,12 @@ class Attempts:
 
     @property
     def blocked_by(self) -> str:
-        """The open breaker that it has to wait for, and why that is open; empty if there is none."""
+        """The open breaker that blocks it, and why that is open; empty if there is none."""
         breaker = self._breakers.blocking(call.function for call in self._due)
         return "" if breaker is None else str(breaker)
 
     async def run(self, *, may_park: bool = True) -> list[Verdict] | None:
-        """One verdict per completion; None if an open breaker stands in the way: `breakers_closed`, then run again."""
+        """One verdict per completion; None if an open breaker blocks a call: `breakers_closed`, then run again."""
         if self.blocked_by:
             return None
         due = list(self._due)
@@ -103,14 +103,14 @@ class Attempts:
         return verdict
 
     async def breakers_closed(self) -> None:
-        """Return when no breaker stands in its way any more; probes if it is its turn."""
+        """Return when no breaker blocks it any more; probes if it is its turn."""
         while (breaker := self._breakers.blocking(call.function for call in self._due)) is not None:
             if not await breaker.admission(self._place, self._num_probes):
                 continue
             self._num_probes += 1
             try:
                 probe = next(call for call in self._due if call.function == breaker.function)
-                if await self._call([probe]):  # the next time another completion of it
+                if await self._call([probe]):  # the next probe uses another completion
                     self._due.remove(probe)
                     self._due.append(probe)
                     await self._repeat_reference(breaker)
@@ -118,12 +118,12 @@ class Attempts:
                 breaker.probe_ended()
 
     def _rounds(self, calls: Sequence[Call]) -> list[Sequence[Call]]:
-        """No more calls at once than open a breaker: a long group then stops soon after an outage begins."""
+        """At most as many calls at once as open a breaker: a long group then stops soon after an outage begins."""
         size = self._section.breaker_failures or len(calls)
         return [calls[first : first + size] for first in range(0, len(calls), size)]
 
     async def _call(self, calls: Sequence[Call]) -> list[Call]:
-        """Those that failed as in an outage; the others are settled."""
+        """The calls that failed as in an outage; the others are settled."""
         failed = []
         for call, outcome in zip(calls, await self._runner.run(*self._request, calls), strict=True):
             self._outcomes[call] = outcome
@@ -145,7 +145,7 @@ class Attempts:
         return failed
 
     async def _repeat_reference(self, breaker: Breaker) -> bool:
-        """Whether a call that was answered before is answered now: then the failures are the completions' own."""
+        """Whether a call that was answered before is answered again: then the failures are the completions' own."""
         if (known := breaker.reference) is None:
             return False
         [outcome] = await self._runner.run(
@@ -159,7 +159,7 @@ class Attempts:
 
 
 class Settled:
-    """Attempts that need no call: all its scores failed for one reason."""
+    """Attempts without a call: all scores failed for one reason."""
 
     blocked_by = ""
 
@@ -174,6 +174,6 @@ class Settled:
 
 
 def back_off_seconds(attempt: int, section: RewardSection, random: Random) -> float:
-    """Before attempt number `attempt` (from 1): doubled each time, capped, and shortened at random by up to half."""
+    """The wait before attempt `attempt` (from 1): doubled each time, capped, and shortened at random by up to half."""
     longest: float = min(section.retry_cap_seconds, section.retry_seconds * 2.0 ** (attempt - 1))
     return longest * random.uniform(LEAST_BACK_OFF, 1.0)

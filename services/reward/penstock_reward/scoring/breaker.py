@@ -1,12 +1,12 @@
-"""Circuit breakers: one per reward function, so that an outage of what it needs parks groups and fails none.
+"""Circuit breakers: one per reward function, so that an outage of its services parks groups and fails none.
 
 Owns their state. Only failures that look like an outage count (`messages.OUTAGE_KINDS`): an answer of any kind, an
 exception of the function's own included, shows that it works. A completion that hangs or crashes the function looks
-like an outage too. A call that was answered before shows which it is: made again, it fails in an outage alone.
+like an outage too. To distinguish both, a call that was answered before is repeated: it fails only in an outage.
 
 Invariants: failures of one prompt open no breaker of a function that can still answer; at most one group probes a
 breaker that is half open; the group that probes changes with every probe, so that one group at fault keeps no breaker
-open for the others; when a breaker closes, those who wait go on in their order. No I/O.
+open for the others; when a breaker closes, the waiting groups continue in their order. No I/O.
 
        N failures in a row, and an answered                cool-down is over
        call that fails when it is repeated
@@ -15,8 +15,8 @@ open for the others; when a breaker closes, those who wait go on in their order.
         |                             '---- the probe fails -----------'  |
         '---------------------------------- any call answers -------------'
 
-Before anything was answered there is no call to repeat. Then failures of two prompts open it, and failures of one if
-the function declared them (`transient`).
+Before the first answer there is no call to repeat. Then failures of two prompts open it, and failures of one if the
+function declared them (`transient`).
 """
 
 import asyncio
@@ -30,12 +30,12 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MAX_REASON_CHARS = 160
-MIN_PROMPTS = 2  # that fail before anything was answered: what one prompt does may be its own fault
+MIN_PROMPTS = 2  # that fail before any call was answered: failures of one prompt may be its own fault
 NUM_ANSWERED = 16  # calls kept; more than the trivial ones, such as empty completions, that come in a row
 
 
 class State(StrEnum):
-    """What a breaker lets through: everything, nothing, one call."""
+    """The calls that a breaker lets through: all, none, one."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -44,7 +44,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class AnsweredCall:
-    """A call that came back, as it was made, and how long it took."""
+    """A call that was answered, and its duration."""
 
     prompt: str
     completion: str
@@ -84,16 +84,16 @@ class Breaker:
 
     @property
     def reference(self) -> AnsweredCall | None:
-        """The call to repeat: the slowest of the last, since a quick one may not have used what is out of order."""
+        """The call to repeat: the slowest of the last, since a quick one may not have used the failed service."""
         return max(self._answered, key=lambda each: each.seconds, default=None)
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it is closed, and only the repeated reference can show if it must open."""
+        """Whether it is closed, and only a repeat of the reference call can show if it must open."""
         return self.state is State.CLOSED and 0 < self._limit <= self._num_failures and bool(self._answered)
 
     def answered(self, call: AnsweredCall) -> None:
-        """A call came back with an answer."""
+        """A call was answered."""
         self._answered.append(call)
         self._num_failures = 0
         self._failed_groups.clear()
@@ -109,7 +109,7 @@ class Breaker:
                 waiter.admitted.set_result(False)
 
     def failed(self, reason: str, group: int, *, declared: bool) -> None:
-        """A call of a group failed as in an outage; `declared`: the function raised it, and was not killed."""
+        """A call of a group failed as in an outage; `declared`: the function raised, and was not killed."""
         self._num_failures += 1
         self._failed_groups.add(group)
         self._declared |= declared
@@ -129,8 +129,8 @@ class Breaker:
     async def admission(self, place: int, num_probes: int) -> bool:
         """Wait while it is open: False once it is closed, True for the one that must now probe it.
 
-        `place`: the order in which groups go on. `num_probes`: how often this one has probed. After True
-        `probe_ended` must be called, whatever came of the probe.
+        `place`: the order in which groups continue. `num_probes`: how often this one has probed. After True the caller
+        must call `probe_ended`, whatever the result of the probe.
         """
         if self.state is State.CLOSED:
             return False
@@ -199,9 +199,9 @@ class Breakers:
         return self._breakers[function]
 
     def blocking(self, functions: Iterable[str]) -> Breaker | None:
-        """The first that keeps calls of these functions back."""
+        """The first breaker that keeps calls of these functions back."""
         return next((each for name in functions if (each := self.of(name)).state is not State.CLOSED), None)
 
     def describe(self) -> str:
-        """Which are open and why, in words; empty if none is."""
+        """The open breakers and why they are open, in words; empty if none is open."""
         return "; ".join(str(each) for each in self._breakers.values() if each.state is not State.CLOSED)

@@ -1,8 +1,8 @@
-"""How many groups a reward service holds: those that are being scored, and those that wait for an open breaker.
+"""The number of groups that a reward service holds: those in scoring, and those parked by an open breaker.
 
 Owns the two counts. Invariants: at most `num_permits` groups are scored at once; a group that waits for a breaker
-releases its permit, so that groups of other functions go on; when its wait is over it comes before new ones, in order;
-with `max_parked` waiting no more are taken.
+releases its permit, so that groups of other functions continue; after its wait it comes before new groups, in order;
+while `max_parked` groups wait, no new ones are taken.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 
 
 class Permits:
-    """Permits for groups that are scored, and the count of those parked."""
+    """Permits for groups in scoring, and the count of the parked ones."""
 
     def __init__(self, num_permits: int, max_parked: int) -> None:
         self._permits = asyncio.Semaphore(num_permits)
@@ -18,7 +18,7 @@ class Permits:
         self._changed = asyncio.Event()
         self.num_parked = 0
         self.num_resuming = 0
-        """Groups whose wait for a breaker is over, and that wait for a permit."""
+        """Groups that no longer wait for a breaker, but for a permit."""
 
     @property
     def takes_more(self) -> bool:
@@ -37,12 +37,12 @@ class Permits:
             await self._changed.wait()
 
     async def acquire(self) -> "Permit":
-        """A permit; waits behind those who came before."""
+        """A permit; waits for all earlier requests."""
         await self._permits.acquire()
         return Permit(self)
 
     async def acquire_again(self) -> None:
-        """For a group that was parked."""
+        """A permit for a group that was parked."""
         self.num_resuming += 1
         try:
             await self._permits.acquire()
@@ -67,11 +67,11 @@ class Permit:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a group that has ended must release it, and not hand it on to a new one."""
+        """Whether an ended group must release its permit instead of passing it to a new one."""
         return self._permits.num_resuming > 0 or not self._permits.takes_more
 
     async def release_while(self, waiting: Awaitable[None]) -> None:
-        """Park the group: without its permit until the wait is over and one is free again."""
+        """Park the group: release its permit, and take one again after the wait."""
         self.release()
         self._permits.parked(+1)
         try:
@@ -82,7 +82,7 @@ class Permit:
             self._permits.parked(-1)
 
     def release(self) -> None:
-        """Give the permit up; safe to repeat."""
+        """Release the permit; safe to repeat."""
         if self._held:
             self._held = False
             self._permits.release()

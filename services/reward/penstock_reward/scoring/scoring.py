@@ -1,4 +1,4 @@
-"""Scores for completions: which functions apply to a row, and the parts that their calls need.
+"""Scores for completions: the functions that apply to a row, and the objects that their calls need.
 
 Owns the choice of functions and the breakers. Invariant: every completion gets exactly one verdict.
 """
@@ -19,7 +19,7 @@ from penstock_reward.scoring.combine import Verdict, failed
 
 
 class Scoring:
-    """The scorer behind the queue and behind HTTP."""
+    """The scorer of both the queue and HTTP."""
 
     def __init__(
         self, section: RewardSection, runner: Runner, metrics: RewardMetrics, *, sleep: Sleep = asyncio.sleep
@@ -37,7 +37,7 @@ class Scoring:
             metrics.breaker_changed(name, is_open=False)
 
     def weights(self, reward: str) -> Mapping[str, float]:
-        """Functions and weights for a row that names `reward`, or none (""); RewardError if it cannot be used."""
+        """Functions and weights for a row that names `reward`, or no reward (""); RewardError if there is none."""
         if not reward:
             weights = {name: weight for name, weight in self._section.functions.items() if weight != 0}
             if not weights:
