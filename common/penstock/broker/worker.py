@@ -28,7 +28,7 @@ GIVE_BACK = Script("worker/give_back")
 BURY = Script("worker/bury")
 BEAT = Script("worker/beat")
 RENEW = Script("worker/renew")
-MAX_ENGINE_DEATHS = 3  # another ticket may have caused two of them; at the third this one runs alone
+MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 
