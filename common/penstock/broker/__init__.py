@@ -1,4 +1,4 @@
-"""Everything that Penstock says to Redis, and nothing else does."""
+"""All of Penstock's calls to Redis; no other package calls it."""
 
 from penstock.broker.connect import connect
 from penstock.broker.keys import Keys, Stage

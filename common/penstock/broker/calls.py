@@ -1,9 +1,9 @@
 """Scripts and reads called over connections of their own, one call at a time on each.
 
 Owns these connections. Invariant: a connection is used again only after it has given all answers of its last call.
-The client's pool looks for stray data before each call and wraps it in retries, which adds a third to what a group
-costs the client (docs/adr/0008). Here the first attempt does without; one that meets a broken connection is repeated
-by the client, with its back-off.
+The client's pool looks for stray data before each call and wraps it in retries, which adds a third to the client's cost
+of a group (docs/adr/0008). Here the first attempt skips both. If the connection is broken, the client repeats the call
+with its back-off.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Calls:
         self._idle: list[Any] = []
 
     async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
-        """Run a script that may be repeated; the server is sent its text only if it does not know it.
+        """Run a script that may be repeated; its text is sent only if the server does not have it.
 
-        `first`: commands that may be repeated too and go before it, in the same round trip. The script must see for
+        `first`: commands that may be repeated too and go before it, in the same round trip. The script must check
         itself whether a full Redis has refused them.
         """
         command = ("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments)

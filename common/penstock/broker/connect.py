@@ -1,6 +1,6 @@
-"""Connecting to the server that redis.url names, with the checks and retries that every service wants.
+"""Connects to the server of redis.url, with the checks and retries that every service needs.
 
-Owns the client's settings. Invariant: a queue that is given out is on a server that can keep a run.
+Owns the client's settings. Invariant: a queue that `connect` returns is on a server that can keep a run.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ BACKOFF_CAP_SECONDS = 1.0
 
 
 async def connect(config: Config, *, known_only: bool = False) -> Queue:
-    """Connect and check the server; QueueError or ConfigError naming redis.url when it cannot serve.
+    """Connect and check the server; QueueError or ConfigError with redis.url if it cannot serve.
 
-    `known_only`: nothing is made there; ConfigError when it holds nothing of the run.
+    `known_only`: create nothing there; ConfigError if it holds nothing of the run.
     """
     section = config.redis
     if not section.url:
@@ -35,7 +35,7 @@ async def connect(config: Config, *, known_only: bool = False) -> Queue:
             section.url,
             password=section.password.get_secret_value() if section.password else None,
             # With a timeout redis-py sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that
-            # comes as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
+            # arrives as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             health_check_interval=15,
@@ -56,7 +56,7 @@ async def connect(config: Config, *, known_only: bool = False) -> Queue:
 
 
 class _RetryUnlessRefused(Retry):
-    """Repeats what a broken connection interrupted, but not a refused password, which redis-py counts as one."""
+    """Repeats a call after a broken connection, but not after a refused password, which redis-py counts as one."""
 
     async def call_with_retry(
         self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False

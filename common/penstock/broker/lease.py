@@ -1,7 +1,7 @@
 """The trainer's lease: at any time one process may write versions, tickets and the ledger.
 
-Owns its token, `number:random id`, compared whole by every fenced script, and the thread that renews it, so that a busy
-event loop does not lose it. Numbers only grow: rollout servers refuse a push with a lower one.
+Owns its token, `number:random id`, which every fenced script compares in full, and the thread that renews it, so that a
+busy event loop does not lose it. Numbers only grow: rollout servers refuse a push with a lower one.
 """
 
 import asyncio
@@ -49,12 +49,12 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def start_renewing(self, on_loss: Callable[[QueueError], None]) -> None:
-        """Renew from a thread; `on_loss` is called there once, with the error, when the lease is gone."""
+        """Renew from a thread; `on_loss` is called there once, with the error, if the lease is lost."""
         self._thread = threading.Thread(target=self._renew, args=(on_loss,), name="lease", daemon=True)
         self._thread.start()
 
     async def renew(self, queue: Queue) -> None:
-        """Renew now; holds it again after it expired unless another trainer has had it (LeaseLostError) or may have."""
+        """Renew now; an expired lease is held again unless another trainer has had it (LeaseLostError) or may have."""
         await queue.run(self._renewal)
 
     def release(self) -> None:
@@ -83,9 +83,9 @@ class Lease:
 
 
 async def acquire_lease(queue: Queue, config: Config, *, above: int = 0) -> Lease:
-    """Wait until no other trainer holds the lease, then hold it; without trainer.standby StallError after a while.
+    """Wait until no other trainer holds the lease, then hold it; StallError after a while without trainer.standby.
 
-    above: the highest number that is known from elsewhere: a queue that lost its last writes would give it out again.
+    above: the highest number found elsewhere; a queue that lost its last writes would give that number out again.
     """
     ttl_seconds = config.staleness.heartbeat_seconds
     keys = queue.keys

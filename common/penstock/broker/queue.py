@@ -1,8 +1,8 @@
 """The connection of one service to one run's keys in Redis or Valkey.
 
-Owns waiting for a full server and naming what went wrong, and what every kind of service reads: the announced version,
-the registered services, the depths of the streams. Invariant: a call either has its effect once or raises; every script
-may be repeated after a broken connection. Made by `connect.py`; `worker.py` and `trainer.py` build on it.
+Owns the wait for a full server, the translation of errors, and the reads of every kind of service: the announced
+version, the registered services, the depths of the streams. Invariant: a call either has its effect once or raises;
+every script may be repeated after a broken connection. `connect.py` makes it; `worker.py` and `trainer.py` build on it.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ FULL_RETRY_SECONDS = 1.0
 
 
 class Queue:
-    """What every service may ask of a run's Redis."""
+    """The calls that every service may make to a run's Redis."""
 
     def __init__(self, client: "aioredis.Redis", keys: Keys, shown_url: str, timeout_seconds: float) -> None:
-        """`timeout_seconds`: for each call, its repetitions after broken connections included."""
+        """`timeout_seconds`: for each call, including its repetitions after broken connections."""
         self.client = client
         self.keys = keys
         self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
@@ -54,7 +54,7 @@ class Queue:
         await self.client.aclose()
 
     async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
-        """Run a script; waits while Redis is full, since the script has then changed nothing. `first`: see `Calls`."""
+        """Run a script; wait while Redis is full: the script has then changed nothing. `first`: see `Calls`."""
         warned = False
         while True:
             try:
@@ -66,22 +66,22 @@ class Queue:
                 await asyncio.sleep(FULL_RETRY_SECONDS)
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The strings that keys hold; None for one that does not exist."""
+        """The strings under keys; None for one that does not exist."""
         if not keys:
             return []
         found: list[bytes | None] = await self.guard(self._calls.read("MGET", *keys))
         return found
 
     async def next_of(self, streams: Mapping[str, str], timeout_seconds: float) -> dict[str, str]:
-        """Wait until one of the streams holds an entry after the given one; the first that each then holds, if any."""
+        """Wait until a stream has an entry after the given one; returns the first such entry of each stream."""
         block_ms = max(1, int(min(timeout_seconds, self.longest_block_seconds) * 1000))
         command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *streams.values())
         answer = await self.guard(self._calls.read(*command))
-        # A map here, a list of pairs where the client has repeated the call.
+        # A map here, but a list of pairs if the client has repeated the call.
         return {name.decode(): entries[-1][0].decode() for name, entries in dict(answer or ()).items()}
 
     async def guard(self, call: Any) -> Any:
-        """Await a Redis call, with its errors in Penstock's words."""
+        """Await a Redis call and turn its errors into Penstock's."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await call
@@ -103,7 +103,7 @@ class Queue:
             raise QueueError(f"Redis at {self.shown_url}: {error}") from error
 
     async def check_server(self, *, make_groups: bool = True) -> str:
-        """Name and version of the server; makes the consumer groups. ConfigError when it cannot keep a run."""
+        """Name and version of the server; makes the consumer groups. ConfigError if it cannot keep a run."""
         info = await self.guard(self.client.info("server"))
         version = str(info.get("redis_version", "0"))
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
@@ -112,10 +112,10 @@ class Queue:
             raise ConfigError(
                 f"redis.url {self.shown_url}: a node of a Redis Cluster; expected a single server. A run has all its "
                 "keys in one hash slot, so that a cluster would serve it with one node at a time, and lose the last "
-                "acknowledged writes when another takes over"
+                "acknowledged writes if another node takes over"
             )
         memory = await self.guard(self.client.info("memory"))
-        # volatile-*: evicts only what has a time to live, which is written again where it is missed.
+        # volatile-*: evicts only keys with a time to live, which are written again if they are missing.
         if int(memory.get("maxmemory", 0)) and str(memory.get("maxmemory_policy", "")).startswith("allkeys"):
             raise ConfigError(
                 f"redis.url {self.shown_url}: maxmemory-policy {memory['maxmemory_policy']}, which deletes a run's "
@@ -139,7 +139,7 @@ class Queue:
         return read_announced(fields) if fields else None
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
-        """Show a service to the others for `ttl_seconds`; its heartbeat."""
+        """Show a service to the others for `ttl_seconds`: its heartbeat."""
         data, alive_ms = msgspec.json.encode(record), int(ttl_seconds * 1000)
         await self.run(REGISTER(services=self.keys.services, name=record.name, record=data, alive_ms=alive_ms))
 
@@ -152,7 +152,7 @@ class Queue:
         return sorted((msgspec.json.decode(data, type=ServiceRecord) for data in records), key=lambda each: each.name)
 
     async def depths(self) -> dict[str, int]:
-        """Groups in each stream, the dead ones included; held ones count until they are handed over."""
+        """Groups in each stream, and in `dead`; held ones count until they are handed over."""
         names = [*Stage, "dead"]
         async with self.client.pipeline(transaction=False) as pipeline:
             for name in names:
@@ -173,10 +173,10 @@ class Queue:
         }
 
     async def whereabouts(self, ticket: int) -> str:
-        """Where an outstanding ticket is and who holds it since when, in words."""
+        """Where an outstanding ticket is, and who holds it since when, as text for a log line."""
         place = await self.guard(self.client.hget(self.keys.live, str(ticket)))
         if place is None:
-            return "which is nowhere in the queue"
+            return "which is in no stream of the queue"
         stage, entry, _ = place.decode().split("|")
         if stage not in list(Stage):
             return f"which is {stage}"
@@ -189,7 +189,7 @@ class Queue:
         return f"which {holder} holds from {stage}, not renewed for {idle_ms / 1000:.0f} s"
 
     async def require_run(self, run: str) -> None:
-        """ConfigError when the server holds nothing of the run."""
+        """ConfigError if the server holds nothing of the run."""
         if await self.guard(self.client.exists(self.keys.ledger, self.keys.counters, self.keys.dead)):
             return
         suffix = ":ledger"
@@ -197,13 +197,13 @@ class Queue:
         found = [key.decode() async for key in self.client.scan_iter(match=pattern, count=500)]
         runs = sorted(key.partition("{")[2].removesuffix(f"}}{suffix}") for key in found)
         raise ConfigError(
-            f"run.name: Redis at {self.shown_url} knows no run {run!r}; expected "
+            f"run.name: Redis at {self.shown_url} has no run {run!r}; expected "
             f"{'one of ' + ', '.join(runs) if runs else 'one that has begun, and there is none'}; "
             "check run.name and redis.url"
         )
 
     async def delete_run(self) -> int:
-        """Delete every key of the run; the number deleted."""
+        """Delete every key of the run; returns how many."""
         deleted = 0
         async for key in self.client.scan_iter(match=self.keys.pattern, count=500):
             deleted += await self.guard(self.client.delete(key))
@@ -211,7 +211,7 @@ class Queue:
 
 
 def refusal(error: str) -> QueueError | None:
-    """What a fenced script's error means; None where it is another error."""
+    """What a fenced script's error means; None for any other error."""
     holder = error.rpartition("FENCED ")[2]
     if "_LOST" in error:
         return LostWritesError(

@@ -1,20 +1,20 @@
 """The Lua scripts under `lua/`: each is one atomic change of a run's state in Redis.
 
-Owns reading them, and putting what a call gives by name into the order of the script. Invariant: after each script an
-outstanding ticket is in exactly one place, the one that `live` names. Within a script the first write is the one that
-a full Redis refuses (XADD), so that the script then changes nothing. No script is given the bytes of a part: they
-would be hashed and copied on their way into Lua, and copied again on their way out. Entries hold: t ticket key,
-a attempt, p payload, n name of its parts, x why there is no payload.
+Owns reading them, and the order of a call's named values. Invariant: after each script an outstanding ticket is in
+exactly one place, the one that `live` names. The first write of a script is one that a full Redis refuses (XADD), so
+that the script then changes nothing. No script receives the bytes of a part: Redis would hash and copy them on the way
+into Lua, and copy them again on the way out. Entries hold: t ticket key, a attempt, p payload, n name of its parts,
+x why there is no payload.
 
-A script begins with the names of what it is given, which are its local variables:
+A script begins with the names of its keys and arguments, which become its local variables:
 
     -- KEYS lease scored parts...
     -- ARGV token group tickets(ticket entry)...
     -- USES fence unlink
 
 `parts...` is a list. `tickets(ticket entry)...` is a list of records: mappings in a call, tables in Lua. Only the last
-name can be a list. USES names files of `lua/shared`, which the loader puts before the script, with those that they use
-themselves. In a call True and False are 1 and 0. A longer header repeats the word on another line. For example:
+name can be a list. USES names files of `lua/shared`, which the loader puts before the script, after the files that they
+use themselves. In a call True and False are 1 and 0. A longer header repeats its word on the next line. Example:
 
     RENEW = Script("worker/renew")
     await queue.run(RENEW(stream="penstock:{demo}:eval", group="penstock", consumer="rollout-1f", entries=["5-0"]))
@@ -43,7 +43,7 @@ class Parameter:
     fields: tuple[str, ...]
 
     def flat(self, given: Given) -> Iterator[Value]:
-        """What a call gives under this name, as the script reads it."""
+        """The values of a call under this name, in the script's order."""
         if not self.is_list:
             yield _value(self.name, given)
         elif isinstance(given, Value):
@@ -60,7 +60,7 @@ class Parameter:
 
 
 class Script:
-    """One file under `lua/`. Calling it with everything that it is given, by name, makes a call for `Queue.run`."""
+    """One file under `lua/`. Calling it with all its keys and arguments, by name, makes a call for `Queue.run`."""
 
     def __init__(self, path: str) -> None:
         """`path`: below `lua/`, without `.lua`."""
@@ -92,7 +92,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Call:
-    """A script with what it is given, in its order."""
+    """A script with its keys and arguments, in its order."""
 
     script: Script
     keys: list[Value]
@@ -100,7 +100,7 @@ class Call:
 
 
 def script_paths() -> list[str]:
-    """Every script, as `Script` takes it."""
+    """The path of every script, as `Script` takes it."""
     return sorted(
         f"{folder.name}/{file.name.removesuffix('.lua')}"
         for folder in FOLDER.iterdir()
@@ -114,7 +114,7 @@ def _value(name: str, given: object) -> Value:
         return int(given)
     if isinstance(given, Value):
         return given
-    raise TypeError(f"{name}: saw {given!r}, expected text, a whole number or bytes")
+    raise TypeError(f"{name}: saw {given!r}, expected text, an integer or bytes")
 
 
 def _header(text: str, word: str) -> str:
@@ -138,7 +138,7 @@ def _parameters(path: str, text: str, word: str) -> tuple[Parameter, ...]:
 
 
 def _used(text: str, seen: dict[str, str]) -> list[str]:
-    """The shared files that a file uses, what each needs before it."""
+    """The shared files that a file uses; each comes after those that it needs."""
     for name in _header(text, "USES").split():
         if name not in seen:
             used = (FOLDER / "shared" / f"{name}.lua").read_text()
@@ -148,7 +148,7 @@ def _used(text: str, seen: dict[str, str]) -> list[str]:
 
 
 def _locals(table: str, parameters: Sequence[Parameter]) -> Iterator[str]:
-    """Lua that gives the names their values. A list is read in a loop: `unpack` fails above 8000."""
+    """Lua that assigns the values to the names. A loop reads a list: `unpack` fails above 8000."""
     for place, each in enumerate(parameters, 1):
         if not each.is_list:
             yield f"local {each.name} = {table}[{place}]"

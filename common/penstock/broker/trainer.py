@@ -1,4 +1,4 @@
-"""What only the trainer may say to Redis; every call is fenced by its lease.
+"""The calls to Redis that only the trainer may make; its lease fences each of them.
 
 Owns issuing, announcing, committing and dropping. Invariant: these are the only writers of the ledger, the counters
 and the announced version, and a trainer that has lost its lease can call none of them (LeaseLostError).
@@ -49,13 +49,13 @@ class TrainerQueue:
         self.queue = queue
         self.lease = lease
         self._keys = queue.keys
-        # Of two issues the script must see the lower numbers first: it counts a ticket where `next` rises.
+        # Of two calls of `issue` the lower numbers must come first: the script counts a ticket only if `next` rises.
         self._issuing = asyncio.Lock()
         self._ledger_end: str | None = None
         self._appending = asyncio.Lock()
 
     async def _run(self, call: Call) -> Any:
-        """Run a fenced script; once more if the lease had expired and nobody has had it since."""
+        """Run a fenced script; once more if the lease had expired and no other trainer has had it since."""
         try:
             return await self.queue.run(call)
         except LostWritesError:
@@ -65,7 +65,7 @@ class TrainerQueue:
     async def issue(
         self, tickets: Sequence[Ticket], announcement: Announcement | None = None, resolved: Sequence[int] = ()
     ) -> None:
-        """Announce a version and let go of the tickets it includes, where given, and issue tickets; one script."""
+        """Issue tickets; if a version is given, announce it and forget the tickets that it includes. One script."""
         keys = self._keys
         announced: dict[str, str | int | bytes] = dict.fromkeys(("number", "digest", "path", "lease", "canary"), "")
         if announcement is not None:
@@ -90,7 +90,7 @@ class TrainerQueue:
             )
 
     async def reissue(self, ticket: Ticket, delivery: Delivery) -> None:
-        """Issue a ticket again whose group cannot be trained, and delete that group."""
+        """Reissue a ticket whose group cannot be trained, and delete that group."""
         keys = self._keys
         await self._run(
             REISSUE(
@@ -123,11 +123,11 @@ class TrainerQueue:
         )
 
     async def commit_step(self, record: Record, groups: Mapping[int, Delivery]) -> None:
-        """The commit point of a batch: append its record, delete its groups, which tickets are given with."""
+        """The commit point of a batch: append its record and delete its groups, given by ticket."""
         await self._commit(record, "trained", drop=False, groups=groups)
 
     async def drop(self, record: DropRecord, delivery: Delivery | None) -> None:
-        """End a ticket without training it and delete its group, where there is one."""
+        """End a ticket without training it, and delete its group if there is one."""
         await self._commit(record, f"{DROPPED}{record.reason}", drop=True, groups={record.ticket: delivery})
 
     async def append(self, record: Record) -> None:
@@ -137,7 +137,7 @@ class TrainerQueue:
     async def _commit(self, record: Record, counter: str, *, drop: bool, groups: Mapping[int, Delivery | None]) -> None:
         keys = self._keys
         parts = [key for each in groups.values() if each is not None for key in keys.parts(each.parts)]
-        async with self._appending:  # each call says what the ledger ended with before it
+        async with self._appending:  # each call names the entry that ended the ledger before it
             entry = await self._run(
                 COMMIT(
                     lease=keys.lease,
@@ -159,7 +159,7 @@ class TrainerQueue:
                 self._ledger_end = entry.decode()
 
     async def discard(self, delivery: Delivery) -> None:
-        """Delete a scored group that counts for nothing more: a duplicate, or a counted evaluation result."""
+        """Delete a scored group that is not needed any more: a duplicate, or a counted evaluation result."""
         keys = self._keys
         await self._run(
             DISCARD(
@@ -173,19 +173,19 @@ class TrainerQueue:
         )
 
     async def ledger(self) -> LedgerState:
-        """The whole ledger, folded. From here on a ledger that has lost its end is noticed."""
+        """The state after the full ledger. From now on a ledger that has lost its end is detected."""
         entries = await _read_entries(self.queue)
         self._ledger_end = entries[-1][0] if entries else "0"
         return replay(record for _, record in entries)
 
     async def ends_as_written(self) -> bool:
-        """Whether the ledger still ends with what was read or written last."""
+        """Whether the ledger still ends with the entry that was read or written last."""
         async with self._appending:
             last = await self.queue.guard(self.queue.client.xrevrange(self._keys.ledger, count=1))
             return self._ledger_end in (None, last[0][0].decode() if last else "0")
 
     async def live(self) -> dict[int, str]:
-        """Outstanding ticket -> `stage|entry|attempt`, as the queue sees it."""
+        """Outstanding ticket -> `stage|entry|attempt`, as `live` has it."""
         fields = await self.queue.guard(self.queue.client.hgetall(self._keys.live))
         return {int(ticket): place.decode() for ticket, place in fields.items()}
 

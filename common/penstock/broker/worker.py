@@ -1,8 +1,7 @@
-"""One consumer of the work streams: takes entries, renews what it holds, hands over, gives back, buries.
+"""One consumer of the work streams: takes entries, renews those that it holds, hands them over, gives back, buries.
 
-Invariant: an entry is deleted only by the script that puts its successor in place, and only while it is held by this
-consumer; a late worker publishes nothing. The parts of a group are written before the entry that names them, and are
-read on their own.
+Invariant: an entry is deleted only by the script that adds its successor, and only while this consumer holds it; a late
+worker publishes nothing. The parts of a group are written before the entry that names them, and are read separately.
 """
 
 import asyncio
@@ -29,26 +28,26 @@ GIVE_BACK = Script("worker/give_back")
 BURY = Script("worker/bury")
 BEAT = Script("worker/beat")
 RENEW = Script("worker/renew")
-MAX_ENGINE_DEATHS = 3  # two may be another ticket's fault; the third happens while it runs alone
+MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
-PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it comes right behind it
+PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 
 
 class Outcome(StrEnum):
-    """What became of an entry, as the scripts answer."""
+    """The fate of an entry, as the scripts answer it."""
 
     MOVED = "moved"
     FREE = "free"
     BURIED = "buried"
     LATE = "late"
-    """Another consumer has it: nothing was changed."""
+    """Another consumer has the entry: nothing was changed."""
     NO_PARTS = "no parts"
-    """A full or absent server has not kept the parts: nothing was changed."""
+    """A server that was full or away has not kept the parts: nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server generates with: it gets nothing while a newer version, or one of a later lease, is announced."""
+    """The version of a server and its lease: it gets no ticket while a newer version or a later lease is announced."""
 
     number: int
     lease: int
@@ -56,9 +55,9 @@ class Served:
 
 @dataclass(frozen=True)
 class Delivery:
-    """An entry that this worker holds. `payload` is empty and `reason` set where there is nothing to decode.
+    """An entry that this worker holds. If there is nothing to decode, `payload` is empty and `reason` set.
 
-    parts: the name of what is heavy of its group; empty where it has none.
+    parts: the name of its group's large fields; empty if it has none.
     """
 
     stage: Stage
@@ -73,10 +72,10 @@ class Delivery:
 
 
 class Worker:
-    """A consumer. Its name is new at every start, so that work of an earlier life counts as another's."""
+    """A consumer. Its name is new at every start, so that entries of an earlier life count as another consumer's."""
 
     def __init__(self, queue: Queue, name: str, staleness: StalenessSection, *, take_over: bool = False) -> None:
-        """`take_over`: claim at once whatever others hold; only for the trainer, whose lease makes it the only one."""
+        """`take_over`: claim all entries of others at once; only for the trainer, which is alone by its lease."""
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
         self._queue = queue
         self._staleness = staleness
@@ -90,12 +89,12 @@ class Worker:
         return sum(map(len, self._held.values()))
 
     async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None:
-        """The next entry of the first stage that has one for us, one whose holder is dead first; None without any."""
+        """The next entry of the first stage that has one for us, those of dead holders first; None if there is none."""
         found = await self._take(stages, served, limit=1)
         return found[0] if found else None
 
     async def take_several(self, stage: Stage, limit: int) -> list[Delivery]:
-        """Up to `limit` entries of a stage, as `take` gives one."""
+        """Like `take`, but up to `limit` entries of one stage."""
         return await self._take((stage,), None, limit)
 
     async def _take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> list[Delivery]:
@@ -104,7 +103,7 @@ class Worker:
         return self._deliveries(stages, await self._queue.run(TAKE(**self._for_take(stages, served, limit))))
 
     def _for_take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> dict[str, Given]:
-        """What `take()` of `lua/shared` needs."""
+        """The keys and arguments of `take()` in `lua/shared`."""
         keys = self._queue.keys
         number, lease = (-1, -1) if served is None else (served.number, served.lease)
         return {
@@ -123,7 +122,7 @@ class Worker:
         }
 
     def _deliveries(self, stages: Sequence[Stage], answer: Any) -> list[Delivery]:
-        """What a script gave us: held from now on. Where that is nothing, `wait` waits for what came after."""
+        """The entries in a script's answer: held from now on. If there are none, `wait` waits for later ones."""
         entries, ends = answer
         self._last_wake.update(zip(stages[: len(ends)], map(bytes.decode, ends), strict=True))
         found = []
@@ -146,7 +145,7 @@ class Worker:
         return found
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
-        """Return when something new may be in one of the stages, or after the timeout. Nothing is missed between."""
+        """Return once a stage may have a new entry, or after the timeout. No entry since the last `take` is missed."""
         streams = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
         seen = await self._queue.next_of(streams, timeout_seconds)
         for stage in stages:
@@ -154,7 +153,7 @@ class Worker:
                 self._last_wake[stage] = last
 
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]:
-        """These parts of the groups of deliveries, in one call; None for one that is not there."""
+        """These parts of the groups of deliveries, in one call; None for a missing one."""
         named = [(place, part) for place, each in enumerate(deliveries) if each.parts for part in parts]
         keys = [self._queue.keys.part(deliveries[place].parts, part) for place, part in named]
         found: list[dict[Part, bytes | None]] = [dict.fromkeys(parts) for _ in deliveries]
@@ -163,7 +162,7 @@ class Worker:
         return found
 
     async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHeader, to: Stage) -> bool:
-        """Replace the entry by its successor in the next stage; False, and nothing published, if it is not ours."""
+        """Replace the entry by its successor in the next stage. If it is not ours: False, and nothing is published."""
         moved, _ = await self.hand_over_and_take(delivery, message, to)
         return moved
 
@@ -175,9 +174,9 @@ class Worker:
         *stages: Stage,
         served: Served | None = None,
     ) -> tuple[bool, Delivery | None]:
-        """`hand_over` and then `take`, in one script: one call for each group of a worker that is busy."""
+        """`hand_over` and then `take`, in one script: a busy worker needs one call for each group."""
         keys, form = self._queue.keys, stored(message)
-        # A new name: what a late worker writes must not lie over what the holder published.
+        # A new name: a late worker must not overwrite the parts that the holder published.
         name = uuid.uuid4().hex if form.parts else delivery.parts
         if not name:
             raise ValueError(f"ticket {delivery.ticket_key} has no parts in the queue: expected a group to hand over")
@@ -198,7 +197,7 @@ class Worker:
             texts_unread=Part.TEXTS in form.unread,
             **self._for_take(stages, served, limit=1),
         )
-        # NX: if they are repeated after the script has run, they must not give what it named a time to live.
+        # NX: if these are repeated after the script, they must not give the parts a time to live again.
         first = [("SET", keys.part(name, part), data, "NX", "PX", PART_TTL_MS) for part, data in form.parts.items()]
         warned = False
         while True:
@@ -206,7 +205,9 @@ class Worker:
             if (outcome := Outcome(answer.decode())) != Outcome.NO_PARTS:
                 break
             if not warned:
-                log.warning("the queue kept nothing of ticket %s's group: it is full, or was away", delivery.ticket_key)
+                log.warning(
+                    "the queue lost the parts of ticket %s: it is full, or was away; trying again", delivery.ticket_key
+                )
                 warned = True
             await asyncio.sleep(FULL_RETRY_SECONDS)
         self.forget(delivery)
@@ -220,8 +221,8 @@ class Worker:
     ) -> None:
         """Make the entry free for others at once.
 
-        `failed` counts towards staleness.max_deliveries, `engine_died` towards three deaths; either then makes the
-        ticket poison: the entry goes to `dead` with the reason and the trainer hears of it.
+        `failed` counts towards staleness.max_deliveries, `engine_died` towards three deaths. At either limit the
+        ticket is poison: the entry goes to `dead` with the reason, and the trainer drops the ticket.
         """
         keys = self._queue.keys
         outcome = await self._queue.run(
@@ -241,9 +242,9 @@ class Worker:
             log.error("ticket %s is poison: %s", delivery.ticket_key, reason, extra={"ticket": delivery.ticket_key})
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
-        """Move the entry to `dead`: it cannot be used by anyone. The trainer resolves its ticket as poison.
+        """Move the entry to `dead`: nobody can use it. The trainer drops its ticket as poison.
 
-        False, and nothing moved, if it is not ours: whoever holds it may well use it.
+        If we do not hold it: False, and nothing is moved, since its holder may be able to use it.
         """
         outcome = await self._queue.run(BURY(**self._for_bury(delivery, reason)))
         self.forget(delivery)
@@ -255,7 +256,7 @@ class Worker:
         return buried
 
     def _for_bury(self, delivery: Delivery, reason: str) -> dict[str, Given]:
-        """What `bury()` of `lua/shared` needs."""
+        """The keys and arguments of `bury()` in `lua/shared`."""
         keys = self._queue.keys
         return {
             "source": keys.stream(delivery.stage),
@@ -279,7 +280,7 @@ class Worker:
         self._held[delivery.stage].discard(delivery.entry_id)
 
     async def keep_alive(self) -> None:
-        """Beat and renew everything held, for ever. Without it the work goes to others."""
+        """Send heartbeats and renew all held entries, for ever. Without it other workers take them."""
         beat_every = self._staleness.heartbeat_seconds / RENEWALS_PER_IDLE_TIME
         renew_every = self._staleness.claim_idle_seconds / RENEWALS_PER_IDLE_TIME
         next_renewal = 0.0
@@ -292,7 +293,7 @@ class Worker:
             await asyncio.sleep(min(beat_every, renew_every))
 
     async def retire(self) -> None:
-        """Count as dead from now on, so that whatever is still held is free at once."""
+        """Mark this worker as dead, so that others can take its entries at once."""
         await self._queue.guard(self._queue.client.hdel(self._queue.keys.beats, self.name))
 
     async def _beat(self) -> None:

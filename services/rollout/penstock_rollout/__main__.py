@@ -1,7 +1,7 @@
 """`python -m penstock_rollout --config F [--key value ...]`: the rollout service.
 
-Wires queue, engine, weights, producer and HTTP, and announces the service once its engine answers. Whatever it holds
-when it dies goes to another; its engine dies with it. Exit codes: `penstock.errors`.
+Wires queue, engine, weights, producer and HTTP, and announces the service once its engine answers. If it dies, its
+tickets go to other services, and its engine dies with it. Exit codes: `penstock.errors`.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ async def start(config: Config) -> None:
         await producer.produce_groups(served.stop)
         engine_stop.set()
 
-    engine_stop = asyncio.Event()  # after `stop`: groups that run may still finish
+    engine_stop = asyncio.Event()  # after `stop`: running groups may still finish
     try:
         served.advertise(await advertised_host(ServiceKind.ROLLOUT, section, config.redis.url))
         await served.run(

@@ -1,6 +1,6 @@
 """The rollout service's HTTP side: weights are pushed here. Parses, calls and answers.
 
-Whatever changes state or generates needs the token where one is set.
+Calls that change state or generate need the token, if one is set.
 """
 
 import time
@@ -64,11 +64,11 @@ def make_rollout_app(
 
 
 def not_ready(engine: Engine, weights: WeightUpdater) -> str | None:
-    """Why no ticket can be taken; None when one can."""
+    """Why no ticket can be taken; None if one can."""
     if (reason := engine.not_ready) is not None:
         return reason
     if weights.state is ServerState.PAUSED:
-        return "generation is paused; POST /v1/resume goes on"
+        return "generation is paused; POST /v1/resume resumes it"
     if weights.state is ServerState.FENCED:
         return f"no ticket is taken until the announced weights are served; the last update failed: {weights.fenced}"
     if not weights.loaded:

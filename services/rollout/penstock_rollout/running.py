@@ -1,6 +1,6 @@
 """The groups that run on one engine, and whether another fits.
 
-Owns the count of completions. Invariants: what runs and what is being taken are together at most `max_completions`,
+Owns the count of completions. Invariants: running groups and those being taken have at most `max_completions` together,
 unless one group alone is larger; while a group runs alone no other one starts.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from penstock.broker import Stage
 from penstock.contracts import Ticket
 
-ISOLATION_DEATHS = 2  # a ticket that was there when so many engines died runs alone
+ISOLATION_DEATHS = 2  # a ticket with so many engine deaths runs alone
 
 
 class Running:
@@ -50,7 +50,7 @@ class Running:
 
     @contextlib.contextmanager
     def coming(self, leaving: Ticket | None = None) -> Iterator[None]:
-        """Around taking a ticket, in the place of `leaving` where given: two at once do not both get the last place."""
+        """Surrounds taking a ticket, in place of `leaving` if given, so that two do not both get the last room."""
         num_completions = self._group_size - (0 if leaving is None else len(leaving.seeds))
         self._num_coming += num_completions
         try:

@@ -36,7 +36,7 @@ class Draft:
         return any(len(pieces) > 1 for pieces in self._pieces)
 
     def requests(self) -> list[CompletionRequest]:
-        """What is still to be asked for: whole completions, or their rest."""
+        """The requests still to send: full completions, or the unfinished parts."""
         made = {index: self._tokens(index) for index in self._open()}
         return [
             CompletionRequest(
@@ -51,7 +51,7 @@ class Draft:
             self._pieces[index].append(self._ended(index, self._with_spans(answer)))
 
     def group(self, texts: Sequence[str] | None = None) -> GroupAnswer:
-        """The whole completions. `texts`: of their tokens, where any was cut."""
+        """The full completions. `texts`: of their tokens, if any was cut."""
         whole = tuple(_joined(pieces) for pieces in self._pieces)
         if texts is None:
             return whole
@@ -81,7 +81,7 @@ class Draft:
             return answer
         if not self._one_version:
             raise EngineError(
-                "the engine does not say which weights made which tokens; expected one that does, or "
+                "the engine does not report which weights made which tokens; expected one that does, or "
                 "weights.pause_mode abort, by which no answer outlives an update"
             )
         return replace(answer, spans=(AnsweredSpan(answer.weight_version, 0, len(answer.token_ids)),))

@@ -1,7 +1,7 @@
 """The engine as the service sees it: a server and its client, kept alive.
 
-Invariant: while `up` is set the client talks to a server that was reachable since `epoch` last changed; whoever meets a
-broken engine calls `report`, and only the loop `keep_engine` starts and stops servers.
+Invariant: while `up` is set the client talks to a server that was reachable since `epoch` last changed; code that meets
+a broken engine calls `report`, and only the loop `keep_engine` starts and stops servers.
 
     start -> connect -> up ... died | reported -> down -> stop -> start ...
 """
@@ -59,7 +59,7 @@ class Engine:
         return f"the engine is being started again: {self._reason}" if self._reason else "the engine is being started"
 
     def report(self, epoch: int, reason: str) -> None:
-        """The server of `epoch` must not be used any more; reports about earlier ones are old news."""
+        """The server of `epoch` must not be used any more; reports about earlier ones are ignored."""
         if epoch == self.epoch and self.up.is_set():
             self.up.clear()
             self._reason = reason
@@ -112,7 +112,7 @@ class Engine:
         self.up.clear()
         self._reason = reason.splitlines()[0] if reason else ""
         log.error("the engine is lost and is started again: %s", reason)
-        await self.client.close()  # what still waits for an answer fails now
+        await self.client.close()  # calls that still wait for an answer fail now
         if loop.time() - began < MIN_LIFE_SECONDS:
             self._count_early_death(reason)
         else:

@@ -1,7 +1,7 @@
 """What an engine must do to serve here. To add one, implement `EngineServer` and `EngineClient`.
 
-    EngineServer   starts the process and notices its death
-    EngineClient   speaks to it: `generation` makes completions, `loading` replaces the weights
+    EngineServer   starts the process and detects its death
+    EngineClient   calls it: `generation` makes completions, `loading` replaces the weights
 
 Every call ends in one of these ways, whatever the engine's own protocol is:
 
@@ -32,7 +32,7 @@ class EngineServer(Protocol):
         """Return when it answers; EngineDiedError when it was killed before, EngineStartError otherwise."""
 
     async def died(self) -> str:
-        """Return, with what is known, when the server has ended by itself; never, after `stop`."""
+        """Return the known reason once the server has ended by itself; never return after `stop`."""
 
     async def stop(self) -> None:
         """End it and everything below it."""
@@ -57,10 +57,10 @@ class Generation(Protocol):
         """Stop generating; requests wait until `resume`. Returns when the pass that ran has ended."""
 
     async def resume(self) -> None:
-        """Go on generating."""
+        """Resume generation."""
 
     async def abort_all(self) -> None:
-        """End every running request; their answers say `abort`."""
+        """End every running request; their answers end with `abort`."""
 
     async def drop_prefixes(self, weight_version: str, *, flush: bool) -> None:
         """From now on, reuse only prefixes that are computed from now on, by these weights.
@@ -73,10 +73,10 @@ class WeightLoading(Protocol):
     """How the engine's weights are replaced. Generation is paused, except during `prefetch` and around groups."""
 
     async def prefetch(self, folder: Path, timeout_seconds: float) -> None:
-        """A hint, while generation goes on: these files are loaded next. Only saves time; may do nothing."""
+        """A hint during generation: these files are loaded next. Only saves time; may do nothing."""
 
     async def load(self, folder: Path, weight_version: str, timeout_seconds: float) -> None:
-        """Replace the weights by those in the folder. EngineError when only some were."""
+        """Replace the weights by those in the folder. EngineError if only some were."""
 
     async def join_group(self, request: GroupRequest) -> None:
         """Join a process group as its ranks from 1 on. While the engine waits there, it does nothing else."""
@@ -104,7 +104,7 @@ class WeightLoading(Protocol):
         """The version string that the server has now."""
 
     async def compare(self, folder: Path, timeout_seconds: float) -> None:
-        """WeightsMismatchError if it holds other bytes than the folder, as far as the engine can say."""
+        """WeightsMismatchError if it holds other bytes than the folder, as far as the engine can report."""
 
 
 class EngineClient(Protocol):
@@ -118,10 +118,10 @@ class EngineClient(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What the server said of itself when it was connected; EngineDiedError before that."""
+        """What the server reported when it was connected; EngineDiedError before that."""
 
     async def connect(self, url: str) -> EngineInfo:
-        """Talk to the server at `url` from now on; returns what it says of itself."""
+        """Call the server at `url` from now on; returns its description."""
 
     async def close(self) -> None:
-        """Talk to it no more: what still waits for an answer fails."""
+        """Stop calling it: calls that still wait for an answer fail."""

@@ -1,4 +1,4 @@
-"""What is asked of an engine and what it answers, in words that fit any engine.
+"""Requests to an engine and its answers, in terms that fit any engine.
 
 An answer whose parts disagree, or that names weights which this service has not loaded, is an error, never a
 completion. Pure.
@@ -24,7 +24,7 @@ class EngineAbsentError(EngineDiedError):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What a server says of itself. vocabulary_size is None if it is not known here."""
+    """The description that a server gives. vocabulary_size is None if it is unknown."""
 
     name: str
     """Name and version."""
@@ -47,7 +47,7 @@ class CompletionRequest:
 
 @dataclass(frozen=True)
 class AnsweredSpan:
-    """Tokens [start, end) and the version string that the engine asserts for them."""
+    """Tokens [start, end) and the version string that the engine reports for them."""
 
     weight_version: str
     start: int
@@ -67,7 +67,7 @@ class Answer:
     text: str
     finish_reason: FinishReason
     weight_version: str = ""
-    """What the engine served when it answered; of engines that report no spans it is all that is known."""
+    """What the engine served when it answered; the only version of an answer without spans."""
 
 
 GroupAnswer = tuple[Answer, ...]
@@ -84,7 +84,7 @@ def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completi
         policy = known.get(span.weight_version)
         if policy is None:
             raise WeightsError(
-                f"the engine says that it sampled with weights {span.weight_version!r}, which this service has not "
+                f"the engine reports that it sampled with weights {span.weight_version!r}, which this service has not "
                 f"loaded (known: {', '.join(known)}); expected nobody else to push to it"
             )
         spans.append(VersionSpan(policy, span.start, span.end))

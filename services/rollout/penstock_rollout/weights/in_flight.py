@@ -1,4 +1,4 @@
-"""How many are under way, and when none is."""
+"""Counts requests or changes in flight, and waits until there is none."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ class InFlight:
         await self._none.wait()
 
     async def none_within(self, seconds: float) -> None:
-        """Return once none is under way, or then."""
+        """Return once none is under way, or after `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.none()

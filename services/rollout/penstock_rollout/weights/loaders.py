@@ -28,14 +28,14 @@ class Loader(Protocol):
     files: Path | None
 
     async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
-        """Before generation pauses: WeightsError when the bytes are not those that were announced."""
+        """Before generation pauses: WeightsError if the bytes are not the announced ones."""
 
     async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         """While it is paused: replace all weights."""
 
 
 class DiskLoader:
-    """From files in a folder that trainer and servers share, or from a local copy that their deltas are applied to."""
+    """From files in a folder that trainer and servers share, or from a local copy to which their deltas are applied."""
 
     transport = "disk"
 
@@ -58,7 +58,7 @@ class DiskLoader:
                 await asyncio.to_thread(verify, folder, manifest)
                 await reading
             finally:
-                reading.cancel()  # where the bytes are wrong
+                reading.cancel()  # if the bytes are wrong
         else:
             self.files = await asyncio.to_thread(self._copy.bring, folder, manifest)
             await loading.prefetch(self.files, timeout_seconds)

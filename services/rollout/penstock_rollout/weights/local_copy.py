@@ -1,10 +1,10 @@
-"""A whole copy of the version that was served last, which deltas are applied to.
+"""A full copy of the version that was served last, to which deltas are applied.
 
 Owns the files that the engine loads, in a folder of this process on its own host. Invariant: a folder that `bring`
-returns holds exactly the wanted version: whatever was read was compared with its digest, and so was every tensor that
-changed. One tensor's changes are in memory at a time.
+returns holds exactly the wanted version: all that was read is compared with its digest, and so is every changed
+tensor. One tensor's changes are in memory at a time.
 
-    wanted -> delta -> delta -> what is held here, or a version that is there whole
+    wanted -> delta -> delta -> the version held here, or one with full files
     (the newest first; applied from the end)
 """
 
@@ -67,7 +67,7 @@ class LocalCopy:
         self._held: Manifest | None = None
 
     def bring(self, staged: Path, wanted: Manifest) -> Path:
-        """The folder that holds the whole of `wanted`, which is staged in `staged`. ChainError: it cannot be had."""
+        """The folder with all of `wanted`, which is staged in `staged`. ChainError: no chain leads to it."""
         link = Link(staged, wanted)
         if self._folder is None:
             self._folder = self._claim(link.whole_bytes)
@@ -92,19 +92,19 @@ class LocalCopy:
             self._folder = None
 
     def _follow(self, wanted: Link) -> None:
-        """From what is held if that is less to read; otherwise, or where that fails, from a whole version."""
+        """From the held version if that is less to read; otherwise, or if that fails, from a full version."""
         if (links := self._from_held(wanted)) is not None:
             try:
                 self._apply(links)
                 return
             except (WeightsError, OSError) as error:
-                log.warning("%s; trying from a whole version", error)
+                log.warning("%s; trying from a full version", error)
         whole, *links = _from_whole(wanted)
         self._copy(whole)
         self._apply(links)
 
     def _from_held(self, wanted: Link) -> list[Link] | None:
-        """The deltas that lead from what is held to `wanted`, the oldest first; None where they are no shorter way."""
+        """The deltas from the held version to `wanted`, the oldest first; None if that is no shorter way."""
         links: list[Link] = []
         num_bytes = 0
         try:
@@ -116,11 +116,11 @@ class LocalCopy:
                 num_bytes += link.manifest.delta.num_bytes if link.manifest.delta else 0
                 links.append(link)
         except WeightsError as error:
-            log.info("%s; starting from a whole version", error)
+            log.info("%s; starting from a full version", error)
         return None
 
     def _copy(self, link: Link) -> None:
-        """Hold a version that is there whole."""
+        """Hold a version from its full files."""
         assert self._folder is not None
         self._held = None
         for stale in self._folder.path.glob(WEIGHT_FILES):
@@ -134,7 +134,7 @@ class LocalCopy:
         self._held = link.manifest
 
     def _apply(self, links: list[Link]) -> None:
-        """Change what is held by the deltas of the links."""
+        """Apply the deltas of the links to the held version."""
         if not links:
             return
         assert self._folder is not None
@@ -160,7 +160,7 @@ class LocalCopy:
 
 
 def _back(link: Link) -> Iterator[Link]:
-    """A version, the one that its delta is to, and so on; ChainError where one is missing or another than expected."""
+    """A version, the one that its delta is to, and so on; ChainError if one is missing or not the expected one."""
     while True:
         yield link
         delta = link.manifest.delta
@@ -182,14 +182,14 @@ def _back(link: Link) -> Iterator[Link]:
 
 
 def _from_whole(wanted: Link) -> list[Link]:
-    """The nearest version that is there whole, and the deltas from it to `wanted`."""
+    """The nearest version with full files, and the deltas from it to `wanted`."""
     links: list[Link] = []
     for link in _back(wanted):
         links.append(link)
         if link.is_whole:
             return links[::-1]
     raise ChainError(
-        f"{links[-1].folder} holds neither a delta nor {sorted(links[-1].manifest.files)}: expected whole weights of "
+        f"{links[-1].folder} holds neither a delta nor {sorted(links[-1].manifest.files)}: expected full weights of "
         f"digest {links[-1].manifest.digest}"
     )
 

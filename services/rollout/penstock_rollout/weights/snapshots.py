@@ -1,7 +1,7 @@
-"""Files of the announced weights, for a server that is behind: those that are there, or those that the trainer writes.
+"""Files of the announced weights, for a server that is behind: existing ones, or new ones from the trainer.
 
-Transports that send weights leave no files, and a chain of deltas may be damaged, so that a server that joins, or
-missed a push, asks for some.
+Transports that send weights leave no files, and a chain of deltas may be damaged. So a server that joins, or missed a
+push, requests files.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ CONNECT_SECONDS = 5.0
 
 
 class Registry(Protocol):
-    """What is needed of the queue."""
+    """The part of the queue that `Snapshots` uses."""
 
     async def services(self) -> list[ServiceRecord]: ...
 
 
 class Snapshots:
-    """Asks the trainer."""
+    """Requests files from the trainer."""
 
     def __init__(self, registry: Registry, token: SecretStr | None, timeout_seconds: float) -> None:
         self._registry = registry
@@ -35,7 +35,7 @@ class Snapshots:
         self._timeout_seconds = timeout_seconds
 
     async def files_of(self, announced: Announcement, needs_whole: bool = False) -> Announcement:
-        """The announced version where its files exist, else the trainer's newest; WeightsError when there is none.
+        """The announced version if its files exist, else the trainer's newest; WeightsError if there is none.
 
         `needs_whole`: the files that exist cannot be used, as they are deltas.
         """

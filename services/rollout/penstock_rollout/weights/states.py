@@ -1,7 +1,9 @@
-"""What a rollout server's weights are now: one value, which holds what belongs to its situation and nothing else.
+"""The state of a rollout server's weights: one value, with the fields of its situation only.
 
-Owns the situations and the steps between them, so that no illegal combination can be written: only weights that were
-loaded while generation was held are unproved at rest, and only a failed update has a reason. Pure.
+Owns the situations and the steps between them, so that illegal combinations cannot be expressed: at rest, only weights
+that were loaded while generation was held are unproved, and only a failed update has a reason. Pure.
+
+Unproved: loaded, and not yet verified by the canary.
 
     Waiting, Serving or Fenced
         |   update              pause, load                canary
@@ -18,9 +20,9 @@ loaded while generation was held are unproved at rest, and only a failed update 
                            v                     v                                  v
                        the same failures, under the hold: a resume goes back to Fenced
 
-    A resume of Held with nothing to prove goes back to what was held. A change that is cancelled goes back to what was
-    before it, without its weights if the engine had to be given up. An engine that is started anew takes the weights
-    from every situation, and ends none of them.
+    A resume of Held with nothing unproved returns to the state that was held. A cancelled change returns to the state
+    before it, without weights if the engine had to be given up. If the engine is started anew, every situation loses
+    its weights, and none ends.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +50,7 @@ class Fenced:
     why: str
     identity: PolicyIdentity | None
     needs_whole: bool
-    """Deltas did not lead to what was wanted."""
+    """Deltas did not lead to the wanted version."""
 
 
 Going = Waiting | Serving | Fenced
@@ -56,9 +58,9 @@ Going = Waiting | Serving | Fenced
 
 @dataclass(frozen=True)
 class Held:
-    """Generation stands still on request. `then`: what it goes back to.
+    """Generation is paused on request. `then`: the state after the resume.
 
-    `unproved`: what was loaded meanwhile, whose canary is asked at the end, since a paused engine answers none.
+    `unproved`: the version loaded during the pause; its canary is checked at the end, since a paused engine cannot.
     """
 
     then: Going
@@ -70,7 +72,7 @@ Rest = Going | Held
 
 @dataclass(frozen=True)
 class Preparing:
-    """An update has begun; what was served before it still is."""
+    """An update has begun; the earlier weights are still served."""
 
     wanted: Announcement
     before: Rest
@@ -86,7 +88,7 @@ class Replacing:
 
 @dataclass(frozen=True)
 class Proving:
-    """Generation goes on after a hold, and the canary of what was loaded in it is asked."""
+    """Generation resumes after a hold, and the canary checks the weights that were loaded in it."""
 
     loaded: Announcement
     before: Held
@@ -130,12 +132,12 @@ def is_loaded(state: State) -> bool:
 
 
 def is_held(state: State) -> bool:
-    """Whether generation stands still on request, or did when the change began."""
+    """Whether generation is paused on request, or was when the change began."""
     return isinstance(state.before if isinstance(state, Change) else state, Held)
 
 
 def unproved(state: State) -> Announcement | None:
-    """What is loaded and has not yet shown that it is what was announced."""
+    """The version that is loaded and not yet verified by the canary."""
     match state:
         case Waiting() | Serving() | Fenced():
             return None
@@ -156,7 +158,7 @@ def why_fenced(state: State) -> str:
 
 
 def needs_whole(state: State) -> bool:
-    """Whether deltas did not lead to what was wanted last."""
+    """Whether deltas did not lead to the version that was wanted last."""
     failure = _failure(state)
     return failure is not None and failure.needs_whole
 
@@ -180,13 +182,13 @@ def fenced(before: Rest, why: str, *, needs_whole: bool) -> Rest:
 
 
 def serving(before: Rest, wanted: Announcement) -> Rest:
-    """The update succeeded; what was loaded while generation is held is still to be proved."""
+    """The update succeeded; weights that were loaded while generation is held are still unproved."""
     now = Serving(wanted.identity)
     return Held(now, unproved=wanted) if isinstance(before, Held) else now
 
 
 def kept(state: Rest, served: PolicyIdentity) -> Rest:
-    """What is wanted is served already: no update is missed any more."""
+    """The wanted version is served already: no update is missing any more."""
     return replace(state, then=Serving(served)) if isinstance(state, Held) else Serving(served)
 
 
@@ -196,7 +198,7 @@ def held(state: Rest) -> Held:
 
 
 def resumed(state: State) -> State:
-    """Generation goes on; what an update loaded meanwhile keeps it held, to be proved first."""
+    """Generation resumes; unproved weights keep it held, since they are verified first."""
     match state:
         case Held(then, unproved=None):
             return then

@@ -1,15 +1,15 @@
 """Which weights the engine serves, and how they are replaced.
 
-Owns the steps of an update; `states` draws the situations that they lead to. Invariants: `identity` is set only while
-the engine serves exactly those bytes, as far as its own word and the canary show; from the pause of an update until
-both have been heard, any failure restarts the engine, and what it made meanwhile names a version that is not known;
-whoever holds a lower lease, or an older version of the same lease, changes nothing.
+Owns the steps of an update; `states` draws the situations that they lead to. Invariants: `identity` is set only once
+the engine reports that version and the canary agrees. A failure between the pause and that point restarts the engine;
+tokens generated in between carry an unknown version and are discarded. A lower lease, or an older version of the same
+lease, changes nothing.
 
-    prepare -> drain, pause -> load, flush -> compare the engine's word -> continue -> canary -> serving
+    prepare -> drain, pause -> load, flush -> compare the engine's version -> resume -> canary -> serving
 
     pause_mode  running requests                     their cache              the prefix cache
-    retract     wait, then go on                     computed anew            emptied
-    in_place    stand still, then go on              kept, of older weights   only what the new weights computed is used
+    retract     wait, then continue                  computed anew            emptied
+    in_place    stop, then continue                  kept, of older weights   only what the new weights computed is used
     abort       end; the producer sends their rest   computed anew            emptied
 """
 
@@ -36,7 +36,7 @@ from penstock_rollout.weights.version_order import check_lease, check_order, is_
 
 log = logging.getLogger(__name__)
 
-NUM_KNOWN = 64  # versions that a span may still name: far more than one request can live through
+NUM_KNOWN = 64  # versions that a span may still name: far more than one request can see
 ABORT_SECONDS = 1.0  # for running requests to end after an abort
 
 
@@ -46,12 +46,12 @@ class WeightUpdater:
     def __init__(
         self, engine: Engine, section: WeightsSection, metrics: RolloutMetrics, copy: LocalCopy | None = None
     ) -> None:
-        """`copy`: where deltas are applied; None: whole versions are loaded from where they are."""
+        """`copy`: where deltas are applied; None: full versions are loaded from their folders."""
         self.copy = copy
         self.lease = 0
-        """The highest that was followed, by whatever engine."""
+        """The highest lease that this server has followed, over all lives of the engine."""
         self.num_interruptions = 0
-        """Updates that ended running requests, whose rest is then to be sent again."""
+        """Updates that ended running requests; the unfinished parts are then sent again."""
         self.condemned_epoch = 0
         """The engine that was last given up because of an update, not because of a request."""
         self.paused_seconds = 0.0
@@ -65,11 +65,11 @@ class WeightUpdater:
         self._changes = InFlight()
 
     def generating(self) -> AbstractContextManager[None]:
-        """Around one group's request, so that an update can let it finish."""
+        """Surrounds one group's request, so that an update can let it finish."""
         return self._requests.one()
 
     async def settled(self) -> None:
-        """Return once no update runs: what starts during one only delays it."""
+        """Return once no update runs: a request that starts during one only delays it."""
         await self._changes.none()
 
     @property
@@ -92,23 +92,23 @@ class WeightUpdater:
 
     @property
     def fenced(self) -> str:
-        """Why the last update failed; empty after one that did not."""
+        """Why the last update failed; empty if it succeeded."""
         return states.why_fenced(self._state)
 
     @property
     def needs_whole(self) -> bool:
-        """Whether deltas did not lead to what was wanted last."""
+        """Whether deltas did not lead to the version that was wanted last."""
         return states.needs_whole(self._state)
 
     @property
     def unproved(self) -> str:
-        """The version that is loaded and has not yet shown that it is the announced one; empty when there is none."""
+        """The version that is loaded and not yet verified by the canary; empty if there is none."""
         loaded = states.unproved(self._state)
         return "" if loaded is None else str(loaded.identity)
 
     @property
     def known(self) -> Mapping[str, PolicyIdentity]:
-        """The versions that a span may name: those that were proved, and the one that still has to be."""
+        """The versions that a span may name: the verified ones, and the one that still has to be verified."""
         loaded = states.unproved(self._state)
         return self._proved if loaded is None else {**self._proved, str(loaded.identity): loaded.identity}
 
@@ -118,14 +118,14 @@ class WeightUpdater:
         self._metrics.weights_lost()
 
     def behind(self, announced: Announcement) -> bool:
-        """Whether the announced version must be loaded before work for it may run here."""
+        """Whether the announced version must be loaded before its tickets may run here."""
         return is_behind(self.identity, self.lease, announced)
 
     async def update(self, wanted: Announcement, loader: Loader | None = None) -> None:
-        """Serve the wanted version, from its files unless a loader is given; returns when the engine does.
+        """Load the wanted version, from its files unless a loader is given; returns once the engine serves it.
 
         WeightsConflictError: a lower lease, or an older version. WeightsBusyError: another update runs.
-        WeightsError: the bytes are not those that were announced. EngineError: no engine, or it failed.
+        WeightsError: the bytes are not the announced ones. EngineError: no engine, or it failed.
         """
         before = self._state
         if isinstance(before, Change):
@@ -141,7 +141,7 @@ class WeightUpdater:
 
     @contextlib.contextmanager
     def _changing(self, change: Change, wanted: Announcement) -> Iterator[None]:
-        """Around an update: no ticket is taken, and a failure fences the server."""
+        """Surrounds an update: no ticket is taken, and a failure fences the server."""
         with self._changes.one():
             self._state = change
             try:
@@ -158,12 +158,12 @@ class WeightUpdater:
         why = f"version {wanted.identity}: {error}"
         self._state = states.fenced(self._before, why, needs_whole=isinstance(error, ChainError))
         self._metrics.weights_failed(error)
-        if why != told:  # it is tried again and again
+        if why != told:  # the update is repeated until it succeeds: log each reason once
             log.error("fenced: %s", why)
 
     @property
     def _before(self) -> Rest:
-        """What the change that runs began with, without what was lost meanwhile."""
+        """The state before the running change, without weights that were lost since."""
         assert isinstance(self._state, Change)
         return self._state.before
 
@@ -201,7 +201,7 @@ class WeightUpdater:
 
     @contextlib.contextmanager
     def _condemning(self, epoch: int, wanted: Announcement) -> Iterator[None]:
-        """Around what must succeed as a whole: otherwise the engine is restarted, and nothing that it made is used."""
+        """Surrounds steps that must all succeed: otherwise the engine is restarted and its output is discarded."""
         try:
             yield
         except BaseException as error:
@@ -213,13 +213,13 @@ class WeightUpdater:
 
     @contextlib.asynccontextmanager
     async def _in_time(self, wanted: Announcement) -> AsyncIterator[None]:
-        """Within the time of a push: an engine that ends later has missed its version, whatever it says then."""
+        """Limits a push: an engine that finishes later has missed its version, whatever it reports then."""
         limit = self._section.push_timeout_seconds
         deadline = time.monotonic() + limit
         try:
             async with asyncio.timeout(limit):
                 yield
-            if time.monotonic() > deadline:  # this process was stopped meanwhile, and its timer with it
+            if time.monotonic() > deadline:  # this process was stopped, and its timer with it
                 raise TimeoutError
         except TimeoutError as error:
             late = f"{wanted.identity} was not served within weights.push_timeout_seconds = {limit:g}"
@@ -236,22 +236,22 @@ class WeightUpdater:
         return start if mode == "abort" else time.monotonic()
 
     async def _drain(self) -> None:
-        """Let running groups finish: a pause throws their key-value cache away, to be computed again."""
+        """Let running groups finish: a pause discards their key-value cache, which is then computed again."""
         await self._requests.none_within(self._section.drain_seconds)
 
     async def _load(self, wanted: Announcement, loader: Loader) -> None:
         client = self._engine.client
         await loader.load(wanted, client.loading, self._section.push_timeout_seconds)
-        # In place, what runs holds its cache, and a flush is refused.
+        # In place, running requests hold their cache, and a flush is refused.
         await client.generation.drop_prefixes(str(wanted.identity), flush=self._section.pause_mode != "in_place")
         said = await client.loading.weight_version()
         if said != str(wanted.identity):
-            raise EngineError(f"after loading {wanted.identity} the engine says that it serves {said!r}")
+            raise EngineError(f"after loading {wanted.identity} the engine reports that it serves {said!r}")
         if self._section.checksums and loader.files is not None:
             await client.loading.compare(loader.files, self._section.push_timeout_seconds)
 
     async def _prove(self, wanted: Announcement) -> None:
-        """Ask for the canary's tokens: when generation goes on, since a paused engine takes no request."""
+        """Check the canary, after generation has resumed, since a paused engine takes no request."""
         if wanted.canary is not None:
             generation, canary = self._engine.client.generation, wanted.canary
             seen = await generation.prompt_logprobs(canary.token_ids, self._section.push_timeout_seconds)
@@ -263,14 +263,14 @@ class WeightUpdater:
             del self._proved[next(iter(self._proved))]
 
     async def pause(self) -> None:
-        """Hold generation, until `resume`; updates still happen."""
+        """Hold generation until `resume`; updates still happen."""
         self._engine.require_up()
         self._state = states.held(self._at_rest())
-        with self._changes.one():  # what is cut waits until generation is held
+        with self._changes.one():  # requests that were cut wait until generation is held
             await self._stop_requests()
 
     async def resume(self) -> None:
-        """Go on generating."""
+        """Resume generation."""
         self._engine.require_up()
         now = self._at_rest()
         if isinstance(now, Held) and now.unproved is not None:
@@ -280,7 +280,7 @@ class WeightUpdater:
             self._state = states.resumed(self._state)
 
     async def _resume_unproved(self, held: Held, loaded: Announcement) -> None:
-        """Go on with what was loaded while generation was held: the canary is asked now."""
+        """Resume with the weights that were loaded while generation was held: the canary checks them now."""
         with self._changing(Proving(loaded, held), loaded), self._condemning(self._engine.epoch, loaded):
             async with self._in_time(loaded):
                 await self._engine.client.generation.resume()

@@ -10,7 +10,7 @@ from penstock.errors import WeightsConflictError
 
 
 def is_behind(served: PolicyIdentity | None, lease: int, announced: Announcement) -> bool:
-    """Whether a server that serves `served` of `lease` must load the announced version before it works for it."""
+    """Whether a server that serves `served` of `lease` must load the announced version before it takes its tickets."""
     if served is None or lease < announced.lease:
         return True
     newer = served.number < announced.identity.number
@@ -28,7 +28,7 @@ def check_lease(lease: int, followed: int) -> None:
 
 
 def check_order(wanted: Announcement, served: PolicyIdentity | None, followed: int) -> None:
-    """WeightsConflictError for what must not replace `served`: a lower lease, or an older version of the same."""
+    """WeightsConflictError if `wanted` must not replace `served`: a lower lease, or an older version of the same."""
     check_lease(wanted.lease, followed)
     older = served is not None and wanted.identity.number <= served.number
     if wanted.lease == followed and older and wanted.identity != served:

@@ -123,7 +123,7 @@ def test_a_folder_that_lacks_weights_is_left_to_sglang(
     path.write_bytes(whole)
     scheduler.update(folders[1])
     assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 2)
-    assert "could not be read beside generation" in caplog.text
+    assert "could not be read during generation" in caplog.text
     os.utime(path)
     read_ahead(address, folders[2])
     scheduler.update(folders[2])

@@ -1,5 +1,5 @@
 -- locate(where): notes in `live` where the ticket is from now on, as stage|entry|attempt.
--- Evaluation tickets are not outstanding work and have no place in `live`. A trained ticket stays trained, whatever
+-- Evaluation tickets are not outstanding work and are not in `live`. A trained ticket stays trained, whatever
 -- happens to a second message of it. Needs: live, ticket.
 local function locate(where)
   local was = redis.call('HGET', live, ticket)

@@ -6,7 +6,7 @@
 -- Needs: group, consumer, beats, policy, failures, deaths, stages(stream wake)...,
 --   served_number, served_lease: the version that this server serves, -1 if it does not matter
 --   idle_ms: an entry that was not renewed for so long is free
---   take_over: 1 for the holder of the trainer's lease, who takes what the living hold too
+--   take_over: 1 for the holder of the trainer's lease, who also takes entries of living holders
 --   limit: most entries
 
 local function claim(stream, id)
@@ -37,7 +37,7 @@ local function claim_expired(stream, most)
       if is_dead and #found < most then look('-', '+', most - #found, name) end
     end
   end
-  -- Of the living, and mine: not renewed, so that the answer that gave it away was lost on a broken connection.
+  -- Entries of living holders, mine included, that were not renewed: the answer with them was lost with a connection.
   if #found < most then look('IDLE', idle_ms, '-', '+', most - #found) end
   return found
 end

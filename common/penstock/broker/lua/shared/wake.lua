@@ -1,5 +1,5 @@
--- wake(stream): ends the wait of those who read a wake-up stream. It says only that something is new: one entry is
--- enough.
+-- wake(stream): ends the wait of all readers of a wake-up stream. One entry is enough: it only signals that something
+-- is new.
 local function wake(stream)
   redis.call('XADD', stream, 'MAXLEN', '1', '*', 'w', '1')
 end

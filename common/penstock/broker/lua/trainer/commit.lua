@@ -3,7 +3,7 @@
 -- USES fence unlink
 --
 -- The commit point: appends a record to the ledger, and then acknowledges and deletes the groups that it covers.
---   counter: what counts these tickets, empty if nothing does
+--   counter: the counter of these tickets, empty if there is none
 --   is_drop: 1 if the tickets end with this record, 0 if they are trained and end with the version that includes them
 --   ledger_end: the entry that the ledger must end with, empty if it was not read
 --   entry: of the ticket's scored group, empty if it has none

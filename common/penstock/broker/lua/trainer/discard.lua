@@ -2,7 +2,7 @@
 -- ARGV token group entry
 -- USES fence unlink
 --
--- Deletes a scored group that counts for nothing more: a duplicate, or an evaluation result that was counted.
+-- Deletes a scored group that is not needed any more: a duplicate, or an evaluation result that was counted.
 -- Answers 1, or 0 if it is gone already.
 --
 -- Repeated, it answers 0.

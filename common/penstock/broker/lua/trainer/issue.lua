@@ -2,7 +2,7 @@
 -- ARGV token number digest path lease_number canary resolved issued(ticket attempt payload)...
 -- USES fence wake
 --
--- Issues tickets. If `number` is not empty, it also announces that version, and lets go of the tickets that the version
+-- Issues tickets. If `number` is not empty, it also announces that version, and forgets the tickets that the version
 -- includes: `resolved`, with spaces between. Answers 1.
 --
 -- Repeated, it issues nothing twice: `live` holds the attempt of each ticket.

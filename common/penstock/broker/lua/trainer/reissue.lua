@@ -2,7 +2,7 @@
 -- ARGV token group entry ticket attempt payload
 -- USES fence wake unlink
 --
--- Issues a ticket again whose scored group cannot be trained, and deletes that group.
+-- Reissues a ticket whose scored group cannot be trained, and deletes that group.
 -- Answers 1, or 0 if that attempt has been issued already.
 --
 -- Repeated, it answers 0: `live` holds the attempt.

@@ -5,7 +5,7 @@
 -- Keeps a consumer alive for alive_ms. It also deletes consumers that are dead and hold nothing: they never come back,
 -- since names are new at every start. Answers 1.
 --
--- Repeated, it beats again.
+-- Repeated, it sets the deadline again.
 local now_ms = now()
 redis.call('HSET', beats, consumer, string.format('%d', now_ms + alive_ms))
 for _, stream in ipairs(streams) do

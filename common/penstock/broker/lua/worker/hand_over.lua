@@ -13,8 +13,8 @@
 --
 -- One script for both, so that a worker is never killed between them.
 --
--- Repeated, it answers late: the entry is not this consumer's any more, and the parts are the successor's. What it took
--- the first time is free again after idle_ms.
+-- Repeated, it answers late: the entry is not this consumer's any more, and the parts are the successor's. The entry
+-- that it took the first time is free again after idle_ms.
 if not mine(source, entry) then return {'late', take()} end
 if has_new_parts == '1' and redis.call('EXISTS', completions, texts) < 2 then return {'no parts', {{}, {}}} end
 local id = redis.call('XADD', target, '*', 't', ticket, 'a', attempt, 'p', payload, 'n', parts)

@@ -60,7 +60,7 @@ def _read(item: Mapping[str, Any]) -> Answer:
         raise EngineError(f"SGLang's answer lacks a part: {error!r}; expected version 0.5.21 or newer") from error
     if finish not in FINISH_REASONS:
         raise EngineError(f"SGLang ended a completion with {finish!r}; expected one of {sorted(FINISH_REASONS)}")
-    if finish == "abort":  # what is complete of each token is kept; the rest is sampled again
+    if finish == "abort":  # keep the tokens that are complete; the rest is sampled again
         num_tokens = min(len(pairs), len(token_ids))
         pairs, token_ids = pairs[:num_tokens], token_ids[:num_tokens]
         spans = tuple(replace(span, end=min(span.end, num_tokens)) for span in spans if span.start < num_tokens)

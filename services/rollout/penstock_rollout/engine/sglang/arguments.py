@@ -25,7 +25,7 @@ def command(
 ) -> list[str]:
     """The command line of the launcher, with `extra_args` last, so that they win.
 
-    `overlap`: whether a token may be sampled before the one before it has been taken note of.
+    `overlap`: whether a token may be sampled before the previous one has been recorded.
     """
     arguments = {
         "--model-path": model_path,
@@ -37,7 +37,7 @@ def command(
         "--grammar-backend": "none",
         "--log-level": "warning",
     }
-    # An idle scheduler polls otherwise, and takes a whole core from trainer and rewards.
+    # Otherwise an idle scheduler polls, and takes a full core from trainer and rewards.
     flags = ["--sleep-on-idle", "--skip-server-warmup"]
     total_tokens = section.max_total_tokens
     if device == "cpu":
@@ -75,7 +75,7 @@ def environment(
             "PENSTOCK_READ_AHEAD": ahead_address(port),
             "OMP_NUM_THREADS": str(section.num_threads),
             "MKL_NUM_THREADS": str(section.num_threads),
-            "OMP_WAIT_POLICY": "passive",  # spinning threads made a small product 20 times slower beside a trainer
+            "OMP_WAIT_POLICY": "passive",  # spinning threads made a small product 20 times slower while a trainer ran
             **KEEP_FREED_BYTES,
         }
     return variables

@@ -24,7 +24,7 @@ HEX_DIGITS = 16
 
 
 def check_checksums(folder: Path, reported: Mapping[str, str]) -> int:
-    """How many tensors were compared; WeightsMismatchError names those that are not what the files hold.
+    """How many tensors were compared; WeightsMismatchError names those that differ from the files.
 
     `reported`: the engine's name of each tensor and its checksum.
     """
@@ -65,7 +65,7 @@ class _Files:
             mapped.close()
 
     def checksum(self, name: str) -> str:
-        """Of the engine's tensor `name`; empty where it is not known what it is made of."""
+        """Of the engine's tensor `name`; empty if its parts are not known."""
         parts = [self._tensors[part] for part in self._parts(name)]
         digest = hashlib.sha256()
         for mapped, begin, end, shape in parts:

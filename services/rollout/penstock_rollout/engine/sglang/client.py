@@ -1,4 +1,4 @@
-"""SGLang as the `EngineClient` of this service: one connection, and the two things that are done with it."""
+"""SGLang as the `EngineClient` of this service: one connection, for generation and for loading."""
 
 from penstock.config import EngineSection
 from penstock_rollout.engine.sglang.connection import Connection

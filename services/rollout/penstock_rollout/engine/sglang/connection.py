@@ -1,4 +1,4 @@
-"""SGLang's HTTP: one server, what it said of itself, and how its failures become Penstock's.
+"""SGLang's HTTP: one server, its description, and how its failures become Penstock's.
 
 Owns the connection.
 
@@ -30,7 +30,7 @@ class Connection:
 
     @property
     def info(self) -> EngineInfo:
-        """What the server said of itself when it was opened."""
+        """What the server reported when it was opened."""
         if self._info is None:
             raise EngineDiedError("the engine is not connected yet; expected it to be started first")
         return self._info
@@ -55,7 +55,7 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def closing(self) -> AsyncIterator[None]:
-        """Refuse calls at once; at the end, let those that still wait for an answer fail."""
+        """Refuse calls at once; at the end, calls that still wait for an answer fail."""
         http, self._http = self._http, None
         self._info = None
         try:

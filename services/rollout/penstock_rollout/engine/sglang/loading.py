@@ -1,4 +1,4 @@
-"""Replacing the weights of SGLang, and asking what it holds.
+"""Replaces the weights of SGLang, and reads which it holds.
 
 Invariant: no way of loading flushes the cache by itself, since SGLang ends if that cannot be done.
 """

@@ -1,4 +1,4 @@
-"""Telling an engine on this host what to read while it generates (`inside.ahead`, which runs in it).
+"""Has an engine on this host read the next weights while it generates (`inside.ahead`, which runs in it).
 
 Invariant: this only saves time; whatever fails here, the update that follows reads for itself.
 """
@@ -27,6 +27,6 @@ async def read_ahead(port: int, folder: str, timeout_seconds: float) -> None:
             finally:
                 writer.close()
     except TimeoutError:
-        log.warning("the engine did not read %s beside generation within %g s", folder, timeout_seconds)
+        log.warning("the engine did not read %s during generation within %g s", folder, timeout_seconds)
     except OSError as error:  # it does not listen, or has ended
-        log.debug("the engine does not read %s beside generation: %s", folder, error)
+        log.debug("the engine does not read %s during generation: %s", folder, error)

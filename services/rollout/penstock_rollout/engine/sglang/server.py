@@ -1,7 +1,7 @@
 """The SGLang server: started and owned by this service, or given by its URL.
 
 Owns the server's process tree. Invariant: it ends with this service, however the service ends (the first process is
-tied to this one, every other to its parent), and its death is noticed at once.
+tied to this one, every other to its parent), and its death is detected at once.
 """
 
 import asyncio
@@ -186,7 +186,7 @@ class GivenServer:
             ) from None
 
     async def died(self) -> str:
-        await asyncio.Event().wait()  # only a broken request tells
+        await asyncio.Event().wait()  # only a broken request shows it
         raise AssertionError("unreachable")
 
     async def stop(self) -> None:
@@ -198,8 +198,8 @@ def make_server(
 ) -> EngineServer:
     """The server that the configuration asks for.
 
-    An overlapping one that stands still `in_place` has sampled a token that it has not taken note of, and would name
-    the next weights for it.
+    With overlap, a server paused `in_place` has sampled a token that it has not recorded yet, and would report the next
+    weights for it.
     """
     if section.url:
         return GivenServer(section)

@@ -1,14 +1,13 @@
-"""Reading the next weights on a CPU while requests run, so that an update only exchanges them.
+"""Prefetches the next weights on a CPU while requests run, so that an update only swaps them.
 
 SGLang copies the files of a version into the model while generation is paused, half a gigabyte in 0.14 s. Here a thread
-reads them into a second copy of the weights beside generation, and the update gives the model the other copy. What of a
-file goes where only the model's own code knows: the copies that an ordinary update makes are written down, and made
-again. A model of which that is not all (`Recorder.besides`), or for whose second copy there is no room, is updated by
-SGLang's own code every time.
+reads them into a second copy during generation, and the update swaps the two. Only the model's loader knows which part
+of a file fills which parameter, so we record the copies of one ordinary update and replay them. SGLang's own code
+updates models whose update does more than copy (`Recorder.besides`), and models whose second copy finds no room.
 
-    update from P (the first)     SGLang's own; its copies are written down
+    update from P (the first)     SGLang's own; its copies are recorded
     P, on a socket                read into the second copy; then the connection is closed
-    update from P                 exchanges, where P was the last to be read; else SGLang's own
+    update from P                 swaps, if P was read last; else SGLang's own
 
 The socket is no request to SGLang, since those wait for the pass that runs. Runs inside SGLang's scheduler; registered
 by `launcher` through SGLang's hook registry.
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def hooks() -> dict[str, Hook]:
-    """What to put around SGLang's methods, by their full names; nothing where no service has named a socket."""
+    """What to put around SGLang's methods, by their full names; nothing if no service has named a socket."""
     return {UPDATE: Ahead(os.environ[ADDRESS]).update} if ADDRESS in os.environ else {}
 
 
@@ -89,7 +88,7 @@ class Held:
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down how an update fills the weights, and what it does besides."""
+    """Records how an update fills the weights, and what else it does."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -185,7 +184,7 @@ class Ahead:
         return _note_update(updater, model, model_path, load_format)
 
     def _first(self, update: Callable[[], Any]) -> Any:
-        """Write down what it does, and listen from then on."""
+        """Record the first update, and listen from then on."""
         if why_not := _obstacle(self._model):
             answer = update()
         else:
@@ -198,7 +197,7 @@ class Ahead:
             except OSError as error:
                 why_not = str(error)
         if why_not:
-            log.warning("weights are not read beside generation: %s", why_not)
+            log.warning("weights are not read during generation: %s", why_not)
         return answer
 
     def _listen(self) -> None:
@@ -215,7 +214,7 @@ class Ahead:
                 try:
                     self._read(Path(os.fsdecode(request.read())))
                 except Exception as error:
-                    log.warning("weights could not be read beside generation: %r", error)
+                    log.warning("weights could not be read during generation: %r", error)
 
     def _read(self, folder: Path) -> None:
         with self._reading:

@@ -58,7 +58,7 @@ def _absent(name: str) -> Any:
 
 
 def define_missing_names() -> None:
-    """Let SGLang's imports succeed on a CPU; whatever is really called raises and says so."""
+    """Let SGLang's imports succeed on a CPU; a real call raises an error that names the function."""
     import torch
 
     if not hasattr(torch.ops.torchvision, "nms"):

@@ -3,7 +3,7 @@
 The G copies of a group arrive with the same prompt, so SGLang computes the same rows G times over, those of the last
 prompt token at least, which no cache holds for it. Here one sequence of each kind goes through the model; its logits
 and its new keys and values are then copied to the others. Each is still sampled by itself, from the same numbers.
-Batches of another kind, and any field of a batch whose rows cannot be told, leave everything to SGLang's own code.
+Batches of another kind, and any field of a batch whose rows are unclear, leave everything to SGLang's own code.
 
 Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
 
@@ -94,7 +94,7 @@ def _select(batch: Any, kept_U: list[int], token_rows: list[range]) -> Any:
     """The batch of those sequences alone; None when a field's rows are neither sequences nor tokens."""
     num_sequences, num_tokens = len(token_rows), token_rows[-1].stop
     kept_rows = {
-        num_sequences: torch.tensor(kept_U),  # where both numbers are equal, so are the rows
+        num_sequences: torch.tensor(kept_U),  # if both numbers are equal, so are the rows
         num_tokens: torch.tensor([row for sequence in kept_U for row in token_rows[sequence]]),
     }
     lengths = torch.tensor([len(token_rows[sequence]) for sequence in kept_U])

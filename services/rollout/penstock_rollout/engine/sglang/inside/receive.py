@@ -1,9 +1,9 @@
-"""Receiving broadcast weights on a CPU: into buffers that stay, and the next bucket while one is copied into the model.
+"""Receives broadcast weights on a CPU into buffers that stay, and the next bucket while one is copied into the model.
 
 SGLang makes a tensor for each weight of a bucket, then concatenates them into the buffer that it receives into: it
 writes a bucket's worth of memory that nobody has filled yet. Here the weights are views of one of two buffers, whose
 pages stay. A trainer sends the buckets of a group in one order again and again, so that from the second time on the
-size of the next one is known: a thread receives it meanwhile. Whatever fails there fails the request that asks for it;
+size of the next one is known: a thread receives it early. A failure there fails the request for that bucket;
 an engine whose update has failed is ended by its service, so that no receive outlives its update.
 
 Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
@@ -77,7 +77,7 @@ class Receiver:
         return flat
 
     def _buffer(self, size: int) -> torch.Tensor:
-        """Of the two the one that was not given last."""
+        """The one of the two that was not returned last."""
         self._buffers.reverse()
         if self._buffers[0].numel() < size:
             self._buffers[0] = torch.empty(size, dtype=torch.uint8)
@@ -100,7 +100,7 @@ class _Ahead:
             self._error = error
 
     def result(self) -> torch.Tensor:
-        """What has come; the error where nothing has."""
+        """The received bytes; raises the error if there are none."""
         self._thread.join()
         if self._error is not None:
             raise self._error
