@@ -13,9 +13,11 @@ from penstock.contracts.groups import (
     VersionSpan,
     decode,
     encode,
+    from_body,
     pack_float32,
     pack_int32,
     read_ticket_key,
+    to_body,
     unpack_float32,
     unpack_int32,
 )
@@ -53,9 +55,11 @@ __all__ = [
     "VersionSpan",
     "decode",
     "encode",
+    "from_body",
     "pack_float32",
     "pack_int32",
     "read_ticket_key",
+    "to_body",
     "unpack_float32",
     "unpack_int32",
 ]

@@ -264,3 +264,17 @@ def decode(data: bytes, expected: type[M]) -> M:
         return msgspec.msgpack.decode(data, type=expected)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested too deeply
         raise MalformedMessageError(f"not a {expected.__name__}: {error}") from error
+
+
+def to_body(message: Contract) -> dict[str, Any]:
+    """A message as the JSON body of an HTTP request or answer."""
+    body: dict[str, Any] = msgspec.to_builtins(message)
+    return body
+
+
+def from_body(data: bytes, expected: type[M]) -> M:
+    """A JSON body as a message of the expected type; MalformedMessageError with the reason otherwise."""
+    try:
+        return msgspec.json.decode(data, type=expected)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessageError(f"not a {expected.__name__.lstrip('_')}: {error}") from error

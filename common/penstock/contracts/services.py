@@ -6,16 +6,16 @@ otherwise:
     Redis, `policy`            number, digest, path, lease, canary                   announced_fields, read_announced
     PUT /v1/weights/{number}   digest, path, lease, source, canary                   push_body, read_push
     POST /v1/snapshot answers  policy_version, checksum, path, lease, canary         snapshot_body, read_snapshot
-    a rollout server answers   policy_version, checksum, paused_seconds, state, ...  served_body, read_served
+    a rollout server answers   policy_version, checksum, paused_seconds, state, ...  ServedWeights
     the trainer answers        policy_version, checksum                              version_body
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
-from penstock.contracts import Contract, MalformedMessageError, PolicyIdentity, ServerState, ServiceKind
+from penstock.contracts import Contract, PolicyIdentity, ServerState, ServiceKind, from_body, to_body
 from penstock.contracts.canary import Canary
 from penstock.contracts.weight_sources import DiskSource, Source, read_body
 
@@ -96,7 +96,7 @@ def push_body(announcement: Announcement, source: Source) -> dict[str, Any]:
     """The body of a push: the version without its number, which is in the path, and the source of its bytes."""
     digest = announcement.identity.digest
     push = _Push(digest, announcement.path, announcement.lease, source, announcement.canary)
-    return _builtins(push)
+    return to_body(push)
 
 
 def read_push(number: int, body: dict[str, Any]) -> tuple[Announcement, Source]:
@@ -123,12 +123,12 @@ class _Snapshot(Contract, frozen=True, forbid_unknown_fields=False):
 def snapshot_body(files: Announcement) -> dict[str, Any]:
     """The answer that names a version's files."""
     identity = files.identity
-    return _builtins(_Snapshot(identity.number, identity.digest, files.path, files.lease, files.canary))
+    return to_body(_Snapshot(identity.number, identity.digest, files.path, files.lease, files.canary))
 
 
 def read_snapshot(data: bytes) -> Announcement:
     """The inverse, from an answer; MalformedMessageError otherwise."""
-    found = _decoded(data, _Snapshot)
+    found = from_body(data, _Snapshot)
     return Announcement(PolicyIdentity(found.policy_version, found.checksum), found.path, found.lease, found.canary)
 
 
@@ -152,28 +152,3 @@ class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
         if self.policy_version is None or self.checksum is None:
             return None
         return PolicyIdentity(self.policy_version, self.checksum)
-
-
-def served_body(served: ServedWeights) -> dict[str, Any]:
-    """The answer to every request that reads or changes the weights."""
-    return _builtins(served)
-
-
-def read_served(data: bytes) -> ServedWeights:
-    """The inverse, from an answer; MalformedMessageError otherwise."""
-    return _decoded(data, ServedWeights)
-
-
-A = TypeVar("A", _Snapshot, ServedWeights)
-
-
-def _builtins(message: Contract) -> dict[str, Any]:
-    body: dict[str, Any] = msgspec.to_builtins(message)
-    return body
-
-
-def _decoded(data: bytes, expected: type[A]) -> A:
-    try:
-        return msgspec.json.decode(data, type=expected)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedMessageError(str(error)) from error

@@ -11,8 +11,8 @@ from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.contracts import Sampling, ServerState, pack_int32
-from penstock.contracts.services import ServedWeights, read_push, served_body, version_body
+from penstock.contracts import Sampling, ServerState, pack_int32, to_body
+from penstock.contracts.services import ServedWeights, read_push, version_body
 from penstock.contracts.weight_sources import read_group_request
 from penstock.runtime.http import authorized, make_app
 from penstock_rollout.bodies import GenerateRequest, GenerateResponse, shown
@@ -30,28 +30,28 @@ def make_rollout_app(
 
     @app.get("/v1/weight_version")
     async def weight_version() -> dict[str, Any]:
-        return served_body(served(engine, weights))
+        return to_body(served(engine, weights))
 
     @app.put("/v1/weights/{version}", dependencies=guarded)
     async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: dict[str, Any]) -> dict[str, Any]:
         wanted, source = read_push(version, push)
         await weights.update(wanted, make_loader(source, engine, weights.copy))
-        return served_body(served(engine, weights))
+        return to_body(served(engine, weights))
 
     @app.post("/v1/weights/group", dependencies=guarded)
     async def join_group(request: dict[str, Any]) -> dict[str, Any]:
         await weights.join_group(read_group_request(request))
-        return served_body(served(engine, weights))
+        return to_body(served(engine, weights))
 
     @app.post("/v1/pause", dependencies=guarded)
     async def pause() -> dict[str, Any]:
         await weights.pause()
-        return served_body(served(engine, weights))
+        return to_body(served(engine, weights))
 
     @app.post("/v1/resume", dependencies=guarded)
     async def resume() -> dict[str, Any]:
         await weights.resume()
-        return served_body(served(engine, weights))
+        return to_body(served(engine, weights))
 
     @app.post("/v1/generate", dependencies=guarded)
     async def generate(request: GenerateRequest) -> GenerateResponse:

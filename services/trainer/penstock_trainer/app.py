@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from penstock.contracts import to_body
 from penstock.contracts.services import Announcement, snapshot_body, version_body
 from penstock.runtime.http import authorized, make_app
 from penstock_trainer.control import Requests
@@ -37,7 +38,7 @@ def trainer_app(
 
     @app.get("/v1/status")
     async def read_status() -> dict[str, Any]:
-        return status.as_dict()
+        return to_body(status.shown())
 
     @app.post("/v1/checkpoint", status_code=202, dependencies=[Depends(authorized(token))])
     async def checkpoint() -> dict[str, str]:

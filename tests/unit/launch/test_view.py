@@ -7,8 +7,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from penstock.contracts import from_body
+from penstock.contracts.status import TrainerStatus
 from penstock_launch.watch.figures import duration
-from penstock_launch.watch.follow import ServiceView, Snapshot, TrainerStatus
+from penstock_launch.watch.follow import ServiceView, Snapshot
 from penstock_launch.watch.view import GuardedView, PlainView, render
 
 STATUS = TrainerStatus(
@@ -104,7 +106,7 @@ def test_live_table_holds_every_figure_and_service() -> None:
 
 
 def test_a_status_with_unknown_and_missing_fields_is_read() -> None:
-    status = msgspec.json.decode(b'{"step": 3, "reward_average": 0.5, "epoch": 1}', type=TrainerStatus)
+    status = from_body(b'{"step": 3, "later": 0.5, "epoch": 1}', TrainerStatus)
     assert (status.step, status.epoch, status.reward_mean) == (3, 1, None)
 
 

@@ -14,7 +14,7 @@ from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.known import describe_job, is_active, job_states
 from penstock_launch.supervise.process_trees import LAUNCHER, read_known
 from penstock_launch.watch.figures import duration, figures
-from penstock_launch.watch.follow import make_client, read_ready, read_status
+from penstock_launch.watch.follow import ask_status, make_client, read_ready
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 
@@ -85,7 +85,7 @@ async def _read(config: Config) -> list[str]:
             engine = f", {record.engine}" if record.engine else ""
             lines.append(f"  {record.name}: {'ready' if reason is None else reason}{policy}{engine}, {record.url}")
         trainers = [record for record in records if record.kind is ServiceKind.TRAINER]
-        status = await read_status(client, trainers[0].url) if trainers else None
+        status = await ask_status(client, trainers[0].url) if trainers else None
     if status is None:
         groups = " ".join(f"{name} {depth}" for name, depth in depths.items())
         return [*lines, "the trainer does not answer yet", f"queue {groups}"]

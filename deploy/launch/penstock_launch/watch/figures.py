@@ -3,7 +3,7 @@
 Pure.
 """
 
-from penstock_launch.watch.follow import TrainerStatus
+from penstock.contracts.status import TrainerStatus
 
 UNKNOWN = "-"
 

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 from pydantic import SecretStr
 
 from penstock.broker import Queue
-from penstock.contracts import ServiceKind
+from penstock.contracts import MalformedMessageError, ServiceKind, from_body
 from penstock.contracts.services import ServiceRecord
+from penstock.contracts.status import TrainerStatus
 from penstock.errors import PenstockError
 from penstock.runtime.http import auth_headers
 from penstock.runtime.process import parent_pid
@@ -24,29 +24,6 @@ from penstock_launch.supervise.child import Child, State
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
-
-
-class TrainerStatus(msgspec.Struct, frozen=True):
-    """The answer of the trainer's GET /v1/status; a figure without a value yet is None."""
-
-    run: str = ""
-    phase: str = ""
-    step: int = 0
-    total_steps: int | None = None
-    epoch: float | None = None
-    policy_version: int | None = None
-    outstanding: int | None = None
-    oldest_waiting_seconds: float | None = None
-    reward_mean: float | None = None
-    heldout_accuracy: float | None = None
-    staleness_max: float | None = None
-    staleness_mean: float | None = None
-    queue: dict[str, int | None] = {}
-    tokens_per_second: float | None = None
-    gap_to_ideal: float | None = None
-    step_seconds: float | None = None
-    eta_seconds: float | None = None
-    waiting_for: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +46,14 @@ class Snapshot:
     status: TrainerStatus | None
 
 
-async def read_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | None:
+async def ask_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | None:
     """The trainer's status; None if it does not answer with one."""
     try:
         answer = await client.get(f"{url}/v1/status")
         if answer.status_code != httpx.codes.OK:
             return None
-        return msgspec.json.decode(answer.content, type=TrainerStatus)
-    except (httpx.HTTPError, msgspec.DecodeError):
+        return from_body(answer.content, TrainerStatus)
+    except (httpx.HTTPError, MalformedMessageError):
         return None
 
 
@@ -120,7 +97,7 @@ class Follower:
                 if child.state is State.STARTING:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
-                    status = await read_status(self._client, record.url)
+                    status = await ask_status(self._client, record.url)
         return Snapshot(tuple(map(self._view, self._children)), status)
 
     async def _records(self) -> list[ServiceRecord]:

@@ -1,13 +1,13 @@
-"""The status of the trainer: one mapping for `GET /v1/status`, the live view and the gauges.
+"""The present state of the trainer, for `GET /v1/status` and its record in the queue.
 
-Owns the names of the fields.
+Owns what of it is derived: epoch, rates and the time that is left.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.status import TrainerStatus
 from penstock_trainer.telemetry.progress import Progress
 
 NOTHING_STAGED = PolicyIdentity(0, "")
@@ -36,35 +36,35 @@ class Status:
     fenced: dict[str, str] = field(default_factory=dict)
     """Servers that did not take the last push, and why."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; `None` for values that do not exist yet."""
+    def shown(self) -> TrainerStatus:
+        """The answer to `GET /v1/status`."""
         recent = self.progress.recent
         seconds = [line.seconds["step"] for line in recent]
         step_seconds = sum(seconds) / len(seconds) if seconds else None
         tokens = sum(line.generated_tokens for line in recent)
-        return {
-            "run": self.run,
-            "phase": self.phase,
-            "step": self.steps,
-            "total_steps": self.total_steps,
-            "epoch": round(self.steps * self.batch_size / self.num_prompts, 3) if self.num_prompts else 0.0,
-            "policy_version": self.policy.number,
-            "outstanding": self.outstanding,
-            "oldest_waiting_seconds": self.oldest_waiting_seconds,
-            "reward_mean": recent[-1].reward_mean if recent else None,
-            "reward_average": self.progress.reward_average,
-            "heldout_accuracy": self.progress.last_accuracy,
-            "staleness_max": self.progress.staleness_max,
-            "staleness_mean": recent[-1].staleness_mean if recent else None,
-            "max_staleness": self.max_staleness,
-            "queue": self.queue,
-            "tokens_per_second": tokens / sum(seconds) if seconds else None,
-            "gap_to_ideal": self.progress.gap_to_ideal,
-            "step_seconds": step_seconds,
-            "eta_seconds": step_seconds * max(0, self.total_steps - self.steps) if step_seconds else None,
-            "waiting_for": self.waiting_for,
-            "fenced": self.fenced,
-        }
+        return TrainerStatus(
+            run=self.run,
+            phase=self.phase,
+            step=self.steps,
+            total_steps=self.total_steps,
+            epoch=round(self.steps * self.batch_size / self.num_prompts, 3) if self.num_prompts else 0.0,
+            policy_version=self.policy.number,
+            outstanding=self.outstanding,
+            oldest_waiting_seconds=self.oldest_waiting_seconds,
+            reward_mean=recent[-1].reward_mean if recent else None,
+            reward_average=self.progress.reward_average,
+            heldout_accuracy=self.progress.last_accuracy,
+            staleness_max=self.progress.staleness_max,
+            staleness_mean=recent[-1].staleness_mean if recent else None,
+            max_staleness=self.max_staleness,
+            queue={**self.queue},
+            tokens_per_second=tokens / sum(seconds) if seconds else None,
+            gap_to_ideal=self.progress.gap_to_ideal,
+            step_seconds=step_seconds,
+            eta_seconds=step_seconds * max(0, self.total_steps - self.steps) if step_seconds else None,
+            waiting_for=self.waiting_for,
+            fenced=self.fenced,
+        )
 
 
 def expected_steps(num_draws: int, batch_size: int, max_steps: int) -> int:

@@ -3,11 +3,10 @@
 import asyncio
 
 import httpx
-import msgspec
 
 from penstock.config import Config
-from penstock.contracts import MalformedMessageError
-from penstock.contracts.services import Announcement, ServedWeights, push_body, read_served
+from penstock.contracts import MalformedMessageError, from_body, to_body
+from penstock.contracts.services import Announcement, ServedWeights, push_body
 from penstock.contracts.weight_sources import GroupRequest, Source
 from penstock.errors import WeightsError
 from penstock.runtime.http import auth_headers
@@ -51,14 +50,14 @@ class RolloutClient:
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         """Let the service's engine join a group; returns when it has joined."""
-        response = await self._client.post(f"{url}/v1/weights/group", json=msgspec.to_builtins(request))
+        response = await self._client.post(f"{url}/v1/weights/group", json=to_body(request))
         if response.status_code != 200:
             raise WeightsError(f"it did not join a group: HTTP {response.status_code}: {response.text[:300]}")
 
 
 def _served(response: httpx.Response) -> ServedWeights:
     try:
-        return read_served(response.content)
+        return from_body(response.content, ServedWeights)
     except MalformedMessageError as error:
         raise WeightsError(
             f"its answer is {response.text[:300]!r}; expected {', '.join(ServedWeights.__struct_fields__)}: {error}"

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.contracts import MalformedMessageError, PolicyIdentity, ServerState, ServiceKind
+from penstock.contracts import MalformedMessageError, PolicyIdentity, ServerState, ServiceKind, from_body, to_body
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import (
     Announcement,
@@ -16,9 +16,7 @@ from penstock.contracts.services import (
     push_body,
     read_announced,
     read_push,
-    read_served,
     read_snapshot,
-    served_body,
     snapshot_body,
     version_body,
 )
@@ -159,15 +157,15 @@ def test_what_is_served_is_answered_as_ever() -> None:
         '{"policy_version":3,"checksum":"abcdef0123456789","paused_seconds":0.25,"state":"serving",'
         '"engine":"sglang 0.5","engine_starts":2,"engine_device":"cuda","engine_num_ranks":1}'
     )
-    assert as_json(served_body(served)) == text
-    assert read_served(text.encode()) == served
-    assert read_served(text.replace("{", '{"later":1,', 1).encode()).identity == IDENTITY
+    assert as_json(to_body(served)) == text
+    assert from_body(text.encode(), ServedWeights) == served
+    assert from_body(text.replace("{", '{"later":1,', 1).encode(), ServedWeights).identity == IDENTITY
     before = ServedWeights(**version_body(None), paused_seconds=0.0, state=ServerState.WAITING, **ENGINE)
-    assert as_json(served_body(before)).startswith('{"policy_version":null,"checksum":null,')
+    assert as_json(to_body(before)).startswith('{"policy_version":null,"checksum":null,')
     assert before.identity is None
 
 
 @pytest.mark.parametrize("data", [b"hello", b"[1]", b'{"policy_version":3}', b"\xff"])
 def test_an_answer_that_is_none_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedMessageError):
-        read_served(data)
+        from_body(data, ServedWeights)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
-from penstock.contracts import DropReason, RolloutGroup
+from penstock.contracts import DropReason, RolloutGroup, to_body
 from penstock_trainer.rollouts.generation_time import Generation
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
         tracemalloc.start()
         progress = Progress(tmp_path)
         status = Status("r", 1, 2, 10, 20, progress)
-        assert status.as_dict()["staleness_max"] == 1
+        assert status.shown().staleness_max == 1
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         assert progress.has_step(number - 1)
@@ -172,7 +172,7 @@ def make_status(folder: Path) -> Status:
 
 
 def test_status_says_nothing_before_it_knows(tmp_path: Path) -> None:
-    status = make_status(tmp_path).as_dict()
+    status = to_body(make_status(tmp_path).shown())
     assert status["phase"] == "loading the model"
     for name in ("reward_mean", "heldout_accuracy", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds"):
         assert status[name] is None
@@ -184,11 +184,16 @@ def test_status_of_a_run(tmp_path: Path) -> None:
     add_steps(status.progress, [0.25, 0.75])
     status.progress.add_eval(EVAL)
     status.steps = 2
-    found = status.as_dict()
-    assert (found["step"], found["total_steps"], found["epoch"]) == (2, 20, 0.4)
-    assert (found["reward_mean"], found["reward_average"]) == (0.75, 0.5)
-    assert (found["heldout_accuracy"], found["staleness_max"]) == (0.25, 1)
-    assert (found["tokens_per_second"], found["step_seconds"], found["eta_seconds"]) == (16.0, 2.0, 36.0)
+    found = status.shown()
+    assert (found.step, found.total_steps, found.epoch) == (2, 20, 0.4)
+    assert (found.reward_mean, found.reward_average) == (0.75, 0.5)
+    assert (found.heldout_accuracy, found.staleness_max) == (0.25, 1)
+    assert (found.tokens_per_second, found.step_seconds, found.eta_seconds) == (16.0, 2.0, 36.0)
+    assert list(to_body(found)) == [  # the fields of `GET /v1/status`
+        *("run", "phase", "step", "total_steps", "epoch", "policy_version", "outstanding", "oldest_waiting_seconds"),
+        *("reward_mean", "reward_average", "heldout_accuracy", "staleness_max", "staleness_mean", "max_staleness"),
+        *("queue", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds", "waiting_for", "fenced"),
+    ]
 
 
 def summary_of(progress: Progress) -> dict[str, Any]:

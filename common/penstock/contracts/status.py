@@ -1,0 +1,41 @@
+"""What the trainer answers to `GET /v1/status`, and what `penstock status` and the live view show of it.
+
+Owns the names of its fields. Invariant: what is not known yet is None, never 0; a reader ignores a field that it does
+not know, and shows one that is missing as not known.
+"""
+
+import msgspec
+
+from penstock.contracts.groups import Contract
+
+
+class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
+    """The present state of a run.
+
+    epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
+    staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
+    queue: groups by stream. waiting_for: the ticket that holds up a batch, and who holds it; empty if none does for
+    long. fenced: servers that did not take the last push, and why.
+    """
+
+    run: str = ""
+    phase: str = ""
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float | None = None
+    policy_version: int | None = None
+    outstanding: int | None = None
+    oldest_waiting_seconds: float | None = None
+    reward_mean: float | None = None
+    reward_average: float | None = None
+    heldout_accuracy: float | None = None
+    staleness_max: float | None = None
+    staleness_mean: float | None = None
+    max_staleness: int | None = None
+    queue: dict[str, int | None] = msgspec.field(default_factory=dict)
+    tokens_per_second: float | None = None
+    gap_to_ideal: float | None = None
+    step_seconds: float | None = None
+    eta_seconds: float | None = None
+    waiting_for: str | None = None
+    fenced: dict[str, str] = msgspec.field(default_factory=dict)
