@@ -7,6 +7,7 @@ Exit code 1 and the reason when any check fails.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,6 +20,7 @@ from benchmarks.chaos.disturb import ChaosError
 from benchmarks.chaos.launch import ROOT
 from benchmarks.chaos.parts import NOTHING, Part, figures, run_part
 from benchmarks.chaos.schedule import Plan
+from penstock.quiet import quiet_libraries
 
 REAL = Plan(
     kills={"rollout": 2, "engine": 2, "reward": 4, "trainer": 4, "queue": 4},
@@ -48,6 +50,7 @@ SAME_BITS = Plan(
 
 def main() -> None:
     """Run what is asked for."""
+    quiet_libraries(os.environ)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--parts", default="abc")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,7 @@ from penstock.config import EngineSection
 from penstock.errors import EngineDiedError, EngineError, EngineStartError
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
-from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, make_server
+from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_free_port, make_server
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 # Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
@@ -137,3 +138,16 @@ async def test_a_given_server_must_answer(tmp_path: Path) -> None:
     assert isinstance(server, GivenServer)
     with pytest.raises(EngineStartError, match=r"rollout\.engine\.url"):
         await server.start()
+
+
+def test_a_held_port_is_given_to_nobody_else_and_the_engine_may_listen_there() -> None:
+    with hold_free_port() as held:
+        port = held.getsockname()[1]
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))  # as one does that was not told of it
+        with socket.socket() as engine:
+            engine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio and uvicorn do
+            engine.bind(("127.0.0.1", port))
+            engine.listen()
+            with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS):
+                pass

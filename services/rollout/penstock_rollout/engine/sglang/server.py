@@ -49,6 +49,7 @@ class StartedServer:
         self._device: str | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._identity: ProcessIdentity | None = None
+        self._held_port: socket.socket | None = None
 
     @property
     def pid(self) -> int:
@@ -60,7 +61,11 @@ class StartedServer:
         python = self._find_python()
         if self._device is None:
             self._device = await self._probe(python)
-        port = self._section.port or _free_port()
+        if self._section.port:
+            port = self._section.port
+        else:
+            self._held_port = hold_free_port()
+            port = self._held_port.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("ab") as log_file:
@@ -93,6 +98,9 @@ class StartedServer:
     async def stop(self) -> None:
         process, identity = self._process, self._identity
         self._process = self._identity = None
+        if self._held_port is not None:
+            self._held_port.close()
+            self._held_port = None
         if process is None:
             return
         if identity is not None:
@@ -215,7 +223,13 @@ async def _until_it_answers(url: str) -> None:
             await asyncio.sleep(READY_POLL_SECONDS)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def hold_free_port() -> socket.socket:
+    """A socket that holds a free port of 127.0.0.1: the system gives it to nobody else until the socket is closed.
+
+    An engine listens half a minute after it was given its port. It can, because it sets SO_REUSEADDR as this socket
+    does, and this socket never listens.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
