@@ -36,8 +36,8 @@ from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
 
 PROBE = tuple(range(40, 56))
 SHARED_PROMPT = tuple(range(60, 160))  # long enough that a stale prefix would show
-LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine, and longer on a busy one
-RUN_SECONDS = 1.0  # in which some of them are sampled, on a busy machine too
+LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine
+RUN_SECONDS = 0.5  # in which some of them are sampled, on a busy machine too
 TEMPERATURE = 0.3  # so that none ends early
 
 
