@@ -12,6 +12,7 @@ READ_FIRST = {
     "penstock.contracts.groups": ("Ticket", "Completion"),
     "penstock.contracts.services": ("Announcement",),
     "penstock.tickets": ("TicketBook",),
+    "penstock_trainer.batching.packing": ("Pack",),
 }
 
 
@@ -21,7 +22,7 @@ def modules_with_examples() -> list[str]:
         for path in sorted((ROOT / source).rglob("*.py")):
             lines = path.read_text(encoding="utf-8").splitlines()
             if any(">>> " in line and "+SKIP" not in line for line in lines):
-                found.append(".".join(path.relative_to(ROOT / source).with_suffix("").parts))
+                found.append(".".join(path.relative_to(ROOT / source).with_suffix("").parts).removesuffix(".__init__"))
     return found
 
 
