@@ -90,9 +90,9 @@ def part_c(out: Path, seed: int) -> dict[str, Any]:
 
 
 def same_bits(plan: Plan, shape: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:
-    """A disturbed and an undisturbed run of one configuration; ChaosError unless both end at the same weights.
+    """Run one configuration with and without disturbances; ChaosError unless both end with the same weights.
 
-    The disturbed one's versions are deltas, which must make no difference.
+    The disturbed run writes its versions as deltas, which must make no difference.
     """
     _, calm = run_part(Part("c-calm", NOTHING, **shape), out / "c-calm", seed)
     record, found = run_part(Part("c", plan, full_every=5, **shape), out / "c", seed)
@@ -106,7 +106,7 @@ PARTS = {"a": part_a, "b": part_b, "c": part_c}
 
 
 def total(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums over the parts; the largest staleness; whether the weights were the same where that was asked."""
+    """Sums over the parts; the largest staleness; whether the weights were the same in the part that checks it."""
     parts = list(results.values())
     sums = {key: sum(each[key] for each in parts) for key in ("kills", "issued", "trained", "lost", "trained_twice")}
     by_target, dropped = Counter[str](), Counter[str]()
