@@ -81,7 +81,7 @@ class Terms:
 def launch_run(
     config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: Terms | None = None
 ) -> int:
-    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
+    """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     folder, terms = RunFolder(config.run), terms or Terms()
     with folder.locked(terms.lock_seconds):
         orphans = folder.end_orphans()
@@ -123,7 +123,7 @@ class _Launch:
         return {child.name: child.restarts for child in self._children}
 
     def peak_rss_bytes(self) -> dict[str, int]:
-        """By process, of those that could be seen."""
+        """Peak resident memory in bytes, by process, for those that descend from this process."""
         peaks = self._trees.peak_rss_bytes
         return {name: size for name, size in peaks.items() if self._site.sees_all or name != ALL_PROCESSES}
 

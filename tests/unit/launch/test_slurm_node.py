@@ -119,7 +119,7 @@ def test_the_first_node_tells_the_port_and_the_others_wait_for_it(tmp_path: Path
         ConfigError, match=r"run\.root: .*trainer-1\.port .*expected a file system that all nodes share"
     ):
         attempt.wait_for_port(0.1)
-    attempt.tell_port(4711)
+    attempt.write_port(4711)
     assert Attempt(tmp_path, "trainer-1").wait_for_port(START_SECONDS) == 4711
 
 
@@ -142,5 +142,5 @@ def test_whereabouts_are_unknown_until_they_are_told(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     attempt = Attempt(tmp_path, "rollout-1")
     assert attempt.whereabouts() is None
-    attempt.tell_whereabouts(Whereabouts("gpu1", "host", 7))
+    attempt.write_whereabouts(Whereabouts("gpu1", "host", 7))
     assert attempt.whereabouts() == Whereabouts("gpu1", "host", 7)

@@ -17,7 +17,7 @@ def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """The place `ray` of `penstock launch`."""
     places.add_parser(
         "ray",
-        help="the services on the nodes of a Ray cluster",
+        help="run all services on the nodes of a Ray cluster",
         description="Start all services as actors of a Ray cluster that this host is a node of, and follow the run.",
         epilog=settings_help,
         usage="penstock launch ray --config FILE [--key value ...]",
@@ -26,7 +26,7 @@ def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) -> int:
-    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
+    """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("Ray is not installed: `pip install 'penstock[ray]'`, here and on every node of the cluster")
     from penstock_launch.on_ray.cluster import Cluster

@@ -23,12 +23,12 @@ from penstock_launch.supervise.supervisor import TRAINER
 
 
 class SlurmJob:
-    """This job, seen from its batch step."""
+    """This job as the site of the run, seen from its batch step."""
 
     sees_all = False
 
     def __init__(self, listen_host: str, environ: Mapping[str, str]) -> None:
-        """ConfigError outside a job that `penstock launch slurm` has submitted."""
+        """ConfigError unless this process runs in a job that `penstock launch slurm` has submitted."""
         try:
             self.job_id = environ["SLURM_JOB_ID"]
             self._node = environ["SLURMD_NODENAME"]
@@ -85,7 +85,7 @@ class SlurmJob:
 
 
 def srun_words(kind: ServiceKind, section: SlurmComponentSection, share: Share, name: str) -> tuple[str, ...]:
-    """srun and its options for a service of a kind."""
+    """`srun` and its options, for a service of a kind."""
     return (
         "srun",
         f"--het-group={COMPONENTS.index(COMPONENT_OF_KIND[kind])}",

@@ -43,17 +43,17 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """What the server computes on; empty while there is none."""
+        """The device of the server; empty while there is none."""
         return self.client.info.device if self.up.is_set() else ""
 
     @property
     def num_ranks(self) -> int:
-        """Processes that share its model; 0 while there is none."""
+        """Number of processes that share its model; 0 while there is none."""
         return self.client.info.num_ranks if self.up.is_set() else 0
 
     @property
     def not_ready(self) -> str | None:
-        """Why there is no server now; None when there is one."""
+        """Why there is no server now; None if there is one."""
         if self.up.is_set():
             return None
         return f"the engine is being started again: {self._reason}" if self._reason else "the engine is being started"

@@ -1,4 +1,4 @@
-"""SGLang as the `EngineClient` of this service: one connection, for generation and for loading."""
+"""Implements `EngineClient` for SGLang: one connection, shared by generation and loading."""
 
 from penstock.config import EngineSection
 from penstock_rollout.engine.sglang.connection import Connection

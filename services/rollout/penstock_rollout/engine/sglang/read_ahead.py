@@ -1,6 +1,6 @@
-"""Has an engine on this host read the next weights while it generates (`inside.ahead`, which runs in it).
+"""Asks an engine on this host to prefetch the next weights while it generates; `inside.ahead` does it in the engine.
 
-Invariant: this only saves time; whatever fails here, the update that follows reads for itself.
+Invariant: this only saves time. If anything fails here, the load that follows reads the files itself.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def ahead_address(port: int) -> str:
-    """The abstract socket at which an engine whose server has this port listens: no file, so that nothing stays."""
+    """The abstract socket of the engine whose server has this port. It is no file, so nothing is left behind."""
     return f"penstock-read-ahead-{port}"
 
 
 async def read_ahead(port: int, folder: str, timeout_seconds: float) -> None:
-    """Return when the engine has read the folder, cannot, or is late."""
+    """Return when the engine has read the folder, cannot read it, or is late."""
     try:
         async with asyncio.timeout(timeout_seconds):
             reader, writer = await asyncio.open_unix_connection(f"\0{ahead_address(port)}")
