@@ -130,7 +130,7 @@ class RunMachine(RuleBasedStateMachine):
         ended = trained.keys() | ledger.dropped.keys()
         issued = set(range(counters.next_number))
         assert ended <= issued
-        assert issued - ended <= live.keys(), "a ticket is nowhere"
+        assert issued - ended <= live.keys(), "a ticket is in no stream"
         assert live.keys() <= issued - ledger.dropped.keys()
         assert len(live) <= self.trainer.credits, "more outstanding than credits"
         assert counters.issued == counters.next_number

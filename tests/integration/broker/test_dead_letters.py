@@ -133,7 +133,7 @@ async def test_a_trained_or_reissued_ticket_is_not_sent_again(trainer: TrainerQu
     assert "its ticket is trained" in await refused(hand, letters[1])
 
 
-async def test_a_ticket_that_is_nowhere_is_sent_again(trainer: TrainerQueue, hand: Hand, queue: Queue) -> None:
+async def test_a_ticket_that_is_in_no_stream_is_sent_again(trainer: TrainerQueue, hand: Hand, queue: Queue) -> None:
     """The trainer died between burying a scored group and dropping its ticket."""
     await trainer.issue([make_ticket(0)])
     delivery = await hand.worker.take(Stage.TICKETS)

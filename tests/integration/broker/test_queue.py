@@ -39,7 +39,7 @@ async def test_a_ticket_goes_through_all_stages(trainer: TrainerQueue, queue: Qu
     assert await read_group(worker, received) == make_group(ticket).without_text()
 
 
-async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_nowhere(
+async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_is_refused(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
     await issue(trainer, 0)
