@@ -228,7 +228,7 @@ async def measure(arguments: argparse.Namespace, server: EmbeddedServer) -> None
     pipeline = Pipeline(configured(server, "bench"), shape, arguments.workers)
     group = shape.rollout(shape.ticket(0))
     form = stored(group)
-    full = [form.head + form.parts[Part.COMPLETIONS] + form.parts[Part.TEXTS]]
+    full = [form.header + form.parts[Part.COMPLETIONS] + form.parts[Part.TEXTS]]
     older = [encode(group), encode(group.without_text())]
     raw_config, num_connections = configured(server, "raw"), 2 * arguments.workers + 1
     process = psutil.Process(server.process.pid)

@@ -67,12 +67,12 @@ def bytes_per_token(shape: Shape) -> dict[str, float]:
     """Bytes that each service writes or reads of a group, divided by the group's tokens."""
     ticket = shape.ticket(0)
     rollout = stored(shape.rollout(ticket))
-    scored = stored(shape.scored(decode(rollout.head, RolloutHeader))).head
+    scored = stored(shape.scored(decode(rollout.header, RolloutHeader))).header
     completions, texts = len(rollout.parts[Part.COMPLETIONS]), len(rollout.parts[Part.TEXTS])
     found = {
         "ticket": len(encode(ticket)),
-        "stored by the rollout service": len(rollout.head) + completions + texts,
-        "read by the reward service": len(rollout.head) + texts,
+        "stored by the rollout service": len(rollout.header) + completions + texts,
+        "read by the reward service": len(rollout.header) + texts,
         "stored by the reward service": len(scored),
         "read by the trainer": len(scored) + completions,
     }

@@ -191,7 +191,7 @@ class Worker:
             ticket=delivery.ticket_key,
             attempt=delivery.attempt,
             target_stage=to,
-            payload=form.head,
+            payload=form.header,
             parts=name,
             has_new_parts=bool(form.parts),
             texts_unread=Part.TEXTS in form.unread,

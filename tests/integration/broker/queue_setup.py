@@ -61,14 +61,14 @@ def make_group(ticket: Ticket) -> RolloutGroup:
 
 
 def make_scored(ticket: Ticket) -> ScoredHeader:
-    """What a reward service makes of the head of that group."""
-    return ScoredHeader(decode(stored(make_group(ticket)).head, RolloutHeader), (Score(1.0), Score(0.0)))
+    """What a reward service makes of the header of that group."""
+    return ScoredHeader(decode(stored(make_group(ticket)).header, RolloutHeader), (Score(1.0), Score(0.0)))
 
 
 def stored_scored(scored: ScoredGroup) -> Stored:
     """A scored group as it lies in the queue before anybody has let go of its texts."""
     form = stored(scored.group)
-    return Stored(encode(ScoredHeader(decode(form.head, RolloutHeader), scored.scores)), form.parts)
+    return Stored(encode(ScoredHeader(decode(form.header, RolloutHeader), scored.scores)), form.parts)
 
 
 async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
@@ -76,7 +76,7 @@ async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
     name = uuid.uuid4().hex
     for part, data in form.parts.items():
         await queue.client.set(queue.keys.part(name, part), data)
-    fields: Any = {"t": key, "a": "0", "p": form.head, "n": name}
+    fields: Any = {"t": key, "a": "0", "p": form.header, "n": name}
     await queue.guard(queue.client.xadd(queue.keys.stream(stage), fields))
     await queue.guard(queue.client.xadd(queue.keys.wake(stage), {"w": "1"}, maxlen=1, approximate=False))
     return name

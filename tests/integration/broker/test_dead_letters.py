@@ -180,7 +180,7 @@ async def test_what_is_wrong_with_a_part_is_shown(
     whole = stored(make_group(make_ticket(0)))
     wrong = [{}, {**whole.parts, Part.COMPLETIONS: b"\xc1"}, {**whole.parts, Part.TEXTS: encode(TextsPart(("2",)))}]
     for parts, problem in zip(wrong, ["texts are not", "not a CompletionsPart", "1 texts for 2"], strict=True):
-        await put(queue, Stage.ROLLOUTS, "x", Stored(whole.head, parts))
+        await put(queue, Stage.ROLLOUTS, "x", Stored(whole.header, parts))
         assert await hand.command("show", await hand.bury(Stage.ROLLOUTS)) == 0
         shown = json.loads(capsys.readouterr().out)
         assert problem in shown["problem"]

@@ -135,8 +135,8 @@ async def test_equal_rewards_are_dropped_only_with_dynamic_sampling(
 
 MALFORMED: dict[str, Callable[[Stored], Stored]] = {
     "junk": lambda whole: Stored(b"junk", whole.parts),
-    "cut": lambda whole: Stored(whole.head[:-3], whole.parts),
-    "no parts": lambda whole: Stored(whole.head),
+    "cut": lambda whole: Stored(whole.header[:-3], whole.parts),
+    "no parts": lambda whole: Stored(whole.header),
     "a part is cut": lambda whole: with_completions(whole, whole.parts[Part.COMPLETIONS][:-3]),
     "a part is another": lambda whole: with_completions(whole, whole.parts[Part.TEXTS]),
     "a part is of fewer": lambda whole: with_completions(whole, encode(CompletionsPart(()))),
@@ -146,7 +146,7 @@ MALFORMED: dict[str, Callable[[Stored], Stored]] = {
 
 
 def with_completions(whole: Stored, data: bytes) -> Stored:
-    return Stored(whole.head, {**whole.parts, Part.COMPLETIONS: data})
+    return Stored(whole.header, {**whole.parts, Part.COMPLETIONS: data})
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -222,7 +222,7 @@ async def test_evaluation_results_complete_their_round_and_leave_the_queue(setup
         for case, accuracies in (("answered", [1.0]), ("malformed", [])):
             [ticket] = setup.evaluation.start(0, 1)
             whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
-            await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.head))
+            await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.header))
             await setup.until(lambda: setup.evaluation.num_waiting == 0)
             assert [result.accuracy for result in setup.evaluation.take_results()] == accuracies
     assert await setup.depth("scored") == 0

@@ -263,7 +263,7 @@ class Consumer:
 
 def _decoded(delivery: Delivery, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
     """The group of a delivery; MalformedMessageError if it holds no group, or the group of another ticket."""
-    head = decode(delivery.payload, ScoredHeader)
-    if head.group.ticket.key != delivery.ticket_key:
-        raise MalformedMessageError(f"a group of ticket {head.group.ticket.key}, sent as {delivery.ticket_key}")
-    return scored_group(head, parts)
+    header = decode(delivery.payload, ScoredHeader)
+    if header.group.ticket.key != delivery.ticket_key:
+        raise MalformedMessageError(f"a group of ticket {header.group.ticket.key}, sent as {delivery.ticket_key}")
+    return scored_group(header, parts)
