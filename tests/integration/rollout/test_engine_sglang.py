@@ -102,7 +102,7 @@ async def test_generation_weights_and_death(
 ) -> None:
     """In one test, since a killed engine takes half a minute to start."""
     engine, models = sglang_pair[0].engine, sglang_models[:2]
-    epoch = engine.epoch
+    life = engine.life
     weights = WeightUpdater(engine, WeightsSection(), RolloutMetrics())
     first, second = (stage(folder, version) for version, folder in enumerate(models))
     await weights.update(first)
@@ -156,4 +156,4 @@ async def test_generation_weights_and_death(
         while engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await all_up(sglang_pair[:1])
-    assert engine.epoch == epoch + 1
+    assert engine.life == life + 1

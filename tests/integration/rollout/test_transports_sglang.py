@@ -158,7 +158,7 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = world.servers
-    starts = [server.engine.epoch for server in world.servers]
+    starts = [server.engine.life for server in world.servers]
     async with world.pusher("nccl") as pushing:
         world.train()
         assert (await pushing.push()).live == ("first", "second")
@@ -185,7 +185,7 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
         await not_serving(second)
 
         await all_up(world.servers)
-        assert [server.engine.epoch for server in world.servers] == [each + 1 for each in starts]
+        assert [server.engine.life for server in world.servers] == [each + 1 for each in starts]
         files = await asyncio.to_thread(pushing.transport.snapshot)
         for server in world.servers:  # as the producer does when it is behind
             assert server.weights.identity is None

@@ -123,7 +123,7 @@ async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches
             assert [span.policy for span in completion.spans] == [good.identity]
             said = here.say((5, 6, 7), completion, [[str(sglang_models[1]), 8]])
             assert unpack_float32(completion.logprobs) == pytest.approx(said, abs=here.tolerance / TEMPERATURE)
-        assert (first.engine.epoch, first.weights.fenced) == (2, "")
+        assert (first.engine.life, first.weights.fenced) == (2, "")
 
 
 async def test_an_engine_reports_the_checksums_of_the_files(
