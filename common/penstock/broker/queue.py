@@ -211,7 +211,7 @@ class Queue:
 
 
 def refusal(error: str) -> QueueError | None:
-    """What a fenced script's error means; None for any other error."""
+    """The error of a script that found the lease in other hands; None for any other error."""
     holder = error.rpartition("FENCED ")[2]
     if "_LOST" in error:
         return LostWritesError(

@@ -10,7 +10,7 @@ A script begins with the names of its keys and arguments, which become its local
 
     -- KEYS lease scored parts...
     -- ARGV token group tickets(ticket entry)...
-    -- USES fence unlink
+    -- USES require_lease unlink
 
 `parts...` is a list. `tickets(ticket entry)...` is a list of records: mappings in a call, tables in Lua. Only the last
 name can be a list. USES names files of `lua/shared`, which the loader puts before the script, after the files that they

@@ -1,4 +1,4 @@
-"""The calls to Redis that only the trainer may make; its lease fences each of them.
+"""The calls to Redis that only the trainer may make; each of them requires its lease.
 
 Owns issuing, announcing, committing and dropping. Invariant: these are the only writers of the ledger, the counters
 and the announced version, and a trainer that has lost its lease can call none of them (LeaseLostError).
@@ -55,7 +55,7 @@ class TrainerQueue:
         self._appending = asyncio.Lock()
 
     async def _run(self, call: Call) -> Any:
-        """Run a fenced script; once more if the lease had expired and no other trainer has had it since."""
+        """Run a script that requires the lease; once more if the lease had expired and no other trainer had it since."""
         try:
             return await self.queue.run(call)
         except LostWritesError:
