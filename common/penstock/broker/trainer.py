@@ -55,7 +55,7 @@ class TrainerQueue:
         self._appending = asyncio.Lock()
 
     async def _run(self, call: Call) -> Any:
-        """Run a script that requires the lease; once more if the lease had expired and no other trainer had it since."""
+        """Run a script that requires the lease; once more if it had expired and no other trainer has had it since."""
         try:
             return await self.queue.run(call)
         except LostWritesError:
