@@ -24,7 +24,7 @@ from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
-from penstock_launch.supervise.supervisor import Outcome, Supervisor
+from penstock_launch.supervise.supervisor import RunOutcome, Supervisor
 from penstock_launch.watch.follow import Follower, make_client
 from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
 from penstock_launch.watch.view import View, make_view
@@ -72,7 +72,7 @@ class Terms:
     """Prepares the folder while its lock is held; returns whether an earlier run continues."""
     lock_seconds: float = 0.0
     """Longest time that an earlier launcher's lock may outlive it."""
-    stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
+    stop_signals: Mapping[signal.Signals, RunOutcome] = field(default_factory=dict)
     """Further signals, besides those such as Ctrl-C, that end the run in order, and the name of such an end."""
     goes_on_with_fewer: bool = False
     """Whether the run may give up some of several services of a kind for good."""
@@ -127,7 +127,7 @@ class _Launch:
         peaks = self._trees.peak_rss_bytes
         return {name: size for name, size in peaks.items() if self._site.sees_all or name != ALL_PROCESSES}
 
-    def run(self, environ: Mapping[str, str]) -> Outcome:
+    def run(self, environ: Mapping[str, str]) -> RunOutcome:
         """Start everything and supervise it until nothing runs any more."""
         self._trees.sample({})
         queue = self._start_queue()
@@ -155,7 +155,7 @@ class _Launch:
         self._view.event(f"queue: {started.shown} on {started.section.url}")
         return started
 
-    async def _supervise(self, config: Config, services: Sequence[Startable]) -> Outcome:
+    async def _supervise(self, config: Config, services: Sequence[Startable]) -> RunOutcome:
         queue = await self._connect(config)
         policy = RestartPolicy()
         self._children.extend(Child(service, policy) for service in services)

@@ -22,10 +22,10 @@ from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import forget_attempts
 from penstock_launch.slurm.site import SlurmJob
-from penstock_launch.supervise.supervisor import Outcome
+from penstock_launch.supervise.supervisor import RunOutcome
 
 TIME_LIMIT_SIGNAL = signal.SIGUSR1  # the signal that the job script requests: --signal=B:USR1@...
-TIME_IS_UP = Outcome(128 + TIME_LIMIT_SIGNAL, "the time limit is near")
+TIME_IS_UP = RunOutcome(128 + TIME_LIMIT_SIGNAL, "the time limit is near")
 LOCK_SECONDS = 120.0  # a network file system takes a while to release the lock of a node that failed
 KILLED_WITHIN_SECONDS = 600.0  # the default of KillWait is 30
 STEPS_FOLDER = "steps"  # the trainer's step files: if they exist, there is a run to continue

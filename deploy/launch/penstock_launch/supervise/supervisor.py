@@ -36,7 +36,7 @@ class Grace:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How the run ended. `lines`: the last lines of the service that caused the end."""
 
     exit_code: int
@@ -65,7 +65,7 @@ class Supervisor:
         self._survivors = survivors
         self._grace = grace or Grace()
         self._goes_on_with_fewer = goes_on_with_fewer
-        self._stop: Outcome | None = None
+        self._stop: RunOutcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,20 +81,20 @@ class Supervisor:
         name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
         if self._stop is None:
             self._on_event(f"{name}: ending in order, the trainer writes its checkpoint; once more kills everything")
-            self._stop = Outcome(128 + signal_number, f"stopped by {name}")
+            self._stop = RunOutcome(128 + signal_number, f"stopped by {name}")
         else:
             self._on_event(f"{name} again: killing everything")
             self._kill = True
         self._changed.set()
 
-    def stop(self, outcome: Outcome) -> None:
+    def stop(self, outcome: RunOutcome) -> None:
         """End everything in order, with this outcome unless another end is on its way."""
         if self._stop is None:
             self._on_event(f"{outcome.reason}: ending in order, the trainer writes its checkpoint")
             self._stop = outcome
             self._changed.set()
 
-    async def run(self) -> Outcome:
+    async def run(self) -> RunOutcome:
         """Start all children that do not run yet, and supervise; returns when all have ended."""
         loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
@@ -106,7 +106,7 @@ class Supervisor:
             loop.remove_signal_handler(signal.SIGCHLD)
             self._kill_everything()
 
-    async def _supervise(self) -> Outcome:
+    async def _supervise(self) -> RunOutcome:
         while True:
             self._changed.clear()
             if self._stop is not None:
@@ -127,11 +127,11 @@ class Supervisor:
                 min((each.start_at for each in self.children if each.state is State.WAITING), default=None)
             )
 
-    def _died(self, child: Child, exit_code: int) -> Outcome | None:
+    def _died(self, child: Child, exit_code: int) -> RunOutcome | None:
         """Plan its restart, or return how everything ends."""
         self._clear(child)
         if child.name == TRAINER and exit_code == 0:
-            return Outcome(0, "the trainer has finished")
+            return RunOutcome(0, "the trainer has finished")
         verdict = child.deaths.died(exit_code, time.monotonic())
         words = child.error_lines()
         if isinstance(verdict, GiveUp):
@@ -139,7 +139,7 @@ class Supervisor:
                 said = f": {words[-1]}" if words else ""
                 self._on_event(f"{child.name}: given up, {verdict.reason}{said}; the run goes on without it")
                 return None
-            return Outcome(
+            return RunOutcome(
                 exit_code if exit_code > 0 else FAILED_EXIT_CODE,
                 f"{child.name} ended ({child.detail}): {verdict.reason}",
                 tuple(words),
