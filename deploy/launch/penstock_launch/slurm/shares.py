@@ -14,7 +14,7 @@ COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollo
 
 
 @dataclass(frozen=True)
-class Share:
+class ServiceShare:
     """The resources of one service: its nodes, and its CPUs and GPUs on each of them."""
 
     num_nodes: int
@@ -37,13 +37,13 @@ def section_of(config: Config, component: str) -> SlurmComponentSection:
     )
 
 
-def share_of(config: Config, kind: ServiceKind) -> Share:
+def share_of(config: Config, kind: ServiceKind) -> ServiceShare:
     """The share of each service of a kind; ConfigError if a node has too little for its services."""
     component = COMPONENT_OF_KIND[kind]
     section = section_of(config, component)
     if kind is ServiceKind.TRAINER:
         _check_ranks(config, section)
-        return Share(section.nodes, section.cpus_per_node, section.gpus_per_node)
+        return ServiceShare(section.nodes, section.cpus_per_node, section.gpus_per_node)
     key, count = {
         ServiceKind.REWARD: ("reward.num_services", config.reward.num_services),
         ServiceKind.ROLLOUT: ("rollout.num_servers", config.rollout.num_servers),
@@ -61,7 +61,7 @@ def share_of(config: Config, kind: ServiceKind) -> Share:
             f"slurm.{component}.{what}_per_node is {has} and {key} {count} on {section.nodes} nodes: expected at least "
             f"one for each of the {per_node} services of a node; raise the former, or slurm.{component}.nodes"
         )
-    return Share(1, cpus, gpus)
+    return ServiceShare(1, cpus, gpus)
 
 
 def _check_ranks(config: Config, section: SlurmComponentSection) -> None:

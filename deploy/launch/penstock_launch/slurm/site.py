@@ -14,7 +14,7 @@ from penstock_launch.launch import StartedQueue
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
 from penstock_launch.slurm import scheduler
-from penstock_launch.slurm.shares import COMPONENT_OF_KIND, COMPONENTS, Share, section_of, share_of
+from penstock_launch.slurm.shares import COMPONENT_OF_KIND, COMPONENTS, ServiceShare, section_of, share_of
 from penstock_launch.slurm.steps import Step
 from penstock_launch.supervise.child import Child, Command, EmbeddedQueue
 from penstock_launch.supervise.life import LocalLife
@@ -84,7 +84,7 @@ class SlurmJob:
         )
 
 
-def srun_words(kind: ServiceKind, section: SlurmComponentSection, share: Share, name: str) -> tuple[str, ...]:
+def srun_words(kind: ServiceKind, section: SlurmComponentSection, share: ServiceShare, name: str) -> tuple[str, ...]:
     """`srun` and its options, for a service of a kind."""
     return (
         "srun",
