@@ -39,7 +39,7 @@ class ServiceView:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RunSnapshot:
     """Everything that the view shows at one moment."""
 
     services: tuple[ServiceView, ...]
@@ -86,7 +86,7 @@ class Follower:
         self._children = children
         self._urls: dict[str, str] = {}
 
-    async def look(self) -> Snapshot:
+    async def look(self) -> RunSnapshot:
         """The state of everything now; marks children that report ready as ready."""
         records = await self._records()
         status: TrainerStatus | None = None
@@ -98,7 +98,7 @@ class Follower:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
                     status = await ask_status(self._client, record.url)
-        return Snapshot(tuple(map(self._view, self._children)), status)
+        return RunSnapshot(tuple(map(self._view, self._children)), status)
 
     async def _records(self) -> list[ServiceRecord]:
         queue_child = next((child for child in self._children if child.name == QUEUE), None)

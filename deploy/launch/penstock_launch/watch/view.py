@@ -16,7 +16,7 @@ from rich.text import Text
 
 from penstock_launch.supervise.child import State
 from penstock_launch.watch.figures import duration, figures, number, step_line
-from penstock_launch.watch.follow import ServiceView, Snapshot
+from penstock_launch.watch.follow import RunSnapshot, ServiceView
 
 REMIND_AFTER_SECONDS = 15.0  # a newcomer wonders about silence after about this long
 REFRESHES_PER_SECOND = 2.0
@@ -29,7 +29,7 @@ class View(Protocol):
     def event(self, text: str) -> None:
         """Show an event."""
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         """Show the present state."""
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Views:
         for view in self._views:
             view.event(text)
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         for view in self._views:
             view.show(snapshot)
 
@@ -70,7 +70,7 @@ class GuardedView:
     def event(self, text: str) -> None:
         self._try(lambda view: view.event(text))
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         self._try(lambda view: view.show(snapshot))
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class PlainView:
     def event(self, text: str) -> None:
         self._write(f"[{self._clock() - self._start:6.1f} s] {text}")
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         for service in snapshot.services:
             self._show_service(service)
         self._show_status(snapshot)
@@ -122,7 +122,7 @@ class PlainView:
         elif service.state == State.STARTING:
             self.event(f"{service.name}: starting: {service.detail}")
 
-    def _show_status(self, snapshot: Snapshot) -> None:
+    def _show_status(self, snapshot: RunSnapshot) -> None:
         status = snapshot.status
         if status is None:
             return
@@ -133,7 +133,7 @@ class PlainView:
             self._step = status.step
             self.event(step_line(status))
 
-    def _remind(self, snapshot: Snapshot) -> None:
+    def _remind(self, snapshot: RunSnapshot) -> None:
         """Name the pending services when they change, and again after some time."""
         now = self._clock()
         waiting_for = snapshot.status.waiting_for if snapshot.status else None
@@ -166,14 +166,14 @@ class LiveView:
     def event(self, text: str) -> None:
         self._live.console.print(Text(f"[{time.monotonic() - self._start:6.1f} s] {text}", style="dim"))
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         self._live.update(render(self._run, snapshot, time.monotonic() - self._start))
 
     def close(self) -> None:
         self._live.stop()
 
 
-def render(run: str, snapshot: Snapshot, seconds: float) -> RenderableType:
+def render(run: str, snapshot: RunSnapshot, seconds: float) -> RenderableType:
     """The table of the live view."""
     status = snapshot.status
     phase = status.phase if status else "starting"
