@@ -29,7 +29,7 @@ from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.versions import Versions
@@ -62,7 +62,7 @@ class ConsumerSetup:
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
         self.metrics = TrainerMetrics()
-        self.generation, self.versions, self.changed = Generation(), Versions(), asyncio.Event()
+        self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()
         self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
         self.consumer = Consumer(
             trainer_queue,

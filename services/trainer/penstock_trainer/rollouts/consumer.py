@@ -23,7 +23,7 @@ from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import (
     Discard,
@@ -73,7 +73,7 @@ class Consumer:
         issuer: Issuer,
         versions: Versions,
         evaluation: Evaluation,
-        generation: Generation,
+        generation: GenerationTime,
         changed: asyncio.Event,
         rules: Rules,
         metrics: QueueMetrics,
