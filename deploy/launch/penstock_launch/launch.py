@@ -25,7 +25,7 @@ from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import RunOutcome, Supervisor
-from penstock_launch.watch.follow import Follower, make_client
+from penstock_launch.watch.follow import RunFollower, make_client
 from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
 from penstock_launch.watch.view import View, make_view
 
@@ -65,7 +65,7 @@ class Site(Protocol):
 
 
 @dataclass(frozen=True)
-class Terms:
+class LaunchTerms:
     """The settings that differ if a scheduler runs the launch itself."""
 
     prepare: Callable[[RunFolder], bool] = RunFolder.prepare
@@ -79,10 +79,10 @@ class Terms:
 
 
 def launch_run(
-    config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: Terms | None = None
+    config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: LaunchTerms | None = None
 ) -> int:
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
-    folder, terms = RunFolder(config.run), terms or Terms()
+    folder, terms = RunFolder(config.run), terms or LaunchTerms()
     with folder.locked(terms.lock_seconds):
         orphans = folder.end_orphans()
         continues = terms.prepare(folder)
@@ -106,7 +106,7 @@ def launch_run(
 class _Launch:
     """One launch."""
 
-    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: Terms) -> None:
+    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: LaunchTerms) -> None:
         self._config = config
         self._site = site
         self._folder = folder
@@ -193,7 +193,7 @@ class _Launch:
 
     async def _follow(self, queue: Queue, client: httpx.AsyncClient) -> None:
         """Show the state of the run, without end."""
-        follower = Follower(queue, client, self._children)
+        follower = RunFollower(queue, client, self._children)
         while True:
             self._view.show(await follower.look())
             await asyncio.sleep(LOOK_EVERY_SECONDS)

@@ -77,7 +77,7 @@ def make_client(token: SecretStr | None) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, headers=auth_headers(token), trust_env=False)
 
 
-class Follower:
+class RunFollower:
     """Reads the state of the children of a launch."""
 
     def __init__(self, queue: Queue, client: httpx.AsyncClient, children: Sequence[Child]) -> None:
