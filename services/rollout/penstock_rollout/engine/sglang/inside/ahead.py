@@ -47,7 +47,7 @@ def hooks() -> dict[str, Hook]:
 
 
 @dataclass(frozen=True)
-class View:
+class TensorView:
     """Part of a tensor: its elements from `start` on, with this shape and these strides."""
 
     start: int
@@ -55,7 +55,7 @@ class View:
     strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, part: torch.Tensor, start: Any) -> "View":
+    def of(cls, part: torch.Tensor, start: Any) -> "TensorView":
         return cls(int(start), tuple(part.shape), part.stride())
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -67,22 +67,22 @@ class Copy:
     """One copy from a tensor of a file into a weight."""
 
     weight: str
-    source: View
-    target: View
+    source: TensorView
+    target: TensorView
 
 
 Plan = dict[str, list[Copy]]  # by the tensor's name in the file
 
 
 @dataclass(frozen=True)
-class Held:
+class FolderState:
     """A folder as it was when it was read. The path is not enough: a local copy keeps it when a delta is applied."""
 
     folder: Path
     files: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, folder: Path) -> "Held":
+    def of(cls, folder: Path) -> "FolderState":
         stats = {path.name: path.stat() for path in sorted(folder.glob("*.safetensors"))}
         return cls(folder, tuple((name, each.st_size, each.st_mtime_ns) for name, each in stats.items()))
 
@@ -133,7 +133,9 @@ class Recorder(TorchDispatchMode):
         if _memory(source) != _memory(tensor) or source.dtype != tensor.dtype or start < 0:
             self._why_not = f"{owner} is no copy of {name}"
             return
-        self.plan[name].append(Copy(owner, View.of(source, start), View.of(target, target.storage_offset())))
+        self.plan[name].append(
+            Copy(owner, TensorView.of(source, start), TensorView.of(target, target.storage_offset()))
+        )
 
     def besides(self) -> str:
         """What a swap of the weights would miss, in the update or in the model; empty if nothing."""
@@ -166,7 +168,7 @@ class Ahead:
         self._model: Any = None
         self._plan: Plan = {}
         self._twins: Tensors = {}
-        self._holds: Held | None = None  # what was read since the last update
+        self._holds: FolderState | None = None  # what was read since the last update
         self._reading = threading.Lock()
 
     def update(self, original: Hook, updater: Any, model_path: str, load_format: str, **options: Any) -> Any:
@@ -177,7 +179,7 @@ class Ahead:
             return self._first(partial(original, updater, model_path, load_format, **options))
         with self._reading:
             held, self._holds = self._holds, None
-            if held is None or held != Held.of(Path(model_path)) or model is not self._model:
+            if held is None or held != FolderState.of(Path(model_path)) or model is not self._model:
                 return original(updater, model_path, load_format, **options)
             for name, weight in model.named_parameters():
                 weight.data, self._twins[name] = self._twins[name], weight.data
@@ -218,7 +220,7 @@ class Ahead:
 
     def _read(self, folder: Path) -> None:
         with self._reading:
-            self._holds, held = None, Held.of(folder)
+            self._holds, held = None, FolderState.of(folder)
             self._fill(folder)
             self._holds = held
 
