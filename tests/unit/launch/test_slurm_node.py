@@ -14,7 +14,7 @@ from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 from penstock_launch.slurm.steps import ABOUT_THE_END, Step
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import RestartPolicy
 from tests.patience import START_SECONDS
 
@@ -69,7 +69,7 @@ def test_a_service_is_asked_to_end_by_the_end_of_its_input(tmp_path: Path) -> No
     identity = started(child)
     child.send(signal.SIGTERM)
     assert wait(child) == 3
-    assert child.state is State.ENDED
+    assert child.state is ChildState.ENDED
     assert not identity.alive
     assert list((tmp_path / "slurm").iterdir()) == []  # the files of a life end with it
 

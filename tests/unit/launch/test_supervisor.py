@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.runtime.process import ProcessIdentity, descendants
-from penstock_launch.supervise.child import Child, Command, State
+from penstock_launch.supervise.child import Child, ChildState, Command
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import Grace, RunOutcome, Supervisor
@@ -252,7 +252,7 @@ async def test_a_cancelled_supervisor_leaves_nothing(setup: SupervisorSetup) -> 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert all(map(gone, setup.children))
-    assert setup.children[0].state is State.ENDED
+    assert setup.children[0].state is ChildState.ENDED
 
 
 def test_identity_is_lost_when_a_process_ends() -> None:

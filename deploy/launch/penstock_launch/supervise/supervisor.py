@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity, signal_all
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import GiveUp
 
 TRAINER = "trainer"
@@ -119,12 +119,12 @@ class Supervisor:
                     return outcome
             now = time.monotonic()
             for child in self.children:
-                if child.state is State.WAITING and child.start_at <= now:
+                if child.state is ChildState.WAITING and child.start_at <= now:
                     child.start(self.wake)
                     pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
                     self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
             await self._wait(
-                min((each.start_at for each in self.children if each.state is State.WAITING), default=None)
+                min((each.start_at for each in self.children if each.state is ChildState.WAITING), default=None)
             )
 
     def _died(self, child: Child, exit_code: int) -> RunOutcome | None:
@@ -144,7 +144,7 @@ class Supervisor:
                 f"{child.name} ended ({child.detail}): {verdict.reason}",
                 tuple(words),
             )
-        child.state = State.WAITING
+        child.state = ChildState.WAITING
         child.start_at = time.monotonic() + verdict.delay_seconds
         said = f": {words[-1]}" if words else ""
         self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
@@ -152,7 +152,7 @@ class Supervisor:
 
     def _can_do_without(self, child: Child) -> bool:
         others = [each for each in self.children if each is not child and each.kind == child.kind]
-        return self._goes_on_with_fewer and any(each.running or each.state is State.WAITING for each in others)
+        return self._goes_on_with_fewer and any(each.running or each.state is ChildState.WAITING for each in others)
 
     async def _end(self) -> None:
         trainers = [child for child in self.children if child.name == TRAINER]
@@ -166,8 +166,8 @@ class Supervisor:
         """SIGTERM, wait, SIGKILL; other children that die meanwhile are recorded and not restarted."""
         for child in children:
             child.send(signal.SIGTERM)
-            if child.state is State.WAITING:
-                child.state = State.ENDED
+            if child.state is ChildState.WAITING:
+                child.state = ChildState.ENDED
         deadline = time.monotonic() + grace_seconds
         while True:
             self._changed.clear()

@@ -20,7 +20,7 @@ from penstock.contracts.status import TrainerStatus
 from penstock.errors import PenstockError
 from penstock.runtime.http import auth_headers
 from penstock.runtime.process import parent_pid
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
@@ -94,7 +94,7 @@ class RunFollower:
             record = _record_of(child, records)
             if record is not None:
                 self._urls[child.name] = record.url
-                if child.state is State.STARTING:
+                if child.state is ChildState.STARTING:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
                     status = await ask_status(self._client, record.url)
@@ -119,14 +119,14 @@ class RunFollower:
             return
         if reason is None:
             child.ready()
-        elif child.state is State.STARTING:
+        elif child.state is ChildState.STARTING:
             child.detail = reason
 
     def _view(self, child: Child) -> ServiceView:
         return ServiceView(
             name=child.name,
             state=str(child.state),
-            detail=child.waits_for if child.state is State.STARTING else child.detail,
+            detail=child.waits_for if child.state is ChildState.STARTING else child.detail,
             restarts=child.restarts,
             seconds=time.monotonic() - child.started_at,
             url=self._urls.get(child.name, ""),

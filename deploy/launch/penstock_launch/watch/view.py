@@ -14,13 +14,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from penstock_launch.supervise.child import State
+from penstock_launch.supervise.child import ChildState
 from penstock_launch.watch.figures import duration, figures, number, step_line
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 
 REMIND_AFTER_SECONDS = 15.0  # a newcomer wonders about silence after about this long
 REFRESHES_PER_SECOND = 2.0
-STATE_STYLES = {State.READY: "green", State.STARTING: "yellow", State.WAITING: "red", State.ENDED: "dim"}
+STATE_STYLES = {
+    ChildState.READY: "green",
+    ChildState.STARTING: "yellow",
+    ChildState.WAITING: "red",
+    ChildState.ENDED: "dim",
+}
 
 
 class View(Protocol):
@@ -115,11 +120,11 @@ class PlainView:
         if self._shown.get(service.name) == now:
             return
         self._shown[service.name] = now
-        if service.state == State.READY:
+        if service.state == ChildState.READY:
             self.event(
                 f"{service.name}: ready after {service.seconds:.0f} s{f', {service.url}' if service.url else ''}"
             )
-        elif service.state == State.STARTING:
+        elif service.state == ChildState.STARTING:
             self.event(f"{service.name}: starting: {service.detail}")
 
     def _show_status(self, snapshot: RunSnapshot) -> None:
@@ -141,7 +146,7 @@ class PlainView:
             self.event(f"trainer: waiting for {waiting_for}")
             self._reminded_at = now
         self._waiting_for = waiting_for
-        starting = [service for service in snapshot.services if service.state == State.STARTING]
+        starting = [service for service in snapshot.services if service.state == ChildState.STARTING]
         if starting and now - self._reminded_at >= REMIND_AFTER_SECONDS:
             self._reminded_at = now
             shown = "; ".join(f"{service.name}: {service.detail} ({service.seconds:.0f} s)" for service in starting)
@@ -190,7 +195,7 @@ def render(run: str, snapshot: RunSnapshot, seconds: float) -> RenderableType:
     for column in ("service", "state", "restarts", "detail"):
         services.add_column(column)
     for service in snapshot.services:
-        style = STATE_STYLES[State(service.state)]
+        style = STATE_STYLES[ChildState(service.state)]
         detail = service.detail or service.url
         services.add_row(service.name, Text(service.state, style=style), str(service.restarts), Text(detail))
     return Group(*parts, services)
