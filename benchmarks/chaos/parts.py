@@ -32,7 +32,7 @@ exec "{python}" "{script}" --token-seconds {token_seconds} "$@"
 
 
 @dataclass(frozen=True)
-class Part:
+class ChaosPart:
     """One run. `sglang_python`: the interpreter of a real SGLang, with a queue that the launcher starts; if empty, the
     run has the pure engine and an `OwnQueue`.
     """
@@ -60,7 +60,7 @@ class Part:
 NOTHING = Plan(kills={}, freezes={}, num_cuts=0, num_lost_tails=0, mean_pause_seconds=1, rest_seconds=1)
 
 
-def prepare(part: Part, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
+def prepare(part: ChaosPart, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
     """Write what a part needs into an empty folder; returns its launch (not started), its own queue, its pace file."""
     folder.mkdir(parents=True)
     model, pace_file = folder / "model", folder / "pace"
@@ -72,7 +72,7 @@ def prepare(part: Part, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
     return Launch(config, folder / "runs" / "chaos", queue.environment if queue else {}), queue, pace_file
 
 
-def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
+def run_part(part: ChaosPart, folder: Path, seed: int) -> tuple[Record, Findings]:
     """Run a part in an empty folder; ChaosError unless all checks pass."""
     launch, queue, pace_file = prepare(part, folder)
     record = Record(seed, part.name)
@@ -96,7 +96,7 @@ def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
     return record, findings
 
 
-def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
+def read_part(part: ChaosPart, launch: Launch, queue: OwnQueue | None) -> Findings:
     """Check what a finished part left. The launcher's queue has ended too, so a new server reads its data."""
     server = queue.server if queue else EmbeddedServer(launch.run_folder / "queue")
     if queue is None:
@@ -110,7 +110,7 @@ def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
             server.stop()
 
 
-def part_config(part: Part, folder: Path) -> dict[str, Any]:
+def part_config(part: ChaosPart, folder: Path) -> dict[str, Any]:
     """The configuration of a part in its folder, as a document."""
     python = part.sglang_python or str(make_pure_engine(folder, part.token_seconds))
     canary_tokens = 16 if part.sglang_python else 0  # the pure engine does not compute the model

@@ -15,7 +15,7 @@ import yaml
 from benchmarks.chaos.launch import Launch
 from benchmarks.chaos.model import make_tiny_model, write_prompts
 from benchmarks.chaos.own_queue import OwnQueue
-from benchmarks.chaos.parts import NOTHING, NUM_PROMPTS, Part, part_config, read_part
+from benchmarks.chaos.parts import NOTHING, NUM_PROMPTS, ChaosPart, part_config, read_part
 from tests.patience import START_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ STREAMS = ("tickets", "eval", "rollouts", "scored")
 PARTS = ("completions", "texts")
 RUN_SECONDS = 2 * START_SECONDS
 PACE_SECONDS = 0.2  # of one completion's reward, until the strangers' messages have been dealt with
-PART = Part("fuzz", NOTHING, num_steps=12, max_staleness=1, deadline_seconds=RUN_SECONDS)
+PART = ChaosPart("fuzz", NOTHING, num_steps=12, max_staleness=1, deadline_seconds=RUN_SECONDS)
 Fields = dict[bytes, bytes]
 
 

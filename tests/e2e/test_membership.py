@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.chaos.launch import ROOT, Launch
-from benchmarks.chaos.parts import NOTHING, Part, prepare, read_part
+from benchmarks.chaos.parts import NOTHING, ChaosPart, prepare, read_part
 from penstock.broker import connect
 from penstock.config import Config
 from penstock.contracts import ServerState
@@ -23,7 +23,7 @@ from tests.patience import START_SECONDS
 pytestmark = pytest.mark.slow
 
 DEADLINE_SECONDS = 2 * START_SECONDS
-PART = Part("members", NOTHING, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS)
+PART = ChaosPart("members", NOTHING, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS)
 PACE_SECONDS = 0.06  # of one completion's reward: a step takes a second
 WAITING_SECONDS = 2.0  # of one, while a server starts: so few steps go by then, however long it takes
 
