@@ -18,7 +18,7 @@ import redis
 import yaml
 
 from benchmarks.chaos.model import make_tiny_model, write_prompts
-from benchmarks.chaos.parts import BATCH_SIZE, NOTHING, NUM_PROMPTS, Part, part_config
+from benchmarks.chaos.parts import BATCH_SIZE, NOTHING, NUM_PROMPTS, ChaosPart, part_config
 from benchmarks.chaos.reader import Findings, RunReader
 from penstock.broker.embedded import EmbeddedServer
 from tests.deploy.ray_cluster import RayCluster
@@ -27,7 +27,7 @@ pytest.importorskip("ray", reason="Ray is not installed: `make test-deploy` inst
 
 pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
 
-PART = Part("ray", NOTHING, num_steps=8, max_staleness=1, deadline_seconds=0, num_servers=2)
+PART = ChaosPart("ray", NOTHING, num_steps=8, max_staleness=1, deadline_seconds=0, num_servers=2)
 SLOW_SECONDS = 1.0  # for each completion: the run cannot end before it is told to
 SMALL = {"num_cpus": 0.3}  # the services of a run fit on any one node
 

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from penstock.broker.queue import Queue, refusal
-from penstock.broker.scripts import Call, Script
+from penstock.broker.scripts import Script, ScriptCall
 from penstock.config import Config
 from penstock.errors import QueueError, StallError
 
@@ -79,7 +79,7 @@ class Lease:
                 on_loss(refusal(str(error)) or QueueError(f"the lease {self.token} could not be renewed: {error}"))
                 return
 
-    def _evaluate(self, call: Call) -> None:
+    def _evaluate(self, call: ScriptCall) -> None:
         self._client.eval(call.script.text, len(call.keys), *call.keys, *call.arguments)
 
 

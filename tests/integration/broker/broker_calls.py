@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.broker import Queue
 from penstock.broker.calls import Calls, Command
-from penstock.broker.scripts import Call
+from penstock.broker.scripts import ScriptCall
 from penstock.broker.worker import HAND_OVER
 
 
@@ -33,7 +33,7 @@ class FatefulCalls(Calls):
 
     fate: Fate | None = None
 
-    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+    async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
         if call.script is not HAND_OVER or self.fate is None:
             return await super().run(call, first)
         fate, self.fate = self.fate, None

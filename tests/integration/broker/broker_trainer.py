@@ -19,7 +19,7 @@ from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.reconcile import restore_tickets
@@ -75,7 +75,7 @@ class TrainerLife:
             self.issuer,
             self.versions,
             Evaluation((), (2,), trainer_queue.lease.number, config),
-            Generation(),
+            GenerationTime(),
             asyncio.Event(),
             Rules(
                 has_gradient=lambda group: varies([score.value for score in group.scores]),
