@@ -106,7 +106,7 @@ def spoil_files(folder: str) -> None:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-async def test_an_engine_serves_what_it_has_read_ahead(world: World) -> None:
+async def test_an_engine_serves_what_it_has_prefetched(world: World) -> None:
     """Not what the file holds when the update comes: nothing is left to read then."""
     server, tokens = world.servers[0], [*PROMPTS[0], *PROMPTS[1]]
     client = server.engine.client

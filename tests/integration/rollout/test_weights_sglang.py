@@ -75,7 +75,7 @@ async def push_twice_into_a_group(
 async def test_each_token_is_by_the_weights_that_it_names(
     sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
 ) -> None:
-    """A group that lives through two pushes, of which the second was read ahead.
+    """A group that lives through two pushes, of which the second was prefetched.
 
     After each of them both servers say what the trainer's weights say.
     """

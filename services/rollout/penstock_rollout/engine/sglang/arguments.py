@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.config import EngineSection
-from penstock_rollout.engine.sglang.read_ahead import ahead_address
+from penstock_rollout.engine.sglang.prefetch import prefetch_address
 
 LAUNCHER = Path(__file__).with_name("inside") / "launcher.py"
 CPU_MAX_TOTAL_TOKENS = 65536  # SGLang would size the cache by free memory, which trainer and engine share here
@@ -72,7 +72,7 @@ def environment(
     if device == "cpu":
         variables |= {
             "SGLANG_USE_CPU_ENGINE": "1",
-            "PENSTOCK_READ_AHEAD": ahead_address(port),
+            "PENSTOCK_PREFETCH": prefetch_address(port),
             "OMP_NUM_THREADS": str(section.num_threads),
             "MKL_NUM_THREADS": str(section.num_threads),
             "OMP_WAIT_POLICY": "passive",  # spinning threads made a small product 20 times slower while a trainer ran

@@ -13,7 +13,7 @@ from penstock.contracts.weight_sources import GroupRequest, SharedBucket, Tensor
 from penstock.errors import EngineError
 from penstock_rollout.engine.sglang.checksums import check_checksums
 from penstock_rollout.engine.sglang.connection import Connection
-from penstock_rollout.engine.sglang.read_ahead import read_ahead
+from penstock_rollout.engine.sglang.prefetch import prefetch
 from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
 
 
@@ -21,13 +21,13 @@ class SGLangLoading:
     """`WeightLoading` of one server."""
 
     def __init__(self, connection: Connection) -> None:
-        self.reads_ahead = False
-        """Whether the server has the hook that prefetches weights during generation (`inside.ahead`)."""
+        self.can_prefetch = False
+        """Whether the server has the hook that prefetches weights during generation (`inside.prefetch`)."""
         self._connection = connection
 
     async def prefetch(self, folder: Path, timeout_seconds: float) -> None:
-        if self.reads_ahead and self._connection.port is not None:
-            await read_ahead(self._connection.port, str(folder), timeout_seconds)
+        if self.can_prefetch and self._connection.port is not None:
+            await prefetch(self._connection.port, str(folder), timeout_seconds)
 
     async def load(self, folder: Path, weight_version: str, timeout_seconds: float) -> None:
         body = {"model_path": str(folder), "weight_version": weight_version, "flush_cache": False}

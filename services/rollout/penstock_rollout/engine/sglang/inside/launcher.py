@@ -9,7 +9,7 @@ script as `__mp_main__`), so its module level does what each process needs:
 2. On a CPU, it defines names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is
    for CUDA, and `sgl_kernel`, which needs AMX. It also removes the wait for a GPU from SGLang's checksums of weights.
 3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights
-   and seeded sampling (`ahead`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry; SGLang's
+   and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
    scheduler applies them before it loads the model.
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
@@ -77,11 +77,11 @@ def register_hooks() -> None:
     """Register the CPU hooks in SGLang; each process that needs them applies them itself."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    ahead, attention, prefill, receive, sampling = map(
-        _beside, ("ahead", "attention", "prefill", "receive", "sampling")
+    prefetch, attention, prefill, receive, sampling = map(
+        _beside, ("prefetch", "attention", "prefill", "receive", "sampling")
     )
     for target, hook in {
-        **ahead.hooks(),
+        **prefetch.hooks(),
         **attention.hooks(),
         **prefill.hooks(),
         **receive.hooks(),

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Hook = Callable[..., Any]
 Tensors = dict[str, torch.Tensor]
 
-ADDRESS = "PENSTOCK_READ_AHEAD"  # the variable with the socket's name; it is no file, so nothing is left behind
+ADDRESS = "PENSTOCK_PREFETCH"  # the variable with the socket's name; it is no file, so nothing is left behind
 FREE_SHARE = 2  # a second copy is made only if the host has room for this many
 UPDATE = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_disk"
 CONSTANTS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 def hooks() -> dict[str, Hook]:
     """The hooks around SGLang's methods, by their full names; empty if no service has named a socket."""
-    return {UPDATE: Ahead(os.environ[ADDRESS]).update} if ADDRESS in os.environ else {}
+    return {UPDATE: Prefetch(os.environ[ADDRESS]).update} if ADDRESS in os.environ else {}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Recorder(TorchDispatchMode):
         return ""
 
 
-class Ahead:
+class Prefetch:
     """The second copy of one model's weights."""
 
     def __init__(self, address: str) -> None:
@@ -206,7 +206,7 @@ class Ahead:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"\0{self._address}")
         listener.listen()
-        threading.Thread(target=self._serve, args=(listener,), daemon=True, name="read-ahead").start()
+        threading.Thread(target=self._serve, args=(listener,), daemon=True, name="prefetch").start()
 
     def _serve(self, listener: socket.socket) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Asks an engine on this host to prefetch the next weights while it generates; `inside.ahead` does it in the engine.
+"""Asks an engine on this host to prefetch the next weights while it generates; `inside.prefetch` does it in the engine.
 
 Invariant: this only saves time. If anything fails here, the load that follows reads the files itself.
 """
@@ -10,16 +10,16 @@ import os
 log = logging.getLogger(__name__)
 
 
-def ahead_address(port: int) -> str:
+def prefetch_address(port: int) -> str:
     """The abstract socket of the engine whose server has this port. It is no file, so nothing is left behind."""
-    return f"penstock-read-ahead-{port}"
+    return f"penstock-prefetch-{port}"
 
 
-async def read_ahead(port: int, folder: str, timeout_seconds: float) -> None:
+async def prefetch(port: int, folder: str, timeout_seconds: float) -> None:
     """Return when the engine has read the folder, cannot read it, or is late."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            reader, writer = await asyncio.open_unix_connection(f"\0{ahead_address(port)}")
+            reader, writer = await asyncio.open_unix_connection(f"\0{prefetch_address(port)}")
             try:
                 writer.write(os.fsencode(folder))
                 writer.write_eof()
