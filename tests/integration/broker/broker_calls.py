@@ -1,6 +1,6 @@
-"""Hand-overs that meet something on their way to the server.
+"""Hand-overs whose call to the server is disturbed on its way.
 
-Owns what the server sees of such a call.
+Owns the part of such a call that reaches the server.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from penstock.broker.worker import HAND_OVER
 
 
 class Fate(Enum):
-    """What happens to one hand-over."""
+    """The fate of one hand-over."""
 
     ANSWER_LOST = auto()
     """It runs, its connection breaks before the answer, and it is repeated."""
@@ -25,11 +25,11 @@ class Fate(Enum):
 
 
 class DiedError(Exception):
-    """The worker is no more."""
+    """The worker has died."""
 
 
 class FatefulCalls(Calls):
-    """`fate`: of the next hand-over."""
+    """`fate`: the fate of the next hand-over."""
 
     fate: Fate | None = None
 
@@ -50,7 +50,7 @@ class FatefulCalls(Calls):
 
 
 async def with_fates(queue: Queue) -> FatefulCalls:
-    """From now on its hand-overs may meet something."""
+    """Let the worker's hand-overs be disturbed from now on."""
     await queue._calls.close()
     queue._calls = calls = FatefulCalls(queue.client)
     return calls

@@ -50,7 +50,7 @@ class Hand:
         self.path.write_text(yaml.safe_dump(document))
 
     async def bury(self, stage: Stage, reason: str = "not a message") -> str:
-        """Bury the next entry of a stage; the letter's id."""
+        """Bury the next entry of a stage; returns the letter's id."""
         delivery = await self.worker.take(stage)
         assert delivery is not None
         await self.worker.bury(delivery, reason)
@@ -74,7 +74,7 @@ def hand(queue: Queue, queue_config: Config, tmp_path: Path) -> Hand:
 
 
 async def refused(hand: Hand, entry_id: str) -> str:
-    """Why a letter is not sent again; nothing has changed then."""
+    """The reason why a letter is not sent again; checks that nothing has changed."""
     before = await hand.depths()
     result = await hand.dead.retry(entry_id)
     assert not result.is_sent
@@ -209,7 +209,9 @@ async def test_a_letter_from_no_stage_is_not_sent(trainer: TrainerQueue, hand: H
 async def test_a_drop_that_crosses_a_retry_ends_the_ticket_once(
     trainer: TrainerQueue, hand: Hand, queue_config: Config
 ) -> None:
-    """The trainer holds the note without its lease being seen: its drop counts, the letter's result is a duplicate."""
+    """The trainer holds the note, but the script cannot see its lease: the drop counts, the letter's result is a
+    duplicate.
+    """
     actor = queue_config.actor.model_copy(update={"group_size": 2})
     setup = ConsumerSetup(trainer, queue_config.model_copy(update={"actor": actor}))
     await setup.issue()

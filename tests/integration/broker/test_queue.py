@@ -97,7 +97,7 @@ async def test_several_are_taken_at_once_those_of_the_dead_first(
 
 async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
     await issue(trainer, 0)
-    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 0.3})  # beats three times as often
+    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 0.3})  # so it beats every 0.1 s
     busy = Worker(queue, "busy", staleness)
     delivery = await busy.take(Stage.TICKETS)
     assert delivery is not None
@@ -114,7 +114,7 @@ async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue
 async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_only_worker(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
-    """A take that is repeated after a broken connection leaves an entry that its holder does not know of."""
+    """A take that is repeated after a broken connection leaves its holder an entry that it is not aware of."""
     await issue(trainer, 0)
     worker = make_worker(queue, queue_config)
     first = await worker.take(Stage.TICKETS)

@@ -1,4 +1,4 @@
-"""The trainer's consumer on a real queue: what each arrival means for its ticket, and what is left of it in Redis."""
+"""The trainer's consumer on a real queue: what each arrival does to its ticket, and what is left in Redis."""
 
 import asyncio
 from collections.abc import Callable
@@ -70,7 +70,7 @@ async def test_duplicates_are_discarded(setup: ConsumerSetup) -> None:
 
 async def test_a_group_of_an_unknown_policy_is_issued_again(setup: ConsumerSetup) -> None:
     async with setup.consuming():
-        await setup.answer(0, policy=PolicyIdentity(1, "f" * 16))  # of a trainer that lost its lease
+        await setup.answer(0, policy=PolicyIdentity(1, "f" * 16))  # by a trainer that lost its lease
         await setup.until(lambda: setup.count("tickets", state="reissued", reason="version") == 1)
         again = (await setup.issued_tickets())[-1]
         assert (again.number, again.attempt, again.policy_version) == (0, 1, 1)
@@ -188,7 +188,7 @@ async def test_what_another_service_buried_is_poison(setup: ConsumerSetup, confi
 
 
 async def test_arrivals_before_the_tickets_are_known_are_kept(trainer_queue: TrainerQueue, config: Config) -> None:
-    """A trainer that was started again finds groups waiting: they are none of them duplicates."""
+    """A restarted trainer finds groups waiting; none of them is a duplicate."""
     setup = ConsumerSetup(trainer_queue, config, begun=False)
     await setup.issue()
     next_number = setup.book.next_number
