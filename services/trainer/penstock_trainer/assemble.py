@@ -38,7 +38,7 @@ from penstock_trainer.reports import Reports
 from penstock_trainer.resume import resume
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.lost_writes import LostWrites
@@ -172,8 +172,8 @@ class Assembly:
         return Evaluation(self.prompts.held_out, self.prompts.stop_token_ids, self.lease.number, self.config)
 
     @cached_property
-    def generation(self) -> Generation:
-        return Generation()
+    def generation(self) -> GenerationTime:
+        return GenerationTime()
 
     @cached_property
     def rules(self) -> Rules:

@@ -1,6 +1,6 @@
-"""What a user sees of each common mistake, through the real processes: one clear line, a non-zero exit, never a hang.
+"""What a user sees after each common mistake, with real processes: one clear line, a non-zero exit, never a hang.
 
-Each mistake is made as a newcomer makes it, in a configuration file that is right otherwise.
+Each mistake is made as a newcomer would make it, in a configuration file that is correct otherwise.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What goes on by itself: a slow link, a queue that restarts, an orderly end, a reward that is out of order."""
+"""Runs that recover by themselves: a slow link, a restarted queue, a broken reward; and a run that ends in order."""
 
 import asyncio
 import contextlib
@@ -133,7 +133,7 @@ def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
 async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     setup: UserCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # the tiny model's
     setup.document["total_train_epochs"] = 12
     (setup.folder / "own.py").write_text(SPREAD)
     setup.document["reward"]["functions"] = {"own:spread": 1.0}
@@ -164,7 +164,7 @@ async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
 
 
 async def are_up(queue: Queue) -> bool:
-    """Whether the reward and the rollout service are, and its engine."""
+    """Whether the reward service, the rollout service and its engine are ready."""
     services = await queue.services()
     return len(services) == 2 and all(each.state != "starting" for each in services)
 
@@ -172,7 +172,7 @@ async def are_up(queue: Queue) -> bool:
 @pytest.mark.slow
 async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(setup: UserCommands) -> None:
     (setup.folder / "own.py").write_text(OUT_OF_ORDER)
-    setup.document["run"]["stall_seconds"] = 8  # in which the others, which are up, come to the failure
+    setup.document["run"]["stall_seconds"] = 8  # enough for the other services, which are up, to meet the failure
     setup.document["reward"] = {
         "functions": {"own:broken": 1.0},
         "breaker_failures": 1,

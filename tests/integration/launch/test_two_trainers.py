@@ -1,4 +1,4 @@
-"""Two trainers of one run: the second waits, takes over, and the first can write nothing any more."""
+"""Two trainers of one run: the second waits and takes over; then the first can write nothing any more."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ FENCED_EXIT = 5
 
 
 def standby(config: Config) -> Config:
-    """The same run, for a second trainer that waits however long it takes."""
+    """The same run, for a second trainer that waits as long as it must."""
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"stall_seconds": 0.01}),
@@ -81,7 +81,7 @@ WRITES: dict[str, Write] = {
 
 
 async def everything(queue: Queue) -> dict[bytes, bytes | None]:
-    """Every key of the run but those that change by themselves."""
+    """Every key of the run, except those that change by themselves."""
     keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern)]
     changing = {queue.keys.lease.encode(), queue.keys.beats.encode()}
     return {key: await queue.client.dump(key) for key in keys if key not in changing}
@@ -144,7 +144,7 @@ def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
 async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_nothing(
     setup: UserCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # the tiny model's
     setup.document["trainer"] = {"standby": True}
     setup.document["total_train_epochs"] = 12
     (setup.folder / "own.py").write_text(
@@ -181,7 +181,7 @@ async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_no
 
 
 def acquired() -> Any:
-    """No lease: for reading only."""
+    """A trainer's queue without a lease, for reading only."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""A configuration that works, the commands of a user, and how their end is judged."""
+"""A configuration that works, the commands of a user, and checks of how they end."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import yaml
 from penstock.broker.embedded import EmbeddedServer
 from tests.patience import START_SECONDS
 
-END_SECONDS = 2 * START_SECONDS  # a start, and some steps of a run
+END_SECONDS = 2 * START_SECONDS  # a start and some steps
 
 
 class UserCommands:
@@ -28,7 +28,7 @@ class UserCommands:
             "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
             "staleness": {"heartbeat_seconds": 5},
             "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": START_SECONDS}},
-            "weights": {"canary_tokens": 0},  # an engine here is a fake, which knows nothing of the model
+            "weights": {"canary_tokens": 0},  # the engine is a fake, which does not compute the model
             "reward": {"functions": {"exact_match": 1.0}},
             "redis": {"url": server.url, "password": server.password},
         }
@@ -58,7 +58,7 @@ class UserCommands:
         return process
 
     def run(self, module: str, *words: str) -> tuple[int, str]:
-        """Exit code and output of a command that must end by itself."""
+        """Run a command that must end by itself; returns its exit code and output."""
         process = self.start(module, *words)
         output, _ = process.communicate(timeout=END_SECONDS)
         return process.returncode, output
@@ -68,12 +68,12 @@ class UserCommands:
 
 
 def said(output: str) -> str:
-    """What is meant for people: everything but the log's JSON lines."""
+    """The lines for people: everything except the log's JSON lines."""
     return "\n".join(line for line in output.splitlines() if not line.startswith("{"))
 
 
 def assert_one_line(result: tuple[int, str], exit_code: int, *texts: str) -> None:
-    """The process ended with the code and one line that holds the texts."""
+    """Check that the process ended with the code, and printed one line, which holds the texts."""
     code, output = result
     assert code == exit_code, output
     assert "Traceback" not in output
@@ -84,7 +84,7 @@ def assert_one_line(result: tuple[int, str], exit_code: int, *texts: str) -> Non
 
 
 def assert_launch_ends(result: tuple[int, str], exit_code: int, *texts: str) -> None:
-    """The launcher ended with the code, and its output holds the texts."""
+    """Check that the launcher ended with the code, and that its output holds the texts."""
     code, output = result
     assert code == exit_code, output
     assert "Traceback" not in output

@@ -14,7 +14,7 @@ from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 from penstock_launch.slurm.steps import ABOUT_THE_END, Step
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import RestartPolicy
 from tests.patience import START_SECONDS
 
@@ -69,7 +69,7 @@ def test_a_service_is_asked_to_end_by_the_end_of_its_input(tmp_path: Path) -> No
     identity = started(child)
     child.send(signal.SIGTERM)
     assert wait(child) == 3
-    assert child.state is State.ENDED
+    assert child.state is ChildState.ENDED
     assert not identity.alive
     assert list((tmp_path / "slurm").iterdir()) == []  # the files of a life end with it
 
@@ -119,7 +119,7 @@ def test_the_first_node_tells_the_port_and_the_others_wait_for_it(tmp_path: Path
         ConfigError, match=r"run\.root: .*trainer-1\.port .*expected a file system that all nodes share"
     ):
         attempt.wait_for_port(0.1)
-    attempt.tell_port(4711)
+    attempt.write_port(4711)
     assert Attempt(tmp_path, "trainer-1").wait_for_port(START_SECONDS) == 4711
 
 
@@ -142,5 +142,5 @@ def test_whereabouts_are_unknown_until_they_are_told(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     attempt = Attempt(tmp_path, "rollout-1")
     assert attempt.whereabouts() is None
-    attempt.tell_whereabouts(Whereabouts("gpu1", "host", 7))
+    attempt.write_whereabouts(Whereabouts("gpu1", "host", 7))
     assert attempt.whereabouts() == Whereabouts("gpu1", "host", 7)

@@ -143,7 +143,7 @@ class Rollout:
                 await asyncio.sleep(0.01)
 
 
-async def as_it_is(announced: Announcement, needs_whole: bool) -> Announcement:
+async def as_it_is(announced: Announcement, needs_full: bool) -> Announcement:
     return announced
 
 

@@ -25,7 +25,7 @@ from penstock.contracts import ScoredGroup
 from penstock_trainer.batching.batch import Sample, make_batch, valid_samples
 from penstock_trainer.batching.counts import BatchCounts
 from penstock_trainer.batching.packing import Pack
-from penstock_trainer.batching.rank_shares import Share, share
+from penstock_trainer.batching.rank_shares import RankShare, share
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.grpo import (
     Objective,
@@ -70,7 +70,7 @@ class StepResult:
 class _Minibatch:
     """This rank's packs of a mini-batch, and the old log-probabilities of each, if they are needed."""
 
-    work: Share
+    work: RankShare
     old_logprobs: tuple[Tensor | None, ...]
 
 
@@ -180,7 +180,7 @@ class Updater:
             seconds=seconds,
         )
 
-    def _share(self, samples: Sequence[Sample]) -> Share:
+    def _share(self, samples: Sequence[Sample]) -> RankShare:
         info = self._ranks.info if self._ranks else None
         own = share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
         return replace(own, packs=[pack.to(self._device) for pack in own.packs])
@@ -208,7 +208,7 @@ class Updater:
         with torch.no_grad():
             return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
 
-    def _started(self, shares: Sequence[Share]) -> tuple[list[_Minibatch], Objective]:
+    def _started(self, shares: Sequence[RankShare]) -> tuple[list[_Minibatch], Objective]:
         """Mini-batches with their old log-probabilities; the objective, whose batch gates depend on all of these."""
         objective = self._recipe.objective
         if not self._recipe.needs_old_logprobs:

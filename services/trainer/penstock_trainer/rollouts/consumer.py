@@ -23,7 +23,7 @@ from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import (
     Discard,
@@ -73,7 +73,7 @@ class Consumer:
         issuer: Issuer,
         versions: Versions,
         evaluation: Evaluation,
-        generation: Generation,
+        generation: GenerationTime,
         changed: asyncio.Event,
         rules: Rules,
         metrics: QueueMetrics,
@@ -263,7 +263,7 @@ class Consumer:
 
 def _decoded(delivery: Delivery, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
     """The group of a delivery; MalformedMessageError if it holds no group, or the group of another ticket."""
-    head = decode(delivery.payload, ScoredHeader)
-    if head.group.ticket.key != delivery.ticket_key:
-        raise MalformedMessageError(f"a group of ticket {head.group.ticket.key}, sent as {delivery.ticket_key}")
-    return scored_group(head, parts)
+    header = decode(delivery.payload, ScoredHeader)
+    if header.group.ticket.key != delivery.ticket_key:
+        raise MalformedMessageError(f"a group of ticket {header.group.ticket.key}, sent as {delivery.ticket_key}")
+    return scored_group(header, parts)

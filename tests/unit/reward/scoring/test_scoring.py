@@ -162,7 +162,7 @@ class FakeConsumer:
         forms = [stored(each) if isinstance(each, RolloutGroup) else Stored(each) for each in messages]
         self.parts = {str(index): form.parts for index, form in enumerate(forms)}
         self.waiting = [
-            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, form.head, "", 0, 0, parts=str(index))
+            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, form.header, "", 0, 0, parts=str(index))
             for index, form in enumerate(forms)
         ]
         self.stop = stop
@@ -226,7 +226,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
         await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
-    assert scored.group == decode(stored(groups[0]).head, RolloutHeader)
+    assert scored.group == decode(stored(groups[0]).header, RolloutHeader)
     assert [score.value for score in scored.scores] == [1.0, None]
     assert scored.scores[1].failure == "exact_match: killed after 10 s"
     unknown = consumer.handed_over["1"]

@@ -76,8 +76,8 @@ class World:
         self.identities[version] = self.staging.write(version, self.lease)
         return self.staging.folder_of(version, self.lease)
 
-    def whole(self) -> bytes:
-        """What the present weights are as a whole file."""
+    def full(self) -> bytes:
+        """The present weights as a full file."""
         path = self.folder / "expected.safetensors"
         write_weights(path, self.source.weights(), self.form, durable=False)
         return path.read_bytes()

@@ -103,7 +103,7 @@ async def test_a_push_in_a_group_that_the_engine_is_not_in_touches_nothing(rollo
     with pytest.raises(WeightsError, match=r"in the group '', not in 'g'.*POST /v1/weights/group"):
         await rollout.push()
     await rollout.join("g")
-    rollout.engine.report(rollout.engine.epoch, "lost")
+    rollout.engine.report(rollout.engine.life, "lost")
     while rollout.server.num_starts < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await rollout.engine.up.wait()

@@ -1,4 +1,4 @@
-"""Weights over a fake engine, for the tests of updates, of their proof and of pushes."""
+"""A WeightUpdater over a fake engine, for the tests of updates, canaries and pushes."""
 
 import asyncio
 import contextlib

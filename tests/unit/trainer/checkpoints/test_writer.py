@@ -15,13 +15,13 @@ from penstock.contracts.ledger import CheckpointRecord, LedgerState
 from penstock.errors import PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.checkpoints.tensors import Snapshot, copy_state
+from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 
-class GatedSnapshot(Snapshot):
+class GatedStateCopy(StateCopy):
     """Its write waits until the test opens the gate."""
 
     gate: threading.Event
@@ -36,9 +36,9 @@ class FakeLearner:
     gate: threading.Event = field(default_factory=threading.Event)
     copies: int = 0
 
-    def snapshot(self, folder: Path) -> Snapshot:
+    def snapshot(self, folder: Path) -> StateCopy:
         self.copies += 1
-        snapshot = GatedSnapshot(copy_state({"w": torch.zeros(3)}, None, None).state)
+        snapshot = GatedStateCopy(copy_state({"w": torch.zeros(3)}, None, None).state)
         object.__setattr__(snapshot, "gate", self.gate)
         return snapshot
 

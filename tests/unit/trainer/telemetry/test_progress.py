@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
@@ -156,7 +156,7 @@ def request(started_at: float, ended_at: float, num_tokens: int = 2) -> RolloutG
 
 
 def test_overlapping_requests_count_once(tmp_path: Path) -> None:
-    generation = Generation()
+    generation = GenerationTime()
     for interval in [(10.0, 12.0), (14.0, 15.0), (11.0, 13.0), (11.5, 12.5)]:
         generation.add(request(*interval))
     assert generation.take_busy_seconds() == pytest.approx(4.0)

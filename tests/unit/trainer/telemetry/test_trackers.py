@@ -14,7 +14,7 @@ import pytest
 
 from penstock.config import Config, TrackingSection
 from penstock.errors import ConfigError
-from penstock_trainer.telemetry.tracker_feed import Position, read_position
+from penstock_trainer.telemetry.tracker_feed import TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import WandbTracker, require_trackers
 from penstock_trainer.telemetry.tracking import kept_id
 from tests.patience import START_SECONDS
@@ -67,7 +67,7 @@ def test_tensorboard_takes_back_what_was_written_but_not_recorded(tmp_path: Path
     config = make_config(tmp_path, "tensorboard")
     two_lives(config)
     position = tmp_path / "r" / "tracking" / "tensorboard.json"
-    assert read_position(position) == Position(5, 3)
+    assert read_position(position) == TrackerPosition(5, 3)
     position.write_text('{"step": 1, "num_evals": 3}')  # as if killed at once after all these were written
     third = Life(config)
     third.step(6)

@@ -14,7 +14,7 @@ from penstock.config import TrackingSection
 from penstock.errors import DataError
 from penstock_trainer.telemetry import tracker_feed
 from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.tracker_feed import Feed, Position, read_position
+from penstock_trainer.telemetry.tracker_feed import Feed, TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
 from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
 from tests.patience import ANSWER_SECONDS
@@ -118,7 +118,7 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
     for step in range(3):
         life.step(step)
     life.evaluation(2)
-    entries = list(backlog(Progress(life.folder), Position(), rewinds=False))
+    entries = list(backlog(Progress(life.folder), TrackerPosition(), rewinds=False))
     assert [(each.step, "eval/accuracy" in each.values) for each in entries] == [
         (0, True),
         (0, False),
@@ -127,11 +127,11 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
         (2, False),
     ]
     assert [each.position for each in entries] == [
-        Position(-1, 1),
-        Position(0, 1),
-        Position(1, 1),
-        Position(1, 2),
-        Position(2, 2),
+        TrackerPosition(-1, 1),
+        TrackerPosition(0, 1),
+        TrackerPosition(1, 1),
+        TrackerPosition(1, 2),
+        TrackerPosition(2, 2),
     ]
     rest = [list(backlog(Progress(life.folder), each.position, rewinds=False)) for each in entries]
     assert [len(left) for left in rest] == [4, 3, 2, 1, 0]

@@ -28,10 +28,10 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def chain(world: World, num_steps: int) -> list[tuple[Path, bytes]]:
     """Versions 0 to num_steps, with what they are as whole files."""
-    written = [(world.write(0), world.whole())]
+    written = [(world.write(0), world.full())]
     for version in range(1, num_steps + 1):
         world.source.step()
-        written.append((world.write(version), world.whole()))
+        written.append((world.write(version), world.full()))
     return written
 
 
@@ -68,7 +68,7 @@ def test_any_updates_seen_by_anyone_in_part_give_the_whole_bits(
                 world.staging.complete()
             if event == "new server":
                 servers[0].close()
-            expected = world.whole()
+            expected = world.full()
             for server in seen_by:
                 world.check(servers[server], staged, expected)
             assert world.identities[version].digest == world.staging.digest(version).digest
@@ -104,7 +104,7 @@ def test_pruning_keeps_what_a_chain_needs_and_no_more(tmp_path: Path, full_every
     for version in range(3 * full_every + 4):
         world.source.step()
         staged = world.write(version)
-        written[staged.name] = world.whole()
+        written[staged.name] = world.full()
         present = sorted((world.folder / "weights").iterdir())
         assert len(present) <= full_every + 3
         for folder in present[-3:]:  # announced, being pushed, written
@@ -131,7 +131,7 @@ def test_a_new_trainer_begins_whole_and_keeps_what_was_announced(world: World) -
     world.source.step()
     after = world.write(4)
     assert read_manifest(after).delta is not None
-    world.check(server, after, world.whole())
+    world.check(server, after, world.full())
 
 
 def cut(path: Path, position: int) -> None:
@@ -170,7 +170,7 @@ def test_each_damage_is_named_and_the_whole_weights_repair_it(world: World, dama
     world.staging.complete()
     world.check(joiner, third, expected)
     world.source.step()
-    world.check(joiner, world.write(3), world.whole())  # and it goes on from there by a delta
+    world.check(joiner, world.write(3), world.full())  # and it goes on from there by a delta
 
 
 def test_a_server_that_cannot_follow_from_what_it_has_starts_from_a_whole_version(world: World) -> None:
@@ -187,7 +187,7 @@ def test_a_server_that_cannot_follow_from_what_it_has_starts_from_a_whole_versio
     world.staging.complete()
     assert (newest / WEIGHTS_NAME).exists()
     world.staging.complete()  # there is nothing more to add
-    world.check(server, newest, world.whole())
+    world.check(server, newest, world.full())
 
 
 def test_a_server_reads_no_more_than_it_needs(world: World) -> None:
@@ -200,8 +200,8 @@ def test_a_server_reads_no_more_than_it_needs(world: World) -> None:
     changed = world.write(4)
     delta = read_manifest(changed).delta
     assert delta is not None
-    assert delta.num_bytes <= len(world.whole()) * 1.01
-    world.check(server, changed, world.whole())
+    assert delta.num_bytes <= len(world.full()) * 1.01
+    world.check(server, changed, world.full())
 
 
 def test_a_version_that_was_not_written_whole_is_no_base(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_a_version_that_was_not_written_whole_is_no_base(world: World, monkeypat
     monkeypatch.undo()
     staged = world.write(2)
     assert read_manifest(staged).delta is None
-    world.check(world.server(), staged, world.whole())
+    world.check(world.server(), staged, world.full())
 
 
 def fail(*_: object) -> bytes:

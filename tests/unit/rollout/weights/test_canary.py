@@ -51,10 +51,10 @@ async def test_what_is_loaded_during_a_pause_on_request_is_proved_after_it(rollo
     rollout.fake.sticks_to = "1-"
     wanted = rollout.watched(2)
     await rollout.weights.update(wanted)
-    assert rollout.weights.unproved == str(wanted.identity)
+    assert rollout.weights.unverified == str(wanted.identity)
     with pytest.raises(WeightsMismatchError):
         await rollout.weights.resume()
-    assert (rollout.weights.identity, rollout.weights.unproved) == (None, "")
+    assert (rollout.weights.identity, rollout.weights.unverified) == (None, "")
     assert str(wanted.identity) not in rollout.weights.known
 
 
