@@ -1,4 +1,4 @@
-"""Tickets in the order in which they are ready: batches, expiry, stragglers, and bounds under any order of events."""
+"""Tickets in ready order: batches, expiry, stragglers, and the bounds under any order of events."""
 
 import pytest
 from hypothesis import given, settings

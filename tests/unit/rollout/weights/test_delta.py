@@ -1,4 +1,4 @@
-"""A rollout service that applies deltas: what its engine loads, and how a damaged chain is mended over HTTP."""
+"""A rollout service that applies deltas: what its engine loads, and how a damaged chain is repaired over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ class Run:
         )
 
     async def catch_up(self, announced: Announcement) -> None:
-        """What the producer does."""
+        """Load the announced version as the producer does."""
         await self.weights.update(await self.snapshots.files_of(announced, self.weights.needs_full))
 
     def loaded(self) -> bytes:

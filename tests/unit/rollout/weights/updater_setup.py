@@ -40,11 +40,11 @@ class Rollout:
         return Announcement(PolicyIdentity(version, digest), path, lease, canary)
 
     def watched(self, version: int) -> Announcement:
-        """With a canary."""
+        """Stage a version with a canary."""
         return self.staged(version, canary=Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01))
 
     def use(self, **section: Any) -> None:
-        """Go on with other settings."""
+        """Continue with other settings."""
         self.weights._section = WeightsSection(**section)
 
     def sample(self, name: str, **labels: str) -> float | None:
@@ -59,7 +59,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def updating_rollout(root: Path) -> AsyncIterator[Rollout]:
-    """With an engine that is up and serves nothing yet."""
+    """A rollout service whose engine is up and has no weights yet."""
     fake = FakeSGLang()
     async with serving(fake) as url:
         server = FakeServer(fake, url)
