@@ -104,7 +104,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
     world.close()
 
 
-async def test_the_engine_loads_whole_weights_that_deltas_gave(run: Run) -> None:
+async def test_the_engine_loads_full_weights_that_deltas_gave(run: Run) -> None:
     for version in range(7):
         wanted = run.stage(version)
         await run.catch_up(wanted)
