@@ -19,7 +19,7 @@ from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
-PROBE = (5, 6, 7)
+CANARY_TOKENS = (5, 6, 7)
 ABORT_CYCLE = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]
 CYCLE = ["/pause_generation", "/set_internal_state", *ABORT_CYCLE[1:]]
 
@@ -41,7 +41,9 @@ class Rollout:
 
     def watched(self, version: int) -> Announcement:
         """Stage a version with a canary."""
-        return self.staged(version, canary=Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01))
+        return self.staged(
+            version, canary=Canary(CANARY_TOKENS, prompt_logprobs(CANARY_TOKENS, f"{version}-"), tolerance=0.01)
+        )
 
     def use(self, **section: Any) -> None:
         """Continue with other settings."""

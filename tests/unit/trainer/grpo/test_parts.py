@@ -22,9 +22,7 @@ def test_the_second_moment_gate_drops_no_more_than_it_must(tau: float) -> None:
         with_next = torch.cat([kept, squares[squares >= threshold].min().reshape(1)])
         assert with_next.mean() >= tau
     assert grpo.moment_threshold(torch.zeros(0), tau) == math.inf
-    assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(
-        0.09
-    )  # ties: all or none
+    assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(0.09)  # ties: all or none
 
 
 def test_a_gate_of_the_batch_is_made_of_all_its_log_ratios() -> None:
