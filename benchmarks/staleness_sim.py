@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from penstock.contracts.vocabulary import DropReason
 from penstock.tickets import TicketBook, TicketLimits
 
 Order = Literal["ticket", "drop", "mask"]
@@ -177,7 +178,7 @@ class Simulation:
             if self._order == "ticket":
                 raise AssertionError(f"tickets {stale} are stale in ticket order: its rules exclude that")
             for number in stale:
-                self._book.expire(number)
+                self._book.drop(number, DropReason.STALE)
                 del self._held[number]
                 self.result.dropped += self._measured
             self._refill()

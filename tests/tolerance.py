@@ -17,8 +17,8 @@ def logprob_tolerance(model: Any, num_tokens: int) -> float:
 
     Each of `n` operations on the way to a value has a relative error of at most `u` (UNIT_ROUNDOFF). Together that is
     at most `n u`; and since errors have both signs, more than `CERTAINTY sqrt(n) u` only once in two million cases
-    (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 2.4). `n` counts the sums on
-    the longest path. In each layer: two norms and the projections of queries, output and gate (the width each), the
+    (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 2.4). `n` counts the sums
+    on the longest path. In each layer: two norms and the projections of queries, output and gate (the width each), the
     scores (the size of a head), the mean over the sequence (`num_tokens`), and the projection down (the inner width).
     At the end: a norm and the head (the width each), and the softmax (the vocabulary). The norm before each block
     passes a relative error on unchanged.

@@ -34,7 +34,7 @@ from tests.patience import START_SECONDS
 from tests.tolerance import logprob_tolerance
 from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
 
-PROBE = tuple(range(40, 56))
+CANARY_TOKENS = tuple(range(40, 56))
 SHARED_PROMPT = tuple(range(60, 160))  # long enough that a stale prefix would show
 LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine
 RUN_SECONDS = 0.5  # long enough to sample some of them, on a busy machine too
@@ -127,9 +127,9 @@ class World:
     version: int = 0
 
     def canary(self, model: int) -> Canary:
-        runs = [[str(self.models[model]), len(PROBE) - 1]]
-        request = {"prompt": PROBE[:1], "tokens": PROBE[1:], "runs": runs, "keep_cache": False}
-        return Canary(PROBE, tuple(self.oracle.logprobs([request])[0]), tolerance=self.tolerance)
+        runs = [[str(self.models[model]), len(CANARY_TOKENS) - 1]]
+        request = {"prompt": CANARY_TOKENS[:1], "tokens": CANARY_TOKENS[1:], "runs": runs, "keep_cache": False}
+        return Canary(CANARY_TOKENS, tuple(self.oracle.logprobs([request])[0]), tolerance=self.tolerance)
 
     def staged(self, model: int) -> Announcement:
         """Stage the next version, with these weights."""

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 REACHED_SECONDS = 10.0  # a push's deadline that a test waits for; the push to the other server takes milliseconds
 HEARTBEAT_SECONDS = 5
-PROBE = (5, 6, 7)
+CANARY_TOKENS = (5, 6, 7)
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Run:
         """Do as the trainer does: stage, push, then announce with four new tickets."""
         path, digest = stage_weights(self.folder / "weights", version)
         damage(Path(path))
-        canary = Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01)
+        canary = Canary(CANARY_TOKENS, prompt_logprobs(CANARY_TOKENS, f"{version}-"), tolerance=0.01)
         wanted = Announcement(PolicyIdentity(version, digest), path, self.trainer.lease.number, canary)
         push = await self.publisher.push(wanted)
         numbers = range(self.num_tickets, self.num_tickets + 4)
@@ -275,7 +275,7 @@ async def test_a_joiner_is_proved_at_the_newest_version_before_its_first_ticket(
     await run.groups(4, version=3)
     calls = [call for call in joiner.fake.calls if call[0] != "/freeze_gc"]
     assert [path for path, _ in calls[:6]] == [*CYCLE, "/generate"]
-    assert calls[5][1]["input_ids"] == list(PROBE)  # its first request is the canary's
+    assert calls[5][1]["input_ids"] == list(CANARY_TOKENS)  # its first request is the canary's
 
 
 async def test_work_of_a_dead_server_goes_to_one_that_is_live(run: Run) -> None:

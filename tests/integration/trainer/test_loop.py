@@ -44,8 +44,8 @@ async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncItera
 
 @contextlib.asynccontextmanager
 async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
-    """Bring the loop to where step 0 is trained and its weights are being staged. The update of step 1, if it may begin,
-    waits for that.
+    """Bring the loop to where step 0 is trained and its weights are being staged. The update of step 1 waits
+    for that, if it may begin.
     """
     async with loop.training() as training:
         policy = await loop.announced(0)

@@ -1,4 +1,4 @@
-"""A step of the job from both ends: the launcher's, which asks and reads, and the node's, which runs the service."""
+"""Both ends of a step of the job: the launcher's, and the node's, which runs the service."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ WAITS = "import time; print('up', flush=True); time.sleep(600)"
 
 
 def step(folder: Path, script: str, *options: str) -> Step:
-    """A service that the node's end starts, without a srun between the two ends."""
+    """A service that the node's end starts, without srun between the two ends."""
     (folder / "slurm").mkdir()
     (folder / "config.yaml").touch()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -53,7 +53,7 @@ def wait(child: Child, timeout_seconds: float = START_SECONDS) -> int:
 
 
 def started(child: Child) -> ProcessIdentity:
-    """The service's process, once it is up and its node has told where it is."""
+    """The service's process, once it is up and its node has written where it is."""
     deadline = time.monotonic() + START_SECONDS
     while child.pid is None or "up" not in child.log_path.read_text():
         assert time.monotonic() < deadline, "it did not start in time"
@@ -71,7 +71,7 @@ def test_a_service_is_asked_to_end_by_the_end_of_its_input(tmp_path: Path) -> No
     assert wait(child) == 3
     assert child.state is ChildState.ENDED
     assert not identity.alive
-    assert list((tmp_path / "slurm").iterdir()) == []  # the files of a life end with it
+    assert list((tmp_path / "slurm").iterdir()) == []  # the files of an attempt are deleted with it
 
 
 def test_a_service_ends_when_what_started_it_is_killed(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ time.sleep(600)
 
 
 class SupervisorSetup:
-    """Children from scripts, and what the supervisor said."""
+    """Children that run scripts, and the supervisor's events."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class SupervisorSetup:
         return self.children[-1]
 
     def waits_for_mark(self, exit_code: int) -> str:
-        """The script of a child that ends when the test says so."""
+        """The script of a child that ends when the test ends it."""
         wait = f"while not os.path.exists({str(self.mark)!r}): time.sleep(0.01)"
         return f"import os, sys, time\n{wait}\nsys.exit({exit_code})"
 

@@ -1,4 +1,4 @@
-"""What is shown of a run, on a terminal and without one."""
+"""What the launcher shows of a run, on a terminal and without one."""
 
 import io
 from dataclasses import replace

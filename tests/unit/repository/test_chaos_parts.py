@@ -1,4 +1,4 @@
-"""The chaos run's own parts: its plan, its pure engine and its reader, which must find what is wrong."""
+"""The parts of the chaos run: its plan, its pure engine, and its reader, which must find every fault."""
 
 import random
 from pathlib import Path
@@ -67,7 +67,7 @@ class Store:
 
 
 class WrittenRun:
-    """Two steps of one ticket each, without a fault; tests make one."""
+    """A run of two steps with one ticket each, without a fault; each test adds one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, Store()

@@ -1,4 +1,4 @@
-"""A restart: it trains the same steps to the same digests, and refuses what is not the same run."""
+"""A restart trains the same steps to the same digests, and refuses a folder of another run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -135,7 +135,7 @@ def test_a_replay_masks_what_the_step_masked_whatever_the_configuration_says_now
         record = first.step_files.write(step, 1, groups, version=min(step, 2), max_lag=max_lag)
         first.ledger.steps.append(decode_record(encode_record(record)))  # type: ignore[arg-type]
         result = first.learner.update(groups, version=min(step, 2), max_lag=max_lag)
-        assert result.changed == (max_lag != 0)  # the last step: all its tokens are too old
+        assert result.changed == (max_lag != 0)  # the last step changes nothing: all its tokens are too stale
         assert result.counts.masked_stale == (max_lag == 0)
         version = min(step + 1, 2)
         first.ledger.policies[version] = first.digest(version)

@@ -245,13 +245,8 @@ class Consumer:
         await self._issuer.refill()
 
     def _end(self, number: int, reason: DropReason) -> None:
-        if reason == DropReason.STALE:
-            self._book.expire(number)
-            return
         try:
-            self._book.drop(
-                number, reward_failed=reason == DropReason.REWARD_FAILED, degenerate=reason == DropReason.DEGENERATE
-            )
+            self._book.drop(number, reason)
         except StallError as error:
             last = f"; the last one: {self._last_failure}" if reason == DropReason.REWARD_FAILED else ""
             raise StallError(f"{error}{last}") from None

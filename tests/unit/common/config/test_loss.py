@@ -1,4 +1,4 @@
-"""Which objectives the configuration accepts, what each preset is, and what an error of a refused one says."""
+"""Which objectives the configuration accepts, the content of each preset, and the error of each refused objective."""
 
 from pathlib import Path
 

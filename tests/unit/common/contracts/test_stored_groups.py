@@ -1,4 +1,4 @@
-"""How a group is taken apart and put together: nothing is lost, and what does not fit together is malformed."""
+"""A group is split and joined: nothing is lost, and parts that do not fit each other are malformed."""
 
 import msgspec
 import pytest
@@ -61,7 +61,7 @@ def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Pa
 
 
 def read(header: RolloutHeader, parts: dict[Part, bytes | None]) -> RolloutGroup:
-    """As all services together."""
+    """Do what all services do together."""
     texts_of(header, parts[Part.TEXTS])
     return group_of(header, parts)
 
@@ -85,7 +85,7 @@ def test_counts_of_seeds_scores_texts_and_completions_agree(scored: ScoredGroup)
 @given(scored_groups())
 @settings(patient, max_examples=20)
 def test_a_text_among_the_completions_of_a_training_group_is_not_kept(scored: ScoredGroup) -> None:
-    """Step files hold no texts, whoever wrote the part."""
+    """Step files hold no texts, whichever service wrote the part."""
     group = msgspec.structs.replace(scored.group, ticket=msgspec.structs.replace(scored.group.ticket, purpose="train"))
     form = stored(group)
     parts = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(group.completions))}

@@ -156,7 +156,7 @@ def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> Roll
 
 
 class FakeConsumer:
-    """The queue: deliveries to take, and what became of each."""
+    """The queue: deliveries to take, and the fate of each."""
 
     def __init__(self, messages: Sequence[RolloutGroup | bytes], stop: asyncio.Event) -> None:
         forms = [stored(each) if isinstance(each, RolloutGroup) else Stored(each) for each in messages]
@@ -240,7 +240,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     samples = metrics.registry.get_sample_value
     assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3
     assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 3
-    assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not enter
+    assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not count
 
 
 async def test_no_more_groups_are_held_than_can_be_scored() -> None:

@@ -1,4 +1,4 @@
-"""Weights that are read beside generation, against the files; with real SGLang in test_transports_sglang."""
+"""Weights that are prefetched during generation, against the files; with real SGLang in test_transports_sglang."""
 
 import os
 import socket
@@ -55,7 +55,7 @@ class Scheduler:
 
 @pytest.fixture(autouse=True)
 def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """Of the socket, one for each test."""
+    """The name of the socket, one per test."""
     monkeypatch.setenv(prefetch_hook.ADDRESS, str(tmp_path))
     config = ModuleType("sglang.srt.configs.load_config")
     config.LoadConfig = SimpleNamespace  # type: ignore[attr-defined]
@@ -159,7 +159,7 @@ def test_a_model_of_more_than_copies_is_left_to_sglang(
 
 
 def test_a_folder_that_was_written_again_since_is_read_anew(folders: list[Path], address: str) -> None:
-    """As the local copy is, to which deltas are applied."""
+    """The folder changes in place, as the local copy does when deltas are applied."""
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     prefetch(address, folders[1])

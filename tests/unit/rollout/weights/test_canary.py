@@ -21,7 +21,7 @@ async def rollout(tmp_path: Path) -> AsyncIterator[Rollout]:
         yield rollout
 
 
-async def test_a_version_is_served_when_its_canary_has_been_heard(rollout: Rollout) -> None:
+async def test_a_version_is_served_when_its_canary_has_agreed(rollout: Rollout) -> None:
     await rollout.weights.update(rollout.watched(1))
     assert rollout.fake.paths() == [*CYCLE, "/generate"]  # a paused engine would not answer it
     assert rollout.weights.state == "serving"

@@ -1,4 +1,4 @@
-"""A rollout service that applies deltas: what its engine loads, and how a damaged chain is mended over HTTP."""
+"""A rollout service that applies deltas: what its engine loads, and how a damaged chain is repaired over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ class Run:
         )
 
     async def catch_up(self, announced: Announcement) -> None:
-        """What the producer does."""
+        """Load the announced version as the producer does."""
         await self.weights.update(await self.snapshots.files_of(announced, self.weights.needs_full))
 
     def loaded(self) -> bytes:
@@ -104,7 +104,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
     world.close()
 
 
-async def test_the_engine_loads_whole_weights_that_deltas_gave(run: Run) -> None:
+async def test_the_engine_loads_full_weights_that_deltas_gave(run: Run) -> None:
     for version in range(7):
         wanted = run.stage(version)
         await run.catch_up(wanted)

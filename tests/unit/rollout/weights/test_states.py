@@ -1,4 +1,4 @@
-"""The situations of a server's weights, all of them, and what the steps between them keep."""
+"""All states of a server's weights, and what every transition keeps."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Checkpoints beside training: one in flight, in the ledger only once it is complete, and no failure is silent."""
+"""Checkpoints during training: one at a time, in the ledger only once it is complete, and no failure is silent."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 
 class GatedStateCopy(StateCopy):
-    """Its write waits until the test opens the gate."""
+    """A copy whose write waits until the test opens the gate."""
 
     gate: threading.Event
 
@@ -45,7 +45,7 @@ class FakeLearner:
 
 @dataclass
 class FakeQueue:
-    """A ledger that looks at the disk when a record arrives."""
+    """A ledger that checks the disk when a record arrives."""
 
     checkpoints: Checkpoints
     records: list[CheckpointRecord] = field(default_factory=list)

@@ -18,7 +18,7 @@ USER = [{"role": "user", "content": "hi"}]
 
 
 class CharacterTokenizer:
-    """One token per character, a beginning-of-text token, and a template that knows two roles."""
+    """One token per character, a beginning-of-text token, and a template with two roles."""
 
     def __init__(self, chat_template: str | None = "yes") -> None:
         self.chat_template = chat_template

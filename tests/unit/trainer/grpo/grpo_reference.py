@@ -1,7 +1,7 @@
-"""The GRPO family once more, one scalar at a time: values and gradients in closed form, float64, without autograd.
+"""A second implementation of the GRPO family, one scalar at a time: closed forms in float64, without autograd.
 
-Written from the formulas and not from the code under test. A completion is a list of tokens; every function returns
-what belongs to one of them.
+It is written from the formulas, not from the code under test. A completion is a list of tokens; each function returns
+the value of one token.
 """
 
 import math
@@ -13,7 +13,7 @@ CLAMP = 20.0
 
 @dataclass(frozen=True)
 class Token:
-    """l, l_b, l_r, versions from sampler to trainer, entropy."""
+    """One token: l, l_b, l_r, its staleness, its entropy."""
 
     own: float
     behaviour: float
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """An objective by name."""
+    """An objective, by the names of its parts."""
 
     surrogate: str = "ppo"
     proximal: Literal["none", "recomputed", "approximated"] = "none"
@@ -63,7 +63,7 @@ def clamped(x: float) -> tuple[float, float]:
 
 
 def anchor(token: Token, proximal: str) -> float:
-    """The value that ratios are measured from."""
+    """The anchor from which ratios are measured."""
     if proximal == "none":
         return token.behaviour
     if proximal == "recomputed":
@@ -163,7 +163,7 @@ def kl(token: Token, choice: Choice) -> tuple[float, float]:
 
 
 def loss_and_gradient(rows: list[Row], choice: Choice) -> tuple[float, list[float], list[float]]:
-    """Loss, its derivatives by every l, and by every entropy, in the order of rows and tokens."""
+    """The loss, and its derivatives by every l and by every entropy, in the order of rows and tokens."""
     total, by_logprob, by_entropy = 0.0, [], []
     for row in rows:
         for token in row.tokens:

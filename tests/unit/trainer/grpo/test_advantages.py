@@ -79,7 +79,7 @@ def test_a_shift_of_all_rewards_changes_nothing(
         assert after == pytest.approx(before, rel=1e-4, abs=1e-4)
 
 
-# With other baselines equal rewards are divided by eps alone, which does not scale.
+# With other baselines, equal rewards are divided by eps alone, which does not scale with them.
 SCALING = [c for c in COMBINATIONS if c not in (("batch", "group"), ("none", "group"), ("none", "batch"))]
 
 

@@ -217,7 +217,7 @@ def test_log_probabilities_from_the_start_of_the_update_anchor_ratio_and_correct
     decoupled = replace(objective_of(Choice(proximal=RECOMPUTED, weight="tis")))
     _, gradient, _ = loss_and_gradients(replace(tokens, old_logprobs_N=old_logprobs_N), decoupled)
     rho_N = (old_logprobs_N - tokens.behaviour_logprobs_N).exp().clamp(max=ref.HIGH)
-    expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # within the clip range on both sides
+    expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # inside the clip range
     assert gradient == pytest.approx(expected_N.tolist(), rel=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Parts of the objectives that stand alone: a batch's threshold, learning rate, aggregation, shaping, KL estimators."""
+"""Single parts of the objectives: a batch's threshold, learning rate, aggregation, shaping, KL estimators."""
 
 import math
 from functools import partial
@@ -22,7 +22,7 @@ def test_the_second_moment_gate_drops_no_more_than_it_must(tau: float) -> None:
         with_next = torch.cat([kept, squares[squares >= threshold].min().reshape(1)])
         assert with_next.mean() >= tau
     assert grpo.moment_threshold(torch.zeros(0), tau) == math.inf
-    assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(0.09)  # ties go together
+    assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(0.09)  # ties: all or none
 
 
 def test_a_gate_of_the_batch_is_made_of_all_its_log_ratios() -> None:
@@ -89,7 +89,7 @@ def test_gradient_of_k2_is_that_of_the_divergence_and_k3_is_never_negative() -> 
 
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_importance_weighted_estimates_are_unbiased_and_unweighted_ones_on_policy(seed: int, size: int) -> None:
-    """Sums over a whole vocabulary instead of samples: E over the sampler of w * k equals the divergence."""
+    """Sums over the full vocabulary instead of samples: the sampler's expectation of w * k equals the divergence."""
     generator = torch.Generator().manual_seed(seed)
     own, behaviour, reference = torch.log_softmax(torch.randn(3, size + 1, generator=generator).double(), -1)
     divergence = float((own.exp() * (own - reference)).sum())

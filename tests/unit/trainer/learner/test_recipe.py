@@ -1,4 +1,4 @@
-"""From configuration to update: mini-batches, gates of a batch, KL in the reward, entropy, schedules, lags."""
+"""From configuration to update: mini-batches, gates of a batch, KL in the reward, entropy, schedules, staleness."""
 
 import math
 from pathlib import Path
