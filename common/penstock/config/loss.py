@@ -13,6 +13,11 @@ from penstock.config.types import Count, Section
 Positive = Annotated[float, Field(gt=0)]
 CLIPPED_RATIO = ("ppo", "gspo", "cispo", "sapo")  # measure from an anchor
 BEHAVIOUR_ONLY = ("dppo_tv", "dppo_kl", "vespo")  # are defined against the sampler's log-probabilities
+SCALED_BASELINES = {  # those from which rewards lie no further than a multiple of the scale
+    "group": ("group", "leave_one_out"),
+    "batch": ("group", "batch", "leave_one_out"),
+    "mean": ("group",),
+}
 
 
 class AdvantageSection(Section):
@@ -21,7 +26,8 @@ class AdvantageSection(Section):
     baseline: Literal["group", "batch", "leave_one_out", "none"] = "group"
     """Mean of its group, of the batch, of the others in its group (RLOO), or 0."""
     scale: Literal["group", "batch", "mean", "none"] = "group"
-    """Standard deviation of its group (GRPO) or of the batch, the group's mean (MaxRL), or 1 (Dr. GRPO)."""
+    """Standard deviation of its group (GRPO) or of the batch, the mean of its group's absolute rewards (MaxRL), or 1
+    (Dr. GRPO)."""
     eps: Positive = 1e-6
     """Added to a standard deviation."""
 
@@ -70,11 +76,12 @@ class KlSection(Section):
     """How the KL divergence from the reference enters; its weight is `kl_ctl`."""
 
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """-x, x^2/2 or exp(x) - 1 - x, x = l_r - l."""
+    """-x, x^2/2 or exp(x) - 1 - x, x = l_r - l. In the reward only k1 has the gradient of the divergence."""
     place: Literal["loss", "reward"] = "loss"
     """A term of the loss, or (as in AReaL) subtracted from rewards: summed over the tokens, with the sampler's l_b."""
     importance_weighted: bool = False
-    """In the loss: multiply by exp(l - l_b), which makes estimate and gradient unbiased off-policy."""
+    """In the loss: multiply by w = exp(l - l_b), which makes the gradient unbiased off-policy: for k1 and k3 w with its
+    gradient (and the estimate unbiased too), for k2 w as a constant."""
 
 
 class OverlongSection(Section):
@@ -177,16 +184,26 @@ class LossSection(Section):
             )
         if self.c_clip is not None and self.c_clip <= 1 + self.eps_high:
             return f"loss.c_clip is {self.c_clip:g}: expected more than 1 + eps_clip_higher, {1 + self.eps_high:g}"
-        if self.advantage.scale == "mean" and self.advantage.baseline != "group":
+        baselines = SCALED_BASELINES.get(self.advantage.scale)
+        if baselines and self.advantage.baseline not in baselines:
+            reason = "equal rewards would have an advantage, and be divided by loss.advantage.eps alone"
+            if self.advantage.scale == "mean":
+                reason = "(R - mean) / mean is defined for one mean"
             return (
-                f"loss.advantage.scale is mean with loss.advantage.baseline {self.advantage.baseline}: expected "
-                "baseline group; (R - mean) / mean is defined for one mean"
+                f"loss.advantage.scale is {self.advantage.scale} with loss.advantage.baseline "
+                f"{self.advantage.baseline}: {reason}. Expected baseline {' or '.join(baselines)}, or scale none"
             )
         if self.dynamic_sampling and self.advantage.trains_equal_rewards:
             return (
                 f"loss.dynamic_sampling is true with loss.advantage.baseline {self.advantage.baseline}: groups of "
                 "equal rewards have a gradient then, and dropping them would be a bias. Expected baseline group or "
                 "leave_one_out"
+            )
+        if self.kl.place == "reward" and self.kl.estimator != "k1":
+            return (
+                f"loss.kl.estimator is {self.kl.estimator} with loss.kl.place reward: a reward has no gradient of its "
+                "own, and on average this one does not pull the policy to the reference. Expected loss.kl.estimator "
+                "k1, or loss.kl.place loss"
             )
         if self.kl.place == "reward" and self.kl.importance_weighted:
             return (

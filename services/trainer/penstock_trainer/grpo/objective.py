@@ -21,7 +21,7 @@ Proximal = Literal["none", "recomputed", "approximated"]
 
 @dataclass(frozen=True)
 class KlTerm:
-    """kl_ctl * estimator(l, l_r) in the loss; `importance_weighted` multiplies it by w = exp(l - l_b)."""
+    """kl_ctl * estimator(l, l_r) in the loss; `importance_weighted`: see `kl_estimate`."""
 
     kl_ctl: float
     estimator: Estimator = "k3"
@@ -43,9 +43,18 @@ def kl_estimate(log_ratio_N: Tensor, estimator: Estimator) -> Tensor:
     """Per-token estimate of KL(pi || reference), from log_ratio = l - l_r; x = l_r - l = -log_ratio.
 
     k1 = -x, k2 = x^2 / 2, k3 = exp(x) - 1 - x (Schulman, joschu.net/blog/kl-approx.html; k3 as in DeepSeekMath,
-    equation 4). For samples of pi k1 and k3 are unbiased; k2 is biased, but has the gradient of the divergence. In the
-    loss the gradient of k1 alone is that of l, whose mean is 0. Deviation: tokens come from the behaviour policy;
-    multiply by w = exp(l - l_b), with its gradient, for an unbiased estimate (DeepSeek-V3.2, arXiv 2512.02556).
+    equation 4). A good estimate need not have the right gradient (arXiv 2510.01555). For tokens of pi, given their
+    prefixes, on average:
+
+    | Estimator | value | gradient as a loss | its value as a reward moves the policy by the gradient of |
+    | --- | --- | --- | --- |
+    | k1 | KL(pi, reference) | 0 | KL(pi, reference) |
+    | k2 | not KL | that of KL(pi, reference) | neither divergence; 0 to first order near the reference |
+    | k3 | KL(pi, reference) | that of KL(reference, pi) | the difference of both divergences: 0 to first order too |
+
+    Deviation: tokens come from the behaviour policy. A weight w = exp(l - l_b) corrects that: with its gradient for k1
+    and k3, which makes value and gradient unbiased (DeepSeek-V3.2, arXiv 2512.02556); sg(w) for k2, which makes its
+    gradient unbiased.
     """
     if estimator == "k1":
         return log_ratio_N
@@ -118,8 +127,9 @@ def _kl_term(tokens: Tokens, kl: KlTerm, log_w_N: Tensor, mask_N: Tensor) -> tup
         raise ValueError("a KL term needs reference_logprobs_N; expected the reference's log-probabilities")
     kl_N = kl_estimate(log_ratio(tokens.logprobs_N, tokens.reference_logprobs_N, mask_N), kl.estimator)
     sums = Sums({"reference_kl": float(torch.where(mask_N, kl_N.detach(), 0.0).sum(dtype=torch.float64))})
-    weighted_N = log_w_N.exp() * kl_N if kl.importance_weighted else kl_N
-    term = kl.kl_ctl * _aggregate(weighted_N, tokens.weight_N, mask_N)
+    if kl.importance_weighted:
+        kl_N = (log_w_N.detach() if kl.estimator == "k2" else log_w_N).exp() * kl_N
+    term = kl.kl_ctl * _aggregate(kl_N, tokens.weight_N, mask_N)
     return term, sums + Sums({"loss_kl": float(term.detach())})
 
 

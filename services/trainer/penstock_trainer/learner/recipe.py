@@ -18,13 +18,12 @@ from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards
 class Recipe:
     """What a step minimises.
 
-    kl_in_reward: kl_ctl if the KL term is part of the rewards, else 0.
+    kl_in_reward: kl_ctl if the KL term (k1) is part of the rewards, else 0.
     """
 
     objective: grpo.Objective
     rules: BatchRules
     kl_in_reward: float
-    kl_estimator: grpo.Estimator
 
     @property
     def needs_old_logprobs(self) -> bool:
@@ -61,7 +60,6 @@ def make_recipe(config: Config) -> Recipe:
         objective=objective,
         rules=rules,
         kl_in_reward=config.kl_ctl if loss.kl.place == "reward" else 0.0,
-        kl_estimator=loss.kl.estimator,
     )
 
 

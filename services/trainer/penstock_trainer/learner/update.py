@@ -32,7 +32,6 @@ from penstock_trainer.grpo import (
     Statistics,
     Sums,
     Tokens,
-    kl_estimate,
     log_ratio,
     micro_batch_loss,
     usable,
@@ -191,14 +190,14 @@ class Updater:
         return self._ranks.gather(data) if self._ranks else [data]
 
     def _kl_penalties(self, groups: Sequence[ScoredGroup], version: int) -> dict[tuple[int, int], float]:
-        """kl_ctl * sum_t KL(behaviour, reference) of each completion, if the KL term is part of the rewards."""
+        """kl_ctl * sum_t (l_b - l_r) of each completion, if the KL term is part of the rewards: its k1 estimate."""
         if not self._recipe.kl_in_reward:
             return {}
         own: list[tuple[int, int, float]] = []
         for pack in self._share(valid_samples(groups, version=version)).packs:
             tokens = _tokens_of(pack, pack.behaviour_logprobs_N)
             log_ratio_N = log_ratio(pack.behaviour_logprobs_N, self._reference_logprobs(pack), usable(tokens))
-            sum_S = tokens.sum_by_sequence(kl_estimate(log_ratio_N, self._recipe.kl_estimator))
+            sum_S = tokens.sum_by_sequence(log_ratio_N)
             own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
         gathered = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
         return {(b, g): self._recipe.kl_in_reward * kl for each in gathered for b, g, kl in each}

@@ -80,9 +80,27 @@ def test_a_kl_term_in_the_reward_makes_advantages_of_equal_rewards(model_folder:
     result = with_kl.update(groups, version=0)
     assert result.changed
     assert result.counts.advantage_std > 0
+    assert _advantages(model_folder, other, groups[0]) == pytest.approx(_expected_penalties(other), rel=1e-5)
     assert result.counts.reward_std == 0.0  # as scored
     assert result.statistics.loss_kl == 0.0
     assert not Learner(config_for(model_folder)).update(groups, version=0).changed
+
+
+def _advantages(model_folder: Path, reference: Path, group: ScoredGroup) -> list[float]:
+    """The largest and the smallest of the group, with neither a baseline nor a scale."""
+    loss = {"kl": {"place": "reward", "estimator": "k1"}, "advantage": {"baseline": "none", "scale": "none"}}
+    learner = Learner(config_for(model_folder, kl_ctl=0.1, ref={"path": str(reference)}, loss=loss))
+    counts = learner.update([group], version=0).counts
+    return [counts.advantage_max, counts.advantage_min]
+
+
+def _expected_penalties(reference: Path) -> list[float]:
+    """1 - kl_ctl * sum of l_b - l_r for the completions [7, 8] and [9] of the test above, the largest first."""
+    scorer = Learner(config_for(reference))
+    sums = [sum(scorer.sequence_logprobs((4, 5, *ids))[1:]) for ids in ((7, 8), (9,))]
+    return sorted(
+        (1 - 0.1 * (behaviour - own) for behaviour, own in zip((-6.0, -4.0), sums, strict=True)), reverse=True
+    )
 
 
 def _perturb(folder: Path) -> None:
