@@ -47,7 +47,9 @@ class CorrectionSection(Section):
     high: Positive = 2.0
     """Upper bound of the weight. IcePop: mask with 0.5 and 5."""
     gates: tuple[Literal["geometric", "veto", "m2po", "opsm"], ...] = ()
-    """Rules that drop tokens or completions: by mean log-ratio, by one extreme ratio, by second moment, by OPSM."""
+    """Rules that drop tokens or completions: by mean log-ratio, by one extreme ratio, by second moment, by OPSM. They
+    look at a real policy of the trainer: the policy now, or for geometric and veto with `proximal: recomputed` that at
+    the start of the update."""
     geometric_low: Positive = 0.99
     """Lower bound of a completion's geometric mean ratio."""
     geometric_high: Positive = 1.01
@@ -57,7 +59,7 @@ class CorrectionSection(Section):
     veto_high: Positive = 100.0
     """A completion with a token ratio above this is dropped."""
     m2po_tau: Positive = 0.04
-    """The largest squared log-ratios of a batch are dropped until the mean of the rest is below this."""
+    """The largest squared log-ratios of an optimizer step are dropped until the mean of the rest is below this."""
     opsm_delta: Positive = 0.1
     """Completions with a negative advantage are dropped if their mean of l_b - l is above this."""
 

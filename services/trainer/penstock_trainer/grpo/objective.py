@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from penstock_trainer.grpo.corrections import Correction
+from penstock_trainer.grpo.corrections import Correction, SamplerRatios
 from penstock_trainer.grpo.statistics import Sums, token_sums
 from penstock_trainer.grpo.surrogates import Surrogate
 from penstock_trainer.grpo.tokens import Tokens, log_ratio, usable
@@ -89,13 +89,11 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     """
     mask_N = usable(tokens)
     behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
-    current_N = tokens.logprobs_N.detach()
-    old_logprobs_N = current_N if tokens.old_logprobs_N is None else tokens.old_logprobs_N
-    anchor_N, corrected_N = _anchors(tokens, objective.proximal, behaviour_logprobs_N, old_logprobs_N)
+    anchor_N = _anchor(tokens, objective.proximal, behaviour_logprobs_N)
     terms = objective.surrogate(tokens, log_ratio(tokens.logprobs_N, anchor_N, mask_N), mask_N)
-    log_rho_N = log_ratio(corrected_N, behaviour_logprobs_N, mask_N)
-    weight_N, dropped = objective.correction(tokens, log_rho_N, mask_N)
     log_w_N = log_ratio(tokens.logprobs_N, behaviour_logprobs_N, mask_N)
+    log_rho_N = log_ratio(anchor_N, behaviour_logprobs_N, mask_N)
+    weight_N, dropped = objective.correction(tokens, _ratios(objective.proximal, log_rho_N, log_w_N.detach()), mask_N)
     policy = _aggregate(weight_N * terms.loss_N, tokens.weight_N, mask_N)
     loss, parts = policy, Sums({"loss_policy": float(policy.detach())})
     sums = token_sums(tokens, log_w_N.detach(), mask_N, terms, dropped)
@@ -108,18 +106,22 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     return loss, sums + parts
 
 
-def _anchors(
-    tokens: Tokens, proximal: Proximal, behaviour_logprobs_N: Tensor, old_logprobs_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(l_anchor of the surrogate, l_p of the correction)."""
+def _anchor(tokens: Tokens, proximal: Proximal, behaviour_logprobs_N: Tensor) -> Tensor:
+    """l_anchor of the surrogate."""
     if proximal == "none":
-        return behaviour_logprobs_N, old_logprobs_N
+        return behaviour_logprobs_N
     if proximal == "recomputed":
-        return old_logprobs_N, old_logprobs_N
+        return tokens.logprobs_N.detach() if tokens.old_logprobs_N is None else tokens.old_logprobs_N
     if tokens.lag_N is None:
         raise ValueError("an approximated proximal policy needs lag_N; expected the version of every token")
-    approximated_N = approximate_proximal(tokens.logprobs_N, behaviour_logprobs_N, tokens.lag_N)
-    return approximated_N, approximated_N
+    return approximate_proximal(tokens.logprobs_N, behaviour_logprobs_N, tokens.lag_N)
+
+
+def _ratios(proximal: Proximal, log_rho_N: Tensor, log_w_N: Tensor) -> SamplerRatios:
+    """log_rho_N = l_anchor - l_b, log_w_N = l - l_b."""
+    if proximal == "none":
+        return SamplerRatios(log_w_N, log_w_N, log_w_N)
+    return SamplerRatios(log_rho_N, log_rho_N if proximal == "recomputed" else log_w_N, log_w_N)
 
 
 def _kl_term(tokens: Tokens, kl: KlTerm, log_w_N: Tensor, mask_N: Tensor) -> tuple[Tensor, Sums]:

@@ -18,7 +18,8 @@ class Tokens:
     logprobs_N: l, after temperature. behaviour_logprobs_N: l_b as the sampler gave it, possibly not finite.
     advantage_N: of the token's completion. weight_N: its share in the aggregate (`sequence_weight`).
     sequence_N: int64 in [0, num_sequences), the token's completion; all loss tokens of a completion are here.
-    old_logprobs_N: l at the start of the update, or None if nothing has been updated since (then it is sg l).
+    old_logprobs_N: l at the start of the update, for a recomputed proximal policy; None if nothing has been updated
+    since (then it is sg l).
     lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
     reference_logprobs_N: l_r, or None if the objective has no KL term in the loss.
     entropy_N: of the policy, in nats.

@@ -29,10 +29,9 @@ class Recipe:
     def needs_old_logprobs(self) -> bool:
         """Whether log-probabilities at the start of the update need a forward pass of their own.
 
-        A single mini-batch computes them in its own pass, unless a gate depends on the full batch.
+        A single mini-batch computes them in its own pass.
         """
-        later = self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
-        return later or bool(self.objective.correction.batch_gates)
+        return self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
 
 
 def make_recipe(config: Config) -> Recipe:

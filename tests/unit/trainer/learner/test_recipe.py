@@ -70,6 +70,41 @@ def test_micro_batches_give_the_same_step_where_completions_or_batches_count(
         assert 0 < results[0].statistics.masked["m2po"] < 1
 
 
+def sampled_now(model_folder: Path) -> ScoredGroup:
+    """Two completions as the model samples them: their log-probabilities are its own."""
+    scorer = Learner(config_for(model_folder))
+    answers = [completion(ids, scorer.sequence_logprobs((4, 5, *ids))[1:]) for ids in ([7, 8], [9, 6])]
+    return scored_group(0, [4, 5], answers, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("proximal", ["none", "recomputed", "approximated"])
+@pytest.mark.parametrize(("gate", "share"), [("opsm", 0.25), ("m2po", 0.5)])
+def test_gates_see_what_the_first_mini_batch_did_to_the_second(
+    model_folder: Path, proximal: str, gate: str, share: float
+) -> None:
+    """Both mini-batches are the same on-policy group. Once it has moved, OPSM drops its bad half, M2PO all of it."""
+    group = sampled_now(model_folder)
+    correction = {"weight": "none", "gates": [gate], "opsm_delta": 0.02, "m2po_tau": 1e-4}
+    for num_minibatches, expected in ((1, 0.0), (2, share)):
+        loss = {"proximal": proximal, "correction": correction, "num_minibatches": num_minibatches}
+        learner = Learner(config_for(model_folder, loss=loss, optimizer={"lr": 1e-2}))
+        assert learner.update([group, group], version=0).statistics.masked[gate] == expected
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+@pytest.mark.parametrize("loss", [{"surrogate": "reinforce"}, {"proximal": "recomputed"}, {"proximal": "approximated"}])
+def test_a_gate_that_drops_nothing_changes_nothing(
+    model_folder: Path, loss: dict[str, Any], num_minibatches: int
+) -> None:
+    weights = []
+    for gates in ([], ["m2po"]):
+        correction = {"weight": "tis", "gates": gates, "m2po_tau": 1e9}
+        changed = {**loss, "correction": correction, "num_minibatches": num_minibatches}
+        learner = Learner(config_for(model_folder, loss=changed, optimizer={"lr": 1e-2}))
+        weights.append(weights_after(learner, example_groups()))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_kl_term_in_the_reward_makes_advantages_of_equal_rewards(model_folder: Path, tmp_path: Path) -> None:
     other = save_tiny_model(tmp_path / "other")
     _perturb(other)
