@@ -100,8 +100,8 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     if objective.kl is not None:
         term, kl_sums = _kl_term(tokens, objective.kl, log_w_N, mask_N)
         loss, parts = loss + term, parts + kl_sums
-    if objective.entropy_bonus and tokens.entropy_N is not None:
-        bonus = -objective.entropy_bonus * _aggregate(tokens.entropy_N, tokens.weight_N, mask_N)
+    if objective.entropy_bonus:
+        bonus = -objective.entropy_bonus * _aggregate(_entropy(tokens), tokens.weight_N, mask_N)
         loss, parts = loss + bonus, parts + Sums({"loss_entropy": float(bonus.detach())})
     return loss, sums + parts
 
@@ -122,6 +122,14 @@ def _ratios(proximal: Proximal, log_rho_N: Tensor, log_w_N: Tensor) -> SamplerRa
     if proximal == "none":
         return SamplerRatios(log_w_N, log_w_N, log_w_N)
     return SamplerRatios(log_rho_N, log_rho_N if proximal == "recomputed" else log_w_N, log_w_N)
+
+
+def _entropy(tokens: Tokens) -> Tensor:
+    if tokens.entropy_N is None:
+        raise ValueError("an entropy bonus needs entropy_N; expected the policy's entropy at every token")
+    if tokens.logprobs_N.requires_grad and not tokens.entropy_N.requires_grad:
+        raise ValueError("an entropy bonus needs the gradient of entropy_N; expected one beside that of logprobs_N")
+    return tokens.entropy_N
 
 
 def _kl_term(tokens: Tokens, kl: KlTerm, log_w_N: Tensor, mask_N: Tensor) -> tuple[Tensor, Sums]:

@@ -61,7 +61,11 @@ def usable(tokens: Tokens) -> Tensor:
 
 def log_ratio(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor) -> Tensor:
     """l - other in float32 (float64 stays), clamped to +-20; 0 without a gradient where masked."""
+    return unclamped_log_ratio(logprobs_N, other_N, mask_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def unclamped_log_ratio(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor) -> Tensor:
+    """`log_ratio` without a bound, for what must tell far from further."""
     if logprobs_N.dtype != torch.float64:
         logprobs_N, other_N = logprobs_N.float(), other_N.float()
-    difference_N = torch.where(mask_N, logprobs_N, 0.0) - torch.where(mask_N, other_N, 0.0)
-    return difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.where(mask_N, logprobs_N, 0.0) - torch.where(mask_N, other_N, 0.0)

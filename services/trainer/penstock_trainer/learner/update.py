@@ -171,7 +171,7 @@ class Updater:
             loss=sum(losses) / max(1, len(losses)),
             grad_norm=max((outcome.grad_norm for outcome in outcomes), default=0.0),
             learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,
-            statistics=Statistics.of(total),
+            statistics=Statistics.of(total, num_minibatches=max(1, len(losses))),
             counts=gradient.counts,
             num_packs=sum(each.work.num_packs for each in gradient.minibatches),
             num_rows=sum(each.work.num_rows for each in gradient.minibatches),

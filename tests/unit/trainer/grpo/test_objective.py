@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from penstock_trainer import grpo
@@ -290,6 +292,68 @@ def test_what_is_limited_and_dropped_is_counted_by_reason() -> None:
     ratios = [math.exp(-0.5), math.exp(0.5), math.exp(-6), 1.0]
     ess = sum(ratios) ** 2 / (4 * sum(value**2 for value in ratios))
     assert statistics.effective_sample_size_ratio == pytest.approx(ess)
+
+
+def tokens_of_log_weights(log_weights: Sequence[float], dtype: torch.dtype = torch.float64) -> Tokens:
+    """Completions of four tokens, each a quarter of the way."""
+    steps = [each / 4 for each in log_weights for _ in range(4)]
+    zeros_N = torch.zeros(len(steps), dtype=dtype)
+    return Tokens(
+        logprobs_N=zeros_N.clone().requires_grad_(),
+        behaviour_logprobs_N=-torch.tensor(steps, dtype=dtype),
+        advantage_N=zeros_N,
+        weight_N=zeros_N,
+        sequence_N=torch.arange(len(log_weights)).repeat_interleave(4),
+        num_sequences=len(log_weights),
+    )
+
+
+def effective_sample_size_ratio(log_weights: Sequence[float], sizes: Sequence[int]) -> float:
+    sums, start = Sums(), 0
+    for size in sizes:
+        part = tokens_of_log_weights(log_weights[start : start + size])
+        sums, start = sums + micro_batch_loss(part, Objective(SURROGATES["ppo"]))[1], start + size
+    return Statistics.of(sums).effective_sample_size_ratio
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "expected"),
+    [
+        ((60.0, 40.0, 40.0, 40.0), 0.25),  # one completion has all the weight
+        ((400.0, 100.0, 21.0, -2000.0), 0.25),
+        ((-100.0, -150.0, -160.0, -170.0), 0.25),
+        ((900.0, 900.0, -900.0, 850.0), 0.5),
+        ((-3000.0, -3000.0, -3000.0, -3000.0), 1.0),
+        ((30.0, 30.0, 30.0, 30.0), 1.0),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 2), (1, 1, 1, 1)])
+def test_the_effective_sample_size_has_no_ceiling_for_weights(
+    log_weights: tuple[float, ...], expected: float, sizes: tuple[int, ...]
+) -> None:
+    assert effective_sample_size_ratio(log_weights, sizes) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-800, 800), min_size=1, max_size=6), st.data())
+def test_the_effective_sample_size_is_that_of_the_weights_in_any_partition(
+    log_weights: list[float], data: st.DataObject
+) -> None:
+    largest = max(log_weights)
+    weights = [math.exp(each - largest) for each in log_weights]  # a common factor cancels
+    expected = math.fsum(weights) ** 2 / (len(weights) * math.fsum(each**2 for each in weights))
+    cut = data.draw(st.integers(0, len(weights)))
+    sizes = [size for size in (cut, len(weights) - cut) if size]
+    assert effective_sample_size_ratio(log_weights, sizes) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_entropy_bonus_without_an_entropy_is_refused() -> None:
+    tokens = tokens_of(example_rows())
+    objective = Objective(SURROGATES["ppo"], entropy_bonus=0.01)
+    assert tokens.entropy_N is not None
+    with pytest.raises(ValueError, match="needs entropy_N"):
+        micro_batch_loss(replace(tokens, entropy_N=None), objective)
+    with pytest.raises(ValueError, match="needs the gradient of entropy_N"):
+        micro_batch_loss(replace(tokens, entropy_N=tokens.entropy_N.detach()), objective)
 
 
 def test_statistics_without_tokens_are_finite() -> None:

@@ -39,6 +39,20 @@ def test_mini_batches_are_optimizer_steps_on_shares_of_the_groups(model_folder: 
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("num_minibatches", [1, 2, 3])
+def test_the_parts_of_the_loss_add_up_to_it(model_folder: Path, tmp_path: Path, num_minibatches: int) -> None:
+    other = save_tiny_model(tmp_path / "other")
+    _perturb(other)
+    loss = {"entropy_bonus": 0.3, "num_minibatches": num_minibatches}
+    result = Learner(config_for(model_folder, kl_ctl=0.5, ref={"path": str(other)}, loss=loss)).update(
+        example_groups(num_groups=5), version=0
+    )
+    statistics = result.statistics
+    parts = [statistics.loss_policy, statistics.loss_kl, statistics.loss_entropy]
+    assert result.loss == pytest.approx(sum(parts), rel=1e-5)
+    assert all(abs(part) > 0.01 for part in parts)
+
+
 @pytest.mark.parametrize(("num_minibatches", "clips"), [(1, False), (2, True)])
 def test_a_recomputed_proximal_policy_is_that_of_the_start_of_the_update(
     model_folder: Path, num_minibatches: int, clips: bool
