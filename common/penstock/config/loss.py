@@ -141,7 +141,8 @@ class LossSection(Section):
     overlong: OverlongSection = OverlongSection()
     """Penalty for overlong completions."""
     dynamic_sampling: bool = False
-    """Drop degenerate groups (all rewards equal), and draw further prompts until a batch is full (DAPO)."""
+    """Drop degenerate groups (all rewards equal), and draw further prompts until a batch is full (DAPO). Not with a KL
+    term or an entropy bonus, from which such groups have a gradient."""
     num_minibatches: Count = 1
     """Optimizer steps per batch, each on an equal share of its groups; the batch still makes one version."""
 
@@ -219,6 +220,16 @@ class LossSection(Section):
                 "importance_weighted true"
             )
         return None
+
+    def drops_gradients(self, kl_ctl: float) -> str | None:
+        """The reason why dynamic sampling must not drop groups of equal rewards; None if it may, or does not."""
+        if not self.dynamic_sampling or not (kl_ctl or self.entropy_bonus):
+            return None
+        key, value = ("kl_ctl", kl_ctl) if kl_ctl else ("loss.entropy_bonus", self.entropy_bonus)
+        return (
+            f"loss.dynamic_sampling is true with {key} {value:g}: groups of equal rewards have a gradient from that "
+            f"term, and dropping them would be a bias. Expected {key} 0, as in DAPO, or loss.dynamic_sampling false"
+        )
 
     def unsafe_off_policy(self, max_staleness: int) -> str | None:
         """The reason why this objective must not train groups of earlier versions; None if it may."""

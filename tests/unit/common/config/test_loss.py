@@ -26,7 +26,9 @@ def test_every_preset_that_the_issue_names_exists() -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("max_staleness", ["0", "4"])
 def test_every_preset_is_accepted_over_another_file(tmp_path: Path, preset: Path, max_staleness: str) -> None:
-    config = loaded(tmp_path, "--config", str(preset), "--staleness.max_staleness", max_staleness)
+    arguments = ("--config", str(preset), "--staleness.max_staleness", max_staleness)
+    loaded(tmp_path, "--config", str(ROOT / "examples/gsm8k/config.yaml"), *arguments)
+    config = loaded(tmp_path, *arguments)
     assert config.actor.path == "some/model"
     assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo", "lora")
 
@@ -60,6 +62,9 @@ def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:
         ("--loss.advantage.baseline none", "divided by loss.advantage.eps alone"),
         ("--loss.advantage.baseline none --loss.advantage.scale batch", "loss.advantage.scale is batch"),
         ("--loss.dynamic_sampling true --loss.advantage.baseline none --loss.advantage.scale none", "would be a bias"),
+        ("--loss.dynamic_sampling true --kl_ctl 0.01", "Expected kl_ctl 0, as in DAPO"),
+        ("--loss.dynamic_sampling true --kl_ctl 0.01 --loss.kl.place reward --loss.kl.estimator k1", "kl_ctl 0.01"),
+        ("--loss.dynamic_sampling true --loss.entropy_bonus 0.1", "loss.entropy_bonus 0.1"),
         ("--loss.kl.place reward --loss.kl.estimator k1 --loss.kl.importance_weighted true", "no gradient to weigh"),
         ("--loss.kl.place reward", "loss.kl.estimator is k3 with loss.kl.place reward"),
         ("--loss.kl.place reward --loss.kl.estimator k2", "Expected loss.kl.estimator k1"),

@@ -13,7 +13,7 @@ from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionS
 from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.optimizer import schedule_factor
-from penstock_trainer.learner.recipe import gradient_test
+from penstock_trainer.learner.recipe import advantage_test, gradient_test
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 DECOUPLED = {"proximal": "recomputed", "correction": {"weight": "tis", "high": 5.0}, "eps_clip": 1e-3}
@@ -187,7 +187,59 @@ def test_overlong_completions_count_as_varying_rewards() -> None:
     plain = config_for(Path("unused"), sampling=sampling)
     overlong = config_for(Path("unused"), sampling=sampling, loss={"overlong": {"buffer_tokens": 4}})
     no_baseline = config_for(Path("unused"), loss={"advantage": {"baseline": "none", "scale": "none"}})
-    assert [gradient_test(config)(group) for config in (plain, overlong, no_baseline)] == [False, True, True]
+    for test in (gradient_test, advantage_test):
+        assert [test(config)(group) for config in (plain, overlong, no_baseline)] == [False, True, True]
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "decoupled": {"loss": DECOUPLED},
+    "kl": {"kl_ctl": 0.1},
+    "kl, k2": {"kl_ctl": 0.1, "loss": {"kl": {"estimator": "k2"}}},
+    "kl in the reward": {"kl_ctl": 0.1, "loss": {"kl": {"estimator": "k1", "place": "reward"}}},
+    "entropy": {"loss": {"entropy_bonus": 0.1}},
+    "leave one out": {"loss": {"advantage": {"baseline": "leave_one_out", "scale": "none"}}},
+    "no baseline": {"loss": {"advantage": {"baseline": "none", "scale": "none"}}},
+    "mean": {"loss": {"advantage": {"scale": "mean"}}},
+    "overlong": {"loss": {"overlong": {"buffer_tokens": 7}}},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_group_has_a_gradient_iff_autograd_finds_one(model_folder: Path, tmp_path: Path, objective: str) -> None:
+    other = save_tiny_model(tmp_path / "other")
+    _perturb(other)
+    sampling = {"max_new_tokens": 8}
+    config = config_for(model_folder, ref={"path": str(other)}, sampling=sampling, **OBJECTIVES[objective])
+    learner = Learner(config)  # `begin` leaves its weights as they are
+    short, long = ([7, 8], learner.sequence_logprobs((4, 5, 7, 8))[1:]), ([9], learner.sequence_logprobs((4, 5, 9))[1:])
+    usable = [completion(*short), completion(*long)]
+    groups: dict[str, tuple[list[Completion], list[float | None]]] = {
+        "varied": (usable, [1.0, 0.0]),
+        "equal": (usable, [1.0, 1.0]),
+        "zeros": (usable, [0.0, 0.0]),
+        "the only token is at the mean": ([*map(_without_tokens, usable), completion(*long)], [1.0, 0.0, 0.5]),
+        "no token": ([*map(_without_tokens, usable)], [1.0, 0.0]),
+        "not finite": ([completion(ids, [math.nan] * len(ids)) for ids, _ in (short, long)], [1.0, 0.0]),
+        "one reward failed": ([*usable, completion(*long)], [1.0, 1.0, None]),
+    }
+    for name, (answers, rewards) in groups.items():
+        group = scored_group(0, [4, 5], answers, rewards)
+        norm = learner.update([group], version=0).grad_norm
+        assert gradient_test(config)(group) == (norm > 0), name
+        learner = Learner(config)
+
+
+def _without_tokens(plain: Completion) -> Completion:
+    """All tokens are masked, as those of a tool are."""
+    return completion([7, 8], [-1.0, -1.0], [0, 0])
+
+
+def test_equal_rewards_stop_a_run_whatever_else_has_a_gradient() -> None:
+    group = scored_group(0, [4], [completion([7], [-1.0])] * 2, [1.0, 1.0])
+    for objective in ("kl", "entropy", "kl in the reward"):
+        config = config_for(Path("unused"), **OBJECTIVES[objective])
+        assert (gradient_test(config)(group), advantage_test(config)(group)) == (True, False)
 
 
 def test_lengths_show_a_bias_towards_long_or_short_completions() -> None:
