@@ -22,7 +22,7 @@ class Tokens:
     since (then it is sg l).
     lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
     reference_logprobs_N: l_r, or None if the objective has no KL term in the loss.
-    entropy_N: of the policy, in nats.
+    entropy_N: of the policy, in nats; None if neither an entropy bonus nor the statistics need it.
 
     Example, two completions of 2 and 1 tokens in a group of 2: advantage_N = [0.7, 0.7, -0.7],
     weight_N = [0.5, 0.5, 0.5], sequence_N = [0, 0, 1].
