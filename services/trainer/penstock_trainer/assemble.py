@@ -31,7 +31,7 @@ from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.learner.recipe import gradient_test
+from penstock_trainer.learner.recipe import advantage_test, gradient_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
@@ -180,6 +180,7 @@ class Assembly:
         staleness = self.config.staleness
         return Rules(
             has_gradient=gradient_test(self.config),
+            has_advantage=advantage_test(self.config),
             dynamic_sampling=self.config.loss.dynamic_sampling,
             max_staleness=staleness.max_staleness,
             order=staleness.order,

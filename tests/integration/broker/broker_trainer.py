@@ -79,6 +79,7 @@ class TrainerLife:
             asyncio.Event(),
             Rules(
                 has_gradient=lambda group: varies([score.value for score in group.scores]),
+                has_advantage=lambda group: varies([score.value for score in group.scores]),
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=self.max_staleness,
             ),

@@ -54,8 +54,12 @@ class ConsumerSetup:
         order: Literal["ticket", "ready"] = "ticket",
         max_lag: int | None = None,
         begun: bool = True,
+        has_kl_term: bool = False,
     ) -> None:
-        """`begun`: two versions and the outstanding tickets are known; else `begin` has not been called yet."""
+        """`begun`: two versions are known, and which tickets are outstanding; else `begin` is still to be called.
+
+        `has_kl_term`: every group has a gradient, whatever its rewards are.
+        """
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
         self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
         self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
@@ -74,7 +78,8 @@ class ConsumerSetup:
             self.generation,
             self.changed,
             Rules(
-                has_gradient=lambda group: varies([score.value for score in group.scores]),
+                has_gradient=lambda group: has_kl_term or varies([score.value for score in group.scores]),
+                has_advantage=lambda group: varies([score.value for score in group.scores]),
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=1,
                 order=order,

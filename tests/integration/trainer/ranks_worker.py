@@ -54,7 +54,7 @@ CASES = {
             "num_minibatches": 2,
             "proximal": "recomputed",
             "correction": {"weight": "tis", "gates": ["m2po"], "m2po_tau": 0.1},
-            "kl": {"place": "reward"},
+            "kl": {"place": "reward", "estimator": "k1"},
             "entropy_bonus": 0.01,
         },
     ),

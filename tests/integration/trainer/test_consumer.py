@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from penstock import tickets
 from penstock.broker import Queue, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -131,6 +132,20 @@ async def test_equal_rewards_are_dropped_only_with_dynamic_sampling(
     assert setup.arrived == ([1] if dynamic_sampling else [0, 1])
     dropped = dict((await trainer_queue.counters()).dropped)
     assert dropped == ({"degenerate": 1} if dynamic_sampling else {})
+
+
+@pytest.mark.parametrize("has_kl_term", [False, True])
+async def test_equal_rewards_end_a_run_even_if_a_kl_term_has_a_gradient(
+    trainer_queue: TrainerQueue, config: Config, has_kl_term: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tickets, "BATCHES_WITHOUT_GRADIENT", 1)
+    setup = ConsumerSetup(trainer_queue, config, has_kl_term=has_kl_term)
+    await setup.issue()
+    for number in range(BATCH_SIZE):
+        await setup.answer(number, (1.0, 1.0))
+    with pytest.raises(StallError, match="in each group all rewards were equal"):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await setup.consumer.consume_groups()
 
 
 MALFORMED: dict[str, Callable[[Stored], Stored]] = {

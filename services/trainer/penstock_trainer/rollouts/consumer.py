@@ -169,7 +169,7 @@ class Consumer:
                 verdict = judge_closing(arrival.group, self._rules, version=version, has_gradient=arrival.has_gradient)
                 if not isinstance(verdict, Hold):
                     refused.append((arrival, verdict))
-                elif arrival.has_gradient and not verdict.has_gradient:
+                elif not verdict.has_gradient and self._moves(arrival.group, has_gradient=arrival.has_gradient):
                     self._book.lose_gradient(arrival.number)
             if not refused:
                 return batch
@@ -209,11 +209,15 @@ class Consumer:
         match verdict:
             case Hold(has_gradient):
                 self._held[number] = Arrival(delivery, scored, has_gradient)
-                self._book.arrive(number, has_gradient=has_gradient)
+                self._book.arrive(number, has_gradient=self._moves(scored, has_gradient=has_gradient))
             case Reissue():
                 await self._issue_again(verdict, delivery, scored)
             case Drop():
                 await self._drop(number, verdict, delivery)
+
+    def _moves(self, scored: ScoredGroup, *, has_gradient: bool) -> bool:
+        """Whether the group counts as one with a gradient for the book: its rewards move the policy, no other term."""
+        return has_gradient and self._rules.has_advantage(scored)
 
     async def _refuse(self, arrival: Arrival, verdict: Reissue | Drop) -> None:
         """Do not train a held group: issue its ticket again, or end it."""

@@ -26,14 +26,15 @@ def test_the_second_moment_gate_drops_no_more_than_it_must(tau: float) -> None:
 
 
 def test_a_gate_of_the_batch_is_made_of_all_its_log_ratios() -> None:
-    log_rho = torch.tensor([0.1, -0.6, 0.2, 0.3])
+    log_w = torch.tensor([0.1, -0.6, 0.2, 0.3])
+    ratios = grpo.SamplerRatios(*(log_w[:2],) * 3)
     zeros, mask = torch.zeros(2), torch.ones(2, dtype=torch.bool)
     tokens = grpo.Tokens(zeros, zeros, zeros, zeros, torch.zeros(2, dtype=torch.int64), num_sequences=1)
     gate = partial(grpo.second_moment_batch_gate, tau=0.06)
     correction = grpo.Correction(batch_gates={"m2po": gate})
     with pytest.raises(ValueError, match="m2po need all log-ratios"):
-        correction(tokens, log_rho[:2], mask)
-    weight, dropped = correction.prepared(log_rho)(tokens, log_rho[:2], mask)
+        correction(tokens, ratios, mask)
+    weight, dropped = correction.prepared(log_w)(tokens, ratios, mask)
     assert weight.tolist() == [1.0, 0.0]
     assert {name: each.tolist() for name, each in dropped.items()} == {"m2po": [False, True]}
 

@@ -45,6 +45,7 @@ def rules(
 ) -> Rules:
     return Rules(
         has_gradient=lambda group: varies([score.value for score in group.scores]),
+        has_advantage=lambda group: varies([score.value for score in group.scores]),
         dynamic_sampling=dynamic_sampling,
         max_staleness=max_staleness,
         order=order,
