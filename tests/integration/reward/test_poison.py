@@ -14,9 +14,8 @@ import yaml
 
 from penstock.broker import connect
 from penstock.broker.embedded import EmbeddedServer
-from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from tests.integration.launch.test_two_trainers import acquired
+from tests.integration.launch.user_commands import read_only
 from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -113,7 +112,7 @@ async def test_a_run_with_one_prompt_on_which_the_reward_hangs_goes_on_to_its_en
         assert trainer.returncode == 0, run.log("penstock_trainer")
         queue = await connect(Config.model_validate(document))
         try:
-            ledger = await TrainerQueue(queue, acquired()).ledger()
+            ledger = await read_only(queue).ledger()
         finally:
             await queue.close()
     assert sorted([*(ticket for step in ledger.steps for ticket in step.tickets), *ledger.dropped]) == list(range(14))
