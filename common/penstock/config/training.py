@@ -96,6 +96,9 @@ class OptimizerSection(Section):
     """Scale the rate by sqrt(min(1, ess / ess_base)); ess is the batch's effective sample size ratio (VCPO); 0: off."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global L2 norm."""
+    max_non_finite_steps: Count = 5
+    """This many steps in a row whose loss or gradient is not finite end the run (exit code 8); each is counted, and
+    changes no weights."""
 
 
 class SamplingSection(Section):

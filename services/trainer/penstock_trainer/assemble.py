@@ -31,6 +31,7 @@ from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.non_finite import NonFiniteSteps
 from penstock_trainer.learner.recipe import gradient_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
@@ -115,7 +116,15 @@ class Assembly:
 
     @cached_property
     def trainer(self) -> Trainer:
-        return Trainer(self.learner, self.consumer, self.releases, self.history, self.reports, self.requests)
+        return Trainer(
+            self.learner,
+            self.consumer,
+            self.releases,
+            self.history,
+            self.reports,
+            self.requests,
+            NonFiniteSteps(self.config.optimizer.max_non_finite_steps),
+        )
 
     @cached_property
     def app(self) -> FastAPI:

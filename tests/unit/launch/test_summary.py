@@ -18,6 +18,7 @@ def trainer() -> dict[str, Any]:
         "engine": "sglang 0.5.21",
         "model": "smollm2",
         "steps": 40,
+        "non_finite_steps": 2,
         "training_started_at": STARTED_AT + 31.5,
         "seconds_training": 72.0,
         "seconds_to_reward_0_9": 60.0,
@@ -82,6 +83,7 @@ def test_report_shows_completions_before_and_after_and_the_results(trainer: dict
     assert "3+9= -> '12\\n'   expected '12'   reward 1" in report
     assert "Finished: 40 steps in 1:12 of training, after 0:32 of set-up." in report
     assert "0.25 before, 0.95 after" in report
+    assert "loss or gradient of 2 of 40 steps" in report
     assert "322 issued = 320 trained + 1 dropped + 1 outstanding" in report
     assert "rollout 2" in report
     assert "2000 MB" in report

@@ -97,6 +97,8 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  speed       {rate:.0f} tokens/s generated; gap to ideal {number(summary.get('gap_to_ideal'))}"
     if (worst := summary.get("staleness_max")) is not None:
         yield f"  staleness   at most {worst} versions; allowed {summary.get('max_staleness', '?')}"
+    if lost := summary.get("non_finite_steps"):
+        yield f"  not finite  loss or gradient of {lost} of {summary.get('steps', '?')} steps (docs/alerts.md)"
     tickets = summary.get("tickets")
     if isinstance(tickets, Mapping):
         yield f"  tickets     {_shown_tickets(tickets)}"

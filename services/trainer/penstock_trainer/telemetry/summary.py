@@ -19,7 +19,7 @@ class _RunFigures:
     """Figures of all steps, from one pass over their lines; `heldout`: steps whose end time is needed."""
 
     def __init__(self, lines: Iterable[StepLine], heldout: Container[int]) -> None:
-        self.num_steps = self.tokens = self.staleness_max = 0
+        self.num_steps = self.num_non_finite = self.tokens = self.staleness_max = 0
         self.generation_seconds = 0.0
         self.ended_at: float | None = None
         self.reward_reached_at: float | None = None
@@ -27,6 +27,7 @@ class _RunFigures:
         rewards: deque[float] = deque(maxlen=REWARD_WINDOW_STEPS)
         for line in lines:
             self.num_steps += 1
+            self.num_non_finite += not line.is_finite
             self.tokens += line.generated_tokens
             self.generation_seconds += line.generation_seconds
             self.staleness_max = max(self.staleness_max, line.staleness_max)
@@ -54,6 +55,7 @@ def make_summary(
         "engine": engine,
         "model": model,
         "steps": figures.num_steps,
+        "non_finite_steps": figures.num_non_finite,
         "training_started_at": training_started_at,
         "seconds_training": since_start(figures.ended_at) or 0.0,
         "seconds_to_reward_0_9": since_start(figures.reward_reached_at),

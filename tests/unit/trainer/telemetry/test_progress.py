@@ -222,6 +222,18 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     assert summary["generation_tokens_per_second"] == pytest.approx(20.0)
 
 
+def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    figures: list[dict[str, float]] = [
+        {"loss": 0.1, "grad_norm": 1.0, "reward_mean": math.nan},
+        {"loss": math.nan, "grad_norm": math.nan},
+        {"loss": 0.1, "grad_norm": math.inf},
+    ]
+    for step, statistics in enumerate(figures):
+        progress.add_step(replace(LINE, step=step, statistics=statistics))
+    assert (summary_of(progress)["steps"], summary_of(progress)["non_finite_steps"]) == (3, 2)
+
+
 def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:
     summary = make_summary(
         Progress(tmp_path), Counters(0, 0, 0, {}), engine="", model="m", max_staleness=1, training_started_at=100.0
