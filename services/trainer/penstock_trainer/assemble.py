@@ -28,7 +28,7 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
 from penstock_trainer.data.draws import Draws
-from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.data.prompts import EncodedPrompt, digest, shared_prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
@@ -65,6 +65,11 @@ class Prompts:
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
+
+    @cached_property
+    def shared(self) -> list[EncodedPrompt]:
+        """The held-out prompts that are training prompts too."""
+        return shared_prompts(self.held_out, self.train)
 
     def num_steps(self, config: Config) -> int:
         """Steps of the full run if no ticket is dropped."""

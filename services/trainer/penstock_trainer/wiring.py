@@ -97,6 +97,8 @@ async def _train(life: Assembly) -> None:
         engine=servers[0].engine if servers else "",
         model=life.config.actor.path,
         max_staleness=life.config.staleness.max_staleness,
+        heldout_prompts=len(life.prompts.held_out),
+        heldout_prompts_trained=len(life.prompts.shared),
         training_started_at=time.time() if first is None else first,
     )
     await asyncio.to_thread(write_durably, life.folder / SUMMARY_FILE, summary_bytes(summary))
@@ -123,9 +125,17 @@ def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> 
     train = encode_rows(train_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
-    return Prompts(
-        train, held_out, stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    )
+    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
+    prompts = Prompts(train, held_out, stop)
+    if prompts.shared:
+        log.warning(
+            "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy proves "
+            "nothing about other prompts; give data.eval another split, path or seed",
+            len(prompts.shared),
+            len(held_out),
+            prompts.shared[0].text[-80:],
+        )
+    return prompts
 
 
 def _warn_of_idle_servers(config: Config) -> None:

@@ -99,6 +99,12 @@ def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) 
         )
 
 
+def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+    """The held-out prompts that are training prompts too: those with the same tokens."""
+    trained = {prompt.token_ids for prompt in train}
+    return [prompt for prompt in held_out if prompt.token_ids in trained]
+
+
 def digest(prompts: Sequence[EncodedPrompt]) -> str:
     """xxh3 (16 hex digits) over the prompts in their order: a resumed run must find the same."""
     encoder = msgspec.msgpack.Encoder()

@@ -40,9 +40,20 @@ class _RunFigures:
 
 
 def make_summary(
-    progress: Progress, counters: Counters, *, engine: str, model: str, max_staleness: int, training_started_at: float
+    progress: Progress,
+    counters: Counters,
+    *,
+    engine: str,
+    model: str,
+    max_staleness: int,
+    heldout_prompts: int,
+    heldout_prompts_trained: int,
+    training_started_at: float,
 ) -> dict[str, Any]:
-    """JSON-ready figures of the full run, earlier lives of the trainer included."""
+    """JSON-ready figures of the full run, earlier lives of the trainer included.
+
+    heldout_prompts_trained: held-out prompts that are training prompts too.
+    """
 
     def since_start(at: float | None) -> float | None:
         return None if at is None else at - training_started_at
@@ -67,6 +78,8 @@ def make_summary(
         "reward_mean_last": progress.reward_average,
         "heldout_accuracy_start": evals[0]["accuracy"] if evals else None,
         "heldout_accuracy_end": evals[-1]["accuracy"] if evals else None,
+        "heldout_prompts": heldout_prompts,
+        "heldout_prompts_trained": heldout_prompts_trained,
         "staleness_max": figures.staleness_max,
         "max_staleness": max_staleness,
         "tickets": {
