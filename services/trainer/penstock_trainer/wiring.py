@@ -14,6 +14,7 @@ from penstock.broker.lease import Lease, acquire_lease
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
+from penstock.engine_limits import longest_sequence
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly, Prompts
@@ -120,8 +121,9 @@ def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
 def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     """The prompts as tokens. Only the tokenizer is needed: a prompt that is too long fails before a model loads."""
     vocabulary = load_vocabulary(config.actor.path)
-    context = config.rollout.engine.context_length or vocabulary.context_length
-    longest = context - config.sampling.max_new_tokens
+    engine = config.rollout.engine
+    context = engine.context_length or vocabulary.context_length
+    longest = longest_sequence(context, engine.max_total_tokens or None) - config.sampling.max_new_tokens
     train = encode_rows(train_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
