@@ -24,6 +24,7 @@ import uvicorn
 
 LOAD_SECONDS = 0.05
 CONTEXT_LENGTH = 256
+CACHE_TOKENS = 65536
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -156,7 +157,7 @@ class PureEngine:
         return {"text": ["".join(self.letters.get(token, "") for token in tokens) for tokens in body["tokens"]]}
 
     async def server_info(self, _: dict[str, Any]) -> Any:
-        return {"version": "0.5.21", "device": "cpu"}
+        return {"version": "0.5.21", "device": "cpu", "max_total_num_tokens": CACHE_TOKENS}
 
     async def model_info(self, _: dict[str, Any]) -> Any:
         return {"model_path": self.model_path, "weight_version": self.version}

@@ -28,9 +28,10 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
 from penstock_trainer.data.draws import Draws
-from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.data.prompts import EncodedPrompt, digest, shared_prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.non_finite import NonFiniteSteps
 from penstock_trainer.learner.recipe import advantage_test, gradient_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
@@ -64,6 +65,11 @@ class Prompts:
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
+
+    @cached_property
+    def shared(self) -> list[EncodedPrompt]:
+        """The held-out prompts that are training prompts too."""
+        return shared_prompts(self.held_out, self.train)
 
     def num_steps(self, config: Config) -> int:
         """Steps of the full run if no ticket is dropped."""
@@ -115,7 +121,15 @@ class Assembly:
 
     @cached_property
     def trainer(self) -> Trainer:
-        return Trainer(self.learner, self.consumer, self.releases, self.history, self.reports, self.requests)
+        return Trainer(
+            self.learner,
+            self.consumer,
+            self.releases,
+            self.history,
+            self.reports,
+            self.requests,
+            NonFiniteSteps(self.config.optimizer.max_non_finite_steps),
+        )
 
     @cached_property
     def app(self) -> FastAPI:

@@ -143,10 +143,10 @@ class Reports:
 
 
 def outcome_of(result: StepResult) -> str:
-    """trained, unchanged (no completion had a gradient) or non_finite."""
-    if result.changed:
-        return "trained"
-    return "unchanged" if result.is_finite else "non_finite"
+    """trained, unchanged (no completion had a gradient) or non_finite (in any mini-batch)."""
+    if not result.is_finite:
+        return "non_finite"
+    return "trained" if result.changed else "unchanged"
 
 
 def figures_of(result: StepResult) -> dict[str, float]:

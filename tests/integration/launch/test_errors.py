@@ -91,8 +91,21 @@ def test_a_prompt_longer_than_the_context_is_named(setup: UserCommands) -> None:
     assert_one_line(
         setup.run("penstock_trainer"),
         CONFIG_EXIT,
-        "train.jsonl line 2: the prompt has 260 tokens: expected at most 252",
+        "train.jsonl line 2: the prompt has 260 tokens: expected at most 246",
         "rollout.engine.context_length",
+    )
+
+
+def test_a_prompt_whose_completion_the_engine_would_cut_is_named(setup: UserCommands) -> None:
+    """SGLang takes it, and generates as much as its key-value cache holds."""
+    setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+1+1=", "answer": "3"})
+    setup.document["rollout"]["engine"]["max_total_tokens"] = 64
+    setup.document["sampling"]["max_new_tokens"] = 54
+    assert_one_line(
+        setup.run("penstock_trainer"),
+        CONFIG_EXIT,
+        "train.jsonl line 2: the prompt has 6 tokens: expected at most 4",
+        "rollout.engine.max_total_tokens",
     )
 
 
@@ -191,6 +204,19 @@ async def test_a_reward_function_that_raises_ends_the_run_with_its_reason(setup:
         code = await ended(trainer)
     assert trainer.stdout is not None
     assert_one_line((code, trainer.stdout.read()), STALL_EXIT, "stall: ", "reward", "own:strict", "KeyError: 'units'")
+
+
+async def test_an_engine_without_room_for_any_completion_is_named(setup: UserCommands) -> None:
+    """Its cache is sized by its own host's memory, and no configuration shows it."""
+    fake = FakeSGLang()
+    fake.cache_tokens = 10
+    async with serving(fake) as url:
+        setup.document["rollout"]["engine"] = {"url": url}
+        rollout = setup.start("penstock_rollout")
+        code = await ended(rollout)
+    assert rollout.stdout is not None
+    texts = ("sampling.max_new_tokens is 4", "at most 4 tokens", "rollout.engine.max_total_tokens")
+    assert_one_line((code, rollout.stdout.read()), CONFIG_EXIT, *texts)
 
 
 async def test_a_prompt_longer_than_the_engines_context_is_a_dead_letter(setup: UserCommands) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from benchmarks.push_setup import ModelSource, RolloutServer
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.contracts.services import Announcement
+from penstock.engine_limits import RESERVED_TOKENS
 from penstock.errors import EngineRejectedError
 from penstock.weights.local_folder import LocalFolder
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.types import completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import LocalCopy
@@ -97,6 +101,29 @@ def stage(folder: Path, version: int) -> Announcement:
     return Announcement(PolicyIdentity(version, digest), str(folder), 1)
 
 
+async def assert_nothing_is_cut(engine: Engine) -> None:
+    """Up to the longest sequence a completion is full; what SGLang would cut is refused, or is no completion.
+
+    A prompt of all but the last token is what goes on after an abort.
+    """
+    info = engine.client.info
+    assert info.longest_sequence == info.context_length - RESERVED_TOKENS
+    for num_new in (1, 10):
+        prompt = pack_int32([7] * (info.longest_sequence - num_new))
+        (answer,) = await engine.generate(prompt, (1,), Sampling(1.0, num_new, ()))
+        assert (len(answer.token_ids), answer.finish_reason) == (num_new, "length")
+        with pytest.raises(EngineRejectedError, match="context_length"):
+            await engine.generate(prompt, (1,), Sampling(1.0, num_new + 1, ()))
+    assert isinstance(engine.client, SGLangClient)
+    connection = engine.client.connection
+    connection._info = replace(info, longest_sequence=info.context_length)  # as if it were true
+    try:
+        with pytest.raises(EngineRejectedError, match="cut the completion after 14 tokens"):
+            await engine.generate(prompt, (1,), Sampling(1.0, 10 + RESERVED_TOKENS, ()))
+    finally:
+        connection._info = info
+
+
 async def test_generation_weights_and_death(
     sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], tmp_path: Path
 ) -> None:
@@ -148,8 +175,7 @@ async def test_generation_weights_and_death(
 
     with pytest.raises(EngineRejectedError, match="vocabulary"):
         await engine.generate(pack_int32([VOCABULARY]), (1,), sampling)
-    with pytest.raises(EngineRejectedError, match="context_length"):
-        await engine.generate(pack_int32([5]), (1,), Sampling(1.0, 4096, ()))
+    await assert_nothing_is_cut(engine)
 
     scheduler_of(sglang_pair[0]).kill()
     async with asyncio.timeout(ANSWER_SECONDS):

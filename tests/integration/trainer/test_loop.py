@@ -12,7 +12,7 @@ from penstock.broker import Queue
 from penstock.broker.lease import acquire_lease
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
-from penstock.errors import LeaseLostError, WeightsError
+from penstock.errors import LeaseLostError, NonFiniteError, WeightsError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
 from penstock_trainer.weights.files import Format
@@ -135,6 +135,21 @@ async def test_a_version_that_is_known_with_another_digest_is_neither_recorded_n
     assert loop.watch["finished"] == 1
     assert same(loop.state(), before)
     assert await loop.read_ledger() == ["weights 0", "step 0"]
+
+
+async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on(loop: Life) -> None:
+    """The step is committed, its weights are not recorded: the next life trains it again, as it is configured then."""
+    optimizer = loop.config.optimizer.model_copy(update={"lr": 3e38})
+    broken = Life(loop.config.model_copy(update={"optimizer": optimizer}), loop.queue, loop.lease)
+    async with broken.training() as training:
+        await broken.answer(0, await broken.announced(0))
+        error = await error_of(training)
+    assert isinstance(error, NonFiniteError)
+    assert "optimizer.lr" in str(error)
+    assert await loop.read_ledger() == ["weights 0", "step 0"]
+    async with loop.training():
+        await loop.watch.until("announced", 1)
+    assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
 
 
 async def test_an_end_between_gradient_and_commit_changes_nothing(loop: Life) -> None:

@@ -18,11 +18,14 @@ def trainer() -> dict[str, Any]:
         "engine": "sglang 0.5.21",
         "model": "smollm2",
         "steps": 40,
+        "non_finite_steps": 2,
         "training_started_at": STARTED_AT + 31.5,
         "seconds_training": 72.0,
         "seconds_to_reward_0_9": 60.0,
         "heldout_accuracy_start": 0.25,
         "heldout_accuracy_end": 0.95,
+        "heldout_prompts": 20,
+        "heldout_prompts_trained": 0,
         "staleness_max": 1,
         "max_staleness": 1,
         "tickets": {"issued": 322, "trained": 320, "dropped": {"poison": 1}, "outstanding": 1},
@@ -83,8 +86,16 @@ def test_report_shows_completions_before_and_after_and_the_results(trainer: dict
     assert "3+9= -> '11\\n'   expected '12'   reward 0" in report
     assert "3+9= -> '12\\n'   expected '12'   reward 1" in report
     assert "Finished: 40 steps in 1:12 of training, after 0:32 of set-up." in report
-    assert "0.25 before, 0.95 after" in report
+    assert "0.25 before, 0.95 after, on prompts that it never trained on" in report
+    assert "loss or gradient of 2 of 40 steps" in report
     assert "322 issued = 320 trained + 1 dropped + 1 outstanding" in report
     assert "rollout 2" in report
     assert "2000 MB" in report
     assert "runs/demo/summary.json" in report
+
+
+def test_report_says_how_many_held_out_prompts_were_trained(trainer: dict[str, Any]) -> None:
+    summary = merge({**trainer, "heldout_prompts_trained": 3}, facts(RunOutcome(0, "finished")))
+    report = "\n".join(closing_report(summary, Path("runs/demo"), "resume"))
+    assert "0.25 before, 0.95 after; of its 20 prompts 3 are training prompts too" in report
+    assert "never trained on" not in report

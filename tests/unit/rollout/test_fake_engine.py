@@ -32,6 +32,8 @@ class FakeSGLang(Gates):
         super().__init__()
         self.weight_version = "default"
         self.context_length = 64
+        self.cache_tokens = 4096
+        self.most_tokens = 10**6  # of a completion, whatever is asked for
         self.model_path = ""
         self.token_seconds = 0.0
         self.load_seconds = self.pass_seconds = self.join_seconds = 0.0
@@ -61,7 +63,7 @@ class FakeSGLang(Gates):
         versions: list[str] = []
         logprobs: list[list[Any]] = []
         began_at, finish_reason = self.num_aborts, self.finish_reason
-        for position in range(params["max_new_tokens"]):
+        for position in range(min(params["max_new_tokens"], self.most_tokens)):
             await self.held(position, began_at)
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
@@ -101,7 +103,8 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
 
     @app.get("/server_info")
     async def server_info() -> Any:
-        return {"version": "0.5.21", "device": "cuda", "tp_size": 1}
+        tokens = {"max_total_num_tokens": fake.cache_tokens, "page_size": 1}
+        return {"version": "0.5.21", "device": "cuda", "tp_size": 1, **tokens}
 
     @app.get("/model_info")
     async def model_info() -> Any:

@@ -15,7 +15,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.errors import EngineDiedError, EngineError, WeightsError
+from penstock.errors import ConfigError, EngineDiedError, EngineError, WeightsError
 
 
 class EngineAbsentError(EngineDiedError):
@@ -30,10 +30,24 @@ class EngineInfo:
     """Name and version."""
     weight_version: str
     context_length: int
+    cache_tokens: int
+    """Size of its key-value cache, which the running sequences share."""
+    longest_sequence: int
+    """Longest prompt plus completion, in tokens, that it generates to the end: see `penstock.engine_limits`."""
     vocabulary_size: int | None
     device: str
     num_ranks: int
     """Number of processes that share its model."""
+
+    def require_room(self, max_new_tokens: int) -> None:
+        """ConfigError if not even a prompt of one token has room for its completion."""
+        if self.longest_sequence <= max_new_tokens:
+            raise ConfigError(
+                f"sampling.max_new_tokens is {max_new_tokens}, and {self.name} generates at most "
+                f"{self.longest_sequence} tokens with their prompt (context {self.context_length}, cache "
+                f"{self.cache_tokens}): expected room for a prompt too; lower sampling.max_new_tokens, or raise "
+                "rollout.engine.context_length or rollout.engine.max_total_tokens"
+            )
 
 
 @dataclass(frozen=True)

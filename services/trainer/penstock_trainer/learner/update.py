@@ -45,8 +45,9 @@ from penstock_trainer.model.token_model import TokenModel
 class StepResult:
     """The result of one update.
 
-    changed: False if loss or gradient norm was not finite, or if no completion had a gradient.
-    loss: mean over mini-batches; grad_norm: the largest, before clipping; learning_rate: of the last.
+    changed: False if loss or gradient was not finite in each mini-batch, or if no completion had a gradient.
+    loss: mean over mini-batches; grad_norm: the largest, before clipping, nan if one was not finite; learning_rate: of
+    the last.
     num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
     """
 
@@ -62,7 +63,7 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        return all(map(math.isfinite, (self.loss, self.grad_norm, self.learning_rate)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Updater:
         return StepResult(
             changed=any(outcome.changed for outcome in outcomes),
             loss=sum(losses) / max(1, len(losses)),
-            grad_norm=max((outcome.grad_norm for outcome in outcomes), default=0.0),
+            grad_norm=_largest([outcome.grad_norm for outcome in outcomes]),
             learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,
             statistics=Statistics.of(total, num_minibatches=max(1, len(losses))),
             counts=gradient.counts,
@@ -266,7 +267,13 @@ class Updater:
         if num_packs and math.isfinite(loss):
             return self._optimizer.step(ess_ratio=Statistics.of(sums).effective_sample_size_ratio)
         self._optimizer.drop_gradients()
-        return OptimizerStep(grad_norm=0.0, learning_rate=self._optimizer.learning_rate, changed=False)
+        norm = math.nan if num_packs else 0.0
+        return OptimizerStep(grad_norm=norm, learning_rate=self._optimizer.learning_rate, changed=False)
+
+
+def _largest(norms: Sequence[float]) -> float:
+    """0 without any; nan if one is not finite: `max` would lose a nan after a number."""
+    return max(norms, default=0.0) if all(map(math.isfinite, norms)) else math.nan
 
 
 def _tokens_of(pack: Pack, logprobs_N: Tensor) -> Tokens:

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from penstock.contracts.ledger import CheckpointRecord
 from penstock.durable import write_durably
-from penstock.errors import DataError, PenstockError
+from penstock.errors import DataError, NonFiniteError, PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.tensors import INDEX, copy_state, read_shapes, read_state
@@ -133,6 +133,15 @@ def test_a_snapshot_keeps_what_training_changes_afterwards(tmp_path: Path) -> No
     snapshot.write(folder)
     read_state(folder, {"w": weight})
     assert weight.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_state_that_is_not_finite_makes_no_checkpoint(tmp_path: Path, number: float) -> None:
+    """Neither weights nor moments: a resume would go on from there for ever."""
+    state = {"model.w": torch.ones(3), "optimizer.w.exp_avg": torch.tensor([1.0, number]), "rng": torch.ones(2).byte()}
+    with pytest.raises(NonFiniteError, match=r"optimizer\.w\.exp_avg is not finite .*no checkpoint.*optimizer\.lr"):
+        copy_state(state, None, None).write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "junk", "absent", "meta", "index"])

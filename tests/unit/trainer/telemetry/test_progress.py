@@ -198,7 +198,16 @@ def test_status_of_a_run(tmp_path: Path) -> None:
 
 def summary_of(progress: Progress) -> dict[str, Any]:
     counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
-    return make_summary(progress, counters, engine="sglang 0.5", model="m", max_staleness=1, training_started_at=100.0)
+    return make_summary(
+        progress,
+        counters,
+        engine="sglang 0.5",
+        model="m",
+        max_staleness=1,
+        heldout_prompts=4,
+        heldout_prompts_trained=1,
+        training_started_at=100.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,12 +228,32 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     assert (summary["steps"], summary["seconds_training"]) == (6, 12.0)
     assert (summary["seconds_to_reward_0_9"], summary["seconds_to_heldout_0_9"]) == (12.0, 6.0)
     assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.25, 0.95)
+    assert (summary["heldout_prompts"], summary["heldout_prompts_trained"]) == (4, 1)
     assert summary["generation_tokens_per_second"] == pytest.approx(20.0)
+
+
+def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    figures: list[dict[str, float]] = [
+        {"loss": 0.1, "grad_norm": 1.0, "reward_mean": math.nan},
+        {"loss": math.nan, "grad_norm": math.nan},
+        {"loss": 0.1, "grad_norm": math.inf},
+    ]
+    for step, statistics in enumerate(figures):
+        progress.add_step(replace(LINE, step=step, statistics=statistics))
+    assert (summary_of(progress)["steps"], summary_of(progress)["non_finite_steps"]) == (3, 2)
 
 
 def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:
     summary = make_summary(
-        Progress(tmp_path), Counters(0, 0, 0, {}), engine="", model="m", max_staleness=1, training_started_at=100.0
+        Progress(tmp_path),
+        Counters(0, 0, 0, {}),
+        engine="",
+        model="m",
+        max_staleness=1,
+        heldout_prompts=0,
+        heldout_prompts_trained=0,
+        training_started_at=100.0,
     )
     assert (summary["steps"], summary["seconds_training"], summary["heldout_accuracy_end"]) == (0, 0.0, None)
     assert summary_bytes(summary)

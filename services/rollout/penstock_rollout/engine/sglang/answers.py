@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.contracts import FinishReason
+from penstock.engine_limits import longest_sequence
 from penstock.errors import EngineError
 from penstock_rollout.engine.types import Answer, AnsweredSpan, EngineInfo, GroupAnswer
 
@@ -20,10 +21,14 @@ FINISH_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"
 def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mapping[str, Any]) -> EngineInfo:
     """The engine's description, from /server_info, /model_info and /v1/models."""
     try:
+        context_length = int(models["data"][0]["max_model_len"])
+        cache_tokens = int(server["max_total_num_tokens"])
         return EngineInfo(
             name=f"sglang {server['version']}",
             weight_version=str(model["weight_version"]),
-            context_length=int(models["data"][0]["max_model_len"]),
+            context_length=context_length,
+            cache_tokens=cache_tokens,
+            longest_sequence=longest_sequence(context_length, cache_tokens, int(server.get("page_size") or 1)),
             vocabulary_size=_vocabulary_size(Path(str(model["model_path"]))),
             device=str(server.get("device")),
             num_ranks=int(server.get("tp_size") or 1),

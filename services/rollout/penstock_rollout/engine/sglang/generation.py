@@ -1,7 +1,8 @@
 """Generates completions with SGLang, and pauses generation.
 
-Owns the key of the prefixes that may be reused, and the checks before a request: a token id outside the vocabulary
-would kill SGLang, and it refuses a prompt that is too long.
+Owns the key that marks the prefixes which may be reused, and the checks that must come before a request: a token id
+outside the vocabulary ends SGLang, and it cuts the completion of a sequence that is too long. Invariant: a completion
+that ends by its length has the length that was asked for.
 """
 
 import secrets
@@ -12,7 +13,7 @@ from penstock.errors import EngineError, EngineRejectedError
 from penstock_rollout.engine.sglang.answers import read_group, read_prompt_logprobs
 from penstock_rollout.engine.sglang.connection import Connection
 from penstock_rollout.engine.sglang.prefix import PrefixWaves, Prompt, common_beginning
-from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
+from penstock_rollout.engine.types import Answer, CompletionRequest, GroupAnswer
 
 
 class SGLangGeneration:
@@ -51,7 +52,10 @@ class SGLangGeneration:
             "extra_key": self._cache_key,
         }
         answer = await self._connection.call("POST", "/generate", body, self._request_timeout_seconds)
-        return read_group(answer, len(requests))
+        group = read_group(answer, len(requests))
+        for request, completion in zip(requests, group, strict=True):
+            self._require_full_length(request, completion)
+        return group
 
     async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
         """See `Generation`. Afterwards the prefix cache has these tokens, for prompts that begin with them."""
@@ -114,13 +118,23 @@ class SGLangGeneration:
                 f"token id {outside[0]} is outside the vocabulary of {vocabulary} tokens of the engine's model; "
                 "expected trainer and engine to have the same actor.path"
             )
-        length = len(request.prompt_ids) + request.max_new_tokens
-        if length > info.context_length:
-            raise EngineRejectedError(
-                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones need {length}; "
-                f"the engine holds {info.context_length}: lower sampling.max_new_tokens or raise "
-                "rollout.engine.context_length"
-            )
+        if len(request.prompt_ids) + request.max_new_tokens > info.longest_sequence:
+            raise self._too_long(request, "")
+
+    def _require_full_length(self, request: CompletionRequest, completion: Answer) -> None:
+        """EngineRejectedError if the engine ended a completion by a limit of its own: it would count as a full one."""
+        num_tokens = len(completion.token_ids)
+        if completion.finish_reason == "length" and num_tokens < request.max_new_tokens:
+            raise self._too_long(request, f"the engine cut the completion after {num_tokens} tokens: ")
+
+    def _too_long(self, request: CompletionRequest, seen: str) -> EngineRejectedError:
+        info, num_prompt = self._connection.info, len(request.prompt_ids)
+        return EngineRejectedError(
+            f"{seen}a prompt of {num_prompt} tokens and {request.max_new_tokens} new ones need "
+            f"{num_prompt + request.max_new_tokens}; expected at most {info.longest_sequence}, which an engine with a "
+            f"context of {info.context_length} and a cache of {info.cache_tokens} tokens generates to the end: lower "
+            "sampling.max_new_tokens, or raise rollout.engine.context_length or rollout.engine.max_total_tokens"
+        )
 
     async def _fill_cache(self, prompts: Sequence[Prompt]) -> None:
         body = {
