@@ -13,7 +13,6 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from penstock.config.keys import nearest, section_type
 from penstock.config.sources import (
-    Setting,
     command_line_settings,
     environment_settings,
     parse_arguments,
@@ -29,25 +28,18 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str] | None = None) -
     Of several files a later one wins, key by key.
     """
     paths, pairs = parse_arguments(argv)
-    tree: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     for path in paths:
-        _join(tree, read_yaml(path), f"--config {path}")
-    return _layered(
-        tree, environment_settings(os.environ if environ is None else environ), command_line_settings(pairs)
-    )
+        _join(document, read_yaml(path), f"--config {path}")
+    return build_config(document, pairs, os.environ if environ is None else environ)
 
 
-def build_config(document: Mapping[str, Any], overrides: Mapping[str, str], environ: Mapping[str, str]) -> Config:
-    """Layer a document, environment and overrides, texts by their dotted keys, over the defaults."""
+def build_config(document: Mapping[str, Any], pairs: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> Config:
+    """Layer a document, the environment and the command line, pairs of a dotted key and its text, over the defaults."""
     tree: dict[str, Any] = {}
     _join(tree, document, "the document")
-    return _layered(tree, environment_settings(environ), command_line_settings(list(overrides.items())))
-
-
-def _layered(tree: dict[str, Any], *layers: Iterable[Setting]) -> Config:
-    for layer in layers:
-        for key, value in layer:
-            _put(tree, key.path, value)
+    for key, value in (*environment_settings(environ), *command_line_settings(pairs)):
+        _put(tree, key.path, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -80,8 +72,8 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         if tree.get(holder) is None:
             tree[holder] = {}
         if not isinstance(tree[holder], dict):
-            above = ".".join(path[:depth])
-            raise ConfigError(f"{'.'.join(path)}: {above} is {tree[holder]!r:.80}; expected a mapping that can hold it")
+            above, kind = ".".join(path[:depth]), type(tree[holder]).__name__
+            raise ConfigError(f"{'.'.join(path)}: {above} holds {kind}; expected a mapping, or one key of the two")
         inner = dict(tree[holder])  # a copy: a mapping may stand in several places of a document
         tree[holder] = inner
         tree = inner

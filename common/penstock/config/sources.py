@@ -4,7 +4,7 @@ Owns the syntax of all three. On the command line and in a variable, the value o
 character for character; any other value is YAML, which includes JSON.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], list[tuple[str, st
     return paths, pairs
 
 
-def command_line_settings(pairs: Sequence[tuple[str, str]]) -> Iterator[Setting]:
+def command_line_settings(pairs: Iterable[tuple[str, str]]) -> Iterator[Setting]:
     """The settings of the command line, in its order; ConfigError for an unknown key."""
     for dotted, text in pairs:
         key = find_key(dotted)
@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _value(shown: str, key: Key, text: str) -> Any:
     """A text of the command line or of a variable as the value of `key`; `shown` names it in messages."""
     if any("\ud800" <= character <= "\udfff" for character in text):  # the mark of bytes that could not be decoded
-        raise ConfigError(f"{shown}: saw {text[:80]!r}, which is not UTF-8; expected UTF-8 text")
+        raise ConfigError(f"{shown}: saw bytes that are not UTF-8; expected UTF-8 text")
     if holds_text(key.holds):
         return None if not text and may_be_none(key.holds) else text
     try:
@@ -134,8 +134,7 @@ class _Loader(yaml.SafeLoader):
         try:  # JSON writes one character as two surrogates, which YAML keeps apart
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            line = node.start_mark.line + 1
-            raise _NotYamlError(f"a lone surrogate in {node.value[:80]!r}, line {line}") from None
+            raise _NotYamlError(f"line {node.start_mark.line + 1}: a text with a lone surrogate") from None
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -154,5 +153,9 @@ def _parse(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise _NotYamlError("it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, KeyError) as error:  # the last two from values that do not fit their tag
-        raise _NotYamlError(str(error)[:300]) from None
+    except yaml.MarkedYAMLError as error:  # without the line itself, which may hold a secret
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise _NotYamlError(f"{place}{error.problem}") from None
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # a value that does not fit its tag, such as !!bool x
+        raise _NotYamlError(type(error).__name__) from None
