@@ -18,9 +18,9 @@ from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly, Prompts
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.data.datasets import Row
 from penstock_trainer.data.draws import stop_token_ids
 from penstock_trainer.data.prompts import encode_rows, require_batch
+from penstock_trainer.data.rows import Row
 from penstock_trainer.data.tokenizer import load_vocabulary
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks

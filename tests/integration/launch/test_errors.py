@@ -104,6 +104,23 @@ def test_a_row_without_prompt_is_named(setup: UserCommands) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        ({"prompt": "a\ud83d", "answer": "1"}, "`prompt` has a lone surrogate"),
+        ({"prompt": "a", "answer": "\ud83d"}, "`answer` has a lone surrogate"),
+        ({"prompt": "a", "answer": float("nan")}, "`answer` is nan"),
+        ({"prompt": "a", "answer": "1", "reward": "exact"}, "the reward 'exact' (str) does not exist"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_before_a_model_is_loaded(
+    setup: UserCommands, row: dict[str, object], seen: str
+) -> None:
+    setup.write_rows({"prompt": "1+1=", "answer": "2"}, row)
+    setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 600}  # what comes after would wait
+    assert_one_line(setup.run("penstock_trainer"), CONFIG_EXIT, f"train.jsonl line 2: {seen}")
+
+
 def test_a_prompt_longer_than_the_context_is_named(setup: UserCommands) -> None:
     setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+" * 130, "answer": "3"})
     assert_one_line(

@@ -12,7 +12,7 @@ import msgspec
 import xxhash
 
 from penstock.errors import DataError
-from penstock_trainer.data.datasets import Message, Row
+from penstock_trainer.data.rows import Message, Row
 
 
 class Tokenizer(Protocol):

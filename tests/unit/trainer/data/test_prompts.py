@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import DataError
-from penstock_trainer.data.datasets import Row
 from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch
+from penstock_trainer.data.rows import Row
 from penstock_trainer.data.seeds import permutation, sampling_seed
 
 BOS = 1
