@@ -1,6 +1,6 @@
 """Sections of the configuration about training: run, model, optimizer, prompts, staleness, checkpoints."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -150,6 +150,9 @@ class DataSection(Section):
     """B: groups (prompts) per training step."""
     system_prompt: str = ""
     """System message before every prompt; it turns plain prompts into chat messages."""
+    template_options: dict[str, Any] = Field(default={})
+    """Variables of the model's chat template, such as `{enable_thinking: false}`; one that it does not read is refused.
+    See docs/prompts.md."""
 
 
 class EvalSection(Section):
