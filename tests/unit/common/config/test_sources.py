@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.config import Config
 from penstock.config.load import build_config, load_config
-from penstock.config.shown import without_secrets
+from penstock.config.shown import as_yaml, without_secrets
 from penstock.config.sources import read_yaml
 from penstock.errors import ConfigError
 
@@ -96,6 +96,15 @@ def test_every_mapping_of_the_tree_follows_the_rule(tmp_path: Path) -> None:
     assert (ray.rollout.resources, ray.runtime_env) == ({"GPU_TYPE": 1.0}, {})
 
 
+def test_options_of_a_template_have_values_of_any_type(tmp_path: Path) -> None:
+    options = {"data.template_options.enable_thinking": "false", "data.template_options.reasoning_effort": "high"}
+    wanted = {"enable_thinking": False, "reasoning_effort": "high"}
+    for source in ORDER[2:]:
+        config = load(tmp_path, {source: options})
+        assert config.data.template_options == wanted
+        assert without_secrets(config)["data"]["template_options"] == wanted
+
+
 def test_sections_are_still_joined_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({**DOCUMENT, "optimizer": {"lr": 0.5, "eps": 0.25}}))
     (tmp_path / "two.yaml").write_text("optimizer: {lr: 0.125}\ndata: {batch_size: 3}")
@@ -118,13 +127,16 @@ def test_a_text_is_taken_as_it_is(tmp_path: Path, source: str, text: str) -> Non
     assert token.get_secret_value() == text
 
 
+@example("\x85")
+@example("a\u2028b\u2029")
+@example("\ufeff# a\n  b")
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_a_text_reaches_the_services_through_the_resolved_file(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     config = build_config(DOCUMENT, [("data.system_prompt", text)], {})
     file = tmp_path_factory.getbasetemp() / "resolved.yaml"
-    file.write_bytes(yaml.safe_dump(without_secrets(config), sort_keys=False, allow_unicode=True).encode())
+    file.write_bytes(as_yaml(without_secrets(config)).encode())
     assert build_config(read_yaml(file), [], {}) == config
 
 
