@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from penstock.config import ColumnsSection
-from penstock.contracts.vocabulary import BUILTIN_REWARDS
+from penstock.contracts.vocabulary import BUILTIN_REWARDS, UNUSABLE_TASKS
 from penstock.errors import DataError
 
 Message = dict[str, Any]
@@ -86,6 +86,12 @@ def require_rewards(rows: Sequence[Row], functions: Mapping[str, float]) -> None
             raise DataError(
                 f"{row.place}: the row names no reward, and every weight in reward.functions is 0: expected a function "
                 "with another weight, or a reward in each row"
+            )
+        task = row.metadata.get("task") if row.reward == "reasoning_gym" else None
+        if isinstance(task, str) and task in UNUSABLE_TASKS:
+            raise DataError(
+                f"{row.place}: reasoning-gym's task {task!r} cannot be trained on: {UNUSABLE_TASKS[task]}; expected "
+                "another task"
             )
         if row.reward and row.reward not in known:
             near = _nearest_name(row.reward, known)

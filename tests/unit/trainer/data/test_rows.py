@@ -176,6 +176,12 @@ def test_a_reward_that_does_not_exist_is_refused_with_the_nearest_name(reward: s
     assert "reward.functions" in str(caught.value)
 
 
+def test_a_task_that_pays_for_nothing_is_refused_at_the_start() -> None:
+    section = DatasetSection(kind="reasoning_gym", path="propositional_logic", size=1)
+    with pytest.raises(DataError, match=r"reasoning_gym propositional_logic row 0: .*premise.*expected another task"):
+        require_rewards(load_rows(section), {"exact_match": 1.0})
+
+
 def test_a_row_without_a_reward_needs_a_function_with_a_weight() -> None:
     require_rewards([Row("a", "1", "numeric")], {"exact_match": 0.0})
     with pytest.raises(DataError, match=r"r line 1: .* every weight in reward\.functions is 0"):
