@@ -79,7 +79,13 @@ class Chat:
                 f"{row.place}: chat messages, but the tokenizer in actor.path has no chat template: expected one; "
                 "use plain text as prompt and leave data.system_prompt empty"
             )
-        source = self._tokenizer.get_chat_template(tools=self._options.get("tools"))
+        try:
+            source = self._tokenizer.get_chat_template(tools=self._options.get("tools"))
+        except ValueError as error:  # several templates, and none is the default
+            raise ConfigError(
+                f"the tokenizer in actor.path has no default chat template ({' '.join(str(error).split())[:200]}): "
+                "expected one"
+            ) from error
         names = _variables(source) - set(NOT_OPTIONS)
         for name in self._options:
             if name not in names:

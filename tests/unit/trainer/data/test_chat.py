@@ -92,6 +92,15 @@ def test_no_template_is_an_error_with_the_key() -> None:
     assert "data.system_prompt" in refused(None, HI)
 
 
+def test_of_several_templates_the_default_is_taken() -> None:
+    tokenizer = characters()
+    tokenizer.chat_template = {"default": CHATML, "rag": INST}
+    assert Chat(tokenizer).text(Row([HI], "")) == text(CHATML, HI)
+    tokenizer.chat_template = {"rag": INST}
+    with pytest.raises(ConfigError, match=r"actor\.path has no default chat template"):
+        Chat(tokenizer).text(Row([HI], ""))
+
+
 def test_what_a_template_raises_names_the_row() -> None:
     system = {"role": "system", "content": "x"}
     assert "refuses messages with roles system, user (TemplateError: no system role)" in refused(
