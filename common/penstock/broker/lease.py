@@ -1,7 +1,8 @@
 """The trainer's lease: at any time one process may write versions, tickets and the ledger.
 
-Owns its token, `number:random id`, which every fenced script compares in full, and the thread that renews it, so that a
-busy event loop does not lose it. Numbers only grow: rollout servers refuse a push with a lower one.
+Owns its token, `number:random id`, which every script that requires the lease compares in full. Owns also the thread
+that renews the lease, so a busy event loop does not lose it. Numbers only grow: rollout servers refuse a push with a
+lower one.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from penstock.broker.queue import Queue, refusal
-from penstock.broker.scripts import Call, Script
+from penstock.broker.scripts import Script, ScriptCall
 from penstock.config import Config
 from penstock.errors import QueueError, StallError
 
@@ -30,7 +31,7 @@ RETRY_SECONDS = 0.25
 
 
 class Lease:
-    """A held lease. `number` fences pushes, `token` fences scripts."""
+    """A held lease. Rollout servers check its `number`, scripts its `token`."""
 
     def __init__(self, token: str, url: str, password: str | None, key: str, last_key: str, ttl_seconds: float) -> None:
         self.token = token
@@ -78,7 +79,7 @@ class Lease:
                 on_loss(refusal(str(error)) or QueueError(f"the lease {self.token} could not be renewed: {error}"))
                 return
 
-    def _evaluate(self, call: Call) -> None:
+    def _evaluate(self, call: ScriptCall) -> None:
         self._client.eval(call.script.text, len(call.keys), *call.keys, *call.arguments)
 
 

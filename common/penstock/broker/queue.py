@@ -23,7 +23,7 @@ from redis.exceptions import (
 
 from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
-from penstock.broker.scripts import Call, Script
+from penstock.broker.scripts import Script, ScriptCall
 from penstock.contracts.services import Announcement, ServiceRecord, read_announced
 from penstock.errors import ConfigError, LeaseLostError, LostWritesError, QueueError
 
@@ -53,7 +53,7 @@ class Queue:
         await self._calls.close()
         await self.client.aclose()
 
-    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+    async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
         """Run a script; wait while Redis is full: the script has then changed nothing. `first`: see `Calls`."""
         warned = False
         while True:
@@ -211,7 +211,7 @@ class Queue:
 
 
 def refusal(error: str) -> QueueError | None:
-    """What a fenced script's error means; None for any other error."""
+    """The error of a script that found the lease in other hands; None for any other error."""
     holder = error.rpartition("FENCED ")[2]
     if "_LOST" in error:
         return LostWritesError(

@@ -51,7 +51,7 @@ async def start(config: Config) -> None:
 
     def engine_started() -> None:
         weights.forget()
-        if engine.epoch > 1:
+        if engine.life > 1:
             metrics.engine_restarted()
 
     async def produce_then_end_engine() -> None:

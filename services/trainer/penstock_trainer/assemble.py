@@ -31,14 +31,14 @@ from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.learner.recipe import gradient_test
+from penstock_trainer.learner.recipe import advantage_test, gradient_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.resume import resume
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.lost_writes import LostWrites
@@ -172,14 +172,15 @@ class Assembly:
         return Evaluation(self.prompts.held_out, self.prompts.stop_token_ids, self.lease.number, self.config)
 
     @cached_property
-    def generation(self) -> Generation:
-        return Generation()
+    def generation(self) -> GenerationTime:
+        return GenerationTime()
 
     @cached_property
     def rules(self) -> Rules:
         staleness = self.config.staleness
         return Rules(
             has_gradient=gradient_test(self.config),
+            has_advantage=advantage_test(self.config),
             dynamic_sampling=self.config.loss.dynamic_sampling,
             max_staleness=staleness.max_staleness,
             order=staleness.order,

@@ -24,7 +24,7 @@ from penstock_trainer.control import Requests
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
-from penstock_trainer.resume import Position
+from penstock_trainer.resume import ResumePoint
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.telemetry.step_clock import Clock
 
@@ -51,7 +51,7 @@ class Trainer:
         self._requests = requests
         self._version = 0
 
-    async def train(self, start: Position) -> None:
+    async def train(self, start: ResumePoint) -> None:
         """Train from `start`, the position after the resume, to the end of the draws or a request to stop."""
         self._version = start.version
         await self._releases.begin(start.steps, start.version)

@@ -13,7 +13,7 @@ from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import StepLine
@@ -39,7 +39,7 @@ class Reports:
         metrics: TrainerMetrics,
         status: Status,
         watchdog: Watchdog,
-        generation: Generation,
+        generation: GenerationTime,
         evaluation: Evaluation,
         tracking: Tracking,
         *,

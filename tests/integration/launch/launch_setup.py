@@ -144,7 +144,7 @@ class LaunchSetup:
         return found[0]
 
     def finish(self) -> None:
-        """Let the trainer end its work, however many steps are left."""
+        """Let the trainer finish, however many steps are left."""
         (self.run_folder / "finish").touch()
 
     def summary(self) -> dict[str, object]:

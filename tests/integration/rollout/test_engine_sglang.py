@@ -1,4 +1,4 @@
-"""The rollout service with a real SGLang on a tiny random Llama: skipped where SGLang's environment is missing."""
+"""The rollout service with a real SGLang and a tiny random Llama; skipped if SGLang's environment is missing."""
 
 import asyncio
 import json
@@ -42,14 +42,14 @@ def load(folder: Path) -> Any:
 
 
 def train(source: ModelSource) -> None:
-    """What Adam does at first."""
+    """Change the weights as Adam's first step does."""
     with torch.no_grad():
         for weight in source.masters.values():
             weight.add_(0.01 * torch.sign(torch.randn_like(weight)) * (torch.rand_like(weight) < 0.1))
 
 
 def publish(model: Path, root: Path) -> list[Announcement]:
-    """Version 2 whole, then four deltas; the last model also as transformers saves it, in `expected`."""
+    """Version 2 in full, then four deltas; the last model also as transformers saves it, in `expected`."""
     source, form = ModelSource(load(model)), Format("float32", "dithered")
     deltas = DeltaWriter(lambda num_bytes: LocalFolder("trainer", num_bytes, str(root / "local")), form, 100)
     staging = Staging(source, root / "weights", form, deltas=deltas)
@@ -66,7 +66,7 @@ def publish(model: Path, root: Path) -> list[Announcement]:
 
 
 def assert_says(folder: Path, results: list[Result]) -> None:
-    """The log-probabilities are what transformers computes with these weights."""
+    """Check that the log-probabilities are those that transformers computes with these weights."""
     model = load(folder)
     for prompt, tokens, said in results:
         with torch.no_grad():
@@ -100,9 +100,9 @@ def stage(folder: Path, version: int) -> Announcement:
 async def test_generation_weights_and_death(
     sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    """In one test, since a killed engine takes half a minute to start."""
+    """One test for all, since a killed engine takes half a minute to start."""
     engine, models = sglang_pair[0].engine, sglang_models[:2]
-    epoch = engine.epoch
+    life = engine.life
     weights = WeightUpdater(engine, WeightsSection(), RolloutMetrics())
     first, second = (stage(folder, version) for version, folder in enumerate(models))
     await weights.update(first)
@@ -142,7 +142,7 @@ async def test_generation_weights_and_death(
     whole, *_, newest = publish(models[1], tmp_path)
     weights.copy = LocalCopy(lambda num_bytes: LocalFolder("rollout", num_bytes, str(tmp_path / "local")))
     await weights.update(whole)
-    await weights.update(newest)  # over three versions that were missed
+    await weights.update(newest)  # three versions were missed
     results = await groups(sampling)
     assert_says(tmp_path / "expected", results)
 
@@ -156,4 +156,4 @@ async def test_generation_weights_and_death(
         while engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await all_up(sglang_pair[:1])
-    assert engine.epoch == epoch + 1
+    assert engine.life == life + 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock_launch.supervise.supervisor import Outcome
+from penstock_launch.supervise.supervisor import RunOutcome
 from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, merge, write_summary
 
 STARTED_AT = 1_700_000_000.0
@@ -33,7 +33,7 @@ def trainer() -> dict[str, Any]:
     }
 
 
-def facts(outcome: Outcome) -> LaunchFacts:
+def facts(outcome: RunOutcome) -> LaunchFacts:
     return LaunchFacts(STARTED_AT, {"trainer": 10**9, "total": 2 * 10**9}, {"trainer": 0, "rollout": 2}, outcome)
 
 
@@ -41,7 +41,7 @@ def test_summary_holds_what_the_trainer_wrote_and_what_the_launcher_knows(
     tmp_path: Path, trainer: dict[str, Any]
 ) -> None:
     (tmp_path / "trainer_summary.json").write_text(json.dumps(trainer))
-    write_summary(tmp_path, facts(Outcome(0, "finished")))
+    write_summary(tmp_path, facts(RunOutcome(0, "finished")))
     written = json.loads((tmp_path / "summary.json").read_text())
     assert {key: written[key] for key in trainer} == trainer
     assert written["seconds_setup"] == 31.5
@@ -52,7 +52,9 @@ def test_summary_holds_what_the_trainer_wrote_and_what_the_launcher_knows(
 
 
 def test_summary_says_how_it_ended_where_the_trainer_wrote_nothing(tmp_path: Path) -> None:
-    outcome = Outcome(2, "trainer ended (exit code 2): its configuration or data cannot be used", ("actor.path: ...",))
+    outcome = RunOutcome(
+        2, "trainer ended (exit code 2): its configuration or data cannot be used", ("actor.path: ...",)
+    )
     document = write_summary(tmp_path, facts(outcome))
     assert document["seconds_setup"] is None
     assert document["exit"]["code"] == 2
@@ -65,18 +67,18 @@ def test_summary_says_how_it_ended_where_the_trainer_wrote_nothing(tmp_path: Pat
 
 def test_a_summary_that_is_cut_off_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "trainer_summary.json").write_text('{"steps": 4')
-    assert write_summary(tmp_path, facts(Outcome(1, "x")))["seconds_setup"] is None
+    assert write_summary(tmp_path, facts(RunOutcome(1, "x")))["seconds_setup"] is None
 
 
 def test_a_summary_of_an_earlier_launch_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "trainer_summary.json").write_text('{"steps": 4}')
     forget_trainer_summary(tmp_path)
     forget_trainer_summary(tmp_path)
-    assert "steps" not in write_summary(tmp_path, facts(Outcome(1, "x")))
+    assert "steps" not in write_summary(tmp_path, facts(RunOutcome(1, "x")))
 
 
 def test_report_shows_completions_before_and_after_and_the_results(trainer: dict[str, Any]) -> None:
-    report = "\n".join(closing_report(merge(trainer, facts(Outcome(0, "finished"))), Path("runs/demo"), "resume"))
+    report = "\n".join(closing_report(merge(trainer, facts(RunOutcome(0, "finished"))), Path("runs/demo"), "resume"))
     assert report.index("Completions before training:") < report.index("Completions after training:")
     assert "3+9= -> '11\\n'   expected '12'   reward 0" in report
     assert "3+9= -> '12\\n'   expected '12'   reward 1" in report

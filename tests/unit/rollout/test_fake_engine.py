@@ -1,7 +1,7 @@
 """A small server that speaks SGLang's protocol: completions are a pure function of prompt and seed.
 
-Shared by the rollout service's tests, so that client, weights and producer run against real HTTP without a model. The
-tests here state what the others may rely on.
+With it, the rollout service's client, weights and producer are tested over real HTTP without a model. The tests here
+state what other tests may rely on.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class FakeSGLang(Gates):
         self.load_seconds = self.pass_seconds = self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
-        self.sticks_to = ""  # a version whose weights it keeps, whatever it says that it has loaded
+        self.sticks_to = ""  # it keeps this version's weights, whatever version it reports as loaded
         self.reports_spans = True
         self.finish_reason = "length"
         self.answer: Any = None
@@ -243,7 +243,7 @@ async def serving(fake: FakeSGLang) -> AsyncIterator[str]:
 
 
 class FakeServer:
-    """An `EngineServer` in front of the fake: a start makes it whole again, `die` ends it."""
+    """An `EngineServer` for the fake: a start makes it work again, `die` ends it."""
 
     restartable = True
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.durable import write_durably
-from penstock_launch.supervise.supervisor import Outcome
+from penstock_launch.supervise.supervisor import RunOutcome
 from penstock_launch.watch.figures import duration, number
 
 TRAINER_SUMMARY_FILE = "trainer_summary.json"
@@ -27,7 +27,7 @@ class LaunchFacts:
     started_at: float
     peak_rss_bytes: Mapping[str, int]
     restarts: Mapping[str, int]
-    outcome: Outcome
+    outcome: RunOutcome
 
 
 def read_trainer_summary(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Requests to an engine and its answers, in terms that fit any engine.
 
-An answer whose parts disagree, or that names weights which this service has not loaded, is an error, never a
-completion. Pure.
+An answer is an error, never a completion, if its parts disagree or if it names weights that this service has not
+loaded. Pure.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class EngineAbsentError(EngineDiedError):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """The description that a server gives. vocabulary_size is None if it is unknown."""
+    """A server's description of itself. vocabulary_size is None if it is unknown."""
 
     name: str
     """Name and version."""
@@ -33,12 +33,12 @@ class EngineInfo:
     vocabulary_size: int | None
     device: str
     num_ranks: int
-    """Processes that share its model."""
+    """Number of processes that share its model."""
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One completion, or the rest of one, to ask the engine for."""
+    """A request for one completion, or for the rest of one."""
 
     prompt_ids: tuple[int, ...]
     seed: int
@@ -67,14 +67,14 @@ class Answer:
     text: str
     finish_reason: FinishReason
     weight_version: str = ""
-    """What the engine served when it answered; the only version of an answer without spans."""
+    """The version that the engine served when it answered; if there are no spans, it holds for all tokens."""
 
 
 GroupAnswer = tuple[Answer, ...]
 
 
 def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:
-    """The group as it is published; WeightsError when a span names weights that this service has not loaded."""
+    """The group as it is handed over; WeightsError if a span names weights that this service has not loaded."""
     return tuple(_completion(answer, known) for answer in group)
 
 
@@ -85,7 +85,7 @@ def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completi
         if policy is None:
             raise WeightsError(
                 f"the engine reports that it sampled with weights {span.weight_version!r}, which this service has not "
-                f"loaded (known: {', '.join(known)}); expected nobody else to push to it"
+                f"loaded (known: {', '.join(known)}); expected no one else to push to it"
             )
         spans.append(VersionSpan(policy, span.start, span.end))
     num_tokens = len(answer.token_ids)

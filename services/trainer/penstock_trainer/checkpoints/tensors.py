@@ -33,7 +33,7 @@ PLAIN_CLASSES = {("pathlib", "PosixPath"), ("torch", "Size"), ("torch.serializat
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StateCopy:
     """A copy of the state of one rank, on the host; `group`: the ranks that write it together, None for one rank."""
 
     state: dict[str, Tensor]
@@ -62,12 +62,12 @@ class Snapshot:
         )
 
 
-def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> Snapshot:
+def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> StateCopy:
     """Copy to the host, pinned if it comes from a GPU. `mesh`: of the ranks' CPUs, if the state is sharded."""
     copies = {name: _copy(tensor, mesh) for name, tensor in state.items()}
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()
-    return Snapshot(copies, group)
+    return StateCopy(copies, group)
 
 
 def read_shapes(folder: Path) -> dict[str, torch.Size]:

@@ -59,7 +59,7 @@ async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLan
 async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
     fake: FakeSGLang, client: SGLangClient
 ) -> None:
-    """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
+    """On a CPU, a prefill of thousands of tokens may take longer than the deadline of other calls."""
     client.connection.control_timeout_seconds, fake.pass_seconds = 1.0, 1.5
     await client.generation.pause("retract", ANSWER_SECONDS)
     fake.pass_seconds = 2 * ANSWER_SECONDS
@@ -145,7 +145,7 @@ async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, 
     await generate(client, PROMPT, (1, 2), SAMPLING)
     await client.generation.drop_prefixes("3-abc", flush=False)
     await generate(client, PROMPT, (1, 2), SAMPLING)
-    # Again, after others: what was cached meanwhile may be theirs.
+    # Again, after other weights: prefixes cached meanwhile may be by those.
     await client.generation.drop_prefixes("3-abc", flush=False)
     await generate(client, PROMPT, (1, 2), SAMPLING)
     keys = [body["extra_key"] for path, body in fake.calls if path == "/generate"]
@@ -166,7 +166,7 @@ async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSG
     await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
     assert [list(shared)] not in sent[1:]  # not once more for the groups
-    # Other weights: what the old ones computed is of no use.
+    # Other weights: prefixes that the old ones computed are useless.
     await client.generation.drop_prefixes("3-abc", flush=False)
     await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]

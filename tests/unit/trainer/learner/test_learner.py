@@ -79,7 +79,7 @@ def test_bfloat16_compute_is_close_to_float32(model_folder: Path) -> None:
 
 
 def test_engines_get_the_weights_that_a_bfloat16_trainer_computes_with(model_folder: Path, tmp_path: Path) -> None:
-    """Updates of less than half a step of bfloat16, all to one end: the trainer's rounding hides them yet."""
+    """Updates below half a step of bfloat16, all in one direction: the trainer's own rounding still hides them."""
     (model_folder / "tokenizer.json").write_text("{}")
     groups = [scored_group(0, [4, 5, 6], [completion([7], [-3.9]), completion([8], [-3.9])], [1.0, 0.0])]
 

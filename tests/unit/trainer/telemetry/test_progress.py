@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
@@ -90,7 +90,7 @@ def test_what_is_not_a_number_is_read_again(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 12), max_size=30), st.integers(0, 13))
 def test_which_steps_are_known(steps: list[int], num_steps: int) -> None:
-    """In any order: a replay may tell of an earlier step late."""
+    """The order does not matter: a replay may report an earlier step late."""
     with TemporaryDirectory() as folder:
         progress = Progress(Path(folder))
         for step in steps:
@@ -139,7 +139,7 @@ def test_the_gap_is_step_time_over_the_longer_of_generation_and_training(tmp_pat
     progress = Progress(tmp_path)
     assert progress.gap_to_ideal is None
     progress.add_step(replace(LINE, seconds={"step": 9.0}))
-    assert progress.gap_to_ideal == pytest.approx(9.0 / 1.6 - 1)  # there are no others
+    assert progress.gap_to_ideal == pytest.approx(9.0 / 1.6 - 1)  # there are no other steps
     for step in range(1, 4):
         progress.add_step(replace(LINE, step=step))
     assert progress.gap_to_ideal == pytest.approx(2.0 / 1.6 - 1)
@@ -156,7 +156,7 @@ def request(started_at: float, ended_at: float, num_tokens: int = 2) -> RolloutG
 
 
 def test_overlapping_requests_count_once(tmp_path: Path) -> None:
-    generation = Generation()
+    generation = GenerationTime()
     for interval in [(10.0, 12.0), (14.0, 15.0), (11.0, 13.0), (11.5, 12.5)]:
         generation.add(request(*interval))
     assert generation.take_busy_seconds() == pytest.approx(4.0)

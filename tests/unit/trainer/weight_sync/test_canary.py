@@ -1,4 +1,4 @@
-"""The canary of a version is what its weights say, whatever the sampler's temperature."""
+"""The canary of a version has the log-probabilities of its weights, whatever the sampling temperature."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ TOKENS = (4, 9, 5, 7, 11)
 
 
 def alone(learner: Learner) -> list[float]:
-    """As the model gives it without packing or temperature."""
+    """The model's log-probabilities without packing or temperature."""
     with torch.no_grad():
         logits = learner._policy.model(torch.tensor([TOKENS])).logits[0, :-1]
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0].tolist()

@@ -10,6 +10,6 @@ if not holder and redis.call('GET', last_number) == string.match(token, '^%d+') 
   redis.call('SET', lease, token, 'PX', alive_ms)
   return 1
 end
-if holder ~= token then return fenced() end
+if holder ~= token then return lease_lost() end
 redis.call('PEXPIRE', lease, alive_ms)
 return 1

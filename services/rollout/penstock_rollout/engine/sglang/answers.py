@@ -1,4 +1,4 @@
-"""SGLang's JSON as the engine's neutral types. Pure functions.
+"""Turns SGLang's JSON into the engine's neutral types. Pure functions.
 
 An answer whose parts disagree is an EngineError, never a completion.
 """
@@ -18,7 +18,7 @@ FINISH_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"
 
 
 def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mapping[str, Any]) -> EngineInfo:
-    """From /server_info, /model_info and /v1/models."""
+    """The engine's description, from /server_info, /model_info and /v1/models."""
     try:
         return EngineInfo(
             name=f"sglang {server['version']}",
@@ -42,7 +42,7 @@ def _vocabulary_size(folder: Path) -> int | None:
 
 
 def read_group(answer: Any, num_completions: int) -> GroupAnswer:
-    """From /generate with a list of prompts."""
+    """The completions, from /generate with a list of prompts."""
     if not isinstance(answer, list) or len(answer) != num_completions:
         seen = f"{len(answer)} answers" if isinstance(answer, list) else f"a {type(answer).__name__}"
         raise EngineError(f"SGLang answered {seen} to a request for {num_completions} completions")
@@ -71,7 +71,7 @@ def _read(item: Mapping[str, Any]) -> Answer:
 
 
 def read_prompt_logprobs(answer: Any, num_tokens: int) -> tuple[float, ...]:
-    """From /generate with one prompt: log-probabilities of all its tokens but the first."""
+    """Log-probabilities of all tokens of a prompt but the first, from /generate with one prompt."""
     try:
         pairs = answer["meta_info"]["input_token_logprobs"]
         logprobs = tuple(math.nan if pair[0] is None else float(pair[0]) for pair in pairs[1:])

@@ -1,7 +1,7 @@
-"""Completions from SGLang, and pausing them.
+"""Generates completions with SGLang, and pauses generation.
 
-Owns the key that marks the prefixes which may be reused, and the checks that must come before a request: a token id
-outside the vocabulary ends SGLang, a prompt that is too long is refused.
+Owns the key of the prefixes that may be reused, and the checks before a request: a token id outside the vocabulary
+would kill SGLang, and it refuses a prompt that is too long.
 """
 
 import secrets
@@ -25,12 +25,14 @@ class SGLangGeneration:
         self._prefixes = PrefixWaves(self._fill_cache)
 
     def start(self, weight_version: str, *, computes_equal_once: bool) -> None:
-        """With a server that has just been opened. `computes_equal_once`: the equal prompts of a batch."""
+        """Begin with a server that has just been opened. `computes_equal_once`: it computes the equal prompts of a
+        batch only once.
+        """
         self._prefixes.computes_equal_once = computes_equal_once
         self._renew_cache_key(weight_version)
 
     async def close(self) -> None:
-        """Give up what is computed ahead of requests."""
+        """Cancel the filling of the prefix cache."""
         await self._prefixes.close()
 
     async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
@@ -52,7 +54,7 @@ class SGLangGeneration:
         return read_group(answer, len(requests))
 
     async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
-        """Prompts that begin with these tokens find them in the cache."""
+        """See `Generation`. Afterwards the prefix cache has these tokens, for prompts that begin with them."""
         cache_key = self._cache_key
         self._check(CompletionRequest(tuple(token_ids), 0, 0), Sampling(1.0, 0, ()))
         body = {
@@ -76,9 +78,10 @@ class SGLangGeneration:
         return [str(text) for text in texts]
 
     async def pause(self, mode: PauseMode, timeout_seconds: float) -> None:
-        """SGLang answers a pause that keeps requests when it is on its way to the scheduler.
+        """Pause, and wait until the scheduler has paused.
 
-        What is asked next, and changes no setting, the scheduler answers itself, after the pause.
+        For a mode that keeps requests, SGLang answers the first call before the scheduler has got it. The second call
+        changes no setting; the scheduler answers it itself, so its answer comes after the pause has begun.
         """
         await self._connection.call("POST", "/pause_generation", {"mode": mode})
         if mode != "abort":
@@ -96,12 +99,12 @@ class SGLangGeneration:
             await self._connection.call("POST", "/flush_cache", {})
 
     def _renew_cache_key(self, weight_version: str) -> None:
-        """Not by the version alone: requests of it that went on under another one have cached that one's prefixes."""
+        """The version alone is no key: a request that survived an update has cached prefixes of both versions."""
         self._cache_key = f"{weight_version}.{secrets.token_hex(4)}"
         self._prefixes.forget()
 
     def _check(self, request: CompletionRequest, sampling: Sampling) -> None:
-        """EngineRejectedError for a request that the server would refuse, or die of."""
+        """EngineRejectedError if the server would refuse the request, or die of it."""
         info = self._connection.info
         vocabulary = info.vocabulary_size
         tokens = (*request.prompt_ids, *sampling.stop_token_ids)
