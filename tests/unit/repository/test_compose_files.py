@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from penstock.config.load import build_config, read_yaml
+from penstock.config.load import build_config
+from penstock.config.sources import read_yaml
 from penstock_launch.services import TUNING
 from tests.patience import START_SECONDS
 
