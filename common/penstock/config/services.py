@@ -29,6 +29,8 @@ class EngineSection(Section):
     """Longest prompt plus completion, in tokens; 0: the model's."""
     start_timeout_seconds: Seconds = 300
     """Time after its start until it must answer."""
+    start_attempts: Count = 4
+    """Starts in a row that may fail before its rollout service gives up; the waits between them are 2, 6, 18 ... s."""
     request_timeout_seconds: Seconds = 600
     """Longest time that one group may take."""
     num_threads: Count = 1

@@ -74,8 +74,6 @@ class Terms:
     """Longest time that an earlier launcher's lock may outlive it."""
     stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
     """Further signals, besides those such as Ctrl-C, that end the run in order, and the name of such an end."""
-    goes_on_with_fewer: bool = False
-    """Whether the run may give up some of several services of a kind for good."""
 
 
 def launch_run(
@@ -97,7 +95,7 @@ def launch_run(
                 outcome = launch.run(environ)
             finally:
                 view.close()
-        facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), outcome)
+        facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
         for line in closing_report(write_summary(folder.path, facts), folder.path, config.run.existing):
             print(line, flush=True)
     return outcome.exit_code
@@ -114,13 +112,15 @@ class _Launch:
         self._trees = ProcessTrees(folder.path, config.run.name)
         self._children: list[Child] = []
         self._stop_signals = terms.stop_signals
-        self._supervisor = Supervisor(
-            self._children, view.event, self._trees.survivors, goes_on_with_fewer=terms.goes_on_with_fewer
-        )
+        self._supervisor = Supervisor(self._children, view.event, self._trees.survivors)
 
     def restarts(self) -> dict[str, int]:
         """By service."""
         return {child.name: child.restarts for child in self._children}
+
+    def given_up(self) -> dict[str, str]:
+        """By service that the run went on without: why."""
+        return {child.name: child.given_up for child in self._children if child.given_up}
 
     def peak_rss_bytes(self) -> dict[str, int]:
         """By process, of those that could be seen."""

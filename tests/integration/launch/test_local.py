@@ -185,6 +185,10 @@ def test_status_and_a_second_launch_beside_a_run(setup: LaunchSetup) -> None:
     assert status.returncode == 0, output
     assert "phase training" in output
     assert "/1000" in output
+    assert "are up" not in output
+    status = setup.command("status", "--config", "config.yaml", "--rollout.num_servers", "2")
+    output, _ = status.communicate(timeout=START_SECONDS)
+    assert "rollout: 1 of 2 are up; runs/t/logs says what became of the rest" in output
     second = setup.launch()
     output, _ = second.communicate(timeout=START_SECONDS)
     assert second.returncode == 2

@@ -18,7 +18,8 @@ END_SECONDS = 2 * START_SECONDS  # a start, and some steps of a run
 class UserCommands:
     """A folder with a configuration that works, and the commands of a user."""
 
-    def __init__(self, folder: Path, model: Path, server: EmbeddedServer) -> None:
+    def __init__(self, folder: Path, model: Path, server: EmbeddedServer | None = None) -> None:
+        """`server`: of the queue; None for one of the launch."""
         self.folder = folder
         self.document: dict[str, Any] = {
             "run": {"name": f"errors-{folder.name}", "root": "runs", "stall_seconds": 300},
@@ -30,8 +31,10 @@ class UserCommands:
             "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": START_SECONDS}},
             "weights": {"canary_tokens": 0},  # an engine here is a fake, which knows nothing of the model
             "reward": {"functions": {"exact_match": 1.0}},
-            "redis": {"url": server.url, "password": server.password},
         }
+        if server is not None:
+            self.document["redis"] = {"url": server.url, "password": server.password}
+        self.run_folder = folder / "runs" / f"errors-{folder.name}"
         self.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2=", "answer": "3"})
         self.started: list[subprocess.Popen[str]] = []
 
@@ -62,6 +65,15 @@ class UserCommands:
         process = self.start(module, *words)
         output, _ = process.communicate(timeout=END_SECONDS)
         return process.returncode, output
+
+    def end(self) -> None:
+        """End what still runs."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
     def launch(self, *overrides: str) -> tuple[int, str]:
         return self.run("penstock_launch", "launch", "local", *overrides)

@@ -53,10 +53,8 @@ class SupervisorSetup:
         wait = f"while not os.path.exists({str(self.mark)!r}): time.sleep(0.01)"
         return f"import os, sys, time\n{wait}\nsys.exit({exit_code})"
 
-    def supervisor(self, grace: Grace | None = None, *, goes_on_with_fewer: bool = False) -> Supervisor:
-        return Supervisor(
-            self.children, self.events.append, self.trees.survivors, grace, goes_on_with_fewer=goes_on_with_fewer
-        )
+    def supervisor(self, grace: Grace | None = None) -> Supervisor:
+        return Supervisor(self.children, self.events.append, self.trees.survivors, grace)
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -132,9 +130,10 @@ async def test_of_several_services_of_a_kind_one_may_be_given_up(setup: Supervis
     setup.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
     setup.child("rollout-1", SLEEP)
     setup.child("trainer", setup.waits_for_mark(exit_code=0))
-    running = asyncio.create_task(setup.supervisor(PATIENT, goes_on_with_fewer=True).run())
-    given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
-    await until(lambda: given_up in setup.events)
+    running = asyncio.create_task(setup.supervisor(PATIENT).run())
+    reason = "its inference engine does not start: no such device"
+    await until(lambda: f"rollout-0: given up (exit code 6), {reason}; the run goes on without it" in setup.events)
+    assert [child.given_up for child in setup.children] == [reason, "", ""]
     setup.mark.touch()
     assert await running == Outcome(0, "the trainer has finished")
 
@@ -143,18 +142,18 @@ async def test_the_last_service_of_a_kind_is_not_given_up(setup: SupervisorSetup
     setup.child("rollout-0", "import sys; sys.exit(6)")
     setup.child("rollout-1", setup.waits_for_mark(exit_code=6))
     setup.child("trainer", SLEEP)
-    running = asyncio.create_task(setup.supervisor(PATIENT, goes_on_with_fewer=True).run())
+    running = asyncio.create_task(setup.supervisor(PATIENT).run())
     await until(lambda: any(each.startswith("rollout-0: given up") for each in setup.events))
     setup.mark.touch()
-    outcome = await running
-    assert (outcome.exit_code, outcome.reason.partition(" ")[0]) == (6, "rollout-1")
+    reason = "its inference engine does not start, and rollout-0 had been given up"
+    assert await running == Outcome(6, f"rollout-1 ended (exit code 6): {reason}")
 
 
 async def test_a_wrong_configuration_ends_all_though_others_run(setup: SupervisorSetup) -> None:
     setup.child("rollout-0", "import sys; sys.exit(2)")
     setup.child("rollout-1", SLEEP)
     setup.child("trainer", SLEEP)
-    outcome = await setup.supervisor(PATIENT, goes_on_with_fewer=True).run()
+    outcome = await setup.supervisor(PATIENT).run()
     assert outcome.exit_code == 2
 
 

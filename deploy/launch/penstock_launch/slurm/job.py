@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(argv)
         job = SlurmJob(config.slurm.listen_host, os.environ)
         print(f"job {job.job_id}: {'starts' if job.is_first_life else 'starts again'}", flush=True)
-        terms = Terms(_prepare, LOCK_SECONDS, {TIME_LIMIT_SIGNAL: TIME_IS_UP}, goes_on_with_fewer=True)
+        terms = Terms(_prepare, LOCK_SECONDS, {TIME_LIMIT_SIGNAL: TIME_IS_UP})
         exit_code = launch_run(_of_this_life(config, job), job, os.environ, started_at, terms)
         if exit_code == TIME_IS_UP.exit_code and config.slurm.requeue:
             print(f"job {job.job_id}: is queued again and goes on from the checkpoint", flush=True)

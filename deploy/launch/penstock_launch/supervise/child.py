@@ -107,6 +107,8 @@ class Child:
         self.state = State.WAITING
         self.detail = ""
         """The step of its start, or how it ended, in words."""
+        self.given_up = ""
+        """Why it is not started again although the run goes on; empty: it is."""
         self.restarts = 0
         self.start_at = 0.0
         """By the clock time.monotonic: when to start it, while it waits."""
@@ -152,6 +154,11 @@ class Child:
     @property
     def running(self) -> bool:
         return self.state in (State.STARTING, State.READY)
+
+    @property
+    def expected(self) -> bool:
+        """Whether it runs or will run again."""
+        return self.running or self.state is State.WAITING
 
     def start(self, on_end: Callable[[], None]) -> None:
         """Start it, for the first time or again."""

@@ -2,6 +2,8 @@
 
     start all -> [ a child died -> restart after a delay | give up ] -> trainer exits 0 | stop asked -> end in order
 
+Of several services of a kind some may be given up for good: the run goes on while one of the kind is left.
+
 Invariant: when `run` returns, all children have ended, and all their descendants that were seen. One loop does
 everything; SIGCHLD, ends on other hosts, requests and the next due restart wake it; it never polls.
 
@@ -53,18 +55,12 @@ class Supervisor:
         on_event: Callable[[str], None],
         survivors: Callable[[str], Iterable[ProcessIdentity]],
         grace: Grace | None = None,
-        *,
-        goes_on_with_fewer: bool = False,
     ) -> None:
-        """`survivors(name)`: processes of a child that may outlive it.
-
-        `goes_on_with_fewer`: the run may give up some of several services of a kind for good.
-        """
+        """`survivors(name)`: processes of a child that may outlive it."""
         self.children = children
         self._on_event = on_event
         self._survivors = survivors
         self._grace = grace or Grace()
-        self._goes_on_with_fewer = goes_on_with_fewer
         self._stop: Outcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
@@ -135,13 +131,16 @@ class Supervisor:
         verdict = child.deaths.died(exit_code, time.monotonic())
         words = child.error_lines()
         if isinstance(verdict, GiveUp):
-            if exit_code != ConfigError.exit_code and self._can_do_without(child):
-                said = f": {words[-1]}" if words else ""
-                self._on_event(f"{child.name}: given up, {verdict.reason}{said}; the run goes on without it")
+            others = [each for each in self.children if each is not child and each.kind == child.kind]
+            if exit_code != ConfigError.exit_code and any(each.expected for each in others):
+                child.given_up = f"{verdict.reason}{f': {words[-1]}' if words else ''}"
+                child.detail = f"given up ({child.detail}), {child.given_up}"
+                self._on_event(f"{child.name}: {child.detail}; the run goes on without it")
                 return None
+            alone = f", and {names} had been given up" if (names := ", ".join(_given_up(others))) else ""
             return Outcome(
                 exit_code if exit_code > 0 else FAILED_EXIT_CODE,
-                f"{child.name} ended ({child.detail}): {verdict.reason}",
+                f"{child.name} ended ({child.detail}): {verdict.reason}{alone}",
                 tuple(words),
             )
         child.state = State.WAITING
@@ -149,10 +148,6 @@ class Supervisor:
         said = f": {words[-1]}" if words else ""
         self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
         return None
-
-    def _can_do_without(self, child: Child) -> bool:
-        others = [each for each in self.children if each is not child and each.kind == child.kind]
-        return self._goes_on_with_fewer and any(each.running or each.state is State.WAITING for each in others)
 
     async def _end(self) -> None:
         trainers = [child for child in self.children if child.name == TRAINER]
@@ -199,3 +194,7 @@ class Supervisor:
             await asyncio.wait_for(self._changed.wait(), timeout)
         except TimeoutError:
             return
+
+
+def _given_up(children: Iterable[Child]) -> list[str]:
+    return [child.name for child in children if child.given_up]
