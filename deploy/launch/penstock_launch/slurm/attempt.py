@@ -9,6 +9,7 @@ shows that it is not there yet.
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from penstock.errors import ConfigError
 
 FOLDER = "slurm"
 SUFFIXES = ("json", "port", "exit")
+FILE = re.compile(rf".+-[0-9a-f]{{8}}\.({'|'.join(SUFFIXES)})")  # <service>-<attempt>.<suffix>
 POLL_SECONDS = 0.2  # another host's file announces itself to nobody
 
 
@@ -86,6 +88,6 @@ class Attempt:
 def forget_attempts(folder: Path) -> None:
     """Make the folder for them, and remove what lives that were cut off have left there."""
     (folder / FOLDER).mkdir(exist_ok=True)
-    for suffix in SUFFIXES:
-        for path in (folder / FOLDER).glob(f"*.{suffix}"):
+    for path in (folder / FOLDER).iterdir():
+        if FILE.fullmatch(path.name):
             path.unlink()

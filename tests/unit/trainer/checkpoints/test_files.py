@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import shutil
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -181,6 +182,28 @@ def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path, 
     with pytest.raises(PenstockError, match=r"checkpoint .*new cannot be written .*run\.root"):
         copy_state({"w": torch.zeros(1)}, None, None).write(folder)
     assert folder.exists() == (obstacle == "no room")
+
+
+def test_what_a_user_keeps_beside_checkpoints_and_steps_is_left_alone(tmp_path: Path) -> None:
+    checkpoints, files = Checkpoints(tmp_path / "checkpoints", keep=1), StepFiles(tmp_path / "steps", keep_bytes=0)
+    committed = [write(checkpoints, steps, {}) for steps in (1, 2)]
+    kept = ["best", "00000001.1.bak", "00000001.1-copy", "notes.txt", "latest", ".cache"]
+    for name in kept[:3]:
+        shutil.copytree(tmp_path / "checkpoints" / "00000001.1", tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / "notes.txt").write_text("the second one is good")
+    (tmp_path / "checkpoints" / "latest").symlink_to("00000002.1")
+    (tmp_path / "checkpoints" / ".cache").mkdir()
+    assert checkpoints.names() == ["00000001.1", "00000002.1"]
+    assert checkpoints.holds("best")
+    assert checkpoints.prune(committed) == 2
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {*kept, "00000002.1"}
+    files.write(0, 3, example_groups(num_groups=1))
+    for name in ("first.pack", "00000000.pack", "00000000.old.pack"):
+        (tmp_path / "steps" / name).write_bytes(b"mine")
+    assert files.highest_lease() == 3
+    files.prune(oldest_needed=9)
+    left = {path.name for path in (tmp_path / "steps").iterdir()}
+    assert left == {"first.pack", "00000000.pack", "00000000.old.pack"}
 
 
 def test_pruning_keeps_the_newest_checkpoints_that_the_ledger_names(tmp_path: Path) -> None:

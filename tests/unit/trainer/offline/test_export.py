@@ -1,6 +1,7 @@
 """`penstock export`: any checkpoint of a run becomes a folder that transformers loads."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,15 @@ def trained(tmp_path: Path) -> tuple[Path, list[dict[str, Tensor]]]:
     return tmp_path, weights
 
 
-@pytest.mark.parametrize(("words", "index"), [((), 1), (("--checkpoint", "00000009.1"), 0)])
+@pytest.mark.parametrize(
+    ("words", "index"), [((), 1), (("--checkpoint", "00000009.1"), 0), (("--checkpoint", "best"), 0)]
+)
 def test_a_checkpoint_becomes_a_folder_that_loads(
     trained: tuple[Path, list[dict[str, Tensor]]], words: tuple[str, ...], index: int
 ) -> None:
     folder, weights = trained
+    checkpoints = folder / "runs" / "r" / "checkpoints"
+    shutil.copytree(checkpoints / "00000009.1", checkpoints / "best")  # as a user keeps one
     assert run([*write_config(folder), "--out", str(folder / "out"), *words]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights[index].items())
