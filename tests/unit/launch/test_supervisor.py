@@ -198,6 +198,32 @@ async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(setup:
     assert rollout.restarts == 0
 
 
+async def test_a_second_hang_up_kills_nothing(setup: SupervisorSetup) -> None:
+    """A terminal that is closed sends SIGHUP twice: itself, and by its shell."""
+    setup.child("trainer", LINGERING_TRAINER)
+    supervisor = setup.supervisor(PATIENT)
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "up" in setup.log("trainer"))
+    supervisor.interrupt(signal.SIGHUP)
+    supervisor.interrupt(signal.SIGHUP)
+    assert await task == Outcome(129, "stopped by SIGHUP")
+    assert "checkpoint written" in setup.log("trainer")
+
+
+async def test_a_child_that_the_host_cannot_start_counts_as_dead_and_ends_all_in_order(setup: SupervisorSetup) -> None:
+    """As on a full disk, which has no room for its log."""
+    setup.child("trainer", LINGERING_TRAINER)
+    setup.child("reward", SLEEP)
+    (setup.folder / "reward.log").mkdir()  # in the way of the log
+    outcome = await setup.supervisor(PATIENT).run()
+    assert outcome.exit_code == 1
+    assert outcome.reason == "reward ended (cannot be started: Is a directory): it died 5 times within 120 s"
+    assert "Is a directory" in outcome.lines[0]
+    refused = [event for event in setup.events if event.startswith("reward: died (cannot be started: Is a directory)")]
+    assert len(refused) == 4
+    assert all(map(gone, setup.children))
+
+
 async def test_a_deaf_child_is_killed_after_the_grace(setup: SupervisorSetup) -> None:
     deaf = setup.child("rollout", DEAF)
     setup.child("trainer", LINGERING_TRAINER)

@@ -162,9 +162,15 @@ class Child:
 
     def start(self, on_end: Callable[[], None]) -> None:
         """Start it, for the first time or again."""
+        life = self._start.spawn(on_end)
         if self._life is not None:
             self.restarts += 1
-        self._adopt(self._start.spawn(on_end))
+        self._adopt(life)
+
+    def not_started(self, detail: str) -> None:
+        """Its start has failed: it has no process."""
+        self.state = State.ENDED
+        self.detail = detail
 
     def _adopt(self, life: Life) -> None:
         self._life = life

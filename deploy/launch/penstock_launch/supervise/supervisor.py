@@ -73,12 +73,15 @@ class Supervisor:
                 self._loop.call_soon_threadsafe(self._changed.set)
 
     def interrupt(self, signal_number: int) -> None:
-        """A signal such as Ctrl-C: the first ends in order, the second kills."""
+        """A signal such as Ctrl-C: the first ends in order, the second kills.
+
+        SIGHUP never kills: a terminal that is closed sends it twice, itself and by its shell.
+        """
         name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
         if self._stop is None:
             self._on_event(f"{name}: ending in order, the trainer writes its checkpoint; once more kills everything")
             self._stop = Outcome(128 + signal_number, f"stopped by {name}")
-        else:
+        elif signal_number != signal.SIGHUP:
             self._on_event(f"{name} again: killing everything")
             self._kill = True
         self._changed.set()
@@ -108,28 +111,43 @@ class Supervisor:
             if self._stop is not None:
                 return self._stop
             for child in self.children:
-                if (exit_code := child.poll()) is not None and (outcome := self._died(child, exit_code)) is not None:
-                    # A later request to stop is the second one: the end is on its way.
-                    self._stop = outcome
-                    self._on_event(f"{outcome.reason}; ending all services")
+                if (exit_code := child.poll()) is not None and (outcome := self._died(child, exit_code)):
                     return outcome
             now = time.monotonic()
             for child in self.children:
-                if child.state is State.WAITING and child.start_at <= now:
-                    child.start(self.wake)
-                    pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
-                    self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
+                if child.state is State.WAITING and child.start_at <= now and (outcome := self._start(child)):
+                    return outcome
             await self._wait(
                 min((each.start_at for each in self.children if each.state is State.WAITING), default=None)
             )
+
+    def _start(self, child: Child) -> Outcome | None:
+        """Start it; a start that the host refuses (no room for its log, no process left) counts as a death."""
+        try:
+            child.start(self.wake)
+        except OSError as error:
+            child.not_started(f"cannot be started: {error.strerror}")
+            return self._after(child, FAILED_EXIT_CODE, [str(error)])
+        pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
+        self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
+        return None
 
     def _died(self, child: Child, exit_code: int) -> Outcome | None:
         """Plan its restart, or return how everything ends."""
         self._clear(child)
         if child.name == TRAINER and exit_code == 0:
-            return Outcome(0, "the trainer has finished")
+            return self._ending(Outcome(0, "the trainer has finished"))
+        return self._after(child, exit_code, child.error_lines())
+
+    def _ending(self, outcome: Outcome) -> Outcome:
+        """Say that everything ends. A later request to stop is the second one: the end is on its way."""
+        self._stop = outcome
+        self._on_event(f"{outcome.reason}; ending all services")
+        return outcome
+
+    def _after(self, child: Child, exit_code: int, words: Sequence[str]) -> Outcome | None:
+        """As `_died`, for a child of which nothing runs. `words`: its last ones."""
         verdict = child.deaths.died(exit_code, time.monotonic())
-        words = child.error_lines()
         if isinstance(verdict, GiveUp):
             others = [each for each in self.children if each is not child and each.kind == child.kind]
             if exit_code != ConfigError.exit_code and any(each.expected for each in others):
@@ -138,11 +156,8 @@ class Supervisor:
                 self._on_event(f"{child.name}: {child.detail}; the run goes on without it")
                 return None
             alone = f", and {names} had been given up" if (names := ", ".join(_given_up(others))) else ""
-            return Outcome(
-                exit_code if exit_code > 0 else FAILED_EXIT_CODE,
-                f"{child.name} ended ({child.detail}): {verdict.reason}{alone}",
-                tuple(words),
-            )
+            reason = f"{child.name} ended ({child.detail}): {verdict.reason}{alone}"
+            return self._ending(Outcome(exit_code if exit_code > 0 else FAILED_EXIT_CODE, reason, tuple(words)))
         child.state = State.WAITING
         child.start_at = time.monotonic() + verdict.delay_seconds
         said = f": {words[-1]}" if words else ""

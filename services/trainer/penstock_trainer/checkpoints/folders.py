@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.contracts import Contract
 from penstock.contracts.ledger import CheckpointRecord
-from penstock.durable import sync_folder, write_durably
+from penstock.durable import sync_folder, write_durably, writing
 from penstock_trainer.checkpoints.tensors import unreadable
 
 META = "checkpoint.json"
@@ -47,8 +47,13 @@ class Checkpoints:
         """An empty folder for the tensors, under a temporary name."""
         temporary = self._folder / f".{_name(meta)}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with writing(f"checkpoint {temporary}"):
+            temporary.mkdir(parents=True)
         return temporary
+
+    def abandon(self, temporary: Path) -> None:
+        """Remove what could not be completed: it would take room from the next attempt."""
+        shutil.rmtree(temporary, ignore_errors=True)
 
     def complete(self, temporary: Path, meta: CheckpointMeta) -> CheckpointRecord:
         """Give the folder its name, after all tensors are in it; the record that makes it count."""
@@ -56,8 +61,9 @@ class Checkpoints:
         write_durably(temporary / META, msgspec.json.encode(msgspec.structs.replace(meta, files=files)))
         target = self._folder / _name(meta)
         shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-        sync_folder(self._folder)
+        with writing(f"checkpoint {target}"):
+            temporary.replace(target)
+            sync_folder(self._folder)
         return CheckpointRecord(meta.steps, target.name)
 
     def read(self, name: str) -> tuple[CheckpointMeta, Path]:

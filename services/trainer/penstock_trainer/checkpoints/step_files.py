@@ -13,7 +13,7 @@ import xxhash
 
 from penstock.contracts import Contract, ScoredGroup
 from penstock.contracts.ledger import StepRecord
-from penstock.durable import write_durably
+from penstock.durable import write_durably, writing
 from penstock.errors import DataError
 from penstock_trainer.checkpoints.journal import Journal
 
@@ -46,7 +46,8 @@ class StepFiles:
         max_lag: int | None = None,
     ) -> StepRecord:
         """Write the full batch durably, without masks; the record that commits it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(str(self._folder)):
+            self._folder.mkdir(parents=True, exist_ok=True)
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
         write_durably(self._folder / name, data)

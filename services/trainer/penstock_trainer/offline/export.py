@@ -32,7 +32,7 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
     load_model_state(folder, model, adapter)
     form = Format(config.rollout.engine.dtype, config.rounding)
     save_adapter = partial(adapter.save, get=master_weights(model).__getitem__) if adapter else None
-    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter)
+    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter, "--out")
     return chosen
 
 

@@ -1,9 +1,6 @@
 """Step files and checkpoints: written whole, read only as they were committed, pruned within their limits."""
 
-import contextlib
-import resource
 import shutil
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from penstock.errors import DataError, PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.tensors import INDEX, copy_state, read_shapes, read_state
+from tests.small_disk import full_disk
 from tests.unit.trainer.trainer_groups import example_groups
 
 
@@ -65,17 +63,6 @@ def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 100 bytes: to the one who writes, a disk without room. Not while pytest writes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     with (
         full_disk(),
@@ -83,6 +70,15 @@ def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> 
     ):
         StepFiles(tmp_path, keep_bytes=0).write(0, 1, example_groups(num_groups=1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_of_the_journal_without_room_says_so(tmp_path: Path) -> None:
+    journal = StepFiles(tmp_path, keep_bytes=0).journal
+    record = CheckpointRecord(5, "00000005.1")
+    journal.append(record)
+    with full_disk(), pytest.raises(PenstockError, match=r"ledger\.jsonl cannot be written .* run\.root"):
+        journal.append(*[record] * 100)
+    assert journal.read().checkpoints[0] == record  # what was cut off is no record
 
 
 def meta(steps: int) -> CheckpointMeta:
