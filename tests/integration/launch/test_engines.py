@@ -1,7 +1,6 @@
 """Engines that fail their first start: the real launcher and services, with the pure engine in SGLang's place."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,35 +11,18 @@ from tests.integration.launch.user_commands import UserCommands, assert_launch_e
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 ENGINE_EXIT = 6
-PURE_ENGINE = Path(__file__).parents[3] / "benchmarks" / "chaos" / "engine.py"
-# Answers the probe like an environment with SGLang. `$PPID` is the rollout service whose engine this is.
-ENGINE = """#!/bin/sh
-if [ "$1" = "-c" ]; then echo '["0.5.21", false]'; exit 0; fi
-{before}
-exec {python} {script} "$@"
-"""
 FAIL = "{ echo 'RuntimeError: Not enough memory' >&2; exit 1; }"
 FIRST_START_FAILS = f'mkdir "$0.first" 2>/dev/null && {FAIL}'
 ONE_NEVER_STARTS = f"""mkdir "$0.chosen" 2>/dev/null && echo $PPID > "$0.chosen/pid"
 [ "$(cat "$0.chosen/pid")" = "$PPID" ] && {FAIL}"""
-SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 
 
 @pytest.fixture
 def setup(tmp_path: Path, tiny_model: Path) -> Iterator[UserCommands]:
     setup = UserCommands(tmp_path, tiny_model)
     setup.document["rollout"]["num_servers"] = 2
-    setup.document["reward"]["functions"] = {"own:spread": 1.0}
-    (tmp_path / "own.py").write_text(SPREAD)
     yield setup
     setup.end()
-
-
-def use_engine(setup: UserCommands, before: str, start_attempts: int) -> None:
-    python = setup.folder / "python"
-    python.write_text(ENGINE.format(before=before, python=sys.executable, script=PURE_ENGINE))
-    python.chmod(0o755)
-    setup.document["rollout"]["engine"] |= {"python": str(python), "start_attempts": start_attempts}
 
 
 def launcher_log(setup: UserCommands) -> str:
@@ -53,7 +35,7 @@ def summary(setup: UserCommands) -> dict[str, object]:
 
 
 def test_an_engine_that_fails_its_first_start_is_started_again(setup: UserCommands) -> None:
-    use_engine(setup, FIRST_START_FAILS, start_attempts=2)
+    setup.use_pure_engine(FIRST_START_FAILS, start_attempts=2)
     code, output = setup.launch()
     assert code == 0, output
     again = "starting: the engine is being started again: SGLang ended with code 1; the end of"
@@ -64,7 +46,7 @@ def test_an_engine_that_fails_its_first_start_is_started_again(setup: UserComman
 
 
 def test_a_run_goes_on_with_the_engines_that_start(setup: UserCommands) -> None:
-    use_engine(setup, ONE_NEVER_STARTS, start_attempts=1)
+    setup.use_pure_engine(ONE_NEVER_STARTS, start_attempts=1)
     code, output = setup.launch()
     assert code == 0, output
     given_up = summary(setup)["given_up"]
@@ -77,7 +59,7 @@ def test_a_run_goes_on_with_the_engines_that_start(setup: UserCommands) -> None:
 
 
 def test_a_run_of_which_no_engine_starts_ends_with_their_names(setup: UserCommands) -> None:
-    use_engine(setup, FAIL, start_attempts=1)
+    setup.use_pure_engine(FAIL, start_attempts=1)
     result = setup.launch()
     assert_launch_ends(result, ENGINE_EXIT, "its inference engine does not start", "RuntimeError: Not enough memory")
     reasons = [f"rollout-{1 - last} had been given up" for last in (0, 1) if f"rollout-{last} ended" in result[1]]

@@ -1,18 +1,22 @@
 """A disk that is full while a run starts, runs or ends: no traceback, and nothing is killed for it."""
 
+import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.launch.launch_setup import LaunchSetup, all_up, until, wait_for_text
+from tests.integration.launch.user_commands import END_SECONDS, UserCommands
 from tests.patience import START_SECONDS
 from tests.small_disk import fill, make_room, small_disk
 
 pytestmark = pytest.mark.redis
 
+FULL_SECONDS = 8.0  # whether the trainer dies or waits for the queue, which depends on what it did last
 WORDS = ("launch", "local", "--config", "config.yaml", "--run.max_steps", "1000")
 NO_ROOM = "(No space left on device)"
 
@@ -86,3 +90,28 @@ def test_a_launch_on_a_full_disk_ends_with_one_line(setup: LaunchSetup, disk: Pa
     assert launch.process.wait(START_SECONDS) == 1
     assert "Traceback" not in launch.shown
     assert "cannot be written (No space left on device)" in launch.shown.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_was_full_trains_each_ticket_once(tmp_path: Path, tiny_model: Path, disk: Path) -> None:
+    """The real services: the trainer can write no checkpoint, and the queue refuses what the others hand over."""
+    user = UserCommands(tmp_path, tiny_model)
+    user.use_pure_engine()
+    user.document["run"]["root"] = str(disk / "runs")
+    user.document["total_train_epochs"] = 40
+    user.document["checkpoint"] = {"every_steps": 1, "keep": 2}
+    folder = disk / "runs" / user.document["run"]["name"]
+    try:
+        process = user.start("penstock_launch", "launch", "local")
+        until(lambda: (folder / "steps.jsonl").exists() and (folder / "steps.jsonl").read_text().count("\n") >= 3)
+        fill(disk)
+        time.sleep(FULL_SECONDS)
+        make_room(disk)
+        output, _ = process.communicate(timeout=END_SECONDS)
+    finally:
+        user.end()
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 40
+    assert summary["tickets"] == {"issued": 80, "trained": 80, "dropped": {}, "outstanding": 0}

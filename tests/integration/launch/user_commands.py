@@ -12,6 +12,14 @@ import yaml
 from penstock.broker.embedded import EmbeddedServer
 from tests.patience import START_SECONDS
 
+PURE_ENGINE = Path(__file__).parents[3] / "benchmarks" / "chaos" / "engine.py"
+# Answers the probe like an environment with SGLang. `$PPID` is the rollout service whose engine this is.
+ENGINE = """#!/bin/sh
+if [ "$1" = "-c" ]; then echo '["0.5.21", false]'; exit 0; fi
+{before}
+exec {python} {script} "$@"
+"""
+SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 END_SECONDS = 2 * START_SECONDS  # a start, and some steps of a run
 
 
@@ -40,6 +48,15 @@ class UserCommands:
 
     def write_rows(self, *rows: dict[str, Any]) -> None:
         (self.folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def use_pure_engine(self, before: str = "", start_attempts: int = 4) -> None:
+        """Engines without a model in SGLang's place; `before`: shell commands at each start."""
+        python = self.folder / "python"
+        python.write_text(ENGINE.format(before=before, python=sys.executable, script=PURE_ENGINE))
+        python.chmod(0o755)
+        self.document["rollout"]["engine"] |= {"python": str(python), "start_attempts": start_attempts}
+        (self.folder / "own.py").write_text(SPREAD)
+        self.document["reward"]["functions"] = {"own:spread": 1.0}
 
     def embed_queue(self) -> None:
         del self.document["redis"]
