@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from penstock.broker.embedded import EmbeddedServer
 from penstock.runtime.process import ProcessIdentity, descendants
-from penstock_launch.supervise.child import Child, Command, State
+from penstock_launch.supervise.child import Child, Command, EmbeddedQueue, State
+from penstock_launch.supervise.life import LocalLife
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import Grace, Outcome, Supervisor
@@ -222,6 +224,26 @@ async def test_a_child_that_the_host_cannot_start_counts_as_dead_and_ends_all_in
     refused = [event for event in setup.events if event.startswith("reward: died (cannot be started: Is a directory)")]
     assert len(refused) == 4
     assert all(map(gone, setup.children))
+
+
+@pytest.mark.redis
+async def test_a_queue_whose_server_is_gone_at_its_restart_ends_all_in_order(
+    setup: SupervisorSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its binary was upgraded meanwhile, or its path is no longer mounted."""
+    setup.child("trainer", LINGERING_TRAINER)
+    with EmbeddedServer(setup.folder / "queue") as server:
+        life = LocalLife(server.process, server.log_path) if server.process else None
+        setup.children.append(Child(EmbeddedQueue(server), FAST, running=life))
+        supervisor = setup.supervisor(PATIENT)
+        task = asyncio.create_task(supervisor.run())
+        await until(lambda: "up" in setup.log("trainer"))
+        monkeypatch.setattr("penstock.broker.embedded.SERVER_NAMES", ())
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        server.kill()
+        outcome = await task
+    assert outcome.reason.startswith("queue ended (cannot be started: no queue server")
+    assert "checkpoint written" in setup.log("trainer")
 
 
 async def test_a_deaf_child_is_killed_after_the_grace(setup: SupervisorSetup) -> None:

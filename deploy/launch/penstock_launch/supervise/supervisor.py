@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, PenstockError
 from penstock.runtime.process import ProcessIdentity, signal_all
 from penstock_launch.supervise.child import Child, State
 from penstock_launch.supervise.restarts import GiveUp
@@ -125,8 +125,9 @@ class Supervisor:
         """Start it; a start that the host refuses (no room for its log, no process left) counts as a death."""
         try:
             child.start(self.wake)
-        except OSError as error:
-            child.not_started(f"cannot be started: {error.strerror}")
+        except (OSError, PenstockError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            child.not_started(f"cannot be started: {reason}")
             return self._after(child, FAILED_EXIT_CODE, [str(error)])
         pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
         self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
