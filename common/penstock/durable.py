@@ -1,13 +1,37 @@
 """Files that survive a power cut: complete or absent.
 
-Owns writing under a temporary name, flushing and renaming.
+Owns writing under a temporary name, flushing and renaming, and the words for a disk that cannot be written.
 """
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.errors import PenstockError
+
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # only writing raises them, and a defect does not
+
+
+RUN_FOLDER_KEY = "run.root, after a move of the run's folder"
+
+
+@contextlib.contextmanager
+def writing(what: str, key: str = RUN_FOLDER_KEY) -> Iterator[None]:
+    """Turn an OSError into a PenstockError that names `what` (a path) and the key to change."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(what, error, key) from error
+
+
+def unwritable(what: str, error: OSError, key: str = RUN_FOLDER_KEY) -> PenstockError:
+    """The error for something that cannot be written."""
+    return PenstockError(
+        f"{what} cannot be written ({error.strerror}); expected room there and the right to write: make room, or set "
+        f"another {key}"
+    )
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -17,20 +41,13 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     PenstockError, and no temporary file left, if there is no room or no right to write.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(f"{path} ({len(data)} bytes)"), _removed(temporary):
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise PenstockError(
-            f"{path} ({len(data)} bytes) cannot be written ({error.strerror}); expected room and the right to write "
-            "below run.root: free some, or move the run's folder and set run.root"
-        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,3 +57,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removed(temporary: Path) -> Iterator[None]:
+    """Leave no temporary file behind an error."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -8,6 +8,7 @@
     |  '- LostWritesError the queue or the lease went back in time: start again        exit 4
     |- EngineError        the inference engine failed
     |  |- EngineStartError   it did not start                                          exit 6
+    |  |  '- TransientStartError  it did not start, and its next start may succeed
     |  |- EngineDiedError    it ended, or its connection broke, during a request
     |  '- EngineRejectedError  it refused the request (a fault of the request)
     |- WeightsError       weights that are missing, corrupt or not those requested
@@ -86,6 +87,10 @@ class EngineStartError(EngineError):
     """The engine did not become ready; the message carries the end of its log."""
 
     kind = "engine_start"
+
+
+class TransientStartError(EngineStartError):
+    """The engine did not become ready, for a reason that may pass: its process ended, or its port was taken."""
 
 
 class EngineDiedError(EngineError):

@@ -16,7 +16,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
-from penstock.broker.queue import Queue, refusal
+from penstock.broker.queue import Queue, disk_is_full, refusal
 from penstock.broker.scripts import Script, ScriptCall
 from penstock.config import Config
 from penstock.errors import QueueError, StallError
@@ -76,6 +76,9 @@ class Lease:
             except (ConnectionError, TimeoutError) as error:
                 log.warning("the lease could not be renewed yet: %s", error)
             except RedisError as error:
+                if disk_is_full(error):
+                    log.warning("the lease could not be renewed yet: %s", error)
+                    continue
                 on_loss(refusal(str(error)) or QueueError(f"the lease {self.token} could not be renewed: {error}"))
                 return
 

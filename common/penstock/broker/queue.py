@@ -6,8 +6,10 @@ every script may be repeated after a broken connection. `connect.py` makes it; `
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -54,14 +56,19 @@ class Queue:
         await self.client.aclose()
 
     async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
-        """Run a script; wait while Redis is full: the script has then changed nothing. `first`: see `Calls`."""
+        """Run a script; wait while Redis or its disk is full: the script has changed nothing. `first`: see `Calls`."""
+        return await self._with_room(lambda: self._calls.run(call, first))
+
+    async def _with_room(self, make_call: Callable[[], Awaitable[Any]]) -> Any:
+        """Make a call, again until Redis has room for it."""
         warned = False
         while True:
             try:
-                return await self.guard(self._calls.run(call, first))
-            except OutOfMemoryError as error:
+                return await self.guard(make_call())
+            except (OutOfMemoryError, FullDiskError) as error:
                 if not warned:
-                    log.warning("Redis at %s is full (%s): waiting; raise its maxmemory", self.shown_url, error)
+                    what = "make room on its disk" if isinstance(error, FullDiskError) else "raise its maxmemory"
+                    log.warning("Redis at %s is full (%s): waiting; %s", self.shown_url, error, what)
                     warned = True
                 await asyncio.sleep(FULL_RETRY_SECONDS)
 
@@ -96,6 +103,8 @@ class Queue:
                 "expected a running Redis or Valkey"
             ) from None
         except ResponseError as error:
+            if disk_is_full(error):
+                raise FullDiskError(f"Redis at {self.shown_url} takes no writes: {error}") from None
             if (refused := refusal(str(error))) is not None:
                 raise refused from None
             raise QueueError(f"Redis at {self.shown_url} refused a call: {error}") from error
@@ -122,16 +131,17 @@ class Queue:
                 "groups and ledger when memory is short; expected noeviction"
             )
         for stage in Stage if make_groups else ():
-            try:
-                await self.client.xgroup_create(self.keys.stream(stage), GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise QueueError(f"cannot create the consumer group of {stage}: {error}") from error
-            except (ConnectionError, TimeoutError, OSError) as error:
-                raise QueueError(f"redis.url {self.shown_url}: {error}") from None
+            await self._with_room(partial(self._make_group, self.keys.stream(stage)))
         if "valkey_version" in info:
             return f"Valkey {info['valkey_version']}"
         return f"Redis {version}"
+
+    async def _make_group(self, stream: str) -> None:
+        try:
+            await self.client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
 
     async def announced(self) -> Announcement | None:
         """The announced version, or None before the trainer has announced any."""
@@ -144,7 +154,12 @@ class Queue:
         await self.run(REGISTER(services=self.keys.services, name=record.name, record=data, alive_ms=alive_ms))
 
     async def unregister(self, name: str) -> None:
-        await self.guard(self.client.hdel(self.keys.services, name))
+        await self.forget(self.keys.services, name)
+
+    async def forget(self, key: str, field: str) -> None:
+        """Delete a field that expires by itself: a service that ends does not wait for a full disk."""
+        with contextlib.suppress(FullDiskError):
+            await self.guard(self.client.hdel(key, field))
 
     async def services(self) -> list[ServiceRecord]:
         """The services whose heartbeat has not expired, by name."""
@@ -208,6 +223,15 @@ class Queue:
         async for key in self.client.scan_iter(match=self.keys.pattern, count=500):
             deleted += await self.guard(self.client.delete(key))
         return deleted
+
+
+class FullDiskError(QueueError):
+    """The server cannot write its file: it refuses every change until its disk has room again."""
+
+
+def disk_is_full(error: RedisError) -> bool:
+    """Whether a server refused a change because it cannot write its append-only file."""
+    return str(error).startswith("MISCONF")
 
 
 def refusal(error: str) -> QueueError | None:

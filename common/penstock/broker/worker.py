@@ -294,7 +294,7 @@ class Worker:
 
     async def retire(self) -> None:
         """Mark this worker as dead, so that others can take its entries at once."""
-        await self._queue.guard(self._queue.client.hdel(self._queue.keys.beats, self.name))
+        await self._queue.forget(self._queue.keys.beats, self.name)
 
     async def _beat(self) -> None:
         keys = self._queue.keys

@@ -30,6 +30,8 @@ class EngineSection(Section):
     """Context in tokens; 0: the model's. A prompt plus its completion must be shorter by 6: SGLang would cut it."""
     start_timeout_seconds: Seconds = 300
     """Time after its start until it must answer."""
+    start_attempts: Count = 4
+    """Starts in a row that may fail before its rollout service gives up; the waits between them are 2, 6, 18 ... s."""
     request_timeout_seconds: Seconds = 600
     """Longest time that one group may take."""
     num_threads: Count = 1

@@ -21,6 +21,7 @@ __all__ = [
     "ProcessIdentity",
     "descendants",
     "die_with_parent",
+    "heeded",
     "kill_all",
     "parent_pid",
     "signal_all",
@@ -33,6 +34,11 @@ _START_FIELD = 19  # likewise; field 22 of proc(5): clock ticks after boot
 _GONE_STATES = ("Z", "X")  # a zombie runs nothing: it only waits for its parent to read its exit code
 KILL_SECONDS = 10.0  # the kernel needs time to reclaim many gigabytes
 _POLL_SECONDS = 0.02  # the end of a process that is not a child raises no signal
+
+
+def heeded(*signals: signal.Signals) -> list[signal.Signals]:
+    """Those that this process was not told to ignore: `nohup` does so with SIGHUP, a script's `&` with SIGINT."""
+    return [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def tied_command(command: Sequence[str], signal_number: int = signal.SIGKILL) -> list[str]:

@@ -23,9 +23,12 @@ from fastapi import FastAPI
 
 from penstock.config import Config
 from penstock.config.load import load_config
+from penstock.durable import DISK_FAULTS, unwritable
 from penstock.errors import ConfigError, PenstockError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.logs import setup_logging
+from penstock.runtime.output import complain
+from penstock.runtime.process import heeded
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ class Service:
             uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
         )
         running = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        stop_signals = (signal.SIGTERM, *heeded(signal.SIGINT))
+        for number in stop_signals:
             running.add_signal_handler(number, self.stop.set)
         try:
             async with asyncio.TaskGroup() as group:
@@ -72,7 +76,7 @@ class Service:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals:
                 running.remove_signal_handler(number)
             self._socket.close()
 
@@ -128,11 +132,14 @@ def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[s
         setup_logging(name, config.run.name, config.log.level)
         asyncio.run(_as_coroutine(start(config)))
     except PenstockError as error:
-        print(f"{name}: {error.kind}: {error}", file=sys.stderr, flush=True)
+        complain(f"{name}: {error.kind}: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            complain(f"{name}: {PenstockError.kind}: {unwritable(error.filename or 'a file', error)}")
+            sys.exit(PenstockError.exit_code)
         log.exception("%s ended by an unexpected error", name)
         sys.exit(UNEXPECTED_EXIT_CODE)
     sys.exit(0)

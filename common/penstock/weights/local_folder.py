@@ -56,7 +56,7 @@ class LocalFolder:
         except OSError as error:
             raise ConfigError(
                 f"weights.local_folder: no folder can be made in {place} ({error.strerror}): expected a local one that "
-                "can be written to"
+                "can be written to, on a file system with locks (flock)"
             ) from error
 
     def release(self) -> None:

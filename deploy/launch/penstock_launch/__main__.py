@@ -7,7 +7,6 @@ the command (`--config FILE --key value ...`) go to `penstock.config.load` uncha
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,12 +16,14 @@ from pathlib import Path
 from penstock.config import Config
 from penstock.config.load import load_config
 from penstock.config.shown import as_yaml, masked
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
+from penstock.runtime.output import flushed
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.status import show_status
+from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
@@ -32,7 +33,11 @@ SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.grou
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    try:
+        exit_code = run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as ended:  # argparse's, with or without a usage
+        exit_code = int(ended.code or 0)
+    sys.exit(flushed(exit_code))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -41,14 +46,7 @@ def run(argv: Sequence[str]) -> int:
     quiet_libraries(os.environ)
     arguments, settings = make_parser().parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="penstock: %(message)s")
-    try:
-        return _dispatch(arguments, settings, started_at)
-    except PenstockError as error:
-        print(f"penstock: {error.kind}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("penstock: stopped by Ctrl-C", file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT
+    return exit_code_of(lambda: _dispatch(arguments, settings, started_at))
 
 
 def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at: float) -> int:

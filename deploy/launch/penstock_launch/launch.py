@@ -9,31 +9,41 @@ of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TextIO
-
-import httpx
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 from penstock.broker import Queue, connect
 from penstock.config import Config, RedisSection
 from penstock.errors import PenstockError
+from penstock.runtime.output import complain, tell
+from penstock.runtime.process import heeded
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import RunOutcome, Supervisor
 from penstock_launch.watch.follow import RunFollower, make_client
-from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
+from penstock_launch.watch.summary import (
+    LaunchFacts,
+    closing_report,
+    forget_trainer_summary,
+    merge,
+    read_trainer_summary,
+    write_summary,
+)
 from penstock_launch.watch.view import View, make_view
 
 LOOK_EVERY_SECONDS = 0.5  # a training step takes longer, so that each gets its line
 SAMPLE_EVERY_SECONDS = 1.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EVENTS_LOG = "launcher.log"
 ALL_PROCESSES = "total"
+LITTLE_ROOM_BYTES = 16_000_000  # less than any checkpoint needs
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,6 @@ class LaunchTerms:
     """Longest time that an earlier launcher's lock may outlive it."""
     stop_signals: Mapping[signal.Signals, RunOutcome] = field(default_factory=dict)
     """Further signals, besides those such as Ctrl-C, that end the run in order, and the name of such an end."""
-    goes_on_with_fewer: bool = False
-    """Whether the run may give up some of several services of a kind for good."""
 
 
 def launch_run(
@@ -87,20 +95,30 @@ def launch_run(
         orphans = folder.end_orphans()
         continues = terms.prepare(folder)
         forget_trainer_summary(folder.path)
-        with (folder.logs / EVENTS_LOG).open("a", encoding="utf-8") as file:
-            view = make_view(config.run.name, lambda line: _append(file, line))
-            try:
-                for orphan in orphans:
-                    view.event(f"ended a process of an earlier launch: {orphan}")
-                view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
-                launch = _Launch(config, site, folder, view, terms)
-                outcome = launch.run(environ)
-            finally:
-                view.close()
-        facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), outcome)
-        for line in closing_report(write_summary(folder.path, facts), folder.path, config.run.existing):
-            print(line, flush=True)
-    return outcome.exit_code
+        view = make_view(config.run.name, _EventsLog(folder.logs / EVENTS_LOG).add)
+        try:
+            for orphan in orphans:
+                view.event(f"ended a process of an earlier launch: {orphan}")
+            view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
+            launch = _Launch(config, site, folder, view, terms)
+            outcome = launch.run(environ)
+        finally:
+            view.close()
+        facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
+        return _conclude(folder, facts)
+
+
+def _conclude(folder: RunFolder, facts: LaunchFacts) -> int:
+    """Write the summary and show the closing report; the exit code, which is not 0 if there is no summary."""
+    problem = ""
+    try:
+        document = write_summary(folder.path, facts)
+    except PenstockError as error:
+        document, problem = merge(read_trainer_summary(folder.path), facts), str(error)
+    tell(closing_report(document, folder.path, folder.run.existing))
+    if problem:
+        complain(f"penstock: error: {problem}")
+    return facts.outcome.exit_code or (PenstockError.exit_code if problem else 0)
 
 
 class _Launch:
@@ -114,13 +132,15 @@ class _Launch:
         self._trees = ProcessTrees(folder.path, config.run.name)
         self._children: list[Child] = []
         self._stop_signals = terms.stop_signals
-        self._supervisor = Supervisor(
-            self._children, view.event, self._trees.survivors, goes_on_with_fewer=terms.goes_on_with_fewer
-        )
+        self._supervisor = Supervisor(self._children, view.event, self._trees.survivors)
 
     def restarts(self) -> dict[str, int]:
         """By service."""
         return {child.name: child.restarts for child in self._children}
+
+    def given_up(self) -> dict[str, str]:
+        """By service that the run went on without: why."""
+        return {child.name: child.given_up for child in self._children if child.given_up}
 
     def peak_rss_bytes(self) -> dict[str, int]:
         """Peak resident memory in bytes, by process, for those that descend from this process."""
@@ -138,13 +158,21 @@ class _Launch:
             if queue:
                 self._folder.write_queue(section)
             services = self._site.services(self._config, self._folder, section, environ)
-            outcome = asyncio.run(self._supervise(reachable, services))
+            outcome = self._with_disk(asyncio.run(self._supervise(reachable, services)))
         finally:
             if queue:
                 queue.stop()
                 self._folder.forget_queue()
         self._trees.forget()
         return outcome
+
+    def _with_disk(self, outcome: RunOutcome) -> RunOutcome:
+        """An end with a reason names a full disk too: a service could not write that into its log."""
+        free_bytes = shutil.disk_usage(self._folder.path).free
+        if outcome.exit_code == 0 or free_bytes >= LITTLE_ROOM_BYTES:
+            return outcome
+        line = f"the disk of {self._folder.path} has {free_bytes / 1e6:.1f} MB left: make room before the next launch"
+        return replace(outcome, lines=(*outcome.lines, line))
 
     def _start_queue(self) -> StartedQueue | None:
         """Start the embedded server, unless the user has a server."""
@@ -161,21 +189,23 @@ class _Launch:
         self._children.extend(Child(service, policy) for service in services)
         supervisor = self._supervisor
         loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
+        stop_signals = (signal.SIGTERM, *heeded(signal.SIGINT, signal.SIGHUP))
+        for number in stop_signals:
             loop.add_signal_handler(number, supervisor.interrupt, number)
         for number, asked in self._stop_signals.items():
             loop.add_signal_handler(number, supervisor.stop, asked)
         try:
             async with make_client(config.token) as client, asyncio.TaskGroup() as group:
+                follower = RunFollower(queue, client, self._children)
                 beside = [
-                    group.create_task(self._follow(queue, client), name="follow"),
-                    group.create_task(self._sample(), name="sample"),
+                    group.create_task(self._repeat(partial(self._follow, follower), LOOK_EVERY_SECONDS)),
+                    group.create_task(self._repeat(self._sample, SAMPLE_EVERY_SECONDS)),
                 ]
                 outcome = await supervisor.run()
                 for task in beside:
                     task.cancel()
         finally:
-            for number in (*STOP_SIGNALS, *self._stop_signals):
+            for number in (*stop_signals, *self._stop_signals):
                 loop.remove_signal_handler(number)
             with contextlib.suppress(PenstockError):
                 await queue.close()
@@ -191,22 +221,44 @@ class _Launch:
             self._view.event(f"queue: {await queue.check_server()} at redis.url")
         return queue
 
-    async def _follow(self, queue: Queue, client: httpx.AsyncClient) -> None:
-        """Show the state of the run, without end."""
-        follower = RunFollower(queue, client, self._children)
+    async def _repeat(self, act: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+        """Act without end. A full disk, or too many open files, is said once and ends nothing."""
+        said = ""
         while True:
-            self._view.show(await follower.look())
-            await asyncio.sleep(LOOK_EVERY_SECONDS)
+            try:
+                await act()
+                said = ""
+            except (OSError, PenstockError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    self._view.event(f"{said}; the run goes on")
+            await asyncio.sleep(pause_seconds)
+
+    async def _follow(self, follower: RunFollower) -> None:
+        """Show the state of the run."""
+        self._view.show(await follower.look())
 
     async def _sample(self) -> None:
-        """Measure memory and record all processes, without end."""
-        while True:
-            roots = {child.name: child.identity for child in self._children if child.identity and child.running}
-            await asyncio.to_thread(self._trees.sample, roots)
-            await asyncio.sleep(SAMPLE_EVERY_SECONDS)
+        """Measure memory and record all processes."""
+        roots = {child.name: child.identity for child in self._children if child.identity and child.running}
+        await asyncio.to_thread(self._trees.sample, roots)
 
 
-def _append(file: TextIO, line: str) -> None:
-    """Add a line with the time of day, in UTC, to the launcher's log."""
-    file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
-    file.flush()
+class _EventsLog:
+    """The launcher's log. A line that cannot be written is only shown, which is said once; the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fails = False
+
+    def add(self, line: str) -> None:
+        """Add a line with the time of day, in UTC."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
+        except OSError as error:
+            if not self._fails:
+                complain(f"penstock: {self._path} cannot be written ({error.strerror}); the run goes on without it")
+            self._fails = True
+        else:
+            self._fails = False

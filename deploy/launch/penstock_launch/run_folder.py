@@ -23,7 +23,7 @@ import msgspec
 
 from penstock.config import Config, RedisSection, RunSection
 from penstock.config.shown import as_yaml, without_secrets
-from penstock.durable import write_durably
+from penstock.durable import write_durably, writing
 from penstock.errors import ConfigError, PenstockError
 from penstock.runtime.process import kill_all
 from penstock_launch.supervise.process_trees import LAUNCHER, PROCESSES_FILE, read_known
@@ -64,12 +64,31 @@ class RunFolder:
                 f"run.root: cannot write in {self.path} ({error.strerror}); expected a folder that can be written"
             ) from None
         with lock:
-            if not _lock(lock, wait_seconds):
+            if not self._lock(lock, wait_seconds):
                 raise ConfigError(
                     f"run.name: {self.run.name!r} is running already ({self._holder()}); "
                     "end that first, or choose another run.name"
                 )
             yield
+
+    def _lock(self, file: BinaryIO, wait_seconds: float) -> bool:
+        """Take the lock; False if it stays taken. A blocking flock has no deadline, so this polls."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(LOCK_POLL_SECONDS)
+            except OSError as error:
+                raise ConfigError(
+                    f"run.root: files in {self.path} cannot be locked (flock: {error.strerror}), so that two launches "
+                    "could write one run; expected a file system with locks: mount it with them (Lustre: -o flock; "
+                    "NFS: with its lock service), or set run.root to a folder on another one"
+                ) from None
+            else:
+                return True
 
     def _holder(self) -> str:
         pids = [known.pid for known in read_known(self.path, self.run.name) if known.service == LAUNCHER]
@@ -102,7 +121,8 @@ class RunFolder:
         if earlier and self.run.existing == "replace":
             self._delete_content()
             earlier = False
-        self.logs.mkdir(exist_ok=True)
+        with writing(str(self.logs)):
+            self.logs.mkdir(exist_ok=True)
         return earlier
 
     def _delete_content(self) -> None:
@@ -138,17 +158,3 @@ class RunFolder:
     def forget_queue(self) -> None:
         """Delete the address: the embedded queue has ended."""
         (self.path / QUEUE_FILE).unlink(missing_ok=True)
-
-
-def _lock(file: BinaryIO, wait_seconds: float) -> bool:
-    """Take the lock; False if it stays taken. A blocking flock has no deadline, so this polls."""
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(LOCK_POLL_SECONDS)
-        else:
-            return True

@@ -42,7 +42,7 @@ async def start(config: Config) -> None:
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
     server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)
-    engine = Engine(server, SGLangClient(section.engine))
+    engine = Engine(server, SGLangClient(section.engine), start_attempts=section.engine.start_attempts)
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = WeightUpdater(engine, config.weights, metrics, copy)

@@ -7,6 +7,7 @@ trainer.num_ranks, or on each of several hosts with a share of them; these hosts
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from penstock.config.load import load_config
 from penstock.errors import ConfigError, RanksError
+from penstock.runtime.output import complain
+from penstock.runtime.process import heeded
 
 SHUTDOWN_SECONDS = 110  # rank 0 ends its step and writes a checkpoint; the launcher waits a little longer
 MEET_SECONDS = 300  # hosts start at different times
@@ -61,14 +64,14 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
     try:
         num_ranks = load_config(settings).trainer.num_ranks
     except ConfigError as error:
-        print(f"trainer: {error.kind}: {error}", file=sys.stderr, flush=True)
+        complain(f"trainer: {error.kind}: {error}")
         return error.exit_code, True
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks report their own errors
     try:
         run.run(run.parse_args([*torchrun_arguments(num_ranks, meeting), "--module", "penstock_trainer", *settings]))
     except ChildFailedError as failed:
         rank, failure = blamed(failed.failures)
-        print(f"trainer: rank {rank} of {num_ranks} ended: {_ending(failure)}", file=sys.stderr, flush=True)
+        complain(f"trainer: rank {rank} of {num_ranks} ended: {_ending(failure)}")
         exit_code = failure.exitcode if failure.exitcode > 0 else SIGNAL_EXIT_CODE - failure.exitcode
         return exit_code, exit_code != RanksError.exit_code
     except SignalException as stopped:
@@ -89,6 +92,8 @@ def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[s
             "--rdzv-backend=static",
             f"--rdzv-conf=timeout={MEET_SECONDS}",
         ]
+    if not heeded(signal.SIGHUP):  # torchrun would take it for a request to stop
+        where.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
     return [*where, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
 
 
@@ -108,6 +113,8 @@ def _record(path: Path, exit_code: int) -> None:
             file.write(str(exit_code))
     except FileExistsError:
         return
+    except OSError as error:
+        complain(f"trainer: {path} cannot be written ({error.strerror}): the launcher knows less of this end")
 
 
 if __name__ == "__main__":

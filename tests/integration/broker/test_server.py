@@ -2,17 +2,21 @@
 
 import asyncio
 import signal
+from pathlib import Path
 
 import pytest
+from redis.exceptions import ResponseError
 
 from penstock.broker import Queue, Stage, check_memory, connect, memory_use
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.keys import GROUP
+from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.errors import ConfigError, QueueError
 from tests.integration.broker.queue_setup import issue, make_group, make_ticket, make_worker
 from tests.patience import ANSWER_SECONDS
+from tests.small_disk import fill, make_room, small_disk
 
 
 async def test_two_runs_do_not_meet(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
@@ -50,6 +54,50 @@ async def test_a_full_redis_stops_work_and_loses_nothing(
         moved, following = await moving
     assert moved
     assert following is not None
+
+
+async def test_a_full_disk_of_the_queue_stops_work_and_loses_nothing(
+    tmp_path: Path, queue_config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server refuses every change while it cannot write its file."""
+    with small_disk(tmp_path / "disk") as disk, EmbeddedServer(disk / "queue", log_path=tmp_path / "log") as server:
+        staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 15})  # the lease is renewed each 5 s
+        redis = server.section(queue_config.redis)
+        config = queue_config.model_copy(update={"redis": redis, "staleness": staleness})
+        queue = await connect(config)
+        try:
+            lease = await acquire_lease(queue, config)
+            lost: list[Exception] = []
+            lease.start_renewing(lost.append)
+            trainer = TrainerQueue(queue, lease)
+            await issue(trainer, 0)
+            fill(disk)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while not await refuses(queue):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            issuing = asyncio.create_task(issue(trainer, 1))
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while "not be renewed yet: MISCONF" not in caplog.text and not issuing.done():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert not issuing.done()
+            assert "waiting; make room on its disk" in caplog.text
+            make_room(disk)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await issuing
+            assert lost == []
+            assert (await queue.depths())["tickets"] == 2
+            await asyncio.to_thread(lease.release)
+        finally:
+            await queue.close()
+
+
+async def refuses(queue: Queue) -> bool:
+    """Whether the server has found out that its disk is full; it does not at the first change after that."""
+    try:
+        await queue.client.set("noise", b"x" * 4096)
+    except ResponseError as error:
+        return str(error).startswith("MISCONF")
+    return False
 
 
 async def test_a_queue_that_is_too_small_is_refused(queue: Queue) -> None:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -110,15 +110,19 @@ class LaunchSetup:
         }
         (self.folder / "config.yaml").write_text(yaml.safe_dump(document))
 
-    def command(self, *words: str) -> "subprocess.Popen[str]":
+    def command(
+        self, *words: str, before: Sequence[str] = (), stdout: int = subprocess.PIPE, stderr: int = subprocess.STDOUT
+    ) -> "subprocess.Popen[str]":
+        """`before`: the words of a command that runs this one, such as nohup."""
         search = [str(self.folder / "modules"), *filter(None, sys.path)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        environment = {**inherited, "PYTHONPATH": os.pathsep.join(search)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "penstock_launch", *words],
+            [*before, sys.executable, "-m", "penstock_launch", *words],
             cwd=self.folder,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
         )
         self.started.append(process)
@@ -126,6 +130,16 @@ class LaunchSetup:
 
     def launch(self, *overrides: str) -> "subprocess.Popen[str]":
         return self.command("launch", "local", "--config", "config.yaml", *overrides)
+
+    def end(self) -> None:
+        """End what still runs."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
     def processes(self) -> list[KnownProcess]:
         try:

@@ -177,7 +177,7 @@ def break_sglang(setup: UserCommands) -> None:
     python = setup.folder / "python"
     python.write_text(BROKEN_SGLANG)
     python.chmod(0o755)
-    setup.document["rollout"]["engine"]["python"] = str(python)
+    setup.document["rollout"]["engine"] |= {"python": str(python), "start_attempts": 2}
 
 
 def test_a_sglang_that_does_not_start_shows_the_end_of_its_log(setup: UserCommands) -> None:
@@ -185,7 +185,10 @@ def test_a_sglang_that_does_not_start_shows_the_end_of_its_log(setup: UserComman
     code, output = setup.run("penstock_rollout")
     assert code == ENGINE_EXIT, output
     first, *others = said(output).splitlines()
-    assert first.startswith("rollout: engine_start: SGLang ended with code 1; the end of runs/")
+    assert first.startswith(
+        "rollout: engine_start: the engine did not start, 2 times in a row (rollout.engine.start_attempts); "
+        "the last time: SGLang ended with code 1; the end of runs/"
+    )
     assert others[-1] == "ImportError: libcudart.so.12: cannot open shared object file"
 
 
@@ -226,7 +229,7 @@ def test_launch_ends_with_the_message_about_a_sglang_that_does_not_start(setup: 
         setup.launch(),
         ENGINE_EXIT,
         "its inference engine does not start",
-        "engine_start: SGLang ended with code 1",
+        "engine_start: the engine did not start, 2 times in a row",
         "ImportError: libcudart.so.12",
     )
 

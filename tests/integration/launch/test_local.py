@@ -24,12 +24,7 @@ pytestmark = pytest.mark.redis
 def setup(tmp_path: Path) -> Iterator[LaunchSetup]:
     setup = LaunchSetup(tmp_path)
     yield setup
-    for process in setup.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    setup.end()
 
 
 def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
@@ -50,6 +45,16 @@ def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
     assert logs == ["launcher.log", "queue.log", "reward.log", "rollout.log", "trainer.log"]
     assert not (setup.run_folder / "processes.json").exists()
     assert not (setup.run_folder / "queue.json").exists()
+
+
+def test_a_summary_that_cannot_be_written_is_no_success(setup: LaunchSetup) -> None:
+    (setup.run_folder / "summary.json").mkdir(parents=True)
+    process = setup.launch()
+    output, _ = process.communicate(timeout=START_SECONDS)
+    assert process.returncode == 1, output
+    assert "Finished: 3 steps" in output
+    assert output.splitlines()[-1].startswith("penstock: error: runs/t/summary.json (")
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("service", ["reward", "queue"])
@@ -185,6 +190,10 @@ def test_status_and_a_second_launch_beside_a_run(setup: LaunchSetup) -> None:
     assert status.returncode == 0, output
     assert "phase training" in output
     assert "/1000" in output
+    assert "are up" not in output
+    status = setup.command("status", "--config", "config.yaml", "--rollout.num_servers", "2")
+    output, _ = status.communicate(timeout=START_SECONDS)
+    assert "rollout: 1 of 2 are up; runs/t/logs says what became of the rest" in output
     second = setup.launch()
     output, _ = second.communicate(timeout=START_SECONDS)
     assert second.returncode == 2

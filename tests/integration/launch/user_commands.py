@@ -17,6 +17,14 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.trainer import TrainerQueue
 from tests.patience import START_SECONDS
 
+PURE_ENGINE = Path(__file__).parents[3] / "benchmarks" / "chaos" / "engine.py"
+# Answers the probe like an environment with SGLang. `$PPID` is the rollout service whose engine this is.
+ENGINE = """#!/bin/sh
+if [ "$1" = "-c" ]; then echo '["0.5.21", false]'; exit 0; fi
+{before}
+exec {python} {script} "$@"
+"""
+SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 END_SECONDS = 2 * START_SECONDS  # a start and some steps
 SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 
@@ -24,7 +32,8 @@ SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(le
 class UserCommands:
     """A folder with a configuration that works, and the commands of a user."""
 
-    def __init__(self, folder: Path, model: Path, server: EmbeddedServer) -> None:
+    def __init__(self, folder: Path, model: Path, server: EmbeddedServer | None = None) -> None:
+        """`server`: of the queue; None for one of the launch."""
         self.folder = folder
         self.document: dict[str, Any] = {
             "run": {"name": f"errors-{folder.name}", "root": "runs", "stall_seconds": 300},
@@ -36,8 +45,10 @@ class UserCommands:
             "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": START_SECONDS}},
             "weights": {"canary_tokens": 0},  # the engine is a fake, which does not compute the model
             "reward": {"functions": {"exact_match": 1.0}},
-            "redis": {"url": server.url, "password": server.password},
         }
+        if server is not None:
+            self.document["redis"] = {"url": server.url, "password": server.password}
+        self.run_folder = folder / "runs" / f"errors-{folder.name}"
         self.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2=", "answer": "3"})
         self.started: list[subprocess.Popen[str]] = []
 
@@ -48,6 +59,14 @@ class UserCommands:
         """Score completions by the function `name` of a module with this source."""
         (self.folder / "own.py").write_text(source)
         self.document["reward"]["functions"] = {f"own:{name}": 1.0}
+
+    def use_pure_engine(self, before: str = "", start_attempts: int = 4) -> None:
+        """Put engines without a model in SGLang's place; `before`: shell commands at each start."""
+        python = self.folder / "python"
+        python.write_text(ENGINE.format(before=before, python=sys.executable, script=PURE_ENGINE))
+        python.chmod(0o755)
+        self.document["rollout"]["engine"] |= {"python": str(python), "start_attempts": start_attempts}
+        self.score_by("spread", SPREAD)
 
     def embed_queue(self) -> None:
         del self.document["redis"]

@@ -12,7 +12,7 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
-from penstock_launch.slurm.attempt import Attempt, Whereabouts
+from penstock_launch.slurm.attempt import Attempt, Whereabouts, forget_attempts
 from penstock_launch.slurm.steps import ABOUT_THE_END, Step
 from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import RestartPolicy
@@ -144,3 +144,16 @@ def test_whereabouts_are_unknown_until_they_are_told(tmp_path: Path) -> None:
     assert attempt.whereabouts() is None
     attempt.write_whereabouts(Whereabouts("gpu1", "host", 7))
     assert attempt.whereabouts() == Whereabouts("gpu1", "host", 7)
+
+
+def test_what_lives_have_left_is_removed_and_a_users_file_is_not(tmp_path: Path) -> None:
+    forget_attempts(tmp_path)
+    attempt = Attempt(tmp_path, "rollout-0-0123abcd")
+    attempt.write_whereabouts(Whereabouts("gpu1", "host", 7))
+    attempt.write_port(4711)
+    kept = ["job.sh", "nodes-of-march.json"]
+    for name in kept:
+        (tmp_path / "slurm" / name).touch()
+    (tmp_path / "slurm" / "old.json").mkdir()
+    forget_attempts(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "slurm").iterdir()) == [*kept, "old.json"]

@@ -37,7 +37,7 @@ def trainer() -> dict[str, Any]:
 
 
 def facts(outcome: RunOutcome) -> LaunchFacts:
-    return LaunchFacts(STARTED_AT, {"trainer": 10**9, "total": 2 * 10**9}, {"trainer": 0, "rollout": 2}, outcome)
+    return LaunchFacts(STARTED_AT, {"trainer": 10**9, "total": 2 * 10**9}, {"trainer": 0, "rollout": 2}, {}, outcome)
 
 
 def test_summary_holds_what_the_trainer_wrote_and_what_the_launcher_knows(

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from penstock.broker.embedded import EmbeddedServer
 from penstock.runtime.process import ProcessIdentity, descendants
-from penstock_launch.supervise.child import Child, ChildState, Command
+from penstock_launch.supervise.child import Child, ChildState, Command, EmbeddedQueue
+from penstock_launch.supervise.life import LocalLife
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import Grace, RunOutcome, Supervisor
@@ -53,10 +55,8 @@ class SupervisorSetup:
         wait = f"while not os.path.exists({str(self.mark)!r}): time.sleep(0.01)"
         return f"import os, sys, time\n{wait}\nsys.exit({exit_code})"
 
-    def supervisor(self, grace: Grace | None = None, *, goes_on_with_fewer: bool = False) -> Supervisor:
-        return Supervisor(
-            self.children, self.events.append, self.trees.survivors, grace, goes_on_with_fewer=goes_on_with_fewer
-        )
+    def supervisor(self, grace: Grace | None = None) -> Supervisor:
+        return Supervisor(self.children, self.events.append, self.trees.survivors, grace)
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -132,9 +132,10 @@ async def test_of_several_services_of_a_kind_one_may_be_given_up(setup: Supervis
     setup.child("rollout-0", "import sys; print('no such device', file=sys.stderr); sys.exit(6)")
     setup.child("rollout-1", SLEEP)
     setup.child("trainer", setup.waits_for_mark(exit_code=0))
-    running = asyncio.create_task(setup.supervisor(PATIENT, goes_on_with_fewer=True).run())
-    given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
-    await until(lambda: given_up in setup.events)
+    running = asyncio.create_task(setup.supervisor(PATIENT).run())
+    reason = "its inference engine does not start: no such device"
+    await until(lambda: f"rollout-0: given up (exit code 6), {reason}; the run goes on without it" in setup.events)
+    assert [child.given_up for child in setup.children] == [reason, "", ""]
     setup.mark.touch()
     assert await running == RunOutcome(0, "the trainer has finished")
 
@@ -143,18 +144,18 @@ async def test_the_last_service_of_a_kind_is_not_given_up(setup: SupervisorSetup
     setup.child("rollout-0", "import sys; sys.exit(6)")
     setup.child("rollout-1", setup.waits_for_mark(exit_code=6))
     setup.child("trainer", SLEEP)
-    running = asyncio.create_task(setup.supervisor(PATIENT, goes_on_with_fewer=True).run())
+    running = asyncio.create_task(setup.supervisor(PATIENT).run())
     await until(lambda: any(each.startswith("rollout-0: given up") for each in setup.events))
     setup.mark.touch()
-    outcome = await running
-    assert (outcome.exit_code, outcome.reason.partition(" ")[0]) == (6, "rollout-1")
+    reason = "its inference engine does not start, and rollout-0 had been given up"
+    assert await running == RunOutcome(6, f"rollout-1 ended (exit code 6): {reason}")
 
 
 async def test_a_wrong_configuration_ends_all_though_others_run(setup: SupervisorSetup) -> None:
     setup.child("rollout-0", "import sys; sys.exit(2)")
     setup.child("rollout-1", SLEEP)
     setup.child("trainer", SLEEP)
-    outcome = await setup.supervisor(PATIENT, goes_on_with_fewer=True).run()
+    outcome = await setup.supervisor(PATIENT).run()
     assert outcome.exit_code == 2
 
 
@@ -197,6 +198,52 @@ async def test_ctrl_c_ends_the_trainer_before_the_others_within_the_grace(setup:
     assert float(seen.read_text()) >= asked_at + 0.3
     assert all(map(gone, setup.children))
     assert rollout.restarts == 0
+
+
+async def test_a_second_hang_up_kills_nothing(setup: SupervisorSetup) -> None:
+    """A terminal that is closed sends SIGHUP twice: itself, and by its shell."""
+    setup.child("trainer", LINGERING_TRAINER)
+    supervisor = setup.supervisor(PATIENT)
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: "up" in setup.log("trainer"))
+    supervisor.interrupt(signal.SIGHUP)
+    supervisor.interrupt(signal.SIGHUP)
+    assert await task == RunOutcome(129, "stopped by SIGHUP")
+    assert "checkpoint written" in setup.log("trainer")
+
+
+async def test_a_child_that_the_host_cannot_start_counts_as_dead_and_ends_all_in_order(setup: SupervisorSetup) -> None:
+    """As on a full disk, which has no room for its log."""
+    setup.child("trainer", LINGERING_TRAINER)
+    setup.child("reward", SLEEP)
+    (setup.folder / "reward.log").mkdir()  # in the way of the log
+    outcome = await setup.supervisor(PATIENT).run()
+    assert outcome.exit_code == 1
+    assert outcome.reason == "reward ended (cannot be started: Is a directory): it died 5 times within 120 s"
+    assert "Is a directory" in outcome.lines[0]
+    refused = [event for event in setup.events if event.startswith("reward: died (cannot be started: Is a directory)")]
+    assert len(refused) == 4
+    assert all(map(gone, setup.children))
+
+
+@pytest.mark.redis
+async def test_a_queue_whose_server_is_gone_at_its_restart_ends_all_in_order(
+    setup: SupervisorSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its binary was upgraded meanwhile, or its path is no longer mounted."""
+    setup.child("trainer", LINGERING_TRAINER)
+    with EmbeddedServer(setup.folder / "queue") as server:
+        life = LocalLife(server.process, server.log_path) if server.process else None
+        setup.children.append(Child(EmbeddedQueue(server), FAST, running=life))
+        supervisor = setup.supervisor(PATIENT)
+        task = asyncio.create_task(supervisor.run())
+        await until(lambda: "up" in setup.log("trainer"))
+        monkeypatch.setattr("penstock.broker.embedded.SERVER_NAMES", ())
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        server.kill()
+        outcome = await task
+    assert outcome.reason.startswith("queue ended (cannot be started: no queue server")
+    assert "checkpoint written" in setup.log("trainer")
 
 
 async def test_a_deaf_child_is_killed_after_the_grace(setup: SupervisorSetup) -> None:

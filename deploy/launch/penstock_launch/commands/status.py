@@ -4,10 +4,12 @@ Finds the run through its queue: `redis.url`, or the address that the launcher w
 """
 
 import asyncio
+from collections.abc import Iterator, Sequence
 
 from penstock.broker import connect
 from penstock.config import Config
 from penstock.contracts import ServiceKind
+from penstock.contracts.services import ServiceRecord
 from penstock.errors import PenstockError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
@@ -84,6 +86,7 @@ async def _read(config: Config) -> list[str]:
             policy = f", version {record.policy}" if record.policy else ""
             engine = f", {record.engine}" if record.engine else ""
             lines.append(f"  {record.name}: {'ready' if reason is None else reason}{policy}{engine}, {record.url}")
+        lines += _missing(config, records)
         trainers = [record for record in records if record.kind is ServiceKind.TRAINER]
         status = await ask_status(client, trainers[0].url) if trainers else None
     if status is None:
@@ -98,3 +101,14 @@ async def _read(config: Config) -> list[str]:
         *(f"  {name:{width}}  {value}" for name, value in figures(status)),
         f"  {'oldest ticket':{width}}  waits for {duration(status.oldest_waiting_seconds)}",
     ]
+
+
+def _missing(config: Config, records: Sequence[ServiceRecord]) -> Iterator[str]:
+    """A line for each kind of which fewer services are registered than the configuration asks for."""
+    for kind, wanted in (
+        (ServiceKind.ROLLOUT, config.rollout.num_servers),
+        (ServiceKind.REWARD, config.reward.num_services),
+    ):
+        found = sum(record.kind is kind for record in records)
+        if found < wanted:
+            yield f"  {kind}: {found} of {wanted} are up; {RunFolder(config.run).logs} says what became of the rest"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penstock.config import Config
 from penstock.errors import ConfigError
-from penstock_launch.launch import LaunchTerms, launch_run
+from penstock_launch.launch import launch_run
 
 
 def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]", settings_help: str) -> None:
@@ -34,8 +34,7 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
 
     cluster = Cluster(config.ray)
     try:
-        terms = LaunchTerms(goes_on_with_fewer=True)
-        return launch_run(for_cluster(config), RaySite(cluster), environ, started_at, terms)
+        return launch_run(for_cluster(config), RaySite(cluster), environ, started_at)
     finally:
         cluster.close()
 

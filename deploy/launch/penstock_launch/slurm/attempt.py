@@ -9,6 +9,7 @@ old state can only hide a file, never show an outdated one.
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from penstock.errors import ConfigError
 
 FOLDER = "slurm"
 SUFFIXES = ("json", "port", "exit")
-POLL_SECONDS = 0.2  # a file that another host writes raises no event
+FILE = re.compile(rf".+-[0-9a-f]{{8}}\.({'|'.join(SUFFIXES)})")  # <service>-<attempt>.<suffix>
+POLL_SECONDS = 0.2  # another host's file announces itself to nobody
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
@@ -86,6 +88,6 @@ class Attempt:
 def forget_attempts(folder: Path) -> None:
     """Make the folder of the attempts, and delete files that earlier lives of the job left there."""
     (folder / FOLDER).mkdir(exist_ok=True)
-    for suffix in SUFFIXES:
-        for path in (folder / FOLDER).glob(f"*.{suffix}"):
+    for path in (folder / FOLDER).iterdir():
+        if FILE.fullmatch(path.name):
             path.unlink()

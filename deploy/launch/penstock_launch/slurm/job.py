@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from penstock.config import Config
 from penstock.config.load import load_config
-from penstock.errors import PenstockError
+from penstock.runtime.output import tell
+from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.launch import LaunchTerms, launch_run
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm import scheduler
@@ -35,18 +36,18 @@ def main(argv: Sequence[str]) -> int:
     """Run this life of the job; returns its exit code."""
     started_at = time.time()
     logging.basicConfig(level=logging.WARNING, format="penstock: %(message)s")
-    try:
-        config = load_config(argv)
-        job = SlurmJob(config.slurm.listen_host, os.environ)
-        print(f"job {job.job_id}: {'starts' if job.is_first_life else 'starts again'}", flush=True)
-        terms = LaunchTerms(_prepare, LOCK_SECONDS, {TIME_LIMIT_SIGNAL: TIME_IS_UP}, goes_on_with_fewer=True)
-        exit_code = launch_run(_of_this_life(config, job), job, os.environ, started_at, terms)
-        if exit_code == TIME_IS_UP.exit_code and config.slurm.requeue:
-            print(f"job {job.job_id}: is queued again and goes on from the checkpoint", flush=True)
-            _queue_again(job.job_id)
-    except PenstockError as error:
-        print(f"penstock: {error.kind}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    return exit_code_of(lambda: _run(argv, started_at))
+
+
+def _run(argv: Sequence[str], started_at: float) -> int:
+    config = load_config(argv)
+    job = SlurmJob(config.slurm.listen_host, os.environ)
+    tell([f"job {job.job_id}: {'starts' if job.is_first_life else 'starts again'}"])
+    terms = LaunchTerms(_prepare, LOCK_SECONDS, {TIME_LIMIT_SIGNAL: TIME_IS_UP})
+    exit_code = launch_run(_of_this_life(config, job), job, os.environ, started_at, terms)
+    if exit_code == TIME_IS_UP.exit_code and config.slurm.requeue:
+        tell([f"job {job.job_id}: is queued again and goes on from the checkpoint"])
+        _queue_again(job.job_id)
     return exit_code
 
 

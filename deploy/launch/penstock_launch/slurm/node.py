@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.errors import ConfigError, PenstockError
+from penstock.runtime.output import complain
 from penstock.runtime.process import tied_command
 from penstock_launch.run_folder import CONFIG_FILE
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _run(arguments, os.environ)
     except PenstockError as error:
-        print(f"{service}: {error.kind}: {error}", file=sys.stderr, flush=True)
+        complain(f"{service}: {error.kind}: {error}")
         return error.exit_code
 
 

@@ -107,6 +107,8 @@ class Child:
         self.state = ChildState.WAITING
         self.detail = ""
         """The step of its start, or how it ended, in words."""
+        self.given_up = ""
+        """Why it is not started again although the run goes on; empty: it is."""
         self.restarts = 0
         self.start_at = 0.0
         """By the clock time.monotonic: when to start it, while it waits."""
@@ -153,11 +155,22 @@ class Child:
     def running(self) -> bool:
         return self.state in (ChildState.STARTING, ChildState.READY)
 
+    @property
+    def expected(self) -> bool:
+        """Whether it runs or will run again."""
+        return self.running or self.state is ChildState.WAITING
+
     def start(self, on_end: Callable[[], None]) -> None:
         """Start it, for the first time or again."""
+        life = self._start.spawn(on_end)
         if self._life is not None:
             self.restarts += 1
-        self._adopt(self._start.spawn(on_end))
+        self._adopt(life)
+
+    def not_started(self, detail: str) -> None:
+        """Its start has failed: it has no process."""
+        self.state = ChildState.ENDED
+        self.detail = detail
 
     def _adopt(self, life: Life) -> None:
         self._life = life

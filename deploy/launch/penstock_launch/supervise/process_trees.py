@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from penstock.durable import writing
 from penstock.runtime.process import ProcessIdentity
 
 PROCESSES_FILE = "processes.json"
@@ -71,7 +72,7 @@ class ProcessTrees:
         return tuple(self._members.get(service, ()))
 
     def sample(self, roots: Mapping[str, ProcessIdentity]) -> None:
-        """Measure the trees of `roots` (by service name) and this process."""
+        """Measure the trees of `roots` (by service name) and this process; PenstockError if the record has no room."""
         rss_bytes: dict[str, int] = {}
         for service, root in {LAUNCHER: ProcessIdentity.of(os.getpid()), **roots}.items():
             if root is None or not root.alive:
@@ -99,8 +100,9 @@ class ProcessTrees:
             return
         temporary = self._path.with_suffix(".tmp")
         known = KnownProcesses(run=self._run, machine=self._machine, processes=processes)
-        temporary.write_bytes(msgspec.json.encode(known))
-        temporary.replace(self._path)
+        with writing(str(self._path)):
+            temporary.write_bytes(msgspec.json.encode(known))
+            temporary.replace(self._path)
         self._recorded = processes
 
 

@@ -2,6 +2,8 @@
 
     start all -> [ a child died -> restart after a delay | give up ] -> trainer exits 0 | stop asked -> end in order
 
+Of several services of a kind some may be given up for good: the run goes on while one of the kind is left.
+
 Invariant: when `run` returns, all children have ended, and all their descendants that were seen. One loop does
 everything; SIGCHLD, ends on other hosts, requests and the next due restart wake it; it never polls.
 
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, PenstockError
 from penstock.runtime.process import ProcessIdentity, signal_all
 from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import GiveUp
@@ -53,18 +55,12 @@ class Supervisor:
         on_event: Callable[[str], None],
         survivors: Callable[[str], Iterable[ProcessIdentity]],
         grace: Grace | None = None,
-        *,
-        goes_on_with_fewer: bool = False,
     ) -> None:
-        """`survivors(name)`: processes of a child that may outlive it.
-
-        `goes_on_with_fewer`: the run may give up some of several services of a kind for good.
-        """
+        """`survivors(name)`: processes of a child that may outlive it."""
         self.children = children
         self._on_event = on_event
         self._survivors = survivors
         self._grace = grace or Grace()
-        self._goes_on_with_fewer = goes_on_with_fewer
         self._stop: RunOutcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
@@ -77,12 +73,15 @@ class Supervisor:
                 self._loop.call_soon_threadsafe(self._changed.set)
 
     def interrupt(self, signal_number: int) -> None:
-        """A signal such as Ctrl-C: the first ends in order, the second kills."""
+        """A signal such as Ctrl-C: the first ends in order, the second kills.
+
+        SIGHUP never kills: a terminal that is closed sends it twice, itself and by its shell.
+        """
         name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
         if self._stop is None:
             self._on_event(f"{name}: ending in order, the trainer writes its checkpoint; once more kills everything")
             self._stop = RunOutcome(128 + signal_number, f"stopped by {name}")
-        else:
+        elif signal_number != signal.SIGHUP:
             self._on_event(f"{name} again: killing everything")
             self._kill = True
         self._changed.set()
@@ -112,47 +111,59 @@ class Supervisor:
             if self._stop is not None:
                 return self._stop
             for child in self.children:
-                if (exit_code := child.poll()) is not None and (outcome := self._died(child, exit_code)) is not None:
-                    # A later request to stop is the second one: the end is on its way.
-                    self._stop = outcome
-                    self._on_event(f"{outcome.reason}; ending all services")
+                if (exit_code := child.poll()) is not None and (outcome := self._died(child, exit_code)):
                     return outcome
             now = time.monotonic()
             for child in self.children:
-                if child.state is ChildState.WAITING and child.start_at <= now:
-                    child.start(self.wake)
-                    pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
-                    self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
+                if child.state is ChildState.WAITING and child.start_at <= now and (outcome := self._start(child)):
+                    return outcome
             await self._wait(
                 min((each.start_at for each in self.children if each.state is ChildState.WAITING), default=None)
             )
+
+    def _start(self, child: Child) -> RunOutcome | None:
+        """Start it; a start that the host refuses (no room for its log, no process left) counts as a death."""
+        try:
+            child.start(self.wake)
+        except (OSError, PenstockError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            child.not_started(f"cannot be started: {reason}")
+            return self._after(child, FAILED_EXIT_CODE, [str(error)])
+        pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
+        self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
+        return None
 
     def _died(self, child: Child, exit_code: int) -> RunOutcome | None:
         """Plan its restart, or return how everything ends."""
         self._clear(child)
         if child.name == TRAINER and exit_code == 0:
-            return RunOutcome(0, "the trainer has finished")
+            return self._ending(RunOutcome(0, "the trainer has finished"))
+        return self._after(child, exit_code, child.error_lines())
+
+    def _ending(self, outcome: RunOutcome) -> RunOutcome:
+        """Say that everything ends. A later request to stop is the second one: the end is on its way."""
+        self._stop = outcome
+        self._on_event(f"{outcome.reason}; ending all services")
+        return outcome
+
+    def _after(self, child: Child, exit_code: int, words: Sequence[str]) -> RunOutcome | None:
+        """As `_died`, for a child of which nothing runs. `words`: its last ones."""
         verdict = child.deaths.died(exit_code, time.monotonic())
-        words = child.error_lines()
         if isinstance(verdict, GiveUp):
-            if exit_code != ConfigError.exit_code and self._can_do_without(child):
-                said = f": {words[-1]}" if words else ""
-                self._on_event(f"{child.name}: given up, {verdict.reason}{said}; the run goes on without it")
+            others = [each for each in self.children if each is not child and each.kind == child.kind]
+            if exit_code != ConfigError.exit_code and any(each.expected for each in others):
+                child.given_up = f"{verdict.reason}{f': {words[-1]}' if words else ''}"
+                child.detail = f"given up ({child.detail}), {child.given_up}"
+                self._on_event(f"{child.name}: {child.detail}; the run goes on without it")
                 return None
-            return RunOutcome(
-                exit_code if exit_code > 0 else FAILED_EXIT_CODE,
-                f"{child.name} ended ({child.detail}): {verdict.reason}",
-                tuple(words),
-            )
+            alone = f", and {names} had been given up" if (names := ", ".join(_given_up(others))) else ""
+            reason = f"{child.name} ended ({child.detail}): {verdict.reason}{alone}"
+            return self._ending(RunOutcome(exit_code if exit_code > 0 else FAILED_EXIT_CODE, reason, tuple(words)))
         child.state = ChildState.WAITING
         child.start_at = time.monotonic() + verdict.delay_seconds
         said = f": {words[-1]}" if words else ""
         self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
         return None
-
-    def _can_do_without(self, child: Child) -> bool:
-        others = [each for each in self.children if each is not child and each.kind == child.kind]
-        return self._goes_on_with_fewer and any(each.running or each.state is ChildState.WAITING for each in others)
 
     async def _end(self) -> None:
         trainers = [child for child in self.children if child.name == TRAINER]
@@ -199,3 +210,7 @@ class Supervisor:
             await asyncio.wait_for(self._changed.wait(), timeout)
         except TimeoutError:
             return
+
+
+def _given_up(children: Iterable[Child]) -> list[str]:
+    return [child.name for child in children if child.given_up]

@@ -27,6 +27,7 @@ class LaunchFacts:
     started_at: float
     peak_rss_bytes: Mapping[str, int]
     restarts: Mapping[str, int]
+    given_up: Mapping[str, str]
     outcome: RunOutcome
 
 
@@ -52,6 +53,7 @@ def merge(trainer: Mapping[str, Any], facts: LaunchFacts) -> dict[str, Any]:
         "seconds_setup": None if started is None else round(max(0.0, float(started) - facts.started_at), 3),
         "peak_rss_bytes": dict(facts.peak_rss_bytes),
         "restarts": dict(facts.restarts),
+        "given_up": dict(facts.given_up),
         "exit": {"code": facts.outcome.exit_code, "reason": facts.outcome.reason, "lines": list(facts.outcome.lines)},
     }
 
@@ -105,6 +107,8 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
     if any(summary["restarts"].values()):
         shown = ", ".join(f"{name} {count}" for name, count in summary["restarts"].items() if count)
         yield f"  restarts    {shown}"
+    for name, reason in summary["given_up"].items():
+        yield f"  given up    {name}: {reason}"
     if total := summary["peak_rss_bytes"].get("total"):
         yield f"  memory      {total / MEGABYTE:.0f} MB at the peak, all processes together"
 

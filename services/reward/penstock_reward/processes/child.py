@@ -26,6 +26,7 @@ import msgspec
 
 from penstock.errors import TransientRewardError
 from penstock.runtime.lifeline import die_with_parent
+from penstock.runtime.output import complain
 from penstock_reward.functions.registry import RewardFunction, first_line, load
 from penstock_reward.processes.messages import (
     LENGTH,
@@ -68,7 +69,7 @@ def _read_frames(pipe: socket.socket, requests: "SimpleQueue[bytes]") -> None:
             while header := stream.read(LENGTH.size):
                 requests.put(stream.read(frame_length(header)))
     except (OSError, ValueError) as error:
-        print(f"reward worker: {describe(error)}", file=sys.stderr, flush=True)
+        complain(f"reward worker: {describe(error)}")
     os._exit(0)
 
 

@@ -7,13 +7,14 @@ engine calls `report`; only the loop `keep_engine` starts and stops servers.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock.contracts import Sampling, unpack_int32
 from penstock.contracts.weight_sources import GroupRequest
-from penstock.errors import EngineDiedError, EngineStartError
+from penstock.errors import EngineDiedError, EngineStartError, TransientStartError
 from penstock_rollout.engine.interface import EngineClient, EngineServer
 from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
 
@@ -21,17 +22,22 @@ log = logging.getLogger(__name__)
 
 MIN_LIFE_SECONDS = 30.0  # a server that ends sooner, several times in a row, will not live
 MAX_EARLY_DEATHS = 5
+# The memory of a GPU is free some seconds after the process that had it has ended; a port is free at once.
+FIRST_WAIT_SECONDS = 2.0
+WAIT_FACTOR = 3.0
 
 
 class Engine:
     """One server that is started again when it dies. Each start begins a new life, counted from 1."""
 
-    def __init__(self, server: EngineServer, client: EngineClient) -> None:
+    def __init__(self, server: EngineServer, client: EngineClient, *, start_attempts: int = 1) -> None:
+        """`start_attempts`: starts in a row that may fail."""
         self.client = client
         self.life = 0
         self.group = ""  # the process group of a trainer that the server has joined in this life
         self.up = asyncio.Event()
         self._server = server
+        self._start_attempts = start_attempts
         self._broken = asyncio.Event()
         self._reason = ""
         self._early_deaths = 0
@@ -68,6 +74,7 @@ class Engine:
     async def keep_engine(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
         """Start the server, and again whenever it dies or is reported, until `stop`. EngineStartError ends it.
 
+        A start that fails for a reason that may pass is tried again, on another port if that is free to choose.
         `started` is called at each start, before anything can use the server: it has no known weights.
         """
         async with asyncio.TaskGroup() as tasks:
@@ -84,13 +91,24 @@ class Engine:
                 stopping.cancel()
 
     async def _start(self, started: Callable[[], None]) -> None:
-        while True:
+        wait_seconds = FIRST_WAIT_SECONDS
+        for attempt in itertools.count(1):
             try:
                 await self._server.start()
                 info = await self.client.connect(self._server.url)
                 break
-            except EngineDiedError as error:
-                self._count_early_death(str(error))
+            except (TransientStartError, EngineDiedError) as error:
+                if attempt >= self._start_attempts:
+                    raise EngineStartError(
+                        f"the engine did not start, {attempt} times in a row (rollout.engine.start_attempts); "
+                        f"the last time: {error}"
+                    ) from None
+                lines = str(error).splitlines()
+                self._reason = " ".join(dict.fromkeys((lines[0], lines[-1])))
+                left = f"start {attempt} of {self._start_attempts}, the next one in {wait_seconds:g} s"
+                log.warning("the engine did not start (%s): %s", left, error)
+            await asyncio.sleep(wait_seconds)
+            wait_seconds *= WAIT_FACTOR
         self.life += 1
         self.group = ""
         self._broken.clear()

@@ -29,7 +29,7 @@ class EngineServer(Protocol):
     restartable: bool
 
     async def start(self) -> None:
-        """Return when it answers; EngineDiedError if it was killed before that, EngineStartError if it fails."""
+        """Return when it answers; else EngineStartError; TransientStartError if the next start may succeed."""
 
     async def died(self) -> str:
         """Return the known reason once the server has ended by itself; never return after `stop`."""

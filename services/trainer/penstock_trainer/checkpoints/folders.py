@@ -1,10 +1,12 @@
 """Checkpoints: the full state from which training goes on exactly as without a restart.
 
-Owns the folders `checkpoints/<steps>.<lease>/`: tensors (`tensors`) and `checkpoint.json`. Invariant: a folder
-with its final name is complete and flushed; it counts once the ledger names it.
+Owns the folders `checkpoints/<steps>.<lease>/`: tensors (`tensors`) and `checkpoint.json`. Invariants: a folder
+with its final name is complete and flushed; it counts once the ledger names it. What has another name there, such as a
+user's copy, is left alone.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import msgspec
 
 from penstock.contracts import Contract
 from penstock.contracts.ledger import CheckpointRecord
-from penstock.durable import sync_folder, write_durably
+from penstock.durable import sync_folder, write_durably, writing
 from penstock_trainer.checkpoints.tensors import unreadable
 
 META = "checkpoint.json"
+NAME = re.compile(r"\d{8,}\.\d+")
+TEMPORARY = re.compile(rf"\.{NAME.pattern}\.\d+\.tmp")
 
 
 class CheckpointMeta(Contract, frozen=True, tag_field="schema", tag="checkpoint/2"):
@@ -43,8 +47,13 @@ class Checkpoints:
         """An empty folder for the tensors, under a temporary name."""
         temporary = self._folder / f".{_name(meta)}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with writing(f"checkpoint {temporary}"):
+            temporary.mkdir(parents=True)
         return temporary
+
+    def abandon(self, temporary: Path) -> None:
+        """Remove what could not be completed: it would take room from the next attempt."""
+        shutil.rmtree(temporary, ignore_errors=True)
 
     def complete(self, temporary: Path, meta: CheckpointMeta) -> CheckpointRecord:
         """Give the folder its name, after all tensors are in it; the record that makes it count."""
@@ -52,8 +61,9 @@ class Checkpoints:
         write_durably(temporary / META, msgspec.json.encode(msgspec.structs.replace(meta, files=files)))
         target = self._folder / _name(meta)
         shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-        sync_folder(self._folder)
+        with writing(f"checkpoint {target}"):
+            temporary.replace(target)
+            sync_folder(self._folder)
         return CheckpointRecord(meta.steps, target.name)
 
     def read(self, name: str) -> tuple[CheckpointMeta, Path]:
@@ -70,21 +80,26 @@ class Checkpoints:
         return meta, folder
 
     def exists(self, record: CheckpointRecord) -> bool:
-        return (self._folder / record.name / META).exists()
+        return self.holds(record.name)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a complete one of this name, which may be a user's copy."""
+        return (self._folder / name / META).is_file()
 
     def names(self) -> list[str]:
         """Names of the complete ones, the newest last, whether the ledger names them or not."""
         if not self._folder.is_dir():
             return []
-        complete = [path.name for path in self._folder.iterdir() if path.suffix != ".tmp" and (path / META).exists()]
+        complete = [path.name for path in self._folder.iterdir() if NAME.fullmatch(path.name) and self.holds(path.name)]
         return sorted(complete, key=lambda name: [int(part) for part in name.split(".")])
 
     def prune(self, committed: list[CheckpointRecord]) -> int:
-        """Delete all but the newest committed ones; steps of the oldest one kept (0: none)."""
+        """Delete all of this run but the newest committed ones; steps of the oldest one kept (0: none)."""
         kept = committed[-self._keep :]
         names = {record.name for record in kept}
         for path in self._folder.iterdir():
-            if path.name not in names:
+            own = NAME.fullmatch(path.name) or TEMPORARY.fullmatch(path.name)
+            if own and path.name not in names:
                 shutil.rmtree(path, ignore_errors=True)
         return kept[0].steps if kept else 0
 

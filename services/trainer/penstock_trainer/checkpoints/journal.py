@@ -23,7 +23,7 @@ from penstock.contracts.ledger import (
     encode_record,
     replay,
 )
-from penstock.durable import write_durably
+from penstock.durable import write_durably, writing
 from penstock.errors import DataError
 
 JOURNAL = "ledger.jsonl"
@@ -37,7 +37,8 @@ class Journal:
 
     def begin(self, ledger: LedgerState) -> None:
         """Write the records of the ledger."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(str(self.path)):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(self.path, self.lines(ledger))
 
     @staticmethod
@@ -47,11 +48,12 @@ class Journal:
 
     def append(self, *records: Record) -> None:
         """Append records that the ledger has already, and flush them to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(_lines(records))
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(str(self.path)):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(_lines(records))
+                file.flush()
+                os.fsync(file.fileno())
 
     @property
     def exists(self) -> bool:

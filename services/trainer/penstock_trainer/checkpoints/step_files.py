@@ -4,7 +4,8 @@ Owns `steps/<step>.<lease>.pack`: written in full, flushed, renamed; it counts o
 holds the journal, which names the files that count when the queue is gone.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,9 +13,11 @@ import xxhash
 
 from penstock.contracts import Contract, ScoredGroup
 from penstock.contracts.ledger import StepRecord
-from penstock.durable import write_durably
+from penstock.durable import write_durably, writing
 from penstock.errors import DataError
 from penstock_trainer.checkpoints.journal import Journal
+
+NAME = re.compile(r"(\d{8,})\.(\d+)\.pack")
 
 
 class StepFile(Contract, frozen=True, tag_field="schema", tag="step-file/2"):
@@ -43,7 +46,8 @@ class StepFiles:
         max_lag: int | None = None,
     ) -> StepRecord:
         """Write the full batch durably, without masks; the record that commits it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(str(self._folder)):
+            self._folder.mkdir(parents=True, exist_ok=True)
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
         write_durably(self._folder / name, data)
@@ -66,7 +70,7 @@ class StepFiles:
 
     def highest_lease(self) -> int:
         """The highest lease that wrote a step here, committed or not; 0 if there is none."""
-        return max((int(path.name.split(".")[1]) for path in self._folder.glob("*.pack")), default=0)
+        return max((lease for _, lease, _ in self._written()), default=0)
 
     def exists(self, record: StepRecord) -> bool:
         """Whether the file of a committed step exists."""
@@ -74,10 +78,16 @@ class StepFiles:
 
     def prune(self, oldest_needed: int) -> None:
         """Delete the oldest files above the byte limit, never one that a kept checkpoint needs."""
-        files = sorted(self._folder.glob("*.pack"))
-        total = sum(path.stat().st_size for path in files)
-        for path in files:
-            if total <= self._keep_bytes or int(path.name.partition(".")[0]) >= oldest_needed:
+        files = sorted(self._written())
+        total = sum(path.stat().st_size for _, _, path in files)
+        for step, _, path in files:
+            if total <= self._keep_bytes or step >= oldest_needed:
                 return
             total -= path.stat().st_size
             path.unlink()
+
+    def _written(self) -> Iterator[tuple[int, int, Path]]:
+        """Step, lease and path of each file that a trainer wrote; a user's copies have other names."""
+        for path in self._folder.glob("*.pack"):
+            if (found := NAME.fullmatch(path.name)) is not None:
+                yield int(found[1]), int(found[2]), path

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from penstock.broker.trainer import TrainerQueue
+from penstock.errors import PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.tensors import StateCopy
@@ -87,8 +88,12 @@ class CheckpointWriter:
 
     async def _write(self, pending: _Pending) -> None:
         start = time.monotonic()
-        await asyncio.to_thread(pending.snapshot.write, pending.folder)
-        record = await asyncio.to_thread(self._checkpoints.complete, pending.folder, pending.meta)
+        try:
+            await asyncio.to_thread(pending.snapshot.write, pending.folder)
+            record = await asyncio.to_thread(self._checkpoints.complete, pending.folder, pending.meta)
+        except PenstockError:
+            await asyncio.to_thread(self._checkpoints.abandon, pending.folder)
+            raise
         await self._queue.append(record)
         await asyncio.to_thread(self._step_files.journal.append, record)
         committed = (await self._queue.ledger()).checkpoints

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from penstock.config import Config
 from penstock.contracts import Contract, ScoredGroup
 from penstock.errors import PenstockError
+from penstock.runtime.output import complain
 from penstock_trainer.checkpoints.tensors import StateCopy
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
@@ -188,5 +188,5 @@ def _end_on_error(written: "Future[None]") -> None:
     if error is None:
         return
     with contextlib.suppress(OSError):
-        print(f"trainer: a rank cannot write its part of a checkpoint: {error}", file=sys.stderr, flush=True)
+        complain(f"trainer: a rank cannot write its part of a checkpoint: {error}")
     os._exit(error.exit_code if isinstance(error, PenstockError) else FAILED_WRITER_EXIT_CODE)

@@ -91,8 +91,9 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
         with tarfile.open(temporary, mode) as tar:  # type: ignore[call-overload]
             _fill(tar, recording, plan, manifest)
         temporary.replace(out)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written ({error.strerror}): expected a folder with room") from error
+    except (OSError, SafetensorError) as error:  # the latter: no room for the start, in the folder for temporary files
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--out {out} cannot be written ({reason}): expected a folder with room") from error
     finally:
         temporary.unlink(missing_ok=True)
 

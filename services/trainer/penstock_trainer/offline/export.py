@@ -24,7 +24,7 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
     if out.exists():
         raise ConfigError(f"--out {out} exists already: expected a folder that does not; choose another one")
     checkpoints = Checkpoints(Path(config.run.root) / config.run.name / "checkpoints", config.checkpoint.keep)
-    chosen = _chosen(config, checkpoints.names(), name)
+    chosen = _chosen(config, checkpoints, name)
     _, folder = checkpoints.read(chosen)
     torch.set_num_threads(config.actor.num_threads)  # merging is a product: as many threads give the trainer's bits
     model = load_model(config.actor.path, "actor.path")
@@ -32,18 +32,22 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
     load_model_state(folder, model, adapter)
     form = Format(config.rollout.engine.dtype, config.rounding)
     save_adapter = partial(adapter.save, get=master_weights(model).__getitem__) if adapter else None
-    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter)
+    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter, "--out")
     return chosen
 
 
-def _chosen(config: Config, names: list[str], name: str | None) -> str:
+def _chosen(config: Config, checkpoints: Checkpoints, name: str | None) -> str:
+    """A name that was asked for may be that of a user's copy."""
+    if name is not None and checkpoints.holds(name):
+        return name
+    names = checkpoints.names()
     if not names:
         raise ConfigError(
             f"run {config.run.name!r} in {config.run.root} has no checkpoint: expected at least one; check run.name "
             "and run.root, or let the run reach checkpoint.every_steps"
         )
-    if name is not None and name not in names:
+    if name is not None:
         raise ConfigError(
             f"--checkpoint {name!r} is none of run {config.run.name!r}: expected one of {', '.join(names)}"
         )
-    return name or names[-1]
+    return names[-1]

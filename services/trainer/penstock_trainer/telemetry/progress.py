@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from penstock.durable import writing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
@@ -73,7 +74,8 @@ class Progress:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
         self._steps_path = folder / "steps.jsonl"
         self._evals_path = folder / "evals.jsonl"
         self._load_steps()
@@ -124,11 +126,12 @@ class Progress:
         if self.highest_step < num_steps:
             return
         temporary = self._steps_path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            for line in _complete_lines(self._steps_path):
-                if _decoded(line, _StepBrief).step < num_steps:
-                    file.write(line)
-        temporary.replace(self._steps_path)
+        with writing(str(self._steps_path)):
+            with temporary.open("wb") as file:
+                for line in _complete_lines(self._steps_path):
+                    if _decoded(line, _StepBrief).step < num_steps:
+                        file.write(line)
+            temporary.replace(self._steps_path)
         self._load_steps()
 
     def add_eval(self, result: EvalResult) -> None:
@@ -193,5 +196,5 @@ def _decoded(line: bytes, expected: type[B]) -> B:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with writing(str(path)), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 
 from penstock.config import Config
 from penstock.config.shown import masked
-from penstock.durable import write_durably
+from penstock.durable import write_durably, writing
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.tracker_feed import Entry, Feed, TrackerPosition, read_position
@@ -91,7 +91,8 @@ def _feed(tracker: Tracker, config: Config, folder: Path, progress: Progress, dr
 def kept_id(path: Path, run_name: str) -> str:
     """The run's id: its name and random letters, so that a run that replaces another has curves of its own."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(str(path.parent)):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, f"{run_name}-{secrets.token_hex(4)}\n".encode())
     return path.read_text(encoding="utf-8").strip()
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from penstock.contracts import Dtype
+from penstock.durable import RUN_FOLDER_KEY, writing
 from penstock_trainer.weights.files import (
     WEIGHTS_NAME,
     Format,
@@ -50,18 +51,26 @@ def save_folder(
     folder: Path,
     form: Format,
     save_adapter: Callable[[Path], None] | None,
+    key: str = RUN_FOLDER_KEY,
 ) -> None:
-    """Write weights, config and the files of `original` that come with a tokenizer; replaces an earlier folder."""
+    """Write weights, config and the files of `original` that come with a tokenizer; replaces an earlier folder.
+
+    `key`: what chooses another folder. PenstockError, and nothing left behind, if there is no room.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_weights(temporary / WEIGHTS_NAME, weights, form, durable=True)
-    (temporary / "config.json").write_bytes(config_json(model, form.dtype))
-    if save_adapter is not None:
-        save_adapter(temporary / ADAPTER_FOLDER)
-    for name in COPIED_FILES:
-        found = cached_file(original, name, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
-            shutil.copyfile(found, temporary / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        with writing(f"model {folder}", key):
+            temporary.mkdir(parents=True)
+            write_weights(temporary / WEIGHTS_NAME, weights, form, durable=True)
+            (temporary / "config.json").write_bytes(config_json(model, form.dtype))
+            if save_adapter is not None:
+                save_adapter(temporary / ADAPTER_FOLDER)
+            for name in COPIED_FILES:
+                found = cached_file(original, name, _raise_exceptions_for_missing_entries=False)
+                if found is not None:
+                    shutil.copyfile(found, temporary / name)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -9,6 +9,7 @@ is reused for the next one.
 import contextlib
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Collection, Iterator
@@ -29,6 +30,7 @@ from penstock_trainer.weights.spare_file import SpareFile
 TEMPORARY_PREFIX = ".staging-"
 TEMPORARY_FULL = ".full.tmp"
 SPARE_NAME = ".spare"
+NAME = re.compile(r"(\d{8,})\.\d+")  # <version>.<lease>; all else in the folder may be of others
 
 log = logging.getLogger(__name__)
 
@@ -206,8 +208,8 @@ class Staging:
         )
 
     def _staged(self) -> list[tuple[int, Path]]:
-        names = [(path.name.partition(".")[0], path) for path in self._folder.iterdir()]
-        return [(int(number), path) for number, path in names if number.isdecimal()]
+        names = [(NAME.fullmatch(path.name), path) for path in self._folder.iterdir()]
+        return [(int(name[1]), path) for name, path in names if name]
 
     def _newest(self, count: int) -> set[int]:
         return set(sorted({version for version, _ in self._staged()})[-count:]) if count else set()

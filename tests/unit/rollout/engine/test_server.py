@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from penstock.config import EngineSection
-from penstock.errors import EngineDiedError, EngineError, EngineStartError
+from penstock.errors import EngineError, EngineStartError, TransientStartError
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
-from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_free_port, make_server
+from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_port, make_server
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 # Answers the probe; then serves /model_info with a child process, or does what the test asks for.
@@ -97,24 +97,42 @@ async def test_a_death_is_noticed_and_a_stop_is_none(make: Make, tmp_path: Path)
 
 
 async def test_an_engine_that_ends_at_once_shows_the_end_of_its_log(make: Make) -> None:
-    with pytest.raises(EngineStartError, match=r"code 7(.|\n)*no such model"):
+    with pytest.raises(TransientStartError, match=r"code 7(.|\n)*no such model"):
         await make("print('no such model', flush=True); sys.exit(7)", START_SECONDS).start()
 
 
-async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: Make, tmp_path: Path) -> None:
-    """One early end does not mean that the next start fails; several in a row do."""
-    kill = "import os; os.kill(os.getpid(), 9)"
-    once = f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists(): mark.touch(); {kill}"
-    with pytest.raises(EngineDiedError, match="code -9"):
-        await make(once, START_SECONDS).start()
-    (tmp_path / "mark").unlink()
-    server = make(once, START_SECONDS)
-    engine = Engine(server, SGLangClient(EngineSection()))
-    with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, but not SGLang
+@pytest.mark.parametrize("end", ["import os; os.kill(os.getpid(), 9)", "print('no memory', flush=True); sys.exit(1)"])
+async def test_an_engine_that_ends_while_it_starts_is_started_again(make: Make, tmp_path: Path, end: str) -> None:
+    """Its end says nothing of the next start, unless it comes every time."""
+    once = f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists(): mark.touch(); {end}"
+    engine = Engine(make(once, START_SECONDS), SGLangClient(EngineSection()), start_attempts=2)
+    with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, if no SGLang
         await engine._start(lambda: None)
-    always = Engine(make(kill, START_SECONDS), SGLangClient(EngineSection()))
-    with pytest.raises(EngineStartError, match="ended 5 times in a row"):
+    assert str(engine.not_ready).startswith("the engine is being started again: SGLang ended with code ")
+    always = Engine(make(end, START_SECONDS), SGLangClient(EngineSection()), start_attempts=2)
+    with pytest.raises(EngineStartError, match=r"2 times in a row \(rollout\.engine\.start_attempts\)") as caught:
         await always._start(lambda: None)
+    assert not isinstance(caught.value, TransientStartError)
+
+
+async def test_each_start_has_a_port_of_its_own_and_a_fixed_one_that_is_taken_is_named(make: Make) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(TransientStartError, match=rf"rollout\.engine\.port: no engine .*127\.0\.0\.1:{port}"):
+            hold_port(port)
+    server = make("", START_SECONDS)
+    await server.start()
+    first = server.url
+    with socket.socket() as other:
+        await server.stop()
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections to the server linger there
+        other.bind(("127.0.0.1", int(first.rpartition(":")[2])))
+        other.listen()
+        await server.start()
+        assert server.url != first
+        await server.stop()
 
 
 async def test_an_engine_that_never_answers_names_the_key(make: Make) -> None:
@@ -141,7 +159,7 @@ async def test_a_given_server_must_answer(tmp_path: Path) -> None:
 
 
 def test_a_held_port_is_given_to_nobody_else_and_the_engine_may_listen_there() -> None:
-    with hold_free_port() as held:
+    with hold_port(0) as held:
         port = held.getsockname()[1]
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))  # like a process that is not aware of the holder

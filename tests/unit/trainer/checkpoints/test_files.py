@@ -1,8 +1,6 @@
 """Step files and checkpoints: complete or absent, read only as they were committed, pruned within their limits."""
 
-import contextlib
-import resource
-from collections.abc import Iterator
+import shutil
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from penstock.errors import DataError, NonFiniteError, PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.tensors import INDEX, copy_state, read_shapes, read_state
+from tests.small_disk import full_disk
 from tests.unit.trainer.trainer_groups import example_groups
 
 
@@ -64,17 +63,6 @@ def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Let no file grow beyond 100 bytes, which looks like a full disk to the writer. Not while pytest writes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     with (
         full_disk(),
@@ -82,6 +70,15 @@ def test_a_step_file_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> 
     ):
         StepFiles(tmp_path, keep_bytes=0).write(0, 1, example_groups(num_groups=1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_of_the_journal_without_room_says_so(tmp_path: Path) -> None:
+    journal = StepFiles(tmp_path, keep_bytes=0).journal
+    record = CheckpointRecord(5, "00000005.1")
+    journal.append(record)
+    with full_disk(), pytest.raises(PenstockError, match=r"ledger\.jsonl cannot be written .* run\.root"):
+        journal.append(*[record] * 100)
+    assert journal.read().checkpoints[0] == record  # what was cut off is no record
 
 
 def meta(steps: int) -> CheckpointMeta:
@@ -190,6 +187,28 @@ def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path, 
     with pytest.raises(PenstockError, match=r"checkpoint .*new cannot be written .*run\.root"):
         copy_state({"w": torch.zeros(1)}, None, None).write(folder)
     assert folder.exists() == (obstacle == "no room")
+
+
+def test_what_a_user_keeps_beside_checkpoints_and_steps_is_left_alone(tmp_path: Path) -> None:
+    checkpoints, files = Checkpoints(tmp_path / "checkpoints", keep=1), StepFiles(tmp_path / "steps", keep_bytes=0)
+    committed = [write(checkpoints, steps, {}) for steps in (1, 2)]
+    kept = ["best", "00000001.1.bak", "00000001.1-copy", "notes.txt", "latest", ".cache"]
+    for name in kept[:3]:
+        shutil.copytree(tmp_path / "checkpoints" / "00000001.1", tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / "notes.txt").write_text("the second one is good")
+    (tmp_path / "checkpoints" / "latest").symlink_to("00000002.1")
+    (tmp_path / "checkpoints" / ".cache").mkdir()
+    assert checkpoints.names() == ["00000001.1", "00000002.1"]
+    assert checkpoints.holds("best")
+    assert checkpoints.prune(committed) == 2
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {*kept, "00000002.1"}
+    files.write(0, 3, example_groups(num_groups=1))
+    for name in ("first.pack", "00000000.pack", "00000000.old.pack"):
+        (tmp_path / "steps" / name).write_bytes(b"mine")
+    assert files.highest_lease() == 3
+    files.prune(oldest_needed=9)
+    left = {path.name for path in (tmp_path / "steps").iterdir()}
+    assert left == {"first.pack", "00000000.pack", "00000000.old.pack"}
 
 
 def test_pruning_keeps_the_newest_checkpoints_that_the_ledger_names(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ async def test_one_is_in_flight_and_older_ones_go_when_the_next_counts(setup: Wr
     assert setup.complete() == ["00000002.1"]
 
 
+async def test_a_checkpoint_without_room_leaves_nothing(setup: WriterSetup) -> None:
+    """Its part of the disk is needed by the next attempt."""
+    await setup.save(1)
+    (setup.folder / "checkpoints" / "00000001.1").touch()  # in the way of its last step
+    setup.learner.gate.set()
+    with pytest.raises(PenstockError, match=r"checkpoint .*00000001\.1 cannot be written"):
+        await setup.writing
+    assert [path.name for path in (setup.folder / "checkpoints").iterdir()] == ["00000001.1"]
+
+
 async def test_a_failure_ends_the_writer(setup: WriterSetup) -> None:
     await setup.save(1)
     for temporary in (setup.folder / "checkpoints").iterdir():

@@ -1,6 +1,7 @@
 """`penstock export`: any checkpoint of a run becomes a folder that transformers loads."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.learner.learner import Learner
+from tests.small_disk import full_disk
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
 
 
@@ -45,15 +47,35 @@ def trained(tmp_path: Path) -> tuple[Path, list[dict[str, Tensor]]]:
     return tmp_path, weights
 
 
-@pytest.mark.parametrize(("words", "index"), [((), 1), (("--checkpoint", "00000009.1"), 0)])
+@pytest.mark.parametrize(
+    ("words", "index"), [((), 1), (("--checkpoint", "00000009.1"), 0), (("--checkpoint", "best"), 0)]
+)
 def test_a_checkpoint_becomes_a_folder_that_loads(
     trained: tuple[Path, list[dict[str, Tensor]]], words: tuple[str, ...], index: int
 ) -> None:
     folder, weights = trained
+    checkpoints = folder / "runs" / "r" / "checkpoints"
+    shutil.copytree(checkpoints / "00000009.1", checkpoints / "best")  # as a user keeps one
     assert run([*write_config(folder), "--out", str(folder / "out"), *words]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights[index].items())
     assert (folder / "out" / "tokenizer.json").exists()
+
+
+def test_an_export_without_room_says_so_and_leaves_nothing(
+    trained: tuple[Path, list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained
+    before = sorted(path.name for path in folder.iterdir())
+    words = [*write_config(folder), "--out", str(folder / "out")]
+    with full_disk():
+        exit_code = run(words)
+    assert exit_code == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"penstock: error: model \S*/out cannot be written \(File too large\); expected .*--out\n", error
+    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "config.yaml"])
 
 
 def test_it_is_rounded_as_it_was_published(trained: tuple[Path, list[dict[str, Tensor]]]) -> None:

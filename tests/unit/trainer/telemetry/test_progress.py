@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
+from penstock.errors import PenstockError
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
+from tests.small_disk import full_disk
 from tests.unit.trainer.trainer_groups import completion, scored_group
 
 LINE = StepLine(
@@ -44,6 +46,14 @@ def add_steps(progress: Progress, rewards: list[float]) -> None:
     for step, reward in enumerate(rewards):
         ended_at = 102.0 + 2 * step
         progress.add_step(replace(LINE, step=step, reward_mean=reward, started_at=ended_at - 2, ended_at=ended_at))
+
+
+def test_a_line_without_room_says_so_and_leaves_the_others(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run")
+    add_steps(progress, [0.0])
+    with full_disk(), pytest.raises(PenstockError, match=r"steps\.jsonl cannot be written .* run\.root"):
+        progress.add_step(replace(LINE, step=1))
+    assert [line.step for line in Progress(tmp_path / "run").step_lines()] == [0]
 
 
 def test_lines_survive_a_restart_and_a_step_is_written_once(tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def staged(source: Source, tmp_path: Path) -> Path:
     return staging.folder_of(3, lease=1)
 
 
+def test_what_others_keep_in_the_folder_is_left_alone(source: Source, tmp_path: Path) -> None:
+    """weights.folder may be one that a user has for other things too."""
+    kept = ["2024.01", "7.backup", "00000003", "00000003.1.bak", "notes"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    staging = Staging(source, tmp_path, BF16, keep=1)
+    for version in (1, 2):
+        staging.write(version, lease=1)
+    staging.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
 def test_offsets_hold_every_16_bit_number_once() -> None:
     assert sorted(dither_offsets(CPU).tolist()) == list(range(PATTERN_LENGTH))
 

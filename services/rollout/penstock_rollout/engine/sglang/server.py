@@ -6,10 +6,10 @@ is tied to this one, every other process to its parent), and the server's death 
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
-import signal
 import socket
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import httpx
 
 from penstock.config import EngineSection
 from penstock.contracts import PauseMode
-from penstock.errors import EngineDiedError, EngineStartError
+from penstock.errors import EngineDiedError, EngineStartError, TransientStartError
 from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
@@ -61,30 +61,36 @@ class StartedServer:
         python = self._find_python()
         if self._device is None:
             self._device = await self._probe(python)
-        if self._section.port:
-            port = self._section.port
-        else:
-            self._held_port = hold_free_port()
-            port = self._held_port.getsockname()[1]
+        self._held_port = hold_port(self._section.port)
+        port = self._held_port.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_path.open("ab") as log_file:
-            self._process = await asyncio.create_subprocess_exec(
-                *tied_command(
-                    command(self._section, python, self._device, self._model_path, port, overlap=self._overlap)
-                ),
-                env=environment(self._section, self._device, self._model_path, port, os.environ),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                start_new_session=True,
-            )
-        self._identity = ProcessIdentity.of(self._process.pid)
         try:
+            self._process = await self._spawn(python, self._device, port)
+            self._identity = ProcessIdentity.of(self._process.pid)
             await self._wait_until_ready(self._process)
         except BaseException:
             await self.stop()
             raise
+
+    async def _spawn(self, python: str, device: str, port: int) -> asyncio.subprocess.Process:
+        try:
+            self._log_path.parent.mkdir(parents=True, exist_ok=True)
+            with self._log_path.open("ab") as log_file:
+                return await asyncio.create_subprocess_exec(
+                    *tied_command(
+                        command(self._section, python, device, self._model_path, port, overlap=self._overlap)
+                    ),
+                    env=environment(self._section, device, self._model_path, port, os.environ),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=log_file,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise TransientStartError(
+                f"SGLang cannot be started with its log in {self._log_path} ({error.strerror}); expected room there, "
+                "and a host that can start processes"
+            ) from error
 
     async def died(self) -> str:
         process = self._process
@@ -156,16 +162,13 @@ class StartedServer:
             for task in (ended, answering):
                 task.cancel()
             await asyncio.gather(ended, answering, return_exceptions=True)
-        if answering in done:
+        if ended not in done and answering in done:
             return
-        saw = (
-            f"ended with code {process.returncode}"
-            if ended in done
-            else f"did not answer within rollout.engine.start_timeout_seconds = {self._section.start_timeout_seconds:g}"
-        )
-        killed = ended in done and process.returncode == -signal.SIGKILL  # from outside
-        error = EngineDiedError if killed else EngineStartError
-        raise error(f"SGLang {saw}; the end of {self._log_path}:\n{self._tail()}")
+        tail = f"the end of {self._log_path}:\n{self._tail()}"
+        if ended in done:
+            raise TransientStartError(f"SGLang ended with code {process.returncode}; {tail}")
+        limit = self._section.start_timeout_seconds  # the user's, for one start: a further one would double it
+        raise EngineStartError(f"SGLang did not answer within rollout.engine.start_timeout_seconds = {limit:g}; {tail}")
 
     def _tail(self) -> str:
         try:
@@ -223,13 +226,23 @@ async def _until_it_answers(url: str) -> None:
             await asyncio.sleep(READY_POLL_SECONDS)
 
 
-def hold_free_port() -> socket.socket:
-    """A socket that holds a free port of 127.0.0.1: the system gives the port to no one else until the socket closes.
+def hold_port(port: int) -> socket.socket:
+    """A socket that holds a port of 127.0.0.1: the system gives it to nobody else until the socket is closed.
+
+    `port`: 0 for a free one. EngineStartError if it cannot be had: another server would answer in the engine's place.
 
     An engine listens half a minute after it was given its port. It can listen on a held port because both sockets set
     SO_REUSEADDR, and this one never listens.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
+    try:
+        held.bind(("127.0.0.1", port))
+    except OSError as error:
+        held.close()
+        kind = TransientStartError if error.errno == errno.EADDRINUSE else EngineStartError
+        raise kind(
+            f"rollout.engine.port: no engine can listen on 127.0.0.1:{port} ({error.strerror}); expected a free port "
+            "of this host, or 0 for any"
+        ) from None
     return held
