@@ -18,8 +18,10 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
+from penstock.config.secrets import shown_url
 from penstock.config.tree import Config
 from penstock.errors import ConfigError
 
@@ -84,6 +86,8 @@ def build_config(document: dict[str, Any], overrides: dict[str, Any], environ: M
         return Config.model_validate(layered.model_dump())
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigError(f"{error}: expected JSON; set the key itself, as in PENSTOCK_ACTOR__GROUP_SIZE=8") from None
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
@@ -118,12 +122,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+        raise ConfigError(f"--config {path}: not YAML: {_fault(error)}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"--config {path}: holds a {type(document).__name__}; expected sections with keys")
     return document
+
+
+def _fault(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself: it may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -204,11 +215,24 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "missing":
             lines.append(f"{key}: missing; expected a value")
         elif key and not (problem["type"] == "value_error" and isinstance(problem["input"], Mapping)):
-            lines.append(f"{key}: saw {_shown(problem['input'])}; {message[:1].lower()}{message[1:]}")
+            lines.append(f"{key}: saw {_shown(key, problem['input'])}; {message[:1].lower()}{message[1:]}")
         else:  # a rule of a section or of the tree names its keys
             lines.append(message)
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
-    return "a secret" if isinstance(value, SecretStr) else repr(value)[:80]
+def _shown(key: str, value: Any) -> str:
+    """A wrong value, unless it is a secret or may hold one."""
+    if any(secret == key or secret.startswith(f"{key}.") for secret in _secret_keys()):
+        return "a secret"
+    is_url = isinstance(value, str) and (key.endswith(".url") or "://" in value)
+    return repr(shown_url(value) if is_url else value)[:80]
+
+
+def _secret_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = section_type(field.annotation)
+        if section is not None:
+            yield from _secret_keys(section, f"{prefix}{name}.")
+        elif SecretStr in (field.annotation, *get_args(field.annotation)):
+            yield f"{prefix}{name}"

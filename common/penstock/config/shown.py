@@ -1,21 +1,20 @@
 """How a configuration is shown and stored: as plain YAML values, its secrets omitted or masked."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from penstock.config.secrets import MASK, shown_url, url_secrets
 from penstock.config.tree import Config
 
-MASK = "**********"
 SECRET_WORDS = ("key", "password", "secret", "token")  # parts of the names of an engine's arguments
 
 
 def masked(config: Config) -> dict[str, Any]:
     """The tree with every secret that is set replaced by asterisks."""
     tree: dict[str, Any] = config.model_dump(mode="json")
-    tree["redis"]["url"] = _mask_password(config.redis.url, MASK)
+    tree["redis"]["url"] = shown_url(config.redis.url)
     engine = config.rollout.engine
-    tree["rollout"]["engine"]["url"] = _mask_password(engine.url, MASK)
+    tree["rollout"]["engine"]["url"] = shown_url(engine.url)
     tree["rollout"]["engine"]["extra_args"] = list(_mask_arguments(engine.extra_args))
     return tree
 
@@ -25,19 +24,14 @@ def without_secrets(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = config.model_dump(mode="json")
     tree["token"] = None
     tree["redis"]["password"] = None
-    tree["redis"]["url"] = _mask_password(config.redis.url, "")
+    tree["redis"]["url"] = shown_url(config.redis.url, mask="")
     return tree
 
 
-def _mask_password(url: str, mask: str) -> str:
-    """`scheme://user:password@host?password=password` with both replaced."""
-    scheme, separator, rest = re.sub(r"(?<=[?&]password=)[^&]*", mask, url).partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return f"{scheme}{separator}{rest}"
-    user, colon, _ = credentials.partition(":")
-    shown = f"{user}:{mask}" if colon and mask else user
-    return f"{scheme}{separator}{shown}@{host}" if shown else f"{scheme}{separator}{host}"
+def secret_values(config: Config) -> tuple[str, ...]:
+    """The secrets themselves, for what must not show them."""
+    stored = (secret.get_secret_value() for secret in (config.token, config.redis.password) if secret is not None)
+    return (*stored, *url_secrets(config.redis.url), *url_secrets(config.rollout.engine.url))
 
 
 def _mask_arguments(arguments: Sequence[str]) -> Iterator[str]:

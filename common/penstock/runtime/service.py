@@ -23,6 +23,8 @@ from fastapi import FastAPI
 
 from penstock.config import Config
 from penstock.config.load import load_config
+from penstock.config.secrets import hide
+from penstock.config.shown import secret_values
 from penstock.errors import ConfigError, PenstockError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.logs import setup_logging
@@ -123,12 +125,14 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
     """Read the configuration, run the service, end the process with the exit code of the result."""
     quiet_libraries(os.environ)
+    secrets: Sequence[str] = ()
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
-        setup_logging(name, config.run.name, config.log.level)
+        secrets = secret_values(config)
+        setup_logging(name, config.run.name, config.log.level, secrets)
         asyncio.run(_as_coroutine(start(config)))
     except PenstockError as error:
-        print(f"{name}: {error.kind}: {error}", file=sys.stderr, flush=True)
+        print(hide(f"{name}: {error.kind}: {error}", secrets), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
