@@ -4,6 +4,7 @@ Owns writing under a temporary name, flushing and renaming.
 """
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -27,10 +28,17 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        room = "room and the right to write below run.root: free some, or move the run's folder and set run.root"
         raise PenstockError(
-            f"{path} ({len(data)} bytes) cannot be written ({error.strerror}); expected room and the right to write "
-            "below run.root: free some, or move the run's folder and set run.root"
+            f"{path} ({len(data)} bytes) cannot be written ({error.strerror}); {missing(error, room)}"
         ) from error
+
+
+def missing(error: OSError, room: str) -> str:
+    """What was expected of a file that could not be written: `room`, unless the process may open no more files."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "expected fewer open files: raise the limit of this process or host (ulimit -n), or end what holds them"
+    return f"expected {room}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,18 +5,19 @@ POST /v1/score runs reward functions, so it needs the token if one is set.
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from penstock.config import RewardSection
-from penstock.runtime.http import authorized, make_app
+from penstock.runtime.http import make_app
 from penstock_reward.functions.registry import builtins
 from penstock_reward.processes.pool import Pool
 from penstock_reward.scoring.breaker import State
 from penstock_reward.scoring.scoring import Scoring
 
 MAX_COMPLETIONS = 1024  # of one request; a group is far smaller
+MAX_SCORE_BYTES = 2**25  # so many completions of 8000 tokens
 
 
 class ScoreRequest(BaseModel):
@@ -69,9 +70,15 @@ def make_reward_app(
     section: RewardSection, scoring: Scoring, pool: Pool, registry: CollectorRegistry, token: SecretStr | None
 ) -> FastAPI:
     """The app of the reward service."""
-    app = make_app("penstock reward", not_ready=pool.not_ready, metrics=registry)
+    app = make_app(
+        "penstock reward",
+        not_ready=pool.not_ready,
+        metrics=registry,
+        token=token,
+        body_bytes={"/v1/score": MAX_SCORE_BYTES},
+    )
 
-    @app.post("/v1/score", dependencies=[Depends(authorized(token))])
+    @app.post("/v1/score")
     async def score(request: ScoreRequest) -> ScoreResponse:
         scoring.weights(request.reward)  # an unknown name is the caller's error: 422
         verdicts = await scoring.score(request.prompt, request.texts, request.answer, request.reward, request.metadata)

@@ -92,7 +92,7 @@ def test_a_wrong_password_of_the_queue_is_named(setup: UserCommands) -> None:
 
 
 @pytest.mark.parametrize("words", [("penstock_launch", "launch", "local"), *((module,) for module in SERVICES)])
-@pytest.mark.parametrize("token", ["hush\ntoken", "hush-token-é"])
+@pytest.mark.parametrize("token", ["hush\ntoken", "hush-token-\u00e9"])
 def test_a_token_that_cannot_be_sent_is_refused_and_not_printed(
     setup: UserCommands, words: tuple[str, ...], token: str
 ) -> None:

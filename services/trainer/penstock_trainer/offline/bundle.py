@@ -32,6 +32,7 @@ from penstock.config.load import load_config
 from penstock.config.shown import masked
 from penstock.contracts import Contract
 from penstock.contracts.ledger import LedgerState
+from penstock.durable import missing
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.checkpoints.folders import META, CheckpointMeta
 from penstock_trainer.checkpoints.tensors import copy_state, read_all
@@ -93,7 +94,9 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
             _fill(tar, recording, plan, manifest)
         temporary.replace(out)
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written ({error.strerror}): expected a folder with room") from error
+        raise ConfigError(
+            f"--out {out} cannot be written ({error.strerror}): {missing(error, 'a folder with room')}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ import socket
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
@@ -18,7 +18,7 @@ from penstock.errors import (
     WeightsConflictError,
     WeightsError,
 )
-from penstock.runtime.http import auth_headers, authorized, make_app, transport_fault
+from penstock.runtime.http import auth_headers, make_app, transport_fault
 
 TOKEN = SecretStr("s3cret")
 
@@ -31,13 +31,13 @@ class Served:
         self.error: Exception = PenstockError("none")
         registry = CollectorRegistry()
         Counter("penstock_things", "Things", registry=registry).inc(3)
-        self.app: FastAPI = make_app("test", not_ready=lambda: self.reason, metrics=registry)
+        self.app: FastAPI = make_app("test", not_ready=lambda: self.reason, metrics=registry, token=token)
 
         @self.app.get("/fail")
         async def fail() -> None:
             raise self.error
 
-        @self.app.post("/act", dependencies=[Depends(authorized(token))])
+        @self.app.post("/act")
         async def act(count: int) -> dict[str, int]:
             return {"count": count}
 
