@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from penstock.contracts import Sampling, ServerState, pack_int32, to_body
 from penstock.contracts.services import ServedWeights, read_push, version_body
-from penstock.contracts.weight_sources import read_group_request
+from penstock.contracts.weight_sources import MAX_NUMBER, read_group_request
 from penstock.runtime.http import make_app
 from penstock_rollout.bodies import GenerateRequest, GenerateResponse, shown
 from penstock_rollout.engine.engine import Engine
@@ -41,7 +41,9 @@ def make_rollout_app(
         return to_body(served(engine, weights))
 
     @app.put("/v1/weights/{version}")
-    async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: dict[str, Any]) -> dict[str, Any]:
+    async def put_weights(
+        version: Annotated[int, PathParameter(ge=0, le=MAX_NUMBER)], push: dict[str, Any]
+    ) -> dict[str, Any]:
         wanted, source = read_push(version, push)
         await weights.update(wanted, make_loader(source, engine, weights.copy))
         return to_body(served(engine, weights))
