@@ -15,7 +15,9 @@ def masked(config: Config) -> dict[str, Any]:
     tree["redis"]["url"] = shown_url(config.redis.url)
     engine = config.rollout.engine
     tree["rollout"]["engine"]["url"] = shown_url(engine.url)
-    tree["rollout"]["engine"]["extra_args"] = list(_mask_arguments(engine.extra_args))
+    tree["rollout"]["engine"]["extra_args"] = [
+        f"{shown}{MASK if secret else ''}" for shown, secret in _split_arguments(engine.extra_args)
+    ]
     return tree
 
 
@@ -25,23 +27,26 @@ def without_secrets(config: Config) -> dict[str, Any]:
     tree["token"] = None
     tree["redis"]["password"] = None
     tree["redis"]["url"] = shown_url(config.redis.url, mask="")
+    tree["rollout"]["engine"]["url"] = shown_url(config.rollout.engine.url, mask="")
     return tree
 
 
 def secret_values(config: Config) -> tuple[str, ...]:
     """The secrets themselves, for what must not show them."""
+    engine = config.rollout.engine
     stored = (secret.get_secret_value() for secret in (config.token, config.redis.password) if secret is not None)
-    return (*stored, *url_secrets(config.redis.url), *url_secrets(config.rollout.engine.url))
+    passed = (secret for _, secret in _split_arguments(engine.extra_args) if secret)
+    return (*stored, *url_secrets(config.redis.url), *url_secrets(engine.url), *passed)
 
 
-def _mask_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    """`--api-key VALUE` and `--api-key=VALUE` with the value replaced."""
+def _split_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What may be shown of each argument, and the secret at its end: of `--api-key VALUE` and `--api-key=VALUE`."""
     secret_follows = False
     for argument in arguments:
-        name, separator, _ = argument.partition("=")
+        name, separator, value = argument.partition("=")
         is_secret = name.startswith("-") and any(part in SECRET_WORDS for part in name.lower().split("-"))
         if secret_follows:
-            yield MASK
+            yield "", argument
         else:
-            yield f"{name}={MASK}" if is_secret and separator else argument
+            yield (f"{name}=", value) if is_secret and separator else (argument, "")
         secret_follows = is_secret and not separator and not secret_follows

@@ -174,17 +174,26 @@ def test_a_url_shows_everything_else() -> None:
 
 def test_no_line_of_the_log_holds_a_secret(tmp_path: Path) -> None:
     config = Config.model_validate(
-        {**DOCUMENT, "token": 't"oken', "redis": {"url": "redis://:p%40ssw@h", "password": "0ther"}}
+        {
+            **DOCUMENT,
+            "token": 't"oken',
+            "redis": {"url": "redis://:p%40ssw@h", "password": "0ther"},
+            "rollout": {"engine": {"extra_args": ["--api-key", "k3y1", "--admin-api-key=k3y2", "--page-size", "16"]}},
+        }
     )
     formatter = JsonFormatter("trainer", "r", secret_values(config))
     try:
         raise ValueError("""Illegal header value b'Bearer t"oken'""")
     except ValueError as error:
         record = logging.makeLogRecord(
-            {"msg": "p%40ssw p@ssw 0ther", "why": str(error), "exc_info": (ValueError, error, error.__traceback__)}
+            {
+                "msg": "p%40ssw p@ssw 0ther k3y1 k3y2",
+                "why": str(error),
+                "exc_info": (ValueError, error, error.__traceback__),
+            }
         )
     line = formatter.format(record)
-    assert json.loads(line)["event"] == f"{MASK} {MASK} {MASK}"
+    assert json.loads(line)["event"] == " ".join([MASK] * 5)
     assert "oken" not in line
     assert "p@ssw" not in json.dumps(without_secrets(config))
 
