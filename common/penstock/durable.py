@@ -12,8 +12,6 @@ from pathlib import Path
 from penstock.errors import PenstockError
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # only writing raises them, and a defect does not
-
-
 RUN_FOLDER_KEY = "run.root, after a move of the run's folder"
 
 
@@ -28,10 +26,8 @@ def writing(what: str, key: str = RUN_FOLDER_KEY) -> Iterator[None]:
 
 def unwritable(what: str, error: OSError, key: str = RUN_FOLDER_KEY) -> PenstockError:
     """The error for something that cannot be written."""
-    return PenstockError(
-        f"{what} cannot be written ({error.strerror}); expected room there and the right to write: make room, or set "
-        f"another {key}"
-    )
+    room = f"room there and the right to write: make room, or set another {key}"
+    return PenstockError(f"{what} cannot be written ({error.strerror}); {missing(error, room)}")
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -48,6 +44,13 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+def missing(error: OSError, room: str) -> str:
+    """What was expected of a file that could not be written: `room`, unless the process may open no more files."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "expected fewer open files: raise the limit of this process or host (ulimit -n), or end what holds them"
+    return f"expected {room}"
 
 
 def sync_folder(folder: Path) -> None:

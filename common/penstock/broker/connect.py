@@ -13,6 +13,8 @@ from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 from penstock.broker.keys import Keys
 from penstock.broker.queue import Queue
 from penstock.config import Config
+from penstock.config.secrets import shown_url
+from penstock.config.shown import secret_values
 from penstock.errors import ConfigError
 
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -30,21 +32,19 @@ async def connect(config: Config, *, known_only: bool = False) -> Queue:
             "redis.url is empty; expected redis://host:port, or `penstock launch local`, which starts one"
         )
     attempts = max(3, int(section.timeout_seconds / BACKOFF_CAP_SECONDS))
-    try:
-        client = aioredis.Redis.from_url(
-            section.url,
-            password=section.password.get_secret_value() if section.password else None,
-            # With a timeout redis-py sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that
-            # arrives as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            health_check_interval=15,
-            retry=_RetryUnlessRefused(ExponentialWithJitterBackoff(base=0.02, cap=BACKOFF_CAP_SECONDS), attempts),
-            retry_on_error=[ConnectionError, TimeoutError, OSError],
-        )
-    except ValueError as error:
-        raise ConfigError(f"redis.url: saw {section.url!r} ({error}); expected redis://host:port") from None
-    queue = Queue(client, Keys(config.run.name), _without_password(section.url), section.timeout_seconds)
+    client = aioredis.Redis.from_url(
+        section.url,
+        password=section.password.get_secret_value() if section.password else None,
+        # With a timeout redis-py sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that
+        # arrives as the call ends: the service would never stop (docs/adr/0002). `guard` has the deadline instead.
+        socket_timeout=None,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        health_check_interval=15,
+        retry=_RetryUnlessRefused(ExponentialWithJitterBackoff(base=0.02, cap=BACKOFF_CAP_SECONDS), attempts),
+        retry_on_error=[ConnectionError, TimeoutError, OSError],
+    )
+    shown, secrets = shown_url(section.url), secret_values(config)
+    queue = Queue(client, Keys(config.run.name), shown, section.timeout_seconds, secrets)
     try:
         await queue.check_server(make_groups=not known_only)
         if known_only:
@@ -65,8 +65,3 @@ class _RetryUnlessRefused(Retry):
             return not isinstance(error, AuthenticationError) and (is_retryable is None or is_retryable(error))
 
         return await super().call_with_retry(do, fail, may_repeat, with_failure_count)
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

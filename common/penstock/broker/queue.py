@@ -26,6 +26,7 @@ from redis.exceptions import (
 from penstock.broker.calls import Calls, Command
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.broker.scripts import Script, ScriptCall
+from penstock.config.secrets import hide
 from penstock.contracts.services import Announcement, ServiceRecord, read_announced
 from penstock.errors import ConfigError, LeaseLostError, LostWritesError, QueueError
 
@@ -42,13 +43,24 @@ FULL_RETRY_SECONDS = 1.0
 class Queue:
     """The calls that every service may make to a run's Redis."""
 
-    def __init__(self, client: "aioredis.Redis", keys: Keys, shown_url: str, timeout_seconds: float) -> None:
-        """`timeout_seconds`: for each call, including its repetitions after broken connections."""
+    def __init__(
+        self,
+        client: "aioredis.Redis",
+        keys: Keys,
+        shown_url: str,
+        timeout_seconds: float,
+        secrets: Sequence[str] = (),
+    ) -> None:
+        """`timeout_seconds`: for each call, including its repetitions after broken connections.
+
+        `secrets`: no error shows them; an old server repeats a command that it does not know, with the password in it.
+        """
         self.client = client
         self.keys = keys
         self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
         self._timeout_seconds = timeout_seconds
         self.shown_url = shown_url
+        self._secrets = secrets
         self._calls = Calls(client)
 
     async def close(self) -> None:
@@ -95,11 +107,11 @@ class Queue:
         except OutOfMemoryError:
             raise
         except AuthenticationError as error:
-            raise ConfigError(f"redis.url {self.shown_url}: {error}; set redis.password") from None
+            raise ConfigError(f"redis.url {self.shown_url}: {self._text(error)}; set redis.password") from None
         except (ConnectionError, TimeoutError, OSError) as error:
             raise QueueError(
                 f"redis.url {self.shown_url}: no answer within {self._timeout_seconds:g} s "
-                f"(redis.timeout_seconds; {error or 'it does not answer'}); "
+                f"(redis.timeout_seconds; {self._text(error) or 'it does not answer'}); "
                 "expected a running Redis or Valkey"
             ) from None
         except ResponseError as error:
@@ -107,9 +119,12 @@ class Queue:
                 raise FullDiskError(f"Redis at {self.shown_url} takes no writes: {error}") from None
             if (refused := refusal(str(error))) is not None:
                 raise refused from None
-            raise QueueError(f"Redis at {self.shown_url} refused a call: {error}") from error
+            raise QueueError(f"Redis at {self.shown_url} refused a call: {self._text(error)}") from None
         except RedisError as error:
-            raise QueueError(f"Redis at {self.shown_url}: {error}") from error
+            raise QueueError(f"Redis at {self.shown_url}: {self._text(error)}") from None
+
+    def _text(self, error: Exception) -> str:
+        return hide(str(error), self._secrets)
 
     async def check_server(self, *, make_groups: bool = True) -> str:
         """Name and version of the server; makes the consumer groups. ConfigError if it cannot keep a run."""

@@ -6,12 +6,13 @@ only the key of one of its entries leaves the others. A default holds if no sour
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from penstock.config.keys import nearest, section_type
+from penstock.config.secrets import shown_url
 from penstock.config.sources import (
     command_line_settings,
     environment_settings,
@@ -91,11 +92,24 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "missing":
             lines.append(f"{key}: missing; expected a value")
         elif key and not (problem["type"] == "value_error" and isinstance(problem["input"], Mapping)):
-            lines.append(f"{key}: saw {_shown(problem['input'])}; {message[:1].lower()}{message[1:]}")
+            lines.append(f"{key}: saw {_shown(key, problem['input'])}; {message[:1].lower()}{message[1:]}")
         else:  # a rule of a section or of the tree names its keys
             lines.append(message)
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
-    return "a secret" if isinstance(value, SecretStr) else repr(value)[:80]
+def _shown(key: str, value: Any) -> str:
+    """A wrong value, unless it is a secret or may hold one."""
+    if any(secret == key or secret.startswith(f"{key}.") for secret in _secret_keys()):
+        return "a secret"
+    is_url = isinstance(value, str) and (key.endswith(".url") or "://" in value)
+    return repr(shown_url(value) if is_url else value)[:80]
+
+
+def _secret_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = section_type(field.annotation)
+        if section is not None:
+            yield from _secret_keys(section, f"{prefix}{name}.")
+        elif SecretStr in (field.annotation, *get_args(field.annotation)):
+            yield f"{prefix}{name}"

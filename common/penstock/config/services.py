@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from penstock.config.secrets import check_http_url, check_password, check_queue_url
 from penstock.config.types import Count, Port, Seconds, Section
 from penstock.contracts import Dtype, PauseMode
 
@@ -38,6 +39,13 @@ class EngineSection(Section):
     """CPU threads, if it runs on a CPU."""
     extra_args: tuple[str, ...] = ()
     """Further command-line arguments of `sglang.launch_server`."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_of_a_server(cls, value: str) -> str:
+        if value:
+            check_http_url(value)
+        return value
 
 
 class RolloutSection(Section):
@@ -169,11 +177,26 @@ class RedisSection(Section):
     """The queue."""
 
     url: str = ""
-    """redis://host:port of a Redis >= 6.2 or Valkey; empty: the launcher starts an embedded server."""
+    """redis://host:port of a Redis >= 6.2 or Valkey, rediss:// with TLS, or unix:///path; special characters of a
+    password are percent-encoded. Empty: the launcher starts an embedded server."""
     password: SecretStr | None = None
     """Its password, if not in the URL."""
     timeout_seconds: Seconds = 30
     """A service exits if the queue is unreachable for longer than this."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_read_as_meant(cls, value: str) -> str:
+        if value:
+            check_queue_url(value)
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _can_be_passed_on(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_password(value.get_secret_value())
+        return value
 
 
 class LogSection(Section):

@@ -1,24 +1,25 @@
 """How a configuration is shown and stored: as plain YAML values, its secrets omitted or masked."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from penstock.config.secrets import MASK, shown_url, url_secrets
 from penstock.config.tree import Config
 
-MASK = "**********"
 SECRET_WORDS = ("key", "password", "secret", "token")  # parts of the names of an engine's arguments
 
 
 def masked(config: Config) -> dict[str, Any]:
     """The tree with every secret that is set replaced by asterisks."""
     tree: dict[str, Any] = config.model_dump(mode="json")
-    tree["redis"]["url"] = _mask_password(config.redis.url, MASK)
+    tree["redis"]["url"] = shown_url(config.redis.url)
     engine = config.rollout.engine
-    tree["rollout"]["engine"]["url"] = _mask_password(engine.url, MASK)
-    tree["rollout"]["engine"]["extra_args"] = list(_mask_arguments(engine.extra_args))
+    tree["rollout"]["engine"]["url"] = shown_url(engine.url)
+    tree["rollout"]["engine"]["extra_args"] = [
+        f"{shown}{MASK if secret else ''}" for shown, secret in _split_arguments(engine.extra_args)
+    ]
     return tree
 
 
@@ -27,7 +28,8 @@ def without_secrets(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = config.model_dump(mode="json")
     tree["token"] = None
     tree["redis"]["password"] = None
-    tree["redis"]["url"] = _mask_password(config.redis.url, "")
+    tree["redis"]["url"] = shown_url(config.redis.url, mask="")
+    tree["rollout"]["engine"]["url"] = shown_url(config.rollout.engine.url, mask="")
     return tree
 
 
@@ -49,25 +51,22 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _mask_password(url: str, mask: str) -> str:
-    """`scheme://user:password@host?password=password` with both replaced."""
-    scheme, separator, rest = re.sub(r"(?<=[?&]password=)[^&]*", mask, url).partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return f"{scheme}{separator}{rest}"
-    user, colon, _ = credentials.partition(":")
-    shown = f"{user}:{mask}" if colon and mask else user
-    return f"{scheme}{separator}{shown}@{host}" if shown else f"{scheme}{separator}{host}"
+def secret_values(config: Config) -> tuple[str, ...]:
+    """The secrets themselves, for what must not show them."""
+    engine = config.rollout.engine
+    stored = (secret.get_secret_value() for secret in (config.token, config.redis.password) if secret is not None)
+    passed = (secret for _, secret in _split_arguments(engine.extra_args) if secret)
+    return (*stored, *url_secrets(config.redis.url), *url_secrets(engine.url), *passed)
 
 
-def _mask_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    """`--api-key VALUE` and `--api-key=VALUE` with the value replaced."""
+def _split_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What may be shown of each argument, and the secret at its end: of `--api-key VALUE` and `--api-key=VALUE`."""
     secret_follows = False
     for argument in arguments:
-        name, separator, _ = argument.partition("=")
+        name, separator, value = argument.partition("=")
         is_secret = name.startswith("-") and any(part in SECRET_WORDS for part in name.lower().split("-"))
         if secret_follows:
-            yield MASK
+            yield "", argument
         else:
-            yield f"{name}={MASK}" if is_secret and separator else argument
+            yield (f"{name}=", value) if is_secret and separator else (argument, "")
         secret_follows = is_secret and not separator and not secret_follows

@@ -7,10 +7,11 @@ docs/configuration.md is generated from the docstrings of the sections.
 
 from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
+from penstock.config.secrets import check_token
 from penstock.config.services import (
     LogSection,
     RedisSection,
@@ -82,7 +83,15 @@ class Config(Section):
     ray: RaySection = RaySection()
     """Ray cluster."""
     token: SecretStr | None = None
-    """Bearer token for all requests that change state or run rewards (PENSTOCK_TOKEN); without it they are open."""
+    """Bearer token for all requests that change state or run rewards (PENSTOCK_TOKEN), of visible ASCII characters;
+    without it they are open."""
+
+    @field_validator("token")
+    @classmethod
+    def _fits_into_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_token(value.get_secret_value())
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

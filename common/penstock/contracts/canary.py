@@ -7,6 +7,9 @@ and the tolerance allows for that.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
 
 from penstock.contracts.groups import Contract
 from penstock.errors import WeightsMismatchError
@@ -18,9 +21,9 @@ class Canary(Contract, frozen=True):
     tolerance: the largest mean absolute difference that rounding explains, in nats.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**31)], ...]
     logprobs: tuple[float, ...]
-    tolerance: float
+    tolerance: Annotated[float, msgspec.Meta(ge=0)]
 
     def __post_init__(self) -> None:
         if len(self.token_ids) < 2 or len(self.logprobs) != len(self.token_ids) - 1:

@@ -17,7 +17,7 @@ import msgspec
 
 from penstock.contracts import Contract, PolicyIdentity, ServerState, ServiceKind, from_body, to_body
 from penstock.contracts.canary import Canary
-from penstock.contracts.weight_sources import DiskSource, Source, read_body
+from penstock.contracts.weight_sources import DiskSource, Number, Source, read_body
 
 
 class ServiceRecord(Contract, frozen=True):
@@ -86,8 +86,8 @@ def read_announced(fields: Mapping[bytes, bytes]) -> Announcement:
 
 class _Push(Contract, frozen=True):
     digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
-    path: Annotated[str, msgspec.Meta(min_length=1)]
-    lease: Annotated[int, msgspec.Meta(ge=0)]
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+    lease: Number
     source: Source = DiskSource()
     canary: Canary | None = None
 

@@ -1,10 +1,12 @@
 """Where the bytes of a pushed version are: the source in the trainer's `PUT /v1/weights/{version}`.
 
 Owns these messages, one per transport; the tag `transport` distinguishes them. Invariant: a source names no code and
-holds nothing pickled; buckets hold full tensors one after the other, without gaps, in the order in which they are sent.
+holds nothing pickled, and no name in it leads out of its place; buckets hold full tensors one after the other, without
+gaps, in the order in which they are sent.
 """
 
-from typing import Any, Literal
+from math import prod
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -12,13 +14,25 @@ from penstock.contracts.groups import Contract
 from penstock.contracts.vocabulary import Dtype
 from penstock.errors import WeightsError
 
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+MAX_NUMBER = 2**53  # what JSON and Lua hold exactly
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+"""A name: one line, without control characters."""
+Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
+"""A count, a size, a version or a lease."""
+
 
 class TensorSpec(Contract, frozen=True):
     """One tensor of a bucket."""
 
-    name: str
+    name: Text
     dtype: Dtype
-    shape: tuple[int, ...]
+    shape: tuple[Number, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 class DiskSource(Contract, frozen=True, tag_field="transport", tag="disk"):
@@ -28,22 +42,27 @@ class DiskSource(Contract, frozen=True, tag_field="transport", tag="disk"):
 class CollectiveSource(Contract, frozen=True, tag_field="transport", tag="nccl"):
     """Broadcasts by rank 0 of a process group that the engine has already joined, one per bucket."""
 
-    group: str
+    group: Text
     buckets: tuple[tuple[TensorSpec, ...], ...]
 
 
 class SharedBucket(Contract, frozen=True):
     """A piece of shared memory on this host: its name, its size in bytes, and the tensors in it."""
 
-    handle: str
-    num_bytes: int
+    handle: Annotated[str, msgspec.Meta(pattern=r"^/?[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}\Z")]
+    num_bytes: Number
     tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        needed = sum(tensor.num_bytes for tensor in self.tensors)
+        if needed > self.num_bytes:
+            raise ValueError(f"{self.handle} has {self.num_bytes} bytes, and its tensors {needed}: expected no more")
 
 
 class TensorSource(Contract, frozen=True, tag_field="transport", tag="tensor"):
     """Memory that the trainer shares on this host; `manager`: the socket of the torch process that counts its users."""
 
-    manager: str
+    manager: Text
     buckets: tuple[SharedBucket, ...]
 
 
@@ -53,12 +72,12 @@ Source = DiskSource | CollectiveSource | TensorSource
 class GroupRequest(Contract, frozen=True):
     """Join a process group of `num_ranks` as rank 1 and up; rank 0 waits at the address. lease: the trainer's."""
 
-    group: str
-    address: str
-    port: int
-    num_ranks: int
+    group: Text
+    address: Text
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    num_ranks: Annotated[int, msgspec.Meta(ge=2, le=2**16)]
     backend: Literal["nccl", "gloo"]
-    lease: int
+    lease: Number
 
 
 def read_group_request(body: dict[str, Any]) -> GroupRequest:

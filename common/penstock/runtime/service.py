@@ -23,15 +23,20 @@ from fastapi import FastAPI
 
 from penstock.config import Config
 from penstock.config.load import load_config
+from penstock.config.secrets import hide
+from penstock.config.shown import secret_values
 from penstock.durable import DISK_FAULTS, unwritable
 from penstock.errors import ConfigError, PenstockError
 from penstock.quiet import quiet_libraries
+from penstock.runtime.connections import BoundedProtocol, max_connections, raise_file_limit
+from penstock.runtime.guard import OwnNames
 from penstock.runtime.logs import setup_logging
 from penstock.runtime.output import complain
 from penstock.runtime.process import heeded
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 128  # connections that wait to be accepted
 UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE: a defect, not an expected condition
 
 
@@ -41,11 +46,14 @@ class Service:
     def __init__(self, host: str, port: int, key: str) -> None:
         """ConfigError naming `key` (such as trainer.port) if the service cannot listen on the address."""
         self._socket = _bind(host, port, key)
+        self._section = key.partition(".")[0]
+        self._names: set[str] = set()
         self.stop = asyncio.Event()
         self.advertise(host)
 
     def advertise(self, host: str) -> None:
-        """Put `host`, a name or address that others reach, into `url`."""
+        """Put `host`, a name or address that others reach, into `url`, and answer to it."""
+        self._names.add(host.lower().rstrip("."))
         in_url = f"[{host}]" if ":" in host else host
         self.url = f"http://{in_url}:{self._socket.getsockname()[1]}"
 
@@ -56,10 +64,7 @@ class Service:
 
         `background` holds coroutines that never end, such as heartbeats.
         """
-        # Without a lifespan, which no app has: its task would log a traceback if an error of a loop cancels it.
-        server = _Server(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
-        )
+        server = self._server(app)
         running = asyncio.get_running_loop()
         stop_signals = (signal.SIGTERM, *heeded(signal.SIGINT))
         for number in stop_signals:
@@ -79,6 +84,20 @@ class Service:
             for number in stop_signals:
                 running.remove_signal_handler(number)
             self._socket.close()
+
+    def _server(self, app: FastAPI) -> "_Server":
+        config = uvicorn.Config(
+            OwnNames(app, lambda: self._names, f"{self._section}.advertise_host"),
+            http=BoundedProtocol,
+            ws="none",
+            limit_concurrency=max_connections(),
+            backlog=min(BACKLOG, max_connections()),  # so many are accepted before the first of them is counted
+            log_config=None,
+            access_log=False,
+            lifespan="off",  # which no app has: its task would log a traceback if an error of a loop cancels it
+            timeout_graceful_shutdown=5,
+        )
+        return _Server(config)
 
     async def _endless(self, loop: Coroutine[Any, Any, None]) -> None:
         await loop
@@ -111,7 +130,7 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         raise ConfigError(
             f"{key}: cannot listen on {host}:{port} ({error.strerror}); expected a free port of this host, or 0 for any"
         ) from None
-    bound.listen(128)
+    bound.listen(BACKLOG)
     bound.set_inheritable(False)
     return bound
 
@@ -127,12 +146,15 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
     """Read the configuration, run the service, end the process with the exit code of the result."""
     quiet_libraries(os.environ)
+    raise_file_limit()
+    secrets: Sequence[str] = ()
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
-        setup_logging(name, config.run.name, config.log.level)
+        secrets = secret_values(config)
+        setup_logging(name, config.run.name, config.log.level, secrets)
         asyncio.run(_as_coroutine(start(config)))
     except PenstockError as error:
-        complain(f"{name}: {error.kind}: {error}")
+        complain(hide(f"{name}: {error.kind}: {error}", secrets))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from penstock.broker import Queue, connect
 from penstock.config import Config, RedisSection
+from penstock.config.secrets import shown_url
 from penstock.errors import PenstockError
 from penstock.runtime.output import complain, tell
 from penstock.runtime.process import heeded
@@ -180,7 +181,7 @@ class _Launch:
             return None
         started = self._site.start_queue(self._config.redis, self._folder, RestartPolicy(), self._supervisor.wake)
         self._children.append(started.child)
-        self._view.event(f"queue: {started.shown} on {started.section.url}")
+        self._view.event(f"queue: {started.shown} on {shown_url(started.section.url)}")
         return started
 
     async def _supervise(self, config: Config, services: Sequence[Startable]) -> RunOutcome:

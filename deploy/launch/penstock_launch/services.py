@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from penstock.config import Config, RedisSection
+from penstock.config.secrets import url_secrets
 from penstock.contracts import ServiceKind
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Command
@@ -77,9 +78,11 @@ def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str]) -
 
 def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
     """The settings that are not in config.yaml, as environment variables."""
+    engine_url = config.rollout.engine.url
     secrets = {
         "PENSTOCK_REDIS__URL": redis.url,
         "PENSTOCK_REDIS__PASSWORD": redis.password.get_secret_value() if redis.password else "",
+        "PENSTOCK_ROLLOUT__ENGINE__URL": engine_url if any(url_secrets(engine_url)) else "",
         "PENSTOCK_TOKEN": config.token.get_secret_value() if config.token else "",
     }
     return {name: value for name, value in secrets.items() if value}

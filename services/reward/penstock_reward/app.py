@@ -5,18 +5,20 @@ POST /v1/score runs reward functions, so it needs the token if one is set.
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+import msgspec
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from penstock.config import RewardSection
-from penstock.runtime.http import authorized, make_app
+from penstock.runtime.http import make_app
 from penstock_reward.functions.registry import builtins
 from penstock_reward.processes.pool import Pool
 from penstock_reward.scoring.breaker import BreakerState
 from penstock_reward.scoring.scoring import Scoring
 
 MAX_COMPLETIONS = 1024  # of one request; a group is far smaller
+MAX_SCORE_BYTES = 2**25  # so many completions of 8000 tokens
 
 
 class ScoreRequest(BaseModel):
@@ -36,6 +38,15 @@ class ScoreRequest(BaseModel):
         if (self.completion is None) == (not self.completions):
             raise ValueError("expected either `completion`, a text, or `completions`, a list of at least one")
         return self
+
+    @field_validator("metadata")
+    @classmethod
+    def _fits_into_a_message(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            msgspec.msgpack.encode(value)
+        except (OverflowError, RecursionError) as error:
+            raise ValueError(f"it cannot be given to a reward function ({error})") from None
+        return value
 
     @property
     def texts(self) -> list[str]:
@@ -69,9 +80,15 @@ def make_reward_app(
     section: RewardSection, scoring: Scoring, pool: Pool, registry: CollectorRegistry, token: SecretStr | None
 ) -> FastAPI:
     """The app of the reward service."""
-    app = make_app("penstock reward", not_ready=pool.not_ready, metrics=registry)
+    app = make_app(
+        "penstock reward",
+        not_ready=pool.not_ready,
+        metrics=registry,
+        token=token,
+        body_bytes={"/v1/score": MAX_SCORE_BYTES},
+    )
 
-    @app.post("/v1/score", dependencies=[Depends(authorized(token))])
+    @app.post("/v1/score")
     async def score(request: ScoreRequest) -> ScoreResponse:
         scoring.weights(request.reward)  # an unknown name is the caller's error: 422
         verdicts = await scoring.score(request.prompt, request.texts, request.answer, request.reward, request.metadata)

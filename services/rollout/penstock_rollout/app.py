@@ -6,54 +6,64 @@ Calls that change state or generate need the token, if one is set.
 import time
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from penstock.contracts import Sampling, ServerState, pack_int32, to_body
 from penstock.contracts.services import ServedWeights, read_push, version_body
-from penstock.contracts.weight_sources import read_group_request
-from penstock.runtime.http import authorized, make_app
+from penstock.contracts.weight_sources import MAX_NUMBER, read_group_request
+from penstock.runtime.http import make_app
 from penstock_rollout.bodies import GenerateRequest, GenerateResponse, shown
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.weights.loaders import make_loader
 from penstock_rollout.weights.updater import WeightUpdater
+
+MAX_PUSH_BYTES = 2**25  # the names and shapes of 200 000 tensors
+MAX_GENERATE_BYTES = 2**23  # a prompt of a million tokens
 
 
 def make_rollout_app(
     engine: Engine, weights: WeightUpdater, registry: CollectorRegistry, token: SecretStr | None
 ) -> FastAPI:
     """The app of the rollout service."""
-    app = make_app("penstock rollout", not_ready=lambda: not_ready(engine, weights), metrics=registry)
-    guarded = [Depends(authorized(token))]
+    app = make_app(
+        "penstock rollout",
+        not_ready=lambda: not_ready(engine, weights),
+        metrics=registry,
+        token=token,
+        body_bytes={"/v1/weights/{version}": MAX_PUSH_BYTES, "/v1/generate": MAX_GENERATE_BYTES},
+    )
 
     @app.get("/v1/weight_version")
     async def weight_version() -> dict[str, Any]:
         return to_body(served(engine, weights))
 
-    @app.put("/v1/weights/{version}", dependencies=guarded)
-    async def put_weights(version: Annotated[int, PathParameter(ge=0)], push: dict[str, Any]) -> dict[str, Any]:
+    @app.put("/v1/weights/{version}")
+    async def put_weights(
+        version: Annotated[int, PathParameter(ge=0, le=MAX_NUMBER)], push: dict[str, Any]
+    ) -> dict[str, Any]:
         wanted, source = read_push(version, push)
         await weights.update(wanted, make_loader(source, engine, weights.copy))
         return to_body(served(engine, weights))
 
-    @app.post("/v1/weights/group", dependencies=guarded)
+    @app.post("/v1/weights/group")
     async def join_group(request: dict[str, Any]) -> dict[str, Any]:
         await weights.join_group(read_group_request(request))
         return to_body(served(engine, weights))
 
-    @app.post("/v1/pause", dependencies=guarded)
+    @app.post("/v1/pause")
     async def pause() -> dict[str, Any]:
         await weights.pause()
         return to_body(served(engine, weights))
 
-    @app.post("/v1/resume", dependencies=guarded)
+    @app.post("/v1/resume")
     async def resume() -> dict[str, Any]:
         await weights.resume()
         return to_body(served(engine, weights))
 
-    @app.post("/v1/generate", dependencies=guarded)
+    @app.post("/v1/generate")
     async def generate(request: GenerateRequest) -> GenerateResponse:
         start = time.monotonic()
         sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))

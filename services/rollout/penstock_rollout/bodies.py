@@ -8,6 +8,7 @@ from penstock_rollout.engine.types import Answer
 
 MAX_COMPLETIONS = 256  # of one request for debugging
 INT32 = 2**31
+MAX_TEMPERATURE = 1e6  # far beyond, float32 makes it infinite
 
 
 class GenerateRequest(BaseModel):
@@ -17,7 +18,7 @@ class GenerateRequest(BaseModel):
 
     prompt_ids: Annotated[list[Annotated[int, Field(ge=0, lt=INT32)]], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=MAX_COMPLETIONS)] = [0]
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] = 1.0
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     stop_token_ids: list[Annotated[int, Field(ge=0, lt=INT32)]] = []
 

@@ -127,6 +127,7 @@ class Producer:
             await _until(asyncio.sleep(WAIT_SECONDS), stopping)
             return False
         if not self._weights.behind(announced):
+            self._weights.confirm(announced)
             return True
         try:
             await self._weights.update(await self._files_of(announced, self._weights.needs_full))

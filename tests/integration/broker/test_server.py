@@ -12,7 +12,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.keys import GROUP
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
-from penstock.config import Config
+from penstock.config import Config, RedisSection
 from penstock.errors import ConfigError, QueueError
 from tests.integration.broker.queue_setup import issue, make_group, make_ticket, make_worker
 from tests.patience import ANSWER_SECONDS
@@ -130,6 +130,29 @@ async def test_a_wrong_password_is_named_at_once(queue_config: Config) -> None:
     with pytest.raises(ConfigError, match=r"redis\.password"):
         async with asyncio.timeout(ANSWER_SECONDS):
             await connect(queue_config.model_copy(update={"redis": section}))
+
+
+async def test_an_old_server_that_repeats_the_password_does_not_get_it_shown(queue_config: Config) -> None:
+    """Redis 5 has no HELLO, and its refusal repeats the arguments."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while header := await reader.readline():
+            arguments = []
+            for _ in range(int(header[1:])):
+                size = int((await reader.readline())[1:])
+                arguments.append((await reader.readexactly(size + 2))[:size])
+            name, *rest = (b"`%s`" % each for each in arguments)
+            writer.write(b"-ERR unknown command %s, with args beginning with: %s\r\n" % (name, b" ".join(rest)))
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        section = RedisSection.model_validate({"url": f"redis://127.0.0.1:{port}", "password": "hush-hush"})
+        with pytest.raises(QueueError, match=r"unknown command `HELLO`") as caught:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await connect(queue_config.model_copy(update={"redis": section}))
+    assert "hush" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("num_switches", range(0, 60, 2))

@@ -74,6 +74,41 @@ def test_a_wrong_password_of_the_queue_is_named(setup: UserCommands) -> None:
     assert_one_line(setup.run("penstock_reward"), CONFIG_EXIT, "redis.url", "set redis.password")
 
 
+@pytest.mark.parametrize("words", [("penstock_launch", "launch", "local"), *((module,) for module in SERVICES)])
+@pytest.mark.parametrize("token", ["hush\ntoken", "hush-token-\u00e9"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_printed(
+    setup: UserCommands, words: tuple[str, ...], token: str
+) -> None:
+    setup.document["token"] = token
+    code, output = setup.run(*words)
+    assert_one_line((code, output), CONFIG_EXIT, "config: token: saw a secret; character", "visible ASCII")
+    assert "hush" not in output
+
+
+@pytest.mark.parametrize("words", [("penstock_launch", "launch", "local"), *((module,) for module in SERVICES)])
+@pytest.mark.parametrize("url", ["redis://:hu/sh@127.0.0.1:1", "redis://127.0.0.1:1/0?password=hu/sh&protocol=3"])
+def test_a_queue_url_that_would_be_misread_is_refused_and_its_password_not_printed(
+    setup: UserCommands, words: tuple[str, ...], url: str
+) -> None:
+    setup.document["redis"] = {"url": url}
+    code, output = setup.run(*words)
+    assert_one_line((code, output), CONFIG_EXIT, "config: redis.url: saw 'redis://", "expected")
+    assert "hu" not in output.replace("**********", "")
+
+
+@pytest.mark.parametrize("words", [("penstock_launch", "launch", "local"), ("penstock_reward",)])
+@pytest.mark.parametrize("url", ["redis://:hu%2Fsh@127.0.0.1:1", "redis://127.0.0.1:1?password=hu%2Fsh"])
+def test_the_password_in_the_url_of_an_unreachable_queue_is_not_printed(
+    setup: UserCommands, words: tuple[str, ...], url: str
+) -> None:
+    setup.document["redis"] = {"url": url, "timeout_seconds": 1}
+    code, output = setup.run(*words)
+    assert code == QUEUE_EXIT, output
+    assert "**********" in output
+    assert "hu%2Fsh" not in output
+    assert "hu/sh" not in output
+
+
 @pytest.mark.parametrize("module", ["penstock_trainer", "penstock_rollout"])
 def test_a_missing_model_folder_is_named(setup: UserCommands, module: str) -> None:
     setup.document["actor"]["path"] = "./models/none"

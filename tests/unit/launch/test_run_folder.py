@@ -166,6 +166,7 @@ def test_the_written_configuration_holds_no_secret_and_reads_back_the_same(tmp_p
         tmp_path,
         token=SecretStr("tok3n"),
         redis=RedisSection(url="redis://user:pa55@db:6379/0", password=SecretStr("pa55")),
+        rollout={"engine": {"url": "http://me:pa55@engine:80"}},
     )
     folder = RunFolder(config.run)
     with folder.locked():

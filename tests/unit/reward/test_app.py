@@ -63,6 +63,8 @@ async def test_http_scores_one_or_many() -> None:
         ({"completion": "a"}, "answer: Field required"),
         ({"completion": "a", "answer": "a", "rewrd": "math"}, "rewrd"),
         ({"completion": "a", "answer": "a", "reward": "maths"}, "unknown reward 'maths'"),
+        ({"completion": "a", "answer": "a", "reward": "a\0b"}, "unknown reward"),
+        ({"completion": "a", "answer": "a", "metadata": {"x": 10**30}}, "it cannot be given to a reward function"),
     ],
 )
 async def test_http_refuses_what_it_cannot_score(body: dict[str, Any], detail: str) -> None:

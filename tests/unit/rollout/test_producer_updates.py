@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.contracts import Completion
-from penstock.errors import WeightsMismatchError
+from penstock.contracts import Completion, PolicyIdentity
+from penstock.contracts.services import Announcement
+from penstock.errors import WeightsError, WeightsMismatchError
 from tests.unit.rollout.producer_setup import G, Rollout, producing_rollout, ticket
 
 
@@ -54,6 +55,33 @@ async def test_an_engine_without_spans_needs_the_mode_that_empties_it(rollout: R
     await rollout.until(lambda: len(rollout.queue.returned) == 3)
     assert rollout.queue.published == []
     assert "weights.pause_mode abort" in rollout.queue.reasons[0]
+
+
+async def test_a_push_of_what_nobody_announces_fences_no_server_for_long(rollout: Rollout) -> None:
+    """It takes tickets of the announced version all the time, and says so."""
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.weights.state == "serving")
+    announced = rollout.queue.announced
+    assert announced is not None
+    with pytest.raises(WeightsError, match="cannot be read"):
+        await rollout.weights.update(Announcement(PolicyIdentity(7, "f" * 16), str(rollout.root / "nowhere"), 1))
+    assert rollout.weights.state == "fenced"
+    await rollout.until(lambda: rollout.weights.state == "serving")
+    assert rollout.metrics.registry.get_sample_value("penstock_rollout_fenced") == 0
+    assert (rollout.weights.identity, rollout.weights.fenced) == (announced.identity, "")
+
+
+async def test_a_server_that_does_not_serve_what_is_announced_stays_fenced(rollout: Rollout) -> None:
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.weights.state == "serving")
+    assert rollout.queue.announced is not None
+    missing = Announcement(PolicyIdentity(2, "f" * 16), str(rollout.root / "nowhere"), 1)
+    rollout.queue.announced = missing
+    await rollout.until(lambda: rollout.weights.state == "fenced")
+    rollout.weights.confirm(missing)
+    assert rollout.weights.state == "fenced"
+    rollout.announce(3)
+    await rollout.until(lambda: rollout.weights.state == "serving")
 
 
 async def test_nothing_that_a_failed_canary_could_have_made_is_published(rollout: Rollout) -> None:

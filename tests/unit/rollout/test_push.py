@@ -98,7 +98,7 @@ async def test_each_failure_of_a_push_has_its_status(rollout: Rollout, http: htt
     rollout.fake.fail_load = "shape"
     url, body = push(rollout.staged(6))
     answer = await http.put(url, json=body)
-    assert (answer.status_code, answer.json()["error"]) == (502, "engine_rejected")
+    assert (answer.status_code, answer.json()["error"]) == (422, "engine_rejected")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,90 @@ async def test_what_is_wrong_in_a_push_is_named(
     assert (answer.status_code, answer.json()["error"]) == (422, "weights")
     assert named in answer.json()["detail"]
     assert (await http.put("/v1/weights/-1", json=body)).status_code == 422
+
+
+def shared(**changed: object) -> dict[str, object]:
+    """A push of shared memory: 4 bytes with one tensor."""
+    tensors = [{"name": "w", "dtype": "bfloat16", "shape": [2]}]
+    bucket = {"handle": "/torch_1", "num_bytes": 4, "tensors": tensors}
+    source = {"transport": "tensor", "manager": "/tmp/manager", "buckets": [{**bucket, **changed}]}
+    return {"source": {**source, **({"manager": changed["manager"]} if "manager" in changed else {})}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"path": "/a\0b"}, "path"),
+        ({"path": "/" + "a" * 5000}, "path"),
+        ({"lease": 10**40}, "lease"),
+        (shared(handle="/torch\0"), "handle"),
+        (shared(handle="/" + "x" * 5000), "handle"),
+        (shared(handle="../../etc/passwd"), "handle"),
+        (shared(handle=".."), "handle"),
+        (shared(manager="/tmp/\0"), "manager"),
+        (shared(num_bytes=-1), "num_bytes"),
+        (shared(num_bytes=3), "its tensors 4"),
+        (shared(tensors=[{"name": "w", "dtype": "bfloat16", "shape": [-2]}]), "shape"),
+        (shared(tensors=[{"name": "", "dtype": "bfloat16", "shape": [2]}]), "name"),
+        ({"canary": {"token_ids": [-1, 5], "logprobs": [-1.0], "tolerance": 0.1}}, "token_ids"),
+        ({"canary": {"token_ids": [1, 2**40], "logprobs": [-1.0], "tolerance": 0.1}}, "token_ids"),
+        ({"canary": {"token_ids": [1, 2], "logprobs": [-1.0], "tolerance": -1}}, "tolerance"),
+    ],
+)
+async def test_a_push_that_can_be_none_is_refused_and_touches_nothing(
+    rollout: Rollout, http: httpx.AsyncClient, wrong: dict[str, object], named: str
+) -> None:
+    await rollout.weights.update(rollout.staged(1))
+    url, body = push(rollout.staged(3))
+    answer = await http.put(url, json={**body, **wrong})
+    assert (answer.status_code, answer.json()["error"]) == (422, "weights")
+    assert named in answer.json()["detail"]
+    assert (rollout.weights.state, rollout.engine.life) == ("serving", 1)
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', "NaN", "1e999"])
+async def test_a_push_that_is_no_json_is_refused(rollout: Rollout, http: httpx.AsyncClient, text: str) -> None:
+    content = f'{{"digest": "0123456789abcdef", "path": {text}, "lease": 1}}'
+    answer = await http.put("/v1/weights/3", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert rollout.weights.state == "waiting"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"group": "g\0"}, {"address": ""}, {"port": 0}, {"port": 70000}, {"num_ranks": 1}, {"lease": -1}]
+)
+async def test_a_group_that_can_be_none_is_refused(
+    rollout: Rollout, http: httpx.AsyncClient, wrong: dict[str, object]
+) -> None:
+    body = {"group": "g", "address": "10.0.0.1", "port": 4000, "num_ranks": 2, "backend": "gloo", "lease": 1}
+    answer = await http.post("/v1/weights/group", json={**body, **wrong})
+    assert (answer.status_code, answer.json()["error"]) == (422, "weights")
+    assert rollout.engine.up.is_set()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"temperature": Infinity',
+        '"temperature": 1e999',
+        '"temperature": 1e300',
+        '"temperature": NaN',
+        '"max_new_tokens": 1000000000',
+        '"max_new_tokens": 1' + "0" * 40,
+        '"prompt_ids": [2147483647]',
+        '"prompt_ids": [' + "1," * 100000 + "1]",
+        '"stop_token_ids": [1073741824]',
+    ],
+)
+async def test_what_cannot_be_generated_is_the_callers_mistake(
+    rollout: Rollout, http: httpx.AsyncClient, wrong: str
+) -> None:
+    prompt = "" if "prompt_ids" in wrong else '"prompt_ids": [1], '
+    content = f"{{{prompt}{wrong}}}"
+    answer = await http.post("/v1/generate", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert rollout.engine.life == 1
+    assert rollout.engine.up.is_set()
 
 
 async def test_pause_resume_and_generate(rollout: Rollout, http: httpx.AsyncClient) -> None:

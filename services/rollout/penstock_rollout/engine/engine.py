@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock.config.secrets import shown_url
 from penstock.contracts import Sampling, unpack_int32
 from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineDiedError, EngineStartError, TransientStartError
@@ -114,7 +115,8 @@ class Engine:
         self._broken.clear()
         started()
         self.up.set()
-        log.info("engine ready: %s at %s", info.name, self._server.url, extra={"context_length": info.context_length})
+        url = shown_url(self._server.url)
+        log.info("engine ready: %s at %s", info.name, url, extra={"context_length": info.context_length})
 
     async def _until_broken(self, tasks: asyncio.TaskGroup, stopping: asyncio.Task[Any]) -> None:
         """Return when the server has died, was reported, or `stopping` is done; in the first two it is down."""

@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from msgspec.structs import replace
 
+from penstock.durable import missing
 from penstock.errors import WeightsError
 from penstock.weights.delta_codec import apply
 from penstock.weights.local_folder import LocalFolder
@@ -80,7 +81,7 @@ class LocalCopy:
         except OSError as error:
             raise ChainError(
                 f"{error.filename}: {error.strerror} while version {wanted.version} was copied to {self._folder.path}: "
-                "expected readable files in weights.folder, and room in weights.local_folder"
+                + missing(error, "readable files in weights.folder, and room in weights.local_folder")
             ) from error
         return self._folder.path
 

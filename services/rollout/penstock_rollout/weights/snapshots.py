@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from penstock.contracts import MalformedMessageError, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord, read_snapshot
 from penstock.errors import WeightsError
-from penstock.runtime.http import auth_headers
+from penstock.runtime.http import auth_headers, transport_fault
 from penstock.weights.manifest import MANIFEST_NAME
 
 CONNECT_SECONDS = 5.0
@@ -53,7 +53,9 @@ class Snapshots:
             ) as client:
                 response = await client.post(f"{trainer.url}/v1/snapshot", headers=auth_headers(self._token))
         except httpx.HTTPError as error:
-            raise WeightsError(f"{trainer.name} at {trainer.url} wrote no snapshot: {error!r}") from error
+            raise WeightsError(
+                f"{trainer.name} at {trainer.url} wrote no snapshot: {transport_fault(error)}"
+            ) from error
         if response.status_code != 200:
             raise WeightsError(f"{trainer.name} wrote no snapshot: HTTP {response.status_code}: {response.text[:300]}")
         return _announcement(response)

@@ -139,6 +139,14 @@ class WeightUpdater:
         with self._changing(Preparing(wanted, before), wanted):
             await self._replace(wanted, loader or DiskLoader(self.copy))
 
+    def confirm(self, announced: Announcement) -> None:
+        """End the fence of a server that serves the announced version: the push that failed was of another one."""
+        now = self._state
+        if self.fenced and not isinstance(now, Change) and self.identity == announced.identity:
+            log.info("no longer fenced: the announced version %s is served", announced.identity)
+            self._state = states.kept(now, announced.identity)
+            self._metrics.weights_kept()
+
     @contextlib.contextmanager
     def _changing(self, change: Change, wanted: Announcement) -> Iterator[None]:
         """Surrounds an update: no ticket is taken, and a failure fences the server."""

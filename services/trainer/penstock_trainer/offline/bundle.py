@@ -31,6 +31,7 @@ from penstock.config.load import load_config
 from penstock.config.shown import as_yaml, masked
 from penstock.contracts import Contract
 from penstock.contracts.ledger import LedgerState
+from penstock.durable import missing
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.checkpoints.folders import META, CheckpointMeta
 from penstock_trainer.checkpoints.tensors import copy_state, read_all
@@ -91,9 +92,12 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
         with tarfile.open(temporary, mode) as tar:  # type: ignore[call-overload]
             _fill(tar, recording, plan, manifest)
         temporary.replace(out)
-    except (OSError, SafetensorError) as error:  # the latter: no room for the start, in the folder for temporary files
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"--out {out} cannot be written ({reason}): expected a folder with room") from error
+    except SafetensorError as error:  # no room for the start, in the folder for temporary files
+        raise ConfigError(f"--out {out} cannot be written ({error}): expected a folder with room") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out} cannot be written ({error.strerror}): {missing(error, 'a folder with room')}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ from penstock.broker import Queue
 from penstock.contracts import PolicyIdentity, ServerState
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsError
+from penstock.runtime.http import transport_fault
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
 
@@ -78,7 +79,7 @@ class Publisher:
         except TimeoutError:
             return f"no answer within {self._timeout_seconds:.0f} s (weights.push_timeout_seconds)"
         except httpx.HTTPError as error:
-            return f"{type(error).__name__}: {error}"
+            return transport_fault(error)
 
 
 class Fences:

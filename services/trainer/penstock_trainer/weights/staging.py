@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from penstock.contracts import Dtype, PolicyIdentity
-from penstock.durable import sync_folder
+from penstock.durable import missing, sync_folder
 from penstock.errors import ConfigError, WeightsError
 from penstock.weights.local_folder import is_memory_backed, name_of_run, shared_memory
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, identity_digest, read_manifest
@@ -202,9 +202,9 @@ class Staging:
             path = self._folder / self._bases[path.name]
 
     def _no_room(self, version: int, error: OSError) -> WeightsError:
+        room = f"room for {self._keep} copies of the weights; set weights.folder to a larger one"
         return WeightsError(
-            f"version {version} cannot be staged in {self._folder} ({error.strerror}): expected room for "
-            f"{self._keep} copies of the weights; set weights.folder to a larger one"
+            f"version {version} cannot be staged in {self._folder} ({error.strerror}): {missing(error, room)}"
         )
 
     def _staged(self) -> list[tuple[int, Path]]:

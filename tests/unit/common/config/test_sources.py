@@ -122,9 +122,10 @@ def test_sections_are_still_joined_key_by_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ORDER[2:])
 def test_a_text_is_taken_as_it_is(tmp_path: Path, source: str, text: str) -> None:
     assert load(tmp_path, {source: {"data.system_prompt": text}}).data.system_prompt == text
-    token = load(tmp_path, {source: {"token": text}}).token
-    assert token is not None
-    assert token.get_secret_value() == text
+    if all("!" <= character <= "~" for character in text):  # what a token may hold
+        token = load(tmp_path, {source: {"token": text}}).token
+        assert token is not None
+        assert token.get_secret_value() == text
 
 
 @example("\x85")

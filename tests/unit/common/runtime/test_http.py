@@ -1,8 +1,10 @@
 """The answers that all services share: health, readiness, metrics, errors, token."""
 
+import socket
+
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
@@ -16,7 +18,7 @@ from penstock.errors import (
     WeightsConflictError,
     WeightsError,
 )
-from penstock.runtime.http import auth_headers, authorized, make_app
+from penstock.runtime.http import auth_headers, make_app, transport_fault
 
 TOKEN = SecretStr("s3cret")
 
@@ -29,13 +31,13 @@ class Served:
         self.error: Exception = PenstockError("none")
         registry = CollectorRegistry()
         Counter("penstock_things", "Things", registry=registry).inc(3)
-        self.app: FastAPI = make_app("test", not_ready=lambda: self.reason, metrics=registry)
+        self.app: FastAPI = make_app("test", not_ready=lambda: self.reason, metrics=registry, token=token)
 
         @self.app.get("/fail")
         async def fail() -> None:
             raise self.error
 
-        @self.app.post("/act", dependencies=[Depends(authorized(token))])
+        @self.app.post("/act")
         async def act(count: int) -> dict[str, int]:
             return {"count": count}
 
@@ -96,3 +98,20 @@ async def test_the_token_is_needed_where_one_is_set() -> None:
     assert (await served.ask("POST", "/act?count=1", auth_headers(TOKEN))).json() == {"count": 1}
     assert auth_headers(None) == {}
     assert (await Served(token=None).ask("POST", "/act?count=1")).status_code == 200
+
+
+async def test_a_request_that_failed_is_told_without_the_librarys_text() -> None:
+    """It repeats the header: with the token in it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        async with httpx.AsyncClient(headers={"Authorization": "Bearer hush\ntoken"}) as client:
+            with pytest.raises(httpx.LocalProtocolError, match="hush") as caught:
+                await client.get(f"http://127.0.0.1:{port}")
+    assert transport_fault(caught.value) == "LocalProtocolError"
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError) as refused:
+            await client.get(f"http://127.0.0.1:{port}")
+        with pytest.raises(httpx.ConnectError) as unknown:
+            await client.get("http://no-such-host.invalid")
+    assert transport_fault(refused.value) == "ConnectError (Connection refused)"
+    assert transport_fault(unknown.value) == "ConnectError (no such host)"

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penstock.config import Config
 from penstock.errors import ConfigError, EngineStartError, PenstockError
@@ -38,13 +38,13 @@ async def for_ever(ended: list[str]) -> None:
 async def test_an_answer_is_sent_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers and body are two packets: the second must not wait until the first is acknowledged."""
     accepted: list[socket.socket] = []
-    connected = AutoHTTPProtocol.connection_made
+    connected = H11Protocol.connection_made
 
     def connection_made(self: Any, transport: asyncio.Transport) -> None:
         accepted.append(transport.get_extra_info("socket"))
         connected(self, transport)
 
-    monkeypatch.setattr(AutoHTTPProtocol, "connection_made", connection_made)
+    monkeypatch.setattr(H11Protocol, "connection_made", connection_made)
 
     async def ask() -> None:
         async with httpx.AsyncClient() as client:

@@ -190,7 +190,7 @@ def test_a_run_without_a_journal_asks_its_queue(recorded: RecordedRun, capsys: p
     recorded.journal.path.unlink()
     assert recorded.command("replay", "--redis.timeout_seconds", "1") == 4
     error = capsys.readouterr().err
-    assert "redis.url redis://127.0.0.1:1/0" in error
+    assert "redis.url redis://u:**********@127.0.0.1:1/0" in error
     assert SECRET not in error
 
 

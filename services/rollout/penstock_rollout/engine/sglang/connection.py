@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 
+from penstock.config.secrets import shown_url
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
+from penstock.runtime.http import transport_fault
 from penstock_rollout.engine.sglang.answers import read_info
 from penstock_rollout.engine.types import EngineAbsentError, EngineInfo
 
@@ -70,15 +72,15 @@ class Connection:
             timeout_seconds = self.control_timeout_seconds
         if self._http is None:
             raise EngineAbsentError(f"SGLang is not running; expected it to answer {path}")
-        url = str(self._http.base_url)
+        url = shown_url(str(self._http.base_url))
         try:
             response = await self._http.request(method, path, json=body, timeout=timeout_seconds)
         except httpx.ConnectError as error:
-            raise EngineAbsentError(f"nothing listens at {url} for {path}: {error}") from None
+            raise EngineAbsentError(f"nothing listens at {url} for {path}: {transport_fault(error)}") from None
         except httpx.TimeoutException:
             raise TimeoutError(f"SGLang at {url} did not answer {path} in {timeout_seconds:g} s") from None
         except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
-            raise EngineDiedError(f"the connection to SGLang broke during {path}: {error!r}") from None
+            raise EngineDiedError(f"the connection to SGLang broke during {path}: {transport_fault(error)}") from None
         if response.status_code in (400, 422):
             raise EngineRejectedError(f"SGLang refused {path}: {response.text[:500]}")
         if response.status_code != 200:

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from penstock.config import EngineSection
+from penstock.config.secrets import shown_url
 from penstock.contracts import PauseMode
 from penstock.errors import EngineDiedError, EngineStartError, TransientStartError
 from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
@@ -192,7 +193,7 @@ class GivenServer:
             await asyncio.wait_for(_until_it_answers(self.url), self._timeout_seconds)
         except TimeoutError:
             raise EngineStartError(
-                f"rollout.engine.url: nothing answers like SGLang at {self.url} within "
+                f"rollout.engine.url: nothing answers like SGLang at {shown_url(self.url)} within "
                 f"rollout.engine.start_timeout_seconds = {self._timeout_seconds:g}; expected a running server"
             ) from None
 

@@ -13,9 +13,8 @@ import struct
 from itertools import accumulate
 from math import prod
 
-from penstock.contracts.weight_sources import SharedBucket, TensorSpec
+from penstock.contracts.weight_sources import ITEM_BYTES, SharedBucket, TensorSpec
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 PROTOCOL, STOP = b"\x80\x03", b"."
 STORAGE = 0  # index in the unpickler's memo
 
@@ -30,8 +29,7 @@ def pickled_tensors(manager: str, bucket: SharedBucket) -> bytes:
         _bytes(bucket.handle.encode()),
         _integer(bucket.num_bytes),
     )
-    sizes = [prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in bucket.tensors]
-    starts = accumulate(sizes, initial=0)
+    starts = accumulate((tensor.num_bytes for tensor in bucket.tensors), initial=0)
     pairs = b"".join(_pair(tensor, start) for tensor, start in zip(bucket.tensors, starts, strict=False))
     remembered = storage + b"q" + bytes([STORAGE]) + b"0"  # store it in the memo, then pop it from the stack
     return PROTOCOL + remembered + b"](" + pairs + b"e" + STOP
