@@ -10,18 +10,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
+from penstock.broker.identity import RunIdentity
 from penstock.broker.keys import Keys
 from penstock.broker.queue import Queue
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 BACKOFF_CAP_SECONDS = 1.0
 
 
-async def connect(config: Config, *, known_only: bool = False) -> Queue:
+async def connect(config: Config, kind: ServiceKind = ServiceKind.TRAINER, *, known_only: bool = False) -> Queue:
     """Connect and check the server; QueueError or ConfigError with redis.url if it cannot serve.
 
+    `kind`: of the service that connects; a launcher, and who only reads, has the keys of a trainer.
     `known_only`: create nothing there; ConfigError if it holds nothing of the run.
     """
     section = config.redis
@@ -44,7 +47,8 @@ async def connect(config: Config, *, known_only: bool = False) -> Queue:
         )
     except ValueError as error:
         raise ConfigError(f"redis.url: saw {section.url!r} ({error}); expected redis://host:port") from None
-    queue = Queue(client, Keys(config.run.name), _without_password(section.url), section.timeout_seconds)
+    keys, identity = Keys(config.run.name), RunIdentity.of(config, kind)
+    queue = Queue(client, keys, identity, _without_password(section.url), section.timeout_seconds)
     try:
         await queue.check_server(make_groups=not known_only)
         if known_only:

@@ -1,7 +1,10 @@
 """One run from start to summary, on any site.
 
-    configuration -> run folder (orphans, run.existing) -> queue -> all services at once -> supervise, follow, sample
-                                                                                       '-> summary.json, report
+    configuration -> lock, hold the run -> run folder (run.existing) -> queue -> all services at once -> supervise, ...
+                                                                                            '-> summary.json, report
+
+The run is held (`penstock.broker.launcher`) before anything is deleted: in a queue of the user's before the folder is
+prepared, in the embedded one, whose data the lock protects, when it has started.
 
 Wires the parts and owns nothing else. A `Site` places the queue and the services: on this host (`local`), on the nodes
 of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
@@ -13,13 +16,15 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TextIO
 
 import httpx
 
 from penstock.broker import Queue, connect
+from penstock.broker.launcher import HeldRun, hold_run
 from penstock.config import Config, RedisSection
-from penstock.errors import PenstockError
+from penstock.errors import LeaseLostError, PenstockError
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
@@ -68,8 +73,8 @@ class Site(Protocol):
 class Terms:
     """The settings that differ if a scheduler runs the launch itself."""
 
-    prepare: Callable[[RunFolder], bool] = RunFolder.prepare
-    """Prepares the folder while its lock is held; returns whether an earlier run continues."""
+    prepare: Callable[[RunFolder, Callable[[str], None]], bool] = RunFolder.prepare
+    """Prepares the folder while its lock is held; returns whether an earlier run continues. It reports events."""
     lock_seconds: float = 0.0
     """Longest time that an earlier launcher's lock may outlive it."""
     stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
@@ -83,20 +88,23 @@ def launch_run(
 ) -> int:
     """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
     folder, terms = RunFolder(config.run), terms or Terms()
-    with folder.locked(terms.lock_seconds):
-        orphans = folder.end_orphans()
-        continues = terms.prepare(folder)
-        forget_trainer_summary(folder.path)
-        with (folder.logs / EVENTS_LOG).open("a", encoding="utf-8") as file:
-            view = make_view(config.run.name, lambda line: _append(file, line))
-            try:
-                for orphan in orphans:
-                    view.event(f"ended a process of an earlier launch: {orphan}")
-                view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
-                launch = _Launch(config, site, folder, view, terms)
-                outcome = launch.run(environ)
-            finally:
-                view.close()
+    with folder.locked(terms.lock_seconds), contextlib.closing(_EventsLog(folder.logs / EVENTS_LOG)) as log:
+        view = make_view(config.run.name, log.line)
+        launch = _Launch(config, site, folder, view, terms)
+        try:
+            for orphan in folder.end_orphans():
+                view.event(f"ended a process of an earlier launch: {orphan}")
+            folder.require_deletable()
+            if config.redis.url:
+                asyncio.run(launch.hold_queue_of_the_user())
+            continues = terms.prepare(folder, view.event)
+            log.open()
+            forget_trainer_summary(folder.path)
+            view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
+            outcome = launch.run(environ)
+        finally:
+            launch.release()
+            view.close()
         facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), outcome)
         for line in closing_report(write_summary(folder.path, facts), folder.path, config.run.existing):
             print(line, flush=True)
@@ -114,9 +122,32 @@ class _Launch:
         self._trees = ProcessTrees(folder.path, config.run.name)
         self._children: list[Child] = []
         self._stop_signals = terms.stop_signals
+        self._held: HeldRun | None = None
         self._supervisor = Supervisor(
             self._children, view.event, self._trees.survivors, goes_on_with_fewer=terms.goes_on_with_fewer
         )
+
+    async def hold_queue_of_the_user(self) -> None:
+        """Hold the run in the server of redis.url, before anything is deleted."""
+        self._view.event(f"queue: connecting to redis.url (up to {self._config.redis.timeout_seconds:g} s)")
+        queue = await connect(self._config)
+        try:
+            await self._hold(queue, self._config)
+        finally:
+            await queue.close()
+
+    async def _hold(self, queue: Queue, config: Config) -> None:
+        self._held = await hold_run(queue, config, self._folder.home, self._view.event)
+        self._held.start_renewing(self._lost)
+
+    def _lost(self, error: Exception) -> None:  # in the thread that renews the hold
+        self._supervisor.stop(Outcome(LeaseLostError.exit_code, str(error)))
+
+    def release(self) -> None:
+        """Let others have the run. Blocks."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     def restarts(self) -> dict[str, int]:
         """By service."""
@@ -141,6 +172,7 @@ class _Launch:
             outcome = asyncio.run(self._supervise(reachable, services))
         finally:
             if queue:
+                self.release()
                 queue.stop()
                 self._folder.forget_queue()
         self._trees.forget()
@@ -156,7 +188,14 @@ class _Launch:
         return started
 
     async def _supervise(self, config: Config, services: Sequence[Startable]) -> Outcome:
-        queue = await self._connect(config)
+        queue = await connect(config)
+        if self._held is None:
+            await self._hold(queue, config)
+        else:
+            await self._clear(queue)
+            self._view.event(f"queue: {await queue.check_server()} at redis.url")
+        assert self._held is not None
+        self._folder.home.keep(self._held.folder)
         policy = RestartPolicy()
         self._children.extend(Child(service, policy) for service in services)
         supervisor = self._supervisor
@@ -181,15 +220,12 @@ class _Launch:
                 await queue.close()
         return outcome
 
-    async def _connect(self, config: Config) -> Queue:
-        if self._config.redis.url:
-            self._view.event(f"queue: connecting to redis.url (up to {config.redis.timeout_seconds:g} s)")
-        queue = await connect(config)
-        if self._config.redis.url:
-            if self._config.run.existing == "replace":
-                self._view.event(f"queue: deleted {await queue.delete_run()} keys of an earlier run")
-            self._view.event(f"queue: {await queue.check_server()} at redis.url")
-        return queue
+    async def _clear(self, queue: Queue) -> None:
+        """Delete the earlier run in a queue of the user's if run.existing says so."""
+        if self._config.run.existing == "replace":
+            if contents := await queue.contents():
+                self._view.event(f"run.existing is replace: deleting the earlier run from the queue ({contents})")
+            self._view.event(f"queue: deleted {await queue.delete_run(but_owner=True)} keys of an earlier run")
 
     async def _follow(self, queue: Queue, client: httpx.AsyncClient) -> None:
         """Show the state of the run, without end."""
@@ -206,7 +242,29 @@ class _Launch:
             await asyncio.sleep(SAMPLE_EVERY_SECONDS)
 
 
-def _append(file: TextIO, line: str) -> None:
-    """Add a line with the time of day, in UTC, to the launcher's log."""
-    file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
-    file.flush()
+class _EventsLog:
+    """The launcher's log. It keeps lines until `open`, since the folder that it is in may be deleted before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._kept: list[str] = []
+        self._file: TextIO | None = None
+
+    def open(self) -> None:
+        """Write what was kept, and each later line at once."""
+        self._file = self._path.open("a", encoding="utf-8")
+        self._file.writelines(self._kept)
+        self._file.flush()
+
+    def line(self, line: str) -> None:
+        """Add a line with the time of day, in UTC."""
+        stamped = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n"
+        if self._file is None:
+            self._kept.append(stamped)
+        else:
+            self._file.write(stamped)
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import SecretStr
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     return exit_code
 
 
-def _prepare(folder: RunFolder) -> bool:
+def _prepare(folder: RunFolder, _: Callable[[str], None]) -> bool:
     """What becomes of an earlier run was decided at the submission."""
     folder.logs.mkdir(exist_ok=True)
     forget_attempts(folder.path)
