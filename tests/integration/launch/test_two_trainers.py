@@ -146,6 +146,7 @@ async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_no
 ) -> None:
     monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
     setup.document["trainer"] = {"standby": True}
+    setup.document["redis"]["timeout_seconds"] = END_SECONDS  # a call may be frozen while the second trainer starts
     setup.document["total_train_epochs"] = 12
     (setup.folder / "own.py").write_text(
         "def own(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
