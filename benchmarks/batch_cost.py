@@ -1,8 +1,7 @@
 """What a batch costs on the host before its first forward pass: CPU time and peak memory per token, by stage.
 
-Owns the shape of the batch: long completions that have nothing but their prompt in common, as a reasoning task has
-them, whose weights moved on in the middle; so ages are looked at. Memory is what Python and numpy allocate on top of
-the messages.
+Owns the shape of the batch: long completions that share only their prompt, as in a reasoning task. Their weights
+changed in the middle, so staleness is computed too. Memory is what Python and numpy allocate on top of the messages.
 
     .venv/bin/python -m benchmarks.batch_cost
 """
@@ -37,14 +36,14 @@ RULES = BatchRules(Overlong(max_new_tokens=2**20))
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage: the fastest of several passes, and the most memory that one of them held."""
+    """The cost of one stage: its fastest pass, and the peak memory of a pass."""
 
     nanoseconds_per_token: float
     bytes_per_token: float
 
 
 def scored_groups(num_groups: int, group_size: int, num_tokens: int) -> list[ScoredGroup]:
-    """Every other completion has a reward; the first half of each is by the version before."""
+    """Groups in which every other completion has a reward; the version before generated the first half of each."""
     random = np.random.default_rng(0)
     half = num_tokens // 2
     spans = tuple(
@@ -88,7 +87,7 @@ def cost(stage: Callable[[], object], num_tokens: int, num_passes: int) -> Cost:
         start = time.process_time()
         stage()
         seconds.append(time.process_time() - start)
-    tracemalloc.start()  # in a pass of its own: it takes time
+    tracemalloc.start()  # in a pass of its own, since tracing takes time
     stage()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

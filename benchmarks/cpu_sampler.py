@@ -1,6 +1,6 @@
-"""CPU time of a process and all below it, over time.
+"""CPU time of a process and its descendants, over time.
 
-Owns the samples. Invariant: what a process has used stays counted when it has ended, up to its last sample.
+Owns the samples. Invariant: when a process ends, the CPU time up to its last sample stays counted.
 """
 
 import threading
@@ -52,7 +52,7 @@ class CpuSampler:
             processes = {self._root, *self._root.children(recursive=True)}
         except psutil.NoSuchProcess:
             processes = set()
-        for process in processes | self._used.keys():  # one whose parent died is no descendant any more
+        for process in processes | self._used.keys():  # a process whose parent has died is no descendant any more
             try:
                 times = process.cpu_times()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):

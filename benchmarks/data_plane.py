@@ -1,10 +1,10 @@
 """Measures what the queue adds to a group on its way: tickets -> rollouts -> scored -> committed.
 
-Owns the load and the table. Invariant: the pipeline and its yardstick, plain XADD of the same payload over as many
-connections, run in turns against one server, so that both see the same machine. The same payload is what the queue is
-given of one group, header, completions and texts, as one message; the older yardstick, in its place a message of the
-completions with texts and one without in turn, what streams once carried, is measured too. Both sides are one client
-process; no engine, reward or step file takes part. Start it alone on a quiet machine, from the repository's root:
+Owns the load and the table. The yardstick is plain XADD of the same payload over as many connections: the header, the
+completions and the texts of one group, as one message. Invariant: pipeline and yardstick run in turns against one
+server, so that both see the same machine. An older yardstick is measured too: it sends two messages in turn, the group
+with its texts and without. Both sides are one client process, without an engine, a reward function or step files. Start
+it alone on a quiet machine, from the repository's root:
 
     .venv/bin/python -m benchmarks.data_plane                      # a minute
     .venv/bin/python -m benchmarks.data_plane --groups 100000      # is memory flat?
@@ -37,14 +37,14 @@ from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, 
 
 BATCH_SIZE = 64
 CREDITS = 4 * BATCH_SIZE
-TAKEN_AT_ONCE = 8  # as the trainer
+TAKEN_AT_ONCE = 8  # like the trainer
 MEMORY_SAMPLES = 20
 RAW_KEPT = 64  # entries of plain XADD that stay, about as many as the pipeline holds
 
 
 @dataclass
 class Memory:
-    """Bytes of the server (used_memory) and of this process (resident), over a run."""
+    """Samples over a run: bytes of the server (used_memory) and of this process (resident)."""
 
     server: list[int] = field(default_factory=list)
     client: list[int] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Memory:
 
 
 class Pipeline:
-    """One run of the three hand-overs by workers of each kind."""
+    """Moves groups through the three hand-overs, with `num_workers` workers of each kind."""
 
     def __init__(self, config: Config, shape: Shape, num_workers: int) -> None:
         self._config, self._shape, self._num_workers = config, shape, num_workers
@@ -151,7 +151,7 @@ class Pipeline:
 
 
 async def raw_seconds(config: Config, payloads: Sequence[bytes], num_calls: int, num_connections: int) -> float:
-    """Seconds of so many calls of plain XADD, of the messages in turn, MAXLEN keeping the stream short."""
+    """Seconds for `num_calls` plain XADDs of the payloads in turn; MAXLEN keeps the stream short."""
     queues = [await connect(config) for _ in range(num_connections)]
     left = islice(cycle(payloads), num_calls)
 
@@ -184,7 +184,7 @@ def configured(server: EmbeddedServer, name: str) -> Config:
 
 @dataclass
 class Cpu:
-    """CPU seconds of this process and of the server, over what is measured."""
+    """CPU seconds of this process and of the server, inside `counting` only."""
 
     server: psutil.Process
     client_seconds: float = 0.0
@@ -205,7 +205,7 @@ class Cpu:
 
 @dataclass
 class Load:
-    """What is measured in turns: how, and the rates and the CPU time that it took."""
+    """One of the things that are measured in turns: how to run it, its rates and its CPU time."""
 
     name: str
     run: Callable[[int], Awaitable[float]]
@@ -228,12 +228,12 @@ async def measure(arguments: argparse.Namespace, server: EmbeddedServer) -> None
     pipeline = Pipeline(configured(server, "bench"), shape, arguments.workers)
     group = shape.rollout(shape.ticket(0))
     form = stored(group)
-    whole = [form.head + form.parts[Part.COMPLETIONS] + form.parts[Part.TEXTS]]
+    full = [form.header + form.parts[Part.COMPLETIONS] + form.parts[Part.TEXTS]]
     older = [encode(group), encode(group.without_text())]
     raw_config, num_connections = configured(server, "raw"), 2 * arguments.workers + 1
     process = psutil.Process(server.process.pid)
     raw, old, moved = (
-        Load("plain XADD", lambda count: raw_seconds(raw_config, whole, count, num_connections), Cpu(process)),
+        Load("plain XADD", lambda count: raw_seconds(raw_config, full, count, num_connections), Cpu(process)),
         Load("plain XADD, older", lambda count: raw_seconds(raw_config, older, count, num_connections), Cpu(process)),
         Load("three hand-overs", pipeline.move, Cpu(process)),
     )
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--workers", type=int, default=4, help="rollout servers, and as many reward workers")
+    parser.add_argument("--workers", type=int, default=4, help="number of rollout workers, and of reward workers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, EmbeddedServer(Path(folder)) as server:
         asyncio.run(measure(arguments, server))

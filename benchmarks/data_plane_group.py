@@ -1,4 +1,4 @@
-"""The group that the measurement of the queue moves, and what of it each service writes and reads.
+"""The group that `data_plane` moves through the queue, and how many bytes of it each service writes and reads.
 
 Owns its content: random token ids, log-probabilities and letters, the same in every group.
 """
@@ -28,7 +28,7 @@ CHARACTERS_PER_TOKEN = 4  # of English in common vocabularies
 
 @dataclass
 class Shape:
-    """One size of group: what a rollout server would have made."""
+    """The size of a group, and a group of that size as a rollout server would send it."""
 
     group_size: int
     num_tokens: int
@@ -64,15 +64,15 @@ class Shape:
 
 
 def bytes_per_token(shape: Shape) -> dict[str, float]:
-    """Of what each service writes or reads of a group."""
+    """Bytes that each service writes or reads of a group, divided by the group's tokens."""
     ticket = shape.ticket(0)
     rollout = stored(shape.rollout(ticket))
-    scored = stored(shape.scored(decode(rollout.head, RolloutHeader))).head
+    scored = stored(shape.scored(decode(rollout.header, RolloutHeader))).header
     completions, texts = len(rollout.parts[Part.COMPLETIONS]), len(rollout.parts[Part.TEXTS])
     found = {
         "ticket": len(encode(ticket)),
-        "stored by the rollout service": len(rollout.head) + completions + texts,
-        "read by the reward service": len(rollout.head) + texts,
+        "stored by the rollout service": len(rollout.header) + completions + texts,
+        "read by the reward service": len(rollout.header) + texts,
         "stored by the reward service": len(scored),
         "read by the trainer": len(scored) + completions,
     }

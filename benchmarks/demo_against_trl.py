@@ -41,7 +41,7 @@ TRL_ALLOCATOR = {
 
 
 def install_trl() -> None:
-    """Create .venv-trl once. torch first, in the very build that Penstock uses: no other is pulled in later."""
+    """Create .venv-trl once. torch comes first, in Penstock's build, so that pip pulls in no other."""
     if TRL_READY.exists():
         return
     print("TRL's environment (.venv-trl): installing; 1 to 5 minutes the first time.", flush=True)
@@ -55,7 +55,7 @@ def install_trl() -> None:
 
 
 def run(command: list[str], added: dict[str, str]) -> CpuSampler:
-    """Run one side to its end; its CPU time."""
+    """Run one side to its end; returns its CPU samples."""
     clean = {
         key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MALLOC_", "GOMP_", "KMP_"))
     }
@@ -76,7 +76,7 @@ def run_penstock(steps: int, group_size: int, seed: int) -> Figures:
 
 
 def fastest_threading(cores: int, group_size: int, seed: int) -> dict[str, str]:
-    """The OpenMP settings with which tuned TRL is fastest here, by a short run with each."""
+    """The OpenMP settings that are fastest for tuned TRL on this machine, found by short runs."""
     candidates: list[dict[str, str]] = [{"OMP_NUM_THREADS": "1"}]
     if cores > 1:
         candidates += [{"OMP_NUM_THREADS": str(cores)}, {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "passive"}]

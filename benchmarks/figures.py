@@ -1,7 +1,7 @@
 """The figures by which two trainers are compared, and their table.
 
 Owns their definitions, the same for both sides. Invariant: seconds until a goal count from the first step's start and
-leave out what is between steps.
+leave out the time between steps.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PENSTOCK_PHASES = ("wait", "commit", "pack", "forward_backward", "optimizer", "p
 
 @dataclass(frozen=True)
 class Step:
-    """Unix seconds, of this step alone; phases in seconds."""
+    """One step's start and end in Unix seconds; phases in seconds."""
 
     started_at: float
     ended_at: float
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Side:
-    """One trainer's run. evals: steps trained with the weights that were evaluated, and the accuracy."""
+    """One trainer's run. evals: (steps that the evaluated weights were trained for, accuracy)."""
 
     name: str
     steps: tuple[Step, ...]
@@ -56,7 +56,7 @@ class Figures:
 
 
 def penstock_side(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> Side:
-    """From steps.jsonl and evals.jsonl. Evaluation runs beside training and stays in the steps' time."""
+    """From steps.jsonl and evals.jsonl. Evaluation runs during training and counts in the steps' time."""
     lines = []
     for number, line in enumerate(steps):
         phases = {phase: line["seconds"].get(phase, 0.0) for phase in PENSTOCK_PHASES}
@@ -65,7 +65,7 @@ def penstock_side(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any
         # Before the first request the engine was starting: the clock starts with that request.
         idle = max(0.0, phases["wait"] - line["generation_seconds"]) if number == 0 else 0.0
         lines.append(Step(line["started_at"] + idle, line["ended_at"], line["reward_mean"], phases, {}))
-    # A round that ran into the next step was answered by that step's weights too: it counts from there.
+    # If a round ran into the next step, that step's weights generated part of it: it counts from there.
     trained = [
         (next((n for n, line in enumerate(steps, 1) if line["version"] >= each["newest_version"]), len(steps)), each)
         if each["newest_version"]
@@ -76,7 +76,7 @@ def penstock_side(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any
 
 
 def trl_side(result: dict[str, Any]) -> Side:
-    """From the file that `trl_demo` writes. Evaluation is between the steps."""
+    """From the file that `trl_demo` writes. Evaluation runs between the steps."""
     lines = [
         Step(line["started_at"], line["ended_at"], line["reward_mean"], line["seconds"], line["cpu_seconds"])
         for line in result["steps"]
@@ -86,7 +86,7 @@ def trl_side(result: dict[str, Any]) -> Side:
 
 
 def figures_of(side: Side, cpu: CpuSampler) -> Figures:
-    """All figures of one run; per step: over the steps after the first NUM_COLD_STEPS, or half of a short run."""
+    """All figures of one run. Those per step leave out the first NUM_COLD_STEPS, or half of a short run."""
     warm = side.steps[min(NUM_COLD_STEPS, len(side.steps) // 2) :]
     return Figures(
         name=side.name,
@@ -123,7 +123,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def table(all_figures: Sequence[Figures]) -> str:
-    """Markdown: one row per figure; in brackets how often Penstock's value goes into the other's."""
+    """Markdown: one row per figure; in brackets, the other's value divided by Penstock's."""
     rows: dict[str, list[float | None]] = {
         "wall seconds per step": [each.seconds_per_step for each in all_figures],
         "CPU seconds per step": [each.cpu_seconds_per_step for each in all_figures],

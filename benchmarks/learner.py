@@ -1,7 +1,7 @@
 """Measures Penstock's learner against the plain way to train on the same batch, in one run.
 
-Owns the order of the processes and the table. Invariant: each side runs in processes of its own, never both at once,
-in turns. Start it alone on a quiet machine, from the repository's root:
+Owns the order of the processes and the table. Invariant: the sides run in turns, each in processes of its own, never
+both at once. Start it alone on a quiet machine, from the repository's root:
 
     .venv/bin/python -m benchmarks.learner
 """
@@ -26,7 +26,7 @@ from benchmarks.learner_cases import Case, ragged_case, short_case
 from penstock.contracts import Dtype
 
 SIDES = ("penstock", "plain")
-# Freed blocks go back to the kernel at once, so that the resident set is what is in use.
+# Freed blocks go back to the kernel at once, so the resident set is what is in use.
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PEAK_TFLOPS = 989.0  # bfloat16 without sparsity: H100 and H200
 
@@ -55,7 +55,7 @@ def run_side(side: str, measure: str, arguments: argparse.Namespace, folder: Pat
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Result], dict[str, float]]:
-    """The results of both sides, and how much their gradients differ by case."""
+    """The results of both sides, and by case how much their gradients differ."""
     run_side("sampler", "time", arguments, folder)
     times: dict[str, list[dict[str, list[float]]]] = {side: [] for side in SIDES}
     for repeat in range(arguments.repeats):
@@ -75,7 +75,7 @@ def _shown(seconds: dict[str, list[float]]) -> str:
 
 
 def _difference(folder: Path, name: str) -> float:
-    """Norm of the difference of both gradients over the norm of the plain one."""
+    """Norm of the difference of the gradients, divided by the norm of the plain one."""
     ours, plain = (torch.load(folder / side / f"{name}.pt") for side in SIDES)
     if ours.keys() != plain.keys():
         sys.exit(f"learner: expected both sides to train the same weights: {sorted(ours.keys() ^ plain.keys())[:4]}")
@@ -84,7 +84,7 @@ def _difference(folder: Path, name: str) -> float:
 
 
 def table(results: dict[str, Result], differences: dict[str, float], cases: list[Case]) -> str:
-    """Markdown; the last column is how often Penstock's value goes into the plain one."""
+    """Markdown; the last column is the plain value divided by Penstock's."""
     lines = ["| Batch | | Penstock | plain | plain / Penstock |", "| --- | --- | ---: | ---: | ---: |"]
     for case in cases:
         ours, plain = (results[side] for side in SIDES)
@@ -115,10 +115,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct", help="default: %(default)s")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16" if cuda else "float32")
     parser.add_argument(
-        "--prompts", type=int, default=64 if cuda else 2, help="of the ragged batch (default: %(default)s)"
+        "--prompts", type=int, default=64 if cuda else 2, help="prompts of the ragged batch (default: %(default)s)"
     )
     parser.add_argument(
-        "--micro-batch", type=int, default=8 if cuda else 4, help="sequences of the plain way (%(default)s)"
+        "--micro-batch",
+        type=int,
+        default=8 if cuda else 4,
+        help="sequences per micro-batch of the plain way (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2, help="processes of each side (default: %(default)s)")

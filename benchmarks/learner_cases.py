@@ -1,7 +1,7 @@
 """The batches that both sides of the learner's benchmark train on.
 
-Owns their shapes. Invariant: drawn from a seed, so that every process has the same; every completion has an advantage
-other than 0, so that both sides compute all of them.
+Owns their shapes. Invariant: they are drawn from a seed, so every process has the same ones. No advantage is 0, so both
+sides compute every completion.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def _draw(random: Random, length: int) -> tuple[int, ...]:
 
 
 def ragged_case(num_prompts: int) -> Case:
-    """Prompts of about 100 tokens, completions of 16 to 512: the shape of a reasoning task, scaled down."""
+    """Prompts of about 100 tokens, completions of 16 to 512 tokens: a reasoning task, scaled down."""
     random = Random(0)
     prompts = tuple(_draw(random, random.randint(80, 120)) for _ in range(num_prompts))
     lengths = [

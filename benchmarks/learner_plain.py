@@ -23,9 +23,9 @@ MAX_GRAD_NORM = 1e9  # nothing is clipped, so that the gradients of both sides c
 
 @dataclass(frozen=True)
 class Sequence:
-    """One completion after its prompt; `place` is its prompt's number and its own."""
+    """One completion after its prompt; `index` is (index of the prompt, index of the completion)."""
 
-    place: tuple[int, int]
+    index: tuple[int, int]
     ids: tuple[int, ...]
     num_prompt: int
     advantage: float
@@ -68,22 +68,22 @@ class PlainTrainer:
         return logprobs_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0], is_loss_BT[:, 1:]
 
     def logprobs(self, case: Case) -> list[list[list[float]]]:
-        """Of all completion tokens, shaped like the case's completions."""
+        """The log-probabilities of all completion tokens, shaped like the case's completions."""
         found: dict[tuple[int, int], list[float]] = {}
         for sequence in sequences_of(case):
             with torch.no_grad():
                 logprobs_1T, is_loss_1T = self._logprobs([sequence])
-            found[sequence.place] = logprobs_1T[is_loss_1T].tolist()
+            found[sequence.index] = logprobs_1T[is_loss_1T].tolist()
         return [[found[number, index] for index in range(GROUP_SIZE)] for number in range(len(case.prompts))]
 
     def update(self, case: Case, behaviour: list[list[list[float]]]) -> None:
-        """One step on the whole batch."""
+        """One step on the full batch."""
         sequences = sequences_of(case)
         for start in range(0, len(sequences), self._micro_batch):
             part = sequences[start : start + self._micro_batch]
             logprobs_BT, is_loss_BT = self._logprobs(part)
             behaviour_BT = torch.zeros_like(logprobs_BT)
-            flat = [value for each in part for value in behaviour[each.place[0]][each.place[1]]]
+            flat = [value for each in part for value in behaviour[each.index[0]][each.index[1]]]
             behaviour_BT[is_loss_BT] = torch.tensor(flat, device=self._device)
             advantage_B1 = torch.tensor([[each.advantage] for each in part], device=self._device)
             ratio_BT = torch.exp(logprobs_BT - behaviour_BT)

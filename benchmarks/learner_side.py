@@ -22,7 +22,7 @@ from penstock.config import Config
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
 
-LR = 1e-12  # the weights stay where they are: every step of every process computes the same gradient
+LR = 1e-12  # too small to change the weights: every step of every process computes the same gradient
 NUM_SHORT_STEPS = 3
 
 Behaviour = dict[str, list[list[list[float]]]]
@@ -30,10 +30,10 @@ Update = Callable[[Case], None]
 
 
 class PeakMemory:
-    """Peaks of a step: of all memory, and of the loss part above what was there when it began.
+    """A step's memory peaks: of all memory, and of the loss part above what was in use when that part began.
 
-    The loss part lasts from the last hidden states until their gradient: projection, loss, and backward to there. On
-    the CPU it is the resident set's growth in a process whose allocator returns freed blocks at once; on a GPU what
+    The loss part runs from the last hidden states to their gradient: projection, loss, and the backward pass to there.
+    Memory is, on the CPU, the resident set of a process whose allocator returns freed blocks at once; on a GPU, what
     PyTorch has allocated.
     """
 
@@ -53,7 +53,7 @@ class PeakMemory:
         self.loss_bytes = max(self.loss_bytes, self._peak() - self._floor)
 
     def restart(self) -> None:
-        """Begin a new peak from what is in use now."""
+        """Start a new peak at what is in use now."""
         self.peak_bytes = max(self.peak_bytes, self._peak())
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -97,7 +97,7 @@ def plain_side(arguments: argparse.Namespace, behaviour: Behaviour) -> tuple[Upd
 
 
 def sampler_side(arguments: argparse.Namespace, cases: list[Case]) -> Behaviour:
-    """The behaviour log-probabilities: the model's own, moved a little, so that ratios differ and none is clipped."""
+    """The behaviour log-probabilities: the model's own, changed a little, so that ratios vary and none is clipped."""
     torch.set_num_threads(arguments.threads)
     trainer = PlainTrainer(arguments.model, torch.float32, LR, arguments.micro_batch, _device())
     return {
@@ -127,7 +127,7 @@ def _synchronize() -> None:
 
 
 def measure_time(update: Update, cases: list[Case]) -> dict[str, Any]:
-    """Seconds of every case's steps; the short one comes first and once more, as the warm-up of both."""
+    """Seconds of every case's steps; the short case runs once more before them, as the warm-up of both."""
     ragged, short = cases
     seconds = [timed(update, short) for _ in range(NUM_SHORT_STEPS + 1)][1:]
     if torch.cuda.is_available():
@@ -136,7 +136,7 @@ def measure_time(update: Update, cases: list[Case]) -> dict[str, Any]:
 
 
 def measure_memory(update: Update, cases: list[Case], weights: dict[str, Tensor], folder: Path) -> dict[str, Any]:
-    """Peaks of one step of every case; the gradients go to files of `folder`."""
+    """Peaks of one step of every case; writes the gradients to files in `folder`."""
     names = {weight.data_ptr(): name for name, weight in weights.items()}
     gradients: dict[str, Tensor] = {}
 

@@ -1,7 +1,7 @@
-"""Rollout services without a queue, and a trainer's side that pushes to them: what is measured and tested is real.
+"""Rollout services without a queue, and the trainer's side that pushes to them.
 
-Owns nothing of its own: each server is an SGLang of its own behind the rollout service's HTTP, and the pushing side is
-the trainer's transport and publisher.
+Both sides are the product's own code: each server is a real SGLang behind the rollout service's HTTP, and the pushing
+side is the trainer's transport and publisher.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class RolloutServer:
 
 @contextlib.asynccontextmanager
 async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterator[RolloutServer]:
-    """A service whose engine starts, with the model of actor.path."""
+    """A rollout service that starts its own engine, with the model of actor.path."""
     section = config.rollout.engine
     log_path = folder / f"{name}.log"
     server = StartedServer(section, config.actor.path, log_path)
@@ -79,7 +79,7 @@ async def _until(stop: asyncio.Event) -> None:
 
 
 class ModelSource:
-    """The weights of a model, as a learner of one rank on the CPU publishes them."""
+    """The weights of a model, as a learner with one rank on the CPU stages them."""
 
     device = "cpu"
 
@@ -109,7 +109,7 @@ class Pusher:
     announcement: Announcement | None = field(default=None)
 
     async def stage(self) -> Announcement:
-        """Fix the present weights as the next version."""
+        """Stage the present weights as the next version."""
         self.version += 1
         identity = await asyncio.to_thread(self.transport.stage, self.version, self.lease)
         path = str(self.transport.folder_of(self.version, self.lease))
@@ -117,11 +117,11 @@ class Pusher:
         return self.announcement
 
     async def push(self) -> Push:
-        """The present weights, as the next version, to all servers."""
+        """Stage the present weights as the next version, and push it to all servers."""
         return await self.publisher.push(await self.stage())
 
     async def services(self) -> list[ServiceRecord]:
-        """The part of the queue that a publisher asks."""
+        """What a publisher reads from the queue."""
         return [server.record for server in self.servers]
 
 
@@ -129,7 +129,7 @@ class Pusher:
 async def pusher(
     config: Config, source: ModelSource, servers: list[RolloutServer], folder: Path, *, lease: int
 ) -> AsyncIterator[Pusher]:
-    """Pushes by `weights.transport`; every pusher needs a higher lease than the one before."""
+    """A pusher with the transport of `weights.transport`; each needs a higher lease than the one before."""
     client = RolloutClient(config)
     transport = make_transport(config, source, folder, client, LOOPBACK)
     made = Pusher(transport, cast(Publisher, None), servers, lease)

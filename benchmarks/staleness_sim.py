@@ -1,13 +1,14 @@
 """Simulates both orders of `staleness` over the real TicketBook, and prints what each costs.
 
 Owns a discrete-event model of the loop: servers with a fixed number of places, a trainer whose step takes one unit of
-time, pushes that every server takes at once. Everything about tickets is `penstock.tickets`. Seeded; under a minute:
+time, and pushes that every server takes at once. All rules on tickets are those of `penstock.tickets`. It is seeded and
+takes less than a minute:
 
     python -m benchmarks.staleness_sim
 
-A group is G completions that start together; a completion's length is its time. A token is of the version that is
-announced when it is generated, so that a long completion begins under old weights and ends under new ones. Places and
-trainer are matched: with all places busy, B groups are generated in one step's time. No ticket fails.
+A group is G completions that start together; a completion's length is its time. A token is by the version that is
+announced when it is generated, so a long completion begins with old weights and ends with new ones. Places and trainer
+are matched: with all places busy, B groups are generated in one step's time. No ticket fails.
 
     issue -> queue -> place on a server -> [max of G lengths] -> arrive -> batch -> [1] -> push -> announce -> issue
 """
@@ -22,16 +23,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from penstock.contracts.vocabulary import DropReason
 from penstock.tickets import TicketBook, TicketLimits
 
 Order = Literal["ticket", "drop", "mask"]
 ORDERS: tuple[Order, ...] = ("ticket", "drop", "mask")
 STALENESS = (0, 1, 2, 4)
-SHOWN_LAGS = 6  # columns of the histogram; the last is this and above
+SHOWN_STALENESS = 6  # columns of the histogram; the last counts this and above
 BATCH_SIZE, GROUP_SIZE, NUM_STEPS = 16, 8, 1000
 BUSY_STEPS = 2.0  # mean time of a group, in steps
 LONGEST = 10.0  # mean lengths, before the cut: what sampling.max_new_tokens is for
-MEASURED = (0.1, 0.95)  # share of the steps: not the filling of the queue, nor its running dry
+MEASURED = (0.1, 0.95)  # the part of the steps that counts: not while the queue fills, nor while it runs dry
 PUSH = 0.05
 
 Lengths = Callable[[random.Random], float]
@@ -57,14 +59,14 @@ class Group:
 
 @dataclass
 class Result:
-    """Sums over the measured part of a run; a completion's lag is that of its oldest trained token."""
+    """Sums over the measured part of a run; a completion's staleness is that of its oldest trained token."""
 
     steps: int = 0
     seconds: float = 0.0
     busy: float = 0.0
     dropped: int = 0
     trained: int = 0
-    lags: Counter[int] = field(default_factory=Counter)
+    staleness: Counter[int] = field(default_factory=Counter)
     trained_tokens: float = 0.0
     masked_tokens: float = 0.0
     trained_lengths: float = 0.0
@@ -74,16 +76,16 @@ class Result:
 
     @property
     def bias(self) -> float:
-        """Mean length of what is trained, without what is masked, over that of what was generated."""
+        """Mean trained length (without masked tokens), divided by the mean generated length."""
         if not (self.num_trained_lengths and self.num_generated):
             return 1.0
         return self.trained_lengths / self.num_trained_lengths * self.num_generated / self.generated_tokens
 
     @property
     def token_rate(self) -> float:
-        """Tokens trained per time, over those of whole batches at one step per unit of time."""
-        whole = BATCH_SIZE * GROUP_SIZE * self.generated_tokens / self.num_generated
-        return self.trained_tokens / self.seconds / whole
+        """Trained tokens per unit of time, divided by those of one full batch per unit of time."""
+        full = BATCH_SIZE * GROUP_SIZE * self.generated_tokens / self.num_generated
+        return self.trained_tokens / self.seconds / full
 
 
 class Simulation:
@@ -162,11 +164,11 @@ class Simulation:
             self.result.num_generated += GROUP_SIZE
 
     def _begin_step(self) -> None:
-        """The consumer's check, then a step; at most one step ahead of the push."""
+        """Check for stale groups as the consumer does, then begin a step, at most one step ahead of the push."""
         if self._training or self._num_trained > self._num_pushed + 1:
             return
         while (batch := self._book.next_batch()) is not None:
-            stale = [number for number in batch if self._lag(self._held[number].started) > self._max_staleness]
+            stale = [number for number in batch if self._staleness(self._held[number].started) > self._max_staleness]
             if not stale or self._order == "mask":
                 self._book.commit(batch)
                 self._training = batch
@@ -176,7 +178,7 @@ class Simulation:
             if self._order == "ticket":
                 raise AssertionError(f"tickets {stale} are stale in ticket order: its rules exclude that")
             for number in stale:
-                self._book.expire(number)
+                self._book.drop(number, DropReason.STALE)
                 del self._held[number]
                 self.result.dropped += self._measured
             self._refill()
@@ -200,14 +202,14 @@ class Simulation:
         self._refill()
 
     def _version(self, at: float) -> int:
-        """The version announced at a time."""
+        """The version that was announced at a time."""
         version = len(self._announced_at) - 1
         while self._announced_at[version] > at:
             version -= 1
         return version
 
-    def _lag(self, at: float) -> int:
-        """Of a token generated at a time, for the weights that the next step trains."""
+    def _staleness(self, at: float) -> int:
+        """Staleness of a token generated at a time, in the next step."""
         return self._num_trained - self._version(at)
 
     def _count(self, batch: Sequence[int]) -> None:
@@ -226,11 +228,11 @@ class Simulation:
                 if length > masked:
                     result.trained_lengths += length - masked
                     result.num_trained_lengths += 1
-                    result.lags[min(self._lag(max(group.started, young_from)), SHOWN_LAGS)] += 1
+                    result.staleness[min(self._staleness(max(group.started, young_from)), SHOWN_STALENESS)] += 1
 
 
 def mean_duration(lengths: Lengths, num_draws: int = 20_000) -> float:
-    """Mean of the longest of G lengths; the same draws for every run."""
+    """Mean of the longest of G lengths, over the same draws in every run."""
     rng = random.Random(0)
     return math.fsum(max(lengths(rng) for _ in range(GROUP_SIZE)) for _ in range(num_draws)) / num_draws
 
@@ -238,9 +240,9 @@ def mean_duration(lengths: Lengths, num_draws: int = 20_000) -> float:
 def row(name: str, order: Order, max_staleness: int, result: Result) -> str:
     """One line of the table."""
     places = BATCH_SIZE * BUSY_STEPS
-    total = max(1, sum(result.lags.values()))
-    histogram = " ".join(f"{100 * result.lags[lag] / total:.0f}" for lag in range(max_staleness + 1))
-    over = sum(count for lag, count in result.lags.items() if lag > max_staleness)
+    total = max(1, sum(result.staleness.values()))
+    histogram = " ".join(f"{100 * result.staleness[age] / total:.0f}" for age in range(max_staleness + 1))
+    over = sum(count for age, count in result.staleness.items() if age > max_staleness)
     assert not over, f"{over} completions were trained with older tokens than {max_staleness}"
     cells = (
         name,
@@ -258,10 +260,10 @@ def row(name: str, order: Order, max_staleness: int, result: Result) -> str:
 
 
 def table(seed: int, num_steps: int) -> list[str]:
-    """All cases. With max_staleness 0 both orders are the same: one line."""
+    """The rows of all cases. With max_staleness 0 both orders are the same, so one row."""
     lines = [
         "| Lengths | max_staleness | Order | Steps | Tokens | Idle places | Dropped | Masked tokens "
-        "| Lag 0, 1, .. in % | Length bias |",
+        "| Staleness 0, 1, .. in % | Length bias |",
         "| --- " * 10 + "|",
     ]
     for name, lengths in LENGTHS.items():

@@ -1,8 +1,8 @@
 """Penstock's demo in TRL: the same model, prompts, reward and optimizer in TRL's GRPOTrainer.
 
-Owns TRL's settings at each level of tuning, and the clock of its steps. Invariant: evaluation is measured apart and is
-in no step's time; neither is what comes before the first step. It runs in TRL's
-environment, whose interpreter must have been started with the environment of `demo_against_trl.TRL_ENVIRONMENT`.
+Owns TRL's settings at each level of tuning, and the clock of its steps. Invariant: no step's time includes evaluation,
+or anything before the first step. It runs in TRL's virtual environment, whose interpreter must be started with the
+variables of `demo_against_trl.TRL_ENVIRONMENT`.
 
 Levels: `installed`: TRL's defaults. `settings`: the best that settings reach. `code`: these, and `trl_tuned`.
 """
@@ -40,7 +40,7 @@ SETTINGS["code"] = SETTINGS["settings"]
 
 
 class StepClock(transformers.TrainerCallback):
-    """Wall and CPU seconds of each step by phase; evaluates every `every_steps` steps, outside of them."""
+    """Wall and CPU seconds of each step by phase; evaluates after every `every_steps` steps, outside their time."""
 
     def __init__(self, evaluate: Any, every_steps: int) -> None:
         self._evaluate, self._every_steps = evaluate, every_steps
@@ -55,7 +55,7 @@ class StepClock(transformers.TrainerCallback):
         self._phases: dict[str, tuple[float, float]] = {}
 
     def lap(self, phase: str) -> None:
-        """What was done since the last lap was `phase`."""
+        """Count the time since the last lap as `phase`."""
         wall, cpu = time.perf_counter(), time.process_time()
         before = self._phases.get(phase, (0.0, 0.0))
         self._phases[phase] = (before[0] + wall - self._wall, before[1] + cpu - self._cpu)
@@ -109,7 +109,7 @@ def clocked(base: type[Any], clock: StepClock) -> type[Any]:
 
 
 def exact_match(completion: str, answer: str) -> float:
-    """1 if the completion up to its newline is the answer; Penstock's `exact_match` after its stop at a newline."""
+    """1 if the completion up to its newline is the answer, as Penstock's `exact_match`, which stops at a newline."""
     return float(completion.partition("\n")[0].strip() == answer.strip())
 
 
@@ -118,7 +118,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def greedy_accuracy(model: Any, tokenizer: Any, rows: list[dict[str, str]], end_ids: list[int]) -> float:
-    """Share of prompts whose greedy completion is right."""
+    """Share of prompts whose greedy completion is the answer."""
     inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True, padding_side="left")
     config = transformers.GenerationConfig(
         max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=end_ids, pad_token_id=tokenizer.pad_token_id

@@ -1,13 +1,13 @@
 """TRL's GRPOTrainer with its inner loops written for few cores and short completions.
 
-Owns what no setting of TRL 1.16 reaches. Invariant: the update is that of GRPOTrainer for the same completions, up to
-float rounding; only work without effect on it is left out:
+Owns what no setting of TRL 1.16 can change. Invariant: for the same completions, the update equals GRPOTrainer's up to
+rounding. Only work that does not affect it is left out:
 - generation and training compute each distinct prompt once (TRL: once per completion);
 - generation drops finished rows from the batch;
 - completions with advantage 0 enter neither forward nor backward pass;
 - only positions that predict a completion's token are projected onto the vocabulary (TRL does so on GPUs only);
 - the entropy, which TRL computes for its log, is not computed.
-Prompts share nothing with each other here, though they all begin alike: that needs more than transformers' cache.
+The prompts begin with the same tokens, but that prefix is not shared: transformers' cache cannot do it.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ ROW_KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "a
 
 
 class TunedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """Prompts of one batch have one length, so that nothing is padded on the left.
+    """All prompts of a batch have the same length, so nothing is padded on the left.
 
     B: completions of a batch, P: distinct prompts, T: tokens, N: scored tokens, D: width, V: vocabulary.
     """
@@ -48,7 +48,7 @@ class TunedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not bool(attention_mask[:, :-logits_to_keep].all()):
             raise ValueError("prompts of different lengths in one batch; this trainer expects equal ones")
         targets_BT, mask_BT = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:].bool()
-        # Padding stands on the right only, where no scored position sees it: plain causal attention is enough.
+        # Padding is on the right only, where no scored position attends to it: plain causal attention is enough.
         prompts_PT, source_B = input_ids[:, :-logits_to_keep].unique(dim=0, return_inverse=True)
         prefill = causal_lm.model(input_ids=prompts_PT, use_cache=True)
         hidden_BTD = prefill.last_hidden_state[:, -1:].index_select(0, source_B)
@@ -65,7 +65,7 @@ class TunedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 def generate(
     model: Any, prompts: list[list[int]], max_new_tokens: int, end_ids: list[int], temperature: float
 ) -> list[list[int]]:
-    """One sampled completion per prompt, its end token included; equal prompts are computed once."""
+    """One sampled completion per prompt, including its end token; equal prompts are computed once."""
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     if len({len(prompt) for prompt in distinct}) != 1:
         raise ValueError("prompts of different lengths in one batch; this generation expects equal ones")

@@ -1,8 +1,8 @@
-"""What a delta costs: its share of the bytes, and the seconds to write and to apply it, against whole versions.
+"""What a delta costs against a full version: its share of the bytes, and the seconds to write and to apply it.
 
-`.venv/bin/python -m benchmarks.weight_delta` trains SmolLM2-135M on text with AdamW at several learning rates and
-publishes each step both ways through the product's own staging and local copy. The raw row writes and reads the whole
-file's bytes and nothing else, in the same folder and the same run.
+`.venv/bin/python -m benchmarks.weight_delta` trains SmolLM2-135M on text with AdamW at several learning rates. It
+stages each step both ways, through the product's own staging and local copy. The raw rows only write and read the bytes
+of the full file, in the same folder and the same run.
 """
 
 import argparse
@@ -81,32 +81,32 @@ class Rows:
 
 
 def measure(source: Trained, folder: Path, dtype: Dtype, num_steps: int) -> Rows:
-    """Publish `num_steps` steps both ways; the versions before the first step are not counted."""
+    """Stage `num_steps` steps both ways; the versions before the first step are not counted."""
     form = Format(dtype, "dithered")
     rows = Rows()
 
     def claim(name: str) -> Callable[[int], LocalFolder]:
         return lambda num_bytes: LocalFolder(name, num_bytes, str(folder / "local"))
 
-    whole = Staging(source, folder / "whole", form)
+    full = Staging(source, folder / "full", form)
     deltas = Staging(source, folder / "delta", form, deltas=DeltaWriter(claim("trainer"), form, num_steps + 2))
     copy, joiner = LocalCopy(claim("rollout")), LocalCopy(claim("rollout"))
     for version in range(num_steps + 1):
         if version:
             source.step()
-        (rows if version else Rows()).timed("write whole, s", partial(whole.write, version, 1))
+        (rows if version else Rows()).timed("write full, s", partial(full.write, version, 1))
         (rows if version else Rows()).timed("write delta, s", partial(deltas.write, version, 1))
-        staged, present = deltas.folder_of(version, 1), whole.folder_of(version, 1)
+        staged, present = deltas.folder_of(version, 1), full.folder_of(version, 1)
         manifest = read_manifest(staged)
         (rows if version else Rows()).timed("read and apply delta, s", partial(copy.bring, staged, manifest))
-        rows.timed("read and verify whole, s", partial(verify, present, read_manifest(present)))
+        rows.timed("read and verify full, s", partial(verify, present, read_manifest(present)))
         if manifest.delta is not None:
-            rows.add("delta / whole, bytes", manifest.delta.num_bytes / manifest.files[WEIGHTS_NAME])
+            rows.add("delta / full, bytes", manifest.delta.num_bytes / manifest.files[WEIGHTS_NAME])
             rows.add("tensors that changed", len(manifest.delta.tensors) / len(manifest.tensors))
         rows.timed("write raw, s", partial(_write_raw, present / WEIGHTS_NAME, folder / "raw"))
         rows.timed("read raw, s", (folder / "raw").read_bytes)
-    rows.timed("join: whole and all deltas, s", partial(joiner.bring, staged, manifest))
-    for each in (copy, joiner, whole, deltas):
+    rows.timed("join: copy and verify full, apply all deltas, s", partial(joiner.bring, staged, manifest))
+    for each in (copy, joiner, full, deltas):
         each.close()
     return rows
 

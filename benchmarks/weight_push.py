@@ -1,18 +1,18 @@
-"""How long new weights take from the trainer to the servers, by each transport, against the bare cost of their bytes.
+"""How long each transport takes to bring new weights from the trainer to the servers, against moving the bare bytes.
 
     python -m benchmarks.weight_push [--models 135M 1B] [--transports disk nccl tensor] [--servers 1] [--pushes 5]
         [--bucket-bytes N]
 
 Random models of those shapes, float32 masters, bfloat16 pushes, real SGLang servers on this host. Per push:
 
-    stage    the trainer rounds, hashes and copies or writes; it waits for that
-    push     from the first request until every server answered
-    paused   of that, generation stood still
+    stage    the trainer rounds, hashes, and copies or writes; it waits for this
+    push     from the first request until every server has answered
+    paused   the part of the push in which generation was paused
     total    stage + push                    exposed   stage + paused
 
-The raw cost of the same bytes is measured in the same run, turn by turn: for disk one file written and read; for nccl
-a bare gloo broadcast in buckets of the same size to another process, which keeps nothing; for tensor one copy into
-shared memory and one out of it.
+The raw cost of the same bytes is measured in the same run, in turns with the pushes. For disk: write and read one
+file. For nccl: a bare gloo broadcast in buckets of the same size to another process, which keeps nothing. For tensor:
+one copy into shared memory and one out of it.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def config_of(model: Path, folder: Path, weights: dict[str, Any]) -> Config:
 async def measure(
     name: str, transports: list[str], num_servers: int, num_pushes: int, bucket_bytes: int, folder: Path
 ) -> list[Row]:
-    """All transports with one model, to the same servers."""
+    """Measure all transports with one model and the same servers."""
     model = folder / name
     source = await asyncio.to_thread(make_model, name, model)
     rows = []
@@ -148,7 +148,7 @@ async def measure_one(
     num_pushes: int,
     folder: Path,
 ) -> Row:
-    """One push that does not count, which forms groups and touches memory; then pushes and raw costs in turn."""
+    """Push once without counting it, to form groups and touch memory; then measure pushes and raw costs in turn."""
     num_bytes = sum(2 * weight.numel() for weight in source.masters.values())
     raw_cost = RAW[TRANSPORTS[transport]["transport"]]
     seen: dict[str, list[float]] = {"stage": [], "push": [], "paused": [], "raw": []}
@@ -159,7 +159,7 @@ async def measure_one(
         push = await pushing.publisher.push(announcement)
         if len(push.live) != len(servers):
             raise SystemExit(f"{transport}: {push.fenced}; the servers' logs are in {folder}")
-        pushing.transport.prune({pushing.version})  # memory for the raw cost
+        pushing.transport.prune({pushing.version})  # frees memory for the raw cost
         raw = await asyncio.to_thread(raw_cost, num_bytes, config.weights.bucket_bytes, folder)
         if turn:
             for key, value in zip(seen, (staged - start, push.seconds, push.paused_seconds, raw), strict=True):
@@ -169,7 +169,7 @@ async def measure_one(
 
 
 def raw_disk(num_bytes: int, _: int, folder: Path) -> float:
-    """Write a file where versions are staged by default, and read it."""
+    """Write and read a file in the folder where versions are staged by default."""
     memory = Path("/dev/shm")
     path = (memory if memory.is_dir() else folder) / f"weight-push-{num_bytes}"
     data = memoryview(bytearray(num_bytes))

@@ -34,8 +34,8 @@ keys have the defaults listed here.
 
 You may give several files (`--config mine.yaml --config examples/presets/dapo.yaml`); the later value of a key wins.
 
-An unknown key is an error that names the nearest known one. `penstock config --config FILE` prints the configuration
-that a run would use.
+An unknown key is an error that names the nearest known one. Numbers are finite: no key takes `inf` or `nan`.
+`penstock config --config FILE` prints the configuration that a run would use.
 """
 LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits

@@ -1,8 +1,8 @@
 """Checks the queue's Lua scripts without a server: .venv/bin/python -m tests.check_lua (part of `make lint`).
 
 Owns what makes a script wrong: text that Lua 5.1, the language of Redis, does not compile; a name that is neither local
-nor one that Redis gives, such as a misspelt key; a name of the header that the script never uses. Lua has no list of
-the global names of a function, so that they are read from what it compiled, in the format of Lua 5.1's ldump.c.
+nor provided by Redis, such as a misspelt key; a name in the header that the script never uses. Lua cannot list the
+global names of a function, so they are read from its compiled form, in the format of Lua 5.1's ldump.c.
 """
 
 import re
@@ -15,7 +15,7 @@ from lupa import lua51
 
 from penstock.broker.scripts import Script, script_paths
 
-GIVEN_BY_REDIS = {"ARGV", "KEYS", "ipairs", "math", "redis", "string", "tonumber", "unpack"}  # as far as ours use it
+GIVEN_BY_REDIS = {"ARGV", "KEYS", "ipairs", "math", "redis", "string", "tonumber", "unpack"}  # only those that we use
 COMPILE = "function(text) local code, fault = loadstring(text, '=line') return code and string.dump(code), fault end"
 HEADER_BYTES = 12
 GET_GLOBAL, SET_GLOBAL = 5, 7  # lopcodes.h; the opcode is the lowest 6 bits, the constant that it names the highest 18
@@ -23,7 +23,7 @@ NIL, BOOLEAN, NUMBER, TEXT = 0, 1, 3, 4  # lua.h
 
 
 def faults(text: str) -> list[str]:
-    """What is wrong with a script, each with the line that it is in."""
+    """The faults of a script, each with its line."""
     code, fault = lua51.LuaRuntime(encoding=None).eval(COMPILE.encode())(text.encode())
     if code is None:
         message = fault.decode()
@@ -34,7 +34,7 @@ def faults(text: str) -> list[str]:
 
 
 def unused(script: Script) -> list[str]:
-    """The names of the header that the script and what it uses never mention."""
+    """The names in the header that neither the script nor the shared code that it uses mentions."""
     code = re.sub(r"--.*", "", script.body)
     names = [name for each in (*script.keys, *script.arguments) for name in (each.name, *each.fields)]
     return [f"{name} is never used" for name in names if not re.search(rf"\b{name}\b", code)]
@@ -52,7 +52,7 @@ class _Reader:
     at: int
 
     def globals(self) -> Iterator[tuple[str, int]]:
-        """The global names that a function and those within it read or write, and the line of each."""
+        """The global names that a function and its inner functions read or write, with the line of each."""
         self._text()
         self._numbers(2)
         self.at += 4

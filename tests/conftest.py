@@ -1,4 +1,4 @@
-"""What tests of several kinds share: a tiny random model with a tokenizer of letters, and what runs when."""
+"""Fixtures and hooks for all tests: a tiny random model with a tokenizer of letters, and the order of the tests."""
 
 import os
 from collections.abc import Generator, Iterator
@@ -15,7 +15,7 @@ from tests.scheduling import in_order, scope_of
 
 quiet_libraries(os.environ)
 
-# On a busy machine an example takes as long as it takes: no test of a property is one of speed.
+# No deadline for an example: tests of properties do not measure speed, and a busy machine is slow.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
@@ -41,11 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Called with --numprocesses alone."""
+    """pytest calls this only with --numprocesses."""
     from xdist.scheduler import LoadFileScheduling
 
     class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # it comes without types
-        """In the order in which they were collected."""
+        """Run the tests in the order in which they were collected."""
 
         def _split_scope(self, nodeid: str) -> str:
             return scope_of(nodeid)

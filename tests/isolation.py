@@ -1,7 +1,4 @@
-"""What modules of tests share with each other, since they run in one process: nothing that lasts.
-
-Called by the hooks of `conftest`. Modules may then run in any order.
-"""
+"""Puts back what a module of tests changed in its process, so that modules may run in any order."""
 
 import contextlib
 import logging
@@ -14,7 +11,7 @@ SEED = 0
 
 
 def seed_generators() -> None:
-    """Let a test draw the same numbers whatever ran before it."""
+    """Seed all random numbers, so that a test draws the same ones whatever ran before it."""
     random.seed(SEED)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(SEED)
@@ -48,7 +45,7 @@ def kept_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_torch() -> Iterator[None]:
-    """Nothing is known of it before it is imported; then what it comes with is what was found."""
+    """Before torch is imported, its settings are unknown; then its defaults are what the module found."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
     yield

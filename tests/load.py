@@ -1,4 +1,4 @@
-"""Busy processes beside a run of the tests: what a test must bear."""
+"""Busy processes that run during the tests: a load that every test must bear."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(100_00
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """So many processes that each take as much of a core as they are given."""
+    """Run this many processes, each of which takes as much of a core as it gets."""
     running: list[subprocess.Popen[bytes]] = []
     try:
         running += (

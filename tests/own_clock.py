@@ -1,4 +1,4 @@
-"""An event loop's clock that the test owns: no time passes but what the test lets pass."""
+"""A clock for an event loop that moves only when the test moves it."""
 
 import asyncio
 
@@ -7,9 +7,9 @@ TURNS = 10
 
 
 class OwnClock:
-    """Stands in for the running loop's clock from its making on.
+    """Replaces the running loop's clock from its creation on.
 
-    Sockets and threads go on as ever; sleeps and timeouts end when the test moves the clock.
+    Sockets and threads work as usual; sleeps and timeouts end when the test moves the clock.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class OwnClock:
         loop.time = lambda: self.now  # type: ignore[method-assign]
 
     async def advance(self, seconds: float, steps: int = 100) -> None:
-        """Let so much time pass, a step after the other."""
+        """Let this much time pass, in small steps."""
         start = self.now
         for step in range(1, steps + 1):
             self.now = start + seconds * step / steps

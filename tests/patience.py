@@ -1,7 +1,7 @@
-"""How long a test waits for what must come before it fails.
+"""How long a test waits for something that must happen, before it fails.
 
-A test that passes reaches none of these deadlines, so they cost nothing: they are wide enough for a load of ten on two
-cores. A deadline that a test wants to be reached is its own, and what makes it pass is a fake that never answers.
+A passing test reaches none of these deadlines, so they cost nothing; they are wide enough for a load of ten on two
+cores. If a test wants a deadline to pass, it sets its own, and uses a fake that never answers.
 """
 
 ANSWER_SECONDS = 60.0

@@ -1,7 +1,7 @@
-"""`python -m tests.repeat`: the tests again and again, under load and in random orders, and how often each fails.
+"""`python -m tests.repeat`: repeats the tests under load and in random orders, and counts how often each fails.
 
-Every run has a seed of its own, which decides the order of the modules; the seeds follow from the first one. Each
-run's output, results and the folders of failed tests are kept in one place, which is printed.
+Each run has its own seed, which decides the order of the modules; all seeds follow from the first one. The output, the
+results and the folders of failed tests of each run are kept in one folder, whose path is printed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.load import busy_processes
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the tests, as its results tell."""
+    """The results of one run of the tests."""
 
     number: int
     seed: int
@@ -33,7 +33,7 @@ class Run:
 
 
 def main() -> int:
-    """Exit code 0 if no test ever failed."""
+    """Repeat the tests; returns 0 if no test ever failed."""
     arguments, passed_on = make_parser().parse_known_args()
     folder = Path(tempfile.mkdtemp(prefix="penstock-tests-"))
     print(
@@ -78,7 +78,7 @@ def run_tests(folder: Path, number: int, seed: int, workers: str, passed_on: Seq
 
 
 def ended(command: Sequence[str], output: BinaryIO) -> int:
-    """The exit code of a command; Ctrl-C reaches it once, by us, and it ends what it has started."""
+    """Run a command; returns its exit code. Ctrl-C reaches it once, through us, and it ends what it has started."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:
@@ -91,7 +91,7 @@ def ended(command: Sequence[str], output: BinaryIO) -> int:
 
 
 def read_results(path: Path) -> tuple[int, tuple[str, ...]]:
-    """How many tests there were, and those that failed, from a report in JUnit's format; none without a report."""
+    """The number of tests and the names of those that failed, from a JUnit report; none if there is no report."""
     if not path.exists():
         return 0, ()
     cases = list(ElementTree.parse(path).iter("testcase"))
@@ -100,7 +100,7 @@ def read_results(path: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def test_of(case: Mapping[str, str]) -> str:
-    """The test as pytest names it."""
+    """The name that pytest gives the test."""
     module = case.get("classname", "").replace(".", "/")
     return f"{module}.py::{case['name']}" if module else case["name"]
 
@@ -111,7 +111,7 @@ def line_of(run: Run) -> str:
 
 
 def summary(runs: Sequence[Run]) -> list[str]:
-    """Each test that ever failed, the most frequent first."""
+    """The tests that ever failed, the most frequent failure first."""
     failures: dict[str, list[Run]] = {}
     for run in runs:
         for test in run.failed:

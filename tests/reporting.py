@@ -1,6 +1,6 @@
-"""What a person who runs the tests is told: how long it takes here, and after a failure what to do.
+"""A pytest plugin that prints how long the tests take here, and after a failure how to go on.
 
-A plugin of pytest, in the process that reports; `conftest` registers it.
+`conftest` registers it in the process that reports.
 """
 
 import re
@@ -16,7 +16,7 @@ EASY_ID = re.compile(r"[\w./:\[\]-]+")
 
 
 class Reporter:
-    """Knows one run of the tests."""
+    """Observes one run of the tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -26,14 +26,14 @@ class Reporter:
 
     @property
     def _is_full(self) -> bool:
-        """Whether all tests run."""
+        """Whether this run includes all tests."""
         options = self._config.option
         narrowed = options.keyword or options.markexpr or options.collectonly or options.maxfail
         narrowed = narrowed or getattr(options, "lf", False)
         return set(self._config.args) == ALL_TESTS and not narrowed
 
     def pytest_report_header(self) -> list[str]:
-        """How long a run of all tests takes."""
+        """The header line: how long a run of all tests takes."""
         if not self._is_full:
             return []
         last: Any = self._config.cache and self._config.cache.get(LAST_RUN, None)
@@ -54,7 +54,7 @@ class Reporter:
             self._config.cache.set(LAST_RUN, {"seconds": seconds, "num_tests": self._num_tests})
 
     def pytest_unconfigure(self) -> None:
-        """The last words: how to run what failed alone, and where its files are."""
+        """Print last how to run each failed test alone, and where its files are."""
         if not self._failed:
             return
         lines = ["", "To run a failed test alone, in one process, and where its logs are:"]
@@ -66,7 +66,7 @@ class Reporter:
 
 
 def note_folder(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Let the report of a failure say where the files of its test are; they are kept."""
+    """Add to a failure's report the folder with the files of its test; pytest keeps it."""
     if not report.failed:
         return
     arguments = getattr(item, "funcargs", {})

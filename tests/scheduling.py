@@ -1,7 +1,7 @@
-"""Which tests run when: the order of the modules, and which of them pytest-xdist gives to one worker.
+"""The order of the test modules, and which of them pytest-xdist gives to the same worker.
 
-A module stays together, and so do all that share the pair of engines, so fixtures of a module, and the engines of
-`sglang_pair`, are made once, however many workers there are.
+A module stays together, and so do all modules that share the pair of engines. So a module's fixtures, and the engines
+of `sglang_pair`, are made only once, however many workers there are.
 """
 
 import random
@@ -14,9 +14,9 @@ LONGEST = "tests/e2e/"
 
 
 def in_order(items: list[pytest.Item], seed: int | None) -> list[pytest.Item]:
-    """The tests, module by module: those that take minutes first, so that no worker is left alone with one at the end.
+    """The tests, module by module: modules that take minutes come first, so no worker has to run one alone at the end.
 
-    With a seed, in an order of modules that it alone decides.
+    With a seed, the seed alone decides the order of the modules.
     """
     modules: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -30,6 +30,6 @@ def in_order(items: list[pytest.Item], seed: int | None) -> list[pytest.Item]:
 
 
 def scope_of(nodeid: str) -> str:
-    """What a worker is given as one: a module, or all modules that share the engines."""
+    """The unit that one worker gets: a module, or all modules that share the engines."""
     module = nodeid.partition("::")[0]
     return ENGINES if module.endswith(ENGINES) else module

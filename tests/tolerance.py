@@ -1,4 +1,4 @@
-"""How far two right computations of the same log-probabilities may lie apart."""
+"""How much two correct computations of the same log-probabilities may differ."""
 
 import math
 from typing import Any
@@ -13,20 +13,20 @@ CERTAINTY = 5.0
 
 
 def logprob_tolerance(model: Any, num_tokens: int) -> float:
-    """What log-probabilities of a Llama in float32 may differ by, in nats, whatever the order of the sums.
+    """The largest difference of a Llama's log-probabilities in float32, in nats, over any orders of summation.
 
-    Each of `n` operations on the way to a value errs by at most `u` of it (UNIT_ROUNDOFF). Together that is at most
-    `n u`, and no more than `CERTAINTY sqrt(n) u` but once in two million, since roundings err to both sides (Higham
-    and Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 2.4). `n` counts the longest way,
-    one sum after the other: in each layer two norms and the projections of queries, of the output and of the gate (the
-    width each), the scores (the size of a head), the mean over the sequence (`num_tokens`), and the projection down
-    (the inner width); at the end a norm, the head (the width each) and the softmax (the vocabulary). The norm before
-    each block passes a relative error on as it is.
+    Each of `n` operations on the way to a value has a relative error of at most `u` (UNIT_ROUNDOFF). Together that is
+    at most `n u`; and since errors have both signs, more than `CERTAINTY sqrt(n) u` only once in two million cases
+    (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 2.4). `n` counts the sums
+    on the longest path. In each layer: two norms and the projections of queries, output and gate (the width each), the
+    scores (the size of a head), the mean over the sequence (`num_tokens`), and the projection down (the inner width).
+    At the end: a norm and the head (the width each), and the softmax (the vocabulary). The norm before each block
+    passes a relative error on unchanged.
 
-    So much is the relative error of the logits. By Cauchy and Schwarz none is larger than the length of the normed
-    state, sqrt(width) times the largest weight of the last norm, times that of its row in the head. The error of a
-    log-probability is at most twice a logit's, its own and the normaliser's, and both computations err. At a
-    temperature T logits, and so this, are 1 / T times as large.
+    This bounds the relative error of the logits. By Cauchy-Schwarz, a logit is at most the length of the normed state
+    (sqrt(width) times the largest weight of the last norm) times the length of its row in the head. The error of a
+    log-probability is at most twice that of a logit: its own and the normaliser's. Both computations have this error.
+    At temperature T, the logits and so the error are 1 / T times as large.
     """
     config = model.config
     width = config.hidden_size

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.chaos.disturb import ChaosError
 from benchmarks.chaos.launch import ROOT
-from benchmarks.chaos.parts import NOTHING, Part, figures, run_part
+from benchmarks.chaos.parts import NOTHING, ChaosPart, figures, run_part
 from benchmarks.chaos.schedule import Plan
 from penstock.quiet import quiet_libraries
 
@@ -75,12 +75,12 @@ def main() -> None:
 
 def part_a(out: Path, seed: int) -> dict[str, Any]:
     python = str(ROOT / ".venv-sglang" / "bin" / "python")
-    part = Part("a", REAL, num_steps=60, max_staleness=1, deadline_seconds=420, sglang_python=python)
+    part = ChaosPart("a", REAL, num_steps=60, max_staleness=1, deadline_seconds=420, sglang_python=python)
     return figures(*run_part(part, out / "a", seed), None)
 
 
 def part_b(out: Path, seed: int) -> dict[str, Any]:
-    part = Part("b", PURE, num_steps=200, max_staleness=2, deadline_seconds=480, num_servers=2)
+    part = ChaosPart("b", PURE, num_steps=200, max_staleness=2, deadline_seconds=480, num_servers=2)
     return figures(*run_part(part, out / "b", seed), None)
 
 
@@ -90,12 +90,12 @@ def part_c(out: Path, seed: int) -> dict[str, Any]:
 
 
 def same_bits(plan: Plan, shape: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:
-    """A disturbed and an undisturbed run of one configuration; ChaosError unless both end at the same weights.
+    """Run one configuration with and without disturbances; ChaosError unless both end with the same weights.
 
-    The disturbed one's versions are deltas, which must make no difference.
+    The disturbed run writes its versions as deltas, which must make no difference.
     """
-    _, calm = run_part(Part("c-calm", NOTHING, **shape), out / "c-calm", seed)
-    record, found = run_part(Part("c", plan, full_every=5, **shape), out / "c", seed)
+    _, calm = run_part(ChaosPart("c-calm", NOTHING, **shape), out / "c-calm", seed)
+    record, found = run_part(ChaosPart("c", plan, full_every=5, **shape), out / "c", seed)
     ends = [(each.policy_digest, each.weights_sha256) for each in (calm, found)]
     if ends[0] != ends[1]:
         raise ChaosError(record.explain(f"final weights are {ends[1]}; undisturbed {ends[0]}", out / "c"))
@@ -106,7 +106,7 @@ PARTS = {"a": part_a, "b": part_b, "c": part_c}
 
 
 def total(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums over the parts; the largest staleness; whether the weights were the same where that was asked."""
+    """Sums over the parts; the largest staleness; whether the weights were the same in the part that checks it."""
     parts = list(results.values())
     sums = {key: sum(each[key] for each in parts) for key in ("kills", "issued", "trained", "lost", "trained_twice")}
     by_target, dropped = Counter[str](), Counter[str]()

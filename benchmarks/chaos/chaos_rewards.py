@@ -15,7 +15,7 @@ def share_of_early_letters(prompt: str, completion: str, answer: str, metadata: 
 
 
 def read_pace(path: Path) -> float:
-    """Seconds for one completion; 0 where the file is missing or being written."""
+    """Seconds for one completion; 0 if the file is missing or still being written."""
     try:
         return float(path.read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):

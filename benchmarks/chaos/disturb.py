@@ -1,9 +1,9 @@
 """Carries out a plan against a running launch until the run has ended.
 
 Owns the loop, the pace and the time line. Invariant: it returns, or raises ChaosError, before its deadline; the error
-names seed, part, time line and logs. Whatever was frozen or taken away is given back in time.
+names seed, part, time line and logs. It thaws whatever it froze and brings back whatever it took down.
 
-    draw a card -> is its victim there and rested? -> do it -> pause (seeded) -> ...   launcher ended: return
+    draw a card -> is its victim running and rested? -> do it -> pause (seeded) -> ...   launcher ended: return
 """
 
 import heapq
@@ -29,12 +29,12 @@ SHOWN_EVENTS = 40
 
 
 class ChaosError(Exception):
-    """A run that did not survive, or a check that failed; the text says how to see it again."""
+    """The run did not survive, or a check failed; the text has the seed to repeat it with."""
 
 
 @dataclass
 class Record:
-    """What was done. `time_line`: seconds since the start, and what."""
+    """What was done to a part. `time_line`: seconds since its start, and the disturbance."""
 
     seed: int
     part: str
@@ -48,13 +48,13 @@ class Record:
 
 
 class Disturber:
-    """One part's chaos."""
+    """Carries out one part's plan."""
 
     def __init__(
         self, launch: Launch, plan: Plan, record: Record, pace_file: Path, paced_steps: int, own_queue: OwnQueue | None
     ) -> None:
-        """`paced_steps`: those that the disturbances are spread over; `own_queue`: None where the launcher runs the
-        queue; then nothing can be cut and no tail be lost.
+        """`paced_steps`: the disturbances are spread over this many steps. `own_queue`: None if the launcher runs the
+        queue; then no connection can be cut and no tail can be lost.
         """
         self._launch = launch
         self._plan = plan
@@ -73,7 +73,7 @@ class Disturber:
         self._paced = -1.0
 
     def run(self, deadline_seconds: float) -> None:
-        """Until the run has ended by itself."""
+        """Disturb until the launcher has ended by itself; ChaosError if it fails or takes longer than the deadline."""
         next_at = time.monotonic()
         warmed_up = False
         while (code := self._launch.exit_code()) is None or self._later:
@@ -97,12 +97,12 @@ class Disturber:
         return ChaosError(self._record.explain(problem, self._launch.run_folder / "logs") + "\n" + self._launch.tail())
 
     def give_back(self) -> None:
-        """Whatever is still frozen or down, after a failure."""
+        """After a failure: thaw what is still frozen, bring back what is still down."""
         while self._later:
             heapq.heappop(self._later)[2]()
 
     def _set_pace(self) -> None:
-        """Slow once the steps are ahead of the disturbances, so that the run lasts until the last of them."""
+        """Slow the reward down if the steps are ahead of the disturbances, so that the run lasts until the last one."""
         allowed = self._paced_steps * (self._num_cards - len(self._deck) + 1) / (self._num_cards + 1)
         ahead = self._launch.num_steps() - allowed if self._deck else 0.0
         pace = HALT_PACE_SECONDS if ahead > HALT_STEPS else SLOW_PACE_SECONDS if ahead > 0 else 0.0
@@ -148,7 +148,7 @@ class Disturber:
         return True
 
     def _freeze(self, name: str, stop: Callable[[], None], go_on: Callable[[], None]) -> None:
-        """For longer than the heartbeat, which is 3 s in these runs."""
+        """Freeze for longer than the heartbeat, which is 3 s in these runs."""
         stop()
         self._frozen.add(name)
 

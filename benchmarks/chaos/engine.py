@@ -1,11 +1,12 @@
 """A server behind SGLang's HTTP protocol whose completions are a pure function: no model, no batch, no clock.
 
 A token and its log-probability depend only on prompt, sampling seed, position and the bytes of the weights that are
-loaded while it is made. So a run at max_staleness 0 has one outcome, whatever dies on its way. Like SGLang 0.5.21 it
-reports the weights of each span of tokens, ends at stop tokens, holds requests while paused, aborts what a client has
-given up, and refuses to flush while requests run.
+loaded when it is sampled. So a run at max_staleness 0 has one outcome, whichever processes die on the way. Like SGLang
+0.5.21 it reports the weights of each span of tokens, ends at stop tokens, holds requests while paused, aborts requests
+whose client has gone, and refuses to flush while requests run.
 
-A script of its own: imports nothing of Penstock. Started by the rollout service in place of SGLang's interpreter.
+It is a script of its own, which imports nothing of Penstock. The rollout service starts it in place of SGLang's
+interpreter.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import uvicorn
 
 LOAD_SECONDS = 0.05
 CONTEXT_LENGTH = 256
+CACHE_TOKENS = 65536
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -33,7 +35,7 @@ class RefusedError(Exception):
 
 
 def weights_digest(folder: Path) -> bytes:
-    """Of the bytes of all weight files in a folder."""
+    """Digest of the bytes of all weight files in a folder."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.read_bytes())
@@ -69,7 +71,7 @@ class PureEngine:
         self.num_running = 0
 
     async def complete(self, prompt: list[int], params: dict[str, Any]) -> dict[str, Any]:
-        """One completion, as /generate answers it."""
+        """One completion, in the form of /generate's response."""
         packed = struct.pack(f"<{len(prompt)}i", *prompt)
         stops, began_at_abort = set(params.get("stop_token_ids") or ()), self.num_aborts
         tokens: list[int] = []
@@ -106,7 +108,7 @@ class PureEngine:
 
     async def generate(self, body: dict[str, Any]) -> Any:
         params = body["sampling_params"]
-        if not isinstance(params, list):  # fills the prefix cache, which is not there
+        if not isinstance(params, list):  # the request only fills the prefix cache, and there is none
             return [{"text": "", "output_ids": [], "meta_info": {}} for _ in body["input_ids"]]
         for prompt, each in zip(body["input_ids"], params, strict=True):
             if len(prompt) + each["max_new_tokens"] > CONTEXT_LENGTH:
@@ -155,7 +157,7 @@ class PureEngine:
         return {"text": ["".join(self.letters.get(token, "") for token in tokens) for tokens in body["tokens"]]}
 
     async def server_info(self, _: dict[str, Any]) -> Any:
-        return {"version": "0.5.21", "device": "cpu"}
+        return {"version": "0.5.21", "device": "cpu", "max_total_num_tokens": CACHE_TOKENS}
 
     async def model_info(self, _: dict[str, Any]) -> Any:
         return {"model_path": self.model_path, "weight_version": self.version}
@@ -165,7 +167,7 @@ class PureEngine:
 
 
 class App:
-    """The HTTP side: one coroutine per path; a client that goes away ends its request."""
+    """The HTTP side: one coroutine per path; a request ends if its client disconnects."""
 
     def __init__(self, engine: PureEngine) -> None:
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
@@ -218,7 +220,7 @@ async def _answer(send: Send, status: int, body: Any) -> None:
 
 
 def main() -> None:
-    """Arguments are those of `sglang.launch_server`; what means nothing here is ignored."""
+    """Takes the arguments of `sglang.launch_server`, and ignores those that have no meaning here."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model-path", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)

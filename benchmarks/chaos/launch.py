@@ -54,14 +54,14 @@ class Launch:
         return self._process.poll()
 
     def kill(self) -> int:
-        """SIGKILL to the launcher itself; its pid."""
+        """Send SIGKILL to the launcher itself; returns its pid."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
         return self._process.pid
 
     def below(self) -> list[psutil.Process]:
-        """All that runs below the launcher now."""
+        """All processes that descend from the launcher now."""
         if self.exit_code() is not None:
             return []
         try:
@@ -74,7 +74,7 @@ class Launch:
         return found
 
     def victims(self, kind: str) -> dict[str, psutil.Process]:
-        """Service name -> process, of the services of a kind that run; an engine has the name of its service."""
+        """Service name -> process, for the running services of a kind; an engine has the name of its service."""
         running = {process.pid: process for process in self.below()}
         wanted = "rollout" if kind == "engine" else kind
         found: dict[str, psutil.Process] = {}
@@ -85,7 +85,7 @@ class Launch:
         return found
 
     def _recorded(self) -> list[tuple[str, int]]:
-        """Service and pid of what the launcher says that it runs."""
+        """Name and pid of each service in the launcher's record."""
         try:
             known = json.loads((self.run_folder / "processes.json").read_bytes())
         except (FileNotFoundError, ValueError):
@@ -100,7 +100,7 @@ class Launch:
             return 0
 
     def end(self) -> None:
-        """End in order, then whatever is left of what was ever seen."""
+        """Stop the launcher in order, then kill whatever is left of the processes ever seen."""
         self.below()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
@@ -115,7 +115,7 @@ class Launch:
                 process.kill()
 
     def left_over(self) -> list[psutil.Process]:
-        """Processes of this run that still live."""
+        """Processes of this run that still exist."""
         return [each for each in self._seen.values() if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
     def tail(self) -> str:
@@ -127,7 +127,7 @@ class Launch:
 
 
 def _is(kind: str, process: psutil.Process) -> bool:
-    """Whether a process of the right service is the one that `kind` means."""
+    """Whether a process of the right service is the one that `kind` means (its engine, or the service itself)."""
     try:
         line = " ".join(process.cmdline())
         if "lifeline.py" in line:  # not yet the command itself

@@ -41,7 +41,7 @@ def make_tiny_model(folder: Path) -> None:
 
 
 def write_prompts(path: Path, count: int, pace_file: Path) -> None:
-    """Sums without meaning; `pace_file` tells the reward how slow to be."""
+    """Write meaningless sums; the reward reads from `pace_file` how slow to be."""
     metadata = {"pace_file": str(pace_file)}
     rows = [{"prompt": f"{i}+{7 * i % 10}=", "answer": "", "metadata": metadata} for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

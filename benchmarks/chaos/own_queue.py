@@ -1,7 +1,7 @@
-"""The queue of a part that owns it: killed, frozen, or robbed of the end of its append-only file.
+"""A queue that a chaos run starts itself, so that it can kill it, freeze it, or cut off the end of its file.
 
-Owns the server and the proxy in front of it. A host that crashes loses what the file system had not written yet;
-cutting bytes off the last append-only file while the server is dead is the same to whoever reads it.
+Owns the server and the proxy in front of it. When a host crashes, writes that have not reached the disk are lost. To a
+reader it is the same if the server is killed and bytes are cut off its newest append-only file.
 """
 
 import signal
@@ -12,7 +12,7 @@ from penstock.broker.embedded import EmbeddedServer
 
 
 class OwnQueue:
-    """A server and a proxy, which is what services connect to."""
+    """A server, and the proxy that services connect to."""
 
     def __init__(self, folder: Path) -> None:
         self.server = EmbeddedServer(folder, log_path=folder.with_name("queue.log"))
@@ -22,7 +22,7 @@ class OwnQueue:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells services where it is."""
+        """Environment variables with the queue's address, for the services."""
         url = f"redis://127.0.0.1:{self.proxy.port}/0"
         return {"PENSTOCK_REDIS__URL": url, "PENSTOCK_REDIS__PASSWORD": self.server.password}
 
@@ -47,7 +47,7 @@ class OwnQueue:
         self.server.process.send_signal(signal.SIGCONT)
 
     def lose_tail(self, num_bytes: int) -> int:
-        """Cut the end of the newest append-only file off; how much was cut. Only while it is dead."""
+        """Cut the end off the newest append-only file, while the server is dead; returns the bytes cut off."""
         files = sorted((self.server.folder / "appendonlydir").glob("*.incr.aof"), key=_sequence)
         size = files[-1].stat().st_size
         kept = max(0, size - num_bytes)
@@ -62,5 +62,5 @@ class OwnQueue:
 
 
 def _sequence(path: Path) -> int:
-    """Of appendonly.aof.<sequence>.incr.aof."""
+    """The <sequence> of appendonly.aof.<sequence>.incr.aof."""
     return int(path.name.split(".")[2])

@@ -32,8 +32,10 @@ exec "{python}" "{script}" --token-seconds {token_seconds} "$@"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One run. `sglang_python`: empty for the pure engine and a queue of our own, else the real thing for both."""
+class ChaosPart:
+    """One run. `sglang_python`: the interpreter of a real SGLang, with a queue that the launcher starts; if empty, the
+    run has the pure engine and an `OwnQueue`.
+    """
 
     name: str
     plan: Plan
@@ -43,7 +45,7 @@ class Part:
     num_servers: int = 1
     sglang_python: str = ""
     token_seconds: float = 0.02
-    full_every: int = 0  # versions as deltas, and every so many whole
+    full_every: int = 0  # 0: full versions; else deltas, with every so many in full
 
     @property
     def num_tickets(self) -> int:
@@ -51,15 +53,15 @@ class Part:
 
     @property
     def paced_steps(self) -> int:
-        """The last steps are kept back: groups that were scored before the reward slows down still train."""
+        """All steps but the last: groups scored before the reward slows down are still trained afterwards."""
         return self.num_steps - 2 * (self.max_staleness + 2)
 
 
 NOTHING = Plan(kills={}, freezes={}, num_cuts=0, num_lost_tails=0, mean_pause_seconds=1, rest_seconds=1)
 
 
-def prepare(part: Part, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
-    """What a part needs, in an empty folder: its launch, not started yet; its own queue; what paces it."""
+def prepare(part: ChaosPart, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
+    """Write what a part needs into an empty folder; returns its launch (not started), its own queue, its pace file."""
     folder.mkdir(parents=True)
     model, pace_file = folder / "model", folder / "pace"
     make_tiny_model(model)
@@ -70,8 +72,8 @@ def prepare(part: Part, folder: Path) -> tuple[Launch, OwnQueue | None, Path]:
     return Launch(config, folder / "runs" / "chaos", queue.environment if queue else {}), queue, pace_file
 
 
-def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
-    """Run a part in an empty folder; ChaosError unless every check holds."""
+def run_part(part: ChaosPart, folder: Path, seed: int) -> tuple[Record, Findings]:
+    """Run a part in an empty folder; ChaosError unless all checks pass."""
     launch, queue, pace_file = prepare(part, folder)
     record = Record(seed, part.name)
     try:
@@ -94,8 +96,8 @@ def run_part(part: Part, folder: Path, seed: int) -> tuple[Record, Findings]:
     return record, findings
 
 
-def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
-    """What a part that has ended left, through a server over the queue's data: the launcher's own has ended with it."""
+def read_part(part: ChaosPart, launch: Launch, queue: OwnQueue | None) -> Findings:
+    """Check what a finished part left. The launcher's queue has ended too, so a new server reads its data."""
     server = queue.server if queue else EmbeddedServer(launch.run_folder / "queue")
     if queue is None:
         server.start()
@@ -108,10 +110,10 @@ def read_part(part: Part, launch: Launch, queue: OwnQueue | None) -> Findings:
             server.stop()
 
 
-def part_config(part: Part, folder: Path) -> dict[str, Any]:
+def part_config(part: ChaosPart, folder: Path) -> dict[str, Any]:
     """The configuration of a part in its folder, as a document."""
     python = part.sglang_python or str(make_pure_engine(folder, part.token_seconds))
-    canary_tokens = 16 if part.sglang_python else 0  # the pure engine knows nothing of the model
+    canary_tokens = 16 if part.sglang_python else 0  # the pure engine does not compute the model
     engine = {"python": python, "dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 32}
     return {
         "run": {"name": "chaos", "root": str(folder / "runs"), "stall_seconds": 90},

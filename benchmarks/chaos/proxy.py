@@ -1,7 +1,7 @@
 """A TCP proxy between the services and Redis whose connections can be cut.
 
-Owns its thread and its sockets. A cut is a reset in the middle of whatever goes over the connection, so that a script
-may have run although its caller never hears of it.
+Owns its thread and its sockets. A cut resets the connection in the middle of whatever it carries. So a script may have
+run although its caller gets no reply.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ class CuttableProxy:
         self._loop.close()
 
     def cut(self, chooser: random.Random, share: float) -> int:
-        """Reset about `share` of the connections; how many."""
+        """Reset about `share` of the connections; returns how many."""
         return int(self._call(self._cut(chooser, share)))
 
     def take_down(self) -> None:
-        """Reset everything, and every new connection until `bring_up`."""
+        """Reset all connections, and each new one until `bring_up`."""
         self._down = True
         self._call(self._cut(random.Random(0), 1.0))
 

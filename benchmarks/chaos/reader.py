@@ -1,7 +1,7 @@
-"""Reads what a finished run left, and says what became of every ticket.
+"""Reads what a finished run left, and checks how every ticket ended.
 
-Owns its own reading of the wire contracts (ledger records, step files, steps.jsonl) and shares no code with the
-trainer: plain JSON and MessagePack, plain Redis commands.
+Shares no code with the trainer: it reads the formats (ledger records, step files, steps.jsonl) by itself, as plain JSON
+and MessagePack, with plain Redis commands.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import xxhash
 
 @dataclass
 class Findings:
-    """What is true of a run; `problems` is empty where all checks hold."""
+    """The counts of a run; `problems` is empty if all checks pass."""
 
     issued: int = 0
     trained: int = 0
@@ -42,7 +42,7 @@ class RunReader:
         self._found = Findings()
 
     def read(self, *, num_tickets: int, batch_size: int, max_staleness: int) -> Findings:
-        """Check the run against what its configuration promises."""
+        """Check the run against its configuration."""
         records = [json.loads(fields[b"r"]) for _, fields in self._client.xrange(self._prefix + "ledger")]
         steps = [each for each in records if each["record"] == "step"]
         weights = [each for each in records if each["record"] == "weights"]
@@ -74,17 +74,18 @@ class RunReader:
         found.issued, found.trained = len(issued), trained.total()
         found.dropped = dict(Counter(drop["reason"] for drop in drops))
         found.lost, found.trained_twice = len(lost), len(twice)
-        self._expect(not lost, f"tickets {lost} were issued and ended nowhere")
+        self._expect(not lost, f"tickets {lost} were issued and never ended")
         self._expect(not twice, f"tickets {twice} ended more than once")
         self._expect(ends.keys() <= issued, f"tickets {sorted(ends.keys() - issued)} ended and were never issued")
         self._expect(len(issued) == num_tickets, f"{len(issued)} tickets were issued; the run has {num_tickets}")
-        self._expect(counters.get("issued") == len(issued), f"the counters say {counters}")
-        self._expect(counters.get("trained") == trained.total(), f"the counters say {counters}; {trained.total()} are")
+        self._expect(counters.get("issued") == len(issued), f"the counters are {counters}; {len(issued)} were issued")
+        num_trained = trained.total()
+        self._expect(counters.get("trained") == num_trained, f"the counters are {counters}; {num_trained} were trained")
         live = self._client.hgetall(self._prefix + "live")
         self._expect(not live, f"outstanding at the end: {live}")
 
     def _check_steps(self, steps: list[Any], batch_size: int) -> None:
-        """The steps are 0, 1, ..., full but for the last, in the order of the tickets."""
+        """The steps are numbered 0, 1, ...; all but the last are full; tickets are trained in order."""
         self._found.steps = len(steps)
         self._expect([each["step"] for each in steps] == list(range(len(steps))), "steps are missing or out of order")
         sizes = [len(each["tickets"]) for each in steps]
@@ -102,7 +103,7 @@ class RunReader:
                 self._expect(False, f"step {number}: {path} is missing")
                 continue
             data = path.read_bytes()
-            self._expect(xxhash.xxh3_64_hexdigest(data) == step["digest"], f"step {number}: {path} is another file")
+            self._expect(xxhash.xxh3_64_hexdigest(data) == step["digest"], f"step {number}: {path} has another digest")
             groups = msgspec.msgpack.decode(data)["groups"]
             tickets = [each["group"]["ticket"]["number"] for each in groups]
             self._expect(tickets == list(step["tickets"]), f"step {number}: file has {tickets}, ledger {step}")
@@ -128,25 +129,25 @@ class RunReader:
             self._expect(end * 4 == len(completion["token_ids"]), f"ticket {ticket}: spans end at {end}")
 
     def _check_progress(self, steps: list[Any]) -> None:
-        """steps.jsonl tells of each step once, and the same."""
+        """steps.jsonl has one line per step, with the tickets that the ledger has."""
         lines = [json.loads(line) for line in (self._folder / "steps.jsonl").read_text().splitlines()]
-        told = {line["step"]: list(line["tickets"]) for line in lines}
-        self._expect(len(told) == len(lines), "steps.jsonl tells of a step twice")
-        missing = [each["step"] for each in steps if each["step"] not in told]
+        tickets = {line["step"]: list(line["tickets"]) for line in lines}
+        self._expect(len(tickets) == len(lines), "steps.jsonl has two lines for one step")
+        missing = [each["step"] for each in steps if each["step"] not in tickets]
         self._expect(not missing, f"steps.jsonl lacks steps {missing}")
-        differ = [each["step"] for each in steps if told.get(each["step"], each["tickets"]) != list(each["tickets"])]
+        differ = [each["step"] for each in steps if tickets.get(each["step"], each["tickets"]) != list(each["tickets"])]
         self._expect(not differ, f"steps.jsonl and ledger differ in the tickets of steps {differ}")
-        self._expect(sorted(told) == [line["step"] for line in lines], "steps.jsonl is out of order")
+        self._expect(sorted(tickets) == [line["step"] for line in lines], "steps.jsonl is out of order")
 
     def _check_parts(self) -> None:
-        """Of no group is anything left: only dead letters keep theirs, and what no entry ever named expires."""
+        """No group left parts behind. Only dead letters keep theirs; parts that no entry has named yet expire."""
         named = {fields.get(b"n") for _, fields in self._client.xrange(self._prefix + "dead")}
         keys = list(self._client.scan_iter(match=self._prefix + "part:*", count=500))
         left = [key for key in keys if key.split(b":")[-2] not in named and self._client.pttl(key) == -1]
         self._expect(not left, f"{len(left)} parts of groups are left, first {left[:1]}")
 
     def _check_end(self, weights: list[Any]) -> None:
-        """The last weights, and the model in `final`."""
+        """The last step has weights, and `final` has a model."""
         final = sorted((self._folder / "final").glob("*.safetensors"))
         self._expect(bool(final), "there is no final model")
         last = max(weights, key=lambda each: (each["steps"], each["policy"]["number"]), default=None)

@@ -1,7 +1,7 @@
 """What is done to a run, in which order and when: pure functions of the seed.
 
-Owns the deck of a part. Each target rests after it was disturbed, since the launcher gives a service up that dies five
-times within two minutes.
+Owns the deck of a part. Each target rests after a disturbance: the launcher gives up a service that dies five times
+within two minutes.
 """
 
 import random
@@ -30,7 +30,7 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Plan:
-    """How often what is done, how many seconds lie between two of them on average, and how long each victim rests."""
+    """How often each disturbance happens, the mean seconds between two of them, and how long each victim rests."""
 
     kills: Mapping[str, int]
     freezes: Mapping[str, int]
@@ -55,5 +55,5 @@ def deck(plan: Plan, chooser: random.Random) -> list[Disturbance]:
 
 
 def pause_seconds(plan: Plan, chooser: random.Random) -> float:
-    """Until the next disturbance: from at once, into the recovery from the last one, to long enough to recover."""
+    """Seconds until the next disturbance: from 0, which hits the recovery from the last one, to twice the mean."""
     return chooser.uniform(0.0, 2 * plan.mean_pause_seconds)

@@ -16,6 +16,7 @@
     |  |- WeightsMismatchError   an engine that serves other weights than it was given
     |  '- WeightsBusyError       another update runs
     |- RanksError         ranks of the trainer cannot connect, or one has ended        exit 7
+    |- NonFiniteError     training has diverged: weights or gradients are not finite   exit 8
     |- RewardError        a reward function that cannot be loaded or used
     |  |- TransientRewardError     raised by a user's function: the call may succeed later
     |  '- RewardUnavailableError   its circuit breaker is open
@@ -135,6 +136,13 @@ class RanksError(PenstockError):
 
     kind = "ranks"
     exit_code = 7
+
+
+class NonFiniteError(PenstockError):
+    """Training has diverged: weights, their answers, or the gradients of several steps in a row are not finite."""
+
+    kind = "non_finite"
+    exit_code = 8
 
 
 class RewardError(PenstockError):

@@ -10,13 +10,13 @@ than max_staleness.
 
     issue -> WAITING -> arrive -> ARRIVED -> next_batch, commit -> COMMITTED -> announce -> (gone: trained)
                 ^          |          |
-                '- reissue-'----------'         drop, expire -> (gone: dropped)
+                '- reissue-'----------'         drop -> (gone: dropped)
 
 Order `ticket`: a batch is the shortest arrived prefix. Order `ready`: a batch is the B oldest tickets that have
 arrived, even if older ones are missing. The credits are the same, so three bounds remain: never more than
 (max_staleness + 1) * B outstanding; never more than max_staleness + 1 steps ahead of the announced version; and a group
 that has arrived is part of one of the next max_staleness + 1 batches. Nothing bounds the time until a group arrives:
-if it is too old when its batch closes, the caller drops it (`expire`) or masks its tokens. With max_staleness 0 both
+if it is too old when its batch closes, the caller drops it or masks its tokens. With max_staleness 0 both
 orders are the same.
 """
 
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from penstock.contracts.vocabulary import DropReason
 from penstock.errors import StallError
 
 BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient in a row end the run
@@ -157,12 +158,17 @@ class TicketBook:
         self._failures.append(False)
         self._count_gradient(has_gradient)
 
-    def drop(self, number: int, *, reward_failed: bool = False, degenerate: bool = False) -> None:
-        """The ticket ends without training. StallError if most rewards fail, or no group has a gradient."""
-        self._expect(number, TicketState.WAITING)
+    def drop(self, number: int, reason: DropReason) -> None:
+        """The ticket ends without training: a waiting one, or an arrived one whose group is too stale for its batch.
+
+        StallError if most rewards fail, or no group has had a gradient for too long.
+        """
+        self._expect(number, TicketState.ARRIVED if reason is DropReason.STALE else TicketState.WAITING)
         del self._outstanding[number]
-        self._failures.append(reward_failed)
-        if degenerate:
+        if reason is DropReason.STALE:  # it counted when it arrived
+            return
+        self._failures.append(reason is DropReason.REWARD_FAILED)
+        if reason is DropReason.DEGENERATE:
             self._count_gradient(False)
         failed = sum(self._failures)
         if 2 * failed > (self._failures.maxlen or 0):
@@ -175,11 +181,6 @@ class TicketBook:
         """An arrived group cannot be trained after all: the ticket is issued again."""
         self._expect(number, TicketState.ARRIVED)
         self._outstanding[number] = TicketState.WAITING
-
-    def expire(self, number: int) -> None:
-        """An arrived group has become too old for its batch: its ticket ends without training."""
-        self._expect(number, TicketState.ARRIVED)
-        del self._outstanding[number]
 
     def lose_gradient(self, number: int) -> None:
         """An arrived group has lost its gradient. StallError if no group has had one for too long."""

@@ -58,7 +58,7 @@ FIGURES = (
 GRAPHS = (
     Graph(
         "Reward and held-out accuracy",
-        "The curve that the run is for: mean reward of each batch, and accuracy on prompts that are never trained on.",
+        "The curve that the run is for: mean reward of each batch, and accuracy on the held-out prompts.",
         "none",
         (
             Query(value("penstock_trainer_reward_mean"), "{{run}} reward"),

@@ -1,7 +1,7 @@
-"""A small system that runs, and a real Prometheus that scrapes it with the configuration of the repository.
+"""A small running system, and a real Prometheus that scrapes it with the repository's configuration.
 
-The system is real but for the engine, which is benchmarks.chaos' pure function; Prometheus differs from what users
-start only in where it looks and in how often. Used by test_prometheus.
+The system is real except for the engine, which is the pure function of benchmarks.chaos. Prometheus differs from a
+user's only in its targets and its scrape interval.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ PROMETHEUS_FOLDER = ROOT / "deploy" / "prometheus"
 RUN = "watched"
 NUM_PROMPTS = 16
 EPOCHS = 10_000  # more than it will ever train: the test ends it
-START_SECONDS = 90.0  # of imports, mostly
+START_SECONDS = 90.0  # mostly for imports
 END_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class System:
-    """A run that goes on, and its folder."""
+    """A run that continues until the test ends it, and its folder."""
 
     launch: Launch
     targets: Path
@@ -44,7 +44,7 @@ class System:
 
 @contextlib.contextmanager
 def running_system(folder: Path) -> Iterator[System]:
-    """The system, from its first step to its orderly end."""
+    """A running system, from its first step; it is stopped in order afterwards."""
     make_tiny_model(folder / "model")
     for name in ("train", "held_out"):
         write_prompts(folder / f"{name}.jsonl", NUM_PROMPTS, folder / "pace")
@@ -71,7 +71,7 @@ def _config(folder: Path) -> dict[str, Any]:
         "run": {"name": RUN, "root": str(folder / "runs")},
         "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
         "kl_ctl": 0.01,
-        # The engine knows nothing of the model.
+        # The engine does not compute the model.
         "weights": {"folder": str(folder / "weights"), "canary_tokens": 0},
         "total_train_epochs": EPOCHS,
         "sampling": {"max_new_tokens": 10},
@@ -90,7 +90,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def read_targets(system: System) -> list[dict[str, Any]]:
-    """What the trainer tells Prometheus; nothing before it has."""
+    """The trainer's metrics; empty before it has any."""
     try:
         found: list[dict[str, Any]] = json.loads(system.targets.read_text())
     except FileNotFoundError:
@@ -118,7 +118,7 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def values(self, expression: str) -> list[float]:
-        """Values of an instant query that are numbers."""
+        """The values of an instant query, without those that are not numbers."""
         found = [float(each["value"][1]) for each in self.get("query", query=expression)["result"]]
         return [value for value in found if math.isfinite(value)]
 
@@ -163,7 +163,9 @@ def _free_port() -> int:
 
 
 def wait_until(holds: Callable[[], bool], seconds: float, explain: Callable[[], object]) -> None:
-    """Look until it holds: other processes announce nothing. AssertionError with the explanation after `seconds`."""
+    """Poll until the condition holds, since other processes raise no event. AssertionError with the explanation after
+    `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {explain()}"

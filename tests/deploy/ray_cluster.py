@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this host: each node is a `ray start --block` on a loopback address of its own.
 
-Invariant: when the cluster is closed, nothing that it started is left.
+Invariant: after `close`, no process that the cluster started is left.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 class RayNode:
-    """One node."""
+    """One node of the cluster."""
 
     def __init__(self, host: str, log_path: Path, *words: str) -> None:
         self.host = host
@@ -54,14 +54,14 @@ class RayNode:
         return "Ray runtime started" in self.log()
 
     def processes(self) -> list[psutil.Process]:
-        """All that it has started."""
+        """All processes that the node has started."""
         try:
             return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
     def lose(self) -> None:
-        """As if its host had failed: kill -9 to all of Ray there at once; what it runs is to end by itself."""
+        """Fail like a host: kill -9 to all Ray processes of the node at once. What they ran must end by itself."""
         processes = self.processes()
         self._process.kill()
         for process in processes:
@@ -84,7 +84,7 @@ class RayNode:
 
 
 class RayCluster:
-    """A head, and further nodes that come and go."""
+    """A head node, and further nodes that come and go."""
 
     def __init__(self, *head: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ray")  # paths of sockets must be short
@@ -101,11 +101,11 @@ class RayCluster:
         )
 
     def add(self, *words: str) -> RayNode:
-        """One more node."""
+        """Add a node."""
         return self._start(f"127.0.0.{len(self.nodes) + 2}", f"--address={self.address}", *words)
 
     def job(self, *words: str) -> str:
-        """What `ray job` says."""
+        """The output of `ray job`."""
         action, *rest = words
         command = [str(RAY), "job", action, "--address", self.jobs_url, *rest]
         done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)

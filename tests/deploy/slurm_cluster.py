@@ -1,7 +1,7 @@
-"""A real Slurm of four nodes on this one host, for test_slurm: munge, a controller and four slurmd, on loopback.
+"""A real Slurm of four nodes on this host: munge, a controller and four slurmd, on loopback.
 
-Nodes cpu1 and cpu2 make up the partition cpu, gpu1 and gpu2 the partition gpu, with two pretended GPUs each. All of it
-lives in one folder; nothing of a Slurm that is installed on the host is read or written.
+Nodes cpu1 and cpu2 form the partition cpu; gpu1 and gpu2, with two fake GPUs each, the partition gpu. All files are in
+one folder. A Slurm that is installed on the host is neither read nor changed.
 """
 
 import os
@@ -58,12 +58,12 @@ NodeName=gpu2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[4]} CPUs=4 R
 PartitionName=cpu Nodes=cpu[1-2] Default=YES MaxTime=1-0 State=UP
 PartitionName=gpu Nodes=gpu[1-2] MaxTime=1-0 State=UP
 """
-# Any two device files do: a step then sees the numbers of its own in CUDA_VISIBLE_DEVICES.
+# Any two device files will do: a step then gets the numbers of its own in CUDA_VISIBLE_DEVICES.
 GPUS = "NodeName=gpu[1-2] Name=gpu Count=2 File=/dev/zero,/dev/null\n"
 
 
 def why_not() -> str:
-    """Why no cluster can be started here; empty when one can."""
+    """Why no cluster can be started here; empty if one can."""
     if os.geteuid() != 0:
         return "needs root, which slurmd runs as"
     missing = [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
@@ -82,10 +82,10 @@ def until(condition: Callable[[], object], what: str, timeout_seconds: float = 6
 
 
 class SlurmCluster:
-    """The daemons, which do not outlive this process, and the commands that speak to them."""
+    """The daemons, which do not outlive this process, and the commands that call them."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: short, since a socket's path is."""
+        """`folder`: with a short path, since the path of a socket must be short."""
         self.folder = folder
         self.environment = {**os.environ, "PATH": search_path(), "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -104,7 +104,7 @@ class SlurmCluster:
         self.clear()
 
     def clear(self) -> None:
-        """No job is left and every node waits for one, those too that were killed."""
+        """Cancel all jobs, and restart nodes that were killed, until every node is idle."""
         self._cancel_all()
         for node in NODES:
             if node not in self._daemons:
@@ -113,7 +113,7 @@ class SlurmCluster:
         until(self._all_idle, "all nodes idle")
 
     def kill_node(self, node: str) -> None:
-        """What a power cut does: the node's daemon, and all that it runs, are gone at once."""
+        """Fail like a power cut: the node's daemon, and all that it runs, end at once."""
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
@@ -121,7 +121,7 @@ class SlurmCluster:
             _kill(process)
 
     def stop(self) -> None:
-        """Cancel what runs and end the daemons."""
+        """Cancel all jobs and end the daemons."""
         if self._answers():
             self._cancel_all()
         for daemon in reversed(self._daemons.values()):
@@ -136,23 +136,23 @@ class SlurmCluster:
                 _kill(process)
 
     def run(self, *command: str) -> str:
-        """What a command of Slurm prints."""
+        """The output of a Slurm command."""
         done = self._try(*command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def shown(self, job_id: str) -> dict[str, str]:
-        """What `scontrol show job` says of the first component."""
+        """The first component of a job, as `scontrol show job` prints it."""
         text = self.run("scontrol", "show", "job", job_id, "--oneliner").splitlines()[0]
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
     def wait_for(self, job_id: str, *states: str, timeout_seconds: float = 150.0) -> str:
-        """The state of a job once it is one of `states`."""
+        """Wait until the state of a job is one of `states`; returns it."""
         until(lambda: self.shown(job_id)["JobState"] in states, f"job {job_id} is {states}", timeout_seconds)
         return self.shown(job_id)["JobState"]
 
     def start_now(self, job_id: str) -> None:
-        """A job that was queued again waits for two minutes, in case the reason lingers: not here."""
+        """Start a requeued job now. Slurm would wait for two minutes first, in case the reason persists."""
         until(lambda: set(self._states(job_id)) == {"PENDING"}, f"all of job {job_id} is queued again", 150)
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
@@ -160,7 +160,7 @@ class SlurmCluster:
         return self.run("squeue", "--noheader", "--format=%T", f"--jobs={job_id}").split()
 
     def nodes_of(self, component: str) -> str:
-        """The nodes of a component, such as 12+2, that runs."""
+        """The nodes of a running component, such as 12+2."""
         lines = self.run("squeue", "--noheader", "--format=%i %N").splitlines()
         return dict(line.split(maxsplit=1) for line in lines)[component].strip()
 
@@ -178,7 +178,7 @@ class SlurmCluster:
         (self.folder / "gres.conf").write_text(GPUS)
         found = re.search(r"(\d+)\.(\d+)", self.run("slurmd", "-V"))
         assert found is not None
-        # Without process tracking by cgroup none is used; only since 23.02 can that be said.
+        # Since 23.02 it must be set that no cgroups are used; before, it follows from the process tracking.
         plugin = "disabled" if (int(found[1]), int(found[2])) >= (23, 2) else "cgroup/v1"
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n")
 
@@ -187,7 +187,7 @@ class SlurmCluster:
         until(lambda: not self.run("squeue", "--noheader").strip(), "all jobs gone", 30)
 
     def _steps(self, node: str) -> list[psutil.Process]:
-        """What runs on a node: the tasks, and above them what started them."""
+        """The processes on a node: the tasks, and the parents that started them."""
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:

@@ -1,6 +1,7 @@
-"""A run for the cluster of `slurm_cluster`, and the `penstock` command beside it: for test_slurm.
+"""A run for the cluster of `slurm_cluster`, and the `penstock` command.
 
-The queue, the services and the trainer are real; SGLang is the pure engine of the chaos run, which needs no model.
+The queue, the services and the trainer are real; the pure engine of the chaos run, which needs no model, replaces
+SGLang.
 """
 
 import json
@@ -35,7 +36,7 @@ class SlurmSetup:
         write_prompts(folder / "train.jsonl", NUM_PROMPTS, self._pace_file)
 
     def write(self, *, num_steps: int, **sections: Any) -> None:
-        """The configuration of a run of so many steps, in whole epochs; `sections` are merged into its own."""
+        """The configuration of a run with this many steps, in full epochs; `sections` are merged into it."""
         assert num_steps * BATCH_SIZE % NUM_PROMPTS == 0
         engine = {"python": str(make_pure_engine(self.folder, 0.01)), "dtype": "float32", "max_running_requests": 32}
         document: dict[str, Any] = {
@@ -48,7 +49,7 @@ class SlurmSetup:
             "checkpoint": {"every_steps": 5},
             "staleness": {"heartbeat_seconds": 3},
             "rollout": {"engine": engine},
-            "weights": {"canary_tokens": 0},  # the pure engine knows nothing of the model
+            "weights": {"canary_tokens": 0},  # the pure engine does not compute the model
             "reward": {
                 "functions": {"benchmarks.chaos.chaos_rewards:share_of_early_letters": 1.0},
                 "modules_path": str(ROOT),
@@ -65,11 +66,11 @@ class SlurmSetup:
         self.config.write_text(yaml.safe_dump(document), encoding="utf-8")
 
     def slow_down(self, seconds: float) -> None:
-        """Every reward takes so long from now on, so that a run does not end before it is disturbed."""
+        """Set how long every reward takes from now on, so that a run does not end before it is disturbed."""
         self._pace_file.write_text(str(seconds), encoding="ascii")
 
     def penstock(self, *words: str, exit_code: int = 0) -> str:
-        """What the command prints."""
+        """Run the command; returns its output."""
         search = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
         done = subprocess.run(
             [sys.executable, "-m", "penstock_launch", *words, "--config", str(self.config)],
@@ -85,13 +86,13 @@ class SlurmSetup:
         return done.stdout
 
     def submit(self) -> str:
-        """The id of the submitted job."""
+        """Submit the job; returns its id."""
         self.penstock("launch", "slurm")
         job_id: str = json.loads((self.run_folder / "slurm.json").read_text())["job_id"]
         return job_id
 
     def steps(self) -> list[dict[str, Any]]:
-        """What steps.jsonl says."""
+        """The lines of steps.jsonl."""
         try:
             lines = (self.run_folder / "steps.jsonl").read_text().splitlines()
         except FileNotFoundError:

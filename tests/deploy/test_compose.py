@@ -1,7 +1,7 @@
-"""docker compose, from a fresh clone to the end: it comes up, trains, is scraped, survives kills, goes on after `down`.
+"""docker compose, from a fresh clone: it starts, trains, is scraped, survives kills, and continues after `down`.
 
 Needs a container engine and `docker compose`, builds the images, and trains the demo's model: `make test-deploy`. The
-tests are one story and run in this order. Elsewhere they are skipped, and say why.
+tests build on each other and run in this order. Without a container engine they are skipped with the reason.
 """
 
 import os
@@ -23,19 +23,19 @@ ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 3600
 SERVICES = ("valkey", "rollout", "reward", "trainer", "prometheus", "grafana")
 PORTS = ("TRAINER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
-# A run that is not over before the tests are, and a checkpoint now and then.
+# A run that does not end before the tests do, with a checkpoint now and then.
 LONG_RUN = """
 services:
   trainer: {environment: {PENSTOCK_TOTAL_TRAIN_EPOCHS: "1000", PENSTOCK_CHECKPOINT__EVERY_STEPS: "20"}}
 """
-# The process that init started is the service; the first one below that is the engine.
+# The process that init started is the service; its first child is the engine.
 MAIN = "main=$(cut -d' ' -f1 /proc/1/task/1/children); "
 ENGINE = MAIN + "engine=$(cut -d' ' -f1 /proc/$main/task/$main/children); "
 VICTIMS = ("valkey", "rollout", "engine", "reward", "trainer")
 
 
 def why_not() -> str:
-    """Why there is nothing to run containers with; empty where there is."""
+    """Why no containers can be run here; empty if they can."""
     if shutil.which("docker") is None:
         return "no `docker` on PATH"
     for command in (["docker", "info"], ["docker", "compose", "version"]):
@@ -54,7 +54,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def clone(folder: Path) -> None:
-    """A fresh clone as a user has it, with secrets, ports of its own and a longer run."""
+    """A fresh clone like a user's, with secrets, its own ports and a longer run."""
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", str(folder)], check=True)
     subprocess.run(["make", "env"], cwd=folder, check=True, capture_output=True)
     (folder / "long.yaml").write_text(LONG_RUN)
@@ -81,7 +81,7 @@ def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
 
 
 def healthy(topology: Topology) -> list[Container]:
-    """All long-lived containers, where every one works; else nothing."""
+    """All long-lived containers if every one works; else nothing."""
     found = [each for each in topology.containers() if each.service in SERVICES]
     complete = {each.service for each in found} == set(SERVICES)
     return found if complete and all(each.health == "healthy" for each in found) else []
@@ -107,7 +107,7 @@ def test_containers_are_not_root_and_write_only_into_volumes(topology: Topology)
 
 
 def up_targets(topology: Topology) -> list[str]:
-    """The jobs of the targets that Prometheus reaches, one for each target."""
+    """The job of each target that Prometheus reaches."""
     answer = topology.get("prometheus", 9090, "/api/v1/targets?state=active")
     targets = answer["data"]["activeTargets"] if answer else []
     return sorted(each["labels"]["job"] for each in targets if each["health"] == "up")
@@ -136,7 +136,7 @@ def test_reward_services_are_added_and_found(topology: Topology) -> None:
 
 
 def life(topology: Topology, victim: str) -> str:
-    """What differs between two lives of a process: the start of its container, or of the engine its pid."""
+    """A value that differs between two lives of a process: the start of its container, or the pid of an engine."""
     if victim == "engine":
         return topology.shell("rollout", ENGINE + "echo $engine").strip()
     return topology.only(victim).started

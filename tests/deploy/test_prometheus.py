@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a system that runs: it finds it, and every panel, rule and alert has its data."""
+"""A real Prometheus scrapes a running system: it finds all services, and every panel, rule and alert has data."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def prometheus(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def panels() -> list[tuple[str, str]]:
-    """Dashboard, title and query of everything that is shown, with the variables as a user would choose them."""
+    """Dashboard, title and query of every panel, with the variables as a user would choose them."""
     found = []
     for path in sorted(DASHBOARDS.glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
@@ -59,7 +59,7 @@ def panels() -> list[tuple[str, str]]:
 
 
 def ask_all(server: Prometheus, queries: list[tuple[str, str]]) -> None:
-    """Every query has a number within DATA_SECONDS."""
+    """Wait until every query returns a number, for up to DATA_SECONDS."""
     missing = list(queries)
 
     def found() -> bool:

@@ -1,7 +1,7 @@
 """`penstock launch ray` on a real Ray cluster of several nodes, with real services over the pure-function engine.
 
-The nodes are on this host, on loopback addresses of their own, so that a service that listens or registers wrongly is
-not reached from the other node.
+The nodes are on this host, each on a loopback address of its own. So a service that listens on or registers a wrong
+address cannot be reached from the other node.
 """
 
 import json
@@ -18,7 +18,7 @@ import redis
 import yaml
 
 from benchmarks.chaos.model import make_tiny_model, write_prompts
-from benchmarks.chaos.parts import BATCH_SIZE, NOTHING, NUM_PROMPTS, Part, part_config
+from benchmarks.chaos.parts import BATCH_SIZE, NOTHING, NUM_PROMPTS, ChaosPart, part_config
 from benchmarks.chaos.reader import Findings, RunReader
 from penstock.broker.embedded import EmbeddedServer
 from tests.deploy.ray_cluster import RayCluster
@@ -27,7 +27,7 @@ pytest.importorskip("ray", reason="Ray is not installed: `make test-deploy` inst
 
 pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
 
-PART = Part("ray", NOTHING, num_steps=8, max_staleness=1, deadline_seconds=0, num_servers=2)
+PART = ChaosPart("ray", NOTHING, num_steps=8, max_staleness=1, deadline_seconds=0, num_servers=2)
 SLOW_SECONDS = 1.0  # for each completion: the run cannot end before it is told to
 SMALL = {"num_cpus": 0.3}  # the services of a run fit on any one node
 
@@ -66,7 +66,7 @@ class RayRun:
         return process
 
     def penstock(self, word: str) -> str:
-        """What the command says of the run."""
+        """The output of the command about the run."""
         command = [sys.executable, "-m", "penstock_launch", word, "--config", str(self.config)]
         said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         return said.stdout + said.stderr
@@ -79,11 +79,11 @@ class RayRun:
         until(lambda: self.events().count(text) >= count, lambda: f"no {text!r} in\n{self.events()}")
 
     def wait_for_step(self) -> None:
-        """Until a step is trained. Of several between two looks the launcher shows the last alone."""
+        """Wait until a step is trained. If several end between two looks, the launcher shows only the last."""
         until((self.folder / "steps.jsonl").exists, self.events)
 
     def processes(self, kind: str, *words: str) -> list[psutil.Process]:
-        """Services of a kind of this run with these words in their command line."""
+        """The services of this run of one kind, with these words in their command line."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -103,7 +103,7 @@ class RayRun:
         return [each for kind in ("rollout", "reward", "trainer") for each in self.processes(kind)]
 
     def findings(self) -> Findings:
-        """What an independent reader finds in the folder and in the queue's data."""
+        """The findings of the independent reader, in the folder and in the queue's data."""
         with (
             EmbeddedServer(self.folder / "queue") as server,
             redis.Redis(port=server.port, password=server.password) as client,

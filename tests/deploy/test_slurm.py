@@ -1,4 +1,4 @@
-"""`penstock launch slurm` on a real Slurm of four nodes: to the end, and through all that ends a job early."""
+"""`penstock launch slurm` on a real Slurm of four nodes: to its end, and through every event that ends a job early."""
 
 import shutil
 import signal
@@ -14,7 +14,7 @@ from tests.deploy.slurm_setup import BATCH_SIZE, SlurmSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-# What a container engine is to the job: a program that gets the command as its arguments.
+# To the job, a container engine is a program that gets the command as its arguments.
 CONTAINER = """#!/bin/sh
 echo "in a container" >&2
 exec "$@"
@@ -116,7 +116,7 @@ def test_the_signal_before_the_time_limit_queues_the_job_again_and_it_goes_on(se
     setup.slow_down(0.05)
     job_id = setup.submit()
     setup.wait_for_step(2)
-    # As Slurm does signal_seconds before the limit, which no test can wait for.
+    # Slurm sends this signal_seconds before the limit; a test cannot wait that long.
     setup.cluster.run("scancel", "--batch", "--signal=USR1", job_id)
     until(lambda: "is queued again" in setup.log(), "the job is queued again")
     num_steps = len(setup.steps())

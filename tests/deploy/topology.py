@@ -1,4 +1,4 @@
-"""A clone of this repository and the containers that `docker compose` makes of it, for the tests of this folder."""
+"""A clone of this repository, and the containers that `docker compose` makes from it."""
 
 import json
 import re
@@ -20,7 +20,7 @@ RECORD = "runs/demo/steps.jsonl"  # in the containers of trainer and rollout
 
 @dataclass(frozen=True)
 class Container:
-    """One container at one time. Two lives of it differ in `started`."""
+    """One container at one moment. Two lives of it differ in `started`."""
 
     id: str
     service: str
@@ -31,14 +31,14 @@ class Container:
 
 
 class Topology:
-    """One project of docker compose. Everything goes through its command line and the ports that it publishes."""
+    """One project of docker compose, seen through its command line and its published ports."""
 
     def __init__(self, folder: Path, project: str) -> None:
         self.folder = folder
         self.project = project
 
     def compose(self, *arguments: str, timeout_seconds: float = CALL_SECONDS, check: bool = True) -> str:
-        """What the command prints; AssertionError with all of it when it fails."""
+        """The output of the command; AssertionError with the output if it fails."""
         command = ["docker", "compose", "--project-name", self.project, *arguments]
         ran = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout_seconds)
         if check and ran.returncode != 0:
@@ -46,11 +46,11 @@ class Topology:
         return ran.stdout
 
     def up(self, *arguments: str, timeout_seconds: float = 600) -> None:
-        """Return when every container is healthy."""
+        """Wait until every container is healthy."""
         self.compose("up", "--detach", "--wait", "--quiet-pull", *arguments, timeout_seconds=timeout_seconds)
 
     def containers(self, service: str = "") -> list[Container]:
-        """All of a service, or of all services, those that have ended among them."""
+        """The containers of a service, or of all services, including those that have ended."""
         ids = self.compose("ps", "--all", "--quiet", *([service] if service else [])).split()
         if not ids:
             return []
@@ -68,16 +68,16 @@ class Topology:
         ]
 
     def only(self, service: str) -> Container:
-        """The container of a service that has one."""
+        """The only container of a service."""
         [container] = self.containers(service)
         return container
 
     def shell(self, service: str, script: str) -> str:
-        """What `sh` prints in the container of a service."""
+        """The output of `sh` in the container of a service."""
         return self.compose("exec", "-T", service, "sh", "-ec", script)
 
     def get(self, service: str, port: int, path: str, **headers: str) -> Any:
-        """JSON from a published port; None where nothing answers, as while a service starts again."""
+        """JSON from a published port; None if nothing answers, for example while a service restarts."""
         address = self.compose("port", service, str(port), check=False).strip()
         if not address:
             return None
@@ -89,7 +89,7 @@ class Topology:
             return None
 
     def status(self) -> dict[str, Any]:
-        """What the trainer tells; empty while it starts."""
+        """The trainer's status; empty while it starts."""
         return self.get("trainer", 8000, "/v1/status") or {}
 
     def step(self) -> int:
@@ -107,7 +107,7 @@ class Topology:
 
 
 def until(look: Callable[[], T], seconds: float, what: str, topology: Topology) -> T:
-    """The first answer of `look` that is true; AssertionError with the logs when there is none in time."""
+    """Poll until `look` returns a true value; returns it. AssertionError with the logs if that takes too long."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
         if time.monotonic() > deadline:

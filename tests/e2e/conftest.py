@@ -1,4 +1,4 @@
-"""SGLang's own environment, for tests that start real engines."""
+"""Finds SGLang's own environment, for tests that start real engines."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def sglang_python() -> str:
-    """The interpreter of SGLang's environment; the test is skipped, and says so, where there is none."""
+    """The interpreter of SGLang's environment; without one the test is skipped."""
     python = os.environ.get("PENSTOCK_TEST_SGLANG_PYTHON", str(ROOT / ".venv-sglang" / "bin" / "python"))
     if not Path(python).exists():
         pytest.skip(f"no SGLang environment at {python}: `make envs` makes it")

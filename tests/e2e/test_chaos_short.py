@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.parts import Part, run_part
+from benchmarks.chaos.parts import ChaosPart, run_part
 from benchmarks.chaos.schedule import Plan
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ PLAN = Plan(
 
 @pytest.mark.timeout(2 * DEADLINE_SECONDS)
 def test_every_ticket_ends_once_whatever_is_killed(tmp_path: Path) -> None:
-    part = Part(
+    part = ChaosPart(
         "short", PLAN, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS, num_servers=2, full_every=5
     )
     record, findings = run_part(part, tmp_path / "run", SEED)

@@ -1,4 +1,4 @@
-"""A whole run into whose streams strangers write: all of it ends in `dead`, and the services live on."""
+"""Strangers write into the streams of a full run: their messages all end in `dead`, and the services go on."""
 
 import json
 import random
@@ -15,7 +15,7 @@ import yaml
 from benchmarks.chaos.launch import Launch
 from benchmarks.chaos.model import make_tiny_model, write_prompts
 from benchmarks.chaos.own_queue import OwnQueue
-from benchmarks.chaos.parts import NOTHING, NUM_PROMPTS, Part, part_config, read_part
+from benchmarks.chaos.parts import NOTHING, NUM_PROMPTS, ChaosPart, part_config, read_part
 from tests.patience import START_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -24,13 +24,13 @@ SEED = 11
 STREAMS = ("tickets", "eval", "rollouts", "scored")
 PARTS = ("completions", "texts")
 RUN_SECONDS = 2 * START_SECONDS
-PACE_SECONDS = 0.2  # of one completion's reward, until the strangers' messages have been dealt with
-PART = Part("fuzz", NOTHING, num_steps=12, max_staleness=1, deadline_seconds=RUN_SECONDS)
+PACE_SECONDS = 0.2  # for one completion's reward, until the strangers' messages are in `dead`
+PART = ChaosPart("fuzz", NOTHING, num_steps=12, max_staleness=1, deadline_seconds=RUN_SECONDS)
 Fields = dict[bytes, bytes]
 
 
 def fuzzed_fields(rng: random.Random, message: bytes) -> Iterator[Fields]:
-    """Entries that hold no message; `message`: one that is right, of no ticket of this run."""
+    """Entries that hold no message; `message`: a correct one, but of no ticket of this run."""
     name, attempt = b"999999", b"0"
     payloads = [b"", rng.randbytes(1), rng.randbytes(100), rng.randbytes(4_000_000), b"\x91" * 200_000 + b"\x01"]
     payloads += [message[: rng.randrange(1, len(message))] for _ in range(5)]
@@ -46,7 +46,7 @@ def fuzzed_fields(rng: random.Random, message: bytes) -> Iterator[Fields]:
 
 
 def wrong_lengths(message: dict[str, object]) -> Iterator[dict[str, object]]:
-    """The message with arrays that do not belong together: cut, doubled, of the wrong type."""
+    """The message with arrays that do not fit each other: cut, doubled, of the wrong type."""
     for key, value in message.items():
         if isinstance(value, bytes) and value:
             yield {**message, key: value[:-1]}
@@ -58,14 +58,14 @@ def wrong_lengths(message: dict[str, object]) -> Iterator[dict[str, object]]:
 
 
 def as_of(head: bytes, number: int) -> bytes:
-    """A head as if it were of another ticket."""
+    """The header, with the number of another ticket."""
     message = msgspec.msgpack.decode(head)
     message.get("group", message)["ticket"]["number"] = number
     return msgspec.msgpack.encode(message)
 
 
 def fuzzed_parts(rng: random.Random, right: Mapping[str, bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-    """Names of parts, and the parts, that do not belong to a right head: missing, wrong, damaged, huge."""
+    """Parts, with their names, that do not fit a correct header: missing, wrong, damaged, huge."""
     for name in (b"", b"live", b"../../x", b"0" * 31, b"A" * 32, b"\xff" * 32, rng.randbytes(16).hex().encode()):
         yield name, {}
     for part, data in right.items():
@@ -75,7 +75,7 @@ def fuzzed_parts(rng: random.Random, right: Mapping[str, bytes]) -> Iterator[tup
 
 
 def example_parts(client: Any, prefix: str) -> dict[str, bytes]:
-    """The parts of a group of the run."""
+    """The parts of one group of the run."""
     deadline = time.monotonic() + RUN_SECONDS
     while time.monotonic() < deadline:
         for _, fields in client.xrange(prefix + "rollouts", count=1):
@@ -87,7 +87,7 @@ def example_parts(client: Any, prefix: str) -> dict[str, bytes]:
 
 
 def example_messages(client: Any, prefix: str) -> dict[str, bytes]:
-    """A right message of each stream, read from the run itself."""
+    """A correct message of each stream, read from the run itself."""
     found: dict[str, bytes] = {}
     deadline = time.monotonic() + RUN_SECONDS
     while found.keys() != {"tickets", "rollouts", "scored"} and time.monotonic() < deadline:
@@ -126,7 +126,7 @@ def test_fuzzed_messages_all_end_in_dead_and_the_services_live_on(tmp_path: Path
             for stream in ("rollouts", "scored"):
                 for name, parts in fuzzed_parts(rng, right_parts):
                     if stream == "scored" and parts.get("completions") == right_parts["completions"]:
-                        continue  # nobody reads its texts: it is a duplicate, and no harm
+                        continue  # no one reads its texts, since it is a duplicate: no harm
                     for part, data in parts.items():
                         client.set(f"{prefix}part:{name.decode()}:{part}", data)
                     fields = {b"t": b"999999", b"a": b"0", b"p": as_of(examples[stream], 999999), b"n": name}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.chaos.launch import ROOT, Launch
-from benchmarks.chaos.parts import NOTHING, Part, prepare, read_part
+from benchmarks.chaos.parts import NOTHING, ChaosPart, prepare, read_part
 from penstock.broker import connect
 from penstock.config import Config
 from penstock.contracts import ServerState
@@ -23,13 +23,13 @@ from tests.patience import START_SECONDS
 pytestmark = pytest.mark.slow
 
 DEADLINE_SECONDS = 2 * START_SECONDS
-PART = Part("members", NOTHING, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS)
-PACE_SECONDS = 0.06  # of one completion's reward: a step takes a second
-WAITING_SECONDS = 2.0  # of one, while a server starts: so few steps go by then, however long it takes
+PART = ChaosPart("members", NOTHING, num_steps=24, max_staleness=1, deadline_seconds=DEADLINE_SECONDS)
+PACE_SECONDS = 0.06  # for one completion's reward: a step takes a second
+WAITING_SECONDS = 2.0  # the same while a server starts, so few steps pass meanwhile, however long it takes
 
 
 def joined(config: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """A rollout service that the launcher knows nothing of."""
+    """A rollout service that the launcher did not start."""
     paths = os.pathsep.join(str(ROOT / part) for part in ("common", "services/rollout"))
     return subprocess.Popen(
         [sys.executable, "-m", "penstock_rollout", "--config", str(config)],
@@ -40,7 +40,7 @@ def joined(config: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes
 
 
 def versions_by_server(run_folder: Path) -> dict[str, list[int]]:
-    """The lowest version of each trained group, in the order of training."""
+    """The oldest version in each trained group, in the order of training."""
     found: dict[str, list[int]] = defaultdict(list)
     for path in sorted((run_folder / "steps").glob("*.pack")):
         for scored in msgspec.msgpack.decode(path.read_bytes())["groups"]:
@@ -51,7 +51,7 @@ def versions_by_server(run_folder: Path) -> dict[str, list[int]]:
 
 
 class Watch:
-    """Waits for what a run shows."""
+    """Waits until a run reaches some state."""
 
     def __init__(self, launch: Launch, config: Config) -> None:
         self._launch = launch
@@ -65,7 +65,7 @@ class Watch:
                 await asyncio.sleep(0.1)
 
     async def announced(self) -> int:
-        """The version that a server which joins now has to load."""
+        """The version that a joining server must load now."""
         queue = await connect(self._config)
         try:
             found = await queue.announced()
@@ -75,7 +75,7 @@ class Watch:
         return found.identity.number
 
     async def serving(self, holds: Callable[[ServiceRecord], bool]) -> ServiceRecord:
-        """The record of a rollout service that serves, once there is one like that."""
+        """Wait for a rollout service that serves; returns its record."""
         queue = await connect(self._config)
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):

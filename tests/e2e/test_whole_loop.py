@@ -1,4 +1,4 @@
-"""The whole system through `penstock launch local`: a reward rises although each service is killed once."""
+"""The full system through `penstock launch local`: the reward rises although each service is killed once."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def make_config(folder: Path, model: Path, sglang_python: str) -> Path:
         },
         "eval": {"every_steps": 12},
         "checkpoint": {"every_steps": 10},
-        "weights": {"transport": "nccl"},  # disk is what all other runs take
+        "weights": {"transport": "nccl"},  # all other runs use disk
         "rollout": {"engine": {"python": sglang_python, "dtype": "float32", "max_total_tokens": 4096}},
         "reward": {"functions": {"share_reward:share_of_a": 1.0}, "modules_path": str(Path(__file__).parent)},
     }
@@ -103,7 +103,7 @@ class Launch:
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
 
     def kill_after_step(self, step: int, words: str) -> list[psutil.Process]:
-        """SIGKILL to one process; what ran below it."""
+        """Send SIGKILL to one process; returns the processes below it."""
         self.wait(lambda: len(self.steps()) >= step, f"step {step}")
         victim: psutil.Process = self.wait(lambda: self.child(words), f"process {words}")
         below = victim.children(recursive=True)
@@ -138,7 +138,7 @@ def test_a_reward_rises_although_every_service_is_killed_once(launch: Launch) ->
     engine = launch.kill_after_step(20, "penstock_rollout --config")
     assert len(engine) >= 3  # HTTP server, scheduler, detokenizer
     _, alive = psutil.wait_procs(engine, timeout=ANSWER_SECONDS)
-    assert alive == []  # a killed service leaves nothing of its engine
+    assert alive == []  # no process of a killed service's engine is left
     launch.wait(lambda: launch.process.poll() is not None, "end of the run")
     assert launch.process.returncode == 0, launch.tail()
 
@@ -161,12 +161,12 @@ def test_a_reward_rises_although_every_service_is_killed_once(launch: Launch) ->
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """What still runs and names the run's folder, whoever its parent is."""
+    """Processes with the run's folder in their command line, whoever their parent is."""
     return [each for each in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(each.info["cmdline"] or [])]
 
 
 def assert_all_answer(launch: Launch) -> None:
-    """Every service answers while the run goes on, and the served version rises."""
+    """Check that every service answers during the run, and that the served version rises."""
     launch.wait(lambda: len(launch.steps()) >= 1, "the first step")
     records = asyncio.run(registered_services(launch))
     assert {record.kind for record in records} == {"rollout", "reward", "trainer"}
@@ -185,7 +185,7 @@ def assert_loads(folder: Path) -> None:
 
 
 def assert_replays(folder: Path) -> None:
-    """Every step, those before and after the kills too, gives the recorded weights, without queue or engine."""
+    """Check that every step, also those around the kills, gives the recorded weights without queue or engine."""
     command = [sys.executable, "-m", "penstock_launch", "replay", "--config", str(folder / "config.yaml")]
     replayed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=False)
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
@@ -206,7 +206,7 @@ async def registered_services(launch: Launch) -> list[ServiceRecord]:
 
 
 def weight_version(record: ServiceRecord) -> int:
-    """What the service serves; -1 while it loads."""
+    """The version that the service serves; -1 while it loads."""
     version = httpx.get(record.url + "/v1/weight_version").json()["policy_version"]
     return -1 if version is None else int(version)
 

@@ -1,4 +1,4 @@
-"""A real queue server for the whole test session, with an empty run on it for each test, and two real engines."""
+"""A real queue server for the full test session, with an empty run on it for each test, and two real engines."""
 
 import asyncio
 import uuid
@@ -16,7 +16,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from tests.patience import ANSWER_SECONDS
 
-if TYPE_CHECKING:  # tests of the queue do not wait for torch
+if TYPE_CHECKING:  # tests of the queue do not import torch
     from benchmarks.push_setup import RolloutServer
 
 
@@ -34,7 +34,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS
 def queue_config(redis_server: EmbeddedServer) -> Config:
     """The configuration of a new run on the session's server.
 
-    Nothing expires while a test runs: what dies or is late is made so (`broker_bench`).
+    Nothing expires by itself during a test: a test makes a worker dead or late (`queue_setup`, `broker_entries`).
     """
     return Config.model_validate(
         {

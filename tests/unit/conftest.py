@@ -1,4 +1,4 @@
-"""What several unit tests share: tiny models, and a recorded run, trained once, of which each test has its own copy."""
+"""Fixtures for unit tests: tiny models, and a run that is recorded once; each test gets its own copy."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:  # tests that ask for neither do not wait for torch
+if TYPE_CHECKING:  # tests that use neither do not import torch
     from tests.unit.trainer.offline.recorded_run import RecordedRun
 
 
@@ -28,7 +28,7 @@ def each_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run and its model; not to be changed."""
+    """The folder of a run and its model; do not change it."""
     from tests.unit.trainer.offline.recorded_run import record, write_config
     from tests.unit.trainer.trainer_groups import save_tiny_model
 

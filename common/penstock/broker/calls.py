@@ -13,7 +13,7 @@ import redis.asyncio as aioredis
 from hiredis import pack_command
 from redis.exceptions import ConnectionError, NoScriptError, OutOfMemoryError, ResponseError, TimeoutError
 
-from penstock.broker.scripts import Call
+from penstock.broker.scripts import ScriptCall
 
 Command = Sequence[Any]
 
@@ -25,7 +25,7 @@ class Calls:
         self._client: Any = client  # parts of it have no types
         self._idle: list[Any] = []
 
-    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+    async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
         """Run a script that may be repeated; its text is sent only if the server does not have it.
 
         `first`: commands that may be repeated too and go before it, in the same round trip. The script must check

@@ -1,7 +1,7 @@
 """The trainer's lease: at any time one process may write versions, tickets and the ledger.
 
-Owns its token, `number:random id`, which every fenced script compares in full. Numbers only grow: rollout servers
-refuse a push with a lower one. Who takes the lease while no launcher holds the run is the run's owner
+Owns its token, `number:random id`, which every script that requires the lease compares in full. Numbers only grow:
+rollout servers refuse a push with a lower one. Who takes the lease while no launcher holds the run is the run's owner
 (`penstock.broker.identity`).
 """
 
@@ -27,7 +27,7 @@ RETRY_SECONDS = 0.25
 
 
 class Lease(Renewal):
-    """A held lease. `number` fences pushes, `token` fences scripts."""
+    """A held lease. Rollout servers check its `number`, scripts its `token`."""
 
     def __init__(self, token: str, folder: str, queue: Queue, config: Config) -> None:
         """`folder`: the id of the run's folder."""

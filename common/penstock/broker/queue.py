@@ -24,7 +24,7 @@ from redis.exceptions import (
 from penstock.broker.calls import Calls, Command
 from penstock.broker.identity import RunIdentity, owner_in
 from penstock.broker.keys import GROUP, Keys, Stage
-from penstock.broker.scripts import Call, Script
+from penstock.broker.scripts import Script, ScriptCall
 from penstock.contracts.services import Announcement, ServiceRecord, read_announced
 from penstock.errors import ConfigError, LeaseLostError, LostWritesError, PenstockError, QueueError, StrangerError
 
@@ -57,7 +57,7 @@ class Queue:
         await self._calls.close()
         await self.client.aclose()
 
-    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+    async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
         """Run a script; wait while Redis is full: the script has then changed nothing. `first`: see `Calls`.
 
         StrangerError names what the run has that this process does not.

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from penstock.broker.queue import refusal
-from penstock.broker.scripts import Call
+from penstock.broker.scripts import ScriptCall
 from penstock.config import RedisSection
 from penstock.errors import PenstockError, QueueError
 
@@ -22,7 +22,9 @@ RENEWALS_PER_TTL = 3
 class Renewal:
     """A right that is held now. `name`: for messages."""
 
-    def __init__(self, name: str, section: RedisSection, renewal: Call, release: Call, ttl_seconds: float) -> None:
+    def __init__(
+        self, name: str, section: RedisSection, renewal: ScriptCall, release: ScriptCall, ttl_seconds: float
+    ) -> None:
         self._name = name
         self._renewal = renewal
         self._release = release
@@ -63,5 +65,5 @@ class Renewal:
                 on_loss(refusal(str(error)) or QueueError(f"{self._name} could not be renewed: {error}"))
                 return
 
-    def _evaluate(self, call: Call) -> None:
+    def _evaluate(self, call: ScriptCall) -> None:
         self._client.eval(call.script.text, len(call.keys), *call.keys, *call.arguments)

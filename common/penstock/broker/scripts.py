@@ -10,7 +10,7 @@ A script begins with the names of its keys and arguments, which become its local
 
     -- KEYS lease scored parts...
     -- ARGV token group tickets(ticket entry)...
-    -- USES fence unlink
+    -- USES require_lease unlink
 
 `parts...` is a list. `tickets(ticket entry)...` is a list of records: mappings in a call, tables in Lua. Only the last
 name can be a list. USES names files of `lua/shared`, which the loader puts before the script, after the files that they
@@ -76,7 +76,7 @@ class Script:
         self.text = "\n".join([*_locals("KEYS", self.keys), *_locals("ARGV", self.arguments), self.body])
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, **given: Given) -> "Call":
+    def __call__(self, **given: Given) -> "ScriptCall":
         if given.keys() != self._names:
             missing, unknown = sorted(self._names - given.keys()), sorted(given.keys() - self._names)
             raise TypeError(f"{self.path}.lua: missing {missing}, unknown {unknown}")
@@ -87,11 +87,11 @@ class Script:
             )
         except TypeError as error:
             raise TypeError(f"{self.path}.lua: {error}") from None
-        return Call(self, keys, arguments)
+        return ScriptCall(self, keys, arguments)
 
 
 @dataclass(frozen=True)
-class Call:
+class ScriptCall:
     """A script with its keys and arguments, in its order."""
 
     script: Script

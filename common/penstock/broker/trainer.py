@@ -1,4 +1,4 @@
-"""The calls to Redis that only the trainer may make; its lease fences each of them.
+"""The calls to Redis that only the trainer may make; each of them requires its lease.
 
 Owns issuing, announcing, committing and dropping. Invariant: these are the only writers of the ledger, the counters
 and the announced version, and a trainer that has lost its lease can call none of them (LeaseLostError).
@@ -12,7 +12,7 @@ from typing import Any
 from penstock.broker.keys import GROUP, Stage
 from penstock.broker.lease import Lease
 from penstock.broker.queue import Queue
-from penstock.broker.scripts import Call, Script
+from penstock.broker.scripts import Script, ScriptCall
 from penstock.broker.worker import Delivery
 from penstock.contracts import DropReason, Ticket, encode
 from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
@@ -54,8 +54,8 @@ class TrainerQueue:
         self._ledger_end: str | None = None
         self._appending = asyncio.Lock()
 
-    async def _run(self, call: Call) -> Any:
-        """Run a fenced script; once more if the lease had expired and no other trainer has had it since."""
+    async def _run(self, call: ScriptCall) -> Any:
+        """Run a script that requires the lease; once more if it had expired and no other trainer has had it since."""
         try:
             return await self.queue.run(call)
         except LostWritesError:

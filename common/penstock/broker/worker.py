@@ -34,7 +34,7 @@ RENEWALS_PER_IDLE_TIME = 3
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 
 
-class Outcome(StrEnum):
+class EntryOutcome(StrEnum):
     """The fate of an entry, as the scripts answer it."""
 
     MOVED = "moved"
@@ -196,7 +196,7 @@ class Worker:
             ticket=delivery.ticket_key,
             attempt=delivery.attempt,
             target_stage=to,
-            payload=form.head,
+            payload=form.header,
             parts=name,
             has_new_parts=bool(form.parts),
             texts_unread=Part.TEXTS in form.unread,
@@ -207,7 +207,7 @@ class Worker:
         warned = False
         while True:
             answer, taken = await self._queue.run(call, first)
-            if (outcome := Outcome(answer.decode())) != Outcome.NO_PARTS:
+            if (outcome := EntryOutcome(answer.decode())) != EntryOutcome.NO_PARTS:
                 break
             if not warned:
                 log.warning(
@@ -216,10 +216,10 @@ class Worker:
                 warned = True
             await asyncio.sleep(FULL_RETRY_SECONDS)
         self.forget(delivery)
-        if outcome == Outcome.LATE:
+        if outcome == EntryOutcome.LATE:
             log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
         found = self._deliveries(stages, taken)
-        return outcome == Outcome.MOVED, found[0] if found else None
+        return outcome == EntryOutcome.MOVED, found[0] if found else None
 
     async def give_back(
         self, delivery: Delivery, *, failed: bool = False, engine_died: bool = False, reason: str = ""
@@ -243,7 +243,7 @@ class Worker:
             )
         )
         self.forget(delivery)
-        if Outcome(outcome.decode()) == Outcome.BURIED:
+        if EntryOutcome(outcome.decode()) == EntryOutcome.BURIED:
             log.error("ticket %s is poison: %s", delivery.ticket_key, reason, extra={"ticket": delivery.ticket_key})
 
     async def bury(self, delivery: Delivery, reason: str) -> bool:
@@ -253,7 +253,7 @@ class Worker:
         """
         outcome = await self._queue.run(BURY(**self._for_bury(delivery, reason)))
         self.forget(delivery)
-        buried = Outcome(outcome.decode()) == Outcome.BURIED
+        buried = EntryOutcome(outcome.decode()) == EntryOutcome.BURIED
         if buried:
             log.error("dead letter from %s: %s", delivery.stage, reason, extra={"ticket": delivery.ticket_key})
         else:

@@ -13,6 +13,11 @@ from penstock.config.types import Count, Section
 Positive = Annotated[float, Field(gt=0)]
 CLIPPED_RATIO = ("ppo", "gspo", "cispo", "sapo")  # measure from an anchor
 BEHAVIOUR_ONLY = ("dppo_tv", "dppo_kl", "vespo")  # are defined against the sampler's log-probabilities
+SCALED_BASELINES = {  # those from which rewards lie no further than a multiple of the scale
+    "group": ("group", "leave_one_out"),
+    "batch": ("group", "batch", "leave_one_out"),
+    "mean": ("group",),
+}
 
 
 class AdvantageSection(Section):
@@ -21,7 +26,8 @@ class AdvantageSection(Section):
     baseline: Literal["group", "batch", "leave_one_out", "none"] = "group"
     """Mean of its group, of the batch, of the others in its group (RLOO), or 0."""
     scale: Literal["group", "batch", "mean", "none"] = "group"
-    """Standard deviation of its group (GRPO) or of the batch, the group's mean (MaxRL), or 1 (Dr. GRPO)."""
+    """Standard deviation of its group (GRPO) or of the batch, the mean of its group's absolute rewards (MaxRL), or 1
+    (Dr. GRPO)."""
     eps: Positive = 1e-6
     """Added to a standard deviation."""
 
@@ -41,7 +47,9 @@ class CorrectionSection(Section):
     high: Positive = 2.0
     """Upper bound of the weight. IcePop: mask with 0.5 and 5."""
     gates: tuple[Literal["geometric", "veto", "m2po", "opsm"], ...] = ()
-    """Rules that drop tokens or completions: by mean log-ratio, by one extreme ratio, by second moment, by OPSM."""
+    """Rules that drop tokens or completions: by mean log-ratio, by one extreme ratio, by second moment, by OPSM. They
+    look at a real policy of the trainer: the policy now, or for geometric and veto with `proximal: recomputed` that at
+    the start of the update."""
     geometric_low: Positive = 0.99
     """Lower bound of a completion's geometric mean ratio."""
     geometric_high: Positive = 1.01
@@ -51,7 +59,7 @@ class CorrectionSection(Section):
     veto_high: Positive = 100.0
     """A completion with a token ratio above this is dropped."""
     m2po_tau: Positive = 0.04
-    """The largest squared log-ratios of a batch are dropped until the mean of the rest is below this."""
+    """The largest squared log-ratios of an optimizer step are dropped until the mean of the rest is below this."""
     opsm_delta: Positive = 0.1
     """Completions with a negative advantage are dropped if their mean of l_b - l is above this."""
 
@@ -70,11 +78,12 @@ class KlSection(Section):
     """How the KL divergence from the reference enters; its weight is `kl_ctl`."""
 
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """-x, x^2/2 or exp(x) - 1 - x, x = l_r - l."""
+    """-x, x^2/2 or exp(x) - 1 - x, x = l_r - l. In the reward only k1 has the gradient of the divergence."""
     place: Literal["loss", "reward"] = "loss"
     """A term of the loss, or (as in AReaL) subtracted from rewards: summed over the tokens, with the sampler's l_b."""
     importance_weighted: bool = False
-    """In the loss: multiply by exp(l - l_b), which makes estimate and gradient unbiased off-policy."""
+    """In the loss: multiply by w = exp(l - l_b), which makes the gradient unbiased off-policy: for k1 and k3 w with its
+    gradient (and the estimate unbiased too), for k2 w as a constant."""
 
 
 class OverlongSection(Section):
@@ -132,7 +141,8 @@ class LossSection(Section):
     overlong: OverlongSection = OverlongSection()
     """Penalty for overlong completions."""
     dynamic_sampling: bool = False
-    """Drop degenerate groups (all rewards equal), and draw further prompts until a batch is full (DAPO)."""
+    """Drop degenerate groups (all rewards equal), and draw further prompts until a batch is full (DAPO). Not with a KL
+    term or an entropy bonus, from which such groups have a gradient."""
     num_minibatches: Count = 1
     """Optimizer steps per batch, each on an equal share of its groups; the batch still makes one version."""
 
@@ -177,16 +187,26 @@ class LossSection(Section):
             )
         if self.c_clip is not None and self.c_clip <= 1 + self.eps_high:
             return f"loss.c_clip is {self.c_clip:g}: expected more than 1 + eps_clip_higher, {1 + self.eps_high:g}"
-        if self.advantage.scale == "mean" and self.advantage.baseline != "group":
+        baselines = SCALED_BASELINES.get(self.advantage.scale)
+        if baselines and self.advantage.baseline not in baselines:
+            reason = "equal rewards would have an advantage, and be divided by loss.advantage.eps alone"
+            if self.advantage.scale == "mean":
+                reason = "(R - mean) / mean is defined for one mean"
             return (
-                f"loss.advantage.scale is mean with loss.advantage.baseline {self.advantage.baseline}: expected "
-                "baseline group; (R - mean) / mean is defined for one mean"
+                f"loss.advantage.scale is {self.advantage.scale} with loss.advantage.baseline "
+                f"{self.advantage.baseline}: {reason}. Expected baseline {' or '.join(baselines)}, or scale none"
             )
         if self.dynamic_sampling and self.advantage.trains_equal_rewards:
             return (
                 f"loss.dynamic_sampling is true with loss.advantage.baseline {self.advantage.baseline}: groups of "
                 "equal rewards have a gradient then, and dropping them would be a bias. Expected baseline group or "
                 "leave_one_out"
+            )
+        if self.kl.place == "reward" and self.kl.estimator != "k1":
+            return (
+                f"loss.kl.estimator is {self.kl.estimator} with loss.kl.place reward: a reward has no gradient of its "
+                "own, and on average this one does not pull the policy to the reference. Expected loss.kl.estimator "
+                "k1, or loss.kl.place loss"
             )
         if self.kl.place == "reward" and self.kl.importance_weighted:
             return (
@@ -200,6 +220,16 @@ class LossSection(Section):
                 "importance_weighted true"
             )
         return None
+
+    def drops_gradients(self, kl_ctl: float) -> str | None:
+        """The reason why dynamic sampling must not drop groups of equal rewards; None if it may, or does not."""
+        if not self.dynamic_sampling or not (kl_ctl or self.entropy_bonus):
+            return None
+        key, value = ("kl_ctl", kl_ctl) if kl_ctl else ("loss.entropy_bonus", self.entropy_bonus)
+        return (
+            f"loss.dynamic_sampling is true with {key} {value:g}: groups of equal rewards have a gradient from that "
+            f"term, and dropping them would be a bias. Expected {key} 0, as in DAPO, or loss.dynamic_sampling false"
+        )
 
     def unsafe_off_policy(self, max_staleness: int) -> str | None:
         """The reason why this objective must not train groups of earlier versions; None if it may."""

@@ -24,9 +24,10 @@ class EngineSection(Section):
     max_running_requests: Count = 64
     """Completions generated at once."""
     max_total_tokens: Annotated[int, Field(ge=0)] = 0
-    """Size of its key-value cache in tokens; 0: SGLang decides (on a CPU: 65536)."""
+    """Size of its key-value cache in tokens; 0: SGLang decides (on a CPU: 65536). A prompt plus its completion must be
+    shorter by 6 tokens, and by two pages if SGLang is given a larger page."""
     context_length: Annotated[int, Field(ge=0)] = 0
-    """Longest prompt plus completion, in tokens; 0: the model's."""
+    """Context in tokens; 0: the model's. A prompt plus its completion must be shorter by 6: SGLang would cut it."""
     start_timeout_seconds: Seconds = 300
     """Time after its start until it must answer."""
     request_timeout_seconds: Seconds = 600

@@ -98,6 +98,9 @@ class OptimizerSection(Section):
     """Scale the rate by sqrt(min(1, ess / ess_base)); ess is the batch's effective sample size ratio (VCPO); 0: off."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global L2 norm."""
+    max_non_finite_steps: Count = 5
+    """This many steps in a row whose loss or gradient is not finite end the run (exit code 8); each is counted, and
+    changes no weights."""
 
 
 class SamplingSection(Section):
@@ -132,7 +135,7 @@ class DatasetSection(Section):
     path: str = ""
     """JSONL file; dataset folder or hub name; name of a reasoning-gym task."""
     split: str = "train"
-    """Split of a Hugging Face dataset."""
+    """Split of a Hugging Face dataset. A source without splits takes only the default."""
     columns: ColumnsSection = ColumnsSection()
     """Names of the columns."""
     size: Annotated[int, Field(ge=0)] = 0
@@ -147,7 +150,8 @@ class DataSection(Section):
     train: DatasetSection = DatasetSection()
     """Prompts to train on."""
     eval: DatasetSection | None = None
-    """Held-out prompts; without them there is no evaluation."""
+    """Held-out prompts; without them there is no evaluation. Those that are training prompts too are counted: in a
+    warning at start, in the closing report and in `summary.json`."""
     batch_size: Count = 8
     """B: groups (prompts) per training step."""
     system_prompt: str = ""

@@ -96,8 +96,12 @@ class Config(Section):
                 f"loss.num_minibatches is {self.loss.num_minibatches} and data.batch_size {self.data.batch_size}: "
                 "expected at least one group each; lower the former"
             )
-        if reason := self.loss.unsafe_off_policy(self.staleness.max_staleness):
-            raise ValueError(reason)
+        for reason in (
+            self.loss.unsafe_off_policy(self.staleness.max_staleness),
+            self.loss.drops_gradients(self.kl_ctl),
+        ):
+            if reason:
+                raise ValueError(reason)
         if self.loss.overlong.buffer_tokens > self.sampling.max_new_tokens:
             raise ValueError(
                 f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "

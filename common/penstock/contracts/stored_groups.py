@@ -6,8 +6,8 @@ MalformedMessageError.
 
     header        ticket, server, times, later scores   from stream to stream
     completions   the trainer's input                   8 bytes a token; until the group is committed
-    texts         the reward functions' input           4 bytes a token; until they are scored, of evaluations longer
-
+    texts         the reward functions' input           4 bytes a token; until they are scored, or, of an evaluation,
+                                                        until the trainer has read them
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Part(StrEnum):
 
 
 class RolloutHeader(Contract, frozen=True, tag_field="schema", tag="rollout-group/3"):
-    """A rollout group without its completions; fields as there."""
+    """A rollout group without its completions; for the fields see `RolloutGroup`."""
 
     ticket: Ticket
     server: str
@@ -47,7 +47,7 @@ class RolloutHeader(Contract, frozen=True, tag_field="schema", tag="rollout-grou
 
 
 class ScoredHeader(Contract, frozen=True, tag_field="schema", tag="scored-group/3"):
-    """A scored group without its completions, of which there is one per score."""
+    """A scored group without its completions; there is one score per completion."""
 
     group: RolloutHeader
     scores: tuple[Score, ...]
@@ -71,15 +71,15 @@ class TextsPart(Contract, frozen=True, tag_field="schema", tag="texts/1"):
 
 @dataclass(frozen=True)
 class Stored:
-    """A message as the queue keeps it. parts: written with it; unread: parts that nobody reads after this message."""
+    """A message as the queue stores it. parts: written with it; unread: parts that no one reads after this message."""
 
-    head: bytes
+    header: bytes
     parts: Mapping[Part, bytes] = field(default_factory=dict)
     unread: tuple[Part, ...] = ()
 
 
 def stored(message: RolloutGroup | ScoredHeader) -> Stored:
-    """Split a message. People read only the texts of evaluations, so texts of training are deleted once scored."""
+    """Split a message. Only texts of evaluations are shown to people, so texts of training are deleted once scored."""
     if isinstance(message, ScoredHeader):
         is_training = message.group.ticket.purpose == "train"
         return Stored(encode(message), unread=(Part.TEXTS,) if is_training else ())

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code of the command `argv`."""
+    """Run the command `argv`; returns its exit code."""
     started_at = time.time()
     quiet_libraries(os.environ)
     arguments, settings = make_parser().parse_known_args(argv)
@@ -136,14 +136,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add_launch(commands)
     commands.add_parser(
         "config",
-        help="print the configuration as it is resolved, as YAML",
+        help="print the resolved configuration as YAML",
         epilog=SETTINGS_HELP,
         usage="penstock config --config FILE [--key value ...]",
         allow_abbrev=False,
     )
     commands.add_parser(
         "status",
-        help="print what a run does at the moment",
+        help="print the present state of a run",
         epilog=SETTINGS_HELP,
         usage="penstock status --config FILE [--key value ...]",
         allow_abbrev=False,
@@ -152,7 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
         "cancel",
         help="end a run in order",
         description="End a run of this host, or the Slurm job of a run: the trainer writes a checkpoint first, and the "
-        "same launch command goes on there.",
+        "same launch command continues from it.",
         epilog=SETTINGS_HELP,
         usage="penstock cancel --config FILE [--key value ...]",
         allow_abbrev=False,
@@ -165,7 +165,9 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that does not exist yet")
-    export.add_argument("--checkpoint", metavar="NAME", help="one of checkpoints/ in the run's folder; default: newest")
+    export.add_argument(
+        "--checkpoint", metavar="NAME", help="a name in checkpoints/ of the run's folder; default: the newest"
+    )
     _add_recordings(commands)
     _add_dead(commands)
     return parser
@@ -176,7 +178,7 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     places = launch.add_subparsers(dest="place", required=True, metavar="PLACE")
     places.add_parser(
         "local",
-        help="all services on this host",
+        help="run all services on this host",
         description="Start the queue, the inference engines and all services on this host, and follow the run.",
         epilog=SETTINGS_HELP,
         usage="penstock launch local --config FILE [--key value ...]",
@@ -185,21 +187,21 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_ray_parser(places, SETTINGS_HELP)
     slurm = places.add_parser(
         "slurm",
-        help="all services in one job of a Slurm cluster",
+        help="run all services in one job of a Slurm cluster",
         description="Submit one heterogeneous Slurm job that runs the queue, the inference engines and all services.",
         epilog=SETTINGS_HELP,
         usage="penstock launch slurm --config FILE [--render-only] [--key value ...]",
         allow_abbrev=False,
     )
-    slurm.add_argument("--render-only", action="store_true", help="print the job script, and change and submit nothing")
+    slurm.add_argument("--render-only", action="store_true", help="print the job script; submit and change nothing")
 
 
 def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    steps = "steps a to b-1, such as 10:20; either end may be left out; default: all that are there"
+    steps = "steps a to b-1, such as 10:20; a or b may be left out; default: all recorded steps"
     replay = commands.add_parser(
         "replay",
         help="train recorded steps again and compare the digests of their weights",
-        description="Train recorded steps again from their step files, from the newest checkpoint before them, and "
+        description="Start from the newest checkpoint before the steps, train them again from their step files, and "
         "compare the digest of each step's weights with the recorded one. Needs no queue and no rollout server, and "
         "writes nothing. Exit code 1: a digest differs.",
         epilog=SETTINGS_HELP,
@@ -207,7 +209,9 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         allow_abbrev=False,
     )
     replay.add_argument("--steps", default="", metavar="a:b", help=steps)
-    replay.add_argument("--bundle", type=Path, metavar="FILE", help="what `penstock bundle` wrote, in place of a run")
+    replay.add_argument(
+        "--bundle", type=Path, metavar="FILE", help="a file that `penstock bundle` wrote, instead of a run"
+    )
     bundle = commands.add_parser(
         "bundle",
         help="pack recorded steps into one file that another machine can replay",
@@ -224,12 +228,12 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
 def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     dead = commands.add_parser(
-        "dead", help="messages that nobody could use: list, show, send again", allow_abbrev=False
+        "dead", help="list, show or resend dead letters: messages that no service could use", allow_abbrev=False
     )
     actions = dead.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser(
         "list",
-        help="all dead letters of a run",
+        help="list all dead letters of a run",
         epilog=SETTINGS_HELP,
         usage="penstock dead list --config FILE [--key value ...]",
         allow_abbrev=False,
@@ -244,10 +248,10 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     retry = actions.add_parser(
         "retry",
-        help="send some or all to the stage they came from",
-        description="Send dead letters again, with the IDs that `penstock dead list` shows: those whose ticket is "
-        "still outstanding, or that name none. One whose ticket has ended, as most have, stays where it is. "
-        "Exit code 1: a letter that was named was not sent.",
+        help="send some or all again, to the stage that they came from",
+        description="Send dead letters again, by the IDs that `penstock dead list` shows. A letter is sent if its "
+        "ticket is still outstanding, or if it has no ticket. Most tickets have ended; their letters stay where they "
+        "are. Exit code 1: a letter that was named was not sent.",
         epilog=SETTINGS_HELP,
         usage="penstock dead retry (ID ... | --all) --config FILE [--key value ...]",
         allow_abbrev=False,

@@ -29,8 +29,8 @@ from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
-from penstock_launch.supervise.supervisor import Outcome, Supervisor
-from penstock_launch.watch.follow import Follower, make_client
+from penstock_launch.supervise.supervisor import RunOutcome, Supervisor
+from penstock_launch.watch.follow import RunFollower, make_client
 from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, write_summary
 from penstock_launch.watch.view import View, make_view
 
@@ -70,24 +70,24 @@ class Site(Protocol):
 
 
 @dataclass(frozen=True)
-class Terms:
+class LaunchTerms:
     """The settings that differ if a scheduler runs the launch itself."""
 
     prepare: Callable[[RunFolder, Callable[[str], None]], bool] = RunFolder.prepare
     """Prepares the folder while its lock is held; returns whether an earlier run continues. It reports events."""
     lock_seconds: float = 0.0
     """Longest time that an earlier launcher's lock may outlive it."""
-    stop_signals: Mapping[signal.Signals, Outcome] = field(default_factory=dict)
+    stop_signals: Mapping[signal.Signals, RunOutcome] = field(default_factory=dict)
     """Further signals, besides those such as Ctrl-C, that end the run in order, and the name of such an end."""
     goes_on_with_fewer: bool = False
     """Whether the run may give up some of several services of a kind for good."""
 
 
 def launch_run(
-    config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: Terms | None = None
+    config: Config, site: Site, environ: Mapping[str, str], started_at: float, terms: LaunchTerms | None = None
 ) -> int:
-    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
-    folder, terms = RunFolder(config.run), terms or Terms()
+    """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
+    folder, terms = RunFolder(config.run), terms or LaunchTerms()
     with folder.locked(terms.lock_seconds), contextlib.closing(_EventsLog(folder.logs / EVENTS_LOG)) as log:
         view = make_view(config.run.name, log.line)
         launch = _Launch(config, site, folder, view, terms)
@@ -114,7 +114,7 @@ def launch_run(
 class _Launch:
     """One launch."""
 
-    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: Terms) -> None:
+    def __init__(self, config: Config, site: Site, folder: RunFolder, view: View, terms: LaunchTerms) -> None:
         self._config = config
         self._site = site
         self._folder = folder
@@ -141,7 +141,7 @@ class _Launch:
         self._held.start_renewing(self._lost)
 
     def _lost(self, error: Exception) -> None:  # in the thread that renews the hold
-        self._supervisor.stop(Outcome(LeaseLostError.exit_code, str(error)))
+        self._supervisor.stop(RunOutcome(LeaseLostError.exit_code, str(error)))
 
     def release(self) -> None:
         """Let others have the run. Blocks."""
@@ -154,11 +154,11 @@ class _Launch:
         return {child.name: child.restarts for child in self._children}
 
     def peak_rss_bytes(self) -> dict[str, int]:
-        """By process, of those that could be seen."""
+        """Peak resident memory in bytes, by process, for those that descend from this process."""
         peaks = self._trees.peak_rss_bytes
         return {name: size for name, size in peaks.items() if self._site.sees_all or name != ALL_PROCESSES}
 
-    def run(self, environ: Mapping[str, str]) -> Outcome:
+    def run(self, environ: Mapping[str, str]) -> RunOutcome:
         """Start everything and supervise it until nothing runs any more."""
         self._trees.sample({})
         queue = self._start_queue()
@@ -187,7 +187,7 @@ class _Launch:
         self._view.event(f"queue: {started.shown} on {started.section.url}")
         return started
 
-    async def _supervise(self, config: Config, services: Sequence[Startable]) -> Outcome:
+    async def _supervise(self, config: Config, services: Sequence[Startable]) -> RunOutcome:
         queue = await connect(config)
         if self._held is None:
             await self._hold(queue, config)
@@ -229,7 +229,7 @@ class _Launch:
 
     async def _follow(self, queue: Queue, client: httpx.AsyncClient) -> None:
         """Show the state of the run, without end."""
-        follower = Follower(queue, client, self._children)
+        follower = RunFollower(queue, client, self._children)
         while True:
             self._view.show(await follower.look())
             await asyncio.sleep(LOOK_EVERY_SECONDS)

@@ -13,7 +13,7 @@ from penstock_launch.supervise.restarts import RestartPolicy
 
 
 def launch_local(config: Config, environ: Mapping[str, str], started_at: float) -> int:
-    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
+    """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     return launch_run(config, ThisHost(), environ, started_at)
 
 

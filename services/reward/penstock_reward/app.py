@@ -13,7 +13,7 @@ from penstock.config import RewardSection
 from penstock.runtime.http import authorized, make_app
 from penstock_reward.functions.registry import builtins
 from penstock_reward.processes.pool import Pool
-from penstock_reward.scoring.breaker import State
+from penstock_reward.scoring.breaker import BreakerState
 from penstock_reward.scoring.scoring import Scoring
 
 MAX_COMPLETIONS = 1024  # of one request; a group is far smaller
@@ -62,7 +62,7 @@ class RewardAnswer(BaseModel):
     weight: float | None
     builtin: bool
     description: str
-    breaker: State
+    breaker: BreakerState
 
 
 def make_reward_app(

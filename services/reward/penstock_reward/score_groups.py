@@ -32,7 +32,7 @@ WAIT_SECONDS = 1.0  # the longest wait before a check of `stop`
 DRAIN_SECONDS = 5.0  # at the end: groups that are not scored by then are given back
 
 
-class Consumer(Protocol):
+class GroupQueue(Protocol):
     """The part of `penstock.broker.Worker` that the loop needs."""
 
     async def take(self, *stages: Stage) -> Delivery | None: ...
@@ -53,7 +53,7 @@ class Consumer(Protocol):
 
 
 async def score_groups(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, permits: Permits
+    queue: GroupQueue, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, permits: Permits
 ) -> None:
     """Score groups, several at once, until `stop` is set; then finish the held groups or give them back."""
     try:
@@ -66,46 +66,46 @@ async def score_groups(
                     room.cancel()
                     continue
                 permit = await permits.acquire()
-                if (delivery := await consumer.take(Stage.ROLLOUTS)) is not None:
-                    tasks.create_task(_score_in_turn(consumer, scoring, metrics, delivery, permit, stop))
+                if (delivery := await queue.take(Stage.ROLLOUTS)) is not None:
+                    tasks.create_task(_score_in_turn(queue, scoring, metrics, delivery, permit, stop))
                 else:
                     permit.release()
-                    await consumer.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
+                    await queue.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
             patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
     except TimeoutError:
         log.warning("stopped with groups not scored after %g s; they were given back", DRAIN_SECONDS)
 
 
 async def _score_in_turn(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, first: Delivery, permit: Permit, stop: asyncio.Event
+    queue: GroupQueue, scoring: Scoring, metrics: RewardMetrics, first: Delivery, permit: Permit, stop: asyncio.Event
 ) -> None:
     """Score a group, and then each group that a hand-over takes."""
     delivery: Delivery | None = first
     try:
         while delivery is not None:
-            scored = await _score_one(consumer, scoring, metrics, delivery, permit)
+            scored = await _score_one(queue, scoring, metrics, delivery, permit)
             if scored is None:
                 return
             stages = () if stop.is_set() or permit.is_wanted else (Stage.ROLLOUTS,)
-            moved, delivery = await consumer.hand_over_and_take(delivery, scored, Stage.SCORED, *stages)
+            moved, delivery = await queue.hand_over_and_take(delivery, scored, Stage.SCORED, *stages)
             metrics.group_ended("scored" if moved else "late")
     finally:
         permit.release()
 
 
 async def _score_one(
-    consumer: Consumer, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, permit: Permit
+    queue: GroupQueue, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, permit: Permit
 ) -> ScoredHeader | None:
     """The group with its scores; None if it was buried."""
     try:
         group = decode(delivery.payload, RolloutHeader)
-        [parts] = await consumer.read([delivery], Part.TEXTS)
+        [parts] = await queue.read([delivery], Part.TEXTS)
         return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), permit)
     except (MalformedMessageError, RewardError) as error:
-        metrics.group_ended("buried" if await consumer.bury(delivery, str(error)) else "late")
+        metrics.group_ended("buried" if await queue.bury(delivery, str(error)) else "late")
         return None
     except asyncio.CancelledError:
-        await consumer.give_back(delivery)  # so that others can take it at once, before this service counts as dead
+        await queue.give_back(delivery)  # so that others can take it at once, before this service counts as dead
         raise
 
 

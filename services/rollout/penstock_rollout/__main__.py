@@ -50,8 +50,9 @@ async def start(config: Config) -> None:
     producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
 
     def engine_started() -> None:
+        engine.client.info.require_room(config.sampling.max_new_tokens)
         weights.forget()
-        if engine.epoch > 1:
+        if engine.life > 1:
             metrics.engine_restarted()
 
     async def produce_then_end_engine() -> None:

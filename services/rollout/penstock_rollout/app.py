@@ -83,7 +83,7 @@ def served(engine: Engine, weights: WeightUpdater) -> ServedWeights:
         paused_seconds=weights.paused_seconds,
         state=weights.state,
         engine=engine.name,
-        engine_starts=engine.epoch,
+        engine_starts=engine.life,
         engine_device=engine.device,
         engine_num_ranks=engine.num_ranks,
     )

@@ -13,7 +13,7 @@ from penstock.runtime.metrics import SecondsCounter
 
 GROUP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 UPDATE_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
-Outcome = Literal["published", "late", "aborted", "engine_died", "rejected", "failed", "malformed", "returned"]
+GroupOutcome = Literal["published", "late", "aborted", "engine_died", "rejected", "failed", "malformed", "returned"]
 FailedUpdate = Literal["files", "engine", "late", "mismatch"]
 
 
@@ -27,7 +27,7 @@ class RolloutMetrics:
         self._groups = Counter(
             "penstock_rollout_groups", "Groups by what became of them.", ["outcome"], registry=registry
         )
-        for outcome in get_args(Outcome):
+        for outcome in get_args(GroupOutcome):
             self._groups.labels(outcome)
         self._completion_tokens = Counter(
             "penstock_rollout_completion_tokens", "Sampled tokens that were handed over.", registry=registry
@@ -92,7 +92,7 @@ class RolloutMetrics:
             self._inflight.dec()
             self._duration.observe(self._clock() - start)
 
-    def group_ended(self, outcome: Outcome, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+    def group_ended(self, outcome: GroupOutcome, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         self._groups.labels(outcome).inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._completion_tokens.inc(completion_tokens)

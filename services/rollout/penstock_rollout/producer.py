@@ -129,7 +129,7 @@ class Producer:
         if not self._weights.behind(announced):
             return True
         try:
-            await self._weights.update(await self._files_of(announced, self._weights.needs_whole))
+            await self._weights.update(await self._files_of(announced, self._weights.needs_full))
         except WeightsBusyError:
             await _until(asyncio.sleep(WAIT_SECONDS / 10), stopping)
         except (WeightsError, EngineError, TimeoutError) as error:
@@ -171,14 +171,14 @@ class Producer:
     async def _produce(
         self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket, after: tuple[asyncio.Task[None], ...]
     ) -> None:
-        epoch = self._engine.epoch
+        life = self._engine.life
         give_back = self._tickets.give_back
         try:
             if after:
                 await asyncio.wait(after)
             if not self._engine.up.is_set():  # lost since the ticket was taken: no death to count against it
                 raise EngineAbsentError("the engine is being started again")
-            epoch = self._engine.epoch
+            life = self._engine.life
             started_at = time.time()
             answer = await self._generate(ticket)
             if answer is None:
@@ -191,19 +191,19 @@ class Producer:
             self._metrics.group_ended("returned")
             raise
         except EngineAbsentError as error:
-            self._engine.report(epoch, str(error))
+            self._engine.report(life, str(error))
             await give_back(delivery)  # it died before this ticket reached it
             self._metrics.group_ended("returned")
         except EngineDiedError as error:
-            self._engine.report(epoch, str(error))
-            blamed = epoch != self._weights.condemned_epoch  # else it was ended for its weights
+            self._engine.report(life, str(error))
+            blamed = life != self._weights.condemned_life  # else it was ended for its weights
             await give_back(delivery, engine_died=blamed, reason=str(error))
             self._metrics.group_ended("engine_died" if blamed else "returned")
         except EngineRejectedError as error:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("rejected")
         except WeightsError as error:
-            if epoch != self._weights.condemned_epoch:
+            if life != self._weights.condemned_life:
                 log.error("%s: loading the announced weights again", error)
                 self._weights.forget()
             await give_back(delivery)
@@ -231,7 +231,7 @@ class Producer:
             if weights.identity is None and not weights.paused:
                 raise EngineAbsentError("the weights that cut it could not be loaded")
         group = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
-        if any(span.weight_version == weights.unproved for answer in group for span in answer.spans):
+        if any(span.weight_version == weights.unverified for answer in group for span in answer.spans):
             await weights.settled()
         return group
 

@@ -28,17 +28,18 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
 from penstock_trainer.data.draws import Draws
-from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.data.prompts import EncodedPrompt, digest, shared_prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.learner.recipe import gradient_test
+from penstock_trainer.learner.non_finite import NonFiniteSteps
+from penstock_trainer.learner.recipe import advantage_test, gradient_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.resume import resume
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.lost_writes import LostWrites
@@ -64,6 +65,11 @@ class Prompts:
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
+
+    @cached_property
+    def shared(self) -> list[EncodedPrompt]:
+        """The held-out prompts that are training prompts too."""
+        return shared_prompts(self.held_out, self.train)
 
     def num_steps(self, config: Config) -> int:
         """Steps of the full run if no ticket is dropped."""
@@ -115,7 +121,15 @@ class Assembly:
 
     @cached_property
     def trainer(self) -> Trainer:
-        return Trainer(self.learner, self.consumer, self.releases, self.history, self.reports, self.requests)
+        return Trainer(
+            self.learner,
+            self.consumer,
+            self.releases,
+            self.history,
+            self.reports,
+            self.requests,
+            NonFiniteSteps(self.config.optimizer.max_non_finite_steps),
+        )
 
     @cached_property
     def app(self) -> FastAPI:
@@ -172,14 +186,15 @@ class Assembly:
         return Evaluation(self.prompts.held_out, self.prompts.stop_token_ids, self.lease.number, self.config)
 
     @cached_property
-    def generation(self) -> Generation:
-        return Generation()
+    def generation(self) -> GenerationTime:
+        return GenerationTime()
 
     @cached_property
     def rules(self) -> Rules:
         staleness = self.config.staleness
         return Rules(
             has_gradient=gradient_test(self.config),
+            has_advantage=advantage_test(self.config),
             dynamic_sampling=self.config.loss.dynamic_sampling,
             max_staleness=staleness.max_staleness,
             order=staleness.order,

@@ -22,9 +22,10 @@ from penstock.contracts.ledger import StepRecord
 from penstock_trainer.checkpoints.history import History
 from penstock_trainer.control import Requests
 from penstock_trainer.learner.learner import Learner
+from penstock_trainer.learner.non_finite import NonFiniteSteps
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
-from penstock_trainer.resume import Position
+from penstock_trainer.resume import ResumePoint
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.telemetry.step_clock import Clock
 
@@ -42,6 +43,7 @@ class Trainer:
         history: History,
         reports: Reports,
         requests: Requests,
+        non_finite: NonFiniteSteps,
     ) -> None:
         self._learner = learner
         self._rollouts = rollouts
@@ -49,9 +51,10 @@ class Trainer:
         self._history = history
         self._reports = reports
         self._requests = requests
+        self._non_finite = non_finite
         self._version = 0
 
-    async def train(self, start: Position) -> None:
+    async def train(self, start: ResumePoint) -> None:
         """Train from `start`, the position after the resume, to the end of the draws or a request to stop."""
         self._version = start.version
         await self._releases.begin(start.steps, start.version)
@@ -122,6 +125,7 @@ class Trainer:
         clock.note(self._releases.take_seconds(clock.seconds["push_wait"]))
         self._releases.publish_beside(beside, record, self._version, changed=result.changed)
         self._reports.step(record.step, groups, clock, result, (before, self._version))
+        self._non_finite.note(record.step, result)
 
     async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:
         """Commit a step whose batch is written, after the weights of the previous step are recorded."""

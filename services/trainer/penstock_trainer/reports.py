@@ -13,7 +13,7 @@ from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import StepLine
@@ -39,7 +39,7 @@ class Reports:
         metrics: TrainerMetrics,
         status: Status,
         watchdog: Watchdog,
-        generation: Generation,
+        generation: GenerationTime,
         evaluation: Evaluation,
         tracking: Tracking,
         *,
@@ -143,10 +143,10 @@ class Reports:
 
 
 def outcome_of(result: StepResult) -> str:
-    """trained, unchanged (no completion had a gradient) or non_finite."""
-    if result.changed:
-        return "trained"
-    return "unchanged" if result.is_finite else "non_finite"
+    """trained, unchanged (no completion had a gradient) or non_finite (in any mini-batch)."""
+    if not result.is_finite:
+        return "non_finite"
+    return "trained" if result.changed else "unchanged"
 
 
 def figures_of(result: StepResult) -> dict[str, float]:

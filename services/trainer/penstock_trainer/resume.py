@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Position:
+class ResumePoint:
     """The position of the learner: steps trained and the version of its weights. Before the first step: (0, 0)."""
 
     steps: int
@@ -35,7 +35,7 @@ class Position:
 
 async def resume(
     learner: Learner, history: History, releases: Releases, rollouts: Consumer, reports: Reports
-) -> Position:
+) -> ResumePoint:
     """Bring learner, tickets and reports to the end of the ledger."""
     reports.phase("resuming")
     ledger = await history.open()
@@ -62,18 +62,18 @@ def restore(
     step_files: StepFiles,
     digest_of: Callable[[int], PolicyIdentity],
     on_replayed: Callable[[Replayed], None] | None = None,
-) -> Position:
+) -> ResumePoint:
     """Bring the learner to the end of the ledger. Blocking: call it in a thread.
 
     digest_of: version -> identity of the learner's current weights. WeightsError if a replayed step differs.
     on_replayed: called with each step that is trained again, in order.
     """
-    position = Position(0, 0)
+    position = ResumePoint(0, 0)
     record = newest_checkpoint(ledger, checkpoints)
     if record is not None:
         meta, folder = checkpoints.read(record.name)
         learner.load(folder)
-        position = Position(meta.steps, meta.version)
+        position = ResumePoint(meta.steps, meta.version)
         log.info("checkpoint %s is loaded", record.name)
     for step in sorted(ledger.steps, key=lambda each: each.step):
         if step.step < position.steps:
@@ -87,7 +87,7 @@ def restore(
         result = learner.update(groups, version=position.version, max_lag=step.max_lag)
         version = position.version + int(result.changed)
         versions = (position.version, version)
-        position = Position(step.step + 1, version)
+        position = ResumePoint(step.step + 1, version)
         known = ledger.policies.get(version)
         same_bits = learner.is_deterministic and ledger.num_ranks.get(version) == learner.num_ranks
         if known is not None and same_bits and (found := digest_of(version)) != known:

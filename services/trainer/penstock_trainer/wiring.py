@@ -14,6 +14,7 @@ from penstock.broker.lease import Lease, acquire_lease
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
+from penstock.engine_limits import longest_sequence
 from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
@@ -100,6 +101,8 @@ async def _train(life: Assembly) -> None:
         engine=servers[0].engine if servers else "",
         model=life.config.actor.path,
         max_staleness=life.config.staleness.max_staleness,
+        heldout_prompts=len(life.prompts.held_out),
+        heldout_prompts_trained=len(life.prompts.shared),
         training_started_at=time.time() if first is None else first,
     )
     await asyncio.to_thread(write_durably, life.folder / SUMMARY_FILE, summary_bytes(summary))
@@ -121,14 +124,23 @@ def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
 def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     """The prompts as tokens. Only the tokenizer is needed: a prompt that is too long fails before a model loads."""
     vocabulary = load_vocabulary(config.actor.path)
-    context = config.rollout.engine.context_length or vocabulary.context_length
-    longest = context - config.sampling.max_new_tokens
+    engine = config.rollout.engine
+    context = engine.context_length or vocabulary.context_length
+    longest = longest_sequence(context, engine.max_total_tokens or None) - config.sampling.max_new_tokens
     train = encode_rows(train_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
-    return Prompts(
-        train, held_out, stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    )
+    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
+    prompts = Prompts(train, held_out, stop)
+    if prompts.shared:
+        log.warning(
+            "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy proves "
+            "nothing about other prompts; give data.eval another split, path or seed",
+            len(prompts.shared),
+            len(held_out),
+            prompts.shared[0].text[-80:],
+        )
+    return prompts
 
 
 def _warn_of_idle_servers(config: Config) -> None:

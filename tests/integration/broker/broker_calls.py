@@ -1,6 +1,6 @@
-"""Hand-overs that meet something on their way to the server.
+"""Hand-overs whose call to the server is disturbed on its way.
 
-Owns what the server sees of such a call.
+Owns the part of such a call that reaches the server.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import Any
 
 from penstock.broker import Queue
 from penstock.broker.calls import Calls, Command
-from penstock.broker.scripts import Call
+from penstock.broker.scripts import ScriptCall
 from penstock.broker.worker import HAND_OVER
 
 
 class Fate(Enum):
-    """What happens to one hand-over."""
+    """The fate of one hand-over."""
 
     ANSWER_LOST = auto()
     """It runs, its connection breaks before the answer, and it is repeated."""
@@ -25,15 +25,15 @@ class Fate(Enum):
 
 
 class DiedError(Exception):
-    """The worker is no more."""
+    """The worker has died."""
 
 
 class FatefulCalls(Calls):
-    """`fate`: of the next hand-over."""
+    """`fate`: the fate of the next hand-over."""
 
     fate: Fate | None = None
 
-    async def run(self, call: Call, first: Sequence[Command] = ()) -> Any:
+    async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
         if call.script is not HAND_OVER or self.fate is None:
             return await super().run(call, first)
         fate, self.fate = self.fate, None
@@ -50,7 +50,7 @@ class FatefulCalls(Calls):
 
 
 async def with_fates(queue: Queue) -> FatefulCalls:
-    """From now on its hand-overs may meet something."""
+    """Let the worker's hand-overs be disturbed from now on."""
     await queue._calls.close()
     queue._calls = calls = FatefulCalls(queue.client)
     return calls

@@ -1,4 +1,4 @@
-"""What lies in a run's streams and keys, and how a test makes it look older, saves it and loses it."""
+"""The entries in a run's streams and keys, and how a test makes them older, saves them and loses them."""
 
 import uuid
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Entry:
 
     @property
     def parts(self) -> str:
-        """The name of its parts; empty where it has none."""
+        """The name of its parts; empty if it has none."""
         return self.fields.get(b"n", b"").decode()
 
     @property
     def number(self) -> float:
-        """What its group carries in place of its start."""
+        """The value that its group has instead of a start time."""
         if self.stage is Stage.ROLLOUTS:
             return decode(self.fields[b"p"], RolloutHeader).started_at
         return decode(self.fields[b"p"], ScoredHeader).group.started_at
@@ -45,7 +45,7 @@ WORK = (Stage.TICKETS, Stage.ROLLOUTS, Stage.SCORED)
 
 
 async def entries_of(queue: Queue) -> list[Entry]:
-    """Everything in the streams of work."""
+    """All entries in the streams of work."""
     async with queue.client.pipeline(transaction=False) as pipeline:
         for stage in WORK:
             pipeline.xrange(queue.keys.stream(stage))
@@ -58,13 +58,13 @@ async def entries_of(queue: Queue) -> list[Entry]:
 
 
 async def dead_entries(queue: Queue) -> list[Entry]:
-    """The dead letters, as they were in the streams that they came from."""
+    """The dead letters, as the entries that they were in their streams."""
     found: Any = await queue.client.xrange(queue.keys.dead)
     return [Entry(Stage(fields[b"s"].decode()), entry_id.decode(), fields) for entry_id, fields in found]
 
 
 async def copy_entry(queue: Queue, entry: Entry) -> None:
-    """A second message of the same content; another worker would have written its own parts."""
+    """Add a second message with the same content; another worker would have written its own parts."""
     fields: Any = dict(entry.fields)
     if entry.parts:
         fields[b"n"] = uuid.uuid4().hex
@@ -74,21 +74,21 @@ async def copy_entry(queue: Queue, entry: Entry) -> None:
 
 
 async def parts_without_an_entry_expire(queue: Queue) -> None:
-    """Time goes by."""
+    """Let time pass."""
     for key, milliseconds in (await part_keys(queue)).items():
         if milliseconds >= 0:
             await queue.client.delete(key)
 
 
 async def holder_of(queue: Queue, delivery: Delivery) -> str | None:
-    """The consumer that an entry is pending for."""
+    """The consumer for which an entry is pending."""
     stream, entry = queue.keys.stream(delivery.stage), delivery.entry_id
     pending: Any = await queue.client.xpending_range(stream, GROUP, min=entry, max=entry, count=1)
     return pending[0]["consumer"].decode() if pending else None
 
 
 async def age(queue: Queue, delivery: Delivery, milliseconds: int) -> None:
-    """Make an entry look as if its holder had not renewed it for so long."""
+    """Make an entry look as if its holder had not renewed it for this long."""
     if (holder := await holder_of(queue, delivery)) is not None:
         stream = queue.keys.stream(delivery.stage)
         await queue.client.xclaim(
@@ -97,7 +97,7 @@ async def age(queue: Queue, delivery: Delivery, milliseconds: int) -> None:
 
 
 async def age_all(queue: Queue, milliseconds: int) -> None:
-    """Make every entry that somebody holds look so."""
+    """The same for every entry that is held."""
     for stage in WORK:
         stream = queue.keys.stream(stage)
         pending: Any = await queue.client.xpending_range(stream, GROUP, min="-", max="+", count=1000)
@@ -110,7 +110,7 @@ Copy = dict[bytes, tuple[bytes, bool]]
 
 
 async def copy_keys(queue: Queue) -> Copy:
-    """All of a run's keys as the server would write them to its disk, and whether each lives for some time only."""
+    """All keys of a run as the server would write them to its disk, and whether each expires."""
     keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern, count=500)]
     async with queue.client.pipeline(transaction=True) as pipeline:
         for key in keys:
@@ -122,7 +122,7 @@ async def copy_keys(queue: Queue) -> Copy:
 
 
 async def put_back_keys(queue: Queue, copy: Copy) -> None:
-    """The server lost everything that was written after `copy` was made."""
+    """Lose everything that was written after `copy` was made."""
     await queue.delete_run()
     async with queue.client.pipeline(transaction=True) as pipeline:
         for key, (data, expires) in copy.items():

@@ -1,7 +1,7 @@
-"""One run on a real queue that is moved at random, and what must be so after every step.
+"""One run on a real queue that is moved at random, and the invariants after every step.
 
-Owns everything that outlives a step: the workers and trainers (`broker_workers`, `broker_trainer`), step files, and
-what has been lost or duplicated. `broker_rules` says what may happen to it.
+Owns everything that outlives a step: the workers and trainers (`broker_workers`, `broker_trainer`), the step files, and
+the record of what was lost or duplicated. `broker_rules` defines what may happen.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ NUM_ROLLOUT, NUM_REWARD = 2, 1
 
 
 def without_waiting(config: Config, *, max_staleness: int) -> Config:
-    """Nobody dies and nothing is free because time went by."""
+    """No worker dies and no entry becomes free because time has passed."""
     staleness = replace_section(
         config.staleness, heartbeat_seconds=3600, claim_idle_seconds=3600, max_staleness=max_staleness
     )
@@ -73,13 +73,13 @@ class RunMachine(RuleBasedStateMachine):
 
     def new_holder(self, stage: Stage) -> Holder:
         worker = Worker(self.queue, stage, self.config.staleness)
-        # Who is asked first goes by name, and a run that is repeated must be the same.
+        # Workers are asked in the order of their names, and a repeated run must be the same.
         worker.name = f"{stage}-{self.num_names:03}"
         self.num_names += 1
         return Holder(worker, stage, INITIAL, self.written)
 
     def load_announced(self, holder: Holder) -> None:
-        """What a server that is behind does by itself."""
+        """Load the announced version, as a server that is behind does by itself."""
         announced = self.run(self.queue.announced())
         if holder.stage is Stage.TICKETS and announced is not None and holder.is_behind(announced):
             holder.load(announced)
@@ -130,7 +130,7 @@ class RunMachine(RuleBasedStateMachine):
         ended = trained.keys() | ledger.dropped.keys()
         issued = set(range(counters.next_number))
         assert ended <= issued
-        assert issued - ended <= live.keys(), "a ticket is nowhere"
+        assert issued - ended <= live.keys(), "a ticket is in no stream"
         assert live.keys() <= issued - ledger.dropped.keys()
         assert len(live) <= self.trainer.credits, "more outstanding than credits"
         assert counters.issued == counters.next_number

@@ -22,7 +22,7 @@ from tests.integration.broker.broker_entries import (
 from tests.integration.broker.broker_machine import RunMachine
 from tests.integration.broker.broker_workers import Holder, Holding
 
-MAX_FAILED_REWARDS = 2  # more than half of four batches would end the run, as they should
+MAX_FAILED_REWARDS = 2  # failures in more than half of four batches would end the run, as they should
 OLD_MILLISECONDS = 10_000_000
 index = st.integers(0, 7)
 ABSENT = Delivery(Stage.SCORED, "1-1", "0", 0, b"", "", 0, 0)
@@ -47,7 +47,7 @@ class WorkerRules(RunMachine):
             assert holding.message.policy_version <= holder.policy.number  # type: ignore[union-attr]
 
     def holding(self, which: int) -> tuple[Holder, Holding] | None:
-        """What somebody holds; where nobody holds anything it is taken, if there is something."""
+        """An entry that some worker holds; if none is held, take one, if there is any."""
         if not self.held(self.holders):
             for holder in self.holders:
                 self.load_announced(holder)
@@ -73,7 +73,7 @@ class WorkerRules(RunMachine):
 
     @rule(which=index)
     def hand_over_and_die(self, which: int) -> None:
-        """The answer of the script, and with it what it gave, never comes."""
+        """The script's answer, with the entry that it gave, is lost."""
         if (found := self.holding(which)) is None:
             return
         holder, holding = found
@@ -115,7 +115,7 @@ class WorkerRules(RunMachine):
 
     @rule(which=index)
     def believe_dead(self, which: int) -> None:
-        """Its heartbeat is gone; it may still be working."""
+        """A worker's heartbeat expires; it may still be working."""
         self.replace(which)
 
     @rule(which=index)
@@ -134,7 +134,7 @@ class WorkerRules(RunMachine):
     @precondition(lambda self: self.ghosts)
     @rule(which=index)
     def come_back(self, which: int) -> None:
-        """The one that was believed dead beats again, with what it thinks that it holds."""
+        """A worker that was believed dead beats again, with the entries that it believes to hold."""
         ghost = self.ghosts.pop(which % len(self.ghosts))
         self.run(cast(Any, self.queue.client.hset(self.queue.keys.beats, ghost.worker.name, str(2**53))))
         self.holders.append(ghost)
@@ -160,7 +160,7 @@ class WorkerRules(RunMachine):
 
     @rule(values=st.sampled_from([(1.0, 0.0), (1.0, 1.0)]))
     def work(self, values: tuple[float | None, ...]) -> None:
-        """Everybody does what there is to do: rare events meet a run that is under way."""
+        """All workers do the work that there is, so that rare events meet a run in progress."""
         for holder in self.holders:
             self.load_announced(holder)
             while self.run(holder.take()) is not None:
@@ -171,7 +171,7 @@ class WorkerRules(RunMachine):
 
 
 class TrainerRules(RunMachine):
-    """Trainers judge, commit, update, announce, are replaced, and live on as if they were not."""
+    """Trainers judge, commit, update, announce, are replaced, and go on as if they were not."""
 
     @rule(count=st.integers(1, 3))
     def judge(self, count: int) -> None:
@@ -196,7 +196,7 @@ class TrainerRules(RunMachine):
     @precondition(lambda self: self.trainer.release is not None)
     @rule(which=index)
     def push(self, which: int) -> None:
-        """One server loads what was staged; those that are left out are fenced once it is announced."""
+        """One server loads what was staged; the others are fenced once it is announced."""
         assert self.trainer.release is not None
         servers = [holder for holder in self.holders + self.ghosts if holder.stage is Stage.TICKETS]
         servers[which % len(servers)].load(self.trainer.release[0])
@@ -228,23 +228,23 @@ class TrainerRules(RunMachine):
         before = self.run(copy_keys(self.queue))
         tickets = [zombie.draws.ticket(0, attempt=9, policy_version=0)]
         for call in (zombie.queue.issue(tickets), zombie.checkpoint(), zombie.queue.reissue(tickets[0], ABSENT)):
-            with pytest.raises((LeaseLostError, LostWritesError)):  # the latter: the queue went back past its lease
+            with pytest.raises((LeaseLostError, LostWritesError)):  # the latter if the queue lost its lease
                 self.run(call)
         assert self.run(copy_keys(self.queue)) == before
 
 
 class QueueRules(TrainerRules):
-    """The server forgets its last writes, and messages are there twice."""
+    """The server loses its last writes, and messages are duplicated."""
 
     @rule()
     def remember(self) -> None:
-        """The server's disk holds everything until now."""
+        """The server flushes everything to its disk."""
         self.saved = self.run(copy_keys(self.queue))
 
     @precondition(lambda self: self.saved is not None)
     @rule(bits=st.integers(0, 1))
     def lose_the_tail(self, bits: int) -> None:
-        """The server comes back without its last writes; the trainer, which stood on them, starts again."""
+        """The server comes back without its last writes; the trainer, which relied on them, starts again."""
         assert self.saved is not None
         self.run(put_back_keys(self.queue, self.saved))
         self.met["lose_the_tail"] += 1

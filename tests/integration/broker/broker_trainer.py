@@ -1,6 +1,6 @@
-"""A trainer's life over a real queue, each of whose steps a test takes by hand.
+"""A trainer's life over a real queue, which a test moves step by step.
 
-Owns what a process of the trainer knows from its lease to its loss; what it does goes through the product's own
+Owns the memory of a trainer's process, from taking its lease to losing it. Its actions go through the product's own
 classes, in the order of `penstock_trainer.loop`.
 """
 
@@ -19,7 +19,7 @@ from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.reconcile import restore_tickets
@@ -31,12 +31,12 @@ INITIAL = PolicyIdentity(0, "a" * 16)
 
 
 def weights(version: int, bits: int) -> PolicyIdentity:
-    """Weights of a version; `bits` tells apart what trainers without deterministic arithmetic compute."""
+    """The identity of a version; trainers whose arithmetic is not deterministic differ in `bits`."""
     return PolicyIdentity(version, f"{version:08x}{bits:08x}") if version else INITIAL
 
 
 class _DrainedError(Exception):
-    """The trainer's worker has taken what it was to take."""
+    """The trainer's worker has taken as many groups as it was allowed to."""
 
 
 class _TrainerWorker(Worker):
@@ -56,7 +56,7 @@ class _TrainerWorker(Worker):
 
 
 class TrainerLife:
-    """One process of the trainer, from its lease to its loss. The order of its steps is that of `loop`."""
+    """One process of the trainer, from taking its lease to losing it. The order of its steps is that of `loop`."""
 
     def __init__(self, trainer_queue: TrainerQueue, config: Config, *, batch_size: int, dynamic_sampling: bool) -> None:
         self.queue = trainer_queue
@@ -75,10 +75,11 @@ class TrainerLife:
             self.issuer,
             self.versions,
             Evaluation((), (2,), trainer_queue.lease.number, config),
-            Generation(),
+            GenerationTime(),
             asyncio.Event(),
             Rules(
                 has_gradient=lambda group: varies([score.value for score in group.scores]),
+                has_advantage=lambda group: varies([score.value for score in group.scores]),
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=self.max_staleness,
             ),
@@ -86,12 +87,12 @@ class TrainerLife:
         )
         self.version = 0
         self.untrained: list[Arrival] | None = None
-        """A committed batch whose update has not ended."""
+        """The committed batch whose update has not ended."""
         self.release: tuple[Announcement, int] | None = None
         """Weights that are recorded and not announced, and the steps that they include."""
 
     async def begin(self, ledger: LedgerState, bits: int) -> None:
-        """Replay the ledger, as `loop._begin` does: the weights are recorded again where their bits differ."""
+        """Resume from the ledger as `resume` does: the weights are recorded again if their bits differ."""
         if ledger.run is None:
             await self.queue.append(RunRecord("d" * 16, len(PROMPTS), 1, 2, 0))
         self.version = len(ledger.steps)
@@ -138,7 +139,7 @@ class TrainerLife:
         await self._record(weights(self.version, bits), self.book.num_steps)
 
     async def announce(self) -> None:
-        """What `Releases.publish` does once the push has ended."""
+        """Announce as `Releases.publish` does once the push has ended."""
         assert self.release is not None
         announcement, num_steps = self.release
         self.release = None
@@ -159,14 +160,14 @@ class TrainerLife:
 
 
 def lease_of(file: str) -> int:
-    """The lease of the trainer that wrote a step file."""
+    """The lease number of the trainer that wrote a step file."""
     return int(file.split(".")[1])
 
 
 async def next_life(
     queue: Queue, config: Config, *, batch_size: int, dynamic_sampling: bool, above: int
 ) -> TrainerLife:
-    """A trainer that holds the lease, since the one before it counts as expired; `above`: the highest in its files."""
+    """A new trainer takes the lease, as if the earlier one had expired; `above`: the highest number in its files."""
     await queue.client.delete(queue.keys.lease)
     lease = await acquire_lease(queue, config, above=above)
     return TrainerLife(TrainerQueue(queue, lease), config, batch_size=batch_size, dynamic_sampling=dynamic_sampling)

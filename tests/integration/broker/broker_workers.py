@@ -1,7 +1,7 @@
 """Rollout servers and reward workers that a test moves by hand over a real queue.
 
-Owns what stands outside the queue, who holds what and which weights a server serves; what one does goes through the
-product's own classes. Time decides nothing: nobody beats or renews but where a test says so.
+Owns the state outside the queue: which worker believes to hold what, and which weights a server serves. Its actions go
+through the product's own classes. Time decides nothing: a worker beats or renews only if the test makes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, 
 
 @dataclass
 class Holding:
-    """A message that a worker took, and the weights that its server had then."""
+    """A message that a worker took, and the weights that its server served then."""
 
     delivery: Delivery
     message: Ticket | RolloutHeader
@@ -34,7 +34,7 @@ class Holding:
 
 @dataclass
 class Holder:
-    """One rollout or reward worker. It does not know whether others believe it dead."""
+    """One rollout or reward worker. It cannot see whether others believe it dead."""
 
     worker: Worker
     stage: Stage
@@ -68,7 +68,7 @@ class Holder:
         return holding
 
     async def publish(self, holding: Holding, values: Sequence[float | None]) -> bool:
-        """Hand the result over: tokens of the weights at the start and of those at the end, or scores."""
+        """Hand the result over: scores, or tokens by the weights at the start and by those at the end."""
         self.holds.remove(holding)
         to, message = self._result(holding, values)
         return await self.worker.hand_over(holding.delivery, message, to)

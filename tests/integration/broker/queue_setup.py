@@ -1,4 +1,4 @@
-"""The messages that tests of the broker move, tickets of two completions and their groups, and the worker that does."""
+"""Messages for the tests of the broker (tickets of two completions and their groups), and a worker that moves them."""
 
 import asyncio
 import uuid
@@ -28,9 +28,9 @@ POLICY = PolicyIdentity(0, "0123456789abcdef")
 
 
 async def written(queue: Queue) -> None:
-    """Until the file has what the server acknowledged.
+    """Wait until the server's file has what the server acknowledged.
 
-    With `appendfsync everysec` a server writes up to two seconds later while the disk is busy: a kill then loses it.
+    With `appendfsync everysec` a server may write up to two seconds later if the disk is busy, and a kill loses that.
     """
     async with asyncio.timeout(ANSWER_SECONDS):
         while (await queue.client.info("persistence"))["aof_buffer_length"]:  # noqa: ASYNC110  # no event says so
@@ -61,35 +61,35 @@ def make_group(ticket: Ticket) -> RolloutGroup:
 
 
 def make_scored(ticket: Ticket) -> ScoredHeader:
-    """What a reward service makes of the head of that group."""
-    return ScoredHeader(decode(stored(make_group(ticket)).head, RolloutHeader), (Score(1.0), Score(0.0)))
+    """The header of the group after a reward service has scored it."""
+    return ScoredHeader(decode(stored(make_group(ticket)).header, RolloutHeader), (Score(1.0), Score(0.0)))
 
 
 def stored_scored(scored: ScoredGroup) -> Stored:
-    """A scored group as it lies in the queue before anybody has let go of its texts."""
+    """A scored group as the queue stores it while its texts are still there."""
     form = stored(scored.group)
-    return Stored(encode(ScoredHeader(decode(form.head, RolloutHeader), scored.scores)), form.parts)
+    return Stored(encode(ScoredHeader(decode(form.header, RolloutHeader), scored.scores)), form.parts)
 
 
 async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
-    """Add a message to a stream without any script, and wake who waits for one; the name of its parts."""
+    """Add a message to a stream without any script, and wake its readers; returns the name of its parts."""
     name = uuid.uuid4().hex
     for part, data in form.parts.items():
         await queue.client.set(queue.keys.part(name, part), data)
-    fields: Any = {"t": key, "a": "0", "p": form.head, "n": name}
+    fields: Any = {"t": key, "a": "0", "p": form.header, "n": name}
     await queue.guard(queue.client.xadd(queue.keys.stream(stage), fields))
     await queue.guard(queue.client.xadd(queue.keys.wake(stage), {"w": "1"}, maxlen=1, approximate=False))
     return name
 
 
 async def read_group(worker: Worker, delivery: Delivery) -> RolloutGroup:
-    """The whole group of an entry in `rollouts`."""
+    """The full group of an entry in `rollouts`."""
     [parts] = await worker.read([delivery], *Part)
     return group_of(decode(delivery.payload, RolloutHeader), parts)
 
 
 async def part_keys(queue: Queue) -> dict[str, int]:
-    """The keys of all parts, and the milliseconds that each is to live; -1: for ever."""
+    """The keys of all parts, with the milliseconds until each expires; -1: never."""
     keys = [key.decode() async for key in queue.client.scan_iter(match=queue.keys.name("part:*"), count=500)]
     return {key: await queue.client.pttl(key) for key in keys}
 
@@ -99,17 +99,17 @@ async def issue(trainer: TrainerQueue, *numbers: int) -> None:
 
 
 async def expire_lease(queue: Queue) -> None:
-    """As if nobody had renewed it for so long."""
+    """Make the entry look as if it had not been renewed for this long."""
     assert await queue.client.delete(queue.keys.lease) == 1
 
 
 async def expire_beat(queue: Queue, worker: Worker) -> None:
-    """As if the worker had not beaten for so long."""
+    """Make the worker look as if it had not beaten for this long."""
     assert await queue.guard(queue.client.hset(queue.keys.beats, worker.name, "1")) == 0
 
 
 async def beats_until(queue: Queue, worker: Worker) -> int:
-    """The Unix milliseconds until which a worker counts as alive."""
+    """The Unix time in milliseconds until which a worker counts as alive."""
     return int(await queue.guard(queue.client.hget(queue.keys.beats, worker.name)) or 0)
 
 

@@ -23,7 +23,7 @@ FIRST_PORT, LAST_PORT = 15000, 22000
 
 
 class RedisCluster:
-    """Three masters, a third of the slots each."""
+    """Three masters, each with a third of the slots."""
 
     def __init__(self, folder: Path) -> None:
         self.ports = _ports()
@@ -40,7 +40,7 @@ class RedisCluster:
         )
 
     def form(self) -> None:
-        """Give out the slots, introduce the nodes to each other, wait until they agree."""
+        """Assign the slots, introduce the nodes to each other, wait until they agree."""
         for index, node in enumerate(self.nodes):
             _wait(partial(_answers, node), "a node does not answer")
             first, end = NUM_SLOTS * index // NUM_NODES, NUM_SLOTS * (index + 1) // NUM_NODES
@@ -65,7 +65,7 @@ class RedisCluster:
 
 
 def _ports() -> list[int]:
-    """Free ones whose bus, which is on the port plus BUS, is free too."""
+    """Free ports whose bus ports (port plus BUS) are free too."""
     found: list[int] = []
     for port in range(FIRST_PORT + os.getpid() % 1000 * NUM_NODES, LAST_PORT):
         with socket.socket() as probe, socket.socket() as bus, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What `Calls` needs of redis-py below its commands: a new major version of it is allowed when this passes."""
+"""What `Calls` needs from redis-py below its public commands. If this passes, a new major version may be allowed."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -50,7 +50,7 @@ class Hand:
         self.path.write_text(yaml.safe_dump(document))
 
     async def bury(self, stage: Stage, reason: str = "not a message") -> str:
-        """Bury the next entry of a stage; the letter's id."""
+        """Bury the next entry of a stage; returns the letter's id."""
         delivery = await self.worker.take(stage)
         assert delivery is not None
         await self.worker.bury(delivery, reason)
@@ -74,7 +74,7 @@ def hand(queue: Queue, queue_config: Config, tmp_path: Path) -> Hand:
 
 
 async def refused(hand: Hand, entry_id: str) -> str:
-    """Why a letter is not sent again; nothing has changed then."""
+    """The reason why a letter is not sent again; checks that nothing has changed."""
     before = await hand.depths()
     result = await hand.dead.retry(entry_id)
     assert not result.is_sent
@@ -133,7 +133,7 @@ async def test_a_trained_or_reissued_ticket_is_not_sent_again(trainer: TrainerQu
     assert "its ticket is trained" in await refused(hand, letters[1])
 
 
-async def test_a_ticket_that_is_nowhere_is_sent_again(trainer: TrainerQueue, hand: Hand, queue: Queue) -> None:
+async def test_a_ticket_that_is_in_no_stream_is_sent_again(trainer: TrainerQueue, hand: Hand, queue: Queue) -> None:
     """The trainer died between burying a scored group and dropping its ticket."""
     await trainer.issue([make_ticket(0)])
     delivery = await hand.worker.take(Stage.TICKETS)
@@ -180,7 +180,7 @@ async def test_what_is_wrong_with_a_part_is_shown(
     whole = stored(make_group(make_ticket(0)))
     wrong = [{}, {**whole.parts, Part.COMPLETIONS: b"\xc1"}, {**whole.parts, Part.TEXTS: encode(TextsPart(("2",)))}]
     for parts, problem in zip(wrong, ["texts are not", "not a CompletionsPart", "1 texts for 2"], strict=True):
-        await put(queue, Stage.ROLLOUTS, "x", Stored(whole.head, parts))
+        await put(queue, Stage.ROLLOUTS, "x", Stored(whole.header, parts))
         assert await hand.command("show", await hand.bury(Stage.ROLLOUTS)) == 0
         shown = json.loads(capsys.readouterr().out)
         assert problem in shown["problem"]
@@ -209,7 +209,9 @@ async def test_a_letter_from_no_stage_is_not_sent(trainer: TrainerQueue, hand: H
 async def test_a_drop_that_crosses_a_retry_ends_the_ticket_once(
     trainer: TrainerQueue, hand: Hand, queue_config: Config
 ) -> None:
-    """The trainer holds the note without its lease being seen: its drop counts, the letter's result is a duplicate."""
+    """The trainer holds the note, but the script cannot see its lease: the drop counts, the letter's result is a
+    duplicate.
+    """
     actor = queue_config.actor.model_copy(update={"group_size": 2})
     setup = ConsumerSetup(trainer, queue_config.model_copy(update={"actor": actor}))
     await setup.issue()

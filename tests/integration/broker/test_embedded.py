@@ -1,4 +1,4 @@
-"""The embedded queue server: a real one, durable, tied to its parent, clear when it cannot start."""
+"""The embedded queue server: it is durable, ends with its parent, and reports clearly why it cannot start."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is heavy of a group, on a real server: written before its entry, gone with the last that names it."""
+"""The large fields of a group, on a real server: written before the entry, deleted with the last entry naming them."""
 
 import asyncio
 from dataclasses import replace
@@ -82,7 +82,7 @@ async def test_a_head_without_parts_is_not_handed_over(
 async def test_a_late_worker_buries_nothing(
     trainer: TrainerQueue, queue: Queue, queue_config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was frozen, another has scored the group meanwhile, and its texts are gone."""
+    """A worker was frozen; another has scored the group meanwhile, and its texts are gone."""
     await issue(trainer, 0)
     late, other = make_worker(queue, queue_config), make_worker(queue, queue_config)
     held = await in_rollouts(late)
@@ -171,7 +171,7 @@ async def test_parts_that_the_queue_did_not_keep_are_written_again(
 async def test_a_refused_write_is_an_error_and_not_waited_for(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
-    """Only a full server may become able to take it."""
+    """A retry helps only if the server was full."""
     await issue(trainer, 0)
     worker = make_worker(queue, queue_config)
     delivery = await taken(worker, Stage.TICKETS)

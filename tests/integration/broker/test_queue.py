@@ -39,7 +39,7 @@ async def test_a_ticket_goes_through_all_stages(trainer: TrainerQueue, queue: Qu
     assert await read_group(worker, received) == make_group(ticket).without_text()
 
 
-async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_nowhere(
+async def test_work_of_a_dead_worker_goes_to_another_and_its_late_result_is_refused(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
     await issue(trainer, 0)
@@ -97,7 +97,7 @@ async def test_several_are_taken_at_once_those_of_the_dead_first(
 
 async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
     await issue(trainer, 0)
-    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 0.3})  # beats three times as often
+    staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 0.3})  # so it beats every 0.1 s
     busy = Worker(queue, "busy", staleness)
     delivery = await busy.take(Stage.TICKETS)
     assert delivery is not None
@@ -114,7 +114,7 @@ async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue
 async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_only_worker(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
-    """A take that is repeated after a broken connection leaves an entry that its holder does not know of."""
+    """A take that is repeated after a broken connection leaves its holder an entry that it is not aware of."""
     await issue(trainer, 0)
     worker = make_worker(queue, queue_config)
     first = await worker.take(Stage.TICKETS)

@@ -1,4 +1,4 @@
-"""A Redis Cluster as the queue is refused at start, with the reason; a real one, of three nodes."""
+"""A Redis Cluster cannot be the queue: a real one, of three nodes, is refused at start with the reason."""
 
 import subprocess
 import sys

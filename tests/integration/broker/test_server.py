@@ -62,7 +62,7 @@ async def test_a_queue_that_is_too_small_is_refused(queue: Queue) -> None:
         assert 0 < use.used_bytes < use.limit_bytes == 100 * 2**20
     finally:
         await queue.client.config_set("maxmemory", "0")
-    assert (await memory_use(queue)).limit_bytes > 100 * 2**20  # its host's
+    assert (await memory_use(queue)).limit_bytes > 100 * 2**20  # its host's memory
 
 
 async def test_an_unreachable_redis_is_named(queue_config: Config) -> None:
@@ -86,7 +86,7 @@ async def test_a_wrong_password_is_named_at_once(queue_config: Config) -> None:
 
 @pytest.mark.parametrize("num_switches", range(0, 60, 2))
 async def test_a_cancelled_call_always_ends(queue_config: Config, num_switches: int) -> None:
-    """A cancellation that a library loses would keep a service from ever stopping."""
+    """If a library lost a cancellation, a service would never stop."""
     queue = await connect(queue_config)
     worker = make_worker(queue, queue_config)
     beating = asyncio.create_task(worker.keep_alive())

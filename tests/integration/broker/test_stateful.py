@@ -1,7 +1,7 @@
 """Random interleavings of everything that can happen to a run's queue, with the invariants after every step.
 
 The rules (`broker_rules`) move rollout servers, reward workers and trainers over a real server through the product's
-own classes and scripts. At the end of each run whatever is left is worked off, and every ticket must have ended.
+own classes and scripts. At the end of each run all remaining work is done, and every ticket must have ended.
 
 CI runs a fixed selection. To search for longer, with new random choices each time:
 
@@ -23,7 +23,7 @@ from tests.integration.broker.broker_entries import age_all
 from tests.integration.broker.broker_rules import OLD_MILLISECONDS, QueueRules, WorkerRules
 from tests.integration.broker.broker_trainer import PROMPTS
 
-# By a thread: a signal's exception is one more failing example to Hypothesis, which then looks for the smallest one.
+# By a thread: to Hypothesis, a signal's exception is one more failing example, for which it seeks the smallest one.
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(1200, method="thread")]
 
 NUM_EXAMPLES = int(os.environ.get("PENSTOCK_STATEFUL_EXAMPLES", "0"))
@@ -39,13 +39,13 @@ RARE = (
     "lose_the_tail",
     *(each.name for each in Fate),
 )
-MIN_TIMES = 5  # of each in CI, else the choices have become poor ones
+MIN_TIMES = 5  # each rule must run this often in CI, else the random choices are too narrow
 
-PHASES = list(Phase) if NUM_EXAMPLES else [Phase.generate]  # CI tells of the first failure; a search shrinks it
+PHASES = list(Phase) if NUM_EXAMPLES else [Phase.generate]  # CI reports the first failure; a search also shrinks it
 
 
 class QueueMachine(WorkerRules, QueueRules):
-    """Everything may happen; at the end nothing goes wrong any more."""
+    """Anything may happen; at the end of the run, nothing fails any more."""
 
     def teardown(self) -> None:
         if not hasattr(self, "trainer"):
@@ -57,8 +57,8 @@ class QueueMachine(WorkerRules, QueueRules):
             self.run(self.queue.close())
 
     def work_off(self) -> None:
-        """Nothing goes wrong any more: every ticket ends, and nothing is left."""
-        self.run(age_all(self.queue, OLD_MILLISECONDS))  # what somebody holds and does not know of
+        """Do all remaining work without faults: every ticket ends, and no entry is left."""
+        self.run(age_all(self.queue, OLD_MILLISECONDS))  # entries whose holder is not aware of them
         for _ in range(DRAIN_ROUNDS):
             if self.trainer.book.finished:
                 break

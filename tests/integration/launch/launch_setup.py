@@ -68,6 +68,7 @@ async def start(config):
             await served.stop.wait()
         else:
             summary = {{"steps": step[0], "training_started_at": started, "heldout_accuracy_end": 0.95,
+                        "heldout_prompts": 20, "heldout_prompts_trained": 0,
                         "samples_after": [{{"prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0}}]}}
             (folder / "trainer_summary.json").write_text(json.dumps(summary))
 
@@ -144,7 +145,7 @@ class LaunchSetup:
         return found[0]
 
     def finish(self) -> None:
-        """Let the trainer end its work, however many steps are left."""
+        """Let the trainer finish, however many steps are left."""
         (self.run_folder / "finish").touch()
 
     def summary(self) -> dict[str, object]:

@@ -1,22 +1,16 @@
-"""What a user sees of each common mistake, through the real processes: one clear line, a non-zero exit, never a hang.
+"""What a user sees after each common mistake, with real processes: one clear line, a non-zero exit, never a hang.
 
-Each mistake is made as a newcomer makes it, in a configuration file that is right otherwise.
+Each mistake is made as a newcomer would make it, in a configuration file that is correct otherwise.
 """
 
-import asyncio
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from penstock.broker import connect
-from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config
-from tests.integration.launch.user_commands import END_SECONDS, UserCommands, assert_launch_ends, assert_one_line, said
+from tests.integration.launch.user_commands import UserCommands, assert_launch_ends, assert_one_line, ended, said
 from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -36,18 +30,6 @@ OWN_REWARD = """
 def strict(prompt, completion, answer, metadata):
     raise KeyError("units")
 """
-
-
-@pytest.fixture
-def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
-    setup = UserCommands(tmp_path, tiny_model, redis_server)
-    yield setup
-    for process in setup.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 SERVICES = ("penstock_trainer", "penstock_reward", "penstock_rollout")
@@ -109,8 +91,21 @@ def test_a_prompt_longer_than_the_context_is_named(setup: UserCommands) -> None:
     assert_one_line(
         setup.run("penstock_trainer"),
         CONFIG_EXIT,
-        "train.jsonl line 2: the prompt has 260 tokens: expected at most 252",
+        "train.jsonl line 2: the prompt has 260 tokens: expected at most 246",
         "rollout.engine.context_length",
+    )
+
+
+def test_a_prompt_whose_completion_the_engine_would_cut_is_named(setup: UserCommands) -> None:
+    """SGLang takes it, and generates as much as its key-value cache holds."""
+    setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+1+1=", "answer": "3"})
+    setup.document["rollout"]["engine"]["max_total_tokens"] = 64
+    setup.document["sampling"]["max_new_tokens"] = 54
+    assert_one_line(
+        setup.run("penstock_trainer"),
+        CONFIG_EXIT,
+        "train.jsonl line 2: the prompt has 6 tokens: expected at most 4",
+        "rollout.engine.max_total_tokens",
     )
 
 
@@ -198,28 +193,30 @@ def test_launch_ends_with_the_message_about_an_unreachable_queue(setup: UserComm
     assert_launch_ends(setup.launch(), QUEUE_EXIT, "penstock: queue: redis.url redis://127.0.0.1:1/0: no answer within")
 
 
-async def _ended(process: "subprocess.Popen[str]", seconds: float) -> str:
-    deadline = time.monotonic() + seconds
-    while process.poll() is None:
-        assert time.monotonic() < deadline, "the process did not end in time"
-        await asyncio.sleep(0.1)
-    assert process.stdout is not None
-    return process.stdout.read()
-
-
 @pytest.mark.parametrize("epochs", [8, 1])
 async def test_a_reward_function_that_raises_ends_the_run_with_its_reason(setup: UserCommands, epochs: int) -> None:
     """With 1 epoch the draws end before the limit on failures is reached."""
-    (setup.folder / "own.py").write_text(OWN_REWARD)
-    setup.document["reward"]["functions"] = {"own:strict": 1.0}
+    setup.score_by("strict", OWN_REWARD)
     setup.document["total_train_epochs"] = epochs
     async with serving(FakeSGLang()) as url:
-        setup.document["rollout"]["engine"] = {"url": url}
-        for module in ("penstock_reward", "penstock_rollout"):
-            setup.start(module)
+        setup.start_services(url)
         trainer = setup.start("penstock_trainer")
-        output = await _ended(trainer, END_SECONDS)
-    assert_one_line((trainer.returncode, output), STALL_EXIT, "stall: ", "reward", "own:strict", "KeyError: 'units'")
+        code = await ended(trainer)
+    assert trainer.stdout is not None
+    assert_one_line((code, trainer.stdout.read()), STALL_EXIT, "stall: ", "reward", "own:strict", "KeyError: 'units'")
+
+
+async def test_an_engine_without_room_for_any_completion_is_named(setup: UserCommands) -> None:
+    """Its cache is sized by its own host's memory, and no configuration shows it."""
+    fake = FakeSGLang()
+    fake.cache_tokens = 10
+    async with serving(fake) as url:
+        setup.document["rollout"]["engine"] = {"url": url}
+        rollout = setup.start("penstock_rollout")
+        code = await ended(rollout)
+    assert rollout.stdout is not None
+    texts = ("sampling.max_new_tokens is 4", "at most 4 tokens", "rollout.engine.max_total_tokens")
+    assert_one_line((code, rollout.stdout.read()), CONFIG_EXIT, *texts)
 
 
 async def test_a_prompt_longer_than_the_engines_context_is_a_dead_letter(setup: UserCommands) -> None:
@@ -228,12 +225,13 @@ async def test_a_prompt_longer_than_the_engines_context_is_a_dead_letter(setup: 
     setup.write_rows(*rows)
     setup.document["total_train_epochs"] = 1
     async with serving(FakeSGLang()) as url:
-        setup.document["rollout"]["engine"] = {"url": url}
-        for module in ("penstock_reward", "penstock_rollout"):
-            setup.start(module)
+        setup.start_services(url)
         trainer = setup.start("penstock_trainer")
-        output = await _ended(trainer, END_SECONDS)
-    assert_one_line((trainer.returncode, output), STALL_EXIT, "2 poison", "100 tokens", "rollout.engine.context_length")
+        code = await ended(trainer)
+    assert trainer.stdout is not None
+    assert_one_line(
+        (code, trainer.stdout.read()), STALL_EXIT, "2 poison", "100 tokens", "rollout.engine.context_length"
+    )
     queue = await connect(Config.model_validate(setup.document))
     try:
         assert (await queue.depths())["dead"] == len(rows)

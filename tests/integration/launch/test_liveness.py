@@ -1,9 +1,9 @@
-"""What goes on by itself: a slow link, a queue that restarts, an orderly end, a reward that is out of order."""
+"""Runs that recover by themselves: a slow link, a restarted queue, a broken reward; and a run that ends in order."""
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,21 @@ from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from tests.integration.broker.queue_setup import make_group, make_scored, make_ticket, written
-from tests.integration.launch.test_two_trainers import acquired, ended, eventually, trained
-from tests.integration.launch.user_commands import UserCommands, assert_one_line
+from tests.integration.launch.user_commands import (
+    SPREAD,
+    UserCommands,
+    assert_one_line,
+    ended,
+    eventually,
+    read_only,
+    trained,
+)
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
 
 STALL_EXIT = 3
-SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 OUT_OF_ORDER = "def broken(prompt, completion, answer, metadata):\n    raise ConnectionError('judge is down')\n"
 
 
@@ -117,34 +123,19 @@ async def test_a_restart_of_the_queue_keeps_what_is_held_at_every_stage(tmp_path
             await queue.close()
 
 
-@pytest.fixture
-def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
-    setup = UserCommands(tmp_path, tiny_model, redis_server)
-    yield setup
-    for process in setup.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
 @pytest.mark.slow
 async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     setup: UserCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # the tiny model's
     setup.document["total_train_epochs"] = 12
-    (setup.folder / "own.py").write_text(SPREAD)
-    setup.document["reward"]["functions"] = {"own:spread": 1.0}
+    setup.score_by("spread", SPREAD)
     async with serving(FakeSGLang()) as url:
-        setup.document["rollout"]["engine"] = {"url": url}
-        for module in ("penstock_reward", "penstock_rollout"):
-            setup.start(module)
+        setup.start_services(url)
         first = setup.start("penstock_trainer")
         queue = await connect(Config.model_validate(setup.document))
         try:
-            trainer = TrainerQueue(queue, acquired())
+            trainer = read_only(queue)
             await eventually(lambda: trained(queue), 1, first)
             first.send_signal(signal.SIGTERM)
             assert await ended(first) == 0
@@ -164,25 +155,18 @@ async def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
 
 
 async def are_up(queue: Queue) -> bool:
-    """Whether the reward and the rollout service are, and its engine."""
+    """Whether the reward service, the rollout service and its engine are ready."""
     services = await queue.services()
     return len(services) == 2 and all(each.state != "starting" for each in services)
 
 
 @pytest.mark.slow
 async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_named(setup: UserCommands) -> None:
-    (setup.folder / "own.py").write_text(OUT_OF_ORDER)
-    setup.document["run"]["stall_seconds"] = 8  # in which the others, which are up, come to the failure
-    setup.document["reward"] = {
-        "functions": {"own:broken": 1.0},
-        "breaker_failures": 1,
-        "breaker_seconds": 0.1,
-        "max_attempts": 1,
-    }
+    setup.score_by("broken", OUT_OF_ORDER)
+    setup.document["run"]["stall_seconds"] = 8  # enough for the other services, which are up, to meet the failure
+    setup.document["reward"] |= {"breaker_failures": 1, "breaker_seconds": 0.1, "max_attempts": 1}
     async with serving(FakeSGLang()) as url:
-        setup.document["rollout"]["engine"] = {"url": url}
-        for module in ("penstock_reward", "penstock_rollout"):
-            setup.start(module)
+        setup.start_services(url)
         queue = await connect(Config.model_validate(setup.document))
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -193,7 +177,7 @@ async def test_a_reward_that_stays_out_of_order_ends_the_run_with_its_breaker_na
             assert trainer.stdout is not None
             expected = ("no progress", "holds from rollouts", "breaker open: own:broken (", "judge is down")
             assert_one_line((code, trainer.stdout.read()), STALL_EXIT, *expected)
-            counters = await TrainerQueue(queue, acquired()).counters()
+            counters = await read_only(queue).counters()
             assert counters.outstanding == counters.issued > 0
         finally:
             await queue.close()

@@ -107,7 +107,7 @@ def test_ranks_end_in_order_and_their_errors_keep_their_exit_code(setup: LaunchS
 
 
 def ranks_of(trainer: ProcessIdentity) -> dict[int, ProcessIdentity]:
-    """By rank: the processes that torchrun has started."""
+    """The processes that torchrun has started, by rank."""
     found = {}
     for identity in descendants(trainer.pid):
         rank = psutil.Process(identity.pid).environ().get("RANK")
@@ -121,7 +121,7 @@ def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans
     known = all_up(setup)
     process.kill()
     until(lambda: not any(each.identity.alive for each in known))
-    # What no tie could reach: a process that the killed launch had recorded, and that still runs.
+    # Not tied to the launcher: a process that the killed launch had recorded, and that still runs.
     with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as orphan:
         identity = ProcessIdentity.of(orphan.pid)
         assert identity is not None

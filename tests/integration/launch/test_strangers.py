@@ -15,8 +15,15 @@ from penstock.broker import Queue, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config
 from tests.integration.launch.launch_setup import LaunchSetup, until, wait_for_text
-from tests.integration.launch.test_two_trainers import ended, eventually, trained
-from tests.integration.launch.user_commands import UserCommands, assert_launch_ends, assert_one_line, said
+from tests.integration.launch.user_commands import (
+    UserCommands,
+    assert_launch_ends,
+    assert_one_line,
+    ended,
+    eventually,
+    said,
+    trained,
+)
 from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -34,13 +41,6 @@ def spread(prompt, completion, answer, metadata):
 def length(prompt, completion, answer, metadata):
     return 100.0 + len(completion)
 """
-
-
-@pytest.fixture
-def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
-    setup = UserCommands(tmp_path, tiny_model, redis_server)
-    yield setup
-    end(setup.started)
 
 
 def end(started: "list[subprocess.Popen[str]]") -> None:

@@ -1,16 +1,13 @@
-"""Two trainers of one run: the second waits, takes over, and the first can write nothing any more."""
+"""Two trainers of one run: the second waits and takes over; then the first can write nothing any more."""
 
 import asyncio
 import signal
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from penstock.broker import Delivery, Queue, Stage, Worker, connect
-from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
@@ -19,17 +16,26 @@ from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, S
 from penstock.contracts.services import Announcement
 from penstock.errors import LeaseLostError, PenstockError
 from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
-from tests.integration.launch.user_commands import END_SECONDS, UserCommands, said
+from tests.integration.launch.user_commands import (
+    END_SECONDS,
+    SPREAD,
+    UserCommands,
+    ended,
+    eventually,
+    read_only,
+    said,
+    trained,
+)
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = pytest.mark.redis
 
-FENCED_EXIT = 5
+LEASE_LOST_EXIT = 5
 
 
 def standby(config: Config) -> Config:
-    """The same run, for a second trainer that waits however long it takes."""
+    """The same run, for a second trainer that waits as long as it must."""
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"stall_seconds": 0.01}),
@@ -81,7 +87,7 @@ WRITES: dict[str, Write] = {
 
 
 async def everything(queue: Queue) -> dict[bytes, bytes | None]:
-    """Every key of the run but those that change by themselves."""
+    """Every key of the run, except those that change by themselves."""
     keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern)]
     changing = {queue.keys.lease.encode(), queue.keys.beats.encode()}
     return {key: await queue.client.dump(key) for key in keys if key not in changing}
@@ -109,7 +115,7 @@ async def test_each_kind_of_write_is_refused_after_the_lease_is_lost(
     assert await everything(queue) != before
 
 
-async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_config: Config) -> None:
+async def test_a_trainer_that_only_renews_detects_its_loss(queue: Queue, queue_config: Config) -> None:
     lease = await acquire_lease(queue, with_heartbeat(queue_config, 0.5))
     loop, lost = asyncio.get_running_loop(), asyncio.Event()
     reasons: list[PenstockError] = []
@@ -128,34 +134,17 @@ async def test_a_trainer_that_only_renews_hears_of_its_loss(queue: Queue, queue_
     assert isinstance(lease, Lease)
 
 
-@pytest.fixture
-def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
-    setup = UserCommands(tmp_path, tiny_model, redis_server)
-    yield setup
-    for process in setup.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
 @pytest.mark.slow
 async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_nothing(
     setup: UserCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # the tiny model's
     setup.document["trainer"] = {"standby": True}
     setup.document["redis"]["timeout_seconds"] = END_SECONDS  # a call may be frozen while the second trainer starts
     setup.document["total_train_epochs"] = 12
-    (setup.folder / "own.py").write_text(
-        "def own(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
-    )
-    setup.document["reward"]["functions"] = {"own:own": 1.0}
+    setup.score_by("spread", SPREAD)
     async with serving(FakeSGLang()) as url:
-        setup.document["rollout"]["engine"] = {"url": url}
-        for module in ("penstock_reward", "penstock_rollout"):
-            setup.start(module)
+        setup.start_services(url)
         first = setup.start("penstock_trainer")
         queue = await connect(Config.model_validate(setup.document))
         try:
@@ -168,43 +157,18 @@ async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_no
             exit_code = await ended(first)
             assert first.stdout is not None
             output = first.stdout.read()
-            assert exit_code == FENCED_EXIT, output
+            assert exit_code == LEASE_LOST_EXIT, output
             assert said(output).startswith("trainer: fenced: the lease is "), output
             assert "Traceback" not in output
             assert await ended(second) == 0, second.stdout and second.stdout.read()
-            steps = [record.step for record in (await TrainerQueue(queue, acquired()).ledger()).steps]
+            steps = [record.step for record in (await read_only(queue).ledger()).steps]
             assert steps == list(range(len(steps)))
-            counters = await TrainerQueue(queue, acquired()).counters()
+            counters = await read_only(queue).counters()
             assert counters.issued == 24
             assert counters.outstanding == 0
         finally:
             await queue.close()
 
 
-def acquired() -> Any:
-    """No lease: for reading only."""
-    return None
-
-
-async def trained(queue: Queue) -> int:
-    return (await TrainerQueue(queue, acquired()).counters()).trained
-
-
 async def lease_number(queue: Queue) -> int:
     return int(await queue.client.get(queue.keys.last_lease) or 0)
-
-
-async def eventually(look: Callable[[], Awaitable[int]], least: int, process: Any) -> None:
-    deadline = time.monotonic() + END_SECONDS
-    while await look() < least:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
-async def ended(process: Any) -> int:
-    deadline = time.monotonic() + END_SECONDS
-    while process.poll() is None:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
-    return int(process.returncode)

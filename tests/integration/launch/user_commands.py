@@ -1,18 +1,24 @@
-"""A configuration that works, the commands of a user, and how their end is judged."""
+"""A configuration that works, the commands of a user, and checks of how they end."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from penstock.broker import Queue
 from penstock.broker.embedded import EmbeddedServer
+from penstock.broker.trainer import TrainerQueue
 from tests.patience import START_SECONDS
 
-END_SECONDS = 2 * START_SECONDS  # a start, and some steps of a run
+END_SECONDS = 2 * START_SECONDS  # a start and some steps
+SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 
 
 class UserCommands:
@@ -28,7 +34,7 @@ class UserCommands:
             "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
             "staleness": {"heartbeat_seconds": 5},
             "rollout": {"engine": {"python": "no-such-python", "start_timeout_seconds": START_SECONDS}},
-            "weights": {"canary_tokens": 0},  # an engine here is a fake, which knows nothing of the model
+            "weights": {"canary_tokens": 0},  # the engine is a fake, which does not compute the model
             "reward": {"functions": {"exact_match": 1.0}},
             "redis": {"url": server.url, "password": server.password},
         }
@@ -37,6 +43,11 @@ class UserCommands:
 
     def write_rows(self, *rows: dict[str, Any]) -> None:
         (self.folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def score_by(self, name: str, source: str) -> None:
+        """Score completions by the function `name` of a module with this source."""
+        (self.folder / "own.py").write_text(source)
+        self.document["reward"]["functions"] = {f"own:{name}": 1.0}
 
     def embed_queue(self) -> None:
         del self.document["redis"]
@@ -58,22 +69,37 @@ class UserCommands:
         return process
 
     def run(self, module: str, *words: str) -> tuple[int, str]:
-        """Exit code and output of a command that must end by itself."""
+        """Run a command that must end by itself; returns its exit code and output."""
         process = self.start(module, *words)
         output, _ = process.communicate(timeout=END_SECONDS)
         return process.returncode, output
+
+    def start_services(self, engine_url: str) -> None:
+        """Start a reward service, and a rollout service whose engine is at this URL."""
+        self.document["rollout"]["engine"] = {"url": engine_url}
+        for module in ("penstock_reward", "penstock_rollout"):
+            self.start(module)
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
     def launch(self, *overrides: str) -> tuple[int, str]:
         return self.run("penstock_launch", "launch", "local", *overrides)
 
 
 def said(output: str) -> str:
-    """What is meant for people: everything but the log's JSON lines."""
+    """The lines for people: everything except the log's JSON lines."""
     return "\n".join(line for line in output.splitlines() if not line.startswith("{"))
 
 
 def assert_one_line(result: tuple[int, str], exit_code: int, *texts: str) -> None:
-    """The process ended with the code and one line that holds the texts."""
+    """Check that the process ended with the code, and printed one line, which holds the texts."""
     code, output = result
     assert code == exit_code, output
     assert "Traceback" not in output
@@ -84,9 +110,38 @@ def assert_one_line(result: tuple[int, str], exit_code: int, *texts: str) -> Non
 
 
 def assert_launch_ends(result: tuple[int, str], exit_code: int, *texts: str) -> None:
-    """The launcher ended with the code, and its output holds the texts."""
+    """Check that the launcher ended with the code, and that its output holds the texts."""
     code, output = result
     assert code == exit_code, output
     assert "Traceback" not in output
     for text in texts:
         assert text in output, output
+
+
+async def ended(process: "subprocess.Popen[str]") -> int:
+    """Wait until the process has ended by itself; returns its exit code."""
+    deadline = time.monotonic() + END_SECONDS
+    while process.poll() is None:
+        assert time.monotonic() < deadline, "the process did not end in time"
+        await asyncio.sleep(0.05)
+    return int(process.returncode)
+
+
+async def eventually(look: Callable[[], Awaitable[int]], least: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until `look` gives at least `least`, while the process lives."""
+    deadline = time.monotonic() + END_SECONDS
+    while await look() < least:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def read_only(queue: Queue) -> TrainerQueue:
+    """The trainer's side of the queue without a lease: it can only read."""
+    without_lease: Any = None
+    return TrainerQueue(queue, without_lease)
+
+
+async def trained(queue: Queue) -> int:
+    """The number of trained tickets."""
+    return (await read_only(queue).counters()).trained

@@ -14,9 +14,8 @@ import yaml
 
 from penstock.broker import connect
 from penstock.broker.embedded import EmbeddedServer
-from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from tests.integration.launch.test_two_trainers import acquired
+from tests.integration.launch.user_commands import read_only
 from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -77,11 +76,11 @@ def document(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> 
         "sampling": {"max_new_tokens": 4},
         "data": {"train": {"path": "train.jsonl"}, "batch_size": 2},
         "staleness": {"heartbeat_seconds": 1, "max_staleness": 0},
-        "weights": {"canary_tokens": 0},  # the engine is a fake, which knows nothing of the model
+        "weights": {"canary_tokens": 0},  # the engine is a fake, which does not compute the model
         "reward": {
             "functions": {"own:spread": 1.0},
             "timeout_seconds": 0.5,
-            "breaker_failures": 4,  # fewer than the six calls that the group makes
+            "breaker_failures": 4,  # fewer than the group's six calls
             "breaker_seconds": 0.2,
             "retry_seconds": 0.01,
         },
@@ -100,7 +99,7 @@ def services(tmp_path: Path, document: dict[str, Any]) -> Iterator[list[Services
 async def test_a_run_with_one_prompt_on_which_the_reward_hangs_goes_on_to_its_end(
     tmp_path: Path, document: dict[str, Any], services: list[Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
+    monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # the tiny model's
     async with serving(FakeSGLang()) as url:
         document["rollout"] = {"engine": {"url": url}}
         services.append(run := Services(tmp_path, document))
@@ -113,7 +112,7 @@ async def test_a_run_with_one_prompt_on_which_the_reward_hangs_goes_on_to_its_en
         assert trainer.returncode == 0, run.log("penstock_trainer")
         queue = await connect(Config.model_validate(document))
         try:
-            ledger = await TrainerQueue(queue, acquired()).ledger()
+            ledger = await read_only(queue).ledger()
         finally:
             await queue.close()
     assert sorted([*(ticket for step in ledger.steps for ticket in step.tickets), *ledger.dropped]) == list(range(14))

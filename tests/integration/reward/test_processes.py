@@ -1,4 +1,4 @@
-"""The life of worker processes: killed with what they started, replaced, gone with their parent."""
+"""The life of worker processes: they are killed with their children, replaced, and end with their parent."""
 
 import asyncio
 import os
@@ -74,7 +74,7 @@ async def test_the_children_of_a_killed_call_are_killed_too(folder: Path, tmp_pa
 
 
 def alive(pid: int) -> bool:
-    """False for a process that is gone, or a zombie that nobody has asked about yet."""
+    """False if the process is gone, or is a zombie that its parent has not reaped yet."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
@@ -121,7 +121,7 @@ async def test_the_loop_is_not_blocked_while_a_function_runs(folder: Path) -> No
             await asyncio.sleep(0.01)
             num_turns += 1
         assert (await running)[0].kind == "timeout"
-    assert num_turns > 3  # a hundred on an idle machine; one or two if it were blocked
+    assert num_turns > 3  # about a hundred on an idle machine; one or two if the loop were blocked
 
 
 async def test_math_calls_that_never_end_are_killed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every task of reasoning-gym: what it pays for answers that answer nothing."""
+"""Every task of reasoning-gym: its reward for answers without content."""
 
 import random
 import warnings
@@ -12,7 +12,7 @@ from penstock_reward.functions.registry import load
 pytestmark = pytest.mark.slow
 
 NUM_ENTRIES = 3
-MOST_FOR_NOTHING = 0.5  # of one answer; partial credit for a form that is nearly right stays below
+MOST_FOR_NOTHING = 0.5  # per answer; partial credit for a nearly correct form stays below
 SLOW = {"composite", "futoshiki"}  # a mixture of other tasks; a minute for one puzzle
 PROSE = "Let me think step by step. I do not know the answer to this question, and so I give none."
 

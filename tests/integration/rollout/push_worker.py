@@ -26,7 +26,7 @@ from tests.unit.trainer.trainer_groups import completion, config_for, scored_gro
 
 
 class Registry:
-    """The part of the queue that a publisher asks."""
+    """The part of the queue that a publisher reads."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -49,7 +49,7 @@ async def push_twice(config: Config, learner: Learner, folder: Path, url: str, l
         identity = await asyncio.to_thread(transport.stage, version, lease)
         announcement = Announcement(identity, str(transport.folder_of(version, lease)), lease)
         pushing = asyncio.create_task(publisher.push(announcement))
-        if version == 1:  # beside the push, as in the loop
+        if version == 1:  # during the push, as in the loop
             await asyncio.to_thread(learner.update, batch(), version=1)
         push = await pushing
         assert push.live == ("r",), push.fenced

@@ -1,7 +1,7 @@
 """Two rollout services with real SGLang engines and random models for them.
 
-A start takes half a minute, so all modules named `test_*_sglang` take the same two, one after the other: tests leave
-both up, with whatever weights.
+A start takes half a minute, so all modules named `test_*_sglang` use the same two, one after the other. Tests leave
+both running, with any weights.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-sglang" / "bin" / "python"
 VOCABULARY = 300
 NUM_MODELS = 4
-NUM_REQUESTS = 16  # at once
-DEADLINE_SECONDS = 20.0  # of a push: it takes less than one on an idle machine, and a test waits for it
+NUM_REQUESTS = 16  # at the same time
+DEADLINE_SECONDS = 20.0  # for a push: on an idle machine it takes less than one; a test waits for it
 
 
 def make_models(root: Path) -> tuple[Path, ...]:
-    """Random models of one shape, whose greedy completions do not end."""
+    """Random models of one shape whose greedy completions never end."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -46,7 +46,7 @@ def make_models(root: Path) -> tuple[Path, ...]:
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).float()
-        model.lm_head.weight.data[config.eos_token_id] = 0  # never the likeliest token
+        model.lm_head.weight.data[config.eos_token_id] = 0  # never the most likely token
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folders
@@ -63,7 +63,7 @@ def pair_config(model: Path, folder: Path, transport: str) -> Config:
             "weights": {
                 "transport": transport,
                 "folder": str(folder / "weights"),
-                "bucket_bytes": 65536,  # several of them, and weights that need their own
+                "bucket_bytes": 65536,  # several buckets, and weights that need one of their own
                 "push_timeout_seconds": DEADLINE_SECONDS,
             },
         }
@@ -72,7 +72,7 @@ def pair_config(model: Path, folder: Path, transport: str) -> Config:
 
 @asynccontextmanager
 async def running_pair(model: Path, folder: Path) -> AsyncIterator[list[RolloutServer]]:
-    """Both started at the same time, with the same model."""
+    """The two services, started at the same time with the same model."""
     config = pair_config(model, folder, "disk")
     async with AsyncExitStack() as stack:
         names = ("first", "second")

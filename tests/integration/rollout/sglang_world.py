@@ -1,4 +1,4 @@
-"""Real SGLang servers behind the rollout service's own parts, and what their weights really say."""
+"""Real SGLang servers behind the rollout service's own parts, and the log-probabilities of their real weights."""
 
 import asyncio
 import contextlib
@@ -34,15 +34,15 @@ from tests.patience import START_SECONDS
 from tests.tolerance import logprob_tolerance
 from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
 
-PROBE = tuple(range(40, 56))
+CANARY_TOKENS = tuple(range(40, 56))
 SHARED_PROMPT = tuple(range(60, 160))  # long enough that a stale prefix would show
 LONG_TOKENS = 2400  # takes many times as long as two pushes on an idle machine
-RUN_SECONDS = 0.5  # in which some of them are sampled, on a busy machine too
-TEMPERATURE = 0.3  # so that none ends early
+RUN_SECONDS = 0.5  # long enough to sample some of them, on a busy machine too
+TEMPERATURE = 0.3  # low, so that none ends early
 
 
 class Oracle:
-    """What weights really say."""
+    """Computes log-probabilities from weights, in a process of its own (`weights_oracle`)."""
 
     def __init__(self) -> None:
         self._process = child([sys.executable, str(Path(__file__).with_name("weights_oracle.py"))])
@@ -65,14 +65,14 @@ def child(command: list[str]) -> "subprocess.Popen[str]":
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    """It ends with its standard input."""
+    """End the process by closing its standard input."""
     with process:
         assert process.stdin is not None
         process.stdin.close()
 
 
 class SpanlessGeneration(SGLangGeneration):
-    """As if the engine reported one version per answer, like SGLang before 0.5.19."""
+    """An engine that reports one version per answer, like SGLang before 0.5.19."""
 
     async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
         return tuple(replace(each, spans=()) for each in await super().complete(requests, sampling))
@@ -94,7 +94,7 @@ class Server:
                 await asyncio.sleep(0.02)
 
     async def group(self, prompt: Sequence[int], max_new_tokens: int) -> tuple[Completion, ...]:
-        """Of a ticket, as it is handed over."""
+        """The completions of a ticket, as they are handed over."""
         ticket = Ticket(
             purpose="train",
             number=0,
@@ -127,18 +127,18 @@ class World:
     version: int = 0
 
     def canary(self, model: int) -> Canary:
-        runs = [[str(self.models[model]), len(PROBE) - 1]]
-        request = {"prompt": PROBE[:1], "tokens": PROBE[1:], "runs": runs, "keep_cache": False}
-        return Canary(PROBE, tuple(self.oracle.logprobs([request])[0]), tolerance=self.tolerance)
+        runs = [[str(self.models[model]), len(CANARY_TOKENS) - 1]]
+        request = {"prompt": CANARY_TOKENS[:1], "tokens": CANARY_TOKENS[1:], "runs": runs, "keep_cache": False}
+        return Canary(CANARY_TOKENS, tuple(self.oracle.logprobs([request])[0]), tolerance=self.tolerance)
 
     def staged(self, model: int) -> Announcement:
-        """The next version, with these weights."""
+        """Stage the next version, with these weights."""
         self.version += 1
         staged = stage(self.models[model], self.version)
         return Announcement(staged.identity, staged.path, self.lease, self.canary(model))
 
     async def push(self, wanted: Announcement) -> list[BaseException | None]:
-        """To all servers at once; then it is announced."""
+        """Push to all servers at once, then announce."""
         results = await asyncio.gather(*(each.weights.update(wanted) for each in self.servers), return_exceptions=True)
         for server in self.servers:
             server.queue.announced = wanted
@@ -153,7 +153,7 @@ class World:
         return self.oracle.logprobs([request])[0]
 
     async def check_greedy(self, model: int) -> None:
-        """Both servers say what the weights say, of a prompt that earlier ones have cached and of a new one."""
+        """Check that both servers give the weights' log-probabilities, for a cached prompt and for a new one."""
         for prompt in (SHARED_PROMPT, (*SHARED_PROMPT[:50], self.version)):
             engines = [each.engine for each in self.servers]
             greedy = Sampling(0.0, 6, ())

@@ -1,7 +1,8 @@
-"""The rollout service with a real SGLang on a tiny random Llama: skipped where SGLang's environment is missing."""
+"""The rollout service with a real SGLang and a tiny random Llama; skipped if SGLang's environment is missing."""
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from benchmarks.push_setup import ModelSource, RolloutServer
 from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity, Sampling, pack_int32, unpack_float32, unpack_int32
 from penstock.contracts.services import Announcement
+from penstock.engine_limits import RESERVED_TOKENS
 from penstock.errors import EngineRejectedError
 from penstock.weights.local_folder import LocalFolder
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
+from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.types import completions
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.local_copy import LocalCopy
@@ -42,14 +46,14 @@ def load(folder: Path) -> Any:
 
 
 def train(source: ModelSource) -> None:
-    """What Adam does at first."""
+    """Change the weights as Adam's first step does."""
     with torch.no_grad():
         for weight in source.masters.values():
             weight.add_(0.01 * torch.sign(torch.randn_like(weight)) * (torch.rand_like(weight) < 0.1))
 
 
 def publish(model: Path, root: Path) -> list[Announcement]:
-    """Version 2 whole, then four deltas; the last model also as transformers saves it, in `expected`."""
+    """Version 2 in full, then four deltas; the last model also as transformers saves it, in `expected`."""
     source, form = ModelSource(load(model)), Format("float32", "dithered")
     deltas = DeltaWriter(lambda num_bytes: LocalFolder("trainer", num_bytes, str(root / "local")), form, 100)
     staging = Staging(source, root / "weights", form, deltas=deltas)
@@ -66,7 +70,7 @@ def publish(model: Path, root: Path) -> list[Announcement]:
 
 
 def assert_says(folder: Path, results: list[Result]) -> None:
-    """The log-probabilities are what transformers computes with these weights."""
+    """Check that the log-probabilities are those that transformers computes with these weights."""
     model = load(folder)
     for prompt, tokens, said in results:
         with torch.no_grad():
@@ -97,12 +101,35 @@ def stage(folder: Path, version: int) -> Announcement:
     return Announcement(PolicyIdentity(version, digest), str(folder), 1)
 
 
+async def assert_nothing_is_cut(engine: Engine) -> None:
+    """Up to the longest sequence a completion is full; what SGLang would cut is refused, or is no completion.
+
+    A prompt of all but the last token is what goes on after an abort.
+    """
+    info = engine.client.info
+    assert info.longest_sequence == info.context_length - RESERVED_TOKENS
+    for num_new in (1, 10):
+        prompt = pack_int32([7] * (info.longest_sequence - num_new))
+        (answer,) = await engine.generate(prompt, (1,), Sampling(1.0, num_new, ()))
+        assert (len(answer.token_ids), answer.finish_reason) == (num_new, "length")
+        with pytest.raises(EngineRejectedError, match="context_length"):
+            await engine.generate(prompt, (1,), Sampling(1.0, num_new + 1, ()))
+    assert isinstance(engine.client, SGLangClient)
+    connection = engine.client.connection
+    connection._info = replace(info, longest_sequence=info.context_length)  # as if it were true
+    try:
+        with pytest.raises(EngineRejectedError, match="cut the completion after 14 tokens"):
+            await engine.generate(prompt, (1,), Sampling(1.0, 10 + RESERVED_TOKENS, ()))
+    finally:
+        connection._info = info
+
+
 async def test_generation_weights_and_death(
     sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    """In one test, since a killed engine takes half a minute to start."""
+    """One test for all, since a killed engine takes half a minute to start."""
     engine, models = sglang_pair[0].engine, sglang_models[:2]
-    epoch = engine.epoch
+    life = engine.life
     weights = WeightUpdater(engine, WeightsSection(), RolloutMetrics())
     first, second = (stage(folder, version) for version, folder in enumerate(models))
     await weights.update(first)
@@ -142,18 +169,17 @@ async def test_generation_weights_and_death(
     whole, *_, newest = publish(models[1], tmp_path)
     weights.copy = LocalCopy(lambda num_bytes: LocalFolder("rollout", num_bytes, str(tmp_path / "local")))
     await weights.update(whole)
-    await weights.update(newest)  # over three versions that were missed
+    await weights.update(newest)  # three versions were missed
     results = await groups(sampling)
     assert_says(tmp_path / "expected", results)
 
     with pytest.raises(EngineRejectedError, match="vocabulary"):
         await engine.generate(pack_int32([VOCABULARY]), (1,), sampling)
-    with pytest.raises(EngineRejectedError, match="context_length"):
-        await engine.generate(pack_int32([5]), (1,), Sampling(1.0, 4096, ()))
+    await assert_nothing_is_cut(engine)
 
     scheduler_of(sglang_pair[0]).kill()
     async with asyncio.timeout(ANSWER_SECONDS):
         while engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await all_up(sglang_pair[:1])
-    assert engine.epoch == epoch + 1
+    assert engine.life == life + 1

@@ -126,13 +126,13 @@ async def test_it_serves_pushes_tickets_and_sigterm(
             assert group.server == record.name
             assert {span.policy for each in group.completions for span in each.spans} == {first.identity}
 
-            path, digest = stage_weights(tmp_path, 1)  # announced without a push: the server is behind
+            path, digest = stage_weights(tmp_path, 1)  # announced without a push, so the server is behind
             second = Announcement(PolicyIdentity(1, digest), path, lease)
             await trainer.issue([ticket(1)], second)
             group = await next_group(worker)
             assert group.completions[0].oldest_version == 1
 
-            fake.going_on.clear()  # what cannot be finished goes back
+            fake.going_on.clear()  # a group that cannot be finished is given back
             await trainer.issue([ticket(2)], second)
             async with asyncio.timeout(ANSWER_SECONDS):
                 while fake.num_running == 0:  # noqa: ASYNC110

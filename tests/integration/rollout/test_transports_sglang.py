@@ -1,7 +1,7 @@
-"""Every transport to two real SGLang servers, whole and broken; skipped where SGLang's environment is missing.
+"""Every transport to two real SGLang servers, with and without faults; skipped if SGLang's environment is missing.
 
-Both are started again by the test that kills and freezes them. What each serves is measured: greedy log-probabilities
-against those of the model that was pushed.
+The test that kills and freezes the servers starts them again. What each serves is measured: its greedy
+log-probabilities are compared with those of the model that was pushed.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ def world(
 
 
 async def assert_serves(world: World, server: RolloutServer, announcement: Announcement) -> None:
-    """It says that it serves the version, and its tokens' log-probabilities are the model's."""
+    """Check that it reports the version, and that its tokens have the model's log-probabilities."""
     assert server.weights.identity == announcement.identity
     for prompt in PROMPTS:
         answer = await server.engine.generate(pack_int32(prompt), (1,), GREEDY)
@@ -99,15 +99,15 @@ async def test_both_servers_serve_what_was_pushed(world: World, transport: str) 
 
 
 def spoil_files(folder: str) -> None:
-    """Other bytes in what looks like the same files."""
+    """Write other bytes into files that look unchanged."""
     for path in Path(folder).glob("*.safetensors"):
         before = path.stat()
         path.write_bytes(bytes(before.st_size))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-async def test_an_engine_serves_what_it_has_read_ahead(world: World) -> None:
-    """Not what the file holds when the update comes: nothing is left to read then."""
+async def test_an_engine_serves_what_it_has_prefetched(world: World) -> None:
+    """It does not serve what the file holds at the update: by then the file has been read."""
     server, tokens = world.servers[0], [*PROMPTS[0], *PROMPTS[1]]
     client = server.engine.client
     async with world.pusher("disk") as pushing:
@@ -130,7 +130,7 @@ async def test_an_engine_serves_what_it_has_read_ahead(world: World) -> None:
 
 
 async def test_two_ranks_under_torchrun_broadcast_to_a_server(world: World) -> None:
-    """Their rank 0 is rank 0 of the servers' groups too."""
+    """The trainer's rank 0 is also rank 0 of the servers' groups."""
     world.lease += 1
     server = world.servers[0]
     arguments = [str(WORKER), str(world.model_path), str(world.folder), server.url, str(world.lease)]
@@ -158,7 +158,7 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = world.servers
-    starts = [server.engine.epoch for server in world.servers]
+    starts = [server.engine.life for server in world.servers]
     async with world.pusher("nccl") as pushing:
         world.train()
         assert (await pushing.push()).live == ("first", "second")
@@ -180,12 +180,12 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
         push = await pushed
         assert push.live == ()
         assert list(push.fenced)[-1] == "second"
-        assert "weights.push_timeout_seconds" not in push.fenced["second"]  # nobody waited for that
+        assert "weights.push_timeout_seconds" not in push.fenced["second"]  # no one waited for the deadline
         assert "no rollout server serves" in caplog.text
         await not_serving(second)
 
         await all_up(world.servers)
-        assert [server.engine.epoch for server in world.servers] == [each + 1 for each in starts]
+        assert [server.engine.life for server in world.servers] == [each + 1 for each in starts]
         files = await asyncio.to_thread(pushing.transport.snapshot)
         for server in world.servers:  # as the producer does when it is behind
             assert server.weights.identity is None
@@ -193,13 +193,13 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
             await assert_serves(world, server, files)
 
         world.train()
-        assert (await pushing.push()).live == ("first", "second")  # in new groups
+        assert (await pushing.push()).live == ("first", "second")  # through new groups
         for server in world.servers:
             await assert_serves(world, server, pushing.announcement)
 
 
 async def not_serving(server: RolloutServer) -> None:
-    """Its engine is given up: it has no weights for any ticket, until it has been started and has loaded some."""
+    """Wait until the server's engine was given up, and until it has restarted and loaded weights."""
     async with asyncio.timeout(DEADLINE_SECONDS + ANSWER_SECONDS):
         while server.engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -207,7 +207,7 @@ async def not_serving(server: RolloutServer) -> None:
 
 
 async def sending(server: RolloutServer) -> None:
-    """Return when a push has stopped the server's generation, and its engine is to receive."""
+    """Wait until a push has paused the server's generation, and its engine is about to receive."""
     async with asyncio.timeout(ANSWER_SECONDS):
         while server.weights.state != "updating":  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -1,7 +1,7 @@
-"""What goes wrong in a push to two rollout services: who is fenced, what is served meanwhile, and how it ends.
+"""Faults during a push to two rollout services: which is fenced, what is served meanwhile, and how it ends.
 
-Real services and a real queue; the engines are fakes whose log-probabilities depend on the weights that they really
-serve. Each test goes on to the next version, as training does.
+The services and the queue are real; the engines are fakes whose log-probabilities depend on the weights that they
+really serve. Each test continues to the next version, as training does.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from tests.unit.rollout.weights.updater_setup import CYCLE
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
-REACHED_SECONDS = 10.0  # the time of a push that a test wants to be reached; the other server's takes milliseconds
+REACHED_SECONDS = 10.0  # a push's deadline that a test waits for; the push to the other server takes milliseconds
 HEARTBEAT_SECONDS = 5
-PROBE = (5, 6, 7)
+CANARY_TOKENS = (5, 6, 7)
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Server:
 
     @property
     def num_groups(self) -> int:
-        """How many it has been asked for."""
+        """The number of completions that it was asked for."""
         asked = (body for path, body in self.fake.calls if path == "/generate")
         return sum(isinstance(body["sampling_params"], list) for body in asked)
 
@@ -86,7 +86,7 @@ class Run:
         await self.stack.enter_async_context(ended(server.process))
 
     async def record(self, server: Server, holds: Callable[[ServiceRecord], bool]) -> ServiceRecord:
-        """The server's record, once it is like that."""
+        """Wait until the server's record is like this; returns it."""
         assert server.process is not None
         async with asyncio.timeout(ANSWER_SECONDS):
             while True:
@@ -105,10 +105,10 @@ class Run:
         return await self.record(server, lambda each: each.policy is not None and each.policy.number == version)
 
     async def release(self, version: int, *, damage: Callable[[Path], None] = lambda _: None) -> Push:
-        """As the trainer does: stage, push, then announce with four new tickets."""
+        """Do as the trainer does: stage, push, then announce with four new tickets."""
         path, digest = stage_weights(self.folder / "weights", version)
         damage(Path(path))
-        canary = Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01)
+        canary = Canary(CANARY_TOKENS, prompt_logprobs(CANARY_TOKENS, f"{version}-"), tolerance=0.01)
         wanted = Announcement(PolicyIdentity(version, digest), path, self.trainer.lease.number, canary)
         push = await self.publisher.push(wanted)
         numbers = range(self.num_tickets, self.num_tickets + 4)
@@ -117,7 +117,7 @@ class Run:
         return push
 
     async def groups(self, count: int, version: int) -> list[RolloutGroup]:
-        """So many groups; each token is by the weights of the version that it names, and by this one."""
+        """Take this many groups; check that each token names this version, and is by its weights."""
         groups = [await next_group(self.reward) for _ in range(count)]
         for completion in (each for group in groups for each in group.completions):
             assert [span.policy.number for span in completion.spans] == [version]
@@ -128,13 +128,13 @@ class Run:
 
 @pytest.fixture
 def push_timeout_seconds() -> float:
-    """Of the trainer and of both servers; a test that wants it to be reached names its own."""
+    """The push deadline of the trainer and of both servers; a test that waits for it sets its own."""
     return ANSWER_SECONDS
 
 
 @pytest.fixture
 async def run(queue: Queue, queue_config: Config, tmp_path: Path, push_timeout_seconds: float) -> AsyncIterator[Run]:
-    """Two servers that serve version 1."""
+    """A trainer and two servers that serve version 1."""
     document = queue_config.model_dump()
     document["weights"]["push_timeout_seconds"] = push_timeout_seconds
     config = Config.model_validate(document)
@@ -158,7 +158,7 @@ async def name_of(run: Run, server: Server) -> str:
 
 
 async def goes_on(run: Run, version: int) -> None:
-    """The next version reaches both servers."""
+    """Check that the next version reaches both servers."""
     push = await run.release(version)
     assert (len(push.live), push.fenced) == (2, {})
     await run.groups(4, version)
@@ -175,7 +175,7 @@ async def test_a_server_killed_in_the_middle_of_a_push_is_fenced_and_comes_back(
     first.process.kill()
     push = await pushing
     assert (push.live, list(push.fenced)) == ((names[1],), [names[0]])
-    assert "weights.push_timeout_seconds" not in push.fenced[names[0]]  # nobody waited for that
+    assert "weights.push_timeout_seconds" not in push.fenced[names[0]]  # no one waited for the deadline
     assert {group.server for group in await run.groups(4, version=2)} == {names[1]}
 
     first.fake.may_load.set()
@@ -275,7 +275,7 @@ async def test_a_joiner_is_proved_at_the_newest_version_before_its_first_ticket(
     await run.groups(4, version=3)
     calls = [call for call in joiner.fake.calls if call[0] != "/freeze_gc"]
     assert [path for path, _ in calls[:6]] == [*CYCLE, "/generate"]
-    assert calls[5][1]["input_ids"] == list(PROBE)  # its first request is the canary's
+    assert calls[5][1]["input_ids"] == list(CANARY_TOKENS)  # its first request is the canary's
 
 
 async def test_work_of_a_dead_server_goes_to_one_that_is_live(run: Run) -> None:

@@ -1,6 +1,6 @@
-"""Two real SGLang servers under pushes: every pause mode, every token by the weights that it names, failed canaries.
+"""Pushes to two real SGLang servers: every pause mode, the version of every token, failed canaries.
 
-The servers are given to each test by their URLs. What they answer is compared with plain transformers.
+Each test gets the servers by their URLs, and compares their answers with plain transformers.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from tests.integration.rollout.sglang_world import (
 )
 from tests.patience import ANSWER_SECONDS
 
-ATTEMPTS = 4  # of a group that is to outlive two pushes: on a busy machine it may be done before the second
-SEEN_SECONDS = 0.2  # in which a group that has ended is seen to have
+ATTEMPTS = 4  # to start a group that outlives two pushes: on a busy machine it may end before the second
+SEEN_SECONDS = 0.2  # within this time, a group that has ended is noticed
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,7 +52,7 @@ def urls(sglang_pair: list[RolloutServer]) -> list[str]:
 async def push_twice_into_a_group(
     here: World, pair: list[RolloutServer]
 ) -> tuple[list[Announcement], list["asyncio.Task[tuple[Completion, ...]]"], bool]:
-    """The three versions, a group on each server that began under the first, and whether all outlived the pushes."""
+    """The three versions, a group per server that began under the first, and whether all groups outlived the pushes."""
     pushed = [here.staged(0)]
     assert await here.push(pushed[0]) == [None, None]
     await here.check_greedy(0)
@@ -75,9 +75,9 @@ async def push_twice_into_a_group(
 async def test_each_token_is_by_the_weights_that_it_names(
     sglang_pair: list[RolloutServer], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path, mode: str
 ) -> None:
-    """A group that lives through two pushes, of which the second was read ahead.
+    """A group that lives through two pushes, of which the second was prefetched.
 
-    After each of them both servers say what the trainer's weights say.
+    After each push both servers give the log-probabilities of the trainer's weights.
     """
     urls = [each.server.url for each in sglang_pair]
     async with world(urls, sglang_models, oracle, tmp_path, mode) as here:
@@ -85,7 +85,7 @@ async def test_each_token_is_by_the_weights_that_it_names(
             pushed, running, outlived = await push_twice_into_a_group(here, sglang_pair)
             if outlived:
                 break
-            await asyncio.gather(*running)  # one ended before the second push: there is nothing to see
+            await asyncio.gather(*running)  # a group ended before the second push: nothing to check
         tolerance = here.tolerance / TEMPERATURE
         folder_of = {each.identity: str(folder) for each, folder in zip(pushed, sglang_models, strict=False)}
         for completion in (each for group in await asyncio.gather(*running) for each in group):
@@ -96,7 +96,7 @@ async def test_each_token_is_by_the_weights_that_it_names(
             expected = here.say(SHARED_PROMPT, completion, runs, keep_cache=mode == "in_place")
             assert said == pytest.approx(expected, abs=tolerance)
             other = here.say(SHARED_PROMPT, completion, runs, keep_cache=mode != "in_place")
-            assert said != pytest.approx(other, abs=2 * tolerance)  # whose cache it was makes a difference
+            assert said != pytest.approx(other, abs=2 * tolerance)  # it matters which weights computed the cache
         await here.check_greedy(2)
 
 
@@ -112,7 +112,7 @@ async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches
         async def refused() -> None:
             with pytest.raises(WeightsMismatchError):
                 await first.weights.update(bad)
-            # At once, since its producer goes on to load what is announced.
+            # At once, because its producer loads the announced version next.
             assert "log-probabilities of 16 canary tokens" in first.weights.fenced
             assert first.weights.identity is None
 
@@ -123,7 +123,7 @@ async def test_a_server_whose_answers_are_of_other_weights_is_fenced_and_catches
             assert [span.policy for span in completion.spans] == [good.identity]
             said = here.say((5, 6, 7), completion, [[str(sglang_models[1]), 8]])
             assert unpack_float32(completion.logprobs) == pytest.approx(said, abs=here.tolerance / TEMPERATURE)
-        assert (first.engine.epoch, first.weights.fenced) == (2, "")
+        assert (first.engine.life, first.weights.fenced) == (2, "")
 
 
 async def test_an_engine_reports_the_checksums_of_the_files(

@@ -1,9 +1,9 @@
-"""What weights really say: plain transformers in a process of its own, for test_weights_sglang.
+"""The log-probabilities that weights really give: plain transformers, in a process of its own.
 
-Reads requests, one JSON line each, and answers in kind. A request has a prompt, tokens, and for each run of tokens the
-model that sampled it: [[folder, end], ...]. `keep_cache`: whether a model goes on with the keys and values that earlier
-ones computed, or computes its own of all that came before. The answer holds log p of each token, at a `temperature`
-where there is one.
+Reads requests and writes answers, one JSON line each. A request has a prompt, tokens, and for each range of tokens the
+model that sampled it: [[folder, end], ...]. `keep_cache`: whether a model continues with the keys and values that
+earlier models computed, or computes its own for all tokens before. The answer has log p of each token, at `temperature`
+if the request has one.
 """
 
 import json
@@ -27,7 +27,7 @@ def logprobs(request: dict[str, Any]) -> list[float]:
     ids = prompt + tokens
     found: list[float] = []
     cache = DynamicCache()
-    first_row = 0  # whose logits are not known yet: a token is sampled from the row before it
+    first_row = 0  # the first row without logits; a token is sampled from the row before it
     for folder, end in request["runs"]:
         last_row = len(prompt) + end - 1
         if request["keep_cache"]:

@@ -1,4 +1,4 @@
-"""A consumer over tickets that are issued on a real queue, and a hand that puts messages into its stream."""
+"""A consumer with issued tickets on a real queue; the test puts messages into its stream by hand."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.versions import Versions
@@ -43,7 +43,7 @@ PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(NUM_PROM
 
 
 class ConsumerSetup:
-    """A consumer over tickets that are issued, and a hand that puts messages into its stream."""
+    """A consumer with issued tickets, and methods that put messages into its stream."""
 
     def __init__(
         self,
@@ -54,15 +54,19 @@ class ConsumerSetup:
         order: Literal["ticket", "ready"] = "ticket",
         max_lag: int | None = None,
         begun: bool = True,
+        has_kl_term: bool = False,
     ) -> None:
-        """`begun`: two versions are known, and which tickets are outstanding; else `begin` is still to be called."""
+        """`begun`: two versions are known, and which tickets are outstanding; else `begin` is still to be called.
+
+        `has_kl_term`: every group has a gradient, whatever its rewards are.
+        """
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
         self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
         self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
         self.metrics = TrainerMetrics()
-        self.generation, self.versions, self.changed = Generation(), Versions(), asyncio.Event()
+        self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()
         self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
         self.consumer = Consumer(
             trainer_queue,
@@ -74,7 +78,8 @@ class ConsumerSetup:
             self.generation,
             self.changed,
             Rules(
-                has_gradient=lambda group: varies([score.value for score in group.scores]),
+                has_gradient=lambda group: has_kl_term or varies([score.value for score in group.scores]),
+                has_advantage=lambda group: varies([score.value for score in group.scores]),
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=1,
                 order=order,
@@ -104,7 +109,7 @@ class ConsumerSetup:
         policy: PolicyIdentity = POLICY,
         *newer: PolicyIdentity,
     ) -> None:
-        """One group, of completions with one token of each policy."""
+        """One group, whose completions have one token by each policy."""
         ticket = self.draws.ticket(number, attempt=0, policy_version=1)
         await self.deliver(str(number), stored_scored(scored(ticket, values, policy, *newer)))
 

@@ -1,6 +1,6 @@
-"""A trainer's life over real parts: queue, learner, files, checkpoints; no rollout server, answers by hand.
+"""A trainer's life with real parts: queue, learner, files, checkpoints. There is no rollout server: the test answers.
 
-`HeldTransport` holds a staging until the test lets it go; `Watch` counts how far the loop is.
+`HeldTransport` holds a staging until the test releases it; `Watch` counts the progress of the loop.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ SECONDS = ANSWER_SECONDS
 
 
 class HeldTransport(DiskTransport):
-    """Files; from `hold` to `let_go` a staging waits after its bytes are written."""
+    """The disk transport; between `hold` and `let_go`, a staging waits after it has written its bytes."""
 
     def __init__(self, staging: Staging) -> None:
         super().__init__(staging)
@@ -54,7 +54,7 @@ class HeldTransport(DiskTransport):
         self._free.clear()
 
     def let_go(self, error: str = "") -> None:
-        """`error`: what the staging then ends with."""
+        """`error`: if given, the staging ends with this error."""
         self.error = error
         self._free.set()
 
@@ -67,7 +67,7 @@ class HeldTransport(DiskTransport):
 
 
 class Watch:
-    """Counts what happened, in any thread, for who waits for it."""
+    """Counts events, from any thread, and lets the test wait for them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -82,7 +82,7 @@ class Watch:
         return self._counts[what]
 
     async def until(self, what: str, count: int) -> None:
-        """Until `what` has happened `count` times."""
+        """Wait until `what` has happened `count` times."""
         await asyncio.to_thread(self._wait, what, count)
 
     def _wait(self, what: str, count: int) -> None:
@@ -92,7 +92,7 @@ class Watch:
 
 
 class WatchedLearner(Learner):
-    """Counts the gradients that begin and are computed, and the updates that are finished.
+    """Counts gradients that begin, gradients that are computed, and updates that are finished.
 
     beside: whether weights may be read while a gradient is computed.
     """
@@ -135,7 +135,7 @@ class WatchedFiles(StepFiles):
 
 
 class Life(Assembly):
-    """One life of a trainer, as the product assembles it, but for what holds or counts."""
+    """One life of a trainer, assembled as in the product, except for the parts that hold and count."""
 
     learner: WatchedLearner
     step_files: WatchedFiles
@@ -160,7 +160,7 @@ class Life(Assembly):
 
     @contextlib.asynccontextmanager
     async def training(self) -> AsyncIterator["asyncio.Task[None]"]:
-        """The loop and what runs beside it; whoever leaves, leaves no task behind."""
+        """Run the loop and its background tasks; at the end no task is left."""
         tasks = [asyncio.create_task(coroutine) for coroutine in (self.train(), *self.background())]
         try:
             yield tasks[0]
@@ -173,7 +173,7 @@ class Life(Assembly):
             await self.worker.retire()
 
     async def announced(self, version: int) -> PolicyIdentity:
-        """The version's identity, once it is announced; each step makes one."""
+        """Wait until the version is announced; returns its identity. Each step makes one version."""
         await self.watch.until("announced", version + 1)
         return self.versions.known[version]
 
@@ -188,7 +188,7 @@ class Life(Assembly):
         return (await self.queue.depths())[stream]
 
     async def read_ledger(self) -> list[str]:
-        """Its records of steps and weights in order: weights 0, step 0, weights 1, ..."""
+        """The ledger's records of steps and weights in order: weights 0, step 0, weights 1, ..."""
         names = {StepRecord: "step", WeightsRecord: "weights", CheckpointRecord: "checkpoint"}
         numbers = {StepRecord: "step", WeightsRecord: "steps", CheckpointRecord: "steps"}
         records = await read_ledger(self.queue)

@@ -1,7 +1,7 @@
-"""One of several ranks, started by torchrun for test_trainer_ranks: `ranks_worker.py MODE FOLDER`.
+"""One of several ranks that torchrun starts for test_ranks: `ranks_worker.py MODE FOLDER`.
 
-`train` runs all cases of `CASES` one after the other and leaves what rank 0 saw in FOLDER/<case>/2; `wait` lets the
-followers wait for a command that never comes; `fail` has a follower fail.
+MODE `train` runs all cases of `CASES` and writes the results of rank 0 to FOLDER/<case>/2. With `wait` the followers
+wait for a command that never comes. With `fail` a follower fails.
 """
 
 import json
@@ -34,7 +34,7 @@ CANARY = (4, 9, 5, 7, 11, 4)
 
 @dataclass(frozen=True)
 class Case:
-    """A model (`llama` ties its embeddings, `qwen3` does not) and what differs from the default."""
+    """A model (`llama` ties its embeddings, `qwen3` does not), and the settings that differ from the default."""
 
     model: str
     kl_ctl: float = 0.0
@@ -54,7 +54,7 @@ CASES = {
             "num_minibatches": 2,
             "proximal": "recomputed",
             "correction": {"weight": "tis", "gates": ["m2po"], "m2po_tau": 0.1},
-            "kl": {"place": "reward"},
+            "kl": {"place": "reward", "estimator": "k1"},
             "entropy_bonus": 0.01,
         },
     ),
@@ -81,20 +81,22 @@ def case_config(folder: Path, case: Case) -> Config:
 
 
 def batches() -> list[list[ScoredGroup]]:
-    """Ragged ones, one for a single rank, one without a gradient."""
+    """Ragged batches, one that gives work to a single rank, one without a gradient."""
     ragged = [example_groups(num_groups=5, seed=seed) for seed in range(NUM_STEPS)]
     answers = [completion([7], [-3.0]), completion([8], [-2.0])]
     return [*ragged, [scored_group(0, [4, 5], answers, [1.0, 0.0])], [scored_group(1, [4], answers, [1.0, 1.0])]]
 
 
 def train(learner: Learner, folder: Path) -> None:
-    """All batches; what came of them, a canary, a checkpoint, the export in `final`, a staged version in `weights`."""
+    """Train all batches; write the results, a canary, a checkpoint, the export in `final`, a staged version in
+    `weights`.
+    """
     results = [learner.update(groups, version=3) for groups in batches()]
     (folder / "checkpoint").mkdir(parents=True)
     snapshot = learner.snapshot(folder / "checkpoint")
     writer = threading.Thread(target=snapshot.write, args=[folder / "checkpoint"])
     writer.start()
-    later = learner.update(batches()[0], version=3)  # beside the writer
+    later = learner.update(batches()[0], version=3)  # while the writer runs
     writer.join()
     canary = learner.sequence_logprobs(CANARY)
     learner.save_pretrained(folder / "final")
@@ -140,7 +142,7 @@ def run(mode: str, folder: Path) -> None:
     (folder / f"pid-{info.rank}").write_text(str(os.getpid()))
     config = case_config(folder, CASES["tied"])
     if info.is_follower:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `follow` does: torchrun's signal is not what ends it
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # like `follow`: torchrun's signal does not end it
         Follower(Learner(config, ranks), ranks).run()
     elif mode == "fail":
         learner = LeadingLearner(config, ranks)

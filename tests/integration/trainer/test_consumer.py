@@ -1,4 +1,4 @@
-"""The trainer's consumer on a real queue: what each arrival means for its ticket, and what is left of it in Redis."""
+"""The trainer's consumer on a real queue: what each arrival does to its ticket, and what is left in Redis."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from penstock import tickets
 from penstock.broker import Queue, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -70,7 +71,7 @@ async def test_duplicates_are_discarded(setup: ConsumerSetup) -> None:
 
 async def test_a_group_of_an_unknown_policy_is_issued_again(setup: ConsumerSetup) -> None:
     async with setup.consuming():
-        await setup.answer(0, policy=PolicyIdentity(1, "f" * 16))  # of a trainer that lost its lease
+        await setup.answer(0, policy=PolicyIdentity(1, "f" * 16))  # by a trainer that lost its lease
         await setup.until(lambda: setup.count("tickets", state="reissued", reason="version") == 1)
         again = (await setup.issued_tickets())[-1]
         assert (again.number, again.attempt, again.policy_version) == (0, 1, 1)
@@ -133,10 +134,24 @@ async def test_equal_rewards_are_dropped_only_with_dynamic_sampling(
     assert dropped == ({"degenerate": 1} if dynamic_sampling else {})
 
 
+@pytest.mark.parametrize("has_kl_term", [False, True])
+async def test_equal_rewards_end_a_run_even_if_a_kl_term_has_a_gradient(
+    trainer_queue: TrainerQueue, config: Config, has_kl_term: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tickets, "BATCHES_WITHOUT_GRADIENT", 1)
+    setup = ConsumerSetup(trainer_queue, config, has_kl_term=has_kl_term)
+    await setup.issue()
+    for number in range(BATCH_SIZE):
+        await setup.answer(number, (1.0, 1.0))
+    with pytest.raises(StallError, match="in each group all rewards were equal"):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await setup.consumer.consume_groups()
+
+
 MALFORMED: dict[str, Callable[[Stored], Stored]] = {
     "junk": lambda whole: Stored(b"junk", whole.parts),
-    "cut": lambda whole: Stored(whole.head[:-3], whole.parts),
-    "no parts": lambda whole: Stored(whole.head),
+    "cut": lambda whole: Stored(whole.header[:-3], whole.parts),
+    "no parts": lambda whole: Stored(whole.header),
     "a part is cut": lambda whole: with_completions(whole, whole.parts[Part.COMPLETIONS][:-3]),
     "a part is another": lambda whole: with_completions(whole, whole.parts[Part.TEXTS]),
     "a part is of fewer": lambda whole: with_completions(whole, encode(CompletionsPart(()))),
@@ -146,7 +161,7 @@ MALFORMED: dict[str, Callable[[Stored], Stored]] = {
 
 
 def with_completions(whole: Stored, data: bytes) -> Stored:
-    return Stored(whole.head, {**whole.parts, Part.COMPLETIONS: data})
+    return Stored(whole.header, {**whole.parts, Part.COMPLETIONS: data})
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -188,7 +203,7 @@ async def test_what_another_service_buried_is_poison(setup: ConsumerSetup, confi
 
 
 async def test_arrivals_before_the_tickets_are_known_are_kept(trainer_queue: TrainerQueue, config: Config) -> None:
-    """A trainer that was started again finds groups waiting: they are none of them duplicates."""
+    """A restarted trainer finds groups waiting; none of them is a duplicate."""
     setup = ConsumerSetup(trainer_queue, config, begun=False)
     await setup.issue()
     next_number = setup.book.next_number
@@ -222,7 +237,7 @@ async def test_evaluation_results_complete_their_round_and_leave_the_queue(setup
         for case, accuracies in (("answered", [1.0]), ("malformed", [])):
             [ticket] = setup.evaluation.start(0, 1)
             whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
-            await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.head))
+            await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.header))
             await setup.until(lambda: setup.evaluation.num_waiting == 0)
             assert [result.accuracy for result in setup.evaluation.take_results()] == accuracies
     assert await setup.depth("scored") == 0

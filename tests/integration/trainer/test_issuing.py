@@ -43,7 +43,7 @@ async def test_an_announcement_issues_what_the_credits_allow(trainer_queue: Trai
     assert setup.count("tickets", state="trained", reason="") == 0
 
 
-async def test_what_is_nowhere_in_the_queue_is_issued_again_at_the_start(
+async def test_a_ticket_in_no_stream_of_the_queue_is_issued_again_at_the_start(
     trainer_queue: TrainerQueue, config: Config
 ) -> None:
     earlier = ConsumerSetup(trainer_queue, config)

@@ -12,7 +12,7 @@ from penstock.broker import Queue
 from penstock.broker.lease import acquire_lease
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
-from penstock.errors import LeaseLostError, WeightsError
+from penstock.errors import LeaseLostError, NonFiniteError, WeightsError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
 from penstock_trainer.weights.files import Format
@@ -44,7 +44,9 @@ async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncItera
 
 @contextlib.asynccontextmanager
 async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
-    """Step 0 is trained and its weights are being staged; the update of step 1, if it may begin, waits for that."""
+    """Bring the loop to where step 0 is trained and its weights are being staged. The update of step 1 waits
+    for that, if it may begin.
+    """
     async with loop.training() as training:
         policy = await loop.announced(0)
         loop.transport.hold()
@@ -57,7 +59,7 @@ async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 async def error_of(training: "asyncio.Task[None]") -> BaseException:
-    """The first that ended the loop."""
+    """The first error that ended the loop."""
     async with asyncio.timeout(SECONDS):
         with pytest.raises(BaseExceptionGroup) as raised:
             await training
@@ -87,7 +89,7 @@ async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_c
     assert lines[1]["seconds"]["push_wait"] > 0
     assert lines[1]["seconds"]["stage"] > lines[1]["seconds"]["push_wait"]
     phases = sum(lines[1]["seconds"][phase] for phase in ("wait", "commit", "update", "push_wait"))
-    assert 0.5 < phases / lines[1]["seconds"]["step"] <= 1 + 1e-9  # nothing twice; what is left is small
+    assert 0.5 < phases / lines[1]["seconds"]["step"] <= 1 + 1e-9  # no phase counts twice, and the rest is small
 
 
 async def test_a_commit_that_fails_ends_the_loop_and_leaves_the_weights(loop: Life, queue: Queue) -> None:
@@ -135,6 +137,21 @@ async def test_a_version_that_is_known_with_another_digest_is_neither_recorded_n
     assert await loop.read_ledger() == ["weights 0", "step 0"]
 
 
+async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on(loop: Life) -> None:
+    """The step is committed, its weights are not recorded: the next life trains it again, as it is configured then."""
+    optimizer = loop.config.optimizer.model_copy(update={"lr": 3e38})
+    broken = Life(loop.config.model_copy(update={"optimizer": optimizer}), loop.queue, loop.lease)
+    async with broken.training() as training:
+        await broken.answer(0, await broken.announced(0))
+        error = await error_of(training)
+    assert isinstance(error, NonFiniteError)
+    assert "optimizer.lr" in str(error)
+    assert await loop.read_ledger() == ["weights 0", "step 0"]
+    async with loop.training():
+        await loop.watch.until("announced", 1)
+    assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
+
+
 async def test_an_end_between_gradient_and_commit_changes_nothing(loop: Life) -> None:
     async with held(loop) as training:
         before = loop.state()
@@ -147,7 +164,7 @@ async def test_an_end_between_gradient_and_commit_changes_nothing(loop: Life) ->
     assert await loop.depth("scored") == 2  # the groups of step 1 are still in the queue
     again = Life(loop.config, loop.queue, loop.lease)
     async with again.training():
-        await again.watch.until("announced", 2)  # version 1, with which it begins, and that of the step
+        await again.watch.until("announced", 2)  # version 1, with which it begins, and the version of the step
     assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1", "step 1", "weights 2"]
     assert await loop.depth("scored") == 0
 

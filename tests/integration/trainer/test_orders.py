@@ -1,4 +1,4 @@
-"""The trainer's consumer in ready order on a real queue: what a stale group is, and what becomes of its ticket."""
+"""The trainer's consumer in ready order on a real queue: which groups are stale, and how their tickets end."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ from tests.integration.trainer.consumer_setup import BATCH_SIZE, NUM_PROMPTS, OL
 pytestmark = pytest.mark.redis
 
 NEW = PolicyIdentity(2, "c" * 16)
-VERSION = 2  # under training: with max_staleness 1 tokens of version 0 are too old
+VERSION = 2  # the version in training; with max_staleness 1, tokens of version 0 are too stale
 VARIED = (1.0, 0.0)
 
 
@@ -69,13 +69,13 @@ async def test_a_batch_is_whatever_is_ready(dropping: ConsumerSetup) -> None:
 async def test_a_stale_group_is_dropped_counted_and_replaced(dropping: ConsumerSetup) -> None:
     setup = dropping
     async with setup.consuming():
-        await setup.answer(0, VARIED, OLD, NEW)  # one token is enough
+        await setup.answer(0, VARIED, OLD, NEW)  # one stale token is enough
         await setup.answer(2)
         await setup.until(lambda: setup.arrived == [0, 2])
         assert await numbers_of_next_batch(setup) is None
         assert setup.arrived == [2]
         await setup.answer(4)  # the replacement
-        await setup.answer(0)  # late: it has ended
+        await setup.answer(0)  # late: its ticket has ended
         await setup.until(lambda: setup.count("duplicate_groups") == 1 and setup.worker.num_held == 2)
     assert await numbers_of_next_batch(setup) == [2, 4]
     assert (await setup.issued_tickets())[-1].number == 4
@@ -85,7 +85,7 @@ async def test_a_stale_group_is_dropped_counted_and_replaced(dropping: ConsumerS
     assert (counters.issued, dict(counters.dropped), counters.outstanding) == (5, {"stale": 1}, 4)
     assert 0 not in await setup.trainer_queue.live()
     assert setup.count("tickets", state="dropped", reason="stale") == 1
-    assert setup.count("tickets", state="issued", reason="") == 1  # the setup itself has issued the others
+    assert setup.count("tickets", state="issued", reason="") == 1  # the setup issued the others
     assert (await setup.depth("scored"), setup.worker.num_held) == (2, 2)
 
 
@@ -97,7 +97,7 @@ async def test_a_stale_group_gives_its_place_to_one_that_has_arrived(dropping: C
         await setup.answer(2)
         await setup.answer(3)
         await setup.until(lambda: len(setup.arrived) == 4)
-    assert await numbers_of_next_batch(setup, version=1) == [0, 1]  # young enough for the version before
+    assert await numbers_of_next_batch(setup, version=1) == [0, 1]  # not stale for the version before
     assert await numbers_of_next_batch(setup) == [2, 3]
     assert dict((await setup.trainer_queue.counters()).dropped) == {"stale": 2}
     assert list(setup.book.outstanding) == [2, 3, 4, 5]
@@ -113,7 +113,7 @@ async def test_a_run_whose_last_tickets_are_stale_ends_instead_of_waiting(droppi
     setup.changed.clear()
     assert await numbers_of_next_batch(setup) is None
     assert setup.book.finished
-    assert setup.changed.is_set()  # what the loop waits for
+    assert setup.changed.is_set()  # the event that the loop waits for
 
 
 async def test_unknown_weights_are_refused_in_ready_order_too(dropping: ConsumerSetup) -> None:
@@ -182,9 +182,9 @@ async def test_in_ticket_order_a_stale_group_is_issued_again_and_counted(
 
 
 async def test_no_issue_overtakes_another(dropping: ConsumerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loop, consumer and releases issue: the script counts a ticket where `next` rises, so order matters."""
+    """Loop, consumer and releases all issue tickets; the script counts a ticket only if `next` rises: order matters."""
     setup, run = dropping, dropping.queue.run
-    delays = iter([0.2])  # a connection that has to be made first
+    delays = iter([0.2])  # the first call must connect
 
     async def slow_at_first(*arguments: Any) -> Any:
         await asyncio.sleep(next(delays, 0.0))

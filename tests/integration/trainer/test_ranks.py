@@ -1,4 +1,4 @@
-"""Two real ranks on the CPU, started by torchrun: they train as one does, and none outlives the other."""
+"""Two real ranks on the CPU, started by torchrun: they train like one rank, and neither outlives the other."""
 
 import json
 import math
@@ -34,7 +34,7 @@ EXACT = [name for name, case in CASES.items() if case.dtype == "float32"]
 
 @contextmanager
 def torchrun(mode: str, folder: Path) -> "Iterator[subprocess.Popen[str]]":
-    """Two ranks, and nothing left of them afterwards."""
+    """Run two ranks; afterwards no process of them is left."""
     command = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(2), str(WORKER), mode, str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -49,7 +49,7 @@ def torchrun(mode: str, folder: Path) -> "Iterator[subprocess.Popen[str]]":
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each case trained by one rank (in this process) and by two."""
+    """Train each case with one rank (in this process) and with two."""
     folder = Path(tmp_path_factory.mktemp("ranks"))
     for model in {case.model for case in CASES.values()}:
         save_tiny_model(folder / model, model)
@@ -63,13 +63,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def results(folder: Path, name: str, num_ranks: int) -> list[dict[str, Any]]:
     document = json.loads((folder / name / str(num_ranks) / "results.json").read_text())
-    assert document["continued"] is True  # from a checkpoint that was written beside the next step
+    assert document["continued"] is True  # from a checkpoint that was written during the next step
     found: list[dict[str, Any]] = document["results"]
     return found
 
 
 def contents(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole."""
+    """All tensors of a checkpoint, in full."""
     dtypes = {"num_steps": torch.int64, "rng": torch.uint8, "lora.alpha": torch.int64, "lora.base": torch.int64}
     state = {name: torch.empty(shape, dtype=dtypes.get(name)) for name, shape in read_shapes(folder).items()}
     read_state(folder, state)
@@ -88,7 +88,7 @@ def test_two_ranks_train_as_one_does(trained: Path, name: str) -> None:
         torch.testing.assert_close(weights[1][key], expected, rtol=0, atol=1e-5)
     one, two = (results(trained, name, num_ranks) for num_ranks in (1, 2))
     for expected, found in zip(one, two, strict=True):
-        counted = {"num_packs", "num_rows"}  # another split of the batch
+        counted = {"num_packs", "num_rows"}  # the batch is split differently
         assert {key: value for key, value in found.items() if key not in counted} == pytest.approx(
             {key: value for key, value in expected.items() if key not in counted}, rel=1e-3, abs=1e-5, nan_ok=True
         )
@@ -96,7 +96,7 @@ def test_two_ranks_train_as_one_does(trained: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_canary_is_what_the_published_weights_say(trained: Path, name: str) -> None:
-    """Between two updates, and as one rank and transformers compute it."""
+    """The canary between two updates is what one rank and transformers compute."""
     one, two = (
         json.loads((trained / name / num_ranks / "results.json").read_text())["canary"] for num_ranks in ("1", "2")
     )

@@ -1,4 +1,4 @@
-"""What libraries would say by themselves reaches nobody: no progress bar, no warning between the lines of a log."""
+"""Libraries print nothing by themselves: no progress bar, no warning between the lines of a log."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a launch on a Ray cluster decides before Ray is asked: addresses, folders, which ending explains the others."""
+"""What a launch on Ray decides without Ray: addresses, folders, and which ending explains the others."""
 
 from pathlib import Path
 from typing import Any

@@ -7,6 +7,7 @@ from penstock.errors import (
     DataError,
     EngineStartError,
     LeaseLostError,
+    NonFiniteError,
     QueueError,
     RewardError,
     StallError,
@@ -43,7 +44,7 @@ def test_slow_deaths_before_it_can_work_end_it_too() -> None:
     assert all(isinstance(verdict, Restart) for verdict in verdicts[:-1])
 
 
-@pytest.mark.parametrize("error", [ConfigError, DataError, RewardError, StallError, LeaseLostError])
+@pytest.mark.parametrize("error", [ConfigError, DataError, RewardError, StallError, LeaseLostError, NonFiniteError])
 def test_an_exit_code_that_a_restart_cannot_help_ends_it_at_once(error: type[ConfigError]) -> None:
     assert isinstance(Deaths(RestartPolicy()).died(error.exit_code, now=0), GiveUp)
 

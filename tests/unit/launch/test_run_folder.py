@@ -115,7 +115,7 @@ def test_an_orphan_of_an_earlier_launch_is_found_and_ended(tmp_path: Path) -> No
         assert identity is not None
         (tmp_path / "r").mkdir()
         ProcessTrees(tmp_path / "r", "r").sample({"rollout": identity})
-        # This process stands for the launcher that is gone.
+        # This process stands for the launcher that has ended.
         path = tmp_path / "r" / "processes.json"
         document = json.loads(path.read_text())
         document["processes"] = [each for each in document["processes"] if each["service"] != "launcher"]

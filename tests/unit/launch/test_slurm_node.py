@@ -1,4 +1,4 @@
-"""A step of the job from both ends: the launcher's, which asks and reads, and the node's, which runs the service."""
+"""Both ends of a step of the job: the launcher's, and the node's, which runs the service."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 from penstock_launch.slurm.steps import ABOUT_THE_END, Step
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import RestartPolicy
 from tests.patience import START_SECONDS
 
@@ -23,7 +23,7 @@ WAITS = "import time; print('up', flush=True); time.sleep(600)"
 
 
 def step(folder: Path, script: str, *options: str) -> Step:
-    """A service that the node's end starts, without a srun between the two ends."""
+    """A service that the node's end starts, without srun between the two ends."""
     (folder / "slurm").mkdir()
     (folder / "config.yaml").touch()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -53,7 +53,7 @@ def wait(child: Child, timeout_seconds: float = START_SECONDS) -> int:
 
 
 def started(child: Child) -> ProcessIdentity:
-    """The service's process, once it is up and its node has told where it is."""
+    """The service's process, once it is up and its node has written where it is."""
     deadline = time.monotonic() + START_SECONDS
     while child.pid is None or "up" not in child.log_path.read_text():
         assert time.monotonic() < deadline, "it did not start in time"
@@ -69,9 +69,9 @@ def test_a_service_is_asked_to_end_by_the_end_of_its_input(tmp_path: Path) -> No
     identity = started(child)
     child.send(signal.SIGTERM)
     assert wait(child) == 3
-    assert child.state is State.ENDED
+    assert child.state is ChildState.ENDED
     assert not identity.alive
-    assert list((tmp_path / "slurm").iterdir()) == []  # the files of a life end with it
+    assert list((tmp_path / "slurm").iterdir()) == []  # the files of an attempt are deleted with it
 
 
 def test_a_service_ends_when_what_started_it_is_killed(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_first_node_tells_the_port_and_the_others_wait_for_it(tmp_path: Path
         ConfigError, match=r"run\.root: .*trainer-1\.port .*expected a file system that all nodes share"
     ):
         attempt.wait_for_port(0.1)
-    attempt.tell_port(4711)
+    attempt.write_port(4711)
     assert Attempt(tmp_path, "trainer-1").wait_for_port(START_SECONDS) == 4711
 
 
@@ -142,5 +142,5 @@ def test_whereabouts_are_unknown_until_they_are_told(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     attempt = Attempt(tmp_path, "rollout-1")
     assert attempt.whereabouts() is None
-    attempt.tell_whereabouts(Whereabouts("gpu1", "host", 7))
+    attempt.write_whereabouts(Whereabouts("gpu1", "host", 7))
     assert attempt.whereabouts() == Whereabouts("gpu1", "host", 7)

@@ -1,4 +1,4 @@
-"""The job script: what each component asks for, what a site may change, what cannot fit."""
+"""The job script: the requests of each component, what a site may change, and errors if something cannot fit."""
 
 import shlex
 from pathlib import Path
@@ -27,7 +27,7 @@ def make_config(root: Path, **sections: Any) -> Config:
 
 
 def components(script: str) -> list[dict[str, str]]:
-    """The #SBATCH options of each component; of a flag the value is empty."""
+    """The #SBATCH options of each component; a flag has an empty value."""
     found: list[dict[str, str]] = [{}]
     for line in script.splitlines():
         if line == "#SBATCH hetjob":

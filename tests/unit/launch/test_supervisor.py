@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from penstock.runtime.process import ProcessIdentity, descendants
-from penstock_launch.supervise.child import Child, Command, State
+from penstock_launch.supervise.child import Child, ChildState, Command
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
-from penstock_launch.supervise.supervisor import Grace, Outcome, Supervisor
+from penstock_launch.supervise.supervisor import Grace, RunOutcome, Supervisor
 from tests.patience import START_SECONDS
 
 FAST = RestartPolicy(first_delay_seconds=0.02, longest_delay_seconds=0.1)
@@ -34,7 +34,7 @@ time.sleep(600)
 
 
 class SupervisorSetup:
-    """Children from scripts, and what the supervisor said."""
+    """Children that run scripts, and the supervisor's events."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class SupervisorSetup:
         return self.children[-1]
 
     def waits_for_mark(self, exit_code: int) -> str:
-        """The script of a child that ends when the test says so."""
+        """The script of a child that ends when the test ends it."""
         wait = f"while not os.path.exists({str(self.mark)!r}): time.sleep(0.01)"
         return f"import os, sys, time\n{wait}\nsys.exit({exit_code})"
 
@@ -83,7 +83,7 @@ async def test_trainer_exit_0_finishes_the_run_and_ends_the_others(setup: Superv
     rollout = setup.child("rollout", SLEEP)
     setup.child("trainer", "import time; time.sleep(0.2)")
     outcome = await setup.supervisor().run()
-    assert outcome == Outcome(0, "the trainer has finished")
+    assert outcome == RunOutcome(0, "the trainer has finished")
     assert gone(rollout)
 
 
@@ -136,7 +136,7 @@ async def test_of_several_services_of_a_kind_one_may_be_given_up(setup: Supervis
     given_up = "rollout-0: given up, its inference engine does not start: no such device; the run goes on without it"
     await until(lambda: given_up in setup.events)
     setup.mark.touch()
-    assert await running == Outcome(0, "the trainer has finished")
+    assert await running == RunOutcome(0, "the trainer has finished")
 
 
 async def test_the_last_service_of_a_kind_is_not_given_up(setup: SupervisorSetup) -> None:
@@ -163,9 +163,9 @@ async def test_a_request_to_stop_ends_all_in_order_with_its_own_words(setup: Sup
     supervisor = setup.supervisor(PATIENT)
     task = asyncio.create_task(supervisor.run())
     await until(lambda: "up" in setup.log("trainer"))
-    asked = Outcome(138, "the time limit is near")
+    asked = RunOutcome(138, "the time limit is near")
     supervisor.stop(asked)
-    supervisor.stop(Outcome(1, "too late"))
+    supervisor.stop(RunOutcome(1, "too late"))
     assert await task == asked
     assert "checkpoint written" in setup.log("trainer")
 
@@ -252,7 +252,7 @@ async def test_a_cancelled_supervisor_leaves_nothing(setup: SupervisorSetup) -> 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert all(map(gone, setup.children))
-    assert setup.children[0].state is State.ENDED
+    assert setup.children[0].state is ChildState.ENDED
 
 
 def test_identity_is_lost_when_a_process_ends() -> None:

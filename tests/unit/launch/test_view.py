@@ -1,4 +1,4 @@
-"""What is shown of a run, on a terminal and without one."""
+"""What the launcher shows of a run, on a terminal and without one."""
 
 import io
 from dataclasses import replace
@@ -10,7 +10,7 @@ from rich.console import Console
 from penstock.contracts import from_body
 from penstock.contracts.status import TrainerStatus
 from penstock_launch.watch.figures import duration
-from penstock_launch.watch.follow import ServiceView, Snapshot
+from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.view import GuardedView, PlainView, render
 
 STATUS = TrainerStatus(
@@ -64,10 +64,10 @@ def view(lines: list[str], clock: FakeClock) -> PlainView:
 
 
 def test_one_line_for_each_step_and_each_evaluation(view: PlainView, lines: list[str]) -> None:
-    view.show(Snapshot((), STATUS))
-    view.show(Snapshot((), STATUS))
-    view.show(Snapshot((), replace_status(step=13)))
-    view.show(Snapshot((), replace_status(step=13, heldout_accuracy=0.6)))
+    view.show(RunSnapshot((), STATUS))
+    view.show(RunSnapshot((), STATUS))
+    view.show(RunSnapshot((), replace_status(step=13)))
+    view.show(RunSnapshot((), replace_status(step=13, heldout_accuracy=0.6)))
     assert [line.split("] ")[1].split("  ")[0] for line in lines] == [
         "evaluation: held-out accuracy 0.55",
         "step 12/40",
@@ -84,14 +84,14 @@ def replace_status(**changes: object) -> TrainerStatus:
 
 
 def test_start_up_says_what_is_waited_for(view: PlainView, lines: list[str], clock: FakeClock) -> None:
-    starting = Snapshot((service("rollout", "starting", "SGLang loads the weights"),), None)
+    starting = RunSnapshot((service("rollout", "starting", "SGLang loads the weights"),), None)
     view.show(starting)
     view.show(starting)
     assert [line.split("] ")[1] for line in lines] == ["rollout: starting: SGLang loads the weights"]
     clock.now += 16
     view.show(starting)
     assert "still starting: rollout: SGLang loads the weights" in lines[-1]
-    view.show(Snapshot((replace(starting.services[0], state="ready", detail="", seconds=21.4),), None))
+    view.show(RunSnapshot((replace(starting.services[0], state="ready", detail="", seconds=21.4),), None))
     assert lines[-1].endswith("rollout: ready after 21 s, http://rollout")
 
 
@@ -99,7 +99,7 @@ def test_live_table_holds_every_figure_and_service() -> None:
     out = io.StringIO()
     console = Console(file=out, width=160, force_terminal=False)
     services = (service("trainer", "ready"), service("rollout", "waiting", "exit code 1"))
-    console.print(render("demo", Snapshot(services, STATUS), 75))
+    console.print(render("demo", RunSnapshot(services, STATUS), 75))
     text = out.getvalue()
     for part in ("demo", "training", "1:15", "12/40", "0.47", "0.55", "410", "0.12", "0:54", "rollout", "exit code 1"):
         assert part in text

@@ -1,4 +1,4 @@
-"""The chaos run's own parts: its plan, its pure engine and its reader, which must find what is wrong."""
+"""The parts of the chaos run: its plan, its pure engine, and its reader, which must find every fault."""
 
 import random
 from pathlib import Path
@@ -67,7 +67,7 @@ class Store:
 
 
 class WrittenRun:
-    """Two steps of one ticket each, without a fault; tests make one."""
+    """A run of two steps with one ticket each, without a fault; each test adds one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, Store()
@@ -117,7 +117,7 @@ def test_the_reader_finds_a_stale_token(run: WrittenRun) -> None:
 
 def test_the_reader_finds_a_lost_ticket(run: WrittenRun) -> None:
     run.store.records = [each for each in run.store.records if each.get("step") != 1]
-    assert "tickets [1] were issued and ended nowhere" in run.problems()
+    assert "tickets [1] were issued and never ended" in run.problems()
 
 
 def test_the_reader_finds_a_ticket_that_ended_twice(run: WrittenRun) -> None:
@@ -127,7 +127,7 @@ def test_the_reader_finds_a_ticket_that_ended_twice(run: WrittenRun) -> None:
 
 def test_the_reader_finds_another_step_file(run: WrittenRun) -> None:
     (run.folder / "steps" / "1.pack").write_bytes(msgspec.msgpack.encode({"groups": []}))
-    assert "is another file" in run.problems()
+    assert "has another digest" in run.problems()
 
 
 def test_the_reader_finds_weights_that_nobody_recorded(run: WrittenRun) -> None:
@@ -135,7 +135,7 @@ def test_the_reader_finds_weights_that_nobody_recorded(run: WrittenRun) -> None:
     assert "recorded is cc" in run.problems()
 
 
-def test_the_reader_finds_a_step_that_was_not_told_of(run: WrittenRun) -> None:
+def test_the_reader_finds_a_step_that_steps_jsonl_lacks(run: WrittenRun) -> None:
     run.lines.pop()
     assert "steps.jsonl lacks steps [1]" in run.problems()
 

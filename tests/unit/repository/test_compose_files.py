@@ -1,4 +1,4 @@
-"""What docker-compose.yml and the Dockerfile promise, without a container engine."""
+"""Promises of docker-compose.yml and the Dockerfile, checked without a container engine."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ def services() -> dict[str, Any]:
 
 
 def environment_of(service: str, *files: str) -> dict[str, str]:
-    """What the container of a service gets, later files over earlier ones, with its variables filled in."""
+    """A service's settings, with later files over earlier ones and all variables filled in."""
     variables: dict[str, str] = {}
     for name in files:
         variables |= read(name)["services"].get(service, {}).get("environment", {})
@@ -123,7 +123,7 @@ def test_make_env_writes_secrets_once(tmp_path: Path) -> None:
 
 def test_the_build_sees_no_secrets_and_no_models() -> None:
     patterns = (ROOT / ".dockerignore").read_text().splitlines()
-    assert patterns[1] == "*"  # behind a comment: nothing but what is named
+    assert patterns[1] == "*"  # after a comment: exclude everything that is not named
     named = {pattern.removeprefix("!") for pattern in patterns[2:] if pattern.startswith("!")}
     copied = set(re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE))
     sources = {source for line in copied for source in line.split()}
@@ -145,7 +145,7 @@ def test_the_dockerfile_passes_hadolint() -> None:
 
 
 def compose(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """docker compose without a .env of this checkout; the test is skipped, and says so, where there is none."""
+    """docker compose, without this checkout's .env; the test is skipped if there is no docker compose."""
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode != 0:
         pytest.skip("no docker compose: what it says about docker-compose.yml is not checked")

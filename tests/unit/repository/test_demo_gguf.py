@@ -26,7 +26,7 @@ def text(value: str) -> bytes:
 
 
 def typed(value: Any) -> bytes:
-    """A metadata value with its type in front."""
+    """A metadata value after its type."""
     if isinstance(value, list):
         items = [typed(item) for item in value]
         return struct.pack("<I", ARRAY) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(x[4:] for x in items)

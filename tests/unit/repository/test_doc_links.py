@@ -1,4 +1,4 @@
-"""Documents: every link and every path in them leads somewhere, and the map of the trainer is that of its imports."""
+"""Documents: every link and every path in them exists, and the map of the trainer equals its layers of imports."""
 
 import re
 import tomllib
@@ -15,7 +15,7 @@ ROOTS = (".", "common", "services/rollout", "services/reward", "services/trainer
 
 
 def documents() -> dict[str, str]:
-    """Name and text of every committed document but the changelog, which names what was."""
+    """Name and text of every committed document, except the changelog, which may name past files."""
     paths = [path for path in committed() if path.suffix == ".md" and path.name != "CHANGELOG.md"]
     return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 

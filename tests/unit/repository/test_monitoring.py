@@ -29,7 +29,7 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 
 def exported() -> set[str]:
-    """Names of all samples that the services export; those with labels have none before their first event."""
+    """Names of all samples that the services export; a metric with labels has no sample before its first event."""
     registries = (RolloutMetrics().registry, RewardMetrics().registry, TrainerMetrics().registry)
     names = set()
     for family in (family for registry in registries for family in registry.collect()):

@@ -1,4 +1,4 @@
-"""Rules about the repository's own files that no linter knows."""
+"""Rules about the repository's own files that no linter checks."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("common", "services", "deploy", "docs", "examples", "benchmarks")
 MAX_APP_LINES = 150
-# Homes and working folders of a machine (but of nobody called u, user or you), and registries given by address.
+# Homes and working folders of a machine (except those of u, user or you), and registries given by address.
 MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:home|root|Users|work|opt/pypi)/(?!u\b|user\b|you\b)[\w.-]+")
 REGISTRY = re.compile(r"--(?:extra-)?index-url|--find-links|--trusted-host|index-url\s*=|https?://\S+/simple\b")
 # The engine's own endpoints: a module that names one speaks its protocol.
@@ -19,7 +19,7 @@ ENGINE_PROTOCOL = re.compile(r"/(?:pause_generation|continue_generation|flush_ca
 
 @cache
 def committed() -> tuple[Path, ...]:
-    """Files that are, or would be, committed; without git, all files that are no product of a build."""
+    """Files that are, or would be, committed; without git, all files except products of a build."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")

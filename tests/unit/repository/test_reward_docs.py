@@ -1,4 +1,4 @@
-"""docs/rewards.md: its example runs, and it names everything that there is."""
+"""docs/rewards.md: its example runs, and it names every built-in reward and failure."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The tools that run the tests: orders of modules, load, and what is read from the results of a run."""
+"""The tools that run the tests: orders of modules, load, and the reading of a run's results."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_busy_processes_end_with_the_block_and_with_their_parent() -> None:
     assert all(each.poll() is not None for each in running)
     script = "from tests.load import busy_processes\nimport os\nwith busy_processes(1) as [busy]:\n"
     script += "    print(busy.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
-    # Its standard output is the other's too: that it has ended says that both have.
+    # Both share one standard output: it ends only when both have ended.
     command = [sys.executable, "-c", script]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=START_SECONDS, check=False)
     assert int(killed.stdout) > 0

@@ -25,7 +25,7 @@ G = 2
 
 
 class MemoryQueue:
-    """The queue as one producer sees it. What is given back is free again."""
+    """The queue as one producer sees it; a ticket that is given back is free again."""
 
     def __init__(self) -> None:
         self.waiting: dict[Stage, list[Delivery]] = {Stage.TICKETS: [], Stage.EVAL: []}
@@ -130,7 +130,7 @@ class Rollout:
         self.queue.announced = Announcement(PolicyIdentity(version, digest), path, lease, probe)
 
     def use(self, **section: Any) -> None:
-        """Go on with other settings of weights."""
+        """Continue with other settings of weights."""
         self.weights._section = WeightsSection(**section)
         self.producer._aborts_at_updates = self.weights._section.pause_mode == "abort"
 
@@ -143,13 +143,13 @@ class Rollout:
                 await asyncio.sleep(0.01)
 
 
-async def as_it_is(announced: Announcement, needs_whole: bool) -> Announcement:
+async def as_it_is(announced: Announcement, needs_full: bool) -> Announcement:
     return announced
 
 
 @contextlib.asynccontextmanager
 async def producing_rollout(root: Path) -> AsyncIterator[Rollout]:
-    """With a producer that runs."""
+    """A rollout service whose producer runs."""
     config = Config.model_validate(
         {
             "actor": {"path": "unused", "group_size": G},

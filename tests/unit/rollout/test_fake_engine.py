@@ -1,7 +1,7 @@
 """A small server that speaks SGLang's protocol: completions are a pure function of prompt and seed.
 
-Shared by the rollout service's tests, so that client, weights and producer run against real HTTP without a model. The
-tests here state what the others may rely on.
+With it, the rollout service's client, weights and producer are tested over real HTTP without a model. The tests here
+state what other tests may rely on.
 """
 
 import asyncio
@@ -32,12 +32,14 @@ class FakeSGLang(Gates):
         super().__init__()
         self.weight_version = "default"
         self.context_length = 64
+        self.cache_tokens = 4096
+        self.most_tokens = 10**6  # of a completion, whatever is asked for
         self.model_path = ""
         self.token_seconds = 0.0
         self.load_seconds = self.pass_seconds = self.join_seconds = 0.0
         self.fail_load = ""
         self.lie_about_version = False
-        self.sticks_to = ""  # a version whose weights it keeps, whatever it says that it has loaded
+        self.sticks_to = ""  # it keeps this version's weights, whatever version it reports as loaded
         self.reports_spans = True
         self.finish_reason = "length"
         self.answer: Any = None
@@ -61,7 +63,7 @@ class FakeSGLang(Gates):
         versions: list[str] = []
         logprobs: list[list[Any]] = []
         began_at, finish_reason = self.num_aborts, self.finish_reason
-        for position in range(params["max_new_tokens"]):
+        for position in range(min(params["max_new_tokens"], self.most_tokens)):
             await self.held(position, began_at)
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
@@ -101,7 +103,8 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
 
     @app.get("/server_info")
     async def server_info() -> Any:
-        return {"version": "0.5.21", "device": "cuda", "tp_size": 1}
+        tokens = {"max_total_num_tokens": fake.cache_tokens, "page_size": 1}
+        return {"version": "0.5.21", "device": "cuda", "tp_size": 1, **tokens}
 
     @app.get("/model_info")
     async def model_info() -> Any:
@@ -243,7 +246,7 @@ async def serving(fake: FakeSGLang) -> AsyncIterator[str]:
 
 
 class FakeServer:
-    """An `EngineServer` in front of the fake: a start makes it whole again, `die` ends it."""
+    """An `EngineServer` for the fake: a start makes it work again, `die` ends it."""
 
     restartable = True
 

@@ -57,7 +57,7 @@ async def test_an_engine_without_spans_needs_the_mode_that_empties_it(rollout: R
 
 
 async def test_nothing_that_a_failed_canary_could_have_made_is_published(rollout: Rollout) -> None:
-    """The engine says that it has loaded version 2 and goes on with version 1: what it answers then is lost."""
+    """The engine reports that it has loaded version 2, but serves version 1: its answers from then on are discarded."""
     rollout.fake.holds_at = 3  # of 20 tokens
     rollout.announce(1, canary=True)
     rollout.queue.put(ticket(0, tokens=20))
@@ -68,7 +68,7 @@ async def test_nothing_that_a_failed_canary_could_have_made_is_published(rollout
     assert rollout.queue.announced is not None
     updating = asyncio.create_task(rollout.weights.update(rollout.queue.announced))
     await rollout.until(lambda: "/continue_generation" in rollout.fake.paths()[-2:])
-    rollout.fake.holds_at = -1  # the group ends while the canary is still being asked
+    rollout.fake.holds_at = -1  # the group ends while the canary still runs
     rollout.queue.put(ticket(1))
     await rollout.until(lambda: rollout.fake.num_running == 0)
     assert rollout.queue.published == []
@@ -78,7 +78,7 @@ async def test_nothing_that_a_failed_canary_could_have_made_is_published(rollout
     assert rollout.queue.taken == ["0"]
     rollout.fake.sticks_to = ""
     await rollout.until(lambda: len(rollout.queue.published) == 2)
-    assert rollout.queue.returned == [("0", "free")]  # an engine that ends for its weights is no death of a ticket's
+    assert rollout.queue.returned == [("0", "free")]  # its end is not counted as a death
     assert rollout.server.num_starts == 2
     for group in rollout.queue.published:
         assert {version for each in group.completions for version in versions(each)} == {2}

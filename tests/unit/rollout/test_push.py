@@ -89,7 +89,7 @@ async def test_each_failure_of_a_push_has_its_status(rollout: Rollout, http: htt
     url, body = push(rollout.staged(4))
     other_url, other_body = push(rollout.staged(5))
     pushes = [asyncio.create_task(http.put(to, json=what)) for to, what in ((url, body), (other_url, other_body))]
-    ended, loading = await asyncio.wait(pushes, return_when=asyncio.FIRST_COMPLETED)  # either may be taken up first
+    ended, loading = await asyncio.wait(pushes, return_when=asyncio.FIRST_COMPLETED)  # either may come first
     refused = ended.pop().result()
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) > 0

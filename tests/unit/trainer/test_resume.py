@@ -1,4 +1,4 @@
-"""A restart: it trains the same steps to the same digests, and refuses what is not the same run."""
+"""A restart trains the same steps to the same digests, and refuses a folder of another run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from penstock_trainer.checkpoints.history import newest_checkpoint
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import Replayed
-from penstock_trainer.resume import Position, restore
+from penstock_trainer.resume import ResumePoint, restore
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
@@ -52,7 +52,7 @@ class Life:
                 self.learner.snapshot(folder).write(folder)
                 self.ledger.checkpoints.append(self.checkpoints.complete(folder, meta))
 
-    def restore(self) -> Position:
+    def restore(self) -> ResumePoint:
         return restore(self.learner, self.ledger, self.checkpoints, self.step_files, self.digest)
 
 
@@ -66,7 +66,7 @@ def test_a_replay_gives_the_digests_of_the_ledger(tmp_path: Path, model: Path, c
     first = Life(tmp_path, model)
     first.train(range(NUM_STEPS), checkpoint_after)
     second = Life(tmp_path, model, first.ledger)
-    assert second.restore() == Position(NUM_STEPS, NUM_STEPS)
+    assert second.restore() == ResumePoint(NUM_STEPS, NUM_STEPS)
     assert second.digest(NUM_STEPS) == first.ledger.policies[NUM_STEPS]
     first.train(range(NUM_STEPS, NUM_STEPS + 1))
     second.train(range(NUM_STEPS, NUM_STEPS + 1))
@@ -84,7 +84,7 @@ def test_each_step_that_is_trained_again_is_told_of(tmp_path: Path, model: Path)
 
 
 def test_a_new_run_begins_at_nothing(tmp_path: Path, model: Path) -> None:
-    assert Life(tmp_path, model).restore() == Position(0, 0)
+    assert Life(tmp_path, model).restore() == ResumePoint(0, 0)
 
 
 def test_a_replay_with_another_digest_is_an_error(tmp_path: Path, model: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_digest_of_another_number_of_ranks_is_not_compared(tmp_path: Path, mod
     first.train(range(2))
     first.ledger.policies[2] = PolicyIdentity(2, "0" * 16)
     first.ledger.num_ranks[2] = 2
-    assert Life(tmp_path, model, first.ledger).restore() == Position(2, 2)
+    assert Life(tmp_path, model, first.ledger).restore() == ResumePoint(2, 2)
 
 
 def test_a_step_whose_weights_were_never_recorded_is_trained(tmp_path: Path, model: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_step_whose_weights_were_never_recorded_is_trained(tmp_path: Path, mod
     first.train(range(2))
     expected = first.ledger.policies.pop(2)
     second = Life(tmp_path, model, first.ledger)
-    assert second.restore() == Position(2, 2)
+    assert second.restore() == ResumePoint(2, 2)
     assert second.digest(2) == expected
 
 
@@ -135,13 +135,13 @@ def test_a_replay_masks_what_the_step_masked_whatever_the_configuration_says_now
         record = first.step_files.write(step, 1, groups, version=min(step, 2), max_lag=max_lag)
         first.ledger.steps.append(decode_record(encode_record(record)))  # type: ignore[arg-type]
         result = first.learner.update(groups, version=min(step, 2), max_lag=max_lag)
-        assert result.changed == (max_lag != 0)  # the last step: all its tokens are too old
+        assert result.changed == (max_lag != 0)  # the last step changes nothing: all its tokens are too stale
         assert result.counts.masked_stale == (max_lag == 0)
         version = min(step + 1, 2)
         first.ledger.policies[version] = first.digest(version)
         first.ledger.num_ranks[version] = 1
     second = Life(tmp_path, model, first.ledger)
-    assert second.restore() == Position(3, 2)
+    assert second.restore() == ResumePoint(3, 2)
     assert second.digest(2) == first.digest(2)
     assert second.step_files.read(first.ledger.steps[2])[0].group.completions == groups[0].group.completions
 

@@ -1,4 +1,4 @@
-"""A run that makes no progress ends and says what it waits for."""
+"""A run that makes no progress ends, and names what it waits for."""
 
 import asyncio
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ STALL_SECONDS = 60
 
 
 class FakeQueue:
-    """What the watchdog asks of the queue."""
+    """The calls of the queue that the watchdog makes."""
 
     def __init__(self) -> None:
         self.state = "serving"

@@ -38,7 +38,7 @@ SHAPE: dict[str, Any] = {
 
 
 def tiny_model(kind: str = "llama") -> PreTrainedModel:
-    """A random model: `llama` has tied embeddings, `qwen3` has not."""
+    """A random model: `llama` ties its embeddings, `qwen3` does not."""
     torch.manual_seed(7)
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))
@@ -51,7 +51,7 @@ def save_tiny_model(folder: Path, kind: str = "llama") -> Path:
 
 
 def config_for(folder: Path, **changes: object) -> Config:
-    """A configuration with float32 everywhere; `changes` are whole sections."""
+    """A configuration with float32 everywhere; `changes` replace full sections."""
     sections: dict[str, object] = {
         "actor": {"path": str(folder), "dtype": "float32"},
         "data": {"train": {"path": "unused.jsonl"}},
@@ -94,7 +94,7 @@ def scored_group(
 
 
 def example_groups(num_groups: int = 4, group_size: int = 4, seed: int = 0) -> list[ScoredGroup]:
-    """Groups with a common few-shot prefix, ragged completions, repeated ones, and gaps in the loss mask."""
+    """Groups with a common few-shot prefix, ragged and repeated completions, and gaps in the loss mask."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(length: int) -> list[int]:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from penstock.config import Config
 from penstock.errors import ConfigError
-from penstock_launch.launch import Terms, launch_run
+from penstock_launch.launch import LaunchTerms, launch_run
 
 
 def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]", settings_help: str) -> None:
     """The place `ray` of `penstock launch`."""
     places.add_parser(
         "ray",
-        help="the services on the nodes of a Ray cluster",
+        help="run all services on the nodes of a Ray cluster",
         description="Start all services as actors of a Ray cluster that this host is a node of, and follow the run.",
         epilog=settings_help,
         usage="penstock launch ray --config FILE [--key value ...]",
@@ -26,7 +26,7 @@ def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) -> int:
-    """Run to the end; the exit code. `started_at`: Unix seconds of the start of this process."""
+    """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("Ray is not installed: `pip install 'penstock[ray]'`, here and on every node of the cluster")
     from penstock_launch.on_ray.cluster import Cluster
@@ -34,7 +34,7 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
 
     cluster = Cluster(config.ray)
     try:
-        terms = Terms(goes_on_with_fewer=True)
+        terms = LaunchTerms(goes_on_with_fewer=True)
         return launch_run(for_cluster(config), RaySite(cluster), environ, started_at, terms)
     finally:
         cluster.close()

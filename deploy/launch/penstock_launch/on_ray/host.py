@@ -61,7 +61,7 @@ class Order:
 
 
 def digest(path: Path) -> str:
-    """Of a file's content; empty when it is not there."""
+    """Digest of a file's content; empty if the file does not exist."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
@@ -91,7 +91,7 @@ class ServiceHost:
             return int(probe.getsockname()[1])
 
     async def start(self, order: Order) -> int:
-        """Start it; its pid. ConfigError if this node does not fit the run."""
+        """Start the process; returns its pid. ConfigError if this node does not fit the run."""
         if order.server is None:
             await _require_shared(order)
         self._order = order
@@ -100,7 +100,7 @@ class ServiceHost:
         return self._process.pid
 
     async def wait(self) -> Ending:
-        """Wait for its end; by then all of its session has ended."""
+        """Wait for the process to end, and end the rest of its session."""
         process, order = self._process, self._order
         assert process is not None, "start first"
         assert order is not None, "start first"
@@ -113,7 +113,7 @@ class ServiceHost:
             self._process.send_signal(signal_number)
 
     async def kill(self) -> None:
-        """SIGKILL to it and all of its session."""
+        """Send SIGKILL to the process and all of its session."""
         if self._process is not None and self._process.poll() is None:
             await asyncio.to_thread(kill_session, self._process)
 

@@ -1,1 +1,1 @@
-"""`penstock launch slurm`: one heterogeneous job, its submission from outside and its launcher within."""
+"""`penstock launch slurm`: submits a run as one heterogeneous job, and the launcher that runs inside that job."""

@@ -1,11 +1,11 @@
-"""One life of a service on the nodes that it runs on: the files by which the launcher and these nodes meet.
+"""One attempt to run a service: the files through which the launcher and the service's nodes exchange facts.
 
     <run folder>/slurm/<attempt>.json    node, host and process id of the service
                        <attempt>.port    the port on the first of several nodes where the trainer's ranks meet
-                       <attempt>.exit    the exit code of the rank that is to blame for the end of all
+                       <attempt>.exit    the exit code of the rank that caused the end of all ranks
 
-Invariant: each file appears whole, and its name is never used again: a file system that shows an old state for a while
-shows that it is not there yet.
+Invariant: a file appears with its full content, and no name is used twice. So a network file system that still shows an
+old state can only hide a file, never show an outdated one.
 """
 
 import os
@@ -19,11 +19,11 @@ from penstock.errors import ConfigError
 
 FOLDER = "slurm"
 SUFFIXES = ("json", "port", "exit")
-POLL_SECONDS = 0.2  # another host's file announces itself to nobody
+POLL_SECONDS = 0.2  # a file that another host writes raises no event
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
-    """Where a service runs. `host` is what it calls its host itself, `node` what Slurm does."""
+    """Where a service runs. `node`: the host's name in Slurm; `host`: the host's own name."""
 
     node: str
     host: str
@@ -31,32 +31,32 @@ class Whereabouts(msgspec.Struct, frozen=True):
 
 
 class Attempt:
-    """Paths and contents of the files of one life."""
+    """Paths and contents of the files of one attempt."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """`folder`: that of the run."""
+        """`folder`: the run's folder."""
         self.name = name
         self._folder = folder / FOLDER
         self.exit_path = self._path("exit")
 
-    def tell_whereabouts(self, whereabouts: Whereabouts) -> None:
+    def write_whereabouts(self, whereabouts: Whereabouts) -> None:
         write_durably(self._path("json"), msgspec.json.encode(whereabouts))
 
     def whereabouts(self) -> Whereabouts | None:
-        """None until the service has been started."""
+        """Where the service runs; None until it has been started."""
         try:
             return msgspec.json.decode(self._path("json").read_bytes(), type=Whereabouts)
         except FileNotFoundError:
             return None
 
-    def tell_port(self, port: int) -> None:
+    def write_port(self, port: int) -> None:
         write_durably(self._path("port"), str(port).encode())
 
     def wait_for_port(self, timeout_seconds: float) -> int:
-        """The port that another node has told. Blocks."""
+        """The port that the first node has written. Blocks; ConfigError if it does not appear in time."""
         path, deadline = self._path("port"), time.monotonic() + timeout_seconds
         while True:
-            os.listdir(self._folder)  # makes a network file system look again
+            os.listdir(self._folder)  # makes a network file system read the folder anew
             try:
                 return int(path.read_text("ascii"))
             except FileNotFoundError:
@@ -68,7 +68,7 @@ class Attempt:
             time.sleep(POLL_SECONDS)
 
     def blamed_exit_code(self) -> int | None:
-        """None where no rank was to blame."""
+        """The exit code of the rank that caused the end; None if no rank did."""
         try:
             return int(self.exit_path.read_text("ascii"))
         except (FileNotFoundError, ValueError):
@@ -84,7 +84,7 @@ class Attempt:
 
 
 def forget_attempts(folder: Path) -> None:
-    """Make the folder for them, and remove what lives that were cut off have left there."""
+    """Make the folder of the attempts, and delete files that earlier lives of the job left there."""
     (folder / FOLDER).mkdir(exist_ok=True)
     for suffix in SUFFIXES:
         for path in (folder / FOLDER).glob(f"*.{suffix}"):

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Run @@{run} of Penstock: one heterogeneous Slurm job of three components, in this order: services, rollout, trainer.
 #
-# A template that `penstock launch slurm` fills in. To change what the configuration cannot say, copy it, edit the copy,
-# and name that in slurm.template. Of its placeholders (two at-signs and a name in braces) each must stay: those of the
-# components hold their #SBATCH lines, and the last line must remain the last, since it becomes the launcher, which
-# Slurm signals before the time limit.
+# A template that `penstock launch slurm` fills in. To change what no key of the configuration changes, copy this file,
+# edit the copy and name it in slurm.template. Keep each placeholder (two at-signs and a name in braces): those of the
+# components become their #SBATCH lines. Keep the last line last: it becomes the launcher, which Slurm signals before
+# the time limit.
 
 @@{services}
 #SBATCH hetjob
@@ -13,7 +13,7 @@
 @@{trainer}
 
 set -eo pipefail
-# The launcher takes care of it once it is up; before that, it must not end the job.
+# Until the launcher handles this signal, it must not end the job.
 trap '' USR1
 
 # slurm.setup

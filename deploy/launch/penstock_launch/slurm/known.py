@@ -1,4 +1,4 @@
-"""The Slurm job of a run, as it is known from outside: `slurm.json` in the run's folder, and what Slurm says of it.
+"""Finds the Slurm job of a run from outside the job: its id is in `slurm.json` in the run's folder, its state in Slurm.
 
 Owns that file.
 """
@@ -23,12 +23,12 @@ class KnownJob(msgspec.Struct, frozen=True):
 
 
 def remember_job(folder: RunFolder, job_id: str) -> None:
-    """From now on this is the job of the run."""
+    """Write down that this is the run's job from now on."""
     write_durably(folder.path / JOB_FILE, msgspec.json.encode(KnownJob(job_id)))
 
 
 def known_job(folder: RunFolder) -> str | None:
-    """The id of the run's newest job; None where it has had none."""
+    """The id of the run's newest job; None if it never had one."""
     try:
         return msgspec.json.decode((folder.path / JOB_FILE).read_bytes(), type=KnownJob).job_id
     except (FileNotFoundError, msgspec.DecodeError):
@@ -36,7 +36,7 @@ def known_job(folder: RunFolder) -> str | None:
 
 
 def job_states(folder: RunFolder) -> list[ComponentState]:
-    """The components of the run's newest job; empty where there is none that Slurm knows."""
+    """The components of the run's newest job; empty if Slurm has no record of one."""
     job_id = known_job(folder)
     return scheduler.find_job(job_id) if job_id else []
 

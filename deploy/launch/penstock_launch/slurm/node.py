@@ -1,9 +1,9 @@
 """`python -m penstock_launch.slurm.node ... -- COMMAND...`: one service on one node of the job.
 
-Owns what can only be done there: seeing whether the run's folder is visible, finding a free port for the trainer's
-ranks of several nodes to meet at, telling the launcher where the service is. Invariant: the service does not outlive
-this process, and is asked to end (SIGTERM) when standard input ends, which is how the launcher asks for it. Started by
-srun, inside the container where there is one.
+srun starts it, inside the container if there is one. Owns what can only be done on the node: check that the run's
+folder is visible, find a free port at which the trainer's ranks of several nodes meet, and write down where the service
+runs. Invariant: the service does not outlive this process. It gets SIGTERM when standard input ends; this is how the
+launcher asks it to end.
 """
 
 import argparse
@@ -26,11 +26,11 @@ SIGNAL_EXIT_CODE = 128  # plus the signal's number, as in a shell
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the service to its end; its exit code."""
+    """Run the service to its end; returns its exit code."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--attempt", required=True)
-    parser.add_argument("--meet", metavar="HOST", help="the trainer's first node, where it has several")
+    parser.add_argument("--meet", metavar="HOST", help="the trainer's first node, if it has several")
     parser.add_argument("--num-hosts", type=int, default=1)
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args(argv)
@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not (arguments.run / CONFIG_FILE).is_file():
         raise ConfigError(
             f"run.root: {arguments.run} is not visible on node {node}; expected a file system that all nodes share, "
-            "mounted in the container too where there is one"
+            "mounted in the container too if there is one"
         )
     attempt = Attempt(arguments.run, arguments.attempt)
     command = list(arguments.command)
@@ -59,25 +59,25 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     process = subprocess.Popen(tied_command(command), stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     if index == 0:
-        attempt.tell_whereabouts(Whereabouts(node, socket.gethostname(), process.pid))
+        attempt.write_whereabouts(Whereabouts(node, socket.gethostname(), process.pid))
     threading.Thread(target=_end_with_input, args=[process], daemon=True).start()
     exit_code = process.wait()
     return exit_code if exit_code >= 0 else SIGNAL_EXIT_CODE - exit_code
 
 
 def _meeting_port(attempt: Attempt, index: int) -> int:
-    """A port that is free on the first node; the other nodes hear of it."""
+    """A port that is free on the first node; the other nodes read it from the attempt's file."""
     if index > 0:
         return attempt.wait_for_port(PORT_SECONDS)
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = int(probe.getsockname()[1])
-    attempt.tell_port(port)
+    attempt.write_port(port)
     return port
 
 
 def _end_with_input(process: "subprocess.Popen[bytes]") -> None:
-    """Ask the service to end once standard input has ended; nothing ever comes there."""
+    """Send SIGTERM to the service once standard input ends. Nothing is ever written there."""
     while os.read(sys.stdin.fileno(), 4096):
         continue
     process.send_signal(signal.SIGTERM)

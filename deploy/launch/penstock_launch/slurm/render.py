@@ -1,7 +1,6 @@
 """The job script of a run, from its configuration and a template.
 
-Pure but for reading the template. Invariant: every placeholder of the template is filled, and the template has every
-placeholder.
+Pure, except that it reads the template. Invariant: the template has every placeholder, and all of them are filled.
 """
 
 import shlex
@@ -23,13 +22,13 @@ PLACEHOLDERS = frozenset({"run", "setup", "launcher", *COMPONENTS})
 
 
 class JobTemplate(string.Template):
-    """With a delimiter that no shell uses."""
+    """A template with a delimiter that no shell uses."""
 
     delimiter = "@@"
 
 
 def render(config: Config, working_folder: Path) -> str:
-    """The job script. `working_folder`: that of the job, which relative paths start from."""
+    """The job script. `working_folder`: the job's; relative paths are resolved from there."""
     for kind in ServiceKind:
         share_of(config, kind)
     folder = RunFolder(config.run)
@@ -64,7 +63,7 @@ def _built_in() -> str:
 
 
 def _job_directives(config: Config, folder: RunFolder, working_folder: Path) -> list[str]:
-    """What holds for the job as a whole and stands in its first component."""
+    """The #SBATCH options that hold for the full job; they go into its first component."""
     log = str(folder.logs / JOB_LOG).replace("%", "%%")
     lines = [
         f"--job-name={shlex.quote(f'penstock-{config.run.name}')}",
@@ -78,7 +77,7 @@ def _job_directives(config: Config, folder: RunFolder, working_folder: Path) -> 
 
 
 def _directives(config: Config, component: str) -> list[str]:
-    """What a component asks for."""
+    """The #SBATCH options of a component."""
     slurm, section = config.slurm, section_of(config, component)
     gpu = f"gpu:{section.gpu_type}" if section.gpu_type else "gpu"
     options = {

@@ -1,6 +1,6 @@
-"""The commands of Slurm that Penstock needs, each with a deadline and its error in our words.
+"""The Slurm commands that Penstock calls, each with a deadline; their failures become SlurmError.
 
-Owns how they are called and how their answers are read. Invariant: nothing else starts sbatch, squeue, sacct, scancel
+Owns how they are called and how their output is parsed. Invariant: nothing else starts sbatch, squeue, sacct, scancel
 or scontrol.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from penstock.errors import PenstockError
 
-TIMEOUT_SECONDS = 60.0  # a busy controller takes its time
+TIMEOUT_SECONDS = 60.0  # a busy controller may answer late
 QUEUE_FORMAT = "%i|%T|%M|%L|%N|%r"
-# States of a job that is still there: it runs, will run, or is about to be gone.
+# States of a job that has not ended: it runs, will run, or is about to end.
 ACTIVE = {
     "PENDING",
     "CONFIGURING",
@@ -32,14 +32,14 @@ ACTIVE = {
 
 
 class SlurmError(PenstockError):
-    """A command of Slurm that is missing, refused or late."""
+    """A Slurm command is missing, failed, or did not answer in time."""
 
     kind = "slurm"
 
 
 @dataclass(frozen=True)
 class ComponentState:
-    """One component of a job, as squeue shows it. `used` and `left` are times, `reason` why it waits or failed."""
+    """One component of a job, as squeue shows it. `used`, `left`: times; `reason`: why it waits or failed."""
 
     name: str
     state: str
@@ -54,12 +54,12 @@ class ComponentState:
 
 
 def submit(script: Path, environ: Mapping[str, str]) -> str:
-    """Submit a job script with this environment; the id of the job (of its first component)."""
+    """Submit a job script with this environment; returns the id of the job (of its first component)."""
     return _run(["sbatch", "--parsable", str(script)], environ).strip().partition(";")[0]
 
 
 def find_job(job_id: str) -> list[ComponentState]:
-    """The components of a job; of one that Slurm has let go of, what its accounting says, or nothing."""
+    """The components of a job; once the controller has dropped the job, from the accounting, if there is one."""
     try:
         answer = _run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", f"--format={QUEUE_FORMAT}"])
     except SlurmError as error:
@@ -71,7 +71,7 @@ def find_job(job_id: str) -> list[ComponentState]:
 
 
 def _read_accounting(job_id: str) -> list[ComponentState]:
-    """Empty where no accounting is kept."""
+    """The components in Slurm's accounting; empty if there is none."""
     try:
         answer = _run(
             ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job_id}", "--format=JobID,State"]
@@ -83,7 +83,7 @@ def _read_accounting(job_id: str) -> list[ComponentState]:
 
 
 def signal_batch(job_id: str, signal_name: str) -> None:
-    """Signal the batch script of a job, which is its launcher, and nothing else of it."""
+    """Signal the batch script of a job, which is its launcher, and no other process of the job."""
     _run(["scancel", "--batch", f"--signal={signal_name}", job_id])
 
 
@@ -103,7 +103,7 @@ def hostnames(nodelist: str) -> list[str]:
 
 
 def node_address(name: str) -> str:
-    """The name or address by which Slurm reaches a node, and so others do."""
+    """The name or address by which Slurm, and so every node, reaches a node."""
     fields = dict(
         word.split("=", 1) for word in _run(["scontrol", "show", "node", name, "--oneliner"]).split() if "=" in word
     )
@@ -111,7 +111,7 @@ def node_address(name: str) -> str:
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
-    """What a command printed; SlurmError when it fails."""
+    """The output of a command; SlurmError if it fails."""
     try:
         done = subprocess.run(
             command,
@@ -131,6 +131,6 @@ def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> st
             f"{' '.join(command)}: no answer within {TIMEOUT_SECONDS:g} s; expected Slurm's controller to be up"
         ) from None
     if done.returncode != 0:
-        said = " / ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
-        raise SlurmError(f"{' '.join(command)}: exit code {done.returncode}: {said or 'it said nothing'}")
+        output = " / ".join(line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip())
+        raise SlurmError(f"{' '.join(command)}: exit code {done.returncode}: {output or 'no output'}")
     return done.stdout

@@ -1,6 +1,6 @@
-"""What each component of the job has, and what each service in it gets: whole nodes in, even shares out.
+"""The resources of each component of the job, and the share of them that each service in it gets.
 
-Pure. Owns the rule that services of a kind are spread evenly over the component's nodes.
+Pure. Owns the rule that a component has full nodes, and that its services are spread evenly over them.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from penstock.config import Config, SlurmComponentSection
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 
-COMPONENTS = ("services", "rollout", "trainer")  # in the order of the job; its number is srun's --het-group
+COMPONENTS = ("services", "rollout", "trainer")  # in the job's order; the index is srun's --het-group
 COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollout", ServiceKind.TRAINER: "trainer"}
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one service gets: nodes, and on each of them CPUs and GPUs."""
+class ServiceShare:
+    """The resources of one service: its nodes, and its CPUs and GPUs on each of them."""
 
     num_nodes: int
     cpus: int
@@ -23,7 +23,7 @@ class Share:
 
 
 def section_of(config: Config, component: str) -> SlurmComponentSection:
-    """The keys of a component, with those of the whole job where it has none of its own."""
+    """The keys of a component; if it does not set one, the key of the full job holds."""
     slurm = config.slurm
     section = {"services": slurm.services, "rollout": slurm.rollout, "trainer": slurm.trainer}[component]
     return section.model_copy(
@@ -37,13 +37,13 @@ def section_of(config: Config, component: str) -> SlurmComponentSection:
     )
 
 
-def share_of(config: Config, kind: ServiceKind) -> Share:
-    """What a service of a kind gets; ConfigError where a node has too little for the services on it."""
+def share_of(config: Config, kind: ServiceKind) -> ServiceShare:
+    """The share of each service of a kind; ConfigError if a node has too little for its services."""
     component = COMPONENT_OF_KIND[kind]
     section = section_of(config, component)
     if kind is ServiceKind.TRAINER:
         _check_ranks(config, section)
-        return Share(section.nodes, section.cpus_per_node, section.gpus_per_node)
+        return ServiceShare(section.nodes, section.cpus_per_node, section.gpus_per_node)
     key, count = {
         ServiceKind.REWARD: ("reward.num_services", config.reward.num_services),
         ServiceKind.ROLLOUT: ("rollout.num_servers", config.rollout.num_servers),
@@ -61,7 +61,7 @@ def share_of(config: Config, kind: ServiceKind) -> Share:
             f"slurm.{component}.{what}_per_node is {has} and {key} {count} on {section.nodes} nodes: expected at least "
             f"one for each of the {per_node} services of a node; raise the former, or slurm.{component}.nodes"
         )
-    return Share(1, cpus, gpus)
+    return ServiceShare(1, cpus, gpus)
 
 
 def _check_ranks(config: Config, section: SlurmComponentSection) -> None:

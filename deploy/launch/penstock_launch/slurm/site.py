@@ -14,7 +14,7 @@ from penstock_launch.launch import StartedQueue
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
 from penstock_launch.slurm import scheduler
-from penstock_launch.slurm.shares import COMPONENT_OF_KIND, COMPONENTS, Share, section_of, share_of
+from penstock_launch.slurm.shares import COMPONENT_OF_KIND, COMPONENTS, ServiceShare, section_of, share_of
 from penstock_launch.slurm.steps import Step
 from penstock_launch.supervise.child import Child, Command, EmbeddedQueue
 from penstock_launch.supervise.life import LocalLife
@@ -23,12 +23,12 @@ from penstock_launch.supervise.supervisor import TRAINER
 
 
 class SlurmJob:
-    """This job, seen from its batch step."""
+    """This job as the site of the run, seen from its batch step."""
 
     sees_all = False
 
     def __init__(self, listen_host: str, environ: Mapping[str, str]) -> None:
-        """ConfigError outside a job that `penstock launch slurm` has submitted."""
+        """ConfigError unless this process runs in a job that `penstock launch slurm` has submitted."""
         try:
             self.job_id = environ["SLURM_JOB_ID"]
             self._node = environ["SLURMD_NODENAME"]
@@ -84,8 +84,8 @@ class SlurmJob:
         )
 
 
-def srun_words(kind: ServiceKind, section: SlurmComponentSection, share: Share, name: str) -> tuple[str, ...]:
-    """srun and its options for a service of a kind."""
+def srun_words(kind: ServiceKind, section: SlurmComponentSection, share: ServiceShare, name: str) -> tuple[str, ...]:
+    """`srun` and its options, for a service of a kind."""
     return (
         "srun",
         f"--het-group={COMPONENTS.index(COMPONENT_OF_KIND[kind])}",

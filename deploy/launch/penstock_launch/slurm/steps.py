@@ -1,8 +1,8 @@
-"""A service as a step of the job: the srun that starts it, how it is ended, what its exit code was.
+"""A service as a step of the Slurm job: starts its srun, asks it to end, reads its exit code.
 
-Invariant: a service ends when its srun does, however that dies: srun holds the standard input of the service's
-`penstock_launch.slurm.node` open, and the end of that input is the request to stop. (Slurm's own ways are too blunt:
-srun takes SIGTERM for a kill, and a signal to a step reaches every process of it.)
+Invariant: a service ends when its srun ends, even if srun is killed. srun holds the standard input of the service's
+`penstock_launch.slurm.node` open, and the end of that input is the request to stop. (Slurm's own signals are too blunt:
+srun kills the step on SIGTERM, and a signal to a step reaches all of its processes.)
 """
 
 import re
@@ -16,14 +16,14 @@ from penstock.runtime.process import tied_command
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 from penstock_launch.supervise.life import describe_exit, kill_session, read_tail, size_of
 
-SIGNAL_EXIT_CODE = 128  # plus the signal's number: of a task that was killed, as in a shell
+SIGNAL_EXIT_CODE = 128  # plus the signal's number: the exit code of a killed task, as in a shell
 SIGNAL_EXIT_CODES = range(129, 160)
-# What Slurm says about the end of a step, behind the words of the service itself.
+# Slurm's own lines about the end of a step, after the last lines of the service itself.
 ABOUT_THE_END = re.compile(r"(srun|slurmstepd): (error: .*(: tasks? |STEP )|launch/slurm: |Terminating |Job step )")
 
 
 class Step:
-    """One service, which becomes a step in each of its lives."""
+    """One service; each of its lives is a step of the job."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Step:
         log_path: Path,
         hint: str,
     ) -> None:
-        """`launcher`: srun and all before the service's own words; `folder`: that of the run."""
+        """`launcher`: the command line before the service's own words: srun and so on. `folder`: the run's folder."""
         self.name = name
         self.log_path = log_path
         self.hint = hint
@@ -46,7 +46,7 @@ class Step:
         self._folder = folder
 
     def spawn(self, on_end: Callable[[], None]) -> "StepLife":
-        """srun is a child of this process, so that its end is a SIGCHLD."""
+        """Start a life. srun is a child of this process, so its end raises SIGCHLD."""
         attempt = Attempt(self._folder, f"{self.name}-{secrets.token_hex(4)}")
         offset = size_of(self.log_path)
         with self.log_path.open("ab") as output:
@@ -68,7 +68,7 @@ class StepLife:
     progress = ""
 
     def __init__(self, srun: "subprocess.Popen[bytes]", attempt: Attempt, log_path: Path, log_offset: int) -> None:
-        """`log_offset`: how long its log was when it was started."""
+        """`log_offset`: the size of its log in bytes before this life."""
         self._srun = srun
         self._attempt = attempt
         self._log_path = log_path
@@ -78,12 +78,12 @@ class StepLife:
 
     @property
     def pid(self) -> int | None:
-        """On its node."""
+        """The process id on its node; None until it is known."""
         return self._whereabouts.pid if self._whereabouts else None
 
     @property
     def host(self) -> str:
-        """What the node calls itself."""
+        """The node's own name for itself; empty until it is known."""
         return self._whereabouts.host if self._whereabouts else ""
 
     def poll(self) -> int | None:
@@ -111,13 +111,15 @@ class StepLife:
 
     @property
     def _whereabouts(self) -> Whereabouts | None:
-        """None until its node has told."""
+        """None until its node has written them."""
         if self._known is None:
             self._known = self._attempt.whereabouts()
         return self._known
 
     def _read_exit_code(self, code: int) -> int:
-        """That of the rank to blame where the service has ranks on several nodes: srun knows only the highest one."""
+        """The exit code of the rank that caused the end, if the service has ranks on several nodes: srun returns only
+        the highest code.
+        """
         blamed = self._attempt.blamed_exit_code()
         code = code if blamed is None or code == 0 else blamed
         return SIGNAL_EXIT_CODE - code if code in SIGNAL_EXIT_CODES else code

@@ -1,6 +1,6 @@
-"""`penstock launch slurm`: the run's folder made ready, the job script rendered and submitted.
+"""`penstock launch slurm`: prepares the run's folder, renders the job script and submits it.
 
-Owns what is done before a job exists; all else is done by the job itself.
+Owns what happens before the job exists; the job itself does the rest.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: bool) -> list[str]:
-    """What to print: the script that would be submitted, or what was."""
+    """Submit the run; returns the lines to print: the script if `render_only`, else the job and how to follow it."""
     config = for_cluster(config)
     script = render(config, Path.cwd())
     if render_only:
@@ -30,7 +30,7 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
     events: list[str] = []
     with folder.locked():
         continues = folder.prepare(events.append)
-        folder.forget_queue()  # of a job that was cut off
+        folder.forget_queue()  # the address that a killed job left behind
         folder.write_config(config)
         (folder.path / FOLDER).mkdir(exist_ok=True)
         path = folder.path / FOLDER / TEMPLATE
@@ -43,12 +43,12 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         f"submitted as Slurm job {job_id}",
         f"  logs        {folder.logs} ({JOB_LOG}: the launcher's)",
         "  state       penstock status --config FILE",
-        "  to end it   penstock cancel --config FILE; to go on after that, the same command again",
+        "  to end it   penstock cancel --config FILE; to continue after that, the same command again",
     ]
 
 
 def for_cluster(config: Config) -> Config:
-    """The configuration that services on several nodes need: reachable addresses, and weights that all of them see."""
+    """The configuration for services on several nodes: addresses that they can reach, weights where all can read."""
     root = Path(config.run.root).resolve()
     weights = config.weights
     if not weights.folder:  # the default may be the memory of one host

@@ -20,7 +20,7 @@ from penstock_launch.supervise.restarts import Deaths, RestartPolicy
 ERROR_LINES = 8
 
 
-class State(StrEnum):
+class ChildState(StrEnum):
     """The present state of a child."""
 
     WAITING = "waiting"
@@ -104,7 +104,7 @@ class Child:
         """`running`: its life, if it was started before its supervision."""
         self.name = start.name
         self.deaths = Deaths(policy)
-        self.state = State.WAITING
+        self.state = ChildState.WAITING
         self.detail = ""
         """The step of its start, or how it ended, in words."""
         self.restarts = 0
@@ -151,7 +151,7 @@ class Child:
 
     @property
     def running(self) -> bool:
-        return self.state in (State.STARTING, State.READY)
+        return self.state in (ChildState.STARTING, ChildState.READY)
 
     def start(self, on_end: Callable[[], None]) -> None:
         """Start it, for the first time or again."""
@@ -162,14 +162,14 @@ class Child:
     def _adopt(self, life: Life) -> None:
         self._life = life
         self._session_cleared = False
-        self.state = State.STARTING
+        self.state = ChildState.STARTING
         self.detail = ""
         self.started_at = time.monotonic()
 
     def ready(self) -> None:
         """It can work now."""
-        if self.state is State.STARTING:
-            self.state = State.READY
+        if self.state is ChildState.STARTING:
+            self.state = ChildState.READY
             self.detail = ""
             self.deaths.ready()
 
@@ -177,7 +177,7 @@ class Child:
         """Its exit code once it has ended (negative: the signal), and only once; else None."""
         if not self.running or self._life is None or (exit_code := self._life.poll()) is None:
             return None
-        self.state = State.ENDED
+        self.state = ChildState.ENDED
         self.detail = self._life.ending(exit_code)
         return exit_code
 
@@ -193,7 +193,7 @@ class Child:
         self._life.kill()
         self._session_cleared = True
         if self.running:
-            self.state = State.ENDED
+            self.state = ChildState.ENDED
             self.detail = "killed"
 
     def error_lines(self) -> list[str]:

@@ -6,7 +6,7 @@ Pure: the input is the death and its time, the result a delay or a reason to end
 from collections import deque
 from dataclasses import dataclass
 
-from penstock.errors import ConfigError, EngineStartError, LeaseLostError, StallError
+from penstock.errors import ConfigError, EngineStartError, LeaseLostError, NonFiniteError, StallError
 
 COMMAND_NOT_FOUND = 127
 
@@ -16,6 +16,7 @@ HOPELESS = {
     ConfigError.exit_code: "its configuration or data cannot be used",
     StallError.exit_code: "no progress, and none is possible",
     LeaseLostError.exit_code: "another trainer has taken over this run",
+    NonFiniteError.exit_code: "training has diverged",
     COMMAND_NOT_FOUND: "its command cannot be started",
 }
 

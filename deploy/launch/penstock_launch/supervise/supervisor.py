@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity, signal_all
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.restarts import GiveUp
 
 TRAINER = "trainer"
@@ -36,7 +36,7 @@ class Grace:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How the run ended. `lines`: the last lines of the service that caused the end."""
 
     exit_code: int
@@ -65,7 +65,7 @@ class Supervisor:
         self._survivors = survivors
         self._grace = grace or Grace()
         self._goes_on_with_fewer = goes_on_with_fewer
-        self._stop: Outcome | None = None
+        self._stop: RunOutcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,20 +81,20 @@ class Supervisor:
         name = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
         if self._stop is None:
             self._on_event(f"{name}: ending in order, the trainer writes its checkpoint; once more kills everything")
-            self._stop = Outcome(128 + signal_number, f"stopped by {name}")
+            self._stop = RunOutcome(128 + signal_number, f"stopped by {name}")
         else:
             self._on_event(f"{name} again: killing everything")
             self._kill = True
         self._changed.set()
 
-    def stop(self, outcome: Outcome) -> None:
+    def stop(self, outcome: RunOutcome) -> None:
         """End everything in order, with this outcome unless another end is on its way; from any thread."""
         if self._stop is None:
             self._on_event(f"{outcome.reason}: ending in order, the trainer writes its checkpoint")
             self._stop = outcome
             self.wake()
 
-    async def run(self) -> Outcome:
+    async def run(self) -> RunOutcome:
         """Start all children that do not run yet, and supervise; returns when all have ended."""
         loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
@@ -106,7 +106,7 @@ class Supervisor:
             loop.remove_signal_handler(signal.SIGCHLD)
             self._kill_everything()
 
-    async def _supervise(self) -> Outcome:
+    async def _supervise(self) -> RunOutcome:
         while True:
             self._changed.clear()
             if self._stop is not None:
@@ -119,19 +119,19 @@ class Supervisor:
                     return outcome
             now = time.monotonic()
             for child in self.children:
-                if child.state is State.WAITING and child.start_at <= now:
+                if child.state is ChildState.WAITING and child.start_at <= now:
                     child.start(self.wake)
                     pid = f", pid {child.pid}" if child.pid else ""  # unknown until it has a place elsewhere
                     self._on_event(f"{child.name}: started{pid}, log {child.log_path}")
             await self._wait(
-                min((each.start_at for each in self.children if each.state is State.WAITING), default=None)
+                min((each.start_at for each in self.children if each.state is ChildState.WAITING), default=None)
             )
 
-    def _died(self, child: Child, exit_code: int) -> Outcome | None:
+    def _died(self, child: Child, exit_code: int) -> RunOutcome | None:
         """Plan its restart, or return how everything ends."""
         self._clear(child)
         if child.name == TRAINER and exit_code == 0:
-            return Outcome(0, "the trainer has finished")
+            return RunOutcome(0, "the trainer has finished")
         verdict = child.deaths.died(exit_code, time.monotonic())
         words = child.error_lines()
         if isinstance(verdict, GiveUp):
@@ -139,12 +139,12 @@ class Supervisor:
                 said = f": {words[-1]}" if words else ""
                 self._on_event(f"{child.name}: given up, {verdict.reason}{said}; the run goes on without it")
                 return None
-            return Outcome(
+            return RunOutcome(
                 exit_code if exit_code > 0 else FAILED_EXIT_CODE,
                 f"{child.name} ended ({child.detail}): {verdict.reason}",
                 tuple(words),
             )
-        child.state = State.WAITING
+        child.state = ChildState.WAITING
         child.start_at = time.monotonic() + verdict.delay_seconds
         said = f": {words[-1]}" if words else ""
         self._on_event(f"{child.name}: died ({child.detail}){said}; restart in {verdict.delay_seconds:g} s")
@@ -152,7 +152,7 @@ class Supervisor:
 
     def _can_do_without(self, child: Child) -> bool:
         others = [each for each in self.children if each is not child and each.kind == child.kind]
-        return self._goes_on_with_fewer and any(each.running or each.state is State.WAITING for each in others)
+        return self._goes_on_with_fewer and any(each.running or each.state is ChildState.WAITING for each in others)
 
     async def _end(self) -> None:
         trainers = [child for child in self.children if child.name == TRAINER]
@@ -166,8 +166,8 @@ class Supervisor:
         """SIGTERM, wait, SIGKILL; other children that die meanwhile are recorded and not restarted."""
         for child in children:
             child.send(signal.SIGTERM)
-            if child.state is State.WAITING:
-                child.state = State.ENDED
+            if child.state is ChildState.WAITING:
+                child.state = ChildState.ENDED
         deadline = time.monotonic() + grace_seconds
         while True:
             self._changed.clear()

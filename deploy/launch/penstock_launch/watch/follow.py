@@ -20,7 +20,7 @@ from penstock.contracts.status import TrainerStatus
 from penstock.errors import PenstockError
 from penstock.runtime.http import auth_headers
 from penstock.runtime.process import parent_pid
-from penstock_launch.supervise.child import Child, State
+from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
@@ -39,7 +39,7 @@ class ServiceView:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RunSnapshot:
     """Everything that the view shows at one moment."""
 
     services: tuple[ServiceView, ...]
@@ -77,7 +77,7 @@ def make_client(token: SecretStr | None) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, headers=auth_headers(token), trust_env=False)
 
 
-class Follower:
+class RunFollower:
     """Reads the state of the children of a launch."""
 
     def __init__(self, queue: Queue, client: httpx.AsyncClient, children: Sequence[Child]) -> None:
@@ -86,7 +86,7 @@ class Follower:
         self._children = children
         self._urls: dict[str, str] = {}
 
-    async def look(self) -> Snapshot:
+    async def look(self) -> RunSnapshot:
         """The state of everything now; marks children that report ready as ready."""
         records = await self._records()
         status: TrainerStatus | None = None
@@ -94,11 +94,11 @@ class Follower:
             record = _record_of(child, records)
             if record is not None:
                 self._urls[child.name] = record.url
-                if child.state is State.STARTING:
+                if child.state is ChildState.STARTING:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
                     status = await ask_status(self._client, record.url)
-        return Snapshot(tuple(map(self._view, self._children)), status)
+        return RunSnapshot(tuple(map(self._view, self._children)), status)
 
     async def _records(self) -> list[ServiceRecord]:
         queue_child = next((child for child in self._children if child.name == QUEUE), None)
@@ -119,14 +119,14 @@ class Follower:
             return
         if reason is None:
             child.ready()
-        elif child.state is State.STARTING:
+        elif child.state is ChildState.STARTING:
             child.detail = reason
 
     def _view(self, child: Child) -> ServiceView:
         return ServiceView(
             name=child.name,
             state=str(child.state),
-            detail=child.waits_for if child.state is State.STARTING else child.detail,
+            detail=child.waits_for if child.state is ChildState.STARTING else child.detail,
             restarts=child.restarts,
             seconds=time.monotonic() - child.started_at,
             url=self._urls.get(child.name, ""),

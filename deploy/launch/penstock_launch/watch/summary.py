@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.durable import write_durably
-from penstock_launch.supervise.supervisor import Outcome
+from penstock_launch.supervise.supervisor import RunOutcome
 from penstock_launch.watch.figures import duration, number
 
 TRAINER_SUMMARY_FILE = "trainer_summary.json"
@@ -27,7 +27,7 @@ class LaunchFacts:
     started_at: float
     peak_rss_bytes: Mapping[str, int]
     restarts: Mapping[str, int]
-    outcome: Outcome
+    outcome: RunOutcome
 
 
 def read_trainer_summary(folder: Path) -> dict[str, Any]:
@@ -92,11 +92,13 @@ def _finished(summary: Mapping[str, Any]) -> str:
 def _results(summary: Mapping[str, Any]) -> Iterator[str]:
     start, end = summary.get("heldout_accuracy_start"), summary.get("heldout_accuracy_end")
     if end is not None:
-        yield f"  accuracy    {number(start)} before, {number(end)} after, on prompts that it never trained on"
+        yield f"  accuracy    {number(start)} before, {number(end)} after{_held_out(summary)}"
     if (rate := summary.get("generation_tokens_per_second")) is not None:
         yield f"  speed       {rate:.0f} tokens/s generated; gap to ideal {number(summary.get('gap_to_ideal'))}"
     if (worst := summary.get("staleness_max")) is not None:
         yield f"  staleness   at most {worst} versions; allowed {summary.get('max_staleness', '?')}"
+    if lost := summary.get("non_finite_steps"):
+        yield f"  not finite  loss or gradient of {lost} of {summary.get('steps', '?')} steps (docs/alerts.md)"
     tickets = summary.get("tickets")
     if isinstance(tickets, Mapping):
         yield f"  tickets     {_shown_tickets(tickets)}"
@@ -105,6 +107,14 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  restarts    {shown}"
     if total := summary["peak_rss_bytes"].get("total"):
         yield f"  memory      {total / MEGABYTE:.0f} MB at the peak, all processes together"
+
+
+def _held_out(summary: Mapping[str, Any]) -> str:
+    """The prompts of the evaluation, in words: whether they were held out was looked at when the run began."""
+    trained = summary.get("heldout_prompts_trained")
+    if trained == 0:
+        return ", on prompts that it never trained on"
+    return f"; of its {summary.get('heldout_prompts', '?')} prompts {trained} are training prompts too"
 
 
 def _shown_tickets(tickets: Mapping[str, Any]) -> str:

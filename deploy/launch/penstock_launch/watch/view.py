@@ -14,13 +14,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from penstock_launch.supervise.child import State
+from penstock_launch.supervise.child import ChildState
 from penstock_launch.watch.figures import duration, figures, number, step_line
-from penstock_launch.watch.follow import ServiceView, Snapshot
+from penstock_launch.watch.follow import RunSnapshot, ServiceView
 
 REMIND_AFTER_SECONDS = 15.0  # a newcomer wonders about silence after about this long
 REFRESHES_PER_SECOND = 2.0
-STATE_STYLES = {State.READY: "green", State.STARTING: "yellow", State.WAITING: "red", State.ENDED: "dim"}
+STATE_STYLES = {
+    ChildState.READY: "green",
+    ChildState.STARTING: "yellow",
+    ChildState.WAITING: "red",
+    ChildState.ENDED: "dim",
+}
 
 
 class View(Protocol):
@@ -29,7 +34,7 @@ class View(Protocol):
     def event(self, text: str) -> None:
         """Show an event."""
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         """Show the present state."""
 
     def close(self) -> None:
@@ -46,7 +51,7 @@ class Views:
         for view in self._views:
             view.event(text)
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         for view in self._views:
             view.show(snapshot)
 
@@ -70,7 +75,7 @@ class GuardedView:
     def event(self, text: str) -> None:
         self._try(lambda view: view.event(text))
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         self._try(lambda view: view.show(snapshot))
 
     def close(self) -> None:
@@ -101,7 +106,7 @@ class PlainView:
     def event(self, text: str) -> None:
         self._write(f"[{self._clock() - self._start:6.1f} s] {text}")
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         for service in snapshot.services:
             self._show_service(service)
         self._show_status(snapshot)
@@ -115,14 +120,14 @@ class PlainView:
         if self._shown.get(service.name) == now:
             return
         self._shown[service.name] = now
-        if service.state == State.READY:
+        if service.state == ChildState.READY:
             self.event(
                 f"{service.name}: ready after {service.seconds:.0f} s{f', {service.url}' if service.url else ''}"
             )
-        elif service.state == State.STARTING:
+        elif service.state == ChildState.STARTING:
             self.event(f"{service.name}: starting: {service.detail}")
 
-    def _show_status(self, snapshot: Snapshot) -> None:
+    def _show_status(self, snapshot: RunSnapshot) -> None:
         status = snapshot.status
         if status is None:
             return
@@ -133,7 +138,7 @@ class PlainView:
             self._step = status.step
             self.event(step_line(status))
 
-    def _remind(self, snapshot: Snapshot) -> None:
+    def _remind(self, snapshot: RunSnapshot) -> None:
         """Name the pending services when they change, and again after some time."""
         now = self._clock()
         waiting_for = snapshot.status.waiting_for if snapshot.status else None
@@ -141,7 +146,7 @@ class PlainView:
             self.event(f"trainer: waiting for {waiting_for}")
             self._reminded_at = now
         self._waiting_for = waiting_for
-        starting = [service for service in snapshot.services if service.state == State.STARTING]
+        starting = [service for service in snapshot.services if service.state == ChildState.STARTING]
         if starting and now - self._reminded_at >= REMIND_AFTER_SECONDS:
             self._reminded_at = now
             shown = "; ".join(f"{service.name}: {service.detail} ({service.seconds:.0f} s)" for service in starting)
@@ -166,14 +171,14 @@ class LiveView:
     def event(self, text: str) -> None:
         self._live.console.print(Text(f"[{time.monotonic() - self._start:6.1f} s] {text}", style="dim"))
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         self._live.update(render(self._run, snapshot, time.monotonic() - self._start))
 
     def close(self) -> None:
         self._live.stop()
 
 
-def render(run: str, snapshot: Snapshot, seconds: float) -> RenderableType:
+def render(run: str, snapshot: RunSnapshot, seconds: float) -> RenderableType:
     """The table of the live view."""
     status = snapshot.status
     phase = status.phase if status else "starting"
@@ -190,7 +195,7 @@ def render(run: str, snapshot: Snapshot, seconds: float) -> RenderableType:
     for column in ("service", "state", "restarts", "detail"):
         services.add_column(column)
     for service in snapshot.services:
-        style = STATE_STYLES[State(service.state)]
+        style = STATE_STYLES[ChildState(service.state)]
         detail = service.detail or service.url
         services.add_row(service.name, Text(service.state, style=style), str(service.restarts), Text(detail))
     return Group(*parts, services)

@@ -30,8 +30,8 @@ from penstock_reward.functions.registry import RewardFunction, first_line, load
 from penstock_reward.processes.messages import (
     LENGTH,
     Accepted,
-    Batch,
     Call,
+    CallBatch,
     FailureKind,
     Message,
     Outcome,
@@ -58,7 +58,7 @@ def main() -> None:
     requests: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read_frames, args=(pipe, requests), daemon=True).start()
     with asyncio.Runner() as runner:
-        Calls(pipe, runner).serve(requests)
+        CallLoop(pipe, runner).serve(requests)
 
 
 def _read_frames(pipe: socket.socket, requests: "SimpleQueue[bytes]") -> None:
@@ -72,8 +72,8 @@ def _read_frames(pipe: socket.socket, requests: "SimpleQueue[bytes]") -> None:
     os._exit(0)
 
 
-class Calls:
-    """The functions loaded so far, and the calls of them."""
+class CallLoop:
+    """Loads the functions that are asked for, and serves the calls of them in order."""
 
     def __init__(self, pipe: socket.socket, runner: asyncio.Runner) -> None:
         self._pipe = pipe
@@ -114,7 +114,7 @@ class Calls:
             # An exception of the user's module at import, sys.exit() included, is a reason and never ends this process.
             self._unavailable[name] = describe(error)
 
-    def _outcome(self, batch: Batch, call: Call) -> Outcome:
+    def _outcome(self, batch: CallBatch, call: Call) -> Outcome:
         function = self._functions.get(call.function)
         if function is None:
             return _failure("unavailable", f"cannot be loaded: {self._unavailable[call.function]}", 0.0)

@@ -6,7 +6,7 @@ a frame longer than MAX_FRAME_BYTES is refused before it is read.
     parent                     child
     Start ------------------->           loads the configured functions
           <------------------- Started | Refused
-    Batch ------------------->           loads further functions that the batch names
+    CallBatch --------------->           loads further functions that the batch names
           <------------------- Accepted
           <------------------- Outcome   one per call, as soon as it is known: the parent's deadline is per call
 """
@@ -57,7 +57,7 @@ class Call(Message, frozen=True, array_like=True):
     completion: int
 
 
-class Batch(Message, frozen=True, tag="batch"):
+class CallBatch(Message, frozen=True, tag="batch"):
     """Calls that share a prompt. `metadata` is MessagePack within MessagePack: each call decodes its own copy."""
 
     prompt: str
@@ -80,7 +80,7 @@ class Outcome(Message, frozen=True, tag="outcome"):
     reason: str = ""
 
 
-ToChild = Start | Batch
+ToChild = Start | CallBatch
 FromChild = Started | Refused | Accepted | Outcome
 
 M = TypeVar("M", bound=Message)

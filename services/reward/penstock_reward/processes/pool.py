@@ -23,7 +23,7 @@ import msgspec
 from penstock.config import RewardSection
 from penstock.errors import RewardError
 from penstock_reward.functions.registry import check_names
-from penstock_reward.processes.messages import Batch, Call, Outcome, Start, frame
+from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start, frame
 from penstock_reward.processes.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ RESTART_SECONDS = 0.5  # before the first of them, doubled each time
 
 @dataclass(frozen=True)
 class _Job:
-    batch: Batch
+    batch: CallBatch
     outcomes: "asyncio.Future[list[Outcome]]"
 
 
@@ -67,7 +67,7 @@ class Pool:
     ) -> list[Outcome]:
         """One outcome per call, in order. RewardError if the arguments cannot be packed."""
         try:
-            whole = Batch(prompt, tuple(completions), answer, msgspec.msgpack.encode(metadata), tuple(calls))
+            whole = CallBatch(prompt, tuple(completions), answer, msgspec.msgpack.encode(metadata), tuple(calls))
             frame(whole)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RewardError(
@@ -78,7 +78,7 @@ class Pool:
             tasks = [group.create_task(self._run_part(whole, part)) for part in parts]
         return [outcome for task in tasks for outcome in task.result()]
 
-    async def _run_part(self, whole: Batch, calls: tuple[Call, ...]) -> list[Outcome]:
+    async def _run_part(self, whole: CallBatch, calls: tuple[Call, ...]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         num_lost = 0
         while len(outcomes) < len(calls):

@@ -24,8 +24,8 @@ from penstock.errors import RewardError
 from penstock_reward.processes.messages import (
     LENGTH,
     Accepted,
-    Batch,
     Call,
+    CallBatch,
     FailureKind,
     FromChild,
     Message,
@@ -96,7 +96,7 @@ class WorkerProcess:
         self.usable = True
         return answer.descriptions
 
-    async def run(self, batch: Batch) -> list[Outcome]:
+    async def run(self, batch: CallBatch) -> list[Outcome]:
         """Outcomes of the calls in order. Fewer than calls if the process is lost: the last one then failed.
 
         An empty list if it was lost before the first call began: no call was at fault, and all may be repeated.

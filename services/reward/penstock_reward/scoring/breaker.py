@@ -34,7 +34,7 @@ MIN_PROMPTS = 2  # that fail before any call was answered: failures of one promp
 NUM_ANSWERED = 16  # calls kept; more than the trivial ones, such as empty completions, that come in a row
 
 
-class State(StrEnum):
+class BreakerState(StrEnum):
     """The calls that a breaker lets through: all, none, one."""
 
     CLOSED = "closed"
@@ -66,7 +66,7 @@ class Breaker:
     def __init__(self, function: str, limit: int, cooldown_seconds: float, on_change: "OnChange") -> None:
         """`limit`: failures in a row that open it; 0: it never opens."""
         self.function = function
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self._limit = limit
         self._cooldown_seconds = cooldown_seconds
         self._on_change = on_change
@@ -90,7 +90,7 @@ class Breaker:
     @property
     def is_suspect(self) -> bool:
         """Whether it is closed, and only a repeat of the reference call can show if it must open."""
-        return self.state is State.CLOSED and 0 < self._limit <= self._num_failures and bool(self._answered)
+        return self.state is BreakerState.CLOSED and 0 < self._limit <= self._num_failures and bool(self._answered)
 
     def answered(self, call: AnsweredCall) -> None:
         """A call was answered."""
@@ -98,11 +98,11 @@ class Breaker:
         self._num_failures = 0
         self._failed_groups.clear()
         self._declared = False
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._change(State.CLOSED)
+        self._change(BreakerState.CLOSED)
         waiting, self._waiting = sorted(self._waiting, key=lambda each: each.place), []
         for waiter in waiting:
             if not waiter.admitted.done():
@@ -114,16 +114,16 @@ class Breaker:
         self._failed_groups.add(group)
         self._declared |= declared
         self._last_reason = " ".join(reason.split())[:MAX_REASON_CHARS]
-        too_many = self.state is State.CLOSED and 0 < self._limit <= self._num_failures
+        too_many = self.state is BreakerState.CLOSED and 0 < self._limit <= self._num_failures
         certain = not self._answered and (self._declared or len(self._failed_groups) >= MIN_PROMPTS)
-        if (too_many and certain) or self.state is State.HALF_OPEN:
+        if (too_many and certain) or self.state is BreakerState.HALF_OPEN:
             self.open()
 
     def open(self) -> None:
         """Keep calls back for the cool-down."""
-        if self.state is State.OPEN:
+        if self.state is BreakerState.OPEN:
             return
-        self._change(State.OPEN)
+        self._change(BreakerState.OPEN)
         self._timer = asyncio.get_running_loop().call_later(self._cooldown_seconds, self._half_open)
 
     async def admission(self, place: int, num_probes: int) -> bool:
@@ -132,7 +132,7 @@ class Breaker:
         `place`: the order in which groups continue. `num_probes`: how often this one has probed. After True the caller
         must call `probe_ended`, whatever the result of the probe.
         """
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return False
         waiter = _Waiter(place, num_probes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
@@ -152,11 +152,11 @@ class Breaker:
         self._choose_prober()
 
     def _half_open(self) -> None:
-        self._change(State.HALF_OPEN)
+        self._change(BreakerState.HALF_OPEN)
         self._choose_prober()
 
     def _choose_prober(self) -> None:
-        if self.state is not State.HALF_OPEN or self._probing or not self._waiting:
+        if self.state is not BreakerState.HALF_OPEN or self._probing or not self._waiting:
             return
         waiter = min(self._waiting, key=lambda each: (each.num_probes, each.place))
         self._waiting.remove(waiter)
@@ -166,9 +166,9 @@ class Breaker:
         self._probing = True
         waiter.admitted.set_result(True)
 
-    def _change(self, state: State) -> None:
+    def _change(self, state: BreakerState) -> None:
         self.state = state
-        if state is State.OPEN:
+        if state is BreakerState.OPEN:
             log.warning(
                 "breaker of reward function %s is open: groups that need it are parked; a probe in %g s",
                 self,
@@ -176,7 +176,7 @@ class Breaker:
             )
         else:
             log.warning("breaker of reward function %s is %s", self.function, state)
-        self._on_change(self.function, state is not State.CLOSED)
+        self._on_change(self.function, state is not BreakerState.CLOSED)
 
 
 OnChange = Callable[[str, bool], None]
@@ -200,8 +200,8 @@ class Breakers:
 
     def blocking(self, functions: Iterable[str]) -> Breaker | None:
         """The first breaker that keeps calls of these functions back."""
-        return next((each for name in functions if (each := self.of(name)).state is not State.CLOSED), None)
+        return next((each for name in functions if (each := self.of(name)).state is not BreakerState.CLOSED), None)
 
     def describe(self) -> str:
         """The open breakers and why they are open, in words; empty if none is open."""
-        return "; ".join(str(each) for each in self._breakers.values() if each.state is not State.CLOSED)
+        return "; ".join(str(each) for each in self._breakers.values() if each.state is not BreakerState.CLOSED)

@@ -1,8 +1,9 @@
-"""The completions of one group while they are made, in pieces: an abort cuts a completion, the next request goes on.
+"""The completions of one group while they are generated, in pieces: an abort cuts a completion, the next request
+continues it.
 
-Invariant: each piece keeps the tokens, log-probabilities and versions that the engine gave it, so a token's version is
-that of the weights that sampled it, also with an engine that reports one version per answer. What goes on is sent as
-prompt plus tokens so far, with the budget that is left and the same seed; the weights that then serve compute its
+Invariant: each piece keeps the tokens, log-probabilities and versions that the engine gave it. So a token has the
+version that sampled it, even if the engine reports only one version per answer. A completion is continued by a request
+with the prompt plus the tokens so far, the remaining budget and the same seed; the weights that then serve compute its
 key-value cache. Pure.
 """
 
@@ -19,7 +20,7 @@ class Draft:
     """One group, from its first request to its last."""
 
     def __init__(self, ticket: Ticket, *, one_version_per_answer: bool) -> None:
-        """`one_version_per_answer`: whether an answer without spans may stand for the version that it names."""
+        """`one_version_per_answer`: if an answer has no spans, all its tokens are by the version that it names."""
         self._prompt_ids = tuple(unpack_int32(ticket.prompt_ids))
         self._seeds = ticket.seeds
         self._sampling = ticket.sampling
@@ -32,7 +33,7 @@ class Draft:
 
     @property
     def was_cut(self) -> bool:
-        """Whether any completion is made of several pieces, whose texts do not simply add up."""
+        """Whether any completion has several pieces. Their texts cannot simply be joined."""
         return any(len(pieces) > 1 for pieces in self._pieces)
 
     def requests(self) -> list[CompletionRequest]:
@@ -46,19 +47,19 @@ class Draft:
         ]
 
     def add(self, answers: GroupAnswer) -> None:
-        """The answers to `requests`, in their order."""
+        """Add the answers to `requests`, in their order."""
         for index, answer in zip(self._open(), answers, strict=True):
             self._pieces[index].append(self._ended(index, self._with_spans(answer)))
 
     def group(self, texts: Sequence[str] | None = None) -> GroupAnswer:
-        """The full completions. `texts`: of their tokens, if any was cut."""
+        """The full completions. `texts`: the texts of `shown_tokens`; needed if any completion was cut."""
         whole = tuple(_joined(pieces) for pieces in self._pieces)
         if texts is None:
             return whole
         return tuple(replace(answer, text=text) for answer, text in zip(whole, texts, strict=True))
 
     def shown_tokens(self) -> list[list[int]]:
-        """The tokens of each completion that its text shows: all but a matched stop token."""
+        """For each completion, the tokens that its text shows: all but a matched stop token."""
         return [list(each.token_ids[: -1 if each.finish_reason == "stop" else None]) for each in self.group()]
 
     def _open(self) -> list[int]:
@@ -68,7 +69,7 @@ class Draft:
         return tuple(token for piece in self._pieces[index] for token in piece.token_ids)
 
     def _ended(self, index: int, answer: Answer) -> Answer:
-        """An abort that came with the last token cut nothing."""
+        """The answer, as finished if it is complete: an abort that came with its last token cut nothing."""
         if answer.finish_reason != "abort" or not answer.token_ids:
             return answer
         if answer.token_ids[-1] in self._sampling.stop_token_ids:
@@ -81,14 +82,14 @@ class Draft:
             return answer
         if not self._one_version:
             raise EngineError(
-                "the engine does not report which weights made which tokens; expected one that does, or "
-                "weights.pause_mode abort, by which no answer outlives an update"
+                "the engine does not report which weights made which tokens; expected an engine that does, or "
+                "weights.pause_mode abort, with which no answer spans two versions"
             )
         return replace(answer, spans=(AnsweredSpan(answer.weight_version, 0, len(answer.token_ids)),))
 
 
 def _joined(pieces: Sequence[Answer]) -> Answer:
-    """The pieces as one answer, that ends as the last one did."""
+    """The pieces as one answer, which ends as the last piece did."""
     if len(pieces) == 1:
         return pieces[0]
     spans: list[AnsweredSpan] = []

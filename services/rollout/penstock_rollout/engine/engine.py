@@ -1,7 +1,7 @@
 """The engine as the service sees it: a server and its client, kept alive.
 
-Invariant: while `up` is set the client talks to a server that was reachable since `epoch` last changed; code that meets
-a broken engine calls `report`, and only the loop `keep_engine` starts and stops servers.
+Invariant: while `up` is set, the client is connected to the server of the present `life`. Code that meets a broken
+engine calls `report`; only the loop `keep_engine` starts and stops servers.
 
     start -> connect -> up ... died | reported -> down -> stop -> start ...
 """
@@ -24,12 +24,12 @@ MAX_EARLY_DEATHS = 5
 
 
 class Engine:
-    """One server that is started again when it dies. Each start is an epoch, counted from 1."""
+    """One server that is started again when it dies. Each start begins a new life, counted from 1."""
 
     def __init__(self, server: EngineServer, client: EngineClient) -> None:
         self.client = client
-        self.epoch = 0
-        self.group = ""  # the process group, with a trainer, that the server of this epoch is in
+        self.life = 0
+        self.group = ""  # the process group of a trainer that the server has joined in this life
         self.up = asyncio.Event()
         self._server = server
         self._broken = asyncio.Event()
@@ -43,24 +43,24 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """What the server computes on; empty while there is none."""
+        """The device of the server; empty while there is none."""
         return self.client.info.device if self.up.is_set() else ""
 
     @property
     def num_ranks(self) -> int:
-        """Processes that share its model; 0 while there is none."""
+        """Number of processes that share its model; 0 while there is none."""
         return self.client.info.num_ranks if self.up.is_set() else 0
 
     @property
     def not_ready(self) -> str | None:
-        """Why there is no server now; None when there is one."""
+        """Why there is no server now; None if there is one."""
         if self.up.is_set():
             return None
         return f"the engine is being started again: {self._reason}" if self._reason else "the engine is being started"
 
-    def report(self, epoch: int, reason: str) -> None:
-        """The server of `epoch` must not be used any more; reports about earlier ones are ignored."""
-        if epoch == self.epoch and self.up.is_set():
+    def report(self, life: int, reason: str) -> None:
+        """Give up the server of `life`; a report about an earlier life is ignored."""
+        if life == self.life and self.up.is_set():
             self.up.clear()
             self._reason = reason
             self._broken.set()
@@ -91,7 +91,7 @@ class Engine:
                 break
             except EngineDiedError as error:
                 self._count_early_death(str(error))
-        self.epoch += 1
+        self.life += 1
         self.group = ""
         self._broken.clear()
         started()
@@ -129,14 +129,14 @@ class Engine:
     async def join_group(self, request: GroupRequest) -> None:
         """Let the server join a trainer's group, in place of an earlier one; a server that hangs there is restarted."""
         self.require_up()
-        epoch, earlier = self.epoch, self.group
+        life, earlier = self.life, self.group
         self.group = ""
         try:
             if earlier:
                 await self.client.loading.leave_group(earlier)
             await self.client.loading.join_group(request)
         except (EngineDiedError, TimeoutError) as error:
-            self.report(epoch, f"it did not join a group of the trainer: {error}")
+            self.report(life, f"it did not join a group of the trainer: {error}")
             raise
         self.group = request.group
 

@@ -23,28 +23,28 @@ from penstock_rollout.engine.types import CompletionRequest, EngineInfo, GroupAn
 
 
 class EngineServer(Protocol):
-    """A server that can be started, watched and stopped. `restartable`: whether it is this service's to restart."""
+    """A server that can be started, watched and stopped. `restartable`: whether this service may restart it."""
 
     url: str
     restartable: bool
 
     async def start(self) -> None:
-        """Return when it answers; EngineDiedError when it was killed before, EngineStartError otherwise."""
+        """Return when it answers; EngineDiedError if it was killed before that, EngineStartError if it fails."""
 
     async def died(self) -> str:
         """Return the known reason once the server has ended by itself; never return after `stop`."""
 
     async def stop(self) -> None:
-        """End it and everything below it."""
+        """End it and all its descendants."""
 
 
 class Generation(Protocol):
-    """Completions, and whether any are made now."""
+    """Generates completions, and pauses and resumes generation."""
 
     async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
         """One answer per request, in their order, with log-probabilities of the sampled tokens.
 
-        The seed decides what is sampled. How many tokens each may have is its own, not that of `sampling`.
+        The seed decides what is sampled. The limit of tokens is each request's own, not the one in `sampling`.
         """
 
     async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
@@ -54,7 +54,7 @@ class Generation(Protocol):
         """The texts of token sequences, without special tokens, as an uncut completion shows them."""
 
     async def pause(self, mode: PauseMode, timeout_seconds: float) -> None:
-        """Stop generating; requests wait until `resume`. Returns when the pass that ran has ended."""
+        """Stop generating; requests wait until `resume`. Returns when the running forward pass has ended."""
 
     async def resume(self) -> None:
         """Resume generation."""
@@ -63,52 +63,52 @@ class Generation(Protocol):
         """End every running request; their answers end with `abort`."""
 
     async def drop_prefixes(self, weight_version: str, *, flush: bool) -> None:
-        """From now on, reuse only prefixes that are computed from now on, by these weights.
+        """Never reuse a prefix that was computed before this call; later ones are by `weight_version`.
 
-        `flush`: also free the memory of the others; refused while requests run, or wait and keep their cache.
+        `flush`: also free the memory of the old prefixes. Refused while requests run, or wait and keep their cache.
         """
 
 
 class WeightLoading(Protocol):
-    """How the engine's weights are replaced. Generation is paused, except during `prefetch` and around groups."""
+    """Replaces the engine's weights. Generation is paused, except in `prefetch`, `join_group` and `leave_group`."""
 
     async def prefetch(self, folder: Path, timeout_seconds: float) -> None:
-        """A hint during generation: these files are loaded next. Only saves time; may do nothing."""
+        """A hint during generation that these files are loaded next. It only saves time, and may do nothing."""
 
     async def load(self, folder: Path, weight_version: str, timeout_seconds: float) -> None:
-        """Replace the weights by those in the folder. EngineError if only some were."""
+        """Replace the weights by those in the folder. EngineError if not all were replaced."""
 
     async def join_group(self, request: GroupRequest) -> None:
-        """Join a process group as its ranks from 1 on. While the engine waits there, it does nothing else."""
+        """Join a process group as its ranks from 1 on. Until all have joined, the engine does nothing else."""
 
     async def leave_group(self, name: str) -> None:
         """Forget a group that is not used any more."""
 
     async def begin(self) -> None:
-        """Before weights come in buckets."""
+        """Prepare for weights in buckets."""
 
     async def receive(
         self, group: str, tensors: Sequence[TensorSpec], weight_version: str | None, timeout_seconds: float
     ) -> None:
-        """Replace these weights by the next broadcast in the group. `weight_version`: with the last ones."""
+        """Replace these weights by the next broadcast in the group. `weight_version`: given with the last bucket."""
 
     async def load_shared(
         self, manager: str, bucket: SharedBucket, weight_version: str | None, timeout_seconds: float
     ) -> None:
-        """Replace these weights by what lies in shared memory. `weight_version`: with the last ones."""
+        """Replace these weights by those in shared memory. `weight_version`: given with the last bucket."""
 
     async def end(self, timeout_seconds: float) -> None:
         """After the last bucket."""
 
     async def weight_version(self) -> str:
-        """The version string that the server has now."""
+        """The version string that the server reports now."""
 
     async def compare(self, folder: Path, timeout_seconds: float) -> None:
-        """WeightsMismatchError if it holds other bytes than the folder, as far as the engine can report."""
+        """WeightsMismatchError if the engine's bytes differ from the folder's, as far as the engine can report them."""
 
 
 class EngineClient(Protocol):
-    """One server. `connect` it after every start: its URL and its limits may have changed."""
+    """Calls one server. Call `connect` after each start: the server's URL and limits may have changed."""
 
     @property
     def generation(self) -> Generation: ...
@@ -124,4 +124,4 @@ class EngineClient(Protocol):
         """Call the server at `url` from now on; returns its description."""
 
     async def close(self) -> None:
-        """Stop calling it: calls that still wait for an answer fail."""
+        """Stop calling the server; calls that still wait for an answer fail."""

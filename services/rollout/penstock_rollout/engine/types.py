@@ -1,7 +1,7 @@
 """Requests to an engine and its answers, in terms that fit any engine.
 
-An answer whose parts disagree, or that names weights which this service has not loaded, is an error, never a
-completion. Pure.
+An answer is an error, never a completion, if its parts disagree or if it names weights that this service has not
+loaded. Pure.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.errors import EngineDiedError, EngineError, WeightsError
+from penstock.errors import ConfigError, EngineDiedError, EngineError, WeightsError
 
 
 class EngineAbsentError(EngineDiedError):
@@ -24,21 +24,35 @@ class EngineAbsentError(EngineDiedError):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """The description that a server gives. vocabulary_size is None if it is unknown."""
+    """A server's description of itself. vocabulary_size is None if it is unknown."""
 
     name: str
     """Name and version."""
     weight_version: str
     context_length: int
+    cache_tokens: int
+    """Size of its key-value cache, which the running sequences share."""
+    longest_sequence: int
+    """Longest prompt plus completion, in tokens, that it generates to the end: see `penstock.engine_limits`."""
     vocabulary_size: int | None
     device: str
     num_ranks: int
-    """Processes that share its model."""
+    """Number of processes that share its model."""
+
+    def require_room(self, max_new_tokens: int) -> None:
+        """ConfigError if not even a prompt of one token has room for its completion."""
+        if self.longest_sequence <= max_new_tokens:
+            raise ConfigError(
+                f"sampling.max_new_tokens is {max_new_tokens}, and {self.name} generates at most "
+                f"{self.longest_sequence} tokens with their prompt (context {self.context_length}, cache "
+                f"{self.cache_tokens}): expected room for a prompt too; lower sampling.max_new_tokens, or raise "
+                "rollout.engine.context_length or rollout.engine.max_total_tokens"
+            )
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One completion, or the rest of one, to ask the engine for."""
+    """A request for one completion, or for the rest of one."""
 
     prompt_ids: tuple[int, ...]
     seed: int
@@ -67,14 +81,14 @@ class Answer:
     text: str
     finish_reason: FinishReason
     weight_version: str = ""
-    """What the engine served when it answered; the only version of an answer without spans."""
+    """The version that the engine served when it answered; if there are no spans, it holds for all tokens."""
 
 
 GroupAnswer = tuple[Answer, ...]
 
 
 def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:
-    """The group as it is published; WeightsError when a span names weights that this service has not loaded."""
+    """The group as it is handed over; WeightsError if a span names weights that this service has not loaded."""
     return tuple(_completion(answer, known) for answer in group)
 
 
@@ -85,7 +99,7 @@ def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completi
         if policy is None:
             raise WeightsError(
                 f"the engine reports that it sampled with weights {span.weight_version!r}, which this service has not "
-                f"loaded (known: {', '.join(known)}); expected nobody else to push to it"
+                f"loaded (known: {', '.join(known)}); expected no one else to push to it"
             )
         spans.append(VersionSpan(policy, span.start, span.end))
     num_tokens = len(answer.token_ids)

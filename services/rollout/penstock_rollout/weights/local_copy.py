@@ -49,11 +49,11 @@ class Link:
     manifest: Manifest
 
     @property
-    def is_whole(self) -> bool:
+    def is_full(self) -> bool:
         return all((self.folder / name).exists() for name in self.manifest.files)
 
     @property
-    def whole_bytes(self) -> int:
+    def full_bytes(self) -> int:
         return sum(self.manifest.files.values())
 
 
@@ -70,7 +70,7 @@ class LocalCopy:
         """The folder with all of `wanted`, which is staged in `staged`. ChainError: no chain leads to it."""
         link = Link(staged, wanted)
         if self._folder is None:
-            self._folder = self._claim(link.whole_bytes)
+            self._folder = self._claim(link.full_bytes)
         try:
             if self._held is None or self._held.digest != wanted.digest:
                 self._follow(link)
@@ -99,8 +99,8 @@ class LocalCopy:
                 return
             except (WeightsError, OSError) as error:
                 log.warning("%s; trying from a full version", error)
-        whole, *links = _from_whole(wanted)
-        self._copy(whole)
+        full, *links = _from_full(wanted)
+        self._copy(full)
         self._apply(links)
 
     def _from_held(self, wanted: Link) -> list[Link] | None:
@@ -109,7 +109,7 @@ class LocalCopy:
         num_bytes = 0
         try:
             for link in _back(wanted):
-                if self._held is None or num_bytes > wanted.whole_bytes:
+                if self._held is None or num_bytes > wanted.full_bytes:
                     return None
                 if link.manifest.digest == self._held.digest:
                     return links[::-1]
@@ -181,12 +181,12 @@ def _back(link: Link) -> Iterator[Link]:
         link = Link(folder, manifest)
 
 
-def _from_whole(wanted: Link) -> list[Link]:
+def _from_full(wanted: Link) -> list[Link]:
     """The nearest version with full files, and the deltas from it to `wanted`."""
     links: list[Link] = []
     for link in _back(wanted):
         links.append(link)
-        if link.is_whole:
+        if link.is_full:
             return links[::-1]
     raise ChainError(
         f"{links[-1].folder} holds neither a delta nor {sorted(links[-1].manifest.files)}: expected full weights of "

@@ -34,13 +34,13 @@ class Snapshots:
         self._token = token
         self._timeout_seconds = timeout_seconds
 
-    async def files_of(self, announced: Announcement, needs_whole: bool = False) -> Announcement:
+    async def files_of(self, announced: Announcement, needs_full: bool = False) -> Announcement:
         """The announced version if its files exist, else the trainer's newest; WeightsError if there is none.
 
-        `needs_whole`: the files that exist cannot be used, as they are deltas.
+        `needs_full`: the files at the announced path cannot be used, because they are deltas.
         """
         manifest = Path(announced.path) / MANIFEST_NAME
-        if not needs_whole and await asyncio.to_thread(manifest.exists):
+        if not needs_full and await asyncio.to_thread(manifest.exists):
             return announced
         trainers = [each for each in await self._registry.services() if each.kind is ServiceKind.TRAINER]
         if not trainers:

@@ -1,9 +1,8 @@
-"""The state of a rollout server's weights: one value, with the fields of its situation only.
+"""The state of a rollout server's weights: one value, which has only the fields that its state needs.
 
-Owns the situations and the steps between them, so that illegal combinations cannot be expressed: at rest, only weights
-that were loaded while generation was held are unproved, and only a failed update has a reason. Pure.
-
-Unproved: loaded, and not yet verified by the canary.
+Owns the states and the transitions between them, so illegal combinations cannot be expressed. At rest, only weights
+that were loaded while generation was held can be unverified (loaded, but not yet checked by the canary), and only a
+failed update has a reason. Pure.
 
     Waiting, Serving or Fenced
         |   update              pause, load                canary
@@ -14,15 +13,15 @@ Unproved: loaded, and not yet verified by the canary.
               Fenced, with the old weights   Fenced, with none
 
     Held, by a pause of any of them
-        |   update                 load                                 resume             canary
-        '------------> Preparing ----------> Replacing --> Held, unproved -----> Proving ----------> Serving
-                           |                     |                                  |
-                           v                     v                                  v
-                       the same failures, under the hold: a resume goes back to Fenced
+        |   update                 load                                   resume               canary
+        '------------> Preparing ----------> Replacing --> Held, unverified -----> Verifying ----------> Serving
+                           |                     |                                     |
+                           v                     v                                     v
+                       the same failures, but generation stays held: a resume goes back to Fenced
 
-    A resume of Held with nothing unproved returns to the state that was held. A cancelled change returns to the state
-    before it, without weights if the engine had to be given up. If the engine is started anew, every situation loses
-    its weights, and none ends.
+    If nothing is unverified, a resume of Held returns to the state that was held. A cancelled change returns to the
+    state before it, without weights if the engine had to be given up. If the engine is started anew, every state loses
+    its weights; a hold or a running change goes on.
 """
 
 from dataclasses import dataclass, replace
@@ -38,19 +37,19 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Serving:
-    """Requests are answered by exactly these weights."""
+    """The engine answers requests with exactly these weights."""
 
     identity: PolicyIdentity
 
 
 @dataclass(frozen=True)
 class Fenced:
-    """The last update failed. `identity`: of the weights that are still there; None if the engine was given up."""
+    """The last update failed. `identity`: of the weights still served; None if the engine was given up."""
 
     why: str
     identity: PolicyIdentity | None
-    needs_whole: bool
-    """Deltas did not lead to the wanted version."""
+    needs_full: bool
+    """Whether the next update needs full files: the deltas did not lead to the wanted version."""
 
 
 Going = Waiting | Serving | Fenced
@@ -60,11 +59,11 @@ Going = Waiting | Serving | Fenced
 class Held:
     """Generation is paused on request. `then`: the state after the resume.
 
-    `unproved`: the version loaded during the pause; its canary is checked at the end, since a paused engine cannot.
+    `unverified`: the version loaded during the pause; a paused engine cannot answer, so the resume checks its canary.
     """
 
     then: Going
-    unproved: Announcement | None = None
+    unverified: Announcement | None = None
 
 
 Rest = Going | Held
@@ -87,19 +86,19 @@ class Replacing:
 
 
 @dataclass(frozen=True)
-class Proving:
-    """Generation resumes after a hold, and the canary checks the weights that were loaded in it."""
+class Verifying:
+    """Generation resumes after a hold, and the canary checks the weights that were loaded meanwhile."""
 
     loaded: Announcement
     before: Held
 
 
-Change = Preparing | Replacing | Proving
+Change = Preparing | Replacing | Verifying
 State = Rest | Change
 
 
 def name(state: State) -> ServerState:
-    """As others see it, while the engine is up."""
+    """The state's name for other services, while the engine is up."""
     match state:
         case Waiting():
             return ServerState.WAITING
@@ -109,12 +108,12 @@ def name(state: State) -> ServerState:
             return ServerState.FENCED
         case Held():
             return ServerState.PAUSED
-        case Preparing() | Replacing() | Proving():
+        case Preparing() | Replacing() | Verifying():
             return ServerState.UPDATING
 
 
 def identity(state: State) -> PolicyIdentity | None:
-    """Of the weights that are served; None while it is not certain which they are."""
+    """The identity of the served weights; None while it is not certain which they are."""
     match state:
         case Waiting() | Replacing():
             return None
@@ -122,7 +121,7 @@ def identity(state: State) -> PolicyIdentity | None:
             return served
         case Held(then):
             return identity(then)
-        case Preparing() | Proving():
+        case Preparing() | Verifying():
             return identity(state.before)
 
 
@@ -136,18 +135,18 @@ def is_held(state: State) -> bool:
     return isinstance(state.before if isinstance(state, Change) else state, Held)
 
 
-def unproved(state: State) -> Announcement | None:
+def unverified(state: State) -> Announcement | None:
     """The version that is loaded and not yet verified by the canary."""
     match state:
         case Waiting() | Serving() | Fenced():
             return None
         case Held():
-            return state.unproved
+            return state.unverified
         case Preparing():
-            return unproved(state.before)
+            return unverified(state.before)
         case Replacing():
             return state.wanted
-        case Proving():
+        case Verifying():
             return state.loaded
 
 
@@ -157,10 +156,10 @@ def why_fenced(state: State) -> str:
     return "" if failure is None else failure.why
 
 
-def needs_whole(state: State) -> bool:
-    """Whether deltas did not lead to the version that was wanted last."""
+def needs_full(state: State) -> bool:
+    """Whether the next update needs full files, since deltas did not lead to the version that was wanted last."""
     failure = _failure(state)
-    return failure is not None and failure.needs_whole
+    return failure is not None and failure.needs_full
 
 
 def without_weights(state: State) -> State:
@@ -168,23 +167,23 @@ def without_weights(state: State) -> State:
     match state:
         case Preparing() | Replacing():
             return replace(state, before=_rest_without_weights(state.before))
-        case Proving():
+        case Verifying():
             return replace(state, before=_held_without_weights(state.before))
         case _:
             return _rest_without_weights(state)
 
 
-def fenced(before: Rest, why: str, *, needs_whole: bool) -> Rest:
+def fenced(before: Rest, why: str, *, needs_full: bool) -> Rest:
     """The update failed."""
     if isinstance(before, Held):
-        return replace(before, then=Fenced(why, identity(before), needs_whole))
-    return Fenced(why, identity(before), needs_whole)
+        return replace(before, then=Fenced(why, identity(before), needs_full))
+    return Fenced(why, identity(before), needs_full)
 
 
 def serving(before: Rest, wanted: Announcement) -> Rest:
-    """The update succeeded; weights that were loaded while generation is held are still unproved."""
+    """The update succeeded; weights that were loaded while generation is held are still unverified."""
     now = Serving(wanted.identity)
-    return Held(now, unproved=wanted) if isinstance(before, Held) else now
+    return Held(now, unverified=wanted) if isinstance(before, Held) else now
 
 
 def kept(state: Rest, served: PolicyIdentity) -> Rest:
@@ -198,11 +197,11 @@ def held(state: Rest) -> Held:
 
 
 def resumed(state: State) -> State:
-    """Generation resumes; unproved weights keep it held, since they are verified first."""
+    """Generation resumes; unverified weights keep it held, since they are verified first."""
     match state:
-        case Held(then, unproved=None):
+        case Held(then, unverified=None):
             return then
-        case Preparing(_, Held(then, unproved=None)) | Replacing(_, Held(then, unproved=None)):
+        case Preparing(_, Held(then, unverified=None)) | Replacing(_, Held(then, unverified=None)):
             return replace(state, before=then)
         case _:
             return state
@@ -221,7 +220,7 @@ def _rest_without_weights(state: Rest) -> Rest:
 
 
 def _failure(state: State) -> Fenced | None:
-    """Of the last update."""
+    """The failure of the last update; None if it did not fail."""
     match state:
         case Waiting() | Serving():
             return None
@@ -229,5 +228,5 @@ def _failure(state: State) -> Fenced | None:
             return state
         case Held(then):
             return _failure(then)
-        case Preparing() | Replacing() | Proving():
+        case Preparing() | Replacing() | Verifying():
             return _failure(state.before)

@@ -31,7 +31,7 @@ from penstock_rollout.weights import states
 from penstock_rollout.weights.in_flight import InFlight
 from penstock_rollout.weights.loaders import DiskLoader, Loader
 from penstock_rollout.weights.local_copy import ChainError, LocalCopy
-from penstock_rollout.weights.states import Change, Held, Preparing, Proving, Replacing, Rest, State, Waiting
+from penstock_rollout.weights.states import Change, Held, Preparing, Replacing, Rest, State, Verifying, Waiting
 from penstock_rollout.weights.version_order import check_lease, check_order, is_behind
 
 log = logging.getLogger(__name__)
@@ -52,15 +52,15 @@ class WeightUpdater:
         """The highest lease that this server has followed, over all lives of the engine."""
         self.num_interruptions = 0
         """Updates that ended running requests; the unfinished parts are then sent again."""
-        self.condemned_epoch = 0
-        """The engine that was last given up because of an update, not because of a request."""
+        self.condemned_life = 0
+        """The engine's life that was last given up because of an update, not because of a request."""
         self.paused_seconds = 0.0
-        """Of generation, for the weights that are served."""
+        """Seconds for which generation was paused to load the weights that are served."""
         self._engine = engine
         self._section = section
         self._metrics = metrics
         self._state: State = Waiting()
-        self._proved: dict[str, PolicyIdentity] = {}
+        self._verified: dict[str, PolicyIdentity] = {}
         self._requests = InFlight()
         self._changes = InFlight()
 
@@ -96,21 +96,21 @@ class WeightUpdater:
         return states.why_fenced(self._state)
 
     @property
-    def needs_whole(self) -> bool:
-        """Whether deltas did not lead to the version that was wanted last."""
-        return states.needs_whole(self._state)
+    def needs_full(self) -> bool:
+        """Whether the next update needs full files, since deltas did not lead to the version that was wanted last."""
+        return states.needs_full(self._state)
 
     @property
-    def unproved(self) -> str:
+    def unverified(self) -> str:
         """The version that is loaded and not yet verified by the canary; empty if there is none."""
-        loaded = states.unproved(self._state)
+        loaded = states.unverified(self._state)
         return "" if loaded is None else str(loaded.identity)
 
     @property
     def known(self) -> Mapping[str, PolicyIdentity]:
         """The versions that a span may name: the verified ones, and the one that still has to be verified."""
-        loaded = states.unproved(self._state)
-        return self._proved if loaded is None else {**self._proved, str(loaded.identity): loaded.identity}
+        loaded = states.unverified(self._state)
+        return self._verified if loaded is None else {**self._verified, str(loaded.identity): loaded.identity}
 
     def forget(self) -> None:
         """The engine has been started anew: it serves no known weights until some are loaded."""
@@ -154,11 +154,11 @@ class WeightUpdater:
                     self._state = self._state.before
 
     def _fence(self, error: Exception, wanted: Announcement) -> None:
-        told = self.fenced
+        earlier = self.fenced
         why = f"version {wanted.identity}: {error}"
-        self._state = states.fenced(self._before, why, needs_whole=isinstance(error, ChainError))
+        self._state = states.fenced(self._before, why, needs_full=isinstance(error, ChainError))
         self._metrics.weights_failed(error)
-        if why != told:  # the update is repeated until it succeeds: log each reason once
+        if why != earlier:  # the update is repeated until it succeeds: log each reason once
             log.error("fenced: %s", why)
 
     @property
@@ -178,8 +178,8 @@ class WeightUpdater:
         await loader.prepare(wanted, self._engine.client.loading, self._section.push_timeout_seconds)
         await self._drain()
         self._engine.require_up()
-        epoch = self._engine.epoch
-        with self._condemning(epoch, wanted):
+        life = self._engine.life
+        with self._condemning(life, wanted):
             async with self._in_time(wanted):
                 pause_start = time.monotonic() if self.paused else await self._stop_requests()
                 self._state = Replacing(wanted, self._before)
@@ -188,8 +188,8 @@ class WeightUpdater:
                 if not self.paused:
                     await self._engine.client.generation.resume()
                     now = time.monotonic()
-                    await self._prove(wanted)
-            if self._engine.epoch != epoch:
+                    await self._verify(wanted)
+            if self._engine.life != life:
                 raise EngineError(f"the engine was started anew while it loaded {wanted.identity}; expected it to last")
         self.lease, self.paused_seconds = wanted.lease, now - pause_start
         self._state = states.serving(self._before, wanted)
@@ -200,15 +200,15 @@ class WeightUpdater:
         log.info("serving %s", wanted.identity, extra={part: round(seconds, 3) for part, seconds in spent.items()})
 
     @contextlib.contextmanager
-    def _condemning(self, epoch: int, wanted: Announcement) -> Iterator[None]:
+    def _condemning(self, life: int, wanted: Announcement) -> Iterator[None]:
         """Surrounds steps that must all succeed: otherwise the engine is restarted and its output is discarded."""
         try:
             yield
         except BaseException as error:
             self._state = states.without_weights(self._state)
-            self._proved.pop(str(wanted.identity), None)  # if it was loaded again
-            self.condemned_epoch = epoch
-            self._engine.report(epoch, f"{wanted.identity} could not be loaded: {str(error) or type(error).__name__}")
+            self._verified.pop(str(wanted.identity), None)  # if it was loaded again
+            self.condemned_life = life
+            self._engine.report(life, f"{wanted.identity} could not be loaded: {str(error) or type(error).__name__}")
             raise
 
     @contextlib.asynccontextmanager
@@ -226,7 +226,7 @@ class WeightUpdater:
             raise TimeoutError(str(error) or late) from None
 
     async def _stop_requests(self) -> float:
-        """Pause; returns since when nothing is generated."""
+        """Pause; returns the time (time.monotonic) since which nothing is generated."""
         generation, mode, start = self._engine.client.generation, self._section.pause_mode, time.monotonic()
         if mode == "abort":
             self.num_interruptions += 1
@@ -250,17 +250,17 @@ class WeightUpdater:
         if self._section.checksums and loader.files is not None:
             await client.loading.compare(loader.files, self._section.push_timeout_seconds)
 
-    async def _prove(self, wanted: Announcement) -> None:
+    async def _verify(self, wanted: Announcement) -> None:
         """Check the canary, after generation has resumed, since a paused engine takes no request."""
         if wanted.canary is not None:
             generation, canary = self._engine.client.generation, wanted.canary
             seen = await generation.prompt_logprobs(canary.token_ids, self._section.push_timeout_seconds)
             self._metrics.canary_answered(canary.check(seen))
 
-    def _remember(self, proved: PolicyIdentity) -> None:
-        self._proved[str(proved)] = proved
-        while len(self._proved) > NUM_KNOWN:
-            del self._proved[next(iter(self._proved))]
+    def _remember(self, verified: PolicyIdentity) -> None:
+        self._verified[str(verified)] = verified
+        while len(self._verified) > NUM_KNOWN:
+            del self._verified[next(iter(self._verified))]
 
     async def pause(self) -> None:
         """Hold generation until `resume`; updates still happen."""
@@ -273,18 +273,18 @@ class WeightUpdater:
         """Resume generation."""
         self._engine.require_up()
         now = self._at_rest()
-        if isinstance(now, Held) and now.unproved is not None:
-            await self._resume_unproved(now, now.unproved)
+        if isinstance(now, Held) and now.unverified is not None:
+            await self._resume_unverified(now, now.unverified)
         else:
             await self._engine.client.generation.resume()
             self._state = states.resumed(self._state)
 
-    async def _resume_unproved(self, held: Held, loaded: Announcement) -> None:
+    async def _resume_unverified(self, held: Held, loaded: Announcement) -> None:
         """Resume with the weights that were loaded while generation was held: the canary checks them now."""
-        with self._changing(Proving(loaded, held), loaded), self._condemning(self._engine.epoch, loaded):
+        with self._changing(Verifying(loaded, held), loaded), self._condemning(self._engine.life, loaded):
             async with self._in_time(loaded):
                 await self._engine.client.generation.resume()
-                await self._prove(loaded)
+                await self._verify(loaded)
             self._state = states.held(self._before).then
             self._remember(loaded.identity)
 

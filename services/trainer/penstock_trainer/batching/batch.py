@@ -44,6 +44,11 @@ class Sample:
     def num_loss_tokens(self) -> int:
         return int(np.count_nonzero(self.loss_mask))
 
+    @property
+    def num_usable_tokens(self) -> int:
+        """Loss tokens whose behaviour log-probability is finite: the others have no loss."""
+        return int(np.count_nonzero(self.loss_mask & np.isfinite(self.behaviour)))
+
 
 @dataclass(frozen=True)
 class Overlong:

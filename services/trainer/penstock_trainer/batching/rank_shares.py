@@ -17,7 +17,7 @@ NUM_HALVINGS = 6  # bisection steps of the search for an even pack size: to 1/64
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """The packs of one rank; `num_packs` and `num_rows` count all ranks, without packs that have no loss."""
 
     packs: list[Pack]
@@ -25,7 +25,7 @@ class Share:
     num_rows: int
 
 
-def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int) -> Share:
+def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int) -> RankShare:
     """The packs of `rank`, of at most `max_tokens` rows each unless a single sequence is longer."""
     paths = sorted_paths(samples)
     parts = split(paths, max_tokens) if num_ranks == 1 else even_parts(paths, max_tokens, num_ranks)
@@ -33,7 +33,7 @@ def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int)
     own = parts if num_ranks == 1 else assign(parts, num_ranks)[rank]
     packs = [make_pack(part) for part in own]
     packs += [_without_loss() for _ in range(num_rounds - len(own))]
-    return Share(packs, len(parts), sum(part.num_rows for part in parts))
+    return RankShare(packs, len(parts), sum(part.num_rows for part in parts))
 
 
 def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[PackPlan]:

@@ -1,8 +1,8 @@
 """The tensors of a checkpoint: copied while training pauses, written and read by torch.distributed.checkpoint.
 
 Owns the files of a checkpoint's folder except `checkpoint.json`. Tensors are stored by name, each shard with its offset
-in the full tensor, so that any number of ranks can read them. Invariant: reading executes nothing (the index is a
-pickle of which only known classes are accepted), and an unreadable file is a DataError.
+in the full tensor, so that any number of ranks can read them. Invariants: what is written is finite; reading executes
+nothing (the index is a pickle of which only known classes are accepted), and an unreadable file is a DataError.
 """
 
 import pickle
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from penstock.errors import DataError, PenstockError
+from penstock.errors import DataError, NonFiniteError, PenstockError
 
 INDEX = ".metadata"
 # Modules of the classes of an index; of torch itself only types and sizes of tensors.
@@ -33,14 +33,18 @@ PLAIN_CLASSES = {("pathlib", "PosixPath"), ("torch", "Size"), ("torch.serializat
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StateCopy:
     """A copy of the state of one rank, on the host; `group`: the ranks that write it together, None for one rank."""
 
     state: dict[str, Tensor]
     group: "dist.ProcessGroup | None" = None
 
     def write(self, folder: Path) -> None:
-        """Write and flush it into `folder`, with all ranks of the group. Blocking: call it in a thread."""
+        """Write and flush it into `folder`, with all ranks of the group. Blocking: call it in a thread.
+
+        NonFiniteError if a tensor is not finite: a resume would go on from there for ever.
+        """
+        self._require_finite()
         if not folder.is_dir():  # torch would make it on this host, where other ranks may not see it
             raise self._unwritable(folder, "no such folder")
         _expect_single_process()
@@ -54,6 +58,15 @@ class Snapshot:
         except CheckpointException as error:
             raise self._unwritable(folder, _reason(error)) from error
 
+    def _require_finite(self) -> None:
+        for name, tensor in self.state.items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if local.is_floating_point() and not bool(torch.isfinite(local).all()):
+                raise NonFiniteError(
+                    f"{name} is not finite after this step, and no checkpoint is written: expected finite weights and "
+                    "moments; begin a new run from an earlier checkpoint, with a lower optimizer.lr"
+                )
+
     def _unwritable(self, folder: Path, reason: str) -> PenstockError:
         num_bytes = sum(each.nbytes for each in self.state.values())
         return PenstockError(
@@ -62,12 +75,12 @@ class Snapshot:
         )
 
 
-def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> Snapshot:
+def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> StateCopy:
     """Copy to the host, pinned if it comes from a GPU. `mesh`: of the ranks' CPUs, if the state is sharded."""
     copies = {name: _copy(tensor, mesh) for name, tensor in state.items()}
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()
-    return Snapshot(copies, group)
+    return StateCopy(copies, group)
 
 
 def read_shapes(folder: Path) -> dict[str, torch.Size]:

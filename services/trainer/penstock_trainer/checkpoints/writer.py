@@ -17,7 +17,7 @@ from typing import Protocol
 from penstock.broker.trainer import TrainerQueue
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.checkpoints.tensors import Snapshot
+from penstock_trainer.checkpoints.tensors import StateCopy
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 class HasState(Protocol):
     """The object to save: the learner."""
 
-    def snapshot(self, folder: Path) -> Snapshot: ...
+    def snapshot(self, folder: Path) -> StateCopy: ...
 
 
 @dataclass(frozen=True)
 class _Pending:
     meta: CheckpointMeta
     folder: Path
-    snapshot: Snapshot
+    snapshot: StateCopy
 
 
 class CheckpointWriter:

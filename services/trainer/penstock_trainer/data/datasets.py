@@ -26,6 +26,7 @@ from penstock.errors import DataError
 Message = dict[str, Any]
 # Suffix of a data file -> the builder of the `datasets` library that reads it.
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+DEFAULT_SPLIT = DatasetSection().split
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
     """
     if not section.path:
         raise DataError(f"{key}.path is empty: expected a JSONL file, a dataset or the name of a reasoning-gym task")
+    if section.kind != "huggingface":
+        _require_no_split(section, key)
     if section.kind == "jsonl":
         records = _jsonl_records(section, key)
     elif section.kind == "huggingface":
@@ -168,8 +171,14 @@ def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[st
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(section.path)
-            loaded = loaded[section.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            if isinstance(loaded, datasets.DatasetDict):
+                loaded = loaded[section.split]
+            elif loaded.split is None:
+                _require_no_split(section, key)
+            else:
+                _require_held_split(section, key, str(loaded.split))
         elif path.suffix in FILE_BUILDERS:
+            _require_no_split(section, key)
             loaded = datasets.load_dataset(FILE_BUILDERS[path.suffix], data_files={section.split: section.path})
             loaded = loaded[section.split]
         else:
@@ -183,6 +192,25 @@ def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[st
         ) from error
     for number, record in enumerate(loaded):
         yield f"{section.path}[{section.split}] row {number}", record
+
+
+def _require_no_split(section: DatasetSection, key: str) -> None:
+    """DataError if a split is asked for where there is none: it would be ignored."""
+    if section.split != DEFAULT_SPLIT:
+        raise DataError(
+            f"{section.path} ({key}.path) has no splits, and {key}.split is {section.split!r}: leave {key}.split out, "
+            f"and choose prompts by {key}.path"
+        )
+
+
+def _require_held_split(section: DatasetSection, key: str, held: str) -> None:
+    """DataError unless a folder of one split holds the one that is asked for; `train` asks for `train[:80%]` too."""
+    whole = held if "+" in held else held.partition("[")[0]
+    if section.split not in (held, whole):
+        raise DataError(
+            f"{section.path} ({key}.path) holds one split, {held!r}, and {key}.split is {section.split!r}: expected "
+            f"the split that it holds; set {key}.split to {held!r}, or give the path of other prompts"
+        )
 
 
 def _reasoning_gym_rows(section: DatasetSection, key: str) -> Iterator[Row]:

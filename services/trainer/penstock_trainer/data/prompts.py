@@ -44,7 +44,8 @@ def encode_rows(
     """Every row through the chat template (messages, or any prompt with `system_prompt`) and the tokenizer.
 
     Plain text gets the tokenizer's own special tokens, a chat only those of its template. A chat that
-    starts with a system message keeps it. max_prompt_tokens: context length less sampling.max_new_tokens.
+    starts with a system message keeps it. max_prompt_tokens: the engine's longest sequence less
+    sampling.max_new_tokens.
     """
     return [_encode_row(row, tokenizer, system_prompt, max_prompt_tokens) for row in rows]
 
@@ -60,9 +61,9 @@ def _encode_row(row: Row, tokenizer: Tokenizer, system_prompt: str, max_prompt_t
         raise DataError(f"{row.place}: the prompt has no tokens: expected at least one")
     if len(token_ids) > max_prompt_tokens:
         raise DataError(
-            f"{row.place}: the prompt has {len(token_ids)} tokens: expected at most {max_prompt_tokens} (context "
-            "length less sampling.max_new_tokens); shorten it, lower sampling.max_new_tokens or raise "
-            "rollout.engine.context_length"
+            f"{row.place}: the prompt has {len(token_ids)} tokens: expected at most {max_prompt_tokens} (what engines "
+            "generate to the end, less sampling.max_new_tokens); shorten it, lower sampling.max_new_tokens, or raise "
+            "rollout.engine.context_length or rollout.engine.max_total_tokens"
         )
     return EncodedPrompt(text, token_ids, row.answer, row.reward, row.metadata)
 
@@ -97,6 +98,12 @@ def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) 
             f"{path} (data.train.path) holds {len(prompts)} prompts and data.batch_size is {batch_size}: expected at "
             "least one batch; add prompts or lower data.batch_size"
         )
+
+
+def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+    """The held-out prompts that are training prompts too: those with the same tokens."""
+    trained = {prompt.token_ids for prompt in train}
+    return [prompt for prompt in held_out if prompt.token_ids in trained]
 
 
 def digest(prompts: Sequence[EncodedPrompt]) -> str:

@@ -11,15 +11,15 @@ weights carry the aggregation, so that micro-batches of any partition, and ranks
 | surrogate | `surrogates` | PPO clip (asymmetric, dual), GSPO, CISPO, SAPO, DPPO-TV, DPPO-KL, VESPO, REINFORCE |
 | proximal | `objective` | none, recomputed, approximated |
 | correction | `corrections` | weights: TIS, masked, of tokens or sequences; gates: geometric, veto, M2PO, OPSM |
-| KL | `objective` | k1, k2, k3, importance-weighted or not, in the loss or in the reward |
+| KL | `objective` | k1, k2, k3 in the loss, importance-weighted or not; k1 in the reward |
 | aggregation | `aggregation` | token-mean, seq-mean-token-sum, seq-mean-token-mean, token-sum-norm |
 | all of it | `objective` | the loss of a micro-batch and the addends of its statistics |
 
 Notation, per token: l policy (the only one with a gradient), l_p proximal, l_b behaviour (from the sampler), l_r
 reference log-probabilities; A advantage. l_anchor is l_p, or l_b without a proximal policy. The surrogate's ratio is
 r = exp(l - l_anchor); rho = exp(l_p - l_b) corrects from the sampler to the proximal policy; w = exp(l - l_b).
-Log-ratios are float32 and clamped to +-20; beyond that their gradient is 0. sg is stop-gradient. Shapes: N loss tokens
-and S completions of a micro-batch, B groups of G completions.
+Log-ratios are float32 and clamped to +-20 (only the effective sample size takes them as they are); beyond that their
+gradient is 0. sg is stop-gradient. Shapes: N loss tokens and S completions of a micro-batch, B groups of G completions.
 """
 
 from penstock_trainer.grpo.advantages import Baseline, Scale, advantages, overlong_penalty, varies
@@ -28,6 +28,7 @@ from penstock_trainer.grpo.corrections import (
     BatchGate,
     Correction,
     Gate,
+    SamplerRatios,
     Weight,
     geometric_gate,
     masked_weight,
@@ -75,6 +76,7 @@ __all__ = [
     "KlTerm",
     "Objective",
     "Proximal",
+    "SamplerRatios",
     "Scale",
     "Statistics",
     "Sums",

@@ -40,13 +40,16 @@ def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scal
     | Dr. GRPO | group | none | arXiv 2503.20783, section 3.2 |
     | RLOO | leave_one_out | none | arXiv 2402.14740, equation 7: R - mean of the others |
     | Lite PPO, REINFORCE++ baseline | group | batch | arXiv 2508.08221: group mean, batch deviation |
-    | MaxRL | group | mean | (R - mean) / mean; 0 if the mean is not positive |
+    | MaxRL | group | mean | (R - mean) / mean(abs(R)), which is (R - mean) / mean for the rewards of 0 and more |
     | REINFORCE | none or batch | none | R, or R - mean of the batch |
 
     The deviation is that of the rewards over all valid completions of the group or batch, plus `eps`. Choices:
     * it divides by n - 1, as TRL and verl do; the papers leave it open;
-    * leave-one-out of a group with one valid completion is 0: there are no others.
-    Sums are float64.
+    * leave-one-out of a group with one valid completion is 0: there are no others;
+    * MaxRL is defined for rewards that are not negative. The mean of absolute values extends it: no advantage is larger
+      than n - 1 for any rewards, while the plain mean can be close to 0 or negative.
+    A scale bounds the distance from a baseline in these pairs, in leave_one_out with group or batch, and in batch with
+    batch. In others equal rewards are divided by `eps` alone: the configuration refuses them. Sums are float64.
     """
     rewards_BG = torch.where(valid_BG, rewards_BG.double(), 0.0)
     centred_BG = torch.where(valid_BG, rewards_BG - _baseline(rewards_BG, valid_BG, baseline), 0.0)
@@ -72,7 +75,8 @@ def _scale(rewards_BG: Tensor, valid_BG: Tensor, scale: Scale, eps: float) -> Te
     num_B1 = valid_BG.sum(1, keepdim=True).double()
     mean_B1 = rewards_BG.sum(1, keepdim=True) / num_B1.clamp(min=1)
     if scale == "mean":
-        return torch.where(mean_B1 > 0, mean_B1, torch.inf)
+        size_B1 = rewards_BG.abs().sum(1, keepdim=True) / num_B1.clamp(min=1)
+        return torch.where(size_B1 > 0, size_B1, torch.inf)
     if scale == "batch":
         num_B1, mean_B1 = valid_BG.sum().double(), rewards_BG.sum() / valid_BG.sum().clamp(min=1)
     squares_BG = torch.where(valid_BG, rewards_BG - mean_B1, 0.0).square()

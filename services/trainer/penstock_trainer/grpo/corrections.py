@@ -1,8 +1,9 @@
 """Off-policy corrections: factors of the surrogate for a sampler that was another policy than the anchor.
 
-A weight rho_hat multiplies, a gate keeps or drops; one weight and any gates can be combined. All take log_rho_N =
-l_p - l_b, without a gradient, clamped, 0 where masked. Tokens that are dropped stay in the denominators. A gate of the
-batch depends on the log-ratios of all its tokens: an update prepares the correction with them.
+A weight rho_hat multiplies, a gate keeps or drops; one weight and any gates can be combined. A weight leads from the
+sampler to the anchor. A gate asks how far a real policy of the trainer is from the sampler, so none looks at an
+interpolation (`SamplerRatios`). Tokens that are dropped stay in the denominators. A batch gate depends on the
+log-ratios of all tokens of an optimizer step: the step prepares the correction with them.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +15,28 @@ from torch import Tensor
 
 from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
 
+
+@dataclass(frozen=True)
+class SamplerRatios:
+    """Log-ratios of the trainer's policies to the sampler: without a gradient, clamped, 0 where masked.
+
+    | Field | proximal none | recomputed | approximated | For |
+    | --- | --- | --- | --- | --- |
+    | anchor_N | l - l_b | l_old - l_b | interpolation - l_b | weights |
+    | trainer_N | l - l_b | l_old - l_b | l - l_b | geometric, veto |
+    | policy_N | l - l_b | l - l_b | l - l_b | OPSM, M2PO |
+
+    l is the policy now, l_old that at the start of the update; they differ from the second optimizer step on.
+    """
+
+    anchor_N: Tensor
+    trainer_N: Tensor
+    policy_N: Tensor
+
+
 Weight = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> rho_hat_N
-Gate = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> keep_N
-BatchGate = Callable[[Tensor], Gate]  # log_rho of all unmasked tokens of the batch, over all ranks -> its gate
+Gate = Callable[[Tokens, SamplerRatios, Tensor], Tensor]  # (tokens, ratios, mask_N) -> keep_N
+BatchGate = Callable[[Tensor], Gate]  # l - l_b of all unmasked tokens of the step, over all ranks -> its gate
 
 
 @dataclass(frozen=True)
@@ -27,21 +47,22 @@ class Correction:
     gates: Mapping[str, Gate] = field(default_factory=dict)
     batch_gates: Mapping[str, BatchGate] = field(default_factory=dict)
 
-    def prepared(self, log_rho: Tensor) -> "Correction":
-        """The correction for one update. log_rho: of all unmasked tokens of the batch at its start, over all ranks."""
-        gates = {name: make_gate(log_rho) for name, make_gate in self.batch_gates.items()}
+    def prepared(self, log_w: Tensor) -> "Correction":
+        """The correction for one optimizer step. log_w: l - l_b of all its unmasked tokens, now, over all ranks."""
+        gates = {name: make_gate(log_w) for name, make_gate in self.batch_gates.items()}
         return replace(self, gates={**self.gates, **gates}, batch_gates={})
 
-    def __call__(self, tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(rho_hat_N with dropped tokens at 0, which tokens each reason dropped)."""
         if self.batch_gates:
             raise ValueError(
-                f"gates {', '.join(self.batch_gates)} need all log-ratios of the batch: expected `prepared`"
+                f"gates {', '.join(self.batch_gates)} need all log-ratios of the step: expected `prepared`"
             )
+        log_rho_N = ratios.anchor_N
         weight_N = torch.ones_like(log_rho_N) if self.weight is None else self.weight(tokens, log_rho_N, mask_N)
         dropped = {} if self.weight is None else {"weight": mask_N & (weight_N == 0)}
         for name, gate in self.gates.items():
-            keep_N = gate(tokens, log_rho_N, mask_N)
+            keep_N = gate(tokens, ratios, mask_N)
             dropped[name] = mask_N & ~keep_N
             weight_N = torch.where(keep_N, weight_N, 0.0)
         return weight_N, dropped
@@ -67,52 +88,56 @@ def sequence_masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *,
     return _within(_product(tokens, log_rho_N), low, high)
 
 
-def geometric_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
-    """Keep a completion iff low <= exp(mean log rho) <= high.
+def geometric_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """Keep a completion iff low <= geometric mean of its ratios (`SamplerRatios.trainer_N`) <= high.
 
-    A product grows with length, the geometric mean does not: the usual bounds are 0.99 and 1.01.
+    A product grows with length, the geometric mean does not: the usual bounds are 0.99 and 1.01 (Liu and Li 2025,
+    richardli.xyz/post/rl-collapse-part3).
     """
-    mean_S = tokens.mean_by_sequence(log_rho_N, mask_N).exp()
+    mean_S = tokens.mean_by_sequence(ratios.trainer_N, mask_N).exp()
     return tokens.spread((mean_S >= low) & (mean_S <= high))
 
 
-def veto_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
-    """Drop a completion if any of its rho is outside [low, high], usually [1e-4, 100]."""
-    rho_N = log_rho_N.exp()
+def veto_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """Drop a completion if one of its ratios (`SamplerRatios.trainer_N`) is outside [low, high], often [1e-4, 100]."""
+    rho_N = ratios.trainer_N.exp()
     outside_N = mask_N & ((rho_N < low) | (rho_N > high))
     return tokens.spread(tokens.sum_by_sequence(outside_N) == 0)
 
 
-def off_policy_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, delta: float) -> Tensor:
-    """Drop a completion with A < 0 and mean(l_b - l) > delta.
+def off_policy_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, delta: float) -> Tensor:
+    """Drop a completion with A < 0 and mean(l_b - l) > delta, l of the policy now.
 
-    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that are now
-    improbable under the policy.
+    Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that have become
+    improbable, by stale weights, by another engine or by the steps of this very update.
     """
-    far_N = tokens.spread(tokens.mean_by_sequence(-log_rho_N, mask_N) > delta)
+    far_N = tokens.spread(tokens.mean_by_sequence(-ratios.policy_N, mask_N) > delta)
     return ~((tokens.advantage_N < 0) & far_N)
 
 
-def second_moment_batch_gate(log_rho: Tensor, *, tau: float) -> Gate:
-    """M2PO (arXiv 2510.01161): keep tokens with (l_b - l_p)^2 below the batch's `moment_threshold`."""
-    return partial(second_moment_gate, threshold=moment_threshold(log_rho, tau))
+def second_moment_batch_gate(log_w: Tensor, *, tau: float) -> Gate:
+    """M2PO (arXiv 2510.01161): keep tokens with (l - l_b)^2 below the `moment_threshold` of the step's batch.
+
+    The second moment is that of the policy now against the sampler, over the tokens that the optimizer step trains.
+    """
+    return partial(second_moment_gate, threshold=moment_threshold(log_w, tau))
 
 
-def moment_threshold(log_rho: Tensor, tau: float) -> float:
-    """Smallest (l_b - l_p)^2 that must be dropped for the mean of the rest to be below tau; inf to drop nothing.
+def moment_threshold(log_w: Tensor, tau: float) -> float:
+    """Smallest (l - l_b)^2 that must be dropped for the mean of the rest to be below tau; inf to drop nothing.
 
     The tokens with the largest squares are dropped. Equal squares at the threshold are all dropped, so that the result
     does not depend on their order.
     """
-    squares = log_rho.double().square().sort().values
+    squares = log_w.double().square().sort().values
     means = squares.cumsum(0) / torch.arange(1, squares.numel() + 1, device=squares.device)
     num_kept = int((means < tau).sum())  # means of ascending values ascend
     return float("inf") if num_kept == squares.numel() else float(squares[num_kept])
 
 
-def second_moment_gate(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, threshold: float) -> Tensor:
-    """Keep tokens with (l_b - l_p)^2 below the threshold."""
-    return log_rho_N.double().square() < threshold
+def second_moment_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, threshold: float) -> Tensor:
+    """Keep tokens with (l - l_b)^2 below the threshold."""
+    return ratios.policy_N.double().square() < threshold
 
 
 def _product(tokens: Tokens, log_rho_N: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from penstock_trainer.grpo.corrections import Correction
+from penstock_trainer.grpo.corrections import Correction, SamplerRatios
 from penstock_trainer.grpo.statistics import Sums, token_sums
 from penstock_trainer.grpo.surrogates import Surrogate
 from penstock_trainer.grpo.tokens import Tokens, log_ratio, usable
@@ -21,7 +21,7 @@ Proximal = Literal["none", "recomputed", "approximated"]
 
 @dataclass(frozen=True)
 class KlTerm:
-    """kl_ctl * estimator(l, l_r) in the loss; `importance_weighted` multiplies it by w = exp(l - l_b)."""
+    """kl_ctl * estimator(l, l_r) in the loss; `importance_weighted`: see `kl_estimate`."""
 
     kl_ctl: float
     estimator: Estimator = "k3"
@@ -43,9 +43,18 @@ def kl_estimate(log_ratio_N: Tensor, estimator: Estimator) -> Tensor:
     """Per-token estimate of KL(pi || reference), from log_ratio = l - l_r; x = l_r - l = -log_ratio.
 
     k1 = -x, k2 = x^2 / 2, k3 = exp(x) - 1 - x (Schulman, joschu.net/blog/kl-approx.html; k3 as in DeepSeekMath,
-    equation 4). For samples of pi k1 and k3 are unbiased; k2 is biased, but has the gradient of the divergence. In the
-    loss the gradient of k1 alone is that of l, whose mean is 0. Deviation: tokens come from the behaviour policy;
-    multiply by w = exp(l - l_b), with its gradient, for an unbiased estimate (DeepSeek-V3.2, arXiv 2512.02556).
+    equation 4). A good estimate need not have the right gradient (arXiv 2510.01555). For tokens of pi, given their
+    prefixes, on average:
+
+    | Estimator | value | gradient as a loss | its value as a reward moves the policy by the gradient of |
+    | --- | --- | --- | --- |
+    | k1 | KL(pi, reference) | 0 | KL(pi, reference) |
+    | k2 | not KL | that of KL(pi, reference) | neither divergence; 0 to first order near the reference |
+    | k3 | KL(pi, reference) | that of KL(reference, pi) | the difference of both divergences: 0 to first order too |
+
+    Deviation: tokens come from the behaviour policy. A weight w = exp(l - l_b) corrects that: with its gradient for k1
+    and k3, which makes value and gradient unbiased (DeepSeek-V3.2, arXiv 2512.02556); sg(w) for k2, which makes its
+    gradient unbiased.
     """
     if estimator == "k1":
         return log_ratio_N
@@ -80,37 +89,47 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     """
     mask_N = usable(tokens)
     behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
-    current_N = tokens.logprobs_N.detach()
-    old_logprobs_N = current_N if tokens.old_logprobs_N is None else tokens.old_logprobs_N
-    anchor_N, corrected_N = _anchors(tokens, objective.proximal, behaviour_logprobs_N, old_logprobs_N)
+    anchor_N = _anchor(tokens, objective.proximal, behaviour_logprobs_N)
     terms = objective.surrogate(tokens, log_ratio(tokens.logprobs_N, anchor_N, mask_N), mask_N)
-    log_rho_N = log_ratio(corrected_N, behaviour_logprobs_N, mask_N)
-    weight_N, dropped = objective.correction(tokens, log_rho_N, mask_N)
     log_w_N = log_ratio(tokens.logprobs_N, behaviour_logprobs_N, mask_N)
+    log_rho_N = log_ratio(anchor_N, behaviour_logprobs_N, mask_N)
+    weight_N, dropped = objective.correction(tokens, _ratios(objective.proximal, log_rho_N, log_w_N.detach()), mask_N)
     policy = _aggregate(weight_N * terms.loss_N, tokens.weight_N, mask_N)
     loss, parts = policy, Sums({"loss_policy": float(policy.detach())})
     sums = token_sums(tokens, log_w_N.detach(), mask_N, terms, dropped)
     if objective.kl is not None:
         term, kl_sums = _kl_term(tokens, objective.kl, log_w_N, mask_N)
         loss, parts = loss + term, parts + kl_sums
-    if objective.entropy_bonus and tokens.entropy_N is not None:
-        bonus = -objective.entropy_bonus * _aggregate(tokens.entropy_N, tokens.weight_N, mask_N)
+    if objective.entropy_bonus:
+        bonus = -objective.entropy_bonus * _aggregate(_entropy(tokens), tokens.weight_N, mask_N)
         loss, parts = loss + bonus, parts + Sums({"loss_entropy": float(bonus.detach())})
     return loss, sums + parts
 
 
-def _anchors(
-    tokens: Tokens, proximal: Proximal, behaviour_logprobs_N: Tensor, old_logprobs_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(l_anchor of the surrogate, l_p of the correction)."""
+def _anchor(tokens: Tokens, proximal: Proximal, behaviour_logprobs_N: Tensor) -> Tensor:
+    """l_anchor of the surrogate."""
     if proximal == "none":
-        return behaviour_logprobs_N, old_logprobs_N
+        return behaviour_logprobs_N
     if proximal == "recomputed":
-        return old_logprobs_N, old_logprobs_N
+        return tokens.logprobs_N.detach() if tokens.old_logprobs_N is None else tokens.old_logprobs_N
     if tokens.lag_N is None:
         raise ValueError("an approximated proximal policy needs lag_N; expected the version of every token")
-    approximated_N = approximate_proximal(tokens.logprobs_N, behaviour_logprobs_N, tokens.lag_N)
-    return approximated_N, approximated_N
+    return approximate_proximal(tokens.logprobs_N, behaviour_logprobs_N, tokens.lag_N)
+
+
+def _ratios(proximal: Proximal, log_rho_N: Tensor, log_w_N: Tensor) -> SamplerRatios:
+    """log_rho_N = l_anchor - l_b, log_w_N = l - l_b."""
+    if proximal == "none":
+        return SamplerRatios(log_w_N, log_w_N, log_w_N)
+    return SamplerRatios(log_rho_N, log_rho_N if proximal == "recomputed" else log_w_N, log_w_N)
+
+
+def _entropy(tokens: Tokens) -> Tensor:
+    if tokens.entropy_N is None:
+        raise ValueError("an entropy bonus needs entropy_N; expected the policy's entropy at every token")
+    if tokens.logprobs_N.requires_grad and not tokens.entropy_N.requires_grad:
+        raise ValueError("an entropy bonus needs the gradient of entropy_N; expected one beside that of logprobs_N")
+    return tokens.entropy_N
 
 
 def _kl_term(tokens: Tokens, kl: KlTerm, log_w_N: Tensor, mask_N: Tensor) -> tuple[Tensor, Sums]:
@@ -118,8 +137,9 @@ def _kl_term(tokens: Tokens, kl: KlTerm, log_w_N: Tensor, mask_N: Tensor) -> tup
         raise ValueError("a KL term needs reference_logprobs_N; expected the reference's log-probabilities")
     kl_N = kl_estimate(log_ratio(tokens.logprobs_N, tokens.reference_logprobs_N, mask_N), kl.estimator)
     sums = Sums({"reference_kl": float(torch.where(mask_N, kl_N.detach(), 0.0).sum(dtype=torch.float64))})
-    weighted_N = log_w_N.exp() * kl_N if kl.importance_weighted else kl_N
-    term = kl.kl_ctl * _aggregate(weighted_N, tokens.weight_N, mask_N)
+    if kl.importance_weighted:
+        kl_N = (log_w_N.detach() if kl.estimator == "k2" else log_w_N).exp() * kl_N
+    term = kl.kl_ctl * _aggregate(kl_N, tokens.weight_N, mask_N)
     return term, sums + Sums({"loss_kl": float(term.detach())})
 
 

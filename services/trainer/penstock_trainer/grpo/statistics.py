@@ -1,5 +1,6 @@
 """Statistics of a step's tokens: addends that micro-batches and ranks add up, and the figures made of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -7,21 +8,63 @@ import torch
 from torch import Tensor
 
 from penstock_trainer.grpo.surrogates import Terms
-from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
+from penstock_trainer.grpo.tokens import Tokens, unclamped_log_ratio
 
 DROPPED = "dropped_"
+SCALE_STEP_NATS = 256.0  # exp of twice half of it, times any count, is far from the ends of float64
+
+
+@dataclass(frozen=True)
+class WeightSums:
+    """Sums of the importance weights W of `count` completions, and of their squares.
+
+    W is a product over all tokens of a completion, so that it can leave the range of float64. So the sums are of W and
+    W^2 over exp(log_scale) and its square: a multiple of 256 near the largest log W, and 0 as long as all W are within
+    exp(+-128). Nothing is clamped. Weights that are lost to rounding are that much smaller than the largest.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    total_squared: float = 0.0
+    log_scale: float = 0.0
+
+    @classmethod
+    def of(cls, log_w_s: Tensor) -> "WeightSums":
+        """The sums of completions with the logarithms float64[s], of which there is at least one."""
+        largest = float(log_w_s.max())
+        log_scale = SCALE_STEP_NATS * round(largest / SCALE_STEP_NATS) if math.isfinite(largest) else 0.0
+        weight_s = (log_w_s - log_scale).exp()
+        return cls(log_w_s.numel(), float(weight_s.sum()), float(weight_s.square().sum()), log_scale)
+
+    def __add__(self, other: "WeightSums") -> "WeightSums":
+        if not (self.count and other.count):
+            return self if self.count else other
+        log_scale = max(self.log_scale, other.log_scale)
+        mine, its = math.exp(self.log_scale - log_scale), math.exp(other.log_scale - log_scale)
+        return WeightSums(
+            self.count + other.count,
+            self.total * mine + other.total * its,
+            self.total_squared * mine**2 + other.total_squared * its**2,
+            log_scale,
+        )
+
+    @property
+    def effective_sample_size_ratio(self) -> float:
+        """(sum W)^2 / (S sum W^2); 1 without a completion."""
+        return self.total**2 / (self.count * self.total_squared) if self.total_squared else 1.0
 
 
 @dataclass(frozen=True)
 class Sums:
     """Addends of the statistics of a batch, by name: values to add, and values of which the lowest or highest counts.
 
-    Plain numbers, so that ranks can send them.
+    Plain numbers, so that ranks can send them. weights: of the completions.
     """
 
     totals: dict[str, float] = field(default_factory=dict)
     lowest: dict[str, float] = field(default_factory=dict)
     highest: dict[str, float] = field(default_factory=dict)
+    weights: WeightSums = WeightSums()
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
@@ -34,6 +77,7 @@ class Sums:
                 name: max(each.get(name, float("-inf")) for each in (self.highest, other.highest))
                 for name in self.highest | other.highest
             },
+            self.weights + other.weights,
         )
 
 
@@ -42,7 +86,7 @@ class Statistics:
     """Figures of a step, over the tokens of the forward passes whose behaviour log-probability is finite.
 
     Completions without an advantage have no forward pass unless a KL term or an entropy bonus needs one.
-    loss_policy, loss_kl, loss_entropy: the parts of the loss.
+    loss_policy, loss_kl, loss_entropy: the parts of the loss, which they add up to: means over mini-batches, as it is.
     entropy: mean in nats. behaviour_kl: mean of exp(x) - 1 - x, x = l - l_b, an estimate of KL(behaviour || policy).
     reference_kl: mean of the configured estimator of KL(policy || reference); 0 without a KL term in the loss.
     ratio_*: of w = exp(l - l_b). clipped_ratio_low, clipped_ratio_high: shares of tokens whose surrogate was limited.
@@ -72,8 +116,8 @@ class Statistics:
         return self.clipped_ratio_low + self.clipped_ratio_high
 
     @classmethod
-    def of(cls, sums: Sums) -> "Statistics":
-        """The statistics of added-up sums; without tokens those of an on-policy batch."""
+    def of(cls, sums: Sums, num_minibatches: int = 1) -> "Statistics":
+        """The statistics of sums, added up over mini-batches; without tokens those of an on-policy batch."""
         totals = sums.totals
         num_tokens, num_non_finite = totals.get("tokens", 0.0), totals.get("non_finite", 0.0)
 
@@ -84,9 +128,9 @@ class Statistics:
         return cls(
             num_tokens=int(num_tokens),
             num_non_finite=int(num_non_finite),
-            loss_policy=totals.get("loss_policy", 0.0),
-            loss_kl=totals.get("loss_kl", 0.0),
-            loss_entropy=totals.get("loss_entropy", 0.0),
+            loss_policy=totals.get("loss_policy", 0.0) / num_minibatches,
+            loss_kl=totals.get("loss_kl", 0.0) / num_minibatches,
+            loss_entropy=totals.get("loss_entropy", 0.0) / num_minibatches,
             entropy=mean("entropy"),
             behaviour_kl=mean("behaviour_kl"),
             reference_kl=mean("reference_kl"),
@@ -95,14 +139,9 @@ class Statistics:
             ratio_max=sums.highest.get("ratio", 1.0),
             clipped_ratio_low=mean("clipped_low"),
             clipped_ratio_high=mean("clipped_high"),
-            effective_sample_size_ratio=_effective_sample_size_ratio(totals),
+            effective_sample_size_ratio=sums.weights.effective_sample_size_ratio,
             masked={"non_finite": num_non_finite / max(1.0, num_tokens + num_non_finite), **dropped},
         )
-
-
-def _effective_sample_size_ratio(totals: Mapping[str, float]) -> float:
-    squares = totals.get("sequence_weight_squared", 0.0)
-    return totals["sequence_weight"] ** 2 / (totals["sequences"] * squares) if squares else 1.0
 
 
 def scaled_learning_rate(learning_rate: float, ess_ratio: float, ess_base: float) -> float:
@@ -123,7 +162,7 @@ def token_sums(tokens: Tokens, log_w_N: Tensor, mask_N: Tensor, terms: Terms, dr
         return Sums({"non_finite": num_non_finite})
     ratio_n = x_n.exp()
     has_tokens_S = tokens.sum_by_sequence(mask_N) > 0
-    weight_s = tokens.sum_by_sequence(log_w_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()[has_tokens_S]
+    log_w_S = tokens.sum_by_sequence(unclamped_log_ratio(tokens.logprobs_N, tokens.behaviour_logprobs_N, mask_N))
     totals = {
         "tokens": float(x_n.numel()),
         "non_finite": num_non_finite,
@@ -131,11 +170,9 @@ def token_sums(tokens: Tokens, log_w_N: Tensor, mask_N: Tensor, terms: Terms, dr
         "ratio": float(ratio_n.sum()),
         "clipped_low": float(terms.low_N.sum()),
         "clipped_high": float(terms.high_N.sum()),
-        "sequences": float(weight_s.numel()),
-        "sequence_weight": float(weight_s.sum()),
-        "sequence_weight_squared": float(weight_s.square().sum()),
         **{DROPPED + name: float(each_N.sum()) for name, each_N in dropped.items()},
     }
     if tokens.entropy_N is not None:
         totals["entropy"] = float(tokens.entropy_N[mask_N].sum(dtype=torch.float64))
-    return Sums(totals, {"ratio": float(ratio_n.min())}, {"ratio": float(ratio_n.max())})
+    extremes = {"ratio": float(ratio_n.min())}, {"ratio": float(ratio_n.max())}
+    return Sums(totals, *extremes, WeightSums.of(log_w_S[has_tokens_S]))

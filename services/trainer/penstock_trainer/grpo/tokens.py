@@ -18,10 +18,11 @@ class Tokens:
     logprobs_N: l, after temperature. behaviour_logprobs_N: l_b as the sampler gave it, possibly not finite.
     advantage_N: of the token's completion. weight_N: its share in the aggregate (`sequence_weight`).
     sequence_N: int64 in [0, num_sequences), the token's completion; all loss tokens of a completion are here.
-    old_logprobs_N: l at the start of the update, or None if nothing has been updated since (then it is sg l).
+    old_logprobs_N: l at the start of the update, for a recomputed proximal policy; None if nothing has been updated
+    since (then it is sg l).
     lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
     reference_logprobs_N: l_r, or None if the objective has no KL term in the loss.
-    entropy_N: of the policy, in nats.
+    entropy_N: of the policy, in nats; None if neither an entropy bonus nor the statistics need it.
 
     Example, two completions of 2 and 1 tokens in a group of 2: advantage_N = [0.7, 0.7, -0.7],
     weight_N = [0.5, 0.5, 0.5], sequence_N = [0, 0, 1].
@@ -60,7 +61,11 @@ def usable(tokens: Tokens) -> Tensor:
 
 def log_ratio(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor) -> Tensor:
     """l - other in float32 (float64 stays), clamped to +-20; 0 without a gradient where masked."""
+    return unclamped_log_ratio(logprobs_N, other_N, mask_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def unclamped_log_ratio(logprobs_N: Tensor, other_N: Tensor, mask_N: Tensor) -> Tensor:
+    """`log_ratio` without a bound, for what must tell far from further."""
     if logprobs_N.dtype != torch.float64:
         logprobs_N, other_N = logprobs_N.float(), other_N.float()
-    difference_N = torch.where(mask_N, logprobs_N, 0.0) - torch.where(mask_N, other_N, 0.0)
-    return difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.where(mask_N, logprobs_N, 0.0) - torch.where(mask_N, other_N, 0.0)

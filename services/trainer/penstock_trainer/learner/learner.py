@@ -17,7 +17,7 @@ from penstock.config import Config
 from penstock.contracts import Dtype, ScoredGroup
 from penstock.errors import ConfigError
 from penstock_trainer.batching.packing import pack_of_sequence
-from penstock_trainer.checkpoints.tensors import Snapshot, copy_state
+from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
@@ -168,7 +168,7 @@ class Learner:
         """Everything that a checkpoint holds: the live tensors, or this rank's shards of them."""
         return training_state(self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
 
-    def snapshot(self, folder: Path) -> Snapshot:
+    def snapshot(self, folder: Path) -> StateCopy:
         """A copy of the state, which every rank writes into `folder`."""
         mesh, group = (self._ranks.host_mesh, self._ranks.checkpoints) if self._ranks else (None, None)
         return copy_state(self.state(), mesh, group)

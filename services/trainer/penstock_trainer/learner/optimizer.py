@@ -1,6 +1,6 @@
 """AdamW on float32 master weights, with clipping by the global norm, warm-up and a schedule.
 
-Invariant: a step whose gradient norm is not finite changes nothing: no weight, no moment, no
+Invariant: a step whose gradient norm or learning rate is not finite changes nothing: no weight, no moment, no
 schedule. Weights may be sharded over ranks: then all ranks call `step` together.
 """
 
@@ -81,7 +81,7 @@ class Optimizer:
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
         rate = scaled_learning_rate(self.learning_rate, ess_ratio, self._section.ess_base)
-        outcome = OptimizerStep(float(norm), rate, bool(torch.isfinite(norm)))
+        outcome = OptimizerStep(float(norm), rate, math.isfinite(norm) and math.isfinite(rate))
         if outcome.changed:
             self._clip(gradients, outcome.grad_norm)
             for group in self._adamw.param_groups:

@@ -24,7 +24,7 @@ from torch import Tensor
 from penstock.config import Config
 from penstock.contracts import Contract, ScoredGroup
 from penstock.errors import PenstockError
-from penstock_trainer.checkpoints.tensors import Snapshot
+from penstock_trainer.checkpoints.tensors import StateCopy
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
@@ -115,7 +115,7 @@ class LeadingLearner(Learner):
         with self._group.computing():
             return super().full_weight(name)
 
-    def snapshot(self, folder: Path) -> Snapshot:
+    def snapshot(self, folder: Path) -> StateCopy:
         self._command(Save(str(folder.resolve())))
         return super().snapshot(folder)
 

@@ -4,36 +4,34 @@ Owns the mapping of names to functions of `penstock_trainer.grpo`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from penstock.config import Config, LossSection
 from penstock.config.loss import CorrectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
-from penstock_trainer.batching.batch import BatchRules, Overlong, shaped_rewards
+from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch, shaped_rewards
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What a step minimises.
 
-    kl_in_reward: kl_ctl if the KL term is part of the rewards, else 0.
+    kl_in_reward: kl_ctl if the KL term (k1) is part of the rewards, else 0.
     """
 
     objective: grpo.Objective
     rules: BatchRules
     kl_in_reward: float
-    kl_estimator: grpo.Estimator
 
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether log-probabilities at the start of the update need a forward pass of their own.
 
-        A single mini-batch computes them in its own pass, unless a gate depends on the full batch.
+        A single mini-batch computes them in its own pass.
         """
-        later = self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
-        return later or bool(self.objective.correction.batch_gates)
+        return self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
 
 
 def make_recipe(config: Config) -> Recipe:
@@ -61,12 +59,25 @@ def make_recipe(config: Config) -> Recipe:
         objective=objective,
         rules=rules,
         kl_in_reward=config.kl_ctl if loss.kl.place == "reward" else 0.0,
-        kl_estimator=loss.kl.estimator,
     )
 
 
 def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
-    """Whether a group's rewards, as shaped, give any of its completions an advantage."""
+    """Whether a group can change the policy: False means that its gradient is exactly 0.
+
+    It can if a usable token has an advantage; if another term has a gradient, or advantages depend on more than the
+    group's rewards (on the batch, on a KL term in the reward), if it has a usable token. Then it may be 0 by chance.
+    """
+    recipe = make_recipe(config)
+    depends_on_more = recipe.kl_in_reward > 0 or recipe.rules.baseline == "batch"
+    rules = replace(
+        recipe.rules, num_minibatches=1, with_zero_advantage=recipe.rules.with_zero_advantage or depends_on_more
+    )
+    return lambda group: any(sample.num_usable_tokens for sample in make_batch([group], rules, version=0).samples)
+
+
+def advantage_test(config: Config) -> Callable[[ScoredGroup], bool]:
+    """Whether a group's rewards, as shaped, can give any of its completions an advantage."""
     overlong = _overlong(config)
     if config.loss.advantage.trains_equal_rewards:
         return lambda group: True

@@ -4,7 +4,7 @@ Owns the order of the computation. Invariants: `begin` changes nothing but gradi
 and an optimizer step uses sums over all of them, added in the order of ranks; a step with a non-finite loss or gradient
 changes nothing. Synchronous.
 
-    begin    groups -> KL in rewards -> batch -> shares -> log-probabilities at the start -> first mini-batch: gradient
+    begin    groups -> KL in rewards -> batch -> shares -> old log-probabilities -> first mini-batch: gradient
     finish   optimizer's step -> each further mini-batch: gradient, optimizer's step -> result
 
 Shapes: N loss tokens of a pack, U distinct (parent row, token) pairs of it.
@@ -25,14 +25,13 @@ from penstock.contracts import ScoredGroup
 from penstock_trainer.batching.batch import Sample, make_batch, valid_samples
 from penstock_trainer.batching.counts import BatchCounts
 from penstock_trainer.batching.packing import Pack
-from penstock_trainer.batching.rank_shares import Share, share
+from penstock_trainer.batching.rank_shares import RankShare, share
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.grpo import (
     Objective,
     Statistics,
     Sums,
     Tokens,
-    kl_estimate,
     log_ratio,
     micro_batch_loss,
     usable,
@@ -46,8 +45,9 @@ from penstock_trainer.model.token_model import TokenModel
 class StepResult:
     """The result of one update.
 
-    changed: False if loss or gradient norm was not finite, or if no completion had a gradient.
-    loss: mean over mini-batches; grad_norm: the largest, before clipping; learning_rate: of the last.
+    changed: False if loss or gradient was not finite in each mini-batch, or if no completion had a gradient.
+    loss: mean over mini-batches; grad_norm: the largest, before clipping, nan if one was not finite; learning_rate: of
+    the last.
     num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
     """
 
@@ -63,14 +63,14 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        return all(map(math.isfinite, (self.loss, self.grad_norm, self.learning_rate)))
 
 
 @dataclass(frozen=True)
 class _Minibatch:
     """This rank's packs of a mini-batch, and the old log-probabilities of each, if they are needed."""
 
-    work: Share
+    work: RankShare
     old_logprobs: tuple[Tensor | None, ...]
 
 
@@ -83,7 +83,6 @@ class Gradient:
 
     counts: BatchCounts
     minibatches: Sequence[_Minibatch]
-    objective: Objective
     first: tuple[float, Sums] | None
     seconds: dict[str, float]
 
@@ -143,10 +142,10 @@ class Updater:
         batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
         shares = [self._share(samples) for samples in batch.minibatches]
         packed = time.perf_counter()
-        minibatches, objective = self._started(shares)
-        first = self._forward_backward(minibatches[0], objective) if minibatches else None
+        minibatches = [self._minibatch(work) for work in shares]
+        first = self._forward_backward(minibatches[0]) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        self._unfinished = Gradient(batch.counts, minibatches, objective, first, seconds)
+        self._unfinished = Gradient(batch.counts, minibatches, first, seconds)
         return self._unfinished
 
     def finish(self, gradient: Gradient) -> StepResult:
@@ -160,7 +159,7 @@ class Updater:
         first = gradient.first
         for minibatch in gradient.minibatches:
             start = time.perf_counter()
-            loss, sums = first or self._forward_backward(minibatch, gradient.objective)
+            loss, sums = first or self._forward_backward(minibatch)
             first = None
             computed = time.perf_counter()
             outcomes.append(self._optimizer_step(loss, sums, num_packs=minibatch.work.num_packs))
@@ -171,16 +170,16 @@ class Updater:
         return StepResult(
             changed=any(outcome.changed for outcome in outcomes),
             loss=sum(losses) / max(1, len(losses)),
-            grad_norm=max((outcome.grad_norm for outcome in outcomes), default=0.0),
+            grad_norm=_largest([outcome.grad_norm for outcome in outcomes]),
             learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,
-            statistics=Statistics.of(total),
+            statistics=Statistics.of(total, num_minibatches=max(1, len(losses))),
             counts=gradient.counts,
             num_packs=sum(each.work.num_packs for each in gradient.minibatches),
             num_rows=sum(each.work.num_rows for each in gradient.minibatches),
             seconds=seconds,
         )
 
-    def _share(self, samples: Sequence[Sample]) -> Share:
+    def _share(self, samples: Sequence[Sample]) -> RankShare:
         info = self._ranks.info if self._ranks else None
         own = share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
         return replace(own, packs=[pack.to(self._device) for pack in own.packs])
@@ -191,14 +190,14 @@ class Updater:
         return self._ranks.gather(data) if self._ranks else [data]
 
     def _kl_penalties(self, groups: Sequence[ScoredGroup], version: int) -> dict[tuple[int, int], float]:
-        """kl_ctl * sum_t KL(behaviour, reference) of each completion, if the KL term is part of the rewards."""
+        """kl_ctl * sum_t (l_b - l_r) of each completion, if the KL term is part of the rewards: its k1 estimate."""
         if not self._recipe.kl_in_reward:
             return {}
         own: list[tuple[int, int, float]] = []
         for pack in self._share(valid_samples(groups, version=version)).packs:
             tokens = _tokens_of(pack, pack.behaviour_logprobs_N)
             log_ratio_N = log_ratio(pack.behaviour_logprobs_N, self._reference_logprobs(pack), usable(tokens))
-            sum_S = tokens.sum_by_sequence(kl_estimate(log_ratio_N, self._recipe.kl_estimator))
+            sum_S = tokens.sum_by_sequence(log_ratio_N)
             own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
         gathered = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
         return {(b, g): self._recipe.kl_in_reward * kl for each in gathered for b, g, kl in each}
@@ -208,25 +207,28 @@ class Updater:
         with torch.no_grad():
             return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
 
-    def _started(self, shares: Sequence[Share]) -> tuple[list[_Minibatch], Objective]:
-        """Mini-batches with their old log-probabilities; the objective, whose batch gates depend on all of these."""
-        objective = self._recipe.objective
+    def _minibatch(self, work: RankShare) -> _Minibatch:
+        """The share with its old log-probabilities, if they are needed."""
         if not self._recipe.needs_old_logprobs:
-            return [_Minibatch(work, (None,) * len(work.packs)) for work in shares], objective
+            return _Minibatch(work, (None,) * len(work.packs))
+        return _Minibatch(work, tuple(map(self._logprobs, work.packs)))
+
+    def _logprobs(self, pack: Pack) -> Tensor:
+        """l of the pack's loss tokens, by the weights as they are now."""
+        with torch.no_grad():
+            return self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
+
+    def _prepared(self, work: RankShare) -> Objective:
+        """The objective of one optimizer step: a batch gate depends on all its tokens, by the weights as they are."""
+        objective = self._recipe.objective
+        if not objective.correction.batch_gates:
+            return objective
         own: list[Tensor] = []
-
-        def old_logprobs(pack: Pack) -> Tensor:
-            with torch.no_grad():
-                old_logprobs_N = self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
-            mask_N = usable(_tokens_of(pack, old_logprobs_N))
-            own.append(log_ratio(old_logprobs_N, pack.behaviour_logprobs_N, mask_N)[mask_N])
-            return old_logprobs_N
-
-        minibatches = [_Minibatch(work, tuple(map(old_logprobs, work.packs))) for work in shares]
-        if objective.correction.batch_gates:
-            correction = objective.correction.prepared(self._gather_values(own))
-            objective = replace(objective, correction=correction)
-        return minibatches, objective
+        for pack in work.packs:
+            tokens = _tokens_of(pack, self._logprobs(pack))
+            mask_N = usable(tokens)
+            own.append(log_ratio(tokens.logprobs_N, tokens.behaviour_logprobs_N, mask_N)[mask_N])
+        return replace(objective, correction=objective.correction.prepared(self._gather_values(own)))
 
     def _gather_values(self, own: Sequence[Tensor]) -> Tensor:
         """float32: the values of every rank, in the order of ranks."""
@@ -234,8 +236,9 @@ class Updater:
         gathered = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(data)]
         return torch.from_numpy(np.frombuffer(b"".join(gathered), dtype=np.float32).copy())
 
-    def _forward_backward(self, minibatch: _Minibatch, objective: Objective) -> tuple[float, Sums]:
+    def _forward_backward(self, minibatch: _Minibatch) -> tuple[float, Sums]:
         """Loss and statistics over all ranks; accumulates the gradient, summed over ranks."""
+        objective = self._prepared(minibatch.work)
         loss, sums = 0.0, Sums()
         for pack, old_logprobs_N in zip(minibatch.work.packs, minibatch.old_logprobs, strict=True):
             addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective)
@@ -264,7 +267,13 @@ class Updater:
         if num_packs and math.isfinite(loss):
             return self._optimizer.step(ess_ratio=Statistics.of(sums).effective_sample_size_ratio)
         self._optimizer.drop_gradients()
-        return OptimizerStep(grad_norm=0.0, learning_rate=self._optimizer.learning_rate, changed=False)
+        norm = math.nan if num_packs else 0.0
+        return OptimizerStep(grad_norm=norm, learning_rate=self._optimizer.learning_rate, changed=False)
+
+
+def _largest(norms: Sequence[float]) -> float:
+    """0 without any; nan if one is not finite: `max` would lose a nan after a number."""
+    return max(norms, default=0.0) if all(map(math.isfinite, norms)) else math.nan
 
 
 def _tokens_of(pack: Pack, logprobs_N: Tensor) -> Tokens:

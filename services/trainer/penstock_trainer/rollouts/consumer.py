@@ -23,7 +23,7 @@ from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.rollouts.evaluation import Evaluation
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import (
     Discard,
@@ -73,7 +73,7 @@ class Consumer:
         issuer: Issuer,
         versions: Versions,
         evaluation: Evaluation,
-        generation: Generation,
+        generation: GenerationTime,
         changed: asyncio.Event,
         rules: Rules,
         metrics: QueueMetrics,
@@ -169,7 +169,7 @@ class Consumer:
                 verdict = judge_closing(arrival.group, self._rules, version=version, has_gradient=arrival.has_gradient)
                 if not isinstance(verdict, Hold):
                     refused.append((arrival, verdict))
-                elif arrival.has_gradient and not verdict.has_gradient:
+                elif not verdict.has_gradient and self._moves(arrival.group, has_gradient=arrival.has_gradient):
                     self._book.lose_gradient(arrival.number)
             if not refused:
                 return batch
@@ -209,11 +209,15 @@ class Consumer:
         match verdict:
             case Hold(has_gradient):
                 self._held[number] = Arrival(delivery, scored, has_gradient)
-                self._book.arrive(number, has_gradient=has_gradient)
+                self._book.arrive(number, has_gradient=self._moves(scored, has_gradient=has_gradient))
             case Reissue():
                 await self._issue_again(verdict, delivery, scored)
             case Drop():
                 await self._drop(number, verdict, delivery)
+
+    def _moves(self, scored: ScoredGroup, *, has_gradient: bool) -> bool:
+        """Whether the group counts as one with a gradient for the book: its rewards move the policy, no other term."""
+        return has_gradient and self._rules.has_advantage(scored)
 
     async def _refuse(self, arrival: Arrival, verdict: Reissue | Drop) -> None:
         """Do not train a held group: issue its ticket again, or end it."""
@@ -245,13 +249,8 @@ class Consumer:
         await self._issuer.refill()
 
     def _end(self, number: int, reason: DropReason) -> None:
-        if reason == DropReason.STALE:
-            self._book.expire(number)
-            return
         try:
-            self._book.drop(
-                number, reward_failed=reason == DropReason.REWARD_FAILED, degenerate=reason == DropReason.DEGENERATE
-            )
+            self._book.drop(number, reason)
         except StallError as error:
             last = f"; the last one: {self._last_failure}" if reason == DropReason.REWARD_FAILED else ""
             raise StallError(f"{error}{last}") from None
@@ -263,7 +262,7 @@ class Consumer:
 
 def _decoded(delivery: Delivery, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
     """The group of a delivery; MalformedMessageError if it holds no group, or the group of another ticket."""
-    head = decode(delivery.payload, ScoredHeader)
-    if head.group.ticket.key != delivery.ticket_key:
-        raise MalformedMessageError(f"a group of ticket {head.group.ticket.key}, sent as {delivery.ticket_key}")
-    return scored_group(head, parts)
+    header = decode(delivery.payload, ScoredHeader)
+    if header.group.ticket.key != delivery.ticket_key:
+        raise MalformedMessageError(f"a group of ticket {header.group.ticket.key}, sent as {delivery.ticket_key}")
+    return scored_group(header, parts)

@@ -10,7 +10,7 @@ from penstock.contracts import RolloutGroup
 KEPT_SECONDS = 3600.0  # no request runs for longer; older intervals cannot overlap with new ones
 
 
-class Generation:
+class GenerationTime:
     """Intervals of training requests as the rollout servers reported them."""
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ class Issuer:
         self._metrics.tickets.labels(state="reissued", reason=verdict.reason).inc()
 
     async def issue_lost(self, numbers: Sequence[int], *, oldest_version: int) -> None:
-        """Issue tickets that are nowhere in the queue. oldest_version: of the weights that may generate for them."""
+        """Issue tickets that are in no stream of the queue. oldest_version: the oldest that may generate for them."""
         await self._queue.issue(self._tickets(numbers, attempt=1, policy_version=oldest_version))
         self._metrics.tickets.labels(state="reissued", reason=ReissueReason.LOST).inc(len(numbers))
 

@@ -81,13 +81,15 @@ class Rules:
     """The requirements of a run on its groups.
 
     has_gradient: whether a group changes the policy under the run's objective. dynamic_sampling: train only those that
-    do. max_staleness: the largest staleness of a group, in versions. order: of batches. max_lag: in order `ready`, the
-    largest staleness of a token that is not masked; None: stale groups are dropped.
+    do. has_advantage: whether its rewards do; a run in which those of no group do stops, even if another term still
+    changes the policy. max_staleness: the largest staleness of a group, in versions. order: of batches. max_lag: in
+    order `ready`, the largest staleness of a token that is not masked; None: stale groups are dropped.
 
-    Rules(has_gradient=gradient_test(config), dynamic_sampling=True, max_staleness=1)
+    Rules(gradient_test(config), advantage_test(config), dynamic_sampling=True, max_staleness=1)
     """
 
     has_gradient: Callable[[ScoredGroup], bool]
+    has_advantage: Callable[[ScoredGroup], bool]
     dynamic_sampling: bool
     max_staleness: int
     order: Literal["ticket", "ready"] = "ticket"

@@ -3,7 +3,7 @@
 Owns the comparison of the trainer's state with the queue: the end of the ledger, the announced version, the outstanding
 tickets. Invariant: if the queue has lost writes that it had acknowledged, the trainer ends with LostWritesError after a
 few comparisons and starts again from the ledger. Otherwise it would build on steps that the ledger lacks, or wait for
-tickets that are not in the queue.
+tickets that are in no stream of the queue.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class LostWrites:
         """LostWritesError if something is missing twice in a row: once, it may still be on its way to the queue."""
         if not await self._queue.ends_as_written():
             raise LostWritesError(f"the ledger does not end with what was written last: {RESTART}")
-        missing = set(nowhere(self._book.outstanding, await self._queue.live()))
+        missing = set(in_no_stream(self._book.outstanding, await self._queue.live()))
         announced = await self._queue.queue.announced()
         if announced is not None and announced.identity.number < self._versions.announced_version:
             missing.add(f"announced version {self._versions.announced_version}")
@@ -52,6 +52,6 @@ class LostWrites:
         self._suspects = missing
 
 
-def nowhere(outstanding: Mapping[int, TicketState], live: Mapping[int, str]) -> Iterable[str]:
-    """Outstanding tickets that are not in the queue."""
+def in_no_stream(outstanding: Mapping[int, TicketState], live: Mapping[int, str]) -> Iterable[str]:
+    """The outstanding tickets that are in no stream of the queue."""
     return [f"ticket {number}" for number in outstanding if number not in live]

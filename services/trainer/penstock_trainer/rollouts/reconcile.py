@@ -1,7 +1,7 @@
-"""The tickets at the start of a trainer: which are outstanding, and which of them the queue has lost.
+"""The tickets at the start of a trainer: which are outstanding, and which of them are in no stream of the queue.
 
 Owns the comparison of the ledger with `live`. Invariant: afterwards every ticket that was issued and has not ended is
-outstanding in the book and somewhere in the queue.
+outstanding in the book and in a stream of the queue.
 """
 
 import logging
@@ -24,7 +24,7 @@ async def restore_tickets(
     version: int,
     max_staleness: int,
 ) -> None:
-    """A ticket is outstanding if it was issued and neither trained nor dropped. One that the queue lacks is reissued.
+    """A ticket is outstanding if it was issued and neither trained nor dropped. One that is in no stream is reissued.
 
     A ticket that is trained but not announced stays outstanding too: its credit would issue a ticket that is trained
     too late.
@@ -37,5 +37,5 @@ async def restore_tickets(
     book.restore(counters.next_number, outstanding, steps, committed)
     lost = [number for number in outstanding if number not in live]
     if lost:
-        log.warning("tickets %s are nowhere in the queue: issued again", lost)
+        log.warning("tickets %s are in no stream of the queue: issued again", lost)
         await issuer.issue_lost(lost, oldest_version=max(0, version - max_staleness))

@@ -14,7 +14,7 @@ from penstock.tickets import TicketBook, TicketState
 log = logging.getLogger(__name__)
 
 
-class Whereabouts(Protocol):
+class TicketLocator(Protocol):
     """Finds a ticket in the queue."""
 
     async def whereabouts(self, ticket: int) -> str: ...
@@ -25,7 +25,7 @@ class Stragglers:
 
     def __init__(
         self,
-        queue: Whereabouts,
+        queue: TicketLocator,
         book: TicketBook,
         *,
         straggler_seconds: float,

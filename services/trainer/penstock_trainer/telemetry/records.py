@@ -1,6 +1,9 @@
 """One step and one evaluation, as they are written and shown."""
 
+import math
 from dataclasses import dataclass
+
+UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,8 @@ class StepLine:
     staleness_max: int
     staleness_mean: float
     statistics: dict[str, float]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the figures of its update are; others may be nan, such as the mean of no rewards."""
+        return all(math.isfinite(self.statistics[name]) for name in self.statistics.keys() & UPDATE_FIGURES)

@@ -19,7 +19,7 @@ class _RunFigures:
     """Figures of all steps, from one pass over their lines; `heldout`: steps whose end time is needed."""
 
     def __init__(self, lines: Iterable[StepLine], heldout: Container[int]) -> None:
-        self.num_steps = self.tokens = self.staleness_max = 0
+        self.num_steps = self.num_non_finite = self.tokens = self.staleness_max = 0
         self.generation_seconds = 0.0
         self.ended_at: float | None = None
         self.reward_reached_at: float | None = None
@@ -27,6 +27,7 @@ class _RunFigures:
         rewards: deque[float] = deque(maxlen=REWARD_WINDOW_STEPS)
         for line in lines:
             self.num_steps += 1
+            self.num_non_finite += not line.is_finite
             self.tokens += line.generated_tokens
             self.generation_seconds += line.generation_seconds
             self.staleness_max = max(self.staleness_max, line.staleness_max)
@@ -39,9 +40,20 @@ class _RunFigures:
 
 
 def make_summary(
-    progress: Progress, counters: Counters, *, engine: str, model: str, max_staleness: int, training_started_at: float
+    progress: Progress,
+    counters: Counters,
+    *,
+    engine: str,
+    model: str,
+    max_staleness: int,
+    heldout_prompts: int,
+    heldout_prompts_trained: int,
+    training_started_at: float,
 ) -> dict[str, Any]:
-    """JSON-ready figures of the full run, earlier lives of the trainer included."""
+    """JSON-ready figures of the full run, earlier lives of the trainer included.
+
+    heldout_prompts_trained: held-out prompts that are training prompts too.
+    """
 
     def since_start(at: float | None) -> float | None:
         return None if at is None else at - training_started_at
@@ -54,6 +66,7 @@ def make_summary(
         "engine": engine,
         "model": model,
         "steps": figures.num_steps,
+        "non_finite_steps": figures.num_non_finite,
         "training_started_at": training_started_at,
         "seconds_training": since_start(figures.ended_at) or 0.0,
         "seconds_to_reward_0_9": since_start(figures.reward_reached_at),
@@ -65,6 +78,8 @@ def make_summary(
         "reward_mean_last": progress.reward_average,
         "heldout_accuracy_start": evals[0]["accuracy"] if evals else None,
         "heldout_accuracy_end": evals[-1]["accuracy"] if evals else None,
+        "heldout_prompts": heldout_prompts,
+        "heldout_prompts_trained": heldout_prompts_trained,
         "staleness_max": figures.staleness_max,
         "max_staleness": max_staleness,
         "tickets": {

@@ -28,7 +28,7 @@ MAX_WAITING = 1000  # hours of training for a tracker that hangs, and little mem
 log = logging.getLogger(__name__)
 
 
-class Position(msgspec.Struct, frozen=True):
+class TrackerPosition(msgspec.Struct, frozen=True):
     """The progress of a tracker: its last training step, and its number of evaluations."""
 
     step: int = -1
@@ -41,7 +41,7 @@ class Entry:
 
     step: int
     values: Mapping[str, float]
-    position: Position
+    position: TrackerPosition
 
 
 class Feed:
@@ -145,11 +145,11 @@ class Feed:
         )
 
 
-def read_position(path: Path) -> Position:
+def read_position(path: Path) -> TrackerPosition:
     """The position that an earlier life left; that of a new tracker if there is none."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Position)
+        return msgspec.json.decode(path.read_bytes(), type=TrackerPosition)
     except FileNotFoundError:
-        return Position()
+        return TrackerPosition()
     except msgspec.MsgspecError as error:
         raise DataError(f"{path} holds no position ({error}); delete it to track the full run again") from None

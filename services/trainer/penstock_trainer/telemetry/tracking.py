@@ -20,7 +20,7 @@ from penstock.config.shown import masked
 from penstock.durable import write_durably
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
-from penstock_trainer.telemetry.tracker_feed import Entry, Feed, Position, read_position
+from penstock_trainer.telemetry.tracker_feed import Entry, Feed, TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker, make_trackers
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Tracking:
             log.info("trackers are closed")
 
     def _put(self, step: int, values: Mapping[str, float]) -> None:
-        entry = Entry(step, values, Position(self._last_step, len(self._evaluated)))
+        entry = Entry(step, values, TrackerPosition(self._last_step, len(self._evaluated)))
         for feed in self._feeds:
             feed.put(entry)
 
@@ -104,7 +104,7 @@ def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
     return found
 
 
-def backlog(progress: Progress, position: Position, *, rewinds: bool) -> Iterator[Entry]:
+def backlog(progress: Progress, position: TrackerPosition, *, rewinds: bool) -> Iterator[Entry]:
     """The entries that a tracker at `position` lacks, evaluations before the step that came after them.
 
     A tracker that `rewinds` has lost the evaluations from the step after its last one on.
@@ -118,7 +118,7 @@ def backlog(progress: Progress, position: Position, *, rewinds: bool) -> Iterato
     step, num_evals = position.step, position.num_evals
     for at, is_step, values, evals in sorted(lacking, key=lambda each: each[:2]):
         step, num_evals = (at if is_step else step), max(num_evals, evals)
-        yield Entry(at, values, Position(step, num_evals))
+        yield Entry(at, values, TrackerPosition(step, num_evals))
 
 
 def step_values(line: Mapping[str, Any]) -> dict[str, float]:

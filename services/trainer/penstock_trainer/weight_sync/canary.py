@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from penstock.config import Config
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
-from penstock.errors import WeightsBusyError, WeightsError
+from penstock.errors import NonFiniteError, WeightsBusyError
 
 FLOAT32_TOLERANCE = 0.002  # nats; measured: 5e-6 on a CPU. A GPU may multiply in TF32
 BFLOAT16_TOLERANCE = 0.25  # measured: 0.1 with words drawn at random, whose logits are large; another tensor: above 0.5
+UNSENT_TOKENS = 16  # computed in any case, so that weights which give no numbers are detected without a canary too
 
 SequenceLogprobs = Callable[[Sequence[int]], tuple[float, ...]]
 
@@ -27,7 +28,8 @@ class CanaryMaker:
 
     def __init__(self, logprobs: SequenceLogprobs, prompt_ids: Sequence[int], config: Config) -> None:
         """`prompt_ids`: the run's first prompt, repeated if it is short."""
-        num_tokens = config.weights.canary_tokens
+        self._is_sent = config.weights.canary_tokens > 0
+        num_tokens = config.weights.canary_tokens or UNSENT_TOKENS
         self._logprobs = logprobs
         self._token_ids = tuple(prompt_ids[i % len(prompt_ids)] for i in range(num_tokens))
         is_float32 = config.actor.dtype == config.rollout.engine.dtype == "float32"
@@ -35,8 +37,12 @@ class CanaryMaker:
         self._tolerance = config.weights.canary_tolerance or (FLOAT32_TOLERANCE if is_float32 else BFLOAT16_TOLERANCE)
 
     def make(self, version: int) -> Canary | None:
-        """The canary of the current weights, which are those of `version`; None if `weights.canary_tokens` is 0."""
-        canary = self._measure() if self._token_ids else None
+        """The canary of the current weights, which are those of `version`; None if `weights.canary_tokens` is 0.
+
+        NonFiniteError if their log-probabilities are not finite.
+        """
+        measured = self._measure(version)
+        canary = measured if self._is_sent else None
         self._newest = (version, canary)
         return canary
 
@@ -47,11 +53,13 @@ class CanaryMaker:
             raise WeightsBusyError(f"version {files.identity.number} is staged and has no canary yet; try again")
         return Announcement(files.identity, files.path, files.lease, canary)
 
-    def _measure(self) -> Canary:
+    def _measure(self, version: int) -> Canary:
         logprobs = self._logprobs(self._token_ids)
         if not all(map(math.isfinite, logprobs)):
-            raise WeightsError(
-                f"the weights give log-probabilities {logprobs[:4]} to the first prompt: expected finite ones; they "
-                "are broken: start again from a checkpoint with a lower optimizer.lr"
+            shown = ", ".join(f"{each:g}" for each in logprobs[:4])
+            raise NonFiniteError(
+                f"version {version} of the weights gives log-probabilities {shown} to the first prompt: expected "
+                "finite ones. The weights are broken, and are neither pushed nor saved: lower optimizer.lr, or begin a "
+                "new run from an earlier checkpoint"
             )
         return Canary(self._token_ids, logprobs, self._tolerance)

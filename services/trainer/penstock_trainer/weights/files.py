@@ -1,8 +1,8 @@
 """Writes weights as safetensors files, under the names of the model's files.
 
-Owns the path from float32 masters to published bytes. Each chunk is rounded, hashed and written while it is in the
-processor's cache, so no second copy of the model exists. Several threads each process one weight, because one core does
-not use the full memory bandwidth.
+Owns the path from float32 masters to published bytes. Invariant: published weights are finite. Each chunk is rounded,
+hashed and written while it is in the processor's cache, so no second copy of the model exists. Several threads each
+process one weight, because one core does not use the full memory bandwidth.
 """
 
 import json
@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from penstock.contracts import Dtype, Rounding
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, NonFiniteError
 from penstock.weights.manifest import TensorEntry
-from penstock_trainer.weights.rounding import CHUNK_LENGTH, Dither, published_chunks
+from penstock_trainer.weights.rounding import CHUNK_LENGTH, Dither, is_finite, published_chunks
 
 WEIGHTS_NAME = "model.safetensors"
 SAFETENSORS_DTYPE: dict[Dtype, str] = {"float32": "F32", "bfloat16": "BF16"}
@@ -120,14 +120,16 @@ class Format:
     def each(self, weights: Weights, use: Use[T], length: int = CHUNK_LENGTH) -> Iterator[tuple[str, T]]:
         """Each name with the result of `use` on it and the published bytes, in order; several at once, in threads.
 
-        The bytes come in pieces of `length` elements, each valid until the next one.
+        The bytes come in pieces of `length` elements, each valid until the next one. NonFiniteError if a weight is not
+        finite.
         """
         own = threading.local()
 
         def publish(name: str, weight: Tensor) -> T:
             if not hasattr(own, "dither"):
                 own.dither = Dither(weight.device) if self.rounding == "dithered" else None
-            return use(name, map(_bytes_of, published_chunks(weight, self.torch_dtype, own.dither, length)))
+            chunks = published_chunks(weight, self.torch_dtype, own.dither, length)
+            return use(name, map(_bytes_of, _finite(name, chunks)))
 
         num_threads = min(MOST_THREADS, os.cpu_count() or 1)
         begun: deque[tuple[str, int, Future[T]]] = deque()
@@ -207,6 +209,18 @@ def write_weights(path: Path, weights: Weights, form: Format, *, durable: bool) 
         if durable:
             os.fsync(number)
     return entries
+
+
+def _finite(name: str, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The chunks of a weight; NonFiniteError at the first that is not finite."""
+    for chunk in chunks:
+        if not is_finite(chunk):
+            seen = chunk[~torch.isfinite(chunk)]
+            raise NonFiniteError(
+                f"{name} holds {seen[0].item():g}, and at least {seen.numel()} such values: expected finite weights. "
+                "They are neither pushed nor saved: lower optimizer.lr, or begin a new run from an earlier checkpoint"
+            )
+        yield chunk
 
 
 def _bytes_of(values: Tensor) -> memoryview:

@@ -58,6 +58,11 @@ def _repair_extremes(values_N: Tensor, rounded_N: Tensor) -> Tensor:
     return torch.where(torch.isfinite(values_N), finite_N, values_N.bfloat16())
 
 
+def is_finite(values_N: Tensor) -> bool:
+    """Whether no value is inf or nan. The sum is cheap while the values are in the cache."""
+    return math.isfinite(values_N.sum().item()) or bool(torch.isfinite(values_N).all())
+
+
 def published_chunks(
     weight: Tensor, dtype: torch.dtype, dither: Dither | None, length: int = CHUNK_LENGTH
 ) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""The check of Lua scripts finds what would otherwise fail only when a script comes to that line."""
+"""The check of Lua scripts finds faults that would otherwise fail only when a script reaches that line."""
 
 from penstock.broker.scripts import Script
 from tests.check_lua import faults, unused

@@ -1,4 +1,4 @@
-"""Scripts whose names are put in order, and what is wrong with a header or a call."""
+"""Scripts get their named values in the right order; faults of a header or of a call are named."""
 
 from pathlib import Path
 from typing import Any

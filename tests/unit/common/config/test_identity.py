@@ -14,7 +14,8 @@ from penstock.contracts import ServiceKind
 
 SERVICES = Path(__file__).parents[4] / "services"
 COMPUTED = {"max_outstanding"}  # a property of the tree, which decides no result
-ROOM = ("actor.group_size", "eval.max_share")  # how many groups run at once; a ticket says what is in a group
+# How many groups run at once, and whether the engine has room for one; a ticket says what is in a group.
+ROOM = ("actor.group_size", "eval.max_share", "sampling.max_new_tokens")
 
 
 def make_config(**changes: Any) -> Config:

@@ -82,9 +82,9 @@ def test_an_engine_that_would_sample_with_other_weights_is_refused(
     file.write_text(YAML)
     assert load_config(["--config", str(file)], {}).rounding == "nearest"
     float32 = load_config(["--config", str(file), "--actor.dtype", "float32", *changes], {})
-    assert float32.rounding == "dithered"  # the masters are what the trainer computes with
+    assert float32.rounding == "dithered"  # the trainer computes with its masters
     adapter = load_config(["--config", str(file), "--actor.lora.rank", "8", *changes], {})
-    assert adapter.rounding == "dithered"  # an adapter's updates are computed beside the weights, and show
+    assert adapter.rounding == "dithered"  # an adapter's updates are computed next to the weights, and show
     with pytest.raises(ConfigError) as caught:
         load_config(["--config", str(file), *changes], {})
     for word in words:

@@ -1,4 +1,4 @@
-"""The section of the adapter: which values are accepted, and what an error of a refused one says."""
+"""The section of the adapter: which values are accepted, and the error of each refused one."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which objectives the configuration accepts, what each preset is, and what an error of a refused one says."""
+"""Which objectives the configuration accepts, the content of each preset, and the error of each refused objective."""
 
 from pathlib import Path
 
@@ -26,7 +26,9 @@ def test_every_preset_that_the_issue_names_exists() -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("max_staleness", ["0", "4"])
 def test_every_preset_is_accepted_over_another_file(tmp_path: Path, preset: Path, max_staleness: str) -> None:
-    config = loaded(tmp_path, "--config", str(preset), "--staleness.max_staleness", max_staleness)
+    arguments = ("--config", str(preset), "--staleness.max_staleness", max_staleness)
+    loaded(tmp_path, "--config", str(ROOT / "examples/gsm8k/config.yaml"), *arguments)
+    config = loaded(tmp_path, *arguments)
     assert config.actor.path == "some/model"
     assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo", "lora")
 
@@ -55,9 +57,17 @@ def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:
         ("--loss.proximal recomputed", "staleness.max_staleness to 0"),
         ("--loss.surrogate gspo --loss.c_clip 3", "loss.c_clip is 3"),
         ("--loss.c_clip 1.1", "more than 1 + eps_clip_higher"),
-        ("--loss.advantage.scale mean --loss.advantage.baseline batch", "expected baseline group"),
-        ("--loss.dynamic_sampling true --loss.advantage.baseline none", "would be a bias"),
-        ("--loss.kl.place reward --loss.kl.importance_weighted true", "no gradient to weigh"),
+        ("--loss.advantage.scale mean --loss.advantage.baseline batch", "Expected baseline group, or scale none"),
+        ("--loss.advantage.baseline batch", "Expected baseline group or leave_one_out, or scale none"),
+        ("--loss.advantage.baseline none", "divided by loss.advantage.eps alone"),
+        ("--loss.advantage.baseline none --loss.advantage.scale batch", "loss.advantage.scale is batch"),
+        ("--loss.dynamic_sampling true --loss.advantage.baseline none --loss.advantage.scale none", "would be a bias"),
+        ("--loss.dynamic_sampling true --kl_ctl 0.01", "Expected kl_ctl 0, as in DAPO"),
+        ("--loss.dynamic_sampling true --kl_ctl 0.01 --loss.kl.place reward --loss.kl.estimator k1", "kl_ctl 0.01"),
+        ("--loss.dynamic_sampling true --loss.entropy_bonus 0.1", "loss.entropy_bonus 0.1"),
+        ("--loss.kl.place reward --loss.kl.estimator k1 --loss.kl.importance_weighted true", "no gradient to weigh"),
+        ("--loss.kl.place reward", "loss.kl.estimator is k3 with loss.kl.place reward"),
+        ("--loss.kl.place reward --loss.kl.estimator k2", "Expected loss.kl.estimator k1"),
         ("--loss.kl.estimator k1", "Expected k2 or k3"),
         ("--loss.correction.low 3 --loss.correction.high 2", "loss.correction.low is 3"),
         ("--loss.num_minibatches 9", "data.batch_size 8"),
@@ -83,6 +93,10 @@ def test_an_objective_that_makes_no_sense_is_refused_with_reason_and_key(
         "--loss.correction.gates [m2po,opsm,veto]",
         "--loss.kl.estimator k1 --loss.kl.place reward",
         "--loss.kl.estimator k1 --loss.kl.importance_weighted true",
+        "--loss.kl.estimator k2 --loss.kl.importance_weighted true",
+        "--loss.advantage.baseline leave_one_out",
+        "--loss.advantage.baseline batch --loss.advantage.scale batch",
+        "--loss.advantage.scale mean --loss.overlong.buffer_tokens 4",
     ],
 )
 def test_the_same_parts_in_order_are_accepted(tmp_path: Path, arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Which orders and ways with stale groups the configuration accepts."""
+"""Which orders, and which treatments of stale groups, the configuration accepts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""When a canary says that other weights are served."""
+"""When a canary reports that other weights are served."""
 
 import math
 

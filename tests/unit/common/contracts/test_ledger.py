@@ -1,4 +1,4 @@
-"""The ledger: records survive their encoding, and their replay says what happened."""
+"""The ledger: records survive their encoding, and a replay of them gives the state."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""What services say of themselves and of weights: the bytes are those of every release; what is unknown is named."""
+"""Messages about services and weights: their bytes are the same in every release; an unknown value is named."""
 
 import json
 from typing import Any
@@ -88,7 +88,7 @@ def as_json(body: dict[str, Any]) -> str:
 def test_what_redis_holds_is_as_ever(announcement: Announcement, canary: bytes) -> None:
     written = announced_fields(announcement)
     assert written == {"number": 3, "digest": "abcdef0123456789", "path": "/w/3.7", "lease": 7, "canary": canary}
-    assert list(written) == ["number", "digest", "path", "lease", "canary"]  # as the script takes them
+    assert list(written) == ["number", "digest", "path", "lease", "canary"]  # in the order that the script expects
     assert read_announced({**HELD, b"canary": canary}) == announcement
 
 

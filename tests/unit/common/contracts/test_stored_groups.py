@@ -1,4 +1,4 @@
-"""How a group is taken apart and put together: nothing is lost, and what does not fit together is malformed."""
+"""A group is split and joined: nothing is lost, and parts that do not fit each other are malformed."""
 
 import msgspec
 import pytest
@@ -25,7 +25,7 @@ from tests.unit.common.contracts.test_groups import patient, scored_groups
 def test_a_group_survives_being_taken_apart(scored: ScoredGroup) -> None:
     group = scored.group
     form = stored(group)
-    header = decode(form.head, RolloutHeader)
+    header = decode(form.header, RolloutHeader)
     assert texts_of(header, form.parts[Part.TEXTS]) == tuple(each.text for each in group.completions)
     is_training = group.ticket.purpose == "train"
     whole = group.without_text() if is_training else group
@@ -33,14 +33,14 @@ def test_a_group_survives_being_taken_apart(scored: ScoredGroup) -> None:
     again = stored(ScoredHeader(header, scored.scores))
     assert (again.parts, again.unread) == ({}, (Part.TEXTS,) if is_training else ())
     left: dict[Part, bytes | None] = {**form.parts, **dict.fromkeys(again.unread)}
-    assert scored_group(decode(again.head, ScoredHeader), left) == ScoredGroup(whole, scored.scores)
+    assert scored_group(decode(again.header, ScoredHeader), left) == ScoredGroup(whole, scored.scores)
 
 
 @given(scored_groups(), st.sampled_from(Part), st.data())
 @settings(patient, max_examples=60)
 def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Part, data: st.DataObject) -> None:
     form = stored(scored.group)
-    header = decode(form.head, RolloutHeader)
+    header = decode(form.header, RolloutHeader)
     whole = form.parts[part]
     cut = data.draw(st.integers(0, len(whole) - 1))
     for damaged in (
@@ -61,7 +61,7 @@ def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Pa
 
 
 def read(header: RolloutHeader, parts: dict[Part, bytes | None]) -> RolloutGroup:
-    """As all services together."""
+    """Do what all services do together."""
     texts_of(header, parts[Part.TEXTS])
     return group_of(header, parts)
 
@@ -70,7 +70,7 @@ def read(header: RolloutHeader, parts: dict[Part, bytes | None]) -> RolloutGroup
 @settings(patient, max_examples=20)
 def test_counts_of_seeds_scores_texts_and_completions_agree(scored: ScoredGroup) -> None:
     form = stored(scored.group)
-    header = decode(form.head, RolloutHeader)
+    header = decode(form.header, RolloutHeader)
     completions = (*scored.group.without_text().completions, scored.group.completions[0])
     more = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(completions))}
     count = len(header.ticket.seeds)
@@ -85,8 +85,8 @@ def test_counts_of_seeds_scores_texts_and_completions_agree(scored: ScoredGroup)
 @given(scored_groups())
 @settings(patient, max_examples=20)
 def test_a_text_among_the_completions_of_a_training_group_is_not_kept(scored: ScoredGroup) -> None:
-    """Step files hold no texts, whoever wrote the part."""
+    """Step files hold no texts, whichever service wrote the part."""
     group = msgspec.structs.replace(scored.group, ticket=msgspec.structs.replace(scored.group.ticket, purpose="train"))
     form = stored(group)
     parts = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(group.completions))}
-    assert group_of(decode(form.head, RolloutHeader), parts) == group.without_text()
+    assert group_of(decode(form.header, RolloutHeader), parts) == group.without_text()

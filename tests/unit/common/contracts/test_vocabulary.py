@@ -1,4 +1,4 @@
-"""The words of messages. Ledgers, queue and dashboards hold their spelling, so it never changes."""
+"""The words in messages. Ledgers, queue and dashboards contain them, so their spelling never changes."""
 
 import json
 from enum import StrEnum
@@ -18,7 +18,7 @@ WORDS: list[tuple[type[StrEnum], list[str]]] = [
 
 
 class Message(Contract, frozen=True):
-    """A word on its way."""
+    """A message with one word."""
 
     reason: DropReason
 

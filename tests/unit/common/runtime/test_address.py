@@ -1,4 +1,4 @@
-"""Which address a service registers: what is configured, or what others reach it by."""
+"""Which address a service registers: the configured one, or one that others can reach."""
 
 import httpx
 import pytest
@@ -25,7 +25,7 @@ async def test_it_is_the_configured_one_else_what_it_listens_on() -> None:
 
 @pytest.mark.parametrize(("host", "advertise_host"), [("127.0.0.1", "auto"), ("0.0.0.0", ""), ("::", "")])
 async def test_auto_is_the_address_on_the_way_to_the_queue(host: str, advertise_host: str) -> None:
-    # All of 127.0.0.0/8 is this host, and is reached from the address that is asked for, or from 127.0.0.1.
+    # All of 127.0.0.0/8 is this host; a connection comes from the address that was asked for, or from 127.0.0.1.
     assert await advertised(host, advertise_host) == "127.0.0.1"
     assert await advertised(host, advertise_host, "redis://:secret@localhost/0") in ("127.0.0.1", "::1")
     assert await advertised(host, advertise_host, "unix:///run/valkey.sock") == "127.0.0.1"
@@ -45,7 +45,7 @@ async def test_a_service_is_known_by_what_it_advertises() -> None:
         assert service.url == f"http://node-7:{port}"
         service.advertise("fd00::1")
         assert service.url == f"http://[fd00::1]:{port}"
-        async with httpx.AsyncClient() as client:  # it listens where it did
+        async with httpx.AsyncClient() as client:  # it still listens there
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
 
     await service.run(make_app("test", not_ready=lambda: None, metrics=CollectorRegistry()), look=look())

@@ -1,4 +1,4 @@
-"""What all services answer alike: health, readiness, metrics, errors, token."""
+"""The answers that all services share: health, readiness, metrics, errors, token."""
 
 import httpx
 import pytest

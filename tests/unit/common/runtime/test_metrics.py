@@ -1,4 +1,4 @@
-"""What all metrics have in common: names, labels, and values that say no more than is known."""
+"""Rules for all metrics: names, labels, and no values where nothing is known."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.records import StepLine
 
-# What a label may tell apart; each has few values, which code or configuration fix. No ticket, group, process or host.
+# The allowed labels. Each has few values, fixed by code or configuration; none is a ticket, group, process or host.
 LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}
 NOT_BASE_UNITS = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|mib|gib|percent|pct)(_total)?$")
 REGISTRIES = [RolloutMetrics().registry, RewardMetrics().registry, TrainerMetrics().registry]

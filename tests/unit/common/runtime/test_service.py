@@ -108,7 +108,7 @@ async def test_an_occupied_port_names_its_key(service: Service) -> None:
     async def nothing() -> None:
         return
 
-    await service.run(web(), nothing=nothing())  # lets go of the port
+    await service.run(web(), nothing=nothing())  # releases the port
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 The states of a model are explored breadth first; after each step the invariants of the design must hold. Then each of
 the three staleness rules is left out: the bound must break in some interleaving.
 
-Rules 1 and 2 alone keep the bound as long as servers say the truth about their weights; rule 3 keeps it where one does
-not. So its mutant lets servers lie, and so does the model that shows that rule 3 is enough against them.
+Rules 1 and 2 alone keep the bound as long as servers report their weights correctly; rule 3 keeps it if a server does
+not. So the mutant without rule 3 lets servers report wrongly, and so does the model that shows that rule 3 suffices.
 """
 
 from collections import deque
@@ -18,8 +18,9 @@ from tests.unit.common.tickets.ticket_model import ARRIVED, COMMITTED, TRAINED, 
 
 @dataclass(frozen=True)
 class Explored:
-    """wrong: the shortest path to a state that breaks an invariant, and what it breaks; stuck: states without a way
-    on to the end of the run."""
+    """wrong: the shortest path to a state that breaks an invariant, and which one; stuck: the number of states from
+    which the run cannot end.
+    """
 
     num_states: int
     wrong: str
@@ -104,7 +105,7 @@ def test_rules_one_and_two_alone_keep_the_bound_of_honest_servers() -> None:
 
 
 def test_the_model_issues_and_batches_as_the_book_does() -> None:
-    """Along every path of a run without crashes the real book answers like the model."""
+    """Along every path of a run without crashes, the real book gives the model's answers."""
     model = Model(Rules(), num_draws=4, batch_size=2, max_staleness=1, max_crashes=0)
     waiting, seen = deque([model.start()]), 0
     known = {model.start()}

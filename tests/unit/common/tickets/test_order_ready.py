@@ -1,9 +1,10 @@
-"""Tickets in the order in which they are ready: batches, expiry, stragglers, and bounds under any order of events."""
+"""Tickets in ready order: batches, expiry, stragglers, and the bounds under any order of events."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.contracts.vocabulary import DropReason
 from penstock.errors import StallError
 from penstock.tickets import TicketState
 from tests.unit.common.tickets.ticket_books import make_book, make_ready_book
@@ -36,15 +37,26 @@ def test_in_ready_order_the_last_batch_waits_for_every_ticket() -> None:
     assert book.finished
 
 
+def test_only_a_stale_group_ends_its_ticket_after_its_arrival() -> None:
+    book = make_ready_book()
+    book.issue()
+    book.arrive(0, has_gradient=True)
+    for reason in (DropReason.DEGENERATE, DropReason.POISON, DropReason.REWARD_FAILED):
+        with pytest.raises(ValueError, match="ticket 0 is"):
+            book.drop(0, reason)
+    book.drop(0, DropReason.STALE)
+    assert 0 not in book.outstanding
+
+
 def test_an_expired_ticket_gives_its_credit_back_and_never_comes_again() -> None:
     book = make_ready_book()
     book.issue()
     book.arrive(0, has_gradient=True)
-    book.expire(0)
+    book.drop(0, DropReason.STALE)
     assert not book.accepts(0)
     assert book.issue() == [4]
     with pytest.raises(ValueError, match=r"ticket 1 is TicketState\.WAITING: expected TicketState\.ARRIVED"):
-        book.expire(1)
+        book.drop(1, DropReason.STALE)
 
 
 def test_a_lost_gradient_counts_as_none() -> None:
@@ -114,11 +126,11 @@ def test_in_ready_order_every_ticket_ends_once_and_what_has_arrived_waits_a_boun
                 arrived_at[number] = book.num_steps
             case "drop":
                 number = data.draw(st.sampled_from(waiting))
-                book.drop(number)
+                book.drop(number, DropReason.POISON)
                 dropped.add(number)
             case "expire":
                 number = data.draw(st.sampled_from(batch or []))
-                book.expire(number)
+                book.drop(number, DropReason.STALE)
                 dropped.add(number)
             case "again":
                 number = data.draw(st.sampled_from(batch or []))

@@ -1,4 +1,4 @@
-"""The simulation of both orders: what must hold in every case, on a short run."""
+"""The simulation of both orders: properties that hold in every case, on a short run."""
 
 from itertools import pairwise
 
@@ -18,10 +18,10 @@ def simulated(lengths: str, order: Order, max_staleness: int) -> Result:
 def test_no_token_is_trained_too_late_and_only_ready_order_loses_any(lengths: str, max_staleness: int) -> None:
     ticket, drop, mask = (simulated(lengths, order, max_staleness) for order in ORDERS)
     for result in (ticket, drop, mask):
-        assert max(result.lags) <= max_staleness
+        assert max(result.staleness) <= max_staleness
         assert 0 <= result.busy <= 32 * result.seconds
     assert (ticket.dropped, ticket.masked_tokens, mask.dropped, drop.masked_tokens) == (0, 0.0, 0, 0.0)
-    assert ticket.bias == pytest.approx(1, abs=0.15)  # groups that are here when it ends
+    assert ticket.bias == pytest.approx(1, abs=0.15)  # the groups still there at the end
     if not max_staleness:
         assert ticket == drop == mask
 

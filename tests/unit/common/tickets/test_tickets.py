@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.contracts.vocabulary import DropReason
 from penstock.errors import StallError
 from penstock.tickets import TicketState
 from tests.unit.common.tickets.ticket_books import make_book
@@ -41,7 +42,7 @@ def test_after_a_restart_what_is_trained_and_not_announced_keeps_its_credits() -
     book = make_book()
     book.restore(4, [2, 3], 1, committed={0: 0, 1: 0})
     assert book.issue() == []
-    book.drop(3)
+    book.drop(3, DropReason.POISON)
     assert book.issue() == [4]
     assert book.announce(1) == [0, 1]
     assert book.issue() == [5, 6]
@@ -50,7 +51,7 @@ def test_after_a_restart_what_is_trained_and_not_announced_keeps_its_credits() -
 def test_a_drop_gives_its_credit_back_at_once_and_the_batch_takes_the_next_ticket() -> None:
     book = make_book()
     book.issue()
-    book.drop(0)
+    book.drop(0, DropReason.POISON)
     assert book.issue() == [4]
     book.arrive(1, has_gradient=True)
     book.arrive(2, has_gradient=True)
@@ -91,7 +92,7 @@ def test_a_duplicate_is_not_accepted() -> None:
     assert book.accepts(0)
     book.arrive(0, has_gradient=True)
     assert not book.accepts(0)
-    book.drop(1)
+    book.drop(1, DropReason.POISON)
     assert not book.accepts(1)
     assert not book.accepts(99)
 
@@ -111,10 +112,10 @@ def test_most_rewards_failing_stops_the_run() -> None:
     book = make_book(batch_size=1, max_staleness=0)
     for _ in range(2):
         (number,) = book.issue()
-        book.drop(number, reward_failed=True)
+        book.drop(number, DropReason.REWARD_FAILED)
     (number,) = book.issue()
     with pytest.raises(StallError, match="the reward failed for 3 of the last 4"):
-        book.drop(number, reward_failed=True)
+        book.drop(number, DropReason.REWARD_FAILED)
 
 
 @given(
@@ -141,7 +142,7 @@ def test_staleness_never_exceeds_the_bound(
                 book.arrive(data.draw(st.sampled_from(waiting)), has_gradient=True)
             case "drop" if len(dropped) < 5:
                 number = data.draw(st.sampled_from(waiting))
-                book.drop(number)
+                book.drop(number, DropReason.POISON)
                 dropped.add(number)
             case "commit":
                 batch = book.next_batch()
@@ -163,7 +164,7 @@ def test_degenerate_drops_count_towards_the_end_without_a_gradient() -> None:
     book = make_book(batch_size=1, max_staleness=0)
     for _ in range(9):
         (number,) = book.issue()
-        book.drop(number, degenerate=True)
+        book.drop(number, DropReason.DEGENERATE)
     (number,) = book.issue()
     with pytest.raises(StallError, match="10 tickets in a row gave no gradient"):
-        book.drop(number, degenerate=True)
+        book.drop(number, DropReason.DEGENERATE)

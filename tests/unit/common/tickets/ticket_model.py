@@ -1,18 +1,19 @@
 """A run in miniature as pure states: tickets, two workers that may crash anywhere, late results, announcements.
 
-What the model does in one step is one script of the broker, and its comment says which; a worker that is believed dead
-lives on and may hand over late. Each of the three staleness rules can be left out:
+Each step of the model stands for one script of the broker, named in its comment. A worker that is believed dead lives
+on and may hand over late. Each of the three staleness rules can be left out:
 
     rule 1  a ticket keeps its credit until a version that includes its step is announced   TicketBook.announce
     rule 2  a server that serves an older version than announced takes no ticket            worker/take.lua
-    rule 3  what the engine asserts is checked before a batch is trained                    Consumer.next_batch
+    rule 3  the versions that the engine reports are checked before a batch is trained      Consumer.next_batch
 
 With `parts` a hand-over is two steps, the write of the group's parts and the script, and time passes between them.
 Three more rules, each of which can be left out too:
 
     named only if there   the script refuses to name parts that have expired                worker/hand_over.lua
-    written once          a repeated write leaves what is there as it is                    Worker._writes (NX)
-    late leaves them      a script that finds the entry not its own touches no parts        worker/hand_over.lua
+
+    written once          a repeated write leaves existing parts unchanged                  Worker._writes (NX)
+    late leaves them      a script whose caller does not hold the entry changes no parts    worker/hand_over.lua
 
 """
 
@@ -28,7 +29,7 @@ KEPT, EXPIRING, LOST = "kept", "expiring", "lost"
 
 @dataclass(frozen=True)
 class Rules:
-    """Which rules the model obeys, and whether servers may lie about their version."""
+    """Which rules the model obeys, and whether servers may report a wrong version."""
 
     keep_credits: bool = True
     refuse_older: bool = True
@@ -43,7 +44,7 @@ class Rules:
 class Place:
     """A ticket: its stage, the worker that its entry is pending for, and the version that generated its group.
 
-    parts: KEPT, EXPIRING or LOST of a group whose entry names some.
+    parts: KEPT, EXPIRING or LOST, if its entry names the parts of a group.
     """
 
     stage: str = TICKETS
@@ -55,10 +56,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Worker:
-    """version: that it serves; holds: the ticket that it believes to hold; started: the version it began with;
-    wrote: its group's parts are there and nothing names them yet; repeats: the ticket whose answer it did not get.
+    """version: the served one; holds: the ticket that it believes to hold; started: the version that it began with;
+    wrote: its group's parts are written and no entry names them yet; repeats: the ticket whose answer was lost.
 
-    An entry that was replaced by another is GONE: the ids of entries never come back, so that no script can mistake it.
+    An entry that was replaced is GONE: ids of entries are never used again, so no script can mistake it for a new one.
     """
 
     version: int = 0
@@ -71,7 +72,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class State:
-    """All that the queue, the trainer and the workers know."""
+    """The full state of the queue, the trainer and the workers."""
 
     places: tuple[Place, ...] = ()
     workers: tuple[Worker, ...] = (Worker(), Worker())
@@ -82,7 +83,7 @@ class State:
 
 @dataclass(frozen=True)
 class Model:
-    """One small run: B tickets a step."""
+    """One small run with B tickets per step."""
 
     rules: Rules
     num_draws: int
@@ -125,7 +126,7 @@ class Model:
                 yield f"{number}: {step}", _with_worker(state, number, replace(worker, wrote=not worker.wrote))
             idle = self._hand_over(state, number, worker)
             yield f"{number} hands over {worker.holds}", idle
-            # worker/hand_over.lua takes in the same step; where its answer is lost, it was handed over all the same.
+            # worker/hand_over.lua takes in the same step; if its answer is lost, the group is handed over all the same.
             for name, after in self._takes(idle, number):
                 yield f"{number} hands over {worker.holds} and {name}", after
             if self.parts and idle != state and state.crashes < self.max_crashes:
@@ -135,22 +136,22 @@ class Model:
             # worker/give_back.lua.
             yield f"{number} gives back", self._let_go(state, number, worker)
         if worker.version < state.steps:
-            # A push, or its own load: staged weights are at most those of the newest step.
+            # A push, or a load by the server itself: staged weights are at most those of the newest step.
             yield (
                 f"{number} loads {worker.version + 1}",
                 _with_worker(state, number, replace(worker, version=worker.version + 1)),
             )
         if worker.alive and state.crashes < self.max_crashes:
-            # Its heartbeat has expired. Whether it really died shows in whether it ever moves again.
+            # Its heartbeat has expired. It really died if it never moves again.
             dead = _with_worker(state, number, replace(worker, alive=False))
             yield f"{number} is believed dead", replace(dead, crashes=state.crashes + 1)
         elif not worker.alive:
-            # worker/beat.lua of a worker that was only slow; a new process is one that holds nothing.
+            # worker/beat.lua of a worker that was only slow; a new process holds nothing.
             yield f"{number} beats again", _with_worker(state, number, replace(worker, alive=True))
             yield f"{number} starts anew", self._start_anew(state, number, worker)
 
     def _takes(self, state: State, number: int) -> Iterator[tuple[str, State]]:
-        """worker/take.lua: a free entry, or one whose holder's heartbeat has expired, becomes mine."""
+        """worker/take.lua: the worker gets a free entry, or one whose holder's heartbeat has expired."""
         worker = state.workers[number]
         for ticket, place in enumerate(state.places):
             if self._may_take(state, worker, ticket):
@@ -158,7 +159,7 @@ class Model:
                 holding = replace(worker, holds=ticket, started=worker.version)
                 yield f"{number} takes {ticket}", _with_worker(taken, number, holding)
                 if state.crashes < self.max_crashes:
-                    # The answer is lost on a broken connection and the take is repeated: nobody renews this entry.
+                    # The answer is lost with a connection and the take is repeated: no worker renews this entry.
                     yield f"{number} takes {ticket} unknowingly", replace(taken, crashes=state.crashes + 1)
 
     def _may_take(self, state: State, worker: Worker, ticket: int) -> bool:
@@ -171,24 +172,24 @@ class Model:
         return place.stage == TICKETS or not (owner.alive and owner.holds == ticket)
 
     def _start_anew(self, state: State, number: int, worker: Worker) -> State:
-        """A new process has a new name; what the old name holds is free, since that never beats again."""
+        """A new process has a new name; entries of the old name become free, since it never beats again."""
         mine = [ticket for ticket, place in enumerate(state.places) if place.owner == number]
         return _put_all(_with_worker(state, number, Worker(version=worker.version)), mine, lambda _: Place())
 
     def _hand_over(self, state: State, number: int, worker: Worker) -> State:
-        """worker/hand_over.lua: XPENDING shows whether this very entry is mine; else nothing is published."""
+        """worker/hand_over.lua: if XPENDING does not show this very entry as the worker's, nothing is published."""
         idle = _with_worker(state, number, replace(worker, holds=None, started=0, wrote=False))
         ticket = worker.holds
         if ticket is None or ticket == GONE or state.places[ticket].owner != number:
             return idle
         if self.parts and self.rules.named_only_if_there and not worker.wrote:
-            return state  # it writes them again
+            return state  # the worker writes them again
         parts = (KEPT if worker.wrote else LOST) if self.parts else ""
-        # Running requests continue under newer weights: the oldest token is of the version at the start.
+        # Running requests continue with newer weights: the oldest token is by the version at the start.
         return _replaced(_put(idle, ticket, Place(ARRIVED, made_by=worker.started, parts=parts)), ticket)
 
     def _repeat(self, state: State, number: int, worker: Worker) -> State:
-        """Writes and script once more: the entry is not its own any more, whether or not the first run moved it."""
+        """Repeat the writes and the script: the worker no longer has the entry, even if the first run moved it."""
         after = _with_worker(state, number, replace(worker, repeats=None))
         ticket = worker.repeats
         if ticket is None or ticket == GONE or not (place := state.places[ticket]).parts:
@@ -217,7 +218,7 @@ class Model:
         return []
 
     def _commit(self, state: State, batch: list[int]) -> State:
-        """trainer/commit.lua; the update follows, so that versions count steps."""
+        """trainer/commit.lua; the update follows, so versions count steps."""
         after = _put_all(state, batch, lambda _: Place(COMMITTED, step=state.steps))
         after = replace(after, steps=state.steps + 1)
         return after if self.rules.keep_credits else self._issue(after)
@@ -236,7 +237,7 @@ class Model:
         return replace(state, places=state.places + (Place(),) * count)
 
     def check(self, before: State, after: State) -> str:
-        """What is wrong with a step; empty where nothing is."""
+        """The invariant that a step breaks; empty if none."""
         for ticket, place in enumerate(after.places):
             was = before.places[ticket] if ticket < len(before.places) else place
             if ORDER[place.stage] < ORDER[COMMITTED] <= ORDER[was.stage]:
@@ -253,18 +254,18 @@ class Model:
 
 
 def _reissued(place: Place) -> Place:
-    """trainer/reissue.lua: a new entry, and the old one is gone."""
+    """trainer/reissue.lua: adds a new entry; the old one is GONE."""
     return Place()
 
 
 def _replaced(state: State, ticket: int) -> State:
-    """Whoever else believes to hold the entry of this ticket, holds what is GONE."""
+    """Any other worker that believes to hold the ticket's entry now holds one that is GONE."""
     workers = tuple(replace(each, holds=GONE, started=0) if each.holds == ticket else each for each in state.workers)
     return replace(state, workers=workers)
 
 
 def mirrored(state: State) -> State:
-    """One of the two states that differ only in the numbers of the workers."""
+    """One representative of the two states that differ only in the numbering of the workers."""
     first, second = state.workers
     places = tuple(replace(p, owner=1 - p.owner) if p.owner != FREE else p for p in state.places)
     return min(state, replace(state, workers=(second, first), places=places), key=repr)

@@ -1,4 +1,4 @@
-"""The encoding of differences: any pair of arrays comes back, small where little changed, and damage is bounded."""
+"""The encoding of differences: any pair of arrays survives it; few changes give few bytes; damage is contained."""
 
 import numpy as np
 import pytest
@@ -86,5 +86,5 @@ def test_damaged_blocks_never_reach_outside(seed: int, share: float, data: st.Da
         except ValueError:
             pass
         else:
-            assert not np.array_equal(numbers, new) or bytes(block[2:4]) != b"\0\0"  # only padding says nothing
+            assert not np.array_equal(numbers, new) or bytes(block[2:4]) != b"\0\0"  # padding only
     assert np.array_equal(guarded[2000:], old)

@@ -1,4 +1,4 @@
-"""Folders that one process has to itself: apart while both live, taken over from the dead, gone after release."""
+"""Folders of one process each: separate while two live, taken over from a dead one, deleted on release."""
 
 import fcntl
 import subprocess

@@ -67,7 +67,7 @@ def test_exact_match(completion: str, answer: str, expected: float) -> None:
         ("1e999999999", "5", 0),
         ("-1e999999999", "5", 0),
         ("1e-999999999", "0", 0),
-        ("x7 and b_8", "7", 0),  # names are no numbers
+        ("x7 and b_8", "7", 0),  # names are not numbers
         ("50%", "50", 1),
         ("50", "50%", 1),
         ("18", "$18.", 1),
@@ -214,7 +214,7 @@ def test_any_text_can_be_read(text: str) -> None:
 
 
 def cost(text: str) -> float:
-    """Seconds of the processor, whatever else runs; the least of some."""
+    """CPU seconds, whatever else runs; the least of several runs."""
 
     def once() -> float:
         began = time.process_time()
@@ -227,5 +227,5 @@ def cost(text: str) -> float:
 
 @pytest.mark.parametrize("text", ["1,", "1", "<answer>", "1/", "1,111"])
 def test_the_cost_of_a_completion_grows_with_its_length_alone(text: str) -> None:
-    """Eight times the text costs about eight times as much; if it were looked at again and again, 64 times."""
+    """Eight times the text costs about eight times as much; an algorithm that rescans the text would cost 64 times."""
     assert cost(text * 80_000) < 24 * max(cost(text * 10_000), 0.0005)

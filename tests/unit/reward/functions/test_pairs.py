@@ -1,8 +1,8 @@
-"""What each built-in reward accepts and refuses: two hundred completions each, with the right value beside them.
+"""What each built-in reward accepts and refuses: two hundred completions each, with their correct values.
 
 The files hold one JSON list per line: completion, answer, value (`format_regex`: completion, pattern, value;
-`reasoning_gym`: completion, task, the entry's answer, value; 0 stands for less than 1, since tasks give parts). They
-were written by hand; a value is what a careful reader would give, by the rules of docs/rewards.md.
+`reasoning_gym`: completion, task, the entry's answer, value; 0 means less than 1, since tasks give partial credit).
+They were written by hand; a value is what a careful reader would give by the rules of docs/rewards.md.
 """
 
 import json
@@ -24,7 +24,7 @@ def lines(name: str) -> list[list[Any]]:
 
 
 def wrong(name: str, function: RewardFunction) -> list[str]:
-    """The lines whose value is another."""
+    """The lines for which the reward gives another value."""
     found = []
     for completion, answer, value in lines(name):
         metadata = {"pattern": answer} if name == "format_regex" else {}

@@ -1,4 +1,4 @@
-"""The pool with real worker processes and functions that do what functions do."""
+"""The pool with real worker processes, and functions that misbehave in every way."""
 
 import asyncio
 import logging
@@ -183,7 +183,7 @@ async def test_builtins_and_descriptions(folder: Path) -> None:
         assert pool.not_ready() is None
         [outcome] = await run(pool, ["an answer"], "exact_match")
         assert outcome.value == 1.0
-        # Built in, but not configured: it is loaded when a row names it, and that is not part of its deadline.
+        # A built-in that is not configured is loaded when a row names it; loading does not count against its deadline.
         [outcome] = await run(pool, ["12"], "math")
         assert outcome.reason.startswith("ValueError: the answer is 'an answer'") or outcome.value == 0.0
 

@@ -1,4 +1,4 @@
-"""Retries: what is tried again, how often, and after how long a wait."""
+"""Retries: which calls are tried again, how often, and after what wait."""
 
 from random import Random
 

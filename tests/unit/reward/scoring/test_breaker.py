@@ -30,7 +30,7 @@ def fail(breaker: Breaker, reason: str = "down") -> None:
 
 
 class Server(FakeRunner):
-    """The functions' server: `down` holds the functions that fail now; each call is handed to `on_call`."""
+    """A server of functions: those in `down` fail now; each call is passed to `on_call`."""
 
     def __init__(self, *down: str) -> None:
         super().__init__(lambda call, attempt: DOWN if call.function in self.down else OK)
@@ -86,7 +86,7 @@ async def test_failures_in_a_row_open_it_and_one_answer_starts_the_count_again()
         fail(breaker)
     assert not breaker.is_suspect
     fail(breaker)
-    assert breaker.is_suspect  # closed still: what was answered before can show whether this is an outage
+    assert breaker.is_suspect  # still closed: a call that was answered before can show whether this is an outage
     assert str(breaker.state) == "closed"
 
 
@@ -163,7 +163,7 @@ async def test_a_prober_that_is_cancelled_leaves_the_probe_to_another() -> None:
     tasks: list[asyncio.Task[bool]] = []
 
     def on_change(name: str, is_open: bool) -> None:
-        if tasks:  # it is half open: the first is chosen in this turn of the loop, and cancelled before it runs
+        if tasks:  # half open: the first group is chosen in this turn of the loop, and cancelled before it runs
             asyncio.get_running_loop().call_soon(tasks[0].cancel)
 
     breaker = Breakers(1, COOLDOWN_SECONDS, on_change).of("f")
@@ -175,7 +175,7 @@ async def test_a_prober_that_is_cancelled_leaves_the_probe_to_another() -> None:
 
 
 class Queue(FakeConsumer):
-    """A queue that stays open, and what was handed over in which order."""
+    """A queue that stays open, and the groups handed over, in order."""
 
     def __init__(self, *groups: Any) -> None:
         super().__init__(groups, asyncio.Event())
@@ -264,7 +264,7 @@ async def test_no_more_groups_are_parked_than_allowed_and_an_end_gives_them_back
 
 
 async def test_the_others_close_a_breaker_that_one_prompt_opened_before_anything_was_answered() -> None:
-    """The function declares failures (`transient`) that the prompt alone causes."""
+    """The function reports failures as `transient`, although the prompt alone causes them."""
 
     def rule(call: Call, attempt: int) -> Outcome:
         return DOWN if server.completions[-1][1].startswith("bad") else OK

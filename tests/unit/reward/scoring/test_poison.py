@@ -1,4 +1,4 @@
-"""A completion on which a function hangs is no outage of it: what opens a breaker, and what does not keep it open."""
+"""A completion on which a function hangs is not an outage: what opens a breaker, and what does not keep it open."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ BAD = ("bad a", "bad b", "bad c", "bad d")
 
 @pytest.mark.parametrize("place", [0, 1, 4])
 async def test_one_prompt_on_which_the_function_hangs_opens_nothing(place: int) -> None:
-    """At the first place nothing was answered yet; at the last no other group is left to probe."""
+    """If it comes first, no call was answered before; if it comes last, no other group is left as a probe."""
     setup = ServerScoring(server := Poisoned(), **MINE)
     groups = [group(number, BAD if number == place else ("7", "8")) for number in range(5)]
     queue = Queue(*groups)
@@ -64,7 +64,7 @@ async def test_when_everything_hangs_the_breaker_opens_and_parks_the_poisonous_p
 
 
 async def test_the_poisonous_prompt_alone_does_not_keep_a_breaker_open() -> None:
-    """The outage is over, and no other group waits: the call that was answered before closes the breaker."""
+    """The outage is over and no other group waits: repeating a call that was answered before closes the breaker."""
     setup = ServerScoring(server := Poisoned(), **MINE)
     await setup.scoring.score("p", ["7"], "7", "", {})
     server.is_down = True

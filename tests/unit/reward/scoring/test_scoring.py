@@ -156,13 +156,13 @@ def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> Roll
 
 
 class FakeConsumer:
-    """The queue: deliveries to take, and what became of each."""
+    """The queue: deliveries to take, and the fate of each."""
 
     def __init__(self, messages: Sequence[RolloutGroup | bytes], stop: asyncio.Event) -> None:
         forms = [stored(each) if isinstance(each, RolloutGroup) else Stored(each) for each in messages]
         self.parts = {str(index): form.parts for index, form in enumerate(forms)}
         self.waiting = [
-            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, form.head, "", 0, 0, parts=str(index))
+            Delivery(Stage.ROLLOUTS, f"{index}-0", str(index), 0, form.header, "", 0, 0, parts=str(index))
             for index, form in enumerate(forms)
         ]
         self.stop = stop
@@ -226,7 +226,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
         await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4))
 
     scored = consumer.handed_over["0"]
-    assert scored.group == decode(stored(groups[0]).head, RolloutHeader)
+    assert scored.group == decode(stored(groups[0]).header, RolloutHeader)
     assert [score.value for score in scored.scores] == [1.0, None]
     assert scored.scores[1].failure == "exact_match: killed after 10 s"
     unknown = consumer.handed_over["1"]
@@ -240,7 +240,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     samples = metrics.registry.get_sample_value
     assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3
     assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 3
-    assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not enter
+    assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not count
 
 
 async def test_no_more_groups_are_held_than_can_be_scored() -> None:

@@ -1,4 +1,4 @@
-"""Reading SGLang's answers, and what of them may be published."""
+"""Reading SGLang's answers, and which of them may be handed over."""
 
 import math
 

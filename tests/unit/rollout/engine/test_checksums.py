@@ -30,11 +30,11 @@ def checksum(data: bytes) -> str:
 PADDED = checksum(b"embemb" + bytes(2 * 61))
 REPORTED = {
     "model.embed_tokens.weight": PADDED,
-    "lm_head.weight": PADDED,  # tied: in no file
+    "lm_head.weight": PADDED,  # tied, so in no file
     f"{LAYER}self_attn.qkv_proj.weight": checksum(b"qqkv"),
     f"{LAYER}mlp.gate_up_proj.weight": checksum(b"gguu"),
     f"{LAYER}mlp.down_proj.weight": checksum(b"dd"),
-    f"{LAYER}self_attn.rotary.scale": "0" * 16,  # the engine's own
+    f"{LAYER}self_attn.rotary.scale": "0" * 16,  # only the engine has it
 }
 
 

@@ -59,7 +59,7 @@ async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLan
 async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
     fake: FakeSGLang, client: SGLangClient
 ) -> None:
-    """A prefill of thousands of tokens may take longer on a CPU than other calls are given."""
+    """On a CPU, a prefill of thousands of tokens may take longer than the deadline of other calls."""
     client.connection.control_timeout_seconds, fake.pass_seconds = 1.0, 1.5
     await client.generation.pause("retract", ANSWER_SECONDS)
     fake.pass_seconds = 2 * ANSWER_SECONDS
@@ -71,6 +71,7 @@ async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
 async def test_it_says_what_the_server_is(client: SGLangClient) -> None:
     assert client.info.name == "sglang 0.5.21"
     assert (client.info.vocabulary_size, client.info.context_length) == (100, 64)
+    assert (client.info.cache_tokens, client.info.longest_sequence) == (4096, 58)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +86,32 @@ async def test_ids_outside_the_vocabulary_never_reach_the_server(
     assert "/generate" not in fake.paths()
 
 
-async def test_too_long_a_request_is_refused_with_the_keys_to_change(fake: FakeSGLang, client: SGLangClient) -> None:
-    with pytest.raises(EngineRejectedError, match=r"rollout\.engine\.context_length"):
-        await generate(client, PROMPT, (1,), Sampling(1.0, 62, ()))
-    assert "/generate" not in fake.paths()
+@pytest.mark.parametrize(("context_length", "cache_tokens"), [(64, 4096), (4096, 64)])
+async def test_too_long_a_request_is_refused_with_the_keys_to_change(
+    fake: FakeSGLang, context_length: int, cache_tokens: int
+) -> None:
+    """SGLang would take it, and cut its completion."""
+    fake.context_length, fake.cache_tokens = context_length, cache_tokens
+    client = SGLangClient(EngineSection(request_timeout_seconds=ANSWER_SECONDS))
+    async with serving(fake) as url:
+        await client.connect(url)
+        (answer,) = await generate(client, PROMPT, (1,), Sampling(1.0, 55, ()))
+        assert len(answer.token_ids) == 55
+        sent = fake.paths().count("/generate")
+        keys = r"at most 58.* rollout\.engine\.context_length or rollout\.engine\.max_total_tokens"
+        with pytest.raises(EngineRejectedError, match=rf"3 tokens and 56 new ones need 59; expected {keys}"):
+            await generate(client, PROMPT, (1,), Sampling(1.0, 56, ()))
+        assert fake.paths().count("/generate") == sent
+        await client.close()
+
+
+async def test_a_completion_that_the_engine_cut_is_none(fake: FakeSGLang, client: SGLangClient) -> None:
+    """By a limit that it does not report: a completion of this length was not asked for."""
+    fake.most_tokens = 3
+    with pytest.raises(EngineRejectedError, match=r"the engine cut the completion after 3 tokens.*max_new_tokens"):
+        await generate(client, PROMPT, (1, 2), SAMPLING)
+    fake.finish_reason = "stop"
+    assert [len(each.token_ids) for each in await generate(client, PROMPT, (1, 2), SAMPLING)] == [3, 3]
 
 
 async def test_a_refusal_is_the_requests_fault(fake: FakeSGLang, client: SGLangClient) -> None:
@@ -145,7 +168,7 @@ async def test_only_prefixes_of_the_served_version_are_reused(fake: FakeSGLang, 
     await generate(client, PROMPT, (1, 2), SAMPLING)
     await client.generation.drop_prefixes("3-abc", flush=False)
     await generate(client, PROMPT, (1, 2), SAMPLING)
-    # Again, after others: what was cached meanwhile may be theirs.
+    # Again, after other weights: prefixes cached meanwhile may be by those.
     await client.generation.drop_prefixes("3-abc", flush=False)
     await generate(client, PROMPT, (1, 2), SAMPLING)
     keys = [body["extra_key"] for path, body in fake.calls if path == "/generate"]
@@ -166,7 +189,7 @@ async def test_prompts_that_begin_as_the_probe_find_it_in_the_cache(fake: FakeSG
     await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]
     assert [list(shared)] not in sent[1:]  # not once more for the groups
-    # Other weights: what the old ones computed is of no use.
+    # Other weights: prefixes that the old ones computed are useless.
     await client.generation.drop_prefixes("3-abc", flush=False)
     await asyncio.gather(*(generate(client, prompt, (1, 2), SAMPLING) for prompt in prompts))
     sent = [body["input_ids"] for path, body in fake.calls if path == "/generate"]

@@ -1,4 +1,4 @@
-"""A completion that was cut is the one that was not: tokens, log-probabilities, versions."""
+"""A completion that was cut equals one that was not: tokens, log-probabilities, versions."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def ticket(stop: tuple[int, ...] = (STOP,)) -> Ticket:
 
 
 def engine(request: CompletionRequest, version: str, limit: int, *, spans: bool = True) -> Answer:
-    """What an engine that is stopped after `limit` tokens answers."""
+    """The answer of an engine that is stopped after `limit` tokens."""
     tokens: list[int] = []
     finish = "length"
     while len(tokens) < request.max_new_tokens:

@@ -1,4 +1,4 @@
-"""Waves of prompts: what is sent to the engine, once for all groups that start together."""
+"""Waves of prompts: the requests that fill the cache once for all groups that start together."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ COMMON = tuple(range(40))
 
 
 class Recorder:
-    """Stands for the engine: keeps what it is asked to compute."""
+    """Replaces the engine: records the prompts that it should compute."""
 
     def __init__(self) -> None:
         self.fills: list[list[Prompt]] = []
@@ -55,7 +55,7 @@ async def test_a_common_prefix_that_was_computed_for_another_reason_is_not_asked
     waves.computed((*COMMON, 7, 8))
     await fill_all(waves, [(*COMMON, number) for number in (1, 2, 3)])
     assert engine.fills == []
-    await fill_all(waves, [(*COMMON, 9, number) for number in (1, 2, 3)])  # longer than what is there
+    await fill_all(waves, [(*COMMON, 9, number) for number in (1, 2, 3)])  # longer than the cached beginning
     assert engine.fills == [[(*COMMON, 9)]]
 
 

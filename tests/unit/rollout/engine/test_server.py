@@ -1,4 +1,4 @@
-"""Starting, watching and ending the engine's processes, with a script in the place of SGLang's Python."""
+"""Starting, watching and ending the engine's processes, with a script instead of SGLang's Python."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_free_port, make_server
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 
-# Answers the probe; then serves /model_info, with a child beside it, or does what the test says.
+# Answers the probe; then serves /model_info with a child process, or does what the test asks for.
 SERVER = """
 import http.server, pathlib, subprocess, sys
 if sys.argv[1] == "-c":
@@ -66,7 +66,7 @@ async def gone(pid: int) -> bool:
 
 async def test_it_starts_and_ends_with_all_its_children(make: Make, tmp_path: Path) -> None:
     server = make("", START_SECONDS)
-    others = set(psutil.Process().children(recursive=True))  # of tests before this one
+    others = set(psutil.Process().children(recursive=True))  # from earlier tests
     await server.start()
     assert server.url.startswith("http://127.0.0.1:")
     child = int((tmp_path / "child").read_text())
@@ -102,7 +102,7 @@ async def test_an_engine_that_ends_at_once_shows_the_end_of_its_log(make: Make) 
 
 
 async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: Make, tmp_path: Path) -> None:
-    """Its end says nothing of the next start, unless it comes every time."""
+    """One early end does not mean that the next start fails; several in a row do."""
     kill = "import os; os.kill(os.getpid(), 9)"
     once = f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists(): mark.touch(); {kill}"
     with pytest.raises(EngineDiedError, match="code -9"):
@@ -110,7 +110,7 @@ async def test_an_engine_that_is_killed_while_it_starts_is_started_again(make: M
     (tmp_path / "mark").unlink()
     server = make(once, START_SECONDS)
     engine = Engine(server, SGLangClient(EngineSection()))
-    with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, if no SGLang
+    with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, but not SGLang
         await engine._start(lambda: None)
     always = Engine(make(kill, START_SECONDS), SGLangClient(EngineSection()))
     with pytest.raises(EngineStartError, match="ended 5 times in a row"):
@@ -144,9 +144,9 @@ def test_a_held_port_is_given_to_nobody_else_and_the_engine_may_listen_there() -
     with hold_free_port() as held:
         port = held.getsockname()[1]
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", port))  # as one does that was not told of it
+            other.bind(("127.0.0.1", port))  # like a process that is not aware of the holder
         with socket.socket() as engine:
-            engine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio and uvicorn do
+            engine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like asyncio and uvicorn
             engine.bind(("127.0.0.1", port))
             engine.listen()
             with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS):

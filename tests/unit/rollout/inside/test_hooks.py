@@ -1,4 +1,4 @@
-"""What replaces SGLang's attention and sampling on a CPU, against the plain formulas."""
+"""The hooks for SGLang's attention and sampling on a CPU, against the plain formulas."""
 
 from typing import Any
 

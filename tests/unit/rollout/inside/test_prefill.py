@@ -12,7 +12,7 @@ LAYERS, SLOTS, VOCABULARY = 3, 300, 11
 
 
 class Mode:
-    """Of a forward pass, and of what it captures."""
+    """The mode of a forward pass, and of what it captures."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""Receiving buckets of weights, against what was sent; real groups are in test_transports_sglang."""
+"""Received buckets of weights, against the sent ones; test_transports_sglang has real groups."""
 
 import threading
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ UPDATER = SimpleNamespace(_model_update_group={"g": "the group", "h": "another"}
 
 
 class Trainer:
-    """Sends buckets in the order in which `send` got them, whenever somebody receives."""
+    """Sends buckets in the order of the calls of `send`, one for each receive."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -70,7 +70,7 @@ def test_every_bucket_arrives_whole_and_stays_while_the_next_one_comes(trainer: 
             is_ahead = turn > 0 and bucket != "c"
             assert trainer.until_received(3 * turn + number + is_ahead)
             assert all(torch.equal(left, right) for (_, left), right in zip(received, version[bucket], strict=True))
-        assert trainer.num_received == 3 * (turn + 1)  # after the last bucket nothing is waited for
+        assert trainer.num_received == 3 * (turn + 1)  # after the last bucket, no thread waits for another
 
 
 def test_what_fails_ahead_fails_the_request_that_asks_for_it(trainer: Trainer) -> None:
@@ -99,5 +99,5 @@ def test_a_bucket_of_another_size_than_before_is_refused(trainer: Trainer, monke
     for bucket in ("a", "b", "a"):
         ask(hook, bucket)
     monkeypatch.setitem(SHAPES, "b", [(41, 7)])
-    with pytest.raises(RuntimeError, match="a bucket of 574 bytes was asked for after one that 560 had followed"):
+    with pytest.raises(RuntimeError, match="expected a bucket of 560 bytes, as in the push before; asked for 574"):
         ask(hook, "b")

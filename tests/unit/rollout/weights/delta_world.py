@@ -1,4 +1,4 @@
-"""A trainer's staging with deltas and servers that read it, without processes: shared by the tests of deltas."""
+"""A trainer's staging with deltas, and servers that read it, without processes."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Source:
         return json.dumps({"dtype": dtype}).encode()
 
     def step(self, name: str = "model.embed.weight", lr: float = 1e-6, share: float = 1.0) -> None:
-        """What Adam does at first: each weight moves by the learning rate, up or down."""
+        """Like Adam's first step: each weight moves by the learning rate, up or down."""
         weight = self.held[name]
         signs = torch.randint(0, 2, weight.shape, generator=self.generator) * 2 - 1
         weight += lr * signs * (torch.rand(weight.shape, generator=self.generator) < share)
@@ -57,7 +57,7 @@ class World:
         self.start_trainer()
 
     def start_trainer(self) -> None:
-        """A new life with a new lease."""
+        """A new life of the trainer, with a new lease."""
         if self.deltas is not None:
             self.deltas.close()
         self.lease += 1
@@ -76,8 +76,8 @@ class World:
         self.identities[version] = self.staging.write(version, self.lease)
         return self.staging.folder_of(version, self.lease)
 
-    def whole(self) -> bytes:
-        """What the present weights are as a whole file."""
+    def full(self) -> bytes:
+        """The present weights as a full file."""
         path = self.folder / "expected.safetensors"
         write_weights(path, self.source.weights(), self.form, durable=False)
         return path.read_bytes()

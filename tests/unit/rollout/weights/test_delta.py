@@ -1,4 +1,4 @@
-"""A rollout service that applies deltas: what its engine loads, and how a damaged chain is mended over HTTP."""
+"""A rollout service that applies deltas: what its engine loads, and how a damaged chain is repaired over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,8 +53,8 @@ class Run:
         )
 
     async def catch_up(self, announced: Announcement) -> None:
-        """What the producer does."""
-        await self.weights.update(await self.snapshots.files_of(announced, self.weights.needs_whole))
+        """Load the announced version as the producer does."""
+        await self.weights.update(await self.snapshots.files_of(announced, self.weights.needs_full))
 
     def loaded(self) -> bytes:
         """The file that the engine was last told to load."""
@@ -104,12 +104,12 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
     world.close()
 
 
-async def test_the_engine_loads_whole_weights_that_deltas_gave(run: Run) -> None:
+async def test_the_engine_loads_full_weights_that_deltas_gave(run: Run) -> None:
     for version in range(7):
         wanted = run.stage(version)
         await run.catch_up(wanted)
         assert run.weights.identity == wanted.identity
-        assert run.loaded() == run.world.whole()
+        assert run.loaded() == run.world.full()
 
 
 async def test_a_damaged_chain_touches_nothing_and_is_mended_by_the_trainer(run: Run) -> None:
@@ -123,10 +123,10 @@ async def test_a_damaged_chain_touches_nothing_and_is_mended_by_the_trainer(run:
     assert (run.fake.calls, run.weights.state) == ([], "fenced")
     await run.catch_up(announced)
     assert run.weights.identity == announced.identity
-    assert run.loaded() == run.world.whole()
+    assert run.loaded() == run.world.full()
     await run.catch_up(run.stage(3))
     assert not (Path(run.transport.folder_of(3, 1)) / WEIGHTS_NAME).exists()
-    assert run.loaded() == run.world.whole()
+    assert run.loaded() == run.world.full()
 
 
 def test_deltas_need_files() -> None:

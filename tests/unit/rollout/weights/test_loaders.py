@@ -1,4 +1,4 @@
-"""Pushes whose bytes do not come as files: what the engine is asked, and what a broken push leaves behind."""
+"""Pushes without files: the calls to the engine, and the state after a broken push."""
 
 import asyncio
 import base64
@@ -103,7 +103,7 @@ async def test_a_push_in_a_group_that_the_engine_is_not_in_touches_nothing(rollo
     with pytest.raises(WeightsError, match=r"in the group '', not in 'g'.*POST /v1/weights/group"):
         await rollout.push()
     await rollout.join("g")
-    rollout.engine.report(rollout.engine.epoch, "lost")
+    rollout.engine.report(rollout.engine.life, "lost")
     while rollout.server.num_starts < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await rollout.engine.up.wait()
@@ -148,7 +148,7 @@ async def test_a_bucket_that_fails_ends_the_engine(rollout: Rollout) -> None:
 
 
 async def test_the_whole_load_has_one_deadline(rollout: Rollout) -> None:
-    """Each bucket is quick enough; together they are too late."""
+    """Each bucket is in time; together they are too late."""
     rollout.weights._section = WeightsSection(push_timeout_seconds=0.5)
     rollout.fake.load_seconds = 0.3
     await rollout.join()
@@ -160,7 +160,7 @@ async def test_the_whole_load_has_one_deadline(rollout: Rollout) -> None:
 async def test_a_service_that_wakes_up_too_late_ends_its_engine(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its timer was stopped with it, and the engine says that all is well."""
+    """The service was stopped and its timer with it; the engine reports success too late."""
 
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + 2 * ANSWER_SECONDS)
 

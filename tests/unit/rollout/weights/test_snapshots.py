@@ -1,4 +1,4 @@
-"""A server that is behind: it takes the files that are there, or asks the trainer, over real HTTP, for some."""
+"""A server that is behind: it uses the files that exist, or asks the trainer for them over real HTTP."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The situations of a server's weights, all of them, and what the steps between them keep."""
+"""All states of a server's weights, and what every transition keeps."""
 
 from itertools import product
 
@@ -13,11 +13,11 @@ from penstock_rollout.weights.states import (
     Going,
     Held,
     Preparing,
-    Proving,
     Replacing,
     Rest,
     Serving,
     State,
+    Verifying,
     Waiting,
 )
 
@@ -26,14 +26,14 @@ WANTED = Announcement(PolicyIdentity(2, "b" * 16), "/v2", 1)
 GOING: tuple[Going, ...] = (
     Waiting(),
     Serving(OLD),
-    *(Fenced("late", served, needs_whole) for served, needs_whole in product((None, OLD), (False, True))),
+    *(Fenced("late", served, needs_full) for served, needs_full in product((None, OLD), (False, True))),
 )
 HELD = tuple(Held(then, loaded) for then in GOING for loaded in (None, WANTED))
 REST: tuple[Rest, ...] = (*GOING, *HELD)
 CHANGES: tuple[Change, ...] = (
     *(Preparing(WANTED, before) for before in REST),
     *(Replacing(WANTED, before) for before in REST),
-    *(Proving(WANTED, before) for before in HELD),
+    *(Verifying(WANTED, before) for before in HELD),
 )
 ALL: tuple[State, ...] = (*REST, *CHANGES)
 
@@ -43,7 +43,7 @@ def test_an_engine_that_is_started_anew_has_no_weights_and_ends_no_situation(sta
     lost = states.without_weights(state)
     assert (states.identity(lost), states.is_loaded(lost)) == (None, False)
     assert states.is_held(lost) == states.is_held(state)
-    assert states.needs_whole(lost) == states.needs_whole(state)
+    assert states.needs_full(lost) == states.needs_full(state)
     assert states.why_fenced(lost) == states.why_fenced(state)
     expected = ServerState.WAITING if isinstance(state, Serving) else states.name(state)
     assert states.name(lost) == expected
@@ -52,12 +52,12 @@ def test_an_engine_that_is_started_anew_has_no_weights_and_ends_no_situation(sta
 
 @pytest.mark.parametrize("before", REST, ids=str)
 def test_a_failure_is_told_and_keeps_what_is_served(before: Rest) -> None:
-    failed = states.fenced(before, "other bytes", needs_whole=True)
-    assert (states.why_fenced(failed), states.needs_whole(failed)) == ("other bytes", True)
+    failed = states.fenced(before, "other bytes", needs_full=True)
+    assert (states.why_fenced(failed), states.needs_full(failed)) == ("other bytes", True)
     assert states.identity(failed) == states.identity(before)
     assert states.is_held(failed) == states.is_held(before)
     assert states.name(states.resumed(failed)) == (
-        ServerState.PAUSED if states.unproved(failed) else ServerState.FENCED
+        ServerState.PAUSED if states.unverified(failed) else ServerState.FENCED
     )
 
 
@@ -66,7 +66,7 @@ def test_a_success_ends_every_failure_and_is_proved_before_a_hold_ends(before: R
     now = states.serving(before, WANTED)
     assert (states.identity(now), states.why_fenced(now)) == (WANTED.identity, "")
     assert states.is_held(now) == states.is_held(before)
-    assert states.unproved(now) == (WANTED if states.is_held(before) else None)
+    assert states.unverified(now) == (WANTED if states.is_held(before) else None)
     assert states.is_held(states.resumed(now)) == states.is_held(before)
 
 

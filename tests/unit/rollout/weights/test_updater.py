@@ -171,9 +171,9 @@ async def test_a_dead_engine_takes_no_push_and_forgets_its_weights(rollout: Roll
 
 
 async def test_reports_about_an_earlier_engine_are_old_news(rollout: Rollout) -> None:
-    rollout.engine.report(rollout.engine.epoch, "first")
+    rollout.engine.report(rollout.engine.life, "first")
     while rollout.server.num_starts < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await rollout.engine.up.wait()
-    rollout.engine.report(rollout.engine.epoch - 1, "late")
+    rollout.engine.report(rollout.engine.life - 1, "late")
     assert rollout.engine.up.is_set()

@@ -1,4 +1,4 @@
-"""Weights over a fake engine, for the tests of updates, of their proof and of pushes."""
+"""A WeightUpdater over a fake engine, for the tests of updates, canaries and pushes."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
-PROBE = (5, 6, 7)
+CANARY_TOKENS = (5, 6, 7)
 ABORT_CYCLE = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]
 CYCLE = ["/pause_generation", "/set_internal_state", *ABORT_CYCLE[1:]]
 
@@ -40,11 +40,13 @@ class Rollout:
         return Announcement(PolicyIdentity(version, digest), path, lease, canary)
 
     def watched(self, version: int) -> Announcement:
-        """With a canary."""
-        return self.staged(version, canary=Canary(PROBE, prompt_logprobs(PROBE, f"{version}-"), tolerance=0.01))
+        """Stage a version with a canary."""
+        return self.staged(
+            version, canary=Canary(CANARY_TOKENS, prompt_logprobs(CANARY_TOKENS, f"{version}-"), tolerance=0.01)
+        )
 
     def use(self, **section: Any) -> None:
-        """Go on with other settings."""
+        """Continue with other settings."""
         self.weights._section = WeightsSection(**section)
 
     def sample(self, name: str, **labels: str) -> float | None:
@@ -59,7 +61,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def updating_rollout(root: Path) -> AsyncIterator[Rollout]:
-    """With an engine that is up and serves nothing yet."""
+    """A rollout service whose engine is up and has no weights yet."""
     fake = FakeSGLang()
     async with serving(fake) as url:
         server = FakeServer(fake, url)

@@ -1,4 +1,4 @@
-"""A batch and its packs once more, from Python lists and dictionaries, one token at a time: slow and plain."""
+"""A second implementation of a batch and its packs: lists and dictionaries, one token at a time; slow and plain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One completion with a reward: its tokens, which of them are trained, and versions from sampler to trainer."""
+    """One completion with a reward: its tokens, its loss mask, and the staleness of each token."""
 
     index: tuple[int, int]
     prompt_ids: Prefix
@@ -56,7 +56,7 @@ def rows_of(groups: Sequence[ScoredGroup], version: int, max_lag: int | None) ->
 
 
 def parts_of(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
-    """Rows sorted by their tokens; a pack is closed before a prompt, or else a completion, that would not fit."""
+    """Rows sorted by their tokens; a pack ends before a prompt, or else a completion, that would not fit."""
     rows = sorted((row for row in rows if any(row.is_trained)), key=lambda row: row.path)
     parts: list[list[Row]] = [[]]
     for number, row in enumerate(rows):
@@ -80,7 +80,7 @@ def num_rows_of(rows: Sequence[Row]) -> int:
 
 @dataclass(frozen=True)
 class Trie:
-    """A pack: token, position and end of the subtree of each of its rows; parent and token of each loss token."""
+    """A pack: token, position and subtree end of each row; parent and token of each loss token."""
 
     token_ids: list[int]
     positions: list[int]
@@ -90,7 +90,7 @@ class Trie:
 
 
 def trie_of(part: Sequence[Row]) -> Trie:
-    """Prefixes in order are a depth-first preorder; the subtree of one is all that begin with it."""
+    """Sorted prefixes are in depth-first preorder; the subtree of a prefix is all prefixes that begin with it."""
     order = sorted(set[Prefix]().union(*(row.prefixes for row in part)))
     row_of = {prefix: row for row, prefix in enumerate(order)}
     loss = [(each, t) for each in part for t, is_trained in enumerate(each.is_trained) if is_trained]

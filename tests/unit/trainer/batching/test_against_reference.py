@@ -18,7 +18,7 @@ from tests.unit.trainer.trainer_groups import scored_group
 VERSION = 6
 RULES = BatchRules(Overlong(64), with_zero_advantage=True)
 MAX_LAGS = st.none() | st.integers(0, 4)
-TOKENS = st.integers(0, 3) | st.just(2**31 - 1)  # few, so that prefixes are shared; and the largest there is
+TOKENS = st.integers(0, 3) | st.just(2**31 - 1)  # few tokens, so that prefixes are shared; and the largest one
 
 
 @st.composite
@@ -49,7 +49,7 @@ def batches(draw: st.DrawFn) -> list[ScoredGroup]:
 
 
 def counted(groups: list[ScoredGroup], rows: list[Row]) -> list[Row]:
-    """Those of groups with at least two valid rewards."""
+    """The rows of groups with at least two valid rewards."""
     enough = [b for b in range(len(groups)) if sum(row.index[0] == b for row in rows) >= 2]
     return [row for row in rows if row.index[0] in enough]
 

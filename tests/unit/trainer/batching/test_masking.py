@@ -1,4 +1,4 @@
-"""Tokens that are too old for their step: which they are, what the loss loses, what the counts say."""
+"""Tokens that are too stale for their step: which are masked, their effect on the loss, and the counts."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ RULES = BatchRules(Overlong(64))
 
 
 def aged(plain: Completion, versions: Sequence[int]) -> Completion:
-    """The completion with one version per token."""
+    """The completion, with this version for each token."""
     starts = [0, *(t for t in range(1, len(versions)) if versions[t] != versions[t - 1]), len(versions)]
     spans = tuple(
         VersionSpan(PolicyIdentity(versions[start], "0" * 16), start, end)
@@ -92,8 +92,8 @@ def test_the_counts_say_what_was_too_old() -> None:
     old, young = answer([1, 2, 3]), answer([4, 5])
     groups = [
         scored_group(0, [4], [old, young], [1.0, 0.0]),
-        scored_group(1, [5], [old, answer([3])], [1.0, 0.0]),  # nothing of it is left
-        scored_group(2, [6], [old, old], [1.0, 1.0]),  # had no gradient in the first place
+        scored_group(1, [5], [old, answer([3])], [1.0, 0.0]),  # all of its tokens are masked
+        scored_group(2, [6], [old, old], [1.0, 1.0]),  # had no gradient anyway
     ]
     counts = make_batch(groups, RULES, version=VERSION, max_lag=MAX_LAG).counts
     assert counts.num_loss_tokens == 3 + 2 + 3 + 1 + 3 + 3
@@ -117,7 +117,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("aggregation", ["seq-mean-token-sum", "seq-mean-token-mean", "token-mean"])
 def test_a_masked_token_is_as_one_whose_behaviour_is_unknown(model_folder: Path, aggregation: str) -> None:
-    """Those are masked in the loss itself, and stay in the denominators: the gradients must agree."""
+    """The stale tokens are masked in the loss and stay in the denominators: the gradients must agree."""
     groups, unknown = [], []
     for group in example_groups():
         ages = [[3 + (t + g) % 3 for t in range(each.num_tokens)] for g, each in enumerate(group.group.completions)]

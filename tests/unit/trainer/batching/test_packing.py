@@ -36,7 +36,7 @@ def samples_of(groups: list[ScoredGroup]) -> tuple[Sample, ...]:
 
 
 def padded_logprobs(model: PreTrainedModel, samples: tuple[Sample, ...], temperature: float) -> list[Tensor]:
-    """Log-probabilities of each sample's loss tokens from one right-padded pass, as any trainer would do it."""
+    """Log-probabilities of each sample's loss tokens, from one right-padded pass as in other trainers."""
     sequences = [sample.prompt_ids.tolist() + sample.token_ids.tolist() for sample in samples]
     longest = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
@@ -56,7 +56,7 @@ def padded_logprobs(model: PreTrainedModel, samples: tuple[Sample, ...], tempera
 
 
 def objective(values: Tensor, advantage: Tensor) -> Tensor:
-    """Any function with a different gradient at every token."""
+    """A function whose gradient differs at every token."""
     return (values * (advantage + values.detach().sin())).sum()
 
 
@@ -128,7 +128,7 @@ def test_groups_stay_whole_where_they_fit() -> None:
     alone = [make_packs([s for s in samples if s.prompt_ids.tobytes() == prompt], 4096)[0] for prompt in prompts]
     budget = max(pack.num_rows for pack in alone)
     packs = make_packs(samples, budget)
-    # A split group would compute its prompt twice, and its samples would be in two packs.
+    # If a group were split, its prompt would be computed twice, and its samples would be in two packs.
     advantages = [set(pack.advantage_N.tolist()) for pack in packs]
     assert all(any(set(group.advantage_N.tolist()) <= each for each in advantages) for group in alone)
     assert 1 < len(packs) <= len(alone)

@@ -1,4 +1,4 @@
-"""Ranks in one process: their place, the shares of a batch, and whose fault an end is. Real ones: tests/integration."""
+"""Ranks in one process: rank numbers, shares of a batch, which rank failed first. tests/integration has real ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Step files and checkpoints: written whole, read only as they were committed, pruned within their limits."""
+"""Step files and checkpoints: complete or absent, read only as they were committed, pruned within their limits."""
 
 import contextlib
 import resource
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from penstock.contracts.ledger import CheckpointRecord
 from penstock.durable import write_durably
-from penstock.errors import DataError, PenstockError
+from penstock.errors import DataError, NonFiniteError, PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.tensors import INDEX, copy_state, read_shapes, read_state
@@ -66,7 +66,7 @@ def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Pat
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 100 bytes: to the one who writes, a disk without room. Not while pytest writes."""
+    """Let no file grow beyond 100 bytes, which looks like a full disk to the writer. Not while pytest writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -97,7 +97,7 @@ def write(checkpoints: Checkpoints, steps: int, state: dict[str, Tensor]) -> Che
 def test_a_checkpoint_gives_back_its_state(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     state = {"w": torch.arange(4.0), "num_steps": torch.tensor(3), "rng": torch.get_rng_state()}
-    for _ in range(2):  # written again after a crash before the ledger named it
+    for _ in range(2):  # written again, after a crash before the ledger named it
         record = write(checkpoints, 5, state)
     assert record == CheckpointRecord(5, "00000005.1")
     assert checkpoints.exists(record)
@@ -111,7 +111,7 @@ def test_a_checkpoint_gives_back_its_state(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_python_3_11_2_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to 3.11.3 members of enums were pickled as getattr(class, name)."""
+    """Up to Python 3.11.3, members of enums were pickled as getattr(class, name)."""
 
     def reduce_as_getattr(member: Enum, protocol: int) -> tuple[Any, ...]:
         return getattr, (type(member), member.name)
@@ -135,6 +135,15 @@ def test_a_snapshot_keeps_what_training_changes_afterwards(tmp_path: Path) -> No
     assert weight.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_state_that_is_not_finite_makes_no_checkpoint(tmp_path: Path, number: float) -> None:
+    """Neither weights nor moments: a resume would go on from there for ever."""
+    state = {"model.w": torch.ones(3), "optimizer.w.exp_avg": torch.tensor([1.0, number]), "rng": torch.ones(2).byte()}
+    with pytest.raises(NonFiniteError, match=r"optimizer\.w\.exp_avg is not finite .*no checkpoint.*optimizer\.lr"):
+        copy_state(state, None, None).write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "junk", "absent", "meta", "index"])
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
@@ -155,7 +164,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, damage: str) 
         read_state(checkpoints.read(record.name)[1], {"w": torch.zeros(100)})
 
 
-# Each is an index that makes a folder when it is read, which stands for any call.
+# Each index makes a folder when it is read: a stand-in for any call.
 FORGED = {
     "a function": b"cos\nmkdir\n(V%s\ntR.",
     "a function of an imported module": b"\x80\x04ctorch.distributed.checkpoint.filesystem\nos.mkdir\n(V%s\ntR.",
@@ -177,7 +186,7 @@ def test_reading_a_forged_index_calls_nothing(tmp_path: Path, call: str) -> None
 def test_a_checkpoint_that_cannot_be_written_says_what_it_needs(tmp_path: Path, obstacle: str) -> None:
     folder = tmp_path / "new"
     if obstacle == "no room":
-        (folder / "__0_0.distcp").mkdir(parents=True)  # in the way of the file
+        (folder / "__0_0.distcp").mkdir(parents=True)  # a folder where the file should be
     with pytest.raises(PenstockError, match=r"checkpoint .*new cannot be written .*run\.root"):
         copy_state({"w": torch.zeros(1)}, None, None).write(folder)
     assert folder.exists() == (obstacle == "no room")

@@ -1,4 +1,4 @@
-"""What fixes the meaning of ticket numbers may not change within a run."""
+"""Settings that fix the meaning of ticket numbers must not change within a run."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""The journal says what the ledger says, over restarts, lost queues and torn lines."""
+"""The journal equals the ledger, after restarts, lost queues and torn lines."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ RUN = RunRecord("d" * 16, 100, 8, 4, 0)
 
 
 def life(lease: int, *steps: int) -> list[Record]:
-    """What a trainer with this lease appends: each step, then the weights after it."""
+    """The records of a trainer with this lease: each step, then the weights after it."""
     return [
         record
         for step in steps
@@ -59,7 +59,7 @@ def test_tickets_that_were_dropped_are_not_in_it(journal: Journal) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_what_the_ledger_lost_or_a_branch_left_behind_is_not_in_it(journal: Journal, kept: int) -> None:
-    """A later life begins from a ledger that is behind the journal, and trains other steps of the same numbers."""
+    """A later life starts from a ledger that is behind the journal, and trains other steps with the same numbers."""
     journal.begin(replay(START))
     journal.append(*life(1, 0, 1, 2))
     ledger = [*START, *life(1, *range(kept))]

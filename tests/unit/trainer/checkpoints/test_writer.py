@@ -1,4 +1,4 @@
-"""Checkpoints beside training: one in flight, in the ledger only once it is complete, and no failure is silent."""
+"""Checkpoints during training: one at a time, in the ledger only once it is complete, and no failure is silent."""
 
 import asyncio
 import threading
@@ -15,14 +15,14 @@ from penstock.contracts.ledger import CheckpointRecord, LedgerState
 from penstock.errors import PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.checkpoints.tensors import Snapshot, copy_state
+from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 
-class GatedSnapshot(Snapshot):
-    """Its write waits until the test opens the gate."""
+class GatedStateCopy(StateCopy):
+    """A copy whose write waits until the test opens the gate."""
 
     gate: threading.Event
 
@@ -36,16 +36,16 @@ class FakeLearner:
     gate: threading.Event = field(default_factory=threading.Event)
     copies: int = 0
 
-    def snapshot(self, folder: Path) -> Snapshot:
+    def snapshot(self, folder: Path) -> StateCopy:
         self.copies += 1
-        snapshot = GatedSnapshot(copy_state({"w": torch.zeros(3)}, None, None).state)
+        snapshot = GatedStateCopy(copy_state({"w": torch.zeros(3)}, None, None).state)
         object.__setattr__(snapshot, "gate", self.gate)
         return snapshot
 
 
 @dataclass
 class FakeQueue:
-    """A ledger that looks at the disk when a record arrives."""
+    """A ledger that checks the disk when a record arrives."""
 
     checkpoints: Checkpoints
     records: list[CheckpointRecord] = field(default_factory=list)

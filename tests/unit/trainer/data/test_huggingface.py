@@ -1,5 +1,6 @@
 """Hugging Face datasets from a folder or file, without a network."""
 
+import re
 from pathlib import Path
 
 import datasets
@@ -39,6 +40,33 @@ def test_a_saved_folder_of_splits(tmp_path: Path) -> None:
 def test_a_saved_folder_of_one_dataset(tmp_path: Path) -> None:
     table().save_to_disk(str(tmp_path / "saved"))
     assert len(load_rows(section(tmp_path / "saved"))) == 2
+
+
+@pytest.mark.parametrize("held", ["test", "test[:1]"])
+def test_a_saved_folder_of_one_split_gives_that_split_and_no_other(tmp_path: Path, held: str) -> None:
+    table().to_parquet(tmp_path / "table.parquet")
+    files = {"test": str(tmp_path / "table.parquet")}
+    one = datasets.load_dataset("parquet", data_files=files, split=held)
+    one.save_to_disk(str(tmp_path / "saved"))
+    assert len(load_rows(section(tmp_path / "saved", "test"))) == len(one)
+    assert len(load_rows(section(tmp_path / "saved", held))) == len(one)
+    with pytest.raises(
+        DataError, match=rf"saved \(data\.eval\.path\) holds one split, '{re.escape(held)}'.*data\.eval\.split"
+    ):
+        load_rows(section(tmp_path / "saved", "train"), "data.eval")
+
+
+def test_a_source_without_splits_takes_no_other_than_the_default(tmp_path: Path) -> None:
+    """Else a run would be evaluated on the prompts that it trains on, and nobody would notice."""
+    table().save_to_disk(str(tmp_path / "saved"))
+    table().to_parquet(tmp_path / "table.parquet")
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=", "solution": "2"}\n')
+    lines = section(tmp_path / "rows.jsonl", "test").model_copy(update={"kind": "jsonl"})
+    task = DatasetSection(kind="reasoning_gym", path="basic_arithmetic", size=2, split="test")
+    for without in (section(tmp_path / "saved", "test"), section(tmp_path / "table.parquet", "test"), lines, task):
+        with pytest.raises(DataError, match=r"\(data\.eval\.path\) has no splits, and data\.eval\.split is 'test'"):
+            load_rows(without, "data.eval")
+        assert load_rows(without.model_copy(update={"split": "train"}), "data.eval")
 
 
 def test_a_file_and_a_folder_of_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import DataError
 from penstock_trainer.data.datasets import Row
-from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch
+from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch, shared_prompts
 from penstock_trainer.data.seeds import permutation, sampling_seed
 
 BOS = 1
@@ -18,7 +18,7 @@ USER = [{"role": "user", "content": "hi"}]
 
 
 class CharacterTokenizer:
-    """One token per character, a beginning-of-text token, and a template that knows two roles."""
+    """One token per character, a beginning-of-text token, and a template with two roles."""
 
     def __init__(self, chat_template: str | None = "yes") -> None:
         self.chat_template = chat_template
@@ -125,3 +125,12 @@ def test_sampling_seeds_are_scattered() -> None:
     assert len(set(seeds)) > 7990
     for bit in range(31):
         assert 0.45 < sum(seed >> bit & 1 for seed in seeds) / len(seeds) < 0.55
+
+
+def test_held_out_prompts_that_are_trained_are_found_by_their_tokens() -> None:
+    """The form of a row does not matter, nor what its answer is."""
+    train = [encode(Row("hi", "1"), "be good"), encode(Row("ho", "2"))]
+    chat = [{"role": "system", "content": "be good"}, *USER]
+    held_out = [encode(Row(chat, "other")), encode(Row("hi", "1")), encode(Row("ho ", "2"))]
+    assert shared_prompts(held_out, train) == held_out[:1]
+    assert shared_prompts(held_out[1:], train) == []

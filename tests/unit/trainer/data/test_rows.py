@@ -1,4 +1,4 @@
-"""Rows from JSONL and reasoning-gym: what comes out, and the one clear error for every bad row."""
+"""Rows from JSONL and reasoning-gym: their content, and one clear error for every bad row."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,9 @@
-"""The GRPO family once more, one scalar at a time: values and gradients in closed form, float64, without autograd.
+"""A second implementation of the GRPO family, one scalar at a time: closed forms in float64, without autograd.
 
-Written from the formulas and not from the code under test. A completion is a list of tokens; every function returns
-what belongs to one of them.
+Written from the papers and not from the code under test. A completion is a list of tokens; every function returns what
+belongs to one of them. Sources of the corrections: geometric means of completions (Liu and Li, "When Speed Kills
+Stability", part 3), vetoes (verl's rollout correction), OPSM (DeepSeek-V3.2, arXiv 2512.02556), M2PO (arXiv
+2510.01161).
 """
 
 import math
@@ -13,9 +15,10 @@ CLAMP = 20.0
 
 @dataclass(frozen=True)
 class Token:
-    """l, l_b, l_r, versions from sampler to trainer, entropy."""
+    """l now and at the start of the update, l_b, l_r, versions from sampler to trainer, entropy."""
 
     own: float
+    old: float
     behaviour: float
     reference: float
     lag: int
@@ -37,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """An objective by name."""
+    """An objective, by the names of its parts."""
 
     surrogate: str = "ppo"
     proximal: Literal["none", "recomputed", "approximated"] = "none"
@@ -54,7 +57,7 @@ TV, BINARY_KL = 0.1, 0.05
 LOW, HIGH = 0.5, 2.0
 GEOMETRIC_LOW, GEOMETRIC_HIGH = 0.9, 1.1
 VETO_LOW, VETO_HIGH = 1e-4, 100.0
-DELTA, KL_CTL, MOMENT_THRESHOLD = 0.1, 0.3, 0.05
+DELTA, KL_CTL, TAU = 0.1, 0.3, 0.04
 
 
 def clamped(x: float) -> tuple[float, float]:
@@ -63,19 +66,31 @@ def clamped(x: float) -> tuple[float, float]:
 
 
 def anchor(token: Token, proximal: str) -> float:
-    """The value that ratios are measured from."""
+    """The anchor from which ratios are measured."""
     if proximal == "none":
         return token.behaviour
     if proximal == "recomputed":
-        return token.own
+        return token.old
     share = 0.0 if token.lag <= 0 else min(1.0, max(0.0, (token.lag - 1) / token.lag))
     return token.behaviour + share * (token.own - token.behaviour)
 
 
-def rho(token: Token, proximal: str) -> float:
-    """Clamped log-ratio of the proximal policy to the sampler."""
-    corrected = token.own if proximal == "none" else anchor(token, proximal)
-    return clamped(corrected - token.behaviour)[0]
+def to_anchor(token: Token, proximal: str) -> float:
+    """Log of the importance weight: from the sampler to the policy that the surrogate's ratio starts from.
+
+    Without a proximal policy only surrogates without a ratio have a weight, and theirs leads to the policy itself.
+    """
+    return clamped((token.own if proximal == "none" else anchor(token, proximal)) - token.behaviour)[0]
+
+
+def to_policy(token: Token) -> float:
+    """log pi_theta / pi_behaviour, of the policy that is being trained, as OPSM and M2PO have it."""
+    return clamped(token.own - token.behaviour)[0]
+
+
+def to_trainer(token: Token, proximal: str) -> float:
+    """log pi_old / pi_rollout if there is a policy pi_old, else log pi_theta / pi_rollout: no interpolation is one."""
+    return clamped(token.old - token.behaviour)[0] if proximal == "recomputed" else to_policy(token)
 
 
 def clip_loss(ratio: float, slope: float, advantage: float, dual: float | None) -> tuple[float, float]:
@@ -126,27 +141,43 @@ def keeps(name: str, advantage: float, token: Token) -> bool:
     return not (follows and divergence > BINARY_KL)
 
 
-def correction(row: Row, token: Token, choice: Choice) -> float:
-    usable = [each for each in row.tokens if each.is_usable]
-    value = math.exp(rho(token, choice.proximal))
-    logs = [rho(each, choice.proximal) for each in usable]
+def importance(row: Row, token: Token, choice: Choice) -> float:
+    value = math.exp(to_anchor(token, choice.proximal))
+    logs = [to_anchor(each, choice.proximal) for each in row.tokens if each.is_usable]
     product = math.exp(max(-CLAMP, min(CLAMP, sum(logs))))
-    factor = {
+    return {
         "none": 1.0,
         "tis": min(value, HIGH),
         "mask": value if LOW <= value <= HIGH else 0.0,
         "sequence_tis": min(product, HIGH),
         "sequence_mask": product if LOW <= product <= HIGH else 0.0,
     }[choice.weight]
-    mean = sum(logs) / len(logs)
-    keep = {
-        "": True,
-        "geometric": GEOMETRIC_LOW <= math.exp(mean) <= GEOMETRIC_HIGH,
-        "veto": all(VETO_LOW <= math.exp(each) <= VETO_HIGH for each in logs),
-        "opsm": not (row.advantage < 0 and -mean > DELTA),
-        "m2po": rho(token, choice.proximal) ** 2 < MOMENT_THRESHOLD,
-    }[choice.gate]
-    return factor if keep else 0.0
+
+
+def passes(row: Row, choice: Choice) -> bool:
+    """Whether the gate keeps the completion."""
+    usable = [each for each in row.tokens if each.is_usable]
+    if choice.gate == "geometric":
+        mean = math.prod(math.exp(to_trainer(each, choice.proximal)) for each in usable) ** (1 / len(usable))
+        return GEOMETRIC_LOW <= mean <= GEOMETRIC_HIGH
+    if choice.gate == "veto":
+        ratios = [math.exp(to_trainer(each, choice.proximal)) for each in usable]
+        return min(ratios) >= VETO_LOW and max(ratios) <= VETO_HIGH
+    if choice.gate == "opsm":  # the paper's pi_old is the policy that sampled
+        return row.advantage >= 0 or sum(-to_policy(each) for each in usable) / len(usable) <= DELTA
+    return True
+
+
+def largest_kept_square(rows: list[Row]) -> float:
+    """The largest square that is left; -1 if none is.
+
+    M2PO: of the tokens that are trained together, those with the largest (log pi_theta / pi_behaviour)^2 are masked
+    until the mean of the rest is below tau.
+    """
+    squares = sorted(to_policy(token) ** 2 for row in rows for token in row.tokens if token.is_usable)
+    while squares and sum(squares) / len(squares) >= TAU:
+        squares = [each for each in squares if each < squares[-1]]
+    return squares[-1] if squares else -1.0
 
 
 def kl(token: Token, choice: Choice) -> tuple[float, float]:
@@ -159,19 +190,23 @@ def kl(token: Token, choice: Choice) -> tuple[float, float]:
     if not choice.kl_weighted:
         return value, slope
     x, dx = clamped(token.own - token.behaviour)
+    if choice.kl == "k2":  # its slope is that of the divergence already
+        dx = 0.0
     return math.exp(x) * value, math.exp(x) * (dx * value + slope)
 
 
 def loss_and_gradient(rows: list[Row], choice: Choice) -> tuple[float, list[float], list[float]]:
-    """Loss, its derivatives by every l, and by every entropy, in the order of rows and tokens."""
+    """The loss, and its derivatives by every l and by every entropy, in the order of rows and tokens."""
     total, by_logprob, by_entropy = 0.0, [], []
+    largest = largest_kept_square(rows) if choice.gate == "m2po" else math.inf
     for row in rows:
         for token in row.tokens:
             if not token.is_usable:
                 by_logprob.append(0.0)
                 by_entropy.append(0.0)
                 continue
-            factor = correction(row, token, choice)
+            is_kept = passes(row, choice) and to_policy(token) ** 2 <= largest
+            factor = importance(row, token, choice) if is_kept else 0.0
             value, slope = surrogate(row, token, choice)
             value, slope = factor * value, factor * slope
             if choice.kl:

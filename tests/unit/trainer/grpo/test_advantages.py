@@ -10,13 +10,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from penstock.config import LossSection
 from penstock.config.loss import AdvantageSection
 from penstock_trainer.grpo import Baseline, Scale, advantages
 
-BASELINES, SCALES = get_args(Baseline), get_args(Scale)
-COMBINATIONS = [(b, s) for b in BASELINES for s in SCALES if s != "mean" or b == "group"]
 EPS = 1e-6
+
+
+def is_accepted(baseline: Baseline, scale: Scale) -> bool:
+    try:
+        LossSection(advantage=AdvantageSection(baseline=baseline, scale=scale))
+    except ValidationError:
+        return False
+    return True
+
+
+BASELINES, SCALES = get_args(Baseline), get_args(Scale)
+COMBINATIONS = [(b, s) for b in BASELINES for s in SCALES if is_accepted(b, s)]
 REWARDS = st.lists(
     st.lists(st.integers(-400, 400).map(lambda n: n / 8), min_size=3, max_size=3), min_size=1, max_size=4
 )
@@ -36,11 +48,11 @@ def expected(rows: Rows, baseline: str, scale: str) -> list[list[float]]:
         return {"group": statistics.fmean(group), "batch": statistics.fmean(flat), "none": 0.0}[baseline]
 
     def spread(group: list[float]) -> float:
-        mean = statistics.fmean(group)
+        size = statistics.fmean(map(abs, group))
         return {
             "group": statistics.stdev(group) + EPS,
             "batch": statistics.stdev(flat) + EPS,
-            "mean": mean if mean > 0 else math.inf,
+            "mean": size or math.inf,
             "none": 1.0,
         }[scale]
 
@@ -79,12 +91,8 @@ def test_a_shift_of_all_rewards_changes_nothing(
         assert after == pytest.approx(before, rel=1e-4, abs=1e-4)
 
 
-# With other baselines equal rewards are divided by eps alone, which does not scale.
-SCALING = [c for c in COMBINATIONS if c not in (("batch", "group"), ("none", "group"), ("none", "batch"))]
-
-
 @given(REWARDS, st.sampled_from([0.5, 2.0, 64.0]))
-@pytest.mark.parametrize(("baseline", "scale"), SCALING)
+@pytest.mark.parametrize(("baseline", "scale"), COMBINATIONS)
 def test_a_scale_of_all_rewards_is_kept_or_cancelled(
     baseline: Baseline, scale: Scale, rewards: list[list[float]], factor: float
 ) -> None:
@@ -112,6 +120,33 @@ def test_groups_and_completions_may_be_permuted(
 @pytest.mark.parametrize(("baseline", "scale"), [c for c in COMBINATIONS if c[0] != "none"])
 def test_equal_rewards_give_exactly_zero(baseline: Baseline, scale: Scale, value: float) -> None:
     assert computed([[value] * 7], baseline, scale) == [[0.0] * 7]
+
+
+FINITE = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, 1.0, -1.0])
+
+
+@given(st.lists(st.lists(FINITE, min_size=4, max_size=4), min_size=1, max_size=3))
+@pytest.mark.parametrize(("baseline", "scale"), [c for c in COMBINATIONS if c[1] != "none"])
+def test_no_accepted_advantage_is_larger_than_its_rewards_are_many(
+    baseline: Baseline, scale: Scale, rewards: list[list[float]]
+) -> None:
+    """Whatever the rewards are. The bound of a deviation and of a mean: (n - 1) / sqrt(n) and n - 1."""
+    largest = max(abs(value) for row in computed(rewards, baseline, scale) for value in row)
+    assert largest <= len(rewards) * len(rewards[0])
+
+
+@pytest.mark.parametrize(("baseline", "scale"), [("batch", "group"), ("none", "group"), ("none", "batch")])
+def test_the_pairs_that_divide_by_eps_alone_are_refused(baseline: Baseline, scale: Scale) -> None:
+    rows = [[1.0, 1.0, 1.0]] if scale == "batch" else [[1.0, 1.0, 1.0], [4.0, 0.0, 0.0]]
+    assert abs(computed(rows, baseline, scale)[0][0]) > 1e5
+    assert not is_accepted(baseline, scale)
+
+
+@given(st.lists(st.lists(st.integers(0, 8).map(float), min_size=4, max_size=4), min_size=1, max_size=3))
+def test_the_mean_scale_is_that_of_the_paper_where_the_paper_defines_it(rewards: list[list[float]]) -> None:
+    for row, found in zip(rewards, computed(rewards, "group", "mean"), strict=True):
+        mean = statistics.fmean(row)
+        assert found == pytest.approx([(value - mean) / mean if mean else 0.0 for value in row], rel=1e-6)
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from penstock_trainer import grpo
@@ -39,8 +41,9 @@ GATES: dict[str, grpo.Gate] = {
     "geometric": partial(grpo.geometric_gate, low=ref.GEOMETRIC_LOW, high=ref.GEOMETRIC_HIGH),
     "veto": partial(grpo.veto_gate, low=ref.VETO_LOW, high=ref.VETO_HIGH),
     "opsm": partial(grpo.off_policy_gate, delta=ref.DELTA),
-    "m2po": partial(grpo.second_moment_gate, threshold=ref.MOMENT_THRESHOLD),
 }
+BATCH_GATES: dict[str, grpo.BatchGate] = {"m2po": partial(grpo.second_moment_batch_gate, tau=ref.TAU)}
+ALL_GATES = (*GATES, *BATCH_GATES)
 CHOICES = [
     *(Choice(surrogate=name) for name in SURROGATES),
     *(Choice(surrogate=name, proximal=RECOMPUTED, weight="tis") for name in ("ppo", "gspo", "cispo", "sapo")),
@@ -48,8 +51,10 @@ CHOICES = [
     *(Choice(surrogate="reinforce", weight=name) for name in WEIGHTS),
     *(Choice(proximal=RECOMPUTED, weight=name) for name in WEIGHTS),
     *(Choice(proximal=APPROXIMATED, weight=name) for name in WEIGHTS),
-    *(Choice(gate=name) for name in GATES),
-    *(Choice(proximal=RECOMPUTED, weight="tis", gate=name) for name in GATES),
+    *(Choice(gate=name) for name in ALL_GATES),
+    *(Choice(proximal=RECOMPUTED, weight="tis", gate=name) for name in ALL_GATES),
+    *(Choice(proximal=APPROXIMATED, gate=name) for name in ALL_GATES),
+    *(Choice(surrogate="reinforce", weight="tis", gate=name) for name in ALL_GATES),
     *(Choice(kl=name, kl_weighted=weighted) for name in ("k1", "k2", "k3") for weighted in (False, True)),
     Choice(bonus=0.01, kl="k3"),
 ]
@@ -62,7 +67,8 @@ def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) ->
     def token(lag: int) -> Token:
         own = -0.05 - 3 * source.random()
         behaviour = min(own + spread * source.gauss(0, 1), -1e-3)
-        return Token(own, behaviour, own + 0.4 * source.gauss(0, 1), lag, source.random())
+        old = min(own + 0.1 * source.gauss(0, 1), -1e-3)
+        return Token(own, old, behaviour, own + 0.4 * source.gauss(0, 1), lag, source.random())
 
     rows = [
         Row(tuple(token(source.randrange(4)) for _ in range(length)), advantage, weight)
@@ -88,19 +94,24 @@ def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) ->
         ):
             tokens = list(rows[row].tokens)
             kept = tokens[place].own if own is None else own
-            tokens[place] = replace(tokens[place], own=kept, behaviour=behaviour)
+            old = tokens[place].old if own is None else own - 0.1
+            tokens[place] = replace(tokens[place], own=kept, old=old, behaviour=behaviour)
             rows[row] = replace(rows[row], tokens=tuple(tokens))
         far = replace(rows[5].tokens[4], reference=-35.0)
         rows[5] = replace(rows[5], tokens=(*rows[5].tokens[:4], far, rows[5].tokens[5]))
     return rows
 
 
-def objective_of(choice: Choice) -> Objective:
-    gates = {choice.gate: GATES[choice.gate]} if choice.gate else {}
+def objective_of(choice: Choice, tokens: Tokens) -> Objective:
+    """tokens: all that are trained together, which a gate of the batch depends on."""
+    gates = {choice.gate: GATES[choice.gate]} if choice.gate in GATES else {}
+    batch_gates = {choice.gate: BATCH_GATES[choice.gate]} if choice.gate in BATCH_GATES else {}
+    mask_N = grpo.usable(tokens)
+    log_w_N = grpo.log_ratio(tokens.logprobs_N.detach(), tokens.behaviour_logprobs_N, mask_N)
     return Objective(
         surrogate=SURROGATES[choice.surrogate],
         proximal=choice.proximal,
-        correction=grpo.Correction(WEIGHTS[choice.weight], gates),
+        correction=grpo.Correction(WEIGHTS[choice.weight], gates, batch_gates).prepared(log_w_N[mask_N]),
         kl=KlTerm(ref.KL_CTL, choice.kl, choice.kl_weighted) if choice.kl else None,
         entropy_bonus=choice.bonus,
     )
@@ -119,6 +130,7 @@ def tokens_of(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Tokens
         weight_N=tensor([row.weight for _, row, _ in flat]),
         sequence_N=torch.tensor([number for number, *_ in flat], dtype=torch.int64),
         num_sequences=len(rows),
+        old_logprobs_N=tensor([token.old for *_, token in flat]),
         lag_N=tensor([token.lag for *_, token in flat]),
         reference_logprobs_N=tensor([token.reference for *_, token in flat]),
         entropy_N=tensor([token.entropy for *_, token in flat]).requires_grad_(),
@@ -138,7 +150,8 @@ def test_loss_and_gradient_equal_a_closed_form(choice: Choice) -> None:
     for seed in range(3):
         rows = example_rows(seed)
         expected = ref.loss_and_gradient(rows, choice)
-        loss, by_logprob, by_entropy = loss_and_gradients(tokens_of(rows), objective_of(choice))
+        tokens = tokens_of(rows)
+        loss, by_logprob, by_entropy = loss_and_gradients(tokens, objective_of(choice, tokens))
         assert loss == pytest.approx(expected[0], rel=1e-9)
         assert by_logprob == pytest.approx(expected[1], rel=1e-9, abs=1e-12)
         assert by_entropy == pytest.approx(expected[2])
@@ -148,7 +161,8 @@ def test_loss_and_gradient_equal_a_closed_form(choice: Choice) -> None:
 def test_float32_is_as_exact_as_it_can_be(choice: Choice) -> None:
     rows = example_rows(7, extreme=False)
     expected = ref.loss_and_gradient(rows, choice)
-    loss, by_logprob, _ = loss_and_gradients(tokens_of(rows, torch.float32), objective_of(choice))
+    tokens = tokens_of(rows, torch.float32)
+    loss, by_logprob, _ = loss_and_gradients(tokens, objective_of(choice, tokens))
     assert loss == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
     assert by_logprob == pytest.approx(expected[1], rel=1e-5, abs=1e-6)
 
@@ -156,7 +170,8 @@ def test_float32_is_as_exact_as_it_can_be(choice: Choice) -> None:
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
 @pytest.mark.parametrize("sizes", [(1, 6), (2, 2, 3), (1,) * 7])
 def test_micro_batches_of_any_partition_sum_to_the_full_batch(choice: Choice, sizes: tuple[int, ...]) -> None:
-    rows, objective = example_rows(), objective_of(choice)
+    rows = example_rows()
+    objective = objective_of(choice, tokens_of(rows))
     full_loss, full_gradient, _ = loss_and_gradients(tokens_of(rows), objective)
     full = Statistics.of(micro_batch_loss(tokens_of(rows), objective)[1])
     loss, sums, start = 0.0, Sums(), 0
@@ -174,7 +189,8 @@ def test_micro_batches_of_any_partition_sum_to_the_full_batch(choice: Choice, si
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
 def test_the_order_of_completions_does_not_matter(choice: Choice) -> None:
-    rows, objective = example_rows(), objective_of(choice)
+    rows = example_rows()
+    objective = objective_of(choice, tokens_of(rows))
     order = random.Random(3).sample(range(len(rows)), len(rows))
     loss, gradient, _ = loss_and_gradients(tokens_of(rows), objective)
     moved_loss, moved_gradient, _ = loss_and_gradients(tokens_of([rows[i] for i in order]), objective)
@@ -190,13 +206,14 @@ ON_POLICY = [choice for choice in CHOICES if not choice.kl and choice.surrogate 
 @pytest.mark.parametrize("choice", ON_POLICY, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
 def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(choice: Choice) -> None:
     rows = [
-        replace(row, tokens=tuple(replace(token, behaviour=token.own) for token in row.tokens))
+        replace(row, tokens=tuple(replace(token, old=token.own, behaviour=token.own) for token in row.tokens))
         for row in example_rows(extreme=False)
     ]
     tokens = tokens_of(rows)
-    _, gradient, _ = loss_and_gradients(tokens, objective_of(choice))
+    objective = objective_of(choice, tokens)
+    _, gradient, _ = loss_and_gradients(tokens, objective)
     assert gradient == pytest.approx((-tokens.weight_N * tokens.advantage_N).tolist(), rel=1e-12)
-    statistics = Statistics.of(micro_batch_loss(tokens, objective_of(choice))[1])
+    statistics = Statistics.of(micro_batch_loss(tokens, objective)[1])
     assert statistics.behaviour_kl == 0.0
     assert statistics.effective_sample_size_ratio == pytest.approx(1.0)
 
@@ -206,18 +223,54 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(choice: Choice)
 )
 def test_a_zero_advantage_has_exactly_no_gradient(choice: Choice) -> None:
     rows = [replace(row, advantage=0.0) for row in example_rows()]
-    _, gradient, _ = loss_and_gradients(tokens_of(rows), objective_of(choice))
+    tokens = tokens_of(rows)
+    _, gradient, _ = loss_and_gradients(tokens, objective_of(choice, tokens))
     assert set(gradient) == {0.0}
+
+
+@pytest.mark.parametrize("proximal", ["none", RECOMPUTED, APPROXIMATED])
+@pytest.mark.parametrize("gate", ALL_GATES)
+def test_every_gate_drops_what_is_two_nats_from_the_sampler_at_lag_1(gate: str, proximal: grpo.Proximal) -> None:
+    """With an approximated proximal policy the interpolation is the sampler there: no gate may look at it."""
+    near, far = Token(-1.0, -1.0, -1.0, -1.0, 1, 0.0), Token(-8.0, -8.0, -6.0, -8.0, 1, 0.0)
+    rows = [Row((near,) * 4, 1.0, 1.0), Row((far,) * 3, -1.0, 1.0), Row((near,), -1.0, 1.0)]
+    if gate == "veto":
+        rows[1] = Row((replace(far, own=-18.0, old=-18.0),) * 3, -1.0, 1.0)
+    tokens = tokens_of(rows)
+    _, sums = micro_batch_loss(tokens, objective_of(Choice(proximal=proximal, gate=gate), tokens))
+    assert Statistics.of(sums).masked == {"non_finite": 0.0, gate: 3 / 8}
+
+
+@pytest.mark.parametrize("proximal", ["none", RECOMPUTED, APPROXIMATED])
+@pytest.mark.parametrize("gate", ["opsm", "m2po"])
+def test_opsm_and_m2po_look_at_the_policy_now(gate: str, proximal: grpo.Proximal) -> None:
+    """The first completion has left the sampler during this update, the second one has come back to it."""
+    left, back = Token(-3.0, -1.0, -1.0, -1.0, 3, 0.0), Token(-1.0, -3.0, -1.0, -1.0, 3, 0.0)
+    tokens = tokens_of([Row((left,) * 2, -1.0, 1.0), Row((back,) * 2, -1.0, 1.0)])
+    objective = objective_of(Choice(proximal=proximal, gate=gate), tokens)
+    _, gradient, _ = loss_and_gradients(tokens, replace(objective, surrogate=grpo.reinforce))
+    assert gradient == [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("gate", ALL_GATES)
+def test_a_gate_changes_no_weight_of_what_it_keeps(gate: str) -> None:
+    tokens = tokens_of(example_rows())
+    plain = Choice(surrogate="reinforce", weight="tis")
+    _, without, _ = loss_and_gradients(tokens, objective_of(plain, tokens))
+    _, gated, _ = loss_and_gradients(tokens, objective_of(replace(plain, gate=gate), tokens))
+    assert {(mine == 0.0 or mine == other) for mine, other in zip(gated, without, strict=True)} == {True}
+    assert any(gated)
+    assert gated != without
 
 
 def test_log_probabilities_from_the_start_of_the_update_anchor_ratio_and_correction() -> None:
     rows = example_rows(extreme=False)
     tokens = tokens_of(rows)
     old_logprobs_N = tokens.logprobs_N.detach() - 0.1
-    decoupled = replace(objective_of(Choice(proximal=RECOMPUTED, weight="tis")))
+    decoupled = objective_of(Choice(proximal=RECOMPUTED, weight="tis"), tokens)
     _, gradient, _ = loss_and_gradients(replace(tokens, old_logprobs_N=old_logprobs_N), decoupled)
     rho_N = (old_logprobs_N - tokens.behaviour_logprobs_N).exp().clamp(max=ref.HIGH)
-    expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # within the clip range on both sides
+    expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # inside the clip range
     assert gradient == pytest.approx(expected_N.tolist(), rel=1e-9)
 
 
@@ -239,6 +292,68 @@ def test_what_is_limited_and_dropped_is_counted_by_reason() -> None:
     ratios = [math.exp(-0.5), math.exp(0.5), math.exp(-6), 1.0]
     ess = sum(ratios) ** 2 / (4 * sum(value**2 for value in ratios))
     assert statistics.effective_sample_size_ratio == pytest.approx(ess)
+
+
+def tokens_of_log_weights(log_weights: Sequence[float], dtype: torch.dtype = torch.float64) -> Tokens:
+    """Completions of four tokens, each a quarter of the way."""
+    steps = [each / 4 for each in log_weights for _ in range(4)]
+    zeros_N = torch.zeros(len(steps), dtype=dtype)
+    return Tokens(
+        logprobs_N=zeros_N.clone().requires_grad_(),
+        behaviour_logprobs_N=-torch.tensor(steps, dtype=dtype),
+        advantage_N=zeros_N,
+        weight_N=zeros_N,
+        sequence_N=torch.arange(len(log_weights)).repeat_interleave(4),
+        num_sequences=len(log_weights),
+    )
+
+
+def effective_sample_size_ratio(log_weights: Sequence[float], sizes: Sequence[int]) -> float:
+    sums, start = Sums(), 0
+    for size in sizes:
+        part = tokens_of_log_weights(log_weights[start : start + size])
+        sums, start = sums + micro_batch_loss(part, Objective(SURROGATES["ppo"]))[1], start + size
+    return Statistics.of(sums).effective_sample_size_ratio
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "expected"),
+    [
+        ((60.0, 40.0, 40.0, 40.0), 0.25),  # one completion has all the weight
+        ((400.0, 100.0, 21.0, -2000.0), 0.25),
+        ((-100.0, -150.0, -160.0, -170.0), 0.25),
+        ((900.0, 900.0, -900.0, 850.0), 0.5),
+        ((-3000.0, -3000.0, -3000.0, -3000.0), 1.0),
+        ((30.0, 30.0, 30.0, 30.0), 1.0),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 2), (1, 1, 1, 1)])
+def test_the_effective_sample_size_has_no_ceiling_for_weights(
+    log_weights: tuple[float, ...], expected: float, sizes: tuple[int, ...]
+) -> None:
+    assert effective_sample_size_ratio(log_weights, sizes) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-800, 800), min_size=1, max_size=6), st.data())
+def test_the_effective_sample_size_is_that_of_the_weights_in_any_partition(
+    log_weights: list[float], data: st.DataObject
+) -> None:
+    largest = max(log_weights)
+    weights = [math.exp(each - largest) for each in log_weights]  # a common factor cancels
+    expected = math.fsum(weights) ** 2 / (len(weights) * math.fsum(each**2 for each in weights))
+    cut = data.draw(st.integers(0, len(weights)))
+    sizes = [size for size in (cut, len(weights) - cut) if size]
+    assert effective_sample_size_ratio(log_weights, sizes) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_entropy_bonus_without_an_entropy_is_refused() -> None:
+    tokens = tokens_of(example_rows())
+    objective = Objective(SURROGATES["ppo"], entropy_bonus=0.01)
+    assert tokens.entropy_N is not None
+    with pytest.raises(ValueError, match="needs entropy_N"):
+        micro_batch_loss(replace(tokens, entropy_N=None), objective)
+    with pytest.raises(ValueError, match="needs the gradient of entropy_N"):
+        micro_batch_loss(replace(tokens, entropy_N=tokens.entropy_N.detach()), objective)
 
 
 def test_statistics_without_tokens_are_finite() -> None:

@@ -1,4 +1,4 @@
-"""Parts of the objectives that stand alone: a batch's threshold, learning rate, aggregation, shaping, KL estimators."""
+"""Single parts of the objectives: a batch's threshold, learning rate, aggregation, shaping, KL estimators."""
 
 import math
 from functools import partial
@@ -22,18 +22,19 @@ def test_the_second_moment_gate_drops_no_more_than_it_must(tau: float) -> None:
         with_next = torch.cat([kept, squares[squares >= threshold].min().reshape(1)])
         assert with_next.mean() >= tau
     assert grpo.moment_threshold(torch.zeros(0), tau) == math.inf
-    assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(0.09)  # ties go together
+    assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(0.09)  # ties: all or none
 
 
 def test_a_gate_of_the_batch_is_made_of_all_its_log_ratios() -> None:
-    log_rho = torch.tensor([0.1, -0.6, 0.2, 0.3])
+    log_w = torch.tensor([0.1, -0.6, 0.2, 0.3])
+    ratios = grpo.SamplerRatios(*(log_w[:2],) * 3)
     zeros, mask = torch.zeros(2), torch.ones(2, dtype=torch.bool)
     tokens = grpo.Tokens(zeros, zeros, zeros, zeros, torch.zeros(2, dtype=torch.int64), num_sequences=1)
     gate = partial(grpo.second_moment_batch_gate, tau=0.06)
     correction = grpo.Correction(batch_gates={"m2po": gate})
     with pytest.raises(ValueError, match="m2po need all log-ratios"):
-        correction(tokens, log_rho[:2], mask)
-    weight, dropped = correction.prepared(log_rho)(tokens, log_rho[:2], mask)
+        correction(tokens, ratios, mask)
+    weight, dropped = correction.prepared(log_w)(tokens, ratios, mask)
     assert weight.tolist() == [1.0, 0.0]
     assert {name: each.tolist() for name, each in dropped.items()} == {"m2po": [False, True]}
 
@@ -89,7 +90,7 @@ def test_gradient_of_k2_is_that_of_the_divergence_and_k3_is_never_negative() -> 
 
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_importance_weighted_estimates_are_unbiased_and_unweighted_ones_on_policy(seed: int, size: int) -> None:
-    """Sums over a whole vocabulary instead of samples: E over the sampler of w * k equals the divergence."""
+    """Sums over the full vocabulary instead of samples: the sampler's expectation of w * k equals the divergence."""
     generator = torch.Generator().manual_seed(seed)
     own, behaviour, reference = torch.log_softmax(torch.randn(3, size + 1, generator=generator).double(), -1)
     divergence = float((own.exp() * (own - reference)).sum())

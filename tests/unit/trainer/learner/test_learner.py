@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, NonFiniteError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.training_state import NUM_STEPS, OPTIMIZER
+from penstock_trainer.weights.files import Format, digests
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 BFLOAT16_ENGINE = {"engine": {"dtype": "bfloat16"}}
@@ -79,7 +80,7 @@ def test_bfloat16_compute_is_close_to_float32(model_folder: Path) -> None:
 
 
 def test_engines_get_the_weights_that_a_bfloat16_trainer_computes_with(model_folder: Path, tmp_path: Path) -> None:
-    """Updates of less than half a step of bfloat16, all to one end: the trainer's rounding hides them yet."""
+    """Updates below half a step of bfloat16, all in one direction: the trainer's own rounding still hides them."""
     (model_folder / "tokenizer.json").write_text("{}")
     groups = [scored_group(0, [4, 5, 6], [completion([7], [-3.9]), completion([8], [-3.9])], [1.0, 0.0])]
 
@@ -111,6 +112,43 @@ def test_step_with_non_finite_gradient_changes_nothing(model_folder: Path) -> No
     assert all(torch.equal(after[name].nan_to_num(7), poisoned[name].nan_to_num(7)) for name in after)
     assert same(moments(learner), saved)
     assert not same(saved_weights, poisoned)
+
+
+def test_a_mini_batch_that_is_not_finite_shows_in_the_step(model_folder: Path) -> None:
+    """The first of two changes the weights, the second one's gradient is not a number."""
+    learner = Learner(config_for(model_folder, loss={"num_minibatches": 2}, optimizer={"lr": 1e30}))
+    result = learner.update(example_groups(), version=0)
+    assert (result.changed, result.is_finite) == (True, False)
+    assert math.isnan(result.grad_norm)
+
+
+def test_a_learning_rate_that_is_not_finite_changes_nothing(model_folder: Path) -> None:
+    """A product of finite settings."""
+    learner = Learner(config_for(model_folder, optimizer={"lr": 1e-3}))
+    before = snapshot(learner)
+    learner._optimizer._section = learner._optimizer._section.model_copy(update={"lr": math.inf})
+    result = learner.update(example_groups(), version=0)
+    assert (result.changed, result.is_finite) == (False, False)
+    assert same(before, snapshot(learner))
+
+
+@pytest.mark.parametrize(("lr", "rank"), [(3e38, 0), (1e30, 4)])
+def test_weights_that_are_not_finite_are_neither_published_nor_saved(
+    model_folder: Path, tmp_path: Path, lr: float, rank: int
+) -> None:
+    """With an adapter its two matrices are finite, and their product is not."""
+    actor = {"path": str(model_folder), "dtype": "float32", "lora": {"rank": rank}}
+    learner = Learner(config_for(model_folder, actor=actor, optimizer={"lr": lr, "weight_decay": 0.01}))
+    (model_folder / "tokenizer.json").write_text("{}")
+    learner.save_pretrained(tmp_path / "final")
+    saved = (tmp_path / "final" / "model.safetensors").read_bytes()
+    assert learner.update(example_groups(), version=0).changed
+    for form in (Format("float32", "nearest"), Format("bfloat16", "dithered"), Format("bfloat16", "nearest")):
+        with pytest.raises(NonFiniteError, match=r"\.weight holds (nan|inf|-inf), .*optimizer\.lr"):
+            digests(learner.weights(), form)
+    with pytest.raises(NonFiniteError):
+        learner.save_pretrained(tmp_path / "final")
+    assert (tmp_path / "final" / "model.safetensors").read_bytes() == saved
 
 
 def test_batch_without_a_gradient_changes_nothing(model_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From configuration to update: mini-batches, gates of a batch, KL in the reward, entropy, schedules, lags."""
+"""From configuration to update: mini-batches, gates of a batch, KL in the reward, entropy, schedules, staleness."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionS
 from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.optimizer import schedule_factor
-from penstock_trainer.learner.recipe import gradient_test
+from penstock_trainer.learner.recipe import advantage_test, gradient_test
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 DECOUPLED = {"proximal": "recomputed", "correction": {"weight": "tis", "high": 5.0}, "eps_clip": 1e-3}
@@ -37,6 +37,20 @@ def test_mini_batches_are_optimizer_steps_on_shares_of_the_groups(model_folder: 
     expected = weights_after(one_by_one, groups[:2], groups[2:])
     for name, weight in weights_after(split, groups).items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2, 3])
+def test_the_parts_of_the_loss_add_up_to_it(model_folder: Path, tmp_path: Path, num_minibatches: int) -> None:
+    other = save_tiny_model(tmp_path / "other")
+    _perturb(other)
+    loss = {"entropy_bonus": 0.3, "num_minibatches": num_minibatches}
+    result = Learner(config_for(model_folder, kl_ctl=0.5, ref={"path": str(other)}, loss=loss)).update(
+        example_groups(num_groups=5), version=0
+    )
+    statistics = result.statistics
+    parts = [statistics.loss_policy, statistics.loss_kl, statistics.loss_entropy]
+    assert result.loss == pytest.approx(sum(parts), rel=1e-5)
+    assert all(abs(part) > 0.01 for part in parts)
 
 
 @pytest.mark.parametrize(("num_minibatches", "clips"), [(1, False), (2, True)])
@@ -70,6 +84,41 @@ def test_micro_batches_give_the_same_step_where_completions_or_batches_count(
         assert 0 < results[0].statistics.masked["m2po"] < 1
 
 
+def sampled_now(model_folder: Path) -> ScoredGroup:
+    """Two completions as the model samples them: their log-probabilities are its own."""
+    scorer = Learner(config_for(model_folder))
+    answers = [completion(ids, scorer.sequence_logprobs((4, 5, *ids))[1:]) for ids in ([7, 8], [9, 6])]
+    return scored_group(0, [4, 5], answers, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("proximal", ["none", "recomputed", "approximated"])
+@pytest.mark.parametrize(("gate", "share"), [("opsm", 0.25), ("m2po", 0.5)])
+def test_gates_see_what_the_first_mini_batch_did_to_the_second(
+    model_folder: Path, proximal: str, gate: str, share: float
+) -> None:
+    """Both mini-batches are the same on-policy group. Once it has moved, OPSM drops its bad half, M2PO all of it."""
+    group = sampled_now(model_folder)
+    correction = {"weight": "none", "gates": [gate], "opsm_delta": 0.02, "m2po_tau": 1e-4}
+    for num_minibatches, expected in ((1, 0.0), (2, share)):
+        loss = {"proximal": proximal, "correction": correction, "num_minibatches": num_minibatches}
+        learner = Learner(config_for(model_folder, loss=loss, optimizer={"lr": 1e-2}))
+        assert learner.update([group, group], version=0).statistics.masked[gate] == expected
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+@pytest.mark.parametrize("loss", [{"surrogate": "reinforce"}, {"proximal": "recomputed"}, {"proximal": "approximated"}])
+def test_a_gate_that_drops_nothing_changes_nothing(
+    model_folder: Path, loss: dict[str, Any], num_minibatches: int
+) -> None:
+    weights = []
+    for gates in ([], ["m2po"]):
+        correction = {"weight": "tis", "gates": gates, "m2po_tau": 1e9}
+        changed = {**loss, "correction": correction, "num_minibatches": num_minibatches}
+        learner = Learner(config_for(model_folder, loss=changed, optimizer={"lr": 1e-2}))
+        weights.append(weights_after(learner, example_groups()))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_kl_term_in_the_reward_makes_advantages_of_equal_rewards(model_folder: Path, tmp_path: Path) -> None:
     other = save_tiny_model(tmp_path / "other")
     _perturb(other)
@@ -80,9 +129,27 @@ def test_a_kl_term_in_the_reward_makes_advantages_of_equal_rewards(model_folder:
     result = with_kl.update(groups, version=0)
     assert result.changed
     assert result.counts.advantage_std > 0
+    assert _advantages(model_folder, other, groups[0]) == pytest.approx(_expected_penalties(other), rel=1e-5)
     assert result.counts.reward_std == 0.0  # as scored
     assert result.statistics.loss_kl == 0.0
     assert not Learner(config_for(model_folder)).update(groups, version=0).changed
+
+
+def _advantages(model_folder: Path, reference: Path, group: ScoredGroup) -> list[float]:
+    """The largest and the smallest of the group, with neither a baseline nor a scale."""
+    loss = {"kl": {"place": "reward", "estimator": "k1"}, "advantage": {"baseline": "none", "scale": "none"}}
+    learner = Learner(config_for(model_folder, kl_ctl=0.1, ref={"path": str(reference)}, loss=loss))
+    counts = learner.update([group], version=0).counts
+    return [counts.advantage_max, counts.advantage_min]
+
+
+def _expected_penalties(reference: Path) -> list[float]:
+    """1 - kl_ctl * sum of l_b - l_r for the completions [7, 8] and [9] of the test above, the largest first."""
+    scorer = Learner(config_for(reference))
+    sums = [sum(scorer.sequence_logprobs((4, 5, *ids))[1:]) for ids in ((7, 8), (9,))]
+    return sorted(
+        (1 - 0.1 * (behaviour - own) for behaviour, own in zip((-6.0, -4.0), sums, strict=True)), reverse=True
+    )
 
 
 def _perturb(folder: Path) -> None:
@@ -120,7 +187,59 @@ def test_overlong_completions_count_as_varying_rewards() -> None:
     plain = config_for(Path("unused"), sampling=sampling)
     overlong = config_for(Path("unused"), sampling=sampling, loss={"overlong": {"buffer_tokens": 4}})
     no_baseline = config_for(Path("unused"), loss={"advantage": {"baseline": "none", "scale": "none"}})
-    assert [gradient_test(config)(group) for config in (plain, overlong, no_baseline)] == [False, True, True]
+    for test in (gradient_test, advantage_test):
+        assert [test(config)(group) for config in (plain, overlong, no_baseline)] == [False, True, True]
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "decoupled": {"loss": DECOUPLED},
+    "kl": {"kl_ctl": 0.1},
+    "kl, k2": {"kl_ctl": 0.1, "loss": {"kl": {"estimator": "k2"}}},
+    "kl in the reward": {"kl_ctl": 0.1, "loss": {"kl": {"estimator": "k1", "place": "reward"}}},
+    "entropy": {"loss": {"entropy_bonus": 0.1}},
+    "leave one out": {"loss": {"advantage": {"baseline": "leave_one_out", "scale": "none"}}},
+    "no baseline": {"loss": {"advantage": {"baseline": "none", "scale": "none"}}},
+    "mean": {"loss": {"advantage": {"scale": "mean"}}},
+    "overlong": {"loss": {"overlong": {"buffer_tokens": 7}}},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_group_has_a_gradient_iff_autograd_finds_one(model_folder: Path, tmp_path: Path, objective: str) -> None:
+    other = save_tiny_model(tmp_path / "other")
+    _perturb(other)
+    sampling = {"max_new_tokens": 8}
+    config = config_for(model_folder, ref={"path": str(other)}, sampling=sampling, **OBJECTIVES[objective])
+    learner = Learner(config)  # `begin` leaves its weights as they are
+    short, long = ([7, 8], learner.sequence_logprobs((4, 5, 7, 8))[1:]), ([9], learner.sequence_logprobs((4, 5, 9))[1:])
+    usable = [completion(*short), completion(*long)]
+    groups: dict[str, tuple[list[Completion], list[float | None]]] = {
+        "varied": (usable, [1.0, 0.0]),
+        "equal": (usable, [1.0, 1.0]),
+        "zeros": (usable, [0.0, 0.0]),
+        "the only token is at the mean": ([*map(_without_tokens, usable), completion(*long)], [1.0, 0.0, 0.5]),
+        "no token": ([*map(_without_tokens, usable)], [1.0, 0.0]),
+        "not finite": ([completion(ids, [math.nan] * len(ids)) for ids, _ in (short, long)], [1.0, 0.0]),
+        "one reward failed": ([*usable, completion(*long)], [1.0, 1.0, None]),
+    }
+    for name, (answers, rewards) in groups.items():
+        group = scored_group(0, [4, 5], answers, rewards)
+        norm = learner.update([group], version=0).grad_norm
+        assert gradient_test(config)(group) == (norm > 0), name
+        learner = Learner(config)
+
+
+def _without_tokens(plain: Completion) -> Completion:
+    """All tokens are masked, as those of a tool are."""
+    return completion([7, 8], [-1.0, -1.0], [0, 0])
+
+
+def test_equal_rewards_stop_a_run_whatever_else_has_a_gradient() -> None:
+    group = scored_group(0, [4], [completion([7], [-1.0])] * 2, [1.0, 1.0])
+    for objective in ("kl", "entropy", "kl in the reward"):
+        config = config_for(Path("unused"), **OBJECTIVES[objective])
+        assert (gradient_test(config)(group), advantage_test(config)(group)) == (True, False)
 
 
 def test_lengths_show_a_bias_towards_long_or_short_completions() -> None:

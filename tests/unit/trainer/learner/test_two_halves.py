@@ -1,4 +1,4 @@
-"""An update in two halves: the first changes nothing, and while it computes others may read the weights."""
+"""An update in two halves: the first changes nothing, and while it computes, other threads may read the weights."""
 
 import threading
 from dataclasses import replace
@@ -75,7 +75,7 @@ def test_an_update_is_finished_once_and_before_the_next_one_begins(model_folder:
 
 
 class Reader:
-    """Reads weights and scores a sequence in a thread, again and again, until it is ended."""
+    """Reads weights and scores a sequence in a thread, over and over, until it is stopped."""
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner

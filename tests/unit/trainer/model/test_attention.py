@@ -1,4 +1,4 @@
-"""Trie attention equals the dense mask; its plan holds every pair once and costs what ancestors cost."""
+"""Trie attention equals the dense mask; its plan has every pair once, at the cost of the ancestors alone."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ QUERY_HEADS, KEY_HEADS, HEAD_SIZE = 6, 2, 16
 
 
 def forest(depths: list[int]) -> list[int]:
-    """subtree_end of the trie whose rows in preorder are at most this deep."""
+    """subtree_end of a trie with these depths, in preorder."""
     path: list[int] = []
     ends = [0] * len(depths)
     for row, depth in enumerate(depths):
@@ -37,7 +37,7 @@ def forest(depths: list[int]) -> list[int]:
 
 
 def chains(prompt_rows: int, completion_rows: list[int]) -> list[int]:
-    """One prompt and its completions, which share nothing else."""
+    """One prompt and its completions, which share only the prompt."""
     ends = [prompt_rows + sum(completion_rows)] * prompt_rows
     for rows in completion_rows:
         ends += [len(ends) + rows] * rows
@@ -59,7 +59,7 @@ def inputs(num_rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
 
 
 def run(subtree_end: list[int], trie: TrieAttention | None, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Output and gradients; with the dense mask where there is no trie."""
+    """Output and gradients; with the dense mask if there is no trie."""
     tensors = inputs(len(subtree_end), dtype)
     mask = None if trie else trie_mask(torch.tensor(subtree_end), dtype)
     output, _ = trie_attention(Layer(), *tensors, mask, scaling=0.3, trie=trie)
@@ -133,7 +133,7 @@ def test_flex_attention_sees_the_same() -> None:
     trie = TrieAttention(blocks=attention._block_mask(torch.tensor(ends)))
     with torch.no_grad():
         query, key, value = (each.detach() for each in inputs(len(ends)))
-        # Uncompiled, as here, it computes the dense product and says so.
+        # Uncompiled, as here, it computes the dense product and warns.
         with pytest.warns(UserWarning, match="flex_attention called without torch.compile"):
             output, _ = trie_attention(Layer(), query, key, value, None, scaling=0.3, trie=trie)
     torch.testing.assert_close(output, run(ends, None)[0], rtol=1e-4, atol=2e-6)

@@ -84,9 +84,9 @@ def test_only_the_adapter_is_trained(each_model: Path) -> None:
     assert all(".lora_" in name for name in learner.state() if name.startswith(("model.", "optimizer.")))
 
 
-@pytest.mark.parametrize("place", ["loss", "reward"])
+@pytest.mark.parametrize("kl", [{"place": "loss"}, {"place": "reward", "estimator": "k1"}])
 def test_the_reference_is_the_policy_without_its_adapter(
-    each_model: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+    each_model: Path, tmp_path: Path, kl: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = shutil.copytree(each_model, tmp_path / "other")
     loaded: list[str] = []
@@ -96,7 +96,7 @@ def test_the_reference_is_the_policy_without_its_adapter(
         return load_model(path, key)
 
     monkeypatch.setattr(learner_module, "load_model", counting)
-    document = {**lora_config(each_model, kl_ctl=0.5).model_dump(), "loss": {"kl": {"place": place}}}
+    document = {**lora_config(each_model, kl_ctl=0.5).model_dump(), "loss": {"kl": kl}}
     runs = []
     for ref in ("", str(each_model), str(other)):
         learner = Learner(Config.model_validate({**document, "ref": {"path": ref}}))

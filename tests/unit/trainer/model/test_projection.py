@@ -1,4 +1,4 @@
-"""The vocabulary projection in chunks against full logits in float64, and what it holds meanwhile."""
+"""The vocabulary projection in chunks, against full logits in float64; and its peak memory."""
 
 import pytest
 import torch

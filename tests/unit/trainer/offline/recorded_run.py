@@ -1,4 +1,4 @@
-"""A tiny run that is trained on the CPU as the loop does, the commands over it, and how their output is judged."""
+"""A tiny run, trained on the CPU as by the loop; the commands on it, and how to read their output."""
 
 import re
 from collections.abc import Callable
@@ -27,7 +27,7 @@ RUN = RunRecord("d" * 16, 20, 4, 4, 0)
 
 @dataclass
 class RecordedRun:
-    """A run's folder, and the commands over it."""
+    """A run's folder, and the commands on it."""
 
     folder: Path
 
@@ -76,7 +76,7 @@ def write_config(folder: Path, **changes: object) -> Config:
 
 
 def record(folder: Path, config: Config) -> None:
-    """Train a run as the loop does, without its queue: file, update, weights, journal; a checkpoint on the way."""
+    """Train a run as the loop does, but without a queue: file, update, weights, journal, and one checkpoint."""
     path = folder / "runs" / "r"
     learner = Learner(config, num_steps=NUM_STEPS)
     files, checkpoints = StepFiles(path / "steps", 0), Checkpoints(path / "checkpoints", 2)
@@ -98,7 +98,7 @@ def record(folder: Path, config: Config) -> None:
 
 
 def verdicts(output: str) -> list[tuple[str, bool]]:
-    """Each line of a step or start: its name, and whether its digest is the recorded one."""
+    """For each line of a step or start: its name, and whether its digest equals the recorded one."""
     found = re.findall(r"^(start|step +\d+) .*?(equal|DIFFERS|DAMAGED)", output, re.MULTILINE)
     return [(" ".join(name.split()), verdict == "equal") for name, verdict in found]
 

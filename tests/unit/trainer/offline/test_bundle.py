@@ -1,4 +1,4 @@
-"""`penstock bundle` over a recorded run, and `penstock replay --bundle`, as their user sees them."""
+"""`penstock bundle` on a recorded run, and `penstock replay --bundle`, as a user sees them."""
 
 import re
 import shutil

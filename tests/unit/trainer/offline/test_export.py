@@ -16,7 +16,7 @@ from tests.unit.trainer.trainer_groups import config_for, example_groups, save_t
 
 
 def write_config(folder: Path, dtype: str = "float32", model: str = "model") -> list[str]:
-    """A configuration file; the words that name it."""
+    """Write a configuration file; returns the arguments that name it."""
     document = {
         "run": {"root": str(folder / "runs"), "name": "r"},
         "actor": {"path": str(folder / model), "dtype": "float32"},

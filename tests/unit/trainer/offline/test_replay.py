@@ -1,4 +1,4 @@
-"""`penstock replay` over a recorded run, as its user sees it."""
+"""`penstock replay` on a recorded run, as a user sees it."""
 
 import re
 import shutil
@@ -54,7 +54,7 @@ def test_lead_in_steps_are_marked(recorded: RecordedRun, capsys: pytest.CaptureF
 
 
 def test_the_first_step_that_differs_is_named(recorded: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another group in step 2, whose file is otherwise as committed."""
+    """Put another group into step 2; the file is otherwise as committed."""
     files = StepFiles(recorded.path / "steps", 0)
     changed = files.write(2, 1, example_groups(seed=99))
 
@@ -66,7 +66,7 @@ def test_the_first_step_that_differs_is_named(recorded: RecordedRun, capsys: pyt
     output = capsys.readouterr().out
     assert [name for name, is_equal in verdicts(output) if is_equal] == ["start", "step 0", "step 1"]
     assert re.search(r"^first difference: step 2: [0-9a-f]{16}; recorded is [0-9a-f]{16}$", output, re.MULTILINE)
-    # From the checkpoint after it nothing is wrong.
+    # From the checkpoint after it, all digests are equal.
     assert recorded.command("replay", "--steps", "3:") == 0
 
 
@@ -166,7 +166,7 @@ def test_by_default_it_trains_what_is_there(recorded: RecordedRun, capsys: pytes
 
 
 def test_a_file_that_the_journal_does_not_name_counts_for_nothing(recorded: RecordedRun) -> None:
-    """Written before a crash, and by a later life of the trainer again under another lease."""
+    """Written before a crash, and written again by a later life of the trainer with another lease."""
     shutil.copy(recorded.step_file(0), recorded.path / "steps" / "00000005.1.pack")
     shutil.copy(recorded.step_file(0), recorded.path / "steps" / "00000002.2.pack")
     assert recorded.command("replay") == 0

@@ -1,4 +1,4 @@
-"""What a group means for its ticket: every outcome as a table, and what holds of any group."""
+"""The verdict on a group: a table with every outcome, and properties of any group."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -45,6 +45,7 @@ def rules(
 ) -> Rules:
     return Rules(
         has_gradient=lambda group: varies([score.value for score in group.scores]),
+        has_advantage=lambda group: varies([score.value for score in group.scores]),
         dynamic_sampling=dynamic_sampling,
         max_staleness=max_staleness,
         order=order,
@@ -166,10 +167,10 @@ def test_a_key_that_may_be_anything_ends_no_ticket_but_its_own(key: str) -> None
     assert (verdict == Discard(DiscardReason.EVALUATION)) == (key[:1] == "e" and key[1:].isdecimal())
 
 
-OLD, EDGE, NEW = KNOWN[3], KNOWN[4], KNOWN[5]  # at version 5 with max_staleness 1: too old, the oldest allowed, new
+OLD, EDGE, NEW = KNOWN[3], KNOWN[4], KNOWN[5]  # at version 5 with max_staleness 1: too stale, just allowed, new
 HELD, WITHOUT = Hold(has_gradient=True), Hold(has_gradient=False)
-TRAINED = ((OLD, NEW), (OLD,))  # something is left of it
-MASKED = ((OLD,), (OLD, OLD))  # nothing is
+TRAINED = ((OLD, NEW), (OLD,))  # some tokens are left
+MASKED = ((OLD,), (OLD, OLD))  # none is left
 STALE_AGAIN, STALE_END = (
     Reissue(ReissueReason.STALE, "stale at version 5"),
     Drop(DropReason.STALE, "stale at version 5"),

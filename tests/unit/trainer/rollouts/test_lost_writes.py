@@ -1,4 +1,4 @@
-"""A queue that has lost what it had acknowledged ends the trainer; what is only late does not."""
+"""If the queue has lost acknowledged writes, the trainer ends; a late write does not end it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from penstock_trainer.rollouts.versions import Versions
 
 
 class Queue:
-    """What a look asks of the queue."""
+    """The calls of the queue that `look` makes."""
 
     def __init__(self) -> None:
         self.places: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""A ticket that holds up a batch is named, in the status at once and in the log at most once an interval."""
+"""A ticket that blocks a batch is named: in the status at once, in the log at most once per interval."""
 
 import logging
 
@@ -68,7 +68,7 @@ async def test_a_straggler_is_named_with_its_holder_and_times(
 ) -> None:
     await setup.look()
     await setup.look(30)
-    assert setup.stragglers.straggler == ""  # it waits, and nothing waits for it alone
+    assert setup.stragglers.straggler == ""  # it is missing, but it alone does not block a batch
     setup.arrive(1, 2)
     assert await setup.look() == ""
     assert await setup.look(AFTER_SECONDS - 1) == ""
@@ -96,6 +96,6 @@ async def test_another_straggler_has_its_own_time(setup: StragglerSetup, caplog:
     await setup.look()
     await setup.look(AFTER_SECONDS)
     setup.arrive(0)
-    assert await setup.look(1) == ""  # it is ticket 1 now, since a moment ago
+    assert await setup.look(1) == ""  # now it is ticket 1, and only just
     assert (await setup.look(AFTER_SECONDS)).startswith("ticket 1, which rollout-1 holds")
     assert len(caplog.records) == 2

@@ -1,4 +1,4 @@
-"""A version number stands for one digest, unless the resume computes it again."""
+"""A version number has one digest, unless the resume computes it again."""
 
 import pytest
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
-from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
@@ -90,7 +90,7 @@ def test_what_is_not_a_number_is_read_again(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 12), max_size=30), st.integers(0, 13))
 def test_which_steps_are_known(steps: list[int], num_steps: int) -> None:
-    """In any order: a replay may tell of an earlier step late."""
+    """The order does not matter: a replay may report an earlier step late."""
     with TemporaryDirectory() as folder:
         progress = Progress(Path(folder))
         for step in steps:
@@ -139,7 +139,7 @@ def test_the_gap_is_step_time_over_the_longer_of_generation_and_training(tmp_pat
     progress = Progress(tmp_path)
     assert progress.gap_to_ideal is None
     progress.add_step(replace(LINE, seconds={"step": 9.0}))
-    assert progress.gap_to_ideal == pytest.approx(9.0 / 1.6 - 1)  # there are no others
+    assert progress.gap_to_ideal == pytest.approx(9.0 / 1.6 - 1)  # there are no other steps
     for step in range(1, 4):
         progress.add_step(replace(LINE, step=step))
     assert progress.gap_to_ideal == pytest.approx(2.0 / 1.6 - 1)
@@ -156,7 +156,7 @@ def request(started_at: float, ended_at: float, num_tokens: int = 2) -> RolloutG
 
 
 def test_overlapping_requests_count_once(tmp_path: Path) -> None:
-    generation = Generation()
+    generation = GenerationTime()
     for interval in [(10.0, 12.0), (14.0, 15.0), (11.0, 13.0), (11.5, 12.5)]:
         generation.add(request(*interval))
     assert generation.take_busy_seconds() == pytest.approx(4.0)
@@ -198,7 +198,16 @@ def test_status_of_a_run(tmp_path: Path) -> None:
 
 def summary_of(progress: Progress) -> dict[str, Any]:
     counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
-    return make_summary(progress, counters, engine="sglang 0.5", model="m", max_staleness=1, training_started_at=100.0)
+    return make_summary(
+        progress,
+        counters,
+        engine="sglang 0.5",
+        model="m",
+        max_staleness=1,
+        heldout_prompts=4,
+        heldout_prompts_trained=1,
+        training_started_at=100.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,12 +228,32 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     assert (summary["steps"], summary["seconds_training"]) == (6, 12.0)
     assert (summary["seconds_to_reward_0_9"], summary["seconds_to_heldout_0_9"]) == (12.0, 6.0)
     assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.25, 0.95)
+    assert (summary["heldout_prompts"], summary["heldout_prompts_trained"]) == (4, 1)
     assert summary["generation_tokens_per_second"] == pytest.approx(20.0)
+
+
+def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    figures: list[dict[str, float]] = [
+        {"loss": 0.1, "grad_norm": 1.0, "reward_mean": math.nan},
+        {"loss": math.nan, "grad_norm": math.nan},
+        {"loss": 0.1, "grad_norm": math.inf},
+    ]
+    for step, statistics in enumerate(figures):
+        progress.add_step(replace(LINE, step=step, statistics=statistics))
+    assert (summary_of(progress)["steps"], summary_of(progress)["non_finite_steps"]) == (3, 2)
 
 
 def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:
     summary = make_summary(
-        Progress(tmp_path), Counters(0, 0, 0, {}), engine="", model="m", max_staleness=1, training_started_at=100.0
+        Progress(tmp_path),
+        Counters(0, 0, 0, {}),
+        engine="",
+        model="m",
+        max_staleness=1,
+        heldout_prompts=0,
+        heldout_prompts_trained=0,
+        training_started_at=100.0,
     )
     assert (summary["steps"], summary["seconds_training"], summary["heldout_accuracy_end"]) == (0, 0.0, None)
     assert summary_bytes(summary)

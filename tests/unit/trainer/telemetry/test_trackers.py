@@ -1,4 +1,4 @@
-"""Trackers: what each library holds afterwards, what it needs to start, and that it ends."""
+"""Trackers: what each library has recorded, what it needs to start, and that it ends."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from penstock.config import Config, TrackingSection
 from penstock.errors import ConfigError
-from penstock_trainer.telemetry.tracker_feed import Position, read_position
+from penstock_trainer.telemetry.tracker_feed import TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import WandbTracker, require_trackers
 from penstock_trainer.telemetry.tracking import kept_id
 from tests.patience import START_SECONDS
@@ -67,7 +67,7 @@ def test_tensorboard_takes_back_what_was_written_but_not_recorded(tmp_path: Path
     config = make_config(tmp_path, "tensorboard")
     two_lives(config)
     position = tmp_path / "r" / "tracking" / "tensorboard.json"
-    assert read_position(position) == Position(5, 3)
+    assert read_position(position) == TrackerPosition(5, 3)
     position.write_text('{"step": 1, "num_evals": 3}')  # as if killed at once after all these were written
     third = Life(config)
     third.step(6)
@@ -118,7 +118,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a full record, or the last part of one
             yield wandb_internal_pb2.Record.FromString(parts)  # type: ignore[attr-defined]
             parts = b""
 
@@ -168,7 +168,7 @@ def test_trackio_holds_the_values_in_its_database(tmp_path: Path, monkeypatch: p
 
     for module in (trackio, storage, trackio.utils):  # what TRACKIO_DIR is when trackio is imported
         monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr("trackio.run._get_default_namespace", lambda: "nobody")  # asks the hub where a token is stored
+    monkeypatch.setattr("trackio.run._get_default_namespace", lambda: "nobody")  # asks the hub if a token is stored
     two_lives(make_config(tmp_path, "trackio", project="p"))
     with sqlite3.connect(tmp_path / "trackio" / "p.db") as database:
         found = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
@@ -198,7 +198,7 @@ def test_a_missing_library_is_an_error_that_names_extra_and_key(
     monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ConfigError, match=rf"tracking\.to names {name}.*penstock\[{name}\]"):
         require_trackers(TrackingSection(to=(name,)))
-    (tmp_path / name).mkdir()  # such as the folder in which W&B keeps its runs
+    (tmp_path / name).mkdir()  # for example the folder of W&B's runs
     with pytest.raises(ConfigError, match="is not installed"):
         require_trackers(TrackingSection(to=(name,)))
     (tmp_path / name / "__init__.py").touch()

@@ -1,4 +1,4 @@
-"""Tracking: no tracker can hold up or end the training, and each is told once what it has missed."""
+"""Tracking: no tracker can delay or end the training, and each gets once what it has missed."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ from penstock.config import TrackingSection
 from penstock.errors import DataError
 from penstock_trainer.telemetry import tracker_feed
 from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.tracker_feed import Feed, Position, read_position
+from penstock_trainer.telemetry.tracker_feed import Feed, TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
 from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
 from tests.patience import ANSWER_SECONDS
@@ -22,7 +22,7 @@ from tests.unit.trainer.telemetry.tracked_life import LINE, Life, count, make_co
 
 
 class FakeTracker:
-    """Records what it is told; `log` waits for `released` and raises what it is told to."""
+    """Records its calls; `log` waits for `released`, and raises `error` if there is one."""
 
     name = "fake"
     rewinds = False
@@ -74,7 +74,7 @@ def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end
 ) -> None:
     monkeypatch.setattr(tracker_feed, "MAX_WAITING", 10)
     hanging, other, dropped = FakeTracker(blocks=True), FakeTracker(), make_dropped()
-    tracking = fake_tracking(tmp_path, dropped, other, hanging, close_seconds=2)  # that of `hanging` is reached
+    tracking = fake_tracking(tmp_path, dropped, other, hanging, close_seconds=2)  # the deadline of `hanging` passes
     for step in range(30):
         tracking.step(replace(LINE, step=step))
         wait_for(partial(other.has, step + 1))
@@ -87,7 +87,7 @@ def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end
     assert other.calls[-1] == "close"
     assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
     hanging.released.set()
-    tracking._feeds[1]._thread.join()  # it writes where it was, into a folder that goes with the test
+    tracking._feeds[1]._thread.join()  # it still writes, into a folder that is deleted with the test
 
 
 @pytest.mark.parametrize("fails", ["open", "log", "close"])
@@ -118,7 +118,7 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
     for step in range(3):
         life.step(step)
     life.evaluation(2)
-    entries = list(backlog(Progress(life.folder), Position(), rewinds=False))
+    entries = list(backlog(Progress(life.folder), TrackerPosition(), rewinds=False))
     assert [(each.step, "eval/accuracy" in each.values) for each in entries] == [
         (0, True),
         (0, False),
@@ -127,11 +127,11 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
         (2, False),
     ]
     assert [each.position for each in entries] == [
-        Position(-1, 1),
-        Position(0, 1),
-        Position(1, 1),
-        Position(1, 2),
-        Position(2, 2),
+        TrackerPosition(-1, 1),
+        TrackerPosition(0, 1),
+        TrackerPosition(1, 1),
+        TrackerPosition(1, 2),
+        TrackerPosition(2, 2),
     ]
     rest = [list(backlog(Progress(life.folder), each.position, rewinds=False)) for each in entries]
     assert [len(left) for left in rest] == [4, 3, 2, 1, 0]

@@ -1,4 +1,4 @@
-"""A trainer's life as its trackers see it: progress files, steps, evaluations and what was dropped."""
+"""A trainer's life as its trackers see it: progress files, steps, evaluations, dropped values."""
 
 import time
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def make_dropped() -> Counter:
 
 
 def count(dropped: Counter, reason: str = "") -> float:
-    """What has been dropped for the reason; without one, for any."""
+    """The number of values dropped for the reason, or for any if none is given."""
     samples = [each for metric in dropped.collect() for each in metric.samples if each.name == "dropped_total"]
     return sum(each.value for each in samples if reason in ("", each.labels["reason"]))
 

@@ -1,4 +1,4 @@
-"""Groups of the trainer with engines, over real gloo: when they are formed, used again and given up, and deadlines."""
+"""Process groups of trainer and engine over real gloo: when one is formed, reused and given up, and deadlines."""
 
 import asyncio
 import socket
@@ -38,7 +38,7 @@ ENGINE: dict[str, Any] = {
 
 
 class Peer:
-    """An engine's end of a group, as SGLang makes it: joins, then receives when it is let."""
+    """An engine's end of a group, like SGLang's: it joins, and receives when the test lets it."""
 
     def __init__(self, request: GroupRequest, sizes: list[int], *, receives: bool = True) -> None:
         self.received: list[Tensor] = []
@@ -50,7 +50,7 @@ class Peer:
         Thread(target=self._run, args=(request, sizes), daemon=True).start()
 
     def leave(self) -> None:
-        """As an engine that was killed."""
+        """Break the connections, like an engine that was killed."""
         self._leaves = True
         self.may_receive.set()
 
@@ -62,7 +62,7 @@ class Peer:
         options.rootRank = options.rootTensor = 0
         self.may_receive.wait(timeout=SECONDS)
         if self._leaves:
-            return  # the group goes with this frame, and its connections
+            return  # the group is deleted with this frame, and so are its connections
         try:
             while True:
                 for size in sizes:
@@ -74,7 +74,7 @@ class Peer:
 
 
 class Servers:
-    """The part of `RolloutClient` that forms groups; one engine behind every URL."""
+    """The part of `RolloutClient` that forms groups; each URL has one engine."""
 
     def __init__(self, *, receive: Callable[[str], bool] = lambda _: True) -> None:
         self.starts = 1
@@ -131,21 +131,21 @@ async def test_what_is_staged_arrives_and_the_group_is_used_again(tmp_path: Path
     assert [spec.name for bucket in first.buckets for spec in bucket] == list(example())
     transport.stage(2, 5)
     assert (await deliver(transport, "a", 2)).group == first.group
-    assert (await deliver(transport, "b", 2)).group != first.group  # a group for each engine
+    assert (await deliver(transport, "b", 2)).group != first.group  # each engine has its own group
     servers.starts = 2
     assert (await deliver(transport, "a", 3)).group not in ("", first.group)
     assert len(servers.peers["a"]) == 2
 
 
 async def test_a_server_that_serves_the_version_already_is_sent_nothing(tmp_path: Path) -> None:
-    """As after a restart of the trainer: it would answer at once, and receive no broadcast."""
+    """The server has the version, as after a restart of the trainer: it would answer at once without receiving."""
     servers = Servers(receive=lambda _: False)
     servers.serves = PolicyIdentity(1, "a" * 16)
     transport = make(servers, tmp_path, seconds=3)
     transport.stage(1, 5)
     assert (await deliver(transport, "a")).buckets == ()
     assert servers.peers == {}
-    servers.serves = PolicyIdentity(1, "b" * 16)  # another life's version of that number
+    servers.serves = PolicyIdentity(1, "b" * 16)  # a version with that number, by another life
     with pytest.raises(WeightsError):
         await deliver(transport, "a")
     assert len(servers.peers["a"]) == 1
@@ -164,7 +164,7 @@ async def test_a_peer_that_does_not_receive_holds_nobody_else_up(tmp_path: Path)
     transport.stage(2, 5)
     servers._receive = lambda _: True
     await deliver(transport, "hung", 2)
-    assert len(servers.peers["hung"]) == old + 1  # never in the group that had failed
+    assert len(servers.peers["hung"]) == old + 1  # the failed group was not used again
 
 
 async def reason_of(transport: BroadcastTransport, url: str) -> str:
@@ -175,7 +175,7 @@ async def reason_of(transport: BroadcastTransport, url: str) -> str:
 
 
 async def test_a_server_whose_engine_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service itself has not noticed it yet."""
+    """The engine is dead, and the service has not noticed yet."""
     monkeypatch.setattr(transport_collective, "REASON_SECONDS", 0.1)
     servers = Servers(receive=lambda _: False)
     transport = make(servers, tmp_path, seconds=10 * SECONDS)

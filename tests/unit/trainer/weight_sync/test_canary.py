@@ -1,4 +1,4 @@
-"""The canary of a version is what its weights say, whatever the sampler's temperature."""
+"""The canary of a version has the log-probabilities of its weights, whatever the sampling temperature."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
 from penstock.contracts.services import Announcement
-from penstock.errors import WeightsBusyError, WeightsError
+from penstock.errors import NonFiniteError, WeightsBusyError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.weight_sync.canary import CanaryMaker
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
@@ -18,7 +18,7 @@ TOKENS = (4, 9, 5, 7, 11)
 
 
 def alone(learner: Learner) -> list[float]:
-    """As the model gives it without packing or temperature."""
+    """The model's log-probabilities without packing or temperature."""
     with torch.no_grad():
         logits = learner._policy.model(torch.tensor([TOKENS])).logits[0, :-1]
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0].tolist()
@@ -69,9 +69,12 @@ def test_the_tolerance_is_that_of_the_types(engine: str, weights: dict[str, obje
     assert canary.tolerance == tolerance
 
 
-def test_weights_that_give_no_finite_answer_are_not_published() -> None:
-    with pytest.raises(WeightsError, match=r"expected finite ones.*optimizer\.lr"):
-        CanaryMaker(lambda ids: (math.nan,) * (len(ids) - 1), (7, 8), config()).make(1)
+@pytest.mark.parametrize("canary_tokens", [16, 0])
+def test_weights_that_give_no_finite_answer_are_not_published(canary_tokens: int) -> None:
+    """Also if no canary goes with them."""
+    maker = CanaryMaker(lambda ids: (math.nan,) * (len(ids) - 1), (7, 8), config(canary_tokens=canary_tokens))
+    with pytest.raises(NonFiniteError, match=r"version 3 .* nan, nan, nan, nan .*expected finite ones.*optimizer\.lr"):
+        maker.make(3)
 
 
 def test_files_that_are_asked_for_come_with_the_canary_of_their_version() -> None:

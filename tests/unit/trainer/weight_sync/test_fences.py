@@ -18,7 +18,7 @@ def server(name: str, policy: PolicyIdentity | None, state: str = "serving") -> 
 def test_a_server_that_missed_a_push_is_fenced_until_it_serves_it() -> None:
     fences = Fences()
     fences.pushed(announcement(V4), Push(("a",), {"b": "HTTP 502"}, 1.0, 0.1))
-    # The records are some seconds old: that of the server that took it is no sign of a fence.
+    # Records may be some seconds old: an old one of a server that took the push does not mean that it is fenced.
     assert fences.server_states([server("a", V3), server("b", V3)]) == {"serving": 1, "fenced": 1}
     assert fences.server_states([server("a", V4), server("b", None, "waiting")]) == {"serving": 1, "fenced": 1}
     assert fences.server_states([server("a", V4), server("b", V4)]) == {"serving": 2}

@@ -1,4 +1,4 @@
-"""Pushes to real HTTP servers: what each answer means for the server that gave it."""
+"""Pushes to real HTTP servers: the effect of each answer on its server."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ SERVED = {
 
 @dataclass
 class Server:
-    """Answers pushes with `answers` in turn, the last one again and again."""
+    """Answers pushes with `answers` in turn, and repeats the last one."""
 
     answers: list[Response]
     seen: list[tuple[str, Any, str]] = field(default_factory=list)
@@ -74,7 +74,7 @@ async def _until(stop: asyncio.Event) -> None:
 
 @dataclass
 class Registry:
-    """The part of the queue that a publisher asks."""
+    """The part of the queue that a publisher reads."""
 
     records: list[ServiceRecord]
 
@@ -100,7 +100,7 @@ def rollout(url: str, name: str = "r", state: str = "serving") -> ServiceRecord:
 async def push(
     records: list[ServiceRecord], timeout_seconds: float = ANSWER_SECONDS
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    transport = DiskTransport(cast(Staging, None))  # which is not asked: the announcement names the folder
+    transport = DiskTransport(cast(Staging, None))  # it is never used: the announcement names the folder
     client = RolloutClient(config(timeout_seconds))
     publisher = Publisher(cast(Queue, Registry(records)), client, transport, timeout_seconds)
     try:

@@ -1,4 +1,4 @@
-"""The copy that is sent: the bytes and the digest of staged files, whatever the format; and what happens on demand."""
+"""The copy that is sent has the bytes and the digest of staged files, in any format; it writes files on demand."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ FORMATS: list[tuple[Dtype, Rounding]] = [
 
 
 class Source:
-    """Weights that a test holds."""
+    """Weights in a dictionary of the test."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -68,7 +68,7 @@ def test_the_copy_is_what_staging_writes(tmp_path: Path, dtype: Dtype, rounding:
 
 
 def test_merged_weights_of_an_adapter_are_copied(tmp_path: Path) -> None:
-    """They are made one by one, when they are asked for, as those of several ranks are."""
+    """Weights that are made one by one on demand, like those of several ranks."""
     config = config_for(save_tiny_model(tmp_path / "m"), actor={"path": "m", "lora": {"rank": 2, "alpha": 8}})
     model = tiny_model()
     adapter = adapted(model, config)
@@ -115,7 +115,7 @@ def test_files_are_written_on_demand_from_the_copy(tmp_path: Path) -> None:
     assert versions.digest(4) == versions.stage(4, lease=2)
     identity = versions.stage(4, lease=2)
     assert not versions.folder_of(4, 2).exists()
-    weights["norm.weight"].zero_()  # the learner goes on
+    weights["norm.weight"].zero_()  # the learner continues
     files = versions.snapshot()
     assert (files.identity, files.path, files.lease) == (identity, str(versions.folder_of(4, 2)), 2)
     manifest = read_manifest(Path(files.path))
@@ -156,7 +156,7 @@ async def test_memory_that_was_given_up_has_no_name_left(tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="HTTP 502"):
         await deliver(WeightsError("HTTP 502: its engine died"))
     assert given_up
-    assert all(path.exists() for path in given_up)  # other servers may still be reading
+    assert all(path.exists() for path in given_up)  # other servers may still read
     transport.stage(2, 1)
     assert not any(path.exists() for path in given_up)
     async with transport.delivery(server, announcement) as source:

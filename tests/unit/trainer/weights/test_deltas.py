@@ -1,4 +1,4 @@
-"""Versions as deltas, from the trainer's staging to a server's copy: the bits of whole ones, whatever is missed."""
+"""Deltas, from the trainer's staging to a server's copy: the bits of full versions, whichever ones are missed."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def chain(world: World, num_steps: int) -> list[tuple[Path, bytes]]:
-    """Versions 0 to num_steps, with what they are as whole files."""
-    written = [(world.write(0), world.whole())]
+    """Versions 0 to num_steps, each with its bytes as a full file."""
+    written = [(world.write(0), world.full())]
     for version in range(1, num_steps + 1):
         world.source.step()
-        written.append((world.write(version), world.whole()))
+        written.append((world.write(version), world.full()))
     return written
 
 
@@ -52,7 +52,7 @@ plans = st.lists(
 
 @settings(max_examples=25)
 @given(plans, st.sampled_from(["bfloat16", "float32"]), st.integers(1, 5))
-def test_any_updates_seen_by_anyone_in_part_give_the_whole_bits(
+def test_any_updates_seen_by_anyone_in_part_give_the_full_bits(
     plan: list[tuple[list[tuple[str, float, float]], set[int], str]], dtype: Dtype, full_every: int
 ) -> None:
     with TemporaryDirectory(dir=shared_memory(2**26)) as folder:
@@ -68,7 +68,7 @@ def test_any_updates_seen_by_anyone_in_part_give_the_whole_bits(
                 world.staging.complete()
             if event == "new server":
                 servers[0].close()
-            expected = world.whole()
+            expected = world.full()
             for server in seen_by:
                 world.check(servers[server], staged, expected)
             assert world.identities[version].digest == world.staging.digest(version).digest
@@ -87,7 +87,7 @@ def test_a_small_step_is_a_small_delta(world: World) -> None:
     assert not read_manifest(first).delta
 
 
-def test_a_version_in_every_so_many_is_whole_too(world: World) -> None:
+def test_a_version_in_every_so_many_is_full_too(world: World) -> None:
     kinds = []
     for version in range(9):
         world.source.step()
@@ -104,7 +104,7 @@ def test_pruning_keeps_what_a_chain_needs_and_no_more(tmp_path: Path, full_every
     for version in range(3 * full_every + 4):
         world.source.step()
         staged = world.write(version)
-        written[staged.name] = world.whole()
+        written[staged.name] = world.full()
         present = sorted((world.folder / "weights").iterdir())
         assert len(present) <= full_every + 3
         for folder in present[-3:]:  # announced, being pushed, written
@@ -117,21 +117,21 @@ def test_pruning_keeps_what_a_chain_needs_and_no_more(tmp_path: Path, full_every
     world.close()
 
 
-def test_a_new_trainer_begins_whole_and_keeps_what_was_announced(world: World) -> None:
+def test_a_new_trainer_begins_with_a_full_version_and_keeps_what_was_announced(world: World) -> None:
     server = world.server()
     versions = chain(world, 3)
     world.check(server, *versions[2])
     world.start_trainer()
     world.staging.prune({3})
     world.check(server, *versions[3])  # by the delta of the earlier life
-    world.check(world.server(), *versions[3])  # by its whole chain
+    world.check(world.server(), *versions[3])  # by its full chain
     again = world.write(3)
     assert again.name == "00000003.2"
     assert read_manifest(again).delta is None
     world.source.step()
     after = world.write(4)
     assert read_manifest(after).delta is not None
-    world.check(server, after, world.whole())
+    world.check(server, after, world.full())
 
 
 def cut(path: Path, position: int) -> None:
@@ -147,9 +147,9 @@ DAMAGES: dict[str, Callable[[Path, Path, Path], object]] = {
     "a truncated manifest": lambda _, second, __: cut(second / MANIFEST_NAME, 100),
     "a missing link": lambda _, second, __: shutil.rmtree(second),
     "another version in its place": lambda first, second, _: shutil.copy(first / MANIFEST_NAME, second / MANIFEST_NAME),
-    "a flipped whole": lambda first, _, __: flip(first / WEIGHTS_NAME, -1),
-    "a truncated whole": lambda first, _, __: cut(first / WEIGHTS_NAME, 1000),
-    "a missing whole": lambda first, _, __: (first / WEIGHTS_NAME).unlink(),
+    "a flipped full file": lambda first, _, __: flip(first / WEIGHTS_NAME, -1),
+    "a truncated full file": lambda first, _, __: cut(first / WEIGHTS_NAME, 1000),
+    "a missing full file": lambda first, _, __: (first / WEIGHTS_NAME).unlink(),
     "a flipped digest in the manifest": lambda _, __, third: (third / MANIFEST_NAME).write_text(
         (third / MANIFEST_NAME).read_text().replace(read_manifest(third).tensors["model.embed.weight"].digest, "0" * 16)
     ),
@@ -157,23 +157,23 @@ DAMAGES: dict[str, Callable[[Path, Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_each_damage_is_named_and_the_whole_weights_repair_it(world: World, damage: str) -> None:
+def test_each_damage_is_named_and_the_full_weights_repair_it(world: World, damage: str) -> None:
     (first, _), (second, _), (third, expected) = chain(world, 2)
     manifest = (third / MANIFEST_NAME).read_bytes()
     DAMAGES[damage](first, second, third)
     joiner = world.server()
     with pytest.raises(ChainError, match="expected") as caught:
         joiner.bring(third, read_manifest(third))
-    named = first if "whole" in damage else third if "digest in" in damage else second
+    named = first if "full file" in damage else third if "digest in" in damage else second
     assert str(named) in str(caught.value)
     (third / MANIFEST_NAME).write_bytes(manifest)
     world.staging.complete()
     world.check(joiner, third, expected)
     world.source.step()
-    world.check(joiner, world.write(3), world.whole())  # and it goes on from there by a delta
+    world.check(joiner, world.write(3), world.full())  # from there it continues by a delta
 
 
-def test_a_server_that_cannot_follow_from_what_it_has_starts_from_a_whole_version(world: World) -> None:
+def test_a_server_that_cannot_follow_from_what_it_has_starts_from_a_full_version(world: World) -> None:
     server = world.server()
     versions = chain(world, 1)
     world.check(server, *versions[1])
@@ -187,24 +187,24 @@ def test_a_server_that_cannot_follow_from_what_it_has_starts_from_a_whole_versio
     world.staging.complete()
     assert (newest / WEIGHTS_NAME).exists()
     world.staging.complete()  # there is nothing more to add
-    world.check(server, newest, world.whole())
+    world.check(server, newest, world.full())
 
 
 def test_a_server_reads_no_more_than_it_needs(world: World) -> None:
     server = world.server()
     versions = chain(world, 3)
     world.check(server, *versions[0])
-    (versions[0][0] / WEIGHTS_NAME).unlink()  # what it holds is enough
+    (versions[0][0] / WEIGHTS_NAME).unlink()  # the version that it holds is enough
     world.check(server, *versions[3])
-    world.source.step(lr=1.0)  # changes more than a whole version is to read
+    world.source.step(lr=1.0)  # the deltas have more bytes than a full version
     changed = world.write(4)
     delta = read_manifest(changed).delta
     assert delta is not None
-    assert delta.num_bytes <= len(world.whole()) * 1.01
-    world.check(server, changed, world.whole())
+    assert delta.num_bytes <= len(world.full()) * 1.01
+    world.check(server, changed, world.full())
 
 
-def test_a_version_that_was_not_written_whole_is_no_base(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_was_not_written_in_full_is_no_base(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     chain(world, 1)
     monkeypatch.setattr("penstock_trainer.weights.deltas.encode", fail)
     world.source.step()
@@ -213,7 +213,7 @@ def test_a_version_that_was_not_written_whole_is_no_base(world: World, monkeypat
     monkeypatch.undo()
     staged = world.write(2)
     assert read_manifest(staged).delta is None
-    world.check(world.server(), staged, world.whole())
+    world.check(world.server(), staged, world.full())
 
 
 def fail(*_: object) -> bytes:

@@ -1,4 +1,4 @@
-"""Weights on their way to published bytes: several at once, in order, few in memory."""
+"""Weights become published bytes: several at once, in order, with few in memory."""
 
 import threading
 import weakref
@@ -14,7 +14,7 @@ PLAIN = Format("float32", "nearest")
 
 
 class MadeWeights(LiveWeights):
-    """Each is made when it is asked for; `most` were in memory at once."""
+    """Weights that are made on demand; `most`: the largest number in memory at once."""
 
     def __init__(self, number: int) -> None:
         super().__init__({f"w{place}": torch.empty(0) for place in range(number)})

@@ -1,4 +1,4 @@
-"""A removed version's file is written again, but never while anybody reads it."""
+"""The file of a removed version is reused, but never while a process reads it."""
 
 import json
 import mmap
@@ -38,7 +38,7 @@ class Source:
 
 @pytest.fixture
 def memory_backed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any folder will do as one that need not be flushed."""
+    """Treat any folder as one that need not be flushed."""
     monkeypatch.setattr(staging, "is_memory_backed", lambda _: True)
 
 
@@ -57,7 +57,7 @@ def test_a_version_that_nobody_reads_gives_its_file_to_a_later_one(memory_backed
     assert (third / WEIGHTS_NAME).stat().st_ino == first
     verify(third, read_manifest(third))
     assert load_file(third / WEIGHTS_NAME)["w0"].unique().tolist() == [3.0]
-    source.sizes = (20,)  # a shorter file leaves nothing of the longer one
+    source.sizes = (20,)  # a shorter file must not keep the end of the longer one
     fourth = write(versions, source, 4)
     verify(fourth, read_manifest(fourth))
     versions.close()

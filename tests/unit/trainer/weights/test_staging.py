@@ -1,4 +1,4 @@
-"""Rounding, staging and the manifest: properties, round trip, and every kind of damage is seen."""
+"""Rounding, staging and the manifest: properties, the round trip, and the detection of every kind of damage."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def chunks(weight: Tensor, dtype: torch.dtype, dither: Dither | None, length: in
 
 
 class Source:
-    """Weights that a test holds."""
+    """Weights in a dictionary of the test."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -159,7 +159,7 @@ def test_last_versions_are_kept_and_left_overs_removed(source: Source, tmp_path:
     for version in range(4):
         staging.write(version, lease=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.1", "00000003.1"]
-    staging.write(3, lease=2)  # another life of the trainer stages the same version again
+    staging.write(3, lease=2)  # another life of the trainer stages the same version
     staging.write(3, lease=2)
     verify(staging.folder_of(3, 2), read_manifest(staging.folder_of(3, 2)))
     staging.prune({3})

@@ -1,6 +1,6 @@
 -- KEYS lease ledger scored live counters parts...
 -- ARGV token group record counter is_drop ledger_end groups(ticket entry)...
--- USES fence unlink
+-- USES require_lease unlink
 --
 -- The commit point: appends a record to the ledger, and then acknowledges and deletes the groups that it covers.
 --   counter: the counter of these tickets, empty if there is none

@@ -1,6 +1,6 @@
 -- KEYS lease policy live counters tickets tickets_wake failures deaths
 -- ARGV token number digest path lease_number canary resolved issued(ticket attempt payload)...
--- USES fence wake
+-- USES require_lease wake
 --
 -- Issues tickets. If `number` is not empty, it also announces that version, and forgets the tickets that the version
 -- includes: `resolved`, with spaces between. Answers 1.

@@ -1,6 +1,6 @@
 -- KEYS lease eval eval_wake
 -- ARGV token issued(ticket payload)...
--- USES fence wake
+-- USES require_lease wake
 --
 -- Puts evaluation tickets into their stream. They are not outstanding work: they are in the stream or gone. Answers 1.
 --

@@ -1,6 +1,6 @@
 -- KEYS lease scored live tickets tickets_wake parts...
 -- ARGV token group entry ticket attempt payload
--- USES fence wake unlink
+-- USES require_lease wake unlink
 --
 -- Reissues a ticket whose scored group cannot be trained, and deletes that group.
 -- Answers 1, or 0 if that attempt has been issued already.

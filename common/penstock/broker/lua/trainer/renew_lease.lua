@@ -13,6 +13,6 @@ if not holder and not is_another and redis.call('GET', last_number) == string.ma
   redis.call('SET', lease, token, 'PX', alive_ms)
   return 1
 end
-if holder ~= token then return fenced() end
+if holder ~= token then return lease_lost() end
 redis.call('PEXPIRE', lease, alive_ms)
 return 1

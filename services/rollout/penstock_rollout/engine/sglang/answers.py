@@ -1,4 +1,4 @@
-"""SGLang's JSON as the engine's neutral types. Pure functions.
+"""Turns SGLang's JSON into the engine's neutral types. Pure functions.
 
 An answer whose parts disagree is an EngineError, never a completion.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.contracts import FinishReason
+from penstock.engine_limits import longest_sequence
 from penstock.errors import EngineError
 from penstock_rollout.engine.types import Answer, AnsweredSpan, EngineInfo, GroupAnswer
 
@@ -18,12 +19,16 @@ FINISH_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"
 
 
 def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mapping[str, Any]) -> EngineInfo:
-    """From /server_info, /model_info and /v1/models."""
+    """The engine's description, from /server_info, /model_info and /v1/models."""
     try:
+        context_length = int(models["data"][0]["max_model_len"])
+        cache_tokens = int(server["max_total_num_tokens"])
         return EngineInfo(
             name=f"sglang {server['version']}",
             weight_version=str(model["weight_version"]),
-            context_length=int(models["data"][0]["max_model_len"]),
+            context_length=context_length,
+            cache_tokens=cache_tokens,
+            longest_sequence=longest_sequence(context_length, cache_tokens, int(server.get("page_size") or 1)),
             vocabulary_size=_vocabulary_size(Path(str(model["model_path"]))),
             device=str(server.get("device")),
             num_ranks=int(server.get("tp_size") or 1),
@@ -42,7 +47,7 @@ def _vocabulary_size(folder: Path) -> int | None:
 
 
 def read_group(answer: Any, num_completions: int) -> GroupAnswer:
-    """From /generate with a list of prompts."""
+    """The completions, from /generate with a list of prompts."""
     if not isinstance(answer, list) or len(answer) != num_completions:
         seen = f"{len(answer)} answers" if isinstance(answer, list) else f"a {type(answer).__name__}"
         raise EngineError(f"SGLang answered {seen} to a request for {num_completions} completions")
@@ -71,7 +76,7 @@ def _read(item: Mapping[str, Any]) -> Answer:
 
 
 def read_prompt_logprobs(answer: Any, num_tokens: int) -> tuple[float, ...]:
-    """From /generate with one prompt: log-probabilities of all its tokens but the first."""
+    """Log-probabilities of all tokens of a prompt but the first, from /generate with one prompt."""
     try:
         pairs = answer["meta_info"]["input_token_logprobs"]
         logprobs = tuple(math.nan if pair[0] is None else float(pair[0]) for pair in pairs[1:])

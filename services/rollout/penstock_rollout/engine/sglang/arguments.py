@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.config import EngineSection
-from penstock_rollout.engine.sglang.read_ahead import ahead_address
+from penstock_rollout.engine.sglang.prefetch import prefetch_address
 
 LAUNCHER = Path(__file__).with_name("inside") / "launcher.py"
 CPU_MAX_TOTAL_TOKENS = 65536  # SGLang would size the cache by free memory, which trainer and engine share here
 CPU_MEMORY_FRACTION = "0.2"  # only an upper bound, once the number of tokens is given
-# glibc would map and unmap every large tensor anew, and fault in its pages: a third of a CPU engine's time.
+# By default glibc maps and unmaps each large tensor anew and faults in its pages: a third of a CPU engine's time.
 KEEP_FREED_BYTES = {
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
     "MALLOC_MMAP_THRESHOLD_": str(2**29),
@@ -23,7 +23,7 @@ KEEP_FREED_BYTES = {
 def command(
     section: EngineSection, python: str, device: str, model_path: str, port: int, *, overlap: bool = True
 ) -> list[str]:
-    """The command line of the launcher, with `extra_args` last, so that they win.
+    """The launcher's command line. `extra_args` come last, so they override the others.
 
     `overlap`: whether a token may be sampled before the previous one has been recorded.
     """
@@ -37,7 +37,7 @@ def command(
         "--grammar-backend": "none",
         "--log-level": "warning",
     }
-    # Otherwise an idle scheduler polls, and takes a full core from trainer and rewards.
+    # Without this, an idle scheduler polls, and takes a full core from trainer and rewards.
     flags = ["--sleep-on-idle", "--skip-server-warmup"]
     total_tokens = section.max_total_tokens
     if device == "cpu":
@@ -46,7 +46,7 @@ def command(
             "--sampling-backend": "pytorch",
             "--mem-fraction-static": CPU_MEMORY_FRACTION,
         }
-        overlap = False  # with a GPU that is not there
+        overlap = False  # it would overlap with a GPU, and there is none
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
     if not overlap:
         flags.append("--disable-overlap-schedule")
@@ -72,7 +72,7 @@ def environment(
     if device == "cpu":
         variables |= {
             "SGLANG_USE_CPU_ENGINE": "1",
-            "PENSTOCK_READ_AHEAD": ahead_address(port),
+            "PENSTOCK_PREFETCH": prefetch_address(port),
             "OMP_NUM_THREADS": str(section.num_threads),
             "MKL_NUM_THREADS": str(section.num_threads),
             "OMP_WAIT_POLICY": "passive",  # spinning threads made a small product 20 times slower while a trainer ran

@@ -1,9 +1,9 @@
-"""Checksums of the tensors that the engine holds, compared with the files that they were loaded from.
+"""Compares the checksums of the engine's tensors with the files that they were loaded from.
 
-Owns how SGLang names and joins tensors: projections that it multiplies at once are one tensor, rows one after another,
-and vocabularies are filled up with rows of zeros. Its checksum on a CPU is the first 8 bytes of a SHA-256; on a GPU it
-is a hash of its own, which is not made here. Invariant: a tensor that is compared is compared bit by bit; one whose
-place in the files is not known is left out. Blocking.
+Owns how SGLang names and joins tensors: projections that it multiplies together are one tensor, their rows one after
+another, and vocabularies are padded with rows of zeros. SGLang's checksum on a CPU is the first 8 bytes of a SHA-256.
+On a GPU it is another hash, which this module cannot compute. Invariant: a tensor is either compared in every bit, or
+left out because its place in the files is unknown. Blocking.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ HEX_DIGITS = 16
 
 
 def check_checksums(folder: Path, reported: Mapping[str, str]) -> int:
-    """How many tensors were compared; WeightsMismatchError names those that differ from the files.
+    """Compare; returns how many tensors were compared. WeightsMismatchError names those that differ from the files.
 
     `reported`: the engine's name of each tensor and its checksum.
     """
@@ -65,7 +65,7 @@ class _Files:
             mapped.close()
 
     def checksum(self, name: str) -> str:
-        """Of the engine's tensor `name`; empty if its parts are not known."""
+        """The checksum that the engine's tensor `name` must have; empty if its parts are not known."""
         parts = [self._tensors[part] for part in self._parts(name)]
         digest = hashlib.sha256()
         for mapped, begin, end, shape in parts:

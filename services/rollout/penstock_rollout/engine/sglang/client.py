@@ -1,4 +1,4 @@
-"""SGLang as the `EngineClient` of this service: one connection, for generation and for loading."""
+"""Implements `EngineClient` for SGLang: one connection, shared by generation and loading."""
 
 from penstock.config import EngineSection
 from penstock_rollout.engine.sglang.connection import Connection
@@ -24,7 +24,7 @@ class SGLangClient:
         await self.close()
         info = await self.connection.open(url)
         has_hooks = self._is_ours and info.device == "cpu"  # see `inside.launcher`
-        self.loading.reads_ahead = has_hooks
+        self.loading.can_prefetch = has_hooks
         self.generation.start(info.weight_version, computes_equal_once=has_hooks)
         return info
 

@@ -1,8 +1,8 @@
-"""SGLang's HTTP: one server, its description, and how its failures become Penstock's.
+"""HTTP calls to one SGLang server; its failures become Penstock's errors.
 
-Owns the connection.
+Owns the connection and the server's description.
 
-    transport error -> EngineDiedError (EngineAbsentError: it was not even reached)
+    transport error -> EngineDiedError (EngineAbsentError: the request never reached a server)
     no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
 """
 
@@ -21,7 +21,7 @@ KEEPALIVE_SECONDS = 2.0  # below the 5 s after which the server closes: a reques
 
 
 class Connection:
-    """Calls to the server that was opened last."""
+    """Calls the server that was opened last."""
 
     def __init__(self) -> None:
         self.control_timeout_seconds = CONTROL_TIMEOUT_SECONDS
@@ -30,14 +30,14 @@ class Connection:
 
     @property
     def info(self) -> EngineInfo:
-        """What the server reported when it was opened."""
+        """The server's description, as of `open`."""
         if self._info is None:
             raise EngineDiedError("the engine is not connected yet; expected it to be started first")
         return self._info
 
     @property
     def port(self) -> int | None:
-        """At which the server listens; None while there is none."""
+        """The port at which the server listens; None while there is no server."""
         return None if self._http is None else self._http.base_url.port
 
     async def open(self, url: str) -> EngineInfo:
@@ -47,7 +47,7 @@ class Connection:
             timeout=self.control_timeout_seconds,
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS),
             trust_env=False,
-            verify=url.startswith("https"),  # loading certificates takes longer than all that is asked here
+            verify=url.startswith("https"),  # loading certificates takes longer than all the calls
         )
         server, model, models = [await self.call("GET", path) for path in ("/server_info", "/model_info", "/v1/models")]
         self._info = read_info(server, model, models)
@@ -55,7 +55,7 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def closing(self) -> AsyncIterator[None]:
-        """Refuse calls at once; at the end, calls that still wait for an answer fail."""
+        """Refuse new calls from now on; at the end of the block, fail the calls that still wait for an answer."""
         http, self._http = self._http, None
         self._info = None
         try:
@@ -65,7 +65,7 @@ class Connection:
                 await http.aclose()
 
     async def call(self, method: str, path: str, body: Any = None, timeout_seconds: float | None = None) -> Any:
-        """The answer: JSON, or text."""
+        """Send a request; returns the answer, as JSON or text. Errors: see above."""
         if timeout_seconds is None:
             timeout_seconds = self.control_timeout_seconds
         if self._http is None:

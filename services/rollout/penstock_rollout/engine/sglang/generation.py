@@ -1,7 +1,8 @@
-"""Completions from SGLang, and pausing them.
+"""Generates completions with SGLang, and pauses generation.
 
 Owns the key that marks the prefixes which may be reused, and the checks that must come before a request: a token id
-outside the vocabulary ends SGLang, a prompt that is too long is refused.
+outside the vocabulary ends SGLang, and it cuts the completion of a sequence that is too long. Invariant: a completion
+that ends by its length has the length that was asked for.
 """
 
 import secrets
@@ -12,7 +13,7 @@ from penstock.errors import EngineError, EngineRejectedError
 from penstock_rollout.engine.sglang.answers import read_group, read_prompt_logprobs
 from penstock_rollout.engine.sglang.connection import Connection
 from penstock_rollout.engine.sglang.prefix import PrefixWaves, Prompt, common_beginning
-from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
+from penstock_rollout.engine.types import Answer, CompletionRequest, GroupAnswer
 
 
 class SGLangGeneration:
@@ -25,12 +26,14 @@ class SGLangGeneration:
         self._prefixes = PrefixWaves(self._fill_cache)
 
     def start(self, weight_version: str, *, computes_equal_once: bool) -> None:
-        """With a server that has just been opened. `computes_equal_once`: the equal prompts of a batch."""
+        """Begin with a server that has just been opened. `computes_equal_once`: it computes the equal prompts of a
+        batch only once.
+        """
         self._prefixes.computes_equal_once = computes_equal_once
         self._renew_cache_key(weight_version)
 
     async def close(self) -> None:
-        """Give up what is computed ahead of requests."""
+        """Cancel the filling of the prefix cache."""
         await self._prefixes.close()
 
     async def complete(self, requests: Sequence[CompletionRequest], sampling: Sampling) -> GroupAnswer:
@@ -49,10 +52,13 @@ class SGLangGeneration:
             "extra_key": self._cache_key,
         }
         answer = await self._connection.call("POST", "/generate", body, self._request_timeout_seconds)
-        return read_group(answer, len(requests))
+        group = read_group(answer, len(requests))
+        for request, completion in zip(requests, group, strict=True):
+            self._require_full_length(request, completion)
+        return group
 
     async def prompt_logprobs(self, token_ids: Sequence[int], timeout_seconds: float) -> tuple[float, ...]:
-        """Prompts that begin with these tokens find them in the cache."""
+        """See `Generation`. Afterwards the prefix cache has these tokens, for prompts that begin with them."""
         cache_key = self._cache_key
         self._check(CompletionRequest(tuple(token_ids), 0, 0), Sampling(1.0, 0, ()))
         body = {
@@ -76,9 +82,10 @@ class SGLangGeneration:
         return [str(text) for text in texts]
 
     async def pause(self, mode: PauseMode, timeout_seconds: float) -> None:
-        """SGLang answers a pause that keeps requests when it is on its way to the scheduler.
+        """Pause, and wait until the scheduler has paused.
 
-        What is asked next, and changes no setting, the scheduler answers itself, after the pause.
+        For a mode that keeps requests, SGLang answers the first call before the scheduler has got it. The second call
+        changes no setting; the scheduler answers it itself, so its answer comes after the pause has begun.
         """
         await self._connection.call("POST", "/pause_generation", {"mode": mode})
         if mode != "abort":
@@ -96,12 +103,12 @@ class SGLangGeneration:
             await self._connection.call("POST", "/flush_cache", {})
 
     def _renew_cache_key(self, weight_version: str) -> None:
-        """Not by the version alone: requests of it that went on under another one have cached that one's prefixes."""
+        """The version alone is no key: a request that survived an update has cached prefixes of both versions."""
         self._cache_key = f"{weight_version}.{secrets.token_hex(4)}"
         self._prefixes.forget()
 
     def _check(self, request: CompletionRequest, sampling: Sampling) -> None:
-        """EngineRejectedError for a request that the server would refuse, or die of."""
+        """EngineRejectedError if the server would refuse the request, or die of it."""
         info = self._connection.info
         vocabulary = info.vocabulary_size
         tokens = (*request.prompt_ids, *sampling.stop_token_ids)
@@ -111,13 +118,23 @@ class SGLangGeneration:
                 f"token id {outside[0]} is outside the vocabulary of {vocabulary} tokens of the engine's model; "
                 "expected trainer and engine to have the same actor.path"
             )
-        length = len(request.prompt_ids) + request.max_new_tokens
-        if length > info.context_length:
-            raise EngineRejectedError(
-                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones need {length}; "
-                f"the engine holds {info.context_length}: lower sampling.max_new_tokens or raise "
-                "rollout.engine.context_length"
-            )
+        if len(request.prompt_ids) + request.max_new_tokens > info.longest_sequence:
+            raise self._too_long(request, "")
+
+    def _require_full_length(self, request: CompletionRequest, completion: Answer) -> None:
+        """EngineRejectedError if the engine ended a completion by a limit of its own: it would count as a full one."""
+        num_tokens = len(completion.token_ids)
+        if completion.finish_reason == "length" and num_tokens < request.max_new_tokens:
+            raise self._too_long(request, f"the engine cut the completion after {num_tokens} tokens: ")
+
+    def _too_long(self, request: CompletionRequest, seen: str) -> EngineRejectedError:
+        info, num_prompt = self._connection.info, len(request.prompt_ids)
+        return EngineRejectedError(
+            f"{seen}a prompt of {num_prompt} tokens and {request.max_new_tokens} new ones need "
+            f"{num_prompt + request.max_new_tokens}; expected at most {info.longest_sequence}, which an engine with a "
+            f"context of {info.context_length} and a cache of {info.cache_tokens} tokens generates to the end: lower "
+            "sampling.max_new_tokens, or raise rollout.engine.context_length or rollout.engine.max_total_tokens"
+        )
 
     async def _fill_cache(self, prompts: Sequence[Prompt]) -> None:
         body = {

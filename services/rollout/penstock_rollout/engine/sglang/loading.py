@@ -1,6 +1,6 @@
-"""Replaces the weights of SGLang, and reads which it holds.
+"""Replaces the weights of SGLang, and reads which weights it has.
 
-Invariant: no way of loading flushes the cache by itself, since SGLang ends if that cannot be done.
+Invariant: no call that loads also flushes the cache, since SGLang ends if it cannot flush then.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from penstock.contracts.weight_sources import GroupRequest, SharedBucket, Tensor
 from penstock.errors import EngineError
 from penstock_rollout.engine.sglang.checksums import check_checksums
 from penstock_rollout.engine.sglang.connection import Connection
-from penstock_rollout.engine.sglang.read_ahead import read_ahead
+from penstock_rollout.engine.sglang.prefetch import prefetch
 from penstock_rollout.engine.sglang.tensor_pickle import pickled_tensors
 
 
@@ -21,13 +21,13 @@ class SGLangLoading:
     """`WeightLoading` of one server."""
 
     def __init__(self, connection: Connection) -> None:
-        self.reads_ahead = False
-        """Whether the server has the hook that reads the next weights while it generates (`inside.ahead`)."""
+        self.can_prefetch = False
+        """Whether the server has the hook that prefetches weights during generation (`inside.prefetch`)."""
         self._connection = connection
 
     async def prefetch(self, folder: Path, timeout_seconds: float) -> None:
-        if self.reads_ahead and self._connection.port is not None:
-            await read_ahead(self._connection.port, str(folder), timeout_seconds)
+        if self.can_prefetch and self._connection.port is not None:
+            await prefetch(self._connection.port, str(folder), timeout_seconds)
 
     async def load(self, folder: Path, weight_version: str, timeout_seconds: float) -> None:
         body = {"model_path": str(folder), "weight_version": weight_version, "flush_cache": False}
@@ -84,13 +84,13 @@ class SGLangLoading:
         return str((await self._connection.call("GET", "/model_info"))["weight_version"])
 
     async def compare(self, folder: Path, timeout_seconds: float) -> None:
-        """Only on a CPU: on a GPU its checksum is a hash of its own."""
+        """See `WeightLoading`. Compares on a CPU only: on a GPU, SGLang's checksum is another hash."""
         if self._connection.info.device == "cpu":
             reported = await self.checksums(timeout_seconds)
             await asyncio.to_thread(check_checksums, folder, reported)
 
     async def checksums(self, timeout_seconds: float) -> dict[str, str]:
-        """Of each tensor that the engine holds, by its own names. Empty for one of several parts."""
+        """Checksum by the engine's name of each tensor; empty if the engine has several ranks."""
         answer = await self._connection.call("POST", "/weights_checker", {"action": "checksum"}, timeout_seconds)
         ranks: list[dict[str, Any]] = answer.get("ranks") or []
         return dict(ranks[0]["checksums"]) if len(ranks) == 1 else {}

@@ -1,7 +1,7 @@
-"""The SGLang server: started and owned by this service, or given by its URL.
+"""The SGLang server: either this service starts and owns it, or its URL is given.
 
-Owns the server's process tree. Invariant: it ends with this service, however the service ends (the first process is
-tied to this one, every other to its parent), and its death is detected at once.
+Owns the server's process tree. Invariant: the tree ends with this service, however the service ends (the first process
+is tied to this one, every other process to its parent), and the server's death is detected at once.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class StartedServer:
 
     @property
     def pid(self) -> int:
-        """Of the server's first process; 0 while there is none."""
+        """The process id of the server's first process; 0 while there is none."""
         return self._process.pid if self._process else 0
 
     async def start(self) -> None:
@@ -117,7 +117,7 @@ class StartedServer:
         return str(Path(python).absolute())
 
     async def _probe(self, python: str) -> str:
-        """The device to use; EngineStartError when SGLang is not installed there."""
+        """The device to use; EngineStartError if SGLang is not installed there."""
         process = await asyncio.create_subprocess_exec(
             *tied_command([python, "-c", PROBE, self._section.device]),
             stdout=asyncio.subprocess.PIPE,
@@ -176,7 +176,7 @@ class StartedServer:
 
 
 class GivenServer:
-    """A server that someone else started, at `rollout.engine.url`; it is never ended or restarted here."""
+    """A server at `rollout.engine.url` that someone else started; this service never ends or restarts it."""
 
     restartable = False
 
@@ -194,7 +194,7 @@ class GivenServer:
             ) from None
 
     async def died(self) -> str:
-        await asyncio.Event().wait()  # only a broken request shows it
+        await asyncio.Event().wait()  # only a request that fails shows its death
         raise AssertionError("unreachable")
 
     async def stop(self) -> None:
@@ -204,10 +204,10 @@ class GivenServer:
 def make_server(
     section: EngineSection, model_path: str, log_path: Path, pause_mode: PauseMode = "retract"
 ) -> EngineServer:
-    """The server that the configuration asks for.
+    """The server of the configuration.
 
-    With overlap, a server paused `in_place` has sampled a token that it has not recorded yet, and would report the next
-    weights for it.
+    Overlap is off with pause mode `in_place`: a paused server would have sampled one token without recording it, and
+    would later report it with the next weights.
     """
     if section.url:
         return GivenServer(section)
@@ -224,10 +224,10 @@ async def _until_it_answers(url: str) -> None:
 
 
 def hold_free_port() -> socket.socket:
-    """A socket that holds a free port of 127.0.0.1: the system gives it to nobody else until the socket is closed.
+    """A socket that holds a free port of 127.0.0.1: the system gives the port to no one else until the socket closes.
 
-    An engine listens half a minute after it was given its port. It can, because it sets SO_REUSEADDR as this socket
-    does, and this socket never listens.
+    An engine listens half a minute after it was given its port. It can listen on a held port because both sockets set
+    SO_REUSEADDR, and this one never listens.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

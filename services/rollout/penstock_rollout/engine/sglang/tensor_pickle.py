@@ -1,12 +1,12 @@
-"""SGLang's format of tensors in shared memory: a pickle that names them, written without running any pickle code.
+"""Writes SGLang's format for tensors in shared memory: a pickle that names them.
 
-SGLang unpickles what `/update_weights_from_tensor` brings, with a list of what it may name. Tensors on one piece of
-shared memory are, in torch's words,
+SGLang unpickles the body of `/update_weights_from_tensor`, and accepts only names on its list. Tensors in one piece of
+shared memory are, in torch's terms,
 
     [(name, _rebuild_tensor_v2(rebuild_typed_storage(rebuild_storage_filename(...), dtype), offset, shape, strides,
                                False, OrderedDict())), ...]
 
-Owns this format. It needs neither torch nor pickle: only their names are written. Pure.
+Owns this format. The module needs neither torch nor pickle, because it only writes their names. Pure.
 """
 
 import struct
@@ -17,7 +17,7 @@ from penstock.contracts.weight_sources import SharedBucket, TensorSpec
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 PROTOCOL, STOP = b"\x80\x03", b"."
-STORAGE = 0  # place in the unpickler's memory
+STORAGE = 0  # index in the unpickler's memo
 
 
 def pickled_tensors(manager: str, bucket: SharedBucket) -> bytes:
@@ -33,12 +33,12 @@ def pickled_tensors(manager: str, bucket: SharedBucket) -> bytes:
     sizes = [prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in bucket.tensors]
     starts = accumulate(sizes, initial=0)
     pairs = b"".join(_pair(tensor, start) for tensor, start in zip(bucket.tensors, starts, strict=False))
-    remembered = storage + b"q" + bytes([STORAGE]) + b"0"  # stored, and taken from the stack again
+    remembered = storage + b"q" + bytes([STORAGE]) + b"0"  # store it in the memo, then pop it from the stack
     return PROTOCOL + remembered + b"](" + pairs + b"e" + STOP
 
 
 def _pair(tensor: TensorSpec, start: int) -> bytes:
-    """(name, tensor), the tensor `start` bytes into the storage."""
+    """(name, tensor), for a tensor that begins at byte `start` of the storage."""
     typed = _call(
         "torch.multiprocessing.reductions",
         "rebuild_typed_storage",
@@ -52,14 +52,14 @@ def _pair(tensor: TensorSpec, start: int) -> bytes:
         _integer(start // ITEM_BYTES[tensor.dtype]),
         _tuple(*map(_integer, tensor.shape)),
         _tuple(*map(_integer, _strides(tensor.shape))),
-        b"\x89",  # requires no gradient
+        b"\x89",  # requires_grad is False
         _call("collections", "OrderedDict"),
     )
     return _tuple(_text(tensor.name), rebuilt)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a contiguous tensor, in elements."""
+    """The strides of a contiguous tensor, in elements."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 

@@ -1,11 +1,11 @@
-"""Attention on a CPU for all sequences of a batch at once, in place of SGLang's loop over them.
+"""Attention on a CPU for all sequences of a batch at once, instead of SGLang's loop over them.
 
 SGLang's `torch_native` backend calls the attention operator once per sequence and layer, and its prefill computes the
-cached prefix's queries again; with short sequences that takes longer than the matrix products. Here the sequences are
-padded to the longest and masked, which is the same sum. Whatever is not plain causal self-attention, and batches whose
-padding would outweigh the gain, go to SGLang's own code.
+queries of the cached prefix again. With short sequences this takes longer than the matrix products. Here the sequences
+are padded to the longest and masked, which gives the same sums. SGLang's own code computes everything but plain causal
+self-attention, and batches whose padding would cost more than is gained.
 
-Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; `launcher` registers it in SGLang's hook registry.
 
 Shapes: B sequences, T query tokens of all sequences, H heads, K key-value heads, R = H / K, Q longest query,
 S longest sequence, D head size.
@@ -18,14 +18,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 BACKEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
-MAX_SCORES = 2**22  # B * Q * S; beyond it one sequence alone keeps the core busy
+MAX_SCORES = 2**22  # B * Q * S; above this, each sequence by itself keeps the core busy
 MAX_PADDED_TOKENS = 2**16  # B * S; bounds the copy of keys and values
 
 Hook = Callable[..., torch.Tensor]
 
 
 def hooks() -> dict[str, Hook]:
-    """What to put around SGLang's methods, by their full names."""
+    """The hooks around SGLang's methods, by their full names."""
     return {f"{BACKEND}._run_sdpa_forward_decode": decode, f"{BACKEND}._run_sdpa_forward_extend": extend}
 
 
@@ -71,7 +71,7 @@ def extend(
     encoder_lens: torch.Tensor | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Several new tokens per sequence, behind a cached prefix of any length."""
+    """Several new tokens per sequence, after a cached prefix of any length."""
     num_sequences, longest, longest_query = seq_lens.shape[0], int(seq_lens.max()), int(extend_seq_lens.max())
     fits = num_sequences * longest <= MAX_PADDED_TOKENS and num_sequences * longest * longest_query <= MAX_SCORES
     if not (fits and options["causal"] and _plain(query_THD, k_cache, encoder_lens, options)):
@@ -107,7 +107,7 @@ def _attend(
     mask_BQS: torch.Tensor,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attention of padded queries over gathered keys; the R heads that share keys are rows of one product."""
+    """Attention of padded queries over gathered keys; the R heads that share keys are rows of one matrix product."""
     B, Q, H, D = query_BQHD.shape
     K = k_cache.shape[1]
     R = H // K

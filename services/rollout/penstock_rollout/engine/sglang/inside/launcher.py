@@ -1,16 +1,16 @@
-"""Start SGLang so that it runs well on plain CPUs and leaves no process behind.
+"""Starts SGLang so that it runs well on plain CPUs and leaves no process behind.
 
-Owns what must happen inside SGLang's own environment: this file is a script for that environment's interpreter,
-imports nothing of Penstock, and is run again in every process that SGLang spawns (the "spawn" start method imports the
-main script as `__mp_main__`), so module level does what each of them needs:
+Owns what must happen inside SGLang's own environment. This file is a script for that environment's interpreter and
+imports nothing of Penstock. Every process that SGLang spawns runs it again (the "spawn" start method imports the main
+script as `__mp_main__`), so its module level does what each process needs:
 
-1. death with the parent, so that a killed service leaves neither processes nor memory (its first process is tied by
-   `penstock.runtime.process.tied_command`, which starts this script);
-2. on a CPU, names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is for CUDA,
-   and `sgl_kernel`, which needs AMX; and waiting for a GPU, which its checksums of weights do wherever they are;
-3. on a CPU, hooks for reading weights ahead, batched attention, prefill of equal prompts, receiving weights and seeded
-   sampling (`ahead`, `attention`, `prefill`, `receive`, `sampling`), through SGLang's own
-   hook registry, which its scheduler applies before it loads the model.
+1. The process dies with its parent, so a killed service leaves neither processes nor memory. (The first process is tied
+   by `penstock.runtime.process.tied_command`, which starts this script.)
+2. On a CPU, it defines names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is
+   for CUDA, and `sgl_kernel`, which needs AMX. It also removes the wait for a GPU from SGLang's checksums of weights.
+3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights
+   and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
+   scheduler applies them before it loads the model.
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
-# Imported by name for speculative decoding and cache copies, which this launcher's users do not turn on.
+# SGLang imports these names for speculative decoding and cache copies, which Penstock never turns on.
 SGL_KERNEL_NAMES = (
     "copy_all_layer_kv_cache_cpu",
     "assign_req_to_token_pool_cpu",
@@ -42,7 +42,7 @@ SGL_KERNEL_NAMES = (
 
 
 def die_with(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when its parent ends; leave at once if it already has."""
+    """Ask the kernel to kill this process when its parent ends; exit at once if it has already ended."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: the engine could outlive its service")
@@ -58,7 +58,7 @@ def _absent(name: str) -> Any:
 
 
 def define_missing_names() -> None:
-    """Let SGLang's imports succeed on a CPU; a real call raises an error that names the function."""
+    """Define what SGLang imports but cannot use on a CPU; a call raises an error that names the function."""
     import torch
 
     if not hasattr(torch.ops.torchvision, "nms"):
@@ -74,14 +74,14 @@ def define_missing_names() -> None:
 
 
 def register_hooks() -> None:
-    """Announce the CPU hooks to SGLang; each process that needs them applies them itself."""
+    """Register the CPU hooks in SGLang; each process that needs them applies them itself."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    ahead, attention, prefill, receive, sampling = map(
-        _beside, ("ahead", "attention", "prefill", "receive", "sampling")
+    prefetch, attention, prefill, receive, sampling = map(
+        _beside, ("prefetch", "attention", "prefill", "receive", "sampling")
     )
     for target, hook in {
-        **ahead.hooks(),
+        **prefetch.hooks(),
         **attention.hooks(),
         **prefill.hooks(),
         **receive.hooks(),
@@ -93,10 +93,10 @@ def register_hooks() -> None:
 
 
 def _beside(name: str) -> Any:
-    """A module of this folder, by its file: the folder itself must not be on SGLang's import path."""
+    """A module of this folder, loaded by its file: the folder must not be on SGLang's import path."""
     spec = importlib.util.spec_from_file_location(f"penstock_{name}", Path(__file__).with_name(f"{name}.py"))
     if spec is None or spec.loader is None:
-        raise ImportError(f"{name}.py is missing beside {__file__}")
+        raise ImportError(f"{name}.py is missing next to {__file__}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

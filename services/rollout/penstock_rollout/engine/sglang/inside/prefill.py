@@ -1,13 +1,13 @@
-"""Prefill on a CPU that computes the equal sequences of a batch once.
+"""Prefill on a CPU that computes equal sequences of a batch only once.
 
-The G copies of a group arrive with the same prompt, so SGLang computes the same rows G times over, those of the last
-prompt token at least, which no cache holds for it. Here one sequence of each kind goes through the model; its logits
-and its new keys and values are then copied to the others. Each is still sampled by itself, from the same numbers.
-Batches of another kind, and any field of a batch whose rows are unclear, leave everything to SGLang's own code.
+The G requests of a group have the same prompt, so SGLang computes the same rows G times: at least those of the last
+prompt token, which is never cached. Here one sequence of each kind goes through the model, and its logits and its new
+keys and values are copied to the others. Each sequence is still sampled by itself, from the same logits. SGLang's own
+code computes any other batch, and any batch with a field whose rows are unclear.
 
-Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; `launcher` registers it in SGLang's hook registry.
 
-Shapes: B sequences, U of them different, T new tokens of all.
+Shapes: B sequences, U of them distinct, T new tokens of all sequences.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ import torch
 
 Hook = Callable[..., Any]
 
-# Not one row per sequence or token; set anew below.
+# These fields do not have one row per sequence or token; `_select` computes them anew.
 TOTALS = {"batch_size", "seq_lens_sum", "extend_num_tokens", "extend_start_loc"}
-SHARED = {"sampling_info"}  # used after the pass, for all sequences
+SHARED = {"sampling_info"}  # used after the pass, and for all sequences
 
 
 def hooks() -> dict[str, Hook]:
-    """What to put around SGLang's methods, by their full names."""
+    """The hooks around SGLang's methods, by their full names."""
     return {"sglang.srt.model_executor.runner.eager_runner.EagerRunner.execute": execute}
 
 
 def execute(original: Hook, runner: Any, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
-    """One forward pass."""
+    """Run one forward pass, over the distinct sequences only if the batch is a plain prefill."""
     pool = getattr(runner.model_runner, "token_to_kv_pool", None)
     if not (_plain(forward_batch) and hasattr(pool, "k_buffer") and hasattr(pool, "v_buffer")):
         return original(runner, forward_batch, *arguments, **options)
@@ -48,7 +48,7 @@ def execute(original: Hook, runner: Any, forward_batch: Any, *arguments: Any, **
 
 
 def _plain(batch: Any) -> bool:
-    """A prefill whose only result is the next token's logits."""
+    """Whether the batch is a prefill whose only result is the next token's logits."""
     return bool(
         batch.forward_mode.is_extend()
         and not batch.forward_mode.is_mixed()
@@ -64,7 +64,9 @@ def _plain(batch: Any) -> bool:
 
 
 def _kinds(batch: Any, req_to_token: torch.Tensor) -> tuple[list[int], list[int]]:
-    """The first sequence of each kind, and each sequence's kind: equal if cached slots and new tokens are."""
+    """The first sequence of each kind, and the kind of each sequence. Two sequences are of one kind if their cached
+    slots and their new tokens are equal.
+    """
     tokens = batch.input_ids.tolist()
     kinds: dict[tuple[object, ...], int] = {}
     kept_U: list[int] = []
@@ -82,7 +84,7 @@ def _kinds(batch: Any, req_to_token: torch.Tensor) -> tuple[list[int], list[int]
 
 
 def _token_rows(lengths: Sequence[int]) -> list[range]:
-    """Where each sequence's new tokens are among all."""
+    """The rows of each sequence's new tokens."""
     rows, start = [], 0
     for length in lengths:
         rows.append(range(start, start + length))
@@ -91,10 +93,10 @@ def _token_rows(lengths: Sequence[int]) -> list[range]:
 
 
 def _select(batch: Any, kept_U: list[int], token_rows: list[range]) -> Any:
-    """The batch of those sequences alone; None when a field's rows are neither sequences nor tokens."""
+    """The batch with only these sequences; None if the rows of a field are neither sequences nor tokens."""
     num_sequences, num_tokens = len(token_rows), token_rows[-1].stop
     kept_rows = {
-        num_sequences: torch.tensor(kept_U),  # if both numbers are equal, so are the rows
+        num_sequences: torch.tensor(kept_U),  # if both counts are equal, so are the rows
         num_tokens: torch.tensor([row for sequence in kept_U for row in token_rows[sequence]]),
     }
     lengths = torch.tensor([len(token_rows[sequence]) for sequence in kept_U])
@@ -120,7 +122,7 @@ def _select(batch: Any, kept_U: list[int], token_rows: list[range]) -> Any:
 
 
 def _copy_keys_and_values(pool: Any, slots_T: torch.Tensor, source_T: torch.Tensor) -> None:
-    """Give every new token the keys and values of the one that was computed for it."""
+    """Copy to every new token the keys and values of the token that was computed in its place."""
     computed = slots_T[source_T]
     copies = slots_T != computed
     target, computed = slots_T[copies], computed[copies]

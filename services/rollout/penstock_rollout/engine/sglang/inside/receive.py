@@ -1,12 +1,12 @@
-"""Receives broadcast weights on a CPU into buffers that stay, and the next bucket while one is copied into the model.
+"""Receives broadcast weights on a CPU into two lasting buffers, and receives a bucket while the last one is copied.
 
-SGLang makes a tensor for each weight of a bucket, then concatenates them into the buffer that it receives into: it
-writes a bucket's worth of memory that nobody has filled yet. Here the weights are views of one of two buffers, whose
-pages stay. A trainer sends the buckets of a group in one order again and again, so that from the second time on the
-size of the next one is known: a thread receives it early. A failure there fails the request for that bucket;
-an engine whose update has failed is ended by its service, so that no receive outlives its update.
+For each bucket SGLang makes an empty tensor per weight and concatenates them into the buffer that it receives into: it
+copies a full bucket of memory that has no content yet. Here the weights are views of one of two buffers, whose pages
+stay mapped. A trainer sends the buckets of a group in the same order at each push. So from the second push on, the size
+of the next bucket is known, and a thread receives it early. If that fails, the request for that bucket fails. The
+service ends an engine whose update has failed, so no receive outlives its update.
 
-Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; `launcher` registers it in SGLang's hook registry.
 """
 
 import threading
@@ -24,12 +24,12 @@ METHOD = (
 
 
 def hooks() -> dict[str, Hook]:
-    """What to put around SGLang's methods, by their full names."""
+    """The hooks around SGLang's methods, by their full names."""
     return {METHOD: Receiver()}
 
 
 class Receiver:
-    """Takes the buckets of one group at a time; buckets are known by the name of their first weight."""
+    """Receives the buckets of one group at a time; the name of its first weight identifies a bucket."""
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
@@ -48,7 +48,7 @@ class Receiver:
         shapes: Sequence[Sequence[int]],
         group_name: str,
     ) -> list[tuple[str, torch.Tensor]]:
-        """The next broadcast in the group, as named tensors, which are valid until the one after the next."""
+        """The next broadcast in the group, as named tensors. They are valid until the call after the next."""
         types = [getattr(torch, dtype) for dtype in dtypes]
         sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, types, strict=True)]
         group = updater._model_update_group[group_name]
@@ -60,7 +60,7 @@ class Receiver:
         return [(name, piece.view(dtype).view(tuple(shape))) for name, dtype, shape, piece in pieces]
 
     def _learn(self, group_name: str, name: str, size: int) -> None:
-        """Which bucket follows which; the first one follows none."""
+        """Note the size of the bucket that follows the previous one; the first bucket follows none."""
         if group_name != self._group_name:
             self._group_name, self._first, self._sizes_after, self._ahead = group_name, name, {}, None
         elif name != self._first:
@@ -73,11 +73,11 @@ class Receiver:
             ahead = _Ahead(group, self._buffer(size))
         flat = ahead.result()
         if flat.numel() != size:
-            raise RuntimeError(f"a bucket of {size} bytes was asked for after one that {flat.numel()} had followed")
+            raise RuntimeError(f"expected a bucket of {flat.numel()} bytes, as in the push before; asked for {size}")
         return flat
 
     def _buffer(self, size: int) -> torch.Tensor:
-        """The one of the two that was not returned last."""
+        """The buffer that was not returned last."""
         self._buffers.reverse()
         if self._buffers[0].numel() < size:
             self._buffers[0] = torch.empty(size, dtype=torch.uint8)

@@ -1,15 +1,17 @@
 """Sampling on a CPU that honours `sampling_seed`, by inversion: one uniform number per token.
 
 SGLang honours seeds only in deterministic mode, which needs kernels that plain CPUs lack. Here the number is a hash of
-the request's seed and the token's position, and the token is the one where the cumulated probability passes it: the
-same distribution as `torch.multinomial`, at a tenth of its time. A request without a seed gets a random one. The same
-seed gives the same token unless rounding, which depends on the rest of the batch, moves the number over an edge.
+the request's seed and the token's position, and the sampled token is the first whose cumulative probability exceeds the
+number. This gives the same distribution as `torch.multinomial` in a tenth of its time. A request without a seed gets a
+random one. The same seed gives the same token, except if rounding, which depends on the rest of the batch, moves a
+boundary across the number.
 
-SGLang also takes logarithms of whole distributions, of which a CPU computes 1e8 a second: once to hand them to the
-sampling, where they are not needed, and once for log-probabilities, which its deterministic mode gets from
-`log_softmax` at a tenth of the time, and without losing those of tokens whose probability is too small for a float.
+SGLang also takes the logarithm of the full distribution twice, and a CPU computes only 1e8 logarithms per second. The
+first is an argument of the sampling, which does not need it here. The second gives the log-probabilities; SGLang's
+deterministic mode computes them by `log_softmax`, which takes a tenth of the time and keeps tokens whose probability is
+too small for a float.
 
-Runs inside SGLang's scheduler; registered by `launcher` through SGLang's hook registry.
+Runs inside SGLang's scheduler; `launcher` registers it in SGLang's hook registry.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -22,14 +24,14 @@ import torch
 
 SEED_BITS = 63
 MASK_64 = 2**64 - 1
-BLOCK = 256  # tokens; cumulated probabilities are needed within one block only
-GOLDEN = 0x9E3779B97F4A7C15  # of splitmix64
+BLOCK = 256  # tokens; single tokens are cumulated within one block only
+GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
 
 Replace = Callable[..., Any]
 
 
 def after_hooks() -> dict[str, Replace]:
-    """Hooks that see a result."""
+    """Hooks that run after the original and get its result."""
     return {
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch": with_seeds,
         "sglang.srt.layers.sampler.Sampler.__init__": with_log_softmax,
@@ -37,7 +39,7 @@ def after_hooks() -> dict[str, Replace]:
 
 
 def around_hooks() -> dict[str, Replace]:
-    """Hooks that decide whether the original runs."""
+    """Hooks that run instead of the original and may call it."""
     return {
         "sglang.srt.layers.sampler.sampling_from_probs_torch": sample_from_probs,
         "sglang.srt.layers.sampler.multinomial_with_seed": sample,
@@ -46,14 +48,14 @@ def around_hooks() -> dict[str, Replace]:
 
 
 def with_seeds(info: Any, _: type, batch: Any, *__: Any) -> None:
-    """Give every request of a new batch its seed."""
+    """Set the seed of each request of a new batch."""
     seeds = [request.sampling_params.sampling_seed for request in batch.reqs]
     chosen = [secrets.randbits(SEED_BITS) if seed is None else seed for seed in seeds]
     info.sampling_seed = torch.tensor(chosen, dtype=torch.int64)
 
 
 def with_log_softmax(_: None, sampler: Any, *__: Any, **___: Any) -> None:
-    """Let log-probabilities be those of `log_softmax`: all that this attribute does to a sampler."""
+    """Compute log-probabilities by `log_softmax`; this attribute changes nothing else in a sampler."""
     sampler.enable_deterministic = True
 
 
@@ -77,7 +79,7 @@ def sample(_: Replace, logprobs_BV: torch.Tensor, seed: torch.Tensor, positions:
 def sample_or_greedy(original: Replace, probs_BV: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor,
                      min_ps: torch.Tensor, need_min_p_sampling: bool, sampling_seed: torch.Tensor,
                      positions: torch.Tensor, **options: Any) -> Any:  # fmt: skip
-    """Greedy rows (top_k 1) among unrestricted ones need no sorted vocabulary; any other mixture does."""
+    """Sample if each row is greedy (top_k 1) or unrestricted; any other mixture needs SGLang's sorted vocabulary."""
     greedy = top_ks == 1
     unrestricted = (top_ks >= probs_BV.shape[-1]) & (top_ps >= 1)
     if any(options.values()) or need_min_p_sampling or not bool((greedy | unrestricted).all()):
@@ -89,7 +91,7 @@ def sample_or_greedy(original: Replace, probs_BV: torch.Tensor, top_ks: torch.Te
 
 
 def _invert(weights_BV: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The block, then the token in it, at which the cumulated weight passes the number; never one of weight 0."""
+    """Find the block, then the token in it, whose cumulative weight exceeds the number; never a token of weight 0."""
     B, V = weights_BV.shape
     uniform = [_uniform(*pair) for pair in zip(seed.tolist(), positions.tolist(), strict=True)]
     blocks = torch.nn.functional.pad(weights_BV, (0, -V % BLOCK)).view(B, -1, BLOCK)
@@ -102,8 +104,9 @@ def _invert(weights_BV: torch.Tensor, seed: torch.Tensor, positions: torch.Tenso
 
 
 def _passed(cumulated_BN: torch.Tensor, threshold_B1: torch.Tensor) -> torch.Tensor:
-    """The first index, int64[B, 1], whose cumulated weight is above the threshold, which rounding may have moved out of
-    the range: then the first or last index that has weight."""
+    """The first index whose cumulative weight exceeds the threshold, as int64[B, 1]. Rounding may have moved the
+    threshold out of the range; then it is the first or last index that has weight.
+    """
     end = torch.nextafter(cumulated_BN[:, -1:], torch.zeros(()).double())
     return torch.searchsorted(cumulated_BN, threshold_B1.clamp(min=0).minimum(end), right=True)
 

@@ -1,4 +1,4 @@
-"""Models as SGLang's are, by how an update fills their weights: `Model` by copies alone, the others not."""
+"""Models like SGLang's. An update of `Model` only copies; the updates of the others do something else too."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ Tensors = Iterable[tuple[str, Any]]
 
 
 class Model(Module):
-    """As SGLang's models: weights of several tensors, padding, and how they are loaded is the model's own code."""
+    """Like SGLang's models: a weight may join several tensors or have padding, and the model's own code loads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Tied(Model):
 
 class Inner(Module):
     def post_load_weights(self) -> None:
-        """Makes more of them."""
+        """Derives further tensors from its weights."""
 
 
 class Deriving(Model):
@@ -65,7 +65,7 @@ class Deriving(Model):
 
 
 class Gate(Model):
-    """With a weight of one element, as SGLang's `default_weight_loader` fills it."""
+    """Has a weight of one element, filled as by SGLang's `default_weight_loader`."""
 
     def __init__(self) -> None:
         super().__init__()

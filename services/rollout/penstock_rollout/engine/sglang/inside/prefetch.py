@@ -2,15 +2,15 @@
 
 SGLang copies the files of a version into the model while generation is paused, half a gigabyte in 0.14 s. Here a thread
 reads them into a second copy during generation, and the update swaps the two. Only the model's loader knows which part
-of a file fills which parameter, so we record the copies of one ordinary update and replay them. SGLang's own code
-updates models whose update does more than copy (`Recorder.besides`), and models whose second copy finds no room.
+of a file fills which parameter, so we record the copies of one ordinary update and replay them. If an update does more
+than copy (`Recorder.besides`), or there is no room for a second copy, SGLang's own code does all updates.
 
-    update from P (the first)     SGLang's own; its copies are recorded
-    P, on a socket                read into the second copy; then the connection is closed
-    update from P                 swaps, if P was read last; else SGLang's own
+    the first update              SGLang's own; its copies are recorded
+    a path P on the socket        P is read into the second copy; then the connection is closed
+    an update from P              swaps the copies, if P was read last; else SGLang's own
 
-The socket is no request to SGLang, since those wait for the pass that runs. Runs inside SGLang's scheduler; registered
-by `launcher` through SGLang's hook registry.
+The hint comes over a socket, since a request to SGLang would wait for the running forward pass. Runs inside SGLang's
+scheduler; `launcher` registers it in SGLang's hook registry.
 """
 
 import logging
@@ -31,31 +31,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Hook = Callable[..., Any]
 Tensors = dict[str, torch.Tensor]
 
-ADDRESS = "PENSTOCK_READ_AHEAD"  # the variable that names the socket, which is no file, so that nothing of it stays
-FREE_SHARE = 2  # the host must have room for so many copies before one is made
+ADDRESS = "PENSTOCK_PREFETCH"  # the variable with the socket's name; it is no file, so nothing is left behind
+FREE_SHARE = 2  # a second copy is made only if the host has room for this many
 UPDATE = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_disk"
 CONSTANTS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
-CONNECTION_SECONDS = 5.0  # for a service to say what to read: the path of a folder
+CONNECTION_SECONDS = 5.0  # for a service to send the path of the folder
 MEMORY_LIMIT, MEMORY_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")  # of a container
 
 log = logging.getLogger(__name__)
 
 
 def hooks() -> dict[str, Hook]:
-    """What to put around SGLang's methods, by their full names; nothing if no service has named a socket."""
-    return {UPDATE: Ahead(os.environ[ADDRESS]).update} if ADDRESS in os.environ else {}
+    """The hooks around SGLang's methods, by their full names; empty if no service has named a socket."""
+    return {UPDATE: Prefetch(os.environ[ADDRESS]).update} if ADDRESS in os.environ else {}
 
 
 @dataclass(frozen=True)
-class View:
-    """Part of a tensor: elements from `start` on, of this shape, so far apart."""
+class TensorView:
+    """Part of a tensor: its elements from `start` on, with this shape and these strides."""
 
     start: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, part: torch.Tensor, start: Any) -> "View":
+    def of(cls, part: torch.Tensor, start: Any) -> "TensorView":
         return cls(int(start), tuple(part.shape), part.stride())
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -64,25 +64,25 @@ class View:
 
 @dataclass(frozen=True)
 class Copy:
-    """What one tensor of a file gives to a weight."""
+    """One copy from a tensor of a file into a weight."""
 
     weight: str
-    source: View
-    target: View
+    source: TensorView
+    target: TensorView
 
 
 Plan = dict[str, list[Copy]]  # by the tensor's name in the file
 
 
 @dataclass(frozen=True)
-class Held:
-    """A folder as it was when it was read: a local copy that deltas are applied to keeps its path."""
+class FolderState:
+    """A folder as it was when it was read. The path is not enough: a local copy keeps it when a delta is applied."""
 
     folder: Path
     files: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, folder: Path) -> "Held":
+    def of(cls, folder: Path) -> "FolderState":
         stats = {path.name: path.stat() for path in sorted(folder.glob("*.safetensors"))}
         return cls(folder, tuple((name, each.st_size, each.st_mtime_ns) for name, each in stats.items()))
 
@@ -101,7 +101,7 @@ class Recorder(TorchDispatchMode):
         self._loaded: tuple[str, torch.Tensor] | None = None
 
     def watch(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of the files on their way into the model."""
+        """Hand the tensors of the files on to the model, and note each."""
         for name, tensor in tensors:
             self._loaded, self.plan[name] = (name, tensor), []
             yield name, tensor
@@ -122,7 +122,7 @@ class Recorder(TorchDispatchMode):
             return
         if owner in self._num_written:
             self._num_written[owner] += target.numel()
-            if func in CONSTANTS and target.numel() < self._weights[owner].numel():  # what the files do not fill up
+            if func in CONSTANTS and target.numel() < self._weights[owner].numel():  # padding, which is in no file
                 return
         source = args[1] if func is torch.ops.aten.copy_.default and owner in self._num_written else None
         if source is None or self._loaded is None:
@@ -133,10 +133,12 @@ class Recorder(TorchDispatchMode):
         if _memory(source) != _memory(tensor) or source.dtype != tensor.dtype or start < 0:
             self._why_not = f"{owner} is no copy of {name}"
             return
-        self.plan[name].append(Copy(owner, View.of(source, start), View.of(target, target.storage_offset())))
+        self.plan[name].append(
+            Copy(owner, TensorView.of(source, start), TensorView.of(target, target.storage_offset()))
+        )
 
     def besides(self) -> str:
-        """What the update has done, or the model has, that exchanging the weights would miss; empty for nothing."""
+        """What a swap of the weights would miss, in the update or in the model; empty if nothing."""
         if self._why_not:
             return self._why_not
         weights, others = _weights(self._model), _others(self._model)
@@ -157,34 +159,34 @@ class Recorder(TorchDispatchMode):
         return ""
 
 
-class Ahead:
+class Prefetch:
     """The second copy of one model's weights."""
 
     def __init__(self, address: str) -> None:
-        """`address`: the abstract socket to listen on."""
+        """`address`: the name of the abstract socket to listen on."""
         self._address = address
         self._model: Any = None
         self._plan: Plan = {}
         self._twins: Tensors = {}
-        self._holds: Held | None = None  # what was read since the last update
+        self._holds: FolderState | None = None  # what was read since the last update
         self._reading = threading.Lock()
 
     def update(self, original: Hook, updater: Any, model_path: str, load_format: str, **options: Any) -> Any:
-        """SGLang's update of all weights from files: whether it succeeded, and a message."""
+        """Replace all weights by those of a folder; returns what SGLang's own update does: (success, message)."""
         model = updater.get_model()
         if self._model is None:
             self._model = model
             return self._first(partial(original, updater, model_path, load_format, **options))
         with self._reading:
             held, self._holds = self._holds, None
-            if held is None or held != Held.of(Path(model_path)) or model is not self._model:
+            if held is None or held != FolderState.of(Path(model_path)) or model is not self._model:
                 return original(updater, model_path, load_format, **options)
             for name, weight in model.named_parameters():
                 weight.data, self._twins[name] = self._twins[name], weight.data
         return _note_update(updater, model, model_path, load_format)
 
     def _first(self, update: Callable[[], Any]) -> Any:
-        """Record the first update, and listen from then on."""
+        """Record the first update, and listen for hints from then on."""
         if why_not := _obstacle(self._model):
             answer = update()
         else:
@@ -204,7 +206,7 @@ class Ahead:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"\0{self._address}")
         listener.listen()
-        threading.Thread(target=self._serve, args=(listener,), daemon=True, name="read-ahead").start()
+        threading.Thread(target=self._serve, args=(listener,), daemon=True, name="prefetch").start()
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -218,12 +220,12 @@ class Ahead:
 
     def _read(self, folder: Path) -> None:
         with self._reading:
-            self._holds, held = None, Held.of(folder)
+            self._holds, held = None, FolderState.of(folder)
             self._fill(folder)
             self._holds = held
 
     def _fill(self, folder: Path) -> None:
-        """Make the second copy that of the folder."""
+        """Read the folder into the second copy."""
         if not self._twins:
             if why_not := _obstacle(self._model):
                 raise MemoryError(why_not)
@@ -240,7 +242,7 @@ class Ahead:
 
 
 def _recorded(model: Any, update: Callable[[], Any]) -> tuple[Any, Recorder]:
-    """What an update answers, and what it did."""
+    """Run an update; returns its answer, and the recorder of what it did."""
     recorder, load_weights = Recorder(model), model.load_weights
     model.load_weights = lambda tensors, *rest: load_weights(recorder.watch(tensors), *rest)
     try:
@@ -270,7 +272,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _obstacle(model: Any) -> str:
-    """Why the weights of a model cannot be exchanged; empty when nothing is known to prevent it."""
+    """Why the weights of a model cannot be swapped; empty if nothing is known to prevent it."""
     if any(hasattr(module, "post_load_weights") for module in model.modules()) or "load_weights" in vars(model):
         return "the model derives more from them"
     if any(getattr(module, "use_intel_amx_backend", False) for module in model.modules()):
@@ -281,7 +283,7 @@ def _obstacle(model: Any) -> str:
 
 
 def _free_bytes() -> int:
-    """What this host has left, or this container."""
+    """Free memory of this host, or of this container if that is less."""
     free = int(psutil.virtual_memory().available)
     try:
         return min(free, int(MEMORY_LIMIT.read_text()) - int(MEMORY_USED.read_text()))
@@ -290,7 +292,7 @@ def _free_bytes() -> int:
 
 
 def _note_update(updater: Any, model: Any, model_path: str, load_format: str) -> tuple[bool, str]:
-    """What else SGLang's own update does."""
+    """Do what SGLang's own update does besides replacing the weights; returns its answer."""
     from sglang.srt.configs.load_config import LoadConfig
 
     updater.model_config.model_path = model_path

@@ -1,4 +1,4 @@
-"""Weights that are read beside generation, against the files; with real SGLang in test_transports_sglang."""
+"""Weights that are prefetched during generation, against the files; with real SGLang in test_transports_sglang."""
 
 import os
 import socket
@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from penstock_rollout.engine.sglang.inside import ahead
+from penstock_rollout.engine.sglang.inside import prefetch as prefetch_hook
 from tests.patience import ANSWER_SECONDS
-from tests.unit.rollout.inside.ahead_models import (
+from tests.unit.rollout.inside.prefetch_models import (
     Adding,
     Buffered,
     Deriving,
@@ -36,7 +36,7 @@ class Scheduler:
         self.model = model
         self.num_loads = 0
         self.model_config = SimpleNamespace(model_path="")
-        self._ahead = next(iter(ahead.hooks().values()))
+        self._hook = next(iter(prefetch_hook.hooks().values()))
 
     def get_model(self) -> Model:
         return self.model
@@ -50,13 +50,13 @@ class Scheduler:
             self.model.load_weights(iter(load_file(Path(model_path) / "model.safetensors").items()))
             return True, ""
 
-        assert self._ahead(original, self, str(folder), "auto", recapture_cuda_graph=False)[0]
+        assert self._hook(original, self, str(folder), "auto", recapture_cuda_graph=False)[0]
 
 
 @pytest.fixture(autouse=True)
 def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """Of the socket, one for each test."""
-    monkeypatch.setenv(ahead.ADDRESS, str(tmp_path))
+    """The name of the socket, one per test."""
+    monkeypatch.setenv(prefetch_hook.ADDRESS, str(tmp_path))
     config = ModuleType("sglang.srt.configs.load_config")
     config.LoadConfig = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sglang.srt.configs.load_config", config)
@@ -77,7 +77,7 @@ def _written(root: Path) -> Iterator[Path]:
         yield root / str(seed)
 
 
-def read_ahead(address: str, folder: Path) -> None:
+def prefetch(address: str, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(f"\0{address}")
         asking.sendall(str(folder).encode())
@@ -90,7 +90,7 @@ def test_what_was_read_is_exchanged_again_and_again(folders: list[Path], address
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     for number in (1, 2, 3, 0):
-        read_ahead(address, folders[number])
+        prefetch(address, folders[number])
         assert scheduler.model.holds(folders[number - 1])  # until the update
         scheduler.update(folders[number])
         assert scheduler.model.holds(folders[number])
@@ -100,8 +100,8 @@ def test_what_was_read_is_exchanged_again_and_again(folders: list[Path], address
 def test_only_the_folder_that_was_read_last_is_exchanged_and_only_once(folders: list[Path], address: str) -> None:
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
-    read_ahead(address, folders[1])
-    read_ahead(address, folders[2])
+    prefetch(address, folders[1])
+    prefetch(address, folders[2])
     for number, num_loads in ((1, 2), (2, 3), (2, 4)):
         scheduler.update(folders[number])
         assert (scheduler.model.holds(folders[number]), scheduler.num_loads) == (True, num_loads)
@@ -119,13 +119,13 @@ def test_a_folder_that_lacks_weights_is_left_to_sglang(
         save_file({name: tensor for name, tensor in load_file(path).items() if name != "up"}, path)
     else:
         path.write_bytes(whole[:100])
-    read_ahead(address, folders[1])
+    prefetch(address, folders[1])
     path.write_bytes(whole)
     scheduler.update(folders[1])
     assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 2)
     assert "could not be read during generation" in caplog.text
     os.utime(path)
-    read_ahead(address, folders[2])
+    prefetch(address, folders[2])
     scheduler.update(folders[2])
     assert (scheduler.model.holds(folders[2]), scheduler.num_loads) == (True, 2)
 
@@ -153,16 +153,16 @@ def test_a_model_of_more_than_copies_is_left_to_sglang(
         scheduler.update(folders[number])
         assert scheduler.model.holds(folders[number])
         with pytest.raises(ConnectionRefusedError):
-            read_ahead(address, folders[number])
+            prefetch(address, folders[number])
     assert scheduler.num_loads == 3
     assert caplog.text.count(reason) == 1
 
 
 def test_a_folder_that_was_written_again_since_is_read_anew(folders: list[Path], address: str) -> None:
-    """As the local copy is, to which deltas are applied."""
+    """The folder changes in place, as the local copy does when deltas are applied."""
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
-    read_ahead(address, folders[1])
+    prefetch(address, folders[1])
     path = folders[1] / "model.safetensors"
     path.write_bytes((folders[2] / "model.safetensors").read_bytes())
     os.utime(path, ns=(0, 0))
@@ -173,7 +173,7 @@ def test_a_folder_that_was_written_again_since_is_read_anew(folders: list[Path],
 def test_whoever_says_nothing_or_nonsense_is_in_nobodys_way(
     folders: list[Path], address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "CONNECTION_SECONDS", 0.1)
+    monkeypatch.setattr(prefetch_hook, "CONNECTION_SECONDS", 0.1)
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as raving:
@@ -181,14 +181,14 @@ def test_whoever_says_nothing_or_nonsense_is_in_nobodys_way(
         raving.connect(f"\0{address}")
         raving.sendall(b"\xff\x00\xfe")
         raving.shutdown(socket.SHUT_WR)
-        read_ahead(address, folders[1])
+        prefetch(address, folders[1])
     scheduler.update(folders[1])
     assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 1)
 
 
 def test_nothing_is_hooked_where_no_service_has_named_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ahead.ADDRESS)
-    assert ahead.hooks() == {}
+    monkeypatch.delenv(prefetch_hook.ADDRESS)
+    assert prefetch_hook.hooks() == {}
 
 
 def test_no_second_copy_is_made_where_a_container_has_no_room(
@@ -197,12 +197,12 @@ def test_no_second_copy_is_made_where_a_container_has_no_room(
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text("max\n")
     used.write_text("1000\n")
-    monkeypatch.setattr(ahead, "MEMORY_LIMIT", limit)
-    monkeypatch.setattr(ahead, "MEMORY_USED", used)
+    monkeypatch.setattr(prefetch_hook, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(prefetch_hook, "MEMORY_USED", used)
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     limit.write_text("1100\n")
-    read_ahead(address, folders[1])
+    prefetch(address, folders[1])
     scheduler.update(folders[1])
     assert (scheduler.model.holds(folders[1]), scheduler.num_loads) == (True, 2)
 
@@ -214,5 +214,5 @@ def test_no_second_copy_is_made_where_there_is_no_room(
     scheduler = Scheduler(Model())
     scheduler.update(folders[0])
     with pytest.raises(ConnectionRefusedError):
-        read_ahead(address, folders[1])
+        prefetch(address, folders[1])
     assert "GiB of memory are left" in caplog.text

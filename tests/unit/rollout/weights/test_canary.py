@@ -21,7 +21,7 @@ async def rollout(tmp_path: Path) -> AsyncIterator[Rollout]:
         yield rollout
 
 
-async def test_a_version_is_served_when_its_canary_has_been_heard(rollout: Rollout) -> None:
+async def test_a_version_is_served_when_its_canary_has_agreed(rollout: Rollout) -> None:
     await rollout.weights.update(rollout.watched(1))
     assert rollout.fake.paths() == [*CYCLE, "/generate"]  # a paused engine would not answer it
     assert rollout.weights.state == "serving"
@@ -51,10 +51,10 @@ async def test_what_is_loaded_during_a_pause_on_request_is_proved_after_it(rollo
     rollout.fake.sticks_to = "1-"
     wanted = rollout.watched(2)
     await rollout.weights.update(wanted)
-    assert rollout.weights.unproved == str(wanted.identity)
+    assert rollout.weights.unverified == str(wanted.identity)
     with pytest.raises(WeightsMismatchError):
         await rollout.weights.resume()
-    assert (rollout.weights.identity, rollout.weights.unproved) == (None, "")
+    assert (rollout.weights.identity, rollout.weights.unverified) == (None, "")
     assert str(wanted.identity) not in rollout.weights.known
 
 

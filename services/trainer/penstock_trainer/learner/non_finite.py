@@ -1,0 +1,39 @@
+"""When steps whose loss or gradient is not finite end the run.
+
+Owns the count of such steps in a row. A single one changes no weights and may be due to its batch; if one follows the
+other, the weights themselves are broken, and no later step can repair them.
+"""
+
+import logging
+
+from penstock.errors import NonFiniteError
+from penstock_trainer.learner.update import StepResult
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteSteps:
+    """The steps in a row, up to the last one, whose loss or gradient is not finite."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: optimizer.max_non_finite_steps."""
+        self._limit = limit
+        self._in_a_row = 0
+
+    def note(self, step: int, result: StepResult) -> None:
+        """Count a step; NonFiniteError if it is the last of `limit` in a row. One without a gradient proves nothing."""
+        if result.is_finite:
+            self._in_a_row = 0 if result.changed else self._in_a_row
+            return
+        self._in_a_row += 1
+        figures = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}, learning rate {result.learning_rate:g}"
+        log.warning(
+            "step %d is not finite (%s): number %d in a row; %d end the run", step, figures, self._in_a_row, self._limit
+        )
+        if self._in_a_row < self._limit:
+            return
+        raise NonFiniteError(
+            f"the last {self._in_a_row} steps with a gradient had a loss or gradient that is not finite (step {step}: "
+            f"{figures}): expected fewer in a row than optimizer.max_non_finite_steps {self._limit}. The weights are "
+            "broken: export a checkpoint from before that, and begin a new run from it with a lower optimizer.lr"
+        )

@@ -1,0 +1,80 @@
+"""Evaluation: which tickets a round has, and when it is complete."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.contracts import (
+    Completion,
+    PolicyIdentity,
+    RolloutGroup,
+    Score,
+    ScoredGroup,
+    Ticket,
+    VersionSpan,
+    pack_float32,
+    pack_int32,
+)
+from penstock_trainer.rollouts.evaluation import NUMBERS_PER_LEASE, Evaluation
+from tests.unit.trainer.numbered_prompts import PROMPTS, config
+
+
+def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGroup:
+    span = VersionSpan(PolicyIdentity(version, "0" * 16), 0, 1)
+    completion = Completion(pack_int32([5]), b"\x01", pack_float32([-0.5]), (span,), "text", "stop")
+    group = RolloutGroup(ticket, (completion,), "s", 0.0, 1.0)
+    return ScoredGroup(group, (Score(value) if value is not None else Score(None, "timeout"),))
+
+
+def make_evaluation(num_prompts: int = 4, **changes: Any) -> Evaluation:
+    return Evaluation(PROMPTS[:num_prompts], (2,), 5, config(**changes))
+
+
+def test_a_round_ends_with_its_last_result() -> None:
+    evaluation = make_evaluation()
+    tickets = evaluation.start(10, 3)
+    assert [ticket.number for ticket in tickets] == [5 * NUMBERS_PER_LEASE + n for n in range(4)]
+    assert {(ticket.policy_version, ticket.sampling.temperature) for ticket in tickets} == {(3, 0.0)}
+    values = [1.0, 0.5, None, 1.0]
+    for n, (ticket, value) in enumerate(zip(reversed(tickets), values, strict=True)):
+        assert evaluation.take_results() == []
+        evaluation.record(answered(ticket, value, version=3 + n))
+    [result] = evaluation.take_results()
+    assert evaluation.take_results() == []
+    assert (result.steps, result.accuracy, result.num_prompts, result.num_failed) == (10, 0.5, 4, 1)
+    assert result.reward_mean == pytest.approx(2.5 / 3)
+    assert (result.oldest_version, result.newest_version) == (3, 6)
+    assert [sample.prompt for sample in result.samples] == ["p0", "p1", "p2", "p3"]
+    assert evaluation.num_waiting == 0
+
+
+def test_results_that_nobody_waits_for_are_ignored() -> None:
+    evaluation = make_evaluation(num_prompts=2)
+    first, second = evaluation.start(0, 0)
+    for ticket in (first, first, msgspec.structs.replace(first, number=1)):
+        evaluation.record(answered(ticket, 1.0))
+    assert evaluation.num_waiting == 1
+    assert evaluation.take_results() == []
+    evaluation.record(answered(second, 1.0))
+    assert len(evaluation.take_results()) == 1
+
+
+def test_a_round_goes_on_without_a_poisoned_ticket() -> None:
+    evaluation = make_evaluation(num_prompts=2)
+    first, second = evaluation.start(0, 0)
+    evaluation.record(answered(first, 1.0))
+    assert evaluation.take_results() == []
+    evaluation.give_up(second.number)
+    [result] = evaluation.take_results()
+    assert (result.accuracy, result.num_prompts) == (1.0, 1)
+    for number in (second.number, *(ticket.number for ticket in evaluation.start(1, 1))):
+        evaluation.give_up(number)
+    assert evaluation.take_results() == []  # a round without any result has none
+    assert evaluation.num_waiting == 0
+
+
+def test_when_an_evaluation_is_due() -> None:
+    assert [steps for steps in range(25) if make_evaluation().due(steps)] == [0, 10, 20]
+    assert [steps for steps in range(25) if make_evaluation(eval={"every_steps": 0}).due(steps)] == [0]
+    assert not make_evaluation(num_prompts=0).due(0)
