@@ -32,7 +32,19 @@ keys have the defaults listed here.
 | Environment | `PENSTOCK_`, then the key with `__` between its parts | `PENSTOCK_ACTOR__GROUP_SIZE=8` |
 | Command line | `--key value` | `--actor.group_size 8` |
 
-You may give several files (`--config mine.yaml --config examples/presets/dapo.yaml`); the later value of a key wins.
+You may give several files (`--config mine.yaml --config examples/presets/dapo.yaml`); the later value of a key wins. On
+the command line too the later one wins. An empty variable sets nothing.
+
+**A mapping is one value.** Whoever sets a key of type mapping sets all of it: after `--reward.functions '{math: 1.0}'`
+the run has that one function, whatever a file or the default says. One entry has a key of its own, which leaves the
+other entries of earlier sources as they are: `--reward.functions.math 1.0`, `PENSTOCK_REWARD__FUNCTIONS__MATH=1.0`. (In
+variables only `reward.functions` and `data.template_options` have entries, with names in lower case.) The default of a
+mapping holds only if nothing sets the mapping or an entry. Sections are no mappings: their keys are set one by one.
+
+**A text is taken as it is.** On the command line and in variables, what is given for a key of type text, secret text or
+a choice of words is its value, character for character: `#`, quotes and line breaks too. An empty secret is none.
+Values of all other types are YAML, which includes JSON: `--sampling.stop '["\\n"]'`. In a file, each key stands once in
+its section.
 
 An unknown key is an error that names the nearest known one. Numbers are finite: no key takes `inf` or `nan`.
 `penstock config --config FILE` prints the configuration that a run would use.

@@ -1,8 +1,10 @@
 """How a configuration is shown and stored: as plain YAML values, its secrets omitted or masked."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from penstock.config.tree import Config
 
@@ -27,6 +29,24 @@ def without_secrets(config: Config) -> dict[str, Any]:
     tree["redis"]["password"] = None
     tree["redis"]["url"] = _mask_password(config.redis.url, "")
     return tree
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """A tree as YAML, in which every text is what it was when it is read again."""
+    return str(yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with readable Unicode."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these as they are, and reads them as line breaks; in double quotes it escapes them.
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _mask_password(url: str, mask: str) -> str:

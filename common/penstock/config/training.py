@@ -1,8 +1,9 @@
 """Sections of the configuration about training: run, model, optimizer, prompts, staleness, checkpoints."""
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from penstock.config.types import Count, Fraction, Seconds, Section
 from penstock.contracts import Dtype
@@ -144,6 +145,15 @@ class DatasetSection(Section):
     """Seed of a reasoning-gym task."""
 
 
+def _finite(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, without inf or nan at any depth; pydantic looks only at fields that are declared as numbers."""
+    try:
+        json.dumps(options, allow_nan=False, default=str)
+    except ValueError:
+        raise ValueError("numbers in it should be finite") from None
+    return options
+
+
 class DataSection(Section):
     """Prompts."""
 
@@ -156,6 +166,9 @@ class DataSection(Section):
     """B: groups (prompts) per training step."""
     system_prompt: str = ""
     """System message before every prompt; it turns plain prompts into chat messages."""
+    template_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default={})
+    """Variables of the model's chat template, such as `{enable_thinking: false}`; one that it does not read is refused.
+    See docs/prompts.md."""
 
 
 class EvalSection(Section):

@@ -19,6 +19,12 @@ Rounding = Literal["dithered", "nearest"]
 """How float32 becomes bfloat16 when weights are staged."""
 PauseMode = Literal["retract", "in_place", "abort"]
 """What running requests do when new weights come: `weights.pause_mode`."""
+BUILTIN_REWARDS = ("exact_match", "numeric", "gsm8k", "math", "format_regex", "reasoning_gym")
+"""Reward functions that every run has, by name: a row may name one."""
+UNUSABLE_TASKS = {
+    "propositional_logic": "its scorer pays in full for a premise that is copied from the question",
+}
+"""Tasks of reasoning-gym that are refused, and why."""
 
 
 class ServiceKind(StrEnum):

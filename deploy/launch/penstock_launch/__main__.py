@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from penstock.config import Config
 from penstock.config.load import load_config
-from penstock.config.shown import masked
+from penstock.config.shown import as_yaml, masked
 from penstock.errors import ConfigError, PenstockError
 from penstock.quiet import quiet_libraries
 from penstock_launch.commands.ask import ask_ledger
@@ -75,7 +73,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         print(cancel(config))
         return 0
     if arguments.command == "config":
-        print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
+        print(as_yaml(masked(config)), end="")
         return 0
     if arguments.command == "export":
         # Only this command needs torch, and its import takes seconds.

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-import yaml
 
 from penstock.config import Config, RedisSection, RunSection
-from penstock.config.shown import without_secrets
+from penstock.config.shown import as_yaml, without_secrets
 from penstock.durable import write_durably
 from penstock.errors import ConfigError, PenstockError
 from penstock.run_home import ID_FILE, RunHome
@@ -137,7 +136,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration, for the services and for the user."""
-        text = yaml.safe_dump(without_secrets(config), sort_keys=False, allow_unicode=True)
+        text = as_yaml(without_secrets(config))
         write_durably(self.config_path, text.encode())
 
     def write_queue(self, redis: RedisSection) -> None:

@@ -10,6 +10,7 @@ from penstock.model_path import check_model_path
 from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service, main
 from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.rows import require_rewards
 from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.telemetry.trackers import require_trackers
 
@@ -29,6 +30,7 @@ async def start(config: Config) -> None:
     require_trackers(config.tracking)
     train = load_rows(config.data.train)
     held_out = load_rows(config.data.eval, "data.eval") if config.data.eval else []
+    require_rewards([*train, *held_out], config.reward.functions)
     # Importing torch takes seconds: errors that can be found without it have been reported before.
     from penstock_trainer.wiring import run_trainer
 

@@ -57,12 +57,14 @@ class Trainer:
     async def train(self, start: ResumePoint) -> None:
         """Train from `start`, the position after the resume, to the end of the draws or a request to stop."""
         self._version = start.version
+        self._non_finite.begin(self._reports.non_finite_in_a_row)
         await self._releases.begin(start.steps, start.version)
         self._reports.ready()
         async with asyncio.TaskGroup() as beside:
             await self._train_batches(beside)
         if not self._requests.stop.is_set():
             await self._history.require_a_step(self._rollouts.last_failure)
+            self._non_finite.finish()
             await self._evaluate_and_save()
         self._reports.phase("writing a checkpoint")
         await self._checkpoint()

@@ -117,6 +117,11 @@ class Reports:
         """Whether the line of a step is written, in this life or an earlier one."""
         return self._progress.has_step(step)
 
+    @property
+    def non_finite_in_a_row(self) -> int:
+        """The steps up to the last reported one whose figures are not finite; at most as many as are shown."""
+        return self._progress.non_finite_in_a_row
+
     def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:
         """Bring the lines in step with the ledger: report each step whose trainer died before it reported it."""
         self._progress.forget_from(num_steps)

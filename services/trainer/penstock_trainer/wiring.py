@@ -20,9 +20,10 @@ from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly, Prompts
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.data.datasets import Row
+from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.draws import stop_token_ids
 from penstock_trainer.data.prompts import encode_rows, require_batch
+from penstock_trainer.data.rows import Row
 from penstock_trainer.data.tokenizer import load_vocabulary
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
@@ -127,9 +128,11 @@ def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> 
     engine = config.rollout.engine
     context = engine.context_length or vocabulary.context_length
     longest = longest_sequence(context, engine.max_total_tokens or None) - config.sampling.max_new_tokens
-    train = encode_rows(train_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
+    chat = Chat(vocabulary.tokenizer, config.data.system_prompt, config.data.template_options)
+    train = encode_rows(train_rows, vocabulary.tokenizer, chat, longest)
     require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
+    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat, longest)
+    chat.require_used()
     stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
     prompts = Prompts(train, held_out, stop)
     if prompts.shared:

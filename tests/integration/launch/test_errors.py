@@ -3,6 +3,7 @@
 Each mistake is made as a newcomer would make it, in a configuration file that is correct otherwise.
 """
 
+import shutil
 import socket
 import sys
 
@@ -86,6 +87,23 @@ def test_a_row_without_prompt_is_named(setup: UserCommands) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        ({"prompt": "a\ud83d", "answer": "1"}, "`prompt` has a lone surrogate"),
+        ({"prompt": "a", "answer": "\ud83d"}, "`answer` has a lone surrogate"),
+        ({"prompt": "a", "answer": float("nan")}, "`answer` is nan"),
+        ({"prompt": "a", "answer": "1", "reward": "exact"}, "the reward 'exact' (str) does not exist"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_before_a_model_is_loaded(
+    setup: UserCommands, row: dict[str, object], seen: str
+) -> None:
+    setup.write_rows({"prompt": "1+1=", "answer": "2"}, row)
+    setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 600}  # what comes after would wait
+    assert_one_line(setup.run("penstock_trainer"), CONFIG_EXIT, f"train.jsonl line 2: {seen}")
+
+
 def test_a_prompt_longer_than_the_context_is_named(setup: UserCommands) -> None:
     setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+" * 130, "answer": "3"})
     assert_one_line(
@@ -107,6 +125,31 @@ def test_a_prompt_whose_completion_the_engine_would_cut_is_named(setup: UserComm
         "train.jsonl line 2: the prompt has 6 tokens: expected at most 4",
         "rollout.engine.max_total_tokens",
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "seen"),
+    [
+        (
+            "{{ messages[0].content }}{{ 1 // (messages[0].content | length - 2) }}",
+            {},
+            "data: train.jsonl line 2: the chat template in actor.path refuses",
+        ),
+        ("{% for m in messages %}<{{ m.content }}>{% endfor %}", {}, "data: train.jsonl line 1: the chat template in"),
+        ("{{ messages[0].content }}{{ mood }}", {"mod": 1}, "config: data.template_options holds 'mod'"),
+    ],
+)
+def test_a_chat_that_the_template_cannot_take_is_named_before_a_model_is_loaded(
+    setup: UserCommands, template: str, options: dict[str, object], seen: str
+) -> None:
+    setup.write_rows(*({"prompt": [{"role": "user", "content": text}], "answer": ""} for text in ("a", "of")))
+    model = setup.folder / "model"
+    shutil.copytree(setup.document["actor"]["path"], model, ignore=shutil.ignore_patterns("*.safetensors"))
+    (model / "chat_template.jinja").write_text(template)
+    setup.document["actor"]["path"] = str(model)
+    setup.document["data"]["template_options"] = options
+    setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 600}  # what comes after would wait
+    assert_one_line(setup.run("penstock_trainer"), CONFIG_EXIT, seen, "expected")
 
 
 def test_a_missing_dataset_is_named(setup: UserCommands) -> None:

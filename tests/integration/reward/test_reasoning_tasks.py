@@ -6,7 +6,7 @@ import warnings
 import msgspec
 import pytest
 
-from penstock_reward.functions.reasoning_tasks import UNUSABLE
+from penstock.contracts.vocabulary import UNUSABLE_TASKS
 from penstock_reward.functions.registry import load
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def test_no_task_pays_for_empty_random_or_copied_answers_and_none_fails_by_them(
 
         score, letters = load("reasoning_gym"), random.Random(1)
         paid: dict[str, float] = {}
-        for task in sorted(set(DATASETS) - SLOW - set(UNUSABLE)):
+        for task in sorted(set(DATASETS) - SLOW - set(UNUSABLE_TASKS)):
             for entry in reasoning_gym.create_dataset(task, size=NUM_ENTRIES, seed=11):
                 carried = msgspec.msgpack.decode(msgspec.msgpack.encode(entry, enc_hook=str))
                 noise = "".join(letters.choice("abcdefgh []{}()+*/.,") for _ in range(40))

@@ -51,6 +51,7 @@ async def started(
     document = {
         "run": {"name": config.run.name, "root": str(folder / "runs")},
         "actor": {"path": "unused", "group_size": 2},
+        "sampling": {"max_new_tokens": 4},
         "data": {"train": {"path": "unused"}},
         "staleness": {"heartbeat_seconds": heartbeat_seconds},
         "rollout": {"engine": {"start_timeout_seconds": START_SECONDS, **engine}},

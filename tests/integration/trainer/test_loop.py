@@ -152,6 +152,27 @@ async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on
     assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
 
 
+async def test_a_run_that_ends_in_steps_that_are_not_finite_saves_no_model(loop: Life) -> None:
+    """The weights are finite, and no gradient is."""
+    document = loop.config.model_dump()
+    document["optimizer"]["lr"] = 1e30
+    document["run"]["max_steps"] = 3
+    broken = Life(Config.model_validate(document), loop.queue, loop.lease)
+    async with broken.training() as training:
+        await broken.answer(0, await broken.announced(0))
+        policy = await broken.announced(1)
+        for step in (1, 2):
+            await broken.answer(step, policy)
+        with pytest.raises(NonFiniteError, match=r"the last 2 steps .*step 2: .*end with a finite step"):
+            await training
+    assert [each for each in await loop.read_ledger() if each.startswith("step")] == ["step 0", "step 1", "step 2"]
+    again = Life(broken.config, loop.queue, loop.lease)
+    async with again.training() as training:
+        with pytest.raises(NonFiniteError, match="the last 2 steps"):
+            await training
+    assert not (broken.folder / "final").exists()
+
+
 async def test_an_end_between_gradient_and_commit_changes_nothing(loop: Life) -> None:
     async with held(loop) as training:
         before = loop.state()

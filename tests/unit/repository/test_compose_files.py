@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from penstock.config.identity import identifying_keys, keys_of
-from penstock.config.load import build_config, read_yaml
+from penstock.config.load import build_config
+from penstock.config.sources import read_yaml
 from penstock.contracts import ServiceKind
 from penstock_launch.services import TUNING
 from tests.patience import START_SECONDS

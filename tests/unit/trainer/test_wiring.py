@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_trainer.data.datasets import Row
+from penstock_trainer.data.rows import Row
 from penstock_trainer.wiring import _encode
 from tests.unit.trainer.trainer_groups import config_for
 

@@ -1,7 +1,7 @@
 """The built-in reward `reasoning_gym`: the score that a task of that library gives.
 
-Owns the calls of its scorers, and the scorers that are replaced or refused. Made by a factory, so that the import
-happens once per worker process, outside the deadline of a call. Invariant: a scorer that raises on the model's text
+Owns the calls of its scorers, and the scorers that are replaced. Made by a factory, so that the import happens once per
+worker process, outside the deadline of a call. Invariant: a scorer that raises on the model's text
 gives 0; one that raises on the entry's own answer, or a task that rewards every text, is the row's fault.
 """
 
@@ -9,15 +9,11 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from penstock.contracts.vocabulary import UNUSABLE_TASKS
 from penstock_reward.functions.answers import spoken, tagged
 
 RewardFunction = Callable[..., Any]
 Entry = dict[str, Any]
-
-UNUSABLE = {
-    "propositional_logic": "its scorer pays in full for a premise that is copied from the question",
-}
-"""Tasks that are refused, and why."""
 
 
 def make_reasoning_gym() -> RewardFunction:
@@ -50,8 +46,8 @@ def make_reasoning_gym() -> RewardFunction:
             raise ValueError(
                 f"metadata holds {seen}; reasoning_gym expected `task`, a name, and `entry`, its whole item"
             )
-        if task in UNUSABLE:
-            raise ValueError(f"metadata.task is {task!r}: {UNUSABLE[task]}; expected another task")
+        if task in UNUSABLE_TASKS:
+            raise ValueError(f"metadata.task is {task!r}: {UNUSABLE_TASKS[task]}; expected another task")
         text, restored = tagged_answer(completion), restore(task, entry)
         if task in REPAIRED:
             return REPAIRED[task](text, restored, scorer_of(task))

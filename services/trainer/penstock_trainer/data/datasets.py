@@ -1,7 +1,7 @@
 """Rows of prompts from JSONL files, Hugging Face datasets and reasoning-gym tasks.
 
-Owns the sources of rows and the checks of a row; `prompts` turns rows into tokens. Every row that comes out is valid: a
-bad one is a DataError with its place, the value seen and the key to change.
+Owns the sources of rows and the places of rows in them; `rows` checks a row, `prompts` turns rows into tokens. Every
+row that comes out is valid. What cannot be read is a DataError with its place, the value seen and the key to change.
 
     kind            path                                        a row's place
     jsonl           a file with one JSON object per line         addition.jsonl line 3
@@ -10,38 +10,21 @@ bad one is a DataError with its place, the value seen and the key to change.
 """
 
 import difflib
+import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-
-from penstock.config import ColumnsSection, DatasetSection
+from penstock.config import DatasetSection
 from penstock.errors import DataError
+from penstock_trainer.data.rows import Row, plain, read_row
 
-Message = dict[str, Any]
 # Suffix of a data file -> the builder of the `datasets` library that reads it.
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 DEFAULT_SPLIT = DatasetSection().split
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt, as text or as chat messages, and the inputs of its reward.
-
-    reward: "" for the run's `reward.functions`, else the name of one function.
-    place: of the row in its source, for messages.
-    """
-
-    prompt: str | list[Message]
-    answer: str
-    reward: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    place: str = ""
 
 
 def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
@@ -60,107 +43,66 @@ def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
     else:
         return list(_reasoning_gym_rows(section, key))
     limited = islice(records, section.size) if section.size else records
-    rows = [_row(record, place, section.columns, key) for place, record in limited]
+    rows = [read_row(record, place, section.columns, key) for place, record in limited]
     if not rows:
         raise DataError(f"{section.path} ({key}.path) holds no rows: expected at least one prompt")
     return rows
-
-
-def _row(record: object, place: str, columns: ColumnsSection, key: str) -> Row:
-    """A mapping of columns as a Row."""
-
-    def fail(seen: str, expected: str, column: str) -> DataError:
-        return DataError(f"{place}: {seen}: expected {expected}; correct the row or set {key}.columns.{column}")
-
-    if not isinstance(record, Mapping):
-        raise DataError(f"{place}: {_seen(record)}: expected an object with `{columns.prompt}` and `{columns.answer}`")
-    present = ", ".join(f"`{name}`" for name in record) or "no columns"
-    if record.get(columns.prompt) is None:
-        raise fail(f"no `{columns.prompt}` among {present}", "text or a list of chat messages", "prompt")
-    prompt = record[columns.prompt]
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise fail(f"`{columns.prompt}` is empty", "text or a list of chat messages", "prompt")
-    elif problem := _problem_of_messages(prompt):
-        raise fail(f"`{columns.prompt}` {problem}", 'text or a list of {"role": ..., "content": ...}', "prompt")
-    answer = record.get(columns.answer)
-    if answer is None:
-        raise fail(f"no `{columns.answer}` among {present}", 'text ("" if the reward needs none)', "answer")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise fail(f"`{columns.answer}` is {_seen(answer)}", "text or a number", "answer")
-    reward = record.get(columns.reward) or ""
-    if not isinstance(reward, str):
-        raise fail(f"`{columns.reward}` is {_seen(reward)}", "the name of a reward function", "reward")
-    metadata = record.get(columns.metadata) or {}
-    if not isinstance(metadata, Mapping):
-        raise fail(f"`{columns.metadata}` is {_seen(metadata)}", "an object", "metadata")
-    return Row(prompt, str(answer), reward, _plain(metadata, place), place)
-
-
-def _problem_of_messages(prompt: object) -> str:
-    """The fault of a list of chat messages; "" if there is none."""
-    if not isinstance(prompt, list):
-        return f"is {_seen(prompt)}"
-    if not prompt:
-        return "is an empty list"
-    for number, message in enumerate(prompt):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            return f"has {_seen(message)} as message {number}"
-        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
-            return f"has a message {number} whose role or content is no text"
-    return ""
-
-
-def _seen(value: object) -> str:
-    """A value and its type, short enough for a message."""
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def _plain(metadata: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Metadata as plain lists, mappings, numbers and text, the types that the queue can carry."""
-    try:
-        # Sorted, because sets have no order: the dataset's digest must be the same in every process.
-        ordered = msgspec.to_builtins(metadata, order="deterministic", enc_hook=_from_numpy)
-        plain = msgspec.msgpack.decode(msgspec.msgpack.encode(ordered))
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise DataError(
-            f"{place}: metadata cannot be sent ({error}): expected lists, mappings, numbers, text"
-        ) from error
-    if not isinstance(plain, dict):
-        raise DataError(f"{place}: metadata is {_seen(plain)}: expected an object")
-    return plain
-
-
-def _from_numpy(value: object) -> object:
-    """NumPy's scalars and arrays, which some reasoning-gym entries hold, as Python's own values."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"a {type(value).__name__}")
 
 
 def _jsonl_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
     """(place, value) per line that is not blank."""
     path = Path(section.path)
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        _require_file(path)
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield f"{path} line {number}", _json_value(line, f"{path} line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error}"
-        raise DataError(f"{path} ({key}.path) cannot be read ({reason}): expected a JSONL file") from error
+                    place = f"{path} line {number}"
+                    yield place, _json_value(_text(line, number, place, key), place)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{section.path} ({key}.path) cannot be read ({reason}): expected a JSONL file") from error
+
+
+def _require_file(path: Path) -> None:
+    """OSError unless `path` is a file or a folder: a pipe would be read once, and waited for without end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def _text(line: bytes, number: int, place: str, key: str) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}): expected a JSONL file in UTF-8 as "
+            f"{key}.path, not compressed"
+        ) from error
 
 
 def _json_value(line: str, place: str) -> object:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        shown = line.strip()
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise DataError(
-            f"{place}: not JSON ({error.msg}, column {error.colno}): expected one object, saw {shown}"
-        ) from error
+        reason = f"{error.msg}, column {error.colno}"
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:  # an integer with more digits than Python reads, or a name that stands twice
+        reason = str(error).partition(";")[0]
+    shown = line.strip()
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    raise DataError(f"{place}: not JSON ({reason}): expected one object, saw {shown}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a name that stands twice, of which only one value would be used."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`{twice[:40]}` twice")
+    return found
 
 
 def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
@@ -169,6 +111,8 @@ def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[st
 
     path = Path(section.path)
     try:
+        if path.exists():
+            _require_file(path)
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(section.path)
             if isinstance(loaded, datasets.DatasetDict):
@@ -184,14 +128,21 @@ def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[st
         else:
             name, _, subset = (section.path, "", "") if path.exists() else section.path.partition(":")
             loaded = datasets.load_dataset(name, subset or None, split=section.split)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+    # StopIteration: it raises that for an empty JSON file.
+    except (OSError, ValueError, KeyError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(f"{error or type(error).__name__} {error.__cause__ or ''}".split())[:300]
         raise DataError(
             f"{section.path} ({key}.path), split {section.split!r} ({key}.split), cannot be loaded: {reason}; "
             "expected a folder, a file or a hub name (name:subset if it has several)"
         ) from error
-    for number, record in enumerate(loaded):
-        yield f"{section.path}[{section.split}] row {number}", record
+    rows = enumerate(loaded)
+    for number in range(len(loaded)):
+        place = f"{section.path}[{section.split}] row {number}"
+        try:
+            record = next(rows)[1]
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # text that is not UTF-8, and others
+            raise DataError(f"{place}: cannot be read ({error}): expected a row of text and numbers") from error
+        yield place, record
 
 
 def _require_no_split(section: DatasetSection, key: str) -> None:
@@ -232,6 +183,6 @@ def _reasoning_gym_rows(section: DatasetSection, key: str) -> Iterator[Row]:
         raise DataError(f"{section.path} ({key}.path) cannot be made ({error}): {expected}") from error
     for number, entry in enumerate(dataset):
         place = f"reasoning_gym {section.path} row {number}"
-        metadata = _plain({"task": section.path, "entry": entry}, place)
+        metadata = plain({"task": section.path, "entry": entry}, place)
         answer = "" if entry["answer"] is None else str(entry["answer"])
         yield Row(entry["question"], answer, "reasoning_gym", metadata, place)

@@ -1,30 +1,19 @@
-"""Prompts as tokens: chat templates and tokenization.
+"""Prompts as tokens.
 
-Invariant: every prompt has at least one token and leaves room for its completion; a bad row is a DataError that names
-it.
+Invariant: every prompt has at least one token, leaves room for its completion and does not end a text; a bad row is a
+DataError that names it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import xxhash
 
 from penstock.errors import DataError
-from penstock_trainer.data.datasets import Message, Row
-
-
-class Tokenizer(Protocol):
-    """The methods of a transformers tokenizer that are used."""
-
-    chat_template: Any
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-    def apply_chat_template(
-        self, conversation: list[Message], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str: ...
+from penstock_trainer.data.chat import Chat, Tokenizer
+from penstock_trainer.data.rows import Row
 
 
 @dataclass(frozen=True)
@@ -38,57 +27,50 @@ class EncodedPrompt:
     metadata: dict[str, Any]
 
 
-def encode_rows(
-    rows: Sequence[Row], tokenizer: Tokenizer, system_prompt: str, max_prompt_tokens: int
-) -> list[EncodedPrompt]:
-    """Every row through the chat template (messages, or any prompt with `system_prompt`) and the tokenizer.
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> list[EncodedPrompt]:
+    """Every row through the chat template (messages, or any prompt with a system prompt) and the tokenizer.
 
-    Plain text gets the tokenizer's own special tokens, a chat only those of its template. A chat that
-    starts with a system message keeps it. max_prompt_tokens: the engine's longest sequence less
+    Plain text gets the special tokens that the tokenizer puts before a text, a chat only those of its template. A chat
+    that starts with a system message keeps it. max_prompt_tokens: the engine's longest sequence less
     sampling.max_new_tokens.
     """
-    return [_encode_row(row, tokenizer, system_prompt, max_prompt_tokens) for row in rows]
+    return [_encode_row(row, tokenizer, chat, max_prompt_tokens) for row in rows]
 
 
-def _encode_row(row: Row, tokenizer: Tokenizer, system_prompt: str, max_prompt_tokens: int) -> EncodedPrompt:
-    if isinstance(row.prompt, str) and not system_prompt:
+def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> EncodedPrompt:
+    if isinstance(row.prompt, str) and not chat.system_prompt:
         text = row.prompt
-        token_ids = tuple(tokenizer.encode(text))
+        token_ids = _plain_token_ids(text, tokenizer)
     else:
-        text = _chat_text(row, tokenizer, system_prompt)
-        token_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        text = chat.text(row)
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
     if not token_ids:
         raise DataError(f"{row.place}: the prompt has no tokens: expected at least one")
+    if len(token_ids) > 1 and token_ids[-1] == tokenizer.eos_token_id:  # alone, it is how some models begin a text
+        raise DataError(
+            f"{row.place}: the prompt ends with the model's end-of-text token, so that its completion would be another "
+            "text: expected a prompt that a completion continues; correct the row, or the chat template in actor.path"
+        )
     if len(token_ids) > max_prompt_tokens:
         raise DataError(
             f"{row.place}: the prompt has {len(token_ids)} tokens: expected at most {max_prompt_tokens} (what engines "
             "generate to the end, less sampling.max_new_tokens); shorten it, lower sampling.max_new_tokens, or raise "
             "rollout.engine.context_length or rollout.engine.max_total_tokens"
         )
-    return EncodedPrompt(text, token_ids, row.answer, row.reward, row.metadata)
+    return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata)
 
 
-def _chat_text(row: Row, tokenizer: Tokenizer, system_prompt: str) -> str:
-    """The row's messages through the chat template, up to the start of the assistant's message."""
-    messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
-    if system_prompt and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{row.place}: chat messages, but the tokenizer in actor.path has no chat template: expected one; "
-            "use plain text as prompt and leave data.system_prompt empty"
-        )
-    # A template refuses messages through Jinja; jinja2 is imported with the tokenizer, not before.
-    import jinja2
+def _plain_token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a plain text behind those that the tokenizer begins a text with, unless it begins with them itself.
 
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(str(message["role"]) for message in messages)
-        raise DataError(
-            f"{row.place}: the chat template in actor.path refuses messages with roles {roles} ({error}): "
-            "expected roles and an order that it accepts; correct the row or data.system_prompt"
-        ) from error
+    What the tokenizer puts at the end of a text is left out: the completion follows.
+    """
+    own, full = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
+    for start in range(len(full) - len(own) + 1):
+        if full[start : start + len(own)] == own:
+            before = full[:start]
+            return own if own[:start] == before else before + own
+    return full  # its special tokens change the others
 
 
 def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) -> None:

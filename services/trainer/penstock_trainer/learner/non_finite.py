@@ -11,6 +11,8 @@ from penstock_trainer.learner.update import StepResult
 
 log = logging.getLogger(__name__)
 
+ROW = 2  # a single one may be due to its batch
+
 
 class NonFiniteSteps:
     """The steps in a row, up to the last one, whose loss or gradient is not finite."""
@@ -19,6 +21,11 @@ class NonFiniteSteps:
         """`limit`: optimizer.max_non_finite_steps."""
         self._limit = limit
         self._in_a_row = 0
+        self._last = "reported by an earlier trainer of the run"
+
+    def begin(self, in_a_row: int) -> None:
+        """Go on after so many of them: a new life of the trainer has the same weights."""
+        self._in_a_row = in_a_row
 
     def note(self, step: int, result: StepResult) -> None:
         """Count a step; NonFiniteError if it is the last of `limit` in a row. One without a gradient proves nothing."""
@@ -27,13 +34,21 @@ class NonFiniteSteps:
             return
         self._in_a_row += 1
         figures = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}, learning rate {result.learning_rate:g}"
+        self._last = f"step {step}: {figures}"
         log.warning(
             "step %d is not finite (%s): number %d in a row; %d end the run", step, figures, self._in_a_row, self._limit
         )
-        if self._in_a_row < self._limit:
-            return
-        raise NonFiniteError(
-            f"the last {self._in_a_row} steps with a gradient had a loss or gradient that is not finite (step {step}: "
-            f"{figures}): expected fewer in a row than optimizer.max_non_finite_steps {self._limit}. The weights are "
-            "broken: export a checkpoint from before that, and begin a new run from it with a lower optimizer.lr"
+        if self._in_a_row >= self._limit:
+            raise self._diverged(f"expected fewer in a row than optimizer.max_non_finite_steps {self._limit}")
+
+    def finish(self) -> None:
+        """At the end of the run; NonFiniteError if it ends in a row of them: no later step has shown better weights."""
+        if self._in_a_row >= ROW:
+            raise self._diverged("expected the run to end with a finite step")
+
+    def _diverged(self, expected: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"the last {self._in_a_row} steps had a loss or gradient that is not finite ({self._last}): "
+            f"{expected}. The weights are broken: export a checkpoint from before that, and begin a new run from it "
+            "with a lower optimizer.lr"
         )

@@ -24,12 +24,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from penstock.config.load import load_config
-from penstock.config.shown import masked
+from penstock.config.shown import as_yaml, masked
 from penstock.contracts import Contract
 from penstock.contracts.ledger import LedgerState
 from penstock.errors import ConfigError, DataError
@@ -140,7 +139,7 @@ def extract(path: Path, folder: Path) -> None:
 def _fill(tar: tarfile.TarFile, recording: Recording, plan: Plan, manifest: BundleManifest) -> None:
     _add(tar, README, _readme(manifest).encode())
     _add(tar, MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-    document = yaml.safe_dump(masked(recording.config), sort_keys=False, allow_unicode=True)
+    document = as_yaml(masked(recording.config))
     _add(tar, CONFIG, document.encode())
     journal = recording.step_files.journal
     _add(tar, f"steps/{journal.path.name}", journal.lines(_excerpt(recording.ledger, plan)))

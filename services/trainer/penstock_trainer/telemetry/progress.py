@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,6 +147,11 @@ class Progress:
     def evals(self) -> Iterator[dict[str, Any]]:
         """All of them as they are written, from the file."""
         return map(json.loads, _complete_lines(self._evals_path))
+
+    @property
+    def non_finite_in_a_row(self) -> int:
+        """The steps up to the last one, of the recent ones, whose figures are not finite."""
+        return len(list(takewhile(lambda line: not line.is_finite, reversed(self.recent))))
 
     @property
     def reward_average(self) -> float | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import psutil
-import yaml
 
 from penstock.config import TrackingSection
+from penstock.config.shown import as_yaml
 from penstock.errors import ConfigError
 from penstock.runtime.process import KILL_SECONDS
 
@@ -72,7 +72,7 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first_step)
-        text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+        text = as_yaml(run.config)
         self._writer.add_text("config", f"```yaml\n{text}```", run.first_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from penstock.config import Config
-from penstock.config.load import build_config, section_type
+from penstock.config.keys import section_type
+from penstock.config.load import build_config
 from penstock.errors import ConfigError
 
 HANDED_ON = ("ray.runtime_env", dict)  # any mapping: it is Ray's
@@ -59,6 +60,6 @@ def test_no_key_takes_inf_or_nan() -> None:
 def test_nor_do_the_environment_and_the_command_line(text: str) -> None:
     plain = document("run.name", "x")
     with pytest.raises(ConfigError, match=rf"optimizer\.lr: saw .*{text}.*; input should be a finite number"):
-        build_config(plain, {"optimizer": {"lr": text}}, {})
+        build_config(plain, [("optimizer.lr", text)], {})
     with pytest.raises(ConfigError, match=rf"kl_ctl: saw .*{text}.*; input should be a finite number"):
-        build_config(plain, {}, {"PENSTOCK_KL_CTL": text})
+        build_config(plain, [], {"PENSTOCK_KL_CTL": text})

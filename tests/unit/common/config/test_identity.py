@@ -9,7 +9,7 @@ import pytest
 
 from penstock.config import Config
 from penstock.config.identity import NOT_IDENTIFYING, READ_BY, differences, digest_of, identifying_keys, keys_of
-from penstock.config.load import known_keys
+from penstock.config.keys import known_keys
 from penstock.contracts import ServiceKind
 
 SERVICES = Path(__file__).parents[4] / "services"

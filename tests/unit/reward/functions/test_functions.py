@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.contracts.vocabulary import BUILTIN_REWARDS
 from penstock.errors import RewardError
 from penstock_reward.functions.numerals import find_numbers, last_number
 from penstock_reward.functions.reasoning_tasks import tagged_answer
@@ -184,6 +185,7 @@ def test_tagged_answer(completion: str, expected: str) -> None:
 def test_every_builtin_has_a_description() -> None:
     names = {"exact_match", "numeric", "math", "gsm8k", "format_regex", "reasoning_gym"}
     assert set(builtins()) == names
+    assert set(BUILTIN_REWARDS) == names  # which the trainer checks rows with
     assert all(builtin.description for builtin in builtins().values())
 
 

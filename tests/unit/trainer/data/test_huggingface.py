@@ -1,9 +1,14 @@
 """Hugging Face datasets from a folder or file, without a network."""
 
+import gzip
+import math
+import os
 import re
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from penstock.config import ColumnsSection, DatasetSection
@@ -89,3 +94,36 @@ def test_a_missing_column_names_the_key(tmp_path: Path) -> None:
     unmapped = section(tmp_path / "saved").model_copy(update={"columns": ColumnsSection()})
     with pytest.raises(DataError, match=r"no `prompt` among `question`.*data\.train\.columns\.prompt"):
         load_rows(unmapped)
+
+
+def test_a_path_that_is_no_dataset_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(b"{}")[:-9])
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "rows.json").write_text('{"question": "a", "solution": \n')
+    for name in ("folder", "loop.json", "pipe.json", "empty.json", "rows.json.gz", "rows.parquet", "rows.json", "a\0b"):
+        with pytest.raises(DataError, match=r"\(data\.train\.path\)"):
+            load_rows(section(tmp_path / name))
+
+
+def test_rows_of_tables_are_checked_as_others(tmp_path: Path) -> None:
+    questions = [[{"role": "user", "content": "a", "name": None}], [{"role": "user", "content": "b", "name": "x"}]]
+    datasets.Dataset.from_dict({"question": questions, "solution": [1.5, None]}).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet\[train\] row 1: `solution` is null"):
+        load_rows(section(tmp_path / "rows.parquet"))
+    limited = section(tmp_path / "rows.parquet").model_copy(update={"size": 1})
+    assert load_rows(limited)[0].prompt == [{"role": "user", "content": "a"}]
+    table = pa.table({"question": ["a"], "solution": pa.array([math.nan])})
+    pq.write_table(table, tmp_path / "nan.parquet")
+    with pytest.raises(DataError, match=r"row 0: `solution` is nan"):
+        load_rows(section(tmp_path / "nan.parquet"))
+
+
+def test_text_of_a_table_that_is_no_unicode_names_its_row(tmp_path: Path) -> None:
+    texts = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"question": texts, "solution": ["1", "2"]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet\[train\] row [01]: cannot be read .*utf-8"):
+        load_rows(section(tmp_path / "rows.parquet"))

@@ -1,61 +1,61 @@
-"""Tokens, chat templates, the order of draws and their seeds."""
+"""Rows as tokens, the order of draws and their seeds."""
 
 from collections import Counter
 from typing import Any
 
-import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import DataError
-from penstock_trainer.data.datasets import Row
+from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch, shared_prompts
+from penstock_trainer.data.rows import Row
 from penstock_trainer.data.seeds import permutation, sampling_seed
+from tests.unit.trainer.data.chat_models import CHATML, INST, NEVER_OPENS_AND_ENDS, characters
 
-BOS = 1
 USER = [{"role": "user", "content": "hi"}]
+BEGINS = "<s> $A"
 
 
-class CharacterTokenizer:
-    """One token per character, a beginning-of-text token, and a template with two roles."""
-
-    def __init__(self, chat_template: str | None = "yes") -> None:
-        self.chat_template = chat_template
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return [BOS] * add_special_tokens + [ord(character) for character in text]
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, Any]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        assert not tokenize
-        assert add_generation_prompt
-        if any(message["role"] not in ("system", "user") for message in conversation):
-            raise jinja2.TemplateError("unknown role")
-        return "".join(f"<{message['role'][0]}>{message['content']}" for message in conversation) + "<a>"
+def encode(row: Row, tokenizer: Any = None, system_prompt: str = "", limit: int = 100) -> EncodedPrompt:
+    tokenizer = tokenizer or characters(CHATML, around=BEGINS)
+    return encode_rows([row], tokenizer, Chat(tokenizer, system_prompt), limit)[0]
 
 
-def encode(row: Row, system_prompt: str = "", limit: int = 100, template: str | None = "yes") -> EncodedPrompt:
-    return encode_rows([row], CharacterTokenizer(template), system_prompt, limit)[0]
+def tokens(row: Row, tokenizer: Any = None) -> str:
+    tokenizer = tokenizer or characters(CHATML, around=BEGINS)
+    return "".join(tokenizer.convert_ids_to_tokens(encode(row, tokenizer).token_ids))
 
 
 def test_plain_text_gets_the_tokenizers_special_tokens() -> None:
-    prompt = encode(Row("ab", "c", "numeric", {"k": 1}))
-    assert prompt == EncodedPrompt("ab", (BOS, ord("a"), ord("b")), "c", "numeric", {"k": 1})
+    row = Row("ab", "c", "numeric", {"k": 1})
+    assert tokens(row) == "<s>ab"
+    prompt = encode(row)
+    assert (prompt.text, prompt.answer, prompt.reward, prompt.metadata) == ("ab", "c", "numeric", {"k": 1})
 
 
-def test_a_chat_gets_only_those_of_its_template() -> None:
-    prompt = encode(Row(USER, ""))
-    assert prompt.text == "<u>hi<a>"
-    assert prompt.token_ids == tuple(map(ord, prompt.text))
+@pytest.mark.parametrize("around", [BEGINS, "<s> $A </s>", "$A </s>", "$A", "<s> <|im_start|> $A"])
+def test_plain_text_begins_once_and_never_ends(around: str) -> None:
+    """Whatever the tokenizer puts around a text, and also if the text brings it."""
+    before = around.partition("$A")[0].replace(" ", "")
+    assert tokens(Row("ab", ""), characters(around=around)) == f"{before}ab"
+    assert tokens(Row(f"{before}ab", ""), characters(around=around)) == f"{before}ab"
+    assert tokens(Row("<s>ab<s>", ""), characters(around=around)).endswith("<s>ab<s>")
 
 
-def test_a_system_prompt_makes_text_a_chat_and_gives_way_to_the_rows_own() -> None:
-    assert encode(Row("hi", ""), "be good").text == "<s>be good<u>hi<a>"
-    assert encode(Row(USER, ""), "be good").text == "<s>be good<u>hi<a>"
-    own = [{"role": "system", "content": "be bad"}, *USER]
-    assert encode(Row(own, ""), "be good").text == "<s>be bad<u>hi<a>"
+def test_a_prompt_that_ends_a_text_is_refused() -> None:
+    for around in (BEGINS, "$A </s>", "$A"):
+        with pytest.raises(DataError, match=r"r line 4: the prompt ends with the model's end-of-text token"):
+            encode(Row("ab</s>", "", place="r line 4"), characters(around=around))
+    with pytest.raises(DataError, match=r"r line 4: the prompt ends with the model's end-of-text token"):
+        encode(Row(USER, "", place="r line 4"), characters(NEVER_OPENS_AND_ENDS))
+    assert tokens(Row("<s>", ""), characters(around="$A", eos="<s>")) == "<s>"  # it begins a text
+
+
+def test_a_chat_gets_only_the_special_tokens_of_its_template() -> None:
+    assert tokens(Row(USER, "")) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokens(Row(USER, ""), characters(INST, around=BEGINS)) == "<s>[INST] hi [/INST]"
 
 
 def test_a_prompt_longer_than_the_context_names_its_place_and_the_keys() -> None:
@@ -63,14 +63,6 @@ def test_a_prompt_longer_than_the_context_names_its_place_and_the_keys() -> None
     assert len(encode(row, limit=10).token_ids) == 10
     with pytest.raises(DataError, match=r"rows\.jsonl line 4: .* 10 tokens: expected at most 9 .*max_new_tokens"):
         encode(row, limit=9)
-
-
-def test_templates_that_are_missing_or_refuse_are_one_clear_error() -> None:
-    row = Row(USER, "", place="rows.jsonl line 4")
-    with pytest.raises(DataError, match=r"line 4: .* no chat template: .*data\.system_prompt"):
-        encode(row, template=None)
-    with pytest.raises(DataError, match=r"line 4: .* refuses messages with roles tool \(unknown role\)"):
-        encode(Row([{"role": "tool", "content": "x"}], "", place="rows.jsonl line 4"))
 
 
 def test_fewer_prompts_than_a_batch_names_both() -> None:
@@ -129,7 +121,7 @@ def test_sampling_seeds_are_scattered() -> None:
 
 def test_held_out_prompts_that_are_trained_are_found_by_their_tokens() -> None:
     """The form of a row does not matter, nor what its answer is."""
-    train = [encode(Row("hi", "1"), "be good"), encode(Row("ho", "2"))]
+    train = [encode(Row("hi", "1"), system_prompt="be good"), encode(Row("ho", "2"))]
     chat = [{"role": "system", "content": "be good"}, *USER]
     held_out = [encode(Row(chat, "other")), encode(Row("hi", "1")), encode(Row("ho ", "2"))]
     assert shared_prompts(held_out, train) == held_out[:1]

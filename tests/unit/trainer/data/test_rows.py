@@ -1,6 +1,8 @@
 """Rows from JSONL and reasoning-gym: their content, and one clear error for every bad row."""
 
+import gzip
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -8,7 +10,8 @@ import pytest
 
 from penstock.config import ColumnsSection, DatasetSection
 from penstock.errors import DataError
-from penstock_trainer.data.datasets import Row, load_rows
+from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.rows import Row, require_rewards
 
 
 def write(folder: Path, *lines: object) -> DatasetSection:
@@ -49,13 +52,13 @@ def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
     [
         ({"promt": "a", "answer": "b"}, "no `prompt` among `promt`, `answer`"),
         ({}, "no `prompt` among no columns"),
-        ({"prompt": None, "answer": "b"}, "no `prompt`"),
+        ({"prompt": None, "answer": "b"}, "`prompt` is null"),
         ({"prompt": "  ", "answer": "b"}, "`prompt` is empty"),
         ({"prompt": 7, "answer": "b"}, "`prompt` is 7 (int)"),
         ({"prompt": [], "answer": "b"}, "`prompt` is an empty list"),
-        ({"prompt": ["hi"], "answer": "b"}, "`prompt` has 'hi' (str) as message 0"),
-        ({"prompt": [{"role": "user"}], "answer": "b"}, "as message 0"),
-        ({"prompt": [{"role": "user", "content": 7}], "answer": "b"}, "message 0 whose role or content is no text"),
+        ({"prompt": ["hi"], "answer": "b"}, "`prompt[0]` is 'hi' (str)"),
+        ({"prompt": [{"role": "user"}], "answer": "b"}, "`prompt[0]` has no `content`"),
+        ({"prompt": [{"role": "user", "content": 7}], "answer": "b"}, "`prompt[0].content` is 7 (int)"),
         ({"prompt": "a"}, "no `answer` among `prompt`"),
         ({"prompt": "a", "answer": ["b"]}, "`answer` is ['b'] (list)"),
         ({"prompt": "a", "answer": True}, "`answer` is True (bool)"),
@@ -74,6 +77,127 @@ def test_a_bad_row_names_its_line_and_what_was_seen(tmp_path: Path, row: object,
     assert message.startswith(f"{section.path} line 2: ")
     assert seen in message
     assert "expected" in message
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+DEEP_IN_PYTHON = "[" * 500 + "]" * 500
+
+BAD_LINES = [
+    (r'{"prompt": "a\ud83d", "answer": "1"}', "`prompt` has a lone surrogate"),
+    (r'{"prompt": "a", "answer": "\ud83d"}', "`answer` has a lone surrogate"),
+    (r'{"prompt": "a", "answer": "1", "reward": "\udc00"}', "`reward` has a lone surrogate"),
+    (r'{"prompt": "a", "answer": "1", "metadata": {"k": ["\ud83d"]}}', "`metadata.k[0]` has a lone surrogate"),
+    (r'{"prompt": "a", "answer": "1", "metadata": {"\ud83d": 1}}', "`metadata` has a key with a lone surrogate"),
+    (r'{"prompt": [{"role": "user", "content": "\ud83d"}], "answer": "1"}', "`prompt[0].content` has a lone"),
+    (r'{"prompt": [{"role": "\ud83d", "content": "x"}], "answer": "1"}', "`prompt[0].role` has a lone"),
+    (
+        r'{"prompt": [{"role": "user", "content": "x", "n": {"a": "\ud83d"}}], "answer": ""}',
+        "`prompt[0].n.a` has a",
+    ),
+    ('{"prompt": "a", "answer": NaN}', "`answer` is nan"),
+    ('{"prompt": "a", "answer": 1e999}', "`answer` is inf"),
+    ('{"prompt": "a", "answer": -Infinity}', "`answer` is -inf"),
+    ('{"prompt": "a", "answer": "1", "metadata": {"k": NaN}}', "`metadata.k` is nan"),
+    ('{"prompt": [{"role": "user", "content": "x", "n": 1e999}], "answer": "1"}', "`prompt[0].n` is inf"),
+    ('{"prompt": "a", "answer": "1", "reward": NaN}', "`reward` is nan"),
+    ('{"prompt": "a", "answer": null}', "`answer` is null"),
+    ('{"prompt": null, "answer": "1"}', "`prompt` is null"),
+    ('{"prompt": [null], "answer": "1"}', "`prompt[0]` is null"),
+    ('{"prompt": [{"role": null, "content": "x"}], "answer": "1"}', "`prompt[0].role` is null"),
+    ('{"prompt": [{"role": "assistant", "content": null, "n": []}], "answer": "1"}', "`prompt[0].content` is null"),
+    ('{"prompt": [{"role": "user", "content": " "}], "answer": "1"}', "`prompt[0].content` is empty"),
+    ('{"prompt": "a", "answer": "1", "reward": 0}', "`reward` is 0 (int)"),
+    ('{"prompt": "a", "answer": "1", "metadata": ""}', "`metadata` is '' (str)"),
+    ('{"prompt": "a", "answer": "1", "metadata": []}', "`metadata` is [] (list)"),
+    ('{"prompt": "a", "prompt": "b", "answer": "1"}', "`prompt` twice"),
+    ('{"prompt": "a", "answer": "1", "metadata": {"k": 1, "k": 2}}', "`k` twice"),
+    ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "digits"),
+    ('{"prompt": "a", "answer": "1", "metadata": {"k": 18446744073709551616}}', "metadata cannot be sent"),
+    ('{"prompt": "a", "answer": ' + DEEP + "}", "nested"),
+    ('{"prompt": "a", "answer": ' + DEEP_IN_PYTHON + "}", "`answer` is [[["),
+    ('{"prompt": ' + DEEP_IN_PYTHON + ', "answer": "1"}', "`prompt[0]` is [[["),
+    ('{"prompt": "a", "answer": "1", "metadata": {"k": ' + DEEP_IN_PYTHON + "}}", "deeper than"),
+    ('{"prompt": "a", "answer": "1", "metadata": {"k": ' + '{"k":' * 500 + "1" + "}" * 500 + "}}", "deeper than"),
+    (DEEP, "nested"),
+    ("null", "null: expected an object"),
+    ('"text"', "'text' (str): expected an object"),
+    ('{"prompt": "a", "answer": "1"} {"prompt": "b"}', "not JSON (Extra data"),
+    ("\0\0\0", "not JSON ("),
+]
+
+
+@pytest.mark.parametrize(("line", "seen"), BAD_LINES)
+def test_every_fault_of_a_line_names_file_and_line(tmp_path: Path, line: str, seen: str) -> None:
+    section = write(tmp_path, {"prompt": "a", "answer": "b"}, "", line)
+    with pytest.raises(DataError) as caught:
+        load_rows(section)
+    message = str(caught.value)
+    assert message.startswith(f"{section.path} line 3: ")
+    assert seen in message
+    assert "expected" in message
+    assert len(message) < 400
+    message.encode()  # it can be printed
+
+
+def test_bytes_that_are_no_text_name_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "a", "answer": "b"}\r\n{"prompt": "\xe9", "answer": "b"}\r\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl line 2: not UTF-8 .*0xe9.*: expected"):
+        load_rows(DatasetSection(path=str(path)))
+
+
+def test_what_is_unusual_but_right_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    chat = [{"role": "user", "content": "hi", "tool_calls": None}, {"role": "system", "content": ""}]
+    lines = (
+        r'{"prompt": "a\u2028\ud83d\ude00", "answer": 1' + "0" * 400 + ', "x": NaN, "reward": null, "metadata": null}',
+        json.dumps({"prompt": chat, "answer": 0}),
+        '{"prompt": "\x85\u2028\u2029x", "answer": "", "metadata": {"a": {"b": [null, true, 1.5]}}}',
+    )
+    path.write_bytes("\r\n\r\n".join(lines).encode("utf-8-sig"))
+    assert load_rows(DatasetSection(path=str(path))) == [
+        Row("a\u2028\U0001f600", "1" + "0" * 400, "", {}, f"{path} line 1"),
+        Row([{"role": "user", "content": "hi"}, {"role": "system", "content": ""}], "0", "", {}, f"{path} line 3"),
+        Row("\x85\u2028\u2029x", "", "", {"a": {"b": [None, True, 1.5]}}, f"{path} line 5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reward", "near"), [("vowel", "own.vowels:count"), ("exact_mach", "exact_match"), ("Numeric", "numeric")]
+)
+def test_a_reward_that_does_not_exist_is_refused_with_the_nearest_name(reward: str, near: str) -> None:
+    functions = {"own.vowels:count": 1.0, "numeric": 0.0}
+    known = [Row("a", "1", name) for name in ("", "exact_match", *functions)]
+    require_rewards(known, functions)
+    with pytest.raises(DataError) as caught:
+        require_rewards([*known, Row("a", "1", reward, place="r line 4")], functions)
+    assert str(caught.value).startswith(f"r line 4: the reward {reward!r}")
+    assert f"did you mean {near!r}?" in str(caught.value)
+    assert "reward.functions" in str(caught.value)
+
+
+def test_a_task_that_pays_for_nothing_is_refused_at_the_start() -> None:
+    section = DatasetSection(kind="reasoning_gym", path="propositional_logic", size=1)
+    with pytest.raises(DataError, match=r"reasoning_gym propositional_logic row 0: .*premise.*expected another task"):
+        require_rewards(load_rows(section), {"exact_match": 1.0})
+
+
+def test_a_row_without_a_reward_needs_a_function_with_a_weight() -> None:
+    require_rewards([Row("a", "1", "numeric")], {"exact_match": 0.0})
+    with pytest.raises(DataError, match=r"r line 1: .* every weight in reward\.functions is 0"):
+        require_rewards([Row("a", "1", "", place="r line 1")], {"exact_match": 0.0})
+
+
+def test_a_path_that_is_no_file_of_rows_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    (tmp_path / "rows.gz").write_bytes(gzip.compress(b'{"prompt": "a", "answer": "b"}'))
+    wanted = {"folder": "directory", "loop": "symbolic links", "pipe": "not a regular file", "empty": "no rows"}
+    for name, reason in {**wanted, "rows.gz": "not UTF-8", "a\0b": "null byte", "x" * 300: "too long"}.items():
+        with pytest.raises(DataError, match=rf"{reason}.*data\.train\.path|data\.train\.path.*{reason}"):
+            load_rows(DatasetSection(path=str(tmp_path / name)))
 
 
 def test_a_bad_row_names_the_key_of_its_column(tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def test_a_step_that_is_fine_begins_the_count_anew_and_one_without_a_gradient_do
         note_all(3, BROKEN, BROKEN, WITHOUT_GRADIENT, BROKEN)
 
 
+def test_a_new_life_goes_on_counting() -> None:
+    steps = NonFiniteSteps(3)
+    steps.begin(2)
+    with pytest.raises(NonFiniteError):
+        steps.note(7, result(BROKEN))
+
+
 def test_each_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         note_all(5, BROKEN, FINE, BROKEN, BROKEN)
@@ -51,3 +58,19 @@ def test_each_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         "step 2 is not finite",
         "step 3 is not finite",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "ends_well"), [((BROKEN, FINE), True), ((FINE, BROKEN), True), ((BROKEN,) * 2, False)]
+)
+def test_a_run_must_not_end_in_a_row_of_them(kinds: tuple[str, ...], ends_well: bool) -> None:
+    steps = NonFiniteSteps(5)
+    for step, kind in enumerate(kinds):
+        steps.note(step, result(kind))
+    if ends_well:
+        steps.finish()
+        return
+    with pytest.raises(
+        NonFiniteError, match=r"the last 2 steps .*step 1: .*expected the run to end with a finite step"
+    ):
+        steps.finish()

@@ -242,6 +242,9 @@ def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> No
     for step, statistics in enumerate(figures):
         progress.add_step(replace(LINE, step=step, statistics=statistics))
     assert (summary_of(progress)["steps"], summary_of(progress)["non_finite_steps"]) == (3, 2)
+    assert Progress(tmp_path).non_finite_in_a_row == 2
+    progress.add_step(replace(LINE, step=3))
+    assert progress.non_finite_in_a_row == 0
 
 
 def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The keys of the configuration: which there are, what each holds, and the nearest to one that does not exist.
+
+A key is a section, a mapping such as `reward.functions`, an entry of a mapping, or a plain value. Names of entries are
+the user's: they are not listed, and may have dots.
+"""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+
+from penstock.config.tree import Config
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that exists. holds: the type of its value; is_entry: whether it is an entry of a mapping."""
+
+    path: tuple[str, ...]
+    holds: Any
+    is_entry: bool = False
+
+
+def find_key(dotted: str, model: type[BaseModel] = Config) -> Key | None:
+    """The key `dotted`, such as `optimizer.lr` or `reward.functions.my.module:score`; None if there is none.
+
+    Behind a mapping of plain values all is one name, dots included; behind one of anything, dots lead deeper.
+    """
+    name, dot, rest = dotted.partition(".")
+    field = model.model_fields.get(name)
+    if field is None:
+        return None
+    if not dot:
+        return Key((name,), field.annotation)
+    section = section_type(field.annotation)
+    if section is not None:
+        inner = find_key(rest, section)
+        return inner and Key((name, *inner.path), inner.holds, inner.is_entry)
+    if get_origin(field.annotation) is not dict:
+        return None
+    values = get_args(field.annotation)[1]
+    names = rest.split(".") if values is Any else [rest]
+    return Key((name, *names), values, is_entry=True) if all(names) else None
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        section = section_type(field.annotation)
+        if section is not None:
+            yield from known_keys(section, f"{prefix}{name}.")
+
+
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field's annotation (`Section` or `Section | None`), if it is one."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def holds_text(annotation: Any) -> bool:
+    """Whether every value of this type is a text: a text, a secret, a choice of words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return holds_text(arguments[0])
+    if origin in (Union, UnionType):
+        return all(holds_text(each) for each in arguments if each is not type(None))
+    if origin is Literal:
+        return all(isinstance(each, str) for each in arguments)
+    return annotation in (str, SecretStr)
+
+
+def may_be_none(annotation: Any) -> bool:
+    """Whether a value of this type may be left out."""
+    return type(None) in get_args(annotation)
+
+
+def nearest(key: str) -> str:
+    """The end of a message about the unknown `key`."""
+    known = set(known_keys())
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not close:
+        tails = {candidate.rpartition(".")[2]: candidate for candidate in known}
+        close = [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], tails, n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all keys"

@@ -1,0 +1,164 @@
+"""Chat messages as the text that the model continues, by the chat template of its tokenizer.
+
+Invariant: the text ends where the answer begins. That is behind the header of an assistant's message, or inside the
+last message if it is the assistant's: the model continues it. A template that would leave out a message, or open no
+assistant's message, is an error: the run would train on another question, or on an answer at the wrong place.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from penstock.errors import ConfigError, DataError
+from penstock_trainer.data.rows import Message, Row
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+NOT_OPTIONS = ("messages", "add_generation_prompt", "continue_final_message")
+PROBE = "PENSTOCK-PROBE"
+
+
+class Tokenizer(Protocol):
+    """The methods of a transformers tokenizer that are used."""
+
+    chat_template: Any
+    eos_token_id: Any
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def get_chat_template(self, *, tools: Any = None) -> str: ...
+
+    def apply_chat_template(self, conversation: list[Message], *, tokenize: bool, **kwargs: Any) -> str: ...
+
+
+class Chat:
+    """The chat template of a model, with the run's system prompt and template options."""
+
+    def __init__(self, tokenizer: Tokenizer, system_prompt: str = "", options: Mapping[str, Any] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._options = dict(options or {})
+        self._source = ""
+        self._opens = False
+        self.system_prompt = system_prompt
+
+    def require_used(self) -> None:
+        """ConfigError for options if no prompt went through the template."""
+        if self._options and not self._source:
+            raise ConfigError(
+                f"data.template_options holds {', '.join(self._options)}, and every prompt is plain text, which has no "
+                "template: expected chat messages as prompts, data.system_prompt, or no options"
+            )
+
+    def text(self, row: Row) -> str:
+        """The row's messages as text; DataError if the template cannot take them."""
+        messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+        if self.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        self._read_template(row)
+        self._require_roles(row, messages)
+        if messages[-1]["role"] != "assistant":
+            text = self._render(row, messages, add_generation_prompt=True)
+            self._require_opening(row, messages, text)
+        elif messages[-1]["content"].strip():
+            text = self._render(row, messages, continue_final_message=True)
+        else:
+            raise DataError(
+                f"{row.place}: the last message is the assistant's and empty: expected the beginning of an answer, "
+                "which the model continues, or no such message"
+            )
+        self._require_all(row, messages, text)
+        return text
+
+    def _read_template(self, row: Row) -> None:
+        """Find the template and check the options, once."""
+        if self._source:
+            return
+        if not self._tokenizer.chat_template:
+            raise DataError(
+                f"{row.place}: chat messages, but the tokenizer in actor.path has no chat template: expected one; "
+                "use plain text as prompt and leave data.system_prompt empty"
+            )
+        try:
+            source = self._tokenizer.get_chat_template(tools=self._options.get("tools"))
+        except ValueError as error:  # several templates, and none is the default
+            raise ConfigError(
+                f"the tokenizer in actor.path has no default chat template ({' '.join(str(error).split())[:200]}): "
+                "expected one"
+            ) from error
+        names = _variables(source) - set(NOT_OPTIONS)
+        for name in self._options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                raise ConfigError(
+                    f"data.template_options holds {name!r}, which the chat template in actor.path does not read: "
+                    "expected names of its variables" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        self._source = source
+
+    def _render(self, row: Row, messages: list[Message], **how: bool) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, **how, **self._options)
+        except Exception as error:  # a template is a program of its own, which may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            roles = ", ".join(str(message["role"]) for message in messages)
+            raise DataError(
+                f"{row.place}: the chat template in actor.path refuses messages with roles {roles} ({reason}): "
+                "expected messages that it accepts; correct the row, data.system_prompt or data.template_options"
+            ) from error
+
+    def _require_roles(self, row: Row, messages: list[Message]) -> None:
+        for number, message in enumerate(messages):
+            role = message["role"]
+            if role not in ROLES and not re.search(rf"(['\"]){re.escape(role)}\1", self._source):
+                near = difflib.get_close_matches(role, ROLES, n=1)
+                raise DataError(
+                    f"{row.place}: message {number} has the role {role!r}: expected {', '.join(ROLES)} or one that the "
+                    "chat template in actor.path names" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+
+    def _require_opening(self, row: Row, messages: list[Message], text: str) -> None:
+        """DataError if the template has a header for the assistant's message and does not end with it.
+
+        Some templates need none: the answer follows the user's message at once. An answer that is rendered shows it.
+        """
+        if self._opens:
+            return
+        if self._render(row, messages, add_generation_prompt=False) == text:
+            try:
+                answered = self._render(row, [*messages, {"role": "assistant", "content": PROBE}])
+            except DataError:  # it takes no answers, and so has no header
+                answered = ""
+            before, found, _ = answered.partition(PROBE)
+            header = before[len(text) :] if found and before.startswith(text) else ""
+            if header.strip():
+                raise DataError(
+                    f"{row.place}: the chat template in actor.path has no generation prompt: it puts {header!r} before "
+                    "an answer, and a prompt ends without it: expected a template that reads add_generation_prompt"
+                )
+        self._opens = True
+
+    def _require_all(self, row: Row, messages: list[Message], text: str) -> None:
+        """DataError if the text lacks a message.
+
+        Templates may change white space, quote the results of tools, and drop parts of earlier answers.
+        """
+        squeezed = _squeeze(text)
+        for number, message in enumerate(messages):
+            content = message["content"]
+            forms = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1])
+            if message["role"] != "assistant" and not any(_squeeze(form) in squeezed for form in forms):
+                raise DataError(
+                    f"{row.place}: the chat template in actor.path leaves out message {number}, of role "
+                    f"{message['role']!r}: expected a role that it uses; correct the row or data.system_prompt"
+                )
+
+
+def _variables(source: str) -> set[str]:
+    """The names in the code of a Jinja template, those of variables among them."""
+    code = " ".join(re.findall(r"\{[{%](.*?)[%}]\}", source, re.DOTALL))
+    return set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", re.sub(r"'[^']*'|\"[^\"]*\"", " ", code)))
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
