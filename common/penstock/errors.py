@@ -2,6 +2,7 @@
 
     PenstockError
     |- ConfigError        a key, a file or a combination that the user must change     exit 2
+    |  '- StrangerError   the run of this name lives, with another configuration      exit 2
     |- DataError          a dataset row or prompt that cannot be used                  exit 2
     |- QueueError         Redis cannot be reached, or gave an invalid answer           exit 4
     |  |- LeaseLostError  another trainer holds the lease                              exit 5
@@ -40,6 +41,12 @@ class ConfigError(PenstockError):
 
     kind = "config"
     exit_code = 2
+
+
+class StrangerError(ConfigError):
+    """The run lives, and is of another configuration or folder than this process's."""
+
+    kind = "stranger"
 
 
 class DataError(PenstockError):

@@ -10,20 +10,23 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
+from penstock.broker.identity import RunIdentity
 from penstock.broker.keys import Keys
 from penstock.broker.queue import Queue
 from penstock.config import Config
 from penstock.config.secrets import shown_url
 from penstock.config.shown import secret_values
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 BACKOFF_CAP_SECONDS = 1.0
 
 
-async def connect(config: Config, *, known_only: bool = False) -> Queue:
+async def connect(config: Config, kind: ServiceKind = ServiceKind.TRAINER, *, known_only: bool = False) -> Queue:
     """Connect and check the server; QueueError or ConfigError with redis.url if it cannot serve.
 
+    `kind`: of the service that connects; a launcher, and who only reads, has the keys of a trainer.
     `known_only`: create nothing there; ConfigError if it holds nothing of the run.
     """
     section = config.redis
@@ -43,8 +46,9 @@ async def connect(config: Config, *, known_only: bool = False) -> Queue:
         retry=_RetryUnlessRefused(ExponentialWithJitterBackoff(base=0.02, cap=BACKOFF_CAP_SECONDS), attempts),
         retry_on_error=[ConnectionError, TimeoutError, OSError],
     )
+    keys, identity = Keys(config.run.name), RunIdentity.of(config, kind)
     shown, secrets = shown_url(section.url), secret_values(config)
-    queue = Queue(client, Keys(config.run.name), shown, section.timeout_seconds, secrets)
+    queue = Queue(client, keys, identity, shown, section.timeout_seconds, secrets)
     try:
         await queue.check_server(make_groups=not known_only)
         if known_only:

@@ -13,12 +13,15 @@ so that runs share no key.
     failures      hash: ticket -> failures that its workers reported
     deaths        hash: ticket -> engine deaths while it was held
     beats         hash: consumer -> Unix milliseconds until which it counts as alive
-    services      hash: service name -> its record with a deadline
+    services      hash: service name -> its record, with a deadline, its kind and the digest of its configuration
     policy        hash: the announced version
     ledger        stream: what happened to tickets and weights, in order; never trimmed
     counters      hash: tickets issued, trained, dropped by reason
     lease         string: the trainer's fencing token, `number:random id`
     lease:last    integer: the highest number given out
+    identity      hash: whose run this is: the identifying keys and their values, their digest for each kind of service,
+                  the id of the run's folder, the owner in words
+    launcher      string: token of the launcher that holds the run, with a time to live
 """
 
 import re
@@ -43,6 +46,7 @@ class Keys:
     """Key names of one run."""
 
     def __init__(self, run: str) -> None:
+        self.run = run
         self._prefix = f"penstock:{{{run}}}:"
         self.dead = self.name("dead")
         self.live = self.name("live")
@@ -55,6 +59,8 @@ class Keys:
         self.counters = self.name("counters")
         self.lease = self.name("lease")
         self.last_lease = self.name("lease:last")
+        self.identity = self.name("identity")
+        self.launcher = self.name("launcher")
 
     def name(self, part: str) -> str:
         return self._prefix + part

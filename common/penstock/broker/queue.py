@@ -24,11 +24,12 @@ from redis.exceptions import (
 )
 
 from penstock.broker.calls import Calls, Command
+from penstock.broker.identity import RunIdentity, owner_in
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.broker.scripts import Script, ScriptCall
 from penstock.config.secrets import hide
 from penstock.contracts.services import Announcement, ServiceRecord, read_announced
-from penstock.errors import ConfigError, LeaseLostError, LostWritesError, QueueError
+from penstock.errors import ConfigError, LeaseLostError, LostWritesError, PenstockError, QueueError, StrangerError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Queue:
         self,
         client: "aioredis.Redis",
         keys: Keys,
+        identity: RunIdentity,
         shown_url: str,
         timeout_seconds: float,
         secrets: Sequence[str] = (),
@@ -57,6 +59,7 @@ class Queue:
         """
         self.client = client
         self.keys = keys
+        self.identity = identity
         self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
         self._timeout_seconds = timeout_seconds
         self.shown_url = shown_url
@@ -68,8 +71,14 @@ class Queue:
         await self.client.aclose()
 
     async def run(self, call: ScriptCall, first: Sequence[Command] = ()) -> Any:
-        """Run a script; wait while Redis or its disk is full: the script has changed nothing. `first`: see `Calls`."""
-        return await self._with_room(lambda: self._calls.run(call, first))
+        """Run a script; wait while Redis or its disk is full: the script has changed nothing. `first`: see `Calls`.
+
+        StrangerError names what the run has that this process does not.
+        """
+        try:
+            return await self._with_room(lambda: self._calls.run(call, first))
+        except StrangerError:
+            raise await self.stranger() from None
 
     async def _with_room(self, make_call: Callable[[], Awaitable[Any]]) -> Any:
         """Make a call, again until Redis has room for it."""
@@ -164,9 +173,19 @@ class Queue:
         return read_announced(fields) if fields else None
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
-        """Show a service to the others for `ttl_seconds`: its heartbeat."""
-        data, alive_ms = msgspec.json.encode(record), int(ttl_seconds * 1000)
-        await self.run(REGISTER(services=self.keys.services, name=record.name, record=data, alive_ms=alive_ms))
+        """Show a service to the others for `ttl_seconds`: its heartbeat. StrangerError: the run is another's."""
+        await self.run(
+            REGISTER(
+                services=self.keys.services,
+                identity=self.keys.identity,
+                lease=self.keys.lease,
+                launcher=self.keys.launcher,
+                name=record.name,
+                record=msgspec.json.encode(record),
+                alive_ms=int(ttl_seconds * 1000),
+                **self.identity.compared,
+            )
+        )
 
     async def unregister(self, name: str) -> None:
         await self.forget(self.keys.services, name)
@@ -177,8 +196,8 @@ class Queue:
             await self.guard(self.client.hdel(key, field))
 
     async def services(self) -> list[ServiceRecord]:
-        """The services whose heartbeat has not expired, by name."""
-        records = await self.run(SERVICES(services=self.keys.services))
+        """The services of the run's configuration whose heartbeat has not expired, by name."""
+        records = await self.run(SERVICES(services=self.keys.services, identity=self.keys.identity))
         return sorted((msgspec.json.decode(data, type=ServiceRecord) for data in records), key=lambda each: each.name)
 
     async def depths(self) -> dict[str, int]:
@@ -232,11 +251,47 @@ class Queue:
             "check run.name and redis.url"
         )
 
-    async def delete_run(self) -> int:
-        """Delete every key of the run; returns how many."""
+    async def stranger(self, *, deletes: bool = False) -> StrangerError:
+        """Why this process may not work for the run. `deletes`: it would delete it."""
+        fields = await self.guard(self.client.hgetall(self.keys.identity))
+        intent = " and is not deleted (run.existing is replace)" if deletes else ""
+        shown = ", ".join(each.name for each in await self.services())
+        return StrangerError(
+            f"run.name: {self.keys.run!r} on Redis at {self.shown_url} lives{intent}{shown and f' ({shown})'}. It is a "
+            f"run {self.identity.unlike(fields)}. Choose another run.name, or end that run first"
+        )
+
+    async def elsewhere(self) -> ConfigError:
+        """Why this process may not resume the run, which nobody works for."""
+        fields = await self.guard(self.client.hgetall(self.keys.identity))
+        return ConfigError(
+            f"run.root: the folder of run {self.keys.run!r} here is not the one with the state of that run on Redis at "
+            f"{self.shown_url} ({await self.contents()}), which was last that of {owner_in(fields)}. Expected the "
+            "run.root with its steps and checkpoints, or another run.name; `penstock launch` with run.existing replace "
+            "deletes that run's keys from the queue, so that it cannot be resumed"
+        )
+
+    async def contents(self) -> str:
+        """What the run has in the queue, in words; empty if it has not begun."""
+        async with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.xlen(self.keys.ledger)
+            pipeline.hmget(self.keys.counters, "issued", "trained")
+            pipeline.xlen(self.keys.dead)
+            records, (issued, trained), dead = await self.guard(pipeline.execute())
+        if not records and not issued:
+            return ""
+        return f"a ledger of {records} records, {int(issued or 0)} tickets, {int(trained or 0)} trained, {dead} dead"
+
+    async def delete_run(self, *, but_owner: bool = False) -> int:
+        """Delete every key of the run; returns how many.
+
+        `but_owner`: keep whose the run is, and the number of its last lease: old servers refuse lower ones.
+        """
+        kept = {self.keys.identity, self.keys.launcher, self.keys.last_lease} if but_owner else set()
         deleted = 0
         async for key in self.client.scan_iter(match=self.keys.pattern, count=500):
-            deleted += await self.guard(self.client.delete(key))
+            if key.decode() not in kept:
+                deleted += await self.guard(self.client.delete(key))
         return deleted
 
 
@@ -249,8 +304,10 @@ def disk_is_full(error: RedisError) -> bool:
     return str(error).startswith("MISCONF")
 
 
-def refusal(error: str) -> QueueError | None:
-    """The error of a script that found the lease in other hands; None for any other error."""
+def refusal(error: str) -> PenstockError | None:
+    """The error of a script that refuses its caller; None for any other error."""
+    if "_STRANGER" in error:
+        return StrangerError("the run has become one of another configuration or folder: another launch has taken it")
     holder = error.rpartition("FENCED ")[2]
     if "_LOST" in error:
         return LostWritesError(

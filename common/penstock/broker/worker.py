@@ -1,7 +1,8 @@
 """One consumer of the work streams: takes entries, renews those that it holds, hands them over, gives back, buries.
 
 Invariant: an entry is deleted only by the script that adds its successor, and only while this consumer holds it; a late
-worker publishes nothing. The parts of a group are written before the entry that names them, and are read separately.
+worker publishes nothing, and a stranger to the run (`penstock.broker.identity`) takes and publishes nothing. The parts
+of a group are written before the entry that names them, and are read separately.
 """
 
 import asyncio
@@ -100,7 +101,9 @@ class Worker:
     async def _take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> list[Delivery]:
         if not self._beaten:
             await self._beat()
-        return self._deliveries(stages, await self._queue.run(TAKE(**self._for_take(stages, served, limit))))
+        keys = self._queue.keys
+        call = TAKE(lease=keys.lease, launcher=keys.launcher, **self._for_take(stages, served, limit))
+        return self._deliveries(stages, await self._queue.run(call))
 
     def _for_take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> dict[str, Given]:
         """The keys and arguments of `take()` in `lua/shared`."""
@@ -111,6 +114,8 @@ class Worker:
             "policy": keys.policy,
             "failures": keys.failures,
             "deaths": keys.deaths,
+            "identity": keys.identity,
+            **self._queue.identity.compared,
             "stages": [{"stream": keys.stream(stage), "wake": keys.wake(stage)} for stage in stages],
             "group": GROUP,
             "consumer": self.name,
@@ -264,6 +269,8 @@ class Worker:
             "scored": keys.stream(Stage.SCORED),
             "live": keys.live,
             "scored_wake": keys.wake(Stage.SCORED),
+            "identity": keys.identity,
+            **self._queue.identity.compared,
             "group": GROUP,
             "consumer": self.name,
             "entry": delivery.entry_id,

@@ -13,7 +13,8 @@ class RunSection(Section):
     """The run: its name, its folder and its limits."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "default"
-    """Name of the run: its folder and its keys in Redis. Letters, digits, `_`, `.` and `-`."""
+    """Name of the run: its folder and its keys in Redis; runs that share a queue need different names. Letters, digits,
+    `_`, `.` and `-`."""
     root: str = "runs"
     """Folder that holds one folder per run; trainer and launcher write logs, steps and checkpoints there."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -23,7 +24,8 @@ class RunSection(Section):
     stall_seconds: Seconds = 300
     """Without any progress for this long, the trainer logs what it waits for and exits with code 3."""
     existing: Literal["resume", "replace", "refuse"] = "resume"
-    """What to do with an earlier run of the same name: resume it, delete it, or refuse to start."""
+    """What to do with an earlier run of the same name: resume it, delete it (its folder, and its keys in the queue), or
+    refuse to start. A run that lives is never touched."""
 
 
 class LoraSection(Section):

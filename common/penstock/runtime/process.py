@@ -5,6 +5,7 @@ process, and both are compared before each signal.
 """
 
 import os
+import platform
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ __all__ = [
     "kill_all",
     "parent_pid",
     "signal_all",
+    "this_machine",
     "tied_command",
     "wait_until_gone",
 ]
@@ -77,6 +79,13 @@ class ProcessIdentity:
         except ProcessLookupError:
             return False
         return True
+
+
+def this_machine() -> str:
+    """Host name, and the id of its boot if there is one."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    boot = boot_id.read_text(encoding="ascii").strip() if boot_id.exists() else ""
+    return f"{platform.node()} {boot}".strip()
 
 
 def parent_pid(pid: int) -> int | None:

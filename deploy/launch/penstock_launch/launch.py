@@ -1,7 +1,10 @@
 """One run from start to summary, on any site.
 
-    configuration -> run folder (orphans, run.existing) -> queue -> all services at once -> supervise, follow, sample
-                                                                                       '-> summary.json, report
+    configuration -> lock, hold the run -> run folder (run.existing) -> queue -> all services at once -> supervise, ...
+                                                                                            '-> summary.json, report
+
+The run is held (`penstock.broker.launcher`) before anything is deleted: in a queue of the user's before the folder is
+prepared, in the embedded one, whose data the lock protects, when it has started.
 
 Wires the parts and owns nothing else. A `Site` places the queue and the services: on this host (`local`), on the nodes
 of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
@@ -19,9 +22,10 @@ from pathlib import Path
 from typing import Protocol
 
 from penstock.broker import Queue, connect
+from penstock.broker.launcher import HeldRun, hold_run
 from penstock.config import Config, RedisSection
 from penstock.config.secrets import shown_url
-from penstock.errors import PenstockError
+from penstock.errors import LeaseLostError, PenstockError
 from penstock.runtime.output import complain, tell
 from penstock.runtime.process import heeded
 from penstock_launch.run_folder import RunFolder
@@ -79,8 +83,8 @@ class Site(Protocol):
 class LaunchTerms:
     """The settings that differ if a scheduler runs the launch itself."""
 
-    prepare: Callable[[RunFolder], bool] = RunFolder.prepare
-    """Prepares the folder while its lock is held; returns whether an earlier run continues."""
+    prepare: Callable[[RunFolder, Callable[[str], None]], bool] = RunFolder.prepare
+    """Prepares the folder while its lock is held; returns whether an earlier run continues. It reports events."""
     lock_seconds: float = 0.0
     """Longest time that an earlier launcher's lock may outlive it."""
     stop_signals: Mapping[signal.Signals, RunOutcome] = field(default_factory=dict)
@@ -93,17 +97,22 @@ def launch_run(
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     folder, terms = RunFolder(config.run), terms or LaunchTerms()
     with folder.locked(terms.lock_seconds):
-        orphans = folder.end_orphans()
-        continues = terms.prepare(folder)
-        forget_trainer_summary(folder.path)
-        view = make_view(config.run.name, _EventsLog(folder.logs / EVENTS_LOG).add)
+        log = _EventsLog(folder.logs / EVENTS_LOG)
+        view = make_view(config.run.name, log.add)
+        launch = _Launch(config, site, folder, view, terms)
         try:
-            for orphan in orphans:
+            for orphan in folder.end_orphans():
                 view.event(f"ended a process of an earlier launch: {orphan}")
+            folder.require_deletable()
+            if config.redis.url:
+                asyncio.run(launch.hold_queue_of_the_user())
+            continues = terms.prepare(folder, view.event)
+            log.open()
+            forget_trainer_summary(folder.path)
             view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
-            launch = _Launch(config, site, folder, view, terms)
             outcome = launch.run(environ)
         finally:
+            launch.release()
             view.close()
         facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
         return _conclude(folder, facts)
@@ -133,7 +142,30 @@ class _Launch:
         self._trees = ProcessTrees(folder.path, config.run.name)
         self._children: list[Child] = []
         self._stop_signals = terms.stop_signals
+        self._held: HeldRun | None = None
         self._supervisor = Supervisor(self._children, view.event, self._trees.survivors)
+
+    async def hold_queue_of_the_user(self) -> None:
+        """Hold the run in the server of redis.url, before anything is deleted."""
+        self._view.event(f"queue: connecting to redis.url (up to {self._config.redis.timeout_seconds:g} s)")
+        queue = await connect(self._config)
+        try:
+            await self._hold(queue, self._config)
+        finally:
+            await queue.close()
+
+    async def _hold(self, queue: Queue, config: Config) -> None:
+        self._held = await hold_run(queue, config, self._folder.home, self._view.event)
+        self._held.start_renewing(self._lost)
+
+    def _lost(self, error: Exception) -> None:  # in the thread that renews the hold
+        self._supervisor.stop(RunOutcome(LeaseLostError.exit_code, str(error)))
+
+    def release(self) -> None:
+        """Let others have the run. Blocks."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     def restarts(self) -> dict[str, int]:
         """By service."""
@@ -162,6 +194,7 @@ class _Launch:
             outcome = self._with_disk(asyncio.run(self._supervise(reachable, services)))
         finally:
             if queue:
+                self.release()
                 queue.stop()
                 self._folder.forget_queue()
         self._trees.forget()
@@ -185,7 +218,14 @@ class _Launch:
         return started
 
     async def _supervise(self, config: Config, services: Sequence[Startable]) -> RunOutcome:
-        queue = await self._connect(config)
+        queue = await connect(config)
+        if self._held is None:
+            await self._hold(queue, config)
+        else:
+            await self._clear(queue)
+            self._view.event(f"queue: {await queue.check_server()} at redis.url")
+        assert self._held is not None
+        self._folder.home.keep(self._held.folder)
         policy = RestartPolicy()
         self._children.extend(Child(service, policy) for service in services)
         supervisor = self._supervisor
@@ -212,15 +252,12 @@ class _Launch:
                 await queue.close()
         return outcome
 
-    async def _connect(self, config: Config) -> Queue:
-        if self._config.redis.url:
-            self._view.event(f"queue: connecting to redis.url (up to {config.redis.timeout_seconds:g} s)")
-        queue = await connect(config)
-        if self._config.redis.url:
-            if self._config.run.existing == "replace":
-                self._view.event(f"queue: deleted {await queue.delete_run()} keys of an earlier run")
-            self._view.event(f"queue: {await queue.check_server()} at redis.url")
-        return queue
+    async def _clear(self, queue: Queue) -> None:
+        """Delete the earlier run in a queue of the user's if run.existing says so."""
+        if self._config.run.existing == "replace":
+            if contents := await queue.contents():
+                self._view.event(f"run.existing is replace: deleting the earlier run from the queue ({contents})")
+            self._view.event(f"queue: deleted {await queue.delete_run(but_owner=True)} keys of an earlier run")
 
     async def _repeat(self, act: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
         """Act without end. A full disk, or too many open files, is said once and ends nothing."""
@@ -246,17 +283,33 @@ class _Launch:
 
 
 class _EventsLog:
-    """The launcher's log. A line that cannot be written is only shown, which is said once; the run goes on."""
+    """The launcher's log. It keeps lines until `open`, since the folder that it is in may be deleted before.
+
+    A line that cannot be written is only shown, which is said once; the run goes on.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept: list[str] | None = []
         self._fails = False
+
+    def open(self) -> None:
+        """Write what was kept, and each later line at once."""
+        kept, self._kept = self._kept or [], None
+        self._write("".join(kept))
 
     def add(self, line: str) -> None:
         """Add a line with the time of day, in UTC."""
+        stamped = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n"
+        if self._kept is None:
+            self._write(stamped)
+        else:
+            self._kept.append(stamped)
+
+    def _write(self, text: str) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
+                file.write(text)
         except OSError as error:
             if not self._fails:
                 complain(f"penstock: {self._path} cannot be written ({error.strerror}); the run goes on without it")

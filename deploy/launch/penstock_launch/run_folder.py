@@ -6,6 +6,7 @@
         processes.json         the processes of a launch that has not ended in order
         logs/<service>.log     one log for each service
         queue/                 the data of the embedded queue
+        folder_id              the id by which the queue knows this folder (`penstock.run_home`)
         trainer_summary.json   written by the trainer; summary.json: that and the launcher's facts
 
 Invariant: one launcher at a time, by a lock that ends with its process.
@@ -15,7 +16,7 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,7 @@ from penstock.config import Config, RedisSection, RunSection
 from penstock.config.shown import as_yaml, without_secrets
 from penstock.durable import write_durably, writing
 from penstock.errors import ConfigError, PenstockError
+from penstock.run_home import ID_FILE, RunHome
 from penstock.runtime.process import kill_all
 from penstock_launch.supervise.process_trees import LAUNCHER, PROCESSES_FILE, read_known
 
@@ -32,6 +34,7 @@ CONFIG_FILE = "config.yaml"
 QUEUE_FILE = "queue.json"
 LOCK_FILE = ".lock"
 LOCK_POLL_SECONDS = 0.5
+MADE_BY_A_LOCK = (LOCK_FILE, ID_FILE)  # of a folder that no run has begun in
 ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two steps
 MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
 
@@ -52,6 +55,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.queue = self.path / "queue"
         self.config_path = self.path / CONFIG_FILE
+        self.home = RunHome(self.path, LAUNCHER)
 
     @contextlib.contextmanager
     def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
@@ -95,8 +99,8 @@ class RunFolder:
         return f"its launcher has pid {pids[0]}" if pids else "its launcher holds the lock of the folder"
 
     def holds_earlier_run(self) -> bool:
-        """Whether the folder holds anything but the lock."""
-        return self.path.is_dir() and any(entry.name != LOCK_FILE for entry in self.path.iterdir())
+        """Whether the folder holds anything but the lock and its id."""
+        return self.path.is_dir() and any(entry.name not in MADE_BY_A_LOCK for entry in self.path.iterdir())
 
     def end_orphans(self) -> list[str]:
         """End processes that an earlier launch left; returns them as `service (pid)`. Call it with the lock held."""
@@ -110,8 +114,11 @@ class RunFolder:
             )
         return [f"{known.service} (pid {known.pid})" for known in orphans]
 
-    def prepare(self) -> bool:
-        """Apply run.existing and prepare the folder; returns whether an earlier run continues."""
+    def prepare(self, on_event: Callable[[str], None]) -> bool:
+        """Apply run.existing and prepare the folder; returns whether an earlier run continues.
+
+        `on_event` is called with what is about to be deleted.
+        """
         earlier = self.holds_earlier_run()
         if earlier and self.run.existing == "refuse":
             raise ConfigError(
@@ -119,19 +126,28 @@ class RunFolder:
                 "choose another run.name, or set run.existing to resume or replace"
             )
         if earlier and self.run.existing == "replace":
-            self._delete_content()
+            self._delete_content(on_event)
             earlier = False
         with writing(str(self.logs)):
             self.logs.mkdir(exist_ok=True)
         return earlier
 
-    def _delete_content(self) -> None:
-        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
-        if not any(entry.name in MARKS for entry in entries):
+    def require_deletable(self) -> None:
+        """ConfigError if run.existing is replace and the folder holds something else than a run."""
+        if self.run.existing != "replace" or not self.holds_earlier_run():
+            return
+        if not any((self.path / name).exists() for name in MARKS):
             raise ConfigError(
                 f"run.existing is replace, but {self.path} does not look like the folder of a run "
                 f"(expected one of {', '.join(MARKS)}) and is not deleted; choose another run.root or run.name"
             )
+
+    def _delete_content(self, on_event: Callable[[str], None]) -> None:
+        self.require_deletable()
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+        counts = {"checkpoints": "checkpoints/*/", "recorded steps": "steps/*.pack", "final models": "final"}
+        found = ", ".join(f"{len(list(self.path.glob(pattern)))} {name}" for name, pattern in counts.items())
+        on_event(f"run.existing is replace: deleting the earlier run in {self.path} ({found})")
         for entry in entries:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

@@ -33,7 +33,7 @@ async def start(config: Config) -> None:
     section = config.reward
     check_weights(section.functions)
     served = service.Service(section.host, section.port, "reward.port")
-    queue = await connect(config)
+    queue = await connect(config, ServiceKind.REWARD)
     try:
         served.advertise(await advertised_host(ServiceKind.REWARD, section, config.redis.url))
         async with open_pool(section) as pool:

@@ -38,7 +38,7 @@ async def start(config: Config) -> None:
     if not section.engine.url:
         check_model_path(config.actor.path, "actor.path")  # the engine would end with a traceback
     served = service.Service(section.host, section.port, "rollout.port")
-    queue = await connect(config)
+    queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
     server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)

@@ -15,6 +15,7 @@ from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
 from penstock.engine_limits import longest_sequence
+from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly, Prompts
@@ -52,8 +53,10 @@ async def run_trainer(
         service.advertise(await advertised_host(ServiceKind.TRAINER, config.trainer, config.redis.url))
         await check_memory(queue, needed_bytes(config))
         _warn_of_idle_servers(config)
-        step_files = StepFiles(Path(config.run.root) / config.run.name / "steps", config.checkpoint.keep_step_bytes)
-        lease = await acquire_lease(queue, config, above=step_files.highest_lease())
+        folder = Path(config.run.root) / config.run.name
+        home = RunHome(folder, ServiceKind.TRAINER)
+        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+        lease = await acquire_lease(queue, config, home, above=step_files.highest_lease())
         await _live(Assembly(config, service, queue, lease, learner, prompts, step_files))
         await asyncio.to_thread(learner.close)
         if ranks is not None:

@@ -11,7 +11,7 @@ from penstock.config import Config
 from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
 from penstock.contracts.services import Announcement
-from penstock.errors import LeaseLostError, LostWritesError, QueueError, StallError
+from penstock.errors import LeaseLostError, LostWritesError, PenstockError, StallError
 from tests.integration.broker.queue_setup import POLICY, expire_lease, issue, make_group, make_ticket, make_worker
 
 
@@ -107,7 +107,7 @@ async def test_a_ledger_that_lost_its_end_is_not_continued(trainer: TrainerQueue
 
 async def test_a_held_lease_is_waited_for_and_then_named(queue: Queue, queue_config: Config) -> None:
     lease = await acquire_lease(queue, queue_config)
-    lost: list[QueueError] = []
+    lost: list[PenstockError] = []
     lease.start_renewing(lost.append)
     try:
         short = queue_config.model_copy(update={"run": queue_config.run.model_copy(update={"stall_seconds": 1.0})})

@@ -14,9 +14,10 @@ from penstock.config import Config
 from penstock.contracts import DropReason
 from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
-from penstock.errors import LeaseLostError, QueueError
+from penstock.errors import LeaseLostError, PenstockError
 from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
 from tests.integration.launch.user_commands import (
+    END_SECONDS,
     SPREAD,
     UserCommands,
     ended,
@@ -53,7 +54,7 @@ async def test_a_standby_waits_past_the_limit_and_takes_over_when_the_lease_is_g
 ) -> None:
     config = with_heartbeat(queue_config, 6)  # renewed after two seconds
     first = await acquire_lease(queue, config)
-    lost: list[QueueError] = []
+    lost: list[PenstockError] = []
     first.start_renewing(lost.append)
     waiting = asyncio.create_task(acquire_lease(queue, standby(config)))
     before = left = await queue.client.pttl(queue.keys.lease)
@@ -117,9 +118,9 @@ async def test_each_kind_of_write_is_refused_after_the_lease_is_lost(
 async def test_a_trainer_that_only_renews_detects_its_loss(queue: Queue, queue_config: Config) -> None:
     lease = await acquire_lease(queue, with_heartbeat(queue_config, 0.5))
     loop, lost = asyncio.get_running_loop(), asyncio.Event()
-    reasons: list[QueueError] = []
+    reasons: list[PenstockError] = []
 
-    def on_loss(reason: QueueError) -> None:
+    def on_loss(reason: PenstockError) -> None:
         reasons.append(reason)
         loop.call_soon_threadsafe(lost.set)
 
@@ -139,6 +140,7 @@ async def test_a_frozen_trainer_that_wakes_after_a_take_over_ends_and_changes_no
 ) -> None:
     monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # the tiny model's
     setup.document["trainer"] = {"standby": True}
+    setup.document["redis"]["timeout_seconds"] = END_SECONDS  # a call may be frozen while the second trainer starts
     setup.document["total_train_epochs"] = 12
     setup.score_by("spread", SPREAD)
     async with serving(FakeSGLang()) as url:

@@ -36,7 +36,7 @@ def folder_with(root: Path, existing: str) -> RunFolder:
 def test_a_new_run_is_no_earlier_one(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "refuse")
     with folder.locked():
-        assert folder.prepare() is False
+        assert folder.prepare(print) is False
     assert folder.logs.is_dir()
 
 
@@ -44,7 +44,7 @@ def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "r" / "steps").mkdir(parents=True)
     folder = folder_with(tmp_path, "resume")
     with folder.locked():
-        assert folder.prepare() is True
+        assert folder.prepare(print) is True
     assert (tmp_path / "r" / "steps").is_dir()
 
 
@@ -52,16 +52,20 @@ def test_refuse_names_the_folder_and_the_keys(tmp_path: Path) -> None:
     (tmp_path / "r" / "steps").mkdir(parents=True)
     folder = folder_with(tmp_path, "refuse")
     with folder.locked(), pytest.raises(ConfigError, match=r"run\.existing is refuse and .*/r holds an earlier run"):
-        folder.prepare()
+        folder.prepare(print)
 
 
 def test_replace_deletes_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "r" / "steps").mkdir(parents=True)
     (tmp_path / "r" / "steps" / "1.pack").write_bytes(b"x")
     (tmp_path / "r" / "config.yaml").write_text("a: 1")
-    folder = folder_with(tmp_path, "replace")
+    (tmp_path / "r" / "final").mkdir()
+    folder, events = folder_with(tmp_path, "replace"), list[str]()
     with folder.locked():
-        assert folder.prepare() is False
+        assert folder.prepare(events.append) is False
+    [said] = events
+    assert said.startswith(f"run.existing is replace: deleting the earlier run in {folder.path} ")
+    assert "0 checkpoints, 1 recorded steps, 1 final models" in said
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "logs"]
 
 
@@ -70,7 +74,7 @@ def test_replace_does_not_delete_a_folder_that_is_no_run(tmp_path: Path) -> None
     (tmp_path / "r" / "thesis.tex").write_text("precious")
     folder = folder_with(tmp_path, "replace")
     with folder.locked(), pytest.raises(ConfigError, match="does not look like the folder of a run"):
-        folder.prepare()
+        folder.prepare(print)
     assert (tmp_path / "r" / "thesis.tex").read_text() == "precious"
 
 
@@ -170,7 +174,7 @@ def test_the_written_configuration_holds_no_secret_and_reads_back_the_same(tmp_p
     )
     folder = RunFolder(config.run)
     with folder.locked():
-        folder.prepare()
+        folder.prepare(print)
         folder.write_config(config)
     text = folder.config_path.read_text()
     assert "tok3n" not in text

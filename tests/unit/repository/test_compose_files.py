@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from penstock.config.identity import identifying_keys, keys_of
 from penstock.config.load import build_config
 from penstock.config.sources import read_yaml
+from penstock.contracts import ServiceKind
 from penstock_launch.services import TUNING
 from tests.patience import START_SECONDS
 
@@ -89,6 +91,9 @@ def test_the_environment_holds_keys_of_the_configuration(name: str, files: tuple
     assert config.token is not None
     assert {config.rollout.port, config.reward.port, config.trainer.port} == {8000}
     assert config.rollout.host == config.reward.host == config.trainer.host == "0.0.0.0"
+    trainer = build_config(read_yaml(ROOT / "examples" / "demo" / "config.yaml"), {}, environment_of("trainer", *files))
+    own, others = (keys_of(ServiceKind(name), identifying_keys(each)) for each in (config, trainer))
+    assert own == others  # else it is a stranger to the run
     assert config.weights.folder == "/penstock/weights"
 
 

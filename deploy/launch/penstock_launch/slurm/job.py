@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import SecretStr
 
@@ -51,7 +51,7 @@ def _run(argv: Sequence[str], started_at: float) -> int:
     return exit_code
 
 
-def _prepare(folder: RunFolder) -> bool:
+def _prepare(folder: RunFolder, _: Callable[[str], None]) -> bool:
     """Whether there is a run to continue. `run.existing` was applied when the job was submitted."""
     folder.logs.mkdir(exist_ok=True)
     forget_attempts(folder.path)

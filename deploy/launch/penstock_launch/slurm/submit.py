@@ -27,8 +27,9 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         return script.splitlines()
     folder = RunFolder(config.run)
     _require_no_job(folder)
+    events: list[str] = []
     with folder.locked():
-        continues = folder.prepare()
+        continues = folder.prepare(events.append)
         folder.forget_queue()  # the address that a killed job left behind
         folder.write_config(config)
         (folder.path / FOLDER).mkdir(exist_ok=True)
@@ -37,6 +38,7 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         job_id = scheduler.submit(path, service_environment(config, config.redis, environ))
         remember_job(folder, job_id)
     return [
+        *events,
         f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}",
         f"submitted as Slurm job {job_id}",
         f"  logs        {folder.logs} ({JOB_LOG}: the launcher's)",

@@ -5,7 +5,6 @@ finds processes that this one could not end (after a kill of the launcher, or if
 """
 
 import os
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import msgspec
 import psutil
 
 from penstock.durable import writing
-from penstock.runtime.process import ProcessIdentity
+from penstock.runtime.process import ProcessIdentity, this_machine
 
 PROCESSES_FILE = "processes.json"
 LAUNCHER = "launcher"
@@ -37,13 +36,6 @@ class KnownProcesses(msgspec.Struct, frozen=True):
     run: str
     machine: str
     processes: tuple[KnownProcess, ...]
-
-
-def this_machine() -> str:
-    """Host name, and the id of its boot if there is one."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id")
-    boot = boot_id.read_text(encoding="ascii").strip() if boot_id.exists() else ""
-    return f"{platform.node()} {boot}".strip()
 
 
 def read_known(folder: Path, run: str) -> list[KnownProcess]:

@@ -87,11 +87,11 @@ class Supervisor:
         self._changed.set()
 
     def stop(self, outcome: RunOutcome) -> None:
-        """End everything in order, with this outcome unless another end is on its way."""
+        """End everything in order, with this outcome unless another end is on its way; from any thread."""
         if self._stop is None:
             self._on_event(f"{outcome.reason}: ending in order, the trainer writes its checkpoint")
             self._stop = outcome
-            self._changed.set()
+            self.wake()
 
     async def run(self) -> RunOutcome:
         """Start all children that do not run yet, and supervise; returns when all have ended."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.broker import dead, lease, queue, scripts, trainer, worker
+from penstock.broker import dead, launcher, lease, queue, scripts, trainer, worker
 from penstock.broker.scripts import Script, script_paths
 
 SCRIPT = """-- KEYS live parts...
@@ -94,7 +94,7 @@ def test_a_header_that_cannot_be_read_is_refused(folder: Path, header: str, mess
 
 
 def test_every_script_is_used_and_says_whether_it_may_be_repeated() -> None:
-    modules = (dead, lease, queue, trainer, worker)
+    modules = (dead, launcher, lease, queue, trainer, worker)
     used = [each for module in modules for each in vars(module).values() if isinstance(each, Script)]
     assert sorted(each.path for each in used) == script_paths()
     assert [each.path for each in used if "-- Repeated" not in each.text] == []

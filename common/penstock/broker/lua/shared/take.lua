@@ -1,8 +1,9 @@
--- USES now
+-- USES now stranger
 --
 -- take(): gives this consumer entries of the first stage that has any, those of dead holders first.
 -- It answers {{{place of the stage from 0, entry, fields, failures, deaths}...}, ends}. If there is nothing to take,
 -- `ends` are the last entries of the wake-up streams at that moment: a reader who waits from there misses nothing.
+-- A stranger gets nothing.
 -- Needs: group, consumer, beats, policy, failures, deaths, stages(stream wake)...,
 --   served_number, served_lease: the version that this server serves, -1 if it does not matter
 --   idle_ms: an entry that was not renewed for so long is free
@@ -69,7 +70,7 @@ local function take()
     local announced = redis.call('HMGET', policy, 'number', 'lease')
     if number < tonumber(announced[1] or '-1') or lease_number < tonumber(announced[2] or '-1') then return {{}, {}} end
   end
-  for i, stage in ipairs(stages) do
+  for i, stage in ipairs(is_stranger and {} or stages) do
     local found = entries_of(stage.stream)
     if #found > 0 then
       local has_counts = redis.call('EXISTS', failures, deaths) > 0

@@ -1,17 +1,17 @@
--- KEYS source dead scored live scored_wake source_wake failures deaths
--- ARGV group consumer entry ticket attempt reason stage payload parts
+-- KEYS source dead scored live scored_wake identity source_wake failures deaths
+-- ARGV group consumer entry ticket attempt reason stage payload parts kind digest
 -- ARGV has_failed has_died max_failures max_deaths
--- USES mine bury wake
+-- USES mine bury wake stranger
 --
 -- Makes an entry free at once. It counts the failure or the death of an engine, and buries an entry that has had too
--- many of them.
+-- many of them; a failure under another configuration than the run's counts nothing.
 -- Answers free, buried, or late if the entry was no longer this consumer's.
 --
 -- Repeated, it answers late and counts nothing twice.
 if not mine(source, entry) then return 'late' end
 
 local function count(counts, increment)
-  if increment == '0' then return tonumber(redis.call('HGET', counts, ticket) or '0') end
+  if increment == '0' or is_stranger then return tonumber(redis.call('HGET', counts, ticket) or '0') end
   return redis.call('HINCRBY', counts, ticket, increment)
 end
 

@@ -1,7 +1,7 @@
 -- KEYS source target live target_wake completions texts
--- KEYS beats policy failures deaths stages(stream wake)...
+-- KEYS beats policy failures deaths identity stages(stream wake)...
 -- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts texts_unread
--- ARGV served_number served_lease idle_ms take_over limit
+-- ARGV kind digest served_number served_lease idle_ms take_over limit
 -- USES mine locate wake take
 --
 -- Replaces an entry by its successor in the next stage, and takes the next entry; `stages` are empty if none is wanted.
@@ -10,11 +10,13 @@
 --   moved      the successor is in place
 --   late       the entry was no longer this consumer's: nothing is published
 --   no parts   a new part is not there: nothing has changed, and nothing is taken
+-- or the error _STRANGER if the run has become one of another configuration: the result is not of that.
 --
 -- One script for both, so that a worker is never killed between them.
 --
 -- Repeated, it answers late: the entry is not this consumer's any more, and the parts are the successor's. The entry
 -- that it took the first time is free again after idle_ms.
+if is_stranger then return refused() end
 if not mine(source, entry) then return {'late', take()} end
 if has_new_parts == '1' and redis.call('EXISTS', completions, texts) < 2 then return {'no parts', {{}, {}}} end
 local id = redis.call('XADD', target, '*', 't', ticket, 'a', attempt, 'p', payload, 'n', parts)

@@ -1,0 +1,30 @@
+"""The id of a run's folder: made once, moved with the folder, never that of two folders."""
+
+import concurrent.futures
+from pathlib import Path
+
+from penstock.run_home import RunHome
+
+
+def test_a_new_folder_gets_an_id_and_keeps_it_wherever_it_is_moved(tmp_path: Path) -> None:
+    first = RunHome(tmp_path / "a" / "run", "trainer").id()
+    assert len(first) == 16
+    assert RunHome(tmp_path / "b" / "run", "trainer").id() != first
+    (tmp_path / "a" / "run" / "steps").mkdir()
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert RunHome(tmp_path / "c" / "run", "launcher").id() == first
+
+
+def test_processes_that_begin_at_the_same_moment_read_the_same_id(tmp_path: Path) -> None:
+    homes = [RunHome(tmp_path / "run", "trainer") for _ in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(len(homes)) as threads:
+        assert len({*threads.map(RunHome.id, homes)}) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["folder_id"]
+
+
+def test_a_backup_without_an_id_takes_over_the_one_that_it_is_given(tmp_path: Path) -> None:
+    home = RunHome(tmp_path / "run", "trainer")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert home.id() == ""
+    home.keep("0123456789abcdef")
+    assert home.id() == "0123456789abcdef"
