@@ -109,6 +109,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
     return paths, overrides
 
 
+def given_keys(argv: Sequence[str]) -> frozenset[str]:
+    """The keys that `--key value` sets."""
+    return frozenset(_dotted(parse_arguments(argv)[1], Config, ""))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The YAML file as a mapping; ConfigError if it is missing, not YAML or not a mapping."""
     try:

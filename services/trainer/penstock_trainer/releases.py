@@ -45,10 +45,14 @@ class Release:
 
 @dataclass(frozen=True)
 class Origin:
-    """Device and number of ranks that computed the weights: a replay with the same gives the same bits."""
+    """Device and number of ranks that computed the weights: a replay with the same gives the same bits.
+
+    form: type and rounding of the bytes that are published, of which the digest is.
+    """
 
     num_ranks: int
     device: str
+    form: str
 
 
 class Releases:
@@ -156,7 +160,8 @@ class Releases:
         return identity
 
     async def _record(self, num_steps: int, *, changed: bool, step: StepRecord | None = None) -> None:
-        record = WeightsRecord(self._identity, num_steps, changed, self._origin.num_ranks, self._origin.device)
+        origin = self._origin
+        record = WeightsRecord(self._identity, num_steps, changed, origin.num_ranks, origin.device, origin.form)
         await self._history.record_weights(record, step)
 
     def _release(self, num_steps: int, *, changed: bool) -> Release:

@@ -57,7 +57,8 @@ class ConsumerSetup:
     ) -> None:
         """`begun`: two versions are known, and which tickets are outstanding; else `begin` is still to be called."""
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
-        self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
+        self.sampling = Sampling(1.0, 4, (2,))
+        self.draws = Draws(PROMPTS, self.sampling, config)
         self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
@@ -75,12 +76,14 @@ class ConsumerSetup:
             self.changed,
             Rules(
                 has_gradient=lambda group: varies([score.value for score in group.scores]),
+                sampling=self.sampling,
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=1,
                 order=order,
                 max_lag=max_lag,
             ),
             self.metrics.queue,
+            drop=trainer_queue.drop,
         )
         if begun:
             self.begin()
