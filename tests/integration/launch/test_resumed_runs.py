@@ -184,6 +184,21 @@ async def test_a_queue_that_lost_all_data_is_rebuilt_and_the_weights_are_those_o
     assert code == 0, replayed
 
 
+async def test_a_launched_run_goes_on_when_its_queue_loses_all_data_under_it(run: Run) -> None:
+    """Whatever each service is doing then: the launcher starts again what ends."""
+    run.document["checkpoint"] = {"every_steps": 3}
+    launcher = run.start("penstock_launch", "launch", "local")
+    before = await run.until_steps(4, launcher)
+    async with run.queue() as queue:
+        await queue.queue.client.flushall()
+    ledger, output = await run.end(launcher)
+    assert "Traceback" not in output
+    in_journal = len(before.weights) - 2
+    assert ledger.steps[:in_journal] == before.steps[:in_journal]
+    log = (run.steps.journal.path.parents[1] / "logs" / "trainer.log").read_text()
+    assert len([line for line in warnings(log) if "the queue has lost all data of this run" in line]) == 1
+
+
 async def test_a_folder_without_its_journal_is_not_begun_anew(run: Run) -> None:
     run.document["checkpoint"] = {"every_steps": 1}
     trainer = run.start_all()
