@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from docs import generate_metrics
 from penstock.config import Config
+from penstock.config.changes import Change, keys_of
 
 FOLDER = Path(__file__).parent
 INTRODUCTION = """# Configuration
@@ -48,6 +49,11 @@ its section.
 
 An unknown key is an error that names the nearest known one. Numbers are finite: no key takes `inf` or `nan`.
 `penstock config --config FILE` prints the configuration that a run would use.
+"""
+CHANGES = """## Changes between two starts
+
+A run that is started again with other values goes on; what a change does depends on the key
+([operations.md](operations.md#change-keys-between-two-starts)).
 """
 LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits
@@ -155,7 +161,12 @@ def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], st
 def document() -> str:
     """The full page."""
     lines = tables(Config, "", {})
-    return INTRODUCTION + "\n" + "\n".join(lines).rstrip() + "\n"
+    return "\n".join([INTRODUCTION, *lines, CHANGES, *changes()]) + "\n"
+
+
+def changes() -> list[str]:
+    """One item for each class of keys."""
+    return [f"* {change.value} {', '.join(f'`{key}`' for key in keys_of(change))}." for change in Change]
 
 
 def main() -> None:

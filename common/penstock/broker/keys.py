@@ -16,6 +16,7 @@ so that runs share no key.
     services      hash: service name -> its record, with a deadline, its kind and the digest of its configuration
     policy        hash: the announced version
     ledger        stream: what happened to tickets and weights, in order; never trimmed
+    ledger:rebuilt  stream: its copy, while a trainer writes a ledger that the queue has lost
     counters      hash: tickets issued, trained, dropped by reason
     lease         string: the trainer's fencing token, `number:random id`
     lease:last    integer: the highest number given out
@@ -56,6 +57,7 @@ class Keys:
         self.services = self.name("services")
         self.policy = self.name("policy")
         self.ledger = self.name("ledger")
+        self.rebuilt = self.name("ledger:rebuilt")
         self.counters = self.name("counters")
         self.lease = self.name("lease")
         self.last_lease = self.name("lease:last")

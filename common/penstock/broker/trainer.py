@@ -5,6 +5,7 @@ and the announced version, and a trainer that has lost its lease can call none o
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,10 @@ ISSUE_EVAL = Script("trainer/issue_eval")
 COMMIT = Script("trainer/commit")
 REISSUE = Script("trainer/reissue")
 DISCARD = Script("trainer/discard")
+REBUILD_LEDGER = Script("trainer/rebuild_ledger")
+ADOPT_LEDGER = Script("trainer/adopt_ledger")
 READ_COUNT = 1000
+WRITE_COUNT = 1000  # a script blocks all other clients
 DROPPED = "dropped:"  # a reason follows
 
 
@@ -184,6 +188,34 @@ class TrainerQueue:
             last = await self.queue.guard(self.queue.client.xrevrange(self._keys.ledger, count=1))
             return self._ledger_end in (None, last[0][0].decode() if last else "0")
 
+    async def rebuild(self, records: Sequence[Record]) -> LedgerState:
+        """Write a ledger that the queue has lost, and the counters that follow from it; the state after it.
+
+        All tickets up to the highest that has ended count as issued. A crash in the middle leaves no ledger.
+        """
+        keys, state = self._keys, replay(records)
+        for position in range(0, len(records), WRITE_COUNT):
+            data = [encode_record(each) for each in records[position : position + WRITE_COUNT]]
+            await self._run(
+                REBUILD_LEDGER(
+                    lease=keys.lease, rebuilt=keys.rebuilt, token=self.lease.token, position=position, records=data
+                )
+            )
+        next_number = max((*state.trained, *state.dropped), default=-1) + 1
+        counts = {"next": next_number, "issued": next_number, "trained": len(state.trained)}
+        counts |= {f"{DROPPED}{reason}": count for reason, count in Counter(state.dropped.values()).items()}
+        await self._run(
+            ADOPT_LEDGER(
+                lease=keys.lease,
+                ledger=keys.ledger,
+                rebuilt=keys.rebuilt,
+                counters=keys.counters,
+                token=self.lease.token,
+                counts=[{"name": name, "count": count} for name, count in counts.items()],
+            )
+        )
+        return await self.ledger()
+
     async def live(self) -> dict[int, str]:
         """Outstanding ticket -> `stage|entry|attempt`, as `live` has it."""
         fields = await self.queue.guard(self.queue.client.hgetall(self._keys.live))
@@ -196,6 +228,12 @@ class TrainerQueue:
 async def read_ledger(queue: Queue) -> list[Record]:
     """All records in order; anyone may read."""
     return [record for _, record in await _read_entries(queue)]
+
+
+async def first_record(queue: Queue) -> Record | None:
+    """The record that begins the ledger; anyone may read."""
+    entries = await queue.guard(queue.client.xrange(queue.keys.ledger, count=1))
+    return decode_record(entries[0][1][b"r"]) if entries else None
 
 
 async def _read_entries(queue: Queue) -> list[tuple[str, Record]]:

@@ -47,6 +47,23 @@ def build_config(document: Mapping[str, Any], pairs: Iterable[tuple[str, str]], 
         raise ConfigError(_explain(error)) from None
 
 
+def given_keys(argv: Sequence[str]) -> frozenset[str]:
+    """The keys that `--key value` sets: of a section those in its value, of an entry the key of its mapping."""
+    tree: dict[str, Any] = {}
+    for key, value in command_line_settings(parse_arguments(argv)[1]):
+        _put(tree, key.path, value)
+    return frozenset(_dotted(tree, Config, ""))
+
+
+def _dotted(tree: Mapping[str, Any], model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, value in tree.items():
+        section = section_type(model.model_fields[name].annotation)
+        if section is not None and isinstance(value, Mapping):
+            yield from _dotted(value, section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 def _join(
     tree: dict[str, Any], values: Mapping[str, Any], source: str, model: type[BaseModel] = Config, prefix: str = ""
 ) -> None:

@@ -15,20 +15,28 @@ from penstock.contracts.vocabulary import DropReason
 
 
 class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
-    """First record: the settings that fix the meaning of every ticket number, and so must not change between starts."""
+    """First record: what must not change between starts: the meaning of every ticket number, and the trained model.
+
+    model: fingerprint of the weights that training began with; model_path: where they were, for messages. lora: the
+    adapter in words; empty: all weights are trained. An older ledger has "" as model, and says nothing of either.
+    """
 
     dataset_digest: str
     dataset_length: int
     batch_size: int
     group_size: int
     seed: int
+    model: str = ""
+    model_path: str = ""
+    lora: str = ""
 
 
 class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
     """Batch `step` (from 0) is closed: its groups are in `file`, and no other step trains its tickets.
 
-    version: of the weights that it trains. max_lag: tokens with a larger staleness are masked; None: no token is. Both
-    reproduce the step's masks even after a change of the configuration; an older ledger has version None.
+    version: of the weights that it trains. max_lag: tokens with a larger staleness are masked; None: no token is.
+    settings: digest of the configuration that it was trained with, whose text lies beside the step files. All three
+    reproduce the step even after a change of the configuration; an older ledger has version None and settings "".
     """
 
     step: int
@@ -37,13 +45,16 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
     digest: str
     version: int | None = None
     max_lag: int | None = None
+    settings: str = ""
 
 
 class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
     """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient.
 
     num_ranks, device: of the trainer that computed them. Another number of ranks adds in another order and gives other
-    bits; a device other than the CPU may give different bits each time.
+    bits; a device other than the CPU may give different bits each time. form: type and rounding of the bytes that the
+    policy's digest is of, as `bfloat16 dithered`; an older ledger has "". settings: digest of those with which the last
+    step was trained, if a later start of the trainer did that; else "", and they are those of the step's record.
     """
 
     policy: PolicyIdentity
@@ -51,6 +62,8 @@ class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
     changed: bool = True
     num_ranks: int = 1
     device: str = "cpu"
+    form: str = ""
+    settings: str = ""
 
 
 class DropRecord(Contract, frozen=True, tag_field="record", tag="drop"):
@@ -90,10 +103,18 @@ class LedgerState:
     policies: dict[int, PolicyIdentity] = field(default_factory=dict)
     num_ranks: dict[int, int] = field(default_factory=dict)
     """Version -> ranks that computed it."""
+    forms: dict[int, str] = field(default_factory=dict)
+    """Version -> form of the bytes that its digest is of."""
     weights: dict[int, WeightsRecord] = field(default_factory=dict)
     """Steps -> the weights after them, by the last record."""
     dropped: dict[int, DropReason] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+
+    @property
+    def unfinished(self) -> StepRecord | None:
+        """The last step, if the trainer ended before it recorded the weights after it. Nothing depends on them yet."""
+        last = self.steps[-1] if self.steps else None
+        return last if last is not None and last.step + 1 not in self.weights else None
 
     @property
     def trained(self) -> dict[int, int]:
@@ -113,7 +134,10 @@ def replay(records: Iterable[Record]) -> LedgerState:
             case WeightsRecord():
                 state.policies[record.policy.number] = record.policy
                 state.num_ranks[record.policy.number] = record.num_ranks
+                state.forms[record.policy.number] = record.form
                 state.weights[record.steps] = record
+                if record.settings and state.steps and state.steps[-1].step + 1 == record.steps:
+                    state.steps[-1] = msgspec.structs.replace(state.steps[-1], settings=record.settings)
             case DropRecord():
                 state.dropped[record.ticket] = record.reason
             case CheckpointRecord():

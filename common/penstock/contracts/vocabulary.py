@@ -68,6 +68,8 @@ class ReissueReason(StrEnum):
 
     VERSION = "version"
     """The trainer has no record of the weights that generated its group."""
+    SAMPLING = "sampling"
+    """Its group was sampled with other values of `sampling` than the configuration has now."""
     STALE = "stale"
     """When its batch closed, its group was too old (`staleness.order` ticket)."""
     LOST = "lost"

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from penstock.config import Config
-from penstock.config.load import load_config
+from penstock.config.load import given_keys, load_config
 from penstock.config.shown import as_yaml, masked
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
@@ -57,7 +57,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
     if arguments.command in ("replay", "bundle"):
-        return _use_recording(arguments, config)
+        return _use_recording(arguments, config, settings)
     if arguments.command == "dead":
         return _handle_dead(arguments, config, ids)
     if arguments.command == "launch":
@@ -84,12 +84,12 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     return 0
 
 
-def _use_recording(arguments: argparse.Namespace, config: Config) -> int:
+def _use_recording(arguments: argparse.Namespace, config: Config, settings: Sequence[str]) -> int:
     from penstock_trainer.offline.command import bundle_run, replay_run
 
     ledger = partial(ask_ledger, config)
     if arguments.command == "replay":
-        return replay_run(config, arguments.steps, ledger)
+        return replay_run(config, given_keys(settings), arguments.steps, ledger)
     return bundle_run(config, arguments.steps, ledger, arguments.out, with_model=arguments.with_model)
 
 

@@ -123,7 +123,7 @@ class RunFolder:
         if earlier and self.run.existing == "refuse":
             raise ConfigError(
                 f"run.existing is refuse and {self.path} holds an earlier run; "
-                "choose another run.name, or set run.existing to resume or replace"
+                "choose another run.name, or set run.existing to resume (replace would delete that run)"
             )
         if earlier and self.run.existing == "replace":
             self._delete_content(on_event)

@@ -24,6 +24,7 @@ from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.app import trainer_app
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History
+from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
@@ -48,7 +49,7 @@ from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
-from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.tracking import Tracking, make_tracking
 from penstock_trainer.watchdog import Watchdog
 from penstock_trainer.weight_sync.canary import CanaryMaker
@@ -56,6 +57,7 @@ from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
+from penstock_trainer.weights.files import published_format
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,22 @@ class Prompts:
         """The held-out prompts that are training prompts too."""
         return shared_prompts(self.held_out, self.train)
 
-    def num_steps(self, config: Config) -> int:
-        """Steps of the full run if no ticket is dropped."""
-        num_draws = config.total_train_epochs * len(self.train)
-        return expected_steps(num_draws, config.data.batch_size, config.run.max_steps)
+    def configs(self, config: Config, step_files: StepFiles) -> StepConfigs:
+        """The configuration of each step of a run."""
+        return StepConfigs(config, len(self.train), step_files.settings)
+
+    def run_record(self, config: Config) -> RunRecord:
+        """The record that begins a run, but for its model."""
+        actor, lora = config.actor, config.actor.lora
+        return RunRecord(
+            digest(self.train),
+            len(self.train),
+            config.data.batch_size,
+            actor.group_size,
+            config.run.seed,
+            model_path=actor.path,
+            lora=f"rank {lora.rank}, alpha {lora.alpha}, target_modules {lora.target_modules}" if lora.rank else "",
+        )
 
 
 class Assembly:
@@ -156,9 +170,12 @@ class Assembly:
 
     @cached_property
     def draws(self) -> Draws:
+        return Draws(self.prompts.train, self.sampling, self.config)
+
+    @cached_property
+    def sampling(self) -> Sampling:
         section = self.config.sampling
-        sampling = Sampling(section.temperature, section.max_new_tokens, self.prompts.stop_token_ids)
-        return Draws(self.prompts.train, sampling, self.config)
+        return Sampling(section.temperature, section.max_new_tokens, self.prompts.stop_token_ids)
 
     @cached_property
     def book(self) -> TicketBook:
@@ -195,6 +212,7 @@ class Assembly:
         return Rules(
             has_gradient=gradient_test(self.config),
             has_advantage=advantage_test(self.config),
+            sampling=self.sampling,
             dynamic_sampling=self.config.loss.dynamic_sampling,
             max_staleness=staleness.max_staleness,
             order=staleness.order,
@@ -214,6 +232,7 @@ class Assembly:
             self.changed,
             self.rules,
             self.metrics.queue,
+            drop=self.history.drop,
         )
 
     @cached_property
@@ -232,9 +251,8 @@ class Assembly:
         return CheckpointWriter(self.trainer_queue, self.learner, self.checkpoints, self.step_files, self.metrics)
 
     @cached_property
-    def run_record(self) -> RunRecord:
-        config, train = self.config, self.prompts.train
-        return RunRecord(digest(train), len(train), config.data.batch_size, config.actor.group_size, config.run.seed)
+    def configs(self) -> StepConfigs:
+        return self.prompts.configs(self.config, self.step_files)
 
     @cached_property
     def history(self) -> History:
@@ -244,9 +262,8 @@ class Assembly:
             self.step_files,
             self.checkpoints,
             self.checkpoint_writer,
-            self.run_record,
-            max_lag=self.config.staleness.max_lag,
-            checkpoint_every=self.config.checkpoint.every_steps,
+            self.prompts.run_record(self.config),
+            self.configs,
             final_folder=self.folder / "final",
         )
 
@@ -276,7 +293,7 @@ class Assembly:
             self.versions,
             self.history,
             self.evaluation,
-            origin=Origin(self.learner.num_ranks, self.learner.device),
+            origin=Origin(self.learner.num_ranks, self.learner.device, str(published_format(self.config))),
             changed=self.changed,
             computing=self.watchdog.computing,
             metrics=self.metrics,
@@ -300,7 +317,7 @@ class Assembly:
             max_staleness=config.staleness.max_staleness,
             batch_size=config.data.batch_size,
             num_prompts=len(self.prompts.train),
-            total_steps=self.prompts.num_steps(config),
+            total_steps=self.configs.num_steps(config),
             progress=Progress(self.folder),
         )
 

@@ -45,10 +45,14 @@ class Release:
 
 @dataclass(frozen=True)
 class Origin:
-    """Device and number of ranks that computed the weights: a replay with the same gives the same bits."""
+    """Device and number of ranks that computed the weights: a replay with the same gives the same bits.
+
+    form: type and rounding of the bytes that are published, of which the digest is.
+    """
 
     num_ranks: int
     device: str
+    form: str
 
 
 class Releases:
@@ -117,6 +121,8 @@ class Releases:
         if self._versions.known.get(version) != self._identity:
             self._versions.replace(self._identity)
             await self._record(num_steps, changed=True)
+        elif self._history.is_unfinished(num_steps):
+            await self._record(num_steps, changed=False)
         await self._history.begin_journal()
         await self.publish(self._release(num_steps, changed=True))
 
@@ -156,7 +162,8 @@ class Releases:
         return identity
 
     async def _record(self, num_steps: int, *, changed: bool, step: StepRecord | None = None) -> None:
-        record = WeightsRecord(self._identity, num_steps, changed, self._origin.num_ranks, self._origin.device)
+        origin = self._origin
+        record = WeightsRecord(self._identity, num_steps, changed, origin.num_ranks, origin.device, origin.form)
         await self._history.record_weights(record, step)
 
     def _release(self, num_steps: int, *, changed: bool) -> Release:

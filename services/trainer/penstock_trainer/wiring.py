@@ -1,6 +1,7 @@
 """Runs the trainer service: the inputs of one life of it, that life, and its end.
 
-Owns the order of start and end: prompts before a large model, memory and lease before anything is written.
+Owns the order of start and end: prompts, and a run that cannot be continued, before a large model; memory and lease
+before anything is written.
 """
 
 import asyncio
@@ -9,16 +10,20 @@ import os
 import time
 from pathlib import Path
 
-from penstock.broker import check_memory, connect, needed_bytes
+from penstock.broker import Queue, check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
+from penstock.broker.trainer import first_record
 from penstock.config import Config
 from penstock.contracts import ServiceKind
+from penstock.contracts.ledger import RunRecord
 from penstock.durable import write_durably
 from penstock.engine_limits import longest_sequence
 from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly, Prompts
+from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.history import check_same_run
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.draws import stop_token_ids
@@ -43,20 +48,24 @@ async def run_trainer(
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     keep_freed_memory()
     prompts = await asyncio.to_thread(_encode, config, train_rows, held_out_rows)
-    ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
-    learner = await asyncio.to_thread(_learner, config, ranks, prompts.num_steps(config))
-    if learner.on_cpu:
-        os.nice(CPU_NICENESS)
+    folder = Path(config.run.root) / config.run.name
+    step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     queue = await connect(config)
     lease: Lease | None = None
     try:
+        await _refuse_other_run(queue, step_files, prompts.run_record(config))
+        ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
+        num_steps = prompts.configs(config, step_files).num_steps(config)
+        learner = await asyncio.to_thread(_learner, config, ranks, num_steps)
+        if learner.on_cpu:
+            os.nice(CPU_NICENESS)
         service.advertise(await advertised_host(ServiceKind.TRAINER, config.trainer, config.redis.url))
         await check_memory(queue, needed_bytes(config))
         _warn_of_idle_servers(config)
-        folder = Path(config.run.root) / config.run.name
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
         home = RunHome(folder, ServiceKind.TRAINER)
-        step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
-        lease = await acquire_lease(queue, config, home, above=step_files.highest_lease())
+        highest = max(step_files.highest_lease(), checkpoints.highest_lease())
+        lease = await acquire_lease(queue, config, home, above=highest)
         await _live(Assembly(config, service, queue, lease, learner, prompts, step_files))
         await asyncio.to_thread(learner.close)
         if ranks is not None:
@@ -65,6 +74,15 @@ async def run_trainer(
         if lease is not None:
             await asyncio.to_thread(lease.release)
         await queue.close()
+
+
+async def _refuse_other_run(queue: Queue, step_files: StepFiles, current: RunRecord) -> None:
+    """ConfigError, before a model is loaded, if the queue or the folder holds a run that this one cannot continue."""
+    begun = await first_record(queue)
+    if begun is None and step_files.journal.exists:
+        begun = (await asyncio.to_thread(step_files.journal.read)).run
+    if isinstance(begun, RunRecord):
+        check_same_run(begun, current)
 
 
 async def _live(life: Assembly) -> None:

@@ -39,6 +39,9 @@ class _DrainedError(Exception):
     """The trainer's worker has taken as many groups as it was allowed to."""
 
 
+SAMPLING = Sampling(1.0, 4, (2,))
+
+
 class _TrainerWorker(Worker):
     """Ends the consumer's endless loop after some groups, instead of waiting for more."""
 
@@ -61,7 +64,7 @@ class TrainerLife:
     def __init__(self, trainer_queue: TrainerQueue, config: Config, *, batch_size: int, dynamic_sampling: bool) -> None:
         self.queue = trainer_queue
         self.max_staleness = config.staleness.max_staleness
-        self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
+        self.draws = Draws(PROMPTS, SAMPLING, config)
         self.credits = (self.max_staleness + 1) * batch_size
         self.book = TicketBook(TicketLimits(batch_size, self.credits, self.draws.num_draws))
         self.worker = _TrainerWorker(trainer_queue.queue, "trainer", config.staleness, take_over=True)
@@ -80,10 +83,12 @@ class TrainerLife:
             Rules(
                 has_gradient=lambda group: varies([score.value for score in group.scores]),
                 has_advantage=lambda group: varies([score.value for score in group.scores]),
+                sampling=SAMPLING,
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=self.max_staleness,
             ),
             metrics,
+            drop=trainer_queue.drop,
         )
         self.version = 0
         self.untrained: list[Arrival] | None = None

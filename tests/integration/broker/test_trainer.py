@@ -6,10 +6,10 @@ import pytest
 
 from penstock.broker import Queue, Stage
 from penstock.broker.lease import Lease, acquire_lease
-from penstock.broker.trainer import TrainerQueue
+from penstock.broker.trainer import REBUILD_LEDGER, TrainerQueue, first_record, read_ledger
 from penstock.config import Config
 from penstock.contracts import DropReason
-from penstock.contracts.ledger import DropRecord, RunRecord, StepRecord
+from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.contracts.services import Announcement
 from penstock.errors import LeaseLostError, LostWritesError, PenstockError, StallError
 from tests.integration.broker.queue_setup import POLICY, expire_lease, issue, make_group, make_ticket, make_worker
@@ -117,3 +117,68 @@ async def test_a_held_lease_is_waited_for_and_then_named(queue: Queue, queue_con
         await asyncio.to_thread(lease.release)
     assert lost == []
     assert isinstance(await acquire_lease(queue, queue_config), Lease)
+
+
+LOST: list[Record] = [
+    RunRecord("d", 10, 2, 2, 0),
+    StepRecord(0, (0, 2), "00000000.1.pack", "ff"),
+    DropRecord(1, DropReason.POISON),
+    WeightsRecord(POLICY, 1),
+    StepRecord(1, (3, 5), "00000001.1.pack", "ee"),
+]
+
+
+async def test_a_lost_ledger_is_written_again_with_its_counters_and_goes_on(
+    trainer: TrainerQueue, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.broker.trainer.WRITE_COUNT", 2)
+    state = await trainer.rebuild(LOST)
+    assert await read_ledger(queue) == LOST
+    assert (state.trained, state.dropped) == ({0: 0, 2: 0, 3: 1, 5: 1}, {1: "poison"})
+    counters = await trainer.counters()
+    assert (counters.next_number, counters.issued, counters.trained) == (6, 6, 4)
+    assert (dict(counters.dropped), counters.outstanding) == ({"poison": 1}, 1)
+    await trainer.append(WeightsRecord(POLICY, 2))  # it follows the entry that ends the rebuilt ledger
+    assert await trainer.ends_as_written()
+    assert not await queue.client.exists(queue.keys.rebuilt)
+
+
+async def test_a_ledger_that_is_there_is_not_written_over(trainer: TrainerQueue, queue: Queue) -> None:
+    await trainer.rebuild(LOST)
+    await trainer.append(WeightsRecord(POLICY, 2))
+    before = await trainer.counters()
+    await trainer.rebuild(LOST[:2])
+    assert await read_ledger(queue) == [*LOST, WeightsRecord(POLICY, 2)]
+    assert await trainer.counters() == before
+
+
+async def test_a_rebuild_that_stopped_leaves_no_ledger_and_a_repeated_call_adds_nothing_twice(
+    trainer: TrainerQueue, queue: Queue
+) -> None:
+    keys = queue.keys
+    records = [encode_record(each) for each in LOST]
+
+    async def rebuild(position: int, given: list[bytes]) -> None:
+        call = REBUILD_LEDGER(
+            lease=keys.lease, rebuilt=keys.rebuilt, token=trainer.lease.token, position=position, records=given
+        )
+        await queue.run(call)
+
+    await rebuild(0, [b"of an earlier life"] * 7)
+    for _ in range(2):
+        await rebuild(0, records[:2])
+    for _ in range(2):
+        await rebuild(2, records[2:])
+    assert await queue.client.xlen(keys.rebuilt) == len(LOST)
+    with pytest.raises(LostWritesError, match="the rebuilt ledger has 5 records"):
+        await rebuild(6, records)
+    assert await read_ledger(queue) == []
+    assert (await trainer.counters()).issued == 0
+    await trainer.rebuild(LOST[:3])
+    assert await read_ledger(queue) == LOST[:3]
+
+
+async def test_the_first_record_is_that_of_the_run(trainer: TrainerQueue, queue: Queue) -> None:
+    assert await first_record(queue) is None
+    await trainer.rebuild(LOST)
+    assert await first_record(queue) == LOST[0]

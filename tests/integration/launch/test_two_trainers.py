@@ -82,6 +82,7 @@ WRITES: dict[str, Write] = {
     "discard": lambda trainer, scored: trainer.discard(scored),
     "run record": lambda trainer, _: trainer.append(RunRecord("d", 1, 1, 1, 0)),
     "weights record": lambda trainer, _: trainer.append(WeightsRecord(POLICY, 1)),
+    "rebuild": lambda trainer, _: trainer.rebuild([RunRecord("d", 1, 1, 1, 0)]),
     "checkpoint record": lambda trainer, _: trainer.append(CheckpointRecord(1, "00000001.1")),
 }
 

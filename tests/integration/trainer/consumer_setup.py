@@ -61,7 +61,8 @@ class ConsumerSetup:
         `has_kl_term`: every group has a gradient, whatever its rewards are.
         """
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
-        self.draws = Draws(PROMPTS, Sampling(1.0, 4, (2,)), config)
+        self.sampling = Sampling(1.0, 4, (2,))
+        self.draws = Draws(PROMPTS, self.sampling, config)
         self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
@@ -80,12 +81,14 @@ class ConsumerSetup:
             Rules(
                 has_gradient=lambda group: has_kl_term or varies([score.value for score in group.scores]),
                 has_advantage=lambda group: varies([score.value for score in group.scores]),
+                sampling=self.sampling,
                 dynamic_sampling=dynamic_sampling,
                 max_staleness=1,
                 order=order,
                 max_lag=max_lag,
             ),
             self.metrics.queue,
+            drop=trainer_queue.drop,
         )
         if begun:
             self.begin()

@@ -106,8 +106,20 @@ def train(learner: Learner, folder: Path) -> None:
     again = learner.update(batches()[0], version=3)
     continued = staging.digest(1) == identity and again.loss == later.loss
     torch.save({name: weight.clone() for name, weight in learner.weights().items()}, folder / "weights.pt")
-    document = {"results": list(map(shown, results)), "continued": continued, "canary": canary}
+    learner.use(other_settings(learner.config), num_steps=2 * NUM_RUN_STEPS)
+    other = shown(learner.update(batches()[1], version=3))
+    document = {"results": list(map(shown, results)), "continued": continued, "canary": canary, "other": other}
     (folder / "results.json").write_text(json.dumps(document))
+
+
+def other_settings(config: Config) -> Config:
+    """With another optimizer, objective and temperature."""
+    sections = {
+        "optimizer": config.optimizer.model_copy(update={"lr": 5e-3}),
+        "loss": config.loss.model_copy(update={"aggregation": "token-mean"}),
+        "sampling": config.sampling.model_copy(update={"temperature": 0.8}),
+    }
+    return config.model_copy(update=sections)
 
 
 def take_over(learner: Learner, source: Path, target: Path) -> None:

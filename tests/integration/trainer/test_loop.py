@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from penstock.broker import Queue
+from penstock.broker import Queue, Stage
 from penstock.broker.lease import acquire_lease
+from penstock.broker.trainer import read_ledger
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity
-from penstock.errors import LeaseLostError, NonFiniteError, WeightsError
+from penstock.contracts import PolicyIdentity, Ticket, decode
+from penstock.errors import ConfigError, LeaseLostError, NonFiniteError, WeightsError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
-from tests.integration.trainer.consumer_setup import BATCH_SIZE
+from tests.integration.broker.queue_setup import put, stored_scored
+from tests.integration.trainer.consumer_setup import BATCH_SIZE, scored
 from tests.integration.trainer.loop_setup import SECONDS, Life, same
 from tests.unit.trainer.trainer_groups import save_tiny_model
 
@@ -150,6 +152,10 @@ async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on
     async with loop.training():
         await loop.watch.until("announced", 1)
     assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
+    again = Life(loop.config, loop.queue, loop.lease)
+    async with again.training():  # as the second one trained it, not as its record says
+        await again.watch.until("announced", 1)
+    assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
 
 
 async def test_a_run_that_ends_in_steps_that_are_not_finite_saves_no_model(loop: Life) -> None:
@@ -230,7 +236,64 @@ async def test_what_is_trained_beside_staging_has_the_digests_of_a_training_with
         replace(ledger, checkpoints=[]),
         loop.checkpoints,
         loop.step_files,
+        loop.configs,
         staging.digest,
         lambda each: told.append(each.step),
     )
     assert (position.steps, position.version, told) == (4, 4, [0, 1, 2, 3])
+
+
+async def test_a_queue_that_lost_the_run_is_rebuilt_from_its_folder(
+    loop: Life, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also the tickets that were dropped, of which the folder knows by its journal alone."""
+    async with loop.training() as training:
+        policy = await loop.announced(0)
+        ticket = loop.draws.ticket(0, attempt=0, policy_version=0)
+        await put(queue, Stage.SCORED, "0", stored_scored(scored(ticket, (None, None), policy)))
+        for number in (1, 2, 3, 4):
+            await loop.answer_ticket(number, await loop.announced((number - 1) // 2))
+        await loop.announced(2)
+        loop.requests.stop.set()
+        async with asyncio.timeout(SECONDS):
+            await training
+    before, expected = await loop.trainer_queue.ledger(), loop.state()
+    assert (before.dropped, before.trained) == ({0: "reward_failed"}, {1: 0, 2: 0, 3: 1, 4: 1})
+    await queue.delete_run()
+    await queue.check_server()
+    lease = await acquire_lease(queue, loop.config, above=loop.lease.number)
+    again = Life(loop.config, queue, lease)
+    try:
+        async with again.training():
+            await again.watch.until("announced", 1)
+            assert same(again.state(), expected)
+            assert await again.trainer_queue.ledger() == before
+            issued = [(each.number, each.attempt) for each in await tickets(queue)]
+            assert issued == [(5, 0), (6, 0), (7, 0), (8, 0)]
+            counters = await again.trainer_queue.counters()
+            assert (counters.issued, counters.trained, counters.outstanding) == (9, 4, 4)
+            assert again.step_files.journal.read() == before
+        assert "its ledger is rebuilt from" in caplog.text
+    finally:
+        await asyncio.to_thread(lease.release)
+
+
+async def test_another_run_in_the_folder_is_refused_before_its_ledger_is_rebuilt(loop: Life, queue: Queue) -> None:
+    async with loop.training():
+        await loop.announced(0)
+    await queue.delete_run()
+    await queue.check_server()
+    config = loop.config.model_copy(update={"run": loop.config.run.model_copy(update={"seed": 9})})
+    lease = await acquire_lease(queue, config, above=loop.lease.number)
+    try:
+        async with Life(config, queue, lease).training() as training:
+            with pytest.raises(ConfigError, match=r"run\.seed was 0 and is 9"):
+                await training
+    finally:
+        await asyncio.to_thread(lease.release)
+    assert await read_ledger(queue) == []
+
+
+async def tickets(queue: Queue) -> list[Ticket]:
+    entries = await queue.guard(queue.client.xrange(queue.keys.stream(Stage.TICKETS)))
+    return [decode(fields[b"p"], Ticket) for _, fields in entries]

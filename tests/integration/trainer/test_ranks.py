@@ -94,6 +94,18 @@ def test_two_ranks_train_as_one_does(trained: Path, name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_two_ranks_go_on_with_other_settings_as_one_does(trained: Path, name: str) -> None:
+    one, two = (
+        json.loads((trained / name / num_ranks / "results.json").read_text())["other"] for num_ranks in ("1", "2")
+    )
+    counted = {"num_packs", "num_rows"}
+    assert {key: value for key, value in two.items() if key not in counted} == pytest.approx(
+        {key: value for key, value in one.items() if key not in counted}, rel=1e-3, abs=1e-5, nan_ok=True
+    )
+    assert one["learning_rate"] > 2e-3
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_canary_is_what_the_published_weights_say(trained: Path, name: str) -> None:
     """The canary between two updates is what one rank and transformers compute."""

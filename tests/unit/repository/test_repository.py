@@ -1,5 +1,6 @@
 """Rules about the repository's own files that no linter checks."""
 
+import ast
 import re
 import subprocess
 from functools import cache
@@ -74,3 +75,25 @@ def test_constraints_pin_plain_versions() -> None:
     for name in ("services.txt", "sglang.txt"):
         lines = (ROOT / "constraints" / name).read_text().splitlines()
         assert [line for line in lines if not line.startswith("#") and not pin.fullmatch(line)] == []
+
+
+@cache
+def written_strings() -> tuple[tuple[str, str], ...]:
+    """(file, text) of every string of the product, f-strings with their expressions as they are written."""
+    found = []
+    for path in committed():
+        if path.suffix != ".py" or path.relative_to(ROOT).parts[0] not in PACKAGES:
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes:
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts
+            if is_text or isinstance(node, ast.JoinedStr):
+                found.append((str(path.relative_to(ROOT)), ast.unparse(node)))
+    return tuple(found)
+
+
+def test_nobody_is_advised_to_replace_a_run_without_a_word_on_its_deletion() -> None:
+    offers = [(name, text) for name, text in written_strings() if re.search(r"run\.existing\W+(\w+ )*replace", text)]
+    assert len(offers) >= 3
+    assert [offer for offer in offers if not re.search(r"delet", offer[1])] == []

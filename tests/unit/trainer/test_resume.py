@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.contracts import PolicyIdentity
@@ -11,11 +12,12 @@ from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, 
 from penstock.errors import DataError, WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.history import newest_checkpoint
+from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import Replayed
 from penstock_trainer.resume import ResumePoint, restore
-from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.files import published_format
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
 
@@ -30,22 +32,26 @@ class Life:
     folder: Path
     model: Path
     ledger: LedgerState = field(default_factory=LedgerState)
+    changes: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(config_for(self.model))
+        self.config = config_for(self.model, **self.changes)
         self.step_files = StepFiles(self.folder / "steps", keep_bytes=0)
+        self.learner = Learner(self.config, num_steps=self.configs.num_steps(self.config))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=2)
-        staging = Staging(self.learner, self.folder / "weights", Format("float32", "nearest"))
+        staging = Staging(self.learner, self.folder / "weights", published_format(self.config))
         self.digest: Callable[[int], PolicyIdentity] = staging.digest
 
     def train(self, steps: range, checkpoint_after: int = -1) -> None:
         version = steps.start
         for step in steps:
             groups = example_groups(seed=step)
-            self.ledger.steps.append(self.step_files.write(step, 1, groups))
+            settings = self.step_files.settings.write(self.config)
+            self.ledger.steps.append(self.step_files.write(step, 1, groups, settings=settings))
             version += int(self.learner.update(groups, version=0).changed)
             self.ledger.policies[version] = self.digest(version)
             self.ledger.num_ranks[version] = 1
+            self.ledger.forms[version] = str(published_format(self.config))
             if step + 1 == checkpoint_after:
                 meta = CheckpointMeta(step + 1, version, 1, 0, ())
                 folder = self.checkpoints.begin(meta)
@@ -53,7 +59,11 @@ class Life:
                 self.ledger.checkpoints.append(self.checkpoints.complete(folder, meta))
 
     def restore(self) -> ResumePoint:
-        return restore(self.learner, self.ledger, self.checkpoints, self.step_files, self.digest)
+        return restore(self.learner, self.ledger, self.checkpoints, self.step_files, self.configs, self.digest)
+
+    @property
+    def configs(self) -> StepConfigs:
+        return StepConfigs(self.config, 80, self.step_files.settings)
 
 
 @pytest.fixture
@@ -78,7 +88,15 @@ def test_each_step_that_is_trained_again_is_told_of(tmp_path: Path, model: Path)
     first.train(range(NUM_STEPS), checkpoint_after=1)
     second = Life(tmp_path, model, first.ledger)
     told: list[Replayed] = []
-    restore(second.learner, second.ledger, second.checkpoints, second.step_files, second.digest, told.append)
+    restore(
+        second.learner,
+        second.ledger,
+        second.checkpoints,
+        second.step_files,
+        second.configs,
+        second.digest,
+        told.append,
+    )
     assert [(each.step, each.versions) for each in told] == [(1, (1, 2)), (2, (2, 3))]
     assert [each.groups for each in told] == [tuple(example_groups(seed=step)) for step in (1, 2)]
 
@@ -151,3 +169,62 @@ def test_a_step_that_trained_another_version_is_an_error(tmp_path: Path, model: 
     life.ledger.steps.append(life.step_files.write(0, 1, example_groups(), version=3))
     with pytest.raises(WeightsError, match=r"step 0 is trained again on version 0; the ledger records .* version 3"):
         life.restore()
+
+
+CHANGED: dict[str, dict[str, object]] = {
+    "optimizer": {"optimizer": {"lr": 5e-3, "beta1": 0.5, "schedule": "linear"}},
+    "objective": {"loss": {"surrogate": "cispo", "aggregation": "token-mean"}, "kl_ctl": 0.1},
+    "epochs under a falling rate": {"total_train_epochs": 9, "optimizer": {"lr": 1e-3, "schedule": "linear"}},
+    "temperature": {"sampling": {"temperature": 0.5}},
+}
+
+
+@pytest.mark.parametrize("checkpoint_after", [-1, 1])
+@pytest.mark.parametrize("name", CHANGED)
+def test_steps_are_trained_again_with_their_own_settings_and_new_ones_hold_after_them(
+    tmp_path: Path, model: Path, name: str, checkpoint_after: int
+) -> None:
+    begun: dict[str, object] = {"optimizer": {"lr": 1e-3, "schedule": "linear"}}
+    first = Life(tmp_path, model, changes=begun)
+    first.train(range(2), checkpoint_after)
+    second = Life(tmp_path, model, first.ledger, changes=CHANGED[name])
+    assert second.restore() == ResumePoint(2, 2)
+    assert second.digest(2) == first.ledger.policies[2]
+    second.train(range(2, 3))
+    as_before = Life(tmp_path / "other", model, changes=begun)
+    as_before.train(range(3))
+    assert second.ledger.policies[3] != as_before.ledger.policies[3]
+    third = Life(tmp_path, model, second.ledger, changes=begun)
+    assert third.restore() == ResumePoint(3, 3)
+    assert third.digest(3) == second.ledger.policies[3]
+    assert third.learner.config == third.config
+
+
+def test_an_older_ledger_is_trained_again_with_the_present_settings(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(2))
+    first.ledger.steps = [msgspec.structs.replace(step, settings="") for step in first.ledger.steps]
+    assert Life(tmp_path, model, first.ledger).restore() == ResumePoint(2, 2)
+    with pytest.raises(WeightsError, match=r"ledger records 1-.*; the configuration of that step is not recorded"):
+        Life(tmp_path, model, first.ledger, changes={"optimizer": {"lr": 2e-3}}).restore()
+
+
+def test_a_digest_of_bytes_in_another_form_is_not_compared(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(2))
+    second = Life(tmp_path, model, first.ledger, changes={"rollout": {"engine": {"dtype": "bfloat16"}}})
+    assert second.restore() == ResumePoint(2, 2)
+    assert second.digest(2) != first.ledger.policies[2]
+
+
+def test_missing_or_damaged_settings_of_a_step_are_named(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(1))
+    path = first.step_files.settings.path(first.ledger.steps[0].settings)
+    text = path.read_text()
+    path.write_text(text.replace("0.9", "0.8", 1))
+    with pytest.raises(DataError, match=r"settings-[0-9a-f]{16}\.json has digest"):
+        Life(tmp_path, model, first.ledger).restore()
+    path.unlink()
+    with pytest.raises(DataError, match=r"settings-[0-9a-f]{16}\.json cannot be read \(No such file"):
+        Life(tmp_path, model, first.ledger).restore()

@@ -76,9 +76,9 @@ def closing_report(summary: Mapping[str, Any], folder: Path, existing: str) -> l
         lines.append(f"Ended with exit code {outcome['code']}: {outcome['reason']}")
         lines.extend(f"    {line}" for line in outcome["lines"])
         if existing == "replace":
-            lines.append("  to go on    the same command with --run.existing resume; without it the run begins anew")
+            lines.append("  to go on    the same command with --run.existing resume; without it, this run is deleted")
         else:
-            lines.append("  to go on    the same command; with --run.existing replace the run begins anew")
+            lines.append("  to go on    the same command; --run.existing replace deletes this run and begins anew")
     lines.extend(_results(summary))
     lines.append(f"  summary     {folder / SUMMARY_FILE}")
     lines.append(f"  logs        {folder / 'logs'}")

@@ -2,22 +2,51 @@
 
 Owns that order, on which exactly-once rests. Invariants: a step file is flushed before the ledger names it; the ledger
 names a step before its groups leave the queue; the journal follows the ledger; a checkpoint is of weights that the
-ledger names.
+ledger names. So a ledger that the queue has lost is written again from the journal.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from penstock.broker import Delivery
 from penstock.broker.trainer import TrainerQueue
+from penstock.config.changes import Change, change_of, differences, settings_of
 from penstock.contracts import ScoredGroup
-from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, WeightsRecord
-from penstock.errors import ConfigError, StallError
+from penstock.contracts.ledger import (
+    CheckpointRecord,
+    DropRecord,
+    LedgerState,
+    RunRecord,
+    StepRecord,
+    WeightsRecord,
+    replay,
+)
+from penstock.errors import ConfigError, DataError, StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
+
+log = logging.getLogger(__name__)
+
+HOLDS_FROM = {
+    Change.FIXED: "its content is the same",
+    Change.NEXT_STEP: "the new value holds from step {} on",
+    Change.FREE: "the new value holds at once",
+}
+FIXED = {
+    "dataset_digest": "data.train or data.system_prompt (the prompts)",
+    "dataset_length": "data.train (its number of rows)",
+    "batch_size": "data.batch_size",
+    "group_size": "actor.group_size",
+    "seed": "run.seed",
+}
+"""Field of the record that begins a run -> the key behind it."""
 
 
 class History:
@@ -36,51 +65,122 @@ class History:
         checkpoints: Checkpoints,
         writer: CheckpointWriter,
         run: RunRecord,
+        configs: StepConfigs,
         *,
-        max_lag: int | None,
-        checkpoint_every: int,
         final_folder: Path,
     ) -> None:
-        """max_lag: staler tokens are masked in every step. checkpoint_every: steps; 0: only on request.
-
-        final_folder: for the weights of a run that has ended.
-        """
+        """run: as this configuration would begin it, without its model. final_folder: for the trained weights."""
         self._queue = queue
         self._book = book
         self.step_files = step_files
         self.checkpoints = checkpoints
         self._writer = writer
         self._run = run
-        self._max_lag = max_lag
-        self._checkpoint_every = checkpoint_every
+        self.configs = configs
+        self._max_lag = configs.config.staleness.max_lag
+        self._checkpoint_every = configs.config.checkpoint.every_steps
         self.final_folder = final_folder
         self._last_checkpoint = -1
+        self._settings = ""
+        self._unfinished: StepRecord | None = None
+        # A drop must not be added to a journal that is being replaced by an older state of the ledger.
+        self._journaling = asyncio.Lock()
 
     @property
     def num_steps(self) -> int:
         """Steps that are committed."""
         return self._book.num_steps
 
-    async def open(self) -> LedgerState:
-        """The ledger of this run, begun if it is new; ConfigError if it belongs to another run."""
+    async def open(self, model: str) -> LedgerState:
+        """The ledger of this run, begun if it is new; ConfigError if it belongs to another run.
+
+        model: fingerprint of the weights of actor.path.
+        """
+        run = msgspec.structs.replace(self._run, model=model)
         ledger = await self._queue.ledger()
-        if ledger.run is None:
-            await self._queue.append(self._run)
+        if ledger.run is None and await asyncio.to_thread(self._is_lost):
+            ledger = await self._rebuild(run)
+        elif ledger.run is None:
+            await self._queue.append(run)
         else:
-            check_same_run(ledger.run, self._run)
+            check_same_run(ledger.run, run)
         newest = newest_checkpoint(ledger, self.checkpoints)
         self._last_checkpoint = newest.steps if newest else -1
+        self._settings = await asyncio.to_thread(self.step_files.settings.write, self.configs.config)
+        await asyncio.to_thread(self._report_changes, ledger)
+        self._unfinished = ledger.unfinished
         return ledger
+
+    def _is_lost(self) -> bool:
+        """Whether the folder holds a run, which the queue lacks. DataError if nothing says how far it had come."""
+        if self.step_files.journal.exists and self.step_files.journal.records():
+            return True
+        names = self.checkpoints.names()
+        held = f"checkpoint {names[-1]}" if names else "step files"
+        if names or self.step_files.highest_lease():
+            raise DataError(
+                f"the queue holds nothing of this run, and its folder holds {held} but no record in "
+                f"{self.step_files.journal.path}: expected one of both, to go on. Restore the data of the queue; or "
+                "choose another run.name, and begin with the newest checkpoint (`penstock export`) as actor.path"
+            )
+        return False
+
+    async def _rebuild(self, run: RunRecord) -> LedgerState:
+        """Write the lost ledger again, from the journal."""
+        journal = self.step_files.journal
+        records = await asyncio.to_thread(journal.records)
+        state = replay(records)
+        if state.run is None:
+            raise DataError(f"{journal.path} has no record of the run: expected the one that begins it")
+        check_same_run(state.run, run)
+        log.warning(
+            "the queue has lost all data of this run: its ledger is rebuilt from %s, with %d steps, %d dropped "
+            "tickets and %d checkpoints; lost are outstanding tickets and their groups (they are issued again), "
+            "evaluations that had not ended, and dead letters",
+            journal.path,
+            len(state.steps),
+            len(state.dropped),
+            len(state.checkpoints),
+        )
+        return await self._queue.rebuild(records)
+
+    def _report_changes(self, ledger: LedgerState) -> None:
+        """Log each key whose value is not that of the last step."""
+        last = ledger.steps[-1] if ledger.steps else None
+        if last is None or not last.settings:
+            return
+        try:
+            before = self.step_files.settings.read(last.settings)
+        except DataError as error:  # needed only if the step is trained again
+            log.warning("which keys have changed cannot be told: %s", error)
+            return
+        for key, old, new in differences(before, settings_of(self.configs.config)):
+            holds = HOLDS_FROM[change_of(key)].format(last.step + 1)
+            log.warning("%s was %r and is %r: %s", key, old, new, holds)
 
     async def begin_journal(self) -> None:
         """Write the journal anew from the ledger; later records follow it."""
-        await asyncio.to_thread(self.step_files.journal.begin, await self._queue.ledger())
+        async with self._journaling:
+            await asyncio.to_thread(self.step_files.journal.begin, await self._queue.ledger())
+
+    async def drop(self, record: DropRecord, delivery: Delivery | None) -> None:
+        """End a ticket without a step: ticket and reason in the ledger, then in the journal."""
+        async with self._journaling:
+            await self._queue.drop(record, delivery)
+            # Flushed with the next step: a ticket whose end is lost with the queue and the host is drawn again.
+            await asyncio.to_thread(self.step_files.journal.append, record, durable=False)
 
     async def write_batch(self, groups: Sequence[ScoredGroup], version: int) -> StepRecord:
         """Write the next step's groups durably; the record commits them. `version`: of the weights that they train."""
         lease = self._queue.lease.number
         return await asyncio.to_thread(
-            self.step_files.write, self.num_steps, lease, groups, version=version, max_lag=self._max_lag
+            self.step_files.write,
+            self.num_steps,
+            lease,
+            groups,
+            version=version,
+            max_lag=self._max_lag,
+            settings=self._settings,
         )
 
     async def commit(self, record: StepRecord, deliveries: Mapping[int, Delivery]) -> None:
@@ -91,8 +191,14 @@ class History:
         await self._queue.commit_step(record, dict(deliveries))
         self._book.commit(list(deliveries))
 
+    def is_unfinished(self, num_steps: int) -> bool:
+        """Whether an earlier life committed the last of these steps and did not record the weights after it."""
+        return self._unfinished is not None and self._unfinished.step + 1 == num_steps
+
     async def record_weights(self, record: WeightsRecord, step: StepRecord | None) -> None:
         """Name the weights in the ledger; after a step, step and weights in the journal."""
+        if self.is_unfinished(record.steps):
+            record, self._unfinished = msgspec.structs.replace(record, settings=self._settings), None
         await self._queue.append(record)
         if step is not None:
             await asyncio.to_thread(self.step_files.journal.append, step, record)
@@ -132,25 +238,22 @@ class History:
 
 
 def check_same_run(begun: RunRecord, current: RunRecord) -> None:
-    """ConfigError if a value that fixes the meaning of ticket numbers has changed since the run began."""
-    if begun == current:
-        return
-    keys = {
-        "dataset_digest": "data.train (its content)",
-        "dataset_length": "data.train (its number of rows)",
-        "batch_size": "data.batch_size",
-        "group_size": "actor.group_size",
-        "seed": "run.seed",
-    }
+    """ConfigError if anything has changed that cannot change within a run. An empty model is not known yet."""
     changed = [
         f"{key} was {getattr(begun, name)} and is {getattr(current, name)}"
-        for name, key in keys.items()
+        for name, key in FIXED.items()
         if getattr(begun, name) != getattr(current, name)
     ]
-    raise ConfigError(
-        f"this run cannot be resumed: {'; '.join(changed)}. Expected the values it began with; "
-        "set them back, choose another run.name, or set run.existing to replace"
-    )
+    if begun.model and begun.lora != current.lora:
+        changed.append(f"actor.lora was {begun.lora or 'off'} and is {current.lora or 'off'}")
+    if begun.model and current.model and begun.model != current.model:
+        before, now = (f"{each.model_path} (weights {each.model})" for each in (begun, current))
+        changed.append(f"actor.path was {before} and is {now}")
+    if changed:
+        raise ConfigError(
+            f"this run cannot be resumed: {'; '.join(changed)}. Expected the values it began with: set them back, or "
+            "choose another run.name (run.existing replace would delete what this run has trained)"
+        )
 
 
 def newest_checkpoint(ledger: LedgerState, checkpoints: Checkpoints) -> CheckpointRecord | None:

@@ -1,7 +1,7 @@
 """Step files: the groups of one closed batch, so that a step can be trained again without any rollout server.
 
 Owns `steps/<step>.<lease>.pack`: written in full, flushed, renamed; it counts once the ledger names it. The same folder
-holds the journal, which names the files that count when the queue is gone.
+holds the journal, which names the files that count when the queue is gone, and the settings of the steps.
 """
 
 import re
@@ -16,6 +16,7 @@ from penstock.contracts.ledger import StepRecord
 from penstock.durable import write_durably, writing
 from penstock.errors import DataError
 from penstock_trainer.checkpoints.journal import Journal
+from penstock_trainer.checkpoints.settings import SettingsFiles
 
 NAME = re.compile(r"(\d{8,})\.(\d+)\.pack")
 
@@ -35,6 +36,7 @@ class StepFiles:
         self._folder = folder
         self._keep_bytes = keep_bytes
         self.journal = Journal(folder)
+        self.settings = SettingsFiles(folder)
 
     def write(
         self,
@@ -44,15 +46,16 @@ class StepFiles:
         *,
         version: int | None = None,
         max_lag: int | None = None,
+        settings: str = "",
     ) -> StepRecord:
-        """Write the full batch durably, without masks; the record that commits it."""
+        """Write the full batch durably, without masks; the record that commits it. settings: digest of the step's."""
         with writing(str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
         write_durably(self._folder / name, data)
         tickets = tuple(each.group.ticket.number for each in groups)
-        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag)
+        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag, settings)
 
     def read(self, record: StepRecord) -> tuple[ScoredGroup, ...]:
         """The groups of a committed step; DataError if the file is missing or is not the committed one."""

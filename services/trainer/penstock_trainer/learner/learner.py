@@ -6,6 +6,7 @@ until an update changes them. Invariant: equal weights, state and groups give bi
 many ranks), and a step with a non-finite loss or gradient changes nothing.
 """
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,21 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from penstock.config import Config
+from penstock.config.changes import step_settings
 from penstock.contracts import Dtype, ScoredGroup
 from penstock.errors import ConfigError
+from penstock.weights.manifest import identity_digest
 from penstock_trainer.batching.packing import pack_of_sequence
 from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
-from penstock_trainer.learner.training_state import load_training_state, training_state
+from penstock_trainer.learner.training_state import carry_training_state, load_training_state, training_state
 from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult, Updater, flushed_subnormals
 from penstock_trainer.model.fsdp import ShardedPackModel, full_tensor
 from penstock_trainer.model.loading import load_model, same_weights
 from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.model.pack_model import PackModel
 from penstock_trainer.model.token_model import TokenModel
-from penstock_trainer.weights.files import Format, MasterWeights, Weights
+from penstock_trainer.weights.files import Format, MasterWeights, Weights, digests
 from penstock_trainer.weights.hugging_face import config_json, save_folder
 
 
@@ -41,10 +44,15 @@ class Learner:
         `num_steps`: updates of the full run, for a learning rate that falls until its end.
         `torch.set_num_threads` is set for the process: the learner is its only computation.
         """
-        torch.set_num_threads(config.actor.num_threads)
-        self._config = config
         self._ranks = ranks
         self._device = ranks.device if ranks else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.num_steps = num_steps
+        self._make(config)
+
+    def _make(self, config: Config) -> None:
+        """Load the models, and make all that depends on the configuration."""
+        torch.set_num_threads(config.actor.num_threads)
+        self._config = config
         dtype = torch.bfloat16 if config.actor.dtype == "bfloat16" else torch.float32
         policy = load_model(config.actor.path, "actor.path")
         self._adapter = adapted(policy, config)
@@ -60,7 +68,6 @@ class Learner:
         self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
         self._optimizer = Optimizer(policy, config.optimizer)
-        self.num_steps = num_steps
         self._updater = Updater(
             self._policy,
             self._reference,
@@ -68,8 +75,24 @@ class Learner:
             make_recipe(config),
             max_tokens=config.actor.max_tokens_per_micro_batch,
             device=self._device,
-            ranks=ranks,
+            ranks=self._ranks,
         )
+
+    def use(self, config: Config, *, num_steps: int) -> None:
+        """Go on with the settings of `config`: weights, moments and the position in the schedule stay as they are.
+
+        If they differ from those in use, the models are made anew, so that the next step has the bits of a learner that
+        loaded a checkpoint under these settings. `config` must be of the same model and adapter.
+        """
+        self.num_steps = num_steps
+        if step_settings(config) == step_settings(self._config):
+            return
+        mesh = self._ranks.host_mesh if self._ranks else None
+        carried = copy_state(self.state(), mesh, None).state
+        del self._policy, self._scorer, self._masters, self._reference, self._optimizer, self._updater, self._adapter
+        gc.collect()  # two models need not fit
+        self._make(config)
+        carry_training_state(carried, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
 
     def _make_reference(self, dtype: torch.dtype) -> TokenModel:
         """The model of ref.path, or the policy as it was before training."""
@@ -88,6 +111,11 @@ class Learner:
             return ShardedPackModel(model, self._ranks, dtype)
         _move(model.model, self._device)
         return model
+
+    @property
+    def config(self) -> Config:
+        """The configuration in use."""
+        return self._config
 
     @property
     def device(self) -> str:
@@ -159,6 +187,10 @@ class Learner:
             if self._adapter is None
             else self._adapter.full_weight(self._masters, name)
         )
+
+    def fingerprint(self) -> str:
+        """Digest (xxh3, 16 hex digits) of the current weights in float32, whatever they are published in."""
+        return identity_digest(digests(self.weights(), Format("float32", "nearest")))
 
     def config_json(self, dtype: Dtype) -> bytes:
         """The model's config.json for weights in `dtype`."""

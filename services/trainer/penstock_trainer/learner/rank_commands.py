@@ -16,11 +16,13 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from torch import Tensor
 
 from penstock.config import Config
+from penstock.config.changes import step_settings, with_step_settings
 from penstock.contracts import Contract, ScoredGroup
 from penstock.errors import PenstockError
 from penstock.runtime.output import complain
@@ -77,11 +79,18 @@ class Load(Contract, frozen=True, tag_field="command", tag="load"):
     folder: str
 
 
+class Use(Contract, frozen=True, tag_field="command", tag="use"):
+    """Go on with other settings: `settings` by key, as in `penstock.config.changes`. num_steps: see `Begin`."""
+
+    settings: dict[str, Any]
+    num_steps: int
+
+
 class Stop(Contract, frozen=True, tag_field="command", tag="stop"):
     """End in order."""
 
 
-Command = Begin | Finish | ScoreSequence | Gather | Save | Load | Stop
+Command = Begin | Finish | ScoreSequence | Gather | Save | Load | Use | Stop
 
 
 class LeadingLearner(Learner):
@@ -122,6 +131,10 @@ class LeadingLearner(Learner):
     def load(self, folder: Path) -> None:
         self._command(Load(str(folder.resolve())))
         super().load(folder)
+
+    def use(self, config: Config, *, num_steps: int) -> None:
+        self._command(Use(step_settings(config), num_steps))
+        super().use(config, num_steps=num_steps)
 
     def close(self) -> None:
         self._command(Stop())
@@ -180,6 +193,8 @@ class Follower:
                 self._writer.submit(snapshot.write, Path(folder)).add_done_callback(_end_on_error)
             case Load(folder):
                 self._learner.load(Path(folder))
+            case Use(settings, num_steps):
+                self._learner.use(with_step_settings(self._learner.config, settings), num_steps=num_steps)
 
 
 def _end_on_error(written: "Future[None]") -> None:

@@ -5,10 +5,12 @@ adapted model it holds only the adapter's weights, and `lora.alpha`, `lora.base`
 rank's shards; the random state is that of rank 0.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from penstock.errors import ConfigError
@@ -46,14 +48,40 @@ def load_training_state(
     """Go on from a checkpoint; ConfigError if it is of another model or adapter."""
     state = training_state(model, adapter, optimizer, with_rng=with_rng)
     _read(folder, state, adapter, (MODEL, OPTIMIZER))
-    optimizer.num_steps = int(state[NUM_STEPS])
-    if with_rng:
-        torch.set_rng_state(state[RNG])
+    _set_plain(state, optimizer, with_rng=with_rng)
+
+
+def carry_training_state(
+    carried: Mapping[str, Tensor],
+    model: PreTrainedModel,
+    adapter: Adapter | None,
+    optimizer: Optimizer,
+    *,
+    with_rng: bool,
+) -> None:
+    """Go on from a copy of the state of the same model and adapter, made on the same ranks."""
+    state = training_state(model, adapter, optimizer, with_rng=with_rng)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            _local(tensor).copy_(_local(carried[name]))
+    _set_plain(state, optimizer, with_rng=with_rng)
 
 
 def load_model_state(folder: Path, model: PreTrainedModel, adapter: Adapter | None) -> None:
     """Load only the weights of a checkpoint; ConfigError if it is of another model or adapter."""
     _read(folder, model_state(model, adapter), adapter, (MODEL,))
+
+
+def _set_plain(state: Mapping[str, Tensor], optimizer: Optimizer, *, with_rng: bool) -> None:
+    """Take over what the state holds as copies, not as live tensors."""
+    optimizer.num_steps = int(state[NUM_STEPS])
+    if with_rng:
+        torch.set_rng_state(state[RNG])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _read(folder: Path, state: dict[str, Tensor], adapter: Adapter | None, compared: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ opened bundle has the layout of a run's folder.
     bundle.json            the run, its seed, the steps, versions, the model with its fingerprint
     config.yaml            the configuration as it was resolved, secrets masked
     steps/ledger.jsonl     the records of these steps: digests of step files and weights
+    steps/settings-*.json  the configuration with which they were trained
     steps/*.pack           their groups
     start/                 the checkpoint to start from, as safetensors; absent for the initial weights
     model/, reference/     the models of actor.path and ref.path, with --with-model
@@ -27,7 +28,7 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from penstock.config.load import load_config
+from penstock.config.load import given_keys, load_config
 from penstock.config.shown import as_yaml, masked
 from penstock.contracts import Contract
 from penstock.contracts.ledger import LedgerState
@@ -42,7 +43,7 @@ from penstock_trainer.offline.recording import Plan, Recording, open_folder
 MANIFEST, CONFIG, README, START, STATE = "bundle.json", "config.yaml", "README", "start", "state.safetensors"
 MODEL, REFERENCE = "model", "reference"
 MEMBER = re.compile(
-    r"README|bundle\.json|config\.yaml|steps(/(ledger\.jsonl|\d{8}\.\d+\.pack))?"
+    r"README|bundle\.json|config\.yaml|steps(/(ledger\.jsonl|settings-[0-9a-f]{16}\.json|\d{8}\.\d+\.pack))?"
     r"|start(/(state\.safetensors|checkpoint\.json))?|(model|reference)(/[A-Za-z0-9][\w.-]*\.(json|safetensors))?"
 )
 # The Python version decides which of these tarfile can write.
@@ -118,7 +119,7 @@ def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
         check_model(config.actor.path, "actor.path", manifest.model)
         if manifest.reference is not None:
             check_model(config.ref.path, "ref.path", manifest.reference)
-        recording = open_folder(config, folder)
+        recording = open_folder(config, folder, overridden=given_keys([*words, *settings]))
         if manifest.start:
             recording = _with_start(recording)
         yield Bundle(recording, manifest.steps, tuple(differing_versions(manifest.versions)))
@@ -148,8 +149,12 @@ def _fill(tar: tarfile.TarFile, recording: Recording, plan: Plan, manifest: Bund
     _add(tar, CONFIG, document.encode())
     journal = recording.step_files.journal
     _add(tar, f"steps/{journal.path.name}", journal.lines(_excerpt(recording.ledger, plan)))
-    for step in range(plan.start, plan.end):
-        name = recording.steps[step].file
+    records = [recording.steps[step] for step in range(plan.start, plan.end)]
+    for digest in sorted({record.settings for record in records if record.settings}):
+        path = recording.step_files.settings.path(digest)
+        _add_file(tar, f"steps/{path.name}", path)
+    for record in records:
+        name = record.file
         _add_file(tar, f"steps/{name}", journal.path.with_name(name))
     if plan.checkpoint is not None:
         meta, folder = recording.checkpoints.read(plan.checkpoint)

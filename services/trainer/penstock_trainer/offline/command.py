@@ -4,40 +4,23 @@ Owns their output, the exit code (0: every digest is the recorded one, 1: one is
 the check that the configuration is that of the run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from penstock.config import Config
-from penstock.config.shown import masked
+from penstock.config.changes import Settings, differences, step_settings
 from penstock.contracts.ledger import LedgerState
 from penstock_trainer.offline.bundle import opened_bundle, write_bundle
-from penstock_trainer.offline.recording import Recording, open_run, spans
+from penstock_trainer.offline.recording import Plan, Recording, open_run, spans
 from penstock_trainer.offline.replay import Compared, DigestVerdict, Replay, why_not_exact
 
-# Sections that decide the arithmetic of a step; a replay uses no others.
-TRAINING_KEYS = (
-    "actor",
-    "ref",
-    "kl_ctl",
-    "total_train_epochs",
-    "optimizer",
-    "loss",
-    "sampling.temperature",
-    "sampling.max_new_tokens",
-    "data.batch_size",
-    "run.seed",
-    "run.max_steps",
-    "rollout.engine.dtype",
-    "weights.rounding",
-)
 
-
-def replay_run(config: Config, steps: str, ask_ledger: Callable[[], LedgerState]) -> int:
-    """Replay steps of a run from its folder; the exit code."""
-    return _replay(open_run(config, ask_ledger), steps)
+def replay_run(config: Config, given: Collection[str], steps: str, ask_ledger: Callable[[], LedgerState]) -> int:
+    """Replay steps of a run from its folder, with their own settings but for the keys in `given`; the exit code."""
+    return _replay(open_run(config, ask_ledger, given), steps)
 
 
 def replay_bundle(path: Path, settings: Sequence[str], steps: str) -> int:
@@ -54,7 +37,7 @@ def bundle_run(
     """Write a bundle of a run's steps; the exit code."""
     recording = open_run(config, ask_ledger)
     plan = recording.plan(steps)
-    for note in changed_keys(recording):
+    for note in changed_keys(recording, plan):
         _say(f"note: {note}")
     write_bundle(recording, plan, out, with_model=with_model)
     start = f"checkpoint {plan.checkpoint}" if plan.checkpoint else "the initial weights"
@@ -66,17 +49,25 @@ def bundle_run(
     return 0
 
 
-def changed_keys(recording: Recording) -> Iterator[str]:
-    """Notes on values of the configuration that have changed since the run was started."""
-    path = recording.folder / "config.yaml"
+def changed_keys(recording: Recording, plan: Plan) -> Iterator[str]:
+    """Notes on values with which a replay trains steps otherwise than the run did.
+
+    An older run has recorded no settings with its steps; the values that its launcher wrote stand for them.
+    """
+    record = recording.steps[plan.first]
+    if record.settings:
+        before, when = recording.step_files.settings.read(record.settings), f"step {record.step} was trained"
+    else:
+        before, when = _launched(recording.folder / "config.yaml"), "the run was started"
+    for key, old, new in differences(before, step_settings(recording.config_of(plan.first))):
+        yield f"{key} is {new!r} and was {old!r} when {when}"
+
+
+def _launched(path: Path) -> Settings:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (OSError, yaml.YAMLError):
-        return
-    before, now = dict(_flat(document)), dict(_flat(masked(recording.config)))
-    for key, value in now.items():
-        if key.startswith(TRAINING_KEYS) and before.get(key, value) != value:
-            yield f"{key} is {value!r} and was {before[key]!r} when the run was started"
+        return {}
 
 
 def _replay(recording: Recording, steps: str) -> int:
@@ -86,7 +77,7 @@ def _replay(recording: Recording, steps: str) -> int:
     left = [step for step in recording.steps if step not in recording.available]
     if left:
         _say(f"steps {spans(left)} are recorded, but their files are gone (checkpoint.keep_step_bytes)")
-    for note in changed_keys(recording):
+    for note in changed_keys(recording, plan):
         _say(f"note: {note}")
     replay = Replay(recording, plan)
     for reason in why_not_exact(replay.learner, recording, plan):

@@ -15,7 +15,7 @@ from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.learner.training_state import load_model_state
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.model.lora import adapted, merged_weights
-from penstock_trainer.weights.files import Format, master_weights
+from penstock_trainer.weights.files import master_weights, published_format
 from penstock_trainer.weights.hugging_face import save_folder
 
 
@@ -30,7 +30,7 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
     model = load_model(config.actor.path, "actor.path")
     adapter = adapted(model, config)
     load_model_state(folder, model, adapter)
-    form = Format(config.rollout.engine.dtype, config.rounding)
+    form = published_format(config)
     save_adapter = partial(adapter.save, get=master_weights(model).__getitem__) if adapter else None
     save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter, "--out")
     return chosen

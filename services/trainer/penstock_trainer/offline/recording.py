@@ -8,7 +8,7 @@ counts if the journal (or the ledger of a run without one) names it and its file
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from penstock.config import Config
 from penstock.contracts.ledger import LedgerState, RunRecord, StepRecord
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.checkpoints.folders import Checkpoints
+from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 
 STEPS = re.compile(r"(\d*):(\d*)")
 STEP_FILE = re.compile(r"\d{8}\.\d+\.pack")
+DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recording:
-    """The recorded steps of one run."""
+    """The recorded steps of one run. overridden: keys whose value in `config` holds instead of that of the steps."""
 
     config: Config
     folder: Path
     ledger: LedgerState
     step_files: StepFiles
     checkpoints: Checkpoints
+    overridden: Collection[str] = ()
 
     @property
     def run(self) -> RunRecord:
         if self.ledger.run is None:
             raise DataError(f"{self.folder}: its journal has no record of the run: expected the one that begins it")
         return self.ledger.run
+
+    @property
+    def configs(self) -> StepConfigs:
+        """The configuration of each step."""
+        return StepConfigs(self.config, self.run.dataset_length, self.step_files.settings, self.overridden)
+
+    def config_of(self, step: int) -> Config:
+        """The configuration with which a replay trains a recorded step."""
+        return self.configs.of(self.steps[step])
 
     @property
     def steps(self) -> dict[int, StepRecord]:
@@ -108,7 +120,7 @@ class Recording:
         )
 
 
-def open_run(config: Config, ask_ledger: Callable[[], LedgerState]) -> Recording:
+def open_run(config: Config, ask_ledger: Callable[[], LedgerState], overridden: Collection[str] = ()) -> Recording:
     """The recording of run.name in run.root; `ask_ledger` reads the ledger of a run without a journal."""
     folder = Path(config.run.root) / config.run.name
     if not folder.is_dir():
@@ -116,17 +128,25 @@ def open_run(config: Config, ask_ledger: Callable[[], LedgerState]) -> Recording
             f"run {config.run.name!r} is not in {config.run.root}: expected its folder {folder}; check run.name and "
             "run.root"
         )
-    return open_folder(config, folder, ask_ledger)
+    return open_folder(config, folder, ask_ledger, overridden)
 
 
-def open_folder(config: Config, folder: Path, ask_ledger: Callable[[], LedgerState] | None = None) -> Recording:
+def open_folder(
+    config: Config,
+    folder: Path,
+    ask_ledger: Callable[[], LedgerState] | None = None,
+    overridden: Collection[str] = (),
+) -> Recording:
     """The recording in a folder with the layout of a run's folder."""
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     ledger = ask_ledger() if ask_ledger is not None and not step_files.journal.exists else step_files.journal.read()
     for record in ledger.steps:
         if not STEP_FILE.fullmatch(record.file):
             raise DataError(f"step {record.step}: its file is called {record.file!r}; expected <step>.<lease>.pack")
-    return Recording(config, folder, ledger, step_files, Checkpoints(folder / "checkpoints", config.checkpoint.keep))
+        if record.settings and not DIGEST.fullmatch(record.settings):
+            raise DataError(f"step {record.step}: its settings are {record.settings!r}; expected 16 hex digits")
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+    return Recording(config, folder, ledger, step_files, checkpoints, overridden)
 
 
 def parse_steps(text: str) -> tuple[int | None, int | None]:

@@ -1,8 +1,9 @@
 """Trains recorded steps again and compares the weights with those that the run recorded.
 
-Owns the comparison. Invariant: the groups of a step, their order and the arithmetic are those of the run (one rank), so
-that on a CPU each digest must be the recorded one; the first unequal one names the step that differed. Several ranks or
-another device rightly give other bits: after such a step an unequal digest proves nothing. Nothing is written.
+Owns the comparison. Invariant: the groups of a step, their order, its settings and the arithmetic are those of the run
+(one rank), so that on a CPU each digest must be the recorded one; the first unequal one names the step that differed.
+Several ranks or another device rightly give other bits: after such a step an unequal digest proves nothing. Nothing is
+written.
 """
 
 import time
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from penstock.config import Config
 from penstock.contracts import PolicyIdentity
 from penstock.contracts.ledger import WeightsRecord
 from penstock.errors import DataError
@@ -18,8 +18,7 @@ from penstock.weights.manifest import identity_digest
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import StepResult
 from penstock_trainer.offline.recording import Plan, Recording
-from penstock_trainer.telemetry.status import expected_steps
-from penstock_trainer.weights.files import Format, digests
+from penstock_trainer.weights.files import Format, digests, published_format
 
 
 class DigestVerdict(Enum):
@@ -55,8 +54,9 @@ class Replay:
     def __init__(self, recording: Recording, plan: Plan) -> None:
         self._recording = recording
         self._plan = plan
-        self.learner = Learner(recording.config, num_steps=_num_steps(recording))
-        self._form = Format(recording.config.rollout.engine.dtype, recording.config.rounding)
+        config = recording.config_of(plan.start)
+        self.learner = Learner(config, num_steps=recording.configs.num_steps(config))
+        self._form = published_format(recording.config)
         self._is_exact = self.learner.is_deterministic
 
     def run(self) -> Iterator[Compared]:
@@ -75,6 +75,8 @@ class Replay:
                 recorded = self._recording.ledger.weights.get(step + 1)
                 yield Compared(step + 1, None, recorded, DigestVerdict.DAMAGED, problem=str(error))
                 return
+            config = self._recording.config_of(step)
+            self.learner.use(config, num_steps=self._recording.configs.num_steps(config))
             started = time.monotonic()
             result = self.learner.update(groups, version=version, max_lag=record.max_lag)
             seconds = time.monotonic() - started
@@ -82,8 +84,9 @@ class Replay:
             yield self._compare(step + 1, version, result, seconds)
 
     def _compare(self, steps: int, version: int, result: StepResult | None = None, seconds: float = 0.0) -> Compared:
-        found = PolicyIdentity(version, identity_digest(digests(self.learner.weights(), self._form)))
         recorded = self._recording.ledger.weights.get(steps)
+        form = Format.of(recorded.form) if recorded is not None and recorded.form else self._form
+        found = PolicyIdentity(version, identity_digest(digests(self.learner.weights(), form)))
         return Compared(steps, found, recorded, self._verdict(found, recorded), result, seconds)
 
     def _verdict(self, found: PolicyIdentity, recorded: WeightsRecord | None) -> DigestVerdict:
@@ -113,9 +116,3 @@ def why_not_exact(learner: Learner, recording: Recording, plan: Plan) -> list[st
             f"steps were trained by {', '.join(map(str, ranks))} ranks, which add in another order than this one"
         )
     return reasons
-
-
-def _num_steps(recording: Recording) -> int:
-    config: Config = recording.config
-    run = recording.run
-    return expected_steps(config.total_train_epochs * run.dataset_length, run.batch_size, config.run.max_steps)

@@ -12,7 +12,7 @@ evaluation) is deleted.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.broker import Delivery, Stage, Worker
@@ -77,8 +77,13 @@ class Consumer:
         changed: asyncio.Event,
         rules: Rules,
         metrics: QueueMetrics,
+        *,
+        drop: Callable[[DropRecord, Delivery | None], Awaitable[None]],
     ) -> None:
-        """`changed`: set when a batch or an evaluation may be complete, or the run at its end."""
+        """`changed`: set when a batch or an evaluation may be complete, or the run at its end.
+
+        drop: ends a ticket durably, and deletes its group if there is one.
+        """
         self._queue = trainer_queue
         self._worker = worker
         self._book = book
@@ -89,6 +94,7 @@ class Consumer:
         self._changed = changed
         self._rules = rules
         self._metrics = metrics
+        self._record_drop = drop
         self._held: dict[int, Arrival] = {}
         self._begun = asyncio.Event()
         self._last_failure = ""
@@ -241,7 +247,7 @@ class Consumer:
             log.warning("ticket %d has no reward: %s", number, verdict.why)
         if reason in (DropReason.REWARD_FAILED, DropReason.POISON):
             self._last_failure = verdict.why
-        await self._queue.drop(DropRecord(number, reason), delivery)
+        await self._record_drop(DropRecord(number, reason), delivery)
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()

@@ -16,7 +16,7 @@ from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.shared_memory import SharedMemoryTransport
 from penstock_trainer.weight_sync.transport import Transport
 from penstock_trainer.weights.deltas import DeltaWriter
-from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.files import Format, published_format
 from penstock_trainer.weights.staging import Staging, WeightsSource, default_folder
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def make_transport(
 ) -> Transport:
     """`url`: of the trainer's own service; engines can reach its host."""
     section = config.weights
-    form = Format(config.rollout.engine.dtype, config.rounding)
+    form = published_format(config)
     folder = _folder(config, source, form, run_folder)
     transport = chosen(section.transport, source.device, config.trainer.host)
     if transport == "disk":

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import xxhash
@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from penstock.config import Config
 from penstock.contracts import Dtype, Rounding
 from penstock.errors import ConfigError, NonFiniteError
 from penstock.weights.manifest import TensorEntry
@@ -110,6 +111,16 @@ class Format:
     dtype: Dtype
     rounding: Rounding
 
+    @classmethod
+    def of(cls, text: str) -> "Format":
+        """The inverse of `str`."""
+        dtype, rounding = text.split()
+        return cls(cast(Dtype, dtype), cast(Rounding, rounding))
+
+    def __str__(self) -> str:
+        """As `bfloat16 dithered`."""
+        return f"{self.dtype} {self.rounding}"
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
@@ -183,6 +194,11 @@ def published_weights(model: PreTrainedModel) -> Weights:
 
 def _published(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(revert_weight_conversion(model, weights))
+
+
+def published_format(config: Config) -> Format:
+    """The format of the pushed weights of a run."""
+    return Format(config.rollout.engine.dtype, config.rounding)
 
 
 def digests(weights: Weights, form: Format) -> dict[str, str]:

@@ -13,7 +13,7 @@ WORDS: list[tuple[type[StrEnum], list[str]]] = [
     (ServiceKind, ["rollout", "reward", "trainer"]),
     (ServerState, ["starting", "waiting", "updating", "serving", "paused", "fenced"]),
     (DropReason, ["stale", "degenerate", "reward_failed", "poison"]),
-    (ReissueReason, ["version", "stale", "lost"]),
+    (ReissueReason, ["version", "sampling", "stale", "lost"]),
 ]
 
 

@@ -7,6 +7,7 @@ import pytest
 from penstock.contracts import DropReason, PolicyIdentity
 from penstock.contracts.ledger import (
     CheckpointRecord,
+    DropRecord,
     LedgerState,
     Record,
     RunRecord,
@@ -52,9 +53,10 @@ def test_it_gives_back_what_the_ledger_says_of_steps_and_weights(journal: Journa
     assert journal.read() == expected
 
 
-def test_tickets_that_were_dropped_are_not_in_it(journal: Journal) -> None:
+def test_tickets_that_were_dropped_are_in_it(journal: Journal) -> None:
     journal.begin(LedgerState(run=RUN, dropped={3: DropReason.POISON}))
-    assert journal.read() == LedgerState(run=RUN)
+    journal.append(DropRecord(5, DropReason.STALE), durable=False)
+    assert journal.read() == LedgerState(run=RUN, dropped={3: DropReason.POISON, 5: DropReason.STALE})
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

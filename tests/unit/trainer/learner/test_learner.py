@@ -239,3 +239,64 @@ def test_tied_weights_are_published_once_and_final_folder_loads(model_folder: Pa
 def test_untied_weights_are_all_published(tmp_path: Path) -> None:
     learner = Learner(config_for(save_tiny_model(tmp_path, "qwen3")))
     assert "lm_head.weight" in learner.weights()
+
+
+OTHER_SETTINGS: dict[str, dict[str, object]] = {
+    "optimizer": {"optimizer": {"lr": 3e-3, "beta1": 0.5, "eps": 1e-4, "weight_decay": 0.2, "max_grad_norm": 0.1}},
+    "schedule": {"optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 1}},
+    "objective": {"loss": {"surrogate": "cispo", "aggregation": "token-mean", "num_minibatches": 2}},
+    "reference": {"kl_ctl": 0.2},
+    "temperature": {"sampling": {"temperature": 0.5, "max_new_tokens": 64}},
+    "type": {"actor": {"dtype": "bfloat16"}, "rollout": BFLOAT16_ENGINE},
+    "packs": {"actor": {"dtype": "float32", "max_tokens_per_micro_batch": 24, "gradient_checkpointing": True}},
+}
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_other_settings_hold_as_if_a_checkpoint_had_been_loaded_under_them(
+    model_folder: Path, tmp_path: Path, name: str, lora: int
+) -> None:
+    actor: dict[str, object] = {"path": str(model_folder), "dtype": "float32", "lora": {"rank": lora}}
+    changes = dict(OTHER_SETTINGS[name])
+    before = config_for(model_folder, actor=actor)
+    after = config_for(model_folder, **changes | {"actor": actor | dict(changes.get("actor", {}))})  # type: ignore[call-overload]
+    going_on = Learner(before, num_steps=5)
+    for step in range(2):
+        going_on.update(example_groups(seed=step), version=0)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    going_on.snapshot(folder).write(folder)
+    begun_anew = Learner(after, num_steps=7)
+    begun_anew.load(folder)
+    begun_as_before = Learner(before, num_steps=5)
+    begun_as_before.load(folder)
+
+    going_on.use(after, num_steps=7)
+    results = [each.update(example_groups(seed=2), version=0) for each in (going_on, begun_anew, begun_as_before)]
+    assert same(snapshot(going_on), snapshot(begun_anew))
+    assert same(moments(going_on), moments(begun_anew))
+    assert results[0].learning_rate == results[1].learning_rate
+    assert not same(snapshot(going_on), snapshot(begun_as_before)) or name == "packs"
+
+
+def test_the_same_settings_make_nothing_anew(model_folder: Path) -> None:
+    learner = Learner(config_for(model_folder), num_steps=5)
+    weights = learner.state()
+    learner.use(config_for(model_folder, checkpoint={"every_steps": 3}), num_steps=6)
+    assert all(learner.state()[name] is weight for name, weight in weights.items() if name.startswith(OPTIMIZER))
+    assert learner.num_steps == 6
+
+
+def test_the_fingerprint_is_of_the_model_whatever_it_is_published_in(model_folder: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", "qwen3")
+    found = {
+        Learner(config).fingerprint()
+        for config in (
+            config_for(model_folder),
+            config_for(model_folder, rollout=BFLOAT16_ENGINE),
+            config_for(model_folder, actor={"path": str(model_folder), "dtype": "float32", "lora": {"rank": 2}}),
+        )
+    }
+    assert len(found) == 1
+    assert Learner(config_for(other)).fingerprint() not in found

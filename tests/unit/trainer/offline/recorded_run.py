@@ -13,9 +13,10 @@ from penstock.contracts.ledger import LedgerState, RunRecord, WeightsRecord
 from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.journal import Journal
+from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.weights.files import Format
+from penstock_trainer.weights.files import published_format
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import example_groups
 
@@ -75,25 +76,32 @@ def write_config(folder: Path, **changes: object) -> Config:
     return load_config(["--config", str(folder / "config.yaml")], {})
 
 
-def record(folder: Path, config: Config) -> None:
-    """Train a run as the loop does, but without a queue: file, update, weights, journal, and one checkpoint."""
+def record(folder: Path, config: Config, then: Config | None = None) -> None:
+    """Train a run as the loop does, but without a queue: file, update, weights, journal, and one checkpoint.
+
+    then: the configuration after the checkpoint; with it, steps have settings, as those of an older run have not.
+    """
     path = folder / "runs" / "r"
     learner = Learner(config, num_steps=NUM_STEPS)
     files, checkpoints = StepFiles(path / "steps", 0), Checkpoints(path / "checkpoints", 2)
-    form = Format(config.rollout.engine.dtype, config.rounding)
-    digest = Staging(learner, folder / "weights", form).digest
-    files.journal.begin(LedgerState(run=RUN, weights={0: WeightsRecord(digest(0), 0)}))
+    digest = Staging(learner, folder / "weights", published_format(config)).digest
+    form, settings = ("", "") if then is None else (str(published_format(config)), files.settings.write(config))
+    files.journal.begin(LedgerState(run=RUN, weights={0: WeightsRecord(digest(0), 0, form=form)}))
     version = 0
     for step in range(NUM_STEPS):
-        committed = files.write(step, 1, example_groups(seed=step))
+        committed = files.write(step, 1, example_groups(seed=step), settings=settings)
         result = learner.update(files.read(committed), version=version)
         version += int(result.changed)
-        files.journal.append(committed, WeightsRecord(digest(version), step + 1, result.changed))
+        files.journal.append(committed, WeightsRecord(digest(version), step + 1, result.changed, form=form))
         if step + 1 == CHECKPOINT_AFTER:
             meta = CheckpointMeta(step + 1, version, 1, 0, ())
             written = checkpoints.begin(meta)
             learner.snapshot(written).write(written)
             files.journal.append(checkpoints.complete(written, meta))
+            if then is not None:
+                learner.use(then, num_steps=StepConfigs(then, RUN.dataset_length, files.settings).num_steps(then))
+                digest = Staging(learner, folder / "weights", published_format(then)).digest
+                form, settings = str(published_format(then)), files.settings.write(then)
     (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
 
 

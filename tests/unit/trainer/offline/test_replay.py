@@ -223,3 +223,23 @@ def test_steps_are_written_as_they_are_read() -> None:
         (None, None),
     ]
     assert spans([0, 1, 2, 7, 9, 10]) == "0:3, 7:8, 9:11"
+
+
+def test_each_step_has_its_own_settings_whatever_the_file_says_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration changed in the middle of the run, and again after it; its bytes are of two forms."""
+    save_tiny_model(tmp_path / "model")
+    changed = {"optimizer": {"lr": 3e-3}, "rollout": {"engine": {"dtype": "bfloat16"}}, "total_train_epochs": 2}
+    record(tmp_path, write_config(tmp_path), then=write_config(tmp_path, **changed))
+    write_config(tmp_path, optimizer={"lr": 9e-9}, loss={"surrogate": "cispo"})
+    recorded = RecordedRun(tmp_path)
+    assert recorded.command("replay") == 0
+    assert "note: " not in capsys.readouterr().out
+    bundle = recorded.bundle("--with-model")
+    assert run(["replay", "--bundle", str(bundle)]) == 0
+    assert verdicts(capsys.readouterr().out) == equal_from(0)
+    assert run(["replay", "--bundle", str(bundle), "--optimizer.lr", "0.5"]) == 1
+    output = capsys.readouterr().out
+    assert "note: optimizer.lr is 0.5 and was 0.001 when step 0 was trained" in output
+    assert "first difference: step 0: " in output

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.contracts import Completion, DropReason, PolicyIdentity, ReissueReason, ScoredGroup, VersionSpan
+from penstock.contracts import Completion, DropReason, PolicyIdentity, ReissueReason, Sampling, ScoredGroup, VersionSpan
 from penstock_trainer.batching.masking import trained_mask
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.judge import (
@@ -30,6 +30,7 @@ WAITING = {7, 8}
 KNOWN = {number: PolicyIdentity(number, f"{number:016x}") for number in range(6)}
 FOREIGN_POLICY = PolicyIdentity(3, "f" * 16)
 VARIED, EQUAL = (1.0, 0.0), (1.0, 1.0)
+DRAWN = Sampling(1.0, 8, (2,))
 
 
 def is_waiting(number: int) -> bool:
@@ -46,6 +47,7 @@ def rules(
     return Rules(
         has_gradient=lambda group: varies([score.value for score in group.scores]),
         has_advantage=lambda group: varies([score.value for score in group.scores]),
+        sampling=DRAWN,
         dynamic_sampling=dynamic_sampling,
         max_staleness=max_staleness,
         order=order,
@@ -58,11 +60,12 @@ def group(
     *completions: Sequence[PolicyIdentity],
     number: int = 7,
     purpose: Literal["train", "eval"] = "train",
+    sampling: Sampling = DRAWN,
 ) -> ScoredGroup:
     """One completion per reward: all of version 5, or with one token of each policy given."""
     found = [_completion(policies) for policies in completions or [(KNOWN[5],)] * len(rewards)]
     plain = scored_group(number, [4], found, rewards)
-    ticket = msgspec.structs.replace(plain.group.ticket, purpose=purpose)
+    ticket = msgspec.structs.replace(plain.group.ticket, purpose=purpose, sampling=sampling)
     return msgspec.structs.replace(plain, group=msgspec.structs.replace(plain.group, ticket=ticket))
 
 
@@ -74,6 +77,24 @@ def _completion(policies: Sequence[PolicyIdentity]) -> Completion:
 
 ARRIVALS: Mapping[str, tuple[ScoredGroup, bool, Hold | Reissue | Drop | Discard]] = {
     "varied rewards": (group(VARIED), False, Hold(has_gradient=True)),
+    "another temperature": (
+        group(sampling=Sampling(0.7, 8, (2,))),
+        False,
+        Reissue(ReissueReason.SAMPLING, "it was sampled with sampling.temperature 0.7, which is 1.0 now"),
+    ),
+    "another length and other ends": (
+        group((None, 1.0), sampling=Sampling(1.0, 4, (2, 3))),
+        False,
+        Reissue(
+            ReissueReason.SAMPLING,
+            "it was sampled with sampling.max_new_tokens 4, which is 8 now, sampling.stop (2, 3), which is (2,) now",
+        ),
+    ),
+    "another temperature, of an evaluation": (
+        group(purpose="eval", sampling=Sampling(0.0, 8, (2,))),
+        False,
+        Discard(DiscardReason.EVALUATION),
+    ),
     "varied, dynamic sampling": (group(VARIED), True, Hold(has_gradient=True)),
     "equal rewards": (group(EQUAL), False, Hold(has_gradient=False)),
     "equal, dynamic sampling": (group(EQUAL), True, Drop(DropReason.DEGENERATE, "its rewards give no gradient")),
