@@ -177,9 +177,11 @@ class TrainerQueue:
         )
 
     async def ledger(self) -> LedgerState:
-        """The state after the full ledger. From now on a ledger that has lost its end is detected."""
-        entries = await _read_entries(self.queue)
-        self._ledger_end = entries[-1][0] if entries else "0"
+        """The state after the full ledger. From the first call on, a ledger that has lost its end is detected."""
+        async with self._appending:  # an entry that is appended meanwhile would be missing in what was read
+            entries = await _read_entries(self.queue)
+            if self._ledger_end is None:
+                self._ledger_end = entries[-1][0] if entries else "0"
         return replay(record for _, record in entries)
 
     async def ends_as_written(self) -> bool:
@@ -214,6 +216,7 @@ class TrainerQueue:
                 counts=[{"name": name, "count": count} for name, count in counts.items()],
             )
         )
+        self._ledger_end = None
         return await self.ledger()
 
     async def live(self) -> dict[int, str]:
