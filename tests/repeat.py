@@ -41,6 +41,8 @@ def main() -> int:
         flush=True,
     )
     runs: list[Run] = []
+    for each in (signal.SIGINT, signal.SIGTERM):  # a shell's `&` ignores the first, here and in the tests
+        signal.signal(each, signal.default_int_handler)
     try:
         with busy_processes(arguments.load):
             for number in range(1, arguments.runs + 1):
@@ -48,7 +50,7 @@ def main() -> int:
                 runs.append(run_tests(folder, number, seed, arguments.workers, passed_on))
                 print(line_of(runs[-1]), flush=True)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", flush=True)
+        print("stopped by Ctrl-C or SIGTERM", flush=True)
     print("\n".join(summary(runs)), flush=True)
     return 0 if len(runs) == arguments.runs and not any(run.failed for run in runs) else 1
 
