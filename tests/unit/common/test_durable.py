@@ -21,5 +21,5 @@ def test_too_many_open_files_are_no_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_told_with_the_key(tmp_path: Path) -> None:
-    with pytest.raises(PenstockError, match=r"No such file.*expected room and the right to write.*run\.root"):
+    with pytest.raises(PenstockError, match=r"No such file.*expected room there and the right to write.*run\.root"):
         write_durably(tmp_path / "none" / "summary.json", b"{}")
