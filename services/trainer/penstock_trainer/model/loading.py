@@ -4,7 +4,7 @@ import copy
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from penstock.errors import ConfigError
@@ -14,6 +14,8 @@ from penstock_trainer.model.pack_model import hidden_states, output_embeddings
 
 FULL_ATTENTION = {"full_attention", "attention"}
 PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
+SAME_COMPUTATION = 1e-5  # likewise, of the same operations in the same order; jitter of 1 % moves logits by 1e-3
+PROBE_IDS = [3, 5, 7, 9, 8, 6]  # the sequences 3 5 7 9 and 3 5 8 6 as a trie
 
 
 def load_model(path: str, key: str) -> PreTrainedModel:
@@ -59,12 +61,40 @@ def _check_layers(model: PreTrainedModel, path: str, key: str) -> None:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """With dropout the ratio to the sampler's probabilities would compare two different functions."""
+    """With dropout the ratio to the sampler's probabilities would compare two different functions.
+
+    Some layers have a module for it, others a number that they hand to a function in training mode.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(vars(module).get("attention_dropout"), float):
-            module.attention_dropout = cast(Any, 0.0)
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or name == "jitter_noise"):
+                setattr(module, name, 0.0)
+
+
+def check_training_mode(model: PreTrainedModel, path: str, key: str) -> None:
+    """ConfigError if the model computes something else in training mode, in which activations are recomputed."""
+    expected_PV = _probe(model)
+    model.train()
+    seen_PV = _probe(model)
+    model.train(False)
+    difference = float((seen_PV - expected_PV).abs().max() / expected_PV.abs().max())
+    if not difference < SAME_COMPUTATION:
+        raise ConfigError(
+            f"{key} is {path!r} ({model.config.model_type}), whose logits differ by {difference:.1e} of the largest in "
+            "training mode, which recomputation needs: expected a model without randomness; set "
+            "actor.gradient_checkpointing to false or choose another model"
+        )
+
+
+def _probe(model: PreTrainedModel) -> Tensor:
+    """Logits of a trie of two short sequences."""
+    vocab_size = model.config.get_text_config().vocab_size
+    ids, positions = torch.tensor(PROBE_IDS) % vocab_size, torch.tensor([0, 1, 2, 3, 2, 3])
+    with torch.no_grad():
+        hidden_PD = hidden_states(model, ids, positions, torch.tensor([6, 6, 4, 4, 6, 6]), torch.float32)
+        return cast(Tensor, output_embeddings(model)(hidden_PD))
 
 
 def _check_packing(model: PreTrainedModel, path: str, key: str) -> None:
@@ -72,13 +102,11 @@ def _check_packing(model: PreTrainedModel, path: str, key: str) -> None:
 
     Detects recurrent layers, ignored masks, and any operation on logits after the projection.
     """
-    vocab_size = model.config.get_text_config().vocab_size
-    first, second, trie = (torch.tensor(ids) % vocab_size for ids in ([3, 5, 7, 9], [3, 5, 8, 6], [3, 5, 7, 9, 8, 6]))
-    subtree_end = torch.tensor([6, 6, 4, 4, 6, 6])
+    ids = torch.tensor(PROBE_IDS) % model.config.get_text_config().vocab_size
+    first, second = ids[:4], torch.cat([ids[:2], ids[4:]])
+    packed_PV = _probe(model)
     with torch.no_grad():
-        hidden_PD = hidden_states(model, trie, torch.tensor([0, 1, 2, 3, 2, 3]), subtree_end, torch.float32)
-        packed_PV = output_embeddings(model)(hidden_PD)
-        alone = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in (first, second)]
+        alone = [model(input_ids=each[None], use_cache=False).logits[0] for each in (first, second)]
     expected_PV = torch.cat([alone[0], alone[1][2:]])
     difference = float((packed_PV - expected_PV).abs().max() / expected_PV.abs().max())
     if not difference < PROBE_TOLERANCE:
