@@ -88,6 +88,25 @@ def check_training_mode(model: PreTrainedModel, path: str, key: str) -> None:
         )
 
 
+def check_context(model: PreTrainedModel, path: str, key: str, context_length: int) -> None:
+    """ConfigError if a sequence of the run may change the frequencies of the shorter ones in its pack.
+
+    LongRoPE has one table of frequencies up to a length and another beyond it, chosen by the longest sequence that is
+    computed; the engine chooses by its own batch. context_length: of the engine; 0: the model's.
+    """
+    config = model.config.get_text_config()
+    context_length = context_length or config.max_position_embeddings
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        limit = each.get("original_max_position_embeddings")
+        if each.get("rope_type") == "longrope" and limit and context_length > limit:
+            raise ConfigError(
+                f"{key} is {path!r} with longrope, whose frequencies change for all sequences of a pass if one is "
+                f"longer than {limit} tokens: expected rollout.engine.context_length of at most {limit}; it is "
+                f"{context_length}"
+            )
+
+
 def _probe(model: PreTrainedModel) -> Tensor:
     """Logits of a trie of two short sequences."""
     vocab_size = model.config.get_text_config().vocab_size

@@ -10,6 +10,7 @@ from transformers import (
     FalconConfig,
     MixtralConfig,
     OPTConfig,
+    Phi3Config,
     PhimoeConfig,
     PreTrainedConfig,
     Starcoder2Config,
@@ -45,6 +46,14 @@ REFUSED = {
         **GROUPED, num_local_experts=4, initializer_range=0.3, router_jitter_noise=5.0
     ),
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 16,
+}
 
 
 def save(config: PreTrainedConfig, folder: Path) -> Path:
@@ -73,3 +82,12 @@ def test_a_model_that_stays_random_in_training_mode_is_refused(config: PreTraine
     assert Learner(config_for(folder, actor=actor)).update(example_groups(), version=0).changed
     with pytest.raises(ConfigError, match=r"training mode.*actor\.gradient_checkpointing to false"):
         Learner(config_for(folder, actor=actor | {"gradient_checkpointing": True}))
+
+
+def test_frequencies_that_depend_on_the_longest_sequence_of_a_pack_are_refused(tmp_path: Path) -> None:
+    config = Phi3Config(**GROUPED, pad_token_id=0, original_max_position_embeddings=16, rope_parameters=LONGROPE)
+    folder = save(config, tmp_path)
+    with pytest.raises(ConfigError, match=r"longrope.*context_length of at most 16; it is 64"):
+        Learner(config_for(folder))
+    engine = {"dtype": "float32", "context_length": 16}
+    assert Learner(config_for(folder, rollout={"engine": engine})).update(example_groups(), version=0).changed
