@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
 from penstock_trainer.rollouts.generation_time import Generation
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
@@ -165,6 +166,15 @@ def test_overlapping_requests_count_once(tmp_path: Path) -> None:
     generation.add(request(12.0, 14.5))  # joins both intervals: one second is new
     assert generation.take_busy_seconds() == pytest.approx(1.0)
     assert generation.first_started_at == 10.0
+
+
+def test_a_server_whose_clock_was_set_back_takes_no_seconds_away() -> None:
+    generation, metrics = Generation(), TrainerMetrics()
+    for interval in [(100.0, 90.0), (120.0, 122.0), (121.0, 119.0)]:
+        generation.add(request(*interval))
+        seconds = generation.take_busy_seconds()
+        metrics.observe_step(replace(LINE, generation_seconds=seconds), [], outcome="trained")
+    assert metrics.registry.get_sample_value("penstock_trainer_generation_seconds_total") == 2.0
 
 
 def make_status(folder: Path) -> Status:
