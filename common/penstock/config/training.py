@@ -97,6 +97,16 @@ class OptimizerSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global L2 norm."""
 
+    @model_validator(mode="after")
+    def _falls_after_warm_up(self) -> Self:
+        if self.schedule != "constant" and 0 < self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"optimizer.decay_steps is {self.decay_steps} and optimizer.warmup_steps {self.warmup_steps}: expected "
+                f"a {self.schedule} schedule to have steps left to fall after the warm-up, which decay_steps includes; "
+                "raise decay_steps, or set it to 0 for the steps of the run"
+            )
+        return self
+
 
 class SamplingSection(Section):
     """How training completions are sampled."""
