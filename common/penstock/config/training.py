@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from penstock.config.types import Count, Fraction, Seconds, Section
 from penstock.contracts import Dtype
 
+LOWEST_TEMPERATURE = 0.01  # SGLang samples greedily below 1e-6; before that, logits over it lose their float32 digits
+
 
 class RunSection(Section):
     """The run: its name, its folder and its limits."""
@@ -112,11 +114,21 @@ class SamplingSection(Section):
     """How training completions are sampled."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softmax temperature; log-probabilities are taken after it."""
+    """Softmax temperature, at least 0.01; log-probabilities are taken after it."""
     max_new_tokens: Count = 256
     """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; each must be exactly one token of the model. The end-of-text token always does."""
+
+    @model_validator(mode="after")
+    def _samples(self) -> Self:
+        if self.temperature < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature}: expected at least {LOWEST_TEMPERATURE}. An engine takes "
+                "less for greedy, and reports log-probabilities at temperature 1; and a group of equal completions has "
+                "no gradient"
+            )
+        return self
 
 
 class ColumnsSection(Section):
