@@ -70,6 +70,37 @@ def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
     assert [line.reward_mean for line in Progress(tmp_path / "run").recent] == [0.0, 9.0]
 
 
+def test_evaluations_of_weights_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run")
+    add_steps(progress, [0.0, 0.5, 1.0])
+    for steps, accuracy in ((0, 0.1), (1, 0.2), (3, 0.9)):
+        progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
+    progress.forget_from(1)
+    assert [line["steps"] for line in progress.evals()] == [0, 1]
+    assert progress.last_accuracy == 0.2
+    progress.add_eval(replace(EVAL, steps=3, accuracy=0.4))
+    assert Progress(tmp_path / "run").last_accuracy == 0.4
+
+
+def test_an_evaluation_is_written_once_for_a_number_of_steps(tmp_path: Path) -> None:
+    Progress(tmp_path).add_eval(EVAL)
+    again = Progress(tmp_path)
+    assert (again.has_eval(0), again.has_eval(10)) == (True, False)
+    again.add_eval(replace(EVAL, accuracy=1.0))
+    assert [line["accuracy"] for line in again.evals()] == [EVAL.accuracy]
+
+
+def test_an_evaluation_that_ends_late_is_not_the_last(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    add_steps(progress, [0.0])
+    for steps, accuracy in ((20, 0.9), (10, 0.5), (0, 0.1)):
+        progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
+    for each in (progress, Progress(tmp_path)):
+        summary = summary_of(each)
+        assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.1, 0.9)
+        assert each.last_accuracy == 0.9
+
+
 def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
     progress = Progress(tmp_path)
     add_steps(progress, [0.0])
