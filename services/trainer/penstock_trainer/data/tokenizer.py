@@ -27,8 +27,8 @@ def load_vocabulary(path: str) -> Vocabulary:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # of any library that reads a part of the folder: a reason why it cannot be used
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(f"actor.path is {path!r}: expected a model folder with a tokenizer; {reason}") from error
     return Vocabulary(tokenizer, _end_of_text_ids(path, config), _context_length(path, config))
 

@@ -5,13 +5,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from penstock.errors import ConfigError
 from penstock.model_path import check_model_path
 from penstock_trainer.model.attention import use_trie_attention
 from penstock_trainer.model.pack_model import hidden_states, output_embeddings
 
+MAX_REASON_CHARS = 300
 FULL_ATTENTION = {"full_attention", "attention"}
 PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
 SAME_COMPUTATION = 1e-5  # likewise, of the same operations in the same order; jitter of 1 % moves logits by 1e-3
@@ -22,12 +23,17 @@ def load_model(path: str, key: str) -> PreTrainedModel:
     """A causal language model with float32 weights and no dropout; ConfigError, with `key`, if it cannot be used."""
     check_model_path(path, key)
     try:
+        _check_precision(AutoConfig.from_pretrained(path), path, key)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key} is {path!r}: expected a causal language model of Hugging Face; {reason}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of any library that reads a part of the folder: a reason why it cannot be used
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{key} is {path!r}: expected a causal language model of Hugging Face; {reason[:MAX_REASON_CHARS]}"
+        ) from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     absent = sorted(info["missing_keys"]) + sorted(str(each) for each in info["mismatched_keys"])
@@ -42,6 +48,16 @@ def load_model(path: str, key: str) -> PreTrainedModel:
     model.train(False)
     _check_packing(model, path, key)
     return model
+
+
+def _check_precision(config: PreTrainedConfig, path: str, key: str) -> None:
+    """Refuse quantized weights: an engine would not take the trained ones under their names."""
+    quantization: dict[str, Any] = getattr(config, "quantization_config", None) or {}
+    if quantization:
+        raise ConfigError(
+            f"{key} is {path!r}, whose weights are quantized ({quantization.get('quant_method')}): expected float32, "
+            "bfloat16 or float16; choose the model that it was made from"
+        )
 
 
 def _check_layers(model: PreTrainedModel, path: str, key: str) -> None:

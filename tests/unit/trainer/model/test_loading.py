@@ -1,5 +1,8 @@
 """Models whose trainer would compute another function than the sampler: made the same, or refused."""
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from penstock_trainer.batching.packing import pack_of_sequence
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.model.pack_model import PackModel
-from tests.unit.trainer.trainer_groups import config_for, example_groups
+from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 48,
@@ -56,6 +59,29 @@ LONGROPE = {
 }
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 1\n"
+
+
+def weights_file(folder: Path) -> Path:
+    return folder / "model.safetensors"
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a pointer of git lfs": lambda folder: weights_file(folder).write_bytes(LFS_POINTER),
+    "cut off": lambda folder: weights_file(folder).write_bytes(weights_file(folder).read_bytes()[:3000]),
+    "a text as number": partial(change_config, vocab_size="many"),
+    "no heads": partial(change_config, num_attention_heads=0),
+    "an unknown activation": partial(change_config, hidden_act="nothing"),
+    "quantized, of a missing library": partial(change_config, quantization_config={"quant_method": "awq", "bits": 4}),
+    "quantized": partial(change_config, quantization_config={"quant_method": "fp8"}),
+}
+
+
 def save(config: PreTrainedConfig, folder: Path) -> Path:
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -73,6 +99,13 @@ def test_recomputed_activations_are_those_of_a_single_pass(config: PreTrainedCon
         for recomputes in (False, True)
     ]
     torch.testing.assert_close(logprobs[0], logprobs[1])
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_folder_that_cannot_be_used_is_one_clear_error(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    damage(save_tiny_model(tmp_path))
+    with pytest.raises(ConfigError, match=r"^actor\.path is .*expected (a causal language model|float32)"):
+        load_model(str(tmp_path), "actor.path")
 
 
 @pytest.mark.parametrize("config", REFUSED.values(), ids=REFUSED)
