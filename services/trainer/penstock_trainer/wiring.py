@@ -20,7 +20,7 @@ from penstock_trainer.assemble import Assembly, Prompts
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.data.datasets import Row
 from penstock_trainer.data.draws import stop_token_ids
-from penstock_trainer.data.prompts import encode_rows, require_batch
+from penstock_trainer.data.prompts import encode_rows, require_batch, require_embeddings
 from penstock_trainer.data.tokenizer import load_vocabulary
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
@@ -123,6 +123,8 @@ def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> 
     train = encode_rows(train_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, config.data.system_prompt, longest)
+    for rows, prompts in ((train_rows, train), (held_out_rows, held_out)):
+        require_embeddings(rows, prompts, vocabulary.size)
     return Prompts(
         train, held_out, stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
     )

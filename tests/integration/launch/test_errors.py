@@ -4,6 +4,7 @@ Each mistake is made as a newcomer makes it, in a configuration file that is rig
 """
 
 import asyncio
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from penstock.broker import connect
 from penstock.broker.embedded import EmbeddedServer
@@ -111,6 +113,19 @@ def test_a_prompt_longer_than_the_context_is_named(setup: UserCommands) -> None:
         CONFIG_EXIT,
         "train.jsonl line 2: the prompt has 260 tokens: expected at most 252",
         "rollout.engine.context_length",
+    )
+
+
+def test_a_prompt_with_a_token_that_the_model_lacks_is_named(setup: UserCommands, tmp_path: Path) -> None:
+    folder = tmp_path / "more-tokens"
+    shutil.copytree(setup.document["actor"]["path"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    setup.document["actor"]["path"] = str(folder)
+    setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+<new>=", "answer": "3"})
+    assert_one_line(
+        setup.run("penstock_trainer"), CONFIG_EXIT, "train.jsonl line 2: the prompt has token id", "actor.path"
     )
 
 

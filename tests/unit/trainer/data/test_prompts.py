@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import DataError
 from penstock_trainer.data.datasets import Row
-from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch
+from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch, require_embeddings
 from penstock_trainer.data.seeds import permutation, sampling_seed
 
 BOS = 1
@@ -111,6 +111,14 @@ def test_order_and_seeds_never_change() -> None:
         1555136245,
         816867156,
     ]
+
+
+def test_a_token_without_an_embedding_names_its_row() -> None:
+    rows = [Row("a", "", place="rows.jsonl line 1"), Row("az", "", place="rows.jsonl line 2")]
+    prompts = encode_rows(rows, CharacterTokenizer(), "", 100)
+    require_embeddings(rows, prompts, ord("z") + 1)
+    with pytest.raises(DataError, match=r"^rows\.jsonl line 2: the prompt has token id 122: expected ids below 122"):
+        require_embeddings(rows, prompts, ord("z"))
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**40))

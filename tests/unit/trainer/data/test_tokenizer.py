@@ -29,7 +29,17 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 def test_a_folder_with_a_tokenizer(tiny_model: Path) -> None:
     vocabulary = load_vocabulary(str(tiny_model))
-    assert (vocabulary.end_of_text_ids, vocabulary.context_length) == ((1,), 256)
+    assert (vocabulary.end_of_text_ids, vocabulary.context_length, vocabulary.size) == ((1,), 256, 43)
+
+
+@pytest.mark.parametrize(("generation", "expected"), [("{}", (1,)), ('{"eos_token_id": [1, 2]}', (1, 2))])
+def test_end_tokens_are_the_configurations_if_that_of_generation_names_none(
+    generation: str, expected: tuple[int, ...], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text(generation)
+    assert load_vocabulary(str(folder)).end_of_text_ids == expected
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
