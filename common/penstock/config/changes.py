@@ -71,7 +71,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "rollout": {_FREE: "num_servers", _NONE: _SERVICE},
     "rollout.engine": {
         _FREE: "python device dtype max_running_requests max_total_tokens context_length request_timeout_seconds "
-        "extra_args",
+        "skip_special_tokens extra_args",
         _NONE: "url port start_timeout_seconds start_attempts num_threads",
     },
     "reward": {

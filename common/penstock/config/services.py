@@ -37,6 +37,9 @@ class EngineSection(Section):
     """Longest time that one group may take."""
     num_threads: Count = 1
     """CPU threads, if it runs on a CPU."""
+    skip_special_tokens: bool = True
+    """Leave the tokenizer's special tokens out of the text that reward functions see; false: for rewards on tags that
+    are special tokens of the model."""
     extra_args: tuple[str, ...] = ()
     """Further command-line arguments of `sglang.launch_server`."""
 

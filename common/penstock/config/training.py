@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 from penstock.config.types import Count, Fraction, Seconds, Section
 from penstock.contracts import Dtype
 
+LOWEST_TEMPERATURE = 0.01  # SGLang samples greedily below 1e-6; before that, logits over it lose their float32 digits
+
 
 class RunSection(Section):
     """The run: its name, its folder and its limits."""
@@ -103,16 +105,36 @@ class OptimizerSection(Section):
     """This many steps in a row whose loss or gradient is not finite end the run (exit code 8); each is counted, and
     changes no weights."""
 
+    @model_validator(mode="after")
+    def _falls_after_warm_up(self) -> Self:
+        if self.schedule != "constant" and 0 < self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"optimizer.decay_steps is {self.decay_steps} and optimizer.warmup_steps {self.warmup_steps}: expected "
+                f"a {self.schedule} schedule to have steps left to fall after the warm-up, which decay_steps includes; "
+                "raise decay_steps, or set it to 0 for the steps of the run"
+            )
+        return self
+
 
 class SamplingSection(Section):
     """How training completions are sampled."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softmax temperature; log-probabilities are taken after it."""
+    """Softmax temperature, at least 0.01; log-probabilities are taken after it."""
     max_new_tokens: Count = 256
     """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; each must be exactly one token of the model. The end-of-text token always does."""
+
+    @model_validator(mode="after")
+    def _samples(self) -> Self:
+        if self.temperature < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature}: expected at least {LOWEST_TEMPERATURE}. An engine takes "
+                "less for greedy, and reports log-probabilities at temperature 1; and a group of equal completions has "
+                "no gradient"
+            )
+        return self
 
 
 class ColumnsSection(Section):

@@ -180,13 +180,14 @@ class Producer:
             if not self._engine.up.is_set():  # lost since the ticket was taken: no death to count against it
                 raise EngineAbsentError("the engine is being started again")
             life = self._engine.life
-            started_at = time.time()
+            started_at, began = time.time(), time.monotonic()
             answer = await self._generate(ticket)
+            ended_at = started_at + time.monotonic() - began  # also if the time of day was set meanwhile
             if answer is None:
                 await give_back(delivery, failed=True, reason="the engine aborted it")
                 self._metrics.group_ended("aborted")
                 return
-            await self._publish(tasks, delivery, ticket, answer, started_at)
+            await self._publish(tasks, delivery, ticket, answer, (started_at, ended_at))
         except asyncio.CancelledError:
             await give_back(delivery)  # free for others at once, not only when this service counts as dead
             self._metrics.group_ended("returned")
@@ -237,12 +238,18 @@ class Producer:
         return group
 
     async def _publish(
-        self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket, answer: GroupAnswer, started_at: float
+        self,
+        tasks: asyncio.TaskGroup,
+        delivery: Delivery,
+        ticket: Ticket,
+        answer: GroupAnswer,
+        between: tuple[float, float],
     ) -> None:
-        """Hand the group over, and start the next one at once if only a ticket is needed for that."""
-        group = RolloutGroup(
-            ticket, completions(answer, self._weights.known), self._server, started_at, ended_at=time.time()
-        )
+        """Hand the group over, and start the next one at once if only a ticket is needed for that.
+
+        between: Unix seconds of its start and its end.
+        """
+        group = RolloutGroup(ticket, completions(answer, self._weights.known), self._server, *between)
         going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
         if going_on and self._running.may_replace(ticket):
             with self._running.coming(leaving=ticket):

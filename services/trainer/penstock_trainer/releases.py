@@ -206,8 +206,9 @@ class Releases:
         return {**taken, "push_exposed": waited_seconds + taken["push_paused"]}
 
     async def evaluate(self, num_steps: int) -> None:
-        """Start an evaluation of the announced weights, once per step."""
-        if self._evaluation.enabled and self._last_eval_steps != num_steps:
+        """Start an evaluation of the announced weights, once per step, also if an earlier life has done it."""
+        is_new = self._last_eval_steps != num_steps and not self._status.progress.has_eval(num_steps)
+        if self._evaluation.enabled and is_new:
             self._last_eval_steps = num_steps
             tickets = self._evaluation.start(num_steps, self._versions.announced_version)
             await self._queue.issue_eval(tickets)

@@ -4,7 +4,6 @@ Owns the figures of a step, and sends them to progress files, metrics, status, t
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -82,7 +81,6 @@ class Reports:
     ) -> None:
         """Report a step; `versions`: of the weights before and after it."""
         before, after = versions
-        ended_at = time.time()
         completions = [each for group in groups for each in group.group.completions]
         oldest = [oldest_trained_version(each, before, self._max_lag) for each in completions]
         staleness = [before - version for version in oldest if version is not None]
@@ -91,14 +89,15 @@ class Reports:
         if self._first and generation.first_started_at is not None:
             clock.begin_at(generation.first_started_at)
         self._first = False
+        elapsed = clock.elapsed_seconds
         line = StepLine(
             step=step,
             version=after,
             epoch=(groups[-1].group.ticket.number + 1) / max(1, self._status.num_prompts),
             tickets=tuple(group.group.ticket.number for group in groups),
             started_at=clock.started_at,
-            ended_at=ended_at,
-            seconds={**clock.seconds, **result.seconds, "step": ended_at - clock.started_at},
+            ended_at=clock.started_at + elapsed,
+            seconds={**clock.seconds, **result.seconds, "step": elapsed},
             generation_seconds=generation.take_busy_seconds(),
             generated_tokens=generation.take_tokens(),
             reward_mean=sum(values) / len(values) if values else 0.0,

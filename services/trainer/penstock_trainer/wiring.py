@@ -27,7 +27,7 @@ from penstock_trainer.checkpoints.history import check_same_run
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.draws import stop_token_ids
-from penstock_trainer.data.prompts import encode_rows, require_batch
+from penstock_trainer.data.prompts import encode_rows, require_batch, require_embeddings
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.tokenizer import load_vocabulary
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
@@ -151,6 +151,8 @@ def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> 
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat, longest)
     chat.require_used()
+    for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
+        require_embeddings(rows, encoded, vocabulary.size)
     stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
     prompts = Prompts(train, held_out, stop)
     if prompts.shared:

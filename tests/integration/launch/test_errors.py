@@ -8,6 +8,7 @@ import socket
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from penstock.broker import connect
 from penstock.config import Config
@@ -185,6 +186,19 @@ def test_a_chat_that_the_template_cannot_take_is_named_before_a_model_is_loaded(
     setup.document["data"]["template_options"] = options
     setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 600}  # what comes after would wait
     assert_one_line(setup.run("penstock_trainer"), CONFIG_EXIT, seen, "expected")
+
+
+def test_a_prompt_with_a_token_that_the_model_lacks_is_named(setup: UserCommands) -> None:
+    folder = setup.folder / "more-tokens"
+    shutil.copytree(setup.document["actor"]["path"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    setup.document["actor"]["path"] = str(folder)
+    setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+<new>=", "answer": "3"})
+    assert_one_line(
+        setup.run("penstock_trainer"), CONFIG_EXIT, "train.jsonl line 2: the prompt has token id", "actor.path"
+    )
 
 
 def test_a_missing_dataset_is_named(setup: UserCommands) -> None:

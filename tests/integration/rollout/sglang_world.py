@@ -177,7 +177,9 @@ async def serving(url: str, folder: Path, mode: str, *, spans: bool = True) -> A
     section = config.rollout.engine
     client = SGLangClient(section)
     if not spans:
-        client.generation = SpanlessGeneration(client.connection, section.request_timeout_seconds)
+        client.generation = SpanlessGeneration(
+            client.connection, section.request_timeout_seconds, skip_special_tokens=True
+        )
     engine = Engine(make_server(section, "unused", folder / "log"), client)
     metrics = RolloutMetrics()
     weights = WeightUpdater(engine, config.weights, metrics)

@@ -16,6 +16,7 @@ from penstock.contracts import PolicyIdentity, Ticket, decode
 from penstock.errors import ConfigError, LeaseLostError, NonFiniteError, WeightsError
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
+from penstock_trainer.telemetry.records import EvalResult
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.integration.broker.queue_setup import put, stored_scored
@@ -58,6 +59,17 @@ async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
         if loop.learner.beside:
             await loop.watch.until("gradient", 2)
         yield training
+
+
+@pytest.mark.parametrize("has_result", [False, True])
+async def test_an_evaluation_that_an_earlier_life_has_is_not_repeated(loop: Life, has_result: bool) -> None:
+    if has_result:
+        loop.status.progress.add_eval(EvalResult(0, 0.5, 0.5, 1, 0, 0, 0, ()))
+    async with loop.training():
+        await loop.answer(0, await loop.announced(0))
+        await loop.announced(1)
+        assert loop.evaluation.num_waiting == int(not has_result)
+        assert await loop.depth("eval") == int(not has_result)
 
 
 async def error_of(training: "asyncio.Task[None]") -> BaseException:

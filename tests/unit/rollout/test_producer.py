@@ -1,12 +1,17 @@
 """The loop from tickets to groups, against a fake engine and an in-memory queue."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from penstock_rollout import producer
 from penstock_rollout.metrics import RolloutMetrics
+from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.producer_setup import G, Rollout, producing_rollout, ticket
 
 
@@ -30,6 +35,19 @@ async def test_tickets_become_groups_under_the_announced_weights(rollout: Rollou
     assert rollout.groups("published") == 6
     assert rollout.metrics.registry.get_sample_value("penstock_rollout_completion_tokens_total") == 6 * G * 3
     assert rollout.metrics.registry.get_sample_value("penstock_rollout_prompt_tokens_total") == 6 * 2
+
+
+async def test_a_time_of_day_that_is_set_back_leaves_a_group_its_duration(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_day = count(1_000.0, -600.0)  # ten minutes earlier at each look
+    own = SimpleNamespace(time=lambda: next(of_day), monotonic=time.monotonic)
+    monkeypatch.setattr(producer, "time", own)
+    rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.queue.published)
+    (group,) = rollout.queue.published
+    assert 0 <= group.ended_at - group.started_at < ANSWER_SECONDS
 
 
 async def test_nothing_is_taken_before_a_version_is_announced(rollout: Rollout) -> None:

@@ -88,6 +88,17 @@ def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPro
     return [prompt for prompt in held_out if prompt.token_ids in trained]
 
 
+def require_embeddings(rows: Sequence[Row], prompts: Sequence[EncodedPrompt], vocabulary_size: int) -> None:
+    """DataError for the first prompt with a token that the model has no embedding for; each prompt is of its row."""
+    for row, prompt in zip(rows, prompts, strict=True):
+        if (highest := max(prompt.token_ids)) >= vocabulary_size:
+            raise DataError(
+                f"{row.place}: the prompt has token id {highest}: expected ids below {vocabulary_size}, the vocabulary "
+                "of the model in actor.path, whose tokenizer has more; resize the model's embeddings or use the "
+                "tokenizer that belongs to it"
+            )
+
+
 def digest(prompts: Sequence[EncodedPrompt]) -> str:
     """xxh3 (16 hex digits) over the prompts in their order: a resumed run must find the same."""
     encoder = msgspec.msgpack.Encoder()

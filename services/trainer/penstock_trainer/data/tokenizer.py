@@ -14,11 +14,15 @@ from penstock.model_path import check_model_path
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """end_of_text_ids: tokens that end a text by the model's own configuration; context_length in tokens."""
+    """end_of_text_ids: tokens that end a text by the model's own configuration; context_length in tokens.
+
+    size: token ids below it have an embedding. A tokenizer may have fewer tokens, or more.
+    """
 
     tokenizer: Any
     end_of_text_ids: tuple[int, ...]
     context_length: int
+    size: int
 
 
 def load_vocabulary(path: str) -> Vocabulary:
@@ -27,16 +31,20 @@ def load_vocabulary(path: str) -> Vocabulary:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # of any library that reads a part of the folder: a reason why it cannot be used
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(f"actor.path is {path!r}: expected a model folder with a tokenizer; {reason}") from error
-    return Vocabulary(tokenizer, _end_of_text_ids(path, config), _context_length(path, config))
+    return Vocabulary(
+        tokenizer, _end_of_text_ids(path, config), _context_length(path, config), config.get_text_config().vocab_size
+    )
 
 
 def _end_of_text_ids(path: str, config: Any) -> tuple[int, ...]:
     try:
         ids = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:
+        ids = None
+    if ids is None:
         ids = config.get_text_config().eos_token_id
     if ids is None:
         return ()

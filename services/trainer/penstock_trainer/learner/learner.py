@@ -27,7 +27,7 @@ from penstock_trainer.learner.recipe import make_recipe
 from penstock_trainer.learner.training_state import carry_training_state, load_training_state, training_state
 from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult, Updater, flushed_subnormals
 from penstock_trainer.model.fsdp import ShardedPackModel, full_tensor
-from penstock_trainer.model.loading import load_model, same_weights
+from penstock_trainer.model.loading import check_context, check_training_mode, load_model, same_weights
 from penstock_trainer.model.lora import WithoutAdapter, adapted, merged_weights
 from penstock_trainer.model.pack_model import PackModel
 from penstock_trainer.model.token_model import TokenModel
@@ -55,6 +55,9 @@ class Learner:
         self._config = config
         dtype = torch.bfloat16 if config.actor.dtype == "bfloat16" else torch.float32
         policy = load_model(config.actor.path, "actor.path")
+        check_context(policy, config.actor.path, "actor.path", config.rollout.engine.context_length)
+        if config.actor.gradient_checkpointing:
+            check_training_mode(policy, config.actor.path, "actor.path")
         self._adapter = adapted(policy, config)
         temperature = config.sampling.temperature
         pack_model = PackModel(
@@ -100,7 +103,9 @@ class Learner:
         path = config.ref.path or config.actor.path
         if self._adapter is not None and path == config.actor.path:
             return WithoutAdapter(self._policy, self._adapter)
-        reference = load_model(path, "ref.path" if config.ref.path else "actor.path")
+        key = "ref.path" if config.ref.path else "actor.path"
+        reference = load_model(path, key)
+        check_context(reference, path, key, config.rollout.engine.context_length)
         self._check_same_vocabulary(self._policy.model.config.vocab_size, reference.config.vocab_size)
         reference.requires_grad_(False)
         return self._placed(PackModel(reference, dtype=dtype, temperature=config.sampling.temperature), dtype)

@@ -1,8 +1,8 @@
 """Evaluation on held-out prompts while training goes on, through the same services.
 
 Owns its ticket numbers, its rounds and their results until they are taken. Invariant: a round is complete when each of
-its prompts has one result, and its result carries the range of versions that generated it; failed rewards count as not
-accurate and are reported.
+its prompts has one result or is lost, and its result carries the range of versions that generated it; lost prompts and
+failed rewards count as not accurate and are reported. A round of which all is lost has no result.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ NUMBERS_PER_LEASE = 10_000_000  # numbers of an earlier trainer are never used a
 class _Round:
     steps: int
     num_prompts: int
+    num_lost: int = 0
     results: dict[int, ScoredGroup] = field(default_factory=dict)
 
 
@@ -77,10 +78,10 @@ class Evaluation:
             self._complete(owner)
 
     def give_up(self, number: int) -> None:
-        """Continue the round without a ticket that became poison."""
+        """Count a ticket that became poison as failed: its prompt stays in the denominator."""
         owner = self._round_of.pop(number, None)
         if owner is not None:
-            owner.num_prompts -= 1
+            owner.num_lost += 1
             self._complete(owner)
 
     def take_results(self) -> list[EvalResult]:
@@ -89,7 +90,7 @@ class Evaluation:
         return results
 
     def _complete(self, owner: _Round) -> None:
-        if owner.results and len(owner.results) >= owner.num_prompts:
+        if owner.results and len(owner.results) + owner.num_lost >= owner.num_prompts:
             self._results.append(self._result(owner))
 
     def _result(self, finished: _Round) -> EvalResult:
@@ -100,10 +101,10 @@ class Evaluation:
         success = self._config.eval.success
         return EvalResult(
             steps=finished.steps,
-            accuracy=sum(value >= success for value in valid) / len(groups),
+            accuracy=sum(value >= success for value in valid) / finished.num_prompts,
             reward_mean=sum(valid) / len(valid) if valid else 0.0,
-            num_prompts=len(groups),
-            num_failed=len(values) - len(valid),
+            num_prompts=finished.num_prompts,
+            num_failed=finished.num_prompts - len(valid),
             oldest_version=min(versions, default=0),
             newest_version=max(versions, default=0),
             samples=tuple(sample(group) for group in groups[: self._config.eval.num_shown]),

@@ -27,7 +27,11 @@ class GenerationTime:
             self.first_started_at = group.started_at
 
     def _cover(self, start: float, end: float) -> None:
-        """Add [start, end] to the union, and the growth of its length to the seconds."""
+        """Add [start, end] to the union, and the growth of its length to the seconds, which is never negative.
+
+        The times are of the server's host, whose clock may have been set back in between.
+        """
+        end = max(start, end)
         touching = [each for each in self._covered if each[0] <= end and each[1] >= start]
         apart = [each for each in self._covered if each[1] < start or each[0] > end]
         merged = (min([start, *(low for low, _ in touching)]), max([end, *(high for _, high in touching)]))

@@ -1,13 +1,13 @@
 """The history of a run: one JSON line per step and per evaluation, and the figures made of them.
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
-one is written once. Memory holds the last lines and the values of every report, however long the run is; the rest is
-read from the files.
+one is written once, as is an evaluation after the same number of steps. Memory holds the last lines and the values of
+every report, however long the run is; the rest is read from the files.
 """
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -30,6 +30,7 @@ class _StepBrief(msgspec.Struct, frozen=True):
 
 
 class _EvalBrief(msgspec.Struct, frozen=True):
+    steps: int
     accuracy: float
 
 
@@ -70,7 +71,7 @@ def without_warm_up(lines: Iterable[StepLine]) -> Iterator[StepLine]:
 class Progress:
     """The step and evaluation lines of a run, earlier lives of its trainer included.
 
-    recent: the last lines. staleness_max, first_started_at: of all lines. last_accuracy: of the newest evaluation.
+    recent: the last lines. staleness_max, first_started_at: of all lines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,9 +80,11 @@ class Progress:
         self._steps_path = folder / "steps.jsonl"
         self._evals_path = folder / "evals.jsonl"
         self._load_steps()
-        self.last_accuracy: float | None = None
-        for line in _complete_lines(self._evals_path):
-            self.last_accuracy = _decoded(line, _EvalBrief).accuracy
+        self._load_evals()
+
+    def _load_evals(self) -> None:
+        briefs = [_decoded(line, _EvalBrief) for line in _complete_lines(self._evals_path)]
+        self._accuracies = {brief.steps: brief.accuracy for brief in briefs}
 
     def _load_steps(self) -> None:
         self.num_steps = 0
@@ -122,21 +125,31 @@ class Progress:
         return max((steps.stop for steps in self._written), default=0) - 1
 
     def forget_from(self, num_steps: int) -> None:
-        """Remove the lines of steps that the ledger lacks: the queue lost them, and they are trained anew."""
-        if self.highest_step < num_steps:
-            return
-        temporary = self._steps_path.with_suffix(".tmp")
-        with writing(str(self._steps_path)):
-            with temporary.open("wb") as file:
-                for line in _complete_lines(self._steps_path):
-                    if _decoded(line, _StepBrief).step < num_steps:
-                        file.write(line)
-            temporary.replace(self._steps_path)
-        self._load_steps()
+        """Remove the lines of steps that the ledger lacks: the queue lost them, and they are trained anew.
+
+        So are evaluations after these steps: they were of weights that are gone.
+        """
+        if self.highest_step >= num_steps:
+            _keep(self._steps_path, lambda line: _decoded(line, _StepBrief).step < num_steps)
+            self._load_steps()
+        if max(self._accuracies, default=0) > num_steps:
+            _keep(self._evals_path, lambda line: _decoded(line, _EvalBrief).steps <= num_steps)
+            self._load_evals()
 
     def add_eval(self, result: EvalResult) -> None:
+        if self.has_eval(result.steps):
+            return
         _append(self._evals_path, asdict(result))
-        self.last_accuracy = result.accuracy
+        self._accuracies[result.steps] = result.accuracy
+
+    def has_eval(self, steps: int) -> bool:
+        """Whether an evaluation after so many steps is written."""
+        return steps in self._accuracies
+
+    @property
+    def last_accuracy(self) -> float | None:
+        """Of the evaluation after the most steps: one that was requested earlier may end later."""
+        return self._accuracies[max(self._accuracies)] if self._accuracies else None
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
@@ -148,7 +161,7 @@ class Progress:
         return map(json.loads, lines)
 
     def evals(self) -> Iterator[dict[str, Any]]:
-        """All of them as they are written, from the file."""
+        """All of them as they are written, in the order in which they ended, from the file."""
         return map(json.loads, _complete_lines(self._evals_path))
 
     @property
@@ -182,6 +195,15 @@ def _complete_lines(path: Path) -> Iterator[bytes]:
                 return
             end += len(line)
             yield line
+
+
+def _keep(path: Path, wanted: Callable[[bytes], bool]) -> None:
+    """Keep only the wanted lines."""
+    temporary = path.with_suffix(".tmp")
+    with writing(str(path)):
+        with temporary.open("wb") as file:
+            file.writelines(line for line in _complete_lines(path) if wanted(line))
+        temporary.replace(path)
 
 
 B = TypeVar("B", _StepBrief, _EvalBrief, StepLine)

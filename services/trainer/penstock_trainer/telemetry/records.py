@@ -18,7 +18,10 @@ class EvalSample:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was requested."""
+    """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was requested.
+
+    num_failed: prompts without a reward, which count as not accurate: it failed, or their ticket became poison.
+    """
 
     steps: int
     accuracy: float

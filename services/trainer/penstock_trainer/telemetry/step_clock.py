@@ -1,4 +1,8 @@
-"""Seconds by phase of one step."""
+"""Seconds by phase of one step.
+
+Invariant: no duration is negative, and none changes if the time of day is set or a server's clock is wrong: durations
+are of the monotonic clock, the time of day only says when the step began.
+"""
 
 import time
 
@@ -9,7 +13,12 @@ class Clock:
     def __init__(self) -> None:
         self.started_at = time.time()
         self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the step began, without what was left out."""
+        return time.monotonic() - self._began
 
     def lap(self, phase: str) -> None:
         """Count the time since the last lap as `phase`."""
@@ -20,7 +29,7 @@ class Clock:
     def leave_out(self) -> None:
         """Count the time since the last lap for no step."""
         now = time.monotonic()
-        self.started_at += now - self._last
+        self._begin_later(now - self._last)
         self._last = now
 
     def note(self, seconds: dict[str, float]) -> None:
@@ -28,7 +37,12 @@ class Clock:
         self.seconds.update(seconds)
 
     def begin_at(self, started_at: float) -> None:
-        """Drop the wait before Unix second `started_at`: until then the servers were starting."""
-        early = max(0.0, started_at - self.started_at)
-        self.started_at += early
-        self.seconds["wait"] = max(0.0, self.seconds.get("wait", 0.0) - early)
+        """Drop the wait before Unix second `started_at` of a server: until then the servers were starting."""
+        waited = self.seconds.get("wait", 0.0)
+        early = min(max(0.0, started_at - self.started_at), waited)
+        self._begin_later(early)
+        self.seconds["wait"] = waited - early
+
+    def _begin_later(self, seconds: float) -> None:
+        self.started_at += seconds
+        self._began += seconds

@@ -58,7 +58,7 @@ def make_summary(
     def since_start(at: float | None) -> float | None:
         return None if at is None else at - training_started_at
 
-    evals = list(progress.evals())
+    evals = sorted(progress.evals(), key=lambda line: line["steps"])  # one that was requested earlier may end later
     successes = [result["steps"] for result in evals if result["accuracy"] >= TARGET_REWARD]
     figures = _RunFigures(progress.step_lines(), frozenset(successes))
     timing = Timing(without_warm_up(progress.step_lines()))

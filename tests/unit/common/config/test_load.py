@@ -50,6 +50,8 @@ def test_reward_functions_by_dotted_key(path: Path) -> None:
         ([], {}, YAML + "sampling: {temprature: 1}", ["sampling.temprature", "sampling.temperature"]),
         ([], {}, YAML + "kl_ctl: -1", ["kl_ctl", "-1"]),
         (["--actor.group_size", "many"], {}, YAML, ["actor.group_size", "many"]),
+        (["--sampling.temperature", "1e-7"], {}, YAML, ["sampling.temperature", "at least 0.01", "greedy"]),
+        (["--sampling.temperature", "0.009"], {}, YAML, ["sampling.temperature", "at least 0.01"]),
         ([], {}, "data: {train: {path: x}}", ["actor", "missing"]),
         ([], {}, "[1, 2]", ["list"]),
         ([], {}, "a: [", ["not YAML"]),

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from penstock.contracts import PolicyIdentity, unpack_float32
-from penstock.errors import EngineError, WeightsError
-from penstock_rollout.engine.sglang.answers import read_group
+from penstock.errors import ConfigError, EngineError, WeightsError
+from penstock_rollout.engine.sglang.answers import read_group, read_info
 from penstock_rollout.engine.types import completions
 
 KNOWN = {"default": PolicyIdentity(0, "0" * 16)}
@@ -22,6 +22,14 @@ def answer(finish: str = "stop", spans: object = None, logprobs: object = None) 
             "output_token_logprobs": logprobs or [[-1, 4, None], [-2, 5, None]],
         },
     }
+
+
+def test_a_server_of_several_replicas_is_refused_with_the_keys() -> None:
+    server = {"version": "0.5.21", "tp_size": 2, "dp_size": 1, "max_total_num_tokens": 64}
+    model, models = {"weight_version": "default", "model_path": "absent"}, {"data": [{"max_model_len": 64}]}
+    assert read_info(server, model, models).num_ranks == 2
+    with pytest.raises(ConfigError, match=r"2 replicas.*rollout\.engine\.extra_args.*rollout\.num_servers"):
+        read_info(server | {"dp_size": 2}, model, models)
 
 
 def test_spans_of_unknown_weights_are_refused() -> None:

@@ -68,6 +68,20 @@ async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
     assert fake.paths().count("/pause_generation") == 2
 
 
+@pytest.mark.parametrize("skips", [True, False])
+async def test_texts_hold_special_tokens_if_rewards_need_them(fake: FakeSGLang, skips: bool) -> None:
+    async with serving(fake) as url:
+        client = SGLangClient(EngineSection(skip_special_tokens=skips))
+        await client.connect(url)
+        await generate(client, PROMPT, (7, 8), SAMPLING)
+        await client.generation.detokenize([[1, 2]])
+        await client.close()
+    *_, request = [body for path, body in fake.calls if path == "/generate"]
+    [pieces] = [body for path, body in fake.calls if path == "/detokenize"]
+    assert {params["skip_special_tokens"] for params in request["sampling_params"]} == {skips}
+    assert pieces["skip_special_tokens"] is skips
+
+
 async def test_it_says_what_the_server_is(client: SGLangClient) -> None:
     assert client.info.name == "sglang 0.5.21"
     assert (client.info.vocabulary_size, client.info.context_length) == (100, 64)

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from penstock.errors import DataError
 from penstock_trainer.data.chat import Chat
-from penstock_trainer.data.prompts import EncodedPrompt, digest, encode_rows, require_batch, shared_prompts
+from penstock_trainer.data.prompts import (
+    EncodedPrompt,
+    digest,
+    encode_rows,
+    require_batch,
+    require_embeddings,
+    shared_prompts,
+)
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.seeds import permutation, sampling_seed
 from tests.unit.trainer.data.chat_models import CHATML, INST, NEVER_OPENS_AND_ENDS, characters
@@ -103,6 +110,16 @@ def test_order_and_seeds_never_change() -> None:
         1555136245,
         816867156,
     ]
+
+
+def test_a_token_without_an_embedding_names_its_row() -> None:
+    rows = [Row("a", "", place="rows.jsonl line 1"), Row("az", "", place="rows.jsonl line 2")]
+    tokenizer = characters()
+    prompts, highest = encode_rows(rows, tokenizer, Chat(tokenizer, ""), 100), tokenizer.convert_tokens_to_ids("z")
+    require_embeddings(rows, prompts, highest + 1)
+    seen = rf"^rows\.jsonl line 2: the prompt has token id {highest}: expected ids below {highest}"
+    with pytest.raises(DataError, match=seen):
+        require_embeddings(rows, prompts, highest)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**40))

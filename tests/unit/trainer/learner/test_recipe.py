@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from penstock.config import OptimizerSection
@@ -267,6 +268,15 @@ def test_schedules_warm_up_and_fall(schedule: str, expected: list[float]) -> Non
     quarter = schedule_factor(section, 4, 12)
     shapes = {"constant": 1.0, "linear": 0.82, "cosine": 0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2}
     assert quarter == pytest.approx(shapes[schedule])
+
+
+@pytest.mark.parametrize(("warmup_steps", "decay_steps"), [(10, 5), (10, 10), (1, 1)])
+def test_a_schedule_that_ends_within_its_warm_up_is_refused(warmup_steps: int, decay_steps: int) -> None:
+    keys = {"warmup_steps": warmup_steps, "decay_steps": decay_steps}
+    with pytest.raises(ValidationError, match=r"optimizer\.decay_steps.*optimizer\.warmup_steps.*set it to 0"):
+        OptimizerSection.model_validate({**keys, "schedule": "linear"})
+    later = OptimizerSection.model_validate({**keys, "decay_steps": warmup_steps + 1, "schedule": "linear"})
+    assert schedule_factor(later, warmup_steps + 1, warmup_steps + 1) == 0.0
 
 
 def test_a_run_gives_its_length_to_the_schedule_and_stale_batches_smaller_steps(model_folder: Path) -> None:

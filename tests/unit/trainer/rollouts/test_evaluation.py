@@ -60,14 +60,14 @@ def test_results_that_nobody_waits_for_are_ignored() -> None:
     assert len(evaluation.take_results()) == 1
 
 
-def test_a_round_goes_on_without_a_poisoned_ticket() -> None:
+def test_a_round_ends_without_a_poisoned_ticket_and_counts_it_as_failed() -> None:
     evaluation = make_evaluation(num_prompts=2)
     first, second = evaluation.start(0, 0)
     evaluation.record(answered(first, 1.0))
     assert evaluation.take_results() == []
     evaluation.give_up(second.number)
     [result] = evaluation.take_results()
-    assert (result.accuracy, result.num_prompts) == (1.0, 1)
+    assert (result.accuracy, result.num_prompts, result.num_failed) == (0.5, 2, 1)
     for number in (second.number, *(ticket.number for ticket in evaluation.start(1, 1))):
         evaluation.give_up(number)
     assert evaluation.take_results() == []  # a round without any result has none

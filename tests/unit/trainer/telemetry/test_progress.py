@@ -17,6 +17,7 @@ from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
 from penstock.errors import PenstockError
 from penstock_trainer.rollouts.generation_time import GenerationTime
+from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
@@ -77,6 +78,37 @@ def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
     assert [progress.has_step(step) for step in range(3)] == [True, False, False]
     progress.add_step(replace(LINE, step=1, reward_mean=9.0))
     assert [line.reward_mean for line in Progress(tmp_path / "run").recent] == [0.0, 9.0]
+
+
+def test_evaluations_of_weights_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run")
+    add_steps(progress, [0.0, 0.5, 1.0])
+    for steps, accuracy in ((0, 0.1), (1, 0.2), (3, 0.9)):
+        progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
+    progress.forget_from(1)
+    assert [line["steps"] for line in progress.evals()] == [0, 1]
+    assert progress.last_accuracy == 0.2
+    progress.add_eval(replace(EVAL, steps=3, accuracy=0.4))
+    assert Progress(tmp_path / "run").last_accuracy == 0.4
+
+
+def test_an_evaluation_is_written_once_for_a_number_of_steps(tmp_path: Path) -> None:
+    Progress(tmp_path).add_eval(EVAL)
+    again = Progress(tmp_path)
+    assert (again.has_eval(0), again.has_eval(10)) == (True, False)
+    again.add_eval(replace(EVAL, accuracy=1.0))
+    assert [line["accuracy"] for line in again.evals()] == [EVAL.accuracy]
+
+
+def test_an_evaluation_that_ends_late_is_not_the_last(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    add_steps(progress, [0.0])
+    for steps, accuracy in ((20, 0.9), (10, 0.5), (0, 0.1)):
+        progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
+    for each in (progress, Progress(tmp_path)):
+        summary = summary_of(each)
+        assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.1, 0.9)
+        assert each.last_accuracy == 0.9
 
 
 def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
@@ -175,6 +207,15 @@ def test_overlapping_requests_count_once(tmp_path: Path) -> None:
     generation.add(request(12.0, 14.5))  # joins both intervals: one second is new
     assert generation.take_busy_seconds() == pytest.approx(1.0)
     assert generation.first_started_at == 10.0
+
+
+def test_a_server_whose_clock_was_set_back_takes_no_seconds_away() -> None:
+    generation, metrics = GenerationTime(), TrainerMetrics()
+    for interval in [(100.0, 90.0), (120.0, 122.0), (121.0, 119.0)]:
+        generation.add(request(*interval))
+        seconds = generation.take_busy_seconds()
+        metrics.observe_step(replace(LINE, generation_seconds=seconds), [], outcome="trained")
+    assert metrics.registry.get_sample_value("penstock_trainer_generation_seconds_total") == 2.0
 
 
 def make_status(folder: Path) -> Status:

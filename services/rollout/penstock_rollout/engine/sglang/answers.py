@@ -12,17 +12,27 @@ from typing import Any
 
 from penstock.contracts import FinishReason
 from penstock.engine_limits import longest_sequence
-from penstock.errors import EngineError
+from penstock.errors import ConfigError, EngineError
 from penstock_rollout.engine.types import Answer, AnsweredSpan, EngineInfo, GroupAnswer
 
 FINISH_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
 def read_info(server: Mapping[str, Any], model: Mapping[str, Any], models: Mapping[str, Any]) -> EngineInfo:
-    """The engine's description, from /server_info, /model_info and /v1/models."""
+    """The engine's description, from /server_info, /model_info and /v1/models.
+
+    ConfigError for a server of several replicas.
+    """
     try:
         context_length = int(models["data"][0]["max_model_len"])
         cache_tokens = int(server["max_total_num_tokens"])
+        num_replicas = int(server.get("dp_size") or 1)
+        if num_replicas > 1:
+            raise ConfigError(
+                f"rollout.engine is an SGLang server of {num_replicas} replicas (--dp-size): expected one, since a "
+                "canary is answered by one of them and the weights of the others would not be verified; take it out of "
+                "rollout.engine.extra_args (or of the server at rollout.engine.url) and raise rollout.num_servers"
+            )
         return EngineInfo(
             name=f"sglang {server['version']}",
             weight_version=str(model["weight_version"]),

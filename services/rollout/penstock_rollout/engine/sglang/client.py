@@ -12,7 +12,9 @@ class SGLangClient:
 
     def __init__(self, section: EngineSection) -> None:
         self.connection = Connection()
-        self.generation = SGLangGeneration(self.connection, section.request_timeout_seconds)
+        self.generation = SGLangGeneration(
+            self.connection, section.request_timeout_seconds, skip_special_tokens=section.skip_special_tokens
+        )
         self.loading = SGLangLoading(self.connection)
         self._is_ours = not section.url
 

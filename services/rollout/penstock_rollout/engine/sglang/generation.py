@@ -19,8 +19,10 @@ from penstock_rollout.engine.types import Answer, CompletionRequest, GroupAnswer
 class SGLangGeneration:
     """`Generation` of one server."""
 
-    def __init__(self, connection: Connection, request_timeout_seconds: float) -> None:
+    def __init__(self, connection: Connection, request_timeout_seconds: float, *, skip_special_tokens: bool) -> None:
+        """`skip_special_tokens`: whether texts leave them out; tokens are the same."""
         self._connection = connection
+        self._skip_special_tokens = skip_special_tokens
         self._request_timeout_seconds = request_timeout_seconds
         self._cache_key = ""
         self._prefixes = PrefixWaves(self._fill_cache)
@@ -41,7 +43,11 @@ class SGLangGeneration:
             self._check(request, sampling)
         if len(requests) > 1:
             await self._prefixes.fill(common_beginning([request.prompt_ids for request in requests]))
-        shared = {"temperature": sampling.temperature, "stop_token_ids": list(sampling.stop_token_ids)}
+        shared = {
+            "temperature": sampling.temperature,
+            "stop_token_ids": list(sampling.stop_token_ids),
+            "skip_special_tokens": self._skip_special_tokens,
+        }
         body = {
             "input_ids": [list(request.prompt_ids) for request in requests],
             "sampling_params": [
@@ -75,7 +81,7 @@ class SGLangGeneration:
         return logprobs
 
     async def detokenize(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        body = {"tokens": [list(each) for each in tokens], "skip_special_tokens": True}
+        body = {"tokens": [list(each) for each in tokens], "skip_special_tokens": self._skip_special_tokens}
         texts = (await self._connection.call("POST", "/detokenize", body)).get("text")
         if not isinstance(texts, list) or len(texts) != len(tokens):
             raise EngineError(f"SGLang answered {str(texts)[:200]!r} for the texts of {len(tokens)} completions")
