@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from penstock.contracts import PolicyIdentity
-from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, decode_record, encode_record
+from penstock.contracts.ledger import (
+    CheckpointRecord,
+    LedgerState,
+    RunRecord,
+    StepRecord,
+    WeightsRecord,
+    decode_record,
+    encode_record,
+)
 from penstock.errors import DataError, WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.history import newest_checkpoint
@@ -49,9 +57,10 @@ class Life:
             settings = self.step_files.settings.write(self.config)
             self.ledger.steps.append(self.step_files.write(step, 1, groups, settings=settings))
             version += int(self.learner.update(groups, version=0).changed)
-            self.ledger.policies[version] = self.digest(version)
-            self.ledger.num_ranks[version] = 1
-            self.ledger.forms[version] = str(published_format(self.config))
+            policy, form = self.digest(version), str(published_format(self.config))
+            self.ledger.policies[version], self.ledger.num_ranks[version] = policy, 1
+            self.ledger.forms[version] = form
+            self.ledger.weights[step + 1] = WeightsRecord(policy, step + 1, form=form)
             if step + 1 == checkpoint_after:
                 meta = CheckpointMeta(step + 1, version, 1, 0, ())
                 folder = self.checkpoints.begin(meta)
