@@ -274,7 +274,7 @@ async def test_the_command_lists_shows_and_sends(
         (["list", "5-0"], 2, "dead list: saw '5-0'"),
         (["list", "--run.name", "other"], 2, "has no run 'other'; expected .*check run.name"),
         (["list", "--redis.url", "redis://127.0.0.1:1/0"], 4, "redis.url redis://127.0.0.1:1/0: "),
-        (["list", "--redis.url", "''"], 1, "is not running: no live launcher"),
+        (["list", "--redis.url", ""], 1, "is not running: no live launcher"),
     ],
 )
 async def test_what_cannot_be_done_is_said(

@@ -24,7 +24,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts.ledger import LedgerState
 from penstock_trainer.checkpoints.step_files import StepFiles
-from tests.integration.launch.user_commands import END_SECONDS, UserCommands, said
+from tests.integration.launch.user_commands import END_SECONDS, UserCommands, ended, said
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -255,7 +255,7 @@ async def test_another_model_of_the_same_shape_is_refused_by_name(run: Run, tmp_
     trainer = run.start_all()
     await run.until_steps(2, trainer)
     trainer.send_signal(signal.SIGTERM)
-    trainer.wait()
+    await ended(trainer)
     other = another_model(tiny_model, tmp_path / "other")
     moved = tmp_path / "moved"
     moved.symlink_to(tiny_model)
@@ -266,4 +266,5 @@ async def test_another_model_of_the_same_shape_is_refused_by_name(run: Run, tmp_
     seen = rf"actor\.path was {tiny_model} \(weights [0-9a-f]{{16}}\) and is {other} \(weights [0-9a-f]{{16}}\)"
     assert re.search(rf"^trainer: config: this run cannot be resumed: {seen}\. Expected", said(output), re.MULTILINE)
     run.document["actor"]["path"] = str(moved)
-    await run.finished(run.start("penstock_trainer"))
+    run.kill_all()  # a rollout service with the old path is a stranger now
+    await run.finished(run.start_all())
