@@ -1,6 +1,7 @@
 """Fixtures and hooks for all tests: a tiny random model with a tokenizer of letters, and the order of the tests."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from tests.reporting import Reporter, note_folder
 from tests.scheduling import in_order, scope_of
 
 quiet_libraries(os.environ)
+
+# A shell's `&` and nohup ignore these, and the processes that tests start would inherit that: tests send both.
+for ignored in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL)
 
 # No deadline for an example: tests of properties do not measure speed, and a busy machine is slow.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])

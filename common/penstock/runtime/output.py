@@ -26,7 +26,11 @@ def tell(lines: Iterable[str]) -> None:
 
 
 def flushed(exit_code: int) -> int:
-    """The exit code of a command whose output is all it has to give: 0 only if the output was written."""
+    """The exit code of a command whose output is all it has to give: 0 only if the output was written.
+
+    What a library could not write on standard error changes no exit code.
+    """
+    _write([], sys.stderr)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -43,6 +47,7 @@ def _write(lines: Iterable[str], stream: TextIO) -> None:
     try:
         for line in lines:
             print(line, file=stream, flush=True)
+        stream.flush()
     except OSError:
         _discard(stream)
 

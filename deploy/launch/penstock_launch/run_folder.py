@@ -133,7 +133,7 @@ class RunFolder:
         return earlier
 
     def require_deletable(self) -> None:
-        """ConfigError if run.existing is replace and the folder holds something else than a run."""
+        """ConfigError if run.existing is replace, which deletes the folder, and it holds something else than a run."""
         if self.run.existing != "replace" or not self.holds_earlier_run():
             return
         if not any((self.path / name).exists() for name in MARKS):

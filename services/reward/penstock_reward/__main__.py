@@ -21,7 +21,7 @@ from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.pool import open_pool
 from penstock_reward.score_groups import score_groups
 from penstock_reward.scoring.permits import Permits
-from penstock_reward.scoring.scoring import Scoring, check_weights
+from penstock_reward.scoring.scoring import Scoring
 
 READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
@@ -31,7 +31,6 @@ BEATS_PER_TTL = 3
 async def start(config: Config) -> None:
     """Run until stopped."""
     section = config.reward
-    check_weights(section.functions)
     served = service.Service(section.host, section.port, "reward.port")
     queue = await connect(config, ServiceKind.REWARD)
     try:

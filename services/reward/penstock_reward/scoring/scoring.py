@@ -6,7 +6,6 @@ Owns the choice of functions and the breakers. Invariant: every completion gets 
 import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import count
-from math import isfinite
 from typing import Any
 
 from penstock.config import RewardSection
@@ -24,7 +23,6 @@ class Scoring:
     def __init__(
         self, section: RewardSection, runner: Runner, metrics: RewardMetrics, *, sleep: Sleep = asyncio.sleep
     ) -> None:
-        check_weights(section.functions)
         self._section = section
         self._runner = runner
         self._metrics = metrics
@@ -86,10 +84,3 @@ class Scoring:
                 f"after a successful call, tried every {self._section.breaker_seconds:g} s (reward.breaker_seconds)"
             )
         return verdicts
-
-
-def check_weights(functions: Mapping[str, float]) -> None:
-    """RewardError for a weight that makes every sum useless."""
-    for name, weight in functions.items():
-        if not isfinite(weight):
-            raise RewardError(f"reward.functions gives {name!r} the weight {weight}; expected a finite number")
