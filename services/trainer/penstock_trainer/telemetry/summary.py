@@ -82,21 +82,27 @@ def make_summary(
         "heldout_prompts_trained": heldout_prompts_trained,
         "staleness_max": figures.staleness_max,
         "max_staleness": max_staleness,
-        "tickets": {
-            "issued": counters.issued,
-            "trained": counters.trained,
-            "dropped": dict(counters.dropped),
-            "outstanding": counters.outstanding,
-        },
+        "tickets": _tickets(counters),
         "seconds_per_step": timing.mean_seconds,
-        "generation_seconds_per_step": figures.generation_seconds / figures.num_steps if figures.num_steps else None,
-        "generation_tokens_per_second": figures.tokens / figures.generation_seconds
-        if figures.generation_seconds
-        else None,
+        "generation_seconds_per_step": _ratio(figures.generation_seconds, figures.num_steps),
+        "generation_tokens_per_second": _ratio(figures.tokens, figures.generation_seconds),
         "gap_to_ideal": timing.gap_to_ideal,
         "samples_before": evals[0]["samples"] if evals else [],
         "samples_after": evals[-1]["samples"] if evals else [],
     }
+
+
+def _tickets(counters: Counters) -> dict[str, Any]:
+    return {
+        "issued": counters.issued,
+        "trained": counters.trained,
+        "dropped": dict(counters.dropped),
+        "outstanding": counters.outstanding,
+    }
+
+
+def _ratio(amount: float, of: float) -> float | None:
+    return amount / of if of else None
 
 
 def summary_bytes(summary: dict[str, Any]) -> bytes:
