@@ -40,7 +40,8 @@ class Launch:
     def fill_while_it_runs(self) -> None:
         """Fill the disk, and kill a service: its next process has to be recorded."""
         all_up(self.setup)
-        wait_for_text(self.setup, "trainer: ready")
+        for service in ("trainer", "reward"):
+            wait_for_text(self.setup, f"{service}: ready")
         fill(self.disk)
         self.setup.identity("reward").send(signal.SIGKILL)
         until(lambda: f"processes.json cannot be written {NO_ROOM}" in self.shown)
