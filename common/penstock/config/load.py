@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from penstock.config.keys import nearest, section_type
 from penstock.config.secrets import shown_url
@@ -41,10 +43,36 @@ def build_config(document: Mapping[str, Any], pairs: Iterable[tuple[str, str]], 
     _join(tree, document, "the document")
     for key, value in (*environment_settings(environ), *command_line_settings(pairs)):
         _put(tree, key.path, value)
+
+    class Joined(BaseSettings, Config):
+        """The tree with its one source; local, because pydantic-settings takes sources per class."""
+
+        model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (_JoinedSource(settings_cls, tree),)
+
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(Joined().model_dump())
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+class _JoinedSource(PydanticBaseSettingsSource):
+    """All sources in one: several of pydantic-settings would be merged entry by entry, mappings too."""
+
+    def __init__(self, settings_cls: type[BaseSettings], tree: Mapping[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._tree = dict(tree)
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._tree.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._tree
 
 
 def given_keys(argv: Sequence[str]) -> frozenset[str]:
