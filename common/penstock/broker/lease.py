@@ -34,7 +34,7 @@ class Lease(Renewal):
         self.token = token
         self.number = int(token.partition(":")[0])
         keys, ttl_seconds = queue.keys, config.staleness.heartbeat_seconds
-        self._renewing = RENEW(
+        renewal = RENEW(
             lease=keys.lease,
             last_number=keys.last_lease,
             identity=keys.identity,
@@ -44,11 +44,11 @@ class Lease(Renewal):
             **queue.identity.compared,
         )
         released = RELEASE(lease=keys.lease, token=token)
-        super().__init__("the lease", config.redis, self._renewing, released, ttl_seconds)
+        super().__init__("the lease", config.redis, renewal, released, ttl_seconds)
 
     async def renew(self, queue: Queue) -> None:
         """Renew now; an expired lease is held again unless another trainer has had it (LeaseLostError) or may have."""
-        await queue.run(self._renewing)
+        await queue.run(self._renewal)
 
 
 async def acquire_lease(queue: Queue, config: Config, home: RunHome | None = None, *, above: int = 0) -> Lease:
