@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.broker.identity import Renewals
 from penstock.broker.queue import Queue
-from penstock.broker.renewal import Renewal
+from penstock.broker.renewal import RETRY_SECONDS, Renewal
 from penstock.broker.scripts import Script
 from penstock.config import Config
 from penstock.errors import StallError
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 ACQUIRE = Script("trainer/acquire_lease")
 RENEW = Script("trainer/renew_lease")
 RELEASE = Script("trainer/release_lease")
-RETRY_SECONDS = 0.25
 
 
 class Lease(Renewal):

@@ -17,6 +17,7 @@ from penstock.errors import PenstockError, QueueError
 log = logging.getLogger(__name__)
 
 RENEWALS_PER_TTL = 3
+RETRY_SECONDS = 0.25  # between two attempts to get a right that another holds: its end raises no event
 MAY_PASS = (ConnectionError, TimeoutError, OutOfMemoryError)  # the server is away or full
 
 
