@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from docs import generate_metrics
 from penstock.config import Config
 from penstock.config.changes import Change, keys_of
+from penstock.config.keys import section_type
 
 FOLDER = Path(__file__).parent
 INTRODUCTION = """# Configuration
@@ -57,15 +58,6 @@ A run that is started again with other values goes on; what a change does depend
 """
 LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, optional ones included; None for a plain value."""
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def type_text(annotation: Any) -> str:
@@ -140,7 +132,7 @@ def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], st
     rows, nested = [], []
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
-        inner = section_of(field.annotation)
+        inner = section_type(field.annotation)
         if inner is None:
             rows.append(row(key, field))
         elif inner in seen:

@@ -9,7 +9,7 @@ import secrets
 import socket
 from pathlib import Path
 
-from penstock.durable import write_durably
+from penstock.durable import write_durably, writing
 
 ID_FILE = "folder_id"
 STATE = ("steps", "checkpoints")  # folders that only a run that has begun has
@@ -29,22 +29,26 @@ class RunHome:
             return known
         if any((self.path / name).is_dir() for name in STATE):
             return ""
-        self.path.mkdir(parents=True, exist_ok=True)
         unique = self.path / f"{ID_FILE}.{secrets.token_hex(4)}"
-        write_durably(unique, f"{new_id()}\n".encode())
-        try:
-            os.link(unique, self.path / ID_FILE)  # fails if another process was first; a rename would replace its id
-        except FileExistsError:
-            pass
-        finally:
-            unique.unlink()
+        self._write(unique, new_id())
+        with writing(str(self.path / ID_FILE)):
+            try:
+                os.link(unique, self.path / ID_FILE)  # fails if another was first; a rename would replace its id
+            except FileExistsError:
+                pass
+            finally:
+                unique.unlink()
         return self._read()
 
     def keep(self, folder_id: str) -> None:
         """Write the id that the run has from now on."""
         if self._read() != folder_id:
+            self._write(self.path / ID_FILE, folder_id)
+
+    def _write(self, file: Path, folder_id: str) -> None:
+        with writing(str(self.path)):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_durably(self.path / ID_FILE, f"{folder_id}\n".encode())
+        write_durably(file, f"{folder_id}\n".encode())
 
     def _read(self) -> str:
         try:

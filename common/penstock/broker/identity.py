@@ -73,7 +73,7 @@ def owner_in(fields: Mapping[bytes, bytes]) -> str:
 
 
 class Renewals:
-    """Tells a holder that lives from one that was killed: of the first, some deadline becomes later."""
+    """Distinguishes holders that live from those that were killed: of the former, some deadline becomes later."""
 
     def __init__(self) -> None:
         self._first: list[int] | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from penstock.broker.identity import Renewals
 from penstock.broker.queue import Queue
-from penstock.broker.renewal import Renewal
+from penstock.broker.renewal import RETRY_SECONDS, Renewal
 from penstock.broker.scripts import Given, Script
 from penstock.config import Config
 from penstock.errors import ConfigError
@@ -19,7 +19,6 @@ from penstock.run_home import RunHome
 HOLD = Script("launcher/hold")
 RENEW = Script("launcher/renew")
 RELEASE = Script("launcher/release")
-RETRY_SECONDS = 0.25
 
 
 class HeldRun(Renewal):

@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.broker.identity import Renewals
 from penstock.broker.queue import Queue
-from penstock.broker.renewal import Renewal
+from penstock.broker.renewal import RETRY_SECONDS, Renewal
 from penstock.broker.scripts import Script
 from penstock.config import Config
 from penstock.errors import StallError
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 ACQUIRE = Script("trainer/acquire_lease")
 RENEW = Script("trainer/renew_lease")
 RELEASE = Script("trainer/release_lease")
-RETRY_SECONDS = 0.25
 
 
 class Lease(Renewal):
@@ -34,7 +33,7 @@ class Lease(Renewal):
         self.token = token
         self.number = int(token.partition(":")[0])
         keys, ttl_seconds = queue.keys, config.staleness.heartbeat_seconds
-        self._renewing = RENEW(
+        renewal = RENEW(
             lease=keys.lease,
             last_number=keys.last_lease,
             identity=keys.identity,
@@ -44,11 +43,11 @@ class Lease(Renewal):
             **queue.identity.compared,
         )
         released = RELEASE(lease=keys.lease, token=token)
-        super().__init__("the lease", config.redis, self._renewing, released, ttl_seconds)
+        super().__init__("the lease", config.redis, renewal, released, ttl_seconds)
 
     async def renew(self, queue: Queue) -> None:
         """Renew now; an expired lease is held again unless another trainer has had it (LeaseLostError) or may have."""
-        await queue.run(self._renewing)
+        await queue.run(self._renewal)
 
 
 async def acquire_lease(queue: Queue, config: Config, home: RunHome | None = None, *, above: int = 0) -> Lease:

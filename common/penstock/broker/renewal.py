@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, OutOfMemoryError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from penstock.broker.queue import disk_is_full, refusal
@@ -17,6 +17,8 @@ from penstock.errors import PenstockError, QueueError
 log = logging.getLogger(__name__)
 
 RENEWALS_PER_TTL = 3
+RETRY_SECONDS = 0.25  # between two attempts to get a right that another holds: its end raises no event
+MAY_PASS = (ConnectionError, TimeoutError, OutOfMemoryError)  # the server is away or full
 
 
 class Renewal:
@@ -59,14 +61,11 @@ class Renewal:
         while not self._stopped.wait(self._ttl_seconds / RENEWALS_PER_TTL):
             try:
                 self._evaluate(self._renewal)
-            except (ConnectionError, TimeoutError) as error:
-                log.warning("%s could not be renewed yet: %s", self._name, error)
             except RedisError as error:
-                if disk_is_full(error):
-                    log.warning("%s could not be renewed yet: %s", self._name, error)
-                    continue
-                on_loss(refusal(str(error)) or QueueError(f"{self._name} could not be renewed: {error}"))
-                return
+                if not (isinstance(error, MAY_PASS) or disk_is_full(error)):
+                    on_loss(refusal(str(error)) or QueueError(f"{self._name} could not be renewed: {error}"))
+                    return
+                log.warning("%s could not be renewed yet: %s", self._name, error)
 
     def _evaluate(self, call: ScriptCall) -> None:
         self._client.eval(call.script.text, len(call.keys), *call.keys, *call.arguments)

@@ -4,13 +4,13 @@ Owns the class of every key, and the flat form of a configuration (`settings`) t
 every key has exactly one class, or its section has.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from penstock.config.keys import known_keys, section_type
+from penstock.config.keys import flat, known_keys, section_type
 from penstock.config.shown import masked
 from penstock.config.tree import Config
 from penstock.errors import DataError
@@ -98,7 +98,7 @@ def change_of(key: str) -> Change:
     section, _, name = key.rpartition(".")
     found = CLASSES.get(section)
     if isinstance(found, dict):
-        return next(change for change, names in found.items() if name in names.split())
+        return {each: change for change, names in found.items() for each in names.split()}[name]
     whole = found or CLASSES[section.partition(".")[0]]
     if not isinstance(whole, Change):
         raise KeyError(key)
@@ -113,14 +113,14 @@ def keys_of(*changes: Change) -> list[str]:
 
 def settings_of(config: Config) -> Settings:
     """The values of all keys that matter to training, secrets masked."""
-    flat = dict(_flat(masked(config), Config))
-    return {key: flat[key] for key in keys_of(Change.FIXED, Change.NEXT_STEP, Change.FREE) if key in flat}
+    values = dict(flat(masked(config)))
+    return {key: values[key] for key in keys_of(Change.FIXED, Change.NEXT_STEP, Change.FREE) if key in values}
 
 
 def step_settings(config: Config) -> Settings:
     """The values of the keys that decide how a step of given groups changes given weights."""
-    flat = settings_of(config)
-    return {key: flat[key] for key in keys_of(Change.NEXT_STEP)}
+    settings = settings_of(config)
+    return {key: settings[key] for key in keys_of(Change.NEXT_STEP)}
 
 
 def differences(before: Settings, now: Settings) -> Iterator[tuple[str, Any, Any]]:
@@ -153,15 +153,6 @@ def with_step_settings(config: Config, recorded: Settings) -> Config:
                 "release; resume the run with the release that began it"
             ) from error
     return config.model_copy(update=values)
-
-
-def _flat(tree: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        section = section_type(model.model_fields[name].annotation)
-        if section is None:
-            yield f"{prefix}{name}", value
-        elif value is not None:  # an optional section that is not given
-            yield from _flat(value, section, f"{prefix}{name}.")
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -5,13 +5,13 @@ reward service does: it has the same values of these. Invariant: a key is identi
 a new key cannot let a stranger in.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import xxhash
-from pydantic import BaseModel
 
+from penstock.config.keys import flat
 from penstock.config.tree import Config
 from penstock.contracts import ServiceKind
 
@@ -45,7 +45,7 @@ READ_BY = {
 
 def identifying_keys(config: Config) -> dict[str, Any]:
     """Dotted key -> value, as JSON has it. No secret is among them."""
-    return {key: value for key, value in _flat(config, "") if not _is_in(key, NOT_IDENTIFYING)}
+    return {key: value for key, value in flat(config.model_dump(mode="json")) if not _is_in(key, NOT_IDENTIFYING)}
 
 
 def keys_of(kind: ServiceKind, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,16 +66,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         for key in sorted({*there, *here})
         if key not in there or key not in here or there[key] != here[key]
     ]
-
-
-def _flat(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
-    values = section.model_dump(mode="json")
-    for name in type(section).model_fields:
-        inner = getattr(section, name)
-        if isinstance(inner, BaseModel):
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", values[name]
 
 
 def _is_in(key: str, names: Iterable[str]) -> bool:

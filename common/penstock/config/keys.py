@@ -5,7 +5,7 @@ the user's: they are not listed, and may have dots.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -53,6 +53,20 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
         section = section_type(field.annotation)
         if section is not None:
             yield from known_keys(section, f"{prefix}{name}.")
+
+
+def flat(tree: Mapping[str, Any], model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each value in a tree of sections; a mapping is a value, and so is a section that is None.
+
+    What an earlier release had as a section and this one does not is a value too.
+    """
+    for name, value in tree.items():
+        field = model.model_fields.get(name)
+        section = section_type(field.annotation) if field else None
+        if section is not None and isinstance(value, Mapping):
+            yield from flat(value, section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:

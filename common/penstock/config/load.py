@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.config.keys import nearest, section_type
+from penstock.config.keys import flat, nearest, section_type
 from penstock.config.secrets import shown_url
 from penstock.config.sources import (
     command_line_settings,
@@ -80,16 +80,7 @@ def given_keys(argv: Sequence[str]) -> frozenset[str]:
     tree: dict[str, Any] = {}
     for key, value in command_line_settings(parse_arguments(argv)[1]):
         _put(tree, key.path, value)
-    return frozenset(_dotted(tree, Config, ""))
-
-
-def _dotted(tree: Mapping[str, Any], model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, value in tree.items():
-        section = section_type(model.model_fields[name].annotation)
-        if section is not None and isinstance(value, Mapping):
-            yield from _dotted(value, section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+    return frozenset(key for key, _ in flat(tree))
 
 
 def _join(

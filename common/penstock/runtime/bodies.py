@@ -19,7 +19,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def bounded_routes(limits: Mapping[str, int]) -> type[APIRoute]:
-    """The class of routes whose bodies are bounded. `limits`: in bytes, by path, where MAX_BODY_BYTES is too little."""
+    """The class of routes whose bodies are bounded. `limits`: in bytes, by path, for those that need more."""
 
     class BoundedRoute(APIRoute):
         """A route that reads its body itself, in place of FastAPI."""

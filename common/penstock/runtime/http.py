@@ -32,7 +32,7 @@ def make_app(
     """An app with the routes that all services share; `not_ready` gives the reason why the service cannot work yet.
 
     Every route that is added to it needs the token, if there is one, unless it is a read.
-    `body_bytes`: the longest body of a route, by its path, where `MAX_BODY_BYTES` is too little.
+    `body_bytes`: the longest body of a route, by its path, if it needs more than `MAX_BODY_BYTES`.
     """
     app = FastAPI(title=title, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, token=token)

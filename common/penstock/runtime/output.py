@@ -1,7 +1,7 @@
-"""What a process says to people on standard output and error, which may be gone.
+"""Lines for people on standard output and error, which may be gone.
 
 `head` may have read enough, a terminal may be closed, the disk that a log is on may be full. Invariant: none of these
-ends the work of a process, and an exit code that tells of something else stays.
+ends the work of a process, and an exit code that has another reason stays.
 """
 
 import contextlib

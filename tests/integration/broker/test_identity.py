@@ -25,6 +25,7 @@ from tests.patience import ANSWER_SECONDS
 pytestmark = pytest.mark.redis
 
 SHORT_SECONDS = 1.0  # a heartbeat that a test lets expire
+HOUR_MS = 3_600_000
 LIVE_SECONDS = 6.0  # one that is renewed after two seconds
 OTHER_REWARD = {"reward": {"functions": {"own:other": 1.0}}}
 RECORD = RunRecord("d", 1, 1, 1, 0)
@@ -147,6 +148,30 @@ async def test_a_hold_that_expired_while_the_queue_was_away_is_held_again(
     held = await held_by(queue, short(queue_config), home_in(tmp_path))
     await queue.client.delete(queue.keys.launcher)
     held.start_renewing(print)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while not await queue.client.exists(queue.keys.launcher):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(held.release)
+
+
+async def test_a_full_redis_ends_no_hold(
+    queue: Queue, queue_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = await held_by(queue, short(queue_config), home_in(tmp_path))
+    lost: list[Exception] = []
+    await queue.client.pexpire(queue.keys.launcher, HOUR_MS)
+    await queue.client.config_set("maxmemory", "1mb")
+    try:
+        held.start_renewing(lost.append)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while await queue.client.pttl(queue.keys.launcher) > SHORT_SECONDS * 1000 and not lost:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await queue.client.delete(queue.keys.launcher)
+            while "not be renewed yet" not in caplog.text and not lost:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        await queue.client.config_set("maxmemory", "0")
+    assert lost == []
     async with asyncio.timeout(ANSWER_SECONDS):
         while not await queue.client.exists(queue.keys.launcher):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

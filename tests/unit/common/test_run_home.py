@@ -1,8 +1,13 @@
 """The id of a run's folder: made once, moved with the folder, never that of two folders."""
 
 import concurrent.futures
+import errno
+import os
 from pathlib import Path
 
+import pytest
+
+from penstock.errors import PenstockError
 from penstock.run_home import RunHome
 
 
@@ -28,3 +33,21 @@ def test_a_backup_without_an_id_takes_over_the_one_that_it_is_given(tmp_path: Pa
     assert home.id() == ""
     home.keep("0123456789abcdef")
     assert home.id() == "0123456789abcdef"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PenstockError, match=r"file/run cannot be written .*run\.root"):
+        RunHome(tmp_path / "file" / "run", "trainer").id()
+
+
+def test_a_file_system_without_hard_links_is_an_error_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(PenstockError, match=r"folder_id cannot be written .*run\.root"):
+        RunHome(tmp_path, "trainer").id()
+    assert list(tmp_path.iterdir()) == []

@@ -6,12 +6,12 @@ the check that the configuration is that of the run.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from penstock.config import Config
 from penstock.config.changes import Settings, differences, step_settings
+from penstock.config.keys import flat
 from penstock.contracts.ledger import LedgerState
 from penstock_trainer.offline.bundle import opened_bundle, write_bundle
 from penstock_trainer.offline.recording import Plan, Recording, open_run, spans
@@ -65,9 +65,10 @@ def changed_keys(recording: Recording, plan: Plan) -> Iterator[str]:
 
 def _launched(path: Path) -> Settings:
     try:
-        return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
+    return dict(flat(tree)) if isinstance(tree, Mapping) else {}
 
 
 def _replay(recording: Recording, steps: str) -> int:
@@ -118,14 +119,6 @@ def _conclude(seen: Sequence[Compared]) -> int:
     doubt = "; this proves nothing, see the notes above" if unequal.verdict is DigestVerdict.NOT_EXACT else ""
     _say(f"first difference: {place}: {found}; recorded is {expected}{doubt}")
     return 1
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items() if isinstance(tree, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _say(text: str) -> None:

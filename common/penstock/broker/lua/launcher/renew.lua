@@ -9,5 +9,7 @@
 local holder = redis.call('GET', launcher)
 local known_folder = redis.call('HGET', identity, 'folder')
 if holder and holder ~= token or is_stranger or known_folder and known_folder ~= folder then return refused() end
+-- A full Redis refuses SET, but not PEXPIRE.
+if holder then return redis.call('PEXPIRE', launcher, alive_ms) end
 redis.call('SET', launcher, token, 'PX', alive_ms)
 return 1
