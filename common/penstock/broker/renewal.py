@@ -1,4 +1,7 @@
-"""A right in Redis that lasts a while, and the thread that renews it, so that a busy event loop does not lose it."""
+"""A right in Redis that lasts a while, and the thread that renews it, so that a busy event loop does not lose it.
+
+A Redis that is away or full loses no right: nobody can take it there, and it is renewed once that has passed.
+"""
 
 import logging
 import threading
@@ -6,7 +9,7 @@ from collections.abc import Callable
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, OutOfMemoryError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from penstock.broker.queue import disk_is_full, refusal
@@ -59,7 +62,7 @@ class Renewal:
         while not self._stopped.wait(self._ttl_seconds / RENEWALS_PER_TTL):
             try:
                 self._evaluate(self._renewal)
-            except (ConnectionError, TimeoutError) as error:
+            except (ConnectionError, TimeoutError, OutOfMemoryError) as error:
                 log.warning("%s could not be renewed yet: %s", self._name, error)
             except RedisError as error:
                 if disk_is_full(error):

@@ -153,6 +153,22 @@ async def test_a_hold_that_expired_while_the_queue_was_away_is_held_again(
     await asyncio.to_thread(held.release)
 
 
+async def test_a_full_queue_takes_no_run_from_its_launcher(queue: Queue, queue_config: Config, tmp_path: Path) -> None:
+    lost: list[Exception] = []
+    held = await held_by(queue, short(queue_config), home_in(tmp_path))
+    await queue.client.config_set("maxmemory", "1")
+    try:
+        held.start_renewing(lost.append)
+        await asyncio.sleep(SHORT_SECONDS)  # a renewal fails
+    finally:
+        await queue.client.config_set("maxmemory", "0")
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while not (lost or await queue.client.exists(queue.keys.launcher)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert lost == []
+    await asyncio.to_thread(held.release)
+
+
 @pytest.mark.parametrize("sections", [{"run": {"existing": "replace"}}, OTHER_REWARD], ids=["replace", "other keys"])
 async def test_a_live_trainer_is_seen_before_anything_is_deleted_or_changed(
     sections: dict[str, Any], queue: Queue, queue_config: Config, tmp_path: Path
