@@ -1,4 +1,7 @@
-"""A right in Redis that lasts a while, and the thread that renews it, so that a busy event loop does not lose it."""
+"""A right in Redis that lasts a while, and the thread that renews it, so that a busy event loop does not lose it.
+
+A Redis that is away or full loses no right: nobody can take it there, and it is renewed once that has passed.
+"""
 
 import logging
 import threading

@@ -9,7 +9,7 @@ from penstock.runtime.output import UNREAD_EXIT_CODE, complain
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Run a command. A fault of the disk, or output that nobody reads, is none of the program: it gets no traceback."""
+    """Run a command; returns its exit code. A full disk, or output that nobody reads, is no defect: no traceback."""
     try:
         return command()
     except PenstockError as error:

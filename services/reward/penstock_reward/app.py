@@ -5,10 +5,9 @@ POST /v1/score runs reward functions, so it needs the token if one is set.
 
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from penstock.config import RewardSection
 from penstock.runtime.http import make_app
@@ -38,15 +37,6 @@ class ScoreRequest(BaseModel):
         if (self.completion is None) == (not self.completions):
             raise ValueError("expected either `completion`, a text, or `completions`, a list of at least one")
         return self
-
-    @field_validator("metadata")
-    @classmethod
-    def _fits_into_a_message(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            msgspec.msgpack.encode(value)
-        except (OverflowError, RecursionError) as error:
-            raise ValueError(f"it cannot be given to a reward function ({error})") from None
-        return value
 
     @property
     def texts(self) -> list[str]:

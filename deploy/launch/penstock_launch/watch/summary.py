@@ -41,7 +41,7 @@ def read_trainer_summary(folder: Path) -> dict[str, Any]:
 
 
 def forget_trainer_summary(folder: Path) -> None:
-    """Delete the summaries of an earlier launch, so that none is mistaken for this one's."""
+    """Delete the trainer's summary of an earlier launch, so that it is not mistaken for this one's."""
     (folder / TRAINER_SUMMARY_FILE).unlink(missing_ok=True)
 
 

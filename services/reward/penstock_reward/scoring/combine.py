@@ -7,7 +7,7 @@ be infinite there. No I/O, logging, metrics or config.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import fsum, isfinite
+from math import fsum, inf
 
 from penstock.contracts import Score
 from penstock_reward.processes.messages import FailureKind, Outcome
@@ -35,10 +35,8 @@ def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome], max_m
     values = [weight * value for name, weight in weights.items() if (value := outcomes[name].value) is not None]
     try:
         total = fsum(values)
-    except OverflowError:  # finite terms whose sum is not
-        total = float("inf")
-    if not isfinite(total):
-        return failed("not_a_number", f"the weighted sum of {', '.join(weights)} is {total}; expected a finite number")
+    except (OverflowError, ValueError):  # the sum, or two terms of opposite signs, are beyond what a float holds
+        total = inf
     if abs(total) > max_magnitude:
         terms = ", ".join(f"{name} {outcomes[name].value:g} * {weight:g}" for name, weight in weights.items())
         return failed(
