@@ -10,19 +10,17 @@ import os
 import time
 from pathlib import Path
 
-from penstock.broker import Queue, check_memory, connect, needed_bytes
+from penstock.broker import check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
-from penstock.broker.trainer import first_record
 from penstock.config import Config
 from penstock.contracts import ServiceKind
-from penstock.contracts.ledger import RunRecord
 from penstock.durable import write_durably
 from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly
 from penstock_trainer.checkpoints.folders import Checkpoints
-from penstock_trainer.checkpoints.history import check_same_run
+from penstock_trainer.checkpoints.history import refuse_other_run
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.data.rows import Row
@@ -50,7 +48,7 @@ async def run_trainer(
     queue = await connect(config)
     lease: Lease | None = None
     try:
-        await _refuse_other_run(queue, step_files, prompts.run_record(config))
+        await refuse_other_run(queue, step_files.journal, prompts.run_record(config))
         ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
         num_steps = StepConfigs(config, len(prompts.train), step_files.settings).num_steps(config)
         learner = await asyncio.to_thread(_learner, config, ranks, num_steps)
@@ -71,15 +69,6 @@ async def run_trainer(
         if lease is not None:
             await asyncio.to_thread(lease.release)
         await queue.close()
-
-
-async def _refuse_other_run(queue: Queue, step_files: StepFiles, current: RunRecord) -> None:
-    """ConfigError, before a model is loaded, if the queue or the folder holds a run that this one cannot continue."""
-    begun = await first_record(queue)
-    if begun is None and step_files.journal.exists:
-        begun = (await asyncio.to_thread(step_files.journal.read)).run
-    if isinstance(begun, RunRecord):
-        check_same_run(begun, current)
 
 
 async def _live(life: Assembly) -> None:
