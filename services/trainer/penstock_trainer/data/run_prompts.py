@@ -39,11 +39,16 @@ class Prompts:
         """The held-out prompts that are training prompts too."""
         return shared_prompts(self.held_out, self.train)
 
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the training prompts."""
+        return digest(self.train)
+
     def run_record(self, config: Config) -> RunRecord:
         """The record that begins a run, but for its model."""
         actor, lora = config.actor, config.actor.lora
         return RunRecord(
-            digest(self.train),
+            self.digest,
             len(self.train),
             config.data.batch_size,
             actor.group_size,
