@@ -155,8 +155,9 @@ class History:
         except DataError as error:  # needed only if the step is trained again
             log.warning("which keys have changed cannot be told: %s", error)
             return
+        next_step = last.step if last is ledger.unfinished else last.step + 1
         for key, old, new in differences(before, settings_of(self.configs.config)):
-            holds = HOLDS_FROM[change_of(key)].format(last.step + 1)
+            holds = HOLDS_FROM[change_of(key)].format(next_step)
             log.warning("%s was %r and is %r: %s", key, old, new, holds)
 
     async def begin_journal(self) -> None:
@@ -199,7 +200,7 @@ class History:
     async def record_weights(self, record: WeightsRecord, step: StepRecord | None) -> None:
         """Name the weights in the ledger; after a step, step and weights in the journal."""
         if self.is_unfinished(record.steps):
-            record, self._unfinished = msgspec.structs.replace(record, settings=self._settings), None
+            record = msgspec.structs.replace(record, settings=self._settings)
         await self._queue.append(record)
         if step is not None:
             await asyncio.to_thread(self.step_files.journal.append, step, record)
