@@ -6,7 +6,6 @@ each gets what it uses.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from penstock.broker.lease import Lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling, ServiceKind
-from penstock.contracts.ledger import RunRecord
 from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.app import trainer_app
@@ -29,7 +27,7 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
 from penstock_trainer.data.draws import Draws
-from penstock_trainer.data.prompts import EncodedPrompt, digest, shared_prompts
+from penstock_trainer.data.run_prompts import Prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
@@ -58,37 +56,6 @@ from penstock_trainer.weight_sync.publisher import Publisher
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
 from penstock_trainer.weights.files import published_format
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The training and held-out prompts of a run, as tokens; stop_token_ids end a completion."""
-
-    train: list[EncodedPrompt]
-    held_out: list[EncodedPrompt]
-    stop_token_ids: tuple[int, ...]
-
-    @cached_property
-    def shared(self) -> list[EncodedPrompt]:
-        """The held-out prompts that are training prompts too."""
-        return shared_prompts(self.held_out, self.train)
-
-    def configs(self, config: Config, step_files: StepFiles) -> StepConfigs:
-        """The configuration of each step of a run."""
-        return StepConfigs(config, len(self.train), step_files.settings)
-
-    def run_record(self, config: Config) -> RunRecord:
-        """The record that begins a run, but for its model."""
-        actor, lora = config.actor, config.actor.lora
-        return RunRecord(
-            digest(self.train),
-            len(self.train),
-            config.data.batch_size,
-            actor.group_size,
-            config.run.seed,
-            model_path=actor.path,
-            lora=f"rank {lora.rank}, alpha {lora.alpha}, target_modules {lora.target_modules}" if lora.rank else "",
-        )
 
 
 class Assembly:
@@ -252,7 +219,7 @@ class Assembly:
 
     @cached_property
     def configs(self) -> StepConfigs:
-        return self.prompts.configs(self.config, self.step_files)
+        return StepConfigs(self.config, len(self.prompts.train), self.step_files.settings)
 
     @cached_property
     def history(self) -> History:

@@ -107,7 +107,7 @@ class Releases:
         """Restore the versions of earlier lives; remove their files, except those of the announced version."""
         self._versions.restore(ledger.policies)
         announced = await self._queue.queue.announced()
-        self._transport.prune({announced.identity.number} if announced else set())
+        await asyncio.to_thread(self._transport.prune, {announced.identity.number} if announced else set())
         if announced is not None:  # until the next one is: tickets that a drop issues carry it
             self._versions.announce(announced.identity)
 

@@ -10,26 +10,21 @@ import os
 import time
 from pathlib import Path
 
-from penstock.broker import Queue, check_memory, connect, needed_bytes
+from penstock.broker import check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
-from penstock.broker.trainer import first_record
 from penstock.config import Config
 from penstock.contracts import ServiceKind
-from penstock.contracts.ledger import RunRecord
 from penstock.durable import write_durably
-from penstock.engine_limits import longest_sequence
 from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
-from penstock_trainer.assemble import Assembly, Prompts
+from penstock_trainer.assemble import Assembly
 from penstock_trainer.checkpoints.folders import Checkpoints
-from penstock_trainer.checkpoints.history import check_same_run
+from penstock_trainer.checkpoints.history import refuse_other_run
+from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
-from penstock_trainer.data.chat import Chat
-from penstock_trainer.data.draws import stop_token_ids
-from penstock_trainer.data.prompts import encode_rows, require_batch, require_embeddings
 from penstock_trainer.data.rows import Row
-from penstock_trainer.data.tokenizer import load_vocabulary
+from penstock_trainer.data.run_prompts import encode_prompts
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.learner.keep_memory import keep_freed_memory
@@ -47,15 +42,15 @@ async def run_trainer(
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     keep_freed_memory()
-    prompts = await asyncio.to_thread(_encode, config, train_rows, held_out_rows)
+    prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     queue = await connect(config)
     lease: Lease | None = None
     try:
-        await _refuse_other_run(queue, step_files, prompts.run_record(config))
+        await refuse_other_run(queue, step_files.journal, prompts.run_record(config))
         ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
-        num_steps = prompts.configs(config, step_files).num_steps(config)
+        num_steps = StepConfigs(config, len(prompts.train), step_files.settings).num_steps(config)
         learner = await asyncio.to_thread(_learner, config, ranks, num_steps)
         if learner.on_cpu:
             os.nice(CPU_NICENESS)
@@ -74,15 +69,6 @@ async def run_trainer(
         if lease is not None:
             await asyncio.to_thread(lease.release)
         await queue.close()
-
-
-async def _refuse_other_run(queue: Queue, step_files: StepFiles, current: RunRecord) -> None:
-    """ConfigError, before a model is loaded, if the queue or the folder holds a run that this one cannot continue."""
-    begun = await first_record(queue)
-    if begun is None and step_files.journal.exists:
-        begun = (await asyncio.to_thread(step_files.journal.read)).run
-    if isinstance(begun, RunRecord):
-        check_same_run(begun, current)
 
 
 async def _live(life: Assembly) -> None:
@@ -138,32 +124,6 @@ async def _result_of(future: "asyncio.Future[None]") -> None:
 
 def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
     return LeadingLearner(config, ranks, num_steps=num_steps) if ranks else Learner(config, num_steps=num_steps)
-
-
-def _encode(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
-    """The prompts as tokens. Only the tokenizer is needed: a prompt that is too long fails before a model loads."""
-    vocabulary = load_vocabulary(config.actor.path)
-    engine = config.rollout.engine
-    context = engine.context_length or vocabulary.context_length
-    longest = longest_sequence(context, engine.max_total_tokens or None) - config.sampling.max_new_tokens
-    chat = Chat(vocabulary.tokenizer, config.data.system_prompt, config.data.template_options)
-    train = encode_rows(train_rows, vocabulary.tokenizer, chat, longest)
-    require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat, longest)
-    chat.require_used()
-    for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
-        require_embeddings(rows, encoded, vocabulary.size)
-    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    prompts = Prompts(train, held_out, stop)
-    if prompts.shared:
-        log.warning(
-            "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy proves "
-            "nothing about other prompts; give data.eval another split, path or seed",
-            len(prompts.shared),
-            len(held_out),
-            prompts.shared[0].text[-80:],
-        )
-    return prompts
 
 
 def _warn_of_idle_servers(config: Config) -> None:

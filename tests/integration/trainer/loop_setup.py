@@ -26,8 +26,9 @@ from penstock.contracts.ledger import CheckpointRecord, StepRecord, WeightsRecor
 from penstock.contracts.services import Announcement
 from penstock.errors import WeightsError
 from penstock.runtime.service import Service
-from penstock_trainer.assemble import Assembly, Prompts
+from penstock_trainer.assemble import Assembly
 from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.data.run_prompts import Prompts
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import PendingUpdate, StepResult
 from penstock_trainer.rollouts.issuing import Issuer

@@ -151,7 +151,9 @@ async def test_a_version_that_is_known_with_another_digest_is_neither_recorded_n
     assert await loop.read_ledger() == ["weights 0", "step 0"]
 
 
-async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on(loop: Life) -> None:
+async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on(
+    loop: Life, caplog: pytest.LogCaptureFixture
+) -> None:
     """The step is committed, its weights are not recorded: the next life trains it again, as it is configured then."""
     optimizer = loop.config.optimizer.model_copy(update={"lr": 3e38})
     broken = Life(loop.config.model_copy(update={"optimizer": optimizer}), loop.queue, loop.lease)
@@ -163,6 +165,8 @@ async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on
     assert await loop.read_ledger() == ["weights 0", "step 0"]
     async with loop.training():
         await loop.watch.until("announced", 1)
+    changed = f"optimizer.lr was 3e+38 and is {loop.config.optimizer.lr!r}: the new value holds from step 0 on"
+    assert changed in caplog.messages
     assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
     again = Life(loop.config, loop.queue, loop.lease)
     async with again.training():  # as the second one trained it, not as its record says

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.broker import Delivery
-from penstock.broker.trainer import TrainerQueue
+from penstock.broker import Delivery, Queue
+from penstock.broker.trainer import TrainerQueue, first_record
 from penstock.config.changes import Change, change_of, differences, settings_of
 from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import (
@@ -28,6 +28,7 @@ from penstock.contracts.ledger import (
 from penstock.errors import ConfigError, DataError, StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
+from penstock_trainer.checkpoints.journal import Journal
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
@@ -154,8 +155,9 @@ class History:
         except DataError as error:  # needed only if the step is trained again
             log.warning("which keys have changed cannot be told: %s", error)
             return
+        next_step = last.step if last is ledger.unfinished else last.step + 1
         for key, old, new in differences(before, settings_of(self.configs.config)):
-            holds = HOLDS_FROM[change_of(key)].format(last.step + 1)
+            holds = HOLDS_FROM[change_of(key)].format(next_step)
             log.warning("%s was %r and is %r: %s", key, old, new, holds)
 
     async def begin_journal(self) -> None:
@@ -198,7 +200,7 @@ class History:
     async def record_weights(self, record: WeightsRecord, step: StepRecord | None) -> None:
         """Name the weights in the ledger; after a step, step and weights in the journal."""
         if self.is_unfinished(record.steps):
-            record, self._unfinished = msgspec.structs.replace(record, settings=self._settings), None
+            record = msgspec.structs.replace(record, settings=self._settings)
         await self._queue.append(record)
         if step is not None:
             await asyncio.to_thread(self.step_files.journal.append, step, record)
@@ -235,6 +237,15 @@ class History:
             f"the run ended without a step: all its tickets were dropped ({dropped}); expected groups with rewards; "
             f"the last one: {last_failure or 'no reason is known, see the logs of the services'}"
         )
+
+
+async def refuse_other_run(queue: Queue, journal: Journal, current: RunRecord) -> None:
+    """ConfigError, before a model is loaded, if the queue or the folder holds a run that this one cannot continue."""
+    begun = await first_record(queue)
+    if begun is None and journal.exists:
+        begun = (await asyncio.to_thread(journal.read)).run
+    if isinstance(begun, RunRecord):
+        check_same_run(begun, current)
 
 
 def check_same_run(begun: RunRecord, current: RunRecord) -> None:

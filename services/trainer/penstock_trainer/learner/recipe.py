@@ -25,14 +25,6 @@ class Recipe:
     rules: BatchRules
     kl_in_reward: float
 
-    @property
-    def needs_old_logprobs(self) -> bool:
-        """Whether log-probabilities at the start of the update need a forward pass of their own.
-
-        A single mini-batch computes them in its own pass.
-        """
-        return self.rules.num_minibatches > 1 and self.objective.proximal == "recomputed"
-
 
 def make_recipe(config: Config) -> Recipe:
     """The recipe from `loss`, `kl_ctl` and the values of other sections that they need."""

@@ -142,7 +142,7 @@ class Updater:
         batch = make_batch(groups, self._recipe.rules, version=version, max_lag=max_lag, penalties=penalties)
         shares = [self._share(samples) for samples in batch.minibatches]
         packed = time.perf_counter()
-        minibatches = [self._minibatch(work) for work in shares]
+        minibatches = [self._minibatch(work, is_first=number == 0) for number, work in enumerate(shares)]
         first = self._forward_backward(minibatches[0]) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
         self._unfinished = Gradient(batch.counts, minibatches, first, seconds)
@@ -207,9 +207,9 @@ class Updater:
         with torch.no_grad():
             return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
 
-    def _minibatch(self, work: RankShare) -> _Minibatch:
-        """The share with its old log-probabilities, if they are needed."""
-        if not self._recipe.needs_old_logprobs:
+    def _minibatch(self, work: RankShare, *, is_first: bool) -> _Minibatch:
+        """The share with its old log-probabilities, if it needs any: the first has them from its own pass."""
+        if is_first or self._recipe.objective.proximal != "recomputed":
             return _Minibatch(work, (None,) * len(work.packs))
         return _Minibatch(work, tuple(map(self._logprobs, work.packs)))
 

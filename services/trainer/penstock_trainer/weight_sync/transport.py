@@ -38,7 +38,7 @@ class Transport(Protocol):
         """The newest staged version as files, for a server that is behind. In a thread."""
 
     def prune(self, kept: Collection[int]) -> None:
-        """Remove what earlier lives of the trainer left, except these versions."""
+        """Remove what earlier lives of the trainer left, except these versions. In a thread."""
 
     def close(self) -> None:
         """Remove everything: a later trainer stages its weights again before it announces them."""

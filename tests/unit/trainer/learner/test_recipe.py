@@ -15,9 +15,12 @@ from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.optimizer import schedule_factor
 from penstock_trainer.learner.recipe import advantage_test, gradient_test
+from penstock_trainer.model.pack_model import PackModel
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 DECOUPLED = {"proximal": "recomputed", "correction": {"weight": "tis", "high": 5.0}, "eps_clip": 1e-3}
+
+M2PO = {"gates": ["m2po"], "m2po_tau": 1e9}
 
 
 @pytest.fixture
@@ -83,6 +86,27 @@ def test_micro_batches_give_the_same_step_where_completions_or_batches_count(
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-4)
     if "correction" in loss and "gates" in loss["correction"]:
         assert 0 < results[0].statistics.masked["m2po"] < 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "num_passes"), [({"proximal": "none"}, 3), (DECOUPLED, 5), ({**DECOUPLED, "correction": M2PO}, 8)]
+)
+def test_no_log_probability_is_computed_twice_with_the_same_weights_but_for_its_gradient(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, Any], num_passes: int
+) -> None:
+    """Three mini-batches: a pass each with a gradient; one each but the first before the update; one each for M2PO."""
+    passes: list[bool] = []
+    computed = PackModel.token_logprobs
+
+    def counted(self: PackModel, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        passes.append(torch.is_grad_enabled())
+        return computed(self, *arguments, **keywords)
+
+    monkeypatch.setattr(PackModel, "token_logprobs", counted)
+    Learner(config_for(model_folder, loss={**loss, "num_minibatches": 3})).update(
+        example_groups(num_groups=3), version=0
+    )
+    assert (len(passes), sum(passes)) == (num_passes, 3)
 
 
 def sampled_now(model_folder: Path) -> ScoredGroup:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cpu_sampler import CpuSampler
+from benchmarks.against_trl.cpu_sampler import CpuSampler
 
 TARGET = 0.9
 REWARD_WINDOW_STEPS = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock_trainer.data.rows import Row
-from penstock_trainer.wiring import _encode
+from penstock_trainer.data.run_prompts import encode_prompts
 from tests.unit.trainer.trainer_groups import config_for
 
 
@@ -18,10 +18,10 @@ def test_held_out_prompts_that_are_trained_too_are_warned_about_and_counted(
     )
     train = [Row(f"{number}+1=", "") for number in range(4)]
     with caplog.at_level(logging.WARNING):
-        prompts = _encode(config, train, [Row("9+1=", ""), *train[2:]])
+        prompts = encode_prompts(config, train, [Row("9+1=", ""), *train[2:]])
     assert [prompt.text for prompt in prompts.shared] == ["2+1=", "3+1="]
     (record,) = caplog.records
     assert "2 of the 3 prompts of data.eval are among the training prompts (the first: '2+1=')" in record.getMessage()
     caplog.clear()
-    assert _encode(config, train, [Row("9+1=", "")]).shared == []
+    assert encode_prompts(config, train, [Row("9+1=", "")]).shared == []
     assert caplog.records == []

@@ -3,7 +3,7 @@
 Owns the environment in which each side runs, and runs/against-trl/. Invariant: never both at once; each with the
 threads and the allocator that suit it best. Start it alone on a quiet machine, from the repository's root:
 
-    .venv/bin/python -m benchmarks.demo_against_trl
+    .venv/bin/python -m benchmarks.against_trl
 """
 
 import argparse
@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu_sampler import CpuSampler
-from benchmarks.figures import Figures, figures_of, penstock_side, table, trl_side
+from benchmarks.against_trl.cpu_sampler import CpuSampler
+from benchmarks.against_trl.figures import Figures, figures_of, penstock_side, table, trl_side
 
 CONFIG = "examples/demo/config.yaml"
 MODEL = Path("models/SmolLM2-135M-Instruct")
@@ -29,7 +29,7 @@ PENSTOCK_RUN = "against-trl-penstock"
 TRIAL_STEPS = 4
 TRL_PYTHON = Path(".venv-trl/bin/python")
 TRL_READY = Path(".venv-trl/.ready")
-REQUIREMENTS = "benchmarks/trl-requirements.txt"
+REQUIREMENTS = "benchmarks/against_trl/trl-requirements.txt"
 PENSTOCK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # those of the Makefile
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Freed memory stays with the process: giving it back and faulting it in anew costs seconds a step.
@@ -62,7 +62,7 @@ def run(command: list[str], added: dict[str, str]) -> CpuSampler:
     with subprocess.Popen(command, env={**clean, **added}) as process, CpuSampler(process.pid) as sampler:
         code = process.wait()
     if code != 0:
-        sys.exit(f"demo_against_trl: {' '.join(command)} ended with {code}: expected 0; its output is above")
+        sys.exit(f"against_trl: {' '.join(command)} ended with {code}: expected 0; its output is above")
     return sampler
 
 
@@ -88,7 +88,7 @@ def fastest_threading(cores: int, group_size: int, seed: int) -> dict[str, str]:
 
 def run_trl(level: str, steps: int, group_size: int, seed: int, threading: dict[str, str]) -> Figures:
     out = OUT / f"trl-{level}.json"
-    command = [str(TRL_PYTHON), "-m", "benchmarks.trl_demo", "--level", level, "--model", str(MODEL)]
+    command = [str(TRL_PYTHON), "-m", "benchmarks.against_trl.trl_demo", "--level", level, "--model", str(MODEL)]
     command += ["--train", TRAIN, "--heldout", HELDOUT, "--steps", str(steps), "--seed", str(seed)]
     command += ["--group-size", str(group_size), "--eval-every-steps", str(EVAL_EVERY_STEPS), "--out", str(out)]
     tuned = {} if level == "installed" else {**threading, **TRL_ALLOCATOR}
@@ -125,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if not (MODEL / ".complete").exists():
-        sys.exit(f"demo_against_trl: {MODEL} is not there: expected the demo's model; run `make demo` first")
+        sys.exit(f"against_trl: {MODEL} is not there: expected the demo's model; run `make demo` first")
     install_trl()
     OUT.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))[: arguments.cores]

@@ -2,7 +2,7 @@
 
 Owns TRL's settings at each level of tuning, and the clock of its steps. Invariant: no step's time includes evaluation,
 or anything before the first step. It runs in TRL's virtual environment, whose interpreter must be started with the
-variables of `demo_against_trl.TRL_ENVIRONMENT`.
+variables of `__main__.TRL_ALLOCATOR`.
 
 Levels: `installed`: TRL's defaults. `settings`: the best that settings reach. `code`: these, and `trl_tuned`.
 """
@@ -20,7 +20,7 @@ import trl  # type: ignore[import-not-found]
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.trl_tuned import TunedGRPOTrainer
+from benchmarks.against_trl.trl_tuned import TunedGRPOTrainer
 
 PROMPTS_PER_STEP = 8
 MAX_NEW_TOKENS = 4
