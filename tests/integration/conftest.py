@@ -22,12 +22,8 @@ if TYPE_CHECKING:  # tests of the queue do not import torch
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(Path(tmp_path_factory.mktemp("redis")))
-    server.start()
-    try:
+    with EmbeddedServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ class _Launch:
         self._children: list[Child] = []
         self._stop_signals = terms.stop_signals
         self._held: HeldRun | None = None
-        self._supervisor = Supervisor(self._children, view.event, self._trees.survivors)
+        self._supervisor = Supervisor(self._children, view.event, self._trees.survivors, before_queue_ends=self.release)
 
     async def hold_queue_of_the_user(self) -> None:
         """Hold the run in the server of redis.url, before anything is deleted."""

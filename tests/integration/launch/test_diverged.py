@@ -5,15 +5,12 @@ The engine is the pure one, which knows nothing of the model, and so there is no
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.chaos.parts import make_pure_engine
-from penstock.broker.embedded import EmbeddedServer
 from penstock_trainer.checkpoints.tensors import read_all
 from tests.integration.launch.user_commands import UserCommands, assert_launch_ends
 
@@ -21,29 +18,17 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 NON_FINITE_EXIT = 8
 
-# By the completion alone, so that groups have a gradient.
-OWN_REWARD = """
-def spread(prompt, completion, answer, metadata):
-    return float(sum(map(ord, completion)) % 5)
-"""
+# Unlike SPREAD, it gives the groups of the first step a gradient.
+SUM = "def total(prompt, completion, answer, metadata):\n    return float(sum(map(ord, completion)) % 5)\n"
 
 
 @pytest.fixture
-def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
-    setup = UserCommands(tmp_path, tiny_model, redis_server)
+def setup(setup: UserCommands) -> UserCommands:
     setup.embed_queue()
-    (tmp_path / "own.py").write_text(OWN_REWARD)
-    setup.document["run"]["name"] = "diverged"
-    setup.document["reward"]["functions"] = {"own:spread": 1.0}
-    setup.document["rollout"]["engine"]["python"] = str(make_pure_engine(tmp_path, 0.0))
+    setup.use_pure_engine()
+    setup.score_by("total", SUM)
     setup.document["checkpoint"] = {"every_steps": 1, "keep": 100}
-    yield setup
-    for process in setup.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    return setup
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -69,7 +54,7 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_pushed(setup: U
     setup.document["optimizer"] = {"lr": 3e38}
     reason = "such values: expected finite weights"
     assert_launch_ends(setup.launch(), NON_FINITE_EXIT, "non_finite: ", reason, "optimizer.lr")
-    folder = setup.folder / "runs" / "diverged"
+    folder = setup.run_folder
     assert_summary(folder, reason)
     assert_no_broken_model(folder)
     log = (folder / "logs" / "trainer.log").read_text()
@@ -82,7 +67,7 @@ def test_steps_in_a_row_without_a_finite_gradient_end_the_run(setup: UserCommand
     setup.document["optimizer"] = {"lr": 1e30, "max_non_finite_steps": 3}
     reason = "the last 3 steps had a loss or gradient that is not finite (step 3: "
     assert_launch_ends(setup.launch(), NON_FINITE_EXIT, "non_finite: ", reason, "optimizer.max_non_finite_steps 3")
-    folder = setup.folder / "runs" / "diverged"
+    folder = setup.run_folder
     assert_summary(folder, reason)
     assert_no_broken_model(folder)
     figures = [each["statistics"] for each in steps(folder)]

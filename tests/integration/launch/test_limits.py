@@ -5,7 +5,6 @@ import contextlib
 import resource
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -13,11 +12,10 @@ import psutil
 import pytest
 
 from penstock.broker import Queue, connect
-from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.runtime.connections import raise_file_limit
-from tests.integration.launch.user_commands import UserCommands, ended, eventually, read_only, trained
+from tests.integration.launch.user_commands import SPREAD, UserCommands, ended, eventually, read_only, trained
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -27,20 +25,8 @@ FEW_FILES = 1024  # of most systems, where nobody has raised it
 NUM_IDLE = 1100
 BODY_BYTES = 300 * 2**20
 FLAT_BYTES = 24 * 2**20  # of caches that grow once; a tenth of the body would be more
-SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
+SCORE_BYTES = 3 * 2**25  # the limit of /v1/score, as it is collected and copied
 PAGE = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
-
-
-@pytest.fixture
-def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Iterator[UserCommands]:
-    setup = UserCommands(tmp_path, tiny_model, redis_server)
-    yield setup
-    for process in setup.started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 async def url_of(queue: Queue, kind: ServiceKind, process: "subprocess.Popen[str]") -> str:
@@ -66,8 +52,7 @@ async def test_idle_connections_and_pages_in_a_browser_do_not_end_a_trainer(
     monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
     raise_file_limit()
     setup.document["total_train_epochs"] = 12
-    (setup.folder / "own.py").write_text(SPREAD)
-    setup.document["reward"]["functions"] = {"own:spread": 1.0}
+    setup.score_by("spread", SPREAD)
     async with serving(FakeSGLang()) as url:
         setup.document["rollout"]["engine"] = {"url": url}
         trainer = setup.start("penstock_trainer")
@@ -83,8 +68,7 @@ async def test_idle_connections_and_pages_in_a_browser_do_not_end_a_trainer(
                     assert (await http.post("/v1/stop", headers={"Host": "evil.example"})).status_code == 421
                     assert (await http.post("/v1/stop", data={"a": "b"})).status_code == 415
                 assert psutil.Process(trainer.pid).num_fds() < FEW_FILES // 2
-                for module in ("penstock_reward", "penstock_rollout"):
-                    setup.start(module)
+                setup.start_services(url)
                 await eventually(lambda: trained(queue), 1, trainer)
                 with contextlib.suppress(ConnectionError):  # it may have finished meanwhile
                     await asyncio.to_thread(hold_connections, address, NUM_IDLE, opened)
@@ -136,9 +120,7 @@ async def test_a_body_of_any_length_leaves_memory_as_it_was(setup: UserCommands,
             assert most_memory(process.pid) - before < FLAT_BYTES
             right = f"{length}Authorization: Bearer the-right-one\r\n"
             assert "413" in await asyncio.to_thread(send_body, url, "/v1/score", right)
-            assert (
-                most_memory(process.pid) - before < 3 * 2**25
-            )  # the limit of this route, as it is collected and copied
+            assert most_memory(process.pid) - before < SCORE_BYTES
             assert (await http.post("/v1/score", json=score)).status_code == 200
     finally:
         await queue.close()

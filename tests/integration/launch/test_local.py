@@ -34,6 +34,7 @@ def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
     for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
         assert text in output.replace("Redis", "Valkey")
     assert "Finished: 3 steps" in output
+    assert "penstock: " not in output  # such as a warning that the hold could not be given up
     summary = setup.summary()
     assert summary["exit"] == {"code": 0, "reason": "the trainer has finished", "lines": []}
     assert summary["restarts"] == {"queue": 0, "rollout": 0, "trainer": 0, "reward": 0}

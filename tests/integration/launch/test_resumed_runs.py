@@ -10,21 +10,20 @@ import json
 import re
 import shutil
 import signal
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from penstock.broker import Queue, connect
+from penstock.broker import connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts.ledger import LedgerState
 from penstock_trainer.checkpoints.step_files import StepFiles
-from tests.integration.launch.user_commands import END_SECONDS, UserCommands, ended, said
+from tests.integration.launch.user_commands import SPREAD, UserCommands, ended, eventually, read_only, said
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -32,22 +31,19 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow]
 CONFIG_EXIT = 2
 NUM_PROMPTS, BATCH_SIZE, EPOCHS = 4, 2, 5
 NUM_TICKETS = NUM_PROMPTS * EPOCHS
-SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 
 
 class Run(UserCommands):
     """A run whose services are started and killed one by one."""
 
-    def __init__(self, folder: Path, model: Path, server: EmbeddedServer, engine: str) -> None:
+    def __init__(self, folder: Path, model: Path, server: EmbeddedServer, engine_url: str) -> None:
         super().__init__(folder, model, server)
-        self.server = server
-        (folder / "own.py").write_text(SPREAD)
+        self.score_by("spread", SPREAD)
         self.write_rows(*({"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(NUM_PROMPTS)))
         self.document["total_train_epochs"] = EPOCHS
         self.document["staleness"]["max_staleness"] = 0
         self.document["optimizer"] = {"lr": 1e-3}
-        self.document["rollout"]["engine"] = {"url": engine}
-        self.document["reward"]["functions"] = {"own:spread": 1.0}
+        self.document["rollout"]["engine"] = {"url": engine_url}
 
     @property
     def config(self) -> Config:
@@ -57,10 +53,9 @@ class Run(UserCommands):
     def steps(self) -> StepFiles:
         return StepFiles(self.folder / "runs" / self.document["run"]["name"] / "steps", 0)
 
-    def start_all(self) -> "Any":
-        """Start every service; the trainer."""
-        for module in ("penstock_reward", "penstock_rollout"):
-            self.start(module)
+    def start_all(self) -> "subprocess.Popen[str]":
+        """Start every service; returns the trainer."""
+        self.start_services(self.document["rollout"]["engine"]["url"])
         return self.start("penstock_trainer")
 
     def kill_all(self) -> None:
@@ -71,30 +66,26 @@ class Run(UserCommands):
 
     @contextlib.asynccontextmanager
     async def queue(self) -> AsyncIterator[TrainerQueue]:
-        connected: Queue = await connect(self.config)
+        connected = await connect(self.config)
         try:
-            yield TrainerQueue(connected, _for_reading_only())
+            yield read_only(connected)
         finally:
             await connected.close()
 
-    async def until_steps(self, count: int, trainer: Any) -> LedgerState:
+    async def until_steps(self, count: int, trainer: "subprocess.Popen[str]") -> LedgerState:
         """The ledger, once it has that many steps with their weights."""
+        async with self.queue() as queue:
 
-        async def look() -> LedgerState | None:
-            async with self.queue() as queue:
-                ledger = await queue.ledger()
-            return ledger if len(ledger.weights) > count else None
+            async def num_weights() -> int:
+                return len((await queue.ledger()).weights)
 
-        found: LedgerState = await eventually(look, trainer)
-        return found
+            await eventually(num_weights, count + 1, trainer)
+            return await queue.ledger()
 
-    async def finished(self, trainer: Any) -> tuple[LedgerState, str]:
+    async def finished(self, trainer: "subprocess.Popen[str]") -> tuple[LedgerState, str]:
         """The ledger after the trainer's end, and the output of the trainer."""
-
-        async def look() -> int | None:
-            return trainer.poll()  # type: ignore[no-any-return]
-
-        exit_code = await eventually(look)
+        exit_code = await ended(trainer)
+        assert trainer.stdout is not None
         output = trainer.stdout.read()
         assert exit_code == 0, output
         async with self.queue() as queue:
@@ -104,19 +95,6 @@ class Run(UserCommands):
         assert (counters.issued, counters.trained, counters.outstanding) == (NUM_TICKETS, NUM_TICKETS, 0)
         assert [record.step for record in ledger.steps] == list(range(NUM_TICKETS // BATCH_SIZE))
         return ledger, output
-
-
-def _for_reading_only() -> Any:
-    return None
-
-
-async def eventually(look: "Callable[[], Awaitable[Any]]", running: Any = None) -> Any:
-    deadline = time.monotonic() + END_SECONDS
-    while (found := await look()) is None:
-        assert running is None or running.poll() is None, running.stdout.read()
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
-    return found
 
 
 def another_model(model: Path, folder: Path) -> Path:
@@ -135,30 +113,23 @@ def warnings(output: str) -> list[str]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+def own_queue(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """A queue of this test alone: it loses all its data."""
-    server = EmbeddedServer(tmp_path / "queue")
-    server.start()
-    try:
+    with EmbeddedServer(tmp_path / "queue") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
 async def run(
-    tmp_path: Path, tiny_model: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, own_queue: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Run]:
     monkeypatch.setattr("tests.unit.rollout.fake_model.VOCABULARY", 43)  # that of the tiny model
     async with serving(FakeSGLang()) as url:
-        run = Run(tmp_path, tiny_model, server, url)
+        run = Run(tmp_path, tiny_model, own_queue, url)
         try:
             yield run
         finally:
-            run.kill_all()
-            for process in run.started:
-                assert process.stdout is not None
-                process.stdout.close()
+            run.end()
 
 
 async def test_a_queue_that_lost_all_data_is_rebuilt_and_the_weights_are_those_of_an_undisturbed_run(run: Run) -> None:
@@ -180,7 +151,7 @@ async def test_a_queue_that_lost_all_data_is_rebuilt_and_the_weights_are_those_o
     [lost] = [line for line in warnings(output) if "the queue has lost all data of this run" in line]
     assert re.search(r"its ledger is rebuilt from .*ledger\.jsonl, with [3-9] steps, 0 dropped tickets", lost)
     assert ledger.checkpoints[0].steps == 3
-    code, replayed = run.run("penstock_launch", "replay")
+    code, replayed = await asyncio.to_thread(run.run, "penstock_launch", "replay")
     assert code == 0, replayed
 
 
@@ -208,7 +179,7 @@ async def test_a_folder_without_its_journal_is_not_begun_anew(run: Run) -> None:
         await queue.queue.client.flushall()
     run.steps.journal.path.unlink()
     names = sorted(path.name for path in (run.steps.journal.path.parents[1] / "checkpoints").iterdir())
-    code, output = run.run("penstock_trainer")
+    code, output = await asyncio.to_thread(run.run, "penstock_trainer")
     assert code == CONFIG_EXIT, output
     assert "Traceback" not in output
     assert re.search(r"data: the queue holds nothing of this run, and its folder holds checkpoint \d+\.1 but", output)
@@ -246,10 +217,12 @@ async def test_changed_keys_hold_from_the_next_step_on_and_recorded_steps_keep_t
         f"loss.aggregation was 'seq-mean-token-sum' and is 'token-mean': {holds}",
         f"sampling.temperature was 1.0 and is 0.5: {holds}",
     }
-    code, replayed = run.run("penstock_launch", "replay")
+    code, replayed = await asyncio.to_thread(run.run, "penstock_launch", "replay")
     assert code == 0, replayed
     assert f"{NUM_TICKETS // BATCH_SIZE} of {NUM_TICKETS // BATCH_SIZE} steps have the recorded digest" in replayed
-    code, replayed = run.run("penstock_launch", "replay", "--steps=:", "--optimizer.lr", "0.003")
+    code, replayed = await asyncio.to_thread(
+        run.run, "penstock_launch", "replay", "--steps=:", "--optimizer.lr", "0.003"
+    )
     assert code == 1, replayed
     assert "note: optimizer.lr is 0.003 and was 0.001 when step 0 was trained" in replayed
 
@@ -264,7 +237,7 @@ async def test_another_model_of_the_same_shape_is_refused_by_name(run: Run, tmp_
     moved = tmp_path / "moved"
     moved.symlink_to(tiny_model)
     run.document["actor"]["path"] = str(other)
-    code, output = run.run("penstock_trainer")
+    code, output = await asyncio.to_thread(run.run, "penstock_trainer")
     assert code == CONFIG_EXIT, output
     assert "Traceback" not in output
     seen = rf"actor\.path was {tiny_model} \(weights [0-9a-f]{{16}}\) and is {other} \(weights [0-9a-f]{{16}}\)"

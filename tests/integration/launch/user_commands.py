@@ -26,7 +26,6 @@ exec {python} {script} "$@"
 """
 SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 END_SECONDS = 2 * START_SECONDS  # a start and some steps
-SPREAD = "def spread(prompt, completion, answer, metadata):\n    return float(len(set(completion)) % 3)\n"
 
 
 class UserCommands:

@@ -55,12 +55,14 @@ class Supervisor:
         on_event: Callable[[str], None],
         survivors: Callable[[str], Iterable[ProcessIdentity]],
         grace: Grace | None = None,
+        before_queue_ends: Callable[[], None] = lambda: None,
     ) -> None:
-        """`survivors(name)`: processes of a child that may outlive it."""
+        """`survivors(name)`: processes of a child that may outlive it. `before_queue_ends` may block."""
         self.children = children
         self._on_event = on_event
         self._survivors = survivors
         self._grace = grace or Grace()
+        self._before_queue_ends = before_queue_ends
         self._stop: RunOutcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
@@ -171,6 +173,7 @@ class Supervisor:
         others = [child for child in self.children if child not in trainers and child not in queues]
         await self._end_some(trainers, self._grace.trainer_seconds)
         await self._end_some(others, self._grace.others_seconds)
+        await asyncio.to_thread(self._before_queue_ends)
         await self._end_some(queues, self._grace.queue_seconds)
 
     async def _end_some(self, children: Sequence[Child], grace_seconds: float) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
 
 from penstock.runtime import connections
@@ -39,6 +40,10 @@ class Serving:
         @self.app.get("/big")
         async def big() -> Response:
             return Response(b" " * BIG_BYTES)
+
+        @self.app.get("/stream")
+        async def stream() -> StreamingResponse:
+            return StreamingResponse(b" " * 2**20 for _ in range(BIG_BYTES // 2**20))
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -115,11 +120,12 @@ async def test_headers_without_end_are_refused() -> None:
         writer.close()
 
 
-async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/big", "/stream"])
+async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(connections, "IDLE_SECONDS", 0.5)
     async with serving() as each:
         reader, writer = await each.connect()
-        writer.write(b"GET /big HTTP/1.1\r\nHost: t\r\n\r\n")
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
         assert await reader.read(9) == b"HTTP/1.1 "
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(1.5)
