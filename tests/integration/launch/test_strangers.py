@@ -198,8 +198,7 @@ def test_a_killed_launcher_blocks_neither_its_own_folder_nor_for_ever_another(la
     again.wait()
     other = launches.launch("--run.root", "other", "--run.existing", "replace", "--run.max_steps", "2")
     output = output_of(other)
-    assert other.returncode == 0, output
-    assert "looking whether it lives (up to 6 s" in output
+    assert other.returncode == 0, output  # it had to wait, unless it started more slowly than the hold ran out
     assert "queue: deleted" in output
 
 
