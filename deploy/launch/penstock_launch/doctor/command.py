@@ -9,7 +9,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 
@@ -20,8 +22,8 @@ from penstock.config.shown import secret_values
 from penstock.config.sources import parse_arguments
 from penstock.errors import PenstockError
 from penstock_launch.doctor import environments, folders, gpus, network
-from penstock_launch.doctor.cgroup import read_limits
-from penstock_launch.doctor.machine import machine_lines
+from penstock_launch.doctor.cgroup import Limits, read_limits
+from penstock_launch.doctor.machine import MACHINE_LINES
 from penstock_launch.doctor.model import model_line, num_weights_of
 from penstock_launch.doctor.report import Line, exit_code, render
 from penstock_launch.doctor.side_by_side import Look, later, look_at_all
@@ -85,9 +87,9 @@ class Observations:
 
 def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
     """All looks, in the order of the table."""
-    seen = Observations(config, environ)
+    seen, limits = Observations(config, environ), later(read_limits)
     return [
-        Look(MACHINE, "machine", lambda: machine_lines(read_limits())),
+        *(Look(MACHINE, what, partial(_one, look, limits)) for what, look in MACHINE_LINES.items()),
         Look(MACHINE, "shared memory", lambda: [folders.shared_memory_now(config, seen.num_weights.result())]),
         Look(GPUS, gpus.WHAT, lambda: gpus.driver_lines(seen.driver.result(), environ, config.rollout.engine.device)),
         Look(GPUS, "compiled code", lambda: _compiling(seen)),
@@ -95,10 +97,15 @@ def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
         Look(ENVIRONMENTS, environments.TORCH, lambda: [_torch(seen)]),
         Look(ENVIRONMENTS, environments.SGLANG, lambda: _sglang(seen)),
         Look(CONFIGURATION, "model", lambda: [model_line(config.actor.path)]),
-        Look(CONFIGURATION, "run.root", lambda: folders.folder_lines(config, seen.num_weights.result())),
+        Look(CONFIGURATION, "run.root", lambda: [folders.run_root_now(config, seen.num_weights.result())]),
+        Look(CONFIGURATION, "weights.folder", lambda: [folders.weights_now(config, seen.num_weights.result())]),
         Look(CONFIGURATION, network.PORTS, lambda: network.ports_now(config)),
         Look(CONFIGURATION, network.QUEUE, lambda: [network.queue_line(config)]),
     ]
+
+
+def _one(look: Callable[[Limits], Line], limits: "Future[Limits]") -> list[Line]:
+    return [look(limits.result())]
 
 
 def _compiling(seen: Observations) -> list[Line]:
@@ -114,7 +121,7 @@ def _compiling(seen: Observations) -> list[Line]:
 
 def _torch(seen: Observations) -> Line:
     found, driver = seen.services.result(), seen.driver.result()
-    return environments.torch_line(environments.TORCH, found, driver, seen.environ, needs_cuda=False)
+    return environments.torch_line(environments.TORCH, found, driver, seen.environ, "auto")
 
 
 def _sglang(seen: Observations) -> list[Line]:

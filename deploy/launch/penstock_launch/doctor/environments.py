@@ -22,13 +22,15 @@ PROBE_SECONDS = 18.0  # torch is imported in two, from a cold disk in ten
 PROBE = Path(__file__).with_name("probe.py")
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME")  # of the services' Python, in SGLang's environment
 FEW_CHARACTERS = 300
+UNFIT = "not compatible"  # torch's word for a GPU that its build has no code for
+NO_FABRIC = "Error 802"  # CUDA's number: the switches between the GPUs of one board are not set up
 EXTRAS = ("rollout", "reward", "trainer", "launch")  # what runs on one host
 SHOWN = ("torch", "transformers", "numpy")
 PACKAGES, TORCH, SGLANG = "services' packages", "torch of services", "SGLang"
 
 
 class Torch(msgspec.Struct, frozen=True):
-    """cuda: that it was built for; empty: none. problem: why it cannot be imported, or what it says of its GPUs."""
+    """cuda: that it was built for; empty: none. num_gpus: that it can use. problem: of its import, or of the GPUs."""
 
     cuda: str = ""
     num_gpus: int = 0
@@ -144,13 +146,11 @@ def _wrong(requirement: Requirement, version: str | None, extra: str) -> Iterato
         yield f"{asked}: {version} is installed"
 
 
-def torch_line(
-    what: str, found: Environment, driver: Driver | None, environ: Mapping[str, str], *, needs_cuda: bool
-) -> Line:
-    """Whether torch fits the driver. needs_cuda: a build without CUDA cannot work as configured."""
+def torch_line(what: str, found: Environment, driver: Driver | None, environ: Mapping[str, str], device: str) -> Line:
+    """Whether torch fits the driver. device: auto, cpu or cuda, that it is to run on."""
     version = found.versions.get("torch", "")
     if not version:
-        return problem(what, "not installed", "make envs")
+        return problem(what, "not installed", "make envs makes it.")
     if found.late and found.torch is None:
         return not_looked_at(what, f"{version}: {found.late}")
     torch = found.torch or Torch(problem=found.crash)
@@ -159,30 +159,34 @@ def torch_line(
         return problem(what, f"{version}: {torch.problem}", advice)
     seen = f"{version}, {f'built for CUDA {torch.cuda}' if torch.cuda else 'built for CPUs'}"
     gpus = visible(driver.gpus, environ) if driver is not None else []
-    if driver is None or not gpus:
+    if driver is None or not gpus or device == "cpu":
         return ok(what, seen)
     if not torch.cuda:
-        line = problem if needs_cuda else warning
+        line = problem if device == "cuda" else warning
         return line(what, f"{seen}, though there is a GPU", "make envs: with a driver it makes the CUDA form.")
+    reason = f": {torch.problem}" if torch.problem else ""
     if not torch.num_gpus:
-        return problem(
-            what, f"{seen}; sees no GPU{f': {torch.problem}' if torch.problem else ''}", _blind(torch, driver)
-        )
+        return problem(what, f"{seen}; can use no GPU{reason}", _blind(torch, driver))
+    if reason:
+        line = problem if UNFIT in reason else warning
+        return line(what, f"{seen}{reason}", "Install a build of torch that has code for this GPU.")
     expected = 1 if any(gpu.is_mig for gpu in gpus) else len(gpus)  # CUDA gives a process one instance
     if torch.num_gpus < expected:
         advice = "Run nvidia-smi -L, and look at dmesg for a GPU that fell off the bus."
-        return warning(what, f"{seen}; sees {torch.num_gpus} of {expected} GPUs", advice)
-    return ok(what, f"{seen}; sees {torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)}")
+        return warning(what, f"{seen}; can use {torch.num_gpus} of {expected} GPUs", advice)
+    return ok(what, f"{seen}; can use {torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)}")
 
 
 def _blind(torch: Torch, driver: Driver) -> str:
-    """What to do if torch sees no GPU. A driver runs every CUDA of its own major version and of older ones."""
+    """What to do if torch can use no GPU. A driver runs every CUDA of its own major version and of older ones."""
     runs, asked = (version.partition(".")[0] for version in (driver.cuda_version, torch.cuda))
     if runs.isdecimal() and asked.isdecimal() and int(runs) < int(asked):
         return (
             f"Update the driver, which runs CUDA up to {driver.cuda_version}, to one for CUDA {asked}, or install a "
             f"build of torch for CUDA {runs}."
         )
+    if NO_FABRIC in torch.problem:
+        return "Start the fabric manager of the driver's version: systemctl start nvidia-fabricmanager."
     return "Restart the host if the driver was updated; python -c 'import torch; torch.cuda.init()' shows the error."
 
 
@@ -203,7 +207,7 @@ def sglang_lines(
         yield problem(SGLANG, f"rollout.engine.python: {error}", advice)
         return
     yield _version_line(section, found)
-    yield torch_line("torch of SGLang", found, driver, environ, needs_cuda=section.device == "cuda")
+    yield torch_line("torch of SGLang", found, driver, environ, section.device)
     if found.torch is not None and found.torch.num_gpus:
         yield _kernels_line(found)
 

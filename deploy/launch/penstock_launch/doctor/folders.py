@@ -35,8 +35,8 @@ class Room:
     @classmethod
     def of(cls, folder: Path) -> "Room":
         """Blocks if its file system does."""
-        resolved = folder.expanduser().resolve()
-        place = next(path for path in (resolved, *resolved.parents) if path.exists())
+        resolved = folder.resolve()
+        place = next(path for path in (resolved, *resolved.parents) if os.path.exists(path))  # False without the right
         usage = shutil.disk_usage(place)
         may_execute = not os.statvfs(place).f_flag & os.ST_NOEXEC
         return cls(folder, place, usage.total, usage.free, place.is_dir() and os.access(place, os.W_OK), may_execute)
@@ -93,13 +93,14 @@ def weights_line(config: Config, needed_bytes: int) -> Line:
     return ok(what, f"{room.seen}{needed}")
 
 
-def folder_lines(config: Config, num_weights: int) -> list[Line]:
-    """run.root and weights.folder, as they are now. num_weights: 0 if unknown."""
-    needed_bytes = run_bytes(config, num_weights) if num_weights else 0
-    return [
-        run_root_line(Room.of(Path(config.run.root)), needed_bytes),
-        weights_line(config, staged_bytes(config, num_weights)),
-    ]
+def run_root_now(config: Config, num_weights: int) -> Line:
+    """As it is now. num_weights: 0 if unknown."""
+    return run_root_line(Room.of(Path(config.run.root)), run_bytes(config, num_weights) if num_weights else 0)
+
+
+def weights_now(config: Config, num_weights: int) -> Line:
+    """As it is now. num_weights: 0 if unknown."""
+    return weights_line(config, staged_bytes(config, num_weights))
 
 
 def shared_memory_line(room: Room, memory_backed: bool, copy_bytes: int) -> Line:

@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import psutil
 
@@ -77,13 +77,17 @@ def processes_line(limit: int, group_limit: int | None) -> Line:
     return ok("processes", seen)
 
 
-def machine_lines(limits: Limits) -> Sequence[Line]:
-    """All of these, as they are now."""
+def memory_now(limits: Limits) -> Line:
+    """As it is now."""
     memory = psutil.virtual_memory()
-    return (
-        python_line(),
-        cores_line(*read_cores(), limits.cores),
-        memory_line(memory.total, memory.available, limits.memory_bytes),
-        files_line(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        processes_line(resource.getrlimit(resource.RLIMIT_NPROC)[0], limits.num_processes),
-    )
+    return memory_line(memory.total, memory.available, limits.memory_bytes)
+
+
+MACHINE_LINES: Mapping[str, Callable[[Limits], Line]] = {
+    "Python": lambda limits: python_line(),
+    "CPU cores": lambda limits: cores_line(*read_cores(), limits.cores),
+    "memory": memory_now,
+    "open files": lambda limits: files_line(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+    "processes": lambda limits: processes_line(resource.getrlimit(resource.RLIMIT_NPROC)[0], limits.num_processes),
+}
+"""As each is now."""

@@ -10,6 +10,7 @@ import json
 import sys
 import sysconfig
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,30 @@ def version_of(package: str) -> str:
 
 
 def look_at_torch() -> dict[str, Any]:
-    """The CUDA that torch was built for (empty: none), the GPUs that it sees, and why it sees none."""
+    """The CUDA that torch was built for (empty: none), the GPUs that it can use, and what it says of them.
+
+    Only its `init` finds a GPU that this build has no code for, or one that another process holds for itself.
+    """
     if reason := problem_of_import("torch"):
         return {"cuda": "", "num_gpus": 0, "problem": reason}
     torch: Any = importlib.import_module("torch")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    said = " ".join(str(each.message) for each in caught)
-    return {"cuda": torch.version.cuda or "", "num_gpus": num_gpus, "problem": said[:FEW_CHARACTERS]}
+        reason = problem_of(torch.cuda.init) if num_gpus else ""
+    said = reason or " ".join(str(each.message) for each in caught)
+    return {"cuda": torch.version.cuda or "", "num_gpus": 0 if reason else num_gpus, "problem": said[:FEW_CHARACTERS]}
 
 
 def problem_of_import(module: str) -> str:
     """Empty if the module can be imported."""
+    return problem_of(lambda: importlib.import_module(module))
+
+
+def problem_of(call: Callable[[], object]) -> str:
+    """Empty if it does not fail."""
     try:
-        importlib.import_module(module)
+        call()
     except Exception as error:  # of any library: the reason why it cannot be used
         return f"{type(error).__name__}: {error}"[:FEW_CHARACTERS]
     return ""

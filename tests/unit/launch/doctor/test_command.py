@@ -36,7 +36,7 @@ def test_a_host_with_two_gpus(config: Config, tmp_path: Path) -> None:
     lines = found(config, environ)
     assert {"GPU 0", "GPU 1", "compiled code", "SGLang's kernels"} <= lines.keys()
     assert lines["C compiler"].seen == "/usr/bin/cc, with Python.h"
-    assert lines["torch of services"].seen.endswith("sees 2 GPUs")
+    assert lines["torch of services"].seen.endswith("can use 2 GPUs")
 
 
 def test_without_a_gpu_nothing_is_compiled(config: Config, tmp_path: Path) -> None:

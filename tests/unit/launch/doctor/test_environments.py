@@ -122,11 +122,11 @@ def test_what_an_interpreter_answered_before_it_crashed_or_hung(
     first = msgspec.structs.replace(CPU, torch=None)
     crashed = examine(answering(tmp_path, first, then="echo libcuda >&2; exit 9"), (), os.environ)
     assert (crashed.versions, crashed.torch, crashed.crash) == (CPU.versions, None, "exit code 9: libcuda\n")
-    line = torch_line("torch", crashed, None, {}, needs_cuda=False)
+    line = torch_line("torch", crashed, None, {}, "auto")
     assert (line.verdict, line.seen) == ("problem", "2.13.0+cpu: exit code 9: libcuda\n")
     monkeypatch.setattr(environments, "PROBE_SECONDS", 2)
     hung = examine(answering(tmp_path, first, then="exec sleep 600"), (), os.environ)
-    line = torch_line("torch", hung, None, {}, needs_cuda=False)
+    line = torch_line("torch", hung, None, {}, "auto")
     assert (line.verdict, line.seen) == ("not looked at", "2.13.0+cpu: no answer within 2 s")
     with pytest.raises(TimeoutError, match="no answer within 2 s"):
         examine(interpreter(tmp_path, "exec sleep 600"), (), os.environ)
@@ -138,29 +138,32 @@ def test_what_an_interpreter_answered_before_it_crashed_or_hung(
         (CPU, None, "ok", "built for CPUs"),
         (CPU, Driver(problem="exit code 9"), "ok", "built for CPUs"),
         (CUDA, None, "ok", "built for CUDA 13.0"),
-        (CUDA, DRIVER, "ok", "sees 1 GPU"),
+        (CUDA, DRIVER, "ok", "can use 1 GPU"),
+        (cuda(torch=Torch("13.0", 1, "H100 is not compatible")), DRIVER, "problem", "code for this GPU"),
+        (cuda(torch=Torch("13.0", 1, "is deprecated")), DRIVER, "warning", "is deprecated"),
+        (cuda(torch=Torch("13.0", 0, "Error 802: system not yet initialized")), DRIVER, "problem", "fabricmanager"),
         (CPU, DRIVER, "warning", "make envs"),
         (cuda(torch=Torch("13.0", 0)), DRIVER, "problem", "Restart the host"),
         (cuda(torch=Torch("13.0", 0, "driver too old")), OLD, "problem", "Update the driver"),
         (cuda(torch=Torch("12.8", 0)), OLD, "problem", "torch.cuda.init()"),
         (cuda(torch=Torch("", 0, "ImportError: libcudart")), DRIVER, "problem", "ImportError: libcudart"),
-        (CUDA, Driver("580", "13.0", (GPU, Gpu(1, "GPU-1", "H100", 1, 0))), "warning", "sees 1 of 2 GPUs"),
+        (CUDA, Driver("580", "13.0", (GPU, Gpu(1, "GPU-1", "H100", 1, 0))), "warning", "can use 1 of 2 GPUs"),
         (cuda(versions={"torch": ""}, torch=None), DRIVER, "problem", "make envs"),
     ],
 )
 def test_torch_fits_the_driver(found: Environment, driver: Driver | None, verdict: str, words: str) -> None:
-    line = torch_line("torch", found, driver, {}, needs_cuda=False)
+    line = torch_line("torch", found, driver, {}, "auto")
     assert line.verdict == verdict, line
     assert words in f"{line.seen} {line.advice}"
 
 
 def test_cuda_gives_a_process_one_instance_of_a_divided_gpu() -> None:
     instances = tuple(Gpu(0, f"MIG-{number}", "H100 MIG", 10 * 2**30, 0) for number in range(7))
-    assert torch_line("torch", CUDA, Driver("580", "13.0", instances), {}, needs_cuda=False).verdict == "ok"
+    assert torch_line("torch", CUDA, Driver("580", "13.0", instances), {}, "auto").verdict == "ok"
 
 
 def test_a_gpu_that_is_not_visible_is_none() -> None:
-    assert torch_line("torch", CPU, DRIVER, {"CUDA_VISIBLE_DEVICES": ""}, needs_cuda=False).verdict == "ok"
+    assert torch_line("torch", CPU, DRIVER, {"CUDA_VISIBLE_DEVICES": ""}, "auto").verdict == "ok"
 
 
 def test_sglang_as_tested() -> None:
@@ -181,6 +184,7 @@ def test_the_cpu_form_on_a_host_with_a_gpu() -> None:
     assert [line.verdict for line in lines_of(lambda: CPU, DRIVER)] == ["ok", "warning"]
     line = lines_of(lambda: CPU, DRIVER, device="cuda")[-1]
     assert (line.verdict, line.advice) == ("problem", "make envs: with a driver it makes the CUDA form.")
+    assert lines_of(lambda: CPU, DRIVER, device="cpu")[-1].verdict == "ok"
 
 
 def test_another_version_of_sglang_is_a_warning() -> None:
