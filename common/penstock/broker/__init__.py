@@ -1,6 +1,6 @@
 """All of Penstock's calls to Redis; no other package calls it."""
 
-from penstock.broker.connect import connect
+from penstock.broker.connect import connect, examine_server
 from penstock.broker.keys import Keys, Stage
 from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
 from penstock.broker.queue import Queue
@@ -16,6 +16,7 @@ __all__ = [
     "Worker",
     "check_memory",
     "connect",
+    "examine_server",
     "memory_use",
     "needed_bytes",
 ]

@@ -12,6 +12,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
 from penstock.broker.identity import RunIdentity
 from penstock.broker.keys import Keys
+from penstock.broker.memory import MemoryUse, check_memory, memory_use, needed_bytes
 from penstock.broker.queue import Queue
 from penstock.config import Config
 from penstock.config.secrets import shown_url
@@ -29,6 +30,33 @@ async def connect(config: Config, kind: ServiceKind = ServiceKind.TRAINER, *, kn
     `kind`: of the service that connects; a launcher, and who only reads, has the keys of a trainer.
     `known_only`: create nothing there; ConfigError if it holds nothing of the run.
     """
+    queue = _queue(config, kind)
+    try:
+        await queue.check_server(make_groups=not known_only)
+        if known_only:
+            await queue.require_run(config.run.name)
+    except BaseException:
+        await queue.close()
+        raise
+    return queue
+
+
+async def examine_server(config: Config) -> tuple[str, MemoryUse]:
+    """Name and version of the server, and its memory; the errors of `connect`, or ConfigError if the run needs more.
+
+    Writes nothing.
+    """
+    queue = _queue(config, ServiceKind.TRAINER)
+    try:
+        version = await queue.check_server(make_groups=False)
+        await check_memory(queue, needed_bytes(config))
+        return version, await memory_use(queue)
+    finally:
+        await queue.close()
+
+
+def _queue(config: Config, kind: ServiceKind) -> Queue:
+    """A queue that has not connected yet; ConfigError without redis.url."""
     section = config.redis
     if not section.url:
         raise ConfigError(
@@ -48,15 +76,7 @@ async def connect(config: Config, kind: ServiceKind = ServiceKind.TRAINER, *, kn
     )
     keys, identity = Keys(config.run.name), RunIdentity.of(config, kind)
     shown, secrets = shown_url(section.url), secret_values(config)
-    queue = Queue(client, keys, identity, shown, section.timeout_seconds, secrets)
-    try:
-        await queue.check_server(make_groups=not known_only)
-        if known_only:
-            await queue.require_run(config.run.name)
-    except BaseException:
-        await queue.close()
-        raise
-    return queue
+    return Queue(client, keys, identity, shown, section.timeout_seconds, secrets)
 
 
 class _RetryUnlessRefused(Retry):

@@ -25,13 +25,15 @@ from penstock.config.tree import Config
 from penstock.errors import ConfigError
 
 
-def load_config(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    argv: Sequence[str], environ: Mapping[str, str] | None = None, *, without_file: Mapping[str, Any] | None = None
+) -> Config:
     """The configuration from `--config FILE ... --key value ...` and PENSTOCK_* variables; ConfigError otherwise.
 
-    Of several files a later one wins, key by key.
+    Of several files a later one wins, key by key. `without_file`: the document if there is none; None: there must be.
     """
-    paths, pairs = parse_arguments(argv)
-    document: dict[str, Any] = {}
+    paths, pairs = parse_arguments(argv, needs_file=without_file is None)
+    document: dict[str, Any] = {} if paths else dict(without_file or {})
     for path in paths:
         _join(document, read_yaml(path), f"--config {path}")
     return build_config(document, pairs, os.environ if environ is None else environ)

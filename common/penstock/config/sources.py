@@ -28,7 +28,7 @@ RESOLVERS = {
 Setting = tuple[Key, Any]
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+def parse_arguments(argv: Sequence[str], *, needs_file: bool = True) -> tuple[list[Path], list[tuple[str, str]]]:
     """Split `--config FILE --a.b value` (or `--a.b=value`) into the files and pairs of a dotted key and its text."""
     paths: list[Path] = []
     pairs: list[tuple[str, str]] = []
@@ -46,7 +46,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[list[Path], list[tuple[str, st
             paths.append(Path(value))
         else:
             pairs.append((name.removeprefix("--"), value))
-    if not paths:
+    if needs_file and not paths:
         raise ConfigError("no configuration file: expected --config FILE")
     return paths, pairs
 

@@ -21,15 +21,25 @@ MOST_FILES = 2**16  # some programs that a service starts go through all numbers
 def raise_file_limit() -> None:
     """Let this process, and those that it starts, open as many files as the system allows them, within reason."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    wanted = raised_file_limit(soft, hard)
+    if wanted != soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def raised_file_limit(soft: int, hard: int) -> int:
+    """The limit of files that a service takes for itself."""
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    return soft if soft == resource.RLIM_INFINITY else max(soft, wanted)
+
+
 def max_connections() -> int:
+    """Those that this process may hold."""
+    return connections_within(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def connections_within(files: int) -> int:
     """So many that half of the files stay free for work, even while as many again are accepted and not yet counted."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft // 4))
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, files // 4))
 
 
 class BoundedProtocol(H11Protocol):

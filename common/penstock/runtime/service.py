@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, host: str, port: int, key: str) -> None:
         """ConfigError naming `key` (such as trainer.port) if the service cannot listen on the address."""
-        self._socket = _bind(host, port, key)
+        self._socket = listen(host, port, key)
         self._section = key.partition(".")[0]
         self._names: set[str] = set()
         self.stop = asyncio.Event()
@@ -117,7 +117,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _bind(host: str, port: int, key: str) -> socket.socket:
+def listen(host: str, port: int, key: str) -> socket.socket:
+    """A socket that listens there; ConfigError naming `key` if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Without the protocol asyncio does not recognise TCP, and leaves Nagle's algorithm on: the body of each answer
     # would wait 40 ms for the client to acknowledge its headers.

@@ -8,6 +8,7 @@ Needs no torch. Written by the trainer, read by rollout services before they ser
 """
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from penstock.errors import WeightsError
 
 MANIFEST_NAME = "manifest.json"
 WEIGHT_FILES = "*.safetensors"
+KEPT_VERSIONS = 3  # as files: the announced one, the one being pushed, the one being written
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8, "BOOL": 1}
 
@@ -139,6 +141,25 @@ def tensor_bytes(path: Path, expected: Mapping[str, TensorEntry], *, writable: b
     data = memoryview(mapped)[data_start:]
     extents = {name: _extent(path, name, header[name], entry, len(data)) for name, entry in expected.items()}
     return {name: data[start:end] for name, (start, end) in extents.items()}
+
+
+def num_weights(path: Path) -> int:
+    """The numbers in a safetensors file, by its header; WeightsError if it is none or ends too early."""
+    if path.stat().st_size == 0:  # which cannot be mapped
+        raise WeightsError(f"{path} is empty: expected a safetensors file")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        header, data_start = _read_header(path, mapped)
+        num_bytes = len(mapped) - data_start
+    try:
+        end = max((record["data_offsets"][1] for record in header.values()), default=0)
+        count: int = sum(math.prod(record["shape"]) for record in header.values())
+    except (KeyError, IndexError, TypeError) as error:
+        raise WeightsError(
+            f"{path}: the record of a tensor is malformed ({error!r}): expected a safetensors file"
+        ) from error
+    if end > num_bytes:
+        raise WeightsError(f"{path} holds {num_bytes} bytes of tensors: expected {end}; it is not complete")
+    return count
 
 
 def _check_tensors(path: Path, expected: Mapping[str, TensorEntry]) -> None:

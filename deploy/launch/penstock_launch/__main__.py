@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, config, status, cancel, export, replay, bundle, dead.
+"""The `penstock` command: launch, doctor, config, status, cancel, export, replay, bundle, dead.
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -23,6 +23,7 @@ from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.status import show_status
+from penstock_launch.doctor.command import add_doctor_parser, doctor
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
@@ -54,6 +55,8 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         from penstock_trainer.offline.command import replay_bundle
 
         return replay_bundle(arguments.bundle, settings, arguments.steps)
+    if arguments.command == "doctor":
+        return doctor(settings, os.environ)
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
     if arguments.command in ("replay", "bundle"):
@@ -130,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch(commands)
+    add_doctor_parser(commands, SETTINGS_HELP)
     commands.add_parser(
         "config",
         help="print the resolved configuration as YAML",

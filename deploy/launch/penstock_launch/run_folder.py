@@ -168,7 +168,7 @@ class RunFolder:
         """The address of the embedded queue; None if none was started, or it ended in order."""
         try:
             return msgspec.json.decode((self.path / QUEUE_FILE).read_bytes(), type=QueueAddress)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
             return None
 
     def forget_queue(self) -> None:

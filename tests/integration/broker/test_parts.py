@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.broker import Delivery, Queue, Stage, Worker, connect
+from penstock.broker import Delivery, Queue, Stage, Worker, connect, examine_server
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -243,10 +243,27 @@ async def test_a_server_that_deletes_what_it_likes_is_refused(queue: Queue, queu
             await queue.client.config_set("maxmemory", limit)
             await (await connect(queue_config)).close()
         await queue.client.config_set("maxmemory-policy", "allkeys-lru")
-        with pytest.raises(ConfigError, match=r"maxmemory-policy allkeys-lru.*expected noeviction"):
-            await connect(queue_config)
+        for look in (connect, examine_server):
+            with pytest.raises(ConfigError, match=r"maxmemory-policy allkeys-lru.*expected noeviction"):
+                await look(queue_config)
     finally:
         await queue.client.config_set("maxmemory-policy", "noeviction")
+        await queue.client.config_set("maxmemory", "0")
+
+
+async def test_a_look_at_the_server_writes_nothing(queue: Queue, queue_config: Config) -> None:
+    await queue.delete_run()
+    before = await queue.client.dbsize()
+    version, memory = await examine_server(queue_config)
+    assert await queue.client.dbsize() == before
+    assert version == await queue.check_server(make_groups=False)
+    assert 0 < memory.used_bytes < memory.limit_bytes
+    large = {**queue_config.model_dump(), "data": {"train": {"path": "unused"}, "batch_size": 10**6}}
+    try:
+        await queue.client.config_set("maxmemory", "200mb")
+        with pytest.raises(ConfigError, match="may use 200 MiB"):
+            await examine_server(Config.model_validate(large))
+    finally:
         await queue.client.config_set("maxmemory", "0")
 
 

@@ -16,6 +16,7 @@ from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands, service_environment
+from penstock_launch.slurm.known import known_job
 from penstock_launch.supervise.process_trees import ProcessTrees, read_known
 from tests.patience import ANSWER_SECONDS
 
@@ -107,6 +108,12 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.root"), folder_with(tmp_path / "file", "resume").locked():
         pass
+
+
+def test_a_file_in_the_place_of_the_root_holds_no_run(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    folder = folder_with(tmp_path / "runs", "resume")
+    assert (folder.read_queue(), read_known(folder.path, "r"), known_job(folder)) == (None, [], None)
 
 
 def test_an_orphan_of_an_earlier_launch_is_found_and_ended(tmp_path: Path) -> None:

@@ -50,15 +50,19 @@ class Driver:
     problem: str = ""
 
 
-def read_driver(environ: Mapping[str, str]) -> Driver | None:
-    """The driver of this host; None if nvidia-smi is not on PATH. Blocks for a second or so."""
+def read_driver(environ: Mapping[str, str], timeout_seconds: float | None = None) -> Driver | None:
+    """The driver of this host; None if nvidia-smi is not on PATH. Blocks for a second or so.
+
+    timeout_seconds: of each of its up to two answers; None: SMI_TIMEOUT_SECONDS.
+    """
     smi = shutil.which(SMI, path=environ.get("PATH"))
     if smi is None:
         return None
+    seconds = SMI_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
     try:
-        document = _ask(smi, "--query", "--xml-format")
+        document = _ask(smi, seconds, "--query", "--xml-format")
         root = ElementTree.fromstring(document)
-        uuids = _mig_uuids(_ask(smi, "--list-gpus")) if "<mig_device>" in document else {}
+        uuids = _mig_uuids(_ask(smi, seconds, "--list-gpus")) if "<mig_device>" in document else {}
         gpus = [gpu for index, each in enumerate(root.findall("gpu")) for gpu in _gpus(index, each, uuids)]
     except (OSError, ValueError, ElementTree.ParseError, subprocess.SubprocessError) as error:
         return Driver(problem=_problem(error))
@@ -91,16 +95,16 @@ def find(gpus: tuple[Gpu, ...], name: str) -> Gpu | None:
     return found[0] if len(found) == 1 else None
 
 
-def _ask(smi: str, *arguments: str) -> str:
+def _ask(smi: str, timeout_seconds: float, *arguments: str) -> str:
     done = subprocess.run(
-        [smi, *arguments], capture_output=True, check=True, text=True, errors="replace", timeout=SMI_TIMEOUT_SECONDS
+        [smi, *arguments], capture_output=True, check=True, text=True, errors="replace", timeout=timeout_seconds
     )
     return done.stdout
 
 
 def _problem(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"no answer within {SMI_TIMEOUT_SECONDS} s"
+        return f"no answer within {error.timeout:g} s"
     if isinstance(error, subprocess.CalledProcessError):
         said = " ".join(f"{error.stdout} {error.stderr}".split())
         return f"exit code {error.returncode}: {said[-300:]}" if said else f"exit code {error.returncode}"

@@ -31,7 +31,7 @@ def known_job(folder: RunFolder) -> str | None:
     """The id of the run's newest job; None if it never had one."""
     try:
         return msgspec.json.decode((folder.path / JOB_FILE).read_bytes(), type=KnownJob).job_id
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 

@@ -42,7 +42,7 @@ def read_known(folder: Path, run: str) -> list[KnownProcess]:
     """The processes that an earlier launch of this run, on this machine, has recorded."""
     try:
         known = msgspec.json.decode((folder / PROCESSES_FILE).read_bytes(), type=KnownProcesses)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return []
     return list(known.processes) if known.run == run and known.machine == this_machine() else []
 

@@ -9,6 +9,7 @@ import torch
 
 from penstock.config import Config
 from penstock.weights.local_folder import LocalFolder, name_of_run
+from penstock.weights.manifest import KEPT_VERSIONS
 from penstock_trainer.weight_sync.broadcast import BroadcastTransport
 from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weight_sync.process_group import MeetingPoint
@@ -20,8 +21,6 @@ from penstock_trainer.weights.files import Format, published_format
 from penstock_trainer.weights.staging import Staging, WeightsSource, default_folder
 
 log = logging.getLogger(__name__)
-
-KEPT_VERSIONS = 3  # the announced one, the one being pushed, the one being written
 
 
 class PlacedSource(WeightsSource, Protocol):

@@ -28,6 +28,17 @@ def test_command_line_over_environment_over_yaml_over_default(path: Path) -> Non
     assert (config.run.seed, config.actor.path, config.total_train_epochs) == (7, "some/model", 1)
 
 
+def test_a_document_may_stand_in_for_a_file_that_is_not_given(path: Path) -> None:
+    default = {"actor": {"path": "none", "group_size": 5}, "data": {"train": {"path": "none"}}}
+    environ = {"PENSTOCK_ACTOR__PATH": "from/environment"}
+    config = load_config(["--run.seed", "7"], environ, without_file=default)
+    assert (config.actor.path, config.actor.group_size, config.run.seed) == ("from/environment", 5, 7)
+    config = load_config(["--config", str(path)], {}, without_file=default)
+    assert (config.actor.path, config.actor.group_size) == ("some/model", 4)
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_config(["--run.seed", "7"], environ)
+
+
 def test_the_token_comes_from_the_environment_and_is_not_shown(path: Path) -> None:
     config = load_config(["--config", str(path)], {"PENSTOCK_TOKEN": "hush"})
     assert config.token is not None

@@ -23,6 +23,7 @@ from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
 
+TESTED_VERSIONS = ("0.5.21",)  # of SGLang: those that constraints/ pins
 PROBE = (
     "import importlib.metadata as m, importlib.util as u, json, sys\n"
     "version = m.version('sglang') if u.find_spec('sglang') else ''\n"
@@ -59,7 +60,7 @@ class StartedServer:
 
     async def start(self) -> None:
         await self.stop()
-        python = self._find_python()
+        python = find_python(self._section)
         if self._device is None:
             self._device = await self._probe(python)
         self._held_port = hold_port(self._section.port)
@@ -114,15 +115,6 @@ class StartedServer:
             await asyncio.shield(asyncio.to_thread(kill_all, [identity], STOP_GRACE_SECONDS))
         await process.wait()
 
-    def _find_python(self) -> str:
-        python = shutil.which(self._section.python)
-        if python is None:
-            raise EngineStartError(
-                f"rollout.engine.python: {self._section.python!r} is no executable; expected the Python interpreter of "
-                "an environment with SGLang (`make envs` makes one), or rollout.engine.url of a running server"
-            )
-        return str(Path(python).absolute())
-
     async def _probe(self, python: str) -> str:
         """The device to use; EngineStartError if SGLang is not installed there."""
         process = await asyncio.create_subprocess_exec(
@@ -141,11 +133,7 @@ class StartedServer:
             raise EngineStartError(
                 f"rollout.engine.python: {python} does not work as a Python interpreter: {problem}"
             ) from None
-        if not version:
-            raise EngineStartError(
-                f"rollout.engine.python: {python} has no package `sglang`; expected an environment with SGLang "
-                "(`make envs` makes one)"
-            )
+        require_sglang(python, version)
         if self._section.device == "auto":
             return "cuda" if sees_cuda else "cpu"
         return self._section.device
@@ -177,6 +165,26 @@ class StartedServer:
         except OSError as error:
             return f"(cannot be read: {error.strerror})"
         return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+def find_python(section: EngineSection) -> str:
+    """The interpreter of the configuration; EngineStartError if there is none."""
+    python = shutil.which(section.python)
+    if python is None:
+        raise EngineStartError(
+            f"rollout.engine.python: {section.python!r} is no executable; expected the Python interpreter of "
+            "an environment with SGLang (`make envs` makes one), or rollout.engine.url of a running server"
+        )
+    return str(Path(python).absolute())
+
+
+def require_sglang(python: str, version: str) -> None:
+    """EngineStartError if the interpreter has no SGLang. version: SGLang's; empty: it is not installed."""
+    if not version:
+        raise EngineStartError(
+            f"rollout.engine.python: {python} has no package `sglang`; expected an environment with SGLang "
+            "(`make envs` makes one)"
+        )
 
 
 class GivenServer:

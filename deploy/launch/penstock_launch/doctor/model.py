@@ -1,0 +1,64 @@
+"""The model of `actor.path`: whether its folder can be read, and how large it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.errors import PenstockError
+from penstock.model_path import check_model_path
+from penstock.weights.manifest import WEIGHT_FILES, num_weights
+from penstock_launch.doctor.report import Line, amount, not_looked_at, ok, problem, warning
+
+WHAT = "model"
+OTHER_WEIGHT_FILES = "*.bin"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder of Hugging Face. num_weights: 0 if only a file without a header of safetensors has them."""
+
+    num_weights: int
+    file_bytes: int
+
+
+def read_model(path: str) -> Model | None:
+    """The model; None for a hub name, whose files come at the start. PenstockError or OSError if it cannot be used."""
+    check_model_path(path, "actor.path")
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    try:
+        json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:
+        raise PenstockError(f"{folder / 'config.json'} is not JSON ({error})") from error
+    tensors = sorted(folder.glob(WEIGHT_FILES))
+    files = tensors or sorted(folder.glob(OTHER_WEIGHT_FILES))
+    return Model(sum(map(num_weights, tensors)), sum(file.stat().st_size for file in files))
+
+
+def num_weights_of(path: str) -> int:
+    """0 if it is not known, for whatever reason; `model_line` has it."""
+    try:
+        model = read_model(path)
+    except (PenstockError, OSError):
+        return 0
+    return model.num_weights if model is not None else 0
+
+
+def model_line(path: str) -> Line:
+    """Of actor.path; empty: of a look without a configuration."""
+    if not path:
+        return not_looked_at(WHAT, "actor.path comes with --config FILE")
+    try:
+        model = read_model(path)
+    except (PenstockError, OSError) as error:
+        advice = "Set actor.path to a complete folder of Hugging Face that this user can read, or copy the model again."
+        return problem(WHAT, str(error), advice)
+    if model is None:
+        return not_looked_at(WHAT, f"actor.path {path} is a name on Hugging Face's hub, fetched at the start")
+    if not model.file_bytes:
+        seen = f"{path} holds no {WEIGHT_FILES} and no {OTHER_WEIGHT_FILES}"
+        return warning(WHAT, seen, "Set actor.path to a folder with the weights too.")
+    millions = model.num_weights / 1e6
+    count = f"{millions:.{0 if millions >= 10 else 1}f} million weights, " if millions else ""
+    return ok(WHAT, f"{path}: {count}{amount(model.file_bytes)} of files")

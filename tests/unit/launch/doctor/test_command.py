@@ -1,0 +1,64 @@
+"""Which looks there are, and what they share."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.config import Config
+from penstock_launch.doctor import environments
+from penstock_launch.doctor.command import looks, title
+from penstock_launch.doctor.environments import Environment, Torch
+from penstock_launch.doctor.report import Line, render
+from penstock_launch.doctor.side_by_side import look_at_all
+from tests.gpus import FakeGpu, host_with_gpus, host_with_smi
+from tests.patience import ANSWER_SECONDS
+from tests.unit.launch.doctor.test_folders import config_with
+
+CUDA = Environment("3.11.7", True, {"torch": "2.14.1", "sglang": "0.5.21"}, Torch("13.0", num_gpus=2), kernels="")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Of an empty folder, with environments that see two GPUs."""
+    monkeypatch.setattr(environments, "examine", lambda *_: CUDA)
+    monkeypatch.setattr(environments, "examine_sglang", lambda *_: CUDA)
+    return config_with(run={"root": str(tmp_path / "runs")})
+
+
+def found(config: Config, environ: dict[str, str]) -> dict[str, Line]:
+    groups = look_at_all(looks(config, environ), ANSWER_SECONDS)
+    assert list(render(groups))
+    return {line.what: line for group in groups for line in group.lines}
+
+
+def test_a_host_with_two_gpus(config: Config, tmp_path: Path) -> None:
+    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(), FakeGpu()), {"CC": "/usr/bin/cc"})
+    lines = found(config, environ)
+    assert {"GPU 0", "GPU 1", "compiled code", "SGLang's kernels"} <= lines.keys()
+    assert lines["C compiler"].seen == "/usr/bin/cc, with Python.h"
+    assert lines["torch of services"].seen.endswith("can use 2 GPUs")
+
+
+def test_without_a_gpu_nothing_is_compiled(config: Config, tmp_path: Path) -> None:
+    lines = found(config, host_with_smi(tmp_path / "bin", "exit 9"))
+    assert lines["NVIDIA driver"].verdict == "problem"
+    assert not {"GPU 0", "compiled code", "C compiler"} & lines.keys()
+
+
+def test_the_title_holds_no_values() -> None:
+    text = title(["--config", "mine.yaml", "--token", "s3", "--redis.url=redis://:pw@host"])
+    assert text.endswith("; configuration: mine.yaml --token --redis.url")
+    assert title([]).endswith("; configuration: defaults")
+
+
+def test_an_interpreter_that_fails_leaves_the_other_lines(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> Environment:
+        raise TimeoutError("python: no answer within 18 s")
+
+    monkeypatch.setattr(environments, "examine_sglang", late)
+    lines = found(config, host_with_gpus(tmp_path / "bin", (FakeGpu(), FakeGpu())))
+    assert (lines["SGLang"].verdict, lines["torch of services"].verdict) == ("not looked at", "ok")
+    assert "no answer within 18 s" in lines["SGLang"].seen
+    assert lines["C compiler"].verdict in ("ok", "problem")
