@@ -1,6 +1,5 @@
 """Who may call a service, decided before a byte of the body is read."""
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -130,4 +129,3 @@ async def test_only_its_own_names_reach_a_service(host: str, expected: int) -> N
         service.stop.set()
 
     await service.run(app(None), ask=ask())
-    await asyncio.sleep(0)
