@@ -38,7 +38,7 @@ You may give several files (`--config mine.yaml --config examples/presets/dapo.y
 the command line too the later one wins. An empty variable sets nothing.
 
 **A mapping is one value.** Whoever sets a key of type mapping sets all of it: after `--reward.functions '{math: 1.0}'`
-the run has that one function, whatever a file or the default says. One entry has a key of its own, which leaves the
+the run has that one function, whatever a file or the default holds. One entry has a key of its own, which leaves the
 other entries of earlier sources as they are: `--reward.functions.math 1.0`, `PENSTOCK_REWARD__FUNCTIONS__MATH=1.0`. (In
 variables only `reward.functions` and `data.template_options` have entries, with names in lower case.) The default of a
 mapping holds only if nothing sets the mapping or an entry. Sections are no mappings: their keys are set one by one.

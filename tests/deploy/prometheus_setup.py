@@ -90,7 +90,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def read_targets(system: System) -> list[dict[str, Any]]:
-    """The trainer's metrics; empty before it has any."""
+    """The scrape targets that the trainer writes for Prometheus; empty before it has written any."""
     try:
         found: list[dict[str, Any]] = json.loads(system.targets.read_text())
     except FileNotFoundError:

@@ -28,6 +28,7 @@ from penstock_trainer.telemetry.metrics import TrainerMetrics
 
 PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(10)]
 INITIAL = PolicyIdentity(0, "a" * 16)
+SAMPLING = Sampling(1.0, 4, (2,))
 
 
 def weights(version: int, bits: int) -> PolicyIdentity:
@@ -37,9 +38,6 @@ def weights(version: int, bits: int) -> PolicyIdentity:
 
 class _DrainedError(Exception):
     """The trainer's worker has taken as many groups as it was allowed to."""
-
-
-SAMPLING = Sampling(1.0, 4, (2,))
 
 
 class _TrainerWorker(Worker):

@@ -99,12 +99,12 @@ async def issue(trainer: TrainerQueue, *numbers: int) -> None:
 
 
 async def expire_lease(queue: Queue) -> None:
-    """Make the entry look as if it had not been renewed for this long."""
+    """Let the trainer's lease expire."""
     assert await queue.client.delete(queue.keys.lease) == 1
 
 
 async def expire_beat(queue: Queue, worker: Worker) -> None:
-    """Make the worker look as if it had not beaten for this long."""
+    """Let the worker's heartbeat expire."""
     assert await queue.guard(queue.client.hset(queue.keys.beats, worker.name, "1")) == 0
 
 

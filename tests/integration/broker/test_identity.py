@@ -223,10 +223,7 @@ async def test_after_a_trainer_was_killed_changed_keys_wait_for_the_end_of_its_l
     killed = await owned(queue, short(queue_config), home_in(tmp_path))
     async with another(queue_config, **OTHER_REWARD) as other:
         held = await held_by(other, changed(queue_config, **OTHER_REWARD), home_in(tmp_path))
-        assert (
-            await queue.client.hget(queue.keys.identity, "trainer")
-            == other.identity.digests[ServiceKind.TRAINER].encode()
-        )
+        assert await owner_digest(queue) == other.identity.digests[ServiceKind.TRAINER]
         with pytest.raises(StrangerError, match=r"reward.functions is \{'own:other': 1.0\} there"):
             await queue.register(record_of("of the old keys"), 1)
         with pytest.raises(LostWritesError):  # it was only frozen, and wakes
@@ -282,10 +279,7 @@ async def test_a_trainer_of_other_keys_is_refused_while_a_launcher_or_a_trainer_
             await asyncio.to_thread(lives.release)
         successor = await owned(other, changed(queue_config, **OTHER_REWARD), home)
         assert successor.lease.number == 2
-        assert (
-            await queue.client.hget(queue.keys.identity, "trainer")
-            == other.identity.digests[ServiceKind.TRAINER].encode()
-        )
+        assert await owner_digest(queue) == other.identity.digests[ServiceKind.TRAINER]
         await asyncio.to_thread(successor.lease.release)
 
 

@@ -199,7 +199,7 @@ async def test_a_frozen_or_killed_peer_is_fenced_and_started_again(
 
 
 async def not_serving(server: RolloutServer) -> None:
-    """Wait until the server's engine was given up, and until it has restarted and loaded weights."""
+    """Wait until the server's engine is given up; check that the server has no weights for tickets then."""
     async with asyncio.timeout(DEADLINE_SECONDS + ANSWER_SECONDS):
         while server.engine.up.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.05)

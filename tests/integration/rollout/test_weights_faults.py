@@ -49,7 +49,7 @@ class Server:
 
     @property
     def num_groups(self) -> int:
-        """The number of completions that it was asked for."""
+        """The number of groups that it was asked for."""
         asked = (body for path, body in self.fake.calls if path == "/generate")
         return sum(isinstance(body["sampling_params"], list) for body in asked)
 

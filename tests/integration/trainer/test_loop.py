@@ -185,13 +185,15 @@ async def test_a_run_that_ends_in_steps_that_are_not_finite_saves_no_model(loop:
         policy = await broken.announced(1)
         for step in (1, 2):
             await broken.answer(step, policy)
-        with pytest.raises(NonFiniteError, match=r"the last 2 steps .*step 2: .*end with a finite step"):
-            await training
+        async with asyncio.timeout(SECONDS):
+            with pytest.raises(NonFiniteError, match=r"the last 2 steps .*step 2: .*end with a finite step"):
+                await training
     assert [each for each in await loop.read_ledger() if each.startswith("step")] == ["step 0", "step 1", "step 2"]
     again = Life(broken.config, loop.queue, loop.lease)
     async with again.training() as training:
-        with pytest.raises(NonFiniteError, match="the last 2 steps"):
-            await training
+        async with asyncio.timeout(SECONDS):
+            with pytest.raises(NonFiniteError, match="the last 2 steps"):
+                await training
     assert not (broken.folder / "final").exists()
 
 
@@ -303,8 +305,9 @@ async def test_another_run_in_the_folder_is_refused_before_its_ledger_is_rebuilt
     lease = await acquire_lease(queue, config, above=loop.lease.number)
     try:
         async with Life(config, queue, lease).training() as training:
-            with pytest.raises(ConfigError, match=r"run\.seed was 0 and is 9"):
-                await training
+            async with asyncio.timeout(SECONDS):
+                with pytest.raises(ConfigError, match=r"run\.seed was 0 and is 9"):
+                    await training
     finally:
         await asyncio.to_thread(lease.release)
     assert await read_ledger(queue) == []

@@ -48,6 +48,14 @@ class Serving:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
+    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A request and its answer, after which the connection stays open."""
+        writer.write(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+        async with asyncio.timeout(ANSWER_SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        assert head.startswith(b"HTTP/1.1 200")
+
     async def is_alive(self) -> bool:
         async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
             return (await client.get(f"{self.url}/health")).status_code == 200
@@ -134,6 +142,21 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
         writer.close()
 
 
+async def test_an_answer_that_is_read_slowly_is_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
+    loop = asyncio.get_running_loop()
+    async with serving() as each:
+        reader, writer = await each.connect()
+        writer.write(b"GET /stream HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+        num_read, began = 0, loop.time()
+        while loop.time() < began + 2.0:
+            num_read += len(await reader.readexactly(2**16))
+            await asyncio.sleep(0.02)
+        assert num_read < BIG_BYTES / 2
+        assert num_read + len(await left_of(reader)) > BIG_BYTES
+        writer.close()
+
+
 async def test_a_request_may_take_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "IDLE_SECONDS", 0.5)
     async with serving() as each, httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
@@ -143,19 +166,19 @@ async def test_a_request_may_take_as_long_as_it_takes(monkeypatch: pytest.Monkey
         assert (await asking).json() == "done"
 
 
-async def test_idle_connections_make_room_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("used", [False, True])
+async def test_idle_connections_make_room_from_the_oldest(monkeypatch: pytest.MonkeyPatch, used: bool) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
     monkeypatch.setattr(connections, "IDLE_SECONDS", 10 * ANSWER_SECONDS)
     async with serving() as each:
         opened = [await each.connect() for _ in range(40)]
+        if used:
+            for connection in opened[-7:]:
+                await each.ask(*connection)
         assert await each.is_alive()
-        ended = [asyncio.create_task(reader.read()) for reader, _ in opened]
-        done, still = await asyncio.wait(ended, timeout=1)
-        assert len(still) < 8
-        assert ended[0] in done
-        assert ended[-1] in still
-        for task in still:
-            task.cancel()
+        for reader, _ in opened[: 41 - 8]:
+            assert await left_of(reader) == b""
+        assert not opened[-1][0].at_eof()
         for _, writer in opened:
             writer.close()
 

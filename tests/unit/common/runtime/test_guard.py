@@ -1,6 +1,5 @@
 """Who may call a service, decided before a byte of the body is read."""
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -11,6 +10,7 @@ from pydantic import SecretStr
 
 from penstock.runtime.http import auth_headers, make_app
 from penstock.runtime.service import Service
+from tests.patience import ANSWER_SECONDS
 
 TOKEN = SecretStr("s3cret")
 PAGE = {"Origin": "http://evil.example"}
@@ -121,7 +121,7 @@ async def test_only_its_own_names_reach_a_service(host: str, expected: int) -> N
     service.advertise("Node-7.cluster")
 
     async def ask() -> None:
-        async with httpx.AsyncClient(base_url=url, headers={"Host": host}) as client:
+        async with httpx.AsyncClient(base_url=url, headers={"Host": host}, timeout=ANSWER_SECONDS) as client:
             for answer in (await client.get("/health"), await client.post("/v1/stop")):
                 assert answer.status_code == expected
                 if expected == 421:
@@ -130,4 +130,3 @@ async def test_only_its_own_names_reach_a_service(host: str, expected: int) -> N
         service.stop.set()
 
     await service.run(app(None), ask=ask())
-    await asyncio.sleep(0)

@@ -11,7 +11,6 @@ With `parts` a hand-over is two steps, the write of the group's parts and the sc
 Three more rules, each of which can be left out too:
 
     named only if there   the script refuses to name parts that have expired                worker/hand_over.lua
-
     written once          a repeated write leaves existing parts unchanged                  Worker._writes (NX)
     late leaves them      a script whose caller does not hold the entry changes no parts    worker/hand_over.lua
 

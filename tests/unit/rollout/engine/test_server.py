@@ -13,6 +13,7 @@ import pytest
 
 from penstock.config import EngineSection
 from penstock.errors import EngineError, EngineStartError, TransientStartError
+from penstock_rollout.engine import engine as engine_module
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_port, make_server
@@ -33,6 +34,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+# Ends the start if the port is free for a process that is not aware of its holder.
+TAKES_THE_PORT = """
+import socket
+with socket.socket() as other:
+    try:
+        other.bind(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+    except OSError:
+        pass
+    else:
+        sys.exit("nobody held the port")
 """
 Make = Callable[[str, float], StartedServer]
 
@@ -102,8 +114,11 @@ async def test_an_engine_that_ends_at_once_shows_the_end_of_its_log(make: Make) 
 
 
 @pytest.mark.parametrize("end", ["import os; os.kill(os.getpid(), 9)", "print('no memory', flush=True); sys.exit(1)"])
-async def test_an_engine_that_ends_while_it_starts_is_started_again(make: Make, tmp_path: Path, end: str) -> None:
+async def test_an_engine_that_ends_while_it_starts_is_started_again(
+    make: Make, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its end says nothing of the next start, unless it comes every time."""
+    monkeypatch.setattr(engine_module, "FIRST_WAIT_SECONDS", 0.01)
     once = f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists(): mark.touch(); {end}"
     engine = Engine(make(once, START_SECONDS), SGLangClient(EngineSection()), start_attempts=2)
     with pytest.raises(EngineError, match="does not describe itself"):  # a server answers, if no SGLang
@@ -122,7 +137,7 @@ async def test_each_start_has_a_port_of_its_own_and_a_fixed_one_that_is_taken_is
         port = other.getsockname()[1]
         with pytest.raises(TransientStartError, match=rf"rollout\.engine\.port: no engine .*127\.0\.0\.1:{port}"):
             hold_port(port)
-    server = make("", START_SECONDS)
+    server = make(TAKES_THE_PORT, START_SECONDS)
     await server.start()
     first = server.url
     with socket.socket() as other:

@@ -117,7 +117,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("aggregation", ["seq-mean-token-sum", "seq-mean-token-mean", "token-mean"])
 def test_a_masked_token_is_as_one_whose_behaviour_is_unknown(model_folder: Path, aggregation: str) -> None:
-    """The stale tokens are masked in the loss and stay in the denominators: the gradients must agree."""
+    """Tokens of unknown behaviour are masked in the loss and stay in the denominators: the gradients must agree."""
     groups, unknown = [], []
     for group in example_groups():
         ages = [[3 + (t + g) % 3 for t in range(each.num_tokens)] for g, each in enumerate(group.group.completions)]

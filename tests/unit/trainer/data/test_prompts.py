@@ -137,9 +137,9 @@ def test_sampling_seeds_are_scattered() -> None:
 
 
 def test_held_out_prompts_that_are_trained_are_found_by_their_tokens() -> None:
-    """The form of a row does not matter, nor what its answer is."""
+    """The form of a row does not matter, nor what its answer is; nor a token that the tokenizer adds to a text."""
     train = [encode(Row("hi", "1"), system_prompt="be good"), encode(Row("ho", "2"))]
     chat = [{"role": "system", "content": "be good"}, *USER]
-    held_out = [encode(Row(chat, "other")), encode(Row("hi", "1")), encode(Row("ho ", "2"))]
-    assert shared_prompts(held_out, train) == held_out[:1]
-    assert shared_prompts(held_out[1:], train) == []
+    held_out = [encode(Row(chat, "other")), encode(Row("<s>ho", "2")), encode(Row("hi", "1")), encode(Row("ho ", "2"))]
+    assert shared_prompts(held_out, train) == held_out[:2]
+    assert shared_prompts(held_out[2:], train) == []

@@ -24,7 +24,7 @@ QUERY_HEADS, KEY_HEADS, HEAD_SIZE = 6, 2, 16
 
 
 def forest(depths: list[int]) -> list[int]:
-    """subtree_end of a trie with these depths, in preorder."""
+    """subtree_end of a trie whose rows, in preorder, have these depths; a depth without a parent becomes smaller."""
     path: list[int] = []
     ends = [0] * len(depths)
     for row, depth in enumerate(depths):
