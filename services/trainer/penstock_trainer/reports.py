@@ -118,7 +118,7 @@ class Reports:
 
     @property
     def non_finite_in_a_row(self) -> int:
-        """The steps up to the last reported one whose figures are not finite; at most as many as are shown."""
+        """The steps up to the last reported one whose figures are not finite."""
         return self._progress.non_finite_in_a_row
 
     def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:

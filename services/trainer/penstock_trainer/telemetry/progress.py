@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,8 +166,14 @@ class Progress:
 
     @property
     def non_finite_in_a_row(self) -> int:
-        """The steps up to the last one, of the recent ones, whose figures are not finite."""
-        return len(list(takewhile(lambda line: not line.is_finite, reversed(self.recent))))
+        """The steps up to the last one whose figures are not finite; one without a gradient proves nothing."""
+        in_a_row = 0
+        for line in self.step_lines():
+            if not line.is_finite:
+                in_a_row += 1
+            elif line.has_gradient:
+                in_a_row = 0
+        return in_a_row
 
     @property
     def reward_average(self) -> float | None:

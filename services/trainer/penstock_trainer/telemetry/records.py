@@ -55,3 +55,8 @@ class StepLine:
     def is_finite(self) -> bool:
         """Whether the figures of its update are; others may be nan, such as the mean of no rewards."""
         return all(math.isfinite(self.statistics[name]) for name in self.statistics.keys() & UPDATE_FIGURES)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any completion had a gradient; nan is none."""
+        return self.statistics.get("grad_norm", 0.0) > 0

@@ -293,9 +293,17 @@ def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> No
     for step, statistics in enumerate(figures):
         progress.add_step(replace(LINE, step=step, statistics=statistics))
     assert (summary_of(progress)["steps"], summary_of(progress)["non_finite_steps"]) == (3, 2)
-    assert Progress(tmp_path).non_finite_in_a_row == 2
-    progress.add_step(replace(LINE, step=3))
-    assert progress.non_finite_in_a_row == 0
+
+
+def test_the_row_of_steps_that_were_not_finite_is_counted_over_all_lives(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    for step in range(12):  # more than are kept to be shown
+        progress.add_step(replace(LINE, step=step, statistics={"loss": math.nan, "grad_norm": math.nan}))
+    assert Progress(tmp_path).non_finite_in_a_row == 12
+    progress.add_step(replace(LINE, step=12, statistics={"loss": 0.0, "grad_norm": 0.0}))
+    assert Progress(tmp_path).non_finite_in_a_row == 12  # a step without a gradient proves nothing
+    progress.add_step(replace(LINE, step=13, statistics={"loss": 0.1, "grad_norm": 1.0}))
+    assert Progress(tmp_path).non_finite_in_a_row == 0
 
 
 def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:
