@@ -169,7 +169,7 @@ class WeightsSection(Section):
 
     transport: Literal["auto", "disk", "nccl", "tensor"] = "auto"
     """disk: files in a shared folder; nccl: broadcasts, by gloo without GPUs; tensor: shared memory of one host; auto:
-    nccl if the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
+    nccl if the trainer and the servers have GPUs of their own, else disk (docs/weights.md)."""
     bucket_bytes: Count = 2**28
     """nccl and tensor: bytes sent at once; a larger tensor is sent by itself."""
     rendezvous_port: Port = 0

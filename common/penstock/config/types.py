@@ -11,7 +11,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _as_names(value: object) -> object:
-    """`0`, `0,1` and `[0, 1]` are lists too; a number is a name."""
+    """`0`, `0,1` and `[0, 1]` are lists too, and nothing an empty one; a number is a name."""
+    if value is None:
+        return ()
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
     each = value if isinstance(value, list | tuple) else [value]

@@ -81,9 +81,9 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
     there = tuple(gpu for gpu in visible(driver.gpus, environ) if gpu.uuid) if driver else ()
     seen = _seen(driver, there, environ)
     asked = _asked(config)
-    problems = (f"{seen}: no process is given a GPU",) if driver and driver.problem else ()
     if not there:
         _refuse_without_gpus(config, driver, seen)
+        problems = (f"{seen}: no process is given a GPU",) if driver and driver.problem else ()
         return Placement(servers=((),) * asked.num_servers, warnings=problems)
     named = {
         ROLLOUT: _named(ROLLOUT, config.rollout.gpus, there, seen, asked.num_servers * asked.per_server),
@@ -96,7 +96,7 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
     placement = Placement(there, trainer, servers)
     _refuse_nccl_on_one_gpu(config, placement)
     used = tuple(_used_line(gpu) for gpu in there if _is_used(gpu) and gpu in (*trainer, *chain(*servers)))
-    return Placement(there, trainer, servers, (*problems, *used))
+    return Placement(there, trainer, servers, used)
 
 
 def _asked(config: Config) -> _Asked:

@@ -28,6 +28,7 @@ def load(folder: Path, *arguments: str, yaml: str = "") -> Config:
         ("'0, 1'", ("0", "1")),
         ("[]", ()),
         ("''", ()),
+        ("", ()),
         (UUID, (UUID,)),
         (f"[{UUID}, 3, {MIG}]", (UUID, "3", MIG)),
         ("MIG-GPU-00000001-1111-2222-3333-444444444444/1/0", ("MIG-GPU-00000001-1111-2222-3333-444444444444/1/0",)),
@@ -73,3 +74,25 @@ def test_a_server_has_a_gpu_for_each_shard_unless_more_are_given(tmp_path: Path)
 def test_an_engine_has_the_gpus_that_the_keys_say(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments", "expected"),
+    [
+        ("cpu", ("--trainer.host", "10.0.0.1"), "disk"),
+        ("cuda", (), "disk"),
+        ("cuda", ("--trainer.host", "::1"), "disk"),
+        ("cuda", ("--trainer.host", "10.0.0.1"), "nccl"),
+        ("cuda", ("--trainer.gpus", "1", "--rollout.gpus", "0"), "nccl"),
+        ("cuda", ("--trainer.gpus", "0,1", "--rollout.gpus", "1", "--trainer.host", "10.0.0.1"), "disk"),
+        ("cuda", ("--trainer.gpus", MIG, "--rollout.gpus", UUID), "disk"),
+        ("cuda", ("--trainer.gpus", "0"), "disk"),
+        ("cpu", ("--trainer.gpus", "1", "--rollout.gpus", "0"), "disk"),
+        ("cuda", ("--trainer.host", "10.0.0.1", "--weights.transport", "tensor"), "tensor"),
+        ("cpu", ("--weights.transport", "nccl"), "nccl"),
+    ],
+)
+def test_auto_is_nccl_only_between_gpus_of_their_own(
+    tmp_path: Path, device: str, arguments: tuple[str, ...], expected: str
+) -> None:
+    assert load(tmp_path, *arguments).transport_from(device) == expected
