@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -133,6 +134,18 @@ def test_every_file_names_the_same_image_of_sglang() -> None:
     assert {name: set(re.findall(r"lmsysorg/sglang:[\w.-]+", text)) for name, text in texts.items()} == {
         name: {image} for name in texts
     }
-    if not (ROOT / "constraints" / "sglang-cuda.txt").exists():
-        pytest.skip("no lock for CUDA in this checkout")
     assert image == f"lmsysorg/sglang:v{versions_in('sglang-cuda.txt')['sglang']}"
+
+
+def test_the_trainer_for_gpus_has_the_versions_of_the_lock(tmp_path: Path) -> None:
+    """Those of the lock for CUDA, as the stage's own command takes them from it."""
+    [install] = [each for each in installs("trainer-gpu", PREFIX) if each.with_dependencies]
+    [script] = [run for run in stages()["trainer-gpu-env"].all_of("RUN") if f"> {install.constraint}" in run]
+    [command] = [part for part in script.split("&&") if f"> {install.constraint}" in part]
+    shutil.copy(ROOT / "constraints" / "services-cuda.txt", tmp_path)
+    subprocess.run(["sh", "-ec", command[command.index("sed") :]], cwd=tmp_path, check=True)
+    pins = (tmp_path / install.constraint).read_text(encoding="utf-8").splitlines()
+    names = {normalized(Requirement(pin).name) for pin in pins}
+    assert names == versions_in("services-cuda.txt").keys()
+    assert closure(SITE, [install]) - names <= {project()["name"]}  # nothing is installed in a version of pip's choice
+    assert f"torch=={versions_in('sglang-cuda.txt')['torch']}" in pins
