@@ -32,10 +32,8 @@ async def start(config: Config) -> None:
     held_out = load_rows(config.data.eval, "data.eval") if config.data.eval else []
     require_rewards([*train, *held_out], config.reward.functions)
     # Importing torch takes seconds: errors that can be found without it have been reported before.
-    from penstock_trainer.distributed.ranks import require_named_gpus
     from penstock_trainer.wiring import run_trainer
 
-    require_named_gpus(os.environ)
     await run_trainer(config, service, info, train, held_out)
 
 

@@ -7,7 +7,7 @@ Nothing is pickled.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -20,7 +20,6 @@ from penstock_trainer.distributed.rank import RankInfo
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # the slowest rank imports torch from a cold disk
 NO_TIMEOUT = timedelta(days=365)  # rollouts of one batch may take hours; a dead rank is detected by its connection
-NO_GPUS = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that name none
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo has no type for it
 
 
@@ -101,21 +100,6 @@ class Ranks:
             f"rank {self.info.rank} has lost {others} ({reason}); expected all {self.info.num_ranks} to live; look "
             "for the first error in this log"
         )
-
-
-def require_named_gpus(environ: Mapping[str, str]) -> None:
-    """ConfigError if CUDA_VISIBLE_DEVICES names GPUs and torch, a build for CUDA, sees none.
-
-    CUDA ignores a number or UUID that the host lacks. The trainer would compute on the CPU, for days, without an error.
-    """
-    named = environ.get("CUDA_VISIBLE_DEVICES", "")
-    if named in NO_GPUS or torch.version.cuda is None or torch.cuda.is_available():
-        return
-    raise ConfigError(
-        f"CUDA_VISIBLE_DEVICES is {named!r}, and torch {torch.__version__} sees no GPU: expected numbers or UUIDs that "
-        f"`nvidia-smi -L` lists here, and a driver for CUDA {torch.version.cuda}; or an empty value, to train on the "
-        "CPU. docker compose takes it from TRAINER_GPUS"
-    )
 
 
 def _device(info: RankInfo) -> torch.device:
