@@ -10,11 +10,12 @@ from penstock.config import Config
 from penstock.durable import write_durably
 from penstock.errors import ConfigError
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.services import service_environment
+from penstock_launch.services import job_environment
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import FOLDER
 from penstock_launch.slurm.known import is_active, job_states, known_job, remember_job
 from penstock_launch.slurm.render import JOB_LOG, TEMPLATE, render
+from penstock_launch.slurm.shares import idle_gpus
 
 LOOPBACK = "127.0.0.1"
 
@@ -35,12 +36,13 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         (folder.path / FOLDER).mkdir(exist_ok=True)
         path = folder.path / FOLDER / TEMPLATE
         write_durably(path, script.encode())
-        job_id = scheduler.submit(path, service_environment(config, config.redis, environ))
+        job_id = scheduler.submit(path, job_environment(config, environ))
         remember_job(folder, job_id)
     return [
         *events,
         f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}",
         f"submitted as Slurm job {job_id}",
+        *idle_gpus(config),
         f"  logs        {folder.logs} ({JOB_LOG}: the launcher's)",
         "  state       penstock status --config FILE",
         "  to end it   penstock cancel --config FILE; to continue after that, the same command again",
