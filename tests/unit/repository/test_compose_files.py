@@ -16,7 +16,7 @@ from penstock.config.identity import identifying_keys, keys_of
 from penstock.config.load import build_config
 from penstock.config.sources import read_yaml
 from penstock.contracts import ServiceKind
-from penstock_launch.services import TUNING
+from penstock_launch.services import COMMON_TUNING, TUNING
 from tests.patience import START_SECONDS
 from tests.unit.repository.dockerfile import environment_of as environment_of_image
 from tests.unit.repository.dockerfile import finals, lineage, value_of
@@ -41,29 +41,29 @@ def services() -> dict[str, Any]:
     return found
 
 
-def environment_of(service: str, *files: str) -> dict[str, str]:
-    """A service's settings, with later files over earlier ones and all variables filled in."""
-    variables: dict[str, str | None] = {}
-    for name in files:
-        variables |= read(name)["services"].get(service, {}).get("environment", {})
-    return {
-        name: re.sub(r"\$\{(\w+)[^}]*\}", "filled-in", value)
-        for name, value in variables.items()
-        if value is not None  # not set in .env either
-    }
-
-
 def filled_in(text: str, settings: Mapping[str, str]) -> str:
-    """A text of a compose file with the variables of an .env file in it, by compose's rules."""
+    """A text of a compose file with the variables of an .env file in it, by compose's rules; secrets are made up."""
 
     def value(found: re.Match[str]) -> str:
         name, rule, word = found.groups()
         is_set = bool(settings.get(name))
         if rule == ":+":
             return str(word) if is_set else ""
-        return settings[name] if is_set else str(word)
+        return settings[name] if is_set else "secret" if rule == ":?" else str(word)
 
-    return re.sub(r"\$\{(\w+)(:[-+])([^}]*)\}", value, text)
+    return re.sub(r"\$\{(\w+)(:[-+?])([^}]*)\}", value, text)
+
+
+def environment_of(service: str, *files: str, **settings: str) -> dict[str, str]:
+    """A service's variables, those of later files over earlier ones, with an .env file's settings in them."""
+    variables: dict[str, str | None] = {}
+    for name in files:
+        variables |= read(name)["services"].get(service, {}).get("environment", {})
+    return {
+        name: filled_in(value, settings)
+        for name, value in variables.items()
+        if value is not None  # not set in .env either
+    }
 
 
 def gpu_services() -> dict[str, Any]:
@@ -166,6 +166,20 @@ def test_settings_alone_place_the_services_on_gpus(layout: str) -> None:
     assert running == expected
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_travel_as_the_gpus_allow(layout: str) -> None:
+    settings, running = LAYOUTS[layout]
+    servers = [gpu for name, gpus in running.items() if name != "trainer" for gpu in gpus.split(",")]
+    for name in ("rollout", "trainer"):
+        environment = environment_of(name, *COMPOSE_FILES, **settings)
+        config = build_config(read_yaml(ROOT / "examples" / "demo" / "config.yaml"), {}, environment)
+        assert list(config.rollout.gpus) == servers
+        assert list(config.trainer.gpus) == running["trainer"].split(",")
+        assert config.transport_from("cuda") == (
+            "disk" if layout in ("one GPU for both", "UUIDs and parts") else "nccl"
+        )
+
+
 @pytest.mark.parametrize("name", sorted(gpu_services()))
 def test_every_way_to_give_a_container_gpus_works(name: str) -> None:
     """Docker joins several ids in one mode of the Container Toolkit only; `all` and CUDA's own variable always work."""
@@ -264,8 +278,11 @@ def test_the_build_sees_no_secrets_and_no_models() -> None:
 
 
 def test_images_have_the_tuning_of_the_launcher() -> None:
-    text = DOCKERFILE.read_text()
-    assert [f"{name}={value}" for name, value in TUNING.items() if f" {name}={value}" not in text] == []
+    for stage in ("reward", "rollout", "trainer"):
+        assert environment_of_image(stage) == environment_of_image(stage) | TUNING
+    on_gpu = environment_of_image("trainer-gpu")
+    assert on_gpu == on_gpu | COMMON_TUNING
+    assert [name for name in TUNING.keys() - COMMON_TUNING.keys() if name in on_gpu] == []
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
