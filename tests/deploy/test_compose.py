@@ -5,24 +5,18 @@ tests build on each other and run in this order. Without a container engine they
 """
 
 import os
-import shutil
-import socket
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.deploy.topology import RECORD, Container, Topology, until
+from tests.deploy.topology import RECORD, Container, Topology, clone, until, why_not
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 3600
 SERVICES = ("valkey", "rollout", "reward", "trainer", "prometheus", "grafana")
-PORTS = ("TRAINER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 # A run that does not end before the tests do, with a checkpoint now and then.
 LONG_RUN = """
 services:
@@ -34,44 +28,13 @@ ENGINE = MAIN + "engine=$(cut -d' ' -f1 /proc/$main/task/$main/children); "
 VICTIMS = ("valkey", "rollout", "engine", "reward", "trainer")
 
 
-def why_not() -> str:
-    """Why no containers can be run here; empty if they can."""
-    if shutil.which("docker") is None:
-        return "no `docker` on PATH"
-    for command in (["docker", "info"], ["docker", "compose", "version"]):
-        ran = subprocess.run(command, capture_output=True, text=True)
-        if ran.returncode != 0:
-            return f"`{' '.join(command)}` fails: {ran.stderr.strip()[-300:]}"
-    return ""
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def clone(folder: Path) -> None:
-    """A fresh clone like a user's, with secrets, its own ports and a longer run."""
-    subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", str(folder)], check=True)
-    subprocess.run(["make", "env"], cwd=folder, check=True, capture_output=True)
-    (folder / "long.yaml").write_text(LONG_RUN)
-    with (folder / ".env").open("a") as settings:
-        for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
-            settings.write(f"{name}={port}\n")
-        for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
-            settings.write(f"{name}={os.environ.get(name, '')}\n")
-        settings.write("COMPOSE_FILE=docker-compose.yml:long.yaml\n")
-
-
 @pytest.fixture(scope="module")
 def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
     if reason := why_not():
         pytest.skip(f"docker compose is not tried: {reason}")
     folder = tmp_path_factory.mktemp("compose") / "penstock"
-    clone(folder)
+    clone(folder, COMPOSE_FILE="docker-compose.yml:long.yaml")
+    (folder / "long.yaml").write_text(LONG_RUN)
     topology = Topology(folder, f"penstock-test-{os.getpid()}")
     topology.compose("build", "--quiet", timeout_seconds=BUILD_SECONDS)
     try:

@@ -1,7 +1,10 @@
 """A clone of this repository, and the containers that `docker compose` makes from it."""
 
 import json
+import os
 import re
+import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -15,7 +18,38 @@ T = TypeVar("T")
 
 CALL_SECONDS = 60.0
 POLL_SECONDS = 1.0
+ROOT = Path(__file__).parents[2]
+PORTS = ("TRAINER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 RECORD = "runs/demo/steps.jsonl"  # in the containers of trainer and rollout
+
+
+def why_not() -> str:
+    """Why no containers can be run here; empty if they can."""
+    if shutil.which("docker") is None:
+        return "no `docker` on PATH"
+    for command in (["docker", "info"], ["docker", "compose", "version"]):
+        ran = subprocess.run(command, capture_output=True, text=True)
+        if ran.returncode != 0:
+            return f"`{' '.join(command)}` fails: {ran.stderr.strip()[-300:]}"
+    return ""
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def clone(folder: Path, **settings: str) -> None:
+    """A fresh clone like a user's, with secrets, its own ports and these settings."""
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", str(folder)], check=True)
+    subprocess.run(["make", "env"], cwd=folder, check=True, capture_output=True)
+    ports = {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
+    indexes = {name: os.environ.get(name, "") for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")}
+    with (folder / ".env").open("a") as file:
+        file.writelines(f"{name}={value}\n" for name, value in (ports | indexes | settings).items())
 
 
 @dataclass(frozen=True)

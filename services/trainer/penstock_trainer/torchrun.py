@@ -2,25 +2,27 @@
 
 Owns the call of torchrun and the meaning of its end: when one rank ends, all end, and this process ends with the exit
 code of the rank that failed first, on which the launcher's restarts depend. The launcher starts it once with all
-trainer.num_ranks, or on each of several hosts with a share of them; these hosts meet at `--meet`.
+trainer.num_ranks, or on each of several hosts with a share of them; these hosts meet at `--meet`. A container starts it
+with any number of ranks: if there is only one, this process becomes it.
 """
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from typing import TYPE_CHECKING
 
 from penstock.config.load import load_config
 from penstock.errors import ConfigError, RanksError
 from penstock.runtime.output import complain
 from penstock.runtime.process import heeded
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 SHUTDOWN_SECONDS = 110  # rank 0 ends its step and writes a checkpoint; the launcher waits a little longer
 MEET_SECONDS = 300  # hosts start at different times
@@ -66,6 +68,13 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
     except ConfigError as error:
         complain(f"trainer: {error.kind}: {error}")
         return error.exit_code, True
+    if num_ranks == 1 and meeting is None:
+        os.execv(sys.executable, [sys.executable, "-m", "penstock_trainer", *settings])
+    # Importing torch takes seconds, which the only rank spends itself.
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks report their own errors
     try:
         run.run(run.parse_args([*torchrun_arguments(num_ranks, meeting), "--module", "penstock_trainer", *settings]))
@@ -97,12 +106,12 @@ def torchrun_arguments(num_ranks: int, meeting: Meeting | None = None) -> list[s
     return [*where, "--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
 
 
-def blamed(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+def blamed(failures: Mapping[int, "ProcessFailure"]) -> tuple[int, "ProcessFailure"]:
     """The rank that failed first, not counting ranks that failed because another one ended."""
     return min(failures.items(), key=lambda item: (item[1].exitcode == RanksError.exit_code, item[1].timestamp))
 
 
-def _ending(failure: ProcessFailure) -> str:
+def _ending(failure: "ProcessFailure") -> str:
     return f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"killed by signal {-failure.exitcode}"
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from penstock.config.identity import identifying_keys, keys_of
 from penstock.config.load import build_config
 from penstock.config.sources import read_yaml
 from penstock.contracts import ServiceKind
-from penstock_launch.services import TUNING
+from penstock_launch.services import COMMON_TUNING, TUNING
 from tests.patience import START_SECONDS
+from tests.unit.repository.dockerfile import environment_of as environment_of_image
+from tests.unit.repository.dockerfile import finals, lineage, value_of
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
@@ -38,12 +41,35 @@ def services() -> dict[str, Any]:
     return found
 
 
-def environment_of(service: str, *files: str) -> dict[str, str]:
-    """A service's settings, with later files over earlier ones and all variables filled in."""
-    variables: dict[str, str] = {}
+def filled_in(text: str, settings: Mapping[str, str]) -> str:
+    """A text of a compose file with the variables of an .env file in it, by compose's rules; secrets are made up."""
+
+    def value(found: re.Match[str]) -> str:
+        name, rule, word = found.groups()
+        is_set = bool(settings.get(name))
+        if rule == ":+":
+            return str(word) if is_set else ""
+        return settings[name] if is_set else "secret" if rule == ":?" else str(word)
+
+    return re.sub(r"\$\{(\w+)(:[-+?])([^}]*)\}", value, text)
+
+
+def environment_of(service: str, *files: str, **settings: str) -> dict[str, str]:
+    """A service's variables, those of later files over earlier ones, with an .env file's settings in them."""
+    variables: dict[str, str | None] = {}
     for name in files:
         variables |= read(name)["services"].get(service, {}).get("environment", {})
-    return {name: re.sub(r"\$\{(\w+)[^}]*\}", "filled-in", value) for name, value in variables.items()}
+    return {
+        name: filled_in(value, settings)
+        for name, value in variables.items()
+        if value is not None  # not set in .env either
+    }
+
+
+def gpu_services() -> dict[str, Any]:
+    """The services that have GPUs, as compose.gpu.yaml states them."""
+    found: dict[str, Any] = read("compose.gpu.yaml")["services"]
+    return found
 
 
 @pytest.mark.parametrize("name", sorted(services()))
@@ -77,9 +103,10 @@ def test_a_container_is_watched_and_started_again(name: str) -> None:
 def test_own_images_run_as_nobody_of_the_host() -> None:
     assert [name for name in OWN if services()[name]["user"] != "10001:10001"] == []
     assert services()["valkey"]["user"] == "valkey"
-    finals = re.findall(r"^FROM (?:base|\$\{SGLANG_IMAGE\}) AS (\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
-    assert sorted(finals) == ["reward", "rollout", "rollout-gpu", "trainer"]
-    assert DOCKERFILE.read_text().count("\nUSER 10001:10001\n") == 2  # base, and the image that has another base
+    images = {name: value_of(name, "USER") for name in finals()}
+    assert images == dict.fromkeys(
+        ("reward", "trainer", "model", "rollout", "trainer-gpu", "rollout-gpu"), "10001:10001"
+    )
 
 
 @pytest.mark.parametrize("files", [COMPOSE_FILES[:1], COMPOSE_FILES], ids=["cpu", "gpu"])
@@ -103,8 +130,126 @@ def test_every_variable_is_explained_and_no_secret_is_committed() -> None:
     lines = [line.partition("=") for line in (ROOT / ".env.example").read_text().splitlines() if line[:1].isupper()]
     assert used - {name for name, _, _ in lines} == set()
     assert {name for name, _, _ in lines} - used == {"COMPOSE_PROFILES"}
+    passed = {name for each in gpu_services().values() for name, value in each["environment"].items() if value is None}
+    examples = re.findall(r"^# (\w+)=\S+$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert sorted(passed) == sorted(examples)  # set and empty would be a value
     assert {name: value for name, _, value in lines if name in SECRETS} == dict.fromkeys(SECRETS, "")
     assert all(f"${{{name}:?" in text for name in SECRETS)
+
+
+LAYOUTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "the defaults": ({}, {"rollout": "0", "trainer": "1"}),
+    "one GPU for both": ({"TRAINER_GPUS": "0"}, {"rollout": "0", "trainer": "0"}),
+    "two for each": (
+        {"ROLLOUT_GPUS": "0,1", "TRAINER_GPUS": "2,3"},
+        {"rollout": "0,1", "trainer": "2,3"},
+    ),
+    "four servers and four ranks": (
+        {"ROLLOUT_2_GPUS": "1", "ROLLOUT_3_GPUS": "2", "ROLLOUT_4_GPUS": "3", "TRAINER_GPUS": "4,5,6,7"},
+        {"rollout": "0", "rollout-2": "1", "rollout-3": "2", "rollout-4": "3", "trainer": "4,5,6,7"},
+    ),
+    "UUIDs and parts": (
+        {"ROLLOUT_GPUS": "MIG-8f2c", "ROLLOUT_2_GPUS": "", "TRAINER_GPUS": "GPU-51d0,GPU-77aa"},
+        {"rollout": "MIG-8f2c", "trainer": "GPU-51d0,GPU-77aa"},
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_settings_alone_place_the_services_on_gpus(layout: str) -> None:
+    settings, expected = LAYOUTS[layout]
+    running = {
+        name: filled_in(service["environment"]["CUDA_VISIBLE_DEVICES"], settings)
+        for name, service in gpu_services().items()
+        if int(filled_in(service.get("scale", "1"), settings)) == 1
+    }
+    assert running == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_travel_as_the_gpus_allow(layout: str) -> None:
+    settings, running = LAYOUTS[layout]
+    servers = [gpu for name, gpus in running.items() if name != "trainer" for gpu in gpus.split(",")]
+    for name in ("rollout", "trainer"):
+        environment = environment_of(name, *COMPOSE_FILES, **settings)
+        config = build_config(read_yaml(ROOT / "examples" / "demo" / "config.yaml"), {}, environment)
+        assert list(config.rollout.gpus) == servers
+        assert list(config.trainer.gpus) == running["trainer"].split(",")
+        assert config.transport_from("cuda") == (
+            "disk" if layout in ("one GPU for both", "UUIDs and parts") else "nccl"
+        )
+
+
+@pytest.mark.parametrize("name", sorted(gpu_services()))
+def test_every_way_to_give_a_container_gpus_works(name: str) -> None:
+    """Docker joins several ids in one mode of the Container Toolkit only; `all` and CUDA's own variable always work."""
+    service = gpu_services()[name]
+    [device] = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert service["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "NVIDIA_VISIBLE_DEVICES" not in service["environment"]
+
+
+def test_further_rollout_servers_are_like_the_first() -> None:
+    first = gpu_services()["rollout"]
+    further = {name: each for name, each in gpu_services().items() if name not in ("rollout", "trainer")}
+    assert list(further) == [f"rollout-{number}" for number in range(2, 8)]
+    for name, service in further.items():
+        variable = f"ROLLOUT_{name.removeprefix('rollout-')}_GPUS"
+        assert service["extends"] == {"file": "docker-compose.yml", "service": "rollout"}
+        assert service["networks"] == {"work": {"aliases": ["rollout"]}}  # Prometheus looks for this name
+        assert service["scale"] == f"0${{{variable}:+1}}"
+        assert service["environment"] == first["environment"] | {"CUDA_VISIBLE_DEVICES": f"${{{variable}:-}}"}
+        same = service.keys() - {"extends", "networks", "scale", "environment"}
+        assert {key: service[key] for key in same} == {key: first[key] for key in first if key != "environment"}
+
+
+@pytest.mark.parametrize("name", sorted(gpu_services()))
+def test_compiled_kernels_lie_where_they_may_be_executed(name: str) -> None:
+    """And where they outlive the container. /tmp is neither; a read-only container has no other place."""
+    service = gpu_services()[name]
+    image = environment_of_image(service["build"]["target"])
+    set_here = {name: value for name, value in service["environment"].items() if value is not None}
+    [volume] = service["volumes"]
+    source, _, target = volume.partition(":")
+    assert source in read("compose.gpu.yaml")["volumes"]
+    assert (image | set_here)["HOME"] == target
+    caches = {name: value for name, value in (image | set_here).items() if "CACHE" in name}
+    assert [name for name, value in caches.items() if not value.startswith(f"{target}/")] == []
+    others = [each for other, each in gpu_services().items() if other.partition("-")[0] != name.partition("-")[0]]
+    assert [each for each in others if volume in each["volumes"]] == []  # one side cannot change what another executes
+
+
+def test_only_images_that_compile_kernels_hold_a_compiler() -> None:
+    """SGLang's own image, the base of rollout-gpu, brings one with CUDA's."""
+    installed = {
+        name: {
+            word for stage in lineage(name) for line in stage.all_of("RUN") for word in line.split() if "apt" in line
+        }
+        for name in finals()
+    }
+    assert {"g++", "libc6-dev"} <= installed["trainer-gpu"]
+    assert {name for name, words in installed.items() if words} == {"trainer-gpu"}
+
+
+@pytest.mark.parametrize("stage", ["trainer", "trainer-gpu"])
+def test_a_trainer_starts_any_number_of_ranks(stage: str) -> None:
+    assert value_of(stage, "ENTRYPOINT") == '["python", "-m", "penstock_trainer.torchrun"]'
+    assert [name for name in COMPOSE_FILES if "entrypoint" in read(name)["services"]["trainer"]] == []
+
+
+def test_torch_takes_the_caches_of_the_image(tmp_path: Path) -> None:
+    """What torch and Triton make of the variables, in a process of their own."""
+    image = environment_of_image("trainer-gpu")
+    own = {name: value.replace("/penstock/cache", str(tmp_path)) for name, value in image.items() if name != "PATH"}
+    asked = (
+        "from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir; "
+        "print(cache_dir(), triton_cache_dir(0), sep='\\n')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", asked], env=own, check=True, capture_output=True, text=True, timeout=START_SECONDS
+    )
+    assert [Path(line).relative_to(tmp_path).name for line in ran.stdout.splitlines()] == ["inductor", "triton"]
 
 
 def test_make_env_writes_secrets_once(tmp_path: Path) -> None:
@@ -133,8 +278,11 @@ def test_the_build_sees_no_secrets_and_no_models() -> None:
 
 
 def test_images_have_the_tuning_of_the_launcher() -> None:
-    text = DOCKERFILE.read_text()
-    assert [f"{name}={value}" for name, value in TUNING.items() if f" {name}={value}" not in text] == []
+    for stage in ("reward", "rollout", "trainer"):
+        assert environment_of_image(stage) == environment_of_image(stage) | TUNING
+    on_gpu = environment_of_image("trainer-gpu")
+    assert on_gpu == on_gpu | COMMON_TUNING
+    assert [name for name in TUNING.keys() - COMMON_TUNING.keys() if name in on_gpu] == []
 
 
 def test_the_dockerfile_passes_hadolint() -> None:

@@ -1,0 +1,151 @@
+"""Each image starts: its entry point finds all that it imports in exactly what the Dockerfile installs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.patience import START_SECONDS
+from tests.unit.repository.dockerfile import ROOT, defaults, finals, installs, project, stages, value_of
+from tests.unit.repository.installed import Names, closure, here, link, normalized
+
+SITE = Path(sysconfig.get_paths()["purelib"])
+IMPORT_ALL = Path(__file__).with_name("import_all.py")
+PREFIX = "/opt/penstock"
+SERVICES = ("rollout", "reward", "trainer")  # extras that their images cannot do without
+
+
+class Containers:
+    """Processes that can import some distributions and nothing else, in a working folder like an image's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sites: dict[Names, Path] = {}
+        self._work = folder / "penstock"
+        self._work.mkdir()
+        (self._work / "examples").symlink_to(ROOT / "examples")  # compose mounts it
+
+    def run(self, names: Names, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """This Python without its site-packages, but with these distributions."""
+        if names not in self._sites:
+            self._sites[names] = self._folder / f"site-{len(self._sites)}"
+            link(SITE, names, self._sites[names])
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "PYTHON"))}
+        path = os.pathsep.join(map(str, (self._work, self._sites[names])))
+        return subprocess.run(
+            [sys.executable, "-S", "-P", *arguments],
+            cwd=self._work,
+            env={**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+        )
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Containers:
+    return Containers(tmp_path_factory.mktemp("containers"))
+
+
+def entry_of(stage: str) -> str:
+    """The module that an image runs."""
+    python, option, module = json.loads(value_of(stage, "ENTRYPOINT"))
+    assert (python, option) == ("python", "-m")
+    return str(module)
+
+
+def left_out(names: Names) -> list[str]:
+    """The modules of extras that an environment leaves out; a service's own extra is no choice."""
+    extras = project()["optional-dependencies"]
+    lines = [line for extra in extras.keys() - SERVICES for line in extras[extra]]
+    missing = {normalized(Requirement(line).name) for line in lines} - names
+    files = [file for name in missing & here(SITE).keys() for file in here(SITE)[name].files or ()]
+    return sorted({file.parts[0].removesuffix(".py") for file in files} - {"..", "__pycache__"})
+
+
+def versions_in(name: str) -> dict[str, str]:
+    """The pins of a file of constraints/."""
+    lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+    return {normalized(pin[1]): pin[2] for line in lines if (pin := re.match(r"([\w.-]+)==([^\s;]+)", line))}
+
+
+@pytest.mark.parametrize("stage", sorted(finals()))
+def test_an_image_holds_all_that_its_entry_point_imports(stage: str, containers: Containers) -> None:
+    names = closure(SITE, installs(stage, PREFIX))
+    assert project()["name"] in names
+    entry = entry_of(stage)
+    module = entry if "." in entry else f"{entry}.__main__"
+    ran = containers.run(names, str(IMPORT_ALL), module, *left_out(names))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("stage", sorted(finals().keys() - {"model"}))
+def test_an_image_starts_as_far_as_its_configuration(stage: str, containers: Containers) -> None:
+    ran = containers.run(closure(SITE, installs(stage, PREFIX)), "-m", entry_of(stage), "--config", "absent.yaml")
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "absent.yaml" in ran.stderr
+
+
+def test_no_image_holds_tools_of_the_developers() -> None:
+    """And so a test of an image would fail if its folder held more than the image does."""
+    for stage in finals():
+        assert closure(SITE, installs(stage, PREFIX)) & {"pytest", "mypy", "ruff", "pip", "hatchling"} == set()
+
+
+def test_a_module_outside_the_lists_cannot_be_imported(containers: Containers) -> None:
+    names = closure(SITE, installs("reward", PREFIX))
+    ran = containers.run(names, "-c", "import torch")
+    assert ran.returncode == 1
+    assert "No module named 'torch'" in ran.stderr
+
+
+def test_make_envs_makes_the_environment_of_sglang_that_the_image_has() -> None:
+    """So the tests that start a real engine also show that the image's engine starts."""
+    sites = list((ROOT / ".venv-sglang").glob("lib/python3*/site-packages"))
+    if not sites:
+        pytest.skip("no .venv-sglang: `make envs` makes it")
+    [site] = sites
+    if "sglang-kernel" in here(site):
+        pytest.skip("this .venv-sglang is for CUDA; the image for GPUs is SGLang's own")
+    assert here(site).keys() - closure(site, installs("rollout", "/opt/sglang")) <= {"pip", "setuptools"}
+
+
+def test_sglang_has_one_python_in_all_images() -> None:
+    engine = "/opt/sglang/bin/python"
+    [copied] = [line for line in stages()["rollout"].all_of("COPY") if line.endswith(" /opt/sglang")]
+    assert copied == "--from=sglang-env /opt/sglang /opt/sglang"
+    assert any(f"{engine} -c 'from importlib.metadata" in line for line in stages()["rollout-gpu"].all_of("RUN"))
+    for name in ("docker-compose.yml", "compose.gpu.yaml"):
+        paths = re.findall(r"PENSTOCK_ROLLOUT__ENGINE__PYTHON: (\S+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert set(paths) <= {engine}
+
+
+def test_every_file_names_the_same_image_of_sglang() -> None:
+    """With the version that the lock for CUDA has: the one that was resolved together with torch."""
+    image = defaults()["SGLANG_IMAGE"]
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("compose.gpu.yaml", ".env.example")}
+    assert {name: set(re.findall(r"lmsysorg/sglang:[\w.-]+", text)) for name, text in texts.items()} == {
+        name: {image} for name in texts
+    }
+    assert image == f"lmsysorg/sglang:v{versions_in('sglang-cuda.txt')['sglang']}"
+
+
+def test_the_trainer_for_gpus_has_the_versions_of_the_lock(tmp_path: Path) -> None:
+    """Those of the lock for CUDA, as the stage's own command takes them from it."""
+    [install] = [each for each in installs("trainer-gpu", PREFIX) if each.with_dependencies]
+    [script] = [run for run in stages()["trainer-gpu-env"].all_of("RUN") if f"> {install.constraint}" in run]
+    [command] = [part for part in script.split("&&") if f"> {install.constraint}" in part]
+    shutil.copy(ROOT / "constraints" / "services-cuda.txt", tmp_path)
+    subprocess.run(["sh", "-ec", command[command.index("sed") :]], cwd=tmp_path, check=True)
+    pins = (tmp_path / install.constraint).read_text(encoding="utf-8").splitlines()
+    names = {normalized(Requirement(pin).name) for pin in pins}
+    assert names == versions_in("services-cuda.txt").keys()
+    assert closure(SITE, [install]) - names <= {project()["name"]}  # nothing is installed in a version of pip's choice
+    assert f"torch=={versions_in('sglang-cuda.txt')['torch']}" in pins
