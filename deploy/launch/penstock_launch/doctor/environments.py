@@ -217,7 +217,7 @@ def _version_line(section: EngineSection, found: Environment) -> Line:
     seen = f"{version} on Python {found.python} ({section.python})"
     if version not in TESTED_VERSIONS:
         tested = " and ".join(TESTED_VERSIONS)
-        return warning(SGLANG, f"{seen}; Penstock was tested with {tested}", f"make envs, or install sglang=={tested}.")
+        return warning(SGLANG, f"{seen}; Penstock was tested with {tested}", "make envs, or install one of these.")
     return ok(SGLANG, f"{seen}, as tested")
 
 

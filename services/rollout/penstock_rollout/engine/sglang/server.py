@@ -23,7 +23,7 @@ from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
 
-TESTED_VERSIONS = ("0.5.21",)  # of SGLang: those that constraints/ pins
+TESTED_VERSIONS = ("0.5.21", "0.5.23")  # of SGLang: those that constraints/ pins for CPUs and for GPUs
 PROBE = (
     "import importlib.metadata as m, importlib.util as u, json, sys\n"
     "version = m.version('sglang') if u.find_spec('sglang') else ''\n"
