@@ -12,6 +12,7 @@ script as `__mp_main__`), so its module level does what each process needs:
 3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights
    and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
    scheduler applies them before it loads the model.
+4. On a GPU, the first process lets SGLang find the compiler that pip has installed (`toolkit`).
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
@@ -23,6 +24,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import sysconfig
 import types
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,12 @@ def prepare(device: str) -> None:
         register_hooks()
 
 
+def find_compiler() -> None:
+    """Name the compiler of this environment to SGLang and to every process that it starts."""
+    packages = Path(sysconfig.get_path("purelib"))
+    os.environ.update(_beside("toolkit").variables(os.environ, packages, Path(sys.executable).parent))
+
+
 def serve(arguments: list[str]) -> None:
     """Run SGLang's server until it ends; then its children end too."""
     from sglang.launch_server import run_server
@@ -144,4 +152,6 @@ if __name__ == "__mp_main__":
 
 if __name__ == "__main__":
     prepare(sys.argv[1])
+    if sys.argv[1] != "cpu":
+        find_compiler()
     serve(sys.argv[2:])
