@@ -46,7 +46,7 @@ WORKERS ?= 2
 TESTS ?= tests/unit tests/integration tests/e2e
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 PIP := -m pip --disable-pip-version-check install --quiet
-PIP_CHECK := -m pip --disable-pip-version-check check | { grep -v '^No broken requirements' && exit 1 || true; } >&2
+PIP_CHECK = -m pip --disable-pip-version-check check | grep -v '^No broken requirements' >&2; [ $${PIPESTATUS[0]} = 0 ]
 
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"

@@ -24,7 +24,7 @@ case "$*" in
 "-m venv --clear "*) rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
 "-c import sys;"*) exit $TOO_OLD ;;
 "-c import platform"*) exit $UNLOCKED ;;
-"-m pip "*" check") echo "$0 $*" >> calls; cat lacking 2>/dev/null || echo "No broken requirements found." ;;
+"-m pip "*" check") echo "$0 $*" >> calls; cat lacking 2>/dev/null && exit 1; echo "No broken requirements found." ;;
 "-m pip "*) echo "$0 $*" >> calls; [ ! -e broken ] ;;
 *) echo "not known: $*" >&2; exit 2 ;;
 esac

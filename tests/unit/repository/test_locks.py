@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from deploy.locks.__main__ import PYTHONS, SERVICES, SGLANG
-from deploy.locks.lockfile import Package, plain_name, read_pins, render
+from deploy.locks import __main__ as command
+from deploy.locks.__main__ import PYTHONS, SERVICES, SGLANG, resolve_both
+from deploy.locks.lockfile import Package, Resolution, plain_name, read_pins, render
 from deploy.locks.resolve import FROM_SOURCE, Inputs, read_resolution, resolve
 
 ROOT = Path(__file__).parents[3]
@@ -206,3 +207,47 @@ esac
         assert f"{tmp_path}/in.txt --extra all" in call
         assert "--python-version 3.12 --python-platform x86_64-manylinux_2_34" in call
         assert "--only-binary :all: --no-binary cellpylib" in call
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
+    """What is resolved; each resolution has one package, a torch that does not exist."""
+    inputs: list[Inputs] = []
+
+    def answer(_: Path, given: Inputs, __: str) -> Resolution:
+        inputs.append(given)
+        return {"torch": Package("torch", "99.0", ("a" * 64,), 0)}
+
+    monkeypatch.setattr(command, "resolve", answer)
+    return inputs
+
+
+def test_the_engine_fixes_torch_and_the_cpu_form_the_rest(asked: list[Inputs]) -> None:
+    resolve_both(Path("uv"), keep=True)
+    sglang, services = asked[:2]
+    assert sglang.must == {}
+    assert sglang.rather["fastapi"] == constraints("sglang.txt", "3.11")["fastapi"]
+    assert sglang.rather["nvidia-nccl-cu13"] == pins(SGLANG, "3.11")["nvidia-nccl-cu13"]
+    assert services.must == {**constraints("services.txt", "3.11"), "torch": "99.0"}
+    assert services.options == ("--extra", "all")
+
+
+def test_an_upgrade_keeps_nothing_that_only_the_lock_says(asked: list[Inputs]) -> None:
+    resolve_both(Path("uv"), keep=False)
+    assert "nvidia-nccl-cu13" not in {**asked[0].rather, **asked[1].rather}
+    assert asked[1].must["pydantic"] == constraints("services.txt", "3.11")["pydantic"]
+
+
+def test_a_check_takes_the_locked_versions_and_nothing_else(asked: list[Inputs]) -> None:
+    resolve_both(Path("uv"), keep=True, exact=True)
+    assert asked[2].must == pins(SGLANG, "3.12")
+    assert asked[3].must.items() >= {**pins(SERVICES, "3.12"), "torch": "99.0"}.items()
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_check_that_finds_something_else_fails_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [path.read_text() for path in (SERVICES, SGLANG)]
+    monkeypatch.setattr("sys.argv", ["deploy.locks", "--check"])
+    with pytest.raises(SystemExit, match=r"sglang-cuda\.txt, constraints/services-cuda\.txt: .*run `make lock`"):
+        command.main()
+    assert [path.read_text() for path in (SERVICES, SGLANG)] == before

@@ -163,7 +163,7 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
         return ok(what, seen)
     if not torch.cuda:
         line = problem if device == "cuda" else warning
-        return line(what, f"{seen}, though there is a GPU", "make envs: with a driver it makes the CUDA form.")
+        return line(what, f"{seen}, though there is a GPU", "make envs CUDA=1 makes both environments anew, for CUDA.")
     reason = f": {torch.problem}" if torch.problem else ""
     if not torch.num_gpus:
         return problem(what, f"{seen}; can use no GPU{reason}", _blind(torch, driver))

@@ -135,7 +135,7 @@ def _unused_by_torch(placement: Placement) -> list[str]:
         return []
     return [
         f"trainer: torch {version} is built without CUDA and trains on the CPU although there is a GPU for it: make "
-        "the environment again where there is a driver (`make envs`), or set trainer.device to cpu"
+        "the environments again, for CUDA (`make envs CUDA=1`), or set trainer.device to cpu"
     ]
 
 

@@ -183,7 +183,7 @@ def test_sglang_for_gpus_has_kernels() -> None:
 def test_the_cpu_form_on_a_host_with_a_gpu() -> None:
     assert [line.verdict for line in lines_of(lambda: CPU, DRIVER)] == ["ok", "warning"]
     line = lines_of(lambda: CPU, DRIVER, device="cuda")[-1]
-    assert (line.verdict, line.advice) == ("problem", "make envs: with a driver it makes the CUDA form.")
+    assert (line.verdict, line.advice) == ("problem", "make envs CUDA=1 makes both environments anew, for CUDA.")
     assert lines_of(lambda: CPU, DRIVER, device="cpu")[-1].verdict == "ok"
 
 

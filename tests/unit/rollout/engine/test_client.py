@@ -237,3 +237,9 @@ def test_the_services_own_python_path_does_not_reach_the_engine(tmp_path: Path) 
     assert "PYTHONPATH" not in variables
     assert (variables["HOME"], variables["OMP_NUM_THREADS"], variables["HF_HUB_OFFLINE"]) == ("h", "1", "1")
     assert "HF_HUB_OFFLINE" not in environment(EngineSection(), "cuda", "owner/model", 30000, {})
+
+
+def test_an_engine_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:
+    visible = {"CUDA_VISIBLE_DEVICES": "2"}
+    assert environment(EngineSection(), "cpu", str(tmp_path), 30000, visible)["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment(EngineSection(), "cuda", str(tmp_path), 30000, visible)["CUDA_VISIBLE_DEVICES"] == "2"

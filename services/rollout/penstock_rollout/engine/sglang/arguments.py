@@ -73,6 +73,7 @@ def environment(
         variables["HF_HUB_OFFLINE"] = "1"
     if device == "cpu":
         variables |= {
+            "CUDA_VISIBLE_DEVICES": "",  # SGLang would choose code for a GPU that it sees
             "SGLANG_USE_CPU_ENGINE": "1",
             "PENSTOCK_PREFETCH": prefetch_address(port),
             "OMP_NUM_THREADS": str(section.num_threads),

@@ -6,21 +6,25 @@ script as `__mp_main__`), so its module level does what each process needs:
 
 1. The process dies with its parent, so a killed service leaves neither processes nor memory. (The first process is tied
    by `penstock.runtime.process.tied_command`, which starts this script.)
-2. On a CPU, it defines names that SGLang imports but never uses there: operators of torchvision, whose PyPI build is
-   for CUDA, and `sgl_kernel`, which needs AMX. It also removes the wait for a GPU from SGLang's checksums of weights.
+2. On a CPU, it defines names that SGLang imports but never uses there: operators of torchvision, whose PyPI build needs
+   a torch for CUDA, and `sgl_kernel`, which needs AMX or (next to a torch for CUDA) a driver. It also removes the wait
+   for a GPU from SGLang's checksums of weights.
 3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights
    and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
    scheduler applies them before it loads the model.
+4. On a GPU, the first process lets SGLang find the compiler that pip has installed (`toolkit`).
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
 
 import ctypes
+import importlib
 import importlib.util
 import multiprocessing
 import os
 import signal
 import sys
+import sysconfig
 import types
 from pathlib import Path
 from typing import Any
@@ -61,16 +65,27 @@ def define_missing_names() -> None:
     """Define what SGLang imports but cannot use on a CPU; a call raises an error that names the function."""
     import torch
 
-    if not hasattr(torch.ops.torchvision, "nms"):
+    if not _imports("torchvision"):
         torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    if importlib.util.find_spec("sgl_kernel") is None:
+    if torch.version.cuda is not None or importlib.util.find_spec("sgl_kernel") is None:
         stub = types.ModuleType("sgl_kernel")
         for name in SGL_KERNEL_NAMES:
             setattr(stub, name, _absent(name))
         sys.modules["sgl_kernel"] = stub
-    if not torch.backends.cuda.is_built():
+    if not torch.cuda.is_available():
         torch.cuda.synchronize = lambda *_: None
+
+
+def _imports(name: str) -> bool:
+    """Whether a package can be imported. If not, nothing of it is left, so that it can be imported later."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, RuntimeError):
+        for module in [each for each in sys.modules if each.partition(".")[0] == name]:
+            del sys.modules[module]
+        return False
+    return True
 
 
 def register_hooks() -> None:
@@ -111,6 +126,12 @@ def prepare(device: str) -> None:
         register_hooks()
 
 
+def find_compiler() -> None:
+    """Name the compiler of this environment to SGLang and to every process that it starts."""
+    packages = Path(sysconfig.get_path("purelib"))
+    os.environ.update(_beside("toolkit").variables(os.environ, packages, Path(sys.executable).parent))
+
+
 def serve(arguments: list[str]) -> None:
     """Run SGLang's server until it ends; then its children end too."""
     from sglang.launch_server import run_server
@@ -131,4 +152,6 @@ if __name__ == "__mp_main__":
 
 if __name__ == "__main__":
     prepare(sys.argv[1])
+    if sys.argv[1] != "cpu":
+        find_compiler()
     serve(sys.argv[2:])
