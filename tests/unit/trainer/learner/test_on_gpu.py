@@ -1,6 +1,8 @@
 """The learner on a GPU that is only pretended: each tensor is on the right device, and the numbers are the CPU's."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +110,15 @@ def test_settings_that_change_take_the_state_along(each_model: Path) -> None:
                 learner.use(second, num_steps=4)
             results.append(learner.update(example_groups(), version=0))
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-6)
+
+
+def test_the_time_of_the_optimizer_is_that_of_its_kernels(each_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run on after the call that started them."""
+    with pretended_gpu():
+        learner = Learner(config_for(each_model))
+        kernels = SimpleNamespace(synchronize=lambda: time.sleep(0.2))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: kernels)
+        assert learner.update(example_groups(), version=0).seconds["optimizer"] >= 0.2
 
 
 def test_a_tensor_on_the_wrong_device_is_refused() -> None:
