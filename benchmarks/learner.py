@@ -22,13 +22,14 @@ from typing import Any, get_args
 import torch
 import transformers
 
+from benchmarks.gpu.machine import gpu_name, peak_tflops
 from benchmarks.learner_cases import Case, ragged_case, short_case
+from benchmarks.learner_side import relative_difference
 from penstock.contracts import Dtype
 
 SIDES = ("penstock", "plain")
 # Freed blocks go back to the kernel at once, so the resident set is what is in use.
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-PEAK_TFLOPS = 989.0  # bfloat16 without sparsity: H100 and H200
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,8 @@ def _shown(seconds: dict[str, list[float]]) -> str:
 
 
 def _difference(folder: Path, name: str) -> float:
-    """Norm of the difference of the gradients, divided by the norm of the plain one."""
     ours, plain = (torch.load(folder / side / f"{name}.pt") for side in SIDES)
-    if ours.keys() != plain.keys():
-        sys.exit(f"learner: expected both sides to train the same weights: {sorted(ours.keys() ^ plain.keys())[:4]}")
-    squares = [((ours[key] - plain[key]).double().square().sum(), plain[key].double().square().sum()) for key in plain]
-    return float((sum(each[0] for each in squares) / sum(each[1] for each in squares)) ** 0.5)
+    return relative_difference(ours, plain)
 
 
 def table(results: dict[str, Result], differences: dict[str, float], cases: list[Case]) -> str:
@@ -98,9 +95,9 @@ def table(results: dict[str, Result], differences: dict[str, float], cases: list
             values = (left[case.name] * scale, right[case.name] * scale)
             cells = [*(form.format(value) for value in values), f"{values[1] / values[0]:.2f}"]
             lines.append(f"| {case.name} | {title} | {' | '.join(cells)} |")
-        if torch.cuda.is_available():
+        if (peak := peak_tflops(gpu_name())) is not None:
             flops = 6 * ours.num_parameters * case.num_sequence_tokens
-            shares = [flops / each.seconds[case.name] / (PEAK_TFLOPS * 1e12) for each in (ours, plain)]
+            shares = [flops / each.seconds[case.name] / (peak * 1e12) for each in (ours, plain)]
             lines.append(
                 f"| {case.name} | model FLOPs utilisation | {shares[0]:.1%} | {shares[1]:.1%} "
                 f"| {shares[1] / shares[0]:.2f} |"

@@ -50,12 +50,15 @@ def _draw(random: Random, length: int) -> tuple[int, ...]:
     return tuple(random.choices(TOKENS, k=length))
 
 
-def ragged_case(num_prompts: int) -> Case:
-    """Prompts of about 100 tokens, completions of 16 to 512 tokens: a reasoning task, scaled down."""
+def ragged_case(num_prompts: int, scale: int = 1) -> Case:
+    """Prompts of about 100 tokens, completions of 16 to 512 tokens times `scale`: a reasoning task, scaled down."""
     random = Random(0)
     prompts = tuple(_draw(random, random.randint(80, 120)) for _ in range(num_prompts))
     lengths = [
-        [min(LONGEST, max(SHORTEST, round(MEDIAN * random.lognormvariate(0, SPREAD)))) for _ in range(GROUP_SIZE)]
+        [
+            scale * min(LONGEST, max(SHORTEST, round(MEDIAN * random.lognormvariate(0, SPREAD))))
+            for _ in range(GROUP_SIZE)
+        ]
         for _ in prompts
     ]
     return Case("ragged", prompts, tuple(tuple(_draw(random, length) for length in each) for each in lengths))
@@ -70,21 +73,39 @@ def short_case() -> Case:
     return Case("short", prompts, tuple(tuple(random.choices(each, k=GROUP_SIZE)) for each in answers))
 
 
-def scored_groups(case: Case, behaviour: Sequence[Sequence[Sequence[float]]]) -> list[ScoredGroup]:
-    """The case as messages from the reward service; `behaviour` is shaped like its completions."""
+def _completion(ids: Sequence[int], logprobs: Sequence[float], num_masked: int) -> Completion:
+    """`num_masked`: of its first tokens."""
+    return Completion(
+        token_ids=pack_int32(ids),
+        loss_mask=bytes(int(place >= num_masked) for place in range(len(ids))) if num_masked else None,
+        logprobs=pack_float32(logprobs),
+        spans=(VersionSpan(PolicyIdentity(0, "0" * 16), 0, len(ids)),),
+        text="",
+        finish_reason="stop",
+    )
+
+
+def scored_groups(
+    case: Case, behaviour: Sequence[Sequence[Sequence[float]]], *, shared: bool = True
+) -> list[ScoredGroup]:
+    """The case as messages from the reward service; `behaviour` is shaped like its completions.
+
+    Without `shared` no two sequences begin alike, so that a pack holds each in full: the prompt is one token, and each
+    completion is a token of its own, the prompt, both masked, and the completion.
+    """
     groups = []
     for number, prompt in enumerate(case.prompts):
-        completions = tuple(
-            Completion(
-                token_ids=pack_int32(ids),
-                loss_mask=None,
-                logprobs=pack_float32(logprobs),
-                spans=(VersionSpan(PolicyIdentity(0, "0" * 16), 0, len(ids)),),
-                text="",
-                finish_reason="stop",
+        pairs = zip(case.completions[number], behaviour[number], strict=True)
+        if shared:
+            completions = tuple(_completion(ids, logprobs, 0) for ids, logprobs in pairs)
+        else:
+            firsts = (TOKENS[number * GROUP_SIZE + index] for index in range(GROUP_SIZE))
+            masked = len(prompt) + 1
+            completions = tuple(
+                _completion((first, *prompt, *ids), (*[0.0] * masked, *logprobs), masked)
+                for first, (ids, logprobs) in zip(firsts, pairs, strict=True)
             )
-            for ids, logprobs in zip(case.completions[number], behaviour[number], strict=True)
-        )
+            prompt = prompt[:1]
         ticket = Ticket(
             purpose="train",
             number=number,

@@ -5,8 +5,10 @@ Owns how time and memory are measured, the same for both sides.
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,24 @@ def measure_time(update: Update, cases: list[Case]) -> dict[str, Any]:
 
 def measure_memory(update: Update, cases: list[Case], weights: dict[str, Tensor], folder: Path) -> dict[str, Any]:
     """Peaks of one step of every case; writes the gradients to files in `folder`."""
+    results: dict[str, Any] = {"loss_bytes": {}, "peak_bytes": {}}
+    memory = PeakMemory(_device())
+    for case in cases:
+        memory.peak_bytes = memory.loss_bytes = 0
+        memory.restart()
+        memory.peak_bytes = 0
+        with kept_gradients(weights) as gradients:
+            update(case)
+        memory.restart()
+        results["loss_bytes"][case.name], results["peak_bytes"][case.name] = memory.loss_bytes, memory.peak_bytes
+        torch.save({name: gradient.cpu() for name, gradient in gradients.items()}, folder / f"{case.name}.pt")
+        gradients.clear()
+    return results
+
+
+@contextmanager
+def kept_gradients(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The gradients of an optimizer step within the block, by the name of their weight."""
     names = {weight.data_ptr(): name for name, weight in weights.items()}
     gradients: dict[str, Tensor] = {}
 
@@ -144,20 +164,19 @@ def measure_memory(update: Update, cases: list[Case], weights: dict[str, Tensor]
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients.update({names[each.data_ptr()]: each.grad for each in parameters})
 
-    results: dict[str, Any] = {"loss_bytes": {}, "peak_bytes": {}}
     hook = register_optimizer_step_pre_hook(keep)
-    memory = PeakMemory(_device())
-    for case in cases:
-        memory.peak_bytes = memory.loss_bytes = 0
-        memory.restart()
-        memory.peak_bytes = 0
-        update(case)
-        memory.restart()
-        results["loss_bytes"][case.name], results["peak_bytes"][case.name] = memory.loss_bytes, memory.peak_bytes
-        torch.save({name: gradient.cpu() for name, gradient in gradients.items()}, folder / f"{case.name}.pt")
-        gradients.clear()
-    hook.remove()
-    return results
+    try:
+        yield gradients
+    finally:
+        hook.remove()
+
+
+def relative_difference(ours: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> float:
+    """Norm of the difference of the gradients, divided by the norm of the plain one."""
+    if ours.keys() != plain.keys():
+        sys.exit(f"learner: expected both sides to train the same weights: {sorted(ours.keys() ^ plain.keys())[:4]}")
+    squares = [((ours[key] - plain[key]).double().square().sum(), plain[key].double().square().sum()) for key in plain]
+    return float((sum(each[0] for each in squares) / sum(each[1] for each in squares)) ** 0.5)
 
 
 def parse_arguments() -> argparse.Namespace:

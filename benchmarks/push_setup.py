@@ -79,12 +79,10 @@ async def _until(stop: asyncio.Event) -> None:
 
 
 class ModelSource:
-    """The weights of a model, as a learner with one rank on the CPU stages them."""
+    """The weights of a model, as a learner with one rank on `device` stages them."""
 
-    device = "cpu"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, device: str = "cpu") -> None:
+        self.model, self.device = model, device
 
     def weights(self) -> NamedWeights:
         return published_weights(self.model)

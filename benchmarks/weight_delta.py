@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +26,7 @@ from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_trainer.weights.deltas import DeltaWriter
 from penstock_trainer.weights.files import WEIGHTS_NAME, Format, Weights, published_weights
 from penstock_trainer.weights.hugging_face import config_json
-from penstock_trainer.weights.staging import Staging
+from penstock_trainer.weights.staging import Staging, WeightsSource
 
 MODEL = Path("models/SmolLM2-135M-Instruct")
 TEXT = Path(__file__).parents[1] / "docs"
@@ -60,6 +60,12 @@ class Trained:
         return config_json(self.model, dtype)
 
 
+class Trainable(WeightsSource, Protocol):
+    """A source of weights that can take a step."""
+
+    def step(self) -> None: ...
+
+
 class Rows:
     """Seconds and figures by name."""
 
@@ -80,7 +86,7 @@ class Rows:
             yield f"| {name} | {statistics.median(values):.4f} | {min(values):.4f} | {max(values):.4f} |"
 
 
-def measure(source: Trained, folder: Path, dtype: Dtype, num_steps: int) -> Rows:
+def measure(source: Trainable, folder: Path, dtype: Dtype, num_steps: int) -> Rows:
     """Stage `num_steps` steps both ways; the versions before the first step are not counted."""
     form = Format(dtype, "dithered")
     rows = Rows()

@@ -57,6 +57,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
 }
+ON_CPU: dict[str, Any] = {"device": "cpu", "extra_args": ["--mem-fraction-static", "0.5"]}
+"""What the section `rollout.engine` holds besides the rest."""
 # What each row changes in the section `weights`.
 TRANSPORTS: dict[str, dict[str, Any]] = {
     "disk": {"transport": "disk"},
@@ -67,6 +69,8 @@ COLUMNS = (
     *("model", "transport", "MB", "stage s", "push s", "paused s", "total s", "exposed s", "raw s"),
     *("push / raw", "total / raw"),
 )
+RawCost = Callable[[int, int, Path], float]
+"""(bytes, bytes of a bucket, folder) -> seconds to move them by the means of a transport, and nothing else."""
 STARTS_SECONDS = 600
 DEADLINE_SECONDS = 120
 
@@ -92,18 +96,19 @@ class Row:
         return self.stage + self.paused
 
 
-def make_model(name: str, folder: Path) -> ModelSource:
-    """A random model: its float32 masters here, its bfloat16 files in `folder` for the engines to start with."""
+def make_model(shape: dict[str, Any], folder: Path, device: str = "cpu") -> ModelSource:
+    """A random model: its float32 masters on `device`, its bfloat16 files in `folder` for the engines to start with."""
     make_tiny_model(folder)  # for its tokenizer
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[name], tie_word_embeddings=True, max_position_embeddings=512, bos_token_id=None)
+    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=512, bos_token_id=None)
     model = LlamaForCausalLM(config)
     model.bfloat16().save_pretrained(folder)
-    return ModelSource(model.float())
+    model.float()
+    return ModelSource(model.to(torch.device(device)), device)  # type: ignore[arg-type]
 
 
-def config_of(model: Path, folder: Path, weights: dict[str, Any]) -> Config:
-    engine = {"python": ".venv-sglang/bin/python", "device": "cpu", "extra_args": ["--mem-fraction-static", "0.5"]}
+def config_of(model: Path, folder: Path, weights: dict[str, Any], engine: dict[str, Any] = ON_CPU) -> Config:
+    engine = {"python": ".venv-sglang/bin/python", **engine}
     return Config.model_validate(
         {
             "actor": {"path": str(model), "dtype": "float32"},
@@ -120,7 +125,7 @@ async def measure(
 ) -> list[Row]:
     """Measure all transports with one model and the same servers."""
     model = folder / name
-    source = await asyncio.to_thread(make_model, name, model)
+    source = await asyncio.to_thread(make_model, SHAPES[name], model)
     rows = []
     async with AsyncExitStack() as stack:
         started = config_of(model, folder, {})
@@ -147,10 +152,11 @@ async def measure_one(
     servers: list[RolloutServer],
     num_pushes: int,
     folder: Path,
+    raw_cost: RawCost | None = None,
 ) -> Row:
     """Push once without counting it, to form groups and touch memory; then measure pushes and raw costs in turn."""
     num_bytes = sum(2 * weight.numel() for weight in source.masters.values())
-    raw_cost = RAW[TRANSPORTS[transport]["transport"]]
+    raw_cost = raw_cost or RAW[TRANSPORTS[transport]["transport"]]
     seen: dict[str, list[float]] = {"stage": [], "push": [], "paused": [], "raw": []}
     for turn in range(num_pushes + 1):
         start = time.perf_counter()
@@ -215,7 +221,7 @@ def raw_memory(num_bytes: int, bucket_bytes: int, _: Path) -> float:
     return time.perf_counter() - start
 
 
-RAW: dict[str, Callable[[int, int, Path], float]] = {
+RAW: dict[str, RawCost] = {
     "disk": raw_disk,
     "nccl": raw_broadcast,
     "tensor": raw_memory,

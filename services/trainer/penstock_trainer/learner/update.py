@@ -163,6 +163,8 @@ class Updater:
             first = None
             computed = time.perf_counter()
             outcomes.append(self._optimizer_step(loss, sums, num_packs=minibatch.work.num_packs))
+            if self._device.type == "cuda":  # its kernels still run: their time belongs to this phase
+                torch.cuda.current_stream().synchronize()
             losses.append(loss)
             total += sums
             seconds["forward_backward"] += computed - start

@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -36,6 +37,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from penstock_trainer.model.attention_plan import Piece, plan_pieces
 
 NAME = "penstock_trie"
+MOST_GRAPHS = 64  # of attention: far more than any model makes
 
 
 def trie_mask(subtree_end_P: Tensor, dtype: torch.dtype) -> Tensor:
@@ -81,13 +83,31 @@ def _block_mask(subtree_end_P: Tensor) -> BlockMask:
         return (key <= query) & (query < subtree_end_P[key])
 
     # Compiled, it never makes the dense [P, P] mask; the eager form serves tests on a CPU.
-    compiled = subtree_end_P.device.type != "cpu"
-    return create_block_mask(sees, None, None, num_rows, num_rows, device=subtree_end_P.device, _compile=compiled)
+    make = create_block_mask if subtree_end_P.device.type == "cpu" else _compiled_mask()
+    with torch.no_grad():  # always, so that both gradient modes have one graph
+        return cast(BlockMask, make(sees, None, None, num_rows, num_rows, device=subtree_end_P.device))
 
 
 @cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    return cast(Callable[..., Tensor], torch.compile(flex_attention))
+def _compiled_mask() -> Callable[..., Any]:
+    return torch.compile(create_block_mask)
+
+
+@cache
+def _compiled_attention() -> Callable[..., Tensor]:
+    """FlexAttention by torch.compile; an error instead of its eager form, which computes dense [H, P, P] scores.
+
+    There is a graph for each kind of length (1, up to 128, more, and the first one of all), each gradient mode, each
+    type and head size, and each choice of inputs that need a gradient: more than torch's limit of 8 if the reference
+    is of another shape, or an adapter is on queries alone.
+    """
+    compiled = cast(Callable[..., Tensor], torch.compile(flex_attention, fullgraph=True))
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):  # of this thread only
+            return compiled(*args, **kwargs)
+
+    return attend
 
 
 def use_trie_attention(model: PreTrainedModel) -> None:
@@ -132,7 +152,7 @@ def trie_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if trie.blocks is not None:
-        attend = _compiled_flex_attention() if query.is_cuda else cast(Callable[..., Tensor], flex_attention)
+        attend = _compiled_attention() if query.is_cuda else cast(Callable[..., Tensor], flex_attention)
         return attend(query, key, value, block_mask=trie.blocks, scale=scale).transpose(1, 2).contiguous(), None
     value_size = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernel needs one size

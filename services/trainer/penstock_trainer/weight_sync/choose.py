@@ -52,9 +52,14 @@ def make_transport(
         keep=KEPT_VERSIONS,
         client=client,
         point=MeetingPoint(urlsplit(url).hostname or config.trainer.host, section.rendezvous_port),
-        device=torch.device(source.device),
+        device=_device(source),
         seconds=section.push_timeout_seconds,
     )
+
+
+def _device(source: PlacedSource) -> torch.device:
+    """With an index, without which CUDA makes no device a thread's own. Rank 0 has the first GPU that it sees."""
+    return torch.device("cuda", 0) if source.device == "cuda" else torch.device(source.device)
 
 
 def _deltas(config: Config, form: Format, run_folder: Path) -> DeltaWriter:

@@ -1,12 +1,17 @@
 """Trie attention equals the dense mask; its plan has every pair once, at the cost of the ancestors alone."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaModel
 
 from penstock.errors import ConfigError
@@ -137,6 +142,51 @@ def test_flex_attention_sees_the_same() -> None:
         with pytest.warns(UserWarning, match="flex_attention called without torch.compile"):
             output, _ = trie_attention(Layer(), query, key, value, None, scaling=0.3, trie=trie)
     torch.testing.assert_close(output, run(ends, None)[0], rtol=1e-4, atol=2e-6)
+
+
+@pytest.fixture
+def compiling_for_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is compiled for a GPU is compiled here, too: traced in full, and run as it was traced."""
+    forget_compiled()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield
+    forget_compiled()
+
+
+def forget_compiled() -> None:
+    attention._compiled_attention.cache_clear()
+    attention._compiled_mask.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiling_for_cpus")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+def test_the_compiled_form_stays_compiled_for_many_models_and_lengths() -> None:
+    """Past torch's limit of graphs it would compute dense scores, which a long pack has no memory for."""
+    counters["stats"].clear()
+    attend = attention._compiled_attention()
+    with torch.no_grad():
+        for head_size in (16, 24, 32, 40, 48):
+            for ends in (chains(70, [100, 3]), chains(90, [7, 100]), [100] * 100):
+                blocks = attention._block_mask(torch.tensor(ends))
+                query, key, value = (torch.randn(1, QUERY_HEADS, len(ends), head_size) for _ in range(3))
+                output = attend(query, key, value, block_mask=blocks, scale=0.3)
+                mask = trie_mask(torch.tensor(ends), torch.float32)
+                expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+                torch.testing.assert_close(output, expected, rtol=1e-4, atol=2e-6)
+    assert counters["stats"]["unique_graphs"] > 8
+
+
+@pytest.mark.usefixtures("compiling_for_cpus")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_compiled_mask_is_the_same() -> None:
+    ends = torch.tensor(chains(70, [100, 3]))
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < ends[key])
+
+    compiled = attention._compiled_mask()(sees, None, None, len(ends), len(ends), device=ends.device)
+    assert torch.equal(compiled.to_dense(), attention._block_mask(ends).to_dense())
 
 
 def example_pack() -> Pack:

@@ -1,19 +1,24 @@
 """The copy that is sent has the bytes and the digest of staged files, in any format; it writes files on demand."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from penstock.config import Config
 from penstock.contracts import Dtype, Rounding, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsBusyError, WeightsError
 from penstock.weights.local_folder import SHARED_MEMORY
 from penstock.weights.manifest import read_manifest, verify
 from penstock_trainer.model.lora import adapted, merged_weights
+from penstock_trainer.weight_sync import choose
+from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
+from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.shared_memory import SharedMemoryTransport, shared_memory
 from penstock_trainer.weights.buckets import WeightCopy
 from penstock_trainer.weights.files import Format, LiveWeights, Weights
@@ -29,6 +34,8 @@ FORMATS: list[tuple[Dtype, Rounding]] = [
 
 class Source:
     """Weights in a dictionary of the test."""
+
+    device = "cpu"
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -124,6 +131,26 @@ def test_files_are_written_on_demand_from_the_copy(tmp_path: Path) -> None:
     assert versions.snapshot() == files
     versions.close()
     assert not versions.folder_of(4, 2).exists()
+
+
+def test_broadcasts_from_a_gpu_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without an index cannot be made that of the thread that sends."""
+    made: list[torch.device] = []
+    chosen_devices: list[int] = []
+    monkeypatch.setattr(choose, "BroadcastTransport", lambda *_, device, **__: made.append(device))
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen_devices.append, raising=False)
+    source = Source(LiveWeights(example()))
+    source.device = "cuda"
+    config = Config.model_validate(
+        {
+            "actor": {"path": "unused"},
+            "data": {"train": {"path": "unused"}},
+            "weights": {"transport": "nccl", "folder": str(tmp_path)},
+        }
+    )
+    make_transport(config, source, tmp_path, cast(RolloutClient, None), "http://127.0.0.1:1")
+    torch.cuda.set_device(made[0])
+    assert chosen_devices == [0]
 
 
 async def test_memory_that_was_given_up_has_no_name_left(tmp_path: Path) -> None:
