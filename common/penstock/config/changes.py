@@ -68,17 +68,17 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _FREE: "max_staleness order on_stale max_deliveries",
         _NONE: "straggler_seconds claim_idle_seconds heartbeat_seconds",
     },
-    "rollout": {_FREE: "num_servers", _NONE: _SERVICE},
+    "rollout": {_FREE: "num_servers", _NONE: f"{_SERVICE} gpus"},
     "rollout.engine": {
         _FREE: "python device dtype max_running_requests max_total_tokens context_length request_timeout_seconds "
-        "skip_special_tokens extra_args",
-        _NONE: "url port start_timeout_seconds start_attempts num_threads",
+        "skip_special_tokens tensor_parallel_size extra_args",
+        _NONE: "url port start_timeout_seconds start_attempts gpus_per_server num_threads",
     },
     "reward": {
         _FREE: "functions max_magnitude modules_path timeout_seconds max_attempts",
         _NONE: f"{_SERVICE} num_services num_workers retry_seconds retry_cap_seconds breaker_failures breaker_seconds",
     },
-    "trainer": {_FREE: "num_ranks", _NONE: f"{_SERVICE} standby"},
+    "trainer": {_FREE: "num_ranks device", _NONE: f"{_SERVICE} standby gpus"},
     "weights": {
         _FREE: "rounding pause_mode",
         _NONE: "transport bucket_bytes rendezvous_port folder full_every local_folder drain_seconds canary_tokens "

@@ -25,6 +25,7 @@ NOT_IDENTIFYING = (
     *("actor.max_tokens_per_micro_batch", "actor.gradient_checkpointing", "actor.num_threads"),
     *("staleness.straggler_seconds", "staleness.claim_idle_seconds", "staleness.heartbeat_seconds"),
     *("rollout.host", "rollout.advertise_host", "rollout.port", "rollout.num_servers"),
+    *("rollout.gpus", "rollout.engine.tensor_parallel_size", "rollout.engine.gpus_per_server"),
     *("rollout.engine.python", "rollout.engine.url", "rollout.engine.port", "rollout.engine.device"),
     *("rollout.engine.max_running_requests", "rollout.engine.max_total_tokens", "rollout.engine.num_threads"),
     *("rollout.engine.start_timeout_seconds", "rollout.engine.start_attempts"),

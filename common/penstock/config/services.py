@@ -5,8 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.secrets import check_http_url, check_password, check_queue_url
-from penstock.config.types import Count, Port, Seconds, Section
+from penstock.config.types import Count, Gpus, Port, Seconds, Section
 from penstock.contracts import Dtype, PauseMode
+
+PLACING_FLAGS = {
+    "--tp-size": "rollout.engine.tensor_parallel_size",
+    "--tensor-parallel-size": "rollout.engine.tensor_parallel_size",
+    "--base-gpu-id": "rollout.gpus",
+}
 
 
 class EngineSection(Section):
@@ -35,6 +41,11 @@ class EngineSection(Section):
     """Starts in a row that may fail before its rollout service gives up; the waits between them are 2, 6, 18 ... s."""
     request_timeout_seconds: Seconds = 600
     """Longest time that one group may take."""
+    tensor_parallel_size: Count = 1
+    """GPUs over which it shards each tensor of the model (SGLang's `--tp-size`)."""
+    gpus_per_server: Annotated[int, Field(ge=0)] = 0
+    """GPUs of each server; 0: tensor_parallel_size. A multiple of that for an engine that extra_args makes use of them,
+    as `--pp-size` does."""
     num_threads: Count = 1
     """CPU threads, if it runs on a CPU."""
     skip_special_tokens: bool = True
@@ -50,6 +61,31 @@ class EngineSection(Section):
             check_http_url(value)
         return value
 
+    @model_validator(mode="after")
+    def _has_the_gpus_that_it_is_given(self) -> "EngineSection":
+        if flag := next((name for each in self.extra_args if (name := each.partition("=")[0]) in PLACING_FLAGS), None):
+            raise ValueError(
+                f"rollout.engine.extra_args holds {flag}, by which an engine takes other GPUs than it is given: "
+                f"expected {PLACING_FLAGS[flag]} instead"
+            )
+        tensors, given = self.tensor_parallel_size, self.gpus_per_server
+        if given % tensors:
+            raise ValueError(
+                f"rollout.engine.gpus_per_server is {given} and tensor_parallel_size {tensors}: expected a multiple of "
+                "the latter, or 0 for as many"
+            )
+        if given > tensors and not self.extra_args:
+            raise ValueError(
+                f"rollout.engine.gpus_per_server is {given} and tensor_parallel_size {tensors}: the server would not "
+                "use the others; raise tensor_parallel_size, or say in extra_args what they are for, such as --pp-size"
+            )
+        return self
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of each server, unless it runs on a CPU."""
+        return self.gpus_per_server or self.tensor_parallel_size
+
 
 class RolloutSection(Section):
     """The rollout service."""
@@ -63,6 +99,9 @@ class RolloutSection(Section):
     """First port; further servers take the next ones. 0: free ones."""
     num_servers: Count = 1
     """Rollout services that the local launcher starts."""
+    gpus: Gpus = ()
+    """GPUs of all servers on one host, `rollout.engine.gpus_per_server` for each in this order: numbers as nvidia-smi
+    shows them, or UUIDs (of an instance of MIG: its own). Empty: chosen among those that are visible."""
     engine: EngineSection = EngineSection()
     """Its SGLang server."""
 
@@ -118,6 +157,11 @@ class TrainerSection(Section):
     most `run.stall_seconds`."""
     num_ranks: Count = 1
     """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to train on; auto: cuda if its torch sees a GPU, else cpu."""
+    gpus: Gpus = ()
+    """GPUs of its ranks on one host, one for each, named as in `rollout.gpus`; a GPU of both lists is shared. Empty:
+    chosen among those that are visible."""
 
 
 class WeightsSection(Section):
@@ -125,7 +169,7 @@ class WeightsSection(Section):
 
     transport: Literal["auto", "disk", "nccl", "tensor"] = "auto"
     """disk: files in a shared folder; nccl: broadcasts, by gloo without GPUs; tensor: shared memory of one host; auto:
-    nccl if the trainer is on a GPU and trainer.host is not loopback, else disk (docs/weights.md)."""
+    nccl if the trainer and the servers have GPUs of their own, else disk (docs/weights.md)."""
     bucket_bytes: Count = 2**28
     """nccl and tensor: bytes sent at once; a larger tensor is sent by itself."""
     rendezvous_port: Port = 0

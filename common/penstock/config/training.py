@@ -64,7 +64,7 @@ class ActorSection(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_threads: Count = 1
-    """CPU threads of the trainer's computation."""
+    """CPU threads of the trainer's computation, if it trains on a CPU."""
     lora: LoraSection = LoraSection()
     """Low-rank adapters instead of all weights."""
 

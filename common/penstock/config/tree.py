@@ -5,7 +5,7 @@ GRPO page are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, tota
 docs/configuration.md is generated from the docstrings of the sections.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -144,7 +144,25 @@ class Config(Section):
         """Whether the trainer's forward pass rounds trained weights to nearest; an adapter is computed separately."""
         return self.actor.dtype == "bfloat16" and not self.actor.lora.rank
 
+    def transport_from(self, device: str) -> Literal["disk", "nccl", "tensor"]:
+        """`weights.transport`, with `auto` resolved for a trainer on `device` (cpu or cuda).
+
+        NCCL connects neither two processes on one GPU nor instances of MIG, and on one host files in memory do as well.
+        """
+        if self.weights.transport != "auto":
+            return self.weights.transport
+        trainer, servers = self.trainer.gpus, self.rollout.gpus
+        if trainer and servers:
+            apart = not {*trainer} & {*servers} and not any(name.startswith("MIG-") for name in (*trainer, *servers))
+        else:
+            apart = not _is_loopback(self.trainer.host)
+        return "nccl" if device == "cuda" and apart else "disk"
+
     @property
     def max_outstanding(self) -> int:
         """Credits: the most tickets that may be outstanding, (max_staleness + 1) * B."""
         return (self.staleness.max_staleness + 1) * self.data.batch_size
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

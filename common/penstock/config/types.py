@@ -2,12 +2,32 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_names(value: object) -> object:
+    """`0`, `0,1` and `[0, 1]` are lists too, and nothing an empty one; a number is a name."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    each = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in each)
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("expected each GPU once")
+    return names
+
+
+GpuName = Annotated[str, Field(pattern=r"^([0-9]+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$")]
+Gpus = Annotated[tuple[GpuName, ...], BeforeValidator(_as_names), AfterValidator(_each_once)]
 
 
 class Section(BaseModel):

@@ -24,6 +24,7 @@ from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.status import show_status
 from penstock_launch.exit_codes import exit_code_of
+from penstock_launch.gpus.shares import shown_placement
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
@@ -71,7 +72,8 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         print(cancel(config))
         return 0
     if arguments.command == "config":
-        print(as_yaml(masked(config)), end="")
+        placement = "".join(f"# {line}\n" for line in shown_placement(config, os.environ))
+        print(f"{as_yaml(masked(config))}{placement}", end="")
         return 0
     if arguments.command == "export":
         # Only this command needs torch, and its import takes seconds.
@@ -132,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_launch(commands)
     commands.add_parser(
         "config",
-        help="print the resolved configuration as YAML",
+        help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
         epilog=SETTINGS_HELP,
         usage="penstock config --config FILE [--key value ...]",
         allow_abbrev=False,

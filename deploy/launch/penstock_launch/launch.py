@@ -68,6 +68,10 @@ class Site(Protocol):
     def sees_all(self) -> bool:
         """Whether all of them descend from this process, so that their memory can be measured."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What it has decided about this run, for the user, a line each."""
+
     def start_queue(
         self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
     ) -> StartedQueue:
@@ -110,6 +114,8 @@ def launch_run(
             log.open()
             forget_trainer_summary(folder.path)
             view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
+            for note in site.notes:
+                view.event(note)
             outcome = launch.run(environ)
         finally:
             launch.release()

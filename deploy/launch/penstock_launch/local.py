@@ -1,9 +1,10 @@
-"""`penstock launch local`: all processes of a run on this host, as children of this process."""
+"""`penstock launch local`: all processes of a run on this host, as children of this process, each on its own GPUs."""
 
 from collections.abc import Callable, Mapping
 
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection
+from penstock_launch.gpus.shares import PlacedRun, place
 from penstock_launch.launch import StartedQueue, launch_run
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
@@ -14,13 +15,20 @@ from penstock_launch.supervise.restarts import RestartPolicy
 
 def launch_local(config: Config, environ: Mapping[str, str], started_at: float) -> int:
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
-    return launch_run(config, ThisHost(), environ, started_at)
+    return launch_run(config, ThisHost(place(config, environ)), environ, started_at)
 
 
 class ThisHost:
     """The site of a local launch."""
 
     sees_all = True
+
+    def __init__(self, placed: PlacedRun) -> None:
+        self._placed = placed
+
+    @property
+    def notes(self) -> list[str]:
+        return self._placed.lines()
 
     def start_queue(
         self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
@@ -34,4 +42,4 @@ class ThisHost:
     def services(
         self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]
     ) -> list[Command]:
-        return commands(config, folder, redis, environ)
+        return commands(config, folder, redis, environ, self._placed.share)

@@ -4,26 +4,32 @@ Secrets and the queue's address travel in the environment, everything else in th
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from penstock.config import Config, RedisSection
 from penstock.config.secrets import url_secrets
 from penstock.contracts import ServiceKind
+from penstock_launch.gpus.shares import Share
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Command
 
 SETTINGS_PREFIX = "PENSTOCK_"
 
-# With spinning threads, or one thread pool per process for all cores, the processes of one host slow each other down
-# many times over. By default glibc returns freed memory to the kernel at once: a training step then spends much of its
-# time in the kernel, which clears the same pages again and again.
-TUNING = {
-    "OMP_NUM_THREADS": "1",
+# With spinning threads the processes of one host slow each other down many times over.
+COMMON_TUNING = {
     "OMP_WAIT_POLICY": "passive",
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_MMAP_MAX_": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
+}
+# Of a process that computes on the CPU. With one thread pool per process for all cores they would slow each other down
+# too. By default glibc returns freed memory to the kernel at once: a training step then spends much of its time in the
+# kernel, which clears the same pages again and again. A process on a GPU computes in other memory; it would only keep
+# what it needed to load the model, and load it with one thread.
+TUNING = {
+    **COMMON_TUNING,
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_MMAP_MAX_": "0",
 }
 
 HINTS = {
@@ -34,18 +40,31 @@ HINTS = {
 }
 
 
-def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]) -> list[Command]:
-    """All services of a run except the queue. `redis`: the section with the queue's address."""
-    environment = service_environment(config, redis, environ)
+def commands(
+    config: Config,
+    folder: RunFolder,
+    redis: RedisSection,
+    environ: Mapping[str, str],
+    share_of: Callable[[ServiceKind, int], Share] = lambda kind, index: Share(),
+) -> list[Command]:
+    """All services of a run except the queue. `redis`: the section with the queue's address.
 
-    def command(name: str, module: str, *overrides: str) -> Command:
-        arguments = (sys.executable, "-m", module, "--config", str(folder.config_path), *overrides)
-        return Command(name, arguments, environment, folder.logs / f"{name}.log", HINTS[module])
+    `share_of`: what of the host the service number `index` of a kind is given.
+    """
+    settings = secret_settings(config, redis)
+
+    def command(kind: ServiceKind, index: int, count: int, module: str, *overrides: str) -> Command:
+        name, share = str(kind) if count == 1 else f"{kind}-{index}", share_of(kind, index)
+        arguments = (sys.executable, "-m", module, "--config", str(folder.config_path), *overrides, *share.overrides)
+        environment = {**tuned_environment(environ, settings, share.gpu_threads), **share.variables}
+        return Command(name, arguments, environment, folder.logs / f"{name}.log", HINTS[module], share.cpus)
 
     engine = config.rollout.engine
     rollouts = [
         command(
-            _name(ServiceKind.ROLLOUT, index, config.rollout.num_servers),
+            ServiceKind.ROLLOUT,
+            index,
+            config.rollout.num_servers,
             "penstock_rollout",
             *_port("rollout.port", config.rollout.port, index),
             *_port("rollout.engine.port", engine.port, index),
@@ -54,7 +73,9 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
     ]
     rewards = [
         command(
-            _name(ServiceKind.REWARD, index, config.reward.num_services),
+            ServiceKind.REWARD,
+            index,
+            config.reward.num_services,
             "penstock_reward",
             *_port("reward.port", config.reward.port, index),
         )
@@ -62,18 +83,27 @@ def commands(config: Config, folder: RunFolder, redis: RedisSection, environ: Ma
     ]
     trainer = "penstock_trainer" if config.trainer.num_ranks == 1 else "penstock_trainer.torchrun"
     # The slowest first: the inference engine.
-    return [*rollouts, command(str(ServiceKind.TRAINER), trainer), *rewards]
+    return [*rollouts, command(ServiceKind.TRAINER, 0, 1, trainer), *rewards]
 
 
-def service_environment(config: Config, redis: RedisSection, environ: Mapping[str, str]) -> dict[str, str]:
-    """This environment with secrets and tuning, without the settings that config.yaml already holds."""
-    return tuned_environment(environ, secret_settings(config, redis))
+def job_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """This environment for a launcher elsewhere: with secrets, without what config.yaml holds and what depends on a
+    process's device, since services inherit it.
+    """
+    return {**COMMON_TUNING, **_without_settings(environ), **secret_settings(config, config.redis)}
 
 
-def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """An environment with these settings as the only ones of Penstock, and with tuning for unset variables."""
-    kept = {name: value for name, value in environ.items() if not name.upper().startswith(SETTINGS_PREFIX)}
-    return {**TUNING, **kept, **settings}
+def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str], gpu_threads: int = 0) -> dict[str, str]:
+    """An environment with these settings as the only ones of Penstock, and with tuning for unset variables.
+
+    `gpu_threads`: of a process that computes on a GPU; 0: on the CPU.
+    """
+    tuning = {**COMMON_TUNING, "OMP_NUM_THREADS": str(gpu_threads)} if gpu_threads else TUNING
+    return {**tuning, **_without_settings(environ), **settings}
+
+
+def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if not name.upper().startswith(SETTINGS_PREFIX)}
 
 
 def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
@@ -86,10 +116,6 @@ def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
         "PENSTOCK_TOKEN": config.token.get_secret_value() if config.token else "",
     }
     return {name: value for name, value in secrets.items() if value}
-
-
-def _name(kind: ServiceKind, index: int, count: int) -> str:
-    return str(kind) if count == 1 else f"{kind}-{index}"
 
 
 def _port(key: str, first: int, index: int) -> tuple[str, ...]:

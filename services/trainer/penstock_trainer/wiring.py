@@ -26,7 +26,7 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.run_prompts import encode_prompts
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
-from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.distributed.ranks import Ranks, rank_device
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.rank_commands import LeadingLearner
@@ -41,7 +41,8 @@ async def run_trainer(
     config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: list[Row]
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
-    keep_freed_memory()
+    if rank_device(config.trainer.device, info).type == "cpu":
+        keep_freed_memory()
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
@@ -49,7 +50,7 @@ async def run_trainer(
     lease: Lease | None = None
     try:
         await refuse_other_run(queue, step_files.journal, prompts.run_record(config))
-        ranks = await asyncio.to_thread(Ranks, info) if info.num_ranks > 1 else None
+        ranks = await asyncio.to_thread(Ranks, info, config.trainer.device) if info.num_ranks > 1 else None
         num_steps = StepConfigs(config, len(prompts.train), step_files.settings).num_steps(config)
         learner = await asyncio.to_thread(_learner, config, ranks, num_steps)
         if learner.on_cpu:

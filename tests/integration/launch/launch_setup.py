@@ -93,6 +93,7 @@ class LaunchSetup:
         self.folder = folder
         self.run_folder = folder / "runs" / "t"
         self.started: list[subprocess.Popen[str]] = []
+        self.environ = dict(os.environ)
         for kind in ("rollout", "reward", "trainer"):
             module = folder / "modules" / f"penstock_{kind}"
             module.mkdir(parents=True)
@@ -115,7 +116,7 @@ class LaunchSetup:
     ) -> "subprocess.Popen[str]":
         """`before`: the words of a command that runs this one, such as nohup."""
         search = [str(self.folder / "modules"), *filter(None, sys.path)]
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        inherited = {name: value for name, value in self.environ.items() if name != "PYTHONUNBUFFERED"}
         environment = {**inherited, "PYTHONPATH": os.pathsep.join(search)}
         process = subprocess.Popen(
             [*before, sys.executable, "-m", "penstock_launch", *words],

@@ -50,6 +50,7 @@ class UserCommands:
         self.run_folder = folder / "runs" / f"errors-{folder.name}"
         self.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2=", "answer": "3"})
         self.started: list[subprocess.Popen[str]] = []
+        self.environ = dict(os.environ)
 
     def write_rows(self, *rows: dict[str, Any]) -> None:
         (self.folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -72,7 +73,7 @@ class UserCommands:
 
     def start(self, module: str, *words: str) -> "subprocess.Popen[str]":
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.document))
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+        kept = {name: value for name, value in self.environ.items() if not name.startswith("PENSTOCK_")}
         environment = {
             **kept,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -15,7 +15,7 @@ from penstock.config.shown import masked
 from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.services import commands, service_environment
+from penstock_launch.services import commands, job_environment, secret_settings, tuned_environment
 from penstock_launch.supervise.process_trees import ProcessTrees, read_known
 from tests.patience import ANSWER_SECONDS
 
@@ -179,7 +179,7 @@ def test_the_written_configuration_holds_no_secret_and_reads_back_the_same(tmp_p
     text = folder.config_path.read_text()
     assert "tok3n" not in text
     assert "pa55" not in text
-    environment = service_environment(config, config.redis, {})
+    environment = tuned_environment({}, secret_settings(config, config.redis))
     again = load_config(["--config", str(folder.config_path)], environment)
     assert again == config
 
@@ -205,12 +205,28 @@ def test_secrets_in_urls_and_in_arguments_of_the_engine_are_masked(tmp_path: Pat
 
 def test_settings_of_the_environment_do_not_reach_the_services_twice(tmp_path: Path) -> None:
     environ = {"PENSTOCK_ACTOR__GROUP_SIZE": "4", "HOME": "/home/u", "OMP_NUM_THREADS": "3"}
-    environment = service_environment(make_config(tmp_path), RedisSection(url="redis://h"), environ)
+    config = make_config(tmp_path, redis=RedisSection(url="redis://h"))
+    environment = tuned_environment(environ, secret_settings(config, config.redis))
     assert "PENSTOCK_ACTOR__GROUP_SIZE" not in environment
     assert environment["HOME"] == "/home/u"
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "passive"
     assert environment["PENSTOCK_REDIS__URL"] == "redis://h"
+    assert job_environment(config, environ) == {
+        "HOME": "/home/u",
+        "OMP_NUM_THREADS": "3",
+        "OMP_WAIT_POLICY": "passive",
+        "PENSTOCK_REDIS__URL": "redis://h",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def test_a_process_on_a_gpu_has_threads_and_gives_freed_memory_back() -> None:
+    on_cpu, on_gpu = tuned_environment({}, {}), tuned_environment({}, {}, gpu_threads=12)
+    assert (on_cpu["OMP_NUM_THREADS"], on_gpu["OMP_NUM_THREADS"]) == ("1", "12")
+    assert {name for name in on_cpu if name not in on_gpu} == {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}
+    assert tuned_environment({"OMP_NUM_THREADS": "3"}, {}, gpu_threads=12)["OMP_NUM_THREADS"] == "3"
 
 
 def test_further_servers_take_the_next_ports(tmp_path: Path) -> None:

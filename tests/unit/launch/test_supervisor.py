@@ -308,3 +308,17 @@ def test_identity_is_lost_when_a_process_ends() -> None:
     assert own.alive
     assert not ProcessIdentity(own.pid, "ticks:1").alive
     assert not ProcessIdentity(own.pid, "ticks:1").send(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("cpus", [{0}, {10**6}, set[int]()])
+def test_a_child_runs_on_its_cpus_and_the_launcher_where_it_did(tmp_path: Path, cpus: set[int]) -> None:
+    """A CPU that is not there, or that the system does not allow, is no reason not to start."""
+    before = os.sched_getaffinity(0)
+    own = frozenset({min(before)} if cpus == {0} else cpus)
+    command = Command("c", (sys.executable, "-c", SLEEP), os.environ, tmp_path / "log", cpus=own)
+    life = command.spawn(lambda: None)
+    try:
+        assert os.sched_getaffinity(life.pid) == (own if cpus == {0} else before)
+        assert os.sched_getaffinity(0) == before
+    finally:
+        life.kill()

@@ -31,6 +31,7 @@ class RaySite:
     """The nodes of a Ray cluster."""
 
     sees_all = False
+    notes = ()
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster

@@ -26,6 +26,7 @@ class SlurmJob:
     """This job as the site of the run, seen from its batch step."""
 
     sees_all = False
+    notes = ()
 
     def __init__(self, listen_host: str, environ: Mapping[str, str]) -> None:
         """ConfigError unless this process runs in a job that `penstock launch slurm` has submitted."""

@@ -10,7 +10,7 @@ from penstock.config import Config
 from penstock.durable import write_durably
 from penstock.errors import ConfigError
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.services import service_environment
+from penstock_launch.services import job_environment
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import FOLDER
 from penstock_launch.slurm.known import is_active, job_states, known_job, remember_job
@@ -35,7 +35,7 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         (folder.path / FOLDER).mkdir(exist_ok=True)
         path = folder.path / FOLDER / TEMPLATE
         write_durably(path, script.encode())
-        job_id = scheduler.submit(path, service_environment(config, config.redis, environ))
+        job_id = scheduler.submit(path, job_environment(config, environ))
         remember_job(folder, job_id)
     return [
         *events,

@@ -4,9 +4,11 @@ Invariant: a child of this host is the leader of its own session, so that Ctrl-C
 launcher, and it is tied to the launcher, so that it ends with it.
 """
 
+import contextlib
+import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -56,11 +58,15 @@ class Command:
     environment: Mapping[str, str]
     log_path: Path
     hint: str = "starts"
+    cpus: frozenset[int] = frozenset()
+    """On which it may run; empty: where this process may."""
 
     def spawn(self, on_end: Callable[[], None]) -> LocalLife:
         """A tied child in its own session."""
         offset = size_of(self.log_path)
-        return LocalLife(spawn_tied(self.arguments, self.environment, self.log_path), self.log_path, offset)
+        with _running_on(self.cpus):  # a child begins on the CPUs of the thread that starts it
+            process = spawn_tied(self.arguments, self.environment, self.log_path)
+        return LocalLife(process, self.log_path, offset)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,20 @@ def spawn_tied(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+@contextlib.contextmanager
+def _running_on(cpus: frozenset[int]) -> Iterator[None]:
+    """Keep this thread on some CPUs meanwhile, if there are any and the system allows it."""
+    before = os.sched_getaffinity(0)
+    if cpus:
+        with contextlib.suppress(OSError):  # taken away since they were read, or forbidden in a container
+            os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        if cpus:
+            os.sched_setaffinity(0, before)
 
 
 class Child:

@@ -78,7 +78,7 @@ class StateCopy:
 def copy_state(state: Mapping[str, Tensor], mesh: DeviceMesh | None, group: "dist.ProcessGroup | None") -> StateCopy:
     """Copy to the host, pinned if it comes from a GPU. `mesh`: of the ranks' CPUs, if the state is sharded."""
     copies = {name: _copy(tensor, mesh) for name, tensor in state.items()}
-    if torch.cuda.is_available():
+    if any(tensor.device.type == "cuda" for tensor in state.values()):
         torch.cuda.current_stream().synchronize()
     return StateCopy(copies, group)
 

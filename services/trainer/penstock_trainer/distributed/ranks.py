@@ -26,10 +26,10 @@ LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 class Ranks:
     """This process as one of several ranks."""
 
-    def __init__(self, info: RankInfo, *, join_timeout: timedelta = JOIN_TIMEOUT) -> None:
-        """Meet the other ranks; RanksError if they do not all join within the timeout."""
+    def __init__(self, info: RankInfo, wanted: str = "auto", *, join_timeout: timedelta = JOIN_TIMEOUT) -> None:
+        """Meet the other ranks; RanksError if they do not all join within the timeout. `wanted`: trainer.device."""
         self.info = info
-        self.device = _device(info)
+        self.device = rank_device(wanted, info)
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
@@ -102,9 +102,17 @@ class Ranks:
         )
 
 
-def _device(info: RankInfo) -> torch.device:
-    if not torch.cuda.is_available():
+def rank_device(wanted: str, info: RankInfo | None = None) -> torch.device:
+    """The device of a rank, or of the only one; ConfigError if it has no GPU. `wanted`: trainer.device."""
+    info = info or RankInfo()
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise ConfigError(
+            f"trainer.device is cuda, and torch {torch.__version__}, which {build}, sees no GPU: expected a GPU that "
+            "`nvidia-smi` shows and CUDA_VISIBLE_DEVICES leaves visible, and a torch for CUDA; or trainer.device cpu"
+        )
     if info.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"rank {info.rank} is number {info.local_rank} (from 0) of its host, which has "

@@ -2,7 +2,8 @@
 
 A training step on a CPU frees and allocates all gradients and activations again. glibc hands large blocks back to the
 kernel at once, which then zeroes every page again. SmolLM2-135M, 100 tokens, one thread: about 2.1 s a step without
-this and 1.5 s with it (one noisy sweep). Call it once, before threads and tensors exist.
+this and 1.5 s with it (one noisy sweep). Call it once, before threads and tensors exist, and not for a trainer on a
+GPU: it would keep what it needed to load the model and to copy checkpoints.
 """
 
 import ctypes

@@ -21,7 +21,7 @@ from penstock.errors import ConfigError
 from penstock.weights.manifest import identity_digest
 from penstock_trainer.batching.packing import pack_of_sequence
 from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
-from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.distributed.ranks import Ranks, rank_device
 from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
 from penstock_trainer.learner.training_state import carry_training_state, load_training_state, training_state
@@ -42,16 +42,17 @@ class Learner:
         """Load the models, sharded over `ranks` if there are several: then all ranks call each method together.
 
         `num_steps`: updates of the full run, for a learning rate that falls until its end.
-        `torch.set_num_threads` is set for the process: the learner is its only computation.
+        On a CPU `torch.set_num_threads` is set for the process: the learner is its only computation.
         """
         self._ranks = ranks
-        self._device = ranks.device if ranks else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = ranks.device if ranks else rank_device(config.trainer.device)
         self.num_steps = num_steps
         self._make(config)
 
     def _make(self, config: Config) -> None:
         """Load the models, and make all that depends on the configuration."""
-        torch.set_num_threads(config.actor.num_threads)
+        if self.on_cpu:  # else its threads only load, and copy to files
+            torch.set_num_threads(config.actor.num_threads)
         self._config = config
         dtype = torch.bfloat16 if config.actor.dtype == "bfloat16" else torch.float32
         policy = load_model(config.actor.path, "actor.path")

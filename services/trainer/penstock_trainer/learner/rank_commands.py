@@ -28,7 +28,7 @@ from penstock.errors import PenstockError
 from penstock.runtime.output import complain
 from penstock_trainer.checkpoints.tensors import StateCopy
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
-from penstock_trainer.distributed.ranks import Ranks
+from penstock_trainer.distributed.ranks import Ranks, rank_device
 from penstock_trainer.learner.keep_memory import keep_freed_memory
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult
@@ -147,8 +147,9 @@ def follow(config: Config, info: RankInfo) -> None:
     """Carry out the commands of rank 0 until Stop; RanksError if it ends without one."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and stops all ranks in order
-    keep_freed_memory()
-    ranks = Ranks(info)
+    if rank_device(config.trainer.device, info).type == "cpu":
+        keep_freed_memory()
+    ranks = Ranks(info, config.trainer.device)
     learner = Learner(config, ranks)
     if learner.on_cpu:
         os.nice(CPU_NICENESS)

@@ -1,4 +1,4 @@
-"""The transport of the configuration. Owns the choice of `auto` and the folder of versions as files."""
+"""The transport of the configuration, made. Owns the folder of versions as files."""
 
 import logging
 from pathlib import Path
@@ -38,7 +38,8 @@ def make_transport(
     section = config.weights
     form = published_format(config)
     folder = _folder(config, source, form, run_folder)
-    transport = chosen(section.transport, source.device, config.trainer.host)
+    transport = config.transport_from(source.device)
+    log.info("weights.transport %s is %s: the trainer is on %s", section.transport, transport, source.device)
     if transport == "disk":
         deltas = _deltas(config, form, run_folder) if section.full_every else None
         return DiskTransport(Staging(source, folder, form, keep=KEPT_VERSIONS, deltas=deltas))
@@ -55,16 +56,6 @@ def make_transport(
         device=torch.device(source.device),
         seconds=section.push_timeout_seconds,
     )
-
-
-def chosen(transport: str, device: str, host: str) -> str:
-    """Resolve `auto`. On one host files in memory are as fast and stay readable, and nccl refuses a shared GPU."""
-    if transport != "auto":
-        return transport
-    is_alone = host == "localhost" or host.startswith("127.") or host == "::1"
-    resolved = "nccl" if device == "cuda" and not is_alone else "disk"
-    log.info("weights.transport auto is %s: the trainer is on %s, and trainer.host is %s", resolved, device, host)
-    return resolved
 
 
 def _deltas(config: Config, form: Format, run_folder: Path) -> DeltaWriter:

@@ -218,6 +218,12 @@ def test_extra_arguments_come_last_and_win() -> None:
     assert "--attention-backend" not in command(section, "python", "cuda", "model", 1234)
 
 
+def test_a_model_is_sharded_over_as_many_gpus_as_its_key_says() -> None:
+    assert "--tp-size" not in command(EngineSection(), "python", "cuda", "model", 1234)
+    two = command(EngineSection(tensor_parallel_size=2), "python", "cuda", "model", 1234)
+    assert two[two.index("--tp-size") + 1] == "2"
+
+
 @pytest.mark.parametrize(
     ("device", "overlap", "off"), [("cuda", True, False), ("cuda", False, True), ("cpu", True, True)]
 )

@@ -13,7 +13,6 @@ from penstock.errors import WeightsBusyError, WeightsError
 from penstock.weights.local_folder import SHARED_MEMORY
 from penstock.weights.manifest import read_manifest, verify
 from penstock_trainer.model.lora import adapted, merged_weights
-from penstock_trainer.weight_sync.choose import chosen
 from penstock_trainer.weight_sync.from_copy import CopiedVersions
 from penstock_trainer.weight_sync.shared_memory import SharedMemoryTransport, shared_memory
 from penstock_trainer.weights.buckets import WeightCopy
@@ -125,20 +124,6 @@ def test_files_are_written_on_demand_from_the_copy(tmp_path: Path) -> None:
     assert versions.snapshot() == files
     versions.close()
     assert not versions.folder_of(4, 2).exists()
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "host", "expected"),
-    [
-        ("auto", "cpu", "10.0.0.1", "disk"),
-        ("auto", "cuda", "127.0.0.1", "disk"),
-        ("auto", "cuda", "10.0.0.1", "nccl"),
-        ("tensor", "cuda", "10.0.0.1", "tensor"),
-        ("nccl", "cpu", "127.0.0.1", "nccl"),
-    ],
-)
-def test_auto_is_nccl_only_between_hosts_with_gpus(wanted: str, device: str, host: str, expected: str) -> None:
-    assert chosen(wanted, device, host) == expected
 
 
 async def test_memory_that_was_given_up_has_no_name_left(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def command(
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
     if not overlap:
         flags.append("--disable-overlap-schedule")
+    if section.tensor_parallel_size > 1:
+        arguments["--tp-size"] = str(section.tensor_parallel_size)
     if total_tokens:
         arguments["--max-total-tokens"] = str(total_tokens)
     if section.context_length:

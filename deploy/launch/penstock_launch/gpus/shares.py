@@ -1,0 +1,137 @@
+"""What each process on this host is given: GPUs that it sees, CPUs near them, threads.
+
+Owns the variables by which CUDA finds a process's GPUs. Invariant: on a host with visible GPUs each process sees its
+own and no others; on one without, it is given nothing.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penstock.config import Config
+from penstock.contracts import ServiceKind
+from penstock.errors import ConfigError
+from penstock_launch.gpus.nvidia import VISIBLE, read_driver
+from penstock_launch.gpus.plan import Gpus, Placement, plan
+
+NODES = Path("/sys/devices/system/node")
+MOST_THREADS = 16  # of a process on a GPU: they load and copy, at the speed of the host's memory
+
+Cpus = frozenset[int]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of one process. gpu_threads: if it computes on GPUs; 0: on the CPU. cpus: on which it may run; empty: all.
+
+    overrides: of the configuration, on its command line.
+    """
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    gpu_threads: int = 0
+    cpus: Cpus = frozenset()
+    overrides: tuple[str, ...] = ()
+
+
+class PlacedRun:
+    """The shares of all processes of a run."""
+
+    def __init__(self, config: Config, placement: Placement, allowed: Cpus, node_cpus: Callable[[int], Cpus]) -> None:
+        """`allowed`: the CPUs of this process. `node_cpus`: those of a NUMA node."""
+        self.placement = placement
+        self._allowed = allowed
+        self._node_cpus = node_cpus
+        servers = tuple(name for server in placement.servers for name in placement.names(server))
+        trainer = placement.names(placement.trainer)
+        lists = {"--trainer.gpus": trainer, "--rollout.gpus": servers}
+        self._overrides = tuple(word for key, names in lists.items() if names for word in (key, ",".join(names)))
+        self._config = config.model_copy(
+            update={
+                "trainer": config.trainer.model_copy(update={"gpus": trainer}),
+                "rollout": config.rollout.model_copy(update={"gpus": servers}),
+            }
+        )
+
+    def share(self, kind: ServiceKind, index: int = 0) -> Share:
+        """Of the service number `index` of a kind."""
+        if not self.placement.gpus:
+            return Share()
+        gpus = self._gpus(kind, index)
+        variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", VISIBLE: ",".join(self.placement.names(gpus))}
+        cpus, num_threads = self._near(gpus)
+        # The trainer chooses its transport by the lists of both sides.
+        return Share(variables, num_threads, cpus, self._overrides if kind is ServiceKind.TRAINER else ())
+
+    def lines(self) -> list[str]:
+        """For the user: a line for each process, one for the transport, and the warnings."""
+        placement = self.placement
+        if not placement.gpus:
+            return list(placement.warnings)
+        servers = [self._line(ServiceKind.ROLLOUT, index) for index in range(len(placement.servers))]
+        transport = self._config.transport_from("cuda" if placement.trainer else "cpu")
+        return [
+            *servers,
+            self._line(ServiceKind.TRAINER),
+            f"weights: by {transport}{', on a GPU that trainer and server share' if placement.shared else ''}",
+            *placement.warnings,
+        ]
+
+    def _line(self, kind: ServiceKind, index: int = 0) -> str:
+        gpus, share = self._gpus(kind, index), self.share(kind, index)
+        name = f"{kind}-{index}" if kind is ServiceKind.ROLLOUT and len(self.placement.servers) > 1 else str(kind)
+        if not gpus:
+            return f"{name}: no GPU"
+        near = ", ".join(str(node) for node in sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None}))
+        where = f", on the {len(share.cpus)} CPUs of NUMA node {near}" if share.cpus else ""
+        return f"{name}: GPU {', '.join(self.placement.names(gpus))}; {share.gpu_threads} threads for each{where}"
+
+    def _gpus(self, kind: ServiceKind, index: int) -> Gpus:
+        if kind is ServiceKind.TRAINER:
+            return self.placement.trainer
+        return self.placement.servers[index] if kind is ServiceKind.ROLLOUT else ()
+
+    def _near(self, gpus: Gpus) -> tuple[Cpus, int]:
+        """The CPUs of the NUMA nodes of a process's GPUs, and the threads for each of these.
+
+        No CPUs in particular if a node is not known, or if these are all, or too few for the processes near them.
+        """
+        if not gpus:
+            return frozenset(), 0
+        placement = self.placement
+        all_nodes = [gpu.numa_node for group in (placement.trainer, *placement.servers) for gpu in group]
+        nodes = {gpu.numa_node for gpu in gpus}
+        near = frozenset[int]().union(*(self._node_cpus(node) for node in nodes if node is not None)) & self._allowed
+        num_sharing = sum(node in nodes for node in all_nodes)
+        if None in nodes or near == self._allowed or len(near) < num_sharing:
+            return frozenset(), _threads(self._allowed, len(all_nodes))
+        return near, _threads(near, num_sharing)
+
+
+def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """What `penstock launch local` would do here with a configuration, or why it would not, line by line."""
+    try:
+        lines = place(config, environ).lines()
+    except ConfigError as error:
+        return ["GPUs on this host: `penstock launch local` is refused:", *str(error).splitlines()]
+    return ["GPUs on this host:", *lines] if lines else ["GPUs on this host: none is visible"]
+
+
+def place(config: Config, environ: Mapping[str, str]) -> PlacedRun:
+    """Place a run on this host; ConfigError if its GPUs do not suffice. Asks the driver, which takes a second or so."""
+    placement = plan(config, read_driver(environ), environ)
+    return PlacedRun(config, placement, frozenset(os.sched_getaffinity(0)), read_node_cpus)
+
+
+def read_node_cpus(node: int) -> Cpus:
+    """The CPUs of a NUMA node; none if the kernel does not say."""
+    try:
+        text = (NODES / f"node{node}" / "cpulist").read_text()
+        ranges = [part.partition("-") for part in text.strip().split(",") if part]
+        return frozenset(cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1))
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _threads(cpus: Cpus, num_processes: int) -> int:
+    return min(MOST_THREADS, max(1, len(cpus) // num_processes))
