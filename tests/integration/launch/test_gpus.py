@@ -80,7 +80,9 @@ def test_config_prints_the_plan_after_the_tree(setup: LaunchSetup) -> None:
     setup.environ = host_with_gpus(setup.folder / "bin", [FakeGpu()] * 2)
     output, _ = setup.command("config", "--config", "config.yaml").communicate(timeout=START_SECONDS)
     assert yaml.safe_load(output)["trainer"]["gpus"] == []
-    assert [line.partition(";")[0] for line in output.splitlines()[-4:]] == [
+    lines = [line.partition(";")[0] for line in output.splitlines()]
+    first = lines.index("# GPUs on this host:")
+    assert lines[first : first + 4] == [
         "# GPUs on this host:",
         "# rollout: GPU 0",
         "# trainer: GPU 1",

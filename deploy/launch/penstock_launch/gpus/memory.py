@@ -50,7 +50,9 @@ class MemoryNeed:
 
 
 def table(needs: Sequence[MemoryNeed]) -> list[str]:
-    """One line for each part: process, part, GiB, the keys to change."""
+    """One line for each part: process, part, GiB, the keys to change. Nothing without needs."""
+    if not needs:
+        return []
     rows = [("process", "part", "GiB", "keys")]
     for need in needs:
         rows += [(need.process, part.name, in_gib(part.num_bytes), part.key) for part in need.parts if part.num_bytes]

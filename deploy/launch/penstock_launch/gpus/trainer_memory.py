@@ -25,6 +25,7 @@ NUM_BLOCKS = 3  # of one evaluation: scaled logits, probabilities, their product
 COPIES_OF_A_GATHER = 2  # FSDP gathers the next layer while one is computed
 FRAGMENTATION = 0.05  # assumption: what PyTorch's allocator loses of what comes and goes, on a GPU
 
+LOADING = "model while ranks load it"
 SIZE, RANKS, PACK = "actor.path", "trainer.num_ranks", "actor.max_tokens_per_micro_batch"
 LORA, DTYPE, CHECKPOINTING = "actor.lora.rank", "actor.dtype", "actor.gradient_checkpointing"
 
@@ -61,11 +62,11 @@ def host_need(config: Config, shape: ModelShape) -> MemoryNeed:
     rank = _Rank(config, shape, "cuda")
     saved = rank.num_trained if config.actor.lora.rank else rank.num_weights
     published = 2 if config.rollout.engine.dtype == "bfloat16" else 4
-    copies = 3 if config.weights.transport in ("auto", "disk") else 1
+    copies = 3 if config.transport_from("cuda") == "disk" else 1
     return MemoryNeed(
         "host",
         (
-            Part("model while ranks load it", MASTER_BYTES * shape.num_weights * config.trainer.num_ranks, RANKS),
+            Part(LOADING, MASTER_BYTES * shape.num_weights * config.trainer.num_ranks, RANKS),
             Part("copy for a checkpoint", MASTER_BYTES * saved + MOMENT_BYTES * rank.num_trained, LORA),
             Part("staged weights", copies * published * shape.num_weights, "weights.transport, weights.folder"),
         ),
@@ -110,16 +111,18 @@ class _Rank:
         section = self.config.actor.lora
         if not section.rank:
             return {}
-        if section.target_modules == "all-linear":
-            outside = self.shape.outside
-            return {name: each for name, each in self.shape.weights.items() if len(each) == 2 and name not in outside}
-        targets = section.target_modules
-        modules = {name: name.removesuffix(".weight") for name, each in self.shape.weights.items() if len(each) == 2}
-        return {
-            name: self.shape.weights[name]
-            for name, module in modules.items()
-            if any(module == target or module.endswith(f".{target}") for target in targets)
+        matrices: dict[str, tuple[int, ...]] = {
+            name: each for name, each in self.shape.weights.items() if len(each) == 2
         }
+        targets = section.target_modules
+        if targets == "all-linear":
+            return {name: each for name, each in matrices.items() if name not in self.shape.outside}
+
+        def is_named(name: str) -> bool:
+            module = name.removesuffix(".weight")
+            return any(module == target or module.endswith(f".{target}") for target in targets)
+
+        return {name: each for name, each in matrices.items() if is_named(name)}
 
     @property
     def num_adapter_weights(self) -> int:
@@ -151,21 +154,22 @@ class _Rank:
         layers are held; the backward of the last layer behind it, with checkpointing computed again; and the end, when
         only the gradient of what is outside of layers is to come.
         """
-        activations, copies, gathered = self._activations(), self._copies_of_a_layer(), self._gathered()
+        activations, copies = self._activations(), self._copies_of_a_layer()
+        outside, gathered = self._gathered_outside(), self._gathered_outside() + self._gathered_layers()
         again = self.rows * self._layer_row_bytes()
         held, layer = self._held_projection_gradient(), self._layer_backward()
         if self.config.actor.gradient_checkpointing:
             moments = [
-                (activations, 0, gathered, self._projection()),
+                (activations, 0, outside, self._projection()),
                 (activations + again, copies, gathered, layer + held),
             ]
         else:
             copies *= self.shape.num_layers
             moments = [
-                (activations, copies, gathered, self._projection()),
+                (activations, copies, outside, self._projection()),
                 (activations, copies, gathered, layer + held),
             ]
-        activations, copies, gathered, rest = max(*moments, (0, 0, gathered, held + self._end()), key=sum)
+        activations, copies, gathered, rest = max(*moments, (0, 0, outside, held + self._end()), key=sum)
         return [
             Part("activations", activations, f"{PACK}, {CHECKPOINTING}"),
             Part("weights in actor.dtype", copies, f"{DTYPE}, {CHECKPOINTING}"),
@@ -230,45 +234,56 @@ class _Rank:
 
     def _layer_maps(self) -> dict[str, tuple[int, ...]]:
         """The linear maps of a layer whose inputs are needed: the trained ones, or those with an adapter."""
-        layer = {name: each for name, each in self.shape.layer_matrices.items() if len(each) == 2}
-        return {name: each for name, each in layer.items() if name in self.adapted} if self.adapted else layer
+        adapted = self.adapted
+        return {
+            name: each
+            for name, each in self.shape.layer_matrices.items()
+            if len(each) == 2 and (not adapted or name in adapted)
+        }
 
     def _copies_of_a_layer(self) -> int:
         """c x its matrices, which autocast casts for each pack and keeps for the backward pass."""
         return self.compute_bytes * sum(map(prod, self.shape.layer_matrices.values())) if self.casts else 0
 
-    def _gathered(self) -> int:
-        """FSDP: c (what is outside of layers + 2 layers), and the gradient of a layer: c, and float32 to be summed."""
+    def _gathered_outside(self) -> int:
+        """FSDP: c x what is outside of layers, from the forward pass to the end of the backward pass."""
+        return self.compute_bytes * self.shape.outside_weights if self.is_sharded else 0
+
+    def _gathered_layers(self) -> int:
+        """FSDP, while a layer is computed: c x 2 layers, and its gradient in c and in float32, to be summed."""
         if not self.is_sharded:
             return 0
-        shape = self.shape
-        gradients = (self.compute_bytes + MASTER_BYTES) * shape.layer_weights if not self.adapted else 0
-        gathered = self.compute_bytes * (shape.outside_weights + COPIES_OF_A_GATHER * shape.layer_weights)
-        return gathered + gradients
+        gradient = 0 if self.adapted else (self.compute_bytes + MASTER_BYTES) * self.shape.layer_weights
+        return COPIES_OF_A_GATHER * self.compute_bytes * self.shape.layer_weights + gradient
 
     def _projection(self) -> int:
-        """The larger of forward and backward of one chunk of C rows, C V 4 <= CHUNK_BYTES.
+        """The largest moment of one chunk of C rows, 4 C V <= CHUNK_BYTES.
 
-        forward     c V D weight unless it is float32 or gathered, 4 C V logits, 3 blocks of them
-        backward    the same weight, (4 + 2) C V logits and their bfloat16 form, r P D gradient of the rows,
-                    if it is trained: 4 V D gradient of the weight, and with bfloat16 2 V D of one chunk
+        weight      c V D in autocast's form
+        forward     + 4 C V logits, 3 blocks of them
+        backward    + (4 + 2) C V logits and, with bfloat16, their other form, r P D gradient of the rows; if it is
+                    trained: 4 V D gradient of the weight, and with bfloat16 2 V D of one chunk
+        backward of all rows in one chunk, if it is trained
+                    + the larger of (4 + 2) C V logits + c V D gradient, and that gradient + 4 V D as float32
         """
         shape, c = self.shape, self.compute_bytes
-        matrix = shape.projection_weights
-        logits = min(CHUNK_BYTES[self.device], 4 * self.rows * shape.vocab_size)
-        blocks = NUM_BLOCKS * min(BLOCK_BYTES[self.device], logits)
+        matrix, all_logits = shape.projection_weights, 4 * self.rows * shape.vocab_size
+        logits = min(CHUNK_BYTES[self.device], all_logits)
+        both = logits * 3 // 2 if c == 2 else logits
         weight = c * matrix if self.casts else 0
-        forward = weight + logits + blocks
-        backward = (
-            weight + (logits * 3 // 2 if c == 2 else logits) + self.residual_bytes * self.rows * shape.hidden_size
-        )
+        forward = logits + NUM_BLOCKS * min(BLOCK_BYTES[self.device], logits)
+        backward = both + self.residual_bytes * self.rows * shape.hidden_size
         if not self.config.actor.lora.rank:
-            backward += MASTER_BYTES * matrix + (2 * matrix if c == 2 else 0)
-        return max(forward, backward)
+            other = 2 * matrix if c == 2 else 0
+            if logits < all_logits:
+                backward += MASTER_BYTES * matrix + other
+            else:
+                backward = max(backward + c * matrix, other + MASTER_BYTES * matrix)
+        return weight + max(forward, backward)
 
     def _held_projection_gradient(self) -> int:
-        """Of a projection that is the embeddings: it waits for their gradient, to be added to it."""
-        if self.config.actor.lora.rank or not self.shape.is_tied:
+        """Of a projection that is the embeddings: it waits for theirs, to be added; with FSDP, of any: for the sum."""
+        if self.config.actor.lora.rank or not (self.shape.is_tied or self.is_sharded):
             return 0
         return (self.compute_bytes if self.is_sharded else MASTER_BYTES) * self.shape.projection_weights
 
@@ -291,7 +306,7 @@ class _Rank:
     def sent_bytes(self) -> int:
         """nccl: a bucket for each server while the next gradient is computed; at least the largest weight."""
         config = self.config
-        if self.device == "cpu" or config.weights.transport != "nccl":
+        if config.transport_from(self.device) != "nccl" or self.device == "cpu":
             return 0
         published = 2 if config.rollout.engine.dtype == "bfloat16" else 4
         largest = published * max(map(prod, self.shape.weights.values()))
