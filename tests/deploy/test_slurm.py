@@ -90,6 +90,7 @@ def test_two_ranks_on_two_nodes_run_to_the_end_and_the_dead_come_back_in_place(s
     process_of("penstock_reward", setup).kill()
     until(lambda: "reward: died (killed by SIGKILL)" in setup.log(), "the reward service's death is noticed")
     rank = next(each for each in ranks_of(setup) if each.environ()["RANK"] == "1")
+    assert (rank.environ()["CUDA_VISIBLE_DEVICES"], rank.environ().get("MALLOC_MMAP_MAX_")) == ("0", None)
     rank.send_signal(signal.SIGKILL)
     until(lambda: "trainer: died (killed by SIGKILL)" in setup.log(), "the rank's death is noticed")
     setup.slow_down(0)

@@ -17,7 +17,8 @@ class RayRolloutSection(Section):
     num_cpus: Cpus = 1
     """CPUs."""
     num_gpus: Gpus | None = None
-    """GPUs; it sees no others; empty: 1 if the cluster has any, else 0."""
+    """GPUs; it sees no others; empty: as many as an engine uses (`rollout.engine.tensor_parallel_size`) if the cluster
+    has any, else 0."""
     resources: dict[str, float] = Field(default={})
     """Further resources of its node, by their names in Ray."""
     strategy: Strategy = "SPREAD"

@@ -97,8 +97,13 @@ class EngineSection(Section):
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of each server, unless it runs on a CPU."""
+        """GPUs of each server, if it takes any."""
         return self.gpus_per_server or self.tensor_parallel_size
+
+    @property
+    def takes_gpus(self) -> bool:
+        """Whether a server that is started takes GPUs if there are some."""
+        return self.device != "cpu" and not self.url
 
 
 class RolloutSection(Section):

@@ -20,7 +20,7 @@ class SlurmComponentSection(Section):
     memory_per_node: Line = ""
     """Memory on each, such as 64G; empty: the partition's default."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs on each (`--gres=gpu:N`), in equal shares for the services there."""
+    """GPUs on each (`--gres=gpu:N`); each rollout server there has as many as its engine uses, each rank one."""
     gpu_type: Line = ""
     """Their type, such as a100; empty: any."""
     partition: Line = ""

@@ -10,6 +10,7 @@ from penstock.config.load import build_config
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock_launch.on_ray.command import for_cluster
+from penstock_launch.run_folder import RunFolder
 
 
 def config(**sections: Any) -> Config:
@@ -35,6 +36,58 @@ def test_a_service_listens_and_registers_where_other_nodes_reach_it() -> None:
     )
     all_addresses = config(rollout={"host": "0.0.0.0", "advertise_host": "gw"}).rollout
     assert site.overrides(ServiceKind.ROLLOUT, all_addresses)("10.0.0.7") == ()
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {"rollout": {"engine": {"tensor_parallel_size": 2}}, "ray": {"rollout": {"num_gpus": 1}}},
+            r"ray\.rollout\.num_gpus is 1 and each server has 2 GPUs by rollout\.engine\.tensor_parallel_size",
+        ),
+        ({"ray": {"rollout": {"num_gpus": 2}}}, r"ray\.rollout\.num_gpus is 2 and each server has 1 GPUs"),
+        ({"rollout": {"gpus": [0]}}, r"rollout\.gpus is 0, and Ray chooses the GPUs of each process"),
+        ({"trainer": {"gpus": [3]}}, r"trainer\.gpus is 3, and Ray chooses the GPUs of each process"),
+    ],
+)
+def test_gpus_that_ray_would_reserve_for_nobody_are_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        for_cluster(config(**sections))
+
+
+@pytest.mark.parametrize("num_gpus", [0, 0.5, 1])
+def test_a_server_with_one_gpu_may_share_it_or_do_without(num_gpus: float) -> None:
+    assert for_cluster(config(ray={"rollout": {"num_gpus": num_gpus}})).ray.rollout.num_gpus == num_gpus
+
+
+@pytest.mark.parametrize(
+    ("has_gpus", "sections", "rollout", "trainer"),
+    [
+        (True, {}, 1, 1),
+        (True, {"rollout": {"engine": {"tensor_parallel_size": 4}}}, 4, 1),
+        (True, {"rollout": {"engine": {"device": "cpu"}}, "trainer": {"device": "cpu"}}, 0, 0),
+        (True, {"rollout": {"engine": {"url": "http://h:1"}}}, 0, 1),
+        (True, {"ray": {"rollout": {"num_gpus": 0.5}, "trainer": {"num_gpus": 0.5}}}, 0.5, 0.5),
+        (False, {}, 0, 0),
+    ],
+)
+def test_each_bundle_has_the_gpus_that_its_process_uses(
+    tmp_path: Path, has_gpus: bool, sections: dict[str, Any], rollout: float, trainer: float
+) -> None:
+    site = pytest.importorskip("penstock_launch.on_ray.site", reason="Ray is not installed")
+    bundles: list[dict[str, float]] = []
+
+    class Cluster:
+        def __init__(self) -> None:
+            self.has_gpus = has_gpus
+
+        def group(self, asked: list[dict[str, float]], strategy: str) -> object:
+            bundles.extend(asked)
+            return object()
+
+    run = config(run={"name": "r", "root": str(tmp_path)}, **sections)
+    site.RaySite(Cluster()).services(run, RunFolder(run.run), run.redis, {})
+    assert [bundle.get("GPU", 0) for bundle in bundles] == [rollout, trainer]
 
 
 def test_of_several_ranks_the_one_that_failed_by_itself_is_blamed() -> None:

@@ -10,9 +10,11 @@ from penstock.config import Config
 from penstock.config.load import load_config
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
+from penstock_launch.run_folder import RunFolder
+from penstock_launch.services import job_environment
 from penstock_launch.slurm.render import render
-from penstock_launch.slurm.shares import section_of, share_of
-from penstock_launch.slurm.site import srun_words
+from penstock_launch.slurm.shares import ServiceShare, idle_gpus, section_of, share_of
+from penstock_launch.slurm.site import SlurmJob, srun_words
 from penstock_launch.slurm.submit import for_cluster, launch_slurm
 
 
@@ -118,6 +120,20 @@ def test_a_site_may_have_its_own_template(tmp_path: Path) -> None:
             {"rollout": {"num_servers": 3}, "slurm": {"rollout": {"gpus_per_node": 2}}},
             "slurm.rollout.gpus_per_node is 2",
         ),
+        (
+            {
+                "rollout": {"num_servers": 4, "engine": {"tensor_parallel_size": 2}},
+                "slurm": {"rollout": {"nodes": 2, "gpus_per_node": 3}},
+            },
+            "slurm.rollout.gpus_per_node is 3 and a node has 2 servers, each with 2 GPUs by "
+            "rollout.engine.tensor_parallel_size and rollout.engine.gpus_per_server: expected at least 4",
+        ),
+        (
+            {"rollout": {"engine": {"tensor_parallel_size": 2}}},
+            "slurm.rollout.gpus_per_node is 0 and a node has 1",
+        ),
+        ({"rollout": {"gpus": [0]}}, "rollout.gpus is 0, and Slurm chooses the GPUs of each process"),
+        ({"trainer": {"gpus": [0, 1]}}, "trainer.gpus is 0, 1, and Slurm chooses the GPUs of each process"),
         ({"rollout": {"num_servers": 1}, "slurm": {"rollout": {"nodes": 2}}}, "rollout.num_servers is 1"),
         ({"reward": {"num_services": 5}}, "slurm.services.cpus_per_node is 4"),
     ],
@@ -137,7 +153,8 @@ def test_services_of_a_node_share_it_evenly_and_keep_the_options_of_a_container(
             "srun": ["--container-image=/images/sglang.sqsh"],
         },
     }
-    config = make_config(tmp_path, rollout={"num_servers": 4}, slurm=slurm)
+    engine = {"tensor_parallel_size": 4}
+    config = make_config(tmp_path, rollout={"num_servers": 4, "engine": engine}, slurm=slurm)
     words = srun_words(
         ServiceKind.ROLLOUT, section_of(config, "rollout"), share_of(config, ServiceKind.ROLLOUT), "rollout-0"
     )
@@ -148,6 +165,49 @@ def test_services_of_a_node_share_it_evenly_and_keep_the_options_of_a_container(
     )
     assert words[-1] == "--container-image=/images/all.sqsh"
     assert "--het-group=0" in words
+
+
+def test_a_server_asks_for_the_gpus_that_its_engine_uses(tmp_path: Path) -> None:
+    slurm = {"rollout": {"cpus_per_node": 32, "gpus_per_node": 8}, "trainer": {"cpus_per_node": 32, "gpus_per_node": 8}}
+
+    def shares(engine: dict[str, Any], **trainer: Any) -> tuple[ServiceShare, ServiceShare]:
+        config = make_config(tmp_path, rollout={"num_servers": 2, "engine": engine}, trainer=trainer, slurm=slurm)
+        return share_of(config, ServiceKind.ROLLOUT), share_of(config, ServiceKind.TRAINER)
+
+    rollout, trainer = shares({"tensor_parallel_size": 4}, num_ranks=8)
+    assert (rollout.gpus, rollout.gpu_threads) == (4, 4)  # 16 CPUs for each server
+    assert (trainer.gpus, trainer.gpu_threads) == (8, 4)
+    assert shares({})[0].gpus == 1
+    assert shares({"gpus_per_server": 2, "extra_args": ["--pp-size", "2"]})[0].gpus == 2
+    assert shares({"device": "cpu"}, device="cpu", num_ranks=16) == (ServiceShare(1, 16, 0), ServiceShare(1, 32, 8))
+
+
+def test_gpus_that_no_process_uses_are_named(tmp_path: Path) -> None:
+    slurm = {"rollout": {"nodes": 2, "gpus_per_node": 8}, "trainer": {"gpus_per_node": 8}}
+    engine = {"tensor_parallel_size": 2}
+    rollout = {"num_servers": 4, "engine": engine}
+    assert idle_gpus(make_config(tmp_path, rollout=rollout, trainer={"num_ranks": 8}, slurm=slurm)) == [
+        "slurm.rollout.gpus_per_node is 8, of which the processes of a node use 4"
+    ]
+    assert idle_gpus(make_config(tmp_path, rollout={**rollout, "num_servers": 8}, slurm=slurm)) == [
+        "slurm.trainer.gpus_per_node is 8, of which the processes of a node use 1"
+    ]
+    assert idle_gpus(make_config(tmp_path)) == []
+
+
+def test_services_on_gpus_have_threads_and_give_freed_memory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock_launch.slurm.scheduler.node_address", lambda node: node)
+    environ = {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "n", "SLURM_JOB_NODELIST_HET_GROUP_2": "n"}
+    config = make_config(tmp_path, slurm={"rollout": {"cpus_per_node": 8, "gpus_per_node": 1}})
+    steps: list[Any] = list(SlurmJob("0.0.0.0", environ).services(config, RunFolder(config.run), config.redis, environ))
+    tuned = {step.name: step._environment for step in steps}
+    assert tuned["rollout"]["OMP_NUM_THREADS"] == "8"
+    assert tuned["trainer"]["OMP_NUM_THREADS"] == "1"
+    assert "MALLOC_MMAP_MAX_" in tuned["trainer"]
+    assert "MALLOC_MMAP_MAX_" not in tuned["rollout"]
+    assert "MALLOC_MMAP_MAX_" not in job_environment(config, {})  # what a job has set, all its services inherit
 
 
 def test_services_on_several_nodes_listen_where_others_reach_them(tmp_path: Path) -> None:

@@ -99,11 +99,20 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
     return Placement(there, trainer, servers, used)
 
 
+def refuse_named(config: Config, scheduler: str) -> None:
+    """ConfigError if the configuration names GPUs although a scheduler chooses those of each process."""
+    for key, names in ((ROLLOUT, config.rollout.gpus), (TRAINER, config.trainer.gpus)):
+        if names:
+            raise ConfigError(
+                f"{key} is {', '.join(names)}, and {scheduler} chooses the GPUs of each process: expected no list, or "
+                "`penstock launch local`"
+            )
+
+
 def _asked(config: Config) -> _Asked:
     engine = config.rollout.engine
-    on_cpu = engine.device == "cpu" or bool(engine.url)
     num_ranks = 0 if config.trainer.device == "cpu" else config.trainer.num_ranks
-    return _Asked(config.rollout.num_servers, 0 if on_cpu else engine.num_gpus, num_ranks)
+    return _Asked(config.rollout.num_servers, engine.num_gpus if engine.takes_gpus else 0, num_ranks)
 
 
 def _assigned(there: Gpus, asked: _Asked, rollout: Gpus, trainer: Gpus) -> tuple[tuple[Gpus, ...], Gpus]:

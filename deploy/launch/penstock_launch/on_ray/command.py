@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.config import Config
 from penstock.errors import ConfigError
+from penstock_launch.gpus.plan import refuse_named
 from penstock_launch.launch import launch_run
 
 
@@ -40,7 +41,17 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
 
 
 def for_cluster(config: Config) -> Config:
-    """The configuration with paths that mean the same on every node, and weights in a folder that every node sees."""
+    """The configuration with paths that mean the same on every node, and weights in a folder that every node sees.
+
+    ConfigError if it asks Ray for other GPUs than its processes use.
+    """
+    refuse_named(config, "Ray")
+    engine, given = config.rollout.engine, config.ray.rollout.num_gpus
+    if given is not None and engine.takes_gpus and given != engine.num_gpus and (engine.num_gpus > 1 or given > 1):
+        raise ConfigError(
+            f"ray.rollout.num_gpus is {given:g} and each server has {engine.num_gpus} GPUs by "
+            "rollout.engine.tensor_parallel_size and rollout.engine.gpus_per_server: expected as many, or no num_gpus"
+        )
     root = Path(config.run.root).resolve()
     folder = config.weights.folder or str(root / config.run.name / "weights")
     return config.model_copy(

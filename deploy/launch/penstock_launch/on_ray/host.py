@@ -122,8 +122,10 @@ def _spawn(order: Order) -> "subprocess.Popen[bytes]":
     if order.server is not None:
         return order.server.spawn()
     # Ray leaves all GPUs of the node visible to an actor that has reserved none.
-    hidden = {} if ray.get_gpu_ids() else {"CUDA_VISIBLE_DEVICES": ""}
-    environment = tuned_environment({**os.environ, **hidden}, order.environment)
+    on_gpu = bool(ray.get_gpu_ids())
+    hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    # Ray itself has set OMP_NUM_THREADS to the CPUs that the actor has reserved.
+    environment = tuned_environment({**os.environ, **hidden}, order.environment, gpu_threads=int(on_gpu))
     arguments = (sys.executable, *order.arguments)
     return spawn_tied(arguments, environment, order.log_path, _working_folder(order))
 

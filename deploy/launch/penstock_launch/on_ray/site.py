@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import Config, RedisSection
+from penstock.config.ray import RayRolloutSection, RayTrainerSection
 from penstock.contracts import ServiceKind
 from penstock.runtime.address import Listening
 from penstock_launch.launch import StartedQueue
@@ -71,9 +72,8 @@ class RaySite:
     def _rollouts(
         self, config: Config, started: Sequence[Command], order: Callable[[Command], Order]
     ) -> list[RemoteService]:
-        section = config.ray.rollout
-        elsewhere = config.rollout.engine.device == "cpu" or bool(config.rollout.engine.url)
-        bundle = self._bundle(section.num_cpus, 0 if elsewhere else section.num_gpus, section.resources)
+        section, engine = config.ray.rollout, config.rollout.engine
+        bundle = self._bundle(section, engine.num_gpus if engine.takes_gpus else 0)
         group = self._cluster.group([bundle] * len(started), section.strategy)
         needs = f"{_shown(bundle)} ({len(started)} such bundles, {section.strategy})"
         listening = overrides(ServiceKind.ROLLOUT, config.rollout)
@@ -84,7 +84,7 @@ class RaySite:
 
     def _trainer(self, config: Config, started: Command, order: Callable[[Command], Order]) -> RemoteService:
         section, num_ranks = config.ray.trainer, config.trainer.num_ranks
-        bundle = self._bundle(section.num_cpus, section.num_gpus, section.resources)
+        bundle = self._bundle(section, 0 if config.trainer.device == "cpu" else 1)
         group = self._cluster.group([bundle] * num_ranks, section.strategy)
         needs = f"{_shown(bundle)} ({num_ranks} such bundles, {section.strategy})"
         own = order(started)
@@ -108,9 +108,10 @@ class RaySite:
         listening = overrides(ServiceKind.REWARD, config.reward)
         return [_service(config, each, [Member(options, _shown(bundle), order(each), listening)]) for each in started]
 
-    def _bundle(self, num_cpus: float, num_gpus: float | None, resources: Mapping[str, float]) -> dict[str, float]:
-        gpus = float(self._cluster.has_gpus) if num_gpus is None else num_gpus
-        return {"CPU": num_cpus, **({"GPU": gpus} if gpus else {}), **resources}
+    def _bundle(self, section: RayRolloutSection | RayTrainerSection, num_gpus: int) -> dict[str, float]:
+        """`num_gpus`: that the process uses if it has some."""
+        given = num_gpus * self._cluster.has_gpus if section.num_gpus is None or not num_gpus else section.num_gpus
+        return {"CPU": section.num_cpus, **({"GPU": given} if given else {}), **section.resources}
 
 
 def kind_of(name: str) -> ServiceKind:

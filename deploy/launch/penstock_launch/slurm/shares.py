@@ -1,6 +1,7 @@
 """The resources of each component of the job, and the share of them that each service in it gets.
 
-Pure. Owns the rule that a component has full nodes, and that its services are spread evenly over them.
+Pure. Owns the rule that a component has full nodes, and that its services are spread evenly over them: each rollout
+server has an equal part of the CPUs there, and as many GPUs as it uses.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from penstock.config import Config, SlurmComponentSection
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
+from penstock_launch.gpus.shares import MOST_THREADS
 
 COMPONENTS = ("services", "rollout", "trainer")  # in the job's order; the index is srun's --het-group
 COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollout", ServiceKind.TRAINER: "trainer"}
@@ -15,11 +17,15 @@ COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollo
 
 @dataclass(frozen=True)
 class ServiceShare:
-    """The resources of one service: its nodes, and its CPUs and GPUs on each of them."""
+    """The resources of one service: its nodes, and its CPUs and GPUs on each of them.
+
+    gpu_threads: of each of its processes that computes on a GPU; 0 if none does.
+    """
 
     num_nodes: int
     cpus: int
     gpus: int
+    gpu_threads: int = 0
 
 
 def section_of(config: Config, component: str) -> SlurmComponentSection:
@@ -43,7 +49,8 @@ def share_of(config: Config, kind: ServiceKind) -> ServiceShare:
     section = section_of(config, component)
     if kind is ServiceKind.TRAINER:
         _check_ranks(config, section)
-        return ServiceShare(section.nodes, section.cpus_per_node, section.gpus_per_node)
+        num_ranks = 0 if config.trainer.device == "cpu" else config.trainer.num_ranks // section.nodes
+        return _share(section, section.nodes, section.cpus_per_node, section.gpus_per_node, num_ranks)
     key, count = {
         ServiceKind.REWARD: ("reward.num_services", config.reward.num_services),
         ServiceKind.ROLLOUT: ("rollout.num_servers", config.rollout.num_servers),
@@ -54,14 +61,47 @@ def share_of(config: Config, kind: ServiceKind) -> ServiceShare:
             f"{key} is {count} and slurm.{component}.nodes {section.nodes}: expected at least one for each node; "
             "raise the former or lower the latter"
         )
-    cpus, gpus = section.cpus_per_node // per_node, section.gpus_per_node // per_node
-    if cpus == 0 or (gpus == 0 and section.gpus_per_node):
-        what, has = ("cpus", section.cpus_per_node) if cpus == 0 else ("gpus", section.gpus_per_node)
+    cpus = section.cpus_per_node // per_node
+    if cpus == 0:
         raise ConfigError(
-            f"slurm.{component}.{what}_per_node is {has} and {key} {count} on {section.nodes} nodes: expected at least "
-            f"one for each of the {per_node} services of a node; raise the former, or slurm.{component}.nodes"
+            f"slurm.{component}.cpus_per_node is {section.cpus_per_node} and {key} {count} on {section.nodes} nodes: "
+            f"expected at least one for each of the {per_node} services of a node; raise the former, or "
+            f"slurm.{component}.nodes"
         )
-    return ServiceShare(1, cpus, gpus)
+    gpus = config.rollout.engine.num_gpus if kind is ServiceKind.ROLLOUT and config.rollout.engine.takes_gpus else 0
+    _check_gpus(section, component, per_node, gpus)
+    return _share(section, 1, cpus, gpus, gpus)
+
+
+def _share(section: SlurmComponentSection, num_nodes: int, cpus: int, gpus: int, num_processes: int) -> ServiceShare:
+    """`num_processes`: of the service on a node, that compute on its GPUs."""
+    threads = min(MOST_THREADS, max(1, cpus // num_processes)) if num_processes and section.gpus_per_node else 0
+    return ServiceShare(num_nodes, cpus, gpus if section.gpus_per_node else 0, threads)
+
+
+def _check_gpus(section: SlurmComponentSection, component: str, per_node: int, gpus: int) -> None:
+    """Without any, a server runs on its CPUs, unless it has to shard its model."""
+    has = section.gpus_per_node
+    if (has or gpus > 1) and per_node * gpus > has:
+        raise ConfigError(
+            f"slurm.{component}.gpus_per_node is {has} and a node has {per_node} servers, each with {gpus} GPUs by "
+            "rollout.engine.tensor_parallel_size and rollout.engine.gpus_per_server: expected at least "
+            f"{per_node * gpus}; raise the former, or slurm.{component}.nodes, or lower one of the others"
+        )
+
+
+def idle_gpus(config: Config) -> list[str]:
+    """For the user: GPUs that the job asks for and no service uses, a line for each component with some."""
+    lines = []
+    for kind, count in ((ServiceKind.ROLLOUT, config.rollout.num_servers), (ServiceKind.TRAINER, 1)):
+        section, share = section_of(config, str(kind)), share_of(config, kind)
+        per_node = -(-count // section.nodes) * share.gpus
+        if kind is ServiceKind.TRAINER:
+            per_node = 0 if config.trainer.device == "cpu" else config.trainer.num_ranks // section.nodes
+        if per_node < section.gpus_per_node:
+            has = section.gpus_per_node
+            lines.append(f"slurm.{kind}.gpus_per_node is {has}, of which the processes of a node use {per_node}")
+    return lines
 
 
 def _check_ranks(config: Config, section: SlurmComponentSection) -> None:
@@ -71,7 +111,7 @@ def _check_ranks(config: Config, section: SlurmComponentSection) -> None:
             f"trainer.num_ranks is {num_ranks} and slurm.trainer.nodes {nodes}: expected a multiple of the latter, the "
             "same number of ranks on each node"
         )
-    if section.gpus_per_node and num_ranks // nodes > section.gpus_per_node:
+    if section.gpus_per_node and num_ranks // nodes > section.gpus_per_node and config.trainer.device != "cpu":
         raise ConfigError(
             f"slurm.trainer.gpus_per_node is {section.gpus_per_node} and trainer.num_ranks {num_ranks} on {nodes} "
             "nodes: expected a GPU for each rank; raise the former or lower the latter"

@@ -10,6 +10,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection, SlurmComponentSection
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
+from penstock_launch.gpus.shares import Share
 from penstock_launch.launch import StartedQueue
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
@@ -59,7 +60,10 @@ class SlurmJob:
     def services(
         self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]
     ) -> Sequence[Step]:
-        return [self._step(config, folder, command) for command in commands(config, folder, redis, environ)]
+        def share(kind: ServiceKind, _: int) -> Share:
+            return Share(gpu_threads=share_of(config, kind).gpu_threads)
+
+        return [self._step(config, folder, command) for command in commands(config, folder, redis, environ, share)]
 
     def _step(self, config: Config, folder: RunFolder, command: Command) -> Step:
         kind = ServiceKind(command.name.partition("-")[0])

@@ -15,6 +15,7 @@ from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import FOLDER
 from penstock_launch.slurm.known import is_active, job_states, known_job, remember_job
 from penstock_launch.slurm.render import JOB_LOG, TEMPLATE, render
+from penstock_launch.slurm.shares import idle_gpus
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,6 +42,7 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         *events,
         f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}",
         f"submitted as Slurm job {job_id}",
+        *idle_gpus(config),
         f"  logs        {folder.logs} ({JOB_LOG}: the launcher's)",
         "  state       penstock status --config FILE",
         "  to end it   penstock cancel --config FILE; to continue after that, the same command again",

@@ -30,6 +30,8 @@ class Ranks:
         """Meet the other ranks; RanksError if they do not all join within the timeout. `wanted`: trainer.device."""
         self.info = info
         self.device = rank_device(wanted, info)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
@@ -118,9 +120,7 @@ def rank_device(wanted: str, info: RankInfo | None = None) -> torch.device:
             f"rank {info.rank} is number {info.local_rank} (from 0) of its host, which has "
             f"{torch.cuda.device_count()} GPUs: expected one for each rank; lower trainer.num_ranks"
         )
-    device = torch.device("cuda", info.local_rank)
-    torch.cuda.set_device(device)
-    return device
+    return torch.device("cuda", info.local_rank)
 
 
 def _to_tensor(data: bytes) -> Tensor:

@@ -94,6 +94,11 @@ def test_what_is_visible_to_the_launcher_is_what_there_is(
     assert placed(run_of(1, 1), host(8), {"CUDA_VISIBLE_DEVICES": visible}) == (servers, trainer)
 
 
+def test_in_a_container_there_is_what_nvidia_smi_shows() -> None:
+    """Its runtime has given it GPUs of the host, and numbers them from 0."""
+    assert placed(run_of(1, 1), host(2), {"NVIDIA_VISIBLE_DEVICES": "4,5"}) == ([["0"]], ["1"])
+
+
 @pytest.mark.parametrize("driver", [None, Driver("580.95.05", "13.0"), host(2)])
 def test_without_a_visible_gpu_nothing_is_placed(driver: Driver | None) -> None:
     found = plan(run_of(2, 2), driver, {"CUDA_VISIBLE_DEVICES": ""})
