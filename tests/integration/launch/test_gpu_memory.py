@@ -62,7 +62,7 @@ def test_an_engine_that_shares_a_gpu_is_bounded_by_its_cache(tmp_path: Path, tin
     finally:
         run.end()
     assert code == 0, output
-    assert "on the shared GPU the engine runs with --rollout.engine.memory_fraction" in output
+    assert "the engine that shares a GPU runs with --rollout.engine.memory_fraction" in output
     (arguments,) = (
         path.read_text().split() for path in tmp_path.glob("python.*.arguments") if "--port" in path.read_text()
     )

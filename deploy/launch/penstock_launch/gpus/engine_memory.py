@@ -76,7 +76,7 @@ class EngineMemory:
     @property
     def fewest_tokens(self) -> int:
         """Of a cache with which it is worth to start: a short request for each that may run."""
-        return self.section.max_running_requests * SHORT_TOKENS
+        return self.section.max_running_requests * min(SHORT_TOKENS, self.section.context_length or SHORT_TOKENS)
 
     @property
     def most_tokens(self) -> int:

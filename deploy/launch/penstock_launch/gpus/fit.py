@@ -20,16 +20,36 @@ RESERVE = 0.05  # of a shared GPU, for what the estimates miss
 
 
 @dataclass(frozen=True)
-class RunMemory:
-    """The needs of a run's processes on GPUs, by GPU.
+class SharingEngine:
+    """What an engine on the trainer's GPU is started with. number: of its server."""
 
-    overrides: for the configuration of each server that shares a GPU with the trainer, as words of a command line.
-    warnings: for the user, a line each.
-    """
+    number: int
+    fraction: float
+    num_tokens: int
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """As words of a command line."""
+        return ("--" + FRACTION, f"{self.fraction:g}", "--" + TOKENS, str(self.num_tokens))
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """The needs of a run's processes on GPUs, by GPU. warnings: for the user, a line each."""
 
     by_gpu: tuple[tuple[Gpu, tuple[MemoryNeed, ...]], ...] = ()
-    overrides: tuple[str, ...] = ()
+    sharing: tuple[SharingEngine, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def trainer_overrides(self) -> tuple[str, ...]:
+        """For the trainer, which refuses prompts that the smallest cache cannot hold."""
+        smallest = min((engine.num_tokens for engine in self.sharing), default=0)
+        return ("--" + TOKENS, str(smallest)) if smallest else ()
+
+    def server_overrides(self, number: int) -> tuple[str, ...]:
+        """For a server; none if it shares no GPU with the trainer."""
+        return next((engine.overrides for engine in self.sharing if engine.number == number), ())
 
     def lines(self) -> list[str]:
         """What each GPU has to hold, a line each, equal ones together; then what sharing decides, and the warnings."""
@@ -38,8 +58,8 @@ class RunMemory:
             together = " + ".join(f"{need.process} {in_gib(need.num_bytes)}" for need in needs)
             rows.setdefault(f"{together} of {in_gib(gpu.memory_bytes)} GiB (estimate)", []).append(str(gpu.index))
         lines = [f"memory of GPU {', '.join(numbers)}: {text}" for text, numbers in rows.items()]
-        if self.overrides:
-            lines.append(f"on the shared GPU the engine runs with {' '.join(self.overrides)}")
+        for words in {" ".join(engine.overrides): 0 for engine in self.sharing}:
+            lines.append(f"the engine that shares a GPU runs with {words}")
         return [*lines, *self.warnings]
 
     def table(self) -> list[str]:
@@ -89,7 +109,7 @@ class _Fit:
         self._section = config.rollout.engine
         self._trainer = trainer_need(config, shape, reference)
         self._by_gpu: dict[Gpu, list[MemoryNeed]] = {gpu: [] for gpu in placement.gpus}
-        self._overrides: tuple[str, ...] = ()
+        self._sharing: list[SharingEngine] = []
         self._warnings: list[str] = []
 
     def result(self) -> RunMemory:
@@ -102,7 +122,7 @@ class _Fit:
         for gpu, needs in self._by_gpu.items():
             self._compare(gpu, needs)
         used = tuple((gpu, tuple(needs)) for gpu, needs in self._by_gpu.items() if needs)
-        return RunMemory(used, self._overrides, tuple(self._warnings))
+        return RunMemory(used, tuple(self._sharing), tuple(self._warnings))
 
     def _add_engine(self, number: int, server: Sequence[Gpu]) -> None:
         """By the smallest of its GPUs: each holds as much."""
@@ -113,12 +133,12 @@ class _Fit:
         num_tokens = self._section.max_total_tokens
         if any(gpu in self._placement.shared for gpu in server) and not given_fraction(self._section):
             num_tokens = num_tokens or self._shared_tokens(engine, smallest, process, received)
-            words = ("--" + FRACTION, f"{engine.shared_fraction:g}", "--" + TOKENS, str(num_tokens))
-            self._overrides = words
+            self._sharing.append(SharingEngine(number, engine.shared_fraction, num_tokens))
         need = engine.need(process, num_tokens, received_bytes=received)
         for gpu in server:
             self._by_gpu[gpu].append(need)
-        if need.of("key-value cache") < engine.fewest_tokens * engine.token_bytes:
+        given = self._section.max_total_tokens
+        if not given and need.of("key-value cache") < engine.fewest_tokens * engine.token_bytes:
             self._warnings.append(
                 f"{process}: its weights leave {need.of('key-value cache') // engine.token_bytes} tokens to its "
                 f"key-value cache, which is little for {REQUESTS} {self._section.max_running_requests}; the table of "

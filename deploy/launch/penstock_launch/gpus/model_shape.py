@@ -99,9 +99,9 @@ def read_shape(path: str) -> ModelShape:
     folder = _folder(path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = {name: shape for file in sorted(folder.glob("*.safetensors")) for name, shape in _header(file)}
+        weights = {name: shape for file in _weight_files(folder) for name, shape in _header(file)}
         return shape_of_config(config, weights)
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, KeyError, struct.error) as error:
         raise NoShapeError(f"{folder} cannot be read ({error})") from error
 
 
@@ -151,6 +151,16 @@ def _folder(path: str) -> Path:
     if not isinstance(cached, str):
         raise NoShapeError(f"{path!r} is a hub name, and this host has not loaded it yet")
     return Path(cached).parent
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """None unless all are there: a download may have ended early."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    files = [folder / name for name in sorted(names)]
+    return files if all(file.is_file() for file in files) else []
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -68,10 +68,12 @@ class PlacedRun:
         gpus = self._gpus(kind, index)
         variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", VISIBLE: ",".join(self.placement.names(gpus))}
         cpus, num_threads = self._near(gpus)
-        # The trainer chooses its transport by the lists of both sides, and refuses prompts that a cache cannot hold.
-        lists = self._overrides if kind is ServiceKind.TRAINER else ()
-        sizes = () if kind is ServiceKind.REWARD else self.memory.overrides
-        return Share(variables, num_threads, cpus, (*lists, *sizes))
+        overrides = {
+            # It chooses its transport by the lists of both sides.
+            ServiceKind.TRAINER: (*self._overrides, *self.memory.trainer_overrides),
+            ServiceKind.ROLLOUT: self.memory.server_overrides(index),
+        }
+        return Share(variables, num_threads, cpus, overrides.get(kind, ()))
 
     def lines(self) -> list[str]:
         """For the user: a line for each process, one for the transport, and the warnings."""

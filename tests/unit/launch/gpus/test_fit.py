@@ -86,7 +86,7 @@ def test_on_a_shared_gpu_the_engine_gets_its_cache_in_any_order_of_starts(
     path = model(tmp_path / "small", **SMALL)
     run = place(config(path), environ_of(tmp_path, memory_gib * 1024))
     share = run.share(ServiceKind.ROLLOUT, 0)
-    assert share.overrides == run.share(ServiceKind.TRAINER).overrides[-4:]
+    assert share.overrides[-2:] == run.share(ServiceKind.TRAINER).overrides[-2:]
     assert run.share(ServiceKind.REWARD).overrides == ()
     fraction_key, fraction, tokens_key, tokens = share.overrides
     assert (fraction_key, tokens_key) == ("--rollout.engine.memory_fraction", "--rollout.engine.max_total_tokens")
@@ -122,14 +122,22 @@ def test_a_shared_gpu_with_too_little_left_is_refused(tmp_path: Path) -> None:
 def test_given_sizes_stay_as_they_are_on_a_shared_gpu(tmp_path: Path) -> None:
     path = model(tmp_path / "small", **SMALL)
     by_flag = {"extra_args": ["--mem-fraction-static", "0.3"]}
-    assert place(config(path, rollout={"engine": by_flag}), environ_of(tmp_path, 81559)).memory.overrides == ()
+    assert place(config(path, rollout={"engine": by_flag}), environ_of(tmp_path, 81559)).memory.sharing == ()
     by_tokens = config(path, rollout={"engine": {"max_total_tokens": 5000}})
-    assert place(by_tokens, environ_of(tmp_path, 81559)).memory.overrides[-1] == "5000"
+    assert place(by_tokens, environ_of(tmp_path, 81559)).memory.trainer_overrides[-1] == "5000"
+
+
+def test_only_the_engine_that_shares_its_gpu_is_bounded(tmp_path: Path) -> None:
+    lists: dict[str, Any] = {"rollout": {"num_servers": 2, "gpus": ["0", "1"]}, "trainer": {"gpus": ["1"]}}
+    run = place(config(model(tmp_path / "small", **SMALL), **lists), environ_of(tmp_path, 81559, 81559))
+    assert run.share(ServiceKind.ROLLOUT, 0).overrides == ()
+    assert run.share(ServiceKind.ROLLOUT, 1).overrides[0] == "--rollout.engine.memory_fraction"
+    assert "--rollout.engine.max_total_tokens" in run.share(ServiceKind.TRAINER).overrides
 
 
 def test_engines_of_their_own_keep_the_default_of_sglang(tmp_path: Path) -> None:
     run = place(config(model(tmp_path / "small", **SMALL)), environ_of(tmp_path, 81559, 81559))
-    assert run.memory.overrides == ()
+    assert run.memory.sharing == ()
     gpu, (engine,) = run.memory.by_gpu[0]
     assert engine.num_bytes == gpu.memory_bytes
     static = default_fraction(gpu.memory_bytes, 1) * gpu.memory_bytes
@@ -173,7 +181,7 @@ def test_a_gpu_that_shows_no_memory_is_only_noted(tmp_path: Path) -> None:
     run = place(config(model(tmp_path / "large", tied=False, **LARGE)), environ_of(tmp_path, 0))
     (line,) = (line for line in run.lines() if "no estimate" in line)
     assert "the driver does not show that of GPU 0, and trainer and engine share" in line
-    assert run.memory.overrides == ()
+    assert run.memory.sharing == ()
 
 
 def test_the_plan_shows_the_table(tmp_path: Path) -> None:
@@ -200,6 +208,14 @@ def test_shapes_are_read_from_headers_or_refused(tmp_path: Path, tiny_model: Pat
     for path, reason in (("no/model", "hub name"), (str(tmp_path), "no folder|hub name")):
         with pytest.raises(NoShapeError, match=reason):
             read_shape(path)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    half = Path(model(tmp_path / "half", **SMALL))
+    (half / "model-1.safetensors").write_bytes(b"")
+    (half / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert (
+        read_shape(str(half)).num_weights
+        == shape_of_config({**COMMON, "tie_word_embeddings": True, **SMALL}).num_weights
+    )
     (tmp_path / "config.json").write_text('{"model_type": "other"}')
     with pytest.raises(NoShapeError, match="hidden_size"):
         read_shape(str(tmp_path))
