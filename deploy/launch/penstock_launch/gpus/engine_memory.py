@@ -1,9 +1,9 @@
 """The memory that an inference engine needs on each of its GPUs, and what it leaves to a trainer there.
 
-Owns the formulas, and what SGLang does with `--mem-fraction-static` (read in 0.5.21): B is the memory that is free when
-the engine starts, f the fraction. Its key-value cache gets what is free after the weights are loaded, less B (1 - f);
-activations and CUDA graphs have to fit into the rest. So a fraction means another size if somebody else takes memory
-first, or in between.
+Owns the formulas, and what SGLang (0.5.21 and 0.5.23) does with `--mem-fraction-static`: B is the memory that is free
+when the engine starts, f the fraction. Its key-value cache gets what is free after the weights are loaded, less
+B (1 - f); activations and CUDA graphs have to fit into the rest. So a fraction means another size if somebody else
+takes memory first, or in between.
 
 An engine that shares its GPU with a trainer is therefore bounded by the number of tokens of its cache, which no order
 of starts changes, and gets f = 1 - slack / total. In any order it then finds room for that many tokens: the cache gets
@@ -87,7 +87,9 @@ class EngineMemory:
     @property
     def fraction(self) -> float:
         """That is used without a trainer on the GPU: the configuration's, or SGLang's default."""
-        return given_fraction(self.section) or default_fraction(self.memory_bytes, self.section.tensor_parallel_size)
+        return given_fraction(self.section) or default_fraction(
+            self.memory_bytes, self.section.tensor_parallel_size, self.section.max_running_requests
+        )
 
     @property
     def shared_fraction(self) -> float:
@@ -130,7 +132,7 @@ class EngineMemory:
 
     @property
     def _capacity(self) -> tuple[int, int]:
-        return capacity(self.memory_bytes, self.section.tensor_parallel_size)
+        return capacity(self.memory_bytes, self.section.tensor_parallel_size, self.section.max_running_requests)
 
 
 def given_fraction(section: EngineSection) -> float:
@@ -145,12 +147,15 @@ def given_fraction(section: EngineSection) -> float:
     return section.memory_fraction
 
 
-def capacity(memory_bytes: int, num_gpus: int) -> tuple[int, int]:
-    """Tokens that SGLang prefills at once, and requests of its largest decoding graph, on a GPU of this size."""
+def capacity(memory_bytes: int, num_gpus: int, max_requests: int) -> tuple[int, int]:
+    """Tokens that SGLang prefills at once, and requests of its largest decoding graph, on a GPU of this size.
+
+    0.5.21 makes graphs for more requests than may run.
+    """
     for limit, tokens, few, many in CAPACITIES:
         if memory_bytes < limit * MIB:
-            return tokens, few if num_gpus < 4 else many
-    return LARGEST
+            return tokens, min(few if num_gpus < 4 else many, max_requests)
+    return LARGEST[0], min(LARGEST[1], max_requests)
 
 
 def num_prefill_graphs(tokens: int) -> int:
@@ -159,13 +164,13 @@ def num_prefill_graphs(tokens: int) -> int:
     return sum(size <= tokens for start, stop, step in steps for size in range(start, stop, step))
 
 
-def default_fraction(memory_bytes: int, num_gpus: int) -> float:
-    """SGLang's `--mem-fraction-static` if it is given none (0.5.21, `handle_gpu_memory_settings`), M in MiB:
+def default_fraction(memory_bytes: int, num_gpus: int, max_requests: int) -> float:
+    """SGLang's `--mem-fraction-static` if it is given none (0.5.23, `handle_gpu_memory_settings`), M in MiB:
 
     1 - reserve / M, reserve = 512 + 1.5 x prefill + 128 x GPUs + 2 x requests + 8 x sizes, above 60 GiB at least 10240
     """
     total_mib = memory_bytes / MIB
-    tokens, graph_requests = capacity(memory_bytes, num_gpus)
+    tokens, graph_requests = capacity(memory_bytes, num_gpus, max_requests)
     reserve = 512 + 1.5 * tokens + 128 * num_gpus + 2 * graph_requests + 8 * num_prefill_graphs(tokens)
     if total_mib > LARGE_MIB:
         reserve = max(reserve, LARGE_RESERVE_MIB)

@@ -140,7 +140,7 @@ def test_engines_of_their_own_keep_the_default_of_sglang(tmp_path: Path) -> None
     assert run.memory.sharing == ()
     gpu, (engine,) = run.memory.by_gpu[0]
     assert engine.num_bytes == gpu.memory_bytes
-    static = default_fraction(gpu.memory_bytes, 1) * gpu.memory_bytes
+    static = default_fraction(gpu.memory_bytes, 1, 64) * gpu.memory_bytes
     assert engine.of("weights") + engine.of("key-value cache") == pytest.approx(static, abs=MIB)
 
 
@@ -162,13 +162,13 @@ def test_tensor_parallelism_divides_weights_and_heads_but_no_head() -> None:
     # 1 - (512 + 1.5 x prefill + 128 x GPUs + 2 x requests + 8 x sizes) / MiB, by hand from SGLang's source:
     [
         (24564, 1, 0.704),  # 512 + 6144 + 128 + 2 x 48 + 8 x 50
-        (81559, 1, 0.830),  # 512 + 12288 + 128 + 2 x 256 + 8 x 58
-        (81559, 8, 0.812),  # 512 + 12288 + 1024 + 2 x 512 + 8 x 58
-        (143771, 1, 0.903),
+        (81559, 1, 0.834),  # 512 + 12288 + 128 + 2 x 64 + 8 x 58
+        (81559, 8, 0.823),  # 512 + 12288 + 1024 + 2 x 64 + 8 x 58
+        (143771, 1, 0.906),
     ],
 )
 def test_default_fraction_is_that_of_sglang(total_mib: int, num_gpus: int, fraction: float) -> None:
-    assert default_fraction(total_mib * MIB, num_gpus) == fraction
+    assert default_fraction(total_mib * MIB, num_gpus, 64) == fraction
 
 
 def test_a_model_that_is_not_known_is_only_noted(tmp_path: Path) -> None:
