@@ -189,6 +189,27 @@ def test_a_run_on_two_nodes_outlives_a_process_a_worker_and_a_node(
     assert not run.all_services()
 
 
+def test_each_process_sees_the_gpus_that_it_uses_and_no_others(
+    cluster: RayCluster, start_run: Callable[..., RayRun]
+) -> None:
+    """GPUs of which only Ray knows: it numbers them, and shows each process its own."""
+    node = cluster.add("--num-cpus=2", "--num-gpus=5")
+    until(lambda: node.is_up, node.log)
+    run = start_run()
+    launcher = run.launch("--rollout.engine.device", "auto", "--rollout.engine.tensor_parallel_size", "2")
+    until(lambda: len(run.processes("rollout")) == 2, run.events)
+    services = [*run.processes("rollout"), run.one("trainer")]
+    seen = [each.environ()["CUDA_VISIBLE_DEVICES"].split(",") for each in services]
+    assert [len(each) for each in seen] == [2, 2, 1]
+    assert len({gpu for each in seen for gpu in each}) == 5
+    assert run.one("reward").environ()["CUDA_VISIBLE_DEVICES"] == ""
+    assert "MALLOC_MMAP_MAX_" not in run.one("trainer").environ()
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 128 + signal.SIGTERM, output
+    node.close()
+
+
 def test_ranks_on_two_nodes_end_and_start_together(cluster: RayCluster, start_run: Callable[..., RayRun]) -> None:
     node = cluster.add("--num-cpus=2")
     until(lambda: node.is_up, node.log)

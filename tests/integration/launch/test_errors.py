@@ -116,6 +116,14 @@ def test_a_missing_model_folder_is_named(setup: UserCommands, module: str) -> No
     assert_one_line(setup.run(module), CONFIG_EXIT, "actor.path is './models/none', which does not exist", "expected")
 
 
+def test_a_trainer_that_is_to_use_a_gpu_and_sees_none_is_named(setup: UserCommands) -> None:
+    setup.environ["CUDA_VISIBLE_DEVICES"] = ""
+    setup.document["trainer"] = {"device": "cuda"}
+    assert_one_line(
+        setup.run("penstock_trainer"), CONFIG_EXIT, "trainer.device is cuda, and torch", "or trainer.device cpu"
+    )
+
+
 def test_a_row_without_prompt_is_named(setup: UserCommands) -> None:
     setup.write_rows({"prompt": "1+1=", "answer": "2"}, {"question": "1+2=", "answer": "3"})
     assert_one_line(

@@ -55,6 +55,15 @@ def test_gpus_that_ray_would_reserve_for_nobody_are_refused(sections: dict[str, 
         for_cluster(config(**sections))
 
 
+@pytest.mark.parametrize("transport", ["auto", "nccl"])
+def test_a_server_and_a_rank_on_one_gpu_need_another_transport_than_nccl(transport: str) -> None:
+    half = {"rollout": {"num_gpus": 0.5}, "trainer": {"num_gpus": 0.25}}
+    with pytest.raises(ConfigError, match=rf"0\.5 and ray\.trainer\.num_gpus 0\.25, .*transport is {transport}: NCCL"):
+        for_cluster(config(ray=half, weights={"transport": transport}))
+    assert for_cluster(config(ray=half, weights={"transport": "disk"})).ray.trainer.num_gpus == 0.25
+    assert for_cluster(config(ray=half, weights={"transport": transport}, trainer={"device": "cpu"}))
+
+
 @pytest.mark.parametrize("num_gpus", [0, 0.5, 1])
 def test_a_server_with_one_gpu_may_share_it_or_do_without(num_gpus: float) -> None:
     assert for_cluster(config(ray={"rollout": {"num_gpus": num_gpus}})).ray.rollout.num_gpus == num_gpus

@@ -4,9 +4,10 @@ Owns the variables by which CUDA finds a process's GPUs. Invariant: on a host wi
 own and no others; on one without, it is given nothing.
 """
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -136,6 +137,7 @@ def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
 def place(config: Config, environ: Mapping[str, str]) -> PlacedRun:
     """Place a run on this host; ConfigError if its GPUs do not suffice. Asks the driver, which takes a second or so."""
     placement = plan(config, read_driver(environ), environ)
+    placement = replace(placement, warnings=(*placement.warnings, *_unused_by_torch(placement)))
     memory = fit(with_gpus(config, placement), placement, psutil.virtual_memory().total)
     return PlacedRun(config, placement, frozenset(os.sched_getaffinity(0)), read_node_cpus, memory)
 
@@ -149,6 +151,20 @@ def with_gpus(config: Config, placement: Placement) -> Config:
             "rollout": config.rollout.model_copy(update={"gpus": servers}),
         }
     )
+
+
+def _unused_by_torch(placement: Placement) -> list[str]:
+    """A warning if the trainer's torch, that of this interpreter, is a build of PyTorch's own index for CPUs."""
+    try:
+        version = importlib.metadata.version("torch") if placement.trainer else ""
+    except importlib.metadata.PackageNotFoundError:
+        return []  # the trainer will say so
+    if not version.endswith("+cpu"):
+        return []
+    return [
+        f"trainer: torch {version} is built without CUDA and trains on the CPU although there is a GPU for it: make "
+        "the environment again where there is a driver (`make envs`), or set trainer.device to cpu"
+    ]
 
 
 def read_node_cpus(node: int) -> Cpus:

@@ -40,18 +40,31 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
         cluster.close()
 
 
+def _check_gpus(config: Config) -> None:
+    refuse_named(config, "Ray")
+    engine, rollout, trainer = config.rollout.engine, config.ray.rollout.num_gpus, config.ray.trainer.num_gpus
+    if rollout is None or not engine.takes_gpus:
+        return
+    if rollout != engine.num_gpus and max(rollout, engine.num_gpus) > 1:
+        raise ConfigError(
+            f"ray.rollout.num_gpus is {rollout:g} and each server has {engine.num_gpus} GPUs by "
+            "rollout.engine.tensor_parallel_size and rollout.engine.gpus_per_server: expected as many, or no num_gpus"
+        )
+    may_share = trainer is not None and 0 < rollout < 1 and 0 < trainer < 1 and config.trainer.device != "cpu"
+    if may_share and config.weights.transport in ("auto", "nccl"):
+        raise ConfigError(
+            f"ray.rollout.num_gpus is {rollout:g} and ray.trainer.num_gpus {trainer:g}, so that Ray may place a server "
+            f"and a rank on one GPU, and weights.transport is {config.weights.transport}: NCCL does not connect two "
+            "processes on one GPU; expected weights.transport disk or tensor"
+        )
+
+
 def for_cluster(config: Config) -> Config:
     """The configuration with paths that mean the same on every node, and weights in a folder that every node sees.
 
     ConfigError if it asks Ray for other GPUs than its processes use.
     """
-    refuse_named(config, "Ray")
-    engine, given = config.rollout.engine, config.ray.rollout.num_gpus
-    if given is not None and engine.takes_gpus and given != engine.num_gpus and (engine.num_gpus > 1 or given > 1):
-        raise ConfigError(
-            f"ray.rollout.num_gpus is {given:g} and each server has {engine.num_gpus} GPUs by "
-            "rollout.engine.tensor_parallel_size and rollout.engine.gpus_per_server: expected as many, or no num_gpus"
-        )
+    _check_gpus(config)
     root = Path(config.run.root).resolve()
     folder = config.weights.folder or str(root / config.run.name / "weights")
     return config.model_copy(

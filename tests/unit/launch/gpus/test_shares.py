@@ -145,6 +145,19 @@ def test_the_plan_is_shown_line_by_line() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("version", "device", "warned"),
+    [("2.13.0+cpu", "auto", True), ("2.13.0", "auto", False), ("2.13.0+cpu", "cpu", False)],
+)
+def test_a_gpu_that_the_trainers_torch_cannot_use_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, device: str, warned: bool
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"torch": version}.__getitem__)
+    lines = place(run_of(1, 1, trainer={"device": device}), host_with_gpus(tmp_path, [FakeGpu()])).lines()
+    found = [line for line in lines if line.startswith("trainer: torch 2.13.0+cpu is built without CUDA and trains on")]
+    assert len(found) == warned
+
+
 def test_a_configuration_is_shown_with_what_a_launch_would_do(tmp_path: Path) -> None:
     one = host_with_gpus(tmp_path, [FakeGpu(used_mib=40000)])
     assert shown_placement(run_of(1, 1, trainer={"device": "cpu"}), one) == [
