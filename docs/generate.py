@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md, from the docstrings in penstock.config, and docs/metrics.md.
+"""Writes docs/configuration.md, from the docstrings in penstock.config, docs/metrics.md, and the tables of docs/gpu.md.
 
-Owns these files: they are never edited by hand. `make docs` runs this; `make lint` runs it with
+Owns the first two, which are never edited by hand. `make docs` runs this; `make lint` runs it with
 `--check`, which changes nothing and fails if file and code differ.
 """
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs import generate_metrics
+from docs import generate_fits, generate_metrics
 from penstock.config import Config
 from penstock.config.changes import Change, keys_of
 from penstock.config.keys import section_type
@@ -162,10 +162,17 @@ def changes() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write docs/configuration.md and docs/metrics.md from the code.")
+    parser = argparse.ArgumentParser(
+        description="Write docs/configuration.md, docs/metrics.md and the tables of docs/gpu.md."
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a file differs")
     arguments = parser.parse_args()
-    wanted = {FOLDER / "configuration.md": document(), FOLDER / "metrics.md": generate_metrics.document()}
+    gpu = FOLDER / "gpu.md"
+    wanted = {
+        FOLDER / "configuration.md": document(),
+        FOLDER / "metrics.md": generate_metrics.document(),
+        gpu: generate_fits.filled(gpu.read_text(encoding="utf-8")),
+    }
     for path, text in wanted.items():
         if not arguments.check:
             path.write_text(text, encoding="utf-8")

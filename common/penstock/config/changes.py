@@ -72,7 +72,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "rollout.engine": {
         _FREE: "python device dtype max_running_requests max_total_tokens context_length request_timeout_seconds "
         "skip_special_tokens tensor_parallel_size extra_args",
-        _NONE: "url port start_timeout_seconds start_attempts gpus_per_server num_threads",
+        _NONE: "url port start_timeout_seconds start_attempts gpus_per_server memory_fraction num_threads",
     },
     "reward": {
         _FREE: "functions max_magnitude modules_path timeout_seconds max_attempts",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.secrets import check_http_url, check_password, check_queue_url
-from penstock.config.types import Count, Gpus, Port, Seconds, Section
+from penstock.config.types import Count, Fraction, Gpus, Port, Seconds, Section
 from penstock.contracts import Dtype, PauseMode
 
 PLACING_FLAGS = {
@@ -13,6 +13,7 @@ PLACING_FLAGS = {
     "--tensor-parallel-size": "rollout.engine.tensor_parallel_size",
     "--base-gpu-id": "rollout.gpus",
 }
+FRACTION_FLAG = "--mem-fraction-static"
 
 
 class EngineSection(Section):
@@ -33,6 +34,10 @@ class EngineSection(Section):
     max_total_tokens: Annotated[int, Field(ge=0)] = 0
     """Size of its key-value cache in tokens; 0: SGLang decides (on a CPU: 65536). A prompt plus its completion must be
     shorter by 6 tokens, and by two pages if SGLang is given a larger page."""
+    memory_fraction: Fraction = 0.0
+    """Share of the memory that is free at its start, for weights and key-value cache (`--mem-fraction-static`); 0: on a
+    GPU that it shares with the trainer, the local launcher computes it, with `max_total_tokens`, from the trainer's
+    need (docs/gpu.md); else SGLang decides (on a CPU: 0.2)."""
     context_length: Annotated[int, Field(ge=0)] = 0
     """Context in tokens; 0: the model's. A prompt plus its completion must be shorter by 6: SGLang would cut it."""
     start_timeout_seconds: Seconds = 300
@@ -60,6 +65,15 @@ class EngineSection(Section):
         if value:
             check_http_url(value)
         return value
+
+    @model_validator(mode="after")
+    def _has_one_fraction(self) -> "EngineSection":
+        if self.memory_fraction and any(each.partition("=")[0] == FRACTION_FLAG for each in self.extra_args):
+            raise ValueError(
+                f"rollout.engine.memory_fraction is {self.memory_fraction:g}, and extra_args hold {FRACTION_FLAG} too: "
+                "expected one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_the_gpus_that_it_is_given(self) -> "EngineSection":

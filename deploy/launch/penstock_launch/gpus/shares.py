@@ -10,14 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
+
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
+from penstock_launch.gpus.fit import RunMemory, fit
 from penstock_launch.gpus.nvidia import VISIBLE, read_driver
 from penstock_launch.gpus.plan import Gpus, Placement, plan
 
 NODES = Path("/sys/devices/system/node")
 MOST_THREADS = 16  # of a process on a GPU: they load and copy, at the speed of the host's memory
+
+NO_MEMORY = RunMemory()
 
 Cpus = frozenset[int]
 
@@ -38,21 +43,24 @@ class Share:
 class PlacedRun:
     """The shares of all processes of a run."""
 
-    def __init__(self, config: Config, placement: Placement, allowed: Cpus, node_cpus: Callable[[int], Cpus]) -> None:
-        """`allowed`: the CPUs of this process. `node_cpus`: those of a NUMA node."""
+    def __init__(
+        self,
+        config: Config,
+        placement: Placement,
+        allowed: Cpus,
+        node_cpus: Callable[[int], Cpus],
+        memory: RunMemory = NO_MEMORY,
+    ) -> None:
+        """`allowed`: the CPUs of this process. `node_cpus`: those of a NUMA node. `memory`: what GPUs have to hold."""
         self.placement = placement
+        self.memory = memory
         self._allowed = allowed
         self._node_cpus = node_cpus
         servers = tuple(name for server in placement.servers for name in placement.names(server))
         trainer = placement.names(placement.trainer)
         lists = {"--trainer.gpus": trainer, "--rollout.gpus": servers}
         self._overrides = tuple(word for key, names in lists.items() if names for word in (key, ",".join(names)))
-        self._config = config.model_copy(
-            update={
-                "trainer": config.trainer.model_copy(update={"gpus": trainer}),
-                "rollout": config.rollout.model_copy(update={"gpus": servers}),
-            }
-        )
+        self._config = with_gpus(config, placement)
 
     def share(self, kind: ServiceKind, index: int = 0) -> Share:
         """Of the service number `index` of a kind."""
@@ -61,8 +69,12 @@ class PlacedRun:
         gpus = self._gpus(kind, index)
         variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", VISIBLE: ",".join(self.placement.names(gpus))}
         cpus, num_threads = self._near(gpus)
-        # The trainer chooses its transport by the lists of both sides.
-        return Share(variables, num_threads, cpus, self._overrides if kind is ServiceKind.TRAINER else ())
+        overrides = {
+            # It chooses its transport by the lists of both sides.
+            ServiceKind.TRAINER: (*self._overrides, *self.memory.trainer_overrides),
+            ServiceKind.ROLLOUT: self.memory.server_overrides(index),
+        }
+        return Share(variables, num_threads, cpus, overrides.get(kind, ()))
 
     def lines(self) -> list[str]:
         """For the user: a line for each process, one for the transport, and the warnings."""
@@ -75,6 +87,7 @@ class PlacedRun:
             *servers,
             self._line(ServiceKind.TRAINER),
             f"weights: by {transport}{', on a GPU that trainer and server share' if placement.shared else ''}",
+            *self.memory.lines(),
             *placement.warnings,
         ]
 
@@ -110,19 +123,34 @@ class PlacedRun:
 
 
 def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
-    """What `penstock launch local` would do here with a configuration, or why it would not, line by line."""
+    """What `penstock launch local` would do here with a configuration, or why it would not, line by line, with a table
+    of the memory that each process needs.
+    """
     try:
-        lines = place(config, environ).lines()
+        run = place(config, environ)
     except ConfigError as error:
         return ["GPUs on this host: `penstock launch local` is refused:", *str(error).splitlines()]
-    return ["GPUs on this host:", *lines] if lines else ["GPUs on this host: none is visible"]
+    lines = run.lines()
+    return ["GPUs on this host:", *lines, *run.memory.table()] if lines else ["GPUs on this host: none is visible"]
 
 
 def place(config: Config, environ: Mapping[str, str]) -> PlacedRun:
     """Place a run on this host; ConfigError if its GPUs do not suffice. Asks the driver, which takes a second or so."""
     placement = plan(config, read_driver(environ), environ)
     placement = replace(placement, warnings=(*placement.warnings, *_unused_by_torch(placement)))
-    return PlacedRun(config, placement, frozenset(os.sched_getaffinity(0)), read_node_cpus)
+    memory = fit(with_gpus(config, placement), placement, psutil.virtual_memory().total)
+    return PlacedRun(config, placement, frozenset(os.sched_getaffinity(0)), read_node_cpus, memory)
+
+
+def with_gpus(config: Config, placement: Placement) -> Config:
+    """The configuration with the GPUs of both sides in its lists."""
+    servers = tuple(name for server in placement.servers for name in placement.names(server))
+    return config.model_copy(
+        update={
+            "trainer": config.trainer.model_copy(update={"gpus": placement.names(placement.trainer)}),
+            "rollout": config.rollout.model_copy(update={"gpus": servers}),
+        }
+    )
 
 
 def _unused_by_torch(placement: Placement) -> list[str]:

@@ -76,6 +76,14 @@ def test_an_engine_has_the_gpus_that_the_keys_say(tmp_path: Path, arguments: tup
         load(tmp_path, *arguments)
 
 
+@pytest.mark.parametrize("flag", ['["--mem-fraction-static", "0.4"]', '["--mem-fraction-static=0.4"]'])
+def test_an_engines_share_of_memory_is_said_once(tmp_path: Path, flag: str) -> None:
+    arguments = ("--rollout.engine.extra_args", flag)
+    assert load(tmp_path, *arguments).rollout.engine.memory_fraction == 0
+    with pytest.raises(ConfigError, match=r"memory_fraction is 0\.5, and extra_args hold --mem-fraction-static too"):
+        load(tmp_path, *arguments, "--rollout.engine.memory_fraction", "0.5")
+
+
 @pytest.mark.parametrize(
     ("device", "arguments", "expected"),
     [

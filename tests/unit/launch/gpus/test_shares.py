@@ -165,6 +165,7 @@ def test_a_configuration_is_shown_with_what_a_launch_would_do(tmp_path: Path) ->
         f"rollout: GPU 0; {min(16, len(os.sched_getaffinity(0)))} threads for each",
         "trainer: no GPU",
         "weights: by disk",
+        "no estimate of memory: 'm' is a hub name, and this host has not loaded it yet",
         f"GPU 0 ({H100}): other processes have 39.1 of its 79.6 GiB; end them, or choose others (rollout.gpus, "
         "trainer.gpus, CUDA_VISIBLE_DEVICES)",
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,16 @@ def test_extra_arguments_come_last_and_win() -> None:
     assert arguments[-2:] == ["--dtype", "float32"]
     assert arguments[arguments.index("--context-length") + 1] == "128"
     assert "--attention-backend" not in command(section, "python", "cuda", "model", 1234)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [("cuda", 0.0, None), ("cuda", 0.41, "0.41"), ("cpu", 0.0, "0.2"), ("cpu", 0.5, "0.5")],
+)
+def test_the_share_of_memory_is_the_keys_or_that_of_the_device(device: str, given: float, expected: str | None) -> None:
+    arguments = command(EngineSection(memory_fraction=given), "python", device, "model", 1234)
+    seen = dict(pairwise(arguments))
+    assert seen.get("--mem-fraction-static") == expected
 
 
 def test_a_model_is_sharded_over_as_many_gpus_as_its_key_says() -> None:

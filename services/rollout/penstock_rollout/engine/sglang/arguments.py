@@ -11,7 +11,7 @@ from penstock_rollout.engine.sglang.prefetch import prefetch_address
 
 LAUNCHER = Path(__file__).with_name("inside") / "launcher.py"
 CPU_MAX_TOTAL_TOKENS = 65536  # SGLang would size the cache by free memory, which trainer and engine share here
-CPU_MEMORY_FRACTION = "0.2"  # only an upper bound, once the number of tokens is given
+CPU_MEMORY_FRACTION = 0.2  # only an upper bound, once the number of tokens is given
 # By default glibc maps and unmaps each large tensor anew and faults in its pages: a third of a CPU engine's time.
 KEEP_FREED_BYTES = {
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
@@ -39,19 +39,21 @@ def command(
     }
     # Without this, an idle scheduler polls, and takes a full core from trainer and rewards.
     flags = ["--sleep-on-idle", "--skip-server-warmup"]
-    total_tokens = section.max_total_tokens
+    total_tokens, fraction = section.max_total_tokens, section.memory_fraction
     if device == "cpu":
         arguments |= {
             "--attention-backend": "torch_native",  # the default on x86 needs AMX
             "--sampling-backend": "pytorch",
-            "--mem-fraction-static": CPU_MEMORY_FRACTION,
         }
+        fraction = fraction or CPU_MEMORY_FRACTION
         overlap = False  # it would overlap with a GPU, and there is none
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
     if not overlap:
         flags.append("--disable-overlap-schedule")
     if section.tensor_parallel_size > 1:
         arguments["--tp-size"] = str(section.tensor_parallel_size)
+    if fraction:
+        arguments["--mem-fraction-static"] = f"{fraction:g}"
     if total_tokens:
         arguments["--max-total-tokens"] = str(total_tokens)
     if section.context_length:
