@@ -17,19 +17,19 @@ from penstock.config import EngineSection
 from penstock_rollout.engine.sglang.server import StartedServer
 
 T = TypeVar("T")
-MEMORY_SHARE = "0.4"  # of the GPU: a trainer of a small model is on it too
+MEMORY_FRACTION = 0.4  # of the GPU: a trainer of a small model is on it too
 START_SECONDS = 300.0  # the first start on a machine compiles kernels
 
 
 def engine_section(options: Options, **keys: Any) -> dict[str, Any]:
     """The section `rollout.engine`."""
-    arguments = ["--mem-fraction-static", "0.5" if options.cpu else MEMORY_SHARE, *options.engine_args]
     return {
         "python": str(options.engine_python),
         "device": options.device,
         "dtype": options.dtype,
         "start_timeout_seconds": START_SECONDS,
-        "extra_args": arguments,
+        "memory_fraction": 0.5 if options.cpu else MEMORY_FRACTION,
+        "extra_args": options.engine_args,
         **keys,
     }
 
