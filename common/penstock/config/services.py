@@ -118,6 +118,10 @@ class TrainerSection(Section):
     most `run.stall_seconds`."""
     num_ranks: Count = 1
     """Processes that the local launcher trains with, one per GPU (or on the CPU), the model sharded over them."""
+    take_turns: bool = False
+    """Trainer and engines take turns on the same GPUs, for models that do not fit side by side (docs/gpu.md): while the
+    trainer computes, the engines give up their GPU memory; while they generate, it is in host memory. For
+    `staleness.max_staleness` 0 or 1."""
 
 
 class WeightsSection(Section):

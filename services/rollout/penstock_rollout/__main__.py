@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn
 
-from penstock.broker import Queue, Worker, connect
+from penstock.broker import Worker, connect
 from penstock.config import Config
-from penstock.contracts import ServerState, ServiceKind
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
 from penstock.runtime import service
@@ -27,6 +28,7 @@ from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_rollout.weights.snapshots import Snapshots
+from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
 BEATS_PER_TTL = 3
@@ -41,13 +43,25 @@ async def start(config: Config) -> None:
     queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
-    server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)
-    engine = Engine(server, SGLangClient(section.engine), start_attempts=section.engine.start_attempts)
+    takes_turns = config.trainer.take_turns
+    server = make_server(
+        section.engine, config.actor.path, log_path, config.weights.pause_mode, gives_up_memory=takes_turns
+    )
+
+    async def register() -> None:
+        record = ServiceRecord(
+            ServiceKind.ROLLOUT, worker.name, served.url, os.getpid(), weights.state, weights.identity, engine.name
+        )
+        await queue.register(record, config.staleness.heartbeat_seconds)
+
+    gate = TurnGate(queue.turn, register) if takes_turns else None
+    engine = Engine(server, SGLangClient(section.engine), start_attempts=section.engine.start_attempts, gate=gate)
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = WeightUpdater(engine, config.weights, metrics, copy)
     snapshots = Snapshots(queue, config.token, config.weights.push_timeout_seconds)
     producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
+    turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 
     def engine_started() -> None:
         engine.client.info.require_room(config.sampling.max_new_tokens)
@@ -63,10 +77,11 @@ async def start(config: Config) -> None:
     try:
         served.advertise(await advertised_host(ServiceKind.ROLLOUT, section, config.redis.url))
         await served.run(
-            make_rollout_app(engine, weights, metrics.registry, config.token),
+            make_rollout_app(engine, weights, metrics.registry, config.token, turns),
             background=[
                 worker.keep_alive(),
-                announce(queue, engine, weights, worker.name, served.url, config.staleness.heartbeat_seconds),
+                announce(register, engine, weights, config.staleness.heartbeat_seconds),
+                *([turns.watch()] if turns else []),
             ],
             produce_groups=produce_then_end_engine(),
             keep_engine=engine.keep_engine(engine_stop, engine_started),
@@ -86,17 +101,15 @@ def _local_copy(config: Config) -> LocalCopy:
 
 
 async def announce(
-    queue: Queue, engine: Engine, weights: WeightUpdater, name: str, url: str, ttl_seconds: float
+    register: Callable[[], Awaitable[None]], engine: Engine, weights: WeightUpdater, ttl_seconds: float
 ) -> None:
     """Renew the service's record, for ever, and at once when the engine is up; it expires when this stops.
 
     In the state `starting` nothing is pushed.
     """
-    kind = ServiceKind.ROLLOUT
     while True:
-        record = ServiceRecord(kind, name, url, os.getpid(), weights.state, weights.identity, engine.name)
-        await queue.register(record, ttl_seconds)
-        if record.server_state is ServerState.STARTING:
+        await register()
+        if not engine.up.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ttl_seconds / BEATS_PER_TTL):
                     await engine.up.wait()

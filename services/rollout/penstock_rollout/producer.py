@@ -129,14 +129,26 @@ class Producer:
         if not self._weights.behind(announced):
             self._weights.confirm(announced)
             return True
+        wait_seconds = await self._load(announced)
+        await _until(asyncio.sleep(wait_seconds), stopping)
+        return False
+
+    async def load_announced(self) -> None:
+        """Load the announced weights if there are any, for an engine that sleeps: no ticket is looked for meanwhile."""
+        announced = await self._announced()
+        if announced is not None:
+            await asyncio.sleep(await self._load(announced))
+
+    async def _load(self, announced: Announcement) -> float:
+        """Load these weights; seconds to wait before another attempt, 0 if it has succeeded."""
         try:
             await self._weights.update(await self._files_of(announced, self._weights.needs_full))
         except WeightsBusyError:
-            await _until(asyncio.sleep(WAIT_SECONDS / 10), stopping)
+            return WAIT_SECONDS / 10
         except (WeightsError, EngineError, TimeoutError) as error:
             log.error("cannot load the announced weights %s: %s", announced.identity, error)
-            await _until(asyncio.sleep(RETRY_SECONDS), stopping)
-        return False
+            return RETRY_SECONDS
+        return 0.0
 
     async def _start_one(self, tasks: asyncio.TaskGroup, stopping: asyncio.Task[bool]) -> None:
         """Take a ticket and start its group, or wait until there may be one."""
@@ -222,6 +234,8 @@ class Producer:
         draft = Draft(ticket, one_version_per_answer=self._aborts_at_updates)
         generation, weights = self._engine.client.generation, self._weights
         while True:
+            if weights.sleeps:
+                await self._settled()
             num_interruptions = weights.num_interruptions
             with weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
                 draft.add(await generation.complete(draft.requests(), ticket.sampling))
@@ -229,13 +243,17 @@ class Producer:
                 break
             if weights.num_interruptions == num_interruptions:
                 return None
-            await weights.settled()
-            if weights.identity is None and not weights.paused:
-                raise EngineAbsentError("the weights that cut it could not be loaded")
+            await self._settled()
         group = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
         if any(span.weight_version == weights.unverified for answer in group for span in answer.spans):
             await weights.settled()
         return group
+
+    async def _settled(self) -> None:
+        """Wait for the weights with which a group goes on."""
+        await self._weights.settled()
+        if self._weights.identity is None and not self._weights.paused:
+            raise EngineAbsentError("the weights that cut it could not be loaded")
 
     async def _publish(
         self,
