@@ -114,6 +114,16 @@ async def test_the_trainers_turn_ends_with_its_end_or_its_lease(
     assert await queue.turn() == Turn(number + 1, 1)
 
 
+async def test_a_lease_that_is_abandoned_expires_by_itself(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """Engines that share a GPU with the trainer wake after that, when its process is gone."""
+    trainer.lease.start_renewing(lambda error: None)
+    await asyncio.to_thread(trainer.lease.abandon)
+    assert await queue.client.get(queue.keys.lease) == trainer.lease.token.encode()
+    assert await queue.client.pttl(queue.keys.lease) > 0
+
+
 async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(queue: Queue, queue_config: Config) -> None:
     assert (await acquire_lease(queue, queue_config, above=7)).number == 8
 

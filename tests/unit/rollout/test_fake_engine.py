@@ -302,6 +302,7 @@ class FakeServer:
         self._fake.die_on_generate = False
         self._fake.fail_load = ""
         self._fake.start()
+        await self._fake.may_start.wait()
 
     async def died(self) -> str:
         await self._died.wait()

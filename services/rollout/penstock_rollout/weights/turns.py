@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from penstock.contracts.services import Turn
-from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsConflictError
+from penstock.errors import EngineError, WeightsBusyError, WeightsConflictError
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.weights.updater import WeightUpdater
 
@@ -112,8 +112,10 @@ class Turns:
                     await self._wake()
                 elif self._engine.up.is_set():
                     await self._fall_asleep(turn)
-            except (PenstockError, TimeoutError) as error:
-                log.warning("not asleep yet for the trainer's turn %s: %s", turn, error)
+            except WeightsBusyError:
+                log.debug("not asleep yet for the trainer's turn %s", turn)
+            except WeightsConflictError as error:
+                log.warning("the turn %s is that of a trainer that was replaced: %s", turn, error)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _wake(self) -> None:

@@ -38,7 +38,8 @@ def make_transport(
     section = config.weights
     form = published_format(config)
     folder = _folder(config, source, form, run_folder)
-    transport = chosen(section.transport, source.device, config.trainer.host)
+    takes_turns = config.trainer.take_turns  # then files are all that can reach an engine without GPU memory
+    transport = "disk" if takes_turns else chosen(section.transport, source.device, config.trainer.host)
     if transport == "disk":
         deltas = _deltas(config, form, run_folder) if section.full_every else None
         return DiskTransport(Staging(source, folder, form, keep=KEPT_VERSIONS, deltas=deltas))
