@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.unit.rollout.producer_setup import G, producing_rollout, ticket
 from tests.unit.rollout.producer_setup import Rollout as Producing
 from tests.unit.rollout.weights.updater_setup import Rollout, until, updating_rollout
 
+SLEEP_SECONDS = 0.3
 SLEEP = ["/abort_request", "/pause_generation", "/set_internal_state", "/release_memory_occupation"]
 WAKE = [
     "/resume_memory_occupation",
@@ -166,23 +168,29 @@ async def test_what_a_sleep_cuts_goes_on_with_the_next_weights(producing: Produc
     await producing.until(lambda: producing.queue.published)
     producing.fake.holds_at = 3  # of 12 tokens
     producing.queue.put(ticket(0, tokens=12))
+    began = time.monotonic()
     await producing.until(lambda: producing.fake.num_held == G)
     await producing.weights.sleep(1)
+    asleep = time.monotonic()
     producing.fake.holds_at = -1
     producing.queue.put(ticket(1))
     await producing.until(lambda: producing.fake.num_running == 0)
     assert len(producing.queue.published) == 1
     assert producing.queue.taken == ["0", "0"]  # no ticket is taken meanwhile
+    await asyncio.sleep(SLEEP_SECONDS)
+    slept = time.monotonic() - asleep
     producing.announce(2)
     assert producing.queue.announced is not None
     await producing.weights.update(producing.queue.announced)
     await producing.until(lambda: len(producing.queue.published) == 3)
+    all_seconds = time.monotonic() - began
     uncut, *rest = producing.queue.published
     cut = next(each for each in rest if each.ticket.number == 0)
     for expected, completion in zip(uncut.completions, cut.completions, strict=True):
         assert completion.token_ids == expected.token_ids
         assert [(span.policy.number, span.start, span.end) for span in completion.spans] == [(1, 0, 3), (2, 3, 12)]
     assert producing.queue.returned == []
+    assert 0 < cut.ended_at - cut.started_at <= all_seconds - slept + 0.01  # the sleep was no generation
 
 
 async def test_what_was_cut_by_an_engine_that_had_to_be_killed_is_free_again(producing: Producing) -> None:
