@@ -17,11 +17,14 @@ Allocate = Callable[[Tensor], Tensor]
 class Residence:
     """Moves a set of tensors between host memory and a device."""
 
-    def __init__(self, to_device: Allocate, to_host: Allocate, free: Callable[[], None]) -> None:
-        """`free`: give unused memory of the device back."""
+    def __init__(
+        self, to_device: Allocate, to_host: Allocate, free: Callable[[], None], is_home: Callable[[Tensor], bool]
+    ) -> None:
+        """`free`: give unused memory of the device back. `is_home`: whether memory of the host is for the way back."""
         self._allocate_on_device = to_device
         self._allocate_on_host = to_host
         self._free = free
+        self._is_home = is_home
         self._on_host: dict[int, Tensor] = {}  # by the identity of the tensor
 
     @classmethod
@@ -32,12 +35,14 @@ class Residence:
             lambda tensor: torch.empty_like(tensor, device=device),
             lambda tensor: torch.empty_like(tensor, device="cpu", pin_memory=is_gpu),
             torch.cuda.empty_cache if is_gpu else lambda: None,
+            lambda tensor: tensor.is_pinned() if is_gpu else True,
         )
 
     def to_device(self, tensors: Iterable[Tensor]) -> None:
-        """Move to the device. The memory on the host stays for the way back."""
+        """Move to the device."""
         for tensor in tensors:
-            self._on_host[id(tensor)] = tensor.data
+            if self._is_home(tensor.data):
+                self._on_host[id(tensor)] = tensor.data
             _move(tensor, self._allocate_on_device(tensor))
         self._wait()
 

@@ -27,11 +27,17 @@ class Card:
         self._memory = torch.zeros(num_bytes, dtype=torch.uint8)
         self._used_bytes = 0
         self.num_frees = 0
+        self.pinned: set[int] = set()
 
     def allocate(self, like: Tensor) -> Tensor:
         start = self._used_bytes
         self._used_bytes += -(-like.nbytes // ALIGNED_BYTES) * ALIGNED_BYTES
         return self._memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
+
+    def pin(self, like: Tensor) -> Tensor:
+        home = torch.empty_like(like)
+        self.pinned.add(home.data_ptr())
+        return home
 
     def free(self) -> None:
         self._memory.fill_(255)
@@ -50,7 +56,7 @@ class Card:
 def sharing(config: Any, card: Card) -> Learner:
     """A learner whose device is the card."""
     learner = Learner(config, starts_on_host=True)
-    learner._residence = Residence(card.allocate, torch.empty_like, card.free)
+    learner._residence = Residence(card.allocate, card.pin, card.free, lambda tensor: tensor.data_ptr() in card.pinned)
     return learner
 
 
@@ -162,13 +168,15 @@ def test_moves_are_idempotent_and_a_learner_that_stays_makes_none(tmp_path: Path
 
 
 def test_each_way_home_is_to_the_same_memory(tmp_path: Path) -> None:
-    """Pinned memory takes long to make."""
-    learner = sharing(config_for(save_tiny_model(tmp_path / "model")), Card())
+    """Pinned memory takes long to make. That in which the models were loaded is not pinned."""
+    card = Card()
+    learner = sharing(config_for(save_tiny_model(tmp_path / "model")), card)
     places = []
     for _ in range(2):
         learner.to_device()
         learner.to_host()
         places.append([each.data_ptr() for each in living(learner)])
+    assert set(places[0]) <= card.pinned
     assert places[0] == places[1]
 
 
