@@ -88,12 +88,13 @@ async def test_they_take_turns_and_the_weights_are_those_without(
         assert all(each.weights.identity == expected[-1] for each in run.servers)
 
 
-async def test_at_staleness_1_a_turn_cuts_what_is_generated(
+async def test_at_staleness_1_each_turn_ends_requests_and_no_token_is_too_old(
     queue: Queue, queue_config: Config, model: Path, tmp_path: Path
 ) -> None:
     async with world(queue, queue_config, model, tmp_path, staleness=1) as run:
         server = await run.add_server()
         server.fake.token_seconds = 0.02
+        await until(server.engine.up.is_set)
         async with run.trainer() as (life, training):
             await finished(life, training)
             staleness = [line["staleness_max"] for line in life.status.progress.steps_after(-1)]
@@ -182,7 +183,7 @@ async def test_a_trainer_waits_for_an_engine_that_has_begun_to_start(
 
 
 async def test_a_step_that_changes_nothing_wakes_the_engines_too(
-    queue: Queue, queue_config: Config, model: Path, tmp_path: Path
+    queue: Queue, queue_config: Config, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No version is new, and the engines have lost the one that they had."""
     async with world(queue, queue_config, model, tmp_path) as run:
@@ -194,3 +195,4 @@ async def test_a_step_that_changes_nothing_wakes_the_engines_too(
             assert {line["version"] for line in life.status.progress.steps_after(-1)} == {0}
         run.check()
         assert run.servers[0].weights.state == "serving"
+    assert "without a push" not in caplog.text  # with which a server wakes by itself
