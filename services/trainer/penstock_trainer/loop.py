@@ -141,7 +141,7 @@ class Trainer:
             await self._releases.drained()
             clock.lap("push_wait")
             await turns.take()
-        clock.lap("hand_over")
+        clock.lap("take_turn")
         self._reports.phase("training")
 
     async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:

@@ -83,7 +83,7 @@ async def test_they_take_turns_and_the_weights_are_those_without(
         trainers = [each for each in run.gpu.events if each.startswith(TRAINER)]
         assert trainers == [f"{TRAINER} takes", f"{TRAINER} leaves"] * (NUM_STEPS + 1)  # one for the first version
         assert all((seconds or 0) > 0 for seconds in turns.values()), turns
-        assert all({"hand_over", "leave"} <= line["seconds"].keys() for line in lines)
+        assert all({"take_turn", "leave"} <= line["seconds"].keys() for line in lines)
         assert [each.engine.life for each in run.servers] == [1, 1]
         assert all(each.weights.identity == expected[-1] for each in run.servers)
 

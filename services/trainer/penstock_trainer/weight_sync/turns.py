@@ -1,6 +1,6 @@
 """The trainer's turns on GPUs that it shares with the engines (`trainer.take_turns`).
 
-Owns the order of a hand-over. Invariant: the models are on the GPU only from the moment when every rollout service has
+Owns the order of a turn. Invariant: the models are on the GPU only from the moment when every rollout service has
 confirmed that it uses no GPU memory until `leave`; only after that does a push wake the engines. The queue holds the
 turn, and voids it with the trainer's lease: then the engines wake by themselves.
 

@@ -1,4 +1,4 @@
-"""The trainer's side of a hand-over: who is asked, how long the trainer waits, and the order of it all."""
+"""The trainer's side of a turn: who is asked, how long the trainer waits, and the order of it all."""
 
 import asyncio
 import contextlib
