@@ -75,7 +75,7 @@ async def test_they_take_turns_and_the_weights_are_those_without(
             lines = list(life.status.progress.steps_after(-1))
             sample = life.metrics.registry.get_sample_value
             turns = {
-                holder: sample("penstock_trainer_turn_seconds_total", {"holder": holder})
+                holder: sample("penstock_trainer_turn_seconds_total", {"phase": holder})
                 for holder in ("engines", "to_trainer", "trainer", "to_engines")
             }
             assert life.status.shown().turn == "engines"

@@ -103,7 +103,7 @@ class TrainerMetrics:
         self._turns = counter(
             "trainer_turn_seconds",
             "Time by who has the GPUs: engines, trainer, or on the way to one of them (trainer.take_turns)",
-            "holder",
+            "phase",
         )
         self._without_progress = gauge(
             "trainer_without_progress_seconds", "Time without a step, an arrival, a push or work of the trainer's own"
@@ -135,7 +135,7 @@ class TrainerMetrics:
 
     def turn_ended(self, holder: str, seconds: float) -> None:
         """Count the seconds for which `holder` had the GPUs."""
-        self._turns.labels(holder=holder).inc(seconds)
+        self._turns.labels(phase=holder).inc(seconds)
 
     def watch_progress(self, seconds_without: Callable[[], float]) -> None:
         """Read the time without progress whenever the metrics are read."""
