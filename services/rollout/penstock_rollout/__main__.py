@@ -22,6 +22,7 @@ from penstock.runtime.address import advertised_host
 from penstock.weights.local_folder import LocalFolder, name_of_run
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.metrics import RolloutMetrics
@@ -42,25 +43,18 @@ async def start(config: Config) -> None:
     served = service.Service(section.host, section.port, "rollout.port")
     queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
-    log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
-    takes_turns = config.trainer.take_turns
-    server = make_server(
-        section.engine, config.actor.path, log_path, config.weights.pause_mode, gives_up_memory=takes_turns
-    )
 
     async def register() -> None:
-        record = ServiceRecord(
-            ServiceKind.ROLLOUT, worker.name, served.url, os.getpid(), weights.state, weights.identity, engine.name
-        )
-        await queue.register(record, config.staleness.heartbeat_seconds)
+        await queue.register(_record(worker.name, served.url, engine, weights), config.staleness.heartbeat_seconds)
 
-    gate = TurnGate(queue.turn, register) if takes_turns else None
-    engine = Engine(server, SGLangClient(section.engine), start_attempts=section.engine.start_attempts, gate=gate)
+    gate = TurnGate(queue.turn, register) if config.trainer.take_turns else None
+    server, client = _server(config, worker.name), SGLangClient(section.engine)
+    engine = Engine(server, client, start_attempts=section.engine.start_attempts, gate=gate)
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = WeightUpdater(engine, config.weights, metrics, copy)
-    snapshots = Snapshots(queue, config.token, config.weights.push_timeout_seconds)
-    producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
+    files_of = Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
+    producer = Producer(worker, queue.announced, engine, weights, files_of, metrics, config, worker.name)
     turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 
     def engine_started() -> None:
@@ -93,6 +87,16 @@ async def start(config: Config) -> None:
         if copy is not None:
             await asyncio.to_thread(copy.close)
         await queue.close()
+
+
+def _record(name: str, url: str, engine: Engine, weights: WeightUpdater) -> ServiceRecord:
+    return ServiceRecord(ServiceKind.ROLLOUT, name, url, os.getpid(), weights.state, weights.identity, engine.name)
+
+
+def _server(config: Config, name: str) -> EngineServer:
+    log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{name}.log"
+    engine, pause_mode = config.rollout.engine, config.weights.pause_mode
+    return make_server(engine, config.actor.path, log_path, pause_mode, gives_up_memory=config.trainer.take_turns)
 
 
 def _local_copy(config: Config) -> LocalCopy:

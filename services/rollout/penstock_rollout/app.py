@@ -60,6 +60,23 @@ def make_rollout_app(
         await weights.join_group(read_group_request(request))
         return to_body(served(engine, weights))
 
+    _add_pauses(app, engine, weights, turns)
+
+    @app.post("/v1/generate")
+    async def generate(request: GenerateRequest) -> GenerateResponse:
+        if weights.asleep:
+            raise WeightsBusyError(ASLEEP)
+        start = time.monotonic()
+        sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))
+        answers = await engine.generate(pack_int32(request.prompt_ids), request.seeds, sampling)
+        return GenerateResponse(completions=[shown(answer) for answer in answers], seconds=time.monotonic() - start)
+
+    return app
+
+
+def _add_pauses(app: FastAPI, engine: Engine, weights: WeightUpdater, turns: Turns | None) -> None:
+    """The requests that stop generation, or let it go on."""
+
     @app.post("/v1/pause")
     async def pause() -> dict[str, Any]:
         await weights.pause()
@@ -79,17 +96,6 @@ def make_rollout_app(
             )
         await turns.sleep(turn)
         return to_body(served(engine, weights))
-
-    @app.post("/v1/generate")
-    async def generate(request: GenerateRequest) -> GenerateResponse:
-        if weights.asleep:
-            raise WeightsBusyError(ASLEEP)
-        start = time.monotonic()
-        sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))
-        answers = await engine.generate(pack_int32(request.prompt_ids), request.seeds, sampling)
-        return GenerateResponse(completions=[shown(answer) for answer in answers], seconds=time.monotonic() - start)
-
-    return app
 
 
 def not_ready(engine: Engine, weights: WeightUpdater) -> str | None:
