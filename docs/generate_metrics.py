@@ -33,7 +33,8 @@ Phases of `penstock_trainer_step_duration_seconds`, in order: `wait` (for the ba
 written), `update`, and `push_wait` (until the weights of the step before are staged and this step is in the ledger).
 `step` is the sum. Inside `update`: `pack` (advantages and packing), `forward_backward`, `optimizer`. In parallel:
 `stage` and `push` the weights of the step before, and `push_paused`, for which generation stood still.
-`push_exposed` is `push_wait` plus `push_paused`.
+`push_exposed` is `push_wait` plus `push_paused`. With `trainer.take_turns` there is also `take_turn` before `update`
+(until no engine uses the GPU and the models are on it) and, after it, `leave` (until they are in host memory).
 
 [operations.md](operations.md) explains how to scrape and show them, [alerts.md](alerts.md) what to do when an alert
 fires.

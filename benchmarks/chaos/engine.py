@@ -3,7 +3,8 @@
 A token and its log-probability depend only on prompt, sampling seed, position and the bytes of the weights that are
 loaded when it is sampled. So a run at max_staleness 0 has one outcome, whichever processes die on the way. Like SGLang
 0.5.21 it reports the weights of each span of tokens, ends at stop tokens, holds requests while paused, aborts requests
-whose client has gone, and refuses to flush while requests run.
+whose client has gone, and refuses to flush while requests run. It gives its memory up, and ends if it is asked to
+generate, to load, or to give memory up again without it.
 
 It is a script of its own, which imports nothing of Penstock. The rollout service starts it in place of SGLang's
 interpreter.
@@ -14,6 +15,7 @@ import asyncio
 import hashlib
 import json
 import math
+import os
 import struct
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,6 +25,7 @@ from typing import Any
 import uvicorn
 
 LOAD_SECONDS = 0.05
+FAULT = "fault of the caller"  # in its log
 CONTEXT_LENGTH = 256
 CACHE_TOKENS = 65536
 Message = MutableMapping[str, Any]
@@ -69,6 +72,7 @@ class PureEngine:
         self.going_on.set()
         self.num_aborts = 0
         self.num_running = 0
+        self.given_up: set[str] = set()
 
     async def complete(self, prompt: list[int], params: dict[str, Any]) -> dict[str, Any]:
         """One completion, in the form of /generate's response."""
@@ -82,6 +86,7 @@ class PureEngine:
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
             await self.going_on.wait()
+            self.require(not self.given_up, "it generates without its memory")
             if self.num_aborts != began_at_abort:
                 finish = "abort"
                 break
@@ -135,11 +140,33 @@ class PureEngine:
     async def load(self, body: dict[str, Any]) -> Any:
         folder = Path(body["model_path"])
         await asyncio.sleep(LOAD_SECONDS)
+        self.require("weights" not in self.given_up, "it loads weights without their memory")
         if not await asyncio.to_thread(_holds_weights, folder):
             raise RefusedError(f"no weights in {folder}")
         self.weights, self.version = weights_digest(folder), body["weight_version"]
         self.model_path = str(folder)
         return {"success": True, "message": ""}
+
+    async def give_up(self, body: dict[str, Any]) -> Any:
+        tags = set(body["tags"])
+        self.require(not self.going_on.is_set(), "it is not paused")
+        self.require(not tags & self.given_up, f"it has not {tags & self.given_up}")
+        self.given_up |= tags
+        if "weights" in tags:
+            self.weights, self.version = b"lost", "lost"
+        return None
+
+    async def take(self, body: dict[str, Any]) -> Any:
+        self.require(self.given_up.issuperset(body["tags"]), f"it has some of {body['tags']}")
+        self.given_up -= set(body["tags"])
+        return None
+
+    @staticmethod
+    def require(condition: bool, fault: str) -> None:
+        """End the process, as SGLang's scheduler ends at a call that cannot be."""
+        if not condition:
+            print(f"{FAULT}: {fault}", flush=True)
+            os._exit(1)
 
     async def flush(self, _: dict[str, Any]) -> Any:
         if self.num_running and self.going_on.is_set():
@@ -177,6 +204,8 @@ class App:
             "/continue_generation": engine.go_on,
             "/update_weights_from_disk": engine.load,
             "/flush_cache": engine.flush,
+            "/release_memory_occupation": engine.give_up,
+            "/resume_memory_occupation": engine.take,
             "/abort_request": engine.abort,
             "/detokenize": engine.detokenize,
             "/freeze_gc": engine.nothing,

@@ -46,6 +46,7 @@ class ChaosPart:
     sglang_python: str = ""
     token_seconds: float = 0.02
     full_every: int = 0  # 0: full versions; else deltas, with every so many in full
+    take_turns: bool = False
 
     @property
     def num_tickets(self) -> int:
@@ -135,6 +136,7 @@ def part_config(part: ChaosPart, folder: Path) -> dict[str, Any]:
             "heartbeat_seconds": HEARTBEAT_SECONDS,
             "claim_idle_seconds": 10,
         },
+        "trainer": {"take_turns": part.take_turns},
         "rollout": {"num_servers": part.num_servers, "engine": engine},
         "reward": {
             "num_services": part.num_servers,

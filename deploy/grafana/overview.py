@@ -5,7 +5,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from deploy.grafana.panels import RUN, TOKENS, Figure, Graph, Query, make_dashboard, rate, value
 
 STEP = "penstock_trainer_step_duration_seconds"
-TOP_PHASES = 'phase=~"wait|commit|update|push_wait"'
+TOP_PHASES = 'phase=~"wait|commit|update|push_wait|take_turn"'
 
 FIGURES = (
     Figure(
@@ -79,7 +79,8 @@ GRAPHS = (
     Graph(
         "Step phases",
         "Mean seconds of a step by phase. wait: for the batch, generation being the bottleneck; push_wait: for the "
-        "weights of the step before to be staged; update: forward, backward, optimizer.",
+        "weights of the step before to be staged; update: forward, backward, optimizer; take_turn: for the GPU, if "
+        "trainer and engines take turns.",
         "s",
         (
             Query(

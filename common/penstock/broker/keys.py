@@ -20,6 +20,7 @@ so that runs share no key.
     counters      hash: tickets issued, trained, dropped by reason
     lease         string: the trainer's fencing token, `number:random id`
     lease:last    integer: the highest number given out
+    turn          string: token of the trainer that has the GPUs, and the number of its turn; void without its lease
     identity      hash: whose run this is: the identifying keys and their values, their digest for each kind of service,
                   the id of the run's folder, the owner in words
     launcher      string: token of the launcher that holds the run, with a time to live
@@ -61,6 +62,7 @@ class Keys:
         self.counters = self.name("counters")
         self.lease = self.name("lease")
         self.last_lease = self.name("lease:last")
+        self.turn = self.name("turn")
         self.identity = self.name("identity")
         self.launcher = self.name("launcher")
 

@@ -28,13 +28,14 @@ from penstock.broker.identity import RunIdentity, owner_in
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.broker.scripts import Script, ScriptCall
 from penstock.config.secrets import hide
-from penstock.contracts.services import Announcement, ServiceRecord, read_announced
+from penstock.contracts.services import Announcement, ServiceRecord, Turn, read_announced
 from penstock.errors import ConfigError, LeaseLostError, LostWritesError, PenstockError, QueueError, StrangerError
 
 log = logging.getLogger(__name__)
 
 REGISTER = Script("anyone/register")
 SERVICES = Script("anyone/services")
+TURN = Script("anyone/turn")
 
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
 LONGEST_BLOCK_SECONDS = 4.0
@@ -171,6 +172,11 @@ class Queue:
         """The announced version, or None before the trainer has announced any."""
         fields = await self.guard(self.client.hgetall(self.keys.policy))
         return read_announced(fields) if fields else None
+
+    async def turn(self) -> Turn | None:
+        """The trainer's turn on the GPUs; None while it is the engines'."""
+        found = await self.run(TURN(lease=self.keys.lease, turn=self.keys.turn))
+        return None if found is None else Turn(*found)
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
         """Show a service to the others for `ttl_seconds`: its heartbeat. StrangerError: the run is another's."""

@@ -51,14 +51,22 @@ class Renewal:
 
     def release(self) -> None:
         """Stop renewing and give the right up, so that another need not wait for it to expire. Blocks."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join(timeout=self._ttl_seconds)
+        self._stop()
         try:
             self._evaluate(self._release)
         except RedisError as error:
             log.warning("%s could not be given up (%s); it expires in %s s", self._name, error, self._ttl_seconds)
         self._client.close()
+
+    def abandon(self) -> None:
+        """Stop renewing, and let the right expire. Blocks."""
+        self._stop()
+        self._client.close()
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(timeout=self._ttl_seconds)
 
     def _renew(self, on_loss: Callable[[PenstockError], None]) -> None:
         while not self._stopped.wait(self._ttl_seconds / RENEWALS_PER_TTL):

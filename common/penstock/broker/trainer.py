@@ -17,7 +17,7 @@ from penstock.broker.scripts import Script, ScriptCall
 from penstock.broker.worker import Delivery
 from penstock.contracts import DropReason, Ticket, encode
 from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
-from penstock.contracts.services import Announcement, announced_fields
+from penstock.contracts.services import Announcement, Turn, announced_fields
 from penstock.errors import LostWritesError
 
 ISSUE = Script("trainer/issue")
@@ -27,6 +27,8 @@ REISSUE = Script("trainer/reissue")
 DISCARD = Script("trainer/discard")
 REBUILD_LEDGER = Script("trainer/rebuild_ledger")
 ADOPT_LEDGER = Script("trainer/adopt_ledger")
+TAKE_TURN = Script("trainer/take_turn")
+END_TURN = Script("trainer/end_turn")
 READ_COUNT = 1000
 WRITE_COUNT = 1000  # a script blocks all other clients
 DROPPED = "dropped:"  # a reason follows
@@ -125,6 +127,16 @@ class TrainerQueue:
                 issued=[{"ticket": each.key, "payload": encode(each)} for each in tickets],
             )
         )
+
+    async def take_turn(self, number: int) -> Turn:
+        """Begin turn `number` on the GPUs, which lasts until `end_turn` or the end of the lease."""
+        keys = self._keys
+        await self._run(TAKE_TURN(lease=keys.lease, turn=keys.turn, token=self.lease.token, number=number))
+        return Turn(self.lease.number, number)
+
+    async def end_turn(self) -> None:
+        """Give the turn on the GPUs to the engines."""
+        await self._run(END_TURN(lease=self._keys.lease, turn=self._keys.turn, token=self.lease.token))
 
     async def commit_step(self, record: Record, groups: Mapping[int, Delivery]) -> None:
         """The commit point of a batch: append its record and delete its groups, given by ticket."""

@@ -78,7 +78,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _FREE: "functions max_magnitude modules_path timeout_seconds max_attempts",
         _NONE: f"{_SERVICE} num_services num_workers retry_seconds retry_cap_seconds breaker_failures breaker_seconds",
     },
-    "trainer": {_FREE: "num_ranks device", _NONE: f"{_SERVICE} standby gpus"},
+    "trainer": {_FREE: "num_ranks device", _NONE: f"{_SERVICE} standby gpus take_turns"},
     "weights": {
         _FREE: "rounding pause_mode",
         _NONE: "transport bucket_bytes rendezvous_port folder full_every local_folder drain_seconds canary_tokens "

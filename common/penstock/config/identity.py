@@ -20,7 +20,9 @@ ABSENT = "not set"
 
 NOT_IDENTIFYING = (
     # Whole sections: addresses and secrets, places of processes, and what only the trainer does beside training.
-    *("redis", "token", "trainer", "checkpoint", "tracking", "log", "slurm", "ray"),
+    *("redis", "token", "checkpoint", "tracking", "log", "slurm", "ray"),
+    *("trainer.host", "trainer.advertise_host", "trainer.port", "trainer.standby", "trainer.num_ranks"),
+    *("trainer.device", "trainer.gpus"),
     *("run.root", "run.existing", "run.stall_seconds"),
     *("actor.max_tokens_per_micro_batch", "actor.gradient_checkpointing", "actor.num_threads"),
     *("staleness.straggler_seconds", "staleness.claim_idle_seconds", "staleness.heartbeat_seconds"),
@@ -39,7 +41,7 @@ NOT_IDENTIFYING = (
 )
 
 READ_BY = {
-    ServiceKind.ROLLOUT: ("actor.path", "rollout", "weights", "staleness.max_deliveries"),
+    ServiceKind.ROLLOUT: ("actor.path", "rollout", "weights", "staleness.max_deliveries", "trainer.take_turns"),
     ServiceKind.REWARD: ("reward", "staleness.max_deliveries"),
 }
 """Keys and sections that decide what these services do; the trainer, and the launcher of all, read all."""

@@ -181,6 +181,10 @@ class TrainerSection(Section):
     gpus: Gpus = ()
     """GPUs of its ranks on one host, one for each, named as in `rollout.gpus`; a GPU of both lists is shared. Empty:
     chosen among those that are visible."""
+    take_turns: bool = False
+    """Trainer and engines take turns on the same GPUs, for models that do not fit side by side (docs/gpu.md): while the
+    trainer computes, the engines give up their GPU memory; while they generate, it is in host memory. For
+    `staleness.max_staleness` 0 or 1."""
 
 
 class WeightsSection(Section):

@@ -126,11 +126,43 @@ class Config(Section):
                 "weights.rounding is dithered and actor.dtype bfloat16: the trainer computes with weights rounded to "
                 "nearest, and the engine would sample with others; expected rounding auto, or actor.dtype float32"
             )
+        if self.trainer.take_turns and (reason := self._why_no_turns):
+            raise ValueError(f"trainer.take_turns is on and {reason}")
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
         if not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
+
+    @property
+    def _why_no_turns(self) -> str:
+        """What keeps trainer and engines from taking turns on GPUs; empty if nothing does."""
+        if self.staleness.max_staleness > 1:
+            return (
+                f"staleness.max_staleness {self.staleness.max_staleness}: nothing is generated in the trainer's turn, "
+                "so that more than 1 only makes tokens older; expected 0 or 1"
+            )
+        if self.weights.pause_mode == "in_place":
+            return (
+                "weights.pause_mode in_place, which keeps the key-value cache: an engine gives its cache up in the "
+                "trainer's turn; expected retract or abort"
+            )
+        if self.weights.transport not in ("auto", "disk"):
+            return (
+                f"weights.transport {self.weights.transport}: expected disk, or auto, which is disk then; the other "
+                "transports send while both sides have their GPU memory"
+            )
+        if self.trainer.num_ranks > 1:
+            return (
+                f"trainer.num_ranks {self.trainer.num_ranks}: expected 1; sharded weights cannot leave the GPUs yet. "
+                "Let trainer and engines have GPUs of their own, or train with one rank"
+            )
+        if self.rollout.engine.url:
+            return (
+                "rollout.engine.url is set: expected engines that the rollout services start; one that does not give "
+                "up its GPU memory must be killed"
+            )
+        return ""
 
     @property
     def rounding(self) -> Rounding:
@@ -148,7 +180,10 @@ class Config(Section):
         """`weights.transport`, with `auto` resolved for a trainer on `device` (cpu or cuda).
 
         NCCL connects neither two processes on one GPU nor instances of MIG, and on one host files in memory do as well.
+        Only files reach an engine that has given its GPU up.
         """
+        if self.trainer.take_turns:
+            return "disk"
         if self.weights.transport != "auto":
             return self.weights.transport
         trainer, servers = self.trainer.gpus, self.rollout.gpus

@@ -8,6 +8,7 @@ otherwise:
     POST /v1/snapshot answers  policy_version, checksum, path, lease, canary         snapshot_body, read_snapshot
     a rollout server answers   policy_version, checksum, paused_seconds, state, ...  ServedWeights
     the trainer answers        policy_version, checksum                              version_body
+    POST /v1/sleep             lease, number                                         Turn
 """
 
 from collections.abc import Mapping
@@ -130,6 +131,22 @@ def read_snapshot(data: bytes) -> Announcement:
     """The inverse, from an answer; MalformedMessageError otherwise."""
     found = from_body(data, _Snapshot)
     return Announcement(PolicyIdentity(found.policy_version, found.checksum), found.path, found.lease, found.canary)
+
+
+class Turn(Contract, frozen=True):
+    """A turn of the trainer on GPUs that it shares with the engines: its lease's number, and the turn's under it."""
+
+    lease: Number
+    number: Number
+
+    def __str__(self) -> str:
+        return f"{self.lease}.{self.number}"
+
+
+def read_turn(body: dict[str, Any]) -> Turn:
+    """The body of a request to sleep; WeightsError if it is not one."""
+    turn: Turn = read_body(body, Turn, "request to sleep")
+    return turn
 
 
 class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):

@@ -15,7 +15,8 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
     staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
     queue: groups by stream. waiting_for: the ticket that holds up a batch, and who holds it; empty if none does for
-    long. fenced: servers that did not take the last push, and why.
+    long. fenced: servers that did not take the last push, and why. turn: who has the GPUs with `trainer.take_turns`:
+    engines, trainer, or the way to one of them.
     """
 
     run: str = ""
@@ -39,3 +40,4 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     eta_seconds: float | None = None
     waiting_for: str | None = None
     fenced: dict[str, str] = msgspec.field(default_factory=dict)
+    turn: str | None = None

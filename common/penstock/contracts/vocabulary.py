@@ -46,6 +46,8 @@ class ServerState(StrEnum):
     SERVING = "serving"
     PAUSED = "paused"
     """Generation is held by `POST /v1/pause`."""
+    ASLEEP = "asleep"
+    """It uses no GPU memory, because it is the trainer's turn (`trainer.take_turns`)."""
     FENCED = "fenced"
     """It missed the last pushed weights, and takes no ticket until it has loaded the announced ones."""
 

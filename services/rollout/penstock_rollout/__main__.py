@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn
 
-from penstock.broker import Queue, Worker, connect
+from penstock.broker import Worker, connect
 from penstock.config import Config
-from penstock.contracts import ServerState, ServiceKind
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
 from penstock.runtime import service
@@ -21,12 +22,14 @@ from penstock.runtime.address import advertised_host
 from penstock.weights.local_folder import LocalFolder, name_of_run
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
+from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_rollout.weights.snapshots import Snapshots
+from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
 BEATS_PER_TTL = 3
@@ -40,14 +43,19 @@ async def start(config: Config) -> None:
     served = service.Service(section.host, section.port, "rollout.port")
     queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
-    log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{worker.name}.log"
-    server = make_server(section.engine, config.actor.path, log_path, config.weights.pause_mode)
-    engine = Engine(server, SGLangClient(section.engine), start_attempts=section.engine.start_attempts)
+
+    async def register() -> None:
+        await queue.register(_record(worker.name, served.url, engine, weights), config.staleness.heartbeat_seconds)
+
+    gate = TurnGate(queue.turn, register) if config.trainer.take_turns else None
+    server, client = _server(config, worker.name), SGLangClient(section.engine)
+    engine = Engine(server, client, start_attempts=section.engine.start_attempts, gate=gate)
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
     weights = WeightUpdater(engine, config.weights, metrics, copy)
-    snapshots = Snapshots(queue, config.token, config.weights.push_timeout_seconds)
-    producer = Producer(worker, queue.announced, engine, weights, snapshots.files_of, metrics, config, worker.name)
+    files_of = Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
+    producer = Producer(worker, queue.announced, engine, weights, files_of, metrics, config, worker.name)
+    turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 
     def engine_started() -> None:
         engine.client.info.require_room(config.sampling.max_new_tokens)
@@ -63,10 +71,11 @@ async def start(config: Config) -> None:
     try:
         served.advertise(await advertised_host(ServiceKind.ROLLOUT, section, config.redis.url))
         await served.run(
-            make_rollout_app(engine, weights, metrics.registry, config.token),
+            make_rollout_app(engine, weights, metrics.registry, config.token, turns),
             background=[
                 worker.keep_alive(),
-                announce(queue, engine, weights, worker.name, served.url, config.staleness.heartbeat_seconds),
+                announce(register, engine, weights, config.staleness.heartbeat_seconds),
+                *([turns.watch()] if turns else []),
             ],
             produce_groups=produce_then_end_engine(),
             keep_engine=engine.keep_engine(engine_stop, engine_started),
@@ -80,23 +89,31 @@ async def start(config: Config) -> None:
         await queue.close()
 
 
+def _record(name: str, url: str, engine: Engine, weights: WeightUpdater) -> ServiceRecord:
+    return ServiceRecord(ServiceKind.ROLLOUT, name, url, os.getpid(), weights.state, weights.identity, engine.name)
+
+
+def _server(config: Config, name: str) -> EngineServer:
+    log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{name}.log"
+    engine, pause_mode = config.rollout.engine, config.weights.pause_mode
+    return make_server(engine, config.actor.path, log_path, pause_mode, gives_up_memory=config.trainer.take_turns)
+
+
 def _local_copy(config: Config) -> LocalCopy:
     name = f"{name_of_run(config.run.name, Path(config.run.root) / config.run.name)}-rollout"
     return LocalCopy(lambda needed_bytes: LocalFolder(name, needed_bytes, config.weights.local_folder))
 
 
 async def announce(
-    queue: Queue, engine: Engine, weights: WeightUpdater, name: str, url: str, ttl_seconds: float
+    register: Callable[[], Awaitable[None]], engine: Engine, weights: WeightUpdater, ttl_seconds: float
 ) -> None:
     """Renew the service's record, for ever, and at once when the engine is up; it expires when this stops.
 
     In the state `starting` nothing is pushed.
     """
-    kind = ServiceKind.ROLLOUT
     while True:
-        record = ServiceRecord(kind, name, url, os.getpid(), weights.state, weights.identity, engine.name)
-        await queue.register(record, ttl_seconds)
-        if record.server_state is ServerState.STARTING:
+        await register()
+        if not engine.up.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ttl_seconds / BEATS_PER_TTL):
                     await engine.up.wait()

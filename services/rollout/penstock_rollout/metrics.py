@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -78,6 +78,12 @@ class RolloutMetrics:
             registry=registry,
             clock=clock,
         )
+        self._asleep = SecondsCounter(
+            "penstock_rollout_asleep_seconds",
+            "Time in which the engine had given its GPU memory to the trainer (trainer.take_turns).",
+            registry=registry,
+            clock=clock,
+        )
         self._restarts = Counter("penstock_rollout_engine_restarts", "Engines started anew.", registry=registry)
 
     @contextmanager
@@ -113,6 +119,10 @@ class RolloutMetrics:
 
     def canary_answered(self, difference: float) -> None:
         self._canary.set(difference)
+
+    def asleep(self) -> AbstractContextManager[None]:
+        """Around a sleep of the engine."""
+        return self._asleep.counting()
 
     def weights_lost(self) -> None:
         self._version.set(-1)

@@ -129,14 +129,26 @@ class Producer:
         if not self._weights.behind(announced):
             self._weights.confirm(announced)
             return True
+        wait_seconds = await self._load(announced)
+        await _until(asyncio.sleep(wait_seconds), stopping)
+        return False
+
+    async def load_announced(self) -> None:
+        """Load the announced weights if there are any, for an engine that sleeps: no ticket is looked for meanwhile."""
+        announced = await self._announced()
+        if announced is not None:
+            await asyncio.sleep(await self._load(announced))
+
+    async def _load(self, announced: Announcement) -> float:
+        """Load these weights; seconds to wait before another attempt, 0 if it has succeeded."""
         try:
             await self._weights.update(await self._files_of(announced, self._weights.needs_full))
         except WeightsBusyError:
-            await _until(asyncio.sleep(WAIT_SECONDS / 10), stopping)
+            return WAIT_SECONDS / 10
         except (WeightsError, EngineError, TimeoutError) as error:
             log.error("cannot load the announced weights %s: %s", announced.identity, error)
-            await _until(asyncio.sleep(RETRY_SECONDS), stopping)
-        return False
+            return RETRY_SECONDS
+        return 0.0
 
     async def _start_one(self, tasks: asyncio.TaskGroup, stopping: asyncio.Task[bool]) -> None:
         """Take a ticket and start its group, or wait until there may be one."""
@@ -181,8 +193,9 @@ class Producer:
                 raise EngineAbsentError("the engine is being started again")
             life = self._engine.life
             started_at, began = time.time(), time.monotonic()
-            answer = await self._generate(ticket)
+            answer, waited_seconds = await self._generate(ticket)
             ended_at = started_at + time.monotonic() - began  # also if the time of day was set meanwhile
+            started_at += waited_seconds  # what the trainer computed meanwhile was no generation
             if answer is None:
                 await give_back(delivery, failed=True, reason="the engine aborted it")
                 self._metrics.group_ended("aborted")
@@ -214,28 +227,39 @@ class Producer:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("failed")
 
-    async def _generate(self, ticket: Ticket) -> GroupAnswer | None:
+    async def _generate(self, ticket: Ticket) -> tuple[GroupAnswer | None, float]:
         """The full group, over any number of updates that cut it; None if the engine aborted it for another reason.
+
+        And the seconds for which it waited for weights to go on with.
 
         Output of an unverified version waits for the canary; after a mismatch that version is unknown.
         """
         draft = Draft(ticket, one_version_per_answer=self._aborts_at_updates)
         generation, weights = self._engine.client.generation, self._weights
+        waited_seconds = 0.0
         while True:
+            if weights.sleeps:
+                waited_seconds += await self._settled()
             num_interruptions = weights.num_interruptions
             with weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
                 draft.add(await generation.complete(draft.requests(), ticket.sampling))
             if draft.finished:
                 break
             if weights.num_interruptions == num_interruptions:
-                return None
-            await weights.settled()
-            if weights.identity is None and not weights.paused:
-                raise EngineAbsentError("the weights that cut it could not be loaded")
+                return None, waited_seconds
+            waited_seconds += await self._settled()
         group = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
         if any(span.weight_version == weights.unverified for answer in group for span in answer.spans):
             await weights.settled()
-        return group
+        return group, waited_seconds
+
+    async def _settled(self) -> float:
+        """Wait for the weights with which a group goes on; returns for how many seconds."""
+        start = time.monotonic()
+        await self._weights.settled()
+        if self._weights.identity is None and not self._weights.paused:
+            raise EngineAbsentError("the weights that cut it could not be loaded")
+        return time.monotonic() - start
 
     async def _publish(
         self,

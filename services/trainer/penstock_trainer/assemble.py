@@ -55,6 +55,7 @@ from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
+from penstock_trainer.weight_sync.turns import Holder, Turns
 from penstock_trainer.weights.files import published_format
 
 
@@ -86,6 +87,9 @@ class Assembly:
 
     async def train(self) -> None:
         """Resume, and train until the run has ended or is stopped."""
+        if self.turns is not None:
+            self.reports.phase("waiting for the engines to leave the GPUs")
+            await self.turns.take()
         start = await resume(self.learner, self.history, self.releases, self.consumer, self.reports)
         await self.trainer.train(start)
 
@@ -110,6 +114,7 @@ class Assembly:
             self.reports,
             self.requests,
             NonFiniteSteps(self.config.optimizer.max_non_finite_steps),
+            self.turns,
         )
 
     @cached_property
@@ -265,7 +270,21 @@ class Assembly:
             computing=self.watchdog.computing,
             metrics=self.metrics,
             status=self.status,
+            turns=self.turns,
         )
+
+    @cached_property
+    def turns(self) -> Turns | None:
+        """None if the trainer has GPUs of its own."""
+        if not self.config.trainer.take_turns:
+            return None
+        return Turns(
+            self.trainer_queue, self.client, self.learner, computing=self.watchdog.computing, show=self._show_turn
+        )
+
+    def _show_turn(self, holder: Holder, seconds: float, following: Holder) -> None:
+        self.metrics.turn_ended(holder, seconds)
+        self.status.turn = following
 
     # Reports.
 

@@ -2,7 +2,8 @@
 
 Owns the order of these steps, on which exactly-once rests: the batch is durable before the ledger names it; the ledger
 names it before its groups leave the queue and before the weights change; weights are recorded before they are pushed
-and before the next step is committed.
+and before the next step is committed. If trainer and engines take turns on the GPUs (`turns`), the trainer's turn lasts
+from the complete batch until its weights are recorded.
 
     batch      wait for B scored groups, and write them to the step file
     gradient   forward and backward, which change nothing      (meanwhile: the last step's weights are staged and
@@ -28,6 +29,7 @@ from penstock_trainer.reports import Reports
 from penstock_trainer.resume import ResumePoint
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
 from penstock_trainer.telemetry.step_clock import Clock
+from penstock_trainer.weight_sync.turns import Turns
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ class Trainer:
         reports: Reports,
         requests: Requests,
         non_finite: NonFiniteSteps,
+        turns: Turns | None = None,
     ) -> None:
         self._learner = learner
         self._rollouts = rollouts
@@ -52,6 +55,7 @@ class Trainer:
         self._reports = reports
         self._requests = requests
         self._non_finite = non_finite
+        self._turns = turns
         self._version = 0
 
     async def train(self, start: ResumePoint) -> None:
@@ -106,6 +110,8 @@ class Trainer:
         record = await self._history.write_batch(groups, self._version)
         clock.lap("commit")
 
+        if self._turns is not None:
+            await self._take_turn(self._turns, clock)
         committing = beside.create_task(self._commit(batch, record))
         if not self._learner.reads_beside_gradient:
             with self._reports.idle():
@@ -128,6 +134,15 @@ class Trainer:
         self._releases.publish_beside(beside, record, self._version, changed=result.changed)
         self._reports.step(record.step, groups, clock, result, (before, self._version))
         self._non_finite.note(record.step, result)
+
+    async def _take_turn(self, turns: Turns, clock: Clock) -> None:
+        self._reports.phase("waiting for the engines to leave the GPUs")
+        with self._reports.idle():
+            await self._releases.drained()
+            clock.lap("push_wait")
+            await turns.take()
+        clock.lap("take_turn")
+        self._reports.phase("training")
 
     async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:
         """Commit a step whose batch is written, after the weights of the previous step are recorded."""

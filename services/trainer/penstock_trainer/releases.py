@@ -7,6 +7,9 @@ it resolves its tickets and issues new ones.
     step k trained -> publish_beside: wait for the push before -> stage -> record -> push -> announce -> evaluate
                                                                       ^         ^
                                        `staged` returns here: step k + 1 may be committed; `drained` returns at the end
+
+If trainer and engines take turns on the GPUs, the trainer leaves them after `record`, each push wakes the engines, also
+with weights that they had before, and their turn begins after `announce`.
 """
 
 import asyncio
@@ -30,6 +33,7 @@ from penstock_trainer.telemetry.status import Status
 from penstock_trainer.weight_sync.canary import CanaryMaker
 from penstock_trainer.weight_sync.publisher import Fences, Publisher, Push
 from penstock_trainer.weight_sync.transport import Transport
+from penstock_trainer.weight_sync.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Releases:
         computing: Callable[[], AbstractContextManager[None]],
         metrics: TrainerMetrics,
         status: Status,
+        turns: Turns | None = None,
     ) -> None:
         """`changed` is set when a version is announced; `computing` goes around the trainer's own work."""
         self._queue = queue
@@ -95,11 +100,12 @@ class Releases:
         self._computing = computing
         self._metrics = metrics
         self._status = status
+        self._turns = turns
         self._identity = PolicyIdentity(0, "")
         self._canary: Canary | None = None
         self._staging: asyncio.Task[None] | None = None
         self._pushing: asyncio.Task[None] | None = None
-        self._seconds = {"stage": 0.0, "push": 0.0, "push_paused": 0.0}
+        self._seconds = {"stage": 0.0, "push": 0.0, "push_paused": 0.0} | ({} if turns is None else {"leave": 0.0})
         self._last_eval_steps = -1
         self.fences = Fences()
 
@@ -124,6 +130,7 @@ class Releases:
         elif self._history.is_unfinished(num_steps):
             await self._record(num_steps, changed=False)
         await self._history.begin_journal()
+        await self._leave_gpus()
         await self.publish(self._release(num_steps, changed=True))
 
     def publish_beside(self, beside: asyncio.TaskGroup, step: StepRecord, version: int, *, changed: bool) -> None:
@@ -150,6 +157,7 @@ class Releases:
             self._versions.add(self._identity)
         await self._record(step.step + 1, changed=changed, step=step)
         self._seconds["stage"] += time.monotonic() - start
+        await self._leave_gpus()
         self._pushing = beside.create_task(self.publish(self._release(step.step + 1, changed=changed)))
 
     async def _stage(self, version: int) -> PolicyIdentity:
@@ -160,6 +168,12 @@ class Releases:
         self._status.policy = identity
         self._metrics.policy_version.set(version)
         return identity
+
+    async def _leave_gpus(self) -> None:
+        if self._turns is not None:
+            start = time.monotonic()
+            await self._turns.leave()
+            self._seconds["leave"] += time.monotonic() - start
 
     async def _record(self, num_steps: int, *, changed: bool, step: StepRecord | None = None) -> None:
         origin = self._origin
@@ -174,13 +188,15 @@ class Releases:
     async def publish(self, release: Release) -> None:
         """Push, then announce, resolve and issue in one script."""
         announcement = release.announcement
-        if release.changed:
+        if release.changed or self._turns is not None:
             push = await self._publisher.push(announcement)
             self.fences.pushed(announcement, push)
             self._note(push)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
         self._versions.announce(announcement.identity)
         await self._issuer.announce(announcement, release.num_steps)
+        if self._turns is not None:
+            await self._turns.end()
         if self._evaluation.due(release.num_steps):
             await self.evaluate(release.num_steps)
         self._changed.set()

@@ -67,8 +67,8 @@ async def run_trainer(
         if ranks is not None:
             await asyncio.to_thread(ranks.leave)
     finally:
-        if lease is not None:
-            await asyncio.to_thread(lease.release)
+        if lease is not None:  # engines that share its GPU may wake once the lease is gone: not before this process is
+            await asyncio.to_thread(lease.abandon if learner.has_gpu_turn else lease.release)
         await queue.close()
 
 
@@ -124,7 +124,9 @@ async def _result_of(future: "asyncio.Future[None]") -> None:
 
 
 def _learner(config: Config, ranks: Ranks | None, num_steps: int) -> Learner:
-    return LeadingLearner(config, ranks, num_steps=num_steps) if ranks else Learner(config, num_steps=num_steps)
+    if ranks:
+        return LeadingLearner(config, ranks, num_steps=num_steps)
+    return Learner(config, num_steps=num_steps, starts_on_host=config.trainer.take_turns)
 
 
 def _warn_of_idle_servers(config: Config) -> None:

@@ -10,7 +10,7 @@ from penstock.broker.trainer import REBUILD_LEDGER, TrainerQueue, first_record, 
 from penstock.config import Config
 from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
-from penstock.contracts.services import Announcement
+from penstock.contracts.services import Announcement, Turn
 from penstock.errors import LeaseLostError, LostWritesError, PenstockError, StallError
 from tests.integration.broker.queue_setup import POLICY, expire_lease, issue, make_group, make_ticket, make_worker
 
@@ -88,6 +88,40 @@ async def test_an_expired_lease_that_another_had_is_not_held_again(
     await asyncio.to_thread(successor.release)
     with pytest.raises(LostWritesError, match="held by nobody"):
         await issue(trainer, 0)
+
+
+async def test_the_trainers_turn_ends_with_its_end_or_its_lease(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    assert await queue.turn() is None
+    number = trainer.lease.number
+    for turn in (1, 2):
+        assert await trainer.take_turn(turn) == await queue.turn() == Turn(number, turn)
+    await trainer.end_turn()
+    assert await queue.turn() is None
+    await trainer.take_turn(3)
+    await expire_lease(queue)
+    assert await queue.turn() is None  # the trainer has died
+    await trainer.lease.renew(queue)
+    assert await queue.turn() == Turn(number, 3)
+    await expire_lease(queue)
+    successor = TrainerQueue(queue, await acquire_lease(queue, queue_config))
+    assert await queue.turn() is None
+    assert await successor.take_turn(1) == await queue.turn() == Turn(number + 1, 1)
+    for call in (trainer.take_turn(4), trainer.end_turn()):
+        with pytest.raises(LeaseLostError):
+            await call
+    assert await queue.turn() == Turn(number + 1, 1)
+
+
+async def test_a_lease_that_is_abandoned_expires_by_itself(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """Engines that share a GPU with the trainer wake after that, when its process is gone."""
+    trainer.lease.start_renewing(lambda error: None)
+    await asyncio.to_thread(trainer.lease.abandon)
+    assert await queue.client.get(queue.keys.lease) == trainer.lease.token.encode()
+    assert await queue.client.pttl(queue.keys.lease) > 0
 
 
 async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(queue: Queue, queue_config: Config) -> None:

@@ -136,3 +136,33 @@ async def test_an_engine_reports_the_checksums_of_the_files(
             assert check_checksums(sglang_models[0], reported) == len(reported) >= 9
             with pytest.raises(WeightsMismatchError, match=r"of \d+ tensors with other bytes"):
                 check_checksums(sglang_models[1], reported)
+
+
+async def test_an_engine_that_slept_goes_on_with_the_next_weights(
+    urls: list[str], sglang_models: tuple[Path, ...], oracle: Oracle, tmp_path: Path
+) -> None:
+    """A group that lives through two sleeps. Without a GPU SGLang keeps the memory, and takes all the calls."""
+    async with world(urls, sglang_models, oracle, tmp_path, "retract") as here:
+        pushed = [here.staged(0)]
+        assert await here.push(pushed[0]) == [None, None]
+        running = [asyncio.create_task(each.group(SHARED_PROMPT, LONG_TOKENS)) for each in here.servers]
+        for model in (1, 2):
+            await asyncio.gather(*(each.generates() for each in here.servers))
+            await asyncio.sleep(RUN_SECONDS)
+            await asyncio.gather(*(each.weights.sleep(here.lease) for each in here.servers))
+            assert [each.weights.state for each in here.servers] == ["asleep", "asleep"]
+            assert [each.weights.identity for each in here.servers] == [None, None]
+            pushed.append(here.staged(model))
+            assert await here.push(pushed[-1]) == [None, None]
+            await here.check_greedy(model)
+        tolerance = here.tolerance / TEMPERATURE
+        folder_of = {each.identity: str(folder) for each, folder in zip(pushed, sglang_models, strict=False)}
+        for completion in (each for group in await asyncio.gather(*running) for each in group):
+            assert completion.num_tokens == LONG_TOKENS
+            made_by = [span.policy for span in completion.spans]
+            assert len(made_by) > 1
+            assert made_by == [each.identity for each in pushed][: len(made_by)]  # on a busy machine not of the third
+            runs = [[folder_of[span.policy], span.end] for span in completion.spans]
+            said = unpack_float32(completion.logprobs)
+            assert said == pytest.approx(here.say(SHARED_PROMPT, completion, runs), abs=tolerance)
+        assert [each.engine.life for each in here.servers] == [1, 1]

@@ -145,9 +145,13 @@ class Life(Assembly):
         service = cast(Service, SimpleNamespace(stop=asyncio.Event(), url="http://127.0.0.1:1"))
         step_files = WatchedFiles(Path(config.run.root) / config.run.name / "steps", keep_bytes=2**20)
         prompts = Prompts(PROMPTS, PROMPTS[:1], (2,))
-        super().__init__(config, service, queue, lease, WatchedLearner(config), prompts, step_files)
+        learner = self.make_learner(config)
+        super().__init__(config, service, queue, lease, learner, prompts, step_files)
         self.watch = Watch()
         self.learner.watch = self.step_files.watch = self.watch
+
+    def make_learner(self, config: Config) -> WatchedLearner:
+        return WatchedLearner(config)
 
     @cached_property
     def transport(self) -> HeldTransport:

@@ -15,12 +15,13 @@ class Gates:
         self.num_aborts = 0  # aborts of all running requests; an abort ends the wait
         self.going_on = asyncio.Event()  # cleared while the engine is paused
         self.may_load, self.may_probe = asyncio.Event(), asyncio.Event()
+        self.may_give_up, self.may_start = asyncio.Event(), asyncio.Event()
         self.open()
 
     def open(self) -> None:
         """Open all gates."""
         self.holds_at = -1
-        for gate in (self.going_on, self.may_load, self.may_probe):
+        for gate in (self.going_on, self.may_load, self.may_probe, self.may_give_up, self.may_start):
             gate.set()
 
     async def held(self, position: int, began_at: int) -> None:

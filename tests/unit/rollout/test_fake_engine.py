@@ -9,7 +9,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,28 @@ class FakeSGLang(Gates):
         self.max_running = 0
         self.running = asyncio.Event()
         self.server: uvicorn.Server | None = None
+        self.given_up: set[str] = set()  # tags of the GPU memory that it has given up
+        self.faults: list[str] = []  # calls of which SGLang ends
+        self.on_memory: Callable[[bool], None] = lambda has: None
 
     def paths(self) -> list[str]:
         return [path for path, _ in self.calls]
+
+    def require(self, condition: bool, fault: str) -> None:
+        if not condition:
+            self.faults.append(fault)
+
+    def start(self) -> None:
+        """It begins anew, with all its memory."""
+        self.given_up.clear()
+        self.weight_version = "default"
+        self.going_on.set()
+        self.on_memory(True)
+
+    def end(self) -> None:
+        """Its process ends."""
+        self.break_connections()
+        self.on_memory(False)
 
     def break_connections(self) -> None:
         assert self.server is not None
@@ -68,6 +87,7 @@ class FakeSGLang(Gates):
             await self.going_on.wait()
             await asyncio.sleep(self.token_seconds)
             await self.going_on.wait()
+            self.require(not self.given_up, "it generates without its memory")
             if self.num_aborts > began_at or (finish_reason == "abort" and len(tokens) == 1):
                 finish_reason = "abort"
                 break
@@ -175,10 +195,30 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
         body = await body_of(request)
         await asyncio.sleep(fake.load_seconds)
         await fake.may_load.wait()
+        fake.require("weights" not in fake.given_up, "it loads weights without their memory")
         if fake.fail_load:
             return JSONResponse({"success": False, "message": fake.fail_load}, status_code=400)
         fake.weight_version = body["weight_version"]
         return {"success": True, "message": ""}
+
+    @app.post("/release_memory_occupation")
+    async def give_up(request: Request) -> Any:
+        tags = set((await body_of(request))["tags"])
+        fake.require(not fake.going_on.is_set(), "it gives memory up while it is not paused")
+        await fake.may_give_up.wait()
+        fake.require(not tags & fake.given_up, f"it gives up {tags & fake.given_up}, which it has not")
+        fake.given_up |= tags
+        fake.weight_version = "lost"
+        fake.on_memory(False)
+        return None
+
+    @app.post("/resume_memory_occupation")
+    async def take_memory(request: Request) -> Any:
+        tags = set((await body_of(request))["tags"])
+        fake.require(tags <= fake.given_up, f"it takes {tags - fake.given_up}, which it has")
+        fake.on_memory(True)
+        fake.given_up -= tags
+        return None
 
     @app.post("/init_weights_update_group")
     async def join_group(request: Request) -> Any:
@@ -261,18 +301,18 @@ class FakeServer:
         self._died.clear()
         self._fake.die_on_generate = False
         self._fake.fail_load = ""
-        self._fake.weight_version = "default"
-        self._fake.going_on.set()
+        self._fake.start()
+        await self._fake.may_start.wait()
 
     async def died(self) -> str:
         await self._died.wait()
         return "it was told to"
 
     async def stop(self) -> None:
-        return
+        self._fake.end()
 
     def die(self) -> None:
-        self._fake.break_connections()
+        self._fake.end()
         self._died.set()
 
 

@@ -10,7 +10,7 @@ from itertools import chain
 from penstock.config import Config
 from penstock.errors import ConfigError
 from penstock_launch.gpus.engine_memory import FRACTION, REQUESTS, TOKENS, EngineMemory, given_fraction
-from penstock_launch.gpus.memory import MemoryNeed, in_gib, table
+from penstock_launch.gpus.memory import CONTEXT_BYTES, MemoryNeed, in_gib, table
 from penstock_launch.gpus.model_shape import ModelShape, NoShapeError, read_shape
 from penstock_launch.gpus.nvidia import Gpu
 from penstock_launch.gpus.plan import Placement
@@ -131,7 +131,8 @@ class _Fit:
         received = engine.received_bytes(self._config.transport_from("cuda"), self._config.weights.bucket_bytes)
         process = "rollout" if len(self._placement.servers) == 1 else f"rollout-{number}"
         num_tokens = self._section.max_total_tokens
-        if any(gpu in self._placement.shared for gpu in server) and not given_fraction(self._section):
+        shares = any(gpu in self._placement.shared for gpu in server) and not self._config.trainer.take_turns
+        if shares and not given_fraction(self._section):
             num_tokens = num_tokens or self._shared_tokens(engine, smallest, process, received)
             self._sharing.append(SharingEngine(number, engine.shared_fraction, num_tokens))
         need = engine.need(process, num_tokens, received_bytes=received)
@@ -157,13 +158,15 @@ class _Fit:
                 + "\n".join(_indented([self._trainer, least]))
                 + f"\n  in use now {in_gib(gpu.used_bytes)}, reserve {in_gib(round(RESERVE * gpu.memory_bytes))} GiB"
                 f"\nexpected room for weights and a cache of {engine.fewest_tokens} tokens; change a key of the table, "
-                f"give each side a GPU of its own (rollout.gpus, trainer.gpus), or set {FRACTION} if you know better"
+                f"give each side a GPU of its own (rollout.gpus, trainer.gpus), let them take turns "
+                f"(trainer.take_turns), or set {FRACTION} if you know better"
             )
         return num_tokens
 
     def _compare(self, gpu: Gpu, needs: Sequence[MemoryNeed]) -> None:
         """Refuse what surely does not fit, and warn of the rest."""
-        certain, needed = sum(need.certain_bytes for need in needs), sum(need.num_bytes for need in needs)
+        certain = self._at_once([need.certain_bytes for need in needs])
+        needed = self._at_once([need.num_bytes for need in needs])
         if certain > gpu.memory_bytes:
             raise ConfigError(
                 f"GPU {gpu.index} ({gpu.name}) has {in_gib(gpu.memory_bytes)} GiB, and weights, moments and gradients "
@@ -176,6 +179,15 @@ class _Fit:
                 f"is {in_gib(needed)}: it may run out of memory; the table of `penstock config` names the keys to "
                 "change"
             )
+
+    def _at_once(self, sizes: Sequence[int]) -> int:
+        """Of the processes of a GPU, the trainer first.
+
+        In its turn the contexts of the engines are there too; an engine takes of what is free when it starts.
+        """
+        if self._config.trainer.take_turns and sizes:
+            return max(sizes[0] + CONTEXT_BYTES * (len(sizes) - 1), *sizes)
+        return sum(sizes)
 
 
 def _indented(needs: Sequence[MemoryNeed]) -> list[str]:

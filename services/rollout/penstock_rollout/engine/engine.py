@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from penstock.config.secrets import shown_url
 from penstock.contracts import Sampling, unpack_int32
@@ -28,17 +28,30 @@ FIRST_WAIT_SECONDS = 2.0
 WAIT_FACTOR = 3.0
 
 
+class Gate(Protocol):
+    """Holds starts back."""
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    async def passed(self) -> None:
+        """Return when a server may start."""
+
+
 class Engine:
     """One server that is started again when it dies. Each start begins a new life, counted from 1."""
 
-    def __init__(self, server: EngineServer, client: EngineClient, *, start_attempts: int = 1) -> None:
-        """`start_attempts`: starts in a row that may fail."""
+    def __init__(
+        self, server: EngineServer, client: EngineClient, *, start_attempts: int = 1, gate: Gate | None = None
+    ) -> None:
+        """`start_attempts`: starts in a row that may fail. `gate`: each start passes it, when no server is left."""
         self.client = client
         self.life = 0
         self.group = ""  # the process group of a trainer that the server has joined in this life
         self.up = asyncio.Event()
         self._server = server
         self._start_attempts = start_attempts
+        self._gate = gate
         self._broken = asyncio.Event()
         self._reason = ""
         self._early_deaths = 0
@@ -59,10 +72,17 @@ class Engine:
         return self.client.info.num_ranks if self.up.is_set() else 0
 
     @property
+    def held_back(self) -> bool:
+        """Whether there is no server because the gate holds its start back."""
+        return self._gate is not None and self._gate.is_closed
+
+    @property
     def not_ready(self) -> str | None:
         """Why there is no server now; None if there is one."""
         if self.up.is_set():
             return None
+        if self.held_back:
+            return "the engine is to be started, and waits until the trainer has left the GPU"
         return f"the engine is being started again: {self._reason}" if self._reason else "the engine is being started"
 
     def report(self, life: int, reason: str) -> None:
@@ -94,6 +114,9 @@ class Engine:
     async def _start(self, started: Callable[[], None]) -> None:
         wait_seconds = FIRST_WAIT_SECONDS
         for attempt in itertools.count(1):
+            if self._gate is not None:
+                await self._server.stop()  # the one before still has its memory
+                await self._gate.passed()
             try:
                 await self._server.start()
                 info = await self.client.connect(self._server.url)

@@ -1,7 +1,7 @@
 """What an engine must do to serve here. To add one, implement `EngineServer` and `EngineClient`.
 
     EngineServer   starts the process and detects its death
-    EngineClient   calls it: `generation` makes completions, `loading` replaces the weights
+    EngineClient   calls it: `generation` makes completions, `loading` replaces the weights, `memory` is the GPU's
 
 Every call ends in one of these ways, whatever the engine's own protocol is:
 
@@ -107,6 +107,22 @@ class WeightLoading(Protocol):
         """WeightsMismatchError if the engine's bytes differ from the folder's, as far as the engine can report them."""
 
 
+class GpuMemory(Protocol):
+    """Gives GPU memory up, for a trainer that needs it. Generation is paused meanwhile, and no request runs.
+
+    An engine without a GPU has nothing to give up, and answers all the same.
+    """
+
+    async def give_up(self, timeout_seconds: float) -> None:
+        """Give up the memory of weights and key-value cache. What they hold is lost."""
+
+    async def take_weights(self, timeout_seconds: float) -> None:
+        """Take memory for the weights again; what they hold is undefined until they are loaded."""
+
+    async def take_cache(self, timeout_seconds: float) -> None:
+        """Take memory for the key-value cache again, which is empty."""
+
+
 class EngineClient(Protocol):
     """Calls one server. Call `connect` after each start: the server's URL and limits may have changed."""
 
@@ -115,6 +131,9 @@ class EngineClient(Protocol):
 
     @property
     def loading(self) -> WeightLoading: ...
+
+    @property
+    def memory(self) -> GpuMemory: ...
 
     @property
     def info(self) -> EngineInfo:

@@ -19,6 +19,8 @@ failed update has a reason. Pure.
                            v                     v                                     v
                        the same failures, but generation stays held: a resume goes back to Fenced
 
+    Any of them, at the trainer's turn on the GPU -> FallingAsleep -> the same, without weights
+
     If nothing is unverified, a resume of Held returns to the state that was held. A cancelled change returns to the
     state before it, without weights if the engine had to be given up. If the engine is started anew, every state loses
     its weights; a hold or a running change goes on.
@@ -93,7 +95,14 @@ class Verifying:
     before: Held
 
 
-Change = Preparing | Replacing | Verifying
+@dataclass(frozen=True)
+class FallingAsleep:
+    """Running requests end, and the engine gives up its memory, with the weights in it."""
+
+    before: Rest
+
+
+Change = Preparing | Replacing | Verifying | FallingAsleep
 State = Rest | Change
 
 
@@ -108,14 +117,14 @@ def name(state: State) -> ServerState:
             return ServerState.FENCED
         case Held():
             return ServerState.PAUSED
-        case Preparing() | Replacing() | Verifying():
+        case Preparing() | Replacing() | Verifying() | FallingAsleep():
             return ServerState.UPDATING
 
 
 def identity(state: State) -> PolicyIdentity | None:
     """The identity of the served weights; None while it is not certain which they are."""
     match state:
-        case Waiting() | Replacing():
+        case Waiting() | Replacing() | FallingAsleep():
             return None
         case Serving(served) | Fenced(identity=served):
             return served
@@ -142,7 +151,7 @@ def unverified(state: State) -> Announcement | None:
             return None
         case Held():
             return state.unverified
-        case Preparing():
+        case Preparing() | FallingAsleep():
             return unverified(state.before)
         case Replacing():
             return state.wanted
@@ -165,7 +174,7 @@ def needs_full(state: State) -> bool:
 def without_weights(state: State) -> State:
     """The engine was started anew, or is given up: it holds no known weights."""
     match state:
-        case Preparing() | Replacing():
+        case Preparing() | Replacing() | FallingAsleep():
             return replace(state, before=_rest_without_weights(state.before))
         case Verifying():
             return replace(state, before=_held_without_weights(state.before))
@@ -228,5 +237,5 @@ def _failure(state: State) -> Fenced | None:
             return state
         case Held(then):
             return _failure(then)
-        case Preparing() | Replacing() | Verifying():
+        case Preparing() | Replacing() | Verifying() | FallingAsleep():
             return _failure(state.before)

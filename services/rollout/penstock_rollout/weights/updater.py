@@ -11,6 +11,10 @@ lease, changes nothing.
     retract     wait, then continue                  computed anew            emptied
     in_place    stop, then continue                  kept, of older weights   only what the new weights computed is used
     abort       end; the producer sends their rest   computed anew            emptied
+
+A server may also sleep: its engine gives up its GPU memory, with the weights in it, until the next update. Meanwhile
+nothing is generated, and nobody resumes generation; a sleep counts as a change, so that all who wait for `settled` wait
+for its end too.
 """
 
 import asyncio
@@ -31,7 +35,17 @@ from penstock_rollout.weights import states
 from penstock_rollout.weights.in_flight import InFlight
 from penstock_rollout.weights.loaders import DiskLoader, Loader
 from penstock_rollout.weights.local_copy import ChainError, LocalCopy
-from penstock_rollout.weights.states import Change, Held, Preparing, Replacing, Rest, State, Verifying, Waiting
+from penstock_rollout.weights.states import (
+    Change,
+    FallingAsleep,
+    Held,
+    Preparing,
+    Replacing,
+    Rest,
+    State,
+    Verifying,
+    Waiting,
+)
 from penstock_rollout.weights.version_order import check_lease, check_order, is_behind
 
 log = logging.getLogger(__name__)
@@ -63,6 +77,8 @@ class WeightUpdater:
         self._verified: dict[str, PolicyIdentity] = {}
         self._requests = InFlight()
         self._changes = InFlight()
+        self._sleeping_life = 0  # the engine's life that sleeps
+        self._sleep = contextlib.ExitStack()
 
     def generating(self) -> AbstractContextManager[None]:
         """Surrounds one group's request, so that an update can let it finish."""
@@ -74,7 +90,19 @@ class WeightUpdater:
 
     @property
     def state(self) -> ServerState:
-        return states.name(self._state) if self._engine.up.is_set() else ServerState.STARTING
+        if not self._engine.up.is_set():
+            return ServerState.ASLEEP if self._engine.held_back else ServerState.STARTING
+        return ServerState.ASLEEP if self.asleep and not isinstance(self._state, Change) else states.name(self._state)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the engine has given up its GPU memory, and its weights with it."""
+        return self._sleeping_life > 0
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it is asleep or falls asleep: a request would wait for longer than its time limit."""
+        return self.asleep or isinstance(self._state, FallingAsleep)
 
     @property
     def identity(self) -> PolicyIdentity | None:
@@ -115,6 +143,7 @@ class WeightUpdater:
     def forget(self) -> None:
         """The engine has been started anew: it serves no known weights until some are loaded."""
         self._state = states.without_weights(self._state)
+        self._end_sleep()
         self._metrics.weights_lost()
 
     def behind(self, announced: Announcement) -> bool:
@@ -189,7 +218,8 @@ class WeightUpdater:
         life = self._engine.life
         with self._condemning(life, wanted):
             async with self._in_time(wanted):
-                pause_start = time.monotonic() if self.paused else await self._stop_requests()
+                is_still = self.paused or self.asleep
+                pause_start = time.monotonic() if is_still else await self._stop_requests()
                 self._state = Replacing(wanted, self._before)
                 await self._load(wanted, loader)
                 now = time.monotonic()
@@ -201,6 +231,7 @@ class WeightUpdater:
                 raise EngineError(f"the engine was started anew while it loaded {wanted.identity}; expected it to last")
         self.lease, self.paused_seconds = wanted.lease, now - pause_start
         self._state = states.serving(self._before, wanted)
+        self._end_sleep()
         if not self.paused:
             self._remember(wanted.identity)
         self._metrics.weights_loaded(loader.transport, now - start, now - pause_start, wanted.identity.number)
@@ -248,15 +279,19 @@ class WeightUpdater:
         await self._requests.none_within(self._section.drain_seconds)
 
     async def _load(self, wanted: Announcement, loader: Loader) -> None:
-        client = self._engine.client
-        await loader.load(wanted, client.loading, self._section.push_timeout_seconds)
+        client, seconds = self._engine.client, self._section.push_timeout_seconds
+        if self.asleep:
+            await client.memory.take_weights(seconds)
+        await loader.load(wanted, client.loading, seconds)
+        if self.asleep:
+            await client.memory.take_cache(seconds)
         # In place, running requests hold their cache, and a flush is refused.
         await client.generation.drop_prefixes(str(wanted.identity), flush=self._section.pause_mode != "in_place")
         said = await client.loading.weight_version()
         if said != str(wanted.identity):
             raise EngineError(f"after loading {wanted.identity} the engine reports that it serves {said!r}")
         if self._section.checksums and loader.files is not None:
-            await client.loading.compare(loader.files, self._section.push_timeout_seconds)
+            await client.loading.compare(loader.files, seconds)
 
     async def _verify(self, wanted: Announcement) -> None:
         """Check the canary, after generation has resumed, since a paused engine takes no request."""
@@ -274,6 +309,8 @@ class WeightUpdater:
         """Hold generation until `resume`; updates still happen."""
         self._engine.require_up()
         self._state = states.held(self._at_rest())
+        if self.asleep:
+            return
         with self._changes.one():  # requests that were cut wait until generation is held
             await self._stop_requests()
 
@@ -284,7 +321,8 @@ class WeightUpdater:
         if isinstance(now, Held) and now.unverified is not None:
             await self._resume_unverified(now, now.unverified)
         else:
-            await self._engine.client.generation.resume()
+            if not self.asleep:  # else the next update resumes it
+                await self._engine.client.generation.resume()
             self._state = states.resumed(self._state)
 
     async def _resume_unverified(self, held: Held, loaded: Announcement) -> None:
@@ -295,6 +333,56 @@ class WeightUpdater:
                 await self._verify(loaded)
             self._state = states.held(self._before).then
             self._remember(loaded.identity)
+
+    async def sleep(self, lease: int) -> None:
+        """Give up the engine's GPU memory until the next update, for a trainer with this lease. Idempotent.
+
+        Running requests end, and their rest is generated after the sleep, whatever `weights.pause_mode` is: a request
+        that waited would run into its time limit. WeightsConflictError: a lower lease. WeightsBusyError: an update
+        runs. EngineError or TimeoutError: it did not, and is restarted.
+        """
+        check_lease(lease, self.lease)
+        before = self._at_rest()
+        self.lease = lease
+        if self.asleep:
+            return
+        self._engine.require_up()
+        life, start = self._engine.life, time.monotonic()
+        with self._changes.one():
+            self._state = FallingAsleep(before)
+            try:
+                await self._give_up_memory()
+            except BaseException as error:
+                self.condemned_life = life
+                self._engine.report(life, f"it did not give up its GPU memory: {str(error) or type(error).__name__}")
+                raise
+            finally:
+                self._state = states.without_weights(self._before)
+            if self._engine.life == life:
+                self._begin_sleep(life)
+        log.info("asleep", extra={"seconds": round(time.monotonic() - start, 3)})
+
+    async def _give_up_memory(self) -> None:
+        client, seconds = self._engine.client, self._section.push_timeout_seconds
+        await self._drain()
+        async with asyncio.timeout(seconds):
+            if not self.paused:
+                self.num_interruptions += 1
+                await client.generation.abort_all()
+                await self._requests.none_within(ABORT_SECONDS)
+                # Not abort, which SGLang answers while its scheduler may still have a batch.
+                await client.generation.pause("retract", seconds)
+            await client.memory.give_up(seconds)
+
+    def _begin_sleep(self, life: int) -> None:
+        self._sleeping_life = life
+        self._sleep.enter_context(self._changes.one())
+        self._sleep.enter_context(self._metrics.asleep())
+        self._metrics.weights_lost()
+
+    def _end_sleep(self) -> None:
+        self._sleeping_life = 0
+        self._sleep.close()
 
     def _at_rest(self) -> Rest:
         """WeightsBusyError while an update runs."""

@@ -7,7 +7,7 @@ many ranks), and a step with a non-finite loss or gradient changes nothing.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
 from penstock_trainer.distributed.ranks import Ranks, rank_device
 from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
+from penstock_trainer.learner.residence import Residence, tensors_of
 from penstock_trainer.learner.training_state import carry_training_state, load_training_state, training_state
 from penstock_trainer.learner.update import Gradient, PendingUpdate, StepResult, Updater, flushed_subnormals
 from penstock_trainer.model.fsdp import ShardedPackModel, full_tensor
@@ -38,15 +39,21 @@ from penstock_trainer.weights.hugging_face import config_json, save_folder
 class Learner:
     """The policy under training."""
 
-    def __init__(self, config: Config, ranks: Ranks | None = None, *, num_steps: int = 0) -> None:
+    def __init__(
+        self, config: Config, ranks: Ranks | None = None, *, num_steps: int = 0, starts_on_host: bool = False
+    ) -> None:
         """Load the models, sharded over `ranks` if there are several: then all ranks call each method together.
 
-        `num_steps`: updates of the full run, for a learning rate that falls until its end.
+        `num_steps`: updates of the full run, for a learning rate that falls until its end. `starts_on_host`: the models
+        wait in host memory until `to_device`, before which nothing is computed. One rank only.
         On a CPU `torch.set_num_threads` is set for the process: the learner is its only computation.
         """
         self._ranks = ranks
         self._device = ranks.device if ranks else rank_device(config.trainer.device)
         self.num_steps = num_steps
+        self._residence = Residence.of(self._device) if starts_on_host else None
+        self.has_gpu_turn = False
+        """Whether the models have moved to the device, and not back."""
         self._make(config)
 
     def _make(self, config: Config) -> None:
@@ -97,6 +104,26 @@ class Learner:
         gc.collect()  # two models need not fit
         self._make(config)
         carry_training_state(carried, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+        if self._residence is not None and self.has_gpu_turn:
+            self._residence.forget()
+            self._residence.to_device(self._tensors())
+
+    def to_device(self) -> None:
+        """Move models and moments to the device on which they compute, if they started on the host."""
+        if self._residence is not None and not self.has_gpu_turn:
+            self.has_gpu_turn = True  # also if there is not enough memory for all
+            self._residence.to_device(self._tensors())
+
+    def to_host(self) -> None:
+        """Move models and moments to host memory, and free the device's, if they started on the host."""
+        if self._residence is not None and self.has_gpu_turn:
+            self._residence.to_host(self._tensors())
+            self.has_gpu_turn = False
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """All that training keeps from one step to the next."""
+        reference = [self._reference.model] if isinstance(self._reference, PackModel) else []
+        return tensors_of([self._policy.model, *reference], self._optimizer.state().values())
 
     def _make_reference(self, dtype: torch.dtype) -> TokenModel:
         """The model of ref.path, or the policy as it was before training."""
@@ -115,6 +142,8 @@ class Learner:
         """The model on this rank's device, or its shard of it."""
         if self._ranks is not None:
             return ShardedPackModel(model, self._ranks, dtype)
+        if self._residence is not None:
+            return model  # in host memory
         _move(model.model, self._device)
         return model
 
@@ -147,9 +176,9 @@ class Learner:
         """True if another thread may stage the weights and score the canary until the update's first optimizer step.
 
         Ranks do one thing at a time, because they do it together. On a GPU kernels are compiled at their first use,
-        which is not tested with two threads.
+        which is not tested with two threads. Models that move must not be read meanwhile.
         """
-        return self._ranks is None and self.on_cpu
+        return self._ranks is None and self.on_cpu and self._residence is None
 
     def begin(self, groups: Sequence[ScoredGroup], *, version: int, max_lag: int | None = None) -> PendingUpdate:
         """The first half of an update of the weights of `version`: a gradient; nothing changes until it is finished.

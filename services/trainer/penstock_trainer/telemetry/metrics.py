@@ -100,6 +100,11 @@ class TrainerMetrics:
         )
         for part in ("training", "generation"):
             self.push_exposed.labels(part=part)
+        self._turns = counter(
+            "trainer_turn_seconds",
+            "Time by who has the GPUs: engines, trainer, or on the way to one of them (trainer.take_turns)",
+            "phase",
+        )
         self._without_progress = gauge(
             "trainer_without_progress_seconds", "Time without a step, an arrival, a push or work of the trainer's own"
         )
@@ -127,6 +132,10 @@ class TrainerMetrics:
         self._staleness_limit.set(config.staleness.max_staleness)
         self._stall_limit.set(config.run.stall_seconds)
         self._run_steps_planned.set(planned_steps)
+
+    def turn_ended(self, holder: str, seconds: float) -> None:
+        """Count the seconds for which `holder` had the GPUs."""
+        self._turns.labels(phase=holder).inc(seconds)
 
     def watch_progress(self, seconds_without: Callable[[], float]) -> None:
         """Read the time without progress whenever the metrics are read."""

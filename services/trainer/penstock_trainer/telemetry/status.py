@@ -35,6 +35,8 @@ class Status:
     ready: bool = False
     fenced: dict[str, str] = field(default_factory=dict)
     """Servers that did not take the last push, and why."""
+    turn: str = ""
+    """Who has the GPUs, with `trainer.take_turns`."""
 
     def shown(self) -> TrainerStatus:
         """The answer to `GET /v1/status`."""
@@ -64,6 +66,7 @@ class Status:
             eta_seconds=step_seconds * max(0, self.total_steps - self.steps) if step_seconds else None,
             waiting_for=self.waiting_for,
             fenced=self.fenced,
+            turn=self.turn,
         )
 
 

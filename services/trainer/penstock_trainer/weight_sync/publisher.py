@@ -50,7 +50,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         start = loop.time()
         services = await self._queue.services()
-        servers = [each for each in services if each.server_state not in (None, ServerState.STARTING)]
+        servers = [each for each in services if _has_engine(each)]
         results = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
         fenced = {
             server.name: result for server, result in zip(servers, results, strict=True) if isinstance(result, str)
@@ -103,6 +103,11 @@ class Fences:
             if record.name in self._missed and not _serves(record, self._missed[record.name])
         }
         return Counter(ServerState.FENCED if record.name in self._missed else state for record, state in servers)
+
+
+def _has_engine(record: ServiceRecord) -> bool:
+    waits = record.server_state is ServerState.ASLEEP and not record.engine  # until the trainer's turn is over
+    return record.server_state not in (None, ServerState.STARTING) and not waits
 
 
 def _serves(record: ServiceRecord, wanted: PolicyIdentity) -> bool:

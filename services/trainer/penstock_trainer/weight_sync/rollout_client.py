@@ -6,7 +6,7 @@ import httpx
 
 from penstock.config import Config
 from penstock.contracts import MalformedMessageError, from_body, to_body
-from penstock.contracts.services import Announcement, ServedWeights, push_body
+from penstock.contracts.services import Announcement, ServedWeights, Turn, push_body
 from penstock.contracts.weight_sources import GroupRequest, Source
 from penstock.errors import WeightsError
 from penstock.runtime.http import auth_headers
@@ -43,6 +43,13 @@ class RolloutClient:
                 f"it serves {served.policy_version}-{served.checksum}, not {identity.number}-{identity.digest}"
             )
         return served.paused_seconds
+
+    async def sleep(self, url: str, turn: Turn) -> bool:
+        """Let the service's engine give up its GPU memory for a turn of the trainer; False: not yet, ask again."""
+        response = await self._client.post(f"{url}/v1/sleep", json=to_body(turn))
+        if response.status_code not in (200, 503):
+            raise WeightsError(f"HTTP {response.status_code}: {response.text[:300]}")
+        return response.status_code == 200
 
     async def served(self, url: str) -> ServedWeights:
         """The version that the service serves, and its engine."""

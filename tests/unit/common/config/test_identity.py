@@ -83,6 +83,7 @@ def test_what_belongs_to_one_process_or_host_makes_no_stranger(changes: dict[str
         {"data": {"train": {"path": "d"}, "eval": {"path": "e"}}},
         {"optimizer": {"lr": 2e-6}},
         {"weights": {"pause_mode": "abort"}},
+        {"trainer": {"take_turns": True}},
     ],
 )
 def test_what_decides_the_results_makes_one(changes: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def test_a_record_is_written_as_ever(record: ServiceRecord, data: bytes, state: 
     ("kind", "state", "named"),
     [
         ("engine", "serving", "Invalid enum value 'engine'"),
-        ("rollout", "asleep", "'asleep' is not a valid ServerState"),
+        ("rollout", "dreaming", "'dreaming' is not a valid ServerState"),
     ],
 )
 def test_an_unknown_kind_or_state_is_named(kind: str, state: str, named: str) -> None:

@@ -11,7 +11,7 @@ from penstock.contracts.groups import Contract, MalformedMessageError
 
 WORDS: list[tuple[type[StrEnum], list[str]]] = [
     (ServiceKind, ["rollout", "reward", "trainer"]),
-    (ServerState, ["starting", "waiting", "updating", "serving", "paused", "fenced"]),
+    (ServerState, ["starting", "waiting", "updating", "serving", "paused", "asleep", "fenced"]),
     (DropReason, ["stale", "degenerate", "reward_failed", "poison"]),
     (ReissueReason, ["version", "sampling", "stale", "lost"]),
 ]

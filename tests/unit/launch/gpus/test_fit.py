@@ -119,6 +119,18 @@ def test_a_shared_gpu_with_too_little_left_is_refused(tmp_path: Path) -> None:
     assert any("may run out" in line for line in run.lines())
 
 
+def test_who_takes_turns_need_not_fit_side_by_side(tmp_path: Path) -> None:
+    path = model(tmp_path / "medium", **MEDIUM)
+    turns = config(path, trainer={"take_turns": True}, actor={"gradient_checkpointing": True})
+    run = place(turns, environ_of(tmp_path, 81559))
+    assert run.memory.sharing == ()
+    ((gpu, (trainer, engine)),) = run.memory.by_gpu
+    assert trainer.num_bytes + engine.num_bytes > gpu.memory_bytes
+    assert not any("may run out" in line for line in run.lines())
+    with pytest.raises(ConfigError, match=r"has 45\.0 GiB, and weights, moments"):
+        place(config(path, trainer={"take_turns": True}), environ_of(tmp_path, 45 * 1024))
+
+
 def test_given_sizes_stay_as_they_are_on_a_shared_gpu(tmp_path: Path) -> None:
     path = model(tmp_path / "small", **SMALL)
     by_flag = {"extra_args": ["--mem-fraction-static", "0.3"]}

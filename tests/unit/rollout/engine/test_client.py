@@ -243,6 +243,14 @@ def test_a_server_that_may_stand_still_in_place_does_not_overlap(device: str, ov
     assert ("--disable-overlap-schedule" in arguments) is off
 
 
+@pytest.mark.parametrize(
+    ("device", "takes_turns", "saves"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_an_engine_that_shares_its_gpu_can_give_its_memory_up(device: str, takes_turns: bool, saves: bool) -> None:
+    arguments = command(EngineSection(), "python", device, "model", 1234, gives_up_memory=takes_turns)
+    assert ("--enable-memory-saver" in arguments) is saves  # its package is for GPUs
+
+
 def test_the_services_own_python_path_does_not_reach_the_engine(tmp_path: Path) -> None:
     variables = environment(EngineSection(), "cpu", str(tmp_path), 30000, {"PYTHONPATH": "x", "HOME": "h"})
     assert "PYTHONPATH" not in variables

@@ -142,7 +142,7 @@ async def test_a_busy_server_is_asked_again() -> None:
         (Response("a proxy says hello"), "its answer is 'a proxy says hello'; expected policy_version"),
         (JSONResponse([1]), r"its answer is '\[1\]'"),
         (JSONResponse({"policy_version": 3}), "missing required field `checksum`"),
-        (JSONResponse({**SERVED, "state": "asleep"}), "Invalid enum value 'asleep'"),
+        (JSONResponse({**SERVED, "state": "dreaming"}), "Invalid enum value 'dreaming'"),
     ],
 )
 async def test_any_other_answer_fences_the_server(answer: Response, reason: str) -> None:
@@ -165,8 +165,16 @@ async def test_a_server_that_does_not_answer_in_time_is_fenced_and_others_are_li
 
 async def test_only_rollout_servers_with_an_engine_are_pushed_to() -> None:
     nowhere = "http://127.0.0.1:1"
-    records = [rollout(nowhere, state="starting"), ServiceRecord(ServiceKind.REWARD, "w", nowhere, 1, "ready")]
+    reward = ServiceRecord(ServiceKind.REWARD, "w", nowhere, 1, "ready")
+    records = [rollout(nowhere, "a", "starting"), rollout(nowhere, "b", "asleep"), reward]
     assert await push(records) == ((), {})
+
+
+async def test_a_push_wakes_an_engine_that_sleeps() -> None:
+    server = Server([JSONResponse(SERVED)])
+    async with server.serving() as url:
+        record = ServiceRecord(ServiceKind.ROLLOUT, "r", url, 1, "asleep", engine="sglang 0.5")
+        assert await push([record]) == (("r",), {})
 
 
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

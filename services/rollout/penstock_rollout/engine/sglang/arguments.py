@@ -21,11 +21,19 @@ KEEP_FREED_BYTES = {
 
 
 def command(
-    section: EngineSection, python: str, device: str, model_path: str, port: int, *, overlap: bool = True
+    section: EngineSection,
+    python: str,
+    device: str,
+    model_path: str,
+    port: int,
+    *,
+    overlap: bool = True,
+    gives_up_memory: bool = False,
 ) -> list[str]:
     """The launcher's command line. `extra_args` come last, so they override the others.
 
-    `overlap`: whether a token may be sampled before the previous one has been recorded.
+    `overlap`: whether a token may be sampled before the previous one has been recorded. `gives_up_memory`: whether it
+    can give its GPU memory up.
     """
     arguments = {
         "--model-path": model_path,
@@ -48,6 +56,8 @@ def command(
         fraction = fraction or CPU_MEMORY_FRACTION
         overlap = False  # it would overlap with a GPU, and there is none
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
+    elif gives_up_memory:
+        flags.append("--enable-memory-saver")  # without it SGLang answers, and keeps the memory
     if not overlap:
         flags.append("--disable-overlap-schedule")
     if section.tensor_parallel_size > 1:

@@ -1,9 +1,10 @@
-"""Implements `EngineClient` for SGLang: one connection, shared by generation and loading."""
+"""Implements `EngineClient` for SGLang: one connection, shared by generation, loading and memory."""
 
 from penstock.config import EngineSection
 from penstock_rollout.engine.sglang.connection import Connection
 from penstock_rollout.engine.sglang.generation import SGLangGeneration
 from penstock_rollout.engine.sglang.loading import SGLangLoading
+from penstock_rollout.engine.sglang.memory import SGLangMemory
 from penstock_rollout.engine.types import EngineInfo
 
 
@@ -16,6 +17,7 @@ class SGLangClient:
             self.connection, section.request_timeout_seconds, skip_special_tokens=section.skip_special_tokens
         )
         self.loading = SGLangLoading(self.connection)
+        self.memory = SGLangMemory(self.connection)
         self._is_ours = not section.url
 
     @property

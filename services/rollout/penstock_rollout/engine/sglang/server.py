@@ -41,10 +41,19 @@ class StartedServer:
 
     restartable = True
 
-    def __init__(self, section: EngineSection, model_path: str, log_path: Path, *, overlap: bool = True) -> None:
-        """`overlap`: see `arguments.command`."""
+    def __init__(
+        self,
+        section: EngineSection,
+        model_path: str,
+        log_path: Path,
+        *,
+        overlap: bool = True,
+        gives_up_memory: bool = False,
+    ) -> None:
+        """`overlap`, `gives_up_memory`: see `arguments.command`."""
         self.url = ""
         self._overlap = overlap
+        self._gives_up_memory = gives_up_memory
         self._section = section
         self._model_path = model_path
         self._log_path = log_path
@@ -75,13 +84,20 @@ class StartedServer:
             raise
 
     async def _spawn(self, python: str, device: str, port: int) -> asyncio.subprocess.Process:
+        arguments = command(
+            self._section,
+            python,
+            device,
+            self._model_path,
+            port,
+            overlap=self._overlap,
+            gives_up_memory=self._gives_up_memory,
+        )
         try:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             with self._log_path.open("ab") as log_file:
                 return await asyncio.create_subprocess_exec(
-                    *tied_command(
-                        command(self._section, python, device, self._model_path, port, overlap=self._overlap)
-                    ),
+                    *tied_command(arguments),
                     env=environment(self._section, device, self._model_path, port, os.environ),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log_file,
@@ -214,16 +230,23 @@ class GivenServer:
 
 
 def make_server(
-    section: EngineSection, model_path: str, log_path: Path, pause_mode: PauseMode = "retract"
+    section: EngineSection,
+    model_path: str,
+    log_path: Path,
+    pause_mode: PauseMode = "retract",
+    *,
+    gives_up_memory: bool = False,
 ) -> EngineServer:
-    """The server of the configuration.
+    """The server of the configuration. `gives_up_memory`: see `arguments.command`.
 
     Overlap is off with pause mode `in_place`: a paused server would have sampled one token without recording it, and
     would later report it with the next weights.
     """
     if section.url:
         return GivenServer(section)
-    return StartedServer(section, model_path, log_path, overlap=pause_mode != "in_place")
+    return StartedServer(
+        section, model_path, log_path, overlap=pause_mode != "in_place", gives_up_memory=gives_up_memory
+    )
 
 
 async def _until_it_answers(url: str) -> None:
