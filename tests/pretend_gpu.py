@@ -173,6 +173,7 @@ def pretended_gpu() -> Iterator[None]:
     is_enabled = torch.is_autocast_enabled
     with pytest.MonkeyPatch.context() as patch, _Checked(), _Placed():
         patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(synchronize=lambda: None))
         patch.setattr(torch, "autocast", _Autocast)
         patch.setattr(torch, "is_autocast_enabled", lambda *_: is_enabled("cpu"))
