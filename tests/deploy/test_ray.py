@@ -196,7 +196,9 @@ def test_each_process_sees_the_gpus_that_it_uses_and_no_others(
     node = cluster.add("--num-cpus=2", "--num-gpus=5")
     until(lambda: node.is_up, node.log)
     run = start_run()
-    launcher = run.launch("--rollout.engine.device", "auto", "--rollout.engine.tensor_parallel_size", "2")
+    run.set_pace(SLOW_SECONDS)  # so that the run does not end meanwhile
+    words = ("--rollout.engine.device", "auto", "--rollout.engine.tensor_parallel_size", "2")
+    launcher = run.launch(*words, "--reward.num_services", "1")
     until(lambda: len(run.processes("rollout")) == 2, run.events)
     services = [*run.processes("rollout"), run.one("trainer")]
     seen = [each.environ()["CUDA_VISIBLE_DEVICES"].split(",") for each in services]
