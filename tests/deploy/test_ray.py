@@ -21,7 +21,7 @@ from benchmarks.chaos.model import make_tiny_model, write_prompts
 from benchmarks.chaos.parts import BATCH_SIZE, NOTHING, NUM_PROMPTS, ChaosPart, part_config
 from benchmarks.chaos.reader import Findings, RunReader
 from penstock.broker.embedded import EmbeddedServer
-from tests.deploy.ray_cluster import RayCluster
+from tests.deploy.ray_cluster import RayCluster, RayNode
 
 pytest.importorskip("ray", reason="Ray is not installed: `make test-deploy` installs it")
 
@@ -139,6 +139,22 @@ def cluster() -> Iterator[RayCluster]:
 
 
 @pytest.fixture
+def add_node(cluster: RayCluster) -> Iterator[Callable[..., RayNode]]:
+    """Adds a node to the cluster, for this test alone."""
+    nodes: list[RayNode] = []
+
+    def add(*words: str) -> RayNode:
+        node = cluster.add(*words)
+        nodes.append(node)
+        until(lambda: node.is_up, node.log)
+        return node
+
+    yield add
+    for node in nodes:
+        node.close()
+
+
+@pytest.fixture
 def start_run(tmp_path: Path, cluster: RayCluster) -> Iterator[Callable[..., RayRun]]:
     runs: list[RayRun] = []
 
@@ -152,10 +168,9 @@ def start_run(tmp_path: Path, cluster: RayCluster) -> Iterator[Callable[..., Ray
 
 
 def test_a_run_on_two_nodes_outlives_a_process_a_worker_and_a_node(
-    cluster: RayCluster, start_run: Callable[..., RayRun]
+    cluster: RayCluster, add_node: Callable[..., RayNode], start_run: Callable[..., RayRun]
 ) -> None:
-    node = cluster.add("--num-cpus=2")
-    until(lambda: node.is_up, node.log)
+    node = add_node("--num-cpus=2")
     run = start_run()
     run.set_pace(SLOW_SECONDS)
     launcher = run.launch()
@@ -190,11 +205,10 @@ def test_a_run_on_two_nodes_outlives_a_process_a_worker_and_a_node(
 
 
 def test_each_process_sees_the_gpus_that_it_uses_and_no_others(
-    cluster: RayCluster, start_run: Callable[..., RayRun]
+    add_node: Callable[..., RayNode], start_run: Callable[..., RayRun]
 ) -> None:
     """GPUs of which only Ray knows: it numbers them, and shows each process its own."""
-    node = cluster.add("--num-cpus=2", "--num-gpus=5")
-    until(lambda: node.is_up, node.log)
+    add_node("--num-cpus=2", "--num-gpus=5")
     run = start_run()
     run.set_pace(SLOW_SECONDS)  # so that the run does not end meanwhile
     words = ("--rollout.engine.device", "auto", "--rollout.engine.tensor_parallel_size", "2")
@@ -209,12 +223,12 @@ def test_each_process_sees_the_gpus_that_it_uses_and_no_others(
     launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + signal.SIGTERM, output
-    node.close()
 
 
-def test_ranks_on_two_nodes_end_and_start_together(cluster: RayCluster, start_run: Callable[..., RayRun]) -> None:
-    node = cluster.add("--num-cpus=2")
-    until(lambda: node.is_up, node.log)
+def test_ranks_on_two_nodes_end_and_start_together(
+    cluster: RayCluster, add_node: Callable[..., RayNode], start_run: Callable[..., RayRun]
+) -> None:
+    node = add_node("--num-cpus=2")
     run = start_run(trainer={**SMALL, "strategy": "STRICT_SPREAD"})
     run.set_pace(SLOW_SECONDS)
     words = ("--trainer.num_ranks", "2", "--rollout.num_servers", "1", "--reward.num_services", "1")
