@@ -121,7 +121,7 @@ def _compiling(seen: Observations) -> list[Line]:
 
 def _torch(seen: Observations) -> Line:
     found, driver = seen.services.result(), seen.driver.result()
-    return environments.torch_line(environments.TORCH, found, driver, seen.environ, "auto")
+    return environments.torch_line(environments.TORCH, found, driver, seen.environ, seen.config.trainer.device)
 
 
 def _sglang(seen: Observations) -> list[Line]:

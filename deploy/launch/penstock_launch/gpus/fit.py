@@ -35,11 +35,15 @@ class SharingEngine:
 
 @dataclass(frozen=True)
 class RunMemory:
-    """The needs of a run's processes on GPUs, by GPU. warnings: for the user, a line each."""
+    """The needs of a run's processes on GPUs, by GPU. in_turns: those of one GPU are never there at once.
+
+    warnings: for the user, a line each.
+    """
 
     by_gpu: tuple[tuple[Gpu, tuple[MemoryNeed, ...]], ...] = ()
     sharing: tuple[SharingEngine, ...] = ()
     warnings: tuple[str, ...] = ()
+    in_turns: bool = False
 
     @property
     def trainer_overrides(self) -> tuple[str, ...]:
@@ -55,7 +59,9 @@ class RunMemory:
         """What each GPU has to hold, a line each, equal ones together; then what sharing decides, and the warnings."""
         rows: dict[str, list[str]] = {}
         for gpu, needs in self.by_gpu:
-            together = " + ".join(f"{need.process} {in_gib(need.num_bytes)}" for need in needs)
+            together = (" in turns with " if self.in_turns else " + ").join(
+                f"{need.process} {in_gib(need.num_bytes)}" for need in needs
+            )
             rows.setdefault(f"{together} of {in_gib(gpu.memory_bytes)} GiB (estimate)", []).append(str(gpu.index))
         lines = [f"memory of GPU {', '.join(numbers)}: {text}" for text, numbers in rows.items()]
         for words in {" ".join(engine.overrides): 0 for engine in self.sharing}:
@@ -122,7 +128,7 @@ class _Fit:
         for gpu, needs in self._by_gpu.items():
             self._compare(gpu, needs)
         used = tuple((gpu, tuple(needs)) for gpu, needs in self._by_gpu.items() if needs)
-        return RunMemory(used, tuple(self._sharing), tuple(self._warnings))
+        return RunMemory(used, tuple(self._sharing), tuple(self._warnings), self._config.trainer.take_turns)
 
     def _add_engine(self, number: int, server: Sequence[Gpu]) -> None:
         """By the smallest of its GPUs: each holds as much."""

@@ -98,7 +98,8 @@ class PlacedRun:
             return f"{name}: no GPU"
         near = ", ".join(str(node) for node in sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None}))
         where = f", on the {len(share.cpus)} CPUs of NUMA node {near}" if share.cpus else ""
-        return f"{name}: GPU {', '.join(self.placement.names(gpus))}; {share.gpu_threads} threads for each{where}"
+        threads = f"{share.gpu_threads} thread{'s' * (share.gpu_threads > 1)}{' for each' * (len(gpus) > 1)}"
+        return f"{name}: GPU {', '.join(self.placement.names(gpus))}; {threads}{where}"
 
     def _gpus(self, kind: ServiceKind, index: int) -> Gpus:
         if kind is ServiceKind.TRAINER:
@@ -137,7 +138,7 @@ def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
 def place(config: Config, environ: Mapping[str, str]) -> PlacedRun:
     """Place a run on this host; ConfigError if its GPUs do not suffice. Asks the driver, which takes a second or so."""
     placement = plan(config, read_driver(environ), environ)
-    placement = replace(placement, warnings=(*placement.warnings, *_unused_by_torch(placement)))
+    placement = replace(placement, warnings=(*placement.warnings, *_unused_by_torch(config, placement)))
     memory = fit(with_gpus(config, placement), placement, psutil.virtual_memory().total)
     return PlacedRun(config, placement, frozenset(os.sched_getaffinity(0)), read_node_cpus, memory)
 
@@ -153,18 +154,21 @@ def with_gpus(config: Config, placement: Placement) -> Config:
     )
 
 
-def _unused_by_torch(placement: Placement) -> list[str]:
-    """A warning if the trainer's torch, that of this interpreter, is a build of PyTorch's own index for CPUs."""
+def _unused_by_torch(config: Config, placement: Placement) -> list[str]:
+    """A warning if the trainer's torch, that of this interpreter, is a build of PyTorch's own index for CPUs.
+
+    ConfigError with trainer.device cuda: the trainer would refuse it, after the launch has begun.
+    """
     try:
         version = importlib.metadata.version("torch") if placement.trainer else ""
     except importlib.metadata.PackageNotFoundError:
         return []  # the trainer will say so
     if not version.endswith("+cpu"):
         return []
-    return [
-        f"trainer: torch {version} is built without CUDA and trains on the CPU although there is a GPU for it: make "
-        "the environments again, for CUDA (`make envs CUDA=1`), or set trainer.device to cpu"
-    ]
+    built, remedy = f"torch {version} is built without CUDA", "make the environments for CUDA (`make envs CUDA=1`)"
+    if config.trainer.device == "cuda":
+        raise ConfigError(f"trainer.device is cuda, and its {built}: {remedy}, or set trainer.device to auto or cpu")
+    return [f"the trainer's {built}, so it trains on the CPU: {remedy}, or set trainer.device to cpu"]
 
 
 def read_node_cpus(node: int) -> Cpus:

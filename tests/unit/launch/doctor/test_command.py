@@ -39,6 +39,17 @@ def test_a_host_with_two_gpus(config: Config, tmp_path: Path) -> None:
     assert lines["torch of services"].seen.endswith("can use 2 GPUs")
 
 
+def test_a_build_for_cpus_is_a_problem_only_for_a_trainer_that_must_have_a_gpu(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "examine", lambda *_: Environment("3.11.7", True, {"torch": "2.13.0"}, Torch()))
+    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(),))
+    for device, verdict in (("auto", "warning"), ("cuda", "problem"), ("cpu", "ok")):
+        section = config.trainer.model_copy(update={"device": device})
+        lines = found(config.model_copy(update={"trainer": section}), environ)
+        assert lines["torch of services"].verdict == verdict
+
+
 def test_without_a_gpu_nothing_is_compiled(config: Config, tmp_path: Path) -> None:
     lines = found(config, host_with_smi(tmp_path / "bin", "exit 9"))
     assert lines["NVIDIA driver"].verdict == "problem"

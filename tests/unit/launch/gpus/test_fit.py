@@ -126,6 +126,7 @@ def test_who_takes_turns_need_not_fit_side_by_side(tmp_path: Path) -> None:
     assert run.memory.sharing == ()
     ((gpu, (trainer, engine)),) = run.memory.by_gpu
     assert trainer.num_bytes + engine.num_bytes > gpu.memory_bytes
+    assert any(" in turns with rollout " in line for line in run.lines() if line.startswith("memory of GPU 0: trainer"))
     assert not any("may run out" in line for line in run.lines())
     with pytest.raises(ConfigError, match=r"has 45\.0 GiB, and weights, moments"):
         place(config(path, trainer={"take_turns": True}), environ_of(tmp_path, 45 * 1024))

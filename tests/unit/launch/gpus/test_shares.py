@@ -9,6 +9,7 @@ import pytest
 import penstock_launch.gpus.shares as shares
 from penstock.config import Config
 from penstock.contracts import ServiceKind
+from penstock.errors import ConfigError
 from penstock_launch.gpus.plan import plan
 from penstock_launch.gpus.shares import PlacedRun, Share, place, read_node_cpus, shown_placement
 from tests.gpus import FakeGpu, gpu_uuid, host_with_gpus, mig_uuid
@@ -139,8 +140,8 @@ def test_the_plan_is_shown_line_by_line() -> None:
         "weights: by nccl",
     ]
     assert placed(run_of(1, 1), 1).lines() == [
-        "rollout: GPU 0; 16 threads for each",
-        "trainer: GPU 0; 16 threads for each",
+        "rollout: GPU 0; 16 threads",
+        "trainer: GPU 0; 16 threads",
         "weights: by disk, on a GPU that trainer and server share",
     ]
 
@@ -154,15 +155,24 @@ def test_a_gpu_that_the_trainers_torch_cannot_use_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", {"torch": version}.__getitem__)
     lines = place(run_of(1, 1, trainer={"device": device}), host_with_gpus(tmp_path, [FakeGpu()])).lines()
-    found = [line for line in lines if line.startswith("trainer: torch 2.13.0+cpu is built without CUDA and trains on")]
+    found = [line for line in lines if line.startswith("the trainer's torch 2.13.0+cpu is built without CUDA")]
     assert len(found) == warned
+
+
+def test_a_trainer_that_must_have_a_gpu_is_refused_if_its_torch_can_use_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"torch": "2.13.0+cpu"}.__getitem__)
+    with pytest.raises(ConfigError, match=r"trainer\.device is cuda, and its torch 2\.13\.0\+cpu .*make envs CUDA=1"):
+        place(run_of(1, 1, trainer={"device": "cuda"}), host_with_gpus(tmp_path, [FakeGpu()]))
 
 
 def test_a_configuration_is_shown_with_what_a_launch_would_do(tmp_path: Path) -> None:
     one = host_with_gpus(tmp_path, [FakeGpu(used_mib=40000)])
+    threads = min(16, len(os.sched_getaffinity(0)))
     assert shown_placement(run_of(1, 1, trainer={"device": "cpu"}), one) == [
         "GPUs on this host:",
-        f"rollout: GPU 0; {min(16, len(os.sched_getaffinity(0)))} threads for each",
+        f"rollout: GPU 0; {threads} thread{'s' * (threads > 1)}",
         "trainer: no GPU",
         "weights: by disk",
         "no estimate of memory: 'm' is a hub name, and this host has not loaded it yet",
