@@ -11,7 +11,6 @@ from penstock_launch.gpus.nvidia import VISIBLE, Driver, Gpu, visible
 
 WHAT = "NVIDIA driver"
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")
-IN_USE_BYTES = 2**30  # a driver has up to half of it for itself
 # What nvidia-smi says, and what helps.
 REMEDIES = {
     "version mismatch": "Restart the host: the driver was updated, and its kernel module is still the old one.",
@@ -80,7 +79,7 @@ def _gpu_line(gpu: Gpu, is_visible: bool) -> Line:
     what = f"GPU {gpu.index}"
     memory = f"{amount(gpu.memory_bytes)}, {amount(gpu.used_bytes)} in use" if gpu.memory_bytes else "the host's memory"
     shown = f"{gpu.name}, {memory}{f', {gpu.uuid}' if gpu.is_mig else ''}"
-    if is_visible and gpu.used_bytes > IN_USE_BYTES:
+    if is_visible and gpu.is_used:
         return warning(what, shown, "End what uses it (nvidia-smi lists it), unless that is a run of yours.")
     return ok(what, shown)
 

@@ -14,10 +14,9 @@ from itertools import chain
 
 from penstock.config import Config
 from penstock.errors import ConfigError
+from penstock_launch.gpus.memory import in_gib
 from penstock_launch.gpus.nvidia import VISIBLE, Driver, Gpu, find, visible
 
-USED_FRACTION = 0.1  # of a GPU's memory; a desktop has less of the GPU that shows it
-GIB = 2**30
 ROLLOUT, TRAINER = "rollout.gpus", "trainer.gpus"
 
 Gpus = tuple[Gpu, ...]
@@ -95,7 +94,7 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
         raise ConfigError(_picture(asked, there, seen, named)) from None
     placement = Placement(there, trainer, servers)
     _refuse_nccl_on_one_gpu(config, placement)
-    used = tuple(_used_line(gpu) for gpu in there if _is_used(gpu) and gpu in (*trainer, *chain(*servers)))
+    used = tuple(_used_line(gpu) for gpu in there if gpu.is_used and gpu in (*trainer, *chain(*servers)))
     return Placement(there, trainer, servers, used)
 
 
@@ -137,7 +136,7 @@ def _usable(gpus: Gpus) -> Gpus:
 def _taken(free: list[Gpu], number: int) -> Gpus:
     """Take so many, of one NUMA node if one has enough; those in use only if the others do not suffice."""
     able = [gpu for gpu in free if number == 1 or not gpu.is_mig]
-    for pool in ([gpu for gpu in able if not _is_used(gpu)], able):
+    for pool in ([gpu for gpu in able if not gpu.is_used], able):
         nodes = [[gpu for gpu in pool if gpu.numa_node == node] for node in {gpu.numa_node: 0 for gpu in pool}]
         found = next((each for each in (*nodes, pool) if len(each) >= number), None)
         if found is not None:
@@ -218,8 +217,8 @@ def _table(gpus: Gpus, notes: Mapping[Gpu, str] | None = None) -> str:
     """A line for each."""
     width = max(len(gpu.name) for gpu in gpus)
     rows = [
-        f"    {gpu.uuid if gpu.is_mig else gpu.index}  {gpu.name:{width}}  {gpu.memory_bytes / GIB:.1f} GiB"
-        + (f", {gpu.used_bytes / GIB:.1f} GiB in use" if _is_used(gpu) else "")
+        f"    {gpu.uuid if gpu.is_mig else gpu.index}  {gpu.name:{width}}  {in_gib(gpu.memory_bytes)} GiB"
+        + (f", {in_gib(gpu.used_bytes)} GiB in use" if gpu.is_used else "")
         + (f", in {notes[gpu]}" if notes and gpu in notes else "")
         for gpu in gpus
     ]
@@ -236,12 +235,8 @@ def _seen(driver: Driver | None, there: Gpus, environ: Mapping[str, str]) -> str
     return f"{shown}, of which {VISIBLE}={environ[VISIBLE]} leaves {len(there)}" if VISIBLE in environ else shown
 
 
-def _is_used(gpu: Gpu) -> bool:
-    return gpu.used_bytes > USED_FRACTION * gpu.memory_bytes > 0
-
-
 def _used_line(gpu: Gpu) -> str:
     return (
-        f"GPU {gpu.index} ({gpu.name}): other processes have {gpu.used_bytes / GIB:.1f} of its "
-        f"{gpu.memory_bytes / GIB:.1f} GiB; end them, or choose others (rollout.gpus, trainer.gpus, {VISIBLE})"
+        f"GPU {gpu.index} ({gpu.name}): other processes have {in_gib(gpu.used_bytes)} of its "
+        f"{in_gib(gpu.memory_bytes)} GiB; end them, or choose others (rollout.gpus, trainer.gpus, {VISIBLE})"
     )
