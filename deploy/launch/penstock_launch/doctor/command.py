@@ -91,7 +91,7 @@ def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
     return [
         *(Look(MACHINE, what, partial(_one, look, limits)) for what, look in MACHINE_LINES.items()),
         Look(MACHINE, "shared memory", lambda: [folders.shared_memory_now(config, seen.num_weights.result())]),
-        Look(GPUS, gpus.WHAT, lambda: gpus.driver_lines(seen.driver.result(), environ, config.rollout.engine.device)),
+        Look(GPUS, gpus.WHAT, lambda: _driver(seen)),
         Look(GPUS, "compiled code", lambda: _compiling(seen)),
         Look(ENVIRONMENTS, environments.PACKAGES, lambda: [environments.packages_now(config)]),
         Look(ENVIRONMENTS, environments.TORCH, lambda: [_torch(seen)]),
@@ -108,6 +108,10 @@ def _one(look: Callable[[Limits], Line], limits: "Future[Limits]") -> list[Line]
     return [look(limits.result())]
 
 
+def _driver(seen: Observations) -> list[Line]:
+    return gpus.driver_lines(seen.driver.result(), seen.environ, gpus.keys_for_cuda(seen.config))
+
+
 def _compiling(seen: Observations) -> list[Line]:
     """Only for GPUs: on a CPU nothing is compiled."""
     if not gpus.has_gpu(seen.driver.result(), seen.environ):
@@ -121,7 +125,7 @@ def _compiling(seen: Observations) -> list[Line]:
 
 def _torch(seen: Observations) -> Line:
     found, driver = seen.services.result(), seen.driver.result()
-    return environments.torch_line(environments.TORCH, found, driver, seen.environ, "auto")
+    return environments.torch_line(environments.TORCH, found, driver, seen.environ, seen.config.trainer.device)
 
 
 def _sglang(seen: Observations) -> list[Line]:

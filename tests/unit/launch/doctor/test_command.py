@@ -39,6 +39,17 @@ def test_a_host_with_two_gpus(config: Config, tmp_path: Path) -> None:
     assert lines["torch of services"].seen.endswith("can use 2 GPUs")
 
 
+@pytest.mark.parametrize(("device", "verdict"), [("cpu", "ok"), ("auto", "warning"), ("cuda", "problem")])
+def test_a_trainer_that_has_to_train_on_a_gpu_needs_a_torch_for_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, verdict: str
+) -> None:
+    for_cpus = Environment("3.11.7", True, {"torch": "2.13.0+cpu"}, Torch())
+    monkeypatch.setattr(environments, "examine", lambda *_: for_cpus)
+    trainer = config.trainer.model_copy(update={"device": device})
+    lines = found(config.model_copy(update={"trainer": trainer}), host_with_gpus(tmp_path / "bin", (FakeGpu(),)))
+    assert lines["torch of services"].verdict == verdict
+
+
 def test_without_a_gpu_nothing_is_compiled(config: Config, tmp_path: Path) -> None:
     lines = found(config, host_with_smi(tmp_path / "bin", "exit 9"))
     assert lines["NVIDIA driver"].verdict == "problem"
