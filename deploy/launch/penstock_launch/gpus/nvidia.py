@@ -41,6 +41,11 @@ class Gpu:
         return self.uuid.startswith("MIG-")
 
     @property
+    def label(self) -> str:
+        """What names it alone on its host, for people: its number, or an instance's UUID."""
+        return self.uuid if self.is_mig else str(self.index)
+
+    @property
     def is_used(self) -> bool:
         """Whether processes have so much of its memory that others should not be placed there."""
         return self.used_bytes > USED_FRACTION * self.memory_bytes > 0

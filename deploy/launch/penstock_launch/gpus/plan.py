@@ -217,7 +217,7 @@ def _table(gpus: Gpus, notes: Mapping[Gpu, str] | None = None) -> str:
     """A line for each."""
     width = max(len(gpu.name) for gpu in gpus)
     rows = [
-        f"    {gpu.uuid if gpu.is_mig else gpu.index}  {gpu.name:{width}}  {in_gib(gpu.memory_bytes)} GiB"
+        f"    {gpu.label}  {gpu.name:{width}}  {in_gib(gpu.memory_bytes)} GiB"
         + (f", {in_gib(gpu.used_bytes)} GiB in use" if gpu.is_used else "")
         + (f", in {notes[gpu]}" if notes and gpu in notes else "")
         for gpu in gpus

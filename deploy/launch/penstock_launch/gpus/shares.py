@@ -93,12 +93,13 @@ class PlacedRun:
 
     def _line(self, kind: ServiceKind, index: int = 0) -> str:
         gpus, share = self._gpus(kind, index), self.share(kind, index)
+        threads = f"{share.gpu_threads} thread{'s' * (share.gpu_threads > 1)} for each"
         name = f"{kind}-{index}" if kind is ServiceKind.ROLLOUT and len(self.placement.servers) > 1 else str(kind)
         if not gpus:
             return f"{name}: no GPU"
         near = ", ".join(str(node) for node in sorted({gpu.numa_node for gpu in gpus if gpu.numa_node is not None}))
         where = f", on the {len(share.cpus)} CPUs of NUMA node {near}" if share.cpus else ""
-        return f"{name}: GPU {', '.join(self.placement.names(gpus))}; {share.gpu_threads} threads for each{where}"
+        return f"{name}: GPU {', '.join(self.placement.names(gpus))}; {threads}{where}"
 
     def _gpus(self, kind: ServiceKind, index: int) -> Gpus:
         if kind is ServiceKind.TRAINER:

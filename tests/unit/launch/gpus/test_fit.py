@@ -15,7 +15,7 @@ from penstock_launch.gpus.memory import GIB, MIB
 from penstock_launch.gpus.model_shape import NoShapeError, read_shape, shape_of_config
 from penstock_launch.gpus.plan import plan
 from penstock_launch.gpus.shares import place, shown_placement, with_gpus
-from tests.gpus import FakeGpu, host_with_gpus
+from tests.gpus import FakeGpu, host_with_gpus, mig_uuid
 from tests.unit.launch.gpus.test_plan import host
 
 
@@ -207,9 +207,19 @@ def test_equal_gpus_are_one_line(tmp_path: Path) -> None:
     placement = plan(run, host(8), {})
     lines = fit(with_gpus(run, placement), placement, 64 * GIB).lines()
     assert [line.partition(":")[0] for line in lines if "4, 5, 6, 7" in line] == ["memory of GPU 4, 5, 6, 7"]
+    assert [line.partition(": ")[2][:8] for line in lines if "0, 1, 2, 3" in line] == ["rollout "]
+    assert sum("together" in line for line in fit(with_gpus(run, placement), placement, 64 * GIB).table()) == 2
     assert not any("host" in line for line in lines)
     (warning,) = fit(with_gpus(run, placement), placement, 4 * GIB).warnings
     assert "trainer.num_ranks 4, and the host has 4.0" in warning
+
+
+def test_instances_of_one_gpu_are_told_apart(tmp_path: Path) -> None:
+    environ = host_with_gpus(tmp_path / "bin", [FakeGpu(mig_mib=(20096, 40192))])
+    lines = place(config(model(tmp_path / "small", **SMALL)), environ).lines()
+    assert [line.partition(":")[0] for line in lines if line.startswith("memory")] == [
+        f"memory of GPU {mig_uuid(0, instance)}" for instance in (0, 1)
+    ]
 
 
 def test_shapes_are_read_from_headers_or_refused(tmp_path: Path, tiny_model: Path) -> None:
