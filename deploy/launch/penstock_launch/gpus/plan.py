@@ -17,6 +17,7 @@ from penstock.errors import ConfigError
 from penstock_launch.gpus.memory import in_gib
 from penstock_launch.gpus.nvidia import VISIBLE, Driver, Gpu, find, visible
 
+HIDING = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that are meant to leave no GPU
 ROLLOUT, TRAINER = "rollout.gpus", "trainer.gpus"
 
 Gpus = tuple[Gpu, ...]
@@ -82,7 +83,8 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
     asked = _asked(config)
     if not there:
         _refuse_without_gpus(config, driver, seen)
-        problems = (f"{seen}: no process is given a GPU",) if driver and driver.problem else ()
+        hidden = driver and driver.gpus and environ.get(VISIBLE, "").strip() not in HIDING
+        problems = (f"{seen}: no process is given a GPU",) if driver and (driver.problem or hidden) else ()
         return Placement(servers=((),) * asked.num_servers, warnings=problems)
     named = {
         ROLLOUT: _named(ROLLOUT, config.rollout.gpus, there, seen, asked.num_servers * asked.per_server),

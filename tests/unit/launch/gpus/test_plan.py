@@ -145,6 +145,12 @@ def test_a_gpu_in_use_comes_last_and_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize(("value", "noted"), [("", False), ("-1", False), ("7", True), ("cuda:0", True)])
+def test_a_variable_that_hides_all_gpus_by_mistake_is_named(value: str, noted: bool) -> None:
+    seen = f"nvidia-smi shows 2 GPUs, of which CUDA_VISIBLE_DEVICES={value} leaves 0: no process is given a GPU"
+    assert plan(run_of(1, 1), host(2), {"CUDA_VISIBLE_DEVICES": value}).warnings == (seen,) * noted
+
+
 def test_a_driver_that_fails_places_nothing_and_is_named() -> None:
     found = plan(run_of(1, 1), Driver(problem="exit code 9"), {})
     assert found == Placement(servers=((),), warnings=("nvidia-smi fails (exit code 9): no process is given a GPU",))
