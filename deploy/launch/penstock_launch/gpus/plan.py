@@ -97,7 +97,7 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
     placement = Placement(there, trainer, servers)
     _refuse_nccl_on_one_gpu(config, placement)
     used = tuple(_used_line(gpu) for gpu in there if gpu.is_used and gpu in (*trainer, *chain(*servers)))
-    return Placement(there, trainer, servers, used)
+    return Placement(there, trainer, servers, (*used, *_idle_turns(config, placement)))
 
 
 def refuse_named(config: Config, scheduler: str) -> None:
@@ -108,6 +108,15 @@ def refuse_named(config: Config, scheduler: str) -> None:
                 f"{key} is {', '.join(names)}, and {scheduler} chooses the GPUs of each process: expected no list, or "
                 "`penstock launch local`"
             )
+
+
+def refuse_turns(config: Config, scheduler: str) -> None:
+    """ConfigError if trainer and engines are to take turns although a scheduler gives them GPUs of their own."""
+    if config.trainer.take_turns:
+        raise ConfigError(
+            f"trainer.take_turns is on, and {scheduler} gives trainer and servers GPUs of their own: expected it off, "
+            "or `penstock launch local` on a host where they share one"
+        )
 
 
 def _asked(config: Config) -> _Asked:
@@ -195,6 +204,16 @@ def _refuse_nccl_on_one_gpu(config: Config, placement: Placement) -> None:
                 "does not connect two processes on one GPU; expected weights.transport auto (here disk) or tensor, or "
                 "a GPU for each of them (rollout.gpus, trainer.gpus)"
             )
+
+
+def _idle_turns(config: Config, placement: Placement) -> tuple[str, ...]:
+    """A warning if nobody needs the GPUs that are given up."""
+    if not config.trainer.take_turns or placement.shared:
+        return ()
+    return (
+        "trainer.take_turns is on, and trainer and servers share no GPU: each side waits for the other in vain; name a "
+        f"GPU in both {ROLLOUT} and {TRAINER}, or turn it off",
+    )
 
 
 def _picture(asked: _Asked, there: Gpus, seen: str, named: Mapping[str, Gpus]) -> str:

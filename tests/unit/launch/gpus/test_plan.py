@@ -151,6 +151,15 @@ def test_a_variable_that_hides_all_gpus_by_mistake_is_named(value: str, noted: b
     assert plan(run_of(1, 1), host(2), {"CUDA_VISIBLE_DEVICES": value}).warnings == (seen,) * noted
 
 
+def test_turns_without_a_shared_gpu_are_named() -> None:
+    turns = {"take_turns": True}
+    (warning,) = plan(run_of(1, 1, trainer=turns), host(2), {}).warnings
+    assert "share no GPU" in warning
+    assert "in both rollout.gpus and trainer.gpus" in warning
+    assert plan(run_of(1, 1, trainer=turns), host(1), {}).warnings == ()
+    assert plan(run_of(1, 1, rollout={"gpus": 1}, trainer={"gpus": 1, **turns}), host(2), {}).warnings == ()
+
+
 def test_a_driver_that_fails_places_nothing_and_is_named() -> None:
     found = plan(run_of(1, 1), Driver(problem="exit code 9"), {})
     assert found == Placement(servers=((),), warnings=("nvidia-smi fails (exit code 9): no process is given a GPU",))
