@@ -16,6 +16,7 @@ from math import prod
 
 from penstock.config import EngineSection
 from penstock.config.services import FRACTION_FLAG
+from penstock.contracts.weight_sources import ITEM_BYTES
 from penstock_launch.gpus.memory import CONTEXT_BYTES, GIB, MIB, MemoryNeed, Part
 from penstock_launch.gpus.model_shape import ModelShape
 
@@ -128,7 +129,7 @@ class EngineMemory:
 
     @property
     def _dtype_bytes(self) -> int:
-        return 2 if self.section.dtype == "bfloat16" else 4
+        return ITEM_BYTES[self.section.dtype]
 
     @property
     def _capacity(self) -> tuple[int, int]:

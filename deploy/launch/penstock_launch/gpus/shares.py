@@ -56,11 +56,9 @@ class PlacedRun:
         self.memory = memory
         self._allowed = allowed
         self._node_cpus = node_cpus
-        servers = tuple(name for server in placement.servers for name in placement.names(server))
-        trainer = placement.names(placement.trainer)
-        lists = {"--trainer.gpus": trainer, "--rollout.gpus": servers}
-        self._overrides = tuple(word for key, names in lists.items() if names for word in (key, ",".join(names)))
         self._config = with_gpus(config, placement)
+        lists = {"--trainer.gpus": self._config.trainer.gpus, "--rollout.gpus": self._config.rollout.gpus}
+        self._overrides = tuple(word for key, names in lists.items() if names for word in (key, ",".join(names)))
 
     def share(self, kind: ServiceKind, index: int = 0) -> Share:
         """Of the service number `index` of a kind."""
