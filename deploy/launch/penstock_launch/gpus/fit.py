@@ -53,7 +53,11 @@ class RunMemory:
         return next((engine.overrides for engine in self.sharing if engine.number == number), ())
 
     def lines(self) -> list[str]:
-        """What each GPU has to hold, a line each, equal ones together; then what sharing decides, and the warnings."""
+        """For the user: the needs, and the warnings."""
+        return [*self.needs(), *self.warnings]
+
+    def needs(self) -> list[str]:
+        """What each GPU has to hold, a line each, equal ones together; then what sharing decides."""
         rows: dict[str, list[str]] = {}
         for gpu, needs in self.by_gpu:
             together = " + ".join(f"{need.process} {in_gib(need.num_bytes)}" for need in needs)
@@ -61,7 +65,7 @@ class RunMemory:
         lines = [f"memory of GPU {', '.join(numbers)}: {text}" for text, numbers in rows.items()]
         for words in {" ".join(engine.overrides): 0 for engine in self.sharing}:
             lines.append(f"the engine that shares a GPU runs with {words}")
-        return [*lines, *self.warnings]
+        return lines
 
     def table(self) -> list[str]:
         """The parts of each need, and the keys that change them; of equal needs once."""

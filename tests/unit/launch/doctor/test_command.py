@@ -1,11 +1,12 @@
 """Which looks there are, and what they share."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from penstock.config import Config
-from penstock_launch.doctor import environments
+from penstock_launch.doctor import environments, fits
 from penstock_launch.doctor.command import looks, title
 from penstock_launch.doctor.environments import Environment, Torch
 from penstock_launch.doctor.report import Line, render
@@ -54,6 +55,33 @@ def test_without_a_gpu_nothing_is_compiled(config: Config, tmp_path: Path) -> No
     lines = found(config, host_with_smi(tmp_path / "bin", "exit 9"))
     assert lines["NVIDIA driver"].verdict == "problem"
     assert not {"GPU 0", "compiled code", "C compiler"} & lines.keys()
+
+
+def test_what_a_launch_would_refuse_is_a_problem(config: Config, tmp_path: Path, tiny_model: Path) -> None:
+    actor = config.actor.model_copy(update={"path": str(tiny_model)})
+    servers = config.rollout.model_copy(update={"num_servers": 4})
+    fitting = config.model_copy(update={"actor": actor})
+    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(), FakeGpu()))
+    assert found(config, environ)["what fits"].verdict == "not looked at"
+    line = found(fitting, environ)["what fits"]
+    assert (line.verdict, line.seen.partition(" of 79.6")[0]) == ("ok", "memory of GPU 0: rollout 79.6")
+    line = found(fitting.model_copy(update={"rollout": servers}), environ)["what fits"]
+    assert (line.verdict, line.seen) == ("problem", "the GPUs do not suffice")
+    assert "`penstock config`" in line.advice
+    assert "what fits" not in found(fitting, {**environ, "CUDA_VISIBLE_DEVICES": ""})
+    without_file = config.actor.model_copy(update={"path": ""})
+    assert "what fits" not in found(config.model_copy(update={"actor": without_file}), environ)
+
+
+def test_what_a_live_run_uses_is_no_problem(
+    config: Config, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitting = config.model_copy(update={"actor": config.actor.model_copy(update={"path": str(tiny_model)})})
+    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(used_mib=80000),))
+    assert found(fitting, environ)["what fits"].verdict == "problem"
+    monkeypatch.setattr(fits, "live_launcher", lambda _: SimpleNamespace(pid=7))
+    line = found(fitting, environ)["what fits"]
+    assert (line.verdict, "pid 7" in line.seen) == ("not looked at", True)
 
 
 def test_the_title_holds_no_values() -> None:
