@@ -117,8 +117,8 @@ class PlacedRun:
         near = frozenset[int]().union(*(self._node_cpus(node) for node in nodes if node is not None)) & self._allowed
         num_sharing = sum(node in nodes for node in all_nodes)
         if None in nodes or near == self._allowed or len(near) < num_sharing:
-            return frozenset(), _threads(self._allowed, len(all_nodes))
-        return near, _threads(near, num_sharing)
+            return frozenset(), threads_of(len(self._allowed), len(all_nodes))
+        return near, threads_of(len(near), num_sharing)
 
 
 def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
@@ -136,7 +136,7 @@ def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
 def place(config: Config, environ: Mapping[str, str]) -> PlacedRun:
     """Place a run on this host; ConfigError if its GPUs do not suffice. Asks the driver, which takes a second or so."""
     placement = plan(config, read_driver(environ), environ)
-    placement = replace(placement, warnings=(*placement.warnings, *_unused_by_torch(placement)))
+    placement = replace(placement, warnings=(*placement.warnings, *_unused_by_torch(config, placement)))
     memory = fit(with_gpus(config, placement), placement, psutil.virtual_memory().total)
     return PlacedRun(config, placement, frozenset(os.sched_getaffinity(0)), read_node_cpus, memory)
 
@@ -152,7 +152,7 @@ def with_gpus(config: Config, placement: Placement) -> Config:
     )
 
 
-def _unused_by_torch(placement: Placement) -> list[str]:
+def _unused_by_torch(config: Config, placement: Placement) -> list[str]:
     """A warning if the trainer's torch, that of this interpreter, is a build of PyTorch's own index for CPUs."""
     try:
         version = importlib.metadata.version("torch") if placement.trainer else ""
@@ -160,9 +160,10 @@ def _unused_by_torch(placement: Placement) -> list[str]:
         return []  # the trainer will say so
     if not version.endswith("+cpu"):
         return []
+    end = "ends, since trainer.device is cuda" if config.trainer.device == "cuda" else "trains on the CPU"
     return [
-        f"trainer: torch {version} is built without CUDA and trains on the CPU although there is a GPU for it: make "
-        "the environments again, for CUDA (`make envs CUDA=1`), or set trainer.device to cpu"
+        f"trainer: torch {version} is built without CUDA and {end}, although there is a GPU for it: make the "
+        "environments again, for CUDA (`make envs CUDA=1`), or set trainer.device to cpu"
     ]
 
 
@@ -176,5 +177,6 @@ def read_node_cpus(node: int) -> Cpus:
         return frozenset()
 
 
-def _threads(cpus: Cpus, num_processes: int) -> int:
-    return min(MOST_THREADS, max(1, len(cpus) // num_processes))
+def threads_of(num_cpus: int, num_processes: int) -> int:
+    """Of each of some processes on GPUs that have these CPUs together."""
+    return min(MOST_THREADS, max(1, num_cpus // num_processes))

@@ -146,16 +146,21 @@ def test_the_plan_is_shown_line_by_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "device", "warned"),
-    [("2.13.0+cpu", "auto", True), ("2.13.0", "auto", False), ("2.13.0+cpu", "cpu", False)],
+    ("version", "device", "end"),
+    [
+        ("2.13.0+cpu", "auto", "trains on the CPU"),
+        ("2.13.0+cpu", "cuda", "ends, since trainer.device is cuda"),
+        ("2.13.0", "auto", ""),
+        ("2.13.0+cpu", "cpu", ""),
+    ],
 )
 def test_a_gpu_that_the_trainers_torch_cannot_use_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, device: str, warned: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, device: str, end: str
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", {"torch": version}.__getitem__)
     lines = place(run_of(1, 1, trainer={"device": device}), host_with_gpus(tmp_path, [FakeGpu()])).lines()
-    found = [line for line in lines if line.startswith("trainer: torch 2.13.0+cpu is built without CUDA and trains on")]
-    assert len(found) == warned
+    found = [line for line in lines if line.startswith("trainer: torch 2.13.0+cpu is built without CUDA and ")]
+    assert [line.split(" and ")[1].split(", although")[0] for line in found] == [end] * bool(end)
 
 
 def test_a_configuration_is_shown_with_what_a_launch_would_do(tmp_path: Path) -> None:
