@@ -59,6 +59,7 @@ def test_a_server_has_a_gpu_for_each_shard_unless_more_are_given(tmp_path: Path)
     [
         (("--rollout.engine.extra_args", "[--tp-size, '2']"), "holds --tp-size.*rollout.engine.tensor_parallel_size"),
         (("--rollout.engine.extra_args", "[--tensor-parallel-size=2]"), "rollout.engine.tensor_parallel_size instead"),
+        (("--rollout.engine.extra_args", "[--tp, '2']"), "holds --tp-size.*rollout.engine.tensor_parallel_size"),
         (("--rollout.engine.extra_args", "[--base-gpu-id=1]"), "expected rollout.gpus instead"),
         (
             ("--rollout.engine.tensor_parallel_size", "2", "--rollout.engine.gpus_per_server", "3"),
@@ -76,7 +77,9 @@ def test_an_engine_has_the_gpus_that_the_keys_say(tmp_path: Path, arguments: tup
         load(tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("flag", ['["--mem-fraction-static", "0.4"]', '["--mem-fraction-static=0.4"]'])
+@pytest.mark.parametrize(
+    "flag", ['["--mem-fraction-static", "0.4"]', '["--mem-fraction", "0.4"]', '["--mem-fraction-static=0.4"]']
+)
 def test_an_engines_share_of_memory_is_said_once(tmp_path: Path, flag: str) -> None:
     arguments = ("--rollout.engine.extra_args", flag)
     assert load(tmp_path, *arguments).rollout.engine.memory_fraction == 0

@@ -133,8 +133,9 @@ def test_who_takes_turns_need_not_fit_side_by_side(tmp_path: Path) -> None:
 
 def test_given_sizes_stay_as_they_are_on_a_shared_gpu(tmp_path: Path) -> None:
     path = model(tmp_path / "small", **SMALL)
-    by_flag = {"extra_args": ["--mem-fraction-static", "0.3"]}
-    assert place(config(path, rollout={"engine": by_flag}), environ_of(tmp_path, 81559)).memory.sharing == ()
+    for words in (["--mem-fraction-static", "0.3"], ["--mem-fraction=0.3"]):
+        by_flag = config(path, rollout={"engine": {"extra_args": words}})
+        assert place(by_flag, environ_of(tmp_path, 81559)).memory.sharing == ()
     by_tokens = config(path, rollout={"engine": {"max_total_tokens": 5000}})
     assert place(by_tokens, environ_of(tmp_path, 81559)).memory.trainer_overrides[-1] == "5000"
 
