@@ -45,6 +45,11 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
         load(tmp_path, "--trainer.gpus", value)
 
 
+def test_a_name_that_is_none_is_answered_with_what_is_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"saw 'cuda:0'; expected a number as nvidia-smi shows it, or a UUID"):
+        load(tmp_path, "--trainer.gpus", "cuda:0")
+
+
 def test_a_server_has_a_gpu_for_each_shard_unless_more_are_given(tmp_path: Path) -> None:
     assert load(tmp_path).rollout.engine.num_gpus == 1
     two = load(tmp_path, "--rollout.engine.tensor_parallel_size", "2")
