@@ -135,9 +135,9 @@ class _Fit:
         engine = EngineMemory(self._section, self._shape, smallest.memory_bytes)
         received = engine.received_bytes(self._config.transport_from("cuda"), self._config.weights.bucket_bytes)
         num_tokens = self._section.max_total_tokens
-        shares = any(gpu in self._placement.shared for gpu in server) and not self._config.trainer.take_turns
-        if shares and not given_fraction(self._section):
-            num_tokens = num_tokens or self._shared_tokens(engine, smallest, received)
+        shared = next((gpu for gpu in server if gpu in self._placement.shared), None)
+        if shared and not self._config.trainer.take_turns and not given_fraction(self._section):
+            num_tokens = num_tokens or self._shared_tokens(engine, shared, received)
             self._sharing.append(SharingEngine(number, engine.shared_fraction, num_tokens))
         need = engine.need(ENGINE, num_tokens, received_bytes=received)
         for gpu in server:
@@ -151,7 +151,7 @@ class _Fit:
             )
 
     def _shared_tokens(self, engine: EngineMemory, gpu: Gpu, received_bytes: int) -> int:
-        """Tokens of the cache that fit beside the trainer; ConfigError if they are too few to run with."""
+        """Tokens of the cache that fit beside the trainer on `gpu`; ConfigError if they are too few to run with."""
         other = self._trainer.num_bytes + received_bytes + gpu.used_bytes + round(RESERVE * gpu.memory_bytes)
         num_tokens = engine.tokens_beside(other)
         if num_tokens < engine.fewest_tokens:

@@ -119,6 +119,15 @@ def test_a_shared_gpu_with_too_little_left_is_refused(tmp_path: Path) -> None:
     assert any("may run out" in line for line in run.lines())
 
 
+def test_the_gpu_that_is_shared_counts_and_is_named(tmp_path: Path) -> None:
+    path = model(tmp_path / "small", **SMALL)
+    engine = {"tensor_parallel_size": 2}
+    run = config(path, rollout={"gpus": [1, 0], "engine": engine}, trainer={"gpus": [0]})
+    place(run, host_with_gpus(tmp_path / "bin", [FakeGpu(), FakeGpu(used_mib=60000)]))
+    with pytest.raises(ConfigError, match=r"share GPU 0 (.|\n)*in use now 58\.6"):
+        place(run, host_with_gpus(tmp_path / "bin", [FakeGpu(used_mib=60000), FakeGpu()]))
+
+
 def test_who_takes_turns_need_not_fit_side_by_side(tmp_path: Path) -> None:
     path = model(tmp_path / "medium", **MEDIUM)
     turns = config(path, trainer={"take_turns": True}, actor={"gradient_checkpointing": True})
