@@ -2,13 +2,13 @@
 
 import os
 import platform
-import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from penstock_launch.gpus.nvidia import read_driver
 
 # Dense bfloat16 products with float32 sums, in TFLOP/s, from NVIDIA's data sheets. The first name that is part of the
 # GPU's own counts.
@@ -69,11 +69,8 @@ def _version(name: str) -> str:
 
 
 def _driver() -> str:
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return answer.stdout.split("\n")[0].strip()
+    driver = read_driver(os.environ)
+    return driver.version if driver else ""
 
 
 def _cpu() -> str:

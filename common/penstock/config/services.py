@@ -1,5 +1,6 @@
 """Sections about how services run and report: rollout, reward, trainer, weights, queue, logs, tracking."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -14,6 +15,16 @@ PLACING_FLAGS = {
     "--base-gpu-id": "rollout.gpus",
 }
 FRACTION_FLAG = "--mem-fraction-static"
+
+
+def flag_in(word: str, flags: Iterable[str]) -> str | None:
+    """Which of SGLang's flags a word of extra_args gives: its name, or a beginning of it, as argparse takes it.
+
+    >>> flag_in("--tp=2", PLACING_FLAGS), flag_in("2", PLACING_FLAGS)
+    ('--tp-size', None)
+    """
+    name = word.partition("=")[0]
+    return next((flag for flag in flags if len(name) > 2 and flag.startswith(name)), None)
 
 
 class EngineSection(Section):
@@ -68,7 +79,7 @@ class EngineSection(Section):
 
     @model_validator(mode="after")
     def _has_one_fraction(self) -> "EngineSection":
-        if self.memory_fraction and any(each.partition("=")[0] == FRACTION_FLAG for each in self.extra_args):
+        if self.memory_fraction and any(flag_in(each, (FRACTION_FLAG,)) for each in self.extra_args):
             raise ValueError(
                 f"rollout.engine.memory_fraction is {self.memory_fraction:g}, and extra_args hold {FRACTION_FLAG} too: "
                 "expected one of them"
@@ -77,7 +88,7 @@ class EngineSection(Section):
 
     @model_validator(mode="after")
     def _has_the_gpus_that_it_is_given(self) -> "EngineSection":
-        if flag := next((name for each in self.extra_args if (name := each.partition("=")[0]) in PLACING_FLAGS), None):
+        if flag := next(filter(None, (flag_in(each, PLACING_FLAGS) for each in self.extra_args)), None):
             raise ValueError(
                 f"rollout.engine.extra_args holds {flag}, by which an engine takes other GPUs than it is given: "
                 f"expected {PLACING_FLAGS[flag]} instead"

@@ -1,5 +1,6 @@
 """Base class and field types of all sections of the configuration."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -26,7 +27,13 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-GpuName = Annotated[str, Field(pattern=r"^([0-9]+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+)$")]
+def _is_gpu_name(name: str) -> str:
+    if not re.fullmatch(r"[0-9]+|GPU-[0-9A-Za-z-]+|MIG-[0-9A-Za-z/-]+", name):
+        raise ValueError("expected a number as nvidia-smi shows it, or a UUID (GPU-..., MIG-...)")
+    return name
+
+
+GpuName = Annotated[str, AfterValidator(_is_gpu_name)]
 Gpus = Annotated[tuple[GpuName, ...], BeforeValidator(_as_names), AfterValidator(_each_once)]
 
 

@@ -64,6 +64,14 @@ def test_a_server_and_a_rank_on_one_gpu_need_another_transport_than_nccl(transpo
     assert for_cluster(config(ray=half, weights={"transport": transport}, trainer={"device": "cpu"}))
 
 
+def test_turns_need_gpus_that_ray_may_share() -> None:
+    turns, half = {"take_turns": True}, {"rollout": {"num_gpus": 0.5}, "trainer": {"num_gpus": 0.5}}
+    assert for_cluster(config(ray=half, trainer=turns, staleness={"max_staleness": 1})).trainer.take_turns
+    for ray in ({}, {"rollout": {"num_gpus": 0.5}}, {**half, "trainer": {"num_gpus": 1}}):
+        with pytest.raises(ConfigError, match=r"trainer\.take_turns is on, and Ray gives trainer and servers GPUs"):
+            for_cluster(config(ray=ray, trainer=turns, staleness={"max_staleness": 1}))
+
+
 @pytest.mark.parametrize("num_gpus", [0, 0.5, 1])
 def test_a_server_with_one_gpu_may_share_it_or_do_without(num_gpus: float) -> None:
     assert for_cluster(config(ray={"rollout": {"num_gpus": num_gpus}})).ray.rollout.num_gpus == num_gpus

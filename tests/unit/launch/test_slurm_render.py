@@ -133,6 +133,7 @@ def test_a_site_may_have_its_own_template(tmp_path: Path) -> None:
             "slurm.rollout.gpus_per_node is 0 and a node has 1",
         ),
         ({"rollout": {"gpus": [0]}}, "rollout.gpus is 0, and Slurm chooses the GPUs of each process"),
+        ({"trainer": {"take_turns": True}}, "trainer.take_turns is on, and Slurm gives trainer and servers GPUs"),
         ({"trainer": {"gpus": [0, 1]}}, "trainer.gpus is 0, 1, and Slurm chooses the GPUs of each process"),
         ({"rollout": {"num_servers": 1}, "slurm": {"rollout": {"nodes": 2}}}, "rollout.num_servers is 1"),
         ({"reward": {"num_services": 5}}, "slurm.services.cpus_per_node is 4"),

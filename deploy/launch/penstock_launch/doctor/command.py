@@ -21,7 +21,7 @@ from penstock.config.secrets import hide
 from penstock.config.shown import secret_values
 from penstock.config.sources import parse_arguments
 from penstock.errors import PenstockError
-from penstock_launch.doctor import environments, folders, gpus, network
+from penstock_launch.doctor import environments, fits, folders, gpus, network
 from penstock_launch.doctor.cgroup import Limits, read_limits
 from penstock_launch.doctor.machine import MACHINE_LINES
 from penstock_launch.doctor.model import model_line, num_weights_of
@@ -91,12 +91,13 @@ def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
     return [
         *(Look(MACHINE, what, partial(_one, look, limits)) for what, look in MACHINE_LINES.items()),
         Look(MACHINE, "shared memory", lambda: [folders.shared_memory_now(config, seen.num_weights.result())]),
-        Look(GPUS, gpus.WHAT, lambda: gpus.driver_lines(seen.driver.result(), environ, config.rollout.engine.device)),
+        Look(GPUS, gpus.WHAT, lambda: _driver(seen)),
         Look(GPUS, "compiled code", lambda: _compiling(seen)),
         Look(ENVIRONMENTS, environments.PACKAGES, lambda: [environments.packages_now(config)]),
         Look(ENVIRONMENTS, environments.TORCH, lambda: [_torch(seen)]),
         Look(ENVIRONMENTS, environments.SGLANG, lambda: _sglang(seen)),
         Look(CONFIGURATION, "model", lambda: [model_line(config.actor.path)]),
+        Look(CONFIGURATION, fits.WHAT, lambda: fits.fits_now(config, seen.driver.result(), environ)),
         Look(CONFIGURATION, "run.root", lambda: [folders.run_root_now(config, seen.num_weights.result())]),
         Look(CONFIGURATION, "weights.folder", lambda: [folders.weights_now(config, seen.num_weights.result())]),
         Look(CONFIGURATION, network.PORTS, lambda: network.ports_now(config)),
@@ -106,6 +107,10 @@ def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
 
 def _one(look: Callable[[Limits], Line], limits: "Future[Limits]") -> list[Line]:
     return [look(limits.result())]
+
+
+def _driver(seen: Observations) -> list[Line]:
+    return gpus.driver_lines(seen.driver.result(), seen.environ, gpus.keys_for_cuda(seen.config))
 
 
 def _compiling(seen: Observations) -> list[Line]:

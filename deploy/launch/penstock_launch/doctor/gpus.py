@@ -6,12 +6,12 @@ Pure functions of what `penstock_launch.gpus.nvidia` read.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from penstock.config import Config
 from penstock_launch.doctor.report import Line, amount, not_looked_at, ok, problem, warning
 from penstock_launch.gpus.nvidia import VISIBLE, Driver, Gpu, visible
 
 WHAT = "NVIDIA driver"
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")
-IN_USE_BYTES = 2**30  # a driver has up to half of it for itself
 # What nvidia-smi says, and what helps.
 REMEDIES = {
     "version mismatch": "Restart the host: the driver was updated, and its kernel module is still the old one.",
@@ -20,7 +20,6 @@ REMEDIES = {
     "No devices were found": "Give the container a GPU (docker: --gpus all), or look for the GPU in lspci and dmesg.",
 }
 OTHER_REMEDY = "Run nvidia-smi: it must list the GPUs before anything else can use them."
-NO_CUDA = "rollout.engine.device is cuda"
 
 
 def read_kernel_module(path: Path = KERNEL_MODULE) -> str:
@@ -31,15 +30,21 @@ def read_kernel_module(path: Path = KERNEL_MODULE) -> str:
         return ""
 
 
-def driver_lines(driver: Driver | None, environ: Mapping[str, str], device: str) -> list[Line]:
-    """The driver and its GPUs, with the kernel module as it is now."""
-    return [driver_line(driver, read_kernel_module(), device), *gpu_lines(driver, environ, device)]
+def keys_for_cuda(config: Config) -> list[str]:
+    """The keys by which a process ends if it has no GPU."""
+    devices = {"rollout.engine.device": config.rollout.engine.device, "trainer.device": config.trainer.device}
+    return [key for key, device in devices.items() if device == "cuda"]
 
 
-def driver_line(driver: Driver | None, kernel_module: str, device: str) -> Line:
-    """device: of rollout.engine."""
+def driver_lines(driver: Driver | None, environ: Mapping[str, str], cuda_keys: Sequence[str]) -> list[Line]:
+    """The driver and its GPUs, with the kernel module as it is now. cuda_keys: of `keys_for_cuda`."""
+    return [driver_line(driver, read_kernel_module(), cuda_keys), *gpu_lines(driver, environ, cuda_keys)]
+
+
+def driver_line(driver: Driver | None, kernel_module: str, cuda_keys: Sequence[str] = ()) -> Line:
+    """The driver."""
     if driver is None:
-        return _without_smi(kernel_module, device)
+        return _without_smi(kernel_module, cuda_keys)
     if driver.problem:
         remedy = next((text for sign, text in REMEDIES.items() if sign in driver.problem), OTHER_REMEDY)
         return problem(WHAT, f"nvidia-smi: {driver.problem}", remedy)
@@ -53,19 +58,20 @@ def driver_line(driver: Driver | None, kernel_module: str, device: str) -> Line:
     return ok(WHAT, seen)
 
 
-def _without_smi(kernel_module: str, device: str) -> Line:
+def _without_smi(kernel_module: str, cuda_keys: Sequence[str]) -> Line:
     if kernel_module:
         advice = (
             "In a container, start it with --gpus all (NVIDIA's Container Toolkit, NVIDIA_DRIVER_CAPABILITIES "
             "compute,utility); on a host, install the rest of the driver, nvidia-smi among it."
         )
         return warning(WHAT, f"its kernel module is loaded, but nvidia-smi is not on PATH ({kernel_module})", advice)
-    if device == "cuda":
-        return problem(WHAT, f"none, and {NO_CUDA}", "Install NVIDIA's driver, or set rollout.engine.device to auto.")
+    if cuda_keys:
+        advice = f"Install NVIDIA's driver, or set {' and '.join(cuda_keys)} to auto."
+        return problem(WHAT, f"none, and {_need(cuda_keys)}", advice)
     return ok(WHAT, "none: everything runs on the CPU")
 
 
-def gpu_lines(driver: Driver | None, environ: Mapping[str, str], device: str) -> Iterator[Line]:
+def gpu_lines(driver: Driver | None, environ: Mapping[str, str], cuda_keys: Sequence[str] = ()) -> Iterator[Line]:
     """One for each GPU or instance, and one for what CUDA_VISIBLE_DEVICES leaves."""
     if driver is None or not driver.gpus:
         return
@@ -73,26 +79,30 @@ def gpu_lines(driver: Driver | None, environ: Mapping[str, str], device: str) ->
     for gpu in driver.gpus:
         yield _gpu_line(gpu, gpu in seen)
     if VISIBLE in environ:
-        yield _visible_line(driver.gpus, seen, environ[VISIBLE], device)
+        yield _visible_line(driver.gpus, seen, environ[VISIBLE], cuda_keys)
 
 
 def _gpu_line(gpu: Gpu, is_visible: bool) -> Line:
     what = f"GPU {gpu.index}"
     memory = f"{amount(gpu.memory_bytes)}, {amount(gpu.used_bytes)} in use" if gpu.memory_bytes else "the host's memory"
     shown = f"{gpu.name}, {memory}{f', {gpu.uuid}' if gpu.is_mig else ''}"
-    if is_visible and gpu.used_bytes > IN_USE_BYTES:
+    if is_visible and gpu.is_used:
         return warning(what, shown, "End what uses it (nvidia-smi lists it), unless that is a run of yours.")
     return ok(what, shown)
 
 
-def _visible_line(gpus: Sequence[Gpu], seen: Sequence[Gpu], value: str, device: str) -> Line:
+def _visible_line(gpus: Sequence[Gpu], seen: Sequence[Gpu], value: str, cuda_keys: Sequence[str]) -> Line:
     shown = f"{value!r} leaves {len(seen)} of {len(gpus)}"
     if seen:
         return ok(VISIBLE, shown)
     advice = f"Unset {VISIBLE}, or set it to indices or UUIDs that nvidia-smi -L shows."
-    if device == "cuda":
-        return problem(VISIBLE, f"{shown}, and {NO_CUDA}", advice)
+    if cuda_keys:
+        return problem(VISIBLE, f"{shown}, and {_need(cuda_keys)}", advice)
     return warning(VISIBLE, f"{shown}: everything runs on the CPU", advice)
+
+
+def _need(cuda_keys: Sequence[str]) -> str:
+    return f"{' and '.join(cuda_keys)} {'is' if len(cuda_keys) == 1 else 'are'} cuda"
 
 
 def has_gpu(driver: Driver | None, environ: Mapping[str, str]) -> bool:

@@ -15,7 +15,8 @@ from itertools import pairwise
 from math import prod
 
 from penstock.config import EngineSection
-from penstock.config.services import FRACTION_FLAG
+from penstock.config.services import FRACTION_FLAG, flag_in
+from penstock.contracts.weight_sources import ITEM_BYTES
 from penstock_launch.gpus.memory import CONTEXT_BYTES, GIB, MIB, MemoryNeed, Part
 from penstock_launch.gpus.model_shape import ModelShape
 
@@ -128,7 +129,7 @@ class EngineMemory:
 
     @property
     def _dtype_bytes(self) -> int:
-        return 2 if self.section.dtype == "bfloat16" else 4
+        return ITEM_BYTES[self.section.dtype]
 
     @property
     def _capacity(self) -> tuple[int, int]:
@@ -138,8 +139,8 @@ class EngineMemory:
 def given_fraction(section: EngineSection) -> float:
     """That of the configuration, be it in extra_args; 0: none."""
     for word, following in pairwise((*section.extra_args, "")):
-        flag, _, value = word.partition("=")
-        if flag == FRACTION_FLAG:
+        if flag_in(word, (FRACTION_FLAG,)):
+            value = word.partition("=")[2]
             try:
                 return float(value or following)
             except ValueError:  # the engine refuses it

@@ -16,6 +16,7 @@ from penstock_launch.gpus.nvidia import Gpu
 from penstock_launch.gpus.plan import Placement
 from penstock_launch.gpus.trainer_memory import LOADING, host_need, trainer_need
 
+ENGINE = "rollout"  # the name of each server's need, so that equal ones are shown once
 RESERVE = 0.05  # of a shared GPU, for what the estimates miss
 
 
@@ -56,17 +57,21 @@ class RunMemory:
         return next((engine.overrides for engine in self.sharing if engine.number == number), ())
 
     def lines(self) -> list[str]:
-        """What each GPU has to hold, a line each, equal ones together; then what sharing decides, and the warnings."""
+        """For the user: the needs, and the warnings."""
+        return [*self.needs(), *self.warnings]
+
+    def needs(self) -> list[str]:
+        """What each GPU has to hold, a line each, equal ones together; then what sharing decides."""
         rows: dict[str, list[str]] = {}
         for gpu, needs in self.by_gpu:
             together = (" in turns with " if self.in_turns else " + ").join(
                 f"{need.process} {in_gib(need.num_bytes)}" for need in needs
             )
-            rows.setdefault(f"{together} of {in_gib(gpu.memory_bytes)} GiB (estimate)", []).append(str(gpu.index))
+            rows.setdefault(f"{together} of {in_gib(gpu.memory_bytes)} GiB (estimate)", []).append(gpu.label)
         lines = [f"memory of GPU {', '.join(numbers)}: {text}" for text, numbers in rows.items()]
         for words in {" ".join(engine.overrides): 0 for engine in self.sharing}:
             lines.append(f"the engine that shares a GPU runs with {words}")
-        return [*lines, *self.warnings]
+        return lines
 
     def table(self) -> list[str]:
         """The parts of each need, and the keys that change them; of equal needs once."""
@@ -128,36 +133,36 @@ class _Fit:
         for gpu, needs in self._by_gpu.items():
             self._compare(gpu, needs)
         used = tuple((gpu, tuple(needs)) for gpu, needs in self._by_gpu.items() if needs)
-        return RunMemory(used, tuple(self._sharing), tuple(self._warnings), self._config.trainer.take_turns)
+        warnings = tuple(dict.fromkeys(self._warnings))
+        return RunMemory(used, tuple(self._sharing), warnings, self._config.trainer.take_turns)
 
     def _add_engine(self, number: int, server: Sequence[Gpu]) -> None:
         """By the smallest of its GPUs: each holds as much."""
         smallest = min(server, key=lambda gpu: gpu.memory_bytes)
         engine = EngineMemory(self._section, self._shape, smallest.memory_bytes)
         received = engine.received_bytes(self._config.transport_from("cuda"), self._config.weights.bucket_bytes)
-        process = "rollout" if len(self._placement.servers) == 1 else f"rollout-{number}"
         num_tokens = self._section.max_total_tokens
-        shares = any(gpu in self._placement.shared for gpu in server) and not self._config.trainer.take_turns
-        if shares and not given_fraction(self._section):
-            num_tokens = num_tokens or self._shared_tokens(engine, smallest, process, received)
+        shared = next((gpu for gpu in server if gpu in self._placement.shared), None)
+        if shared and not self._config.trainer.take_turns and not given_fraction(self._section):
+            num_tokens = num_tokens or self._shared_tokens(engine, shared, received)
             self._sharing.append(SharingEngine(number, engine.shared_fraction, num_tokens))
-        need = engine.need(process, num_tokens, received_bytes=received)
+        need = engine.need(ENGINE, num_tokens, received_bytes=received)
         for gpu in server:
             self._by_gpu[gpu].append(need)
         given = self._section.max_total_tokens
         if not given and need.of("key-value cache") < engine.fewest_tokens * engine.token_bytes:
             self._warnings.append(
-                f"{process}: its weights leave {need.of('key-value cache') // engine.token_bytes} tokens to its "
+                f"{ENGINE}: its weights leave {need.of('key-value cache') // engine.token_bytes} tokens to its "
                 f"key-value cache, which is little for {REQUESTS} {self._section.max_running_requests}; the table of "
                 "`penstock config` names the keys to change"
             )
 
-    def _shared_tokens(self, engine: EngineMemory, gpu: Gpu, process: str, received_bytes: int) -> int:
-        """Tokens of the cache that fit beside the trainer; ConfigError if they are too few to run with."""
+    def _shared_tokens(self, engine: EngineMemory, gpu: Gpu, received_bytes: int) -> int:
+        """Tokens of the cache that fit beside the trainer on `gpu`; ConfigError if they are too few to run with."""
         other = self._trainer.num_bytes + received_bytes + gpu.used_bytes + round(RESERVE * gpu.memory_bytes)
         num_tokens = engine.tokens_beside(other)
         if num_tokens < engine.fewest_tokens:
-            least = engine.need(process, engine.fewest_tokens, received_bytes=received_bytes)
+            least = engine.need(ENGINE, engine.fewest_tokens, received_bytes=received_bytes)
             raise ConfigError(
                 f"trainer and engine share GPU {gpu.index} ({gpu.name}, {in_gib(gpu.memory_bytes)} GiB), and by the "
                 "estimate they do not fit side by side:\n"

@@ -16,6 +16,7 @@ SMI = "nvidia-smi"
 SMI_TIMEOUT_SECONDS = 60  # a driver without persistence mode starts anew for each call; a lost GPU never answers
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+USED_FRACTION = 0.1  # of a GPU's memory; a desktop has less of the GPU that shows it
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -38,6 +39,16 @@ class Gpu:
     def is_mig(self) -> bool:
         """Whether it is a part of a GPU."""
         return self.uuid.startswith("MIG-")
+
+    @property
+    def label(self) -> str:
+        """What names it alone on its host, for people: its number, or an instance's UUID."""
+        return self.uuid if self.is_mig else str(self.index)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether processes have so much of its memory that others should not be placed there."""
+        return self.used_bytes > USED_FRACTION * self.memory_bytes > 0
 
 
 @dataclass(frozen=True)

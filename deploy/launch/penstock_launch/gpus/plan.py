@@ -1,7 +1,8 @@
 """Which GPUs of this host each process of a run gets.
 
 Pure. Owns the rules: what is visible to the launcher is what there is; trainer and server share a GPU only if both
-lists of the configuration name it, or if there is no other; who uses several gets them of one NUMA node if it can.
+lists of the configuration name it, if there is no other, or if they take turns; who uses several gets them of one NUMA
+node if it can.
 
     1 GPU     rollout 0, trainer 0 (shared)
     2 GPUs    rollout 0, trainer 1
@@ -9,15 +10,15 @@ lists of the configuration name it, or if there is no other; who uses several ge
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from penstock.config import Config
 from penstock.errors import ConfigError
+from penstock_launch.gpus.memory import in_gib
 from penstock_launch.gpus.nvidia import VISIBLE, Driver, Gpu, find, visible
 
-USED_FRACTION = 0.1  # of a GPU's memory; a desktop has less of the GPU that shows it
-GIB = 2**30
+HIDING = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that are meant to leave no GPU
 ROLLOUT, TRAINER = "rollout.gpus", "trainer.gpus"
 
 Gpus = tuple[Gpu, ...]
@@ -83,20 +84,25 @@ def plan(config: Config, driver: Driver | None, environ: Mapping[str, str]) -> P
     asked = _asked(config)
     if not there:
         _refuse_without_gpus(config, driver, seen)
-        problems = (f"{seen}: no process is given a GPU",) if driver and driver.problem else ()
+        hidden = driver and driver.gpus and environ.get(VISIBLE, "").strip() not in HIDING
+        problems = (f"{seen}: no process is given a GPU",) if driver and (driver.problem or hidden) else ()
         return Placement(servers=((),) * asked.num_servers, warnings=problems)
     named = {
         ROLLOUT: _named(ROLLOUT, config.rollout.gpus, there, seen, asked.num_servers * asked.per_server),
         TRAINER: _named(TRAINER, config.trainer.gpus, there, seen, asked.num_ranks),
     }
+    in_turns = config.trainer.take_turns and not config.trainer.gpus and asked.per_server > 0
+    own = replace(asked, num_ranks=0) if in_turns else asked
     try:
-        servers, trainer = _assigned(there, asked, named[ROLLOUT], named[TRAINER])
+        servers, trainer = _assigned(there, own, named[ROLLOUT], named[TRAINER])
     except _TooFewError:
-        raise ConfigError(_picture(asked, there, seen, named)) from None
+        raise ConfigError(_picture(own, there, seen, named)) from None
+    if in_turns:
+        trainer = servers[0][: asked.num_ranks]
     placement = Placement(there, trainer, servers)
     _refuse_nccl_on_one_gpu(config, placement)
-    used = tuple(_used_line(gpu) for gpu in there if _is_used(gpu) and gpu in (*trainer, *chain(*servers)))
-    return Placement(there, trainer, servers, used)
+    used = tuple(_used_line(gpu) for gpu in there if gpu.is_used and gpu in (*trainer, *chain(*servers)))
+    return Placement(there, trainer, servers, (*used, *_idle_turns(config, placement)))
 
 
 def refuse_named(config: Config, scheduler: str) -> None:
@@ -107,6 +113,15 @@ def refuse_named(config: Config, scheduler: str) -> None:
                 f"{key} is {', '.join(names)}, and {scheduler} chooses the GPUs of each process: expected no list, or "
                 "`penstock launch local`"
             )
+
+
+def refuse_turns(config: Config, scheduler: str) -> None:
+    """ConfigError if trainer and engines are to take turns although a scheduler gives them GPUs of their own."""
+    if config.trainer.take_turns:
+        raise ConfigError(
+            f"trainer.take_turns is on, and {scheduler} gives trainer and servers GPUs of their own: expected it off, "
+            "or `penstock launch local` on a host where they share one"
+        )
 
 
 def _asked(config: Config) -> _Asked:
@@ -137,7 +152,7 @@ def _usable(gpus: Gpus) -> Gpus:
 def _taken(free: list[Gpu], number: int) -> Gpus:
     """Take so many, of one NUMA node if one has enough; those in use only if the others do not suffice."""
     able = [gpu for gpu in free if number == 1 or not gpu.is_mig]
-    for pool in ([gpu for gpu in able if not _is_used(gpu)], able):
+    for pool in ([gpu for gpu in able if not gpu.is_used], able):
         nodes = [[gpu for gpu in pool if gpu.numa_node == node] for node in {gpu.numa_node: 0 for gpu in pool}]
         found = next((each for each in (*nodes, pool) if len(each) >= number), None)
         if found is not None:
@@ -196,6 +211,16 @@ def _refuse_nccl_on_one_gpu(config: Config, placement: Placement) -> None:
             )
 
 
+def _idle_turns(config: Config, placement: Placement) -> tuple[str, ...]:
+    """A warning if nobody needs the GPUs that are given up."""
+    if not config.trainer.take_turns or placement.shared:
+        return ()
+    return (
+        "trainer.take_turns is on, and trainer and servers share no GPU: each side waits for the other in vain; name a "
+        f"GPU in both {ROLLOUT} and {TRAINER}, or turn it off",
+    )
+
+
 def _picture(asked: _Asked, there: Gpus, seen: str, named: Mapping[str, Gpus]) -> str:
     """What was asked, what there is, and which keys to change."""
     notes = {gpu: key for key, gpus in named.items() for gpu in gpus}
@@ -218,8 +243,8 @@ def _table(gpus: Gpus, notes: Mapping[Gpu, str] | None = None) -> str:
     """A line for each."""
     width = max(len(gpu.name) for gpu in gpus)
     rows = [
-        f"    {gpu.uuid if gpu.is_mig else gpu.index}  {gpu.name:{width}}  {gpu.memory_bytes / GIB:.1f} GiB"
-        + (f", {gpu.used_bytes / GIB:.1f} GiB in use" if _is_used(gpu) else "")
+        f"    {gpu.label}  {gpu.name:{width}}  {in_gib(gpu.memory_bytes)} GiB"
+        + (f", {in_gib(gpu.used_bytes)} GiB in use" if gpu.is_used else "")
         + (f", in {notes[gpu]}" if notes and gpu in notes else "")
         for gpu in gpus
     ]
@@ -236,12 +261,8 @@ def _seen(driver: Driver | None, there: Gpus, environ: Mapping[str, str]) -> str
     return f"{shown}, of which {VISIBLE}={environ[VISIBLE]} leaves {len(there)}" if VISIBLE in environ else shown
 
 
-def _is_used(gpu: Gpu) -> bool:
-    return gpu.used_bytes > USED_FRACTION * gpu.memory_bytes > 0
-
-
 def _used_line(gpu: Gpu) -> str:
     return (
-        f"GPU {gpu.index} ({gpu.name}): other processes have {gpu.used_bytes / GIB:.1f} of its "
-        f"{gpu.memory_bytes / GIB:.1f} GiB; end them, or choose others (rollout.gpus, trainer.gpus, {VISIBLE})"
+        f"GPU {gpu.index} ({gpu.name}): other processes have {in_gib(gpu.used_bytes)} of its "
+        f"{in_gib(gpu.memory_bytes)} GiB; end them, or choose others (rollout.gpus, trainer.gpus, {VISIBLE})"
     )

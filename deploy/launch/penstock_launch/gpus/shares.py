@@ -56,11 +56,9 @@ class PlacedRun:
         self.memory = memory
         self._allowed = allowed
         self._node_cpus = node_cpus
-        servers = tuple(name for server in placement.servers for name in placement.names(server))
-        trainer = placement.names(placement.trainer)
-        lists = {"--trainer.gpus": trainer, "--rollout.gpus": servers}
-        self._overrides = tuple(word for key, names in lists.items() if names for word in (key, ",".join(names)))
         self._config = with_gpus(config, placement)
+        lists = {"--trainer.gpus": self._config.trainer.gpus, "--rollout.gpus": self._config.rollout.gpus}
+        self._overrides = tuple(word for key, names in lists.items() if names for word in (key, ",".join(names)))
 
     def share(self, kind: ServiceKind, index: int = 0) -> Share:
         """Of the service number `index` of a kind."""
@@ -119,8 +117,8 @@ class PlacedRun:
         near = frozenset[int]().union(*(self._node_cpus(node) for node in nodes if node is not None)) & self._allowed
         num_sharing = sum(node in nodes for node in all_nodes)
         if None in nodes or near == self._allowed or len(near) < num_sharing:
-            return frozenset(), _threads(self._allowed, len(all_nodes))
-        return near, _threads(near, num_sharing)
+            return frozenset(), threads_of(len(self._allowed), len(all_nodes))
+        return near, threads_of(len(near), num_sharing)
 
 
 def shown_placement(config: Config, environ: Mapping[str, str]) -> list[str]:
@@ -181,5 +179,6 @@ def read_node_cpus(node: int) -> Cpus:
         return frozenset()
 
 
-def _threads(cpus: Cpus, num_processes: int) -> int:
-    return min(MOST_THREADS, max(1, len(cpus) // num_processes))
+def threads_of(num_cpus: int, num_processes: int) -> int:
+    """Of each of some processes on GPUs that have these CPUs together."""
+    return min(MOST_THREADS, max(1, num_cpus // num_processes))

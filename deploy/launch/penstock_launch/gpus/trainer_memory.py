@@ -14,6 +14,8 @@ from functools import cached_property
 from math import prod
 
 from penstock.config import Config
+from penstock.contracts.weight_sources import ITEM_BYTES
+from penstock.weights.manifest import KEPT_VERSIONS
 from penstock_launch.gpus.memory import CONTEXT_BYTES, MIB, MemoryNeed, Part
 from penstock_launch.gpus.model_shape import ModelShape
 
@@ -61,8 +63,8 @@ def host_need(config: Config, shape: ModelShape) -> MemoryNeed:
     """
     rank = _Rank(config, shape, "cuda")
     saved = rank.num_trained if config.actor.lora.rank else rank.num_weights
-    published = 2 if config.rollout.engine.dtype == "bfloat16" else 4
-    copies = 3 if config.transport_from("cuda") == "disk" else 1
+    published = ITEM_BYTES[config.rollout.engine.dtype]
+    copies = KEPT_VERSIONS if config.transport_from("cuda") == "disk" else 1
     return MemoryNeed(
         "host",
         (
@@ -88,7 +90,7 @@ class _Rank:
     @property
     def compute_bytes(self) -> int:
         """c."""
-        return 2 if self.config.actor.dtype == "bfloat16" else 4
+        return ITEM_BYTES[self.config.actor.dtype]
 
     @property
     def residual_bytes(self) -> int:
@@ -308,6 +310,6 @@ class _Rank:
         config = self.config
         if config.transport_from(self.device) != "nccl" or self.device == "cpu":
             return 0
-        published = 2 if config.rollout.engine.dtype == "bfloat16" else 4
+        published = ITEM_BYTES[config.rollout.engine.dtype]
         largest = published * max(map(prod, self.shape.weights.values()))
         return config.rollout.num_servers * max(config.weights.bucket_bytes, largest)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penstock.config import Config
 from penstock.errors import ConfigError
-from penstock_launch.gpus.plan import refuse_named
+from penstock_launch.gpus.plan import refuse_named, refuse_turns
 from penstock_launch.launch import launch_run
 
 
@@ -43,6 +43,10 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
 def _check_gpus(config: Config) -> None:
     refuse_named(config, "Ray")
     engine, rollout, trainer = config.rollout.engine, config.ray.rollout.num_gpus, config.ray.trainer.num_gpus
+    on_gpus = engine.takes_gpus and config.trainer.device != "cpu"
+    may_share = on_gpus and 0 < (rollout or 0) < 1 and 0 < (trainer or 0) < 1
+    if not may_share:
+        refuse_turns(config, "Ray")
     if rollout is None or not engine.takes_gpus:
         return
     if rollout != engine.num_gpus and max(rollout, engine.num_gpus) > 1:
@@ -50,8 +54,8 @@ def _check_gpus(config: Config) -> None:
             f"ray.rollout.num_gpus is {rollout:g} and each server has {engine.num_gpus} GPUs by "
             "rollout.engine.tensor_parallel_size and rollout.engine.gpus_per_server: expected as many, or no num_gpus"
         )
-    may_share = trainer is not None and 0 < rollout < 1 and 0 < trainer < 1 and config.trainer.device != "cpu"
-    if may_share and config.weights.transport in ("auto", "nccl"):
+    # In turns, `auto` is disk.
+    if may_share and config.weights.transport in ("auto", "nccl") and not config.trainer.take_turns:
         raise ConfigError(
             f"ray.rollout.num_gpus is {rollout:g} and ray.trainer.num_gpus {trainer:g}, so that Ray may place a server "
             f"and a rank on one GPU, and weights.transport is {config.weights.transport}: NCCL does not connect two "

@@ -12,7 +12,7 @@ from pathlib import Path
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
-from penstock_launch.gpus.plan import refuse_named
+from penstock_launch.gpus.plan import refuse_named, refuse_turns
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.shares import COMPONENTS, section_of, share_of
 
@@ -31,6 +31,7 @@ class JobTemplate(string.Template):
 def render(config: Config, working_folder: Path) -> str:
     """The job script. `working_folder`: the job's; relative paths are resolved from there."""
     refuse_named(config, "Slurm")
+    refuse_turns(config, "Slurm")
     for kind in ServiceKind:
         share_of(config, kind)
     folder = RunFolder(config.run)

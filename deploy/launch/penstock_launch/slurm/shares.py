@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from penstock.config import Config, SlurmComponentSection
 from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
-from penstock_launch.gpus.shares import MOST_THREADS
+from penstock_launch.gpus.shares import threads_of
 
 COMPONENTS = ("services", "rollout", "trainer")  # in the job's order; the index is srun's --het-group
 COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollout", ServiceKind.TRAINER: "trainer"}
@@ -75,7 +75,7 @@ def share_of(config: Config, kind: ServiceKind) -> ServiceShare:
 
 def _share(section: SlurmComponentSection, num_nodes: int, cpus: int, gpus: int, num_processes: int) -> ServiceShare:
     """`num_processes`: of the service on a node, that compute on its GPUs."""
-    threads = min(MOST_THREADS, max(1, cpus // num_processes)) if num_processes and section.gpus_per_node else 0
+    threads = threads_of(cpus, num_processes) if num_processes and section.gpus_per_node else 0
     return ServiceShare(num_nodes, cpus, gpus if section.gpus_per_node else 0, threads)
 
 

@@ -45,6 +45,11 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
         load(tmp_path, "--trainer.gpus", value)
 
 
+def test_a_name_that_is_none_is_answered_with_what_is_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"saw 'cuda:0'; expected a number as nvidia-smi shows it, or a UUID"):
+        load(tmp_path, "--trainer.gpus", "cuda:0")
+
+
 def test_a_server_has_a_gpu_for_each_shard_unless_more_are_given(tmp_path: Path) -> None:
     assert load(tmp_path).rollout.engine.num_gpus == 1
     two = load(tmp_path, "--rollout.engine.tensor_parallel_size", "2")
@@ -59,6 +64,7 @@ def test_a_server_has_a_gpu_for_each_shard_unless_more_are_given(tmp_path: Path)
     [
         (("--rollout.engine.extra_args", "[--tp-size, '2']"), "holds --tp-size.*rollout.engine.tensor_parallel_size"),
         (("--rollout.engine.extra_args", "[--tensor-parallel-size=2]"), "rollout.engine.tensor_parallel_size instead"),
+        (("--rollout.engine.extra_args", "[--tp, '2']"), "holds --tp-size.*rollout.engine.tensor_parallel_size"),
         (("--rollout.engine.extra_args", "[--base-gpu-id=1]"), "expected rollout.gpus instead"),
         (
             ("--rollout.engine.tensor_parallel_size", "2", "--rollout.engine.gpus_per_server", "3"),
@@ -76,7 +82,9 @@ def test_an_engine_has_the_gpus_that_the_keys_say(tmp_path: Path, arguments: tup
         load(tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("flag", ['["--mem-fraction-static", "0.4"]', '["--mem-fraction-static=0.4"]'])
+@pytest.mark.parametrize(
+    "flag", ['["--mem-fraction-static", "0.4"]', '["--mem-fraction", "0.4"]', '["--mem-fraction-static=0.4"]']
+)
 def test_an_engines_share_of_memory_is_said_once(tmp_path: Path, flag: str) -> None:
     arguments = ("--rollout.engine.extra_args", flag)
     assert load(tmp_path, *arguments).rollout.engine.memory_fraction == 0

@@ -1,11 +1,12 @@
 """Which looks there are, and what they share."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from penstock.config import Config
-from penstock_launch.doctor import environments
+from penstock_launch.doctor import environments, fits
 from penstock_launch.doctor.command import looks, title
 from penstock_launch.doctor.environments import Environment, Torch
 from penstock_launch.doctor.report import Line, render
@@ -39,21 +40,48 @@ def test_a_host_with_two_gpus(config: Config, tmp_path: Path) -> None:
     assert lines["torch of services"].seen.endswith("can use 2 GPUs")
 
 
-def test_a_build_for_cpus_is_a_problem_only_for_a_trainer_that_must_have_a_gpu(
-    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("device", "verdict"), [("cpu", "ok"), ("auto", "warning"), ("cuda", "problem")])
+def test_a_trainer_that_has_to_train_on_a_gpu_needs_a_torch_for_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, verdict: str
 ) -> None:
-    monkeypatch.setattr(environments, "examine", lambda *_: Environment("3.11.7", True, {"torch": "2.13.0"}, Torch()))
-    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(),))
-    for device, verdict in (("auto", "warning"), ("cuda", "problem"), ("cpu", "ok")):
-        section = config.trainer.model_copy(update={"device": device})
-        lines = found(config.model_copy(update={"trainer": section}), environ)
-        assert lines["torch of services"].verdict == verdict
+    for_cpus = Environment("3.11.7", True, {"torch": "2.13.0+cpu"}, Torch())
+    monkeypatch.setattr(environments, "examine", lambda *_: for_cpus)
+    trainer = config.trainer.model_copy(update={"device": device})
+    lines = found(config.model_copy(update={"trainer": trainer}), host_with_gpus(tmp_path / "bin", (FakeGpu(),)))
+    assert lines["torch of services"].verdict == verdict
 
 
 def test_without_a_gpu_nothing_is_compiled(config: Config, tmp_path: Path) -> None:
     lines = found(config, host_with_smi(tmp_path / "bin", "exit 9"))
     assert lines["NVIDIA driver"].verdict == "problem"
     assert not {"GPU 0", "compiled code", "C compiler"} & lines.keys()
+
+
+def test_what_a_launch_would_refuse_is_a_problem(config: Config, tmp_path: Path, tiny_model: Path) -> None:
+    actor = config.actor.model_copy(update={"path": str(tiny_model)})
+    servers = config.rollout.model_copy(update={"num_servers": 4})
+    fitting = config.model_copy(update={"actor": actor})
+    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(), FakeGpu()))
+    assert found(config, environ)["what fits"].verdict == "not looked at"
+    line = found(fitting, environ)["what fits"]
+    assert (line.verdict, line.seen.partition(" of 79.6")[0]) == ("ok", "memory of GPU 0: rollout 79.6")
+    line = found(fitting.model_copy(update={"rollout": servers}), environ)["what fits"]
+    assert (line.verdict, line.seen) == ("problem", "the GPUs do not suffice")
+    assert "`penstock config`" in line.advice
+    assert "what fits" not in found(fitting, {**environ, "CUDA_VISIBLE_DEVICES": ""})
+    without_file = config.actor.model_copy(update={"path": ""})
+    assert "what fits" not in found(config.model_copy(update={"actor": without_file}), environ)
+
+
+def test_what_a_live_run_uses_is_no_problem(
+    config: Config, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitting = config.model_copy(update={"actor": config.actor.model_copy(update={"path": str(tiny_model)})})
+    environ = host_with_gpus(tmp_path / "bin", (FakeGpu(used_mib=80000),))
+    assert found(fitting, environ)["what fits"].verdict == "problem"
+    monkeypatch.setattr(fits, "live_launcher", lambda _: SimpleNamespace(pid=7))
+    line = found(fitting, environ)["what fits"]
+    assert (line.verdict, "pid 7" in line.seen) == ("not looked at", True)
 
 
 def test_the_title_holds_no_values() -> None:

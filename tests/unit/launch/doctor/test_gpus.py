@@ -1,10 +1,20 @@
 """What the doctor says of drivers and GPUs, with a stand-in for nvidia-smi. No test here has seen a GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from penstock_launch.doctor.gpus import compiler_line, driver_line, driver_lines, gpu_lines, has_gpu, read_kernel_module
+from penstock.config import Config
+from penstock_launch.doctor.gpus import (
+    compiler_line,
+    driver_line,
+    driver_lines,
+    gpu_lines,
+    has_gpu,
+    keys_for_cuda,
+    read_kernel_module,
+)
 from penstock_launch.doctor.report import Line
 from penstock_launch.gpus.nvidia import read_driver
 from tests.gpus import FakeGpu, host_with_gpus, host_with_smi, mig_uuid
@@ -13,25 +23,32 @@ MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05"
 EIGHT = (FakeGpu(),) * 8
 
 
-def lines_of(environ: dict[str, str], device: str = "auto") -> list[Line]:
-    return driver_lines(read_driver(environ), environ, device)
+def config(**sections: Any) -> Config:
+    return Config.model_validate({"actor": {"path": "m"}, "data": {"train": {"path": "d"}}, **sections})
+
+
+def lines_of(environ: dict[str, str], *cuda_keys: str) -> list[Line]:
+    return driver_lines(read_driver(environ), environ, cuda_keys)
 
 
 def test_a_host_without_a_driver_uses_its_cpu() -> None:
-    line = driver_line(None, "", "auto")
+    line = driver_line(None, "")
     assert (line.verdict, line.seen) == ("ok", "none: everything runs on the CPU")
-    assert list(gpu_lines(None, {}, "auto")) == []
+    assert list(gpu_lines(None, {})) == []
 
 
 def test_without_a_driver_the_device_cuda_is_a_problem() -> None:
-    line = driver_line(None, "", "cuda")
-    assert line.verdict == "problem"
-    assert "rollout.engine.device is cuda" in line.seen
-    assert "rollout.engine.device to auto" in line.advice
+    both = {"rollout": {"engine": {"device": "cuda"}}, "trainer": {"device": "cuda"}}
+    line = driver_line(None, "", keys_for_cuda(config(**both)))
+    assert (line.verdict, line.seen) == ("problem", "none, and rollout.engine.device and trainer.device are cuda")
+    line = driver_line(None, "", keys_for_cuda(config(trainer={"device": "cuda"})))
+    assert (line.verdict, line.seen) == ("problem", "none, and trainer.device is cuda")
+    assert "set trainer.device to auto" in line.advice
+    assert keys_for_cuda(config(trainer={"device": "cpu"})) == []
 
 
 def test_a_kernel_module_without_nvidia_smi_is_a_container_without_gpus(tmp_path: Path) -> None:
-    line = driver_line(None, MODULE, "auto")
+    line = driver_line(None, MODULE)
     assert line.verdict == "warning"
     assert "580.95.05" in line.seen
     assert "--gpus all" in line.advice
@@ -59,10 +76,10 @@ def test_eight_gpus_of_which_some_are_visible(tmp_path: Path) -> None:
     assert has_gpu(read_driver(environ), environ)
 
 
-@pytest.mark.parametrize(("device", "verdict"), [("auto", "warning"), ("cuda", "problem")])
-def test_a_variable_that_leaves_no_gpu(tmp_path: Path, device: str, verdict: str) -> None:
+@pytest.mark.parametrize(("key", "verdict"), [("", "warning"), ("trainer.device", "problem")])
+def test_a_variable_that_leaves_no_gpu(tmp_path: Path, key: str, verdict: str) -> None:
     environ = host_with_gpus(tmp_path, EIGHT, {"CUDA_VISIBLE_DEVICES": "9"})
-    line = lines_of(environ, device)[-1]
+    line = lines_of(environ, *filter(None, [key]))[-1]
     assert line.verdict == verdict
     assert "'9' leaves 0 of 8" in line.seen
     assert "Unset CUDA_VISIBLE_DEVICES" in line.advice
@@ -70,7 +87,7 @@ def test_a_variable_that_leaves_no_gpu(tmp_path: Path, device: str, verdict: str
 
 
 def test_a_gpu_in_use_is_a_warning_if_it_is_ours(tmp_path: Path) -> None:
-    busy = (FakeGpu(used_mib=30000), FakeGpu(used_mib=500))
+    busy = (FakeGpu(used_mib=30000), FakeGpu(used_mib=8000))  # the second by less than a tenth, as for the placement
     assert [line.verdict for line in lines_of(host_with_gpus(tmp_path, busy))] == ["ok", "warning", "ok"]
     environ = host_with_gpus(tmp_path, busy, {"CUDA_VISIBLE_DEVICES": "1"})
     assert [line.verdict for line in lines_of(environ)] == ["ok", "ok", "ok", "ok"]
@@ -112,7 +129,7 @@ def test_a_driver_without_gpus_is_a_problem(tmp_path: Path) -> None:
 )
 def test_a_driver_that_fails_has_a_remedy(tmp_path: Path, script: str, seen: str, advice: str) -> None:
     driver = read_driver(host_with_smi(tmp_path, script), 0.2 if "sleep" in script else None)
-    line = driver_line(driver, MODULE, "auto")
+    line = driver_line(driver, MODULE)
     assert line.verdict == "problem"
     assert seen in line.seen
     assert advice in line.advice

@@ -15,7 +15,7 @@ from penstock_launch.gpus.memory import GIB, MIB
 from penstock_launch.gpus.model_shape import NoShapeError, read_shape, shape_of_config
 from penstock_launch.gpus.plan import plan
 from penstock_launch.gpus.shares import place, shown_placement, with_gpus
-from tests.gpus import FakeGpu, host_with_gpus
+from tests.gpus import FakeGpu, host_with_gpus, mig_uuid
 from tests.unit.launch.gpus.test_plan import host
 
 
@@ -119,6 +119,15 @@ def test_a_shared_gpu_with_too_little_left_is_refused(tmp_path: Path) -> None:
     assert any("may run out" in line for line in run.lines())
 
 
+def test_the_gpu_that_is_shared_counts_and_is_named(tmp_path: Path) -> None:
+    path = model(tmp_path / "small", **SMALL)
+    engine = {"tensor_parallel_size": 2}
+    run = config(path, rollout={"gpus": [1, 0], "engine": engine}, trainer={"gpus": [0]})
+    place(run, host_with_gpus(tmp_path / "bin", [FakeGpu(), FakeGpu(used_mib=60000)]))
+    with pytest.raises(ConfigError, match=r"share GPU 0 (.|\n)*in use now 58\.6"):
+        place(run, host_with_gpus(tmp_path / "bin", [FakeGpu(used_mib=60000), FakeGpu()]))
+
+
 def test_who_takes_turns_need_not_fit_side_by_side(tmp_path: Path) -> None:
     path = model(tmp_path / "medium", **MEDIUM)
     turns = config(path, trainer={"take_turns": True}, actor={"gradient_checkpointing": True})
@@ -134,8 +143,9 @@ def test_who_takes_turns_need_not_fit_side_by_side(tmp_path: Path) -> None:
 
 def test_given_sizes_stay_as_they_are_on_a_shared_gpu(tmp_path: Path) -> None:
     path = model(tmp_path / "small", **SMALL)
-    by_flag = {"extra_args": ["--mem-fraction-static", "0.3"]}
-    assert place(config(path, rollout={"engine": by_flag}), environ_of(tmp_path, 81559)).memory.sharing == ()
+    for words in (["--mem-fraction-static", "0.3"], ["--mem-fraction=0.3"]):
+        by_flag = config(path, rollout={"engine": {"extra_args": words}})
+        assert place(by_flag, environ_of(tmp_path, 81559)).memory.sharing == ()
     by_tokens = config(path, rollout={"engine": {"max_total_tokens": 5000}})
     assert place(by_tokens, environ_of(tmp_path, 81559)).memory.trainer_overrides[-1] == "5000"
 
@@ -208,9 +218,19 @@ def test_equal_gpus_are_one_line(tmp_path: Path) -> None:
     placement = plan(run, host(8), {})
     lines = fit(with_gpus(run, placement), placement, 64 * GIB).lines()
     assert [line.partition(":")[0] for line in lines if "4, 5, 6, 7" in line] == ["memory of GPU 4, 5, 6, 7"]
+    assert [line.partition(": ")[2][:8] for line in lines if "0, 1, 2, 3" in line] == ["rollout "]
+    assert sum("together" in line for line in fit(with_gpus(run, placement), placement, 64 * GIB).table()) == 2
     assert not any("host" in line for line in lines)
     (warning,) = fit(with_gpus(run, placement), placement, 4 * GIB).warnings
     assert "trainer.num_ranks 4, and the host has 4.0" in warning
+
+
+def test_instances_of_one_gpu_are_told_apart(tmp_path: Path) -> None:
+    environ = host_with_gpus(tmp_path / "bin", [FakeGpu(mig_mib=(20096, 40192))])
+    lines = place(config(model(tmp_path / "small", **SMALL)), environ).lines()
+    assert [line.partition(":")[0] for line in lines if line.startswith("memory")] == [
+        f"memory of GPU {mig_uuid(0, instance)}" for instance in (0, 1)
+    ]
 
 
 def test_shapes_are_read_from_headers_or_refused(tmp_path: Path, tiny_model: Path) -> None:

@@ -145,6 +145,32 @@ def test_a_gpu_in_use_comes_last_and_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize(("value", "noted"), [("", False), ("-1", False), ("7", True), ("cuda:0", True)])
+def test_a_variable_that_hides_all_gpus_by_mistake_is_named(value: str, noted: bool) -> None:
+    seen = f"nvidia-smi shows 2 GPUs, of which CUDA_VISIBLE_DEVICES={value} leaves 0: no process is given a GPU"
+    assert plan(run_of(1, 1), host(2), {"CUDA_VISIBLE_DEVICES": value}).warnings == (seen,) * noted
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_servers", "rollout", "servers", "trainer"),
+    [(1, 1, {}, [[0]], [0]), (2, 1, {}, [[0]], [0]), (2, 2, {}, [[0], [1]], [0]), (2, 1, {"gpus": 1}, [[1]], [1])],
+)
+def test_a_trainer_that_takes_turns_is_on_a_gpu_of_the_first_server(
+    num_gpus: int, num_servers: int, rollout: dict[str, Any], servers: list[list[int]], trainer: list[int]
+) -> None:
+    found = plan(run_of(num_servers, 1, rollout=rollout, trainer={"take_turns": True}), host(num_gpus), {})
+    assert [[gpu.index for gpu in server] for server in found.servers] == servers
+    assert [gpu.index for gpu in found.trainer] == trainer
+    assert found.warnings == ()
+
+
+def test_turns_without_a_shared_gpu_are_named() -> None:
+    turns = {"take_turns": True, "gpus": 1}
+    (warning,) = plan(run_of(1, 1, trainer=turns, rollout={"gpus": 0}), host(2), {}).warnings
+    assert "share no GPU" in warning
+    assert "in both rollout.gpus and trainer.gpus" in warning
+
+
 def test_a_driver_that_fails_places_nothing_and_is_named() -> None:
     found = plan(run_of(1, 1), Driver(problem="exit code 9"), {})
     assert found == Placement(servers=((),), warnings=("nvidia-smi fails (exit code 9): no process is given a GPU",))

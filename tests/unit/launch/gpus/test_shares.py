@@ -147,11 +147,10 @@ def test_the_plan_is_shown_line_by_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "device", "warned"),
-    [("2.13.0+cpu", "auto", True), ("2.13.0", "auto", False), ("2.13.0+cpu", "cpu", False)],
+    ("version", "device", "warned"), [("2.13.0+cpu", "auto", 1), ("2.13.0", "auto", 0), ("2.13.0+cpu", "cpu", 0)]
 )
 def test_a_gpu_that_the_trainers_torch_cannot_use_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, device: str, warned: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, device: str, warned: int
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", {"torch": version}.__getitem__)
     lines = place(run_of(1, 1, trainer={"device": device}), host_with_gpus(tmp_path, [FakeGpu()])).lines()
