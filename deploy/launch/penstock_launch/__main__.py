@@ -23,7 +23,7 @@ from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.status import show_status
-from penstock_launch.doctor.command import add_doctor_parser, doctor
+from penstock_launch.doctor.arguments import add_doctor_parser
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.gpus.shares import shown_placement
 from penstock_launch.local import launch_local
@@ -57,6 +57,9 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
 
         return replay_bundle(arguments.bundle, settings, arguments.steps)
     if arguments.command == "doctor":
+        # Only this command imports services: another one must not depend on what they import.
+        from penstock_launch.doctor.command import doctor
+
         return doctor(settings, os.environ)
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)

@@ -3,7 +3,6 @@
 Owns which looks there are, and what each gets. Invariant: nothing on the host is changed.
 """
 
-import argparse
 import contextlib
 import shutil
 import sys
@@ -32,19 +31,6 @@ from penstock_launch.gpus.nvidia import read_driver
 SMI_SECONDS = 15.0  # eight GPUs without persistence mode take ten
 WITHOUT_FILE = {"actor": {"path": ""}, "data": {"train": {"path": "none"}}}  # the keys without a default
 MACHINE, GPUS, ENVIRONMENTS, CONFIGURATION = "machine", "GPUs", "environments", "configuration"
-
-
-def add_doctor_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", settings_help: str) -> None:
-    """The command `doctor`."""
-    commands.add_parser(
-        "doctor",
-        help="look at this host: GPUs, environments, room, limits, ports, queue; and show what to do",
-        description="Look at this host as the one of a launch, and print a table of what was seen, with what to do. "
-        "Takes up to 20 seconds and changes nothing. Without --config: the defaults. Exit code 2: there is a problem.",
-        epilog=settings_help,
-        usage="penstock doctor [--config FILE] [--key value ...]",
-        allow_abbrev=False,
-    )
 
 
 def doctor(settings: Sequence[str], environ: Mapping[str, str]) -> int:
