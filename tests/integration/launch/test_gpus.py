@@ -102,7 +102,7 @@ def test_each_engine_is_given_the_gpus_over_which_it_shards_the_model(tmp_path: 
     run.environ = host_with_gpus(tmp_path / "bin", [FakeGpu()] * 8)
     run.document["rollout"]["num_servers"] = 2
     run.use_pure_engine(RECORD)
-    run.document["rollout"]["engine"]["tensor_parallel_size"] = 3
+    run.document["rollout"]["engine"] |= {"tensor_parallel_size": 3, "device": "cuda"}
     try:
         code, output = run.launch()
     finally:
