@@ -29,7 +29,7 @@ def engine_section(options: Options, **keys: Any) -> dict[str, Any]:
         "dtype": options.dtype,
         "start_timeout_seconds": START_SECONDS,
         "memory_fraction": 0.5 if options.cpu else MEMORY_FRACTION,
-        "extra_args": list(options.engine_args),
+        "extra_args": options.engine_args,
         **keys,
     }
 

@@ -7,6 +7,7 @@ gap between two of its tokens, less the usual one). nccl needs a GPU for each si
 
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -55,7 +56,8 @@ async def measure(options: Options, record: Recorder, name: str, folder: Path) -
     shape = TINY if name == "tiny" else SHAPES[name]
     source = await asyncio.to_thread(make_model, shape, folder / name, options.device)
     section = engine_section(options)
-    section["extra_args"] += ["--base-gpu-id", "1"] if two else []
+    if two:
+        show_second_gpu()
     if not options.cpu:
         measure_links(record, 2 * sum(weight.numel() for weight in source.masters.values()), two=two)
     async with AsyncExitStack() as stack:
@@ -71,6 +73,12 @@ async def measure(options: Options, record: Recorder, name: str, folder: Path) -
             elif record.has_time(case, 20 if not options.cpu else 5):
                 with record.attempt(case):
                     await measure_transport(options, record, case, transport, source, server, folder, lease)
+
+
+def show_second_gpu() -> None:
+    """Show the second visible GPU alone to the engine, as the launcher does; this process has begun CUDA with both."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible[1]}
 
 
 async def measure_transport(
