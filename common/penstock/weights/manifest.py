@@ -8,7 +8,6 @@ Needs no torch. Written by the trainer, read by rollout services before they ser
 """
 
 import json
-import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -143,23 +142,23 @@ def tensor_bytes(path: Path, expected: Mapping[str, TensorEntry], *, writable: b
     return {name: data[start:end] for name, (start, end) in extents.items()}
 
 
-def num_weights(path: Path) -> int:
-    """The numbers in a safetensors file, by its header; WeightsError if it is none or ends too early."""
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a safetensors file, by its header; WeightsError if it is none or ends too early."""
     if path.stat().st_size == 0:  # which cannot be mapped
         raise WeightsError(f"{path} is empty: expected a safetensors file")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         header, data_start = _read_header(path, mapped)
         num_bytes = len(mapped) - data_start
     try:
-        end = max((record["data_offsets"][1] for record in header.values()), default=0)
-        count: int = sum(math.prod(record["shape"]) for record in header.values())
-    except (KeyError, IndexError, TypeError) as error:
+        end = max((int(record["data_offsets"][1]) for record in header.values()), default=0)
+        shapes = {name: tuple(map(int, record["shape"])) for name, record in header.items()}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: the record of a tensor is malformed ({error!r}): expected a safetensors file"
         ) from error
     if end > num_bytes:
         raise WeightsError(f"{path} holds {num_bytes} bytes of tensors: expected {end}; it is not complete")
-    return count
+    return shapes
 
 
 def _check_tensors(path: Path, expected: Mapping[str, TensorEntry]) -> None:

@@ -4,7 +4,8 @@
                                                                                             '-> summary.json, report
 
 The run is held (`penstock.broker.launcher`) before anything is deleted: in a queue of the user's before the folder is
-prepared, in the embedded one, whose data the lock protects, when it has started.
+prepared, in the embedded one, whose data the lock protects, when it has started. Processes that an earlier launch left
+are ended before GPUs are chosen, since they may still have memory there.
 
 Wires the parts and owns nothing else. A `Site` places the queue and the services: on this host (`local`), on the nodes
 of a Ray cluster (`on_ray`) or of a Slurm job (`slurm`).
@@ -68,9 +69,11 @@ class Site(Protocol):
     def sees_all(self) -> bool:
         """Whether all of them descend from this process, so that their memory can be measured."""
 
-    @property
-    def notes(self) -> Sequence[str]:
-        """What it has decided about this run, for the user, a line each."""
+    def place(self) -> Sequence[str]:
+        """Decide which of its resources each process gets; returns that for the user, a line each.
+
+        Called when nothing of an earlier launch runs, before anything is deleted. ConfigError if they do not suffice.
+        """
 
     def start_queue(
         self, redis: RedisSection, folder: RunFolder, policy: RestartPolicy, on_end: Callable[[], None]
@@ -108,14 +111,15 @@ def launch_run(
             for orphan in folder.end_orphans():
                 view.event(f"ended a process of an earlier launch: {orphan}")
             folder.require_deletable()
+            placement = site.place()
             if config.redis.url:
                 asyncio.run(launch.hold_queue_of_the_user())
             continues = terms.prepare(folder, view.event)
             log.open()
             forget_trainer_summary(folder.path)
             view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
-            for note in site.notes:
-                view.event(note)
+            for line in placement:
+                view.event(line)
             outcome = launch.run(environ)
         finally:
             launch.release()

@@ -1,6 +1,7 @@
 """`penstock launch local`: all processes of a run on this host, as children of this process, each on its own GPUs."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection
@@ -15,7 +16,7 @@ from penstock_launch.supervise.restarts import RestartPolicy
 
 def launch_local(config: Config, environ: Mapping[str, str], started_at: float) -> int:
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
-    return launch_run(config, ThisHost(place(config, environ)), environ, started_at)
+    return launch_run(config, ThisHost(config, environ), environ, started_at)
 
 
 class ThisHost:
@@ -23,11 +24,15 @@ class ThisHost:
 
     sees_all = True
 
-    def __init__(self, placed: PlacedRun) -> None:
-        self._placed = placed
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
 
-    @property
-    def notes(self) -> list[str]:
+    @cached_property
+    def _placed(self) -> PlacedRun:
+        return place(self._config, self._environ)
+
+    def place(self) -> list[str]:
         return self._placed.lines()
 
     def start_queue(

@@ -44,7 +44,7 @@ def test_a_launch_that_surely_does_not_fit_starts_nothing(setup: LaunchSetup) ->
     assert process.returncode == 2
     assert "penstock: config: GPU 1 (NVIDIA H100 80GB HBM3) has 79.6 GiB, and weights, moments and" in output
     assert "  trainer  moments" in output
-    assert not setup.run_folder.exists()
+    assert [entry.name for entry in setup.run_folder.iterdir()] == [".lock"]
     words = ("config", "--config", "config.yaml", "--actor.path", str(model))
     output, _ = setup.command(*words, "--actor.lora.rank", "16").communicate(timeout=START_SECONDS)
     assert "# memory of GPU 1: trainer " in output

@@ -1,14 +1,19 @@
 """Launches on hosts with GPUs: the real launcher, services and torchrun, by a stand-in for nvidia-smi."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import yaml
 
-from tests.gpus import FakeGpu, host_with_gpus
+from penstock.runtime.process import ProcessIdentity, this_machine
+from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
+from tests.gpus import FakeGpu, host_with_gpus, host_with_smi
 from tests.integration.launch.launch_setup import LaunchSetup, until, wait_for_text
 from tests.integration.launch.test_local import ranks_of
 from tests.integration.launch.user_commands import UserCommands
@@ -54,13 +59,33 @@ def test_a_launch_gives_each_process_its_gpus_and_says_so(setup: LaunchSetup) ->
     process.communicate(timeout=START_SECONDS)
 
 
-def test_a_launch_without_enough_gpus_changes_nothing(setup: LaunchSetup) -> None:
+def test_a_launch_without_enough_gpus_deletes_and_starts_nothing(setup: LaunchSetup) -> None:
     setup.environ = host_with_gpus(setup.folder / "bin", [FakeGpu()] * 2)
+    (setup.run_folder / "steps").mkdir(parents=True)
     process = setup.launch("--rollout.num_servers", "2", "--run.existing", "replace")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 2
     assert "penstock: config: the GPUs do not suffice:\n  asked  2 servers x 1 + 1 rank = 3 GPUs\n" in output
-    assert not setup.run_folder.exists()
+    assert {entry.name for entry in setup.run_folder.iterdir()} == {".lock", "steps"}
+
+
+def test_gpus_are_chosen_when_what_an_earlier_launch_left_has_ended(setup: LaunchSetup) -> None:
+    full, free = setup.folder / "full", setup.folder / "free"
+    host_with_gpus(full, [FakeGpu(used_mib=60000)])
+    host_with_gpus(free, [FakeGpu()])
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as left:
+        identity = ProcessIdentity.of(left.pid)
+        assert identity is not None
+        known = KnownProcesses("t", this_machine(), (KnownProcess("rollout", left.pid, identity.started),))
+        setup.run_folder.mkdir(parents=True)
+        (setup.run_folder / "processes.json").write_bytes(msgspec.json.encode(known))
+        lives = f"grep -q . /proc/{left.pid}/cmdline"  # empty as soon as it has ended, though nobody waits for it
+        script = f'if {lives}; then exec {full}/nvidia-smi "$@"; else exec {free}/nvidia-smi "$@"; fi'
+        setup.environ = host_with_smi(setup.folder / "bin", script)
+        output, _ = setup.launch().communicate(timeout=START_SECONDS)
+    assert f"ended a process of an earlier launch: rollout (pid {left.pid})" in output
+    assert "trainer: GPU 0;" in output
+    assert "other processes have" not in output
 
 
 def test_without_visible_gpus_a_launch_is_what_it_was(setup: LaunchSetup) -> None:

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from penstock.errors import PenstockError
 from penstock.model_path import check_model_path
-from penstock.weights.manifest import WEIGHT_FILES, num_weights
+from penstock.weights.manifest import WEIGHT_FILES, tensor_shapes
 from penstock_launch.doctor.report import Line, amount, not_looked_at, ok, problem, warning
 
 WHAT = "model"
@@ -33,7 +34,8 @@ def read_model(path: str) -> Model | None:
         raise PenstockError(f"{folder / 'config.json'} is not JSON ({error})") from error
     tensors = sorted(folder.glob(WEIGHT_FILES))
     files = tensors or sorted(folder.glob(OTHER_WEIGHT_FILES))
-    return Model(sum(map(num_weights, tensors)), sum(file.stat().st_size for file in files))
+    num_weights = sum(prod(shape) for file in tensors for shape in tensor_shapes(file).values())
+    return Model(num_weights, sum(file.stat().st_size for file in files))
 
 
 def num_weights_of(path: str) -> int:

@@ -7,7 +7,6 @@ config.json, for models that are built like Llama.
 
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +14,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from penstock.errors import WeightsError
+from penstock.weights.manifest import WEIGHT_FILES, tensor_shapes
+
 Shapes = Mapping[str, tuple[int, ...]]
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 
 
 class NoShapeError(Exception):
@@ -99,9 +100,9 @@ def read_shape(path: str) -> ModelShape:
     folder = _folder(path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = {name: shape for file in _weight_files(folder) for name, shape in _header(file)}
+        weights = {name: shape for file in _weight_files(folder) for name, shape in tensor_shapes(file).items()}
         return shape_of_config(config, weights)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, WeightsError) as error:
         raise NoShapeError(f"{folder} cannot be read ({error})") from error
 
 
@@ -157,21 +158,10 @@ def _weight_files(folder: Path) -> list[Path]:
     """None unless all are there: a download may have ended early."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        return sorted(folder.glob(WEIGHT_FILES))
     names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     files = [folder / name for name in sorted(names)]
     return files if all(file.is_file() for file in files) else []
-
-
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"{file.name} has a header of {length} bytes")
-        header = json.loads(opened.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, tuple(entry["shape"])
 
 
 def _like_llama(shape: ModelShape, text: Mapping[str, Any], *, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -32,7 +32,6 @@ class RaySite:
     """The nodes of a Ray cluster."""
 
     sees_all = False
-    notes = ()
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -48,6 +47,10 @@ class RaySite:
         child = Child(RemoteService(QUEUE, server.log_path, HINT, (member,), redis.timeout_seconds), policy)
         child.start(on_end)
         return StartedQueue(child, server.section(redis), "an embedded server", child.kill_session)
+
+    def place(self) -> Sequence[str]:
+        """Nothing: Ray gives each actor what it reserves."""
+        return ()
 
     def services(
         self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]

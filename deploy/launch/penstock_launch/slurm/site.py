@@ -27,7 +27,6 @@ class SlurmJob:
     """This job as the site of the run, seen from its batch step."""
 
     sees_all = False
-    notes = ()
 
     def __init__(self, listen_host: str, environ: Mapping[str, str]) -> None:
         """ConfigError unless this process runs in a job that `penstock launch slurm` has submitted."""
@@ -56,6 +55,10 @@ class SlurmJob:
         assert server.process is not None
         child = Child(EmbeddedQueue(server), policy, running=LocalLife(server.process, server.log_path))
         return StartedQueue(child, server.section(redis), f"{server.version} (embedded)", server.stop)
+
+    def place(self) -> Sequence[str]:
+        """Nothing: Slurm has given each component of the job its nodes."""
+        return ()
 
     def services(
         self, config: Config, folder: RunFolder, redis: RedisSection, environ: Mapping[str, str]

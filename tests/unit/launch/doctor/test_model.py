@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import WeightsError
-from penstock.weights.manifest import num_weights
+from penstock.weights.manifest import tensor_shapes
 from penstock_launch.doctor.model import model_line, num_weights_of
 
 TWO = {
@@ -74,13 +74,13 @@ def test_a_file_of_something_else_is_found(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     with pytest.raises(WeightsError, match="expected a safetensors file"):
-        num_weights(path)
+        tensor_shapes(path)
 
 
 def test_a_malformed_record_is_found(tmp_path: Path) -> None:
     path = safetensors(tmp_path / "model.safetensors", {"a": {"dtype": "F32", "shape": [2]}})
     with pytest.raises(WeightsError, match="record of a tensor is malformed"):
-        num_weights(path)
+        tensor_shapes(path)
 
 
 def test_a_broken_config_json_is_found(folder: Path) -> None:

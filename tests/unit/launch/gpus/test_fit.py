@@ -253,6 +253,7 @@ def test_shapes_are_read_from_headers_or_refused(tmp_path: Path, tiny_model: Pat
     with pytest.raises(NoShapeError, match="hidden_size"):
         read_shape(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 16)
-    with pytest.raises(NoShapeError, match="cannot be read"):
-        read_shape(str(tmp_path))
+    for data in (b"\xff" * 16, b"\x02" + bytes(7) + b"[]", b"\x0a" + bytes(7) + b'{"a": [1]}'):
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(NoShapeError, match=r"cannot be read .*expected a safetensors file"):
+            read_shape(str(tmp_path))
