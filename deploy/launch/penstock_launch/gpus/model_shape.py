@@ -102,19 +102,24 @@ def read_shape(path: str) -> ModelShape:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = {name: shape for file in _weight_files(folder) for name, shape in tensor_shapes(file).items()}
         return shape_of_config(config, weights)
-    except (OSError, ValueError, KeyError, WeightsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, WeightsError) as error:
         raise NoShapeError(f"{folder} cannot be read ({error})") from error
 
 
 def shape_of_config(config: Mapping[str, Any], weights: Shapes | None = None) -> ModelShape:
     """From the content of config.json; without `weights`, those of a model that is built like Llama."""
-    text = config.get("text_config") or config
+    if not isinstance(config, Mapping):
+        raise NoShapeError("config.json is no JSON object")
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, Mapping) else config
     try:
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
         layers, vocab = int(text["num_hidden_layers"]), int(text["vocab_size"])
         inner = int(text.get("moe_intermediate_size") or text["intermediate_size"])
     except (KeyError, TypeError) as error:
         raise NoShapeError(f"config.json of a {text.get('model_type')} model has no {error}") from error
+    if min(hidden, heads, layers, vocab, inner) < 1:
+        raise NoShapeError("config.json has a size below 1")
     experts = int(text.get("num_experts_per_tok") or 1)
     shape = ModelShape(
         hidden_size=hidden,

@@ -257,3 +257,14 @@ def test_shapes_are_read_from_headers_or_refused(tmp_path: Path, tiny_model: Pat
         (tmp_path / "model.safetensors").write_bytes(data)
         with pytest.raises(NoShapeError, match=r"cannot be read .*expected a safetensors file"):
             read_shape(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "7", '{"text_config": 3}', json.dumps({**COMMON, **SMALL, "num_attention_heads": 0})]
+    + [json.dumps({**COMMON, **SMALL, key: value}) for key, value in (("head_dim", [1]), ("hidden_size", "wide"))],
+)
+def test_a_config_of_nonsense_has_no_shape(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(NoShapeError, match=r"config\.json|cannot be read"):
+        read_shape(str(tmp_path))
