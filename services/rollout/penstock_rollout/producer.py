@@ -137,12 +137,17 @@ class Producer:
         """Load the announced weights if there are any, for an engine that sleeps: no ticket is looked for meanwhile."""
         announced = await self._announced()
         if announced is not None:
-            await asyncio.sleep(await self._load(announced))
+            await asyncio.sleep(await self._load(announced, wakes=True))
 
-    async def _load(self, announced: Announcement) -> float:
-        """Load these weights; seconds to wait before another attempt, 0 if it has succeeded."""
+    async def _load(self, announced: Announcement, *, wakes: bool = False) -> float:
+        """Load these weights; seconds to wait before another attempt, 0 if it has succeeded.
+
+        `wakes`: also if the engine sleeps; else nothing is done if it fell asleep while the files were looked for.
+        """
         try:
-            await self._weights.update(await self._files_of(announced, self._weights.needs_full))
+            files = await self._files_of(announced, self._weights.needs_full)
+            if wakes or not self._weights.sleeps:
+                await self._weights.update(files)
         except WeightsBusyError:
             return WAIT_SECONDS / 10
         except (WeightsError, EngineError, TimeoutError) as error:

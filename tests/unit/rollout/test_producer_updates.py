@@ -110,3 +110,24 @@ async def test_nothing_that_a_failed_canary_could_have_made_is_published(rollout
     assert rollout.server.num_starts == 2
     for group in rollout.queue.published:
         assert {version for each in group.completions for version in versions(each)} == {2}
+
+
+async def test_no_ticket_is_a_reason_to_wake_an_engine(rollout: Rollout) -> None:
+    """It looked for the files of weights that are missing; meanwhile the trainer's turn on the GPU has begun."""
+    looks, may_find, found = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def files_of(announced: Announcement, needs_full: bool) -> Announcement:
+        looks.set()
+        await may_find.wait()
+        found.set()
+        return announced
+
+    rollout.producer._files_of = files_of
+    rollout.announce(1)
+    await looks.wait()
+    await rollout.weights.sleep(1)
+    may_find.set()
+    await found.wait()
+    assert rollout.weights.state == "asleep"
+    await rollout.producer.load_announced()
+    assert rollout.weights.state == "serving"

@@ -76,12 +76,17 @@ class Turns:
         self._weights = weights
         self._load_announced = load_announced
         self._slept_for: Turn | None = None
+        self._acting = asyncio.Lock()  # from a read of the turn until what it asks for is done
 
     async def sleep(self, turn: Turn) -> None:
         """Return when this service uses no GPU memory, until `turn` ends. Idempotent.
 
         WeightsConflictError: the queue has another turn. WeightsBusyError: not yet; try again.
         """
+        async with self._acting:
+            await self._sleep(turn)
+
+    async def _sleep(self, turn: Turn) -> None:
         now = await self._read()
         if now != turn:
             raise WeightsConflictError(
@@ -106,17 +111,21 @@ class Turns:
     async def watch(self) -> None:
         """Follow the queue, for ever: also if the trainer's request, or its push, does not arrive."""
         while True:
-            turn = await self._read()
-            try:
-                if turn is None:
-                    await self._wake()
-                elif self._engine.up.is_set():
-                    await self._fall_asleep(turn)
-            except WeightsBusyError:
-                log.debug("not asleep yet for the trainer's turn %s", turn)
-            except WeightsConflictError as error:
-                log.warning("the turn %s is that of a trainer that was replaced: %s", turn, error)
+            async with self._acting:
+                await self._look()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        turn = await self._read()
+        try:
+            if turn is None:
+                await self._wake()
+            elif self._engine.up.is_set():
+                await self._fall_asleep(turn)
+        except WeightsBusyError:
+            log.debug("not asleep yet for the trainer's turn %s", turn)
+        except WeightsConflictError as error:
+            log.warning("the turn %s is that of a trainer that was replaced: %s", turn, error)
 
     async def _wake(self) -> None:
         """It is the engines' turn."""

@@ -70,6 +70,8 @@ class WeightUpdater:
         """The engine's life that was last given up because of an update, not because of a request."""
         self.paused_seconds = 0.0
         """Seconds for which generation was paused to load the weights that are served."""
+        self.asleep = False
+        """Whether the engine has given up its GPU memory, and its weights with it."""
         self._engine = engine
         self._section = section
         self._metrics = metrics
@@ -77,7 +79,6 @@ class WeightUpdater:
         self._verified: dict[str, PolicyIdentity] = {}
         self._requests = InFlight()
         self._changes = InFlight()
-        self._sleeping_life = 0  # the engine's life that sleeps
         self._sleep = contextlib.ExitStack()
 
     def generating(self) -> AbstractContextManager[None]:
@@ -93,11 +94,6 @@ class WeightUpdater:
         if not self._engine.up.is_set():
             return ServerState.ASLEEP if self._engine.held_back else ServerState.STARTING
         return ServerState.ASLEEP if self.asleep and not isinstance(self._state, Change) else states.name(self._state)
-
-    @property
-    def asleep(self) -> bool:
-        """Whether the engine has given up its GPU memory, and its weights with it."""
-        return self._sleeping_life > 0
 
     @property
     def sleeps(self) -> bool:
@@ -359,7 +355,7 @@ class WeightUpdater:
             finally:
                 self._state = states.without_weights(self._before)
             if self._engine.life == life:
-                self._begin_sleep(life)
+                self._begin_sleep()
         log.info("asleep", extra={"seconds": round(time.monotonic() - start, 3)})
 
     async def _give_up_memory(self) -> None:
@@ -374,14 +370,14 @@ class WeightUpdater:
                 await client.generation.pause("retract", seconds)
             await client.memory.give_up(seconds)
 
-    def _begin_sleep(self, life: int) -> None:
-        self._sleeping_life = life
+    def _begin_sleep(self) -> None:
+        self.asleep = True
         self._sleep.enter_context(self._changes.one())
         self._sleep.enter_context(self._metrics.asleep())
         self._metrics.weights_lost()
 
     def _end_sleep(self) -> None:
-        self._sleeping_life = 0
+        self.asleep = False
         self._sleep.close()
 
     def _at_rest(self) -> Rest:

@@ -18,11 +18,20 @@ class Residence:
     """Moves a set of tensors between host memory and a device."""
 
     def __init__(
-        self, to_device: Allocate, to_host: Allocate, free: Callable[[], None], is_home: Callable[[Tensor], bool]
+        self,
+        to_device: Allocate,
+        to_host: Allocate,
+        wait: Callable[[], None],
+        free: Callable[[], None],
+        is_home: Callable[[Tensor], bool],
     ) -> None:
-        """`free`: give unused memory of the device back. `is_home`: whether memory of the host is for the way back."""
+        """`wait`: return when all copies are made. `free`: give unused memory of the device back.
+
+        `is_home`: whether memory of the host is for the way back.
+        """
         self._allocate_on_device = to_device
         self._allocate_on_host = to_host
+        self._wait = wait
         self._free = free
         self._is_home = is_home
         self._on_host: dict[int, Tensor] = {}  # by the identity of the tensor
@@ -34,6 +43,7 @@ class Residence:
         return cls(
             lambda tensor: torch.empty_like(tensor, device=device),
             lambda tensor: torch.empty_like(tensor, device="cpu", pin_memory=is_gpu),
+            torch.cuda.synchronize if is_gpu else lambda: None,
             torch.cuda.empty_cache if is_gpu else lambda: None,
             lambda tensor: tensor.is_pinned() if is_gpu else True,
         )
@@ -57,11 +67,6 @@ class Residence:
     def forget(self) -> None:
         """The tensors that are on the device are no more."""
         self._on_host.clear()
-
-    @staticmethod
-    def _wait() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
 
 
 def _move(tensor: Tensor, memory: Tensor) -> None:

@@ -70,7 +70,8 @@ class Turns:
     async def take(self) -> None:
         """Take the turn; returns when the models are on the GPU, and no engine uses its memory.
 
-        A server that does not confirm keeps the trainer waiting until it does, or until its heartbeat has expired.
+        A server that does not confirm keeps the trainer waiting until it does, or until its heartbeat has expired; the
+        watchdog ends the run after run.stall_seconds. Each request ends after weights.push_timeout_seconds.
         """
         self._number += 1
         self._pass_to("to_trainer")

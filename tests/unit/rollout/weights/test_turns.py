@@ -36,7 +36,10 @@ class Board:
     announced: Announcement | None = None
     events: list[str] = field(default_factory=list)
     may_read: asyncio.Event = field(default_factory=asyncio.Event)
+    may_load: asyncio.Event = field(default_factory=asyncio.Event)
     num_reads: int = 0
+    num_loading: int = 0
+    num_loaded: int = 0
 
     async def read(self) -> Turn | None:
         self.num_reads += 1
@@ -70,7 +73,10 @@ async def sharing_rollout(root: Path, board: Board) -> AsyncIterator[World]:
 
         async def load_announced() -> None:
             if board.announced is not None:
+                board.num_loading += 1
+                await board.may_load.wait()  # its files are looked for
                 await weights.update(board.announced)
+                board.num_loaded += 1
 
         turns = Turns(board.read, gate, engine, weights, load_announced)
         stop = asyncio.Event()
@@ -91,6 +97,7 @@ async def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr(turns_module, "LOOK_SECONDS", 0.02)
     board = Board()
     board.may_read.set()
+    board.may_load.set()
     return board
 
 
@@ -174,6 +181,23 @@ async def test_a_turn_that_ends_without_a_push_wakes_it_with_the_announced_weigh
     await until(lambda: world.weights.asleep)
 
 
+async def test_it_sleeps_for_a_turn_that_begins_while_it_wakes(world: World) -> None:
+    """It had read that it is the engines' turn; a confirmation before it has woken would be void at once."""
+    world.board.turn = FIRST
+    world.board.announced = world.watched(1)
+    await until(lambda: world.weights.asleep)
+    world.board.may_load.clear()
+    world.board.turn = None
+    await until(lambda: world.board.num_loading == 1)
+    world.board.turn = SECOND
+    asking = asyncio.create_task(world.turns.sleep(SECOND))
+    await asyncio.sleep(0)
+    world.board.may_load.set()
+    await asking
+    await until(lambda: world.board.num_loaded == 1)
+    assert world.weights.asleep
+
+
 async def test_nothing_wakes_it_before_anything_is_announced(world: World) -> None:
     world.board.turn = FIRST
     await until(lambda: world.weights.asleep)
@@ -232,13 +256,14 @@ async def test_a_start_that_has_passed_the_gate_is_no_sleep(board: Board, tmp_pa
     board.may_read.clear()
     async with sharing_rollout(tmp_path, board) as world:
         await until(lambda: board.num_reads == 2)  # by the gate and by the watch: the answers are on their way
+        world.fake.may_start.clear()
         board.turn = FIRST
         asking = asyncio.create_task(world.turns.sleep(FIRST))
-        await until(lambda: board.num_reads == 3)
         board.may_read.set()
         with pytest.raises(WeightsBusyError):
             await asking
         assert not world.gate.is_closed
+        world.fake.may_start.set()
         await until(lambda: world.weights.asleep)  # once it is up
         assert world.server.num_starts == 1
 

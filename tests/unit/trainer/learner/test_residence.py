@@ -56,7 +56,9 @@ class Card:
 def sharing(config: Any, card: Card) -> Learner:
     """A learner whose device is the card."""
     learner = Learner(config, starts_on_host=True)
-    learner._residence = Residence(card.allocate, card.pin, card.free, lambda tensor: tensor.data_ptr() in card.pinned)
+    learner._residence = Residence(
+        card.allocate, card.pin, lambda: None, card.free, lambda tensor: tensor.data_ptr() in card.pinned
+    )
     return learner
 
 
@@ -180,7 +182,10 @@ def test_each_way_home_is_to_the_same_memory(tmp_path: Path) -> None:
     assert places[0] == places[1]
 
 
-def test_on_a_cpu_a_move_is_a_copy() -> None:
+def test_on_a_cpu_a_move_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host with a GPU too, of which it takes no memory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("the GPU was used"))
     weight, moment = nn.Parameter(torch.randn(3, 4)), torch.randn(3, 4)
     tied = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     tied["a"].weight = tied["b"].weight = weight
