@@ -6,17 +6,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu import __main__ as kit
 from benchmarks.gpu import learner, loop, part, pushes, rollout
 from benchmarks.gpu.checks import config_of, groups_of
-from benchmarks.gpu.kernels import divided
+from benchmarks.gpu.kernels import divided, kernel_times
 from benchmarks.gpu.machine import peak_tflops
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.record import Recorder, lines_of, path_of
@@ -188,6 +190,19 @@ def test_the_time_of_kernels_is_divided_by_their_names() -> None:
     seen = divided(times, 200.0)
     assert (seen.matrix, seen.attention, seen.busy) == (0.6, 0.2, 0.5)
     assert seen.top_others == (("void at::native::vectorized_elementwise_kernel", 0.15), ("Memcpy HtoD", 0.05))
+
+
+def test_an_annotation_is_no_kernel() -> None:
+    """Its time on a GPU is that of the kernels within it."""
+    averages = [
+        SimpleNamespace(key=key, device_type=device, is_user_annotation=annotation, self_device_time_total=5.0)
+        for key, device, annotation in (
+            ("nvjet_tst", DeviceType.CUDA, False),
+            ("Optimizer.step#AdamW.step", DeviceType.CUDA, True),
+            ("aten::mm", DeviceType.CPU, False),
+        )
+    ]
+    assert kernel_times(averages) == {"nvjet_tst": 5.0}
 
 
 def test_the_peak_is_that_of_the_gpu_by_its_name() -> None:
