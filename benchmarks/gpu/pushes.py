@@ -43,21 +43,21 @@ MODEL_SECONDS = 150.0
 def run(options: Options, record: Recorder) -> None:
     if not has_engine(options, record, "pushes"):
         return
+    two = not options.cpu and torch.cuda.device_count() > 1
+    if two:
+        show_second_gpu()
     for name in ("tiny",) if options.cpu else ("135M", "1B"):
         if not record.has_time(f"pushes, {name}", MODEL_SECONDS if not options.cpu else 30):
             return
         with tempfile.TemporaryDirectory(prefix="penstock-pushes-") as folder:
-            asyncio.run(measure(options, record, name, Path(folder)))
+            asyncio.run(measure(options, record, name, Path(folder), two=two))
 
 
-async def measure(options: Options, record: Recorder, name: str, folder: Path) -> None:
+async def measure(options: Options, record: Recorder, name: str, folder: Path, *, two: bool) -> None:
     """All transports with one model and one engine, which is on a GPU of its own if there are two."""
-    two = not options.cpu and torch.cuda.device_count() > 1
     shape = TINY if name == "tiny" else SHAPES[name]
     source = await asyncio.to_thread(make_model, shape, folder / name, options.device)
     section = engine_section(options)
-    if two:
-        show_second_gpu()
     if not options.cpu:
         measure_links(record, 2 * sum(weight.numel() for weight in source.masters.values()), two=two)
     async with AsyncExitStack() as stack:
@@ -76,7 +76,7 @@ async def measure(options: Options, record: Recorder, name: str, folder: Path) -
 
 
 def show_second_gpu() -> None:
-    """Show the second visible GPU alone to the engine, as the launcher does; this process has begun CUDA with both."""
+    """Show the second visible GPU alone to the engines, as the launcher does; this process has begun CUDA with both."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible[1]}
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -86,6 +87,21 @@ def test_what_is_missing_is_named(tmp_path: Path, measured: Any) -> None:
     if measured is not pushes:  # whose models are random
         measured.run(options, Recorder(tmp_path, name, 5))
         assert "give --model" in lines_of(tmp_path, name)[0]["reason"]
+
+
+def test_of_two_gpus_the_engine_of_each_model_sees_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    async def measure(_: Options, __: Recorder, name: str, ___: Path, *, two: bool) -> None:
+        seen.append((name, two, os.environ["CUDA_VISIBLE_DEVICES"]))
+
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(pushes, "measure", measure)
+    options = replace(options_for(tmp_path), cpu=False, engine_python=Path(sys.executable))
+    pushes.run(options, Recorder(tmp_path, "pushes", 5))
+    assert seen == [("135M", True, "5"), ("1B", True, "5")]
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
