@@ -1,5 +1,6 @@
 """The kit for a GPU in its form for a CPU: its lines, its ends, its report, and the parts that need no engine."""
 
+import asyncio
 import json
 import math
 import os
@@ -29,9 +30,10 @@ from benchmarks.learner_cases import ragged_case
 from penstock_trainer.batching.batch import make_batch
 from penstock_trainer.batching.packing import make_packs
 from penstock_trainer.learner.recipe import make_recipe
-from tests.patience import START_SECONDS
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 ROOT = Path(__file__).parents[3]
+PAUSE_SECONDS = 0.2
 
 
 def options_for(folder: Path) -> Options:
@@ -102,6 +104,41 @@ def test_of_two_gpus_the_engine_of_each_model_sees_the_second(tmp_path: Path, mo
     options = replace(options_for(tmp_path), cpu=False, engine_python=Path(sys.executable))
     pushes.run(options, Recorder(tmp_path, "pushes", 5))
     assert seen == [("135M", True, "5"), ("1B", True, "5")]
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_a_pause_after_the_completion_is_noted(is_seen: bool) -> None:
+    """The completion waits for the push, or is over before the push is."""
+    goes_on, is_over, is_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def complete(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        token = b"data: {}\n\n"
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (20 * len(token)))
+        for number in range(20):
+            if number == pushes.TOKENS_BEFORE and is_seen:
+                await goes_on.wait()
+            writer.write(token)
+            await writer.drain()
+        await reader.read()
+        is_over.set()  # the client has gone
+        writer.close()
+        await writer.wait_closed()
+        is_closed.set()
+
+    async def push() -> None:
+        if not is_seen:
+            await is_over.wait()
+        await asyncio.sleep(PAUSE_SECONDS)
+        goes_on.set()
+
+    async with await asyncio.start_server(complete, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(ANSWER_SECONDS):
+            gap, note = await pushes.pause_seen(f"http://127.0.0.1:{port}", push)
+            await is_closed.wait()
+    assert not is_seen or gap > PAUSE_SECONDS / 2
+    assert ("ended before the push" in note) != is_seen
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
