@@ -6,7 +6,6 @@ which the resident set has too. Memory that a computation's own threads allocate
 """
 
 import gc
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.learner_cases import GROUP_SIZE, Case, scored_groups
+from benchmarks.learner_side import status_bytes
 from penstock.contracts import ScoredGroup
 
 PROMPT_LENGTH = 32
@@ -64,9 +64,9 @@ def counted(computation: Callable[[], object]) -> Counted:
 def resident_growth(computation: Callable[[], object]) -> tuple[int, int]:
     """Resident bytes before it, and their peak during it (Linux)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     computation()
-    return before, _status_bytes("VmHWM")
+    return before, status_bytes("VmHWM")
 
 
 def groups_of(num_rows: int, num_packs: int, vocabulary: Sequence[int]) -> list[ScoredGroup]:
@@ -81,8 +81,3 @@ def groups_of(num_rows: int, num_packs: int, vocabulary: Sequence[int]) -> list[
     completions = tuple(tuple(draw(length) for _ in range(GROUP_SIZE)) for _ in range(num_packs))
     case = Case("packs", prompts, completions)
     return scored_groups(case, [[[BEHAVIOUR] * length] * GROUP_SIZE] * num_packs)
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

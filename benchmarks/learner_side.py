@@ -62,13 +62,13 @@ class PeakMemory:
             self._floor = torch.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            self._floor = _status_bytes("VmRSS")
+            self._floor = status_bytes("VmRSS")
 
     def _peak(self) -> int:
-        return torch.cuda.max_memory_allocated() if self._cuda else _status_bytes("VmHWM")
+        return torch.cuda.max_memory_allocated() if self._cuda else status_bytes("VmHWM")
 
 
-def _status_bytes(key: str) -> int:
+def status_bytes(key: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 

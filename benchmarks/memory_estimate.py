@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.counted_memory import counted, groups_of, held_bytes, resident_growth
+from benchmarks.learner import RETURN_FREED
+from benchmarks.learner_side import LR
 from penstock.config import Config
 from penstock.contracts import ScoredGroup
 from penstock_launch.gpus.memory import MIB
@@ -36,8 +38,7 @@ from penstock_trainer.weights.files import published_format
 ROOT = Path(__file__).parents[1]
 NUM_PACKS = 2  # of each rank: the second one finds the gradient of the first
 FIRST_TOKEN, WARM_UP_ROWS = 3, 48
-LR = 1e-12
-RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # see benchmarks.learner
+CASE_SECONDS = 1200  # the ten take 12 minutes; a rank whose peer has died may wait for it
 HELD = ("master weights", "moments", "reference model")
 
 
@@ -153,7 +154,7 @@ def run_case(case: Case, model: str, folder: Path) -> dict[str, Any]:
             with (folder / f"rank-{rank}.log").open("w") as log:
                 command = [sys.executable, *words, "--out", str(folder / f"{rank}.json")]
                 processes.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stderr=log, cwd=ROOT))
-        codes = [process.wait() for process in processes]
+        codes = [process.wait(CASE_SECONDS) for process in processes]
     finally:
         for process in processes:
             process.kill()

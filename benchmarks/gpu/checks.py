@@ -216,9 +216,12 @@ def config_of(model: Path, dtype: Dtype, lr: float = LR, **actor: Any) -> Config
 def groups_of(
     case: Case, behaviour: list[list[list[float]]] | None = None, *, shared: bool = True
 ) -> list[ScoredGroup]:
-    """Without `behaviour`, a sampler that found every token equally likely in a vocabulary of 50,000."""
-    even = [[[-10.8] * len(ids) for ids in group] for group in case.completions]
-    return scored_groups(case, behaviour or even, shared=shared)
+    return scored_groups(case, behaviour or even_logprobs(case), shared=shared)
+
+
+def even_logprobs(case: Case) -> list[list[list[float]]]:
+    """Of a sampler that found every token equally likely in a vocabulary of 50,000."""
+    return [[[-10.8] * len(ids) for ids in group] for group in case.completions]
 
 
 def check_learner(options: Options, record: Recorder, model: Path, shape: Shape) -> None:

@@ -3,7 +3,7 @@
 Owns the division into kinds. On a GPU times are those of kernels; on a CPU those of operators.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,16 @@ def profiled(step: Callable[[], Any], *, cuda: bool) -> Profile:
         if cuda:
             torch.cuda.synchronize()
     averages: Any = seen.key_averages()
-    if cuda:
-        kernels = [each for each in averages if each.device_type == DeviceType.CUDA]
-        times = {each.key: each.self_device_time_total for each in kernels}
-    else:
-        times = {each.key: each.self_cpu_time_total for each in averages}
+    times = kernel_times(averages) if cuda else {each.key: each.self_cpu_time_total for each in averages}
     spans = [(each.time_range.start, each.time_range.end) for each in seen.events() or ()]
     wall = max(end for _, end in spans) - min(start for start, _ in spans)
     return divided(times, wall)
+
+
+def kernel_times(averages: Iterable[Any]) -> dict[str, float]:
+    """Of a GPU's kernels by name. Annotations, such as the optimizer's, span kernels that count already."""
+    kernels = [each for each in averages if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
+    return {each.key: each.self_device_time_total for each in kernels}
 
 
 def divided(times: dict[str, float], wall: float) -> Profile:

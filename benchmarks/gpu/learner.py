@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.gpu.checks import config_of, free, groups_of
+from benchmarks.gpu.checks import config_of, even_logprobs, free, groups_of
 from benchmarks.gpu.kernels import profiled
 from benchmarks.gpu.machine import gpu_name, peak_tflops
 from benchmarks.gpu.options import Options
@@ -102,7 +102,7 @@ def measure_padded(
 ) -> None:
     device = torch.device(options.device)
     trainer = PlainTrainer(str(model), getattr(torch, options.dtype), LR, MICRO_BATCH, device)
-    even = [[[-10.8] * len(ids) for ids in group] for group in case.completions]
+    even = even_logprobs(case)
     measure_steps(options, record, f"{shape.name}, padded", lambda case: trainer.update(case, even), case, shape, peak)
 
 

@@ -43,21 +43,21 @@ MODEL_SECONDS = 150.0
 def run(options: Options, record: Recorder) -> None:
     if not has_engine(options, record, "pushes"):
         return
+    two = not options.cpu and torch.cuda.device_count() > 1
+    if two:
+        show_second_gpu()
     for name in ("tiny",) if options.cpu else ("135M", "1B"):
         if not record.has_time(f"pushes, {name}", MODEL_SECONDS if not options.cpu else 30):
             return
         with tempfile.TemporaryDirectory(prefix="penstock-pushes-") as folder:
-            asyncio.run(measure(options, record, name, Path(folder)))
+            asyncio.run(measure(options, record, name, Path(folder), two=two))
 
 
-async def measure(options: Options, record: Recorder, name: str, folder: Path) -> None:
+async def measure(options: Options, record: Recorder, name: str, folder: Path, *, two: bool) -> None:
     """All transports with one model and one engine, which is on a GPU of its own if there are two."""
-    two = not options.cpu and torch.cuda.device_count() > 1
     shape = TINY if name == "tiny" else SHAPES[name]
     source = await asyncio.to_thread(make_model, shape, folder / name, options.device)
     section = engine_section(options)
-    if two:
-        show_second_gpu()
     if not options.cpu:
         measure_links(record, 2 * sum(weight.numel() for weight in source.masters.values()), two=two)
     async with AsyncExitStack() as stack:
@@ -76,7 +76,7 @@ async def measure(options: Options, record: Recorder, name: str, folder: Path) -
 
 
 def show_second_gpu() -> None:
-    """Show the second visible GPU alone to the engine, as the launcher does; this process has begun CUDA with both."""
+    """Show the second visible GPU alone to the engines, as the launcher does; this process has begun CUDA with both."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible[1]}
 
@@ -103,12 +103,21 @@ async def measure_transport(
             record.figure(case, figure, getattr(row, figure), "s")
         record.figure(case, "push / raw", row.push / row.raw)
         record.figure(case, "total / raw", row.total / row.raw)
-        gap = await pause_seen(server.server.url, pushing.push)
-        record.figure(case, "pause that a completion shows", gap, "s")
+        staged = await pushing.stage()  # before, since a completion is too short to last for both
+
+        async def push() -> None:
+            if fenced := (await pushing.publisher.push(staged)).fenced:
+                raise RuntimeError(f"the server did not take the push: {fenced}")
+
+        gap, note = await pause_seen(server.server.url, push)
+        record.figure(case, "pause that a completion shows", gap, "s", note=note)
 
 
-async def pause_seen(url: str, push: Callable[[], Awaitable[Any]]) -> float:
-    """The longest gap between two tokens of a completion while `push` runs, less the median gap; seconds."""
+async def pause_seen(url: str, push: Callable[[], Awaitable[Any]]) -> tuple[float, str]:
+    """The longest gap between two tokens of a completion while `push` runs, less the median gap, in seconds.
+
+    And a note if the completion ended before the push did: the pause may have come after it.
+    """
     sampling = {"max_new_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 1.0}
     body = {"input_ids": [5, 6, 7], "sampling_params": sampling, "stream": True}
     times: list[float] = []
@@ -126,11 +135,13 @@ async def pause_seen(url: str, push: Callable[[], Awaitable[Any]]) -> float:
             times.append(time.perf_counter())
             if len(times) == TOKENS_BEFORE:
                 pushing = asyncio.ensure_future(push())
+        is_over = pushing is not None and pushing.done()
     if pushing is None:
         raise RuntimeError(f"a completion of {NUM_TOKENS} tokens came in {len(times)} pieces: expected a stream")
     await pushing
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    return max(0.0, max(gaps) - median(gaps))
+    note = "" if is_over else "the completion ended before the push: the pause may be longer"
+    return max(0.0, max(gaps) - median(gaps)), note
 
 
 # Raw costs between GPU and host, and between two GPUs: (bytes, bytes of a bucket, folder) -> seconds.

@@ -15,6 +15,7 @@ from benchmarks.learner_cases import GROUP_SIZE, Case
 from penstock_trainer.batching.packing import Pack
 
 CONTEXT = 4096
+QWEN_VOCABULARY = 151936
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,26 @@ class Shape:
 def shapes(*, cpu: bool) -> tuple[Shape, ...]:
     """From small to large, so that little time gives the small ones; on a CPU one that takes milliseconds."""
     if cpu:
-        return (Shape("tiny", _llama(40960, 64, 128, 2, 4, 2), 1),)
+        return (Shape("tiny", _sized(LlamaConfig, 40960, 64, 128, 2, 4, 2), 1),)
     return (
-        Shape("135M", _llama(49152, 576, 1536, 30, 9, 3), 64),
-        Shape("0.5B", _qwen(896, 4864, 24, 14, 2), 32),
-        Shape("1.5B", _qwen(1536, 8960, 28, 12, 2), 16),
+        # The families of SmolLM2 and Qwen2.5.
+        Shape("135M", _sized(LlamaConfig, 49152, 576, 1536, 30, 9, 3), 64),
+        Shape("0.5B", _sized(Qwen2Config, QWEN_VOCABULARY, 896, 4864, 24, 14, 2), 32),
+        Shape("1.5B", _sized(Qwen2Config, QWEN_VOCABULARY, 1536, 8960, 28, 12, 2), 16),
     )
 
 
-def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, key_heads: int) -> PreTrainedConfig:
-    """SmolLM2's family."""
-    return LlamaConfig(
+def _sized(
+    family: type[LlamaConfig | Qwen2Config],
+    vocabulary: int,
+    hidden: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    key_heads: int,
+) -> PreTrainedConfig:
+    return family(
         vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-    )
-
-
-def _qwen(hidden: int, inner: int, layers: int, heads: int, key_heads: int) -> PreTrainedConfig:
-    """Qwen2.5's family."""
-    return Qwen2Config(
-        vocab_size=151936,
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,

@@ -1,22 +1,26 @@
 """The kit for a GPU in its form for a CPU: its lines, its ends, its report, and the parts that need no engine."""
 
+import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu import __main__ as kit
 from benchmarks.gpu import learner, loop, part, pushes, rollout
 from benchmarks.gpu.checks import config_of, groups_of
-from benchmarks.gpu.kernels import divided
+from benchmarks.gpu.kernels import divided, kernel_times
 from benchmarks.gpu.machine import peak_tflops
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.record import Recorder, lines_of, path_of
@@ -26,9 +30,10 @@ from benchmarks.learner_cases import ragged_case
 from penstock_trainer.batching.batch import make_batch
 from penstock_trainer.batching.packing import make_packs
 from penstock_trainer.learner.recipe import make_recipe
-from tests.patience import START_SECONDS
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 ROOT = Path(__file__).parents[3]
+PAUSE_SECONDS = 0.2
 
 
 def options_for(folder: Path) -> Options:
@@ -84,6 +89,56 @@ def test_what_is_missing_is_named(tmp_path: Path, measured: Any) -> None:
     if measured is not pushes:  # whose models are random
         measured.run(options, Recorder(tmp_path, name, 5))
         assert "give --model" in lines_of(tmp_path, name)[0]["reason"]
+
+
+def test_of_two_gpus_the_engine_of_each_model_sees_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    async def measure(_: Options, __: Recorder, name: str, ___: Path, *, two: bool) -> None:
+        seen.append((name, two, os.environ["CUDA_VISIBLE_DEVICES"]))
+
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(pushes, "measure", measure)
+    options = replace(options_for(tmp_path), cpu=False, engine_python=Path(sys.executable))
+    pushes.run(options, Recorder(tmp_path, "pushes", 5))
+    assert seen == [("135M", True, "5"), ("1B", True, "5")]
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_a_pause_after_the_completion_is_noted(is_seen: bool) -> None:
+    """The completion waits for the push, or is over before the push is."""
+    goes_on, is_over, is_closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def complete(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        token = b"data: {}\n\n"
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (20 * len(token)))
+        for number in range(20):
+            if number == pushes.TOKENS_BEFORE and is_seen:
+                await goes_on.wait()
+            writer.write(token)
+            await writer.drain()
+        await reader.read()
+        is_over.set()  # the client has gone
+        writer.close()
+        await writer.wait_closed()
+        is_closed.set()
+
+    async def push() -> None:
+        if not is_seen:
+            await is_over.wait()
+        await asyncio.sleep(PAUSE_SECONDS)
+        goes_on.set()
+
+    async with await asyncio.start_server(complete, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(ANSWER_SECONDS):
+            gap, note = await pushes.pause_seen(f"http://127.0.0.1:{port}", push)
+            await is_closed.wait()
+    assert not is_seen or gap > PAUSE_SECONDS / 2
+    assert ("ended before the push" in note) != is_seen
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +243,19 @@ def test_the_time_of_kernels_is_divided_by_their_names() -> None:
     seen = divided(times, 200.0)
     assert (seen.matrix, seen.attention, seen.busy) == (0.6, 0.2, 0.5)
     assert seen.top_others == (("void at::native::vectorized_elementwise_kernel", 0.15), ("Memcpy HtoD", 0.05))
+
+
+def test_an_annotation_is_no_kernel() -> None:
+    """Its time on a GPU is that of the kernels within it."""
+    averages = [
+        SimpleNamespace(key=key, device_type=device, is_user_annotation=annotation, self_device_time_total=5.0)
+        for key, device, annotation in (
+            ("nvjet_tst", DeviceType.CUDA, False),
+            ("Optimizer.step#AdamW.step", DeviceType.CUDA, True),
+            ("aten::mm", DeviceType.CPU, False),
+        )
+    ]
+    assert kernel_times(averages) == {"nvjet_tst": 5.0}
 
 
 def test_the_peak_is_that_of_the_gpu_by_its_name() -> None:
