@@ -88,7 +88,7 @@ async def test_they_take_turns_and_the_weights_are_those_without(
         assert all(each.weights.identity == expected[-1] for each in run.servers)
 
 
-async def test_at_staleness_1_each_turn_ends_requests_and_no_token_is_too_old(
+async def test_at_staleness_1_each_turn_interrupts_and_no_token_is_too_old(
     queue: Queue, queue_config: Config, model: Path, tmp_path: Path
 ) -> None:
     async with world(queue, queue_config, model, tmp_path, staleness=1) as run:

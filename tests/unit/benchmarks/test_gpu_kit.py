@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,10 +167,29 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_part_that_does_not_end_is_killed_and_keeps_its_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kit, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(sys, "argv", ["gpu", "checks", "--cpu", "--out", str(tmp_path), "--minutes", "0.001"])
+    Recorder(tmp_path, "checks", 1).figure("case", "name", 1.5, "s")
+    written = path_of(tmp_path, "checks").rename(tmp_path / "written")
+    part = tmp_path / "python"
+    part.write_text(f"#!/bin/sh\ncat {written} > {path_of(tmp_path, 'checks')}\nexec sleep 600\n")
+    part.chmod(0o755)
+
+    class Hanging(subprocess.Popen[bytes]):
+        """Its time is over as soon as it has written its line."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().wait()
+            deadline = time.monotonic() + ANSWER_SECONDS
+            while not lines_of(tmp_path, "checks") and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(sys, "executable", str(part))
+    monkeypatch.setattr(subprocess, "Popen", Hanging)
+    monkeypatch.setattr(sys, "argv", ["gpu", "checks", "--cpu", "--out", str(tmp_path)])
     assert kit.main() == 1
     lines = lines_of(tmp_path, "checks")
+    assert figures(lines[:-1]) == {("case", "name"): 1.5}
     assert (lines[-1]["kind"], lines[-1]["state"]) == ("end", "killed")
 
 
