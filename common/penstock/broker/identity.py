@@ -49,6 +49,7 @@ class RunIdentity:
         return {
             **self.compared,
             "rollout_digest": self.digests[ServiceKind.ROLLOUT],
+            "agent_digest": self.digests[ServiceKind.AGENT],
             "reward_digest": self.digests[ServiceKind.REWARD],
             "settings": msgspec.json.encode(self.keys, order="deterministic"),
             "folder": home.id() if home else "",

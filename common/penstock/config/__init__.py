@@ -1,5 +1,6 @@
 """The configuration, from one place: the tree, its sections, and nothing else."""
 
+from penstock.config.agent import AgentSection
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.services import (
@@ -32,6 +33,7 @@ from penstock.config.types import Section
 
 __all__ = [
     "ActorSection",
+    "AgentSection",
     "CheckpointSection",
     "ColumnsSection",
     "Config",

@@ -74,6 +74,11 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         "skip_special_tokens tensor_parallel_size extra_args",
         _NONE: "url port start_timeout_seconds start_attempts gpus_per_server memory_fraction num_threads",
     },
+    "agent": {
+        _FREE: "environment command modules_path max_turns max_tokens timeout_seconds call_timeout_seconds on_timeout "
+        "cut_score max_attempts template tool_format history train_auxiliary",
+        _NONE: f"{_SERVICE} num_services sessions max_failure_share",
+    },
     "reward": {
         _FREE: "functions max_magnitude modules_path timeout_seconds max_attempts",
         _NONE: f"{_SERVICE} num_services num_workers retry_seconds retry_cap_seconds breaker_failures breaker_seconds",

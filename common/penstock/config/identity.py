@@ -33,6 +33,7 @@ NOT_IDENTIFYING = (
     *("rollout.engine.num_threads",),
     *("rollout.engine.start_timeout_seconds", "rollout.engine.start_attempts"),
     *("rollout.engine.request_timeout_seconds", "rollout.engine.extra_args"),
+    *("agent.host", "agent.advertise_host", "agent.port", "agent.num_services", "agent.sessions", "agent.modules_path"),
     *("reward.host", "reward.advertise_host", "reward.port", "reward.num_services", "reward.num_workers"),
     *("reward.modules_path", "reward.retry_seconds", "reward.retry_cap_seconds"),
     *("reward.breaker_failures", "reward.breaker_seconds"),
@@ -41,7 +42,11 @@ NOT_IDENTIFYING = (
 )
 
 READ_BY = {
-    ServiceKind.ROLLOUT: ("actor.path", "rollout", "weights", "staleness.max_deliveries", "trainer.take_turns"),
+    ServiceKind.ROLLOUT: (
+        *("actor.path", "rollout", "weights", "staleness.max_deliveries", "trainer.take_turns"),
+        *("agent.environment", "agent.command"),
+    ),
+    ServiceKind.AGENT: ("actor.path", "agent", "sampling", "run.seed", "staleness.max_deliveries"),
     ServiceKind.REWARD: ("reward", "staleness.max_deliveries"),
 }
 """Keys and sections that decide what these services do; the trainer, and the launcher of all, read all."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from penstock.config.agent import AgentSection
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.secrets import check_token
@@ -64,6 +65,8 @@ class Config(Section):
     """Staleness and redelivery."""
     rollout: RolloutSection = RolloutSection()
     """Rollout service and engine."""
+    agent: AgentSection = AgentSection()
+    """Agent service and environment."""
     reward: RewardSection = RewardSection()
     """Reward service."""
     trainer: TrainerSection = TrainerSection()

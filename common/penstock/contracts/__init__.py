@@ -1,29 +1,20 @@
 """The messages that carry groups, in one import; the other messages are in the modules of this folder."""
 
-from penstock.contracts.groups import (
+from penstock.contracts.groups import RolloutGroup, Sampling, ScoredGroup, Ticket, read_ticket_key
+from penstock.contracts.trajectories import (
     Completion,
-    Contract,
-    MalformedMessageError,
+    Episode,
+    EpisodeCounts,
+    Node,
     PolicyIdentity,
-    RolloutGroup,
-    Sampling,
     Score,
-    ScoredGroup,
-    Ticket,
+    Trajectory,
     VersionSpan,
-    decode,
-    encode,
-    from_body,
-    pack_float32,
-    pack_int32,
-    read_ticket_key,
-    to_body,
-    unpack_float32,
-    unpack_int32,
 )
 from penstock.contracts.vocabulary import (
     DropReason,
     Dtype,
+    EpisodeEnd,
     FinishReason,
     PauseMode,
     Purpose,
@@ -32,14 +23,30 @@ from penstock.contracts.vocabulary import (
     ServerState,
     ServiceKind,
 )
+from penstock.contracts.wire import (
+    Contract,
+    MalformedMessageError,
+    decode,
+    encode,
+    from_body,
+    pack_float32,
+    pack_int32,
+    to_body,
+    unpack_float32,
+    unpack_int32,
+)
 
 __all__ = [
     "Completion",
     "Contract",
     "DropReason",
     "Dtype",
+    "Episode",
+    "EpisodeCounts",
+    "EpisodeEnd",
     "FinishReason",
     "MalformedMessageError",
+    "Node",
     "PauseMode",
     "PolicyIdentity",
     "Purpose",
@@ -52,6 +59,7 @@ __all__ = [
     "ServerState",
     "ServiceKind",
     "Ticket",
+    "Trajectory",
     "VersionSpan",
     "decode",
     "encode",

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from penstock.contracts.groups import Contract
+from penstock.contracts.wire import Contract
 from penstock.errors import WeightsMismatchError
 
 

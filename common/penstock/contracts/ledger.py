@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from penstock.contracts.groups import Contract, PolicyIdentity
+from penstock.contracts.trajectories import PolicyIdentity
 from penstock.contracts.vocabulary import DropReason
+from penstock.contracts.wire import Contract
 
 
 class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):

@@ -6,7 +6,7 @@ not know, and shows one that is missing as not known.
 
 import msgspec
 
-from penstock.contracts.groups import Contract
+from penstock.contracts.wire import Contract
 
 
 class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):

@@ -5,7 +5,7 @@ hand-over that first names it, and no script reads it: scripts move headers. A j
 MalformedMessageError.
 
     header        ticket, server, times, later scores   from stream to stream
-    completions   the trainer's input                   8 bytes a token; until the group is committed
+    completions   the trainer's input (or episodes)     8 bytes a token; until the group is committed
     texts         the reward functions' input           4 bytes a token; until they are scored, or, of an evaluation,
                                                         until the trainer has read them
 """
@@ -15,19 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-import msgspec
-
-from penstock.contracts.groups import (
-    Completion,
-    Contract,
-    MalformedMessageError,
-    RolloutGroup,
-    Score,
-    ScoredGroup,
-    Ticket,
-    decode,
-    encode,
-)
+from penstock.contracts.groups import RolloutGroup, ScoredGroup, Ticket
+from penstock.contracts.trajectories import Completion, Episode, Score
+from penstock.contracts.wire import Contract, MalformedMessageError, decode, encode
 
 
 class Part(StrEnum):
@@ -38,12 +28,22 @@ class Part(StrEnum):
 
 
 class RolloutHeader(Contract, frozen=True, tag_field="schema", tag="rollout-group/3"):
-    """A rollout group without its completions; for the fields see `RolloutGroup`."""
+    """A rollout group without its trajectories; for the other fields see `RolloutGroup`.
+
+    environment_scores: those that the environment gave to the episodes, which the reward service reads; none of
+    completions.
+    """
 
     ticket: Ticket
     server: str
     started_at: float
     ended_at: float
+    environment_scores: tuple[Score, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = len(self.ticket.seeds) if self.ticket.environment else 0
+        if len(self.environment_scores) != expected:
+            raise ValueError(f"{len(self.environment_scores)} scores of an environment: expected {expected}")
 
 
 class ScoredHeader(Contract, frozen=True, tag_field="schema", tag="scored-group/3"):
@@ -63,8 +63,14 @@ class CompletionsPart(Contract, frozen=True, tag_field="schema", tag="completion
     completions: tuple[Completion, ...]
 
 
+class EpisodesPart(Contract, frozen=True, tag_field="schema", tag="episodes/1"):
+    """The episodes of a group, without their texts."""
+
+    episodes: tuple[Episode, ...]
+
+
 class TextsPart(Contract, frozen=True, tag_field="schema", tag="texts/1"):
-    """The texts of a group's completions, in their order."""
+    """The texts of a group's trajectories, in their order."""
 
     texts: tuple[str, ...]
 
@@ -83,11 +89,20 @@ def stored(message: RolloutGroup | ScoredHeader) -> Stored:
     if isinstance(message, ScoredHeader):
         is_training = message.group.ticket.purpose == "train"
         return Stored(encode(message), unread=(Part.TEXTS,) if is_training else ())
+    bare = message.without_text()
+    whole = EpisodesPart(bare.episodes) if message.ticket.environment else CompletionsPart(bare.completions)
     parts = {
-        Part.COMPLETIONS: encode(CompletionsPart(message.without_text().completions)),
-        Part.TEXTS: encode(TextsPart(tuple(each.text for each in message.completions))),
+        Part.COMPLETIONS: encode(whole),
+        Part.TEXTS: encode(TextsPart(tuple(each.text for each in message.trajectories))),
     }
-    return Stored(encode(RolloutHeader(message.ticket, message.server, message.started_at, message.ended_at)), parts)
+    header = RolloutHeader(
+        message.ticket,
+        message.server,
+        message.started_at,
+        message.ended_at,
+        tuple(episode.score for episode in message.episodes),
+    )
+    return Stored(encode(header), parts)
 
 
 def texts_of(header: RolloutHeader, data: bytes | None) -> tuple[str, ...]:
@@ -100,16 +115,21 @@ def texts_of(header: RolloutHeader, data: bytes | None) -> tuple[str, ...]:
 
 def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> RolloutGroup:
     """A group from its parts; a training group has no texts."""
-    completions = _decoded(parts[Part.COMPLETIONS], CompletionsPart, Part.COMPLETIONS).completions
+    completions: tuple[Completion, ...] = ()
+    episodes: tuple[Episode, ...] = ()
+    if header.ticket.environment:
+        episodes = _decoded(parts[Part.COMPLETIONS], EpisodesPart, Part.COMPLETIONS).episodes
+    else:
+        completions = _decoded(parts[Part.COMPLETIONS], CompletionsPart, Part.COMPLETIONS).completions
     try:
-        group = RolloutGroup(header.ticket, completions, header.server, header.started_at, header.ended_at)
+        group = RolloutGroup(
+            header.ticket, completions, header.server, header.started_at, header.ended_at, episodes=episodes
+        )
     except ValueError as error:
         raise MalformedMessageError(str(error)) from error
     if header.ticket.purpose == "train":
         return group.without_text()
-    texts = texts_of(header, parts[Part.TEXTS])
-    named = tuple(msgspec.structs.replace(each, text=text) for each, text in zip(completions, texts, strict=True))
-    return msgspec.structs.replace(group, completions=named)
+    return group.with_texts(texts_of(header, parts[Part.TEXTS]))
 
 
 def scored_group(scored: ScoredHeader, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
@@ -117,7 +137,7 @@ def scored_group(scored: ScoredHeader, parts: Mapping[Part, bytes | None]) -> Sc
     return ScoredGroup(group_of(scored.group, parts), scored.scores)
 
 
-P = TypeVar("P", CompletionsPart, TextsPart)
+P = TypeVar("P", CompletionsPart, EpisodesPart, TextsPart)
 
 
 def _decoded(data: bytes | None, expected: type[P], part: Part) -> P:

@@ -13,6 +13,8 @@ Purpose = Literal["train", "eval"]
 """Of a ticket."""
 FinishReason = Literal["stop", "length", "abort"]
 """Why a completion ended."""
+EpisodeEnd = Literal["done", "max_turns", "max_tokens", "timeout", "failure"]
+"""Why an episode ended. done: its environment or agent ended it; failure: the infrastructure did."""
 Dtype = Literal["float32", "bfloat16"]
 """Of weights."""
 Rounding = Literal["dithered", "nearest"]
@@ -31,6 +33,7 @@ class ServiceKind(StrEnum):
     """The kind of a service."""
 
     ROLLOUT = "rollout"
+    AGENT = "agent"
     REWARD = "reward"
     TRAINER = "trainer"
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from penstock.contracts.groups import Contract
 from penstock.contracts.vocabulary import Dtype
+from penstock.contracts.wire import Contract
 from penstock.errors import WeightsError
 
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[3]
 SOURCES = ("common", "services/rollout", "services/reward", "services/trainer", "deploy/launch")
 READ_FIRST = {
-    "penstock.contracts.groups": ("Ticket", "Completion"),
+    "penstock.contracts.groups": ("Ticket",),
+    "penstock.contracts.trajectories": ("Completion", "Episode"),
     "penstock.contracts.services": ("Announcement",),
     "penstock.tickets": ("TicketBook",),
     "penstock_trainer.batching.packing": ("Pack",),

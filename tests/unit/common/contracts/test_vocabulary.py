@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from penstock.contracts import DropReason, ReissueReason, ServerState, ServiceKind, decode, encode
-from penstock.contracts.groups import Contract, MalformedMessageError
+from penstock.contracts.wire import Contract, MalformedMessageError
 
 WORDS: list[tuple[type[StrEnum], list[str]]] = [
     (ServiceKind, ["rollout", "reward", "trainer"]),

@@ -1,5 +1,5 @@
 -- KEYS identity lease launcher ledger services
--- ARGV token alive_ms kind digest rollout_digest reward_digest settings folder next_folder words place existing
+-- ARGV token alive_ms kind digest rollout_digest agent_digest reward_digest settings folder next_folder words place existing
 -- USES own
 --
 -- Lets a launcher hold the run for alive_ms, and writes whose the run is. It has locked the run's folder, so that an

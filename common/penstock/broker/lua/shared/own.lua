@@ -4,7 +4,7 @@
 -- elsewhere: whether the run's state is in another folder. An empty `folder` is one whose id is not known.
 -- this_folder(): the id of this process's folder, or that of the run if this one's is not known.
 -- held(): the answer while another holds the run: {held, until when a launcher does, and a trainer}, Unix milliseconds.
--- Needs: identity, lease, launcher, rollout_digest, reward_digest, digest (of a trainer), settings, folder, next_folder,
+-- Needs: identity, lease, launcher, rollout_digest, agent_digest, reward_digest, digest (of a trainer), settings, folder, next_folder,
 --   words, place.
 local known_folder = redis.call('HGET', identity, 'folder') or ''
 local elsewhere = folder ~= '' and known_folder ~= '' and folder ~= known_folder
@@ -16,7 +16,7 @@ local function this_folder()
 end
 
 local function own(id)
-  redis.call('HSET', identity, 'rollout', rollout_digest, 'reward', reward_digest, 'trainer', digest)
+  redis.call('HSET', identity, 'rollout', rollout_digest, 'agent', agent_digest, 'reward', reward_digest, 'trainer', digest)
   redis.call('HSET', identity, 'settings', settings, 'folder', id, 'words', words, 'place', place)
   return id
 end

@@ -1,5 +1,5 @@
 -- KEYS lease last_number identity launcher ledger
--- ARGV random_id alive_ms above kind digest rollout_digest reward_digest settings folder next_folder words place
+-- ARGV random_id alive_ms above kind digest rollout_digest agent_digest reward_digest settings folder next_folder words place
 -- USES own
 --
 -- Takes the lease if nobody holds it, under a number higher than `above` and than every one given out before. If no
