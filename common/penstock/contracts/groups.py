@@ -40,6 +40,7 @@ class Ticket(Contract, frozen=True, tag_field="schema", tag="ticket/1"):
     environment: "" for a completion of `prompt_ids`; else the agent or environment that makes an episode, of which the
     prompt has no tokens before it begins.
 
+    >>> from penstock.contracts.wire import decode, encode, pack_int32
     >>> ticket = Ticket(
     ...     purpose="train", number=12, attempt=0, policy_version=3, prompt="2 + 2 =",
     ...     prompt_ids=pack_int32([34, 1232, 216, 34, 446]), seeds=(7, 8), sampling=Sampling(1.0, 64, (2,)),
@@ -108,12 +109,11 @@ class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group
     episodes: tuple[Episode, ...] = ()
 
     def __post_init__(self) -> None:
-        absent, what = (self.completions, "episodes") if self.ticket.environment else (self.episodes, "completions")
-        if absent or len(self.trajectories) != len(self.ticket.seeds):
-            raise ValueError(
-                f"{len(self.completions)} completions and {len(self.episodes)} episodes for {len(self.ticket.seeds)} "
-                f"seeds: expected one of the {what} for each"
-            )
+        what, others = ("episodes", self.completions) if self.ticket.environment else ("completions", self.episodes)
+        if others:
+            raise ValueError(f"a ticket with environment {self.ticket.environment!r}: expected {what} only")
+        if len(self.trajectories) != len(self.ticket.seeds):
+            raise ValueError(f"{len(self.trajectories)} {what} for {len(self.ticket.seeds)} seeds")
 
     @property
     def trajectories(self) -> tuple[Completion, ...] | tuple[Episode, ...]:

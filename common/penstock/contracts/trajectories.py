@@ -53,6 +53,7 @@ class Completion(Contract, frozen=True):
 
     Two tokens, with a change of the weights between them:
 
+    >>> from penstock.contracts.wire import pack_float32, pack_int32
     >>> before, after = PolicyIdentity(3, "9f86d081884c7d65"), PolicyIdentity(4, "60303ae22b998861")
     >>> completion = Completion(
     ...     token_ids=pack_int32([216, 36]), loss_mask=None, logprobs=pack_float32([-0.5, -0.25]),
@@ -182,6 +183,7 @@ class Episode(Contract, frozen=True):
 
     Two turns. The tokens of the tool's answer are context:
 
+    >>> from penstock.contracts.wire import pack_float32, pack_int32
     >>> policy = PolicyIdentity(3, "9f86d081884c7d65")
     >>> prompt = Node(-1, pack_int32([50, 51]), role="user")
     >>> call = Node(0, pack_int32([7, 2]), pack_float32([-0.5, -0.1]), (VersionSpan(policy, 0, 2),), "assistant")

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from penstock.contracts import (
     Completion,
     Contract,
+    Episode,
+    EpisodeCounts,
     MalformedMessageError,
+    Node,
     PolicyIdentity,
     RolloutGroup,
     Sampling,
@@ -38,43 +42,85 @@ metadata = st.dictionaries(
 
 
 @st.composite
-def tickets(draw: st.DrawFn, group_size: int) -> Ticket:
+def tickets(draw: st.DrawFn, group_size: int, environment: str = "") -> Ticket:
     return Ticket(
         purpose=draw(st.sampled_from(("train", "eval"))),
         number=draw(st.integers(0, 2**40)),
         attempt=draw(st.integers(0, 9)),
         policy_version=draw(st.integers(0, 10**6)),
         prompt=draw(st.text(max_size=9)),
-        prompt_ids=pack_int32(draw(token_ids)),
+        prompt_ids=b"" if environment else pack_int32(draw(token_ids)),
         seeds=tuple(range(group_size)),
         sampling=Sampling(draw(floats), draw(st.integers(1, 99)), tuple(draw(token_ids))),
         answer=draw(st.text(max_size=5)),
         reward=draw(st.text(max_size=5)),
         metadata=draw(metadata),
+        environment=environment,
     )
+
+
+def spans_of(draw: st.DrawFn, num_tokens: int) -> tuple[VersionSpan, ...]:
+    cut = draw(st.integers(0, num_tokens))
+    spans = VersionSpan(PolicyIdentity(3, "a" * 16), 0, cut), VersionSpan(PolicyIdentity(4, "b" * 16), cut, num_tokens)
+    return spans if num_tokens else ()
 
 
 @st.composite
 def completions(draw: st.DrawFn) -> Completion:
     ids = draw(st.lists(st.integers(0, 9), max_size=6))
-    cut = draw(st.integers(0, len(ids)))
-    spans = [VersionSpan(PolicyIdentity(3, "a" * 16), 0, cut), VersionSpan(PolicyIdentity(4, "b" * 16), cut, len(ids))]
     return Completion(
         token_ids=pack_int32(ids),
         loss_mask=draw(st.none() | st.binary(min_size=len(ids), max_size=len(ids))),
         logprobs=pack_float32([draw(floats) for _ in ids]),
-        spans=tuple(spans if ids else []),
+        spans=spans_of(draw, len(ids)),
         text=draw(st.text(max_size=5)),
         finish_reason=draw(st.sampled_from(("stop", "length", "abort"))),
     )
 
 
+scores = st.builds(Score, floats) | st.builds(Score, st.none(), st.text(min_size=1, max_size=5))
+
+
+@st.composite
+def nodes(draw: st.DrawFn, index: int) -> Node:
+    ids = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
+    if index == 0 or draw(st.booleans()):
+        return Node(draw(st.integers(-1, index - 1)), pack_int32(ids), role=draw(st.sampled_from(("user", "tool"))))
+    return Node(
+        parent=draw(st.integers(0, index - 1)),
+        token_ids=pack_int32(ids),
+        logprobs=pack_float32([draw(floats) for _ in ids]),
+        spans=spans_of(draw, len(ids)),
+        role="assistant",
+        auxiliary=draw(st.booleans()),
+    )
+
+
+@st.composite
+def episodes(draw: st.DrawFn) -> Episode:
+    tree = tuple(draw(nodes(index)) for index in range(draw(st.integers(0, 6))))
+    sampled = any(node.is_sampled for node in tree)
+    return Episode(
+        nodes=tree,
+        score=draw(scores) if sampled else Score(None, "the environment did not start"),
+        end=draw(st.sampled_from(("done", "max_turns", "max_tokens", "timeout", "failure"))),
+        counts=EpisodeCounts(num_turns=draw(st.integers(0, 9)), branches=draw(st.just({}) | st.just({"edited": 2}))),
+        started_at=1.0,
+        ended_at=2.0,
+        text=draw(st.text(max_size=5)),
+    )
+
+
 @st.composite
 def scored_groups(draw: st.DrawFn) -> ScoredGroup:
-    members = draw(st.lists(completions(), min_size=1, max_size=3))
-    group = RolloutGroup(draw(tickets(len(members))), tuple(members), "http://server", 1.0, 2.0)
-    score = st.builds(Score, floats) | st.builds(Score, st.none(), st.text(min_size=1, max_size=5))
-    return ScoredGroup(group, tuple(draw(score) for _ in members))
+    size = draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        members = tuple(draw(completions()) for _ in range(size))
+        group = RolloutGroup(draw(tickets(size)), members, "http://server", 1.0, 2.0)
+    else:
+        made = tuple(draw(episodes()) for _ in range(size))
+        group = RolloutGroup(draw(tickets(size, "envs:Guess")), (), "agent-1", 1.0, 2.0, episodes=made)
+    return ScoredGroup(group, tuple(draw(scores) for _ in range(size)))
 
 
 @given(scored_groups())
@@ -125,7 +171,7 @@ def test_damaged_messages_are_malformed_or_consistent(scored: ScoredGroup, data:
         found = decode(bytes(flipped), ScoredGroup)
     except MalformedMessageError:
         return
-    assert len(found.scores) == len(found.group.completions) == len(found.group.ticket.seeds)
+    assert len(found.scores) == len(found.group.trajectories) == len(found.group.ticket.seeds)
 
 
 @pytest.mark.parametrize("depth", [2_000, 200_000])
@@ -192,8 +238,68 @@ def test_counts_of_completions_seeds_and_scores_agree() -> None:
     empty = Completion(b"", b"", b"", (), "", "abort")
     group = RolloutGroup(example_ticket(), (empty,), "s", 0.0, 1.0)
     assert empty.oldest_version is None
-    with pytest.raises(ValueError, match="2 scores for 1 completions"):
+    with pytest.raises(ValueError, match="2 scores for 1 seeds"):
         ScoredGroup(group, (Score(1.0), Score(1.0)))
+
+
+def sampled(ids: bytes = b"12345678", spans: tuple[VersionSpan, ...] = (SPAN,), parent: int = 0) -> Node:
+    return Node(parent, ids, b"12345678", spans, "assistant")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Node(-1, b""), "token_ids holds 0 bytes"),
+        (lambda: Node(-1, b"123"), "token_ids holds 3 bytes"),
+        (lambda: Node(-1, b"12345678", spans=(SPAN,)), "without log-probabilities has spans"),
+        (lambda: Node(-1, b"1234", auxiliary=True), "expected a sampled one"),
+        (lambda: sampled(ids=b"1234"), "lengths differ"),
+        (lambda: sampled(spans=()), "spans cover 0 of 2"),
+    ],
+)
+def test_a_node_is_consistent(make: Callable[[], Node], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        make()
+
+
+ROOT = Node(-1, b"1234", role="user")
+
+
+@pytest.mark.parametrize(
+    ("tree", "reason"),
+    [
+        ((ROOT, sampled(parent=1)), "node 1 has parent 1"),
+        ((ROOT, sampled(parent=-2)), "node 1 has parent -2"),
+        ((sampled(parent=-1),), "is sampled and has no parent"),
+        ((ROOT,), "without a sampled token"),
+    ],
+)
+def test_an_episode_is_a_tree_with_something_to_score(tree: tuple[Node, ...], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Episode(tree, Score(1.0), "done", EpisodeCounts(), 0.0, 1.0)
+
+
+@given(episodes())
+@settings(patient)
+def test_the_paths_of_an_episode_cover_its_nodes(episode: Episode) -> None:
+    paths = [episode.path(leaf) for leaf in episode.leaves]
+    assert {index for path in paths for index in path} == set(range(len(episode.nodes)))
+    for path in paths:
+        assert [episode.nodes[index].parent for index in path] == [-1, *path[:-1]]
+    assert episode.num_tokens >= episode.num_loss_tokens == sum(n.num_tokens for n in episode.nodes if n.is_trained)
+
+
+@pytest.mark.parametrize("environment", ["", "envs:Guess"])
+def test_a_ticket_has_episodes_or_completions(environment: str) -> None:
+    ticket = msgspec.structs.replace(
+        example_ticket(), environment=environment, prompt_ids=b"" if environment else b"1234"
+    )
+    empty = Completion(b"", None, b"", (), "", "abort")
+    failed = Episode((), Score(None, "lost"), "failure", EpisodeCounts(), 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"expected (episodes|completions) only"):
+        RolloutGroup(ticket, (empty,), "s", 0.0, 1.0, episodes=(failed,))
+    with pytest.raises(ValueError, match="expected one of them"):
+        msgspec.structs.replace(ticket, environment="" if environment else "envs:Guess")
 
 
 def test_keys_tell_training_from_evaluation() -> None:

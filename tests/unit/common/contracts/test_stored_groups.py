@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from penstock.contracts import MalformedMessageError, RolloutGroup, Score, ScoredGroup, decode, encode
 from penstock.contracts.stored_groups import (
     CompletionsPart,
+    EpisodesPart,
     Part,
     RolloutHeader,
     ScoredHeader,
@@ -26,7 +27,7 @@ def test_a_group_survives_being_taken_apart(scored: ScoredGroup) -> None:
     group = scored.group
     form = stored(group)
     header = decode(form.header, RolloutHeader)
-    assert texts_of(header, form.parts[Part.TEXTS]) == tuple(each.text for each in group.completions)
+    assert texts_of(header, form.parts[Part.TEXTS]) == tuple(each.text for each in group.trajectories)
     is_training = group.ticket.purpose == "train"
     whole = group.without_text() if is_training else group
     assert group_of(header, form.parts) == whole
@@ -57,7 +58,7 @@ def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Pa
         found = read(header, {**form.parts, part: bytes(flipped)})
     except MalformedMessageError:
         return
-    assert len(found.completions) == len(header.ticket.seeds)
+    assert len(found.trajectories) == len(header.ticket.seeds)
 
 
 def read(header: RolloutHeader, parts: dict[Part, bytes | None]) -> RolloutGroup:
@@ -66,15 +67,32 @@ def read(header: RolloutHeader, parts: dict[Part, bytes | None]) -> RolloutGroup
     return group_of(header, parts)
 
 
+def part_of(group: RolloutGroup, extra: int = 0) -> bytes:
+    """What a service writes that keeps texts; `extra`: its first trajectories once more."""
+    if group.ticket.environment:
+        return encode(EpisodesPart((*group.episodes, *group.episodes[:extra])))
+    return encode(CompletionsPart((*group.completions, *group.completions[:extra])))
+
+
+@given(scored_groups())
+@settings(patient, max_examples=20)
+def test_the_environment_s_scores_travel_in_the_header(scored: ScoredGroup) -> None:
+    header = decode(stored(scored.group).header, RolloutHeader)
+    assert header.environment_scores == tuple(each.score for each in scored.group.episodes)
+    wrong = (*header.environment_scores, Score(1.0))
+    with pytest.raises(ValueError, match=f"{len(wrong)} scores of an environment: expected {len(wrong) - 1}"):
+        msgspec.structs.replace(header, environment_scores=wrong)
+
+
 @given(scored_groups())
 @settings(patient, max_examples=20)
 def test_counts_of_seeds_scores_texts_and_completions_agree(scored: ScoredGroup) -> None:
     form = stored(scored.group)
     header = decode(form.header, RolloutHeader)
-    completions = (*scored.group.without_text().completions, scored.group.completions[0])
-    more = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(completions))}
+    bare = scored.group.without_text()
+    more = {**form.parts, Part.COMPLETIONS: part_of(bare, extra=1)}
     count = len(header.ticket.seeds)
-    with pytest.raises(MalformedMessageError, match=f"{count + 1} completions for {count} seeds"):
+    with pytest.raises(MalformedMessageError, match=rf"{count + 1} (completions|episodes) for {count} seeds"):
         group_of(header, more)
     with pytest.raises(MalformedMessageError, match=f"0 texts for {count} seeds"):
         texts_of(header, encode(TextsPart(())))
@@ -88,5 +106,5 @@ def test_a_text_among_the_completions_of_a_training_group_is_not_kept(scored: Sc
     """Step files hold no texts, whichever service wrote the part."""
     group = msgspec.structs.replace(scored.group, ticket=msgspec.structs.replace(scored.group.ticket, purpose="train"))
     form = stored(group)
-    parts = {**form.parts, Part.COMPLETIONS: encode(CompletionsPart(group.completions))}
+    parts = {**form.parts, Part.COMPLETIONS: part_of(group)}
     assert group_of(decode(form.header, RolloutHeader), parts) == group.without_text()

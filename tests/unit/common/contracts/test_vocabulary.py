@@ -10,7 +10,7 @@ from penstock.contracts import DropReason, ReissueReason, ServerState, ServiceKi
 from penstock.contracts.wire import Contract, MalformedMessageError
 
 WORDS: list[tuple[type[StrEnum], list[str]]] = [
-    (ServiceKind, ["rollout", "reward", "trainer"]),
+    (ServiceKind, ["rollout", "agent", "reward", "trainer"]),
     (ServerState, ["starting", "waiting", "updating", "serving", "paused", "asleep", "fenced"]),
     (DropReason, ["stale", "degenerate", "reward_failed", "poison"]),
     (ReissueReason, ["version", "sampling", "stale", "lost"]),
