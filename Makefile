@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-repeat test-deploy chaos check lint docs env envs lock check-locks clean FORCE
+.PHONY: help demo demo-agent test test-repeat test-deploy chaos check lint docs env envs lock check-locks clean FORCE
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -50,6 +50,7 @@ PIP_CHECK = -m pip --disable-pip-version-check check | grep -v '^No broken requi
 
 help:
 	@echo "make demo    train SmolLM2-135M to add single digits (sets up everything first)"
+	@echo "make demo-agent  train SmolLM2-135M to use a calculator: an agent with a tool, in several turns"
 	@echo "make test    unit, integration and end-to-end tests"
 	@echo "make test-repeat  the same N=5 times in random orders, beside LOAD=0 busy processes; SEED= repeats the orders"
 	@echo "make test-deploy  docker compose, Slurm, Ray and Prometheus on this host, each where it is installed"
@@ -65,6 +66,9 @@ help:
 
 demo: envs $(MODEL)
 	@$(BIN)/penstock launch local --config examples/demo/config.yaml $(ARGS)
+
+demo-agent: envs $(MODEL)
+	@$(BIN)/penstock launch local --config examples/calculator/config.yaml $(ARGS)
 
 test: envs
 	@$(PYTEST) $(TESTS) $(ARGS)

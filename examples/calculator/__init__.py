@@ -1,0 +1,1 @@
+"""The calculator: an environment with a tool, in which an answer takes two turns."""
