@@ -279,15 +279,15 @@ async def test_a_joiner_is_proved_at_the_newest_version_before_its_first_ticket(
 
 
 async def test_work_of_a_dead_server_goes_to_one_that_is_live(run: Run) -> None:
-    first, second = run.servers
     for server in run.servers:
         server.fake.holds_at = 1
     await run.release(2)
     async with asyncio.timeout(ANSWER_SECONDS):
-        while not first.fake.num_held:  # noqa: ASYNC110
+        while sum(server.fake.num_held for server in run.servers) < 4:  # noqa: ASYNC110 - both fakes
             await asyncio.sleep(0.01)
-    assert first.process is not None
-    first.process.kill()
+    dead, live = sorted(run.servers, key=lambda server: -server.fake.num_held)  # one may have taken all tickets
+    assert dead.process is not None
+    dead.process.kill()
     for server in run.servers:
         server.fake.holds_at = -1
-    assert {group.server for group in await run.groups(4, version=2)} == {await name_of(run, second)}
+    assert {group.server for group in await run.groups(4, version=2)} == {await name_of(run, live)}

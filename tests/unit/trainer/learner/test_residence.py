@@ -48,9 +48,33 @@ class Card:
         return 0 <= tensor.data_ptr() - self._memory.data_ptr() < self._memory.nbytes
 
     def left(self) -> list[Tensor]:
-        """All tensors of this process that still lie in it."""
+        """All tensors of this process that still lie in it.
+
+        Those that an earlier test has left may have no memory of their own: torch's wrappers under vmap, for example.
+        """
         alive = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
-        return [each for each in alive if each is not self._memory and each.numel() and self.holds(each)]
+        return [each for each in alive if each is not self._memory and has_memory(each) and self.holds(each)]
+
+
+def has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0
+    except RuntimeError:
+        return False
+
+
+def test_a_tensor_without_memory_of_its_own_is_not_on_the_card() -> None:
+    card = Card()
+    wrapped: list[Tensor] = []
+
+    def keep(each: Tensor) -> Tensor:
+        wrapped.append(each)
+        return each
+
+    torch.vmap(keep)(torch.zeros(2))
+    assert (type(wrapped[0]), has_memory(wrapped[0]), card.left()) == (Tensor, False, [])
+    on_card = card.allocate(torch.zeros(4))
+    assert {each.data_ptr() for each in card.left()} == {on_card.data_ptr()}
 
 
 def sharing(config: Any, card: Card) -> Learner:
