@@ -9,7 +9,7 @@ A: 91           <- the model answers, which ends the episode
 import re
 from typing import Any
 
-CALL = re.compile(r"calc (\d{1,9})\+(\d{1,9})\n")
+CALL = re.compile(r"calc (\d{1,9})\+(\d{1,9})")
 
 
 class Calculator:
@@ -20,8 +20,8 @@ class Calculator:
         self.answer = answer
 
     def step(self, text: str) -> str | float:
-        """The calculator's answer to a call, or the score of any other line."""
+        """The calculator's answer to a call, or the score of any other line. The line's end is no part of `text`."""
         call = CALL.fullmatch(text)
         if call is None:
-            return float(text == f"A: {self.answer}\n")
+            return float(text == f"A: {self.answer}")
         return f"= {int(call[1]) + int(call[2])}\n"

@@ -32,13 +32,13 @@ def test_every_sum_is_there_once_and_right() -> None:
 @pytest.mark.parametrize(
     ("text", "result"),
     [
-        ("calc 52+39\n", "= 91\n"),
-        ("calc 1+1\n", "= 2\n"),
-        ("A: 91\n", 1.0),
-        ("A: 92\n", 0.0),
-        ("A: 91", 0.0),
-        ("calc 52+39", 0.0),
-        ("calc 5-3\n", 0.0),
+        ("calc 52+39", "= 91\n"),
+        ("calc 1+1", "= 2\n"),
+        ("A: 91", 1.0),
+        ("A: 92", 0.0),
+        ("A: 91\n", 0.0),
+        ("calc 52+39=91", 0.0),
+        ("calc 5-3", 0.0),
         ("", 0.0),
     ],
 )
