@@ -20,7 +20,15 @@ MAX_FRAME_BYTES = 1 << 28  # far above a group of G texts and its metadata: a lo
 LENGTH = struct.Struct(">I")
 
 FailureKind = Literal[
-    "exception", "transient", "timeout", "died", "not_a_number", "too_large", "unavailable", "unknown_reward"
+    "exception",
+    "transient",
+    "timeout",
+    "died",
+    "not_a_number",
+    "too_large",
+    "unavailable",
+    "unknown_reward",
+    "environment",
 ]
 OUTAGE_KINDS: frozenset[FailureKind | None] = frozenset({"transient", "timeout", "died"})
 """Failures that may pass: such a call is repeated, and many in a row open the function's breaker."""
