@@ -21,6 +21,7 @@
     |- RewardError        a reward function that cannot be loaded or used
     |  |- TransientRewardError     raised by a user's function: the call may succeed later
     |  '- RewardUnavailableError   its circuit breaker is open
+    |- EpisodeFailedError raised by a user's environment: no fault of the model
     '- StallError         no progress, and none is possible                            exit 3
 
 A message gives the value seen, the value expected and the key to change. A service's `__main__` ends with `exit_code`.
@@ -161,6 +162,15 @@ class TransientRewardError(RewardError):
     """For reward functions to raise: a service that they need has failed, and the same call may succeed later."""
 
     kind = "reward_transient"
+
+
+class EpisodeFailedError(PenstockError):
+    """For environments and their tools to raise: something that they need has failed, which is no fault of the model.
+
+    The episode has no score, and is tried again.
+    """
+
+    kind = "episode"
 
 
 class RewardUnavailableError(RewardError):

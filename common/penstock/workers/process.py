@@ -120,7 +120,8 @@ class ChildProcess:
             return
         text = data.decode("utf-8", "replace")
         self._tail = (self._tail + text)[-MAX_LOGGED_CHARS:]
-        log.info("%s wrote: %s", self.speaker, text.rstrip()[:MAX_LOGGED_CHARS], extra={"worker_pid": self.pid})
+        if text := text.rstrip()[:MAX_LOGGED_CHARS]:
+            log.info("%s wrote: %s", self.speaker, text, extra={"worker_pid": self.pid})
 
     def kill(self) -> None:
         """End it and its process group now; safe to repeat."""
