@@ -23,8 +23,9 @@ import msgspec
 from penstock.config import RewardSection
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
+from penstock.workers.frames import frame
 from penstock_reward.functions.registry import check_names
-from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start, frame
+from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start
 from penstock_reward.processes.process import WorkerProcess
 
 log = logging.getLogger(__name__)
