@@ -18,6 +18,7 @@
     |  '- WeightsBusyError       another update runs
     |- RanksError         ranks of the trainer cannot connect, or one has ended        exit 7
     |- NonFiniteError     training has diverged: weights or gradients are not finite   exit 8
+    |- CallRefusedError   an agent's call of the model that cannot be rendered
     |- RewardError        a reward function that cannot be loaded or used
     |  |- TransientRewardError     raised by a user's function: the call may succeed later
     |  '- RewardUnavailableError   its circuit breaker is open
@@ -148,6 +149,12 @@ class NonFiniteError(PenstockError):
 
     kind = "non_finite"
     exit_code = 8
+
+
+class CallRefusedError(PenstockError):
+    """A call of an agent whose messages or tools the model's template cannot take: a fault of the call."""
+
+    kind = "call_refused"
 
 
 class RewardError(PenstockError):
