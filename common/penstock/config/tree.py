@@ -35,7 +35,7 @@ from penstock.config.training import (
     StalenessSection,
 )
 from penstock.config.types import Count, Section
-from penstock.contracts import Rounding
+from penstock.contracts import Rounding, ServiceKind
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 
 
@@ -232,6 +232,16 @@ class Config(Section):
         else:
             apart = not _is_loopback(self.trainer.host)
         return "nccl" if device == "cuda" and apart else "disk"
+
+    @property
+    def num_services(self) -> dict[ServiceKind, int]:
+        """How many services of each kind the run has; a kind that it has none of is not there."""
+        return {
+            ServiceKind.ROLLOUT: self.rollout.num_servers,
+            **({ServiceKind.AGENT: self.agent.num_services} if self.agent.enabled else {}),
+            ServiceKind.REWARD: self.reward.num_services,
+            ServiceKind.TRAINER: 1,
+        }
 
     @property
     def max_outstanding(self) -> int:

@@ -105,10 +105,7 @@ async def _read(config: Config) -> list[str]:
 
 def _missing(config: Config, records: Sequence[ServiceRecord]) -> Iterator[str]:
     """A line for each kind of which fewer services are registered than the configuration asks for."""
-    for kind, wanted in (
-        (ServiceKind.ROLLOUT, config.rollout.num_servers),
-        (ServiceKind.REWARD, config.reward.num_services),
-    ):
+    for kind, wanted in config.num_services.items():
         found = sum(record.kind is kind for record in records)
-        if found < wanted:
+        if kind is not ServiceKind.TRAINER and found < wanted:
             yield f"  {kind}: {found} of {wanted} are up; {RunFolder(config.run).logs} says what became of the rest"

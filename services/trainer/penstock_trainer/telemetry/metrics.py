@@ -5,12 +5,13 @@ keeps apart from 0.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 from penstock.config import Config
+from penstock.contracts import ServiceKind
 from penstock.runtime.metrics import SecondsCounter
 from penstock_trainer.telemetry.queue_metrics import QueueMetrics
 from penstock_trainer.telemetry.records import StepLine
@@ -49,10 +50,11 @@ STATISTICS = {
 class TrainerMetrics:
     """All metrics of one trainer."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Iterable[ServiceKind] = ServiceKind) -> None:
+        """`kinds`: of the services that the run has."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.queue = QueueMetrics(registry)
+        self.queue = QueueMetrics(registry, kinds)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"penstock_{name}", text, labels, registry=registry)

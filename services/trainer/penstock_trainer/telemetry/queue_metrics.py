@@ -3,7 +3,7 @@
 Owns names and labels; each label shows 0 from the start, so that a rate exists before its first event.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -23,7 +23,10 @@ STREAMS = (*map(str, Stage), "dead")
 class QueueMetrics:
     """Metrics of everything between the services, on the trainer's registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, kinds: Iterable[ServiceKind]) -> None:
+        """`kinds`: those that the run has."""
+        self._kinds = tuple(kinds)
+
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"penstock_{name}", text, labels, registry=registry)
 
@@ -67,8 +70,8 @@ class QueueMetrics:
         self._limit.set(use.limit_bytes)
 
     def show_services(self, kinds: Mapping[ServiceKind, int], server_states: Mapping[ServerState, int]) -> None:
-        """Show the number of services of each kind, and of rollout servers in each state."""
-        for kind in ServiceKind:
+        """Show the number of services of each kind of the run, and of rollout servers in each state."""
+        for kind in self._kinds:
             self._services.labels(kind=kind).set(kinds.get(kind, 0))
         for state in ServerState:
             self._servers.labels(state=state).set(server_states.get(state, 0))

@@ -106,6 +106,14 @@ def test_what_can_happen_to_a_ticket_is_counted_from_the_start() -> None:
     ]
 
 
+def test_only_the_kinds_of_services_that_the_run_has_are_counted() -> None:
+    metrics = TrainerMetrics([ServiceKind.ROLLOUT])
+    metrics.queue.show_services({ServiceKind.ROLLOUT: 2, ServiceKind.AGENT: 1}, {})
+    value = metrics.registry.get_sample_value
+    assert value("penstock_services", {"kind": "rollout"}) == 2
+    assert value("penstock_services", {"kind": "agent"}) is None  # an alert waits for 0
+
+
 def test_the_queue_and_the_services_are_counted() -> None:
     metrics = TrainerMetrics()
     value = metrics.registry.get_sample_value
