@@ -18,9 +18,11 @@
     |  '- WeightsBusyError       another update runs
     |- RanksError         ranks of the trainer cannot connect, or one has ended        exit 7
     |- NonFiniteError     training has diverged: weights or gradients are not finite   exit 8
+    |- CallRefusedError   an agent's call of the model that cannot be rendered
     |- RewardError        a reward function that cannot be loaded or used
     |  |- TransientRewardError     raised by a user's function: the call may succeed later
     |  '- RewardUnavailableError   its circuit breaker is open
+    |- EpisodeFailedError raised by a user's environment: no fault of the model
     '- StallError         no progress, and none is possible                            exit 3
 
 A message gives the value seen, the value expected and the key to change. A service's `__main__` ends with `exit_code`.
@@ -150,6 +152,12 @@ class NonFiniteError(PenstockError):
     exit_code = 8
 
 
+class CallRefusedError(PenstockError):
+    """A call of an agent whose messages or tools the model's template cannot take: a fault of the call."""
+
+    kind = "call_refused"
+
+
 class RewardError(PenstockError):
     """A reward function that cannot be found, loaded or called."""
 
@@ -161,6 +169,15 @@ class TransientRewardError(RewardError):
     """For reward functions to raise: a service that they need has failed, and the same call may succeed later."""
 
     kind = "reward_transient"
+
+
+class EpisodeFailedError(PenstockError):
+    """For environments and their tools to raise: something that they need has failed, which is no fault of the model.
+
+    The episode has no score, and is tried again.
+    """
+
+    kind = "episode"
 
 
 class RewardUnavailableError(RewardError):

@@ -5,7 +5,7 @@ GRPO page are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, tota
 docs/configuration.md is generated from the docstrings of the sections.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -36,6 +36,7 @@ from penstock.config.training import (
 )
 from penstock.config.types import Count, Section
 from penstock.contracts import Rounding, ServiceKind
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 
 
 class Config(Section):
@@ -96,9 +97,19 @@ class Config(Section):
             check_token(value.get_secret_value())
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _score_of_the_environment(cls, given: Any) -> Any:
+        """With agents, and without `reward.functions`, the environment's score is the reward."""
+        agent, reward = (given.get(key, {}) for key in ("agent", "reward")) if isinstance(given, dict) else ({}, {})
+        has_agent = isinstance(agent, dict) and (agent.get("environment") or agent.get("command"))
+        if has_agent and isinstance(reward, dict) and "functions" not in reward:
+            return {**given, "reward": {**reward, "functions": {ENVIRONMENT_REWARD: 1.0}}}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        if self.actor.group_size > self.rollout.engine.max_running_requests:
+        if not self.agent.enabled and self.actor.group_size > self.rollout.engine.max_running_requests:
             raise ValueError(
                 f"actor.group_size is {self.actor.group_size} and rollout.engine.max_running_requests "
                 f"{self.rollout.engine.max_running_requests}: expected a server to hold a full group; raise the latter"
@@ -131,11 +142,37 @@ class Config(Section):
             )
         if self.trainer.take_turns and (reason := self._why_no_turns):
             raise ValueError(f"trainer.take_turns is on and {reason}")
+        if reason := self._why_no_agents:
+            raise ValueError(reason)
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
         if not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
+
+    @property
+    def _why_no_agents(self) -> str:
+        """What keeps episodes from being made as configured; empty if nothing does."""
+        if not self.agent.enabled:
+            if ENVIRONMENT_REWARD in self.reward.functions:
+                return (
+                    f"reward.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and neither "
+                    "agent.environment nor agent.command is set: expected one of them, or other reward functions"
+                )
+            return ""
+        if self.sampling.max_new_tokens >= self.agent.max_tokens:
+            return (
+                f"sampling.max_new_tokens is {self.sampling.max_new_tokens} and agent.max_tokens "
+                f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
+                "that leave room for a prompt; lower the former, or raise the latter"
+            )
+        context_length = self.rollout.engine.context_length
+        if context_length and self.agent.max_tokens > context_length:
+            return (
+                f"agent.max_tokens is {self.agent.max_tokens} and rollout.engine.context_length {context_length}: "
+                "expected episodes that an engine can hold; lower the former, or raise the latter"
+            )
+        return ""
 
     @property
     def _why_no_turns(self) -> str:

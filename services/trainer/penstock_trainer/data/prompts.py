@@ -12,6 +12,7 @@ import msgspec
 import xxhash
 
 from penstock.errors import DataError
+from penstock.plain_tokens import plain_token_ids
 from penstock_trainer.data.chat import Chat, Tokenizer
 from penstock_trainer.data.rows import Row
 
@@ -40,7 +41,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, max_promp
 def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> EncodedPrompt:
     if isinstance(row.prompt, str) and not chat.system_prompt:
         text = row.prompt
-        token_ids = _plain_token_ids(text, tokenizer)
+        token_ids = plain_token_ids(text, tokenizer)
     else:
         text = chat.text(row)
         token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -58,19 +59,6 @@ def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: i
             "rollout.engine.context_length or rollout.engine.max_total_tokens"
         )
     return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata)
-
-
-def _plain_token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a plain text behind those that the tokenizer begins a text with, unless it begins with them itself.
-
-    What the tokenizer puts at the end of a text is left out: the completion follows.
-    """
-    own, full = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
-    for start in range(len(full) - len(own) + 1):
-        if full[start : start + len(own)] == own:
-            before = full[:start]
-            return own if own[:start] == before else before + own
-    return full  # its special tokens change the others
 
 
 def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) -> None:
