@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.runtime.metrics import SecondsCounter
+from penstock_trainer.telemetry.episode_metrics import EpisodeMetrics
 from penstock_trainer.telemetry.queue_metrics import QueueMetrics
 from penstock_trainer.telemetry.records import StepLine
 
@@ -50,11 +51,12 @@ STATISTICS = {
 class TrainerMetrics:
     """All metrics of one trainer."""
 
-    def __init__(self, kinds: Iterable[ServiceKind] = ServiceKind) -> None:
-        """`kinds`: of the services that the run has."""
+    def __init__(self, kinds: Iterable[ServiceKind] = ServiceKind, *, of_episodes: bool = True) -> None:
+        """`kinds`: of the services that the run has. `of_episodes`: with the figures that only a run of episodes has."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.queue = QueueMetrics(registry, kinds)
+        self._episodes = EpisodeMetrics(registry) if of_episodes else None
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"penstock_{name}", text, labels, registry=registry)
@@ -158,6 +160,8 @@ class TrainerMetrics:
                 self._masked.labels(reason=name.removeprefix(MASKED)).set(value)
             elif name in self._statistics:
                 self._statistics[name].set(value)
+        if self._episodes is not None:
+            self._episodes.observe(line.statistics)
         for phase, seconds in line.seconds.items():
             self._step_duration.labels(phase=phase).observe(seconds)
         for versions in staleness:
