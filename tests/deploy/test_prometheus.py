@@ -133,4 +133,6 @@ def test_a_run_that_ends_in_order_leaves_no_targets(prometheus: Prometheus, syst
     assert len(read_targets(system)) == 3
     system.launch.end()
     assert not system.targets.exists()
-    wait_until(lambda: not prometheus.values(f'up{{run="{RUN}"}}'), 30, lambda: prometheus.get("targets", state="active"))
+    wait_until(
+        lambda: not prometheus.values(f'up{{run="{RUN}"}}'), 30, lambda: prometheus.get("targets", state="active")
+    )
