@@ -11,7 +11,9 @@
     |  |- EngineStartError   it did not start                                          exit 6
     |  |  '- TransientStartError  it did not start, and its next start may succeed
     |  |- EngineDiedError    it ended, or its connection broke, during a request
-    |  '- EngineRejectedError  it refused the request (a fault of the request)
+    |  |- EngineRejectedError  it refused the request (a fault of the request)
+    |  |- EngineAbortedError   it ended the request before its end
+    |  '- EngineBusyError      it takes no call now: other weights are needed, or too many calls wait
     |- WeightsError       weights that are missing, corrupt or not those requested
     |  |- WeightsConflictError   an older version or a lower lease
     |  |- WeightsMismatchError   an engine that serves other weights than it was given
@@ -112,6 +114,18 @@ class EngineRejectedError(EngineError):
     """The engine refused a request: repeating it cannot help."""
 
     kind = "engine_rejected"
+
+
+class EngineAbortedError(EngineError):
+    """The engine ended a request, and no update had told it to."""
+
+    kind = "engine_aborted"
+
+
+class EngineBusyError(EngineError):
+    """This service can answer no such call now: retry later, or elsewhere."""
+
+    kind = "engine_busy"
 
 
 class WeightsError(PenstockError):

@@ -130,6 +130,8 @@ class Config(Section):
                 f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
                 f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
             )
+        if self.agent.enabled and (reason := self._why_no_episodes):
+            raise ValueError(f"agent.{'environment' if self.agent.environment else 'command'} is set and {reason}")
         if self._hides_small_updates and self.rollout.engine.dtype == "float32":
             raise ValueError(
                 "actor.dtype is bfloat16 and rollout.engine.dtype float32: the engine would sample with updates that "
@@ -201,6 +203,28 @@ class Config(Section):
             return (
                 "rollout.engine.url is set: expected engines that the rollout services start; one that does not give "
                 "up its GPU memory must be killed"
+            )
+        return ""
+
+    @property
+    def _why_no_episodes(self) -> str:
+        """What of the rest has no meaning for episodes; empty if nothing does."""
+        if self.loss.overlong.buffer_tokens:
+            return (
+                f"loss.overlong.buffer_tokens {self.loss.overlong.buffer_tokens}, which is for completions that come "
+                "close to sampling.max_new_tokens: an episode ends at agent.max_turns or agent.max_tokens, and what it "
+                "is worth then is its environment's to say (get_reward), or agent.cut_score; expected 0"
+            )
+        if self.loss.aggregation == "token-sum-norm" and not self.loss.norm_length:
+            return (
+                "loss.aggregation token-sum-norm with loss.norm_length 0, which is sampling.max_new_tokens then: "
+                "the limit of one turn. Expected a constant length of an episode; set loss.norm_length, for example "
+                f"to {self.agent.max_tokens} (agent.max_tokens)"
+            )
+        if self.data.template_options:
+            return (
+                f"data.template_options holds {', '.join(self.data.template_options)}: the agent service renders "
+                "messages, with the defaults of the chat template; expected no options"
             )
         return ""
 

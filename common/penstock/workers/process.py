@@ -22,12 +22,12 @@ import msgspec
 
 import penstock
 from penstock.workers.frames import LENGTH, Message, frame, frame_length
+from penstock.workers.output import OutputLog
 
 log = logging.getLogger(__name__)
 
 REAP_SECONDS = 5.0  # after SIGKILL only the kernel itself can delay the end
 OUTPUT_CHUNK_BYTES = 1 << 16
-MAX_LOGGED_CHARS = 2000
 ENV_PREFIX = "PENSTOCK_"
 
 M = TypeVar("M", bound=Message)
@@ -47,16 +47,14 @@ class ChildProcess:
         the service's, which is put on its import path. answers: the union of the messages that it sends.
         """
         self.title = title
-        self.speaker = title
-        """Whose output is logged."""
         self._answers = answers
-        self._process, self._socket, self._output = _spawn(module, package)
-        self._tail = ""
+        self._process, self._socket, self._output_fd = _spawn(module, package)
+        self.output = OutputLog(title, self.pid)
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self.usable = False
-        os.set_blocking(self._output, False)
-        asyncio.get_running_loop().add_reader(self._output, self.read_output)
+        os.set_blocking(self._output_fd, False)
+        asyncio.get_running_loop().add_reader(self._output_fd, self.read_output)
 
     @property
     def pid(self) -> int:
@@ -65,11 +63,6 @@ class ChildProcess:
     @property
     def has_ended(self) -> bool:
         return self._process.poll() is not None
-
-    @property
-    def last_output(self) -> str:
-        """The end of what it wrote."""
-        return self._tail.strip()[-MAX_LOGGED_CHARS:] or "nothing"
 
     async def connect(self) -> None:
         """Open the pipe of messages; comes first."""
@@ -112,16 +105,13 @@ class ChildProcess:
     def read_output(self) -> None:
         """Its standard output and error up to now, into the log."""
         try:
-            data = os.read(self._output, OUTPUT_CHUNK_BYTES)
+            data = os.read(self._output_fd, OUTPUT_CHUNK_BYTES)
         except BlockingIOError:
             return
         if not data:
-            asyncio.get_running_loop().remove_reader(self._output)
+            asyncio.get_running_loop().remove_reader(self._output_fd)
             return
-        text = data.decode("utf-8", "replace")
-        self._tail = (self._tail + text)[-MAX_LOGGED_CHARS:]
-        if text := text.rstrip()[:MAX_LOGGED_CHARS]:
-            log.info("%s wrote: %s", self.speaker, text, extra={"worker_pid": self.pid})
+        self.output.write(data)
 
     def kill(self) -> None:
         """End it and its process group now; safe to repeat."""
@@ -142,8 +132,9 @@ class ChildProcess:
 
     def _release(self) -> None:
         self.read_output()
-        asyncio.get_running_loop().remove_reader(self._output)
-        os.close(self._output)
+        self.output.flush()
+        asyncio.get_running_loop().remove_reader(self._output_fd)
+        os.close(self._output_fd)
         if self._writer is not None:
             self._writer.close()
         self._socket.close()

@@ -25,6 +25,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.generation import SGLangGeneration
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import WeightUpdater
@@ -185,7 +186,17 @@ async def serving(url: str, folder: Path, mode: str, *, spans: bool = True) -> A
     weights = WeightUpdater(engine, config.weights, metrics)
     server = Server(client, engine, weights, metrics)
     stop, engine_stop = asyncio.Event(), asyncio.Event()
-    producer = Producer(server.queue, server.queue.announcement, engine, weights, as_it_is, metrics, config, "server")
+    producer = Producer(
+        server.queue,
+        server.queue.announcement,
+        engine,
+        weights,
+        Generator(engine, weights, metrics),
+        as_it_is,
+        metrics,
+        config,
+        "server",
+    )
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(engine.keep_engine(engine_stop, weights.forget))

@@ -41,6 +41,7 @@ class FakeSGLang(Gates):
         self.lie_about_version = False
         self.sticks_to = ""  # it keeps this version's weights, whatever version it reports as loaded
         self.reports_spans = True
+        self.cached_tokens = 0
         self.finish_reason = "length"
         self.answer: Any = None
         self.die_on_generate = False
@@ -107,6 +108,7 @@ class FakeSGLang(Gates):
                 "finish_reason": {"type": finish_reason},
                 "weight_version": self.weight_version,
                 "weight_versions": spans if self.reports_spans else None,
+                "cached_tokens": self.cached_tokens,
                 "output_token_logprobs": logprobs,
             },
         }

@@ -16,8 +16,8 @@ from penstock.config import AgentSection
 from penstock.contracts import Score
 from penstock.errors import ConfigError
 from penstock.runtime.process import tied_command
+from penstock.workers.output import OutputLog
 from penstock.workers.process import (
-    MAX_LOGGED_CHARS,
     REAP_SECONDS,
     describe_end,
     environment_without_secrets,
@@ -68,7 +68,7 @@ class _Program(asyncio.SubprocessProtocol):
 
     def __init__(self, episode: str) -> None:
         self._episode = episode
-        self._tails = {STDOUT: "", STDERR: ""}
+        self._output = {fd: OutputLog(f"agent of {episode}") for fd in (STDOUT, STDERR)}
         self._exited = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -92,6 +92,8 @@ class _Program(asyncio.SubprocessProtocol):
                 log.warning("agent of %s: a process that it started outside of its group still runs", self._episode)
             finally:
                 transport.close()
+                for output in self._output.values():
+                    output.flush()
         code = transport.get_returncode()
         assert code is not None, "it has exited"
         return code
@@ -102,13 +104,10 @@ class _Program(asyncio.SubprocessProtocol):
 
     def last_lines(self, fd: int) -> str:
         """The end of what it wrote."""
-        return "\n".join(self._tails[fd].strip().splitlines()[-NUM_SHOWN_LINES:]) or "nothing"
+        return "\n".join(self._output[fd].tail.splitlines()[-NUM_SHOWN_LINES:]) or "nothing"
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        text = data.decode("utf-8", "replace")
-        self._tails[fd] = (self._tails[fd] + text)[-MAX_LOGGED_CHARS:]
-        if text := text.rstrip()[:MAX_LOGGED_CHARS]:
-            log.info("agent of %s wrote: %s", self._episode, text)
+        self._output[fd].write(data)
 
     def process_exited(self) -> None:
         self._exited.set()

@@ -98,7 +98,7 @@ class EnvironmentWorker:
             ) from None
         except BrokenWorkerError as error:
             raise ConfigError(
-                f"{named}; the process that imports it {error}; it wrote: {self._child.last_output}"
+                f"{named}; the process that imports it {error}; it wrote: {self._child.output.tail or 'nothing'}"
             ) from None
         if isinstance(answer, Refused):
             raise ConfigError(f"{named}: {answer.reason} (modules are imported from agent.modules_path, {folder})")
@@ -109,7 +109,7 @@ class EnvironmentWorker:
     def name_output(self, episode: str) -> None:
         """Log what it writes from now on as that of an episode."""
         self._child.read_output()
-        self._child.speaker = f"environment of {episode}" if episode else TITLE
+        self._child.output.rename(f"environment of {episode}" if episode else TITLE)
 
     async def begin(self, row: Row) -> Value:
         """Make an instance and reset it; its first observation."""

@@ -38,7 +38,7 @@ class WorkerProcess:
             self._child = ChildProcess("reward worker", CHILD, penstock_reward, FromChild)
         except OSError as error:
             raise RewardError(f"cannot start a reward worker: {error}") from None
-        self._child.speaker = "reward function"
+        self._child.output.rename("reward function")
 
     @property
     def pid(self) -> int:
@@ -64,7 +64,7 @@ class WorkerProcess:
         except BrokenWorkerError as error:
             raise RewardError(
                 f"reward.functions {', '.join(start.functions)}: the worker process that loads them {error}; "
-                f"it wrote: {self._child.last_output}"
+                f"it wrote: {self._child.output.tail or 'nothing'}"
             ) from None
         if isinstance(answer, Refused):
             raise RewardError(

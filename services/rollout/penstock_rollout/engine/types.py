@@ -49,6 +49,15 @@ class EngineInfo:
                 "rollout.engine.context_length or rollout.engine.max_total_tokens"
             )
 
+    def require_length(self, max_tokens: int) -> None:
+        """ConfigError if episodes may be longer than the engine generates to the end."""
+        if self.longest_sequence < max_tokens:
+            raise ConfigError(
+                f"agent.max_tokens is {max_tokens}, and {self.name} generates at most {self.longest_sequence} tokens "
+                f"with those before them (context {self.context_length}, cache {self.cache_tokens}): lower "
+                "agent.max_tokens, or raise rollout.engine.context_length or rollout.engine.max_total_tokens"
+            )
+
 
 @dataclass(frozen=True)
 class CompletionRequest:
@@ -82,6 +91,8 @@ class Answer:
     finish_reason: FinishReason
     weight_version: str = ""
     """The version that the engine served when it answered; if there are no spans, it holds for all tokens."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the engine had in its cache."""
 
 
 GroupAnswer = tuple[Answer, ...]

@@ -29,6 +29,10 @@ class ScriptedSession:
         self.tools: list[Tool] = []
 
     async def chat(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Message:
+        return self.answer(messages, tools)
+
+    def answer(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Message:
+        """The next answer of the script."""
         self.messages, self.tools = list(messages), list(tools)
         if not self._answers:
             self.cut = self._last

@@ -15,8 +15,8 @@ from penstock.errors import (
     WeightsConflictError,
     WeightsError,
 )
-from penstock_rollout.app import not_ready
 from penstock_rollout.engine.types import completions
+from penstock_rollout.generator import Generator
 from tests.unit.rollout.weights.updater_setup import CYCLE, Rollout, until, updating_rollout
 
 
@@ -133,7 +133,7 @@ async def test_a_load_that_fails_half_way_restarts_the_engine(rollout: Rollout, 
     await rollout.engine.up.wait()
     assert rollout.server.num_starts == 2
     assert rollout.weights.state == "fenced"
-    assert str(caught.value) in (not_ready(rollout.engine, rollout.weights) or "")
+    assert str(caught.value) in (Generator(rollout.engine, rollout.weights, rollout.metrics).not_ready or "")
     rollout.use()
     await rollout.weights.update(rollout.staged(2))
     assert (rollout.weights.state, rollout.weights.fenced, rollout.sample("fenced")) == ("serving", "", 0)
