@@ -291,7 +291,7 @@ class Assembly:
 
     @cached_property
     def metrics(self) -> TrainerMetrics:
-        metrics = TrainerMetrics(self.config.num_services, of_episodes=self.config.agent.enabled)
+        metrics = TrainerMetrics(of_episodes=self.config.agent.enabled)
         metrics.watch_progress(lambda: self.watchdog.idle_seconds)
         metrics.show_limits(self.config, self.status.total_steps)
         return metrics

@@ -105,9 +105,7 @@ class _Rank:
     @property
     def rows(self) -> int:
         """P. A longer sequence gets a pack of its own."""
-        config = self.config
-        longest = config.agent.max_tokens if config.agent.enabled else config.sampling.max_new_tokens
-        return max(config.actor.max_tokens_per_micro_batch, longest)
+        return max(self.config.actor.max_tokens_per_micro_batch, self.config.sampling.max_new_tokens)
 
     @cached_property
     def adapted(self) -> dict[str, tuple[int, ...]]:

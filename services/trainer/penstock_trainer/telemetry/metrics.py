@@ -5,13 +5,12 @@ keeps apart from 0.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 from penstock.config import Config
-from penstock.contracts import ServiceKind
 from penstock.runtime.metrics import SecondsCounter
 from penstock_trainer.telemetry.episode_metrics import EpisodeMetrics
 from penstock_trainer.telemetry.queue_metrics import QueueMetrics
@@ -51,11 +50,11 @@ STATISTICS = {
 class TrainerMetrics:
     """All metrics of one trainer."""
 
-    def __init__(self, kinds: Iterable[ServiceKind] = ServiceKind, *, of_episodes: bool = True) -> None:
-        """`kinds`: of the services that the run has. `of_episodes`: with the figures that only a run of episodes has."""
+    def __init__(self, *, of_episodes: bool = True) -> None:
+        """`of_episodes`: with the figures that only a run of episodes has."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.queue = QueueMetrics(registry, kinds)
+        self.queue = QueueMetrics(registry, of_episodes=of_episodes)
         self._episodes = EpisodeMetrics(registry) if of_episodes else None
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:

@@ -3,7 +3,7 @@
 Owns names and labels; each label shows 0 from the start, so that a rate exists before its first event.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -23,9 +23,9 @@ STREAMS = (*map(str, Stage), "dead")
 class QueueMetrics:
     """Metrics of everything between the services, on the trainer's registry."""
 
-    def __init__(self, registry: CollectorRegistry, kinds: Iterable[ServiceKind]) -> None:
-        """`kinds`: those that the run has."""
-        self._kinds = tuple(kinds)
+    def __init__(self, registry: CollectorRegistry, *, of_episodes: bool) -> None:
+        """`of_episodes`: agent services are counted too; elsewhere their number would be a 0 that alerts wait for."""
+        self._kinds = [kind for kind in ServiceKind if of_episodes or kind is not ServiceKind.AGENT]
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"penstock_{name}", text, labels, registry=registry)
