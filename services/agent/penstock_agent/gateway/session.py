@@ -11,17 +11,15 @@ Calls of one session may overlap. A call is not stopped when its client leaves: 
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
-import xxhash
 
 from penstock.config.agent import AgentSection
-from penstock.contracts import Node, Sampling, Ticket, pack_int32
+from penstock.contracts import Node, Sampling, Ticket
 from penstock.contracts.trajectories import EpisodeCounts
 from penstock.errors import CallRefusedError, PenstockError
 from penstock_agent.capture.tree import EpisodeTree, Prepared
@@ -36,8 +34,10 @@ from penstock_agent.gateway.refusals import (
     UnavailableError,
 )
 from penstock_agent.gateway.requests import ChatRequest
+from penstock_agent.gateway.seeds import Seeds
 from penstock_agent.generation.call import Call as EngineCall
 from penstock_agent.generation.call import CallRejectedError, Generated
+from penstock_agent.generation.waits import Waits
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,10 @@ class Session:
         """The limit at which the episode ended, if it did."""
         self.num_turns = 0
         """Answers of the model within the conversation so far."""
+        self.asked_tools: tuple[str, ...] = ()
+        """Names of the tools that the last answer within the conversation asked for."""
+        self.waits = Waits()
+        """For answers of the model."""
         self.sampling = _sampling(episode.ticket.sampling, stop_token_ids)
         self.closed = False
         self._limits = limits
@@ -256,7 +260,8 @@ class Session:
         """Generate and record; whatever goes wrong goes to those who wait."""
         call = running.call
         try:
-            generated = await self._servers.generate(running.to_send)
+            with self.waits.one():
+                generated = await self._servers.generate(running.to_send)
             began = time.perf_counter()
             answer = self._record(running, generated)
         except CallRejectedError as error:
@@ -294,7 +299,9 @@ class Session:
         )
         running.call.recorded = self._num_recorded
         self._num_recorded += 1
-        self.num_turns += not running.auxiliary
+        if not running.auxiliary:
+            self.num_turns += 1
+            self.asked_tools = tuple(call["function"]["name"] for call in parsed.message.get("tool_calls") or ())
         cut = generated.finish_reason != "stop"
         finish: Finish = "length" if cut else "tool_calls" if parsed.message.get("tool_calls") else "stop"
         return ChatAnswer(
@@ -320,32 +327,6 @@ class _Running:
     auxiliary: bool
     began: float = field(default_factory=time.perf_counter)
     own_seconds: float = 0.0
-
-
-class Seeds:
-    """The seeds of a session's calls.
-
-    A seed is a hash of the episode's own seed, of all tokens that the call is sent, and of the number of the sibling:
-    how many calls with the same tokens are before it. So it does not depend on when calls come, nor in which order
-    different ones do, and calls that are sent the same draw differently.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._takers: dict[bytes, list[int | None]] = defaultdict(list)
-
-    def take(self, prompt_ids: bytes, taker: int) -> int:
-        """63 bits. `taker`: whose seed it is."""
-        digest = xxhash.xxh3_128_digest(prompt_ids)
-        takers = self._takers[digest]
-        sibling = takers.index(None) if None in takers else len(takers)
-        takers[sibling : sibling + 1] = [taker]
-        return xxhash.xxh3_64_intdigest(digest + pack_int32([sibling]), seed=self._seed % 2**64) >> 1
-
-    def give_back(self, prompt_ids: bytes, taker: int) -> None:
-        """The call has no answer: the next with the same tokens gets its seed."""
-        takers = self._takers[xxhash.xxh3_128_digest(prompt_ids)]
-        takers[takers.index(taker)] = None
 
 
 def _sampling(given: Sampling, stop_token_ids: tuple[int, ...]) -> Sampling:

@@ -1,6 +1,8 @@
 """The session of an episode: its calls, its limits, its end."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from penstock_agent.gateway.refusals import (
     UnavailableError,
 )
 from penstock_agent.gateway.requests import ChatRequest
-from penstock_agent.gateway.session import Seeds
+from penstock_agent.gateway.session import Session
+from penstock_agent.gateway.sessions import NUM_ENDED
 from penstock_agent.generation.call import CallRejectedError
 from tests.patience import ANSWER_SECONDS
 from tests.unit.agent.gateway.pretend import END, TOOL, PretendGateway, check_record
@@ -185,13 +188,6 @@ async def test_seeds_do_not_depend_on_when_calls_come() -> None:
     assert await seeds("a", "b", "a") == await seeds("a", "a", "b") == await seeds("b", "a", "a")
 
 
-def test_seeds_differ_by_episode_prompt_and_sibling() -> None:
-    drawn = [Seeds(seed).take(prompt, 1) for seed in (0, 1, 2**63 - 1) for prompt in (b"aaaa", b"bbbb")]
-    drawn += [seeds.take(b"aaaa", 2) for seeds in [Seeds(0)] if seeds.take(b"aaaa", 1)]
-    assert len(set(drawn)) == 7
-    assert all(0 <= seed < 2**63 for seed in drawn)
-
-
 async def test_the_last_reward_counts() -> None:
     async with PretendGateway().open() as session:
         assert session.reward is None
@@ -222,10 +218,44 @@ async def test_keys_find_their_own_session_or_none() -> None:
     assert gateway.sessions.num_open == 0
 
 
+async def test_nothing_is_kept_of_sessions_that_have_ended_but_some_keys() -> None:
+    gateway = PretendGateway()
+    ended: list[weakref.ref[Session]] = []
+    for _ in range(NUM_ENDED + 10):
+        async with gateway.open() as session:
+            if len(ended) < 10:
+                await session.chat(request("a"))
+            ended.append(weakref.ref(session))
+    last_key = session.key
+    del session
+    gc.collect()
+    assert [each for each in ended if each() is not None] == []
+    assert len(gateway.sessions._ended) == NUM_ENDED
+    with pytest.raises(KeyRefusedError, match="has ended"):
+        gateway.sessions.find(last_key)
+
+
 async def test_a_session_has_two_addresses() -> None:
     async with PretendGateway("http://h:1").open() as session:
         assert session.base_url == "http://h:1/v1"
         assert session.own_base_url == f"http://h:1/s/{session.key}/v1"
+
+
+async def test_what_an_episode_waits_for() -> None:
+    gateway = PretendGateway()
+    async with gateway.open() as session:
+        gateway.servers.reply = lambda prompt, call: '<call>{"name": "add", "arguments": {}}</call>'
+        gateway.servers.gate.clear()
+        asking = asyncio.create_task(session.chat(request("a", tools=[TOOL])))
+        await gateway.servers.begun.wait()
+        assert (session.waits.num_waiting, session.num_turns, session.asked_tools) == (1, 0, ())
+        gateway.servers.gate.set()
+        await asking
+        assert (session.waits.num_waiting, session.num_turns, session.asked_tools) == (0, 1, ("add",))
+        await session.chat(request("title", auxiliary=True))
+        assert (session.num_turns, session.asked_tools) == (1, ("add",))
+        await session.chat(request("b"))
+        assert (session.num_turns, session.asked_tools) == (2, ())
 
 
 async def test_usage_adds_up() -> None:
