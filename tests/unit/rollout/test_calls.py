@@ -156,7 +156,7 @@ async def test_a_call_that_runs_outlives_updates(rollout: Rollout, mode: str) ->
     await until(lambda: rollout.fake.num_held == 1)
     updating = asyncio.create_task(rollout.weights.update(rollout.staged(2)))
     if mode == "retract":
-        await until(lambda: "/set_internal_state" in rollout.fake.paths())
+        await until(lambda: not rollout.fake.going_on.is_set())
         rollout.fake.holds_at = -1
     await updating
     rollout.fake.holds_at = -1
