@@ -163,6 +163,25 @@ GRAPHS = (
             Query(rate("penstock_agent_episodes_kept_total"), "{{run}} kept episodes"),
         ),
     ),
+    Graph(
+        "Length of a trained episode",
+        "Mean tokens of the episodes of the last batch: those that the model sampled, and those that it only read, "
+        "each once.",
+        "none",
+        (
+            Query(value("penstock_trainer_episode_sampled_tokens"), "{{run}} sampled"),
+            Query(value("penstock_trainer_episode_context_tokens"), "{{run}} context"),
+        ),
+    ),
+    Graph(
+        "Versions within an episode",
+        "Newest minus oldest version that sampled an episode of the last batch. Large: episodes last for steps.",
+        "none",
+        (
+            Query(value("penstock_trainer_episode_staleness"), "{{run}} mean"),
+            Query(value("penstock_trainer_episode_staleness_max"), "{{run}} largest"),
+        ),
+    ),
 )
 
 

@@ -29,7 +29,9 @@ from benchmarks.chaos.parts import make_pure_engine
 from penstock.contracts import PolicyIdentity, Score, ServiceKind, VersionSpan, pack_float32, pack_int32
 from penstock.contracts.trajectories import Episode, EpisodeCounts, Node
 from penstock_agent.metrics import AgentMetrics
+from penstock_trainer.telemetry.episode_metrics import FIGURES as EPISODE_FIGURES
 from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.records import StepLine
 
 PROMETHEUS_FOLDER = ROOT / "deploy" / "prometheus"
 RUN, EPISODES = "watched", "episodes"  # what runs, and what only has metrics
@@ -103,6 +105,11 @@ def serving_episodes(folder: Path) -> Iterator[None]:
     agent, trainer = AgentMetrics(), TrainerMetrics(of_episodes=True)
     agent.watch(running=lambda: 2, waiting=lambda: 0)
     trainer.queue.show_services(dict.fromkeys(ServiceKind, 1), {})
+    trainer.observe_step(
+        StepLine(1, 1, 0.0, (0,), 0.0, 1.0, {}, 0.5, 10, 0.5, 0, 0.0, dict.fromkeys(EPISODE_FIGURES, 1.0)),
+        [],
+        outcome="trained",
+    )
     ended = threading.Event()
 
     def happen() -> None:
