@@ -219,7 +219,7 @@ class Servers:
     def _end_lost_attempts(self) -> None:
         now = asyncio.get_running_loop().time()
         for name in self._attempts.keys() - self._records.keys():
-            for limit in self._attempts[name]:
+            for limit in self._attempts.pop(name):
                 limit.reschedule(now)
 
     @asynccontextmanager
@@ -233,9 +233,10 @@ class Servers:
         except TimeoutError:
             raise _AttemptFailedError("gone", "it is no longer in the queue") from None
         finally:
-            self._attempts[name].discard(limit)
-            if not self._attempts[name]:
-                del self._attempts[name]
+            attempts = self._attempts.get(name, set())
+            attempts.discard(limit)
+            if not attempts:
+                self._attempts.pop(name, None)
 
     async def _attempt(self, record: ServiceRecord, body: bytes) -> Generated:
         try:
