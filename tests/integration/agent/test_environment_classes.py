@@ -354,8 +354,8 @@ async def test_tools_are_called_until_an_answer_without_calls(folder: Path) -> N
         )
         assert await driver.run({"prompt": "2+3", "answer": "5"}, session) == Ending(Score(1.0), "done")
         assert session.contents == [
-            ("user", "2+3"), ("assistant", None), ("tool", "5"), ("tool", '{"where":"here"}'),
-            ("assistant", None), ("tool", "5"),
+            ("user", "2+3"), ("assistant", ""), ("tool", "5"), ("tool", '{"where":"here"}'),
+            ("assistant", ""), ("tool", "5"),
         ]  # fmt: skip
         assert session.messages[3]["tool_call_id"] == "call_1"
         assert [tool["function"]["name"] for tool in session.tools] == ["add", "look", "fail"]

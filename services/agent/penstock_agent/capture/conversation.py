@@ -16,7 +16,7 @@ class Point:
     """The end of a message in a conversation.
 
     form: of the message. text: of it, for transcripts. prompt: where the tokens of a call end whose last message it is.
-    answer: where its own tokens end, if it was sampled; cut: by its length.
+    answer: where its own tokens end, if it was sampled.
     """
 
     parent: "Point | None" = None
@@ -24,7 +24,6 @@ class Point:
     text: str = ""
     prompt: TokenNode | None = None
     answer: TokenNode | None = None
-    cut: bool = False
     below: "dict[Form, Point]" = field(default_factory=dict)
 
     def path(self) -> "list[Point]":

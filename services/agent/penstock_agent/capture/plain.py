@@ -43,7 +43,7 @@ class PlainRendering:
     def continuation(
         self,
         path_ids: Sequence[int],
-        cut: bool,
+        turn_start: int,
         before: Sequence[Message],
         new: Sequence[Message],
         tools: Sequence[Tool],

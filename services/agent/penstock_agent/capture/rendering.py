@@ -47,15 +47,15 @@ class Rendering(Protocol):
     def continuation(
         self,
         path_ids: Sequence[int],
-        cut: bool,
+        turn_start: int,
         before: Sequence[Message],
         new: Sequence[Message],
         tools: Sequence[Tool],
     ) -> list[int] | None:
         """What follows a recorded path, so that the model reads `new` and answers; None: it cannot be known.
 
-        path_ids: a prompt and the turn that was sampled behind it, which is the last message of `before`. cut: the turn
-        was cut by its length, so that nothing has closed it.
+        path_ids: a prompt, and from `turn_start` on the turn that was sampled behind it, which is the last message of
+        `before`. If the turn has no end, because it was cut by its length, what follows ends it.
         """
 
     def parse(

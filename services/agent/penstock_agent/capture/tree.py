@@ -31,7 +31,7 @@ from penstock_agent.capture.messages import (
     without_reasoning,
 )
 from penstock_agent.capture.rendering import Parsed, Rendering
-from penstock_agent.capture.tokens import TokenNode, TokenTree
+from penstock_agent.capture.tokens import INT32, TokenNode, TokenTree
 
 OPENING_ROLES = ("system", "developer")
 
@@ -74,7 +74,7 @@ class Prepared:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return len(self.prompt_ids) // 4
+        return len(self.prompt_ids) // INT32
 
 
 class EpisodeTree:
@@ -139,7 +139,7 @@ class EpisodeTree:
         self._counts["num_failed_tool_calls"] += parsed.num_failed_tool_calls
         self._counts["num_prompt_tokens"] += prepared.num_prompt_tokens
         self._counts["num_cached_tokens"] += num_cached_tokens
-        self._record(call, parsed, context, answer, finish_reason != "stop")
+        self._record(call, parsed, context, answer)
         return parsed
 
     def nodes(self) -> tuple[Node, ...]:
@@ -174,7 +174,11 @@ class EpisodeTree:
         path = b"" if answer is None or answer.answer is None else self._tokens.path(answer.answer)
         if answer is not None and answer.answer is not None:
             after = self._rendering.continuation(
-                array("i", path), answer.cut, call.messages[:depth], call.messages[depth:], call.tools
+                array("i", path),
+                (len(path) - len(answer.answer.token_ids)) // INT32,
+                call.messages[:depth],
+                call.messages[depth:],
+                call.tools,
             )
             if after is not None and self._history == "exact":
                 return answer.answer, pack_int32(after), None
@@ -206,13 +210,13 @@ class EpisodeTree:
             return "subagent"
         return "compacted" if len(call.forms) < deepest else "edited"
 
-    def _record(self, call: Call, parsed: Parsed, context: TokenNode, answer: TokenNode, cut: bool) -> None:
+    def _record(self, call: Call, parsed: Parsed, context: TokenNode, answer: TokenNode) -> None:
         known = self._asides if call.auxiliary else self._conversations
         asked = known.setdefault(call.tools_form, Point()).extend(call.forms, call.messages)
         asked.prompt = context
         (form,) = forms([parsed.message])
         point = asked.extend([form], [parsed.message])
-        point.answer, point.cut, point.text = answer, cut, parsed.text
+        point.answer, point.text = answer, parsed.text
         (bare,) = forms([without_reasoning(parsed.message)])
         asked.below[bare] = point
         if call.auxiliary:

@@ -30,7 +30,7 @@ class ToyRendering:
     def continuation(
         self,
         path_ids: Sequence[int],
-        cut: bool,
+        turn_start: int,
         before: Sequence[Message],
         new: Sequence[Message],
         tools: Sequence[Tool],

@@ -48,7 +48,7 @@ class ScriptedSession:
     @property
     def contents(self) -> list[tuple[str, str]]:
         """Role and content of each message of the last call."""
-        return [(message["role"], message["content"]) for message in self.messages]
+        return [(message["role"], message.get("content") or "") for message in self.messages]
 
 
 def calls(*wanted: tuple[str, Any]) -> Message:
