@@ -74,7 +74,7 @@ async def test_it_makes_groups_of_episodes_and_a_fault_costs_only_its_own(
         assert groups["e0"].episodes[0].text.count("+=") >= 2, "the environment's texts are not in the transcript"
         for key, expected in zip("2345", ("the sandbox is away", "nan", "none", "call_timeout_seconds"), strict=True):
             for episode in groups[key].episodes:
-                assert (episode.end, episode.score.value, episode.nodes) == ("failure", None, ())
+                assert (episode.end, episode.nodes) == ("timeout" if key == "5" else "failure", ())
                 assert expected in episode.score.failure.lower(), episode.score.failure
                 assert episode.counts.num_attempts == 2
         assert (await run.queue.depths())["dead"] == 1
@@ -82,7 +82,8 @@ async def test_it_makes_groups_of_episodes_and_a_fault_costs_only_its_own(
             assert (await http.get("/ready")).status_code == 200
             metrics = (await http.get("/metrics")).text
         assert 'penstock_agent_episodes_total{end="done"} 6.0' in metrics
-        assert 'penstock_agent_failures_total{kind="failure"} 16.0' in metrics
+        assert 'penstock_agent_failures_total{kind="failure"} 12.0' in metrics
+        assert 'penstock_agent_failures_total{kind="timeout"} 4.0' in metrics
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), START_SECONDS) == 0, run.logs()
         assert await run.records(ServiceKind.AGENT, 0) == []
