@@ -1,5 +1,6 @@
 """The tree with a rendering of one token per character; its properties with random conversations."""
 
+import itertools
 from typing import Any, Literal
 
 import pytest
@@ -209,6 +210,16 @@ def test_the_client_may_say_whose_conversation_a_call_is_of() -> None:
     assert calls.tree.transcript() == "summary|c"
 
 
+def test_a_transcript_has_at_least_what_the_model_wrote() -> None:
+    calls = Episodes()
+    shot = [user("a"), {"role": "assistant", "content": "b"}]
+    calls.call([*shot, user("c")], "d")
+    assert calls.tree.transcript() == "d"
+    calls.call([user("a")], "b")
+    assert calls.tree.transcript() == "b"
+    assert EpisodeTree(ToyRendering()).transcript() == ""
+
+
 def test_answers_without_their_thinking_are_the_same_answers() -> None:
     class Thinking(ToyRendering):
         def parse(self, *args: Any) -> Parsed:
@@ -232,11 +243,11 @@ def test_calls_that_overlap_are_counted_as_they_end() -> None:
     prepared = [tree.prepare(messages, ()) for messages in asked]
     assert [each.branch for each in prepared] == [None] * 3
     first, *_ = [tree.add(each, *answer).message for each in prepared]  # type: ignore[arg-type]
-    assert tree.counts().branches == {"edited": 1, "subagent": 1}
+    assert tree.counts().branches == {"sibling": 1, "subagent": 1}
     after = [tree.prepare([user("a"), first, user(text)], ()) for text in ("b", "bc")]
     for each in after:
         tree.add(each, *answer)  # type: ignore[arg-type]
-    assert tree.counts().branches == {"edited": 2, "subagent": 1}
+    assert tree.counts().branches == {"sibling": 1, "subagent": 1, "edited": 1}
     leaves = set(range(len(tree.nodes()))) - {node.parent for node in tree.nodes()}
     assert len(leaves) == 4
 
@@ -326,4 +337,4 @@ def test_a_longer_episode_renders_no_more_for_a_call() -> None:
     for number in range(30):
         messages = [*messages, calls.call(messages, str(number)), user("b")]
         written.append(Counting.written)
-    assert len({after - before for before, after in zip(written, written[1:], strict=False)}) == 1
+    assert len({after - before for before, after in itertools.pairwise(written)}) == 1
