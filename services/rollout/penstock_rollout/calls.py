@@ -26,7 +26,7 @@ from penstock.errors import (
     WeightsError,
 )
 from penstock_rollout.admission import Admission
-from penstock_rollout.engine.types import Answer
+from penstock_rollout.engine.types import Answer, EngineAbsentError
 from penstock_rollout.generator import ASLEEP, Generated, Generator
 from penstock_rollout.metrics import GroupOutcome, RolloutMetrics
 from penstock_rollout.weights.in_flight import InFlight
@@ -43,6 +43,7 @@ OUTCOMES: tuple[tuple[type[BaseException], GroupOutcome], ...] = (
     (asyncio.CancelledError, "returned"),  # the caller has gone
     (EngineRejectedError, "rejected"),
     (EngineAbortedError, "aborted"),
+    (EngineAbsentError, "returned"),
     (EngineDiedError, "engine_died"),
     (EngineError, "failed"),
     (TimeoutError, "failed"),

@@ -63,12 +63,17 @@ class Generator:
     async def generate(
         self, prompt_ids: tuple[int, ...], seeds: Sequence[int], sampling: Sampling, *, training: bool
     ) -> Generated:
-        """One completion per seed. A lost engine is reported. EngineAbortedError: it ended one for no known reason."""
+        """One completion per seed; a lost engine is reported.
+
+        EngineDiedError: it died while it ran this. EngineAbortedError: it ended one for no known reason.
+        """
         life = self._engine.life
         try:
             return await self._generate(prompt_ids, seeds, sampling, life, training)
         except EngineDiedError as error:
             self._engine.report(life, str(error))
+            if life == self._weights.condemned_life and not isinstance(error, EngineAbsentError):
+                raise EngineAbsentError(str(error)) from error  # it was ended for its weights
             raise
 
     async def _generate(

@@ -204,12 +204,10 @@ class Producer:
     async def _produce(
         self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket, after: tuple[asyncio.Task[None], ...]
     ) -> None:
-        life = self._engine.life
         give_back = self._tickets.give_back
         try:
             if after:
                 await asyncio.wait(after)
-            life = self._engine.life
             started_at, began = time.time(), time.monotonic()
             generated = await self._generator.generate(
                 tuple(unpack_int32(ticket.prompt_ids)),
@@ -225,12 +223,11 @@ class Producer:
             self._metrics.group_ended("returned")
             raise
         except EngineAbsentError:
-            await give_back(delivery)  # it died before this ticket reached it
+            await give_back(delivery)  # it died before this ticket reached it, or was ended for its weights
             self._metrics.group_ended("returned")
         except EngineDiedError as error:
-            blamed = life != self._weights.condemned_life  # else it was ended for its weights
-            await give_back(delivery, engine_died=blamed, reason=str(error))
-            self._metrics.group_ended("engine_died" if blamed else "returned")
+            await give_back(delivery, engine_died=True, reason=str(error))
+            self._metrics.group_ended("engine_died")
         except EngineRejectedError as error:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("rejected")

@@ -9,6 +9,7 @@ import pytest
 
 from penstock.contracts import Sampling, ServiceKind, pack_int32
 from penstock.contracts.services import ServiceRecord
+from penstock.errors import EngineError
 from penstock_agent.generation.call import Call, CallRejectedError, Generated
 from penstock_agent.generation.routing import rendezvous
 from tests.patience import ANSWER_SECONDS
@@ -67,7 +68,48 @@ async def test_a_call_whose_engine_dies_is_answered_by_another(room: Room) -> No
     home.rollout.server.die()
     generated = await answer(generating)
     check(generated, (1, 4))
-    assert (generated.server, room.repeated[0]) == (other.name, "failed")
+    assert (generated.server, room.repeated[0]) == (other.name, "engine_died")
+
+
+async def loading_again(room: Room) -> None:
+    """Each engine that was started anew gets its weights, for ever: as the producer of its service does."""
+    while True:
+        for server in room.rollouts:
+            if server.rollout.weights.state == "waiting":
+                await server.load(1)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_ends_engines_is_found_out_and_the_others_are_answered(room: Room) -> None:
+    loading = asyncio.create_task(loading_again(room))
+    for server in room.rollouts:
+        server.rollout.fake.dies_of_seed = 2
+    generating = [asyncio.create_task(room.servers.generate(call(seed=seed))) for seed in range(MAX_CALLS)]
+    with pytest.raises(CallRejectedError, match="3 engines died with this call"):
+        await answer(generating.pop(2))
+    for seed, task in zip((0, 1, 3), generating, strict=True):
+        check(await answer(task), (1, 4), seed=seed)
+    assert sum(server.rollout.server.num_starts - 1 for server in room.rollouts) == 3
+    loading.cancel()
+
+
+async def test_engines_that_end_for_their_weights_blame_no_call(room: Room) -> None:
+    home, other = home_of(room)
+    other.listed = False
+    home.rollout.fake.holds_at = 2
+    generating = asyncio.create_task(room.servers.generate(call()))
+    for turn in range(3):
+        await until(lambda: home.rollout.fake.num_held == turn + 1)  # noqa: B023
+        home.rollout.fake.lie_about_version = True
+        with pytest.raises(EngineError):
+            await home.load(2)
+        home.rollout.fake.lie_about_version = False
+        await until(home.rollout.engine.up.is_set)
+        await home.load(1)
+    home.rollout.fake.holds_at = -1
+    check(await answer(generating), (1, 4))
+    assert room.repeated.count("failed") == 3
+    assert "engine_died" not in room.repeated
 
 
 async def test_a_session_leaves_a_server_that_is_fenced_and_comes_to_stay(room: Room) -> None:

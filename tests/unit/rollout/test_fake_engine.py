@@ -45,6 +45,7 @@ class FakeSGLang(Gates):
         self.finish_reason = "length"
         self.answer: Any = None
         self.die_on_generate = False
+        self.dies_of_seed = -1
         self.calls: list[tuple[str, Any]] = []
         self.num_running = 0
         self.max_running = 0
@@ -148,7 +149,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
             return {"text": "", "output_ids": [], "meta_info": {"input_token_logprobs": told}}
         if not isinstance(body["sampling_params"], list):
             return {"text": "", "output_ids": [], "meta_info": {}}
-        if fake.die_on_generate:
+        if fake.die_on_generate or fake.dies_of_seed in [each["sampling_seed"] for each in body["sampling_params"]]:
             fake.break_connections()
         if fake.answer is not None:
             return fake.answer

@@ -4,6 +4,8 @@ Invariant: a call is answered, or refused for its own fault, or tried again unti
 is busy, behind or gone costs time and never a call. The answer may be of another server than the first attempt, and is
 the same call: nothing of an attempt that failed is ever used.
 
+A call with which engines die is sent alone, so that it is found out: the others are not to blame.
+
     generate --> a server that may be asked --POST /v1/generate--> 200: the answer
                     ^   (routing)                                  4xx: CallRejectedError
                     |                                              503, 5xx, no connection, gone from the queue
@@ -15,7 +17,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +37,7 @@ from penstock.contracts import (
 from penstock.contracts.generation import AtLeast, GenerateAnswer, GeneratedCompletion, GenerateRequest
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.trajectories import require_cover
+from penstock.errors import EngineDiedError
 from penstock.runtime.http import auth_headers, transport_fault
 from penstock_agent.generation.call import Call, CallRejectedError, Generated
 from penstock_agent.generation.routing import Router
@@ -49,11 +52,13 @@ LONGEST_REST_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 WRITE_SECONDS = 60.0  # for the longest prompt over a slow link
 KEEPALIVE_SECONDS = 5.0  # a service closes a connection that is idle for 10 s
+SUSPECT_DEATHS = 2  # a call with which so many engines died is sent alone
+MOST_DEATHS = 3
 PASSING = (408, 429)  # statuses of requests that may be sent again as they are
 
-RepeatReason = Literal["busy", "failed", "unreachable", "gone", "malformed"]
-"""busy: 503; failed: another 5xx; unreachable: no connection, or it broke; gone: no longer in the queue; malformed: an
-answer that is none of this release."""
+RepeatReason = Literal["busy", "engine_died", "failed", "unreachable", "gone", "malformed"]
+"""busy: 503; engine_died: while it ran the call; failed: another 5xx; unreachable: no connection, or it broke; gone: no
+longer in the queue; malformed: an answer that is none of this release."""
 
 ReadServices = Callable[[], Awaitable[list[ServiceRecord]]]
 
@@ -73,6 +78,10 @@ class _Rest:
     until: float
     num_failures: int
     why: str
+
+
+class _Error(msgspec.Struct):
+    error: str
 
 
 class _AttemptFailedError(Exception):
@@ -99,6 +108,7 @@ class Servers:
         self._attempts: dict[str, set[asyncio.Timeout]] = {}
         self._refreshed = asyncio.Event()
         self._look_now = asyncio.Event()
+        self._alone = asyncio.Lock()  # among the calls with which engines died
         self.waits = Waits()
         """Of calls, while no server can be asked."""
         self._has_said = ""
@@ -153,19 +163,32 @@ class Servers:
             at_least=AtLeast(call.at_least_number, call.at_least_lease),
         )
         body = msgspec.json.encode(request)
+        num_deaths = 0
         while True:
-            record, servers = await self._server_for(call.session)
             try:
-                with self._router.running(call.session, record.name, servers):
-                    generated = await self._attempt(record, body)
+                async with self._alone if num_deaths >= SUSPECT_DEATHS else nullcontext():
+                    generated = await self._once(call.session, body)
             except _AttemptFailedError as failure:
-                self._let_rest(record.name, failure)
                 self._events.repeated(failure.reason)
+                num_deaths += failure.reason == "engine_died"
+                if num_deaths >= MOST_DEATHS:
+                    raise CallRejectedError(f"{num_deaths} engines died with this call: {failure}") from None
             else:
-                self._rests.pop(record.name, None)
                 self._has_said = ""
                 self._events.answered(time.monotonic() - start, len(request.prompt_ids), generated.num_cached_tokens)
                 return generated
+
+    async def _once(self, session: str, body: bytes) -> Generated:
+        """One attempt, at a server that may be asked; the server rests if it fails."""
+        record, servers = await self._server_for(session)
+        try:
+            with self._router.running(session, record.name, servers):
+                generated = await self._attempt(record, body)
+        except _AttemptFailedError as failure:
+            self._let_rest(record.name, failure)
+            raise
+        self._rests.pop(record.name, None)
+        return generated
 
     async def _server_for(self, session: str) -> tuple[ServiceRecord, list[str]]:
         """The server to ask, and all that may be asked; waits until there is one."""
@@ -250,9 +273,19 @@ class Servers:
         why = f"HTTP {status}: {response.text[:300]}"
         if status == 503:
             raise _AttemptFailedError("busy", why, _seconds(response.headers.get("Retry-After", "")))
+        if _kind(response) == EngineDiedError.kind:
+            raise _AttemptFailedError("engine_died", why)
         if status >= 500 or status in PASSING:
             raise _AttemptFailedError("failed", why)
         raise CallRejectedError(f"{record.name} refused a call of {len(body)} bytes: {why}")
+
+
+def _kind(response: httpx.Response) -> str:
+    """Of one of Penstock's errors; empty for another answer."""
+    try:
+        return msgspec.json.decode(response.content, type=_Error).error
+    except msgspec.DecodeError:
+        return ""
 
 
 def _seconds(retry_after: str) -> float:

@@ -19,7 +19,9 @@ from penstock.errors import ConfigError, EngineDiedError, EngineError, WeightsEr
 
 
 class EngineAbsentError(EngineDiedError):
-    """There is no engine: the request never reached one."""
+    """There is no engine, or it was ended for its weights: the request is not to blame."""
+
+    kind = "engine_absent"
 
 
 @dataclass(frozen=True)
