@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
@@ -338,6 +339,29 @@ async def test_a_cancelled_episode_leaves_no_process(folder: Path) -> None:
         assert not alive
         assert await driver.run({}, ScriptedSession("one")) == Ending(Score(1.0), "done")
     assert not psutil.Process().children()
+
+
+async def test_episodes_that_are_cancelled_at_any_moment_leave_nothing(folder: Path) -> None:
+    random = Random(7)
+    answers = ["one", "text", "raise", "_exit", "messages", "none"]
+    num_files = psutil.Process().num_fds()
+    num_done = num_cancelled = 0
+    async with driver_of(folder, "Obey", sessions=3) as driver:
+        for _ in range(12):
+            tasks = [
+                asyncio.create_task(driver.run({}, ScriptedSession(*random.choices(answers, k=3)))) for _ in range(4)
+            ]
+            for task in tasks[:2]:
+                await asyncio.sleep(random.choice([0.0, 0.01, 0.05, 0.2]))
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            num_done += sum(isinstance(each, Ending) for each in ended)
+            num_cancelled += sum(isinstance(each, asyncio.CancelledError) for each in ended)
+            assert len(psutil.Process().children()) <= 3
+        assert await driver.run({}, ScriptedSession("one")) == Ending(Score(1.0), "done")
+    assert (num_done + num_cancelled, num_done >= 24, num_cancelled > 0) == (48, True, True)
+    assert not psutil.Process().children()
+    assert psutil.Process().num_fds() <= num_files + 1  # a selector may be new
 
 
 async def test_nobody_is_left_when_the_driver_ends(folder: Path) -> None:

@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -138,14 +141,14 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-async def children(mark: Path) -> list[int]:
-    """Those that the program has started: one in its group, one that left it."""
+async def children(mark: Path, number: int) -> list[int]:
+    """The processes that announce themselves in a file."""
 
     def announced() -> list[int]:
         return [int(line) for line in mark.read_text().split()] if mark.exists() else []
 
     async with asyncio.timeout(ANSWER_SECONDS):
-        while len(announced()) < 2:  # noqa: ASYNC110 - announced in a file
+        while len(announced()) < number:  # noqa: ASYNC110 - a file announces nothing
             await asyncio.sleep(0.02)
     return announced()
 
@@ -164,7 +167,7 @@ async def test_its_group_ends_with_it(
     mark = tmp_path / "pids"
     async with driver_of(tmp_path) as driver:
         running = asyncio.create_task(run(driver, "children", mark=str(mark), wait=cancelled))
-        inside, outside = await children(mark)
+        inside, outside = await children(mark, 2)  # one in its group, and one that left it
         try:
             if cancelled:
                 running.cancel()
@@ -207,3 +210,24 @@ async def test_the_row_is_json_on_standard_input(tmp_path: Path) -> None:
             session.num_turns = 1
             assert await driver.run(row, session) == Ending(Score(0.5), "done")
     assert json.loads((tmp_path / "row.json").read_text()) == row
+
+
+PARENT = """
+import asyncio, sys
+from penstock.config import AgentSection
+from penstock_agent.environments.commands import CommandDriver
+from tests.unit.agent.environments.scripted_session import ScriptedSession
+
+folder = sys.argv[1]
+section = AgentSection(command=("sh", "-c", "echo $$ > pid; exec sleep 600"), modules_path=folder)
+asyncio.run(CommandDriver(section).run({}, ScriptedSession()))
+"""
+
+
+async def test_a_program_dies_with_the_service(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=environment)  # noqa: ASYNC220
+    with parent:
+        [program] = await children(tmp_path / "pid", 1)
+        parent.kill()
+    await gone(program)
