@@ -245,13 +245,4 @@ def _samples(
     weight: float,
 ) -> Iterator[Sample]:
     for path in trained_paths(trajectory, prompt_ids, version, max_lag):
-        yield Sample(
-            prompt_ids=path.prompt_ids,
-            token_ids=path.token_ids,
-            loss_mask=path.loss_mask,
-            behaviour=path.behaviour,
-            lags=path.lags,
-            advantage=advantage,
-            weight=weight,
-            index=index,
-        )
+        yield Sample(*path, advantage=advantage, weight=weight, index=index)

@@ -14,7 +14,7 @@ train.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,8 @@ from penstock.contracts import Completion, Episode, Node, Trajectory
 from penstock_trainer.batching.masking import token_lags, trained_mask
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedPath:
-    """T tokens after a prompt; see `Sample`."""
+class TrainedPath(NamedTuple):
+    """T tokens after a prompt: the first fields of a `Sample`."""
 
     prompt_ids: npt.NDArray[np.int32]
     token_ids: npt.NDArray[np.int32]

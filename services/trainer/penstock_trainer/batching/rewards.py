@@ -11,10 +11,11 @@ NOTHING_SAMPLED = "the episode has no sampled token"
 
 def rewards_of(group: ScoredGroup) -> list[float | None]:
     """The reward of each trajectory; None if it failed."""
-    return [
-        None if failure_of(each, score) else score.value
-        for each, score in zip(group.group.trajectories, group.scores, strict=True)
-    ]
+    values = [score.value for score in group.scores]
+    if not group.group.ticket.environment:
+        return values
+    triples = zip(group.group.episodes, group.scores, values, strict=True)
+    return [None if failure_of(episode, score) else value for episode, score, value in triples]
 
 
 def failure_of(trajectory: Trajectory, score: Score) -> str:

@@ -75,6 +75,13 @@ def test_rows_without_episodes_need_a_prompt_as_before(tmp_path: Path) -> None:
         load_rows(section)
 
 
+def test_a_task_of_reasoning_gym_is_scored_by_its_environment() -> None:
+    section = DatasetSection(kind="reasoning_gym", path="basic_arithmetic", size=2)
+    rows = load_rows(section, of_episodes=True)
+    assert [(row.reward, row.metadata["task"]) for row in rows] == [("", "basic_arithmetic")] * 2
+    assert [row.reward for row in load_rows(section)] == ["reasoning_gym"] * 2
+
+
 def test_the_text_of_a_row_is_for_people() -> None:
     rows = [Row("Go", "3"), Row(MESSAGES, ""), Row("", "7", "", {"a": 1, "b": "x" * 300}), Row("", "7")]
     texts = [each.text for each in episode_rows(rows)]

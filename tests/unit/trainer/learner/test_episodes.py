@@ -96,7 +96,7 @@ def loss_tokens(policy: PackModel, pack: Pack) -> Tokens:
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(random_episode_groups())
 def test_the_trie_gives_loss_and_gradient_of_one_row_per_turn(model_folder: Path, groups: list[ScoredGroup]) -> None:
     expected, expected_gradients = one_row_per_turn(groups)
