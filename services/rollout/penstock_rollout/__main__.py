@@ -6,6 +6,7 @@ its tickets go to other services, and its engine dies with it. Exit codes: `pens
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,8 @@ from penstock_rollout.weights.snapshots import Snapshots
 from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
+log = logging.getLogger(__name__)
+
 BEATS_PER_TTL = 3
 
 
@@ -60,6 +63,11 @@ async def start(config: Config) -> None:
     generator = Generator(engine, weights, metrics)
     producer = Producer(worker, queue.announced, engine, weights, generator, files_of, metrics, config, worker.name)
     admission = make_admission(section.engine.max_running_requests, max_connections())
+    if config.agent.enabled and admission.max_running < section.engine.max_running_requests:
+        log.warning(
+            "calls fill %d of rollout.engine.max_running_requests = %d: each needs one of the service's %d connections",
+            *(admission.max_running, section.engine.max_running_requests, max_connections()),
+        )
     calls = Calls(generator, weights, metrics, admission)
     turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 

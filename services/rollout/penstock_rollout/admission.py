@@ -21,7 +21,8 @@ class Admission:
         self.max_waiting = max_waiting
         self._num_running = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
-        self._closed = ""
+        self.closed = ""
+        """Why nobody gets room any more; empty: they do."""
 
     @property
     def num_waiting(self) -> int:
@@ -38,15 +39,15 @@ class Admission:
 
     def close(self, reason: str) -> None:
         """Refuse those that wait, and all that come, for this reason."""
-        self._closed = reason
+        self.closed = reason
         while self._waiting:
             turn, _ = self._waiting.popleft()
             if not turn.done():
                 turn.set_exception(EngineBusyError(reason))
 
     async def _enter(self, num_completions: int) -> None:
-        if self._closed:
-            raise EngineBusyError(self._closed)
+        if self.closed:
+            raise EngineBusyError(self.closed)
         if not self._waiting and self._fits(num_completions):
             self._num_running += num_completions
             return

@@ -73,7 +73,7 @@ class Calls:
     @property
     def not_ready(self) -> str | None:
         """Why no call can be answered now; None if one can."""
-        return self._generator.not_ready
+        return self._admission.closed or self._generator.not_ready
 
     async def answer(self, request: GenerateRequest) -> GenerateAnswer:
         """The completions. EngineBusyError: not here, or not now; EngineRejectedError: it can be answered nowhere;
@@ -147,7 +147,7 @@ class Calls:
             if self._weights.asleep:
                 raise EngineBusyError(ASLEEP)
             return
-        if (reason := self._generator.not_ready) is not None:
+        if (reason := self.not_ready) is not None:
             raise EngineBusyError(reason)
         if self._weights.state is ServerState.UPDATING:
             if not updating:

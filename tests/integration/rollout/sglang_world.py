@@ -33,6 +33,7 @@ from tests.integration.rollout.sglang_pair import ROOT
 from tests.integration.rollout.test_engine_sglang import stage
 from tests.patience import START_SECONDS
 from tests.tolerance import logprob_tolerance
+from tests.unit.rollout.one_request import generate
 from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
 
 CANARY_TOKENS = tuple(range(40, 56))
@@ -158,7 +159,7 @@ class World:
         for prompt in (SHARED_PROMPT, (*SHARED_PROMPT[:50], self.version)):
             engines = [each.engine for each in self.servers]
             greedy = Sampling(0.0, 6, ())
-            answers = await asyncio.gather(*(each.generate(pack_int32(prompt), (1, 2), greedy) for each in engines))
+            answers = await asyncio.gather(*(generate(each, pack_int32(prompt), (1, 2), greedy) for each in engines))
             for answer in (each for group in answers for each in group):
                 request = {"prompt": prompt, "tokens": answer.token_ids, "runs": [[str(self.models[model]), 6]]}
                 (expected,) = self.oracle.logprobs([{**request, "keep_cache": False}])

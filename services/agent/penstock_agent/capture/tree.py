@@ -25,6 +25,7 @@ from penstock_agent.capture.messages import (
     Form,
     Message,
     Tool,
+    check_messages,
     form_of_tokens,
     form_of_tools,
     forms,
@@ -107,8 +108,7 @@ class EpisodeTree:
         auxiliary: outside of the conversation, so that no later call continues it unless it is auxiliary too. session:
         the client's own id of the conversation, if it sends one; it tells a sub-agent from the main one.
         """
-        if not messages:
-            raise CallRefusedError("the call has no messages: expected at least one")
+        check_messages(messages, tools)
         call = Call(tuple(messages), tuple(forms(messages)), tuple(tools), self._shown_tools(tools), auxiliary, session)
         below, context_ids, reason = self._place(call)
         return Prepared(self._tokens.path(below) + context_ids, context_ids, reason, below, call)

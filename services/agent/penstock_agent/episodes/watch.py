@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from penstock_agent.generation.waits import Waits
+
 SHOWN_AFTER_SECONDS = 30.0  # a shorter wait is no news
 
 
@@ -17,12 +19,8 @@ class Watched(Protocol):
     num_turns: int
 
     @property
-    def num_running(self) -> int:
-        """Calls of the model that run."""
-
-    @property
-    def waits_since(self) -> float:
-        """By time.monotonic: when the first of these calls began, or the last one ended."""
+    def waits(self) -> Waits:
+        """For answers of the model."""
 
     @property
     def asked_tools(self) -> tuple[str, ...]:
@@ -57,23 +55,23 @@ class Watch:
 
         >>> from types import SimpleNamespace
         >>> watch = Watch(clock=lambda: 131.0)
-        >>> session = SimpleNamespace(num_turns=4, num_running=0, waits_since=100.0, asked_tools=("add",))
+        >>> session = SimpleNamespace(num_turns=4, waits=Waits(clock=lambda: 100.0), asked_tools=("add",))
         >>> with watch.over("12/3", session):
         ...     watch.longest_wait()
         'episode 12/3, turn 4, waits for tool add since 31 s'
         """
-        longest = min(self._running.values(), key=lambda each: each[1].waits_since, default=None)
+        longest = min(self._running.values(), key=lambda each: each[1].waits.since, default=None)
         if longest is None:
             return ""
         name, episode = longest
-        seconds = self._clock() - episode.waits_since
+        seconds = self._clock() - episode.waits.since
         if seconds < SHOWN_AFTER_SECONDS:
             return ""
         return f"episode {name}, turn {episode.num_turns}, waits for {_what(episode)} since {seconds:.0f} s"
 
 
 def _what(episode: Watched) -> str:
-    if episode.num_running:
+    if episode.waits.num_waiting:
         return "the model"
     if not episode.asked_tools:
         return "its environment"

@@ -39,14 +39,17 @@ class Router:
 
     def choose(self, session: str, servers: Collection[str]) -> str:
         """One of the servers, of which there is at least one: those that may be asked now."""
-        place = self._places.get(session)
+        home = self._home(session, servers)
         free = [server for server in rendezvous(session, servers) if self._running[server] < self._capacity]
+        if home is not None:
+            return home if home in free or not free else free[0]
         if not free:
-            at_home = place is not None and place.server in servers
-            return place.server if place is not None and at_home else min(servers, key=lambda each: self._running[each])
-        if place is not None and place.server in servers:
-            return place.server if place.server in free else free[0]
+            return min(servers, key=lambda server: self._running[server])
         return self._for_new_session(free, servers)
+
+    def _home(self, session: str, servers: Collection[str]) -> str | None:
+        place = self._places.get(session)
+        return place.server if place is not None and place.server in servers else None
 
     def _for_new_session(self, free: list[str], servers: Collection[str]) -> str:
         self._forget_idle()
@@ -62,10 +65,8 @@ class Router:
     @contextmanager
     def running(self, session: str, server: str, servers: Collection[str]) -> Iterator[None]:
         """Surrounds a call. The session moves to `server` if its own is none of `servers`."""
-        place = self._places.get(session)
-        home = place.server if place is not None and place.server in servers else server
         self._running[server] += 1
-        self._use(session, home)
+        self._use(session, self._home(session, servers) or server)
         try:
             yield
         finally:

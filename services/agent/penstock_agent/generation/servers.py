@@ -14,8 +14,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,7 @@ from penstock.contracts.trajectories import require_cover
 from penstock.runtime.http import auth_headers, transport_fault
 from penstock_agent.generation.call import Call, CallRejectedError, Generated
 from penstock_agent.generation.routing import Router
+from penstock_agent.generation.waits import Waits
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class Servers:
         self._attempts: dict[str, set[asyncio.Timeout]] = {}
         self._refreshed = asyncio.Event()
         self._look_now = asyncio.Event()
-        self._num_waiting = 0
+        self.waits = Waits()
+        """Of calls, while no server can be asked."""
         self._has_said = ""
         self._client = httpx.AsyncClient(
             headers={**auth_headers(token), "Content-Type": "application/json"},
@@ -111,12 +113,18 @@ class Servers:
         await self._client.aclose()
 
     @property
+    def num_known(self) -> int:
+        """Servers that the queue lists."""
+        return len(self._records)
+
+    @property
     def waiting_for(self) -> str:
         """What calls wait for now, for people; empty if none waits."""
-        if not self._num_waiting:
+        if not self.waits.num_waiting:
             return ""
         servers = [f"{name} ({self._why_not(record)})" for name, record in self._records.items()]
-        return f"{self._num_waiting} calls of the model wait: {', '.join(servers) or 'no rollout server is registered'}"
+        known = ", ".join(servers) or "no rollout server is registered"
+        return f"{self.waits.num_waiting} calls of the model wait: {known}"
 
     async def follow(self) -> None:
         """Read which servers there are, for ever; an attempt at one that is no longer listed fails."""
@@ -162,7 +170,7 @@ class Servers:
     async def _server_for(self, session: str) -> tuple[ServiceRecord, list[str]]:
         """The server to ask, and all that may be asked; waits until there is one."""
         if not (servers := self._open()):
-            with self._waiting():
+            with self.waits.one():
                 while not (servers := self._open()):
                     await self._until_one_may_be_open()
         return self._records[self._router.choose(session, servers)], servers
@@ -177,14 +185,6 @@ class Servers:
         awake = [each for name, each in self._records.items() if name not in resting]
         serving = [each.name for each in awake if each.server_state in (ServerState.SERVING, ServerState.UPDATING)]
         return serving or [each.name for each in awake if each.server_state is not ServerState.STARTING]
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        self._num_waiting += 1
-        try:
-            yield
-        finally:
-            self._num_waiting -= 1
 
     async def _until_one_may_be_open(self) -> None:
         if not self._has_said:
@@ -219,7 +219,7 @@ class Servers:
     def _end_lost_attempts(self) -> None:
         now = asyncio.get_running_loop().time()
         for name in self._attempts.keys() - self._records.keys():
-            for limit in self._attempts[name]:
+            for limit in self._attempts.pop(name):
                 limit.reschedule(now)
 
     @asynccontextmanager
@@ -233,9 +233,10 @@ class Servers:
         except TimeoutError:
             raise _AttemptFailedError("gone", "it is no longer in the queue") from None
         finally:
-            self._attempts[name].discard(limit)
-            if not self._attempts[name]:
-                del self._attempts[name]
+            attempts = self._attempts.get(name, set())
+            attempts.discard(limit)
+            if not attempts:
+                self._attempts.pop(name, None)
 
     async def _attempt(self, record: ServiceRecord, body: bytes) -> Generated:
         try:

@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 from penstock_agent.episodes.watch import Watch
+from penstock_agent.generation.waits import Waits
 
 
-def at(since: float, num_running: int = 0, *tools: str) -> SimpleNamespace:
-    return SimpleNamespace(num_turns=4, num_running=num_running, waits_since=since, asked_tools=tools)
+def at(since: float, num_waiting: int = 0, *tools: str) -> SimpleNamespace:
+    waits = Waits(clock=lambda: since)
+    waits.num_waiting = num_waiting
+    return SimpleNamespace(num_turns=4, waits=waits, asked_tools=tools)
 
 
 def test_the_longest_wait_is_named_with_its_turn_and_what_it_waits_for() -> None:

@@ -1,5 +1,7 @@
 """A completion that was cut equals one that was not: tokens, log-probabilities, versions."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,13 @@ def test_texts_of_cut_completions_are_those_of_all_their_tokens_but_a_stop_token
         assert shown == list(answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids)
     assert ends <= {"stop", "length"}
     assert [answer.text for answer in draft.group(["a", "b", "c"])] == ["a", "b", "c"]
+
+
+def test_the_cached_tokens_are_those_of_the_prompt_and_not_of_what_was_cut() -> None:
+    draft = Draft(PROMPT, SEEDS, Sampling(1.0, MAX_TOKENS, (STOP,)), one_version_per_answer=False)
+    draft.add(tuple(replace(engine(each, "v0", 2), num_cached_tokens=1) for each in draft.requests()))
+    draft.add(tuple(replace(engine(each, "v1", 99), num_cached_tokens=4) for each in draft.requests()))
+    assert {answer.num_cached_tokens for answer in draft.group()} == {1}
 
 
 def test_without_spans_only_an_engine_that_is_emptied_before_updates_can_be_believed() -> None:

@@ -17,6 +17,7 @@ from penstock.errors import (
 )
 from penstock_rollout.engine.types import completions
 from penstock_rollout.generator import Generator
+from tests.unit.rollout.one_request import generate
 from tests.unit.rollout.weights.updater_setup import CYCLE, Rollout, until, updating_rollout
 
 
@@ -143,7 +144,7 @@ async def test_a_running_group_continues_with_the_new_weights(rollout: Rollout) 
     rollout.fake.holds_at = 3  # of 8 tokens
     first, second = rollout.staged(1), rollout.staged(2)
     await rollout.weights.update(first)
-    running = asyncio.create_task(rollout.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
+    running = asyncio.create_task(generate(rollout.engine, pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
     await until(lambda: rollout.fake.num_held == 2)
     await rollout.weights.update(second)
     rollout.fake.holds_at = -1
