@@ -124,7 +124,7 @@ class AgentMetrics:
             "penstock_agent_calls_asked_again",
             "Attempts at a call that a rollout server did not answer, by reason",
             "reason",
-            ("busy", "failed", "unreachable", "gone", "malformed"),
+            ("busy", "engine_died", "failed", "unreachable", "gone", "malformed"),
         )
 
     def _counter(self, name: str, text: str, label: str = "", values: tuple[str, ...] = ()) -> Counter:
