@@ -24,10 +24,11 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.contracts import ServiceKind
 from tests.deploy.letters import AGENT
 from tests.deploy.ray_cluster import RayCluster, RayNode
+from tests.patience import START_SECONDS
 
 pytest.importorskip("ray", reason="Ray is not installed: `make test-deploy` installs it")
 
-pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(600)]
 
 PART = ChaosPart("ray", NOTHING, num_steps=8, max_staleness=1, deadline_seconds=0, num_servers=2)
 SLOW_SECONDS = 1.0  # for each completion: the run cannot end before it is told to
@@ -122,7 +123,7 @@ class RayRun:
             process.stdout.close()
 
 
-def until(condition: Callable[[], object], explain: Callable[[], str], timeout_seconds: float = 90) -> None:
+def until(condition: Callable[[], object], explain: Callable[[], str], timeout_seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, explain()
@@ -211,7 +212,8 @@ def test_agent_services_are_actors_that_outlive_their_node(
 ) -> None:
     node = add_node("--num-cpus=1", '--resources={"tools": 2}')
     spare = add_node("--num-cpus=1", '--resources={"tools": 2}')
-    run = start_run(agent={"num_cpus": 0.3, "resources": {"tools": 1}})
+    others = {**SMALL, "resources": {f"node:{cluster.head.host}": 0.01}}  # so that the agents' nodes have room for them
+    run = start_run(agent={**SMALL, "resources": {"tools": 1}}, rollout=others, reward=others, trainer=others)
     run.set_pace(SLOW_SECONDS)
     words = [word for key, value in AGENT.items() for word in (f"--agent.{key}", str(value))]
     launcher = run.launch(*words, "--rollout.num_servers", "1", "--reward.num_services", "1")
