@@ -172,7 +172,7 @@ def _episode(session: Session, ending: Ending, attempt: int, between: tuple[floa
     """What an attempt was. A failed one has no nodes: nothing of it is trained, and its tokens count for no figure."""
     nodes, score, end = session.nodes(), ending.score, ending.end
     if score.value is not None and not any(node.is_sampled for node in nodes):
-        score, end = Score(None, "it ended without an answer of the model; expected at least one call"), "failure"
+        score, end = Score(None, f"it ended ({end}) without an answer of the model; expected at least one"), "failure"
     counts = session.counts()
     counts = msgspec.structs.replace(
         counts,

@@ -172,8 +172,7 @@ class Producer:
         self, delivery: Delivery, ticket: Ticket, kept: Collection[int], due: Due
     ) -> dict[int, Episode] | None:
         """The other episodes; None if another worker has the ticket."""
-        announced = await self._announced()
-        lease = announced.lease if announced else 0
+        lease = lease_for(ticket, await self._announced())
         missing = [index for index in range(len(ticket.seeds)) if index not in kept]
         is_late = False
         try:
@@ -190,3 +189,13 @@ class Producer:
             raise LateError
         due.change(-1)
         return episode
+
+
+def lease_for(ticket: Ticket, announced: Announcement | None) -> int:
+    """The lease of which calls need the ticket's version or a newer one; of a higher lease any version will do.
+
+    A trainer that took over may have gone back, to versions before the ticket's: then any of its own.
+    """
+    if announced is None:
+        return 0
+    return announced.lease if announced.identity.number >= ticket.policy_version else announced.lease - 1

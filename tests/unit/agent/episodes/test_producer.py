@@ -100,6 +100,15 @@ async def test_groups_have_an_episode_for_each_seed_in_order() -> None:
     assert count(metrics, "published") == 2
 
 
+async def test_calls_need_no_version_that_the_trainer_has_gone_back_behind() -> None:
+    """At version 0 of lease 7, a ticket of version 3 was issued under an earlier lease."""
+    queue, played = TicketsInMemory(agent_ticket(0, policy_version=3)), Played()
+    async with producing(queue, played) as end:
+        await queue.idle.wait()
+        await end()
+    assert played.leases == {6}
+
+
 async def test_only_what_is_missing_is_made() -> None:
     kept = {"0": {1: encode(make_episode(0.25)), 2: b"\xc1 of another release"}}
     queue, played, metrics = TicketsInMemory(agent_ticket(0), kept=kept), Played(), AgentMetrics()

@@ -61,7 +61,7 @@ class LetterRendering:
     def continuation(
         self,
         path_ids: Sequence[int],
-        cut: bool,
+        turn_start: int,
         before: Sequence[Message],
         new: Sequence[Message],
         tools: Sequence[Tool],
