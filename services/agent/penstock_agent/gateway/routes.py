@@ -76,6 +76,7 @@ class _Gateway:
         self._metrics = metrics
         self._keep_alive_seconds = keep_alive_seconds
         self._created = int(time.time())
+        self._stops: dict[tuple[int, ...], frozenset[str]] = {}  # of training and of evaluation
 
     def handler(self, act: Act) -> Handler:
         """What a route calls: finds the session, and answers errors."""
@@ -91,8 +92,7 @@ class _Gateway:
 
     async def chat(self, session: Session, request: Request) -> Response:
         data = await request.body()
-        stops = frozenset(self._text_of(token) for token in session.sampling.stop_token_ids)
-        asked, shown = read_chat(data, request.headers, session.sampling, stops)
+        asked, shown = read_chat(data, request.headers, session.sampling, self._stops_of(session))
         call = session.ask(asked)
 
         def parts(answer: ChatAnswer) -> Any:
@@ -130,6 +130,13 @@ class _Gateway:
             "/v1/chat/completions, GET /v1/models or PUT /v1/reward"
         )
         return _json(error_body(message, kind="invalid_request_error", code="unknown_url"), 404)
+
+    def _stops_of(self, session: Session) -> frozenset[str]:
+        """The texts of the tokens that end an answer."""
+        token_ids = session.sampling.stop_token_ids
+        if token_ids not in self._stops:
+            self._stops[token_ids] = frozenset(map(self._text_of, token_ids))
+        return self._stops[token_ids]
 
     def _described(self) -> dict[str, Any]:
         return {"id": self._model, "object": "model", "created": self._created, "owned_by": "penstock"}

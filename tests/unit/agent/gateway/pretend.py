@@ -104,6 +104,9 @@ class PretendServers:
     """Answers each call with what `reply` makes of its prompt and seed, once `gate` is open."""
 
     reply: Callable[[str, Call], str] = lambda prompt, call: f"a{call.seed % 10**9}"
+    encode: Callable[[str], list[int]] = ids_of
+    decode: Callable[[bytes], str] = text_of_ids
+    stop: int = END
     calls: list[Call] = field(default_factory=list)
     answered: list[tuple[Call, Generated]] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
@@ -125,7 +128,7 @@ class PretendServers:
             raise
         if self.failures:
             raise self.failures.pop(0)
-        token_ids = [*ids_of(self.reply(text_of_ids(call.prompt_ids), call)), END]
+        token_ids = [*self.encode(self.reply(self.decode(call.prompt_ids), call)), self.stop]
         finish: FinishReason = "stop"
         if len(token_ids) > call.sampling.max_new_tokens:
             token_ids, finish = token_ids[: call.sampling.max_new_tokens], "length"
