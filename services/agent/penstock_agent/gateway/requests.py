@@ -1,7 +1,7 @@
 """Requests as clients send them, checked and read.
 
-Owns what a request may hold (docs/agents-gateway.md has the list for users). Invariant: an accepted request gets what it asks
-for. What would change how the model samples is refused by name, for the log-probabilities would no longer be the
+Owns what a request may hold (the list for users: docs/agents-gateway.md). Invariant: an accepted request gets what it
+asks for. What would change how the model samples is refused by name, for the log-probabilities would no longer be the
 policy's; fields that change nothing are ignored. Pure.
 """
 
