@@ -68,14 +68,13 @@ def rendering_of(section: AgentSection, tokenizer: Any, stop_token_ids: tuple[in
     template = ChatTemplate(tokenizer)
     found = families.detect(tokenizer, template)
     family = Family(found, tokenizer, keeps_thinking=keeps_thinking) if found else None
-    shows_tools = _shows_tools(template)
+    suffixes = None if family and family.continues else Suffixes(template, tokenizer)
     reader: Family | ToolFormat | None
     if isinstance(named, str):
         reader = _family(named, tokenizer, keeps_thinking)
     else:
-        reader = named or family or _read_by(template)
-    suffixes = None if family and family.continues else Suffixes(template, tokenizer)
-    return ModelRendering(Parts(tokenizer, template, family, suffixes, reader, shows_tools, stop_token_ids))
+        reader = named or family or _read_by(template, suffixes.end if suffixes else "")
+    return ModelRendering(Parts(tokenizer, template, family, suffixes, reader, _shows_tools(template), stop_token_ids))
 
 
 def _named(tool_format: str) -> "ToolFormat | str | None":
@@ -117,20 +116,18 @@ def _shows_tools(template: ChatTemplate) -> bool:
         return False
 
 
-def _read_by(template: ChatTemplate) -> ToolFormat | None:
-    """The format that reads the calls which the template writes."""
+def _read_by(template: ChatTemplate, end: str) -> ToolFormat | None:
+    """The format that reads the calls which the template writes. end: what it writes behind a turn; "" if unknown."""
     try:
         text = template.text([QUESTION, CALL, RESULT], (TOOL,))
-        bare = template.text([QUESTION, {"role": "assistant", "content": "penstockanswer"}, QUESTION], (TOOL,))
+        head = template.text([QUESTION], (TOOL,))
     except CallRefusedError:
         return None
-    head, _, rest = bare.partition("penstockanswer")
-    if not text.startswith(head):
-        return None
-    turn = text[len(head) :].partition(RESULT["content"])[0]
-    end = rest.lstrip()[:4]  # enough of the token that ends a turn to find it
+    turn = text.removeprefix(head).partition(RESULT["content"])[0]
+    if end:
+        turn = turn.partition(end)[0]
     for tool_format in FORMATS.values():
-        if tool_format.read(turn.partition(end)[0]).calls == (ToolCall(PROBE, ARGUMENTS),):
+        if text.startswith(head) and tool_format.read(turn).calls == (ToolCall(PROBE, ARGUMENTS),):
             return tool_format
     return None
 

@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
 import xxhash
+
+from penstock.errors import CallRefusedError
 
 Message = dict[str, Any]
 """role, content, and tool_calls, tool_call_id, name or reasoning_content where they apply."""
@@ -25,7 +26,6 @@ than one before. subagent: another conversation. sibling: the same messages were
 Form = bytes
 """Digest of a message's canonical form: equal for messages that are the same."""
 
-_encoder = msgspec.json.Encoder(order="sorted")
 REASONING = ("reasoning_content", "reasoning")  # two names of one field: servers differ
 
 
@@ -51,13 +51,56 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 
 def arguments_of(call: Mapping[str, Any]) -> Any:
     """The arguments of a tool call as an object; the text itself if it is not JSON."""
-    arguments = (call.get("function") or {}).get("arguments")
+    arguments = call["function"].get("arguments")
     if not isinstance(arguments, str):
         return arguments
     try:
         return json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
+
+
+def check_messages(messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+    """CallRefusedError, with the place, for what is not of OpenAI's form."""
+    if not messages:
+        raise CallRefusedError("the call has no messages: expected at least one")
+    for number, message in enumerate(messages):
+        _check_message(f"messages[{number}]", message)
+    for number, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise CallRefusedError(
+                f'tools[{number}] is no tool: expected {{"type": "function", "function": {{"name": ...}}}}'
+            )
+    try:
+        json.dumps([list(messages), list(tools)], ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CallRefusedError(
+            f"the messages or tools are no JSON in UTF-8 ({error}): expected what can be sent"
+        ) from error
+
+
+def _check_message(place: str, message: object) -> None:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise CallRefusedError(f"{place} is no message: expected an object with a role")
+    content, calls = message.get("content"), message.get("tool_calls")
+    if not (content is None or isinstance(content, str | list)):
+        raise CallRefusedError(f"{place}.content is {type(content).__name__}: expected text or a list of parts")
+    if not isinstance(message.get("tool_call_id") or "", str):
+        raise CallRefusedError(f"{place}.tool_call_id is no text: expected the id of a call")
+    if not isinstance(calls or [], list):
+        raise CallRefusedError(f"{place}.tool_calls is {type(calls).__name__}: expected a list")
+    for position, call in enumerate(calls or []):
+        function = call.get("function") if isinstance(call, dict) else None
+        if (
+            not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+            or not isinstance(call.get("id") or "", str)
+        ):
+            raise CallRefusedError(
+                f'{place}.tool_calls[{position}] is no call: expected {{"id", "type": "function", "function": '
+                '{"name", "arguments"}}'
+            )
 
 
 def forms(messages: Sequence[Message]) -> list[Form]:
@@ -93,7 +136,7 @@ def form_of_tokens(token_ids: Sequence[int]) -> Form:
 
 def written(message: Message) -> str:
     """A message as text for people: what it says, and the tools that it calls."""
-    calls = [[(call.get("function") or {}).get("name"), arguments_of(call)] for call in message.get("tool_calls") or ()]
+    calls = [(call["function"]["name"], arguments_of(call)) for call in message.get("tool_calls") or ()]
     lines = [reasoning_of(message), text_of(message.get("content"))]
     lines += [f"{name}({json.dumps(arguments, ensure_ascii=False)})" for name, arguments in calls]
     return "\n".join(line for line in lines if line)
@@ -118,9 +161,7 @@ def _form(message: Message, calls: Mapping[str, str]) -> Form:
 
 
 def _plain_call(call: Mapping[str, Any]) -> Any:
-    if call.get("type", "function") != "function":
-        return {key: value for key, value in call.items() if key != "id"}
-    return [(call.get("function") or {}).get("name"), arguments_of(call)]
+    return [call["function"]["name"], arguments_of(call)]
 
 
 def _joined(content: object) -> object:
@@ -138,4 +179,4 @@ def _text_of_part(part: object) -> str | None:
 
 
 def _digest(value: object) -> Form:
-    return xxhash.xxh3_128_digest(_encoder.encode(value))
+    return xxhash.xxh3_128_digest(json.dumps(value, sort_keys=True).encode())

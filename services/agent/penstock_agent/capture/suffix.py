@@ -28,17 +28,20 @@ HISTORIES: tuple[tuple[Message, ...], ...] = (
 
 
 class Suffixes:
-    """Suffixes of one template. `end_token_id`: what ends a turn; None if the template is not of this kind."""
+    """Suffixes of one template.
+
+    end, end_token_id: the token that ends a turn; "" and None if the template is not of this kind.
+    """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self._template = template
         self._special = tokenizer.get_added_vocab()
         self.end_token_id: int | None = None
-        self._end, self._before_end = "", ""
-        if found := self._find_end():
-            self._before_end, self._end = found
-            if self._is_stable():
-                self.end_token_id = self._special[self._end]
+        self._before_end, self.end = self._find_end() or ("", "")
+        if self.end and self._is_stable():
+            self.end_token_id = self._special[self.end]
+        else:
+            self.end = ""
 
     def after(
         self, path_ids: Sequence[int], turn: Message, new: Sequence[Message], tools: Sequence[Tool]
@@ -47,7 +50,7 @@ class Suffixes:
         if self.end_token_id is None or any(message.get("role") == "assistant" for message in new):
             return None
         calls = [{**call, "function": {**call["function"], "arguments": {}}} for call in turn.get("tool_calls") or ()]
-        if any(self._end in str(call) for call in calls):
+        if any(self.end in str(call) for call in calls):
             return None
         stand_in = {"role": "assistant", "content": TURN, **({"tool_calls": calls} if calls else {})}
         text = self._behind((QUESTION,), stand_in, new, tools)
@@ -55,7 +58,7 @@ class Suffixes:
             return None
         if path_ids[-1] == self.end_token_id:
             return self._tokens(text)
-        return self._template.encode(self._before_end + self._end + text)
+        return self._template.encode(self._before_end + self.end + text)
 
     def _behind(
         self, history: Sequence[Message], turn: Message, new: Sequence[Message], tools: Sequence[Tool] = ()
@@ -66,7 +69,7 @@ class Suffixes:
         except CallRefusedError:
             return None
         _, found, rest = text.partition(TURN)
-        _, ended, behind = rest.partition(self._end)
+        _, ended, behind = rest.partition(self.end)
         return behind if found and ended else None
 
     def _find_end(self) -> tuple[str, str] | None:
@@ -90,11 +93,11 @@ class Suffixes:
         if len(texts) != 1:
             return False
         whole = self._template.text([QUESTION, turn, QUESTION], ())
-        head = whole.partition(TURN)[0] + TURN + self._before_end + self._end
+        head = whole.partition(TURN)[0] + TURN + self._before_end + self.end
         (text,) = texts
         assert text is not None
         return whole == head + text and self._template.encode(whole) == self._template.encode(head) + self._tokens(text)
 
     def _tokens(self, text: str) -> list[int]:
         """The tokens of a text behind the end of a turn."""
-        return self._template.encode(self._end + text)[1:]
+        return self._template.encode(self.end + text)[1:]

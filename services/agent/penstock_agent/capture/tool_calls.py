@@ -80,6 +80,10 @@ def to_call(name: object, arguments: object, id: str = "") -> ToolCall | None:
         arguments = _json(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
+    try:
+        json.dumps([name, arguments], allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # half a character, or a number that JSON does not have
+        return None
     return ToolCall(name, arguments, id)
 
 

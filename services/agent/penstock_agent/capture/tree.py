@@ -25,6 +25,7 @@ from penstock_agent.capture.messages import (
     Form,
     Message,
     Tool,
+    check_messages,
     form_of_tokens,
     form_of_tools,
     forms,
@@ -107,8 +108,7 @@ class EpisodeTree:
         auxiliary: outside of the conversation, so that no later call continues it unless it is auxiliary too. session:
         the client's own id of the conversation, if it sends one; it tells a sub-agent from the main one.
         """
-        if not messages:
-            raise CallRefusedError("the call has no messages: expected at least one")
+        check_messages(messages, tools)
         call = Call(tuple(messages), tuple(forms(messages)), tuple(tools), self._shown_tools(tools), auxiliary, session)
         below, context_ids, reason = self._place(call)
         return Prepared(self._tokens.path(below) + context_ids, context_ids, reason, below, call)
@@ -133,7 +133,7 @@ class EpisodeTree:
         answer = TokenNode(context, token_ids, logprobs, spans, "assistant", call.auxiliary)
         self._tokens.sample(answer)
         if opens_leaf and not call.auxiliary:
-            self._branches[prepared.branch or self._reason(call)] += 1
+            self._branches[self._reason(call) if prepared.branch is None else prepared.branch] += 1
         self._counts["num_auxiliary" if call.auxiliary else "num_turns"] += 1
         self._counts["num_tool_calls"] += parsed.num_tool_calls
         self._counts["num_failed_tool_calls"] += parsed.num_failed_tool_calls
@@ -162,7 +162,7 @@ class EpisodeTree:
             return ""
         points, prompt = self._last.path(), [point.form for point in self._first[0].path()]
         start = 0
-        while start < len(prompt) and points[start].form == prompt[start]:
+        while start < min(len(prompt), len(points) - 1) and points[start].form == prompt[start]:
             start += 1
         return self._rendering.separator.join(point.text for point in points[start:])
 
@@ -171,23 +171,19 @@ class EpisodeTree:
         prompt, answer, depth = self._recorded(call)
         if prompt is not None:
             return prompt, b"", "sibling"
-        path = b"" if answer is None or answer.answer is None else self._tokens.path(answer.answer)
-        if answer is not None and answer.answer is not None:
-            after = self._rendering.continuation(
-                array("i", path),
-                (len(path) - len(answer.answer.token_ids)) // INT32,
-                call.messages[:depth],
-                call.messages[depth:],
-                call.tools,
-            )
-            if after is not None and self._history == "exact":
-                return answer.answer, pack_int32(after), None
+        turn = answer.answer if answer else None
+        path = b"" if turn is None else self._tokens.path(turn)
+        if turn is not None and self._history == "exact":
+            start = (len(path) - len(turn.token_ids)) // INT32
+            before, new = call.messages[:depth], call.messages[depth:]
+            after = self._rendering.continuation(array("i", path), start, before, new, call.tools)
+            if after is not None:
+                return turn, pack_int32(after), None
         whole = pack_int32(self._rendering.render(call.messages, call.tools))
-        if answer is not None and answer.answer is not None:
-            if whole.startswith(path):
-                return answer.answer, whole[len(path) :], None
-            if not answer.answer.leads_on:
-                return self._tokens.root, whole, "template"
+        if turn is not None and whole.startswith(path):
+            return turn, whole[len(path) :], None
+        if turn is not None and not turn.leads_on:
+            return self._tokens.root, whole, "template"
         return self._tokens.root, whole, self._reason(call) if self._tokens.root.leads_on else None
 
     def _recorded(self, call: Call) -> tuple[TokenNode | None, Point | None, int]:
@@ -204,7 +200,9 @@ class EpisodeTree:
         return prompt, answer, depth
 
     def _reason(self, call: Call) -> BranchReason:
-        """Why a call that can be rendered continues no path to its end."""
+        """Why a call that can be rendered continues no path to its end, as things are now."""
+        if self._recorded(call)[0] is not None:
+            return "sibling"
         deepest = self._deepest.get(call.agent)
         if deepest is None:
             return "subagent"

@@ -29,7 +29,19 @@ def test_parallel_calls_and_the_text_around_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "inside", ["", "{", "3", "[]", '{"name": 3}', '{"name": ""}', '{"name": "a", "arguments": 3}', "[" * 100_000]
+    "inside",
+    [
+        "",
+        "{",
+        "3",
+        "[]",
+        '{"name": 3}',
+        '{"name": ""}',
+        '{"name": "a", "arguments": 3}',
+        "[" * 100_000,
+        '{"name": "a", "arguments": {"x": NaN}}',
+        '{"name": "a", "arguments": {"x": "\\ud800"}}',
+    ],
 )
 def test_a_call_that_cannot_be_read_stays_text(inside: str) -> None:
     text = f'x<tool_call>{inside}</tool_call><tool_call>{{"name": "a"}}</tool_call>'

@@ -1,5 +1,6 @@
 """The tree with a rendering of one token per character; its properties with random conversations."""
 
+import itertools
 from typing import Any, Literal
 
 import pytest
@@ -209,6 +210,16 @@ def test_the_client_may_say_whose_conversation_a_call_is_of() -> None:
     assert calls.tree.transcript() == "summary|c"
 
 
+def test_a_transcript_has_at_least_what_the_model_wrote() -> None:
+    calls = Episodes()
+    shot = [user("a"), {"role": "assistant", "content": "b"}]
+    calls.call([*shot, user("c")], "d")
+    assert calls.tree.transcript() == "d"
+    calls.call([user("a")], "b")
+    assert calls.tree.transcript() == "b"
+    assert EpisodeTree(ToyRendering()).transcript() == ""
+
+
 def test_answers_without_their_thinking_are_the_same_answers() -> None:
     class Thinking(ToyRendering):
         def parse(self, *args: Any) -> Parsed:
@@ -225,9 +236,39 @@ def test_answers_without_their_thinking_are_the_same_answers() -> None:
     assert calls.tree.prepare([user("a"), {**first, "reasoning_content": "no"}, user("c")], ()).branch == "edited"
 
 
-def test_no_messages_are_refused() -> None:
-    with pytest.raises(CallRefusedError, match="no messages"):
-        EpisodeTree(ToyRendering()).prepare([], ())
+def test_calls_that_overlap_are_counted_as_they_end() -> None:
+    tree = EpisodeTree(ToyRendering())
+    answer = (pack_int32([98, END]), pack_float32([-0.5] * 2), (VersionSpan(POLICY, 0, 2),), "stop")
+    asked: list[list[Message]] = [[user("a")], [user("a")], [user("other")]]
+    prepared = [tree.prepare(messages, ()) for messages in asked]
+    assert [each.branch for each in prepared] == [None] * 3
+    first, *_ = [tree.add(each, *answer).message for each in prepared]  # type: ignore[arg-type]
+    assert tree.counts().branches == {"sibling": 1, "subagent": 1}
+    after = [tree.prepare([user("a"), first, user(text)], ()) for text in ("b", "bc")]
+    for each in after:
+        tree.add(each, *answer)  # type: ignore[arg-type]
+    assert tree.counts().branches == {"sibling": 1, "subagent": 1, "edited": 1}
+    leaves = set(range(len(tree.nodes()))) - {node.parent for node in tree.nodes()}
+    assert len(leaves) == 4
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "message"),
+    [
+        ([], (), "no messages"),
+        (["x"], (), r"messages\[0\] is no message"),
+        ([{"content": "x"}], (), r"messages\[0\] is no message"),
+        ([{"role": "user", "content": 3}], (), r"messages\[0\]\.content is int"),
+        ([{"role": "user", "content": "\ud800"}], (), "UTF-8"),
+        ([{"role": "assistant", "tool_calls": [{"id": "x"}]}], (), r"tool_calls\[0\] is no call"),
+        ([{"role": "assistant", "tool_calls": "x"}], (), "tool_calls is str"),
+        ([{"role": "tool", "tool_call_id": 3}], (), "tool_call_id is no text"),
+        ([user("x")], ({"name": "add"},), r"tools\[0\] is no tool"),
+    ],
+)
+def test_what_is_no_call_is_refused(messages: Any, tools: Any, message: str) -> None:
+    with pytest.raises(CallRefusedError, match=message):
+        EpisodeTree(ToyRendering()).prepare(messages, tools)
 
 
 TEXTS = st.text("abAB!", min_size=1, max_size=4)
@@ -280,3 +321,20 @@ def test_every_call_is_a_path_of_the_tree(
             first = siblings.setdefault(node.parent, set())
             assert node.token_ids[:4] not in first  # nothing is stored twice
             first.add(node.token_ids[:4])
+
+
+def test_a_longer_episode_renders_no_more_for_a_call() -> None:
+    class Counting(ToyRendering):
+        written = 0
+
+        def _written(self, messages: Any) -> list[int]:
+            Counting.written += len(messages)
+            return super()._written(messages)
+
+    calls = Episodes(Counting())
+    messages = [user("a")]
+    written = []
+    for number in range(30):
+        messages = [*messages, calls.call(messages, str(number)), user("b")]
+        written.append(Counting.written)
+    assert len({after - before for before, after in itertools.pairwise(written)}) == 1
