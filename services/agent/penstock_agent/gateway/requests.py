@@ -2,7 +2,7 @@
 
 Owns what a request may hold (the list for users: docs/agents-gateway.md). Invariant: an accepted request gets what it
 asks for. What would change how the model samples is refused by name, for the log-probabilities would no longer be the
-policy's; fields that change nothing are ignored. Pure.
+policy's; fields that change nothing are ignored. The shape of calls of tools is checked where they are rendered. Pure.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ def read_chat(
         raise RequestRefusedError(f"the body cannot be read: {error}") from None
     _require_the_runs_own(body, sampling, stops)
     request = ChatRequest(
-        messages=_messages(body.messages),
+        messages=[_message(index, each) for index, each in enumerate(body.messages)],
         tools=_offered(body.tools or [], body.tool_choice),
         max_new_tokens=_limit(body),
         auxiliary=headers.get("x-penstock-auxiliary", "") not in ("", "0", "false"),
@@ -198,11 +198,8 @@ def _limit(body: _Body) -> int | None:
 def _offered(tools: list[dict[str, Any]], choice: str | dict[str, Any] | None) -> list[Tool]:
     """The tools that the model is shown."""
     for tool in tools:
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict) or not function.get("name"):
-            raise RequestRefusedError(
-                f'tools has {_shown(tool)}; expected {{"type": "function", "function": {{"name": ...}}}}', "tools"
-            )
+        if tool.get("type") != "function":
+            raise RequestRefusedError(f"tools has {_shown(tool)}; expected only the type function", "tools")
     if choice == "none":
         return []
     if choice in (None, "auto"):
@@ -211,12 +208,6 @@ def _offered(tools: list[dict[str, Any]], choice: str | dict[str, Any] | None) -
         f"tool_choice is {_shown(choice)}; expected auto or none: the run samples freely, and cannot force a call",
         "tool_choice",
     )
-
-
-def _messages(given: list[dict[str, Any]]) -> list[Message]:
-    if not given:
-        raise RequestRefusedError("messages is empty; expected at least one", "messages")
-    return [_message(index, each) for index, each in enumerate(given)]
 
 
 def _message(index: int, given: dict[str, Any]) -> Message:
@@ -235,21 +226,9 @@ def _message(index: int, given: dict[str, Any]) -> Message:
         raise RequestRefusedError(
             f"messages[{index}].content is {_shown(content)}; expected text, or a list of text parts", "messages"
         )
-    calls = message.get("tool_calls")
-    if calls is not None and not (role == "assistant" and isinstance(calls, list)):
-        raise RequestRefusedError(f"messages[{index}].tool_calls is {_shown(calls)}; expected a list", "messages")
-    if calls == []:
+    if message.get("tool_calls") == []:
         del message["tool_calls"]
-    for call in calls or ():
-        _require_call(index, call)
     return message
-
-
-def _require_call(index: int, call: Any) -> None:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        expected = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}'
-        raise RequestRefusedError(f"messages[{index}].tool_calls has {_shown(call)}; expected {expected}", "messages")
 
 
 def _text(index: int, part: Any) -> str:

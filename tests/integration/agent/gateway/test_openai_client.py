@@ -219,6 +219,22 @@ async def test_refusals_have_openais_form() -> None:
     assert session.end == "max_turns"
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"messages": []}, "no messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "add"}]}]}, r"messages\[0\].tool_calls\[0\]"),
+        ({"messages": HELLO, "tools": [{"type": "function", "function": {}}]}, r"tools\[0\]"),
+        ({"messages": "Hello"}, r"Expected `array`, got `str` - at `\$\.messages`"),
+    ],
+)
+async def test_what_is_not_of_openais_form_is_refused_by_its_place(body: Any, why: str) -> None:
+    async with serving() as gateway, gateway.open() as session, client_of(session) as client:
+        with pytest.raises(openai.BadRequestError, match=why):
+            await client.post("/chat/completions", body=body, cast_to=object)
+    assert not gateway.servers.calls
+
+
 async def test_a_dead_key_is_refused_and_never_repeated() -> None:
     async with serving() as gateway:
         async with gateway.open() as session:
