@@ -25,7 +25,7 @@ FIGURES = {
 }
 LABELLED = {
     "episode_branches": ("reason", "Mean calls in an episode of the last batch that could not continue the one before"),
-    "episode_ended": ("end", "Share of the episodes of the last batch by how they ended"),
+    "episode_ended": ("reason", "Share of the episodes of the last batch by how they ended"),
 }
 
 
