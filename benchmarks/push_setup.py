@@ -17,11 +17,14 @@ from penstock.broker import Queue
 from penstock.config import Config
 from penstock.contracts import Dtype, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.runtime.connections import max_connections
 from penstock.runtime.service import Service
 from penstock_rollout.app import make_rollout_app
+from penstock_rollout.calls import Calls, make_admission
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import StartedServer
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.weight_sync.choose import make_transport
@@ -64,7 +67,9 @@ async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterat
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(engine.keep_engine(stop, weights.forget))
-        app = make_rollout_app(engine, weights, metrics.registry, config.token)
+        admission = make_admission(section.max_running_requests, max_connections())
+        calls = Calls(Generator(engine, weights, metrics), weights, metrics, admission)
+        app = make_rollout_app(engine, weights, calls, metrics.registry, config.token)
         tasks.create_task(service.run(app, until=_until(service.stop)))
         try:
             yield RolloutServer(name, service.url, engine, weights, log_path, server)

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from penstock_agent.metrics import AgentMetrics
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.telemetry.metrics import TrainerMetrics
@@ -15,9 +16,9 @@ are seconds, bytes, tokens, nats, and ratios from 0 to 1. A counter's samples en
 `_bucket`, `_sum` and `_count`. No label is the id of a ticket, a group or a process. A figure that is not known yet,
 such as the accuracy before the first evaluation, is NaN and never 0.
 
-`job` (trainer, rollout or reward) and `run` (the name of the run) come from Prometheus' side: from the file in which
-the trainer lists the services, or from the scrape configuration ([operations.md](operations.md)). Panels and rules add
-up over the servers of a run.
+`job` (trainer, rollout, agent or reward) and `run` (the name of the run) come from Prometheus' side: from the file in
+which the trainer lists the services, or from the scrape configuration ([operations.md](operations.md)). Panels and
+rules add up over the servers of a run.
 
 Three figures to read first:
 
@@ -67,6 +68,7 @@ def document() -> str:
     registries = {
         "Trainer": TrainerMetrics().registry,
         "Rollout service": RolloutMetrics().registry,
+        "Agent service": AgentMetrics().registry,
         "Reward service": RewardMetrics().registry,
     }
     parts = [f"## {title}\n\n" + "\n".join(table(registry)) + "\n" for title, registry in registries.items()]

@@ -11,16 +11,20 @@
     |  |- EngineStartError   it did not start                                          exit 6
     |  |  '- TransientStartError  it did not start, and its next start may succeed
     |  |- EngineDiedError    it ended, or its connection broke, during a request
-    |  '- EngineRejectedError  it refused the request (a fault of the request)
+    |  |- EngineRejectedError  it refused the request (a fault of the request)
+    |  |- EngineAbortedError   it ended the request before its end
+    |  '- EngineBusyError      it takes no call now: other weights are needed, or too many calls wait
     |- WeightsError       weights that are missing, corrupt or not those requested
     |  |- WeightsConflictError   an older version or a lower lease
     |  |- WeightsMismatchError   an engine that serves other weights than it was given
     |  '- WeightsBusyError       another update runs
     |- RanksError         ranks of the trainer cannot connect, or one has ended        exit 7
     |- NonFiniteError     training has diverged: weights or gradients are not finite   exit 8
+    |- CallRefusedError   an agent's call of the model that cannot be rendered
     |- RewardError        a reward function that cannot be loaded or used
     |  |- TransientRewardError     raised by a user's function: the call may succeed later
     |  '- RewardUnavailableError   its circuit breaker is open
+    |- EpisodeFailedError raised by a user's environment: no fault of the model
     '- StallError         no progress, and none is possible                            exit 3
 
 A message gives the value seen, the value expected and the key to change. A service's `__main__` ends with `exit_code`.
@@ -112,6 +116,18 @@ class EngineRejectedError(EngineError):
     kind = "engine_rejected"
 
 
+class EngineAbortedError(EngineError):
+    """The engine ended a request, and no update had told it to."""
+
+    kind = "engine_aborted"
+
+
+class EngineBusyError(EngineError):
+    """This service can answer no such call now: retry later, or elsewhere."""
+
+    kind = "engine_busy"
+
+
 class WeightsError(PenstockError):
     """Weights that are missing, corrupt, or not the ones that were requested."""
 
@@ -150,6 +166,12 @@ class NonFiniteError(PenstockError):
     exit_code = 8
 
 
+class CallRefusedError(PenstockError):
+    """A call of an agent whose messages or tools the model's template cannot take: a fault of the call."""
+
+    kind = "call_refused"
+
+
 class RewardError(PenstockError):
     """A reward function that cannot be found, loaded or called."""
 
@@ -161,6 +183,15 @@ class TransientRewardError(RewardError):
     """For reward functions to raise: a service that they need has failed, and the same call may succeed later."""
 
     kind = "reward_transient"
+
+
+class EpisodeFailedError(PenstockError):
+    """For environments and their tools to raise: something that they need has failed, which is no fault of the model.
+
+    The episode has no score, and is tried again.
+    """
+
+    kind = "episode"
 
 
 class RewardUnavailableError(RewardError):

@@ -20,6 +20,7 @@ if it is too old when its batch closes, the caller drops it or masks its tokens.
 orders are the same.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from penstock.errors import StallError
 
 BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient in a row end the run
 BATCHES_OF_FAILURES = 4  # more than half of this many batches without a usable reward end the run
+BATCHES_OF_EPISODES = 20  # over which the share of failed episodes is taken
 
 
 class TicketState(Enum):
@@ -43,13 +45,40 @@ class TicketState(Enum):
 
 @dataclass(frozen=True)
 class TicketLimits:
-    """max_outstanding: credits; num_draws: tickets in all; max_steps: 0 for no limit; order: of batches."""
+    """max_outstanding: credits; num_draws: tickets in all; max_steps: 0 for no limit; order: of batches.
+
+    max_failure_share: of episodes, in the tickets of the last 20 batches; 1: no limit, as for completions.
+    """
 
     batch_size: int
     max_outstanding: int
     num_draws: int
     max_steps: int = 0
     order: Literal["ticket", "ready"] = "ticket"
+    max_failure_share: float = 1.0
+
+
+class Failures:
+    """The shares of the last tickets that failed, each 0 to 1; what is missing in the window counts as 0.
+
+    >>> failures = Failures(num_tickets=4, max_share=0.5)
+    >>> [failures.add(share) for share in (1.0, 0.5, 0.25, 0.5)], failures.share
+    ([False, False, False, True], 0.5625)
+    """
+
+    def __init__(self, num_tickets: int, max_share: float) -> None:
+        self._shares: deque[float] = deque(maxlen=num_tickets)
+        self._num_tickets = num_tickets
+        self._max_share = max_share
+
+    def add(self, share: float) -> bool:
+        """Count a ticket; whether there are now more failures than the largest share."""
+        self._shares.append(share)
+        return self.share > self._max_share
+
+    @property
+    def share(self) -> float:
+        return math.fsum(self._shares) / self._num_tickets
 
 
 class TicketBook:
@@ -82,7 +111,8 @@ class TicketBook:
         self.next_number = 0
         self.num_steps = 0
         self._without_gradient = 0
-        self._failures: deque[bool] = deque(maxlen=BATCHES_OF_FAILURES * limits.batch_size)
+        self._failed_tickets = Failures(BATCHES_OF_FAILURES * limits.batch_size, max_share=0.5)
+        self._failed_episodes = Failures(BATCHES_OF_EPISODES * limits.batch_size, limits.max_failure_share)
 
     def restore(
         self, next_number: int, outstanding: Iterable[int], num_steps: int, committed: Mapping[int, int] | None = None
@@ -151,31 +181,29 @@ class TicketBook:
         """False for a duplicate: a ticket that is held, trained or dropped already."""
         return self._outstanding.get(number) is TicketState.WAITING
 
-    def arrive(self, number: int, *, has_gradient: bool) -> None:
-        """A usable group has arrived. StallError if no group has had a gradient for too long."""
+    def arrive(self, number: int, *, has_gradient: bool, failed_share: float = 0.0) -> None:
+        """A usable group has arrived; `failed_share` of its episodes failed.
+
+        StallError if no group has had a gradient for too long, or too many episodes fail.
+        """
         self._expect(number, TicketState.WAITING)
         self._outstanding[number] = TicketState.ARRIVED
-        self._failures.append(False)
+        self._count_failures(False, failed_share)
         self._count_gradient(has_gradient)
 
-    def drop(self, number: int, reason: DropReason) -> None:
+    def drop(self, number: int, reason: DropReason, failed_share: float = 0.0) -> None:
         """The ticket ends without training: a waiting one, or an arrived one whose group is too stale for its batch.
 
-        StallError if most rewards fail, or no group has had a gradient for too long.
+        StallError if most rewards fail, too many episodes do (`failed_share` of this one's), or no group has had a
+        gradient for too long.
         """
         self._expect(number, TicketState.ARRIVED if reason is DropReason.STALE else TicketState.WAITING)
         del self._outstanding[number]
         if reason is DropReason.STALE:  # it counted when it arrived
             return
-        self._failures.append(reason is DropReason.REWARD_FAILED)
+        self._count_failures(reason is DropReason.REWARD_FAILED, failed_share)
         if reason is DropReason.DEGENERATE:
             self._count_gradient(False)
-        failed = sum(self._failures)
-        if 2 * failed > (self._failures.maxlen or 0):
-            raise StallError(
-                f"the reward failed for {failed} of the last {self._failures.maxlen} tickets; expected it to work for "
-                "at least half of them: see the reward service's log and the key reward.functions"
-            )
 
     def wait_again(self, number: int) -> None:
         """An arrived group cannot be trained after all: the ticket is issued again."""
@@ -233,6 +261,21 @@ class TicketBook:
     def _expect(self, number: int, state: TicketState) -> None:
         if self._outstanding.get(number) is not state:
             raise ValueError(f"ticket {number} is {self._outstanding.get(number)}: expected {state}")
+
+    def _count_failures(self, ticket_failed: bool, failed_share: float) -> None:
+        if self._failed_tickets.add(float(ticket_failed)):
+            number = BATCHES_OF_FAILURES * self._limits.batch_size
+            raise StallError(
+                f"the reward failed for {self._failed_tickets.share * number:.0f} of the last {number} tickets; "
+                "expected it to work for at least half of them: see the reward service's log and the key "
+                "reward.functions"
+            )
+        if self._failed_episodes.add(failed_share):
+            raise StallError(
+                f"{self._failed_episodes.share:.0%} of the episodes of the last {BATCHES_OF_EPISODES} steps failed: "
+                f"expected at most {self._limits.max_failure_share:.0%} (agent.max_failure_share); see the agent "
+                "service's log"
+            )
 
     def _count_gradient(self, has_gradient: bool) -> None:
         self._without_gradient = 0 if has_gradient else self._without_gradient + 1

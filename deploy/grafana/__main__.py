@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from deploy.grafana.agent import agent
 from deploy.grafana.overview import overview
 from deploy.grafana.panels import as_json
 from deploy.grafana.queue import queue
@@ -19,7 +20,13 @@ FOLDER = Path(__file__).parent / "dashboards"
 
 def files() -> dict[Path, str]:
     """Path and content of each dashboard."""
-    made = {"overview": overview(), "rollout": rollout(), "trainer": trainer(), "queue": queue()}
+    made = {
+        "overview": overview(),
+        "rollout": rollout(),
+        "agent": agent(),
+        "trainer": trainer(),
+        "queue": queue(),
+    }
     return {FOLDER / f"{name}.json": as_json(dashboard) for name, dashboard in made.items()}
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -20,13 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client import start_http_server
 
 from benchmarks.chaos.launch import ROOT, Launch
 from benchmarks.chaos.model import make_tiny_model, write_prompts
 from benchmarks.chaos.parts import make_pure_engine
+from penstock.contracts import PolicyIdentity, Score, ServiceKind, VersionSpan, pack_float32, pack_int32
+from penstock.contracts.trajectories import Episode, EpisodeCounts, Node
+from penstock_agent.metrics import AgentMetrics
+from penstock_trainer.telemetry.episode_metrics import FIGURES as EPISODE_FIGURES
+from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.records import StepLine
 
 PROMETHEUS_FOLDER = ROOT / "deploy" / "prometheus"
-RUN = "watched"
+RUN, EPISODES = "watched", "episodes"  # what runs, and what only has metrics
 NUM_PROMPTS = 16
 EPOCHS = 10_000  # more than it will ever train: the test ends it
 START_SECONDS = 90.0  # mostly for imports
@@ -87,6 +95,65 @@ def _config(folder: Path) -> dict[str, Any]:
             "modules_path": str(ROOT),
         },
     }
+
+
+@contextlib.contextmanager
+def serving_episodes(folder: Path) -> Iterator[None]:
+    """A run of episodes without processes: only the metrics of its agent service, of which everything happens twice a
+    second, and of its trainer.
+    """
+    agent, trainer = AgentMetrics(), TrainerMetrics(of_episodes=True)
+    agent.watch(running=lambda: 2, waiting=lambda: 0)
+    trainer.queue.show_services(dict.fromkeys(ServiceKind, 1), {})
+    trainer.observe_step(
+        StepLine(1, 1, 0.0, (0,), 0.0, 1.0, {}, 0.5, 10, 0.5, 0, 0.0, dict.fromkeys(EPISODE_FIGURES, 1.0)),
+        [],
+        outcome="trained",
+    )
+    ended = threading.Event()
+
+    def happen() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            _let_an_episode_end(agent)
+
+    servers = {
+        job: start_http_server(0, addr="127.0.0.1", registry=registry)
+        for job, registry in (("agent", agent.registry), ("trainer", trainer.registry))
+    }
+    worker = threading.Thread(target=happen)
+    worker.start()
+    entries = [
+        {"targets": [f"127.0.0.1:{server.server_port}"], "labels": {"job": job, "run": EPISODES}}
+        for job, (server, _) in servers.items()
+    ]
+    try:
+        (folder / f"{EPISODES}.targets.json").write_text(json.dumps(entries), encoding="utf-8")
+        yield
+    finally:
+        ended.set()
+        worker.join()
+        for server, thread in servers.values():
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def _let_an_episode_end(metrics: AgentMetrics) -> None:
+    """One that had everything that is counted, after an attempt that failed."""
+    policy = PolicyIdentity(1, "9f86d081884c7d65")
+    nodes = (
+        Node(-1, pack_int32([1, 2])),
+        Node(0, pack_int32([3]), pack_float32([-0.5]), (VersionSpan(policy, 0, 1),), "assistant"),
+    )
+    counts = EpisodeCounts(3, 2, 1, branches={"edited": 1}, num_prompt_tokens=90, num_cached_tokens=60)
+    metrics.attempt_ended("failure", has_score=False, seconds=1.0, model_seconds=0.5)
+    metrics.attempt_ended("done", has_score=True, seconds=1.0, model_seconds=0.5)
+    metrics.episode_ended(Episode(nodes, Score(1.0), "done", counts, 0.0, 1.0))
+    metrics.group_ended("published", num_kept=1)
+    metrics.call_answered(0.5, 0.001)
+    metrics.call_repeated()
+    metrics.request_refused("context_length_exceeded")
+    metrics.asked_again("busy")
 
 
 def read_targets(system: System) -> list[dict[str, Any]]:

@@ -21,11 +21,14 @@ from benchmarks.chaos.model import make_tiny_model, write_prompts
 from benchmarks.chaos.parts import BATCH_SIZE, NOTHING, NUM_PROMPTS, ChaosPart, part_config
 from benchmarks.chaos.reader import Findings, RunReader
 from penstock.broker.embedded import EmbeddedServer
+from penstock.contracts import ServiceKind
+from tests.deploy.letters import AGENT
 from tests.deploy.ray_cluster import RayCluster, RayNode
+from tests.patience import START_SECONDS
 
 pytest.importorskip("ray", reason="Ray is not installed: `make test-deploy` installs it")
 
-pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(600)]
 
 PART = ChaosPart("ray", NOTHING, num_steps=8, max_staleness=1, deadline_seconds=0, num_servers=2)
 SLOW_SECONDS = 1.0  # for each completion: the run cannot end before it is told to
@@ -100,7 +103,7 @@ class RayRun:
         return self.processes(kind, *words)[0]
 
     def all_services(self) -> list[psutil.Process]:
-        return [each for kind in ("rollout", "reward", "trainer") for each in self.processes(kind)]
+        return [each for kind in ServiceKind for each in self.processes(kind)]
 
     def findings(self) -> Findings:
         """The findings of the independent reader, in the folder and in the queue's data."""
@@ -120,7 +123,7 @@ class RayRun:
             process.stdout.close()
 
 
-def until(condition: Callable[[], object], explain: Callable[[], str], timeout_seconds: float = 90) -> None:
+def until(condition: Callable[[], object], explain: Callable[[], str], timeout_seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, explain()
@@ -201,6 +204,33 @@ def test_a_run_on_two_nodes_outlives_a_process_a_worker_and_a_node(
     found = run.findings()
     assert not found.problems
     assert found.trained == PART.num_tickets
+    assert not run.all_services()
+
+
+def test_agent_services_are_actors_that_outlive_their_node(
+    cluster: RayCluster, add_node: Callable[..., RayNode], start_run: Callable[..., RayRun]
+) -> None:
+    node = add_node("--num-cpus=1", '--resources={"tools": 2}')
+    spare = add_node("--num-cpus=1", '--resources={"tools": 2}')
+    others = {**SMALL, "resources": {f"node:{cluster.head.host}": 0.01}}  # so that the agents' nodes have room for them
+    run = start_run(agent={**SMALL, "resources": {"tools": 1}}, rollout=others, reward=others, trainer=others)
+    run.set_pace(SLOW_SECONDS)
+    words = [word for key, value in AGENT.items() for word in (f"--agent.{key}", str(value))]
+    launcher = run.launch(*words, "--rollout.num_servers", "1", "--reward.num_services", "1")
+    run.wait_for_step()
+    agents = run.processes("agent")
+    assert len(agents) == 2
+    hosts = {host for host in (node.host, spare.host) if run.processes("agent", "--agent.host", host)}
+    assert not run.processes("agent", "--agent.host", cluster.head.host)  # it has no tools
+    lost = node if node.host in hosts else spare
+    lost.lose()
+    other = spare if lost is node else node
+    until(lambda: len(run.processes("agent", "--agent.host", other.host)) == 2, run.events)
+    run.set_pace(0)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, output
+    assert "Finished: 8 steps" in output
+    assert "2.0 turns" in output
     assert not run.all_services()
 
 

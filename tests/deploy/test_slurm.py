@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.deploy.letters import AGENT
 from tests.deploy.slurm_cluster import SlurmCluster, until, why_not
 from tests.deploy.slurm_setup import BATCH_SIZE, SlurmSetup
 
@@ -110,6 +111,28 @@ def ranks_of(setup: SlurmSetup) -> list[psutil.Process]:
         if "penstock_trainer" in words and str(setup.run_folder / "config.yaml") in words:
             found.append(process)
     return [each for each in found if "RANK" in each.environ()]
+
+
+def test_agent_services_run_beside_the_reward_service_and_come_back(setup: SlurmSetup) -> None:
+    setup.write(num_steps=8, agent=AGENT)
+    setup.slow_down(0.05)
+    job_id = setup.submit()
+    setup.wait_for_step(1)
+    status = setup.penstock("status")
+    assert status.count("  agent-") == 2
+    assert "are up" not in status
+    [first] = setup.cluster.nodes_of(f"{job_id}+0").split()
+    process = process_of("penstock_agent", setup)
+    assert process.environ()["SLURMD_NODENAME"] == first
+    process.kill()
+    until(lambda: "died (killed by SIGKILL)" in setup.log(), "the agent service's death is noticed")
+    setup.slow_down(0)
+    assert setup.cluster.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
+    require_every_step_once(setup, 8)
+    summary = setup.summary()
+    assert {summary["restarts"]["agent-0"], summary["restarts"]["agent-1"]} == {0, 1}
+    assert summary["restarts"]["reward"] == summary["restarts"]["trainer"] == 0
+    assert summary["episodes"]["turns"] == 2
 
 
 def test_the_signal_before_the_time_limit_queues_the_job_again_and_it_goes_on(setup: SlurmSetup) -> None:

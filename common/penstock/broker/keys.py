@@ -8,6 +8,8 @@ so that runs share no key.
     part:<name>:<part>  string: the large fields of one group (`penstock.contracts.stored_groups`); the group's
                   entry holds the name. It has a time to live until an entry names it; from then on it is deleted with
                   the last entry that does
+    episodes:<stage>:<entry>  hash: index -> a finished episode of the ticket in this entry, while its others are made.
+                  Deleted with the entry; has a time to live, renewed while the entry is held
     wake:<stage>  stream of length 1 that blocking readers wait on
     live          hash: ticket -> stage|entry|attempt, one for every outstanding ticket
     failures      hash: ticket -> failures that its workers reported
@@ -81,6 +83,10 @@ class Keys:
     def parts(self, name: str) -> list[str]:
         """The keys of all parts of a name, whether they exist or not; none for the empty name."""
         return [self.part(name, part) for part in Part] if name else []
+
+    def episodes(self, stage: Stage, entry: str) -> str:
+        """Of an entry: a ticket's key and attempt come again when a run is deleted and begins anew."""
+        return self.name(f"episodes:{stage}:{entry}")
 
     @property
     def pattern(self) -> str:

@@ -9,7 +9,7 @@ from penstock.broker.queue import Queue
 from penstock.config import Config
 from penstock.errors import ConfigError
 
-BYTES_PER_TOKEN = 13  # 8 of a completion, the rest for text, the mask if there is one, and overhead
+BYTES_PER_TOKEN = 13  # 8 of a sampled token, the rest for text, the mask if there is one, and overhead
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class MemoryUse:
 
 
 def needed_bytes(config: Config) -> int:
-    """The most that outstanding groups can take in the queue."""
-    num_tokens = config.max_outstanding * config.actor.group_size * config.sampling.max_new_tokens
-    return num_tokens * BYTES_PER_TOKEN
+    """The most that outstanding groups can take in the queue: of an episode, one path of the largest length."""
+    longest = config.agent.max_tokens if config.agent.enabled else config.sampling.max_new_tokens
+    return config.max_outstanding * config.actor.group_size * longest * BYTES_PER_TOKEN
 
 
 async def check_memory(queue: Queue, needed: int) -> None:
@@ -33,7 +33,8 @@ async def check_memory(queue: Queue, needed: int) -> None:
         raise ConfigError(
             f"Redis at {queue.shown_url} may use {limit / 2**20:.0f} MiB and this run can need "
             f"{needed / 2**20:.0f} MiB for outstanding groups; raise its maxmemory, or lower "
-            "data.batch_size, actor.group_size, sampling.max_new_tokens or staleness.max_staleness"
+            "data.batch_size, actor.group_size, staleness.max_staleness, sampling.max_new_tokens, or agent.max_tokens "
+            "in a run of episodes"
         )
 
 

@@ -101,6 +101,11 @@ class Queue:
         found: list[bytes | None] = await self.guard(self._calls.read("MGET", *keys))
         return found
 
+    async def read_map(self, key: str) -> dict[bytes, bytes]:
+        """The hash under a key; empty if it does not exist."""
+        found: dict[bytes, bytes] = await self.guard(self.client.hgetall(key))
+        return found
+
     async def next_of(self, streams: Mapping[str, str], timeout_seconds: float) -> dict[str, str]:
         """Wait until a stream has an entry after the given one; returns the first such entry of each stream."""
         block_ms = max(1, int(min(timeout_seconds, self.longest_block_seconds) * 1000))

@@ -2,7 +2,8 @@
 
 Invariant: an entry is deleted only by the script that adds its successor, and only while this consumer holds it; a late
 worker publishes nothing, and a stranger to the run (`penstock.broker.identity`) takes and publishes nothing. The parts
-of a group are written before the entry that names them, and are read separately.
+of a group are written before the entry that names them, and are read separately. The finished episodes of a ticket are
+kept beside its entry, as long as that: whoever has the entry next makes only those that are missing.
 """
 
 import asyncio
@@ -29,9 +30,12 @@ GIVE_BACK = Script("worker/give_back")
 BURY = Script("worker/bury")
 BEAT = Script("worker/beat")
 RENEW = Script("worker/renew")
+STORE_EPISODE = Script("worker/store_episode")
 MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
+
+EPISODES_TTL_MS = 24 * 3600_000  # of the finished episodes of a ticket that nobody holds; a holder renews it
 
 
 class EntryOutcome(StrEnum):
@@ -42,6 +46,8 @@ class EntryOutcome(StrEnum):
     BURIED = "buried"
     LATE = "late"
     """Another consumer has the entry: nothing was changed."""
+    KEPT = "kept"
+    """Its finished episode is stored."""
     NO_PARTS = "no parts"
     """A server that was full or away has not kept the parts: nothing was changed."""
 
@@ -82,6 +88,7 @@ class Worker:
         self._staleness = staleness
         self._take_over = take_over
         self._held: dict[Stage, set[str]] = defaultdict(set)
+        self._with_episodes: set[tuple[Stage, str]] = set()
         self._last_wake: dict[Stage, str] = {}
         self._beaten = False
 
@@ -166,6 +173,36 @@ class Worker:
             found[place][part] = data
         return found
 
+    async def store_episode(self, delivery: Delivery, index: int, data: bytes) -> bool:
+        """Keep a finished episode until the ticket is handed over or buried, by whomever; the first one stays.
+
+        False: the entry is another worker's by now, which makes the episode itself.
+        """
+        keys = self._queue.keys
+        self._with_episodes.add((delivery.stage, delivery.entry_id))
+        outcome = await self._queue.run(
+            STORE_EPISODE(
+                source=keys.stream(delivery.stage),
+                episodes=keys.episodes(delivery.stage, delivery.entry_id),
+                identity=keys.identity,
+                **self._queue.identity.compared,
+                group=GROUP,
+                consumer=self.name,
+                entry=delivery.entry_id,
+                index=index,
+                episode=data,
+                alive_ms=EPISODES_TTL_MS,
+            )
+        )
+        return EntryOutcome(outcome.decode()) == EntryOutcome.KEPT
+
+    async def stored_episodes(self, delivery: Delivery) -> dict[int, bytes]:
+        """The finished episodes of a ticket, by index, as this worker and earlier holders have stored them."""
+        found = await self._queue.read_map(self._queue.keys.episodes(delivery.stage, delivery.entry_id))
+        if found:
+            self._with_episodes.add((delivery.stage, delivery.entry_id))
+        return {int(index): data for index, data in found.items()}
+
     async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHeader, to: Stage) -> bool:
         """Replace the entry by its successor in the next stage. If it is not ours: False, and nothing is published."""
         moved, _ = await self.hand_over_and_take(delivery, message, to)
@@ -192,6 +229,7 @@ class Worker:
             target_wake=keys.wake(to),
             completions=keys.part(name, Part.COMPLETIONS),
             texts=keys.part(name, Part.TEXTS),
+            episodes=keys.episodes(delivery.stage, delivery.entry_id),
             entry=delivery.entry_id,
             ticket=delivery.ticket_key,
             attempt=delivery.attempt,
@@ -269,6 +307,7 @@ class Worker:
             "scored": keys.stream(Stage.SCORED),
             "live": keys.live,
             "scored_wake": keys.wake(Stage.SCORED),
+            "episodes": keys.episodes(delivery.stage, delivery.entry_id),
             "identity": keys.identity,
             **self._queue.identity.compared,
             "group": GROUP,
@@ -285,6 +324,7 @@ class Worker:
     def forget(self, delivery: Delivery) -> None:
         """Stop renewing an entry."""
         self._held[delivery.stage].discard(delivery.entry_id)
+        self._with_episodes.discard((delivery.stage, delivery.entry_id))
 
     async def keep_alive(self) -> None:
         """Send heartbeats and renew all held entries, for ever. Without it other workers take them."""
@@ -319,5 +359,16 @@ class Worker:
     async def _renew(self) -> None:
         for stage, entries in self._held.items():
             if entries:
-                stream = self._queue.keys.stream(stage)
-                await self._queue.run(RENEW(stream=stream, group=GROUP, consumer=self.name, entries=list(entries)))
+                keys = self._queue.keys
+                await self._queue.run(
+                    RENEW(
+                        stream=keys.stream(stage),
+                        episodes=[
+                            keys.episodes(stage, each) for each in entries if (stage, each) in self._with_episodes
+                        ],
+                        group=GROUP,
+                        consumer=self.name,
+                        alive_ms=EPISODES_TTL_MS,
+                        entries=list(entries),
+                    )
+                )

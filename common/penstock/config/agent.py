@@ -49,7 +49,7 @@ class AgentSection(Section):
     template: Literal["model", "plain"] = "model"
     """How messages become text: by the model's chat template, or plain: one text after the other."""
     tool_format: str = "auto"
-    """Form in which the model writes tool calls (docs/agents.md lists them); auto: that of the model's family."""
+    """Form in which the model writes tool calls (docs/agents-families.md); auto: that of the model's family."""
     history: Literal["exact", "template"] = "exact"
     """exact: later calls continue the tokens that the model sampled; template: where the chat template would render an
     earlier answer differently (it strips thinking, for example), follow the template and branch."""

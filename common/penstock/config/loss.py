@@ -87,7 +87,7 @@ class KlSection(Section):
 
 
 class OverlongSection(Section):
-    """Soft penalty for completions that come close to `sampling.max_new_tokens` (DAPO)."""
+    """Soft penalty for completions that come close to `sampling.max_new_tokens` (DAPO); not for episodes."""
 
     buffer_tokens: Annotated[int, Field(ge=0)] = 0
     """The last tokens before the limit, over which the reward falls by `penalty`; 0: off."""
@@ -135,7 +135,7 @@ class LossSection(Section):
     """How token losses become one loss: the mean over tokens; or the mean over completions of their sum, of their mean,
     or of their sum divided by `norm_length`."""
     norm_length: Annotated[int, Field(ge=0)] = 0
-    """token-sum-norm: the constant length; 0: sampling.max_new_tokens."""
+    """token-sum-norm: the constant length; 0: sampling.max_new_tokens. A run of episodes must set it."""
     entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the policy's entropy, which is added to the objective."""
     overlong: OverlongSection = OverlongSection()

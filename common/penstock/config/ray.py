@@ -38,6 +38,15 @@ class RayTrainerSection(Section):
     """How Ray distributes the ranks over nodes; STRICT_PACK: on one node or not at all."""
 
 
+class RayAgentSection(Section):
+    """What each agent service reserves, anywhere."""
+
+    num_cpus: Cpus = 1
+    """CPUs, also for its environments and `agent.command`."""
+    resources: dict[str, float] = Field(default={})
+    """Further resources of its node, by their names in Ray."""
+
+
 class RayRewardSection(Section):
     """What each reward service reserves, anywhere."""
 
@@ -60,5 +69,7 @@ class RaySection(Section):
     """Rollout servers."""
     trainer: RayTrainerSection = RayTrainerSection()
     """Trainer ranks."""
+    agent: RayAgentSection = RayAgentSection()
+    """Agent services."""
     reward: RayRewardSection = RayRewardSection()
     """Reward services."""

@@ -149,7 +149,8 @@ class RewardSection(Section):
     num_services: Count = 1
     """Reward services that the local launcher starts."""
     functions: dict[str, float] = Field(default={"exact_match": 1.0})
-    """Weighted sum of functions: a built-in name or `module:function`, and its weight."""
+    """Weighted sum of functions: a built-in name or `module:function`, and its weight. In a run with agents also
+    `environment`, the score that the environment gave; there the default is `environment` alone."""
     max_magnitude: Annotated[float, Field(gt=0, le=1e12)] = 1e6
     """Largest absolute value of a score (the weighted sum); a larger one counts as failed and is never trained on."""
     modules_path: str = "."

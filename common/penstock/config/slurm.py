@@ -66,7 +66,7 @@ class SlurmSection(Section):
     """Address on which a service listens if its own `host` is loopback, where no other node could reach it; also for
     the embedded queue."""
     services: SlurmComponentSection = SlurmComponentSection()
-    """Queue and reward services; the launcher runs on its first node."""
+    """Queue, reward and agent services; the launcher runs on its first node."""
     rollout: SlurmComponentSection = SlurmComponentSection()
     """Rollout services with their engines, distributed evenly over the nodes."""
     trainer: SlurmComponentSection = SlurmComponentSection()

@@ -5,7 +5,7 @@ GRPO page are literal keys: actor.path, actor.group_size, ref.path, kl_ctl, tota
 docs/configuration.md is generated from the docstrings of the sections.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -35,7 +35,8 @@ from penstock.config.training import (
     StalenessSection,
 )
 from penstock.config.types import Count, Section
-from penstock.contracts import Rounding
+from penstock.contracts import Rounding, ServiceKind
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 
 
 class Config(Section):
@@ -96,9 +97,19 @@ class Config(Section):
             check_token(value.get_secret_value())
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _score_of_the_environment(cls, given: Any) -> Any:
+        """With agents, and without `reward.functions`, the environment's score is the reward."""
+        agent, reward = (given.get(key, {}) for key in ("agent", "reward")) if isinstance(given, dict) else ({}, {})
+        has_agent = isinstance(agent, dict) and (agent.get("environment") or agent.get("command"))
+        if has_agent and isinstance(reward, dict) and "functions" not in reward:
+            return {**given, "reward": {**reward, "functions": {ENVIRONMENT_REWARD: 1.0}}}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        if self.actor.group_size > self.rollout.engine.max_running_requests:
+        if not self.agent.enabled and self.actor.group_size > self.rollout.engine.max_running_requests:
             raise ValueError(
                 f"actor.group_size is {self.actor.group_size} and rollout.engine.max_running_requests "
                 f"{self.rollout.engine.max_running_requests}: expected a server to hold a full group; raise the latter"
@@ -119,6 +130,8 @@ class Config(Section):
                 f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
                 f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
             )
+        if self.agent.enabled and (reason := self._why_no_episodes):
+            raise ValueError(f"agent.{'environment' if self.agent.environment else 'command'} is set and {reason}")
         if self._hides_small_updates and self.rollout.engine.dtype == "float32":
             raise ValueError(
                 "actor.dtype is bfloat16 and rollout.engine.dtype float32: the engine would sample with updates that "
@@ -131,11 +144,37 @@ class Config(Section):
             )
         if self.trainer.take_turns and (reason := self._why_no_turns):
             raise ValueError(f"trainer.take_turns is on and {reason}")
+        if reason := self._why_no_agents:
+            raise ValueError(reason)
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
         if not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
+
+    @property
+    def _why_no_agents(self) -> str:
+        """What keeps episodes from being made as configured; empty if nothing does."""
+        if not self.agent.enabled:
+            if ENVIRONMENT_REWARD in self.reward.functions:
+                return (
+                    f"reward.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and neither "
+                    "agent.environment nor agent.command is set: expected one of them, or other reward functions"
+                )
+            return ""
+        if self.sampling.max_new_tokens >= self.agent.max_tokens:
+            return (
+                f"sampling.max_new_tokens is {self.sampling.max_new_tokens} and agent.max_tokens "
+                f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
+                "that leave room for a prompt; lower the former, or raise the latter"
+            )
+        context_length = self.rollout.engine.context_length
+        if context_length and self.agent.max_tokens > context_length:
+            return (
+                f"agent.max_tokens is {self.agent.max_tokens} and rollout.engine.context_length {context_length}: "
+                "expected episodes that an engine can hold; lower the former, or raise the latter"
+            )
+        return ""
 
     @property
     def _why_no_turns(self) -> str:
@@ -168,6 +207,28 @@ class Config(Section):
         return ""
 
     @property
+    def _why_no_episodes(self) -> str:
+        """What of the rest has no meaning for episodes; empty if nothing does."""
+        if self.loss.overlong.buffer_tokens:
+            return (
+                f"loss.overlong.buffer_tokens {self.loss.overlong.buffer_tokens}, which is for completions that come "
+                "close to sampling.max_new_tokens: an episode ends at agent.max_turns or agent.max_tokens, and what it "
+                "is worth then is its environment's to say (get_reward), or agent.cut_score; expected 0"
+            )
+        if self.loss.aggregation == "token-sum-norm" and not self.loss.norm_length:
+            return (
+                "loss.aggregation token-sum-norm with loss.norm_length 0, which is sampling.max_new_tokens then: "
+                "the limit of one turn. Expected a constant length of an episode; set loss.norm_length, for example "
+                f"to {self.agent.max_tokens} (agent.max_tokens)"
+            )
+        if self.data.template_options:
+            return (
+                f"data.template_options holds {', '.join(self.data.template_options)}: the agent service renders "
+                "messages, with the defaults of the chat template; expected no options"
+            )
+        return ""
+
+    @property
     def rounding(self) -> Rounding:
         """How pushed weights become bfloat16: engine and trainer must compute with the same policy."""
         if self.weights.rounding == "auto":
@@ -195,6 +256,16 @@ class Config(Section):
         else:
             apart = not _is_loopback(self.trainer.host)
         return "nccl" if device == "cuda" and apart else "disk"
+
+    @property
+    def num_services(self) -> dict[ServiceKind, int]:
+        """How many services of each kind the run has; a kind that it has none of is not there."""
+        return {
+            ServiceKind.ROLLOUT: self.rollout.num_servers,
+            **({ServiceKind.AGENT: self.agent.num_services} if self.agent.enabled else {}),
+            ServiceKind.REWARD: self.reward.num_services,
+            ServiceKind.TRAINER: 1,
+        }
 
     @property
     def max_outstanding(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.contracts.trajectories import Completion, Episode, Score
+from penstock.contracts.trajectories import Completion, Episode, Score, Trajectory
 from penstock.contracts.vocabulary import Purpose
 from penstock.contracts.wire import Contract
 
@@ -116,7 +116,7 @@ class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group
             raise ValueError(f"{len(self.trajectories)} {what} for {len(self.ticket.seeds)} seeds")
 
     @property
-    def trajectories(self) -> tuple[Completion, ...] | tuple[Episode, ...]:
+    def trajectories(self) -> tuple[Trajectory, ...]:
         """What was sampled, in the order of the seeds."""
         return self.episodes if self.ticket.environment else self.completions
 

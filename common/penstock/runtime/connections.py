@@ -32,14 +32,15 @@ def raised_file_limit(soft: int, hard: int) -> int:
     return soft if soft == resource.RLIM_INFINITY else max(soft, wanted)
 
 
-def max_connections() -> int:
-    """Those that this process may hold."""
-    return connections_within(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+def max_connections(num_clients: int = 0) -> int:
+    """Those that this process may hold. `num_clients`: that may wait for an answer for minutes, all at once."""
+    return connections_within(resource.getrlimit(resource.RLIMIT_NOFILE)[0], num_clients)
 
 
-def connections_within(files: int) -> int:
+def connections_within(files: int, num_clients: int = 0) -> int:
     """So many that half of the files stay free for work, even while as many again are accepted and not yet counted."""
-    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, files // 4))
+    most = MAX_CONNECTIONS + num_clients
+    return most if files == resource.RLIM_INFINITY else max(1, min(most, files // 4))
 
 
 class BoundedProtocol(H11Protocol):

@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 from penstock.errors import (
     ConfigError,
     DataError,
+    EngineBusyError,
     EngineError,
     EngineRejectedError,
     LeaseLostError,
@@ -26,6 +27,7 @@ STATUS_OF_ERROR: tuple[tuple[type[Exception], int], ...] = (
     (WeightsBusyError, 503),
     (WeightsMismatchError, 502),
     (WeightsError, 422),
+    (EngineBusyError, 503),
     (EngineRejectedError, 422),
     (EngineError, 502),
     (RewardUnavailableError, 503),

@@ -8,6 +8,8 @@ set, comes from a program and not from a page in a browser, which any site can m
     no token, though one is set              401
     sent by a browser, and no token is set   403
     a body that is not JSON                  415    such as a form's, which a page may send anywhere
+
+Paths whose requests carry a key of their own are only asked for JSON: their service checks the key, which no page has.
 """
 
 import ipaddress
@@ -29,17 +31,21 @@ Refusal = tuple[int, str]
 class Guard:
     """An app behind the token."""
 
-    def __init__(self, app: ASGIApp, token: SecretStr | None) -> None:
+    def __init__(self, app: ASGIApp, token: SecretStr | None, own_keys: tuple[str, ...] = ()) -> None:
+        """`own_keys`: beginnings of paths whose requests carry a key that the app checks itself."""
         self._app = app
+        self._own_keys = own_keys
         self._expected = None if token is None else f"Bearer {token.get_secret_value()}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None
+        refusal = None
+        if scope["type"] == "http" and scope["method"] not in READS:
+            headers = Headers(scope=scope)
+            has_own_key = scope["path"].startswith(self._own_keys)
+            refusal = (None if has_own_key else self._unknown(headers)) or _no_json(headers)
         await _answer(self._app, refusal, scope, receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> Refusal | None:
-        if method in READS:
-            return None
+    def _unknown(self, headers: Headers) -> Refusal | None:
         if self._expected is not None:
             given = headers.get("authorization", "").encode("latin-1")
             if not secrets.compare_digest(given, self._expected):
@@ -47,10 +53,14 @@ class Guard:
         elif sent_by := next((name for name in FROM_BROWSERS if name in headers), None):
             why = f"a browser sent this ({sent_by}: {headers[sent_by][:80]}), as a page of any site can make it do"
             return 403, f"{why}; expected a program, or a token (PENSTOCK_TOKEN)"
-        kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            return 415, f"Content-Type is {kind[:80]}; expected application/json"
         return None
+
+
+def _no_json(headers: Headers) -> Refusal | None:
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        return 415, f"Content-Type is {kind[:80]}; expected application/json"
+    return None
 
 
 class OwnNames:

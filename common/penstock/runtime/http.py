@@ -28,14 +28,16 @@ def make_app(
     metrics: CollectorRegistry,
     token: SecretStr | None = None,
     body_bytes: Mapping[str, int] | None = None,
+    own_keys: tuple[str, ...] = (),
 ) -> FastAPI:
     """An app with the routes that all services share; `not_ready` gives the reason why the service cannot work yet.
 
-    Every route that is added to it needs the token, if there is one, unless it is a read.
+    Every route that is added to it needs the token, if there is one, unless it is a read, or its path begins with one
+    of `own_keys`: then it checks a key of its own.
     `body_bytes`: the longest body of a route, by its path, if it needs more than `MAX_BODY_BYTES`.
     """
     app = FastAPI(title=title, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(Guard, token=token, own_keys=own_keys)
     app.router.route_class = bounded_routes(body_bytes or {})
 
     @app.get("/health")

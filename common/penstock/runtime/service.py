@@ -43,10 +43,14 @@ UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE: a defect, not an expected condition
 class Service:
     """One HTTP server and the loops of a service. Binds its port at once: `url` is known before the server answers."""
 
-    def __init__(self, host: str, port: int, key: str) -> None:
-        """ConfigError naming `key` (such as trainer.port) if the service cannot listen on the address."""
+    def __init__(self, host: str, port: int, key: str, *, num_clients: int = 0) -> None:
+        """ConfigError naming `key` (such as trainer.port) if the service cannot listen on the address.
+
+        num_clients: connections beyond those of other services, of clients that wait long for their answers.
+        """
         self._socket = listen(host, port, key)
         self._section = key.partition(".")[0]
+        self._num_clients = num_clients
         self._names: set[str] = set()
         self.stop = asyncio.Event()
         self.advertise(host)
@@ -90,7 +94,7 @@ class Service:
             OwnNames(app, lambda: self._names, f"{self._section}.advertise_host"),
             http=BoundedProtocol,
             ws="none",
-            limit_concurrency=max_connections(),
+            limit_concurrency=max_connections(self._num_clients),
             backlog=min(BACKLOG, max_connections()),  # so many are accepted before the first of them is counted
             log_config=None,
             access_log=False,

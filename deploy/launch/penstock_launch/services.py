@@ -36,6 +36,7 @@ HINTS = {
     "penstock_rollout": "SGLang starts and loads the model",
     "penstock_trainer": "imports torch and loads the model",
     "penstock_trainer.torchrun": "starts its ranks, which import torch and load the model",
+    "penstock_agent": "loads the tokenizer and the environment",
     "penstock_reward": "loads the reward functions",
 }
 
@@ -71,19 +72,22 @@ def commands(
         )
         for index in range(config.rollout.num_servers)
     ]
-    rewards = [
-        command(
-            ServiceKind.REWARD,
-            index,
-            config.reward.num_services,
-            "penstock_reward",
-            *_port("reward.port", config.reward.port, index),
-        )
-        for index in range(config.reward.num_services)
-    ]
+
+    def alike(kind: ServiceKind, first_port: int) -> list[Command]:
+        count = config.num_services.get(kind, 0)
+        return [
+            command(kind, index, count, f"penstock_{kind}", *_port(f"{kind}.port", first_port, index))
+            for index in range(count)
+        ]
+
     trainer = "penstock_trainer" if config.trainer.num_ranks == 1 else "penstock_trainer.torchrun"
     # The slowest first: the inference engine.
-    return [*rollouts, command(ServiceKind.TRAINER, 0, 1, trainer), *rewards]
+    return [
+        *rollouts,
+        command(ServiceKind.TRAINER, 0, 1, trainer),
+        *alike(ServiceKind.AGENT, config.agent.port),
+        *alike(ServiceKind.REWARD, config.reward.port),
+    ]
 
 
 def job_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:

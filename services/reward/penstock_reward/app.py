@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from penstock.config import RewardSection
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.runtime.http import make_app
-from penstock_reward.functions.registry import builtins
+from penstock_reward.functions.registry import ENVIRONMENT_DESCRIPTION, builtins
 from penstock_reward.processes.pool import Pool
 from penstock_reward.scoring.breaker import BreakerState
 from penstock_reward.scoring.scoring import Scoring
@@ -93,7 +94,8 @@ def make_reward_app(
 
     @app.get("/v1/rewards")
     async def rewards() -> dict[str, list[RewardAnswer]]:
-        known = builtins()
+        described = {name: each.description for name, each in builtins().items()}
+        known = {**described, ENVIRONMENT_REWARD: ENVIRONMENT_DESCRIPTION}
         names = [*section.functions, *(name for name in known if name not in section.functions)]
         return {
             "rewards": [
@@ -101,7 +103,7 @@ def make_reward_app(
                     name=name,
                     weight=section.functions.get(name),
                     builtin=name in known,
-                    description=known[name].description if name in known else pool.descriptions.get(name, ""),
+                    description=known.get(name) or pool.descriptions.get(name, ""),
                     breaker=scoring.breakers.of(name).state,
                 )
                 for name in names

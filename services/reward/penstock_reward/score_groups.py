@@ -113,7 +113,9 @@ async def _scored(
     scoring: Scoring, metrics: RewardMetrics, group: RolloutHeader, texts: Sequence[str], permit: Permit
 ) -> ScoredHeader:
     ticket = group.ticket
-    attempts = scoring.attempts(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
+    attempts = scoring.attempts(
+        ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata, group.environment_scores
+    )
     while (verdicts := await attempts.run()) is None:
         log.info("parked until the breaker of %s closes", attempts.blocked_by, extra={"ticket": ticket.key})
         await permit.release_while(attempts.breakers_closed())

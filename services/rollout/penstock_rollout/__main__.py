@@ -1,11 +1,12 @@
 """`python -m penstock_rollout --config F [--key value ...]`: the rollout service.
 
-Wires queue, engine, weights, producer and HTTP, and announces the service once its engine answers. If it dies, its
-tickets go to other services, and its engine dies with it. Exit codes: `penstock.errors`.
+Wires queue, engine, weights, producer, calls and HTTP, and announces the service once its engine answers. If it dies,
+its tickets go to other services, and its engine dies with it. Exit codes: `penstock.errors`.
 """
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -19,18 +20,23 @@ from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
+from penstock.runtime.connections import max_connections
 from penstock.weights.local_folder import LocalFolder, name_of_run
 from penstock_rollout.app import make_rollout_app
+from penstock_rollout.calls import Calls, make_admission
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.local_copy import LocalCopy
 from penstock_rollout.weights.snapshots import Snapshots
 from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
+
+log = logging.getLogger(__name__)
 
 BEATS_PER_TTL = 3
 
@@ -54,24 +60,36 @@ async def start(config: Config) -> None:
     copy = _local_copy(config) if config.weights.full_every else None
     weights = WeightUpdater(engine, config.weights, metrics, copy)
     files_of = Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
-    producer = Producer(worker, queue.announced, engine, weights, files_of, metrics, config, worker.name)
+    generator = Generator(engine, weights, metrics)
+    producer = Producer(worker, queue.announced, engine, weights, generator, files_of, metrics, config, worker.name)
+    admission = make_admission(section.engine.max_running_requests, max_connections())
+    if config.agent.enabled and admission.max_running < section.engine.max_running_requests:
+        log.warning(
+            "calls fill %d of rollout.engine.max_running_requests = %d: each needs one of the service's %d connections",
+            *(admission.max_running, section.engine.max_running_requests, max_connections()),
+        )
+    calls = Calls(generator, weights, metrics, admission)
     turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 
     def engine_started() -> None:
         engine.client.info.require_room(config.sampling.max_new_tokens)
+        if config.agent.enabled:
+            engine.client.info.require_length(config.agent.max_tokens)
         weights.forget()
         if engine.life > 1:
             metrics.engine_restarted()
 
     async def produce_then_end_engine() -> None:
-        await producer.produce_groups(served.stop)
+        async with asyncio.TaskGroup() as work:
+            work.create_task(producer.produce_groups(served.stop))
+            work.create_task(calls.drain_at(served.stop))
         engine_stop.set()
 
-    engine_stop = asyncio.Event()  # after `stop`: running groups may still finish
+    engine_stop = asyncio.Event()  # after `stop`: running groups and calls may still finish
     try:
         served.advertise(await advertised_host(ServiceKind.ROLLOUT, section, config.redis.url))
         await served.run(
-            make_rollout_app(engine, weights, metrics.registry, config.token, turns),
+            make_rollout_app(engine, weights, calls, metrics.registry, config.token, turns),
             background=[
                 worker.keep_alive(),
                 announce(register, engine, weights, config.staleness.heartbeat_seconds),

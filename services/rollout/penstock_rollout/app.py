@@ -1,22 +1,26 @@
-"""The rollout service's HTTP side: weights are pushed here. Parses, calls and answers.
+"""The rollout service's HTTP side: weights are pushed here, and agents call the model. Parses, calls and answers.
 
 Calls that change state or generate need the token, if one is set.
 """
 
-import time
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI
+import msgspec
+from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathParameter
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.contracts import Sampling, ServerState, pack_int32, to_body
+from penstock.contracts import MalformedMessageError, from_body, to_body
+from penstock.contracts.generation import GenerateRequest
 from penstock.contracts.services import ServedWeights, read_push, read_turn, version_body
 from penstock.contracts.weight_sources import MAX_NUMBER, read_group_request
-from penstock.errors import WeightsBusyError, WeightsConflictError
+from penstock.errors import WeightsConflictError
+from penstock.runtime.error_answers import error_response
 from penstock.runtime.http import make_app
-from penstock_rollout.bodies import GenerateRequest, GenerateResponse, shown
+from penstock_rollout.calls import Calls
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.weights.loaders import make_loader
 from penstock_rollout.weights.turns import Turns
@@ -24,12 +28,15 @@ from penstock_rollout.weights.updater import WeightUpdater
 
 MAX_PUSH_BYTES = 2**25  # the names and shapes of 200 000 tensors
 MAX_GENERATE_BYTES = 2**23  # a prompt of a million tokens
-ASLEEP = "the engine sleeps: it is the trainer's turn on the GPU (trainer.take_turns)"
+CLIENT_GONE = 499  # for a log: nobody reads that answer
+
+T = TypeVar("T")
 
 
 def make_rollout_app(
     engine: Engine,
     weights: WeightUpdater,
+    calls: Calls,
     registry: CollectorRegistry,
     token: SecretStr | None,
     turns: Turns | None = None,
@@ -37,7 +44,7 @@ def make_rollout_app(
     """The app of the rollout service; `turns`: with `trainer.take_turns`."""
     app = make_app(
         "penstock rollout",
-        not_ready=lambda: not_ready(engine, weights),
+        not_ready=lambda: calls.not_ready,
         metrics=registry,
         token=token,
         body_bytes={"/v1/weights/{version}": MAX_PUSH_BYTES, "/v1/generate": MAX_GENERATE_BYTES},
@@ -63,15 +70,35 @@ def make_rollout_app(
     _add_pauses(app, engine, weights, turns)
 
     @app.post("/v1/generate")
-    async def generate(request: GenerateRequest) -> GenerateResponse:
-        if weights.asleep:
-            raise WeightsBusyError(ASLEEP)
-        start = time.monotonic()
-        sampling = Sampling(request.temperature, request.max_new_tokens, tuple(request.stop_token_ids))
-        answers = await engine.generate(pack_int32(request.prompt_ids), request.seeds, sampling)
-        return GenerateResponse(completions=[shown(answer) for answer in answers], seconds=time.monotonic() - start)
+    async def generate(request: Request) -> Response:
+        try:
+            wanted = from_body(await request.body(), GenerateRequest)
+        except MalformedMessageError as error:
+            return error_response(422, "invalid_request", str(error))
+        answer = await _unless_gone(request, calls.answer(wanted))
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return app
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`. If the client disconnects it is cancelled, so that nothing computes for nobody: None."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has disconnected. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _add_pauses(app: FastAPI, engine: Engine, weights: WeightUpdater, turns: Turns | None) -> None:
@@ -96,21 +123,6 @@ def _add_pauses(app: FastAPI, engine: Engine, weights: WeightUpdater, turns: Tur
             )
         await turns.sleep(turn)
         return to_body(served(engine, weights))
-
-
-def not_ready(engine: Engine, weights: WeightUpdater) -> str | None:
-    """Why no ticket can be taken; None if one can."""
-    if (reason := engine.not_ready) is not None:
-        return reason
-    if weights.state is ServerState.ASLEEP:
-        return ASLEEP
-    if weights.state is ServerState.PAUSED:
-        return "generation is paused; POST /v1/resume resumes it"
-    if weights.state is ServerState.FENCED:
-        return f"no ticket is taken until the announced weights are served; the last update failed: {weights.fenced}"
-    if not weights.loaded:
-        return "no weights were loaded yet; expected the trainer to push or announce a version"
-    return None
 
 
 def served(engine: Engine, weights: WeightUpdater) -> ServedWeights:

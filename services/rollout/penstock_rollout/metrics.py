@@ -25,7 +25,10 @@ class RolloutMetrics:
         self._clock = clock
         ProcessCollector(registry=registry)
         self._groups = Counter(
-            "penstock_rollout_groups", "Groups by what became of them.", ["outcome"], registry=registry
+            "penstock_rollout_groups",
+            "Groups, and calls of agents, by what became of them.",
+            ["outcome"],
+            registry=registry,
         )
         for outcome in get_args(GroupOutcome):
             self._groups.labels(outcome)
@@ -35,6 +38,17 @@ class RolloutMetrics:
         self._prompt_tokens = Counter(
             "penstock_rollout_prompt_tokens", "Prompt tokens of groups that were handed over.", registry=registry
         )
+        self._cached_tokens = Counter(
+            "penstock_rollout_cached_prompt_tokens",
+            "Of the prompt tokens of answered calls: those that the engine had in its cache.",
+            registry=registry,
+        )
+        self._refused = Counter(
+            "penstock_rollout_refused_calls",
+            "Calls that were answered with 503: the weights that they need are not served, or too many calls wait.",
+            registry=registry,
+        )
+        self._waiting = Gauge("penstock_rollout_waiting_calls", "Calls that wait for room.", registry=registry)
         self._duration = Histogram(
             "penstock_rollout_group_duration_seconds",
             "From request to answer of a group.",
@@ -98,10 +112,20 @@ class RolloutMetrics:
             self._inflight.dec()
             self._duration.observe(self._clock() - start)
 
-    def group_ended(self, outcome: GroupOutcome, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+    def group_ended(
+        self, outcome: GroupOutcome, prompt_tokens: int = 0, completion_tokens: int = 0, cached_tokens: int = 0
+    ) -> None:
         self._groups.labels(outcome).inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._completion_tokens.inc(completion_tokens)
+        self._cached_tokens.inc(cached_tokens)
+
+    def call_refused(self) -> None:
+        self._refused.inc()
+
+    def count_waiting(self, number: Callable[[], int]) -> None:
+        """`number`: of the calls that wait now."""
+        self._waiting.set_function(number)
 
     def weights_loaded(self, transport: str, seconds: float, paused_seconds: float, version: int) -> None:
         self._update.labels(transport).observe(seconds)

@@ -4,6 +4,9 @@ Invariants: a ticket is taken only while the engine serves the announced version
 every ticket that is taken is handed over, buried or given back; a completion that was cut off is never published,
 nor one from weights that the canary has not verified.
 
+In a run of agents no ticket is taken: the agent service takes them, and calls (`calls`). Then the loop only loads the
+announced weights.
+
     TICKETS, EVAL --take--> decode --> generate (one request per group) --hand over, take the next--> ROLLOUTS
                               |             |-- cut by an update --> its rest, once the new weights are served
                               |             |-- engine died --> back, counted; alone at the third time
@@ -24,12 +27,19 @@ from typing import Protocol
 
 from penstock.broker import Delivery, Served, Stage
 from penstock.config import Config
-from penstock.contracts import MalformedMessageError, RolloutGroup, ServerState, Ticket, decode
+from penstock.contracts import MalformedMessageError, RolloutGroup, ServerState, Ticket, decode, unpack_int32
 from penstock.contracts.services import Announcement
-from penstock.errors import EngineDiedError, EngineError, EngineRejectedError, WeightsBusyError, WeightsError
-from penstock_rollout.engine.draft import Draft
+from penstock.errors import (
+    EngineAbortedError,
+    EngineDiedError,
+    EngineError,
+    EngineRejectedError,
+    WeightsBusyError,
+    WeightsError,
+)
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.types import EngineAbsentError, GroupAnswer, completions
+from penstock_rollout.engine.types import EngineAbsentError
+from penstock_rollout.generator import Generated, Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.running import ISOLATION_DEATHS, Running
 from penstock_rollout.weights.updater import WeightUpdater
@@ -73,6 +83,7 @@ class Producer:
         announced: Announced,
         engine: Engine,
         weights: WeightUpdater,
+        generator: Generator,
         files_of: FilesOf,
         metrics: RolloutMetrics,
         config: Config,
@@ -83,11 +94,12 @@ class Producer:
         self._announced = announced
         self._engine = engine
         self._weights = weights
+        self._generator = generator
         self._files_of = files_of
         self._metrics = metrics
         most = config.rollout.engine.max_running_requests
         self._running = Running(config.actor.group_size, most, int(config.eval.max_share * most))
-        self._aborts_at_updates = config.weights.pause_mode == "abort"
+        self._takes = not config.agent.enabled
         self._server = server
         self._stop = asyncio.Event()
 
@@ -99,7 +111,10 @@ class Producer:
                 stopping = tasks.create_task(stop.wait())
                 while not stop.is_set():
                     if await self._can_take(stopping):
-                        await self._start_one(tasks, stopping)
+                        if self._takes:
+                            await self._start_one(tasks, stopping)
+                        else:
+                            await _until(asyncio.sleep(WAIT_SECONDS), stopping)
                 patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
         except TimeoutError:
             log.warning("stopped with groups not generated after %g s; they were given back", DRAIN_SECONDS)
@@ -189,96 +204,56 @@ class Producer:
     async def _produce(
         self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket, after: tuple[asyncio.Task[None], ...]
     ) -> None:
-        life = self._engine.life
         give_back = self._tickets.give_back
         try:
             if after:
                 await asyncio.wait(after)
-            if not self._engine.up.is_set():  # lost since the ticket was taken: no death to count against it
-                raise EngineAbsentError("the engine is being started again")
-            life = self._engine.life
             started_at, began = time.time(), time.monotonic()
-            answer, waited_seconds = await self._generate(ticket)
+            generated = await self._generator.generate(
+                tuple(unpack_int32(ticket.prompt_ids)),
+                ticket.seeds,
+                ticket.sampling,
+                training=ticket.purpose == "train",
+            )
             ended_at = started_at + time.monotonic() - began  # also if the time of day was set meanwhile
-            started_at += waited_seconds  # what the trainer computed meanwhile was no generation
-            if answer is None:
-                await give_back(delivery, failed=True, reason="the engine aborted it")
-                self._metrics.group_ended("aborted")
-                return
-            await self._publish(tasks, delivery, ticket, answer, (started_at, ended_at))
+            started_at += generated.waited_seconds  # what the trainer computed meanwhile was no generation
+            await self._publish(tasks, delivery, ticket, generated, (started_at, ended_at))
         except asyncio.CancelledError:
             await give_back(delivery)  # free for others at once, not only when this service counts as dead
             self._metrics.group_ended("returned")
             raise
-        except EngineAbsentError as error:
-            self._engine.report(life, str(error))
-            await give_back(delivery)  # it died before this ticket reached it
+        except EngineAbsentError:
+            await give_back(delivery)  # it died before this ticket reached it, or was ended for its weights
             self._metrics.group_ended("returned")
         except EngineDiedError as error:
-            self._engine.report(life, str(error))
-            blamed = life != self._weights.condemned_life  # else it was ended for its weights
-            await give_back(delivery, engine_died=blamed, reason=str(error))
-            self._metrics.group_ended("engine_died" if blamed else "returned")
+            await give_back(delivery, engine_died=True, reason=str(error))
+            self._metrics.group_ended("engine_died")
         except EngineRejectedError as error:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("rejected")
-        except WeightsError as error:
-            if life != self._weights.condemned_life:
-                log.error("%s: loading the announced weights again", error)
-                self._weights.forget()
+        except EngineAbortedError as error:
+            await give_back(delivery, failed=True, reason=str(error))
+            self._metrics.group_ended("aborted")
+        except WeightsError:
             await give_back(delivery)
             self._metrics.group_ended("failed")
         except (EngineError, TimeoutError) as error:
             await give_back(delivery, failed=True, reason=str(error))
             self._metrics.group_ended("failed")
 
-    async def _generate(self, ticket: Ticket) -> tuple[GroupAnswer | None, float]:
-        """The full group, over any number of updates that cut it; None if the engine aborted it for another reason.
-
-        And the seconds for which it waited for weights to go on with.
-
-        Output of an unverified version waits for the canary; after a mismatch that version is unknown.
-        """
-        draft = Draft(ticket, one_version_per_answer=self._aborts_at_updates)
-        generation, weights = self._engine.client.generation, self._weights
-        waited_seconds = 0.0
-        while True:
-            if weights.sleeps:
-                waited_seconds += await self._settled()
-            num_interruptions = weights.num_interruptions
-            with weights.generating(), self._metrics.running(training=ticket.purpose == "train"):
-                draft.add(await generation.complete(draft.requests(), ticket.sampling))
-            if draft.finished:
-                break
-            if weights.num_interruptions == num_interruptions:
-                return None, waited_seconds
-            waited_seconds += await self._settled()
-        group = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
-        if any(span.weight_version == weights.unverified for answer in group for span in answer.spans):
-            await weights.settled()
-        return group, waited_seconds
-
-    async def _settled(self) -> float:
-        """Wait for the weights with which a group goes on; returns for how many seconds."""
-        start = time.monotonic()
-        await self._weights.settled()
-        if self._weights.identity is None and not self._weights.paused:
-            raise EngineAbsentError("the weights that cut it could not be loaded")
-        return time.monotonic() - start
-
     async def _publish(
         self,
         tasks: asyncio.TaskGroup,
         delivery: Delivery,
         ticket: Ticket,
-        answer: GroupAnswer,
+        generated: Generated,
         between: tuple[float, float],
     ) -> None:
         """Hand the group over, and start the next one at once if only a ticket is needed for that.
 
         between: Unix seconds of its start and its end.
         """
-        group = RolloutGroup(ticket, completions(answer, self._weights.known), self._server, *between)
+        group = RolloutGroup(ticket, self._generator.completions(generated), self._server, *between)
         going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
         if going_on and self._running.may_replace(ticket):
             with self._running.coming(leaving=ticket):

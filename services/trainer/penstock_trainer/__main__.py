@@ -28,8 +28,9 @@ async def start(config: Config) -> None:
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
     require_trackers(config.tracking)
-    train = load_rows(config.data.train)
-    held_out = load_rows(config.data.eval, "data.eval") if config.data.eval else []
+    of_episodes = config.agent.enabled
+    train = load_rows(config.data.train, of_episodes=of_episodes)
+    held_out = load_rows(config.data.eval, "data.eval", of_episodes=of_episodes) if config.data.eval else []
     require_rewards([*train, *held_out], config.reward.functions)
     # Importing torch takes seconds: errors that can be found without it have been reported before.
     from penstock_trainer.wiring import run_trainer

@@ -159,6 +159,7 @@ class Assembly:
                 self.draws.num_draws,
                 config.run.max_steps,
                 config.staleness.order,
+                config.agent.max_failure_share if config.agent.enabled else 1.0,
             )
         )
 
@@ -251,7 +252,7 @@ class Assembly:
 
     @cached_property
     def canary(self) -> CanaryMaker:
-        return CanaryMaker(self.learner.sequence_logprobs, self.prompts.train[0].token_ids, self.config)
+        return CanaryMaker(self.learner.sequence_logprobs, self.prompts.first_ids, self.config)
 
     @cached_property
     def releases(self) -> Releases:
@@ -290,7 +291,7 @@ class Assembly:
 
     @cached_property
     def metrics(self) -> TrainerMetrics:
-        metrics = TrainerMetrics()
+        metrics = TrainerMetrics(of_episodes=self.config.agent.enabled)
         metrics.watch_progress(lambda: self.watchdog.idle_seconds)
         metrics.show_limits(self.config, self.status.total_steps)
         return metrics

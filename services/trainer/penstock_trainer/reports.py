@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from penstock.contracts import PolicyIdentity, ScoredGroup
+from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
+from penstock_trainer.batching.rewards import rewards_of
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
@@ -81,10 +83,10 @@ class Reports:
     ) -> None:
         """Report a step; `versions`: of the weights before and after it."""
         before, after = versions
-        completions = [each for group in groups for each in group.group.completions]
-        oldest = [oldest_trained_version(each, before, self._max_lag) for each in completions]
+        trajectories = [each for group in groups for each in group.group.trajectories]
+        oldest = [oldest_trained_version(each, before, self._max_lag) for each in trajectories]
         staleness = [before - version for version in oldest if version is not None]
-        values = [score.value for group in groups for score in group.scores if score.value is not None]
+        values = [reward for group in groups for reward in rewards_of(group) if reward is not None]
         generation = self._generation
         if self._first and generation.first_started_at is not None:
             clock.begin_at(generation.first_started_at)
@@ -103,7 +105,7 @@ class Reports:
             reward_mean=sum(values) / len(values) if values else 0.0,
             staleness_max=max(staleness, default=0),
             staleness_mean=sum(staleness) / len(staleness) if staleness else 0.0,
-            statistics=figures_of(result),
+            statistics={**figures_of(result), **episode_figures(groups)},
         )
         self._progress.add_step(line)
         self._tracking.step(line)

@@ -94,7 +94,7 @@ class LaunchSetup:
         self.run_folder = folder / "runs" / "t"
         self.started: list[subprocess.Popen[str]] = []
         self.environ = dict(os.environ)
-        for kind in ("rollout", "reward", "trainer"):
+        for kind in ("rollout", "agent", "reward", "trainer"):
             module = folder / "modules" / f"penstock_{kind}"
             module.mkdir(parents=True)
             (module / "__init__.py").write_text("")

@@ -1,6 +1,7 @@
 """`penstock launch local` as its user sees it: the real command and queue, with services that only pretend to work."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,32 @@ def test_a_killed_service_comes_back_and_the_run_ends_right(setup: LaunchSetup, 
     restarts = setup.summary()["restarts"]
     assert isinstance(restarts, dict)
     assert restarts[service] == 1
+
+
+@pytest.mark.slow
+def test_a_run_of_episodes_has_agent_services(setup: LaunchSetup) -> None:
+    words = ("--agent.command", "[my-agent]", "--agent.num_services", "2", "--run.max_steps", "1000")
+    process = setup.launch(*words)
+    wait_for_text(setup, "agent-0: ready after")
+    wait_for_text(setup, "agent-1: ready after")
+    wait_for_text(setup, "trainer: ready after")
+    log = (setup.run_folder / "logs" / "launcher.log").read_text()
+    assert "agent-0: starting: loads the tokenizer and the environment" in log
+    first = setup.identity("agent-1")
+    first.send(signal.SIGKILL)
+    wait_for_text(setup, "agent-1: died (killed by SIGKILL)")
+    until(lambda: setup.identity("agent-1") != first)
+    status = setup.command("status", "--config", "config.yaml", *words[:2], "--agent.num_services", "3")
+    output, _ = status.communicate(timeout=START_SECONDS)
+    assert status.returncode == 0, output
+    assert re.search(r"^  agent\d+: .*, http://127\.0\.0\.1:\d+$", output, re.MULTILINE)
+    assert re.search(r"^  agent: \d of 3 are up; runs/t/logs says what became of the rest$", output, re.MULTILINE)
+    setup.finish()
+    output, _ = process.communicate(timeout=START_SECONDS)
+    assert process.returncode == 0, output
+    assert setup.summary()["restarts"] == dict.fromkeys(("queue", "rollout", "trainer", "agent-0", "reward"), 0) | {
+        "agent-1": 1
+    }
 
 
 @pytest.mark.slow

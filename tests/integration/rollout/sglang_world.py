@@ -25,6 +25,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.generation import SGLangGeneration
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import WeightUpdater
@@ -32,6 +33,7 @@ from tests.integration.rollout.sglang_pair import ROOT
 from tests.integration.rollout.test_engine_sglang import stage
 from tests.patience import START_SECONDS
 from tests.tolerance import logprob_tolerance
+from tests.unit.rollout.one_request import generate
 from tests.unit.rollout.producer_setup import MemoryQueue, as_it_is
 
 CANARY_TOKENS = tuple(range(40, 56))
@@ -157,7 +159,7 @@ class World:
         for prompt in (SHARED_PROMPT, (*SHARED_PROMPT[:50], self.version)):
             engines = [each.engine for each in self.servers]
             greedy = Sampling(0.0, 6, ())
-            answers = await asyncio.gather(*(each.generate(pack_int32(prompt), (1, 2), greedy) for each in engines))
+            answers = await asyncio.gather(*(generate(each, pack_int32(prompt), (1, 2), greedy) for each in engines))
             for answer in (each for group in answers for each in group):
                 request = {"prompt": prompt, "tokens": answer.token_ids, "runs": [[str(self.models[model]), 6]]}
                 (expected,) = self.oracle.logprobs([{**request, "keep_cache": False}])
@@ -185,7 +187,17 @@ async def serving(url: str, folder: Path, mode: str, *, spans: bool = True) -> A
     weights = WeightUpdater(engine, config.weights, metrics)
     server = Server(client, engine, weights, metrics)
     stop, engine_stop = asyncio.Event(), asyncio.Event()
-    producer = Producer(server.queue, server.queue.announcement, engine, weights, as_it_is, metrics, config, "server")
+    producer = Producer(
+        server.queue,
+        server.queue.announcement,
+        engine,
+        weights,
+        Generator(engine, weights, metrics),
+        as_it_is,
+        metrics,
+        config,
+        "server",
+    )
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(engine.keep_engine(engine_stop, weights.forget))

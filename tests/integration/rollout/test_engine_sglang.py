@@ -30,6 +30,7 @@ from penstock_trainer.weights.staging import Staging
 from tests.integration.rollout.sglang_pair import PYTHON, VOCABULARY, all_up, scheduler_of
 from tests.patience import ANSWER_SECONDS
 from tests.tolerance import logprob_tolerance
+from tests.unit.rollout.one_request import generate
 
 pytestmark = [
     pytest.mark.slow,
@@ -110,16 +111,16 @@ async def assert_nothing_is_cut(engine: Engine) -> None:
     assert info.longest_sequence == info.context_length - RESERVED_TOKENS
     for num_new in (1, 10):
         prompt = pack_int32([7] * (info.longest_sequence - num_new))
-        (answer,) = await engine.generate(prompt, (1,), Sampling(1.0, num_new, ()))
+        (answer,) = await generate(engine, prompt, (1,), Sampling(1.0, num_new, ()))
         assert (len(answer.token_ids), answer.finish_reason) == (num_new, "length")
         with pytest.raises(EngineRejectedError, match="context_length"):
-            await engine.generate(prompt, (1,), Sampling(1.0, num_new + 1, ()))
+            await generate(engine, prompt, (1,), Sampling(1.0, num_new + 1, ()))
     assert isinstance(engine.client, SGLangClient)
     connection = engine.client.connection
     connection._info = replace(info, longest_sequence=info.context_length)  # as if it were true
     try:
         with pytest.raises(EngineRejectedError, match="cut the completion after 14 tokens"):
-            await engine.generate(prompt, (1,), Sampling(1.0, 10 + RESERVED_TOKENS, ()))
+            await generate(engine, prompt, (1,), Sampling(1.0, 10 + RESERVED_TOKENS, ()))
     finally:
         connection._info = info
 
@@ -137,7 +138,7 @@ async def test_generation_weights_and_death(
     prompts, seeds, sampling = ([5, 6, 7], list(range(40, 75))), (1, 2, 3, 4), Sampling(1.0, 12, (1,))
 
     async def groups(limits: Sampling) -> list[Result]:
-        answers = await asyncio.gather(*(engine.generate(pack_int32(prompt), seeds, limits) for prompt in prompts))
+        answers = await asyncio.gather(*(generate(engine, pack_int32(prompt), seeds, limits) for prompt in prompts))
         made = [(prompt, completions(each, weights.known)) for prompt, each in zip(prompts, answers, strict=True)]
         return [
             (prompt, unpack_int32(each.token_ids), unpack_float32(each.logprobs))
@@ -156,7 +157,7 @@ async def test_generation_weights_and_death(
     assert [tokens for _, tokens, _ in mixed[1]] == [tokens for _, tokens, _ in results]
     assert len({tuple(tokens) for _, tokens, _ in mixed[0]}) == 2
 
-    running = asyncio.create_task(engine.generate(pack_int32([9, 9]), seeds, Sampling(0.0, 3000, ())))
+    running = asyncio.create_task(generate(engine, pack_int32([9, 9]), seeds, Sampling(0.0, 3000, ())))
     await asyncio.sleep(0.5)  # 3000 tokens take several times as long
     await weights.update(second)
     survivors = completions(await running, weights.known)
@@ -174,7 +175,7 @@ async def test_generation_weights_and_death(
     assert_says(tmp_path / "expected", results)
 
     with pytest.raises(EngineRejectedError, match="vocabulary"):
-        await engine.generate(pack_int32([VOCABULARY]), (1,), sampling)
+        await generate(engine, pack_int32([VOCABULARY]), (1,), sampling)
     await assert_nothing_is_cut(engine)
 
     scheduler_of(sglang_pair[0]).kill()

@@ -12,9 +12,11 @@ import httpx
 import pytest
 import yaml
 
-from penstock.broker import Queue, Served, Stage, Worker
+from penstock.broker import Queue, Served, Stage, Worker, connect
+from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
+from penstock.config.agent import AgentSection
 from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, ServerState, ServiceKind, Ticket, pack_int32
 from penstock.contracts.services import Announcement, ServiceRecord
 from tests.integration.broker.queue_setup import read_group
@@ -22,6 +24,8 @@ from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving, stage_weights
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+AGENT: dict[str, object] = {"environment": "envs:Guess", "max_tokens": 32}
 
 
 def ticket(number: int) -> Ticket:
@@ -46,6 +50,7 @@ async def started(
     *,
     heartbeat_seconds: float = ANSWER_SECONDS,
     weights: dict[str, object] | None = None,
+    agent: dict[str, object] | None = None,
     **engine: object,
 ) -> asyncio.subprocess.Process:
     document = {
@@ -56,6 +61,7 @@ async def started(
         "staleness": {"heartbeat_seconds": heartbeat_seconds},
         "rollout": {"engine": {"start_timeout_seconds": START_SECONDS, **engine}},
         "weights": weights or {},
+        "agent": agent or {},
         "redis": {
             "url": config.redis.url,
             "password": config.redis.password and config.redis.password.get_secret_value(),
@@ -144,6 +150,71 @@ async def test_it_serves_pushes_tickets_and_sigterm(
             assert [each for each in await queue.services() if each.kind is ServiceKind.ROLLOUT] == []
             other = Worker(queue, "other", queue_config.staleness)
             assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
+
+
+@pytest.fixture
+def agent_config(queue_config: Config) -> Config:
+    return queue_config.model_copy(update={"agent": AgentSection.model_validate(AGENT)})
+
+
+@pytest.fixture
+async def agent_queue(agent_config: Config) -> AsyncIterator[Queue]:
+    connected = await connect(agent_config)
+    yield connected
+    await connected.delete_run()
+    await connected.close()
+
+
+async def test_in_a_run_of_agents_it_answers_calls_and_leaves_tickets_alone(
+    tmp_path: Path, agent_queue: Queue, agent_config: Config
+) -> None:
+    """It loads what is announced. At its end a call that runs has time, and a later one is refused."""
+    queue, config = agent_queue, agent_config
+    trainer = TrainerQueue(queue, await acquire_lease(queue, config))
+    lease, fake = trainer.lease.number, FakeSGLang()
+    call = {"prompt_ids": [1, 2], "max_new_tokens": 4, "at_least": {"number": 1, "lease": lease}}
+    async with serving(fake) as url, contextlib.AsyncExitStack() as stack:
+        process = await started(tmp_path, config, url=url, agent=AGENT)
+        await stack.enter_async_context(ended(process))
+        record = await record_of(queue, process)
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=record.url, timeout=ANSWER_SECONDS))
+        assert (await http.post("/v1/generate", json=call)).status_code == 503
+        path, digest = stage_weights(tmp_path, 1)
+        await trainer.issue([ticket(0)], Announcement(PolicyIdentity(1, digest), path, lease))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while (answer := await http.post("/v1/generate", json=call)).status_code == 503:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert answer.json()["completions"][0]["spans"] == [[f"1-{digest}", 0, 4]]
+
+        fake.holds_at = 2
+        running = asyncio.create_task(http.post("/v1/generate", json=call))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while not fake.num_held:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while "stops" not in (await http.get("/ready")).text:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (await http.post("/v1/generate", json=call)).status_code == 503
+        fake.holds_at = -1
+        assert (await running).status_code == 200
+        _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
+        assert process.returncode == 0, errors
+        other = Worker(queue, "other", config.staleness)
+        assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
+
+
+async def test_episodes_that_are_too_long_for_the_engine_end_it(
+    tmp_path: Path, agent_queue: Queue, agent_config: Config
+) -> None:
+    fake = FakeSGLang()
+    fake.context_length = 32
+    async with serving(fake) as url:
+        process = await started(tmp_path, agent_config, url=url, agent=AGENT)
+        async with ended(process):
+            _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
+    assert process.returncode == 2
+    assert b"agent.max_tokens is 32, and sglang 0.5.21 generates at most 26 tokens" in errors
 
 
 async def test_without_an_engine_it_ends_and_names_the_key(tmp_path: Path, queue: Queue, queue_config: Config) -> None:

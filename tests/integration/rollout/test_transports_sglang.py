@@ -25,6 +25,7 @@ from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.rollout.sglang_pair import DEADLINE_SECONDS, PYTHON, all_up, pair_config, scheduler_of
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 from tests.tolerance import logprob_tolerance
+from tests.unit.rollout.one_request import generate
 
 WORKER = Path(__file__).with_name("push_worker.py")
 GREEDY = Sampling(0.0, 12, ())
@@ -74,7 +75,7 @@ async def assert_serves(world: World, server: RolloutServer, announcement: Annou
     """Check that it reports the version, and that its tokens have the model's log-probabilities."""
     assert server.weights.identity == announcement.identity
     for prompt in PROMPTS:
-        answer = await server.engine.generate(pack_int32(prompt), (1,), GREEDY)
+        answer = await generate(server.engine, pack_int32(prompt), (1,), GREEDY)
         (completion,) = completions(answer, server.weights.known)
         assert [span.policy for span in completion.spans] == [announcement.identity]
         tokens = unpack_int32(completion.token_ids)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from penstock.broker import Stage, Worker
@@ -62,10 +63,15 @@ class ConsumerSetup:
         """
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
         self.sampling = Sampling(1.0, 4, (2,))
-        self.draws = Draws(PROMPTS, self.sampling, config)
-        self.book = TicketBook(TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order))
+        of_episodes = config.agent.enabled
+        prompts = [replace(each, token_ids=()) for each in PROMPTS] if of_episodes else PROMPTS
+        max_failure_share = config.agent.max_failure_share if of_episodes else 1.0
+        self.draws = Draws(prompts, self.sampling, config)
+        self.book = TicketBook(
+            TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order, max_failure_share=max_failure_share)
+        )
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
-        self.evaluation = Evaluation(PROMPTS[:1], (2,), trainer_queue.lease.number, config)
+        self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config)
         self.metrics = TrainerMetrics()
         self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()
         self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)

@@ -25,6 +25,7 @@ from penstock_trainer.learner.rank_commands import Follower, Gather, LeadingLear
 from penstock_trainer.learner.update import StepResult
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
+from tests.unit.trainer.episode_groups import branching_group
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, scored_group
 
 NUM_STEPS = 3
@@ -81,10 +82,16 @@ def case_config(folder: Path, case: Case) -> Config:
 
 
 def batches() -> list[list[ScoredGroup]]:
-    """Ragged batches, one that gives work to a single rank, one without a gradient."""
+    """Ragged batches, one of episodes, one that gives work to a single rank, one without a gradient."""
     ragged = [example_groups(num_groups=5, seed=seed) for seed in range(NUM_STEPS)]
     answers = [completion([7], [-3.0]), completion([8], [-2.0])]
-    return [*ragged, [scored_group(0, [4, 5], answers, [1.0, 0.0])], [scored_group(1, [4], answers, [1.0, 1.0])]]
+    episodes = [branching_group(0), branching_group(1, (0.0, 1.0))]
+    return [
+        *ragged,
+        episodes,
+        [scored_group(0, [4, 5], answers, [1.0, 0.0])],
+        [scored_group(1, [4], answers, [1.0, 1.0])],
+    ]
 
 
 def train(learner: Learner, folder: Path) -> None:

@@ -20,9 +20,12 @@ from penstock.contracts import Score, ServiceKind, decode
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.stored_groups import RolloutHeader, ScoredHeader
 from penstock.runtime.service import Service
+from penstock_rollout.admission import Admission
 from penstock_rollout.app import make_rollout_app
+from penstock_rollout.calls import Calls
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.snapshots import Snapshots
@@ -98,8 +101,10 @@ class RolloutServer:
         self.metrics = RolloutMetrics()
         self.weights = WeightUpdater(self.engine, config.weights, self.metrics)
         files_of = Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
+        generator = Generator(self.engine, self.weights, self.metrics)
+        self._calls = Calls(generator, self.weights, self.metrics, Admission(64, 64))
         self._producer = Producer(
-            self._worker, queue.announced, self.engine, self.weights, files_of, self.metrics, config, name
+            self._worker, queue.announced, self.engine, self.weights, generator, files_of, self.metrics, config, name
         )
         self._service = Service("127.0.0.1", 0, "rollout.port")
         self._tasks: list[asyncio.Task[None]] = []
@@ -122,7 +127,7 @@ class RolloutServer:
         if self.gate is not None:
             load_announced = self._producer.load_announced
             turns = Turns(self._queue.turn, self.gate, self.engine, self.weights, load_announced)
-        app = make_rollout_app(self.engine, self.weights, self.metrics.registry, None, turns)
+        app = make_rollout_app(self.engine, self.weights, self._calls, self.metrics.registry, None, turns)
         stop = asyncio.Event()
         running = [
             self._announce(),

@@ -107,6 +107,32 @@ def test_each_bundle_has_the_gpus_that_its_process_uses(
     assert [bundle.get("GPU", 0) for bundle in bundles] == [rollout, trainer]
 
 
+def test_agent_services_reserve_what_their_section_says(tmp_path: Path) -> None:
+    site = pytest.importorskip("penstock_launch.on_ray.site", reason="Ray is not installed")
+
+    class Cluster:
+        has_gpus = True
+
+        def group(self, asked: list[dict[str, float]], strategy: str) -> object:
+            return object()
+
+    def members_of(**sections: Any) -> dict[str, Any]:
+        run = config(run={"name": "r", "root": str(tmp_path)}, **sections)
+        services = site.RaySite(Cluster()).services(run, RunFolder(run.run), run.redis, {})
+        return {each.name: each.members for each in services}
+
+    assert "agent" not in members_of(ray={"agent": {"num_cpus": 4}})
+    found = members_of(
+        agent={"environment": "e:E", "num_services": 2}, ray={"agent": {"num_cpus": 4, "resources": {"docker": 1}}}
+    )
+    assert list(found) == ["rollout", "trainer", "agent-0", "agent-1", "reward"]
+    [member] = found["agent-1"]
+    assert (member.options["num_cpus"], member.options["num_gpus"]) == (4, 0)
+    assert member.options["resources"] == {"docker": 1}
+    assert member.overrides("10.0.0.7") == ("--agent.host", "10.0.0.7", "--agent.advertise_host", "10.0.0.7")
+    assert member.order.arguments[:2] == ("-m", "penstock_agent")
+
+
 def test_of_several_ranks_the_one_that_failed_by_itself_is_blamed() -> None:
     remote = pytest.importorskip("penstock_launch.on_ray.remote", reason="Ray is not installed")
     host = pytest.importorskip("penstock_launch.on_ray.host", reason="Ray is not installed")

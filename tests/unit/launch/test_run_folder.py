@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection
 from penstock.config.load import load_config
 from penstock.config.shown import masked
+from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
@@ -248,6 +249,24 @@ def test_further_servers_take_the_next_ports(tmp_path: Path) -> None:
         "reward-0": (),
         "reward-1": (),
     }
+
+
+def test_agent_services_are_started_only_if_episodes_are_made(tmp_path: Path) -> None:
+    agent = {"num_services": 2, "port": 7300}
+    config = make_config(tmp_path, agent=agent)
+    assert ServiceKind.AGENT not in config.num_services
+    assert [each.name for each in commands(config, RunFolder(config.run), config.redis, {})] == [
+        *("rollout", "trainer", "reward"),
+    ]
+    config = make_config(tmp_path, agent={**agent, "environment": "my_envs:Guess"})
+    found = commands(config, RunFolder(config.run), config.redis, {"PENSTOCK_AGENT__PORT": "1", "KEY": "of a tool"})
+    assert [each.name for each in found] == ["rollout", "trainer", "agent-0", "agent-1", "reward"]
+    first, second = found[2:4]
+    assert first.arguments[1:3] == ("-m", "penstock_agent")
+    assert (first.arguments[5:], second.arguments[5:]) == ((), ("--agent.port", "7301"))
+    assert first.environment["KEY"] == "of a tool"
+    assert "PENSTOCK_AGENT__PORT" not in first.environment
+    assert "tokenizer" in first.hint
 
 
 def test_several_ranks_are_started_by_torchrun(tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def test_a_site_may_have_its_own_template(tmp_path: Path) -> None:
         ({"trainer": {"gpus": [0, 1]}}, "trainer.gpus is 0, 1, and Slurm chooses the GPUs of each process"),
         ({"rollout": {"num_servers": 1}, "slurm": {"rollout": {"nodes": 2}}}, "rollout.num_servers is 1"),
         ({"reward": {"num_services": 5}}, "slurm.services.cpus_per_node is 4"),
+        (
+            {"reward": {"num_services": 3}, "agent": {"environment": "e:E", "num_services": 2}},
+            "slurm.services.cpus_per_node is 4 and agent.num_services 2 and reward.num_services 3 on 1 nodes: expected "
+            "at least one for each of the 5 services of a node",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, sections: dict[str, Any], words: str) -> None:
@@ -166,6 +171,28 @@ def test_services_of_a_node_share_it_evenly_and_keep_the_options_of_a_container(
     )
     assert words[-1] == "--container-image=/images/all.sqsh"
     assert "--het-group=0" in words
+
+
+def test_agent_and_reward_services_share_the_cpus_of_their_nodes(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "reward": {"num_services": 2},
+        "agent": {"environment": "my_envs:Guess", "num_services": 4},
+        "slurm": {"services": {"nodes": 2, "cpus_per_node": 12}},
+    }
+    config = make_config(tmp_path, **sections)
+    share = ServiceShare(1, 4, 0)
+    assert (share_of(config, ServiceKind.AGENT), share_of(config, ServiceKind.REWARD)) == (share, share)
+    words = srun_words(ServiceKind.AGENT, section_of(config, "services"), share, "agent-0")
+    assert {"--het-group=0", "--job-name=agent-0", "--nodes=1", "--cpus-per-task=4", "--exact"} <= set(words)
+    assert not any("gres" in word for word in words)
+    without = make_config(tmp_path, **sections | {"agent": {"num_services": 4}})
+    assert share_of(without, ServiceKind.REWARD) == ServiceShare(1, 12, 0)
+
+
+def test_a_service_of_a_job_listens_where_other_nodes_reach_it(tmp_path: Path) -> None:
+    config = for_cluster(make_config(tmp_path, slurm={"listen_host": "10.0.0.1"}, agent={"environment": "e:E"}))
+    assert {each.host for each in (config.agent, config.reward, config.rollout, config.trainer)} == {"10.0.0.1"}
+    assert for_cluster(make_config(tmp_path, agent={"host": "10.0.0.9"})).agent.host == "10.0.0.9"
 
 
 def test_a_server_asks_for_the_gpus_that_its_engine_uses(tmp_path: Path) -> None:

@@ -99,3 +99,14 @@ def test_report_says_how_many_held_out_prompts_were_trained(trainer: dict[str, A
     report = "\n".join(closing_report(summary, Path("runs/demo"), "resume"))
     assert "0.25 before, 0.95 after; of its 20 prompts 3 are training prompts too" in report
     assert "never trained on" not in report
+
+
+def test_report_shows_the_episodes(trainer: dict[str, Any]) -> None:
+    episodes = {"turns": 2.26, "tool_calls": 1.5, "branches_edited": 0.5, "branches_template": 0.25}
+    episodes |= {"failed_ratio": 0.0125, "cached_tokens_ratio": 0.8}
+    summary = merge({**trainer, "episodes": episodes}, facts(RunOutcome(0, "x")))
+    report = "\n".join(closing_report(summary, Path("runs/demo"), "resume"))
+    assert (
+        "2.3 turns, 1.5 tool calls and 0.8 branches each; 1.2% failed; 80% of the prompt tokens were cached" in report
+    )
+    assert "episodes" not in "\n".join(closing_report(merge(trainer, facts(RunOutcome(0, "x"))), Path("r"), "resume"))

@@ -24,7 +24,7 @@ from tests.unit.repository.dockerfile import finals, lineage, value_of
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 COMPOSE_FILES = ("docker-compose.yml", "compose.gpu.yaml")
-OWN = ("rollout", "reward", "trainer")
+OWN = ("rollout", "agent", "reward", "trainer")
 SECRETS = ("PENSTOCK_TOKEN", "PENSTOCK_REDIS__PASSWORD", "GRAFANA_PASSWORD")
 ONCE = {"model"}  # ends when it has done its work
 
@@ -105,7 +105,7 @@ def test_own_images_run_as_nobody_of_the_host() -> None:
     assert services()["valkey"]["user"] == "valkey"
     images = {name: value_of(name, "USER") for name in finals()}
     assert images == dict.fromkeys(
-        ("reward", "trainer", "model", "rollout", "trainer-gpu", "rollout-gpu"), "10001:10001"
+        ("reward", "agent", "trainer", "model", "rollout", "trainer-gpu", "rollout-gpu"), "10001:10001"
     )
 
 
@@ -116,12 +116,26 @@ def test_the_environment_holds_keys_of_the_configuration(name: str, files: tuple
     config = build_config(read_yaml(ROOT / "examples" / "demo" / "config.yaml"), {}, environment)
     assert config.redis.url == "redis://valkey:6379/0"
     assert config.token is not None
-    assert {config.rollout.port, config.reward.port, config.trainer.port} == {8000}
-    assert config.rollout.host == config.reward.host == config.trainer.host == "0.0.0.0"
+    sections = (config.rollout, config.agent, config.reward, config.trainer)
+    assert {(each.host, each.port) for each in sections} == {("0.0.0.0", 8000)}
     trainer = build_config(read_yaml(ROOT / "examples" / "demo" / "config.yaml"), {}, environment_of("trainer", *files))
     own, others = (keys_of(ServiceKind(name), identifying_keys(each)) for each in (config, trainer))
     assert own == others  # else it is a stranger to the run
     assert config.weights.folder == "/penstock/weights"
+
+
+def test_a_run_without_episodes_has_no_agent_service() -> None:
+    assert services()["agent"]["profiles"] == ["agent"]
+    assert [name for name, service in services().items() if "profiles" in service] == ["model", "agent"]
+    assert not [name for name, service in services().items() if "agent" in service.get("depends_on", {})]
+    settings = dict(re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert settings["COMPOSE_PROFILES"] == "demo"
+
+
+def test_environments_and_reward_functions_are_found_in_the_same_folder() -> None:
+    files = "./${FILES:-examples}:/penstock/${FILES:-examples}:ro"
+    assert [name for name in OWN if files not in services()[name]["volumes"]] == []
+    assert "${MODELS:-models}:/penstock/models:ro" in services()["agent"]["volumes"]  # its tokenizer
 
 
 def test_every_variable_is_explained_and_no_secret_is_committed() -> None:
@@ -278,7 +292,7 @@ def test_the_build_sees_no_secrets_and_no_models() -> None:
 
 
 def test_images_have_the_tuning_of_the_launcher() -> None:
-    for stage in ("reward", "rollout", "trainer"):
+    for stage in ("reward", "agent", "rollout", "trainer"):
         assert environment_of_image(stage) == environment_of_image(stage) | TUNING
     on_gpu = environment_of_image("trainer-gpu")
     assert on_gpu == on_gpu | COMMON_TUNING

@@ -11,7 +11,7 @@ FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FOLDERS = "services|common|tests|deploy|docs|benchmarks|examples|constraints"
 PATH = re.compile(rf"`((?:{FOLDERS}|penstock(?:_\w+)?)/[\w./-]+)(?:::\w+)?`")
-ROOTS = (".", "common", "services/rollout", "services/reward", "services/trainer", "deploy/launch")
+ROOTS = (".", "common", "services/agent", "services/rollout", "services/reward", "services/trainer", "deploy/launch")
 
 
 def documents() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ("common", "services/rollout", "services/reward", "services/trainer", "deploy/launch")
+SOURCES = ("common", "services/agent", "services/rollout", "services/reward", "services/trainer", "deploy/launch")
 READ_FIRST = {
     "penstock.contracts.groups": ("Ticket",),
     "penstock.contracts.trajectories": ("Completion", "Episode"),

@@ -19,7 +19,7 @@ from tests.unit.repository.installed import Names, closure, here, link, normaliz
 SITE = Path(sysconfig.get_paths()["purelib"])
 IMPORT_ALL = Path(__file__).with_name("import_all.py")
 PREFIX = "/opt/penstock"
-SERVICES = ("rollout", "reward", "trainer")  # extras that their images cannot do without
+SERVICES = ("rollout", "agent", "reward", "trainer")  # extras that their images cannot do without
 
 
 class Containers:
@@ -97,6 +97,29 @@ def test_no_image_holds_tools_of_the_developers() -> None:
     """And so a test of an image would fail if its folder held more than the image does."""
     for stage in finals():
         assert closure(SITE, installs(stage, PREFIX)) & {"pytest", "mypy", "ruff", "pip", "hatchling"} == set()
+
+
+TOKENIZES = """
+import importlib.util
+import renderers  # imports an OpenAI client
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+words = Tokenizer(WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained("model")
+loaded = AutoTokenizer.from_pretrained("model", local_files_only=True)
+template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+messages = [{"role": "user", "content": "b"}]
+print(loaded.apply_chat_template(messages, chat_template=template, tokenize=True, return_dict=False))
+print(importlib.util.find_spec("torch"))
+"""
+
+
+def test_the_agent_image_tokenizes_without_torch(containers: Containers) -> None:
+    ran = containers.run(closure(SITE, installs("agent", PREFIX)), "-c", TOKENIZES)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-2:] == ["[1]", "None"]
 
 
 def test_a_module_outside_the_lists_cannot_be_imported(containers: Containers) -> None:

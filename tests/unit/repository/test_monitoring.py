@@ -13,6 +13,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana.__main__ import files
 from deploy.grafana.panels import Figure, Graph, Query, as_json, make_dashboard
+from penstock_agent.metrics import AgentMetrics
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.telemetry.metrics import TrainerMetrics
@@ -30,9 +31,9 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 def exported() -> set[str]:
     """Names of all samples that the services export; a metric with labels has no sample before its first event."""
-    registries = (RolloutMetrics().registry, RewardMetrics().registry, TrainerMetrics().registry)
+    services = (RolloutMetrics(), AgentMetrics(), RewardMetrics(), TrainerMetrics())
     names = set()
-    for family in (family for registry in registries for family in registry.collect()):
+    for family in (family for each in services for family in each.registry.collect()):
         present = {sample.name for sample in family.samples}
         names |= present or {family.name + suffix for suffix in SUFFIXES[family.type]}
     return names
@@ -98,7 +99,7 @@ def test_every_panel_has_a_unit_and_a_description_and_its_place() -> None:
 
 def test_dashboards_have_names_of_their_own_and_the_same_variables() -> None:
     boards = dashboards()
-    assert len({board["uid"] for board in boards}) == len({board["title"] for board in boards}) == 4
+    assert len({board["uid"] for board in boards}) == len({board["title"] for board in boards}) == 5
     for board in boards:
         assert [each["name"] for each in board["templating"]["list"]] == ["datasource", "run", "window"]
         for panel in board["panels"]:

@@ -73,6 +73,19 @@ async def test_http_refuses_what_it_cannot_score(body: dict[str, Any], detail: s
     assert detail in answer.json()["detail"]
 
 
+async def test_http_knows_the_score_of_the_environment_and_scores_no_text_with_it() -> None:
+    async with client(FakeRunner(), functions={"environment": 1.0, "math": 0.5}) as http:
+        listed = (await http.get("/v1/rewards")).json()["rewards"]
+        refused = await http.post("/v1/score", json={"answer": "a", "completion": "a"})
+        other = await http.post("/v1/score", json={"answer": "a", "completion": "a", "reward": "math"})
+    [named] = [each for each in listed if each["name"] == "environment"]
+    assert (named["weight"], named["builtin"], named["breaker"]) == (1.0, True, "closed")
+    assert "environment" in named["description"]
+    assert refused.status_code == 422
+    assert "expected a reward that names another function" in refused.json()["detail"]
+    assert other.status_code == 200
+
+
 async def test_http_refuses_metadata_that_no_message_can_hold() -> None:
     section, metrics = RewardSection(), RewardMetrics()
     pool = Pool(section)

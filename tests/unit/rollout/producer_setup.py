@@ -14,6 +14,7 @@ from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import WeightUpdater
@@ -132,7 +133,6 @@ class Rollout:
     def use(self, **section: Any) -> None:
         """Continue with other settings of weights."""
         self.weights._section = WeightsSection(**section)
-        self.producer._aborts_at_updates = self.weights._section.pause_mode == "abort"
 
     def groups(self, outcome: str) -> float:
         return self.metrics.registry.get_sample_value("penstock_rollout_groups_total", {"outcome": outcome}) or 0
@@ -148,13 +148,14 @@ async def as_it_is(announced: Announcement, needs_full: bool) -> Announcement:
 
 
 @contextlib.asynccontextmanager
-async def producing_rollout(root: Path) -> AsyncIterator[Rollout]:
-    """A rollout service whose producer runs."""
+async def producing_rollout(root: Path, **sections: Any) -> AsyncIterator[Rollout]:
+    """A rollout service whose producer runs. `sections`: of the configuration."""
     config = Config.model_validate(
         {
             "actor": {"path": "unused", "group_size": G},
             "data": {"train": {"path": "unused"}},
             "rollout": {"engine": {"max_running_requests": 4 * G, "request_timeout_seconds": ANSWER_SECONDS}},
+            **sections,
         }
     )
     fake, queue = FakeSGLang(), MemoryQueue()
@@ -163,7 +164,8 @@ async def producing_rollout(root: Path) -> AsyncIterator[Rollout]:
         engine = Engine(server, SGLangClient(config.rollout.engine))
         metrics = RolloutMetrics()
         weights = WeightUpdater(engine, config.weights, metrics)
-        producer = Producer(queue, queue.announcement, engine, weights, as_it_is, metrics, config, "server")
+        generator = Generator(engine, weights, metrics)
+        producer = Producer(queue, queue.announcement, engine, weights, generator, as_it_is, metrics, config, "server")
         rollout = Rollout(fake, server, queue, weights, producer, metrics, root)
         engine_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:

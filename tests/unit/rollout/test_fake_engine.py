@@ -41,9 +41,11 @@ class FakeSGLang(Gates):
         self.lie_about_version = False
         self.sticks_to = ""  # it keeps this version's weights, whatever version it reports as loaded
         self.reports_spans = True
+        self.cached_tokens = 0
         self.finish_reason = "length"
         self.answer: Any = None
         self.die_on_generate = False
+        self.dies_of_seed = -1
         self.calls: list[tuple[str, Any]] = []
         self.num_running = 0
         self.max_running = 0
@@ -107,6 +109,7 @@ class FakeSGLang(Gates):
                 "finish_reason": {"type": finish_reason},
                 "weight_version": self.weight_version,
                 "weight_versions": spans if self.reports_spans else None,
+                "cached_tokens": self.cached_tokens,
                 "output_token_logprobs": logprobs,
             },
         }
@@ -146,7 +149,7 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
             return {"text": "", "output_ids": [], "meta_info": {"input_token_logprobs": told}}
         if not isinstance(body["sampling_params"], list):
             return {"text": "", "output_ids": [], "meta_info": {}}
-        if fake.die_on_generate:
+        if fake.die_on_generate or fake.dies_of_seed in [each["sampling_seed"] for each in body["sampling_params"]]:
             fake.break_connections()
         if fake.answer is not None:
             return fake.answer

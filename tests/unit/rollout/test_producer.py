@@ -56,6 +56,22 @@ async def test_nothing_is_taken_before_a_version_is_announced(rollout: Rollout) 
     assert rollout.queue.taken == []
 
 
+async def test_in_a_run_of_agents_it_takes_nothing_and_follows_the_announced_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent service takes the tickets, and calls."""
+    monkeypatch.setattr(producer, "WAIT_SECONDS", 0.02)
+    async with producing_rollout(tmp_path, agent={"environment": "my_envs:Guess"}) as rollout:
+        rollout.queue.put(ticket(0))
+        for version in (1, 2):
+            rollout.announce(version)
+            assert rollout.queue.announced is not None
+            announced = rollout.queue.announced
+            await rollout.until(lambda wanted=announced.identity: rollout.weights.identity == wanted)
+        rollout.stop.set()
+    assert rollout.queue.taken == []
+
+
 async def test_a_server_that_is_behind_loads_before_it_takes(rollout: Rollout) -> None:
     rollout.announce(1)
     await rollout.until(lambda: rollout.weights.identity is not None)

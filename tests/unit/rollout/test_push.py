@@ -9,7 +9,6 @@ import pytest
 from pydantic import SecretStr
 
 from penstock.contracts.services import Announcement
-from penstock_rollout.app import make_rollout_app
 from tests.unit.rollout.weights.updater_setup import Rollout, updating_rollout
 
 
@@ -21,7 +20,7 @@ async def rollout(tmp_path: Path) -> AsyncIterator[Rollout]:
 
 @pytest.fixture
 async def http(rollout: Rollout) -> AsyncIterator[httpx.AsyncClient]:
-    app = make_rollout_app(rollout.engine, rollout.weights, rollout.metrics.registry, SecretStr("secret"))
+    app = rollout.app(SecretStr("secret"))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://rollout", headers={"Authorization": "Bearer secret"}
     ) as client:

@@ -85,7 +85,7 @@ async def _read(config: Config) -> list[str]:
             reason = await read_ready(client, record.url)
             policy = f", version {record.policy}" if record.policy else ""
             engine = f", {record.engine}" if record.engine else ""
-            lines.append(f"  {record.name}: {'ready' if reason is None else reason}{policy}{engine}, {record.url}")
+            lines.append(f"  {record.name}: {reason or _shown(record)}{policy}{engine}, {record.url}")
         lines += _missing(config, records)
         trainers = [record for record in records if record.kind is ServiceKind.TRAINER]
         status = await ask_status(client, trainers[0].url) if trainers else None
@@ -103,12 +103,14 @@ async def _read(config: Config) -> list[str]:
     ]
 
 
+def _shown(record: ServiceRecord) -> str:
+    """Of a service that is ready: that it is, or, of those that users' code may hold up, what it waits for."""
+    return record.state if record.kind in (ServiceKind.AGENT, ServiceKind.REWARD) else "ready"
+
+
 def _missing(config: Config, records: Sequence[ServiceRecord]) -> Iterator[str]:
     """A line for each kind of which fewer services are registered than the configuration asks for."""
-    for kind, wanted in (
-        (ServiceKind.ROLLOUT, config.rollout.num_servers),
-        (ServiceKind.REWARD, config.reward.num_services),
-    ):
+    for kind, wanted in config.num_services.items():
         found = sum(record.kind is kind for record in records)
-        if found < wanted:
+        if kind is not ServiceKind.TRAINER and found < wanted:
             yield f"  {kind}: {found} of {wanted} are up; {RunFolder(config.run).logs} says what became of the rest"

@@ -20,7 +20,7 @@ from penstock.config.secrets import hide
 from penstock.config.shown import secret_values
 from penstock.config.sources import parse_arguments
 from penstock.errors import PenstockError
-from penstock_launch.doctor import environments, fits, folders, gpus, network
+from penstock_launch.doctor import agents, environments, fits, folders, gpus, network
 from penstock_launch.doctor.cgroup import Limits, read_limits
 from penstock_launch.doctor.machine import MACHINE_LINES
 from penstock_launch.doctor.model import model_line, num_weights_of
@@ -83,6 +83,7 @@ def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
         Look(ENVIRONMENTS, environments.TORCH, lambda: [_torch(seen)]),
         Look(ENVIRONMENTS, environments.SGLANG, lambda: _sglang(seen)),
         Look(CONFIGURATION, "model", lambda: [model_line(config.actor.path)]),
+        Look(CONFIGURATION, agents.WHAT, lambda: agents.environment_lines(config)),
         Look(CONFIGURATION, fits.WHAT, lambda: fits.fits_now(config, seen.driver.result(), environ)),
         Look(CONFIGURATION, "run.root", lambda: [folders.run_root_now(config, seen.num_weights.result())]),
         Look(CONFIGURATION, "weights.folder", lambda: [folders.weights_now(config, seen.num_weights.result())]),

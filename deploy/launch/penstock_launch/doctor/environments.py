@@ -111,7 +111,8 @@ def installed(package: str) -> str | None:
 
 def extras_of(config: Config) -> list[str]:
     """The extras that a run of this configuration needs on one host."""
-    return [*EXTRAS, *(["lora"] if config.actor.lora.rank else []), *config.tracking.to]
+    wanted = {"agent": config.agent.enabled, "lora": config.actor.lora.rank > 0}
+    return [*EXTRAS, *(extra for extra, is_wanted in wanted.items() if is_wanted), *config.tracking.to]
 
 
 def packages_line(requirements: Iterable[str], extras: Sequence[str], version_of: Callable[[str], str | None]) -> Line:

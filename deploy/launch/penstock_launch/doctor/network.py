@@ -14,6 +14,7 @@ from penstock.broker import MemoryUse, examine_server
 from penstock.broker.embedded import find_server
 from penstock.config import Config
 from penstock.config.secrets import shown_url
+from penstock.contracts import ServiceKind
 from penstock.errors import PenstockError
 from penstock.runtime.service import listen
 from penstock_launch.commands.status import CONNECT_TIMEOUT_SECONDS, live_launcher
@@ -41,6 +42,7 @@ def fixed_ports(config: Config) -> list[FixedPort]:
     ports = [
         *_services("trainer.port", config.trainer.host, config.trainer.port, 1),
         *_services("rollout.port", rollout.host, rollout.port, rollout.num_servers),
+        *_services("agent.port", config.agent.host, config.agent.port, config.num_services.get(ServiceKind.AGENT, 0)),
         *_services("reward.port", config.reward.host, config.reward.port, config.reward.num_services),
         *_services("weights.rendezvous_port", config.trainer.host, weights.rendezvous_port, 1),
     ]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import Config, RedisSection
-from penstock.config.ray import RayRolloutSection, RayTrainerSection
+from penstock.config.ray import RayAgentSection, RayRewardSection, RayRolloutSection, RayTrainerSection
 from penstock.contracts import ServiceKind
 from penstock.runtime.address import Listening
 from penstock_launch.launch import StartedQueue
@@ -69,7 +69,8 @@ class RaySite:
         return [
             *self._rollouts(config, kinds[ServiceKind.ROLLOUT], order),
             self._trainer(config, trainer, order),
-            *self._rewards(config, kinds[ServiceKind.REWARD], order),
+            *_anywhere(config, kinds[ServiceKind.AGENT], config.ray.agent, config.agent, order),
+            *_anywhere(config, kinds[ServiceKind.REWARD], config.ray.reward, config.reward, order),
         ]
 
     def _rollouts(
@@ -103,14 +104,6 @@ class RaySite:
         ]
         return _service(config, started, members)
 
-    def _rewards(
-        self, config: Config, started: Sequence[Command], order: Callable[[Command], Order]
-    ) -> list[RemoteService]:
-        bundle = {"CPU": config.ray.reward.num_cpus, **config.ray.reward.resources}
-        options = {**reserving(bundle), "scheduling_strategy": "SPREAD"}
-        listening = overrides(ServiceKind.REWARD, config.reward)
-        return [_service(config, each, [Member(options, _shown(bundle), order(each), listening)]) for each in started]
-
     def _bundle(self, section: RayRolloutSection | RayTrainerSection, num_gpus: int) -> dict[str, float]:
         """`num_gpus`: that the process uses if it has some."""
         given = num_gpus * self._cluster.has_gpus if section.num_gpus is None or not num_gpus else section.num_gpus
@@ -131,6 +124,22 @@ def overrides(kind: ServiceKind, section: Listening) -> Callable[[str], tuple[st
         return (*listen, *reached)
 
     return on_node
+
+
+def _anywhere(
+    config: Config,
+    started: Sequence[Command],
+    section: RayAgentSection | RayRewardSection,
+    listening: Listening,
+    order: Callable[[Command], Order],
+) -> list[RemoteService]:
+    """Services of one kind without GPUs, each on whatever node has room."""
+    bundle = {"CPU": section.num_cpus, **section.resources}
+    options = {**reserving(bundle), "scheduling_strategy": "SPREAD"}
+    return [
+        _service(config, each, [Member(options, _shown(bundle), order(each), overrides(kind_of(each.name), listening))])
+        for each in started
+    ]
 
 
 def _service(config: Config, command: Command, members: Sequence[Member]) -> RemoteService:

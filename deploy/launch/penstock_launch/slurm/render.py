@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 
 from penstock.config import Config
-from penstock.contracts import ServiceKind
 from penstock.errors import ConfigError
 from penstock_launch.gpus.plan import refuse_named, refuse_turns
 from penstock_launch.run_folder import RunFolder
@@ -32,7 +31,7 @@ def render(config: Config, working_folder: Path) -> str:
     """The job script. `working_folder`: the job's; relative paths are resolved from there."""
     refuse_named(config, "Slurm")
     refuse_turns(config, "Slurm")
-    for kind in ServiceKind:
+    for kind in config.num_services:
         share_of(config, kind)
     folder = RunFolder(config.run)
     values = {

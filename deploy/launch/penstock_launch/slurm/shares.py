@@ -1,7 +1,7 @@
 """The resources of each component of the job, and the share of them that each service in it gets.
 
-Pure. Owns the rule that a component has full nodes, and that its services are spread evenly over them: each rollout
-server has an equal part of the CPUs there, and as many GPUs as it uses.
+Pure. Owns the rule that a component has full nodes, and that its services are spread evenly over them: each of them,
+whatever its kind, has an equal part of the CPUs there, and a rollout server as many GPUs as it uses.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,17 @@ from penstock.errors import ConfigError
 from penstock_launch.gpus.shares import threads_of
 
 COMPONENTS = ("services", "rollout", "trainer")  # in the job's order; the index is srun's --het-group
-COMPONENT_OF_KIND = {ServiceKind.REWARD: "services", ServiceKind.ROLLOUT: "rollout", ServiceKind.TRAINER: "trainer"}
+COMPONENT_OF_KIND = {
+    ServiceKind.ROLLOUT: "rollout",
+    ServiceKind.AGENT: "services",
+    ServiceKind.REWARD: "services",
+    ServiceKind.TRAINER: "trainer",
+}
+COUNT_KEYS = {
+    ServiceKind.ROLLOUT: "rollout.num_servers",
+    ServiceKind.AGENT: "agent.num_services",
+    ServiceKind.REWARD: "reward.num_services",
+}
 
 
 @dataclass(frozen=True)
@@ -51,20 +61,18 @@ def share_of(config: Config, kind: ServiceKind) -> ServiceShare:
         _check_ranks(config, section)
         num_ranks = 0 if config.trainer.device == "cpu" else config.trainer.num_ranks // section.nodes
         return _share(section, section.nodes, section.cpus_per_node, section.gpus_per_node, num_ranks)
-    key, count = {
-        ServiceKind.REWARD: ("reward.num_services", config.reward.num_services),
-        ServiceKind.ROLLOUT: ("rollout.num_servers", config.rollout.num_servers),
-    }[kind]
-    per_node = -(-count // section.nodes)
-    if kind is ServiceKind.ROLLOUT and count < section.nodes:
+    counts = {each: count for each, count in config.num_services.items() if COMPONENT_OF_KIND[each] == component}
+    per_node = -(-sum(counts.values()) // section.nodes)
+    if kind is ServiceKind.ROLLOUT and counts[kind] < section.nodes:
         raise ConfigError(
-            f"{key} is {count} and slurm.{component}.nodes {section.nodes}: expected at least one for each node; "
-            "raise the former or lower the latter"
+            f"{COUNT_KEYS[kind]} is {counts[kind]} and slurm.{component}.nodes {section.nodes}: expected at least one "
+            "for each node; raise the former or lower the latter"
         )
     cpus = section.cpus_per_node // per_node
     if cpus == 0:
+        asked = " and ".join(f"{COUNT_KEYS[each]} {count}" for each, count in counts.items())
         raise ConfigError(
-            f"slurm.{component}.cpus_per_node is {section.cpus_per_node} and {key} {count} on {section.nodes} nodes: "
+            f"slurm.{component}.cpus_per_node is {section.cpus_per_node} and {asked} on {section.nodes} nodes: "
             f"expected at least one for each of the {per_node} services of a node; raise the former, or "
             f"slurm.{component}.nodes"
         )

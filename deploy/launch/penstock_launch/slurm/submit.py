@@ -64,6 +64,7 @@ def for_cluster(config: Config) -> Config:
             "run": config.run.model_copy(update={"root": str(root)}),
             "weights": weights,
             "rollout": config.rollout.model_copy(update=reachable(config.rollout.host)),
+            "agent": config.agent.model_copy(update=reachable(config.agent.host)),
             "reward": config.reward.model_copy(update=reachable(config.reward.host)),
             "trainer": config.trainer.model_copy(update=reachable(config.trainer.host)),
         }

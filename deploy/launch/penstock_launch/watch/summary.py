@@ -99,6 +99,8 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  speed       {rate:.0f} tokens/s generated; gap to ideal {number(summary.get('gap_to_ideal'))}"
     if (worst := summary.get("staleness_max")) is not None:
         yield f"  staleness   at most {worst} versions; allowed {summary.get('max_staleness', '?')}"
+    if episodes := summary.get("episodes"):
+        yield f"  episodes    {_shown_episodes(episodes)}"
     if lost := summary.get("non_finite_steps"):
         yield f"  not finite  loss or gradient of {lost} of {summary.get('steps', '?')} steps (docs/alerts.md)"
     tickets = summary.get("tickets")
@@ -119,6 +121,15 @@ def _held_out(summary: Mapping[str, Any]) -> str:
     if trained == 0:
         return ", on prompts that it never trained on"
     return f"; of its {summary.get('heldout_prompts', '?')} prompts {trained} are training prompts too"
+
+
+def _shown_episodes(episodes: Mapping[str, float]) -> str:
+    branches = sum(value for name, value in episodes.items() if name.startswith("branches_"))
+    return (
+        f"{number(episodes.get('turns'), 1)} turns, {number(episodes.get('tool_calls'), 1)} tool calls and "
+        f"{number(branches, 1)} branches each; {episodes.get('failed_ratio', 0):.1%} failed; "
+        f"{episodes.get('cached_tokens_ratio', 0):.0%} of the prompt tokens were cached"
+    )
 
 
 def _shown_tickets(tickets: Mapping[str, Any]) -> str:

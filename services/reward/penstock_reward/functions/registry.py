@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
 from penstock_reward.functions.mathematics import make_math
 from penstock_reward.functions.reasoning_tasks import make_reasoning_gym
@@ -20,6 +21,7 @@ from penstock_reward.functions.text import exact_match, format_regex, gsm8k, num
 RewardFunction = Callable[..., Any]
 PARAMETERS = ("prompt", "completion", "answer", "metadata")
 SIGNATURE = f"({', '.join(PARAMETERS)})"
+ENVIRONMENT_DESCRIPTION = "The score that the environment gave to the episode; nothing is called for it."
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _itself(function: RewardFunction) -> RewardFunction:
 
 def check_names(names: Iterable[str]) -> None:
     """RewardError for the first name that no function can have."""
-    known = builtins()
+    known = [*builtins(), ENVIRONMENT_REWARD]
     for name in names:
         module, separator, function = name.partition(":")
         if name in known or (separator and module and function):

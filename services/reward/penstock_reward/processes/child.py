@@ -1,101 +1,64 @@
 """The worker process: runs reward functions, one call after another, in its main thread.
 
-Owns the calls. Invariants: it dies with its parent (the kernel's signal on Linux, the end of the pipe everywhere);
-every exception and every result of a function becomes an Outcome; standard output carries no protocol, so functions may
-print. The parent (`process`) ends it at the deadline of a call; this module measures no deadlines.
-
-The main thread runs the functions because libraries that use signals need it. A second thread reads the pipe, so that
-it detects the parent's end during a call as well.
+Owns the calls. Invariant: every exception and every result of a function becomes an Outcome. The parent (`process`)
+ends it at the deadline of a call; this module measures no deadlines.
 """
 
 import asyncio
-import faulthandler
 import inspect
-import math
-import os
-import socket
 import sys
-import threading
 import time
-import traceback
-from numbers import Real
-from queue import SimpleQueue
 from typing import Any
 
 import msgspec
 
 from penstock.errors import TransientRewardError
-from penstock.runtime.lifeline import die_with_parent
-from penstock.runtime.output import complain
+from penstock.workers.child import ServicePipe, open_pipe
+from penstock.workers.results import describe, finite_number
 from penstock_reward.functions.registry import RewardFunction, first_line, load
 from penstock_reward.processes.messages import (
-    LENGTH,
     Accepted,
     Call,
     CallBatch,
     FailureKind,
-    Message,
     Outcome,
     Refused,
     Start,
     Started,
     ToChild,
-    frame,
-    frame_length,
 )
 
-MAX_REASON_CHARS = 300
 PASSING = (TransientRewardError, OSError)  # connection errors and TimeoutError are OSErrors
 NOT_PASSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def main() -> None:
     """`child.py SOCKET_FD PARENT_PID`: serve batches until the pipe ends."""
-    number, parent_pid = int(sys.argv[1]), int(sys.argv[2])
-    die_with_parent(parent_pid)
-    faulthandler.enable()
-    os.set_inheritable(number, False)
-    pipe = socket.socket(fileno=number)
-    requests: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_read_frames, args=(pipe, requests), daemon=True).start()
+    pipe = open_pipe()
     with asyncio.Runner() as runner:
-        CallLoop(pipe, runner).serve(requests)
-
-
-def _read_frames(pipe: socket.socket, requests: "SimpleQueue[bytes]") -> None:
-    """Queue the messages; end the process with the pipe, even during a call."""
-    try:
-        with pipe.makefile("rb") as stream:
-            while header := stream.read(LENGTH.size):
-                requests.put(stream.read(frame_length(header)))
-    except (OSError, ValueError) as error:
-        complain(f"reward worker: {describe(error)}")
-    os._exit(0)
+        CallLoop(pipe, runner).serve()
 
 
 class CallLoop:
     """Loads the functions that are asked for, and serves the calls of them in order."""
 
-    def __init__(self, pipe: socket.socket, runner: asyncio.Runner) -> None:
+    def __init__(self, pipe: ServicePipe, runner: asyncio.Runner) -> None:
         self._pipe = pipe
         self._runner = runner
         self._functions: dict[str, RewardFunction] = {}
         self._unavailable: dict[str, str] = {}
 
-    def serve(self, requests: "SimpleQueue[bytes]") -> None:
+    def serve(self) -> None:
         while True:
-            message = msgspec.msgpack.decode(requests.get(), type=ToChild)
+            message = msgspec.msgpack.decode(self._pipe.receive(), type=ToChild)
             if isinstance(message, Start):
-                self._send(self._start(message))
+                self._pipe.send(self._start(message))
                 continue
             for call in message.calls:
                 self._load(call.function)
-            self._send(Accepted())
+            self._pipe.send(Accepted())
             for call in message.calls:
-                self._send(self._outcome(message, call))
-
-    def _send(self, message: Message) -> None:
-        self._pipe.sendall(frame(message))
+                self._pipe.send(self._outcome(message, call))
 
     def _start(self, message: Start) -> Started | Refused:
         if message.modules_path:
@@ -113,7 +76,7 @@ class CallLoop:
             self._functions[name] = load(name)
         except BaseException as error:
             # An exception of the user's module at import, sys.exit() included, is a reason and never ends this process.
-            self._unavailable[name] = describe(error)
+            self._unavailable[name] = describe(error, __file__)
 
     def _outcome(self, batch: CallBatch, call: Call) -> Outcome:
         function = self._functions.get(call.function)
@@ -133,7 +96,7 @@ class CallLoop:
             return judged(value, time.perf_counter() - started)
         except BaseException as error:
             # Likewise: a function that raises, SystemExit and KeyboardInterrupt included, is a failed call.
-            return _failure(kind_of(error), describe(error), time.perf_counter() - started)
+            return _failure(kind_of(error), describe(error, __file__), time.perf_counter() - started)
 
 
 def kind_of(error: BaseException) -> FailureKind:
@@ -149,37 +112,14 @@ async def _awaited(value: Any) -> Any:
 
 def judged(value: Any, seconds: float) -> Outcome:
     """The outcome of a call that returned: its value if that is a finite number (bool and NumPy scalars are)."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    if not isinstance(value, Real):
-        return _failure("not_a_number", f"returned {type(value).__name__}; expected a number", seconds)
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        return _failure("not_a_number", f"returned {number}; expected a finite number", seconds)
-    return Outcome(number, seconds)
+        return Outcome(finite_number(value), seconds)
+    except ValueError as error:
+        return _failure("not_a_number", str(error), seconds)
 
 
 def _failure(kind: FailureKind, reason: str, seconds: float) -> Outcome:
     return Outcome(None, seconds, kind, reason)
-
-
-def describe(error: BaseException) -> str:
-    """Type, message and place of an exception, as text that can be packed."""
-    try:
-        message = str(error)
-    except Exception as nested:
-        message = f"<its message raises {type(nested).__name__}>"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = ""
-    if frames and frames[-1].filename != __file__:
-        place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})"
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    if len(text) > MAX_REASON_CHARS:
-        text = text[:MAX_REASON_CHARS] + "..."
-    return (text + place).encode("utf-8", "replace").decode()
 
 
 if __name__ == "__main__":

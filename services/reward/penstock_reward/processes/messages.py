@@ -1,33 +1,30 @@
-"""The messages between pool and worker process, and their framing.
+"""The messages between pool and worker process (`penstock.workers.frames` has their framing).
 
-Owns the messages and the frame: 4 bytes of length (big-endian), then MessagePack. Invariant: no message is pickled, and
-a frame longer than MAX_FRAME_BYTES is refused before it is read.
-
-    parent                     child
-    Start ------------------->           loads the configured functions
-          <------------------- Started | Refused
-    CallBatch --------------->           loads further functions that the batch names
-          <------------------- Accepted
-          <------------------- Outcome   one per call, as soon as it is known: the parent's deadline is per call
+parent                     child
+Start ------------------->           loads the configured functions
+      <------------------- Started | Refused
+CallBatch --------------->           loads further functions that the batch names
+      <------------------- Accepted
+      <------------------- Outcome   one per call, as soon as it is known: the parent's deadline is per call
 """
 
-import struct
-from typing import Literal, TypeVar
+from typing import Literal
 
-import msgspec
-
-MAX_FRAME_BYTES = 1 << 28  # far above a group of G texts and its metadata: a longer frame is a defect
-LENGTH = struct.Struct(">I")
+from penstock.workers.frames import Message
 
 FailureKind = Literal[
-    "exception", "transient", "timeout", "died", "not_a_number", "too_large", "unavailable", "unknown_reward"
+    "exception",
+    "transient",
+    "timeout",
+    "died",
+    "not_a_number",
+    "too_large",
+    "unavailable",
+    "unknown_reward",
+    "environment",
 ]
 OUTAGE_KINDS: frozenset[FailureKind | None] = frozenset({"transient", "timeout", "died"})
 """Failures that may pass: such a call is repeated, and many in a row open the function's breaker."""
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all messages of the pipe."""
 
 
 class Start(Message, frozen=True, tag="start"):
@@ -82,21 +79,3 @@ class Outcome(Message, frozen=True, tag="outcome"):
 
 ToChild = Start | CallBatch
 FromChild = Started | Refused | Accepted | Outcome
-
-M = TypeVar("M", bound=Message)
-
-
-def frame(message: Message) -> bytes:
-    """A message as one frame; ValueError if it is too long."""
-    data = msgspec.msgpack.encode(message)
-    if len(data) > MAX_FRAME_BYTES:
-        raise ValueError(f"{len(data)} bytes in one message; expected at most {MAX_FRAME_BYTES}")
-    return LENGTH.pack(len(data)) + data
-
-
-def frame_length(header: bytes) -> int:
-    """Length of the frame that a header announces; ValueError if it is too large."""
-    length: int = LENGTH.unpack(header)[0]
-    if length > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {length} bytes; expected at most {MAX_FRAME_BYTES}")
-    return length

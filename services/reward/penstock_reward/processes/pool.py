@@ -21,9 +21,11 @@ from typing import Any
 import msgspec
 
 from penstock.config import RewardSection
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
+from penstock.workers.frames import frame
 from penstock_reward.functions.registry import check_names
-from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start, frame
+from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start
 from penstock_reward.processes.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,9 @@ class Pool:
 
     def __init__(self, section: RewardSection) -> None:
         self._section = section
-        self._start = Start(tuple(section.functions), modules_path(section))
+        self._start = Start(
+            tuple(name for name in section.functions if name != ENVIRONMENT_REWARD), modules_path(section)
+        )
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
         self._num_started = 0
         self._all_started = asyncio.Event()

@@ -2,7 +2,8 @@
 
 Owns the calls and their outcomes. Invariants: every completion gets exactly one verdict; a call that was answered is
 not repeated for it; no call fails because a breaker is open: only its own attempts can fail it. A pure function that
-exceeded its deadline would do so again: that failure is final, and the completion's own.
+exceeded its deadline would do so again: that failure is final, and the completion's own. An episode that its
+environment could not score has failed, and no function is called for it.
 
     run --> attempt --> failed as in an outage --> back-off --> attempt ... --> verdicts
      |                                                             '-- breaker opened --> None --.
@@ -17,10 +18,11 @@ from typing import Any, Protocol
 
 from penstock.config import RewardSection
 from penstock.contracts import Score
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import OUTAGE_KINDS, Call, Outcome
 from penstock_reward.scoring.breaker import AnsweredCall, Breaker, Breakers
-from penstock_reward.scoring.combine import Verdict, combine
+from penstock_reward.scoring.combine import Verdict, combine, failed
 
 LEAST_BACK_OFF = 0.5  # of the full one: jitter, so that services do not return to a server all at once
 
@@ -49,10 +51,12 @@ class Attempts:
         metrics: RewardMetrics,
         pure: Collection[str],
         sleep: Sleep = asyncio.sleep,
+        environment: Sequence[Score] = (),
     ) -> None:
         """`request`: prompt, completions, answer, metadata. `place`: its order among groups that wait for a breaker.
 
-        `pure`: functions whose outcome depends on their arguments alone.
+        `pure`: functions whose outcome depends on their arguments alone. `environment`: the score of each episode by
+        its environment, which is one more function of `weights`; none if these are no episodes.
         """
         self._request = request
         self._weights = weights
@@ -64,8 +68,13 @@ class Attempts:
         self._pure = pure
         self._sleep = sleep
         self._random = Random(place)
-        self._outcomes: dict[Call, Outcome] = {}
-        self._due = [Call(name, index) for index in range(len(request[1])) for name in weights]
+        self._environment = environment
+        self._outcomes = {
+            Call(ENVIRONMENT_REWARD, index): Outcome(score.value, 0.0) for index, score in enumerate(environment)
+        }
+        called = [name for name in weights if name != ENVIRONMENT_REWARD]
+        unscored = {index for index, score in enumerate(environment) if score.value is None}
+        self._due = [Call(name, index) for index in range(len(request[1])) if index not in unscored for name in called]
         self._num_probes = 0
 
     @property
@@ -96,6 +105,9 @@ class Attempts:
         return [self._verdict(index) for index in range(len(self._request[1]))]
 
     def _verdict(self, completion: int) -> Verdict:
+        if self._environment and (reason := self._environment[completion].failure):
+            self._metrics.failed_without_call("environment")
+            return failed("environment", f"{ENVIRONMENT_REWARD}: {reason}")
         outcomes = {name: self._outcomes[Call(name, completion)] for name in self._weights}
         verdict = combine(self._weights, outcomes, self._section.max_magnitude)
         for kind in verdict.kinds - {outcome.kind for outcome in outcomes.values()}:
@@ -119,7 +131,7 @@ class Attempts:
 
     def _rounds(self, calls: Sequence[Call]) -> list[Sequence[Call]]:
         """At most as many calls at once as open a breaker: a long group then stops soon after an outage begins."""
-        size = self._section.breaker_failures or len(calls)
+        size = self._section.breaker_failures or max(1, len(calls))
         return [calls[first : first + size] for first in range(0, len(calls), size)]
 
     async def _call(self, calls: Sequence[Call]) -> list[Call]:

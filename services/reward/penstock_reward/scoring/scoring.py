@@ -9,6 +9,8 @@ from itertools import count
 from typing import Any
 
 from penstock.config import RewardSection
+from penstock.contracts import Score
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError, RewardUnavailableError
 from penstock_reward.functions.registry import builtins
 from penstock_reward.metrics import RewardMetrics
@@ -34,8 +36,20 @@ class Scoring:
         for name in section.functions:
             metrics.breaker_changed(name, is_open=False)
 
-    def weights(self, reward: str) -> Mapping[str, float]:
-        """Functions and weights for a row that names `reward`, or no reward (""); RewardError if there is none."""
+    def weights(self, reward: str, *, of_episodes: bool = False) -> Mapping[str, float]:
+        """Functions and weights for a row that names `reward`, or no reward (""); RewardError if there is none.
+
+        of_episodes: an environment has scored what is to be scored.
+        """
+        weights = self._weights(reward)
+        if ENVIRONMENT_REWARD in weights and not of_episodes:
+            raise RewardError(
+                f"the reward {ENVIRONMENT_REWARD!r} is the score of an episode's environment, and this is no episode; "
+                "expected a reward that names another function"
+            )
+        return weights
+
+    def _weights(self, reward: str) -> Mapping[str, float]:
         if not reward:
             weights = {name: weight for name, weight in self._section.functions.items() if weight != 0}
             if not weights:
@@ -52,11 +66,17 @@ class Scoring:
         return {reward: 1.0}
 
     def attempts(
-        self, prompt: str, completions: Sequence[str], answer: str, reward: str, metadata: dict[str, Any]
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        reward: str,
+        metadata: dict[str, Any],
+        environment: Sequence[Score] = (),
     ) -> Attempts | Settled:
-        """The calls that these completions need."""
+        """The calls that these completions need. environment: the scores of its own, if they are episodes."""
         try:
-            weights = self.weights(reward)
+            weights = self.weights(reward, of_episodes=bool(environment))
         except RewardError as error:
             self._metrics.failed_without_call("unknown_reward")
             return Settled(failed("unknown_reward", str(error)), len(completions))
@@ -70,6 +90,7 @@ class Scoring:
             self._metrics,
             self._pure,
             self._sleep,
+            environment,
         )
 
     async def score(

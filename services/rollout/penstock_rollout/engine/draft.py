@@ -1,4 +1,4 @@
-"""The completions of one group while they are generated, in pieces: an abort cuts a completion, the next request
+"""The completions of one prompt while they are generated, in pieces: an abort cuts a completion, the next request
 continues it.
 
 Invariant: each piece keeps the tokens, log-probabilities and versions that the engine gave it. So a token has the
@@ -11,21 +11,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
-from penstock.contracts import Ticket, unpack_int32
+from penstock.contracts import Sampling
 from penstock.errors import EngineError
 from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest, GroupAnswer
 
 
 class Draft:
-    """One group, from its first request to its last."""
+    """One completion per seed, from the first request to the last."""
 
-    def __init__(self, ticket: Ticket, *, one_version_per_answer: bool) -> None:
+    def __init__(
+        self, prompt_ids: tuple[int, ...], seeds: Sequence[int], sampling: Sampling, *, one_version_per_answer: bool
+    ) -> None:
         """`one_version_per_answer`: if an answer has no spans, all its tokens are by the version that it names."""
-        self._prompt_ids = tuple(unpack_int32(ticket.prompt_ids))
-        self._seeds = ticket.seeds
-        self._sampling = ticket.sampling
+        self._prompt_ids = prompt_ids
+        self._seeds = seeds
+        self._sampling = sampling
         self._one_version = one_version_per_answer
-        self._pieces: list[list[Answer]] = [[] for _ in ticket.seeds]
+        self._pieces: list[list[Answer]] = [[] for _ in seeds]
 
     @property
     def finished(self) -> bool:
@@ -106,4 +108,5 @@ def _joined(pieces: Sequence[Answer]) -> Answer:
         logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
         spans=tuple(span for span in spans if span.start < span.end),
         text="".join(piece.text for piece in pieces),
+        num_cached_tokens=pieces[0].num_cached_tokens,  # the prompt of the others has tokens of this completion
     )

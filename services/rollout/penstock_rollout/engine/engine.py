@@ -9,15 +9,13 @@ engine calls `report`; only the loop `keep_engine` starts and stops servers.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from penstock.config.secrets import shown_url
-from penstock.contracts import Sampling, unpack_int32
 from penstock.contracts.weight_sources import GroupRequest
 from penstock.errors import EngineDiedError, EngineStartError, TransientStartError
 from penstock_rollout.engine.interface import EngineClient, EngineServer
-from penstock_rollout.engine.types import CompletionRequest, GroupAnswer
 
 log = logging.getLogger(__name__)
 
@@ -182,13 +180,6 @@ class Engine:
             self.report(life, f"it did not join a group of the trainer: {error}")
             raise
         self.group = request.group
-
-    async def generate(self, prompt_ids: bytes, seeds: Sequence[int], sampling: Sampling) -> GroupAnswer:
-        """One completion of a prompt per seed, in one request."""
-        self.require_up()
-        prompt = tuple(unpack_int32(prompt_ids))
-        requests = [CompletionRequest(prompt, seed, sampling.max_new_tokens) for seed in seeds]
-        return await self.client.generation.complete(requests, sampling)
 
     async def close(self) -> None:
         """End the server; safe at any time."""

@@ -19,7 +19,9 @@ from penstock.errors import ConfigError, EngineDiedError, EngineError, WeightsEr
 
 
 class EngineAbsentError(EngineDiedError):
-    """There is no engine: the request never reached one."""
+    """There is no engine, or it was ended for its weights: the request is not to blame."""
+
+    kind = "engine_absent"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ class EngineInfo:
                 f"{self.longest_sequence} tokens with their prompt (context {self.context_length}, cache "
                 f"{self.cache_tokens}): expected room for a prompt too; lower sampling.max_new_tokens, or raise "
                 "rollout.engine.context_length or rollout.engine.max_total_tokens"
+            )
+
+    def require_length(self, max_tokens: int) -> None:
+        """ConfigError if episodes may be longer than the engine generates to the end."""
+        if self.longest_sequence < max_tokens:
+            raise ConfigError(
+                f"agent.max_tokens is {max_tokens}, and {self.name} generates at most {self.longest_sequence} tokens "
+                f"with those before them (context {self.context_length}, cache {self.cache_tokens}): lower "
+                "agent.max_tokens, or raise rollout.engine.context_length or rollout.engine.max_total_tokens"
             )
 
 
@@ -82,6 +93,8 @@ class Answer:
     finish_reason: FinishReason
     weight_version: str = ""
     """The version that the engine served when it answered; if there are no spans, it holds for all tokens."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the engine had in its cache."""
 
 
 GroupAnswer = tuple[Answer, ...]

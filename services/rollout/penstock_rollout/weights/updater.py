@@ -90,6 +90,11 @@ class WeightUpdater:
         await self._changes.none()
 
     @property
+    def aborts_requests(self) -> bool:
+        """Whether an update ends running requests, so that no answer of the engine is of two versions."""
+        return self._section.pause_mode == "abort"
+
+    @property
     def state(self) -> ServerState:
         if not self._engine.up.is_set():
             return ServerState.ASLEEP if self._engine.held_back else ServerState.STARTING

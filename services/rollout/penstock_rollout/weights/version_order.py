@@ -5,6 +5,7 @@ rise.
 """
 
 from penstock.contracts import PolicyIdentity
+from penstock.contracts.generation import AtLeast
 from penstock.contracts.services import Announcement
 from penstock.errors import WeightsConflictError
 
@@ -35,3 +36,10 @@ def check_order(wanted: Announcement, served: PolicyIdentity | None, followed: i
         raise WeightsConflictError(
             f"this server serves {served}; expected one newer than {wanted.identity}, or a lease higher than {followed}"
         )
+
+
+def serves_at_least(served: PolicyIdentity | None, lease: int, wanted: AtLeast) -> bool:
+    """Whether a server that serves `served` of `lease` may answer a call that needs at least `wanted`."""
+    if served is None or lease < wanted.lease:
+        return False
+    return lease > wanted.lease or served.number >= wanted.number

@@ -1,7 +1,8 @@
-"""From scored groups to the completions that are trained on, with their advantages and weights.
+"""From scored groups to the samples that are trained on, with their advantages and weights.
 
-Owns the batch's denominators: they count every group and every valid completion, whether or not it needs a forward
-pass. Tokens stay packed: arrays are views of the messages, and so read-only. Pure: no config, no I/O.
+Owns the batch's denominators: they count every group and every valid trajectory (a completion, or an episode with all
+its paths), whether or not it needs a forward pass. Tokens stay packed: arrays are views of the messages, and so
+read-only. Pure: no config, no I/O.
 
     groups -> candidates, with advantages -> counts
                                          '-> mini-batches -> samples, with weights
@@ -15,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.contracts import Completion, ScoredGroup
+from penstock.contracts import ScoredGroup, Trajectory
 from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionIndex, count_batch
-from penstock_trainer.batching.masking import num_trained_tokens, token_lags, trained_mask
+from penstock_trainer.batching.masking import num_trained_tokens
+from penstock_trainer.batching.paths import trained_paths
+from penstock_trainer.batching.rewards import rewards_of
 from penstock_trainer.grpo import Aggregation, Baseline, Scale, advantages, overlong_penalty, sequence_weight
 
 MIN_VALID = 2  # a group's mean and standard deviation need two rewards
@@ -25,10 +28,11 @@ MIN_VALID = 2  # a group's mean and standard deviation need two rewards
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One completion to train on: T completion tokens after a prompt.
+    """One completion, or one path of an episode, to train on: T tokens after a prompt.
 
     loss_mask, behaviour, lags: of length T; advantage and weight: of every loss token.
-    lags: versions from the sampler's weights to those under training.
+    lags: versions from the sampler's weights to those under training. index: all samples of an episode have the same;
+    advantage and weight are of the episode too.
     """
 
     prompt_ids: npt.NDArray[np.int32]
@@ -89,27 +93,27 @@ class Batch:
 
 
 def num_valid(group: ScoredGroup) -> int:
-    """Completions whose reward did not fail."""
-    return sum(score.value is not None for score in group.scores)
+    """Trajectories that did not fail."""
+    return sum(reward is not None for reward in rewards_of(group))
 
 
 def shaped_rewards(group: ScoredGroup, overlong: Overlong) -> list[float | None]:
     """The group's rewards with the overlong penalty; None if a reward failed."""
     return [
-        None if score.value is None else score.value + _penalty(completion, overlong)
-        for score, completion in zip(group.scores, group.group.completions, strict=True)
+        None if reward is None else reward + _penalty(each, overlong)
+        for reward, each in zip(rewards_of(group), group.group.trajectories, strict=True)
     ]
 
 
 def valid_samples(groups: Sequence[ScoredGroup], *, version: int) -> list[Sample]:
-    """All completions with a reward and a loss token, without advantage or weight."""
-    samples = []
+    """All trajectories with a reward and a loss token, without advantage or weight."""
+    samples: list[Sample] = []
     for b, group in enumerate(groups):
         prompt_ids = _prompt_ids(group)
-        for g, (completion, score) in enumerate(zip(group.group.completions, group.scores, strict=True)):
-            if score.value is not None and completion.num_loss_tokens:
+        for g, (each, reward) in enumerate(zip(group.group.trajectories, rewards_of(group), strict=True)):
+            if reward is not None and each.num_loss_tokens:
                 index = CompletionIndex(b, g)
-                samples.append(_sample(completion, prompt_ids, index, version=version, advantage=0.0, weight=0.0))
+                samples += _samples(each, prompt_ids, index, version=version, advantage=0.0, weight=0.0)
     return samples
 
 
@@ -121,28 +125,28 @@ def make_batch(
     max_lag: int | None = None,
     penalties: Mapping[tuple[int, int], float] | None = None,
 ) -> Batch:
-    """Advantages and weights of all groups; samples are the completions that need a forward pass.
+    """Advantages and weights of all groups; samples are what needs a forward pass.
 
     version: of the weights under training. max_lag: tokens that lag more versions are masked (`masking`).
     penalties: subtracted from rewards, by `CompletionIndex` (a KL term in the reward).
-    A completion whose reward failed is never a sample. One whose advantage is 0 is a sample only if
+    A trajectory whose reward failed is never a sample. One whose advantage is 0 is a sample only if
     `rules.with_zero_advantage`. One whose loss tokens are all masked is not. Both count in the denominators.
     """
     counted = [b for b, group in enumerate(groups) if num_valid(group) >= MIN_VALID]
     candidates: list[list[Candidate]] = []
     for b, values_G in zip(counted, _advantages(groups, counted, rules, penalties or {}), strict=True):
-        completions, scores = groups[b].group.completions, groups[b].scores
+        pairs = zip(groups[b].group.trajectories, rewards_of(groups[b]), strict=True)
         candidates.append(
             [
                 Candidate(
                     index=CompletionIndex(b, g),
-                    completion=completion,
+                    trajectory=each,
                     advantage=values_G[g],
-                    num_loss_tokens=completion.num_loss_tokens,
-                    num_trained_tokens=num_trained_tokens(completion, version, max_lag),
+                    num_loss_tokens=each.num_loss_tokens,
+                    num_trained_tokens=num_trained_tokens(each, version, max_lag),
                 )
-                for g, (completion, score) in enumerate(zip(completions, scores, strict=True))
-                if score.value is not None
+                for g, (each, reward) in enumerate(pairs)
+                if reward is not None
             ]
         )
     minibatches = [
@@ -151,9 +155,9 @@ def make_batch(
     return Batch(tuple(minibatches), count_batch(groups, candidates))
 
 
-def _penalty(completion: Completion, overlong: Overlong) -> float:
+def _penalty(trajectory: Trajectory, overlong: Overlong) -> float:
     return overlong_penalty(
-        completion.num_tokens,
+        trajectory.num_tokens,
         max_new_tokens=overlong.max_new_tokens,
         buffer_tokens=overlong.buffer_tokens,
         penalty=overlong.penalty,
@@ -214,8 +218,8 @@ def _minibatch(
                 num_tokens_in_batch=num_tokens,
                 norm_length=rules.norm_length,
             )
-            yield _sample(
-                each.completion,
+            yield from _samples(
+                each.trajectory,
                 prompt_ids,
                 each.index,
                 version=version,
@@ -226,12 +230,12 @@ def _minibatch(
 
 
 def _prompt_ids(group: ScoredGroup) -> npt.NDArray[np.int32]:
-    """One array for all completions of a group."""
+    """One array for all completions of a group; empty for episodes."""
     return np.frombuffer(group.group.ticket.prompt_ids, dtype="<i4")
 
 
-def _sample(
-    completion: Completion,
+def _samples(
+    trajectory: Trajectory,
     prompt_ids: npt.NDArray[np.int32],
     index: CompletionIndex,
     *,
@@ -239,14 +243,6 @@ def _sample(
     max_lag: int | None = None,
     advantage: float,
     weight: float,
-) -> Sample:
-    return Sample(
-        prompt_ids=prompt_ids,
-        token_ids=np.frombuffer(completion.token_ids, dtype="<i4"),
-        loss_mask=trained_mask(completion, version, max_lag),
-        behaviour=np.frombuffer(completion.logprobs, dtype="<f4"),
-        lags=token_lags(completion, version),
-        advantage=advantage,
-        weight=weight,
-        index=index,
-    )
+) -> Iterator[Sample]:
+    for path in trained_paths(trajectory, prompt_ids, version, max_lag):
+        yield Sample(*path, advantage=advantage, weight=weight, index=index)

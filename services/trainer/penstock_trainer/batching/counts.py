@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from penstock.contracts import Completion, ScoredGroup
+from penstock.contracts import ScoredGroup, Trajectory
+from penstock_trainer.batching.rewards import rewards_of
 from penstock_trainer.grpo import varies
 
 
 class CompletionIndex(NamedTuple):
-    """A completion of a batch: the number of its group, and its own within the group. The first: (0, 0)."""
+    """A completion or episode of a batch: the number of its group, and its own within the group. The first: (0, 0)."""
 
     group: int
     completion: int
@@ -22,13 +23,13 @@ class CompletionIndex(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A completion that counts: its reward is valid, and its group has enough valid rewards.
+    """A completion or episode that counts: its reward is valid, and its group has enough valid rewards.
 
     num_trained_tokens: those of its loss tokens that are not too old (`masking`).
     """
 
     index: CompletionIndex
-    completion: Completion
+    trajectory: Trajectory
     advantage: float
     num_loss_tokens: int
     num_trained_tokens: int
@@ -36,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """The contents of a batch, counted before anything is left out.
+    """The contents of a batch, counted before anything is left out; an episode counts as a completion.
 
     num_groups: with at least two valid rewards: the denominator. num_failed_groups: the others.
     num_degenerate_groups: of the former, those whose rewards are all equal.
@@ -72,7 +73,7 @@ class BatchCounts:
 
 def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Candidate]]) -> BatchCounts:
     """The counts of a batch. candidates: by group, of the groups that have enough valid rewards."""
-    rewards = [score.value for group in groups for score in group.scores]
+    rewards = [reward for group in groups for reward in rewards_of(group)]
     values = [reward for reward in rewards if reward is not None]
     mean = math.fsum(values) / len(values) if values else math.nan
     flat = [each for group in candidates for each in group]
@@ -105,7 +106,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
 
 
 def _is_degenerate(group: ScoredGroup) -> bool:
-    return not varies([score.value for score in group.scores])
+    return not varies(rewards_of(group))
 
 
 def _is_stale(group: Sequence[Candidate]) -> bool:

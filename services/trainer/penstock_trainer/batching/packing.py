@@ -12,6 +12,9 @@ if and only if j is an ancestor of i or i itself:
 Without shared prefixes this is the block-diagonal causal mask; attention.py computes it. Packing is exact for
 causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
+So an episode's paths share what they share, whatever its order was: turns of one history, branches, sub-agents of one
+system prompt, and what a compaction kept.
+
 The log-probability of a completion's token is read at its parent, so the last one needs no row, and
 only parents of loss tokens need the vocabulary projection. All work but one sort is linear in the tokens. Pure.
 
@@ -42,7 +45,8 @@ class Pack:
     token_ids_P, positions_P, subtree_end_P: the trie. parents_R: rows to project onto the vocabulary, ascending.
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
     target_N: index into U of each loss token. behaviour_logprobs_N, advantage_N, weight_N, lag_N: float32.
-    sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are.
+    sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are;
+    an episode is there once for each of its paths in this pack.
 
     A sequence of which all tokens but the first are wanted; the last one needs no row:
 

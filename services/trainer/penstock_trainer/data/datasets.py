@@ -14,6 +14,7 @@ import errno
 import json
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv
 DEFAULT_SPLIT = DatasetSection().split
 
 
-def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
+def load_rows(section: DatasetSection, key: str = "data.train", *, of_episodes: bool = False) -> list[Row]:
     """All rows of a dataset, in its order; DataError if one is bad or there is none.
 
-    key: the section's name in the configuration, for messages.
+    key: the section's name in the configuration, for messages. of_episodes: each row starts episodes (`read_row`), and
+    those of reasoning-gym name no reward: their environment, or another of the run's functions, scores them.
     """
     if not section.path:
         raise DataError(f"{key}.path is empty: expected a JSONL file, a dataset or the name of a reasoning-gym task")
@@ -41,9 +43,10 @@ def load_rows(section: DatasetSection, key: str = "data.train") -> list[Row]:
     elif section.kind == "huggingface":
         records = _huggingface_records(section, key)
     else:
-        return list(_reasoning_gym_rows(section, key))
+        rows = list(_reasoning_gym_rows(section, key))
+        return [replace(row, reward="") for row in rows] if of_episodes else rows
     limited = islice(records, section.size) if section.size else records
-    rows = [read_row(record, place, section.columns, key) for place, record in limited]
+    rows = [read_row(record, place, section.columns, key, of_episode=of_episodes) for place, record in limited]
     if not rows:
         raise DataError(f"{section.path} ({key}.path) holds no rows: expected at least one prompt")
     return rows

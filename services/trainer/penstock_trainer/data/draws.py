@@ -21,6 +21,7 @@ class Draws:
         self._sampling = sampling
         self._seed = config.run.seed
         self._group_size = config.actor.group_size
+        self._environment = config.agent.name
         self._epoch = -1
         self._order: list[int] = []
         self.num_draws = config.total_train_epochs * len(prompts)
@@ -44,11 +45,14 @@ class Draws:
             answer=prompt.answer,
             reward=prompt.reward,
             metadata=dict(prompt.metadata),
+            environment=self._environment,
         )
 
 
-def eval_ticket(prompt: EncodedPrompt, number: int, *, sampling: Sampling, policy_version: int, seed: int) -> Ticket:
-    """An evaluation draw: one completion of a held-out prompt."""
+def eval_ticket(
+    prompt: EncodedPrompt, number: int, *, sampling: Sampling, policy_version: int, seed: int, environment: str = ""
+) -> Ticket:
+    """An evaluation draw: one completion or episode of a held-out prompt."""
     return Ticket(
         purpose="eval",
         number=number,
@@ -61,6 +65,7 @@ def eval_ticket(prompt: EncodedPrompt, number: int, *, sampling: Sampling, polic
         answer=prompt.answer,
         reward=prompt.reward,
         metadata=dict(prompt.metadata),
+        environment=environment,
     )
 
 

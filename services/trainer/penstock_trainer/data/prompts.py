@@ -1,7 +1,7 @@
-"""Prompts as tokens.
+"""Prompts as tokens; of episodes, which have none before they begin, as text and metadata.
 
-Invariant: every prompt has at least one token, leaves room for its completion and does not end a text; a bad row is a
-DataError that names it.
+Invariant: every prompt of completions has at least one token, leaves room for its completion and does not end a text; a
+bad row is a DataError that names it.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,20 @@ import msgspec
 import xxhash
 
 from penstock.errors import DataError
+from penstock.plain_tokens import plain_token_ids
 from penstock_trainer.data.chat import Chat, Tokenizer
-from penstock_trainer.data.rows import Row
+from penstock_trainer.data.rows import Message, Row
+
+SHOWN_CHARACTERS = 200  # of a row without a prompt
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A row as input of the model: `text` after the chat template, and its tokens."""
+    """A row as input of the model: `text` after the chat template, and its tokens.
+
+    The row of an episode has no tokens, and `text` is for people. metadata["prompt"] is the prompt of the row if it has
+    one, text or messages; `answer` and metadata are all that an environment gets.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -40,7 +47,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, max_promp
 def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> EncodedPrompt:
     if isinstance(row.prompt, str) and not chat.system_prompt:
         text = row.prompt
-        token_ids = _plain_token_ids(text, tokenizer)
+        token_ids = plain_token_ids(text, tokenizer)
     else:
         text = chat.text(row)
         token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -60,17 +67,36 @@ def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: i
     return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata)
 
 
-def _plain_token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a plain text behind those that the tokenizer begins a text with, unless it begins with them itself.
+def episode_rows(rows: Sequence[Row], system_prompt: str = "") -> list[EncodedPrompt]:
+    """The rows of episodes. A system prompt becomes the first of their messages, unless they begin with one."""
+    return [_episode_row(row, system_prompt) for row in rows]
 
-    What the tokenizer puts at the end of a text is left out: the completion follows.
-    """
-    own, full = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
-    for start in range(len(full) - len(own) + 1):
-        if full[start : start + len(own)] == own:
-            before = full[:start]
-            return own if own[:start] == before else before + own
-    return full  # its special tokens change the others
+
+def _episode_row(row: Row, system_prompt: str) -> EncodedPrompt:
+    prompt: str | list[Message] = row.prompt
+    if system_prompt:
+        messages = _messages(prompt)
+        begins = bool(messages) and messages[0]["role"] == "system"
+        prompt = messages if begins else [{"role": "system", "content": system_prompt}, *messages]
+    metadata = {"prompt": prompt, **row.metadata} if prompt else row.metadata
+    return EncodedPrompt(_shown(row), (), row.answer, row.reward, metadata)
+
+
+def _messages(prompt: str | list[Message]) -> list[Message]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if prompt else []
+    return list(prompt)
+
+
+def _shown(row: Row) -> str:
+    """The row for people: its prompt, else the beginning of its columns."""
+    if isinstance(row.prompt, str) and row.prompt:
+        return row.prompt
+    if row.prompt:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in _messages(row.prompt))
+    columns = row.metadata or {"answer": row.answer}
+    text = ", ".join(f"{name}: {value}" for name, value in columns.items())
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
 def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) -> None:
@@ -83,9 +109,14 @@ def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) 
 
 
 def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-    """The held-out prompts that are training prompts too: those with the same tokens."""
-    trained = {prompt.token_ids for prompt in train}
-    return [prompt for prompt in held_out if prompt.token_ids in trained]
+    """The held-out prompts that are training prompts too: those with the same tokens, or, of episodes, columns."""
+    trained = {_content(prompt) for prompt in train}
+    return [prompt for prompt in held_out if _content(prompt) in trained]
+
+
+def _content(prompt: EncodedPrompt) -> tuple[int, ...] | bytes:
+    """What the model is asked."""
+    return prompt.token_ids or msgspec.msgpack.encode((prompt.answer, prompt.metadata), order="deterministic")
 
 
 def require_embeddings(rows: Sequence[Row], prompts: Sequence[EncodedPrompt], vocabulary_size: int) -> None:

@@ -1,4 +1,4 @@
-"""One row: its columns as a prompt and the inputs of its reward.
+"""One row: its columns as a prompt and the inputs of its reward; or, in a run of episodes, as what starts an episode.
 
 Owns the checks of a row. Invariant: a row that comes out can be sent as UTF-8 text and finite numbers. A bad one is a
 DataError with its place, the value seen and the key to change.
@@ -26,7 +26,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt, as text or as chat messages, and the inputs of its reward.
+    """One prompt, as text or as chat messages, and the inputs of its reward. The row of an episode may have none: "".
 
     reward: "" for the run's `reward.functions`, else the name of one function.
     place: of the row in its source, for messages.
@@ -39,10 +39,15 @@ class Row:
     place: str = ""
 
 
-def read_row(record: object, place: str, columns: ColumnsSection, key: str) -> Row:
-    """A mapping of columns as a Row; DataError if it has a fault. `key`: the dataset's section, for messages."""
+def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, of_episode: bool = False) -> Row:
+    """A mapping of columns as a Row; DataError if it has a fault. `key`: the dataset's section, for messages.
+
+    of_episode: prompt and answer may be absent, and all further columns become metadata.
+    """
     if not isinstance(record, Mapping):
         raise DataError(f"{place}: {seen(record)}: expected an object with `{columns.prompt}` and `{columns.answer}`")
+    if of_episode:
+        record = _with_defaults(record, columns)
 
     def fail(problem: str, expected: str, column: str) -> DataError:
         return DataError(f"{place}: {problem}: expected {expected}; correct the row or set {key}.columns.{column}")
@@ -57,7 +62,7 @@ def read_row(record: object, place: str, columns: ColumnsSection, key: str) -> R
 
     texts = 'text or a list of {"role": ..., "content": ...}'
     prompt = _without_nulls(require("prompt", texts))
-    if problem := _problem_of_prompt(prompt, columns.prompt):
+    if (prompt or not of_episode) and (problem := _problem_of_prompt(prompt, columns.prompt)):
         raise fail(problem, texts, "prompt")
     answer = require("answer", 'text ("" if the reward needs none)')
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
@@ -74,7 +79,38 @@ def read_row(record: object, place: str, columns: ColumnsSection, key: str) -> R
         raise fail(f"`{columns.metadata}` is {seen(metadata)}", "an object", "metadata")
     if problem := next(_faults(metadata, columns.metadata), ""):
         raise fail(problem, "lists, objects, finite numbers and text", "metadata")
+    if of_episode:
+        metadata = _all_columns(record, metadata or {}, place, columns, key)
     return Row(prompt, str(answer), reward or "", plain(metadata or {}, place), place)
+
+
+def _with_defaults(record: Mapping[Any, Any], columns: ColumnsSection) -> dict[Any, Any]:
+    """The record with "" for a prompt or an answer that is absent or null."""
+    absent = {name: "" for name in (columns.prompt, columns.answer) if record.get(name) is None}
+    return {**record, **absent}
+
+
+def _all_columns(
+    record: Mapping[Any, Any], metadata: Mapping[Any, Any], place: str, columns: ColumnsSection, key: str
+) -> dict[str, Any]:
+    """Further columns and the entries of `metadata`: with prompt and answer, the arguments of an environment."""
+    used = {columns.prompt, columns.answer, columns.reward, columns.metadata}
+    found = {name: value for name, value in record.items() if name not in used}
+    for name in (*found, *metadata):
+        whose = next((one for one in ("prompt", "answer") if name == one), "")
+        if whose or (name in found and name in metadata):
+            other = f"{key}.columns.{whose} is `{getattr(columns, whose)}`" if whose else "it is a column too"
+            where = "" if name in found else f" in `{columns.metadata}`"
+            raise DataError(
+                f"{place}: `{_printable(name)}`{where} and another value would have one name, since {other}: expected "
+                "each name once, because an environment gets all columns by name; rename one of them"
+            )
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise DataError(f"{place}: a column is named {seen(name)}: expected text")
+        if problem := next(_faults(value, name), ""):
+            raise DataError(f"{place}: {problem}: expected lists, objects, finite numbers and text; correct the row")
+    return {**found, **metadata}
 
 
 def require_rewards(rows: Sequence[Row], functions: Mapping[str, float]) -> None:

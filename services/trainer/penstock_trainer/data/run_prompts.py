@@ -1,4 +1,4 @@
-"""The prompts of a run: its training prompts and its held-out prompts, as tokens.
+"""The prompts of a run: its training prompts and its held-out prompts, as tokens or as the rows of episodes.
 
 Owns the checks that need the model's tokenizer and no more: a prompt that is too long fails before a model loads.
 """
@@ -10,29 +10,35 @@ from functools import cached_property
 from penstock.config import Config
 from penstock.contracts.ledger import RunRecord
 from penstock.engine_limits import longest_sequence
+from penstock.errors import ConfigError
 from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.draws import stop_token_ids
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
     digest,
     encode_rows,
+    episode_rows,
     require_batch,
     require_embeddings,
     shared_prompts,
 )
 from penstock_trainer.data.rows import Row
-from penstock_trainer.data.tokenizer import load_vocabulary
+from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The training and held-out prompts of a run, as tokens; stop_token_ids end a completion."""
+    """The training and held-out prompts of a run; stop_token_ids end a completion, or a turn of an episode.
+
+    first_ids: tokens of the first training prompt.
+    """
 
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
+    first_ids: tuple[int, ...]
 
     @cached_property
     def shared(self) -> list[EncodedPrompt]:
@@ -61,9 +67,24 @@ class Prompts:
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     """The rows as tokens; DataError for rows that cannot be prompts of this run. Warns of shared prompts."""
     vocabulary = load_vocabulary(config.actor.path)
-    engine = config.rollout.engine
-    context = engine.context_length or vocabulary.context_length
-    longest = longest_sequence(context, engine.max_total_tokens or None) - config.sampling.max_new_tokens
+    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
+    make = _episode_prompts if config.agent.enabled else _token_prompts
+    prompts = make(config, vocabulary, stop, train_rows, held_out_rows)
+    if prompts.shared:
+        log.warning(
+            "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy proves "
+            "nothing about other prompts; give data.eval another split, path or seed",
+            len(prompts.shared),
+            len(prompts.held_out),
+            prompts.shared[0].text[-80:],
+        )
+    return prompts
+
+
+def _token_prompts(
+    config: Config, vocabulary: Vocabulary, stop: tuple[int, ...], train_rows: list[Row], held_out_rows: list[Row]
+) -> Prompts:
+    longest = _longest(config, vocabulary) - config.sampling.max_new_tokens
     chat = Chat(vocabulary.tokenizer, config.data.system_prompt, config.data.template_options)
     train = encode_rows(train_rows, vocabulary.tokenizer, chat, longest)
     require_batch(train, config.data.batch_size, config.data.train.path)
@@ -71,14 +92,28 @@ def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Ro
     chat.require_used()
     for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
         require_embeddings(rows, encoded, vocabulary.size)
-    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    prompts = Prompts(train, held_out, stop)
-    if prompts.shared:
-        log.warning(
-            "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy proves "
-            "nothing about other prompts; give data.eval another split, path or seed",
-            len(prompts.shared),
-            len(held_out),
-            prompts.shared[0].text[-80:],
+    return Prompts(train, held_out, stop, train[0].token_ids)
+
+
+def _episode_prompts(
+    config: Config, vocabulary: Vocabulary, stop: tuple[int, ...], train_rows: list[Row], held_out_rows: list[Row]
+) -> Prompts:
+    """No template is applied here: the agent service renders messages, and no token is known before."""
+    longest = _longest(config, vocabulary)
+    if config.agent.max_tokens > longest:
+        raise ConfigError(
+            f"agent.max_tokens is {config.agent.max_tokens}: expected at most {longest}, the longest sequence that "
+            "engines generate to its end; lower it, or raise rollout.engine.context_length or "
+            "rollout.engine.max_total_tokens"
         )
-    return prompts
+    train = episode_rows(train_rows, config.data.system_prompt)
+    require_batch(train, config.data.batch_size, config.data.train.path)
+    held_out = episode_rows(held_out_rows, config.data.system_prompt)
+    ids = vocabulary.tokenizer.encode(train[0].text, add_special_tokens=False)
+    known = tuple(each for each in ids if each < vocabulary.size)
+    return Prompts(train, held_out, stop, known or stop or (0,))
+
+
+def _longest(config: Config, vocabulary: Vocabulary) -> int:
+    engine = config.rollout.engine
+    return longest_sequence(engine.context_length or vocabulary.context_length, engine.max_total_tokens or None)

@@ -13,7 +13,7 @@ MAX_LOG_RATIO = 20.0  # exp(20) is about 5e8: large enough to be clipped, small 
 
 @dataclass(frozen=True)
 class Tokens:
-    """N loss tokens of S completions; only `logprobs_N` and `entropy_N` have a gradient.
+    """N loss tokens of S completions, or paths of episodes; only `logprobs_N` and `entropy_N` have a gradient.
 
     logprobs_N: l, after temperature. behaviour_logprobs_N: l_b as the sampler gave it, possibly not finite.
     advantage_N: of the token's completion. weight_N: its share in the aggregate (`sequence_weight`).

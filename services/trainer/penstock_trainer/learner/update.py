@@ -192,7 +192,10 @@ class Updater:
         return self._ranks.gather(data) if self._ranks else [data]
 
     def _kl_penalties(self, groups: Sequence[ScoredGroup], version: int) -> dict[tuple[int, int], float]:
-        """kl_ctl * sum_t (l_b - l_r) of each completion, if the KL term is part of the rewards: its k1 estimate."""
+        """kl_ctl * sum_t (l_b - l_r) of each completion, if the KL term is part of the rewards: its k1 estimate.
+
+        An episode's sum is over all its paths, each loss token once.
+        """
         if not self._recipe.kl_in_reward:
             return {}
         own: list[tuple[int, int, float]] = []
@@ -202,7 +205,11 @@ class Updater:
             sum_S = tokens.sum_by_sequence(log_ratio_N)
             own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
         gathered = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
-        return {(b, g): self._recipe.kl_in_reward * kl for each in gathered for b, g, kl in each}
+        totals: dict[tuple[int, int], float] = {}
+        for each in gathered:
+            for b, g, kl in each:
+                totals[b, g] = totals.get((b, g), 0.0) + kl
+        return {index: self._recipe.kl_in_reward * kl for index, kl in totals.items()}
 
     def _reference_logprobs(self, pack: Pack) -> Tensor:
         assert self._reference is not None

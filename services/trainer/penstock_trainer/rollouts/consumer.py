@@ -12,7 +12,8 @@ evaluation) is deleted.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from penstock.broker import Delivery, Stage, Worker
@@ -22,6 +23,7 @@ from penstock.contracts.ledger import DropRecord, LedgerState
 from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
+from penstock_trainer.batching.rewards import failed_share, first_failure
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
@@ -101,7 +103,7 @@ class Consumer:
 
     @property
     def last_failure(self) -> str:
-        """The reason of the last dropped ticket, in the words of the service that failed."""
+        """The reason of the last failed trajectory or dropped ticket, in the words of the service that failed."""
         return self._last_failure
 
     @property
@@ -215,11 +217,14 @@ class Consumer:
         match verdict:
             case Hold(has_gradient):
                 self._held[number] = Arrival(delivery, scored, has_gradient)
-                self._book.arrive(number, has_gradient=self._moves(scored, has_gradient=has_gradient))
+                self._last_failure = first_failure(scored) or self._last_failure
+                moves, failed = self._moves(scored, has_gradient=has_gradient), failed_share(scored)
+                with self._naming_the_last_failure(failed > 0):
+                    self._book.arrive(number, has_gradient=moves, failed_share=failed)
             case Reissue():
                 await self._issue_again(verdict, delivery, scored)
             case Drop():
-                await self._drop(number, verdict, delivery)
+                await self._drop(number, verdict, delivery, failed_share(scored))
 
     def _moves(self, scored: ScoredGroup, *, has_gradient: bool) -> bool:
         """Whether the group counts as one with a gradient for the book: its rewards move the policy, no other term."""
@@ -238,8 +243,8 @@ class Consumer:
         await self._issuer.issue_again(scored.group.ticket, delivery, verdict)
         self._worker.forget(delivery)
 
-    async def _drop(self, number: int, verdict: Drop, delivery: Delivery | None) -> None:
-        """End a ticket. delivery: the entry that goes with it, if there is one."""
+    async def _drop(self, number: int, verdict: Drop, delivery: Delivery | None, failed_share: float = 0.0) -> None:
+        """End a ticket, of which a share has failed. delivery: the entry that goes with it, if there is one."""
         reason = verdict.reason
         if reason == DropReason.STALE:
             log.info("ticket %d is dropped: %s", number, verdict.why)
@@ -251,15 +256,17 @@ class Consumer:
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()
-        self._end(number, reason)
+        with self._naming_the_last_failure(reason == DropReason.REWARD_FAILED or failed_share > 0):
+            self._book.drop(number, reason, failed_share)
         await self._issuer.refill()
 
-    def _end(self, number: int, reason: DropReason) -> None:
+    @contextmanager
+    def _naming_the_last_failure(self, is_failure: bool) -> Iterator[None]:
+        """A stall that a failure causes names it."""
         try:
-            self._book.drop(number, reason)
+            yield
         except StallError as error:
-            last = f"; the last one: {self._last_failure}" if reason == DropReason.REWARD_FAILED else ""
-            raise StallError(f"{error}{last}") from None
+            raise StallError(f"{error}; the last one: {self._last_failure}" if is_failure else str(error)) from None
 
     async def _discard(self, delivery: Delivery) -> None:
         await self._queue.discard(delivery)

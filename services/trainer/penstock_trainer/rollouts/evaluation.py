@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from penstock.config import Config
 from penstock.contracts import Sampling, ScoredGroup, Ticket
+from penstock_trainer.batching.rewards import rewards_of
 from penstock_trainer.data.draws import eval_ticket
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.telemetry.records import EvalResult, EvalSample
@@ -65,6 +66,7 @@ class Evaluation:
                     sampling=self._sampling,
                     policy_version=policy_version,
                     seed=self._config.run.seed,
+                    environment=self._config.agent.name,
                 )
             )
         return tickets
@@ -95,8 +97,8 @@ class Evaluation:
 
     def _result(self, finished: _Round) -> EvalResult:
         groups = [finished.results[number] for number in sorted(finished.results)]
-        values = [group.scores[0].value for group in groups]
-        versions = [span.policy.number for group in groups for each in group.group.completions for span in each.spans]
+        values = [rewards_of(group)[0] for group in groups]
+        versions = [span.policy.number for group in groups for each in group.group.trajectories for span in each.spans]
         valid = [value for value in values if value is not None]
         success = self._config.eval.success
         return EvalResult(
@@ -112,6 +114,6 @@ class Evaluation:
 
 
 def sample(group: ScoredGroup) -> EvalSample:
-    """The first completion of a group, for people to read."""
+    """The first completion or episode of a group, for people to read."""
     ticket = group.group.ticket
-    return EvalSample(ticket.prompt, group.group.completions[0].text, ticket.answer, group.scores[0].value)
+    return EvalSample(ticket.prompt, group.group.trajectories[0].text, ticket.answer, rewards_of(group)[0])

@@ -21,7 +21,7 @@ class GenerationTime:
 
     def add(self, group: RolloutGroup) -> None:
         """Count one group."""
-        self._tokens += sum(completion.num_tokens for completion in group.completions)
+        self._tokens += sum(each.num_tokens for each in group.trajectories)
         self._cover(group.started_at, group.ended_at)
         if self.first_started_at is None or group.started_at < self.first_started_at:
             self.first_started_at = group.started_at

@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from penstock.config import Config
 from penstock.runtime.metrics import SecondsCounter
+from penstock_trainer.telemetry.episode_metrics import EpisodeMetrics
 from penstock_trainer.telemetry.queue_metrics import QueueMetrics
 from penstock_trainer.telemetry.records import StepLine
 
@@ -49,10 +50,12 @@ STATISTICS = {
 class TrainerMetrics:
     """All metrics of one trainer."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_episodes: bool = True) -> None:
+        """`of_episodes`: with the figures that only a run of episodes has."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.queue = QueueMetrics(registry)
+        self.queue = QueueMetrics(registry, of_episodes=of_episodes)
+        self._episodes = EpisodeMetrics(registry) if of_episodes else None
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"penstock_{name}", text, labels, registry=registry)
@@ -156,6 +159,8 @@ class TrainerMetrics:
                 self._masked.labels(reason=name.removeprefix(MASKED)).set(value)
             elif name in self._statistics:
                 self._statistics[name].set(value)
+        if self._episodes is not None:
+            self._episodes.observe(line.statistics)
         for phase, seconds in line.seconds.items():
             self._step_duration.labels(phase=phase).observe(seconds)
         for versions in staleness:

@@ -23,7 +23,10 @@ STREAMS = (*map(str, Stage), "dead")
 class QueueMetrics:
     """Metrics of everything between the services, on the trainer's registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, of_episodes: bool) -> None:
+        """`of_episodes`: agent services are counted too; elsewhere their number would be a 0 that alerts wait for."""
+        self._kinds = [kind for kind in ServiceKind if of_episodes or kind is not ServiceKind.AGENT]
+
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"penstock_{name}", text, labels, registry=registry)
 
@@ -67,8 +70,8 @@ class QueueMetrics:
         self._limit.set(use.limit_bytes)
 
     def show_services(self, kinds: Mapping[ServiceKind, int], server_states: Mapping[ServerState, int]) -> None:
-        """Show the number of services of each kind, and of rollout servers in each state."""
-        for kind in ServiceKind:
+        """Show the number of services of each kind of the run, and of rollout servers in each state."""
+        for kind in self._kinds:
             self._services.labels(kind=kind).set(kinds.get(kind, 0))
         for state in ServerState:
             self._servers.labels(state=state).set(server_states.get(state, 0))

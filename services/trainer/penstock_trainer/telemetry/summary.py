@@ -4,6 +4,7 @@ Owns the names of the fields. The launcher adds its own figures: set-up time, pe
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Container, Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from penstock_trainer.telemetry.progress import REWARD_WINDOW_STEPS, Progress, T
 from penstock_trainer.telemetry.records import StepLine
 
 TARGET_REWARD = 0.9
+EPISODE = "episode_"  # before the names of figures of episodes
 
 
 class _RunFigures:
@@ -24,8 +26,10 @@ class _RunFigures:
         self.ended_at: float | None = None
         self.reward_reached_at: float | None = None
         self.end_of: dict[int, float] = {}
+        self._episodes: dict[str, list[float]] = {}
         rewards: deque[float] = deque(maxlen=REWARD_WINDOW_STEPS)
         for line in lines:
+            self._note_episodes(line)
             self.num_steps += 1
             self.num_non_finite += not line.is_finite
             self.tokens += line.generated_tokens
@@ -37,6 +41,19 @@ class _RunFigures:
             rewards.append(line.reward_mean)
             if self.reward_reached_at is None and len(rewards) == REWARD_WINDOW_STEPS:
                 self.reward_reached_at = line.ended_at if sum(rewards) / len(rewards) >= TARGET_REWARD else None
+
+    def _note_episodes(self, line: StepLine) -> None:
+        for name, value in line.statistics.items():
+            if name.startswith(EPISODE):
+                self._episodes.setdefault(name.removeprefix(EPISODE), []).append(value)
+
+    @property
+    def episodes(self) -> dict[str, float]:
+        """Means of the steps' figures, the largest of a largest; empty without episodes."""
+        return {
+            name: max(values) if name.endswith("_max") else math.fsum(values) / self.num_steps
+            for name, values in sorted(self._episodes.items())
+        }
 
 
 def make_summary(
@@ -82,6 +99,7 @@ def make_summary(
         "heldout_prompts_trained": heldout_prompts_trained,
         "staleness_max": figures.staleness_max,
         "max_staleness": max_staleness,
+        **({"episodes": figures.episodes} if figures.episodes else {}),
         "tickets": _tickets(counters),
         "seconds_per_step": timing.mean_seconds,
         "generation_seconds_per_step": _ratio(figures.generation_seconds, figures.num_steps),

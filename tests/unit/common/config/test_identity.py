@@ -13,9 +13,11 @@ from penstock.config.keys import known_keys
 from penstock.contracts import ServiceKind
 
 SERVICES = Path(__file__).parents[4] / "services"
-COMPUTED = {"max_outstanding"}  # a property of the tree, which decides no result
+# Properties: of the tree, which decides no result, and of agent.environment and agent.command, which are listed.
+COMPUTED = {"max_outstanding", "agent.enabled"}
 # How many groups run at once, and whether the engine has room for one; a ticket says what is in a group.
-ROOM = ("actor.group_size", "eval.max_share", "sampling.max_new_tokens")
+ROOM = ("actor.group_size", "eval.max_share", "sampling.max_new_tokens", "agent.max_tokens", "rollout.engine")
+CHECKED = ("reward.functions",)  # whether an environment has the score that they need
 
 
 def make_config(**changes: Any) -> Config:
@@ -36,10 +38,12 @@ def test_a_service_reads_no_other_key_than_those_that_it_is_known_for(kind: Serv
     sources = (SERVICES / kind / f"penstock_{kind}").rglob("*.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     known = set(known_keys())
-    read = {name for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)?)", text) if name.partition(".")[0] not in COMPUTED}
+    read = {
+        name for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)?)", text) if not {name, name.partition(".")[0]} & COMPUTED
+    }
     keys = {name if name in known else name.partition(".")[0] for name in read} & known
     assert {"redis.url", str(kind)} <= keys
-    listed = (*NOT_IDENTIFYING, *READ_BY[kind], *ROOM, "run.name", "staleness")
+    listed = (*NOT_IDENTIFYING, *READ_BY[kind], *ROOM, *CHECKED, "run.name", "staleness")
     assert [key for key in sorted(keys) if not any(key == each or key.startswith(f"{each}.") for each in listed)] == []
 
 

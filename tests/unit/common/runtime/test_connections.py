@@ -195,6 +195,11 @@ async def test_if_all_are_busy_a_further_request_may_come_again(monkeypatch: pyt
         assert [answer.json() for answer in await asyncio.gather(*asking)] == ["done", "done"]
 
 
+def test_a_service_of_clients_that_wait_long_may_hold_more() -> None:
+    assert connections.connections_within(2**16, 2000) == connections.MAX_CONNECTIONS + 2000
+    assert connections.connections_within(4096, 2000) == 1024
+
+
 @pytest.mark.parametrize(("hard", "raised", "held"), [(100, 100, 25), (4096, 4096, 512), (10**6, 2**16, 512)])
 def test_a_process_may_open_what_its_system_allows(hard: int, raised: int, held: int) -> None:
     code = (

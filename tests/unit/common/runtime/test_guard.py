@@ -48,6 +48,29 @@ async def test_whatever_is_no_read_needs_the_token(method: str, path: str) -> No
     assert await status(None, method, path, {}) in (200, 404, 405, 422)
 
 
+@pytest.mark.parametrize("token", [TOKEN, None])
+async def test_a_path_with_a_key_of_its_own_needs_no_token(token: SecretStr | None) -> None:
+    made = make_app("test", not_ready=lambda: None, metrics=CollectorRegistry(), token=token, own_keys=("/v1/", "/s/"))
+
+    @made.post("/v1/chat")
+    async def chat() -> str:
+        return "open"
+
+    @made.post("/v2/stop")
+    async def stop() -> str:
+        return "stopped"
+
+    async def asked(path: str, kind: str = "application/json", **headers: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://t") as client:
+            return (await client.post(path, headers={"Content-Type": kind, **headers})).status_code
+
+    assert await asked("/v1/chat", Authorization="Bearer psk_1") == 200
+    assert await asked("/v1/chat", **PAGE) == 200  # a page has no key, and the app refuses whoever has none
+    assert await asked("/v1/chat", kind="text/plain") == 415
+    assert await asked("/v2/stop", Authorization="Bearer psk_1") == (200 if token is None else 401)
+    assert await asked("/v2/stop", **PAGE) == (403 if token is None else 401)
+
+
 @pytest.mark.parametrize("length", ["5", str(10**9)])
 async def test_without_the_token_no_byte_of_a_body_is_read(length: str) -> None:
     sent: list[Any] = []

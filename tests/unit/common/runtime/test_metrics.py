@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from penstock.broker import MemoryUse
 from penstock.contracts import ServerState, ServiceKind
 from penstock.runtime.metrics import SecondsCounter
+from penstock_agent.metrics import AgentMetrics
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.telemetry.metrics import TrainerMetrics
@@ -17,8 +18,9 @@ from penstock_trainer.telemetry.records import StepLine
 
 # The allowed labels. Each has few values, fixed by code or configuration; none is a ticket, group, process or host.
 LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}
+LABELS |= {"end", "waits_for", "code"}
 NOT_BASE_UNITS = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|mib|gib|percent|pct)(_total)?$")
-REGISTRIES = [RolloutMetrics().registry, RewardMetrics().registry, TrainerMetrics().registry]
+REGISTRIES = [each.registry for each in (RolloutMetrics(), AgentMetrics(), RewardMetrics(), TrainerMetrics())]
 
 
 def names(registry: CollectorRegistry) -> list[str]:
@@ -104,6 +106,15 @@ def test_what_can_happen_to_a_ticket_is_counted_from_the_start() -> None:
         ("trained", ""),
         *(("dropped", reason) for reason in ("stale", "degenerate", "reward_failed", "poison")),
     ]
+
+
+def test_agent_services_are_counted_only_in_a_run_of_episodes() -> None:
+    assert TrainerMetrics().registry.get_sample_value("penstock_services", {"kind": "agent"}) == 0
+    metrics = TrainerMetrics(of_episodes=False)
+    metrics.queue.show_services({ServiceKind.ROLLOUT: 2, ServiceKind.AGENT: 1}, {})
+    value = metrics.registry.get_sample_value
+    assert value("penstock_services", {"kind": "rollout"}) == 2
+    assert value("penstock_services", {"kind": "agent"}) is None  # an alert waits for 0
 
 
 def test_the_queue_and_the_services_are_counted() -> None:

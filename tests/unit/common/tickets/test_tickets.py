@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from penstock.contracts.vocabulary import DropReason
 from penstock.errors import StallError
-from penstock.tickets import TicketState
+from penstock.tickets import TicketBook, TicketLimits, TicketState
 from tests.unit.common.tickets.ticket_books import make_book
 
 
@@ -168,3 +168,37 @@ def test_degenerate_drops_count_towards_the_end_without_a_gradient() -> None:
     (number,) = book.issue()
     with pytest.raises(StallError, match="10 tickets in a row gave no gradient"):
         book.drop(number, DropReason.DEGENERATE)
+
+
+def episodes_book(batch_size: int = 1, max_failure_share: float = 0.25) -> TicketBook:
+    return TicketBook(TicketLimits(batch_size, batch_size, 1000, max_failure_share=max_failure_share))
+
+
+def pass_through(book: TicketBook, failed_share: float) -> None:
+    """One ticket that arrives and is trained."""
+    [number] = book.issue()
+    book.arrive(number, has_gradient=True, failed_share=failed_share)
+    book.commit([number])
+    book.announce(book.num_steps)
+
+
+def test_too_many_failed_episodes_of_the_last_20_steps_end_the_run() -> None:
+    book = episodes_book()
+    for share in [0.5] * 10:  # of 20 steps, of which ten are still missing: exactly a quarter
+        pass_through(book, share)
+    with pytest.raises(StallError, match=r"28% of the episodes of the last 20 steps failed: .*25% .*max_failure_share"):
+        pass_through(book, 0.5)
+
+
+def test_failed_episodes_of_earlier_steps_are_forgotten() -> None:
+    book = episodes_book()
+    for share in [0.5] * 10 + [0.0] * 10 + [0.5] * 10:
+        pass_through(book, share)
+
+
+def test_failed_episodes_of_dropped_tickets_count() -> None:
+    book = episodes_book(batch_size=2)
+    for _ in range(13):  # of 40 tickets
+        book.drop(book.issue()[0], DropReason.DEGENERATE, failed_share=0.75)
+    with pytest.raises(StallError, match=r"agent.max_failure_share"):
+        book.drop(book.issue()[0], DropReason.DEGENERATE, failed_share=0.75)

@@ -89,6 +89,8 @@ def test_a_run_needs_the_extras_of_its_keys() -> None:
     document: dict[str, Any] = {"actor": {"path": "m", "lora": {"rank": 8}}, "data": {"train": {"path": "d"}}}
     config = Config.model_validate({**document, "tracking": {"to": ["wandb"]}})
     assert extras_of(config) == ["rollout", "reward", "trainer", "launch", "lora", "wandb"]
+    config = Config.model_validate({**document, "agent": {"command": ["python", "agent.py"]}})
+    assert extras_of(config) == ["rollout", "reward", "trainer", "launch", "agent", "lora"]
 
 
 def test_this_interpreter_answers(tmp_path: Path) -> None:

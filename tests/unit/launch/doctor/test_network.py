@@ -44,6 +44,10 @@ def test_the_fixed_ports_of_a_launch() -> None:
         ("rollout.engine.port", 7100),
         ("rollout.engine.port", 7101),
     ]
+    document["agent"] = {"port": 7500, "num_services": 2}
+    assert not any(key == "agent.port" for key, _ in ports_of(config_with(**document)))  # there is none
+    document["agent"]["environment"] = "my_envs:Guess"
+    assert {("agent.port", 7500), ("agent.port", 7501)} <= {*ports_of(config_with(**document))}
     document["rollout"]["engine"]["url"] = "http://host:1"
     assert not any(key == "rollout.engine.port" for key, _ in ports_of(config_with(**document)))
 

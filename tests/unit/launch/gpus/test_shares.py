@@ -62,7 +62,7 @@ def test_without_gpus_nothing_is_set(tmp_path: Path) -> None:
         host_with_gpus(tmp_path / "bin", [FakeGpu()], {"CUDA_VISIBLE_DEVICES": ""}),
     ):
         run = place(run_of(2, 1), environ)
-        assert [run.share(kind, 0) for kind in ServiceKind] == [NOT_SET] * 3
+        assert [run.share(kind, 0) for kind in ServiceKind] == [NOT_SET] * len(ServiceKind)
         assert run.lines() == []
 
 

@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.broker import Delivery, Stage
 from penstock.config import RewardSection
 from penstock.contracts import (
     Completion,
+    Episode,
+    EpisodeCounts,
+    Node,
     PolicyIdentity,
     RolloutGroup,
     Sampling,
+    Score,
     Ticket,
     VersionSpan,
     decode,
@@ -148,6 +153,20 @@ def group(number: int, texts: Sequence[str] = ("7", "8"), **ticket: Any) -> Roll
     return RolloutGroup(Ticket(**fields), completions, "http://server", 1.0, 2.0)
 
 
+def episodes(number: int, scores: Sequence[Score], **ticket: Any) -> RolloutGroup:
+    """A group of episodes with these scores of their environment."""
+    completions = group(number, ["7"] * len(scores), **ticket)
+    fields = msgspec.structs.replace(completions.ticket, prompt_ids=b"", environment="my_envs:Guess")
+    span = VersionSpan(PolicyIdentity(0, "0" * 16), 0, 1)
+    nodes = (Node(-1, pack_int32([1])), Node(0, pack_int32([5]), pack_float32([-0.5]), (span,)))
+    made = tuple(
+        Episode(nodes if score.value is not None else (), score, "done" if not score.failure else "failure",
+                EpisodeCounts(), 1.0, 2.0, text=f"transcript {index}")
+        for index, score in enumerate(scores)
+    )  # fmt: skip
+    return RolloutGroup(fields, (), "http://agent", 1.0, 2.0, episodes=made)
+
+
 class FakeConsumer:
     """The queue: deliveries to take, and the fate of each."""
 
@@ -273,3 +292,42 @@ async def test_at_the_end_what_is_not_scored_is_given_back(monkeypatch: pytest.M
         await loop
     assert consumer.given_back == ["0"]
     assert not consumer.handed_over
+
+
+async def test_the_score_of_the_environment_is_one_more_function() -> None:
+    stop = asyncio.Event()
+    consumer = FakeConsumer(
+        [
+            episodes(0, [Score(1.0), Score(None, "the tool crashed"), Score(-0.5)]),
+            episodes(1, [Score(0.25)], reward="environment"),
+            episodes(2, [Score(0.25)], reward="math"),
+            episodes(3, [Score(None, "no reward")], reward="math"),
+            group(4),
+            group(5, reward="environment"),
+        ],
+        stop,
+    )
+    runner, metrics = FakeRunner(lambda call, attempt: Outcome(0.5, 0.01)), RewardMetrics()
+    scorer = scoring(runner, metrics, functions={"environment": 2.0, "format_regex": 1.0}, breaker_failures=0)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await score_groups(consumer, scorer, metrics, stop, Permits(1, max_parked=4))
+    scores = {key: scored.scores for key, scored in consumer.handed_over.items()}
+    assert scores["0"] == (Score(2.5), Score(None, "environment: the tool crashed"), Score(-0.5))
+    assert runner.rounds[0] == [Call("format_regex", 0), Call("format_regex", 2)], "the failed one was scored too"
+    assert (scores["1"], scores["2"]) == ((Score(0.25),), (Score(0.5),))
+    assert scores["3"] == (Score(None, "environment: no reward"),)
+    for key in ("4", "5"):
+        assert all("and this is no episode" in score.failure for score in scores[key])
+    assert len(runner.rounds) == 2
+    failures = {reason: metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": reason})
+                for reason in ("environment", "unknown_reward")}  # fmt: skip
+    assert failures == {"environment": 2, "unknown_reward": 2}
+
+
+async def test_the_score_of_the_environment_alone_calls_nothing() -> None:
+    attempts = scoring(FakeRunner(), functions={"environment": 1.0}).attempts(
+        "p", ["a", "b"], "a", "", {}, [Score(0.5), Score(1.0)]
+    )
+    verdicts = await attempts.run()
+    assert verdicts is not None
+    assert [verdict.score for verdict in verdicts] == [Score(0.5), Score(1.0)]

@@ -32,6 +32,14 @@ def test_a_server_of_several_replicas_is_refused_with_the_keys() -> None:
         read_info(server | {"dp_size": 2}, model, models)
 
 
+def test_the_cached_tokens_of_the_prompt_are_read() -> None:
+    (said,) = read_group([answer()], 1)
+    assert said.num_cached_tokens == 0  # an engine that does not tell
+    counted = answer()
+    counted["meta_info"] = {"cached_tokens": 7, **counted["meta_info"]}  # type: ignore[dict-item]
+    assert read_group([counted], 1)[0].num_cached_tokens == 7
+
+
 def test_spans_of_unknown_weights_are_refused() -> None:
     with pytest.raises(WeightsError, match="9-abc"):
         completions(read_group([answer(spans=[{"version": "9-abc", "start": 0, "end": 2}])], 1), KNOWN)

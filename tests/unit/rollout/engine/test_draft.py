@@ -1,10 +1,12 @@
 """A completion that was cut equals one that was not: tokens, log-probabilities, versions."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.contracts import Sampling, Ticket, pack_int32
+from penstock.contracts import Sampling
 from penstock.errors import EngineError
 from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest
@@ -14,22 +16,6 @@ PROMPT = (3, 4)
 SEEDS = (5, 6, 7)
 MAX_TOKENS = 12
 STOP = 41
-
-
-def ticket(stop: tuple[int, ...] = (STOP,)) -> Ticket:
-    return Ticket(
-        purpose="train",
-        number=0,
-        attempt=0,
-        policy_version=0,
-        prompt="",
-        prompt_ids=pack_int32(PROMPT),
-        seeds=SEEDS,
-        sampling=Sampling(1.0, MAX_TOKENS, stop),
-        answer="",
-        reward="",
-        metadata={},
-    )
 
 
 def engine(request: CompletionRequest, version: str, limit: int, *, spans: bool = True) -> Answer:
@@ -56,7 +42,7 @@ def whole(seed: int) -> Answer:
 
 @given(cuts=st.lists(st.lists(st.integers(0, MAX_TOKENS), min_size=3, max_size=3), max_size=6), spans=st.booleans())
 def test_cut_anywhere_it_is_the_completion_that_was_not_cut(cuts: list[list[int]], spans: bool) -> None:
-    draft = Draft(ticket(), one_version_per_answer=True)
+    draft = Draft(PROMPT, SEEDS, Sampling(1.0, MAX_TOKENS, (STOP,)), one_version_per_answer=True)
     versions: dict[int, list[str]] = {seed: [] for seed in SEEDS}
     for number, limits in enumerate([*cuts, [MAX_TOKENS + 1] * 3]):
         if draft.finished:
@@ -79,7 +65,7 @@ def test_cut_anywhere_it_is_the_completion_that_was_not_cut(cuts: list[list[int]
 
 
 def test_texts_of_cut_completions_are_those_of_all_their_tokens_but_a_stop_token() -> None:
-    draft = Draft(ticket(), one_version_per_answer=False)
+    draft = Draft(PROMPT, SEEDS, Sampling(1.0, MAX_TOKENS, (STOP,)), one_version_per_answer=False)
     draft.add(tuple(engine(each, "v0", 2) for each in draft.requests()))
     draft.add(tuple(engine(each, "v1", 99) for each in draft.requests()))
     assert draft.was_cut
@@ -90,7 +76,14 @@ def test_texts_of_cut_completions_are_those_of_all_their_tokens_but_a_stop_token
     assert [answer.text for answer in draft.group(["a", "b", "c"])] == ["a", "b", "c"]
 
 
+def test_the_cached_tokens_are_those_of_the_prompt_and_not_of_what_was_cut() -> None:
+    draft = Draft(PROMPT, SEEDS, Sampling(1.0, MAX_TOKENS, (STOP,)), one_version_per_answer=False)
+    draft.add(tuple(replace(engine(each, "v0", 2), num_cached_tokens=1) for each in draft.requests()))
+    draft.add(tuple(replace(engine(each, "v1", 99), num_cached_tokens=4) for each in draft.requests()))
+    assert {answer.num_cached_tokens for answer in draft.group()} == {1}
+
+
 def test_without_spans_only_an_engine_that_is_emptied_before_updates_can_be_believed() -> None:
-    draft = Draft(ticket(), one_version_per_answer=False)
+    draft = Draft(PROMPT, SEEDS, Sampling(1.0, MAX_TOKENS, (STOP,)), one_version_per_answer=False)
     with pytest.raises(EngineError, match=r"weights\.pause_mode abort"):
         draft.add(tuple(engine(each, "v0", 99, spans=False) for each in draft.requests()))

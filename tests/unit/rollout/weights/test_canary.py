@@ -12,6 +12,7 @@ from penstock.errors import (
     WeightsMismatchError,
 )
 from penstock_rollout.engine.types import completions
+from tests.unit.rollout.one_request import generate
 from tests.unit.rollout.weights.updater_setup import ABORT_CYCLE, CYCLE, Rollout, until, updating_rollout
 
 
@@ -63,7 +64,7 @@ async def test_in_place_keeps_caches_and_flushes_nothing(rollout: Rollout) -> No
     rollout.fake.holds_at = 3  # of 8 tokens
     first, second = rollout.watched(1), rollout.watched(2)
     await rollout.weights.update(first)
-    running = asyncio.create_task(rollout.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
+    running = asyncio.create_task(generate(rollout.engine, pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
     await until(lambda: rollout.fake.num_held == 2)
     await rollout.weights.update(second)
     rollout.fake.holds_at = -1
@@ -82,11 +83,11 @@ async def test_abort_ends_what_runs_before_it_pauses(rollout: Rollout) -> None:
     await rollout.weights.update(rollout.watched(1))
     rollout.fake.calls.clear()
 
-    async def generate() -> Any:
+    async def generating() -> Any:
         with rollout.weights.generating():
-            return await rollout.engine.generate(pack_int32([1]), (1,), Sampling(1.0, 50, ()))
+            return await generate(rollout.engine, pack_int32([1]), (1,), Sampling(1.0, 50, ()))
 
-    running = asyncio.create_task(generate())
+    running = asyncio.create_task(generating())
     await until(lambda: rollout.fake.num_held == 1)
     await rollout.weights.update(rollout.watched(2))
     assert rollout.fake.paths() == ["/generate", "/abort_request", *ABORT_CYCLE, "/generate"]

@@ -24,6 +24,7 @@ from penstock_rollout.weights.updater import WeightUpdater
 from penstock_trainer.weight_sync.shared_memory import shared_memory, shared_name
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving
+from tests.unit.rollout.weights.updater_setup import calls_of
 
 MATRIX, VECTOR = TensorSpec("matrix", "bfloat16", (2, 3)), TensorSpec("vector", "bfloat16", (4,))
 WANTED = Announcement(PolicyIdentity(3, "abcdef0123456789"), "/nowhere", 2)
@@ -184,7 +185,8 @@ async def test_a_trainer_that_has_lost_its_lease_forms_no_group(rollout: Rollout
 
 
 async def test_groups_over_http(rollout: Rollout) -> None:
-    app = make_rollout_app(rollout.engine, rollout.weights, rollout.metrics.registry, None)
+    calls = calls_of(rollout.engine, rollout.weights, rollout.metrics)
+    app = make_rollout_app(rollout.engine, rollout.weights, calls, rollout.metrics.registry, None)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r") as client:
         request = {"group": "g", "address": "h", "port": 1, "num_ranks": 2, "backend": "gloo", "lease": 2}
         answer = await client.post("/v1/weights/group", json=request)

@@ -14,7 +14,6 @@ from penstock.config import EngineSection, WeightsSection
 from penstock.contracts import to_body
 from penstock.contracts.services import Announcement, Turn
 from penstock.errors import WeightsBusyError
-from penstock_rollout.app import make_rollout_app
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.metrics import RolloutMetrics
@@ -111,7 +110,7 @@ async def world(board: Board, tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def http(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    app = make_rollout_app(world.engine, world.weights, world.metrics.registry, SecretStr("secret"), world.turns)
+    app = world.app(SecretStr("secret"), world.turns)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://rollout", headers={"Authorization": "Bearer secret"}
     ) as client:
@@ -150,7 +149,7 @@ async def test_it_sleeps_for_nobody_whose_turn_it_is_not(world: World, http: htt
 
 
 async def test_a_service_without_turns_refuses_to_sleep(world: World) -> None:
-    app = make_rollout_app(world.engine, world.weights, world.metrics.registry, None)
+    app = world.app()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rollout") as client:
         answer = await client.post("/v1/sleep", json=to_body(FIRST))
     assert answer.status_code == 409

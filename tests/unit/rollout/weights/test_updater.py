@@ -15,8 +15,9 @@ from penstock.errors import (
     WeightsConflictError,
     WeightsError,
 )
-from penstock_rollout.app import not_ready
 from penstock_rollout.engine.types import completions
+from penstock_rollout.generator import Generator
+from tests.unit.rollout.one_request import generate
 from tests.unit.rollout.weights.updater_setup import CYCLE, Rollout, until, updating_rollout
 
 
@@ -133,7 +134,7 @@ async def test_a_load_that_fails_half_way_restarts_the_engine(rollout: Rollout, 
     await rollout.engine.up.wait()
     assert rollout.server.num_starts == 2
     assert rollout.weights.state == "fenced"
-    assert str(caught.value) in (not_ready(rollout.engine, rollout.weights) or "")
+    assert str(caught.value) in (Generator(rollout.engine, rollout.weights, rollout.metrics).not_ready or "")
     rollout.use()
     await rollout.weights.update(rollout.staged(2))
     assert (rollout.weights.state, rollout.weights.fenced, rollout.sample("fenced")) == ("serving", "", 0)
@@ -143,7 +144,7 @@ async def test_a_running_group_continues_with_the_new_weights(rollout: Rollout) 
     rollout.fake.holds_at = 3  # of 8 tokens
     first, second = rollout.staged(1), rollout.staged(2)
     await rollout.weights.update(first)
-    running = asyncio.create_task(rollout.engine.generate(pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
+    running = asyncio.create_task(generate(rollout.engine, pack_int32([1]), (1, 2), Sampling(1.0, 8, ())))
     await until(lambda: rollout.fake.num_held == 2)
     await rollout.weights.update(second)
     rollout.fake.holds_at = -1

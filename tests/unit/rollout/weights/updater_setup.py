@@ -7,21 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+from pydantic import SecretStr
+
 from penstock.config import EngineSection, WeightsSection
 from penstock.contracts import PolicyIdentity
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
+from penstock_rollout.admission import Admission
+from penstock_rollout.app import make_rollout_app
+from penstock_rollout.calls import Calls
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
+from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
+from penstock_rollout.weights.turns import Turns
 from penstock_rollout.weights.updater import WeightUpdater
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
 
+MAX_CALLS = 4  # that run; as many may wait
 CANARY_TOKENS = (5, 6, 7)
 ABORT_CYCLE = ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]
 CYCLE = ["/pause_generation", "/set_internal_state", *ABORT_CYCLE[1:]]
+
+
+def calls_of(engine: Engine, weights: WeightUpdater, metrics: RolloutMetrics) -> Calls:
+    """The calls of a service that has room for few."""
+    return Calls(Generator(engine, weights, metrics), weights, metrics, Admission(MAX_CALLS, MAX_CALLS))
 
 
 @dataclass
@@ -34,6 +48,13 @@ class Rollout:
     weights: WeightUpdater
     metrics: RolloutMetrics
     root: Path
+
+    def __post_init__(self) -> None:
+        self.calls = calls_of(self.engine, self.weights, self.metrics)
+
+    def app(self, token: SecretStr | None = None, turns: Turns | None = None) -> FastAPI:
+        """The service's HTTP side."""
+        return make_rollout_app(self.engine, self.weights, self.calls, self.metrics.registry, token, turns)
 
     def staged(self, version: int, lease: int = 1, content: bytes = b"", canary: Canary | None = None) -> Announcement:
         path, digest = stage_weights(self.root / f"{lease}", version, content)

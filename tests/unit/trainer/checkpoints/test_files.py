@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
@@ -30,6 +31,19 @@ def test_a_step_file_gives_back_its_groups(tmp_path: Path) -> None:
     assert files.read(record) == tuple(groups)
     assert files.highest_lease() == 2
     assert [path.name for path in (tmp_path / "steps").iterdir()] == [record.file]
+
+
+def test_a_step_file_that_was_recorded_before_there_were_episodes_is_read(tmp_path: Path) -> None:
+    groups = example_groups(num_groups=2)
+    files = StepFiles(tmp_path, keep_bytes=0)
+    record = files.write(7, 2, groups)
+    path = tmp_path / record.file
+    document = msgspec.msgpack.decode(path.read_bytes())
+    for scored in document["groups"]:
+        assert (scored["group"].pop("episodes"), scored["group"]["ticket"].pop("environment")) == ([], "")
+    path.write_bytes(msgspec.msgpack.encode(document))
+    older = msgspec.structs.replace(record, digest=xxhash.xxh3_64_hexdigest(path.read_bytes()))
+    assert files.read(older) == tuple(groups)
 
 
 def test_a_step_file_that_is_not_what_was_committed_is_refused(tmp_path: Path) -> None:

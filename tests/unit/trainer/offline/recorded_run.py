@@ -9,6 +9,7 @@ import yaml
 
 from penstock.config import Config
 from penstock.config.load import load_config
+from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import LedgerState, RunRecord, WeightsRecord
 from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
@@ -76,7 +77,12 @@ def write_config(folder: Path, **changes: object) -> Config:
     return load_config(["--config", str(folder / "config.yaml")], {})
 
 
-def record(folder: Path, config: Config, then: Config | None = None) -> None:
+def record(
+    folder: Path,
+    config: Config,
+    then: Config | None = None,
+    groups_of: Callable[[int], list[ScoredGroup]] = lambda step: example_groups(seed=step),
+) -> None:
     """Train a run as the loop does, but without a queue: file, update, weights, journal, and one checkpoint.
 
     then: the configuration after the checkpoint; with it, steps have settings, as those of an older run have not.
@@ -89,7 +95,7 @@ def record(folder: Path, config: Config, then: Config | None = None) -> None:
     files.journal.begin(LedgerState(run=RUN, weights={0: WeightsRecord(digest(0), 0, form=form)}))
     version = 0
     for step in range(NUM_STEPS):
-        committed = files.write(step, 1, example_groups(seed=step), settings=settings)
+        committed = files.write(step, 1, groups_of(step), settings=settings)
         result = learner.update(files.read(committed), version=version)
         version += int(result.changed)
         files.journal.append(committed, WeightsRecord(digest(version), step + 1, result.changed, form=form))

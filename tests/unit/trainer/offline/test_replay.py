@@ -14,6 +14,7 @@ from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.offline.recording import parse_steps, spans
+from tests.unit.trainer.episode_groups import branching_group
 from tests.unit.trainer.offline.recorded_run import (
     CHECKPOINT_AFTER,
     NUM_STEPS,
@@ -243,3 +244,14 @@ def test_each_step_has_its_own_settings_whatever_the_file_says_now(
     output = capsys.readouterr().out
     assert "note: optimizer.lr is 0.5 and was 0.001 when step 0 was trained" in output
     assert "first difference: step 0: " in output
+
+
+def test_a_run_of_episodes_is_replayed_and_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = write_config(tmp_path, agent={"environment": "my_envs:Guess"})
+    record(tmp_path, config, groups_of=lambda step: [branching_group(step), branching_group(step + 1, (0.0, 1.0))])
+    episodes = RecordedRun(tmp_path)
+    assert episodes.command("replay") == 0
+    assert verdicts(capsys.readouterr().out) == equal_from(0)
+    assert run(["replay", "--bundle", str(episodes.bundle("--steps", "1:4"))]) == 0
+    assert "4 of 4 steps have the recorded digest, and none another" in capsys.readouterr().out

@@ -319,3 +319,38 @@ def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None
     )
     assert (summary["steps"], summary["seconds_training"], summary["heldout_accuracy_end"]) == (0, 0.0, None)
     assert summary_bytes(summary)
+
+
+EPISODES = {"episode_turns": 2.0, "episode_turns_max": 4.0, "episode_branches_edited": 1.0, "episode_ended_done": 0.75}
+
+
+def test_the_summary_holds_the_means_of_the_figures_of_episodes(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    other = {"episode_turns": 3.0, "episode_turns_max": 3.0, "episode_ended_done": 0.25}
+    for step, statistics in enumerate((EPISODES, other)):
+        progress.add_step(replace(LINE, step=step, statistics=statistics))
+    expected = {"turns": 2.5, "turns_max": 4.0, "branches_edited": 0.5, "ended_done": 0.5}
+    assert summary_of(progress)["episodes"] == expected
+
+
+def test_the_summary_of_a_run_of_completions_has_no_figures_of_episodes(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    add_steps(progress, [0.5])
+    assert "episodes" not in summary_of(progress)
+
+
+def test_metrics_show_the_episodes_of_the_last_batch() -> None:
+    metrics = TrainerMetrics()
+    value = metrics.registry.get_sample_value
+    assert math.isnan(value("penstock_trainer_episode_turns") or 0.0)
+    metrics.observe_step(replace(LINE, statistics=EPISODES), [], outcome="trained")
+    assert value("penstock_trainer_episode_turns") == 2.0
+    assert value("penstock_trainer_episode_branches", {"reason": "edited"}) == 1.0
+    metrics.observe_step(replace(LINE, statistics={"episode_branches_template": 2.0}), [], outcome="trained")
+    assert value("penstock_trainer_episode_branches", {"reason": "edited"}) == 0.0
+    assert value("penstock_trainer_episode_branches", {"reason": "template"}) == 2.0
+
+
+def test_metrics_of_a_run_of_completions_have_no_episodes() -> None:
+    names = [family.name for family in TrainerMetrics(of_episodes=False).registry.collect()]
+    assert not [name for name in names if "episode" in name]

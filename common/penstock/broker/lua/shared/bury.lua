@@ -1,7 +1,8 @@
 -- USES locate wake
 --
 -- bury(): moves an entry to `dead`, and informs the trainer with an entry without payload in `scored`.
--- Needs: source, dead, scored, live, scored_wake, group, entry, ticket, attempt, reason, stage, payload, parts.
+-- The finished episodes of its ticket are deleted.
+-- Needs: source, dead, scored, live, scored_wake, episodes, group, entry, ticket, attempt, reason, stage, payload, parts.
 local function bury()
   local fields = {'t', ticket, 'a', attempt, 'x', reason, 's', stage, 'p', payload}
   if parts ~= '' then fields[11], fields[12] = 'n', parts end
@@ -11,6 +12,7 @@ local function bury()
     locate('scored|' .. note .. '|' .. attempt)
     wake(scored_wake)
   end
+  redis.call('UNLINK', episodes)
   redis.call('XACK', source, group, entry)
   redis.call('XDEL', source, entry)
 end

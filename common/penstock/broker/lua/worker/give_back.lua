@@ -1,4 +1,4 @@
--- KEYS source dead scored live scored_wake identity source_wake failures deaths
+-- KEYS source dead scored live scored_wake episodes identity source_wake failures deaths
 -- ARGV group consumer entry ticket attempt reason stage payload parts kind digest
 -- ARGV has_failed has_died max_failures max_deaths
 -- USES mine bury wake stranger

@@ -1,11 +1,12 @@
--- KEYS source target live target_wake completions texts
+-- KEYS source target live target_wake completions texts episodes
 -- KEYS beats policy failures deaths identity stages(stream wake)...
 -- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts texts_unread
 -- ARGV kind digest served_number served_lease idle_ms take_over limit
 -- USES mine locate wake take
 --
 -- Replaces an entry by its successor in the next stage, and takes the next entry; `stages` are empty if none is wanted.
--- completions and texts are the parts of the group, `parts` is their name. Texts that nobody will read are deleted.
+-- completions and texts are the parts of the group, `parts` is their name. Texts that nobody will read are deleted, and
+-- so are the finished episodes of the entry: the group has them.
 -- Answers {outcome, what take() answers}:
 --   moved      the successor is in place
 --   late       the entry was no longer this consumer's: nothing is published
@@ -25,6 +26,7 @@ if has_new_parts == '1' then
   redis.call('PERSIST', texts)
 end
 if texts_unread == '1' then redis.call('UNLINK', texts) end
+redis.call('UNLINK', episodes)
 redis.call('XACK', source, group, entry)
 redis.call('XDEL', source, entry)
 locate(target_stage .. '|' .. id .. '|' .. attempt)

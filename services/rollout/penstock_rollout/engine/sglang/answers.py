@@ -71,7 +71,8 @@ def _read(item: Mapping[str, Any]) -> Answer:
         pairs = [(entry[0], entry[1]) for entry in meta.get("output_token_logprobs") or ()]
         spans = tuple(AnsweredSpan(str(s["version"]), s["start"], s["end"]) for s in meta.get("weight_versions") or ())
         token_ids, text, version = tuple(item["output_ids"]), item["text"], str(meta.get("weight_version", ""))
-    except (KeyError, TypeError, IndexError) as error:
+        num_cached_tokens = int(meta.get("cached_tokens") or 0)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise EngineError(f"SGLang's answer lacks a part: {error!r}; expected version 0.5.21 or newer") from error
     if finish not in FINISH_REASONS:
         raise EngineError(f"SGLang ended a completion with {finish!r}; expected one of {sorted(FINISH_REASONS)}")
@@ -82,7 +83,7 @@ def _read(item: Mapping[str, Any]) -> Answer:
     if tuple(token for _, token in pairs) != token_ids:
         raise EngineError(f"SGLang answered {len(token_ids)} tokens but log-probabilities of {len(pairs)} others")
     logprobs = tuple(math.nan if value is None else float(value) for value, _ in pairs)  # JSON has no nan
-    return Answer(token_ids, logprobs, spans, text, FINISH_REASONS[finish], version)
+    return Answer(token_ids, logprobs, spans, text, FINISH_REASONS[finish], version, num_cached_tokens)
 
 
 def read_prompt_logprobs(answer: Any, num_tokens: int) -> tuple[float, ...]:

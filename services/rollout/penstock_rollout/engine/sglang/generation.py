@@ -118,10 +118,11 @@ class SGLangGeneration:
         info = self._connection.info
         vocabulary = info.vocabulary_size
         tokens = (*request.prompt_ids, *sampling.stop_token_ids)
-        outside = [token for token in tokens if token < 0 or (vocabulary is not None and token >= vocabulary)]
-        if outside:
+        lowest, highest = min(tokens), max(tokens)
+        if lowest < 0 or (vocabulary is not None and highest >= vocabulary):
+            wrong = lowest if lowest < 0 else highest
             raise EngineRejectedError(
-                f"token id {outside[0]} is outside the vocabulary of {vocabulary} tokens of the engine's model; "
+                f"token id {wrong} is outside the vocabulary of {vocabulary} tokens of the engine's model; "
                 "expected trainer and engine to have the same actor.path"
             )
         if len(request.prompt_ids) + request.max_new_tokens > info.longest_sequence:

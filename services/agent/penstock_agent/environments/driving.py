@@ -1,0 +1,46 @@
+"""From the configuration to a driver: the check at start, and the driver of each kind."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from penstock.config import AgentSection
+from penstock.errors import ConfigError
+from penstock_agent.environments.commands import CommandDriver, check_command
+from penstock_agent.environments.conversations import ClassDriver
+from penstock_agent.environments.episode import Driver, Environment
+from penstock_agent.environments.functions import FunctionDriver
+from penstock_agent.environments.pool import open_pool
+from penstock_agent.environments.worker import start_worker
+
+
+async def check_environment(section: AgentSection, *, needs_score: bool) -> Environment:
+    """What the environment is: a worker process imports it, or the program is looked for.
+
+    needs_score: the run's reward functions include `environment`. ConfigError that names the key and the reason if the
+    environment cannot be used.
+    """
+    if section.command:
+        check_command(section)
+        return Environment("command", " ".join(section.command))
+    worker = await start_worker(section)
+    await worker.close()
+    environment = worker.environment
+    if needs_score and environment.kind == "tools" and not environment.has_get_reward:
+        raise ConfigError(
+            f"agent.environment names {section.environment!r}, which has no get_reward, and reward.functions names "
+            "environment; expected a method get_reward() that returns the score, or other reward.functions"
+        )
+    return environment
+
+
+@asynccontextmanager
+async def open_driver(section: AgentSection, environment: Environment) -> AsyncIterator[Driver]:
+    """The driver of what `check_environment` found; its processes end with it."""
+    if environment.kind == "command":
+        yield CommandDriver(section)
+        return
+    async with open_pool(section) as pool:
+        if environment.kind == "function":
+            yield FunctionDriver(section, pool)
+        else:
+            yield ClassDriver(section, environment, pool)

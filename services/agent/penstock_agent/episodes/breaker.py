@@ -1,0 +1,127 @@
+"""The circuit breaker of the environment: an outage of what it needs must not use up the attempts of all tickets.
+
+Owns its state. An attempt fails here if its infrastructure does; whatever the model does shows that the environment
+works. Invariants: failures of one ticket alone never open it, since they may be that row's own; while it is open, one
+attempt at a time probes; the attempts that wait take turns, so that one episode at fault keeps no others back; any
+attempt that works closes it. A probe that fails is an attempt like any other: an environment that never works again
+ends episodes slowly, and the trainer sees it. No I/O.
+
+       N failures in a row, of several tickets         cool-down is over
+      closed --------------------------------> open <------------------> one probe
+        ^                                                                   |
+        '----------------------- an attempt works --------------------------'
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+LIMIT = 16  # failures in a row; fewer may be chance where many episodes run
+MIN_TICKETS = 2
+COOL_DOWN_SECONDS = 10.0  # before the first probe; doubled with each that fails
+MAX_COOL_DOWN_SECONDS = 120.0
+MAX_REASON_CHARS = 160
+
+
+class Breaker:
+    """Counts failures in a row, and keeps attempts back."""
+
+    def __init__(
+        self,
+        on_change: Callable[[bool], None],
+        *,
+        limit: int = LIMIT,
+        cool_down_seconds: float = COOL_DOWN_SECONDS,
+    ) -> None:
+        """`on_change`: called with whether it is open."""
+        self.is_open = False
+        self._on_change = on_change
+        self._limit = limit
+        self._first_seconds = cool_down_seconds
+        self._cool_down_seconds = cool_down_seconds
+        self._num_failures = 0
+        self._tickets: set[str] = set()
+        self._last_reason = ""
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._probing = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Attempts that are kept back."""
+        return len(self._waiting)
+
+    def __str__(self) -> str:
+        return f"{self._num_failures} attempts failed in a row, the last: {self._last_reason}"
+
+    async def admission(self) -> bool:
+        """Wait while it is open: False once it is closed, True for the attempt that must probe now.
+
+        After True the caller calls `probe_ended`, whatever becomes of the attempt.
+        """
+        if not self.is_open:
+            return False
+        admitted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(admitted)
+        self._admit_probe()
+        try:
+            return await admitted
+        except asyncio.CancelledError:
+            if admitted in self._waiting:
+                self._waiting.remove(admitted)
+            if admitted.done() and not admitted.cancelled() and admitted.result():
+                self.probe_ended()
+            raise
+
+    def worked(self) -> None:
+        """An attempt ended without a failure of its infrastructure."""
+        self._num_failures = 0
+        self._tickets.clear()
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._cool_down_seconds = self._first_seconds
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        log.warning("the environment works again: %d attempts go on", len(self._waiting))
+        self._on_change(False)
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(False)
+
+    def failed(self, ticket_key: str, reason: str) -> None:
+        """The infrastructure of an attempt failed."""
+        self._num_failures += 1
+        self._tickets.add(ticket_key)
+        self._last_reason = " ".join(reason.split())[:MAX_REASON_CHARS]
+        if not self.is_open and self._num_failures >= self._limit and len(self._tickets) >= MIN_TICKETS:
+            self.is_open = True
+            log.error("the environment fails: %s; episodes wait, one at a time probes", self)
+            self._on_change(True)
+            self._cool_down()
+
+    def probe_ended(self) -> None:
+        """The probing attempt has ended; if it has failed, the next one comes later than it did."""
+        self._probing = False
+        if self.is_open:
+            self._cool_down_seconds = min(2 * self._cool_down_seconds, MAX_COOL_DOWN_SECONDS)
+            self._cool_down()
+
+    def _cool_down(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._cool_down_seconds, self._cooled_down)
+
+    def _cooled_down(self) -> None:
+        self._timer = None
+        self._admit_probe()
+
+    def _admit_probe(self) -> None:
+        while self.is_open and self._timer is None and not self._probing and self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # else it was cancelled, and is about to leave
+                self._probing = True
+                waiter.set_result(True)

@@ -1,0 +1,68 @@
+"""The client and the rendering of a real model: tools in hermes' form, tokens that no text would give again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+from transformers import AutoTokenizer
+
+from penstock.config.agent import AgentSection
+from penstock.contracts import Sampling, unpack_int32
+from penstock_agent.capture.make import make_rendering
+from tests.integration.agent.gateway.serving import serving
+from tests.patience import ANSWER_SECONDS
+from tests.unit.agent.gateway.pretend import TOOL, check_record
+
+MODEL = Path(__file__).parents[4] / "models/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_and_turns_with_a_real_template(stream: bool) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
+    rendering = make_rendering(AgentSection(environment="a:B", tool_format="hermes"), str(MODEL))
+    call = '<tool_call>\n{"name": "add", "arguments": {"x": 52, "y": 39}}\n</tool_call>'
+
+    def in_letters(text: str) -> list[int]:
+        """Each letter apart: encoding the text would give other tokens."""
+        return [token for letter in text for token in tokenizer.encode(letter, add_special_tokens=False)]
+
+    async with (
+        serving(rendering=rendering, max_tokens=4096) as gateway,
+        gateway.open(sampling=Sampling(1.0, 512, ())) as session,
+        AsyncOpenAI(base_url=session.base_url, api_key=session.key, timeout=ANSWER_SECONDS, max_retries=0) as client,
+    ):
+        servers = gateway.servers
+        servers.encode, servers.stop = in_letters, tokenizer.eos_token_id
+        servers.decode = lambda packed: tokenizer.decode(unpack_int32(packed))
+        servers.reply = lambda prompt, asked: "It is 91." if "is 91" in prompt else f"I add. {call}{call}"
+        messages: Any = [{"role": "user", "content": "What is 52 + 39?"}]
+        first = await _said(client, messages, stream)
+        assert first["content"].strip() == "I add."
+        assert [json.loads(each["function"]["arguments"]) for each in first["tool_calls"]] == 2 * [{"x": 52, "y": 39}]
+        results = [
+            {"role": "tool", "tool_call_id": each["id"], "content": "the sum is 91"} for each in first["tool_calls"]
+        ]
+        last = await _said(client, [*messages, first, *results], stream)
+        assert last["content"] == "It is 91."
+    check_record(session, servers)
+    (one, sampled), (two, _) = servers.answered
+    assert two.prompt_ids.startswith(one.prompt_ids + sampled.token_ids)
+    assert servers.decode(two.prompt_ids).count("the sum is 91") == 2
+    assert session.counts().branches == {}
+    assert session.counts().num_tool_calls == 2
+
+
+async def _said(client: AsyncOpenAI, messages: Any, stream: bool) -> dict[str, Any]:
+    """The model's next message, as a client sends it back."""
+    tools: Any = [TOOL]
+    if not stream:
+        answer = await client.chat.completions.create(model="any", messages=messages, tools=tools)
+        return answer.choices[0].message.model_dump()
+    message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": []}
+    async for chunk in await client.chat.completions.create(model="any", messages=messages, tools=tools, stream=True):
+        delta = chunk.choices[0].delta
+        message["content"] += delta.content or ""
+        message["tool_calls"] += [each.model_dump(exclude={"index"}) for each in delta.tool_calls or ()]
+    return message

@@ -1,0 +1,104 @@
+"""When an environment counts as failing, and how it is tried then."""
+
+import asyncio
+
+import pytest
+
+from penstock_agent.episodes.breaker import Breaker
+from tests.patience import ANSWER_SECONDS
+
+
+def make_breaker(cool_down_seconds: float = 0.01) -> tuple[Breaker, list[bool]]:
+    changes: list[bool] = []
+    return Breaker(changes.append, limit=4, cool_down_seconds=cool_down_seconds), changes
+
+
+def fail(breaker: Breaker, *tickets: str) -> None:
+    for ticket in tickets:
+        breaker.failed(ticket, "the sandbox is away\nat line 3")
+
+
+async def test_failures_in_a_row_of_several_tickets_open_it() -> None:
+    breaker, changes = make_breaker()
+    fail(breaker, *"11111111")
+    assert not breaker.is_open, "one row at fault keeps all others back"
+    breaker.worked()
+    fail(breaker, *"121")
+    assert not breaker.is_open
+    fail(breaker, "2")
+    assert breaker.is_open
+    assert str(breaker) == "4 attempts failed in a row, the last: the sandbox is away at line 3"
+    assert changes == [True]
+
+
+async def test_what_works_between_failures_keeps_it_closed() -> None:
+    breaker, changes = make_breaker()
+    for _ in range(5):
+        fail(breaker, *"123")
+        breaker.worked()
+    assert not await breaker.admission()
+    assert changes == []
+
+
+async def test_one_attempt_at_a_time_probes_and_they_take_turns() -> None:
+    breaker, _ = make_breaker()
+    fail(breaker, *"1234")
+    order: list[str] = []
+    num_probing = 0
+
+    async def attempts(name: str, rounds: int) -> None:
+        nonlocal num_probing
+        for _ in range(rounds):
+            assert await breaker.admission()
+            num_probing += 1
+            assert num_probing == 1
+            await asyncio.sleep(0)
+            order.append(name)
+            fail(breaker, name)
+            num_probing -= 1
+            breaker.probe_ended()
+
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(attempts(name, 2))
+    assert order == [*"abcabc"]
+
+
+async def test_a_probe_that_works_lets_all_go_on() -> None:
+    breaker, changes = make_breaker()
+    fail(breaker, *"1234")
+    async with asyncio.timeout(ANSWER_SECONDS):
+        waiting = [asyncio.create_task(breaker.admission()) for _ in range(3)]
+        assert await waiting[0]
+        assert breaker.num_waiting == 2
+        breaker.worked()
+        breaker.probe_ended()
+        assert [await task for task in waiting] == [True, False, False]
+    assert changes == [True, False]
+    assert not await breaker.admission()
+
+
+async def test_an_attempt_that_was_running_may_close_it_before_any_probe() -> None:
+    breaker, _ = make_breaker(cool_down_seconds=3600)
+    fail(breaker, *"1234")
+    waiting = asyncio.create_task(breaker.admission())
+    await asyncio.sleep(0)
+    breaker.worked()
+    async with asyncio.timeout(ANSWER_SECONDS):
+        assert not await waiting
+
+
+@pytest.mark.parametrize("when", ["waiting", "admitted"])
+async def test_an_attempt_that_is_cancelled_leaves_its_turn_to_the_next(when: str) -> None:
+    breaker, _ = make_breaker()
+    fail(breaker, *"1234")
+    first = asyncio.create_task(breaker.admission())
+    second = asyncio.create_task(breaker.admission())
+    await asyncio.sleep(0)
+    if when == "admitted":
+        while breaker.num_waiting == 2:  # noqa: ASYNC110  # the future is set, its task has not run yet
+            await asyncio.sleep(0)
+    first.cancel()
+    async with asyncio.timeout(ANSWER_SECONDS):
+        assert await second
+    assert first.cancelled()

@@ -1,0 +1,56 @@
+"""The rules of a run with agents between keys."""
+
+from typing import Any
+
+import pytest
+
+from penstock.config import Config
+from penstock.config.load import build_config
+from penstock.errors import ConfigError
+
+
+def config(**sections: Any) -> Config:
+    document = {"actor": {"path": "m"}, "data": {"train": {"path": "d"}}, "agent": {"environment": "m:E"}, **sections}
+    return build_config(document, [], {})
+
+
+def test_the_score_of_the_environment_is_the_reward_unless_one_is_named() -> None:
+    assert config().reward.functions == {"environment": 1.0}
+    assert config(agent={"command": ["agent"]}).reward.functions == {"environment": 1.0}
+    assert config(reward={"num_workers": 2}).reward.functions == {"environment": 1.0}
+    assert config(reward={"functions": {"math": 1.0}}).reward.functions == {"math": 1.0}
+    assert config(agent={}).reward.functions == {"exact_match": 1.0}
+    validated = Config.model_validate(config().model_dump())
+    assert validated.reward.functions == {"environment": 1.0}
+
+
+def test_one_entry_of_the_functions_leaves_no_default() -> None:
+    document = {"actor": {"path": "m"}, "data": {"train": {"path": "d"}}}
+    pairs = [("agent.environment", "m:E"), ("reward.functions.math", "0.5")]
+    assert build_config(document, pairs, {}).reward.functions == {"math": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"agent": {}, "reward": {"functions": {"environment": 1.0}}}, "neither agent.environment nor agent.command"),
+        (
+            {"agent": {"environment": "m:E", "max_tokens": 512}, "sampling": {"max_new_tokens": 512}},
+            "sampling.max_new_tokens is 512 and agent.max_tokens 512",
+        ),
+        (
+            {"agent": {"environment": "m:E", "max_tokens": 4096}, "rollout": {"engine": {"context_length": 2048}}},
+            "agent.max_tokens is 4096 and rollout.engine.context_length 2048",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(sections: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        config(**sections)
+
+
+def test_a_group_of_episodes_may_be_larger_than_an_engine() -> None:
+    few = {"engine": {"max_running_requests": 2}}
+    assert config(actor={"path": "m", "group_size": 8}, rollout=few).actor.group_size == 8
+    with pytest.raises(ConfigError, match=r"expected a server to hold a full group"):
+        config(actor={"path": "m", "group_size": 8}, rollout=few, agent={})
