@@ -18,6 +18,7 @@ from penstock.contracts import Score
 from penstock.errors import ConfigError, PenstockError
 from penstock_agent.environments.driving import check_environment, open_driver
 from penstock_agent.environments.episode import Driver, Ending, Environment
+from tests.integration.agent.conftest import Children
 from tests.patience import ANSWER_SECONDS
 from tests.unit.agent.environments.scripted_session import ScriptedSession, calls
 
@@ -323,14 +324,14 @@ async def test_what_an_episode_leaves_running_ends_with_it(folder: Path) -> None
         assert session.contents[-1] == ("user", "1 task")
 
 
-async def test_a_cancelled_episode_leaves_no_process(folder: Path) -> None:
+async def test_a_cancelled_episode_leaves_no_process(folder: Path, new_children: Children) -> None:
     mark = folder / "pid"
     async with driver_of(folder, "Obey", sessions=1) as driver:
         running = asyncio.create_task(driver.run({"mark": str(mark)}, ScriptedSession("hang with a child")))
         async with asyncio.timeout(ANSWER_SECONDS):
             while not (mark.exists() and mark.read_text()):  # noqa: ASYNC110 - the child announces itself in a file
                 await asyncio.sleep(0.02)
-        workers = psutil.Process().children(recursive=True)
+        workers = new_children()
         assert int(mark.read_text()) in {process.pid for process in workers}
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -338,10 +339,10 @@ async def test_a_cancelled_episode_leaves_no_process(folder: Path) -> None:
         _, alive = psutil.wait_procs(workers, timeout=ANSWER_SECONDS)
         assert not alive
         assert await driver.run({}, ScriptedSession("one")) == Ending(Score(1.0), "done")
-    assert not psutil.Process().children()
+    assert not new_children()
 
 
-async def test_episodes_that_are_cancelled_at_any_moment_leave_nothing(folder: Path) -> None:
+async def test_episodes_that_are_cancelled_at_any_moment_leave_nothing(folder: Path, new_children: Children) -> None:
     random = Random(7)
     answers = ["one", "text", "raise", "_exit", "messages", "none"]
     num_files = psutil.Process().num_fds()
@@ -357,18 +358,18 @@ async def test_episodes_that_are_cancelled_at_any_moment_leave_nothing(folder: P
             ended = await asyncio.gather(*tasks, return_exceptions=True)
             num_done += sum(isinstance(each, Ending) for each in ended)
             num_cancelled += sum(isinstance(each, asyncio.CancelledError) for each in ended)
-            assert len(psutil.Process().children()) <= 3
+            assert len(new_children()) <= 3
         assert await driver.run({}, ScriptedSession("one")) == Ending(Score(1.0), "done")
     assert (num_done + num_cancelled, num_done >= 24, num_cancelled > 0) == (48, True, True)
-    assert not psutil.Process().children()
+    assert not new_children()
     assert psutil.Process().num_fds() <= num_files + 1  # a selector may be new
 
 
-async def test_nobody_is_left_when_the_driver_ends(folder: Path) -> None:
+async def test_nobody_is_left_when_the_driver_ends(folder: Path, new_children: Children) -> None:
     async with driver_of(folder, "Obey", sessions=3) as driver:
         await asyncio.gather(*[driver.run({}, ScriptedSession("one")) for _ in range(3)])
-        assert psutil.Process().children()
-    assert not psutil.Process().children()
+        assert new_children()
+    assert not new_children()
 
 
 async def test_tools_are_called_until_an_answer_without_calls(folder: Path) -> None:
@@ -471,7 +472,7 @@ async def test_a_get_reward_that_lies_is_a_failure(folder: Path, lie: str, reaso
     ],
 )
 async def test_an_environment_that_cannot_be_used_is_an_error_at_start(
-    tmp_path: Path, name: str, source: str | None, reason: str
+    tmp_path: Path, name: str, source: str | None, reason: str, new_children: Children
 ) -> None:
     if source is not None:
         (tmp_path / "broken.py").write_text(source)
@@ -480,7 +481,7 @@ async def test_an_environment_that_cannot_be_used_is_an_error_at_start(
     assert str(raised.value).startswith(f"agent.environment names {name!r}")
     assert reason in str(raised.value)
     assert raised.value.exit_code == 2
-    assert not psutil.Process().children()
+    assert not new_children()
 
 
 async def test_a_folder_that_does_not_exist_is_an_error_at_start(tmp_path: Path) -> None:

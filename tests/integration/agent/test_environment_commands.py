@@ -20,6 +20,7 @@ from penstock.errors import ConfigError
 from penstock_agent.environments.commands import MAX_VARIABLE_BYTES
 from penstock_agent.environments.driving import check_environment, open_driver
 from penstock_agent.environments.episode import Driver, Ending
+from tests.integration.agent.conftest import Children
 from tests.integration.agent.scripted_gateway import scripted_gateway
 from tests.patience import ANSWER_SECONDS
 
@@ -55,9 +56,13 @@ elif do == "cut":
 elif do == "fail":
     sys.exit("what went wrong")
 elif do == "children":
-    for command in (["sleep", "600"], ["setsid", "sleep", "600"]):
-        child = subprocess.Popen(command)
-        open(row["mark"], "a").write(f"{child.pid}\\n")
+    for start in ("sh", "setsid sh"):  # each announces itself, the second one when it has left the group
+        command = [*start.split(), "-c", "echo $$ >> $MARK; exec sleep 600"]
+        subprocess.Popen(command, env={**os.environ, "MARK": row["mark"]})
+        while not (os.path.exists(row["mark"]) and os.path.getsize(row["mark"])):
+            time.sleep(0.01)
+    while open(row["mark"]).read().count("\\n") < 2:
+        time.sleep(0.01)
     if row.get("wait"):
         time.sleep(600)
     print(1)
@@ -161,7 +166,11 @@ async def gone(pid: int) -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_its_group_ends_with_it(
-    tmp_path: Path, cancelled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    cancelled: bool,
+    new_children: Children,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("penstock_agent.environments.commands.REAP_SECONDS", 1.0)
     mark = tmp_path / "pids"
@@ -179,7 +188,7 @@ async def test_its_group_ends_with_it(
         finally:
             if alive(outside):
                 psutil.Process(outside).kill()
-        assert not psutil.Process().children()
+        assert not new_children()
     assert "a process that it started outside of its group still runs" in caplog.text
 
 
