@@ -125,7 +125,7 @@ async def test_an_error_in_a_stream_is_raised_by_the_client() -> None:
 async def test_a_time_out_and_the_clients_own_retry_are_one_call() -> None:
     async with serving() as gateway, gateway.open() as session:
         gateway.servers.gate.clear()
-        async with client_of(session, timeout=0.3, max_retries=8) as client:
+        async with client_of(session, timeout=1.0, max_retries=20) as client:
             asking = asyncio.create_task(client.chat.completions.create(model="any", messages=HELLO))
             async with asyncio.timeout(ANSWER_SECONDS):
                 while gateway.counts.num_repeated < 2:  # noqa: ASYNC110
