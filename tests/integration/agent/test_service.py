@@ -122,7 +122,7 @@ async def test_what_is_finished_is_never_made_again(
 
 async def test_an_outage_is_waited_for(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> None:
     """First of all engines, then of one, then of what the environment needs."""
-    limits = {"timeout_seconds": 20, "max_attempts": 100}
+    limits = {"timeout_seconds": 30, "max_attempts": 100}
     async with fake_engines(2) as (fakes, urls), running(tmp_path, tiny_model, redis_server, **limits) as run:
         process = await run.start("agent", "agent0")
         [record] = await run.records(ServiceKind.AGENT, 1)
