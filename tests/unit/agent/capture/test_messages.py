@@ -1,3 +1,5 @@
+"""When two messages of a conversation are the same, and what counts as an edit."""
+
 from typing import Any
 
 import pytest

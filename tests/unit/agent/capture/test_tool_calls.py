@@ -1,3 +1,5 @@
+"""Calls of tools in the forms in which models write them: read, refused, and written into messages."""
+
 import json
 
 import pytest
