@@ -15,13 +15,14 @@ from penstock_agent.capture.tokens import TokenNode
 class Point:
     """The end of a message in a conversation.
 
-    form: of the message. text: of it, for transcripts. prompt: where the tokens of a call end whose last message it is.
-    answer: where its own tokens end, if it was sampled.
+    form: of the message. text: of it, for transcripts; end: what a transcript adds before the next message. prompt:
+    where the tokens of a call end whose last message it is. answer: where its own tokens end, if it was sampled.
     """
 
     parent: "Point | None" = None
     form: Form = b""
     text: str = ""
+    end: str = ""
     prompt: TokenNode | None = None
     answer: TokenNode | None = None
     below: "dict[Form, Point]" = field(default_factory=dict)

@@ -57,7 +57,8 @@ class PlainRendering:
         """The text without the token that stopped it, as for a completion of one turn."""
         written = token_ids[:-1] if finish_reason == "stop" else token_ids
         text = self._tokenizer.decode(list(written), skip_special_tokens=True)
-        return Parsed({"role": "assistant", "content": text}, text)
+        end = self._tokenizer.decode(list(token_ids[len(written) :]), skip_special_tokens=True)
+        return Parsed({"role": "assistant", "content": text}, text, end=end)
 
 
 def _joined(messages: Sequence[Message], tools: Sequence[Tool]) -> str:

@@ -17,12 +17,14 @@ class Parsed:
     """A sampled turn as a message.
 
     message: role, content, and tool_calls or reasoning_content if the model wrote any. text: all that it wrote, without
-    the token that ended the turn. num_failed_tool_calls: calls that could not be parsed; they stay in the content.
+    the token that ended the turn. num_failed_tool_calls: calls that could not be parsed; they stay in the content. end:
+    the text of that token, if a transcript shows it before what follows.
     """
 
     message: Message
     text: str
     num_failed_tool_calls: int = 0
+    end: str = ""
 
     @property
     def num_tool_calls(self) -> int:

@@ -156,7 +156,7 @@ class EpisodeTree:
         It is that of the call that was recorded last, without auxiliary calls and, if the client sends ids of its
         conversations, without those of other ids than the first. Of it, the messages that the first call began with are
         left out. The model's turns are as it wrote them, thinking and calls of tools among them, without the token that
-        ended them; of other messages it is the content.
+        ended them (but if the template is plain, text follows it as it was); of other messages it is the content.
         """
         if self._last is None or self._first is None:
             return ""
@@ -164,7 +164,8 @@ class EpisodeTree:
         start = 0
         while start < min(len(prompt), len(points) - 1) and points[start].form == prompt[start]:
             start += 1
-        return self._rendering.separator.join(point.text for point in points[start:])
+        *earlier, last = points[start:]
+        return self._rendering.separator.join([*(point.text + point.end for point in earlier), last.text])
 
     def _place(self, call: Call) -> tuple[TokenNode, bytes, BranchReason | None]:
         """The recorded node that the call continues, the tokens behind it, and the reason if they open a branch."""
@@ -214,7 +215,7 @@ class EpisodeTree:
         asked.prompt = context
         (form,) = forms([parsed.message])
         point = asked.extend([form], [parsed.message])
-        point.answer, point.text = answer, parsed.text
+        point.answer, point.text, point.end = answer, parsed.text, parsed.end
         (bare,) = forms([without_reasoning(parsed.message)])
         asked.below[bare] = point
         if call.auxiliary:

@@ -192,7 +192,7 @@ def test_plain_texts_follow_each_other() -> None:
     client.call([USER, answer, {"role": "user", "content": "= 2\n"}, second, USER], newline)
     assert tokenizer().decode(client.sent[2]) == "Well?calc 1+1\n= 2\nA: 2Well?"
     assert client.tree.counts().branches == {}
-    assert client.tree.transcript() == "calc 1+1= 2\nA: 2Well?"
+    assert client.tree.transcript() == "calc 1+1\n= 2\nA: 2Well?"
     with pytest.raises(CallRefusedError, match=r"agent\.template is plain"):
         plain.render([USER], (TOOL,))
     with pytest.raises(CallRefusedError, match="no text"):
