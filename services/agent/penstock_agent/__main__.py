@@ -77,7 +77,7 @@ async def start(config: Config) -> None:
                     config.token,
                     not_ready=lambda: not_ready(servers),
                     model=config.actor.path,
-                    text_of=lambda token: rendering.parse((), (token,), "length", ()).text,
+                    text_of=rendering.token_text,
                 )
                 await served.run(
                     app,

@@ -59,6 +59,9 @@ class PlainRendering:
         text = self._tokenizer.decode(list(written), skip_special_tokens=True)
         return Parsed({"role": "assistant", "content": text}, text)
 
+    def token_text(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
 
 def _joined(messages: Sequence[Message], tools: Sequence[Tool]) -> str:
     if tools or any(message.get("tool_calls") for message in messages):
