@@ -34,6 +34,7 @@ from penstock_agent.metrics import AgentMetrics
 
 READY = "ready"
 BEATS_PER_TTL = 3
+CONNECTIONS_PER_EPISODE = 4  # an agent may ask for several answers at once, each of which may take minutes
 
 
 async def start(config: Config) -> None:
@@ -45,7 +46,9 @@ async def start(config: Config) -> None:
             "agent service to start"
         )
     check_model_path(config.actor.path, "actor.path")
-    served = service.Service(section.host, section.port, "agent.port")
+    served = service.Service(
+        section.host, section.port, "agent.port", num_clients=CONNECTIONS_PER_EPISODE * section.sessions
+    )
     rendering = make_rendering(section, config.actor.path)
     environment = await check_environment(section, needs_score=ENVIRONMENT_REWARD in config.reward.functions)
     queue = await connect(config, ServiceKind.AGENT)
