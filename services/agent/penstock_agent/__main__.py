@@ -29,7 +29,7 @@ from penstock_agent.episodes.producer import Producer
 from penstock_agent.episodes.room import Room
 from penstock_agent.episodes.watch import Watch
 from penstock_agent.gateway.sessions import Sessions
-from penstock_agent.generation.servers import CallEvents, Servers
+from penstock_agent.generation.servers import Servers
 from penstock_agent.metrics import AgentMetrics
 
 READY = "ready"
@@ -57,8 +57,8 @@ async def start(config: Config) -> None:
         worker = Worker(queue, f"agent-{socket.gethostname()}-{os.getpid()}", config.staleness)
         metrics, watch = AgentMetrics(), Watch()
         breaker = Breaker(metrics.breaker_changed)
-        events = CallEvents(repeated=metrics.asked_again)
-        servers = Servers(queue.services, config.token, config.rollout.engine.max_running_requests, events)
+        capacity = config.rollout.engine.max_running_requests
+        servers = Servers(queue.services, config.token, capacity, metrics.asked_again)
         metrics.watch(running=lambda: watch.num_running, waiting=lambda: servers.waits.num_waiting)
         sessions = Sessions(section, url=served.url, rendering=rendering, servers=servers, metrics=metrics)
         room = Room(config.actor.group_size, section.sessions, int(config.eval.max_share * section.sessions))

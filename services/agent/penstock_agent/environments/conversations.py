@@ -12,10 +12,10 @@ from typing import Any
 
 from penstock.config import AgentSection
 from penstock.contracts import Score
+from penstock.contracts.vocabulary import Cut
 from penstock.errors import PenstockError
 from penstock_agent.environments.episode import (
     ChatSession,
-    Cut,
     Ending,
     Environment,
     EpisodeCutError,

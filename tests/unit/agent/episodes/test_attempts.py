@@ -9,8 +9,9 @@ import pytest
 
 from penstock.config.agent import AgentSection
 from penstock.contracts import EpisodeCounts, Node, Score, Ticket
+from penstock.contracts.vocabulary import Cut
 from penstock_agent.capture.messages import Message
-from penstock_agent.environments.episode import ChatSession, Cut, Ending, EpisodeCutError, unfitting
+from penstock_agent.environments.episode import ChatSession, Ending, EpisodeCutError, unfitting
 from penstock_agent.episodes import attempts as module
 from penstock_agent.episodes.attempts import Attempts, row_of
 from penstock_agent.episodes.breaker import LIMIT, Breaker
