@@ -178,8 +178,8 @@ GRAPHS = (
         "Newest minus oldest version that sampled an episode of the last batch. Large: episodes last for steps.",
         "none",
         (
-            Query(value("penstock_trainer_episode_staleness"), "{{run}} mean"),
-            Query(value("penstock_trainer_episode_staleness_max"), "{{run}} largest"),
+            Query(value("penstock_trainer_episode_version_spread"), "{{run}} mean"),
+            Query(value("penstock_trainer_episode_version_spread_max"), "{{run}} largest"),
         ),
     ),
 )

@@ -46,7 +46,7 @@ READ_BY = {
         *("actor.path", "rollout", "weights", "staleness.max_deliveries", "trainer.take_turns"),
         *("agent.environment", "agent.command"),
     ),
-    ServiceKind.AGENT: ("actor.path", "agent", "sampling", "run.seed", "staleness.max_deliveries"),
+    ServiceKind.AGENT: ("actor.path", "agent", "staleness.max_deliveries"),
     ServiceKind.REWARD: ("reward", "staleness.max_deliveries"),
 }
 """Keys and sections that decide what these services do; the trainer, and the launcher of all, read all."""

@@ -130,8 +130,8 @@ class Config(Section):
                 f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
                 f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
             )
-        if self.agent.enabled and (reason := self._why_no_episodes):
-            raise ValueError(f"agent.{'environment' if self.agent.environment else 'command'} is set and {reason}")
+        if reason := self._why_no_episodes:
+            raise ValueError(reason)
         if self._hides_small_updates and self.rollout.engine.dtype == "float32":
             raise ValueError(
                 "actor.dtype is bfloat16 and rollout.engine.dtype float32: the engine would sample with updates that "
@@ -144,37 +144,11 @@ class Config(Section):
             )
         if self.trainer.take_turns and (reason := self._why_no_turns):
             raise ValueError(f"trainer.take_turns is on and {reason}")
-        if reason := self._why_no_agents:
-            raise ValueError(reason)
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
         if not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
-
-    @property
-    def _why_no_agents(self) -> str:
-        """What keeps episodes from being made as configured; empty if nothing does."""
-        if not self.agent.enabled:
-            if ENVIRONMENT_REWARD in self.reward.functions:
-                return (
-                    f"reward.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and neither "
-                    "agent.environment nor agent.command is set: expected one of them, or other reward functions"
-                )
-            return ""
-        if self.sampling.max_new_tokens >= self.agent.max_tokens:
-            return (
-                f"sampling.max_new_tokens is {self.sampling.max_new_tokens} and agent.max_tokens "
-                f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
-                "that leave room for a prompt; lower the former, or raise the latter"
-            )
-        context_length = self.rollout.engine.context_length
-        if context_length and self.agent.max_tokens > context_length:
-            return (
-                f"agent.max_tokens is {self.agent.max_tokens} and rollout.engine.context_length {context_length}: "
-                "expected episodes that an engine can hold; lower the former, or raise the latter"
-            )
-        return ""
 
     @property
     def _why_no_turns(self) -> str:
@@ -208,6 +182,32 @@ class Config(Section):
 
     @property
     def _why_no_episodes(self) -> str:
+        """What keeps episodes from being made or trained as configured; empty if nothing does."""
+        if not self.agent.enabled:
+            if ENVIRONMENT_REWARD not in self.reward.functions:
+                return ""
+            return (
+                f"reward.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and neither "
+                "agent.environment nor agent.command is set: expected one of them, or other reward functions"
+            )
+        if self.sampling.max_new_tokens >= self.agent.max_tokens:
+            return (
+                f"sampling.max_new_tokens is {self.sampling.max_new_tokens} and agent.max_tokens "
+                f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
+                "that leave room for a prompt; lower the former, or raise the latter"
+            )
+        context_length = self.rollout.engine.context_length
+        if context_length and self.agent.max_tokens > context_length:
+            return (
+                f"agent.max_tokens is {self.agent.max_tokens} and rollout.engine.context_length {context_length}: "
+                "expected episodes that an engine can hold; lower the former, or raise the latter"
+            )
+        meaningless = self._meaningless_for_episodes
+        key = "agent.environment" if self.agent.environment else "agent.command"
+        return meaningless and f"{key} is set and {meaningless}"
+
+    @property
+    def _meaningless_for_episodes(self) -> str:
         """What of the rest has no meaning for episodes; empty if nothing does."""
         if self.loss.overlong.buffer_tokens:
             return (

@@ -161,8 +161,8 @@ class EpisodeCounts(Contract, frozen=True):
     num_turns: calls of the model within the conversation. num_tool_calls, num_failed_tool_calls: those that the model
     asked for; of them, those that could not be parsed or of which the tool failed. num_auxiliary: calls outside of the
     conversation. branches: by reason, how often a call could not continue the node before. num_prompt_tokens,
-    num_cached_tokens: over all calls, tokens sent, and those of them that the engine had in its cache. num_attempts:
-    episodes that failed before this one, plus 1.
+    num_cached_tokens: over all calls, tokens sent, and those of them that the engine had in its cache. num_attempts: at
+    the episode; those before this one failed.
     """
 
     num_turns: int = 0
@@ -176,7 +176,7 @@ class EpisodeCounts(Contract, frozen=True):
 
 
 class Episode(Contract, frozen=True):
-    """One attempt at a task: a tree of nodes, with the score that its environment gave.
+    """What an agent did for one seed: a tree of nodes, with the score that its environment gave.
 
     score: of the environment; a failure if there is none. text: the transcript, the input of reward functions; empty in
     a scored training group. started_at, ended_at: Unix seconds. A failed episode may have no node.

@@ -15,6 +15,15 @@ FinishReason = Literal["stop", "length", "abort"]
 """Why a completion ended."""
 EpisodeEnd = Literal["done", "max_turns", "max_tokens", "timeout", "failure"]
 """Why an episode ended. done: its environment or agent ended it; failure: the infrastructure did."""
+Cut = Literal["max_turns", "max_tokens"]
+"""The limits at which an episode ends: keys of `agent`."""
+BranchReason = Literal["template", "edited", "compacted", "subagent", "sibling"]
+"""Why a call opened a branch of its episode.
+
+template: the template writes an earlier turn in another way than it was sampled, or does not show how one continues.
+edited: a message of the history was changed, or the tools that the prompt shows. compacted: the call has fewer messages
+than one before. subagent: another conversation. sibling: the same messages were asked again.
+"""
 Dtype = Literal["float32", "bfloat16"]
 """Of weights."""
 Rounding = Literal["dithered", "nearest"]

@@ -29,11 +29,12 @@ from penstock_agent.episodes.producer import Producer
 from penstock_agent.episodes.room import Room
 from penstock_agent.episodes.watch import Watch
 from penstock_agent.gateway.sessions import Sessions
-from penstock_agent.generation.servers import CallEvents, Servers
+from penstock_agent.generation.servers import Servers
 from penstock_agent.metrics import AgentMetrics
 
 READY = "ready"
 BEATS_PER_TTL = 3
+CONNECTIONS_PER_EPISODE = 4  # an agent may ask for several answers at once, each of which may take minutes
 
 
 async def start(config: Config) -> None:
@@ -45,7 +46,9 @@ async def start(config: Config) -> None:
             "agent service to start"
         )
     check_model_path(config.actor.path, "actor.path")
-    served = service.Service(section.host, section.port, "agent.port")
+    served = service.Service(
+        section.host, section.port, "agent.port", num_clients=CONNECTIONS_PER_EPISODE * section.sessions
+    )
     rendering = make_rendering(section, config.actor.path)
     environment = await check_environment(section, needs_score=ENVIRONMENT_REWARD in config.reward.functions)
     queue = await connect(config, ServiceKind.AGENT)
@@ -54,8 +57,8 @@ async def start(config: Config) -> None:
         worker = Worker(queue, f"agent-{socket.gethostname()}-{os.getpid()}", config.staleness)
         metrics, watch = AgentMetrics(), Watch()
         breaker = Breaker(metrics.breaker_changed)
-        events = CallEvents(repeated=metrics.asked_again)
-        servers = Servers(queue.services, config.token, config.rollout.engine.max_running_requests, events)
+        capacity = config.rollout.engine.max_running_requests
+        servers = Servers(queue.services, config.token, capacity, metrics.asked_again)
         metrics.watch(running=lambda: watch.num_running, waiting=lambda: servers.waits.num_waiting)
         sessions = Sessions(section, url=served.url, rendering=rendering, servers=servers, metrics=metrics)
         room = Room(config.actor.group_size, section.sessions, int(config.eval.max_share * section.sessions))
@@ -77,7 +80,7 @@ async def start(config: Config) -> None:
                     config.token,
                     not_ready=lambda: not_ready(servers),
                     model=config.actor.path,
-                    text_of=lambda token: rendering.parse((), (token,), "length", ()).text,
+                    text_of=rendering.token_text,
                 )
                 await served.run(
                     app,

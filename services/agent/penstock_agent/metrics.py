@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 from penstock.contracts import Episode, EpisodeEnd
+from penstock.contracts.vocabulary import BranchReason
 
 EPISODE_BUCKETS_SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 CALL_BUCKETS_SECONDS = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -20,7 +21,12 @@ TURN_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 GroupOutcome = Literal["published", "returned", "late", "malformed"]
 WaitsFor = Literal["model", "environment"]
 TokenKind = Literal["sampled", "context", "sent", "cached"]
-BRANCH_REASONS = ("template", "edited", "compacted", "subagent", "sibling")
+AskAgainReason = Literal["busy", "engine_died", "failed", "unreachable", "gone", "malformed"]
+"""Why a rollout server did not answer a call.
+
+busy: 503; engine_died: while it ran the call; failed: another 5xx; unreachable: no connection, or it broke; gone: no
+longer in the queue; malformed: an answer that is none of this release.
+"""
 
 
 class AgentMetrics:
@@ -80,7 +86,7 @@ class AgentMetrics:
             "penstock_agent_branches",
             "Calls that could not continue the tokens before them, by reason",
             "reason",
-            BRANCH_REASONS,
+            get_args(BranchReason),
         )
         self._tokens = self._counter(
             "penstock_agent_tokens",
@@ -124,7 +130,7 @@ class AgentMetrics:
             "penstock_agent_calls_asked_again",
             "Attempts at a call that a rollout server did not answer, by reason",
             "reason",
-            ("busy", "engine_died", "failed", "unreachable", "gone", "malformed"),
+            get_args(AskAgainReason),
         )
 
     def _counter(self, name: str, text: str, label: str = "", values: tuple[str, ...] = ()) -> Counter:
@@ -183,5 +189,5 @@ class AgentMetrics:
     def request_refused(self, code: str) -> None:
         self._refused.labels(code).inc()
 
-    def asked_again(self, reason: str) -> None:
+    def asked_again(self, reason: AskAgainReason) -> None:
         self._asked_again.labels(reason).inc()

@@ -44,8 +44,7 @@ async def test_calls_of_a_session_stay_together(room: Room) -> None:
         check(generated, (1, 4), seed=seed)
         assert (generated.server, generated.num_cached_tokens) == (home.name, 1)
     assert "/generate" not in other.rollout.fake.paths()
-    assert room.answered == [(2, 1)] * 5
-    assert room.repeated == []
+    assert room.asked_again == []
 
 
 async def test_a_call_whose_server_dies_is_answered_by_another(room: Room) -> None:
@@ -57,7 +56,7 @@ async def test_a_call_whose_server_dies_is_answered_by_another(room: Room) -> No
     generated = await answer(generating)
     check(generated, (1, 4))
     assert generated.server == other.name
-    assert set(room.repeated) == {"unreachable"}
+    assert set(room.asked_again) == {"unreachable"}
 
 
 async def test_a_call_whose_engine_dies_is_answered_by_another(room: Room) -> None:
@@ -68,7 +67,7 @@ async def test_a_call_whose_engine_dies_is_answered_by_another(room: Room) -> No
     home.rollout.server.die()
     generated = await answer(generating)
     check(generated, (1, 4))
-    assert (generated.server, room.repeated[0]) == (other.name, "engine_died")
+    assert (generated.server, room.asked_again[0]) == (other.name, "engine_died")
 
 
 async def loading_again(room: Room) -> None:
@@ -108,8 +107,8 @@ async def test_engines_that_end_for_their_weights_blame_no_call(room: Room) -> N
         await home.load(1)
     home.rollout.fake.holds_at = -1
     check(await answer(generating), (1, 4))
-    assert room.repeated.count("failed") == 3
-    assert "engine_died" not in room.repeated
+    assert room.asked_again.count("failed") == 3
+    assert "engine_died" not in room.asked_again
 
 
 async def test_a_session_leaves_a_server_that_is_fenced_and_comes_to_stay(room: Room) -> None:
@@ -121,7 +120,7 @@ async def test_a_session_leaves_a_server_that_is_fenced_and_comes_to_stay(room: 
     assert home.rollout.weights.state == FENCED
     for _ in range(3):
         assert (await room.servers.generate(call())).server == other.name
-    assert set(room.repeated) <= {"busy"}  # at most one call met the fence before the record showed it
+    assert set(room.asked_again) <= {"busy"}  # at most one call met the fence before the record showed it
     await home.load(3)
     assert (await room.servers.generate(call())).server == other.name
 
@@ -148,12 +147,12 @@ async def test_an_update_in_the_middle_of_a_call_gives_it_two_spans(room: Room, 
     generated = await answer(generating)
     check(generated, (1, 3), (2, 8))
     assert generated.spans[1].policy == home.rollout.staged(2).identity
-    assert room.repeated == []
+    assert room.asked_again == []
 
 
 async def test_calls_wait_until_a_server_serves_their_weights(room: Room) -> None:
     generating = asyncio.create_task(room.servers.generate(call(number=2)))
-    await until(lambda: "busy" in room.repeated)
+    await until(lambda: "busy" in room.asked_again)
     await until(lambda: bool(room.servers.waiting_for))
     assert "1 calls of the model wait: rollout-0 (HTTP 503" in room.servers.waiting_for
     assert "expected version 2" in room.servers.waiting_for
@@ -178,7 +177,7 @@ async def test_without_a_server_calls_wait_and_say_so_once(tmp_path: Path, caplo
             for seed, task in enumerate(generating):
                 check(await answer(task), (1, 4), seed=seed)
         assert len([each for each in caplog.records if "no rollout server" in each.getMessage()]) == 1
-        assert room.repeated == []
+        assert room.asked_again == []
 
 
 async def test_a_call_leaves_a_server_that_is_gone_from_the_queue(room: Room) -> None:
@@ -190,7 +189,7 @@ async def test_a_call_leaves_a_server_that_is_gone_from_the_queue(room: Room) ->
     home.listed = False
     generated = await answer(generating)
     check(generated, (1, 4))
-    assert (generated.server, room.repeated) == (other.name, ["gone"])
+    assert (generated.server, room.asked_again) == (other.name, ["gone"])
 
 
 async def test_more_calls_than_a_server_holds_use_the_others(room: Room) -> None:
@@ -212,7 +211,7 @@ async def test_a_call_that_no_server_can_answer_is_rejected(room: Room) -> None:
         await room.servers.generate(call(num_tokens=10_000))
     with pytest.raises(CallRejectedError, match="temperature"):
         await room.servers.generate(Call(pack_int32([1]), 0, Sampling(1e300, 4, ()), "0", 1, 1))
-    assert room.repeated == []
+    assert room.asked_again == []
 
 
 async def test_a_call_that_is_given_up_makes_room_in_the_service(room: Room) -> None:

@@ -117,7 +117,7 @@ async def talk(
         return [server.record]
 
     here = World([], sglang_models, oracle, server.weights.lease + 1, max(map(tolerance_of, sglang_models)))
-    servers = Servers(services, None, 8)
+    servers = Servers(services, None, 8, lambda reason: None)
     following = asyncio.create_task(servers.follow())
     yield Conversation(server, servers, here)
     following.cancel()

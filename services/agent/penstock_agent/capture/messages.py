@@ -6,7 +6,7 @@ write the arguments of a tool call with other white space, or turn a text into a
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
@@ -16,13 +16,6 @@ Message = dict[str, Any]
 """role, content, and tool_calls, tool_call_id, name or reasoning_content where they apply."""
 Tool = dict[str, Any]
 """{"type": "function", "function": {"name", "description", "parameters"}}"""
-BranchReason = Literal["template", "edited", "compacted", "subagent", "sibling"]
-"""Why a call opened a branch of its episode.
-
-template: the template writes an earlier turn in another way than it was sampled, or does not show how one continues.
-edited: a message of the history was changed, or the tools that the prompt shows. compacted: the call has fewer messages
-than one before. subagent: another conversation. sibling: the same messages were asked again.
-"""
 Form = bytes
 """Digest of a message's canonical form: equal for messages that are the same."""
 

@@ -104,6 +104,9 @@ class ModelRendering:
             ]
         return Parsed(message, text, read.num_failed)
 
+    def token_text(self, token_id: int) -> str:
+        return self._parts.tokenizer.decode([token_id], skip_special_tokens=False)
+
     def _read(
         self, prompt_ids: Sequence[int], token_ids: Sequence[int], text: str, tools: Sequence[Tool]
     ) -> tuple[Read, str]:

@@ -60,6 +60,9 @@ class PlainRendering:
         end = self._tokenizer.decode(list(token_ids[len(written) :]), skip_special_tokens=True)
         return Parsed({"role": "assistant", "content": text}, text, end=end)
 
+    def token_text(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
 
 def _joined(messages: Sequence[Message], tools: Sequence[Tool]) -> str:
     if tools or any(message.get("tool_calls") for message in messages):

@@ -64,3 +64,6 @@ class Rendering(Protocol):
         self, prompt_ids: Sequence[int], token_ids: Sequence[int], finish_reason: FinishReason, tools: Sequence[Tool]
     ) -> Parsed:
         """The sampled turn as a message. It never fails for what the model wrote."""
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, also of one that ends a turn."""

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.contracts.trajectories import EpisodeCounts, Node, VersionSpan
-from penstock.contracts.vocabulary import FinishReason
+from penstock.contracts.vocabulary import BranchReason, FinishReason
 from penstock.contracts.wire import pack_int32, unpack_int32
 from penstock.errors import CallRefusedError
 from penstock_agent.capture.conversation import Point, walk
 from penstock_agent.capture.messages import (
-    BranchReason,
     Form,
     Message,
     Tool,

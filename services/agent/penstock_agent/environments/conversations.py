@@ -12,10 +12,10 @@ from typing import Any
 
 from penstock.config import AgentSection
 from penstock.contracts import Score
+from penstock.contracts.vocabulary import Cut
 from penstock.errors import PenstockError
 from penstock_agent.environments.episode import (
     ChatSession,
-    Cut,
     Ending,
     Environment,
     EpisodeCutError,
@@ -27,6 +27,9 @@ from penstock_agent.environments.episode import (
 from penstock_agent.environments.messages import Value
 from penstock_agent.environments.pool import WorkerPool
 from penstock_agent.environments.worker import BrokenEpisodeError, EnvironmentWorker
+
+UNREAD = 0.0
+"""Score of tools without `get_reward`: no reward function of the run reads it, as `check_environment` makes sure."""
 
 
 class _Conversation:
@@ -101,17 +104,13 @@ class ClassDriver:
                 talk.messages.append(message)
                 num_failed += failed
 
-    async def _score(self, talk: _Conversation) -> Score:
+    async def _score(self, talk: _Conversation, otherwise: float = UNREAD) -> Score:
         if self._environment.has_get_reward:
             return Score(await talk.worker.get_reward(talk.last_text))
-        return Score(None, f"{self._section.environment} has no get_reward")
+        return Score(otherwise)
 
     async def _cut_score(self, talk: _Conversation, cut: Cut) -> Score:
-        if not talk.has_answer:
-            return unfitting(cut)
-        if self._environment.has_get_reward:
-            return await self._score(talk)
-        return Score(self._section.cut_score)
+        return await self._score(talk, self._section.cut_score) if talk.has_answer else unfitting(cut)
 
 
 async def _tool_message(worker: EnvironmentWorker, call: Mapping[str, Any]) -> tuple[Message, bool]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from penstock.contracts import EpisodeEnd, Score
+from penstock.contracts.vocabulary import Cut
 
 Message = dict[str, Any]
 """An OpenAI chat message."""
@@ -21,8 +22,6 @@ Row = dict[str, Any]
 Kind = Literal["steps", "tools", "function", "command"]
 """steps: a class with `step`; tools: a class whose public methods are tools; function: it runs an agent of its own;
 command: a program that does."""
-Cut = Literal["max_turns", "max_tokens"]
-"""The limit that ended an episode."""
 
 
 class EpisodeCutError(Exception):

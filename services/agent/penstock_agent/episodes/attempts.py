@@ -30,6 +30,8 @@ BACK_OFF_SECONDS = 0.5  # before the second attempt; doubled before each further
 MAX_BACK_OFF_SECONDS = 10.0
 LEAST_BACK_OFF = 0.5  # of the full one: jitter, so that siblings do not return all at once
 LEAST_WAIT_SECONDS = 0.05  # between two looks at a deadline that moves
+INFRASTRUCTURE: tuple[EpisodeEnd, ...] = ("failure", "timeout")
+"""Ends of attempts that may go better the next time. A first call that is too long would be too long again."""
 
 
 class Session(AgentSession, Protocol):
@@ -96,7 +98,7 @@ class Attempts:
             probes = await self._breaker.admission()
             try:
                 episode = await self._attempt(ticket, index, attempt, lease)
-                if not episode.score.failure:
+                if episode.score.value is not None or episode.end not in INFRASTRUCTURE:
                     self._breaker.worked()
                     break
                 self._breaker.failed(ticket.key, episode.score.failure)

@@ -7,8 +7,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from penstock.contracts.vocabulary import Cut
 from penstock_agent.capture.messages import Message, Tool
-from penstock_agent.environments.episode import Cut, EpisodeCutError
+from penstock_agent.environments.episode import EpisodeCutError
 from penstock_agent.gateway import refusals
 from penstock_agent.gateway.answers import ChatAnswer
 from penstock_agent.gateway.requests import ChatRequest

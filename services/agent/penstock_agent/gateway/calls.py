@@ -117,10 +117,6 @@ class Calls:
             call.delivered_at = self._clock()
             self._delivered.append(call)
 
-    def pending(self) -> list[Call]:
-        """Calls without an answer so far."""
-        return [each for calls in self._by_digest.values() for each in calls if not each.answer.done()]
-
     def undelivered(self) -> set[int]:
         """Which of the recorded answers have reached no client."""
         calls = [each for calls in self._by_digest.values() for each in calls]

@@ -18,8 +18,6 @@ from penstock_agent.gateway.calls import Call
 KEEP_ALIVE_SECONDS = 10.0
 TURNS_OF_THE_LOOP = 3  # after them, a connection that the other side has closed is known to be
 
-Headers = list[tuple[bytes, bytes]]
-
 
 class Exchange(Response):
     """Answers when the call has been answered."""
@@ -30,11 +28,11 @@ class Exchange(Response):
         *,
         stream: bool,
         shown: Callable[[ChatAnswer], Iterable[bytes]],
-        failed: Callable[[Exception], tuple[int, Headers, dict[str, Any]]],
+        failed: Callable[[Exception], tuple[int, dict[str, Any]]],
         delivered: Callable[[], None],
         keep_alive_seconds: float,
     ) -> None:
-        """shown: the parts of the body. failed: status, headers and body of an error. delivered: called at most once.
+        """shown: the parts of the body. failed: status and body of an error. delivered: called at most once.
 
         keep_alive_seconds: between two signs of life of a stream.
         """
@@ -73,9 +71,9 @@ class Exchange(Response):
             body = b"".join(self._shown(self._call.answer.result()))
             await self._begin(send, None if self._stream else len(body))
         elif isinstance(error, Exception):
-            status, headers, shown = self._error(error)
+            status, shown = self._error(error)
             body = error_event(shown) if self._begun else msgspec.json.encode(shown)
-            await self._begin(send, len(body), status, headers)
+            await self._begin(send, len(body), status)
         else:
             raise error
         await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -87,9 +85,7 @@ class Exchange(Response):
         if error is None:
             self._delivered()
 
-    async def _begin(
-        self, send: Send, num_bytes: int | None = None, status: int = 200, headers: Headers | None = None
-    ) -> None:
+    async def _begin(self, send: Send, num_bytes: int | None = None, status: int = 200) -> None:
         """Send the headers, if they are not sent yet. A stream's come with its first byte, so that an early error has
         its own status.
         """
@@ -97,10 +93,10 @@ class Exchange(Response):
             return
         self._begun = True
         if num_bytes is None:
-            named: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         else:
-            named = [(b"content-type", b"application/json"), (b"content-length", b"%d" % num_bytes)]
-        await send({"type": "http.response.start", "status": status, "headers": named + (headers or [])})
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % num_bytes)]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -3,31 +3,26 @@
     GatewayError            status, type and code of the answer
     |- RequestRefusedError  400  the request asks for something that cannot be had
     |- KeyRefusedError      401  no session has this key
-    |- SessionClosedError   401  the session ended while the request waited
-    |- EpisodeCutError      400  the episode is at max_turns or max_tokens: no further call
-    '- UnavailableError     503  no engine answered, and the same request may succeed later
+    |- SessionClosedError   401  the session has ended, perhaps while the request waited
+    '- EpisodeCutError      400  the episode is at max_turns or max_tokens: no further call
 
-Clients of OpenAI repeat a request by themselves after 408, 409, 429 and 5xx, so only what may succeed then has such a
-status.
+Clients of OpenAI repeat a request by themselves after 408, 409, 429 and 5xx, so none of these has such a status. No
+error says that engines are away: a call waits for one until its episode ends.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+from penstock.contracts.vocabulary import Cut
 from penstock.errors import PenstockError
-
-RETRY_AFTER_SECONDS = 1
-
-Cut = Literal["max_turns", "max_tokens"]
-"""The limits at which an episode ends."""
 
 
 class GatewayError(PenstockError):
     """Base: `message` is for people, `code` for programs."""
 
     kind = "gateway"
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
-    code: str = "internal_error"
+    status: ClassVar[int]
+    type: ClassVar[str]
+    code: ClassVar[str]
 
     def __init__(self, message: str, param: str | None = None) -> None:
         """`param`: the field of the request that is at fault."""
@@ -79,14 +74,6 @@ class EpisodeCutError(GatewayError):
     def __init__(self, end: Cut, message: str) -> None:
         super().__init__(message)
         self.end = end
-
-
-class UnavailableError(GatewayError):
-    """No engine gave an answer."""
-
-    kind = "unavailable"
-    status = 503
-    code = "unavailable"
 
 
 def error_body(message: str, *, kind: str, code: str, param: str | None = None) -> dict[str, Any]:

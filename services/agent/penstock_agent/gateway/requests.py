@@ -5,6 +5,7 @@ asks for. What would change how the model samples is refused by name, for the lo
 policy's; fields that change nothing are ignored. The shape of calls of tools is checked where they are rendered. Pure.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +145,7 @@ def read_reward(data: bytes) -> float:
     if "reward" not in fields:
         raise RequestRefusedError(f'the body has the fields {sorted(fields)}; expected {{"reward": number}}', "reward")
     value = fields["reward"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RequestRefusedError(f"reward is {_shown(value)}; expected a finite number", "reward")
     return float(value)
 

@@ -15,9 +15,9 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from penstock.errors import CallRefusedError
 from penstock_agent.gateway import answers
 from penstock_agent.gateway.answers import ChatAnswer, TokenText
-from penstock_agent.gateway.exchange import KEEP_ALIVE_SECONDS, Exchange, Headers
+from penstock_agent.gateway.exchange import KEEP_ALIVE_SECONDS, Exchange
 from penstock_agent.gateway.keys import bearer
-from penstock_agent.gateway.refusals import RETRY_AFTER_SECONDS, GatewayError, error_body
+from penstock_agent.gateway.refusals import GatewayError, error_body
 from penstock_agent.gateway.requests import read_chat, read_reward
 from penstock_agent.gateway.session import CallMetrics, Session
 from penstock_agent.gateway.sessions import Sessions
@@ -142,32 +142,23 @@ class _Gateway:
         return {"id": self._model, "object": "model", "created": self._created, "owned_by": "penstock"}
 
     def _answer(self, error: Exception) -> Response:
-        status, headers, body = self._failure(error)
-        return _json(body, status, {name.decode(): value.decode() for name, value in headers})
+        status, body = self._failure(error)
+        return _json(body, status)
 
-    def _failure(self, error: Exception) -> tuple[int, Headers, dict[str, Any]]:
-        """Status, headers and body of the answer to an error."""
+    def _failure(self, error: Exception) -> tuple[int, dict[str, Any]]:
+        """Status and body of the answer to an error."""
+        status, kind, code, message, param = 500, "server_error", "internal_error", "", None
         if isinstance(error, GatewayError):
-            self._metrics.request_refused(error.code)
-            retry = [(b"retry-after", b"%d" % RETRY_AFTER_SECONDS)] if error.status == 503 else []
-            return error.status, retry, error_body(str(error), kind=error.type, code=error.code, param=error.param)
-        if isinstance(error, CallRefusedError):
-            self._metrics.request_refused("call_refused")
-            return 400, [], error_body(str(error), kind="invalid_request_error", code="call_refused", param="messages")
-        if isinstance(error, HTTPException):
-            self._metrics.request_refused("body")
-            return error.status_code, [], error_body(str(error.detail), kind="invalid_request_error", code="body")
-        self._metrics.request_refused("internal_error")
-        return (
-            500,
-            [],
-            error_body(
-                f"the gateway failed by a defect ({type(error).__name__}); its log has more",
-                kind="server_error",
-                code="internal_error",
-            ),
-        )
+            status, kind, code, message, param = error.status, error.type, error.code, str(error), error.param
+        elif isinstance(error, CallRefusedError):
+            status, kind, code, message, param = 400, "invalid_request_error", error.kind, str(error), "messages"
+        elif isinstance(error, HTTPException):
+            status, kind, code, message = error.status_code, "invalid_request_error", "body", str(error.detail)
+        else:
+            message = f"the gateway failed by a defect ({type(error).__name__}); its log has more"
+        self._metrics.request_refused(code)
+        return status, error_body(message, kind=kind, code=code, param=param)
 
 
-def _json(value: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -21,17 +21,15 @@ import msgspec
 from penstock.config.agent import AgentSection
 from penstock.contracts import Node, Sampling, Ticket
 from penstock.contracts.trajectories import EpisodeCounts
-from penstock.errors import CallRefusedError, PenstockError
+from penstock.contracts.vocabulary import Cut
+from penstock.errors import CallRefusedError
 from penstock_agent.capture.tree import EpisodeTree, Prepared
 from penstock_agent.gateway.answers import ChatAnswer, Finish
 from penstock_agent.gateway.calls import Call, Calls
 from penstock_agent.gateway.refusals import (
     ContextTooLongError,
-    Cut,
     EpisodeCutError,
-    RequestRefusedError,
     SessionClosedError,
-    UnavailableError,
 )
 from penstock_agent.gateway.requests import ChatRequest
 from penstock_agent.gateway.seeds import Seeds
@@ -173,17 +171,10 @@ class Session:
         self._calls.delivered(call)
 
     def set_reward(self, value: float) -> None:
-        """Take the agent's own reward; the last one counts. SessionClosedError after the end."""
+        """Take the agent's own reward, a finite number; the last one counts. SessionClosedError after the end."""
         if self.closed:
             raise SessionClosedError("the episode has ended; its reward cannot be changed any more")
-        if not abs(value) < float("inf"):
-            raise RequestRefusedError(f"reward is {value}; expected a finite number", "reward")
-        self.reward = float(value)
-
-    @property
-    def num_running(self) -> int:
-        """Calls that wait for an engine now."""
-        return len(self._tasks)
+        self.reward = value
 
     def nodes(self) -> tuple[Node, ...]:
         """What was recorded. An answer that reached nobody, and that nothing continues, is marked as auxiliary."""
@@ -244,7 +235,7 @@ class Session:
         """The sampling of a call, if prompt and answer fit."""
         most = self.sampling.max_new_tokens
         budget = most if request.max_new_tokens is None else min(most, request.max_new_tokens)
-        num_tokens = len(prepared.prompt_ids) // 4
+        num_tokens = prepared.num_prompt_tokens
         if num_tokens + budget > self._limits.max_tokens:
             why = f"{num_tokens} tokens of prompt and up to {budget} of answer are more than {self._limits.max_tokens}"
             if request.auxiliary:
@@ -266,8 +257,6 @@ class Session:
             answer = self._record(running, generated)
         except CallRejectedError as error:
             self._failed(running, CallRefusedError(str(error)))
-        except PenstockError as error:
-            self._failed(running, UnavailableError(f"no engine answered: {error}"))
         except Exception as error:
             log.exception("episode %s: call %d failed by a defect", self.episode, running.number)
             self._failed(running, error)
@@ -311,7 +300,7 @@ class Session:
             finish_reason=finish,
             token_ids=generated.token_ids,
             logprobs=generated.logprobs,
-            num_prompt_tokens=len(running.to_send.prompt_ids) // 4,
+            num_prompt_tokens=running.prepared.num_prompt_tokens,
             num_cached_tokens=generated.num_cached_tokens,
         )
 

@@ -11,7 +11,7 @@ from penstock.contracts import Ticket
 from penstock_agent.capture.rendering import Rendering
 from penstock_agent.capture.tree import EpisodeTree
 from penstock_agent.gateway.keys import Keys, has_key_shape
-from penstock_agent.gateway.refusals import KeyRefusedError
+from penstock_agent.gateway.refusals import KeyRefusedError, SessionClosedError
 from penstock_agent.gateway.session import CallMetrics, EpisodeOf, Generates, Session
 
 NUM_ENDED = 4096  # keys of ended episodes that are recognised: half a megabyte
@@ -56,7 +56,7 @@ class Sessions:
         return session
 
     def find(self, key: str) -> Session:
-        """The session with this key; KeyRefusedError says why there is none."""
+        """The session with this key; SessionClosedError or KeyRefusedError says why there is none."""
         if not has_key_shape(key):
             what = "a key of another form" if key else "no key"
             raise KeyRefusedError(
@@ -67,15 +67,8 @@ class Sessions:
         if session is not None:
             return session
         if (episode := self._ended.get(key)) is not None:
-            error = KeyRefusedError(f"the key of an episode that has ended: {episode}; expected no further request")
-            error.code = "episode_ended"
-            raise error
+            raise SessionClosedError(f"the key of an episode that has ended: {episode}; expected no further request")
         raise KeyRefusedError("no episode of this service has this key: it ended long ago, or with an earlier service")
-
-    @property
-    def num_open(self) -> int:
-        """Sessions that have not ended."""
-        return len(self._open)
 
     def _forget(self, session: Session) -> None:
         del self._open[session.key]

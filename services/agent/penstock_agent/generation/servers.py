@@ -19,7 +19,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import httpx
 import msgspec
@@ -42,6 +41,7 @@ from penstock.runtime.http import auth_headers, transport_fault
 from penstock_agent.generation.call import Call, CallRejectedError, Generated
 from penstock_agent.generation.routing import Router
 from penstock_agent.generation.waits import Waits
+from penstock_agent.metrics import AskAgainReason
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +56,7 @@ SUSPECT_DEATHS = 2  # a call with which so many engines died is sent alone
 MOST_DEATHS = 3
 PASSING = (408, 429)  # statuses of requests that may be sent again as they are
 
-RepeatReason = Literal["busy", "engine_died", "failed", "unreachable", "gone", "malformed"]
-"""busy: 503; engine_died: while it ran the call; failed: another 5xx; unreachable: no connection, or it broke; gone: no
-longer in the queue; malformed: an answer that is none of this release."""
-
 ReadServices = Callable[[], Awaitable[list[ServiceRecord]]]
-
-
-@dataclass(frozen=True)
-class CallEvents:
-    """What is measured of calls."""
-
-    answered: Callable[[float, int, int], None] = lambda seconds, num_prompt_tokens, num_cached_tokens: None
-    """After each call, with all its attempts and waits."""
-    repeated: Callable[[RepeatReason], None] = lambda reason: None
-    """After each attempt that failed."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +73,9 @@ class _Error(msgspec.Struct):
 class _AttemptFailedError(Exception):
     """`seconds`: for how long the server wants to be left alone."""
 
-    def __init__(self, reason: RepeatReason, why: str, seconds: float = 0.0) -> None:
+    def __init__(self, reason: AskAgainReason, why: str, seconds: float = 0.0) -> None:
         super().__init__(why)
-        self.reason: RepeatReason = reason
+        self.reason: AskAgainReason = reason
         self.seconds = seconds
 
 
@@ -97,11 +83,17 @@ class Servers:
     """The rollout servers of a run. `follow` must run beside the calls."""
 
     def __init__(
-        self, services: ReadServices, token: SecretStr | None, capacity: int, events: CallEvents = CallEvents()
+        self,
+        services: ReadServices,
+        token: SecretStr | None,
+        capacity: int,
+        asked_again: Callable[[AskAgainReason], None],
     ) -> None:
-        """`services`: reads the queue. `capacity`: calls that one server runs at once."""
+        """`services`: reads the queue. `capacity`: calls that one server runs at once. `asked_again`: called after each
+        attempt that failed.
+        """
         self._services = services
-        self._events = events
+        self._asked_again = asked_again
         self._router = Router(capacity)
         self._records: dict[str, ServiceRecord] = {}
         self._rests: dict[str, _Rest] = {}
@@ -153,7 +145,6 @@ class Servers:
 
     async def generate(self, call: Call) -> Generated:
         """The completion, by whichever server answers. CallRejectedError: none would."""
-        start = time.monotonic()
         request = GenerateRequest(
             prompt_ids=tuple(unpack_int32(call.prompt_ids)),
             seeds=(call.seed,),
@@ -169,13 +160,12 @@ class Servers:
                 async with self._alone if num_deaths >= SUSPECT_DEATHS else nullcontext():
                     generated = await self._once(call.session, body)
             except _AttemptFailedError as failure:
-                self._events.repeated(failure.reason)
+                self._asked_again(failure.reason)
                 num_deaths += failure.reason == "engine_died"
                 if num_deaths >= MOST_DEATHS:
                     raise CallRejectedError(f"{num_deaths} engines died with this call: {failure}") from None
             else:
                 self._has_said = ""
-                self._events.answered(time.monotonic() - start, len(request.prompt_ids), generated.num_cached_tokens)
                 return generated
 
     async def _once(self, session: str, body: bytes) -> Generated:

@@ -1,4 +1,4 @@
-"""The figures of the episodes of a batch: turns, tool calls, branches, tokens, failures, staleness within an episode.
+"""The figures of the episodes of a batch: turns, tool calls, branches, tokens, failures, versions.
 
 Owns their definitions. Invariant: a batch of completions has none; means over conduct leave failed episodes out, which
 would count as short ones. Pure.
@@ -11,8 +11,8 @@ would count as short ones. Pure.
 | `episode_auxiliary_calls` | calls outside of the conversation |
 | `episode_sampled_tokens`, `episode_context_tokens` | distinct tokens that the model sampled, and that it only read |
 | `episode_cached_tokens_ratio` | share of the tokens sent that the engine had in its cache |
-| `episode_staleness`, `episode_staleness_max` | newest minus oldest version that sampled a token of the episode |
-| `episode_failed_ratio`, `episode_ended_<how>` | of all: share that failed, and shares by how they ended |
+| `episode_version_spread`, `episode_version_spread_max` | newest minus oldest version in an episode |
+| `episode_failed_ratio`, `episode_ended_<end>` | of all: share that failed, and shares by how they ended |
 | `episode_attempts` | of all |
 """
 
@@ -62,8 +62,8 @@ def _conduct(episodes: Sequence[Episode]) -> dict[str, float]:
         "episode_cached_tokens_ratio": _ratio(
             sum(each.num_cached_tokens for each in counts), sum(each.num_prompt_tokens for each in counts)
         ),
-        "episode_staleness": _mean(spreads),
-        "episode_staleness_max": max(spreads, default=0),
+        "episode_version_spread": _mean(spreads),
+        "episode_version_spread_max": max(spreads, default=0),
         **{BRANCHES + reason: _mean(each.branches.get(reason, 0) for each in counts) for reason in reasons},
     }
 

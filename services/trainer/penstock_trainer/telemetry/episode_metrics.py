@@ -18,14 +18,14 @@ FIGURES = {
     "episode_sampled_tokens": "Mean tokens that the model sampled in an episode of the last batch",
     "episode_context_tokens": "Mean tokens of an episode of the last batch that the model only read",
     "episode_cached_tokens_ratio": "Share of the prompt tokens of the last batch that engines had in their caches",
-    "episode_staleness": "Mean difference of the newest and the oldest version in an episode of the last batch",
-    "episode_staleness_max": "Largest difference of the newest and the oldest version in an episode of the last batch",
+    "episode_version_spread": "Mean difference of newest and oldest version in an episode of the last batch",
+    "episode_version_spread_max": "Largest difference of newest and oldest version in an episode of the last batch",
     "episode_failed_ratio": "Share of the episodes of the last batch that failed",
     "episode_attempts": "Mean attempts at an episode of the last batch",
 }
 LABELLED = {
     "episode_branches": ("reason", "Mean calls in an episode of the last batch that could not continue the one before"),
-    "episode_ended": ("reason", "Share of the episodes of the last batch by how they ended"),
+    "episode_ended": ("end", "Share of the episodes of the last batch by how they ended"),
 }
 
 

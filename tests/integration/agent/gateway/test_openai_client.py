@@ -10,7 +10,6 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from penstock.contracts import Sampling
-from penstock.errors import EngineError
 from penstock_agent.gateway.session import Session
 from tests.integration.agent.gateway.serving import TOKEN, Cut, CuttingProxy, serving
 from tests.patience import ANSWER_SECONDS
@@ -162,7 +161,7 @@ async def test_a_cancelled_request_is_generated_once_and_not_trained() -> None:
         asking.cancel()
         await asyncio.wait([asking])
         async with asyncio.timeout(ANSWER_SECONDS):
-            call = next(iter(session._calls.pending()))
+            [[call]] = session._calls._by_digest.values()
             while call.num_waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         gateway.servers.gate.set()
@@ -254,9 +253,9 @@ async def test_a_dead_key_is_refused_and_never_repeated() -> None:
 
 async def test_a_failed_call_is_repeated_by_the_client() -> None:
     async with serving() as gateway, gateway.open() as session, client_of(session, max_retries=2) as client:
-        gateway.servers.failures = [EngineError("it is gone")]
+        gateway.servers.failures = [ZeroDivisionError()]
         await client.chat.completions.create(model="any", messages=HELLO)
-        assert gateway.counts.refused == ["unavailable"]
+        assert gateway.counts.refused == ["internal_error"]
     assert len({call.seed for call in gateway.servers.calls}) == 1
     check_record(session, gateway.servers)
 

@@ -1,11 +1,12 @@
 """The client and the rendering of a real model: tools in hermes' form, tokens that no text would give again."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 from transformers import AutoTokenizer
 
 from penstock.config.agent import AgentSection
@@ -52,6 +53,34 @@ async def test_tools_and_turns_with_a_real_template(stream: bool) -> None:
     assert servers.decode(two.prompt_ids).count("the sum is 91") == 2
     assert session.counts().branches == {}
     assert session.counts().num_tool_calls == 2
+
+
+@pytest.mark.parametrize("template", ["model", "plain"])
+async def test_an_end_of_a_turn_is_a_stop_text_and_has_a_text_in_log_probabilities(
+    template: Literal["model", "plain"],
+) -> None:
+    rendering = make_rendering(AgentSection(environment="a:B", template=template), str(MODEL))
+    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
+    (newline,) = tokenizer.encode("\n")
+    async with (
+        serving(rendering=rendering, max_tokens=4096) as gateway,
+        gateway.open(sampling=Sampling(1.0, 512, (newline,))) as session,
+        AsyncOpenAI(base_url=session.base_url, api_key=session.key, timeout=ANSWER_SECONDS, max_retries=0) as client,
+    ):
+        servers = gateway.servers
+        servers.encode, servers.stop = tokenizer.encode, tokenizer.eos_token_id
+        servers.decode = lambda packed: tokenizer.decode(unpack_int32(packed))
+        answer = await client.chat.completions.create(
+            model="any", messages=[{"role": "user", "content": "Well?"}], stop=["<|im_end|>", "\n"], logprobs=True
+        )
+        shown = answer.choices[0].logprobs
+        assert shown is not None
+        assert shown.content is not None
+        assert shown.content[-1].token == "<|im_end|>"
+        with pytest.raises(BadRequestError, match=re.escape(r'expected some of ["\n","<|im_end|>"]')):
+            await client.chat.completions.create(
+                model="any", messages=[{"role": "user", "content": "Well?"}], stop=["Observation:"]
+            )
 
 
 async def _said(client: AsyncOpenAI, messages: Any, stream: bool) -> dict[str, Any]:

@@ -46,6 +46,9 @@ class ToyRendering:
         text = "".join(chr(token) for token in token_ids if token != END)
         return Parsed({"role": "assistant", "content": text.lower()}, text)
 
+    def token_text(self, token_id: int) -> str:
+        return "<end>" if token_id == END else chr(token_id)
+
     def _written(self, messages: Sequence[Message]) -> list[int]:
         token_ids: list[int] = []
         for message in messages:

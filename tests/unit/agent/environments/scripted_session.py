@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from penstock_agent.environments.episode import Cut, EpisodeCutError, Message, Tool
+from penstock.contracts.vocabulary import Cut
+from penstock_agent.environments.episode import EpisodeCutError, Message, Tool
 
 Answer = str | Message | Exception | Callable[[Sequence[Message]], str]
 

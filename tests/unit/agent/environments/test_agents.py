@@ -5,8 +5,9 @@ import math
 import pytest
 
 from penstock.contracts import Score
+from penstock.contracts.vocabulary import Cut
 from penstock_agent.environments.agents import settle
-from penstock_agent.environments.episode import Cut, Ending
+from penstock_agent.environments.episode import Ending
 from tests.unit.agent.environments.scripted_session import ScriptedSession
 
 CUT_SCORE = -0.5

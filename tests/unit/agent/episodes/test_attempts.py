@@ -9,11 +9,12 @@ import pytest
 
 from penstock.config.agent import AgentSection
 from penstock.contracts import EpisodeCounts, Node, Score, Ticket
+from penstock.contracts.vocabulary import Cut
 from penstock_agent.capture.messages import Message
-from penstock_agent.environments.episode import ChatSession, Cut, Ending, EpisodeCutError
+from penstock_agent.environments.episode import ChatSession, Ending, EpisodeCutError, unfitting
 from penstock_agent.episodes import attempts as module
 from penstock_agent.episodes.attempts import Attempts, row_of
-from penstock_agent.episodes.breaker import Breaker
+from penstock_agent.episodes.breaker import LIMIT, Breaker
 from penstock_agent.episodes.watch import Watch
 from penstock_agent.gateway import refusals
 from penstock_agent.gateway.answers import ChatAnswer
@@ -170,6 +171,19 @@ async def test_a_failure_is_tried_again_with_a_fresh_session_and_then_has_no_sco
     assert episode.counts.num_attempts == 3
     assert episode.text == "transcript of 0/0/2/1"
     assert world.sample("failures_total", kind="failure") == world.sample("attempts_total") == 3
+
+
+async def test_what_no_attempt_can_change_is_not_tried_again_and_opens_no_breaker() -> None:
+    """Rows whose first call is too long are the rows' fault, however many there are."""
+
+    async def play(row: Row, session: ChatSession) -> Ending:
+        return Ending(unfitting("max_tokens"), "max_tokens")
+
+    world = World(play, max_attempts=3)
+    episodes = [await world.attempts.episode(agent_ticket(number), 0, lease=1) for number in range(2 * LIMIT)]
+    assert {(episode.end, episode.counts.num_attempts) for episode in episodes} == {("max_tokens", 1)}
+    assert not any(episode.nodes or episode.score.value is not None for episode in episodes)
+    assert not world.breaker.is_open
 
 
 async def test_a_later_attempt_counts_those_before_it() -> None:

@@ -82,6 +82,9 @@ class LetterRendering:
             ]
         return Parsed(message, text)
 
+    def token_text(self, token_id: int) -> str:
+        return "<end>" if token_id == END else chr(token_id)
+
     def _written(self, messages: Sequence[Message]) -> list[int]:
         token_ids: list[int] = []
         for message in messages:
@@ -195,11 +198,12 @@ class PretendGateway:
         **section: Any,
     ) -> None:
         self.servers = PretendServers()
+        self.rendering = rendering or LetterRendering()
         self.counts = CallCounts()
         self.sessions = Sessions(
             AgentSection(environment="my_envs:Guess", **{"max_tokens": 2**20, "max_turns": 1000, **section}),
             url=url,
-            rendering=rendering or LetterRendering(),
+            rendering=self.rendering,
             servers=self.servers,
             metrics=self.counts,
         )
@@ -215,7 +219,7 @@ class PretendGateway:
             self.app,
             self.sessions,
             model="tiny",
-            text_of=lambda token: "<end>" if token == END else chr(token),
+            text_of=self.rendering.token_text,
             metrics=self.counts,
             keep_alive_seconds=keep_alive_seconds,
         )

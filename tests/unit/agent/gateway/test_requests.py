@@ -143,6 +143,7 @@ def test_a_reward_is_a_finite_number() -> None:
         (b'{"reward": NaN}', "no JSON"),
         (b'{"reward": Infinity}', "no JSON"),
         (b'{"reward": 1e999}', ""),
+        (b'{"reward": 1' + 400 * b"0" + b"}", "reward is 1000"),
         (b'{"reward": "1.0"}', 'reward is "1.0"'),
         (b'{"reward": null}', "reward is null"),
         (b'{"reward": true}', "reward is true"),

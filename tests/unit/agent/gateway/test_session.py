@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 
 from penstock.contracts import EpisodeCounts, Sampling
-from penstock.errors import CallRefusedError, EngineError
+from penstock.errors import CallRefusedError
 from penstock_agent.gateway.refusals import (
     ContextTooLongError,
     EpisodeCutError,
     KeyRefusedError,
-    RequestRefusedError,
     SessionClosedError,
-    UnavailableError,
 )
 from penstock_agent.gateway.requests import ChatRequest
 from penstock_agent.gateway.session import Session
@@ -85,9 +83,7 @@ async def test_a_call_that_does_not_fit_ends_the_episode() -> None:
 async def test_calls_that_fail_cost_no_turn_and_no_seed() -> None:
     gateway = PretendGateway(max_turns=1)
     async with gateway.open() as session:
-        gateway.servers.failures = [EngineError("it is gone"), CallRejectedError("too long"), ZeroDivisionError()]
-        with pytest.raises(UnavailableError, match="it is gone"):
-            await session.chat(request("a"))
+        gateway.servers.failures = [CallRejectedError("too long"), ZeroDivisionError()]
         with pytest.raises(CallRefusedError, match="too long"):
             await session.chat(request("a"))
         with pytest.raises(ZeroDivisionError):
@@ -112,7 +108,7 @@ async def test_the_end_of_a_session_ends_its_calls() -> None:
         await session.chat(request("a"))
     with pytest.raises(SessionClosedError):
         session.set_reward(1.0)
-    assert (gateway.servers.num_cancelled, session.num_running, session.nodes()) == (1, 0, ())
+    assert (gateway.servers.num_cancelled, session._tasks, session.nodes()) == (1, set(), ())
 
 
 async def test_an_error_in_the_block_leaves_it_as_it_is() -> None:
@@ -193,9 +189,6 @@ async def test_the_last_reward_counts() -> None:
         assert session.reward is None
         session.set_reward(0.5)
         session.set_reward(1)
-        for bad in (float("nan"), float("inf")):
-            with pytest.raises(RequestRefusedError, match="finite"):
-                session.set_reward(bad)
         assert session.reward == 1.0
 
 
@@ -204,9 +197,9 @@ async def test_keys_find_their_own_session_or_none() -> None:
     async with gateway.open() as one, gateway.open() as two:
         assert gateway.sessions.find(one.key) is one
         assert gateway.sessions.find(two.key) is two
-        assert gateway.sessions.num_open == 2
+    with pytest.raises(SessionClosedError, match="an episode that has ended: 12-0-0-0"):
+        gateway.sessions.find(one.key)
     for key, why in (
-        (one.key, "an episode that has ended: 12-0-0-0"),
         ("psk_" + 40 * "0", "no episode"),
         ("", "no key"),
     ):
@@ -215,7 +208,6 @@ async def test_keys_find_their_own_session_or_none() -> None:
     with pytest.raises(KeyRefusedError, match="another form") as caught:
         gateway.sessions.find("sk-my-secret")
     assert "my-secret" not in str(caught.value)
-    assert gateway.sessions.num_open == 0
 
 
 async def test_nothing_is_kept_of_sessions_that_have_ended_but_some_keys() -> None:
@@ -231,7 +223,7 @@ async def test_nothing_is_kept_of_sessions_that_have_ended_but_some_keys() -> No
     gc.collect()
     assert [each for each in ended if each() is not None] == []
     assert len(gateway.sessions._ended) == NUM_ENDED
-    with pytest.raises(KeyRefusedError, match="has ended"):
+    with pytest.raises(SessionClosedError, match="has ended"):
         gateway.sessions.find(last_key)
 
 

@@ -17,7 +17,8 @@ from penstock.contracts import Sampling, ServerState, ServiceKind, pack_int32, u
 from penstock.contracts.services import ServiceRecord
 from penstock.runtime.service import Service
 from penstock_agent.generation.call import Call, Generated
-from penstock_agent.generation.servers import CallEvents, RepeatReason, Servers
+from penstock_agent.generation.servers import Servers
+from penstock_agent.metrics import AskAgainReason
 from tests.unit.rollout.fake_model import next_token, token_logprob
 from tests.unit.rollout.weights.updater_setup import MAX_CALLS, Rollout, updating_rollout
 
@@ -72,8 +73,7 @@ class Room:
     rollouts: list[Server]
     servers: Servers
     others: list[ServiceRecord] = field(default_factory=list)
-    repeated: list[RepeatReason] = field(default_factory=list)
-    answered: list[tuple[int, int]] = field(default_factory=list)
+    asked_again: list[AskAgainReason] = field(default_factory=list)
 
     async def services(self) -> list[ServiceRecord]:
         return [*self.others, *(each.record for each in self.rollouts if each.listed)]
@@ -114,8 +114,7 @@ async def calling_room(root: Path, num_servers: int = 2, *, follows: bool = True
             stack.push_async_callback(server.kill)
             rollouts.append(server)
         room = Room(rollouts, _unmade())
-        events = CallEvents(lambda seconds, *tokens: room.answered.append(tokens), room.repeated.append)
-        room.servers = Servers(lambda: room.services(), TOKEN, MAX_CALLS, events)
+        room.servers = Servers(lambda: room.services(), TOKEN, MAX_CALLS, room.asked_again.append)
         stack.push_async_callback(room.servers.close)
         if follows:
             following = asyncio.create_task(room.servers.follow())
@@ -127,7 +126,7 @@ def _unmade() -> Servers:
     async def none() -> list[ServiceRecord]:
         return []
 
-    return Servers(none, None, 1)
+    return Servers(none, None, 1, lambda reason: None)
 
 
 async def _until(stop: asyncio.Event) -> None:

@@ -1,9 +1,10 @@
-"""The rules of a run with agents between keys."""
+"""The rules of a run with agents between keys, and the memory that its groups can take."""
 
 from typing import Any
 
 import pytest
 
+from penstock.broker import needed_bytes
 from penstock.config import Config
 from penstock.config.load import build_config
 from penstock.errors import ConfigError
@@ -54,3 +55,31 @@ def test_a_group_of_episodes_may_be_larger_than_an_engine() -> None:
     assert config(actor={"path": "m", "group_size": 8}, rollout=few).actor.group_size == 8
     with pytest.raises(ConfigError, match=r"expected a server to hold a full group"):
         config(actor={"path": "m", "group_size": 8}, rollout=few, agent={})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"loss": {"overlong": {"buffer_tokens": 4}}}, r"agent.environment is set and loss.overlong.buffer_tokens 4"),
+        ({"loss": {"aggregation": "token-sum-norm"}}, r"set loss.norm_length, for example to 4096 \("),
+        ({"data": {"train": {"path": "d"}, "template_options": {"a": 1}}}, r"data.template_options holds a"),
+        ({"loss": {"overlong": {"buffer_tokens": 4}}, "agent": {"command": ["a"]}}, r"agent.command is set and loss"),
+    ],
+)
+def test_what_has_no_meaning_for_episodes_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        config(**changes)
+    without_agent = {name: value for name, value in changes.items() if name != "agent"}
+    assert not config(**without_agent | {"agent": {}}).agent.enabled
+
+
+def test_an_episode_counts_with_its_longest_path() -> None:
+    sizes = {
+        "actor": {"path": "m", "group_size": 4},
+        "data": {"train": {"path": "d"}, "batch_size": 2},
+        "sampling": {"max_new_tokens": 10},
+    }
+    num_trajectories = 2 * 2 * 4
+    long = {"environment": "m:E", "max_tokens": 1000}
+    assert needed_bytes(config(agent=long, **sizes)) == num_trajectories * 1000 * 13
+    assert needed_bytes(config(agent={}, **sizes)) == num_trajectories * 10 * 13

@@ -30,7 +30,14 @@ def digest(**changes: Any) -> str:
 
 
 def test_every_key_that_is_listed_exists() -> None:
-    assert {*NOT_IDENTIFYING, *READ_BY[ServiceKind.ROLLOUT], *READ_BY[ServiceKind.REWARD]} <= set(known_keys())
+    assert {*NOT_IDENTIFYING, *(key for keys in READ_BY.values() for key in keys)} <= set(known_keys())
+
+
+def test_a_ticket_says_how_its_episodes_are_sampled() -> None:
+    """So an agent service is none of another run for it."""
+    keys = keys_of(ServiceKind.AGENT, identifying_keys(make_config()))
+    assert {"actor.path", "agent.environment", "agent.max_turns"} <= keys.keys()
+    assert not {key for key in keys if key.startswith(("sampling", "run", "reward", "data"))}
 
 
 @pytest.mark.parametrize("kind", READ_BY)

@@ -19,8 +19,8 @@ def test_the_figures_of_two_episodes() -> None:
         "episode_sampled_tokens": 7.0,
         "episode_context_tokens": 7.0,
         "episode_cached_tokens_ratio": 0.5,
-        "episode_staleness": 0.0,
-        "episode_staleness_max": 0,
+        "episode_version_spread": 0.0,
+        "episode_version_spread_max": 0,
         "episode_branches_edited": 0.5,
         "episode_branches_subagent": 0.5,
         "episode_failed_ratio": 0.0,
@@ -34,7 +34,11 @@ def test_failed_episodes_count_as_failed_and_not_as_short_ones() -> None:
     counts = EpisodeCounts(num_turns=2, num_attempts=1)
     gone = episode([], FAILED, end="failure", counts=EpisodeCounts(num_attempts=3))
     figures = episode_figures([episode_group(0, [episode(tree, counts=counts), gone], [1.0, None])])
-    assert (figures["episode_turns"], figures["episode_staleness"], figures["episode_staleness_max"]) == (2.0, 3.0, 3)
+    assert (figures["episode_turns"], figures["episode_version_spread"], figures["episode_version_spread_max"]) == (
+        2.0,
+        3.0,
+        3,
+    )
     assert (figures["episode_failed_ratio"], figures["episode_attempts"]) == (0.5, 2.0)
     assert (figures["episode_ended_done"], figures["episode_ended_failure"]) == (0.5, 0.5)
 
