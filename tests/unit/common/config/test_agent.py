@@ -40,7 +40,11 @@ def test_one_entry_of_the_functions_leaves_no_default() -> None:
         ),
         (
             {"agent": {"environment": "m:E", "max_tokens": 4096}, "rollout": {"engine": {"context_length": 2048}}},
-            "agent.max_tokens is 4096 and rollout.engine.context_length 2048",
+            "agent.max_tokens is 4096 and rollout.engine.context_length 2048: expected at most 2042",
+        ),
+        (
+            {"agent": {"environment": "m:E", "max_tokens": 2048}, "rollout": {"engine": {"max_total_tokens": 2048}}},
+            "agent.max_tokens is 2048 and rollout.engine.max_total_tokens 2048: expected at most 2042",
         ),
     ],
 )
@@ -54,3 +58,9 @@ def test_a_group_of_episodes_may_be_larger_than_an_engine() -> None:
     assert config(actor={"path": "m", "group_size": 8}, rollout=few).actor.group_size == 8
     with pytest.raises(ConfigError, match=r"expected a server to hold a full group"):
         config(actor={"path": "m", "group_size": 8}, rollout=few, agent={})
+
+
+def test_an_episode_that_takes_its_time_is_no_stall() -> None:
+    slow = {"environment": "m:E", "timeout_seconds": 900}
+    assert config(run={"name": "r", "stall_seconds": 200}, agent=slow).stall_seconds == 1100
+    assert config(run={"name": "r", "stall_seconds": 200}, agent={}).stall_seconds == 200
