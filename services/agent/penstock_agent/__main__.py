@@ -46,8 +46,8 @@ async def start(config: Config) -> None:
         )
     check_model_path(config.actor.path, "actor.path")
     served = service.Service(section.host, section.port, "agent.port")
-    rendering = make_rendering(section, config.actor.path)
     environment = await check_environment(section, needs_score=ENVIRONMENT_REWARD in config.reward.functions)
+    rendering = make_rendering(section, config.actor.path)  # after what fails sooner: it takes seconds
     queue = await connect(config, ServiceKind.AGENT)
     try:
         served.advertise(await advertised_host(ServiceKind.AGENT, section, config.redis.url))

@@ -437,6 +437,8 @@ async def test_tools_that_are_cut_or_have_no_reward(folder: Path) -> None:
         assert (await driver.run({"prompt": "x", "answer": "5"}, ScriptedSession("5"))).score == Score(1.0)
     with pytest.raises(ConfigError, match=r"mine:Unscored.*has no get_reward, and reward.functions names environment"):
         await check_environment(section(folder, "Unscored"), needs_score=True)
+    with pytest.raises(ConfigError, match=r"mine:Calculator.*agent.template is plain, which has no form for tools"):
+        await check_environment(section(folder, "Calculator", template="plain"), needs_score=True)
 
 
 @pytest.mark.parametrize(

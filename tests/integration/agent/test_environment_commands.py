@@ -102,7 +102,7 @@ async def test_the_last_line_or_the_reward_that_it_put_is_the_score(tmp_path: Pa
 @pytest.mark.parametrize(
     ("do", "reason"),
     [
-        ("silent", "the agent ended without a call of the model at http://127.0.0.1"),
+        ("silent", "the agent ended without a call of the model; expected requests to OPENAI_BASE_URL"),
         ("fail", "the agent ended with exit code 1; it wrote: what went wrong"),
         ("", "the agent gave no reward: expected PUT {base_url}/reward"),
         ("a text", "or the last line of the program's output"),

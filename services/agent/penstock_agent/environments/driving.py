@@ -25,6 +25,11 @@ async def check_environment(section: AgentSection, *, needs_score: bool) -> Envi
     worker = await start_worker(section)
     await worker.close()
     environment = worker.environment
+    if environment.tools and section.template == "plain":
+        raise ConfigError(
+            f"agent.environment names {section.environment!r}, a class of tools, and agent.template is plain, which "
+            "has no form for tools: expected agent.template model, or a class with step"
+        )
     if needs_score and environment.kind == "tools" and not environment.has_get_reward:
         raise ConfigError(
             f"agent.environment names {section.environment!r}, which has no get_reward, and reward.functions names "
