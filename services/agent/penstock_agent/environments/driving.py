@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from penstock.config import AgentSection
 from penstock.errors import ConfigError
+from penstock.workers.guard import GroupGuard
 from penstock_agent.environments.commands import CommandDriver, check_command
 from penstock_agent.environments.conversations import ClassDriver
 from penstock_agent.environments.episode import Driver, Environment
@@ -40,12 +41,13 @@ async def check_environment(section: AgentSection, *, needs_score: bool) -> Envi
 
 @asynccontextmanager
 async def open_driver(section: AgentSection, environment: Environment) -> AsyncIterator[Driver]:
-    """The driver of what `check_environment` found; its processes end with it."""
-    if environment.kind == "command":
-        yield CommandDriver(section)
-        return
-    async with open_pool(section) as pool:
-        if environment.kind == "function":
-            yield FunctionDriver(section, pool)
-        else:
-            yield ClassDriver(section, environment, pool)
+    """The driver of what `check_environment` found; its processes end with it, and if this process is killed."""
+    with GroupGuard() as guard:
+        if environment.kind == "command":
+            yield CommandDriver(section, guard)
+            return
+        async with open_pool(section, guard) as pool:
+            if environment.kind == "function":
+                yield FunctionDriver(section, pool)
+            else:
+                yield ClassDriver(section, environment, pool)
