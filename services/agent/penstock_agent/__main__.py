@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
-from penstock.config import Config
+from penstock.config import AgentSection, Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
@@ -47,7 +47,7 @@ async def start(config: Config) -> None:
             "agent service to start"
         )
     check_model_path(config.actor.path, "actor.path")
-    served = service.Service(section.host, section.port, "agent.port")
+    served = bind(section)
     environment = await check_environment(section, needs_score=ENVIRONMENT_REWARD in config.reward.functions)
     rendering = make_rendering(section, config.actor.path)  # after what fails sooner: it takes seconds
     require_tools(rendering, environment, section.environment)
@@ -97,6 +97,11 @@ async def start(config: Config) -> None:
             await servers.close()
     finally:
         await queue.close()
+
+
+def bind(section: AgentSection) -> service.Service:
+    """The server, with room for the connections of all sessions."""
+    return service.Service(section.host, section.port, "agent.port", num_clients=section.num_connections)
 
 
 def require_tools(rendering: Rendering, environment: Environment, name: str) -> None:

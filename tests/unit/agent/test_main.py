@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from penstock.config import AgentSection
 from penstock.errors import CallRefusedError, ConfigError
-from penstock_agent.__main__ import not_ready, require_tools, state
+from penstock.runtime.connections import max_connections
+from penstock_agent.__main__ import bind, not_ready, require_tools, state
 from penstock_agent.environments.episode import Environment
 from penstock_agent.episodes.breaker import Breaker
 from penstock_agent.episodes.watch import Watch
@@ -48,3 +50,8 @@ def test_a_model_that_cannot_be_shown_the_tools_is_refused() -> None:
     require_tools(rendering, Environment("steps", ""), "my_envs:Guess")
     with pytest.raises(ConfigError, match=r"agent.environment names 'my_envs:Library', a class of tools, and the temp"):
         require_tools(rendering, Environment("tools", "", ({"type": "function"},)), "my_envs:Library")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the socket, which a server that runs closes
+def test_it_has_room_for_the_connections_of_all_sessions() -> None:
+    assert bind(AgentSection(environment="m:E", sessions=600)).max_connections == max_connections(4 * 600)
