@@ -6,6 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from penstock.config.types import Count, Fraction, Port, Seconds, Section
 
+CONNECTIONS_OF_AGENT = 4  # sub-agents, and answers that it asks for side by side
+
 
 class AgentSection(Section):
     """The agent service, which makes episodes of several turns (docs/agents.md)."""
@@ -60,6 +62,11 @@ class AgentSection(Section):
     def enabled(self) -> bool:
         """Whether episodes are made, instead of completions."""
         return bool(self.environment or self.command)
+
+    @property
+    def num_connections(self) -> int:
+        """Those that the agents of one service may hold, all waiting for answers."""
+        return self.sessions * CONNECTIONS_OF_AGENT if self.enabled else 0
 
     @property
     def name(self) -> str:

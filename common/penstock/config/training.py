@@ -24,7 +24,8 @@ class RunSection(Section):
     max_steps: Annotated[int, Field(ge=0)] = 0
     """Stop after this many steps; 0: only `total_train_epochs` ends the run."""
     stall_seconds: Seconds = 300
-    """Without any progress for this long, the trainer logs what it waits for and exits with code 3."""
+    """Without any progress for this long (with agents, `agent.timeout_seconds` longer), the trainer logs what it waits
+    for and exits with code 3."""
     existing: Literal["resume", "replace", "refuse"] = "resume"
     """What to do with an earlier run of the same name: resume it, delete it (its folder, and its keys in the queue), or
     refuse to start. A run that lives is never touched."""

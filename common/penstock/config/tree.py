@@ -37,6 +37,7 @@ from penstock.config.training import (
 from penstock.config.types import Count, Section
 from penstock.contracts import Rounding, ServiceKind
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
+from penstock.engine_limits import longest_sequence
 
 
 class Config(Section):
@@ -151,6 +152,11 @@ class Config(Section):
         return self
 
     @property
+    def stall_seconds(self) -> float:
+        """How long a run may be without any progress: an episode may take its time, and is progress when it ends."""
+        return self.run.stall_seconds + (self.agent.timeout_seconds if self.agent.enabled else 0.0)
+
+    @property
     def _why_no_turns(self) -> str:
         """What keeps trainer and engines from taking turns on GPUs; empty if nothing does."""
         if self.staleness.max_staleness > 1:
@@ -196,12 +202,14 @@ class Config(Section):
                 f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
                 "that leave room for a prompt; lower the former, or raise the latter"
             )
-        context_length = self.rollout.engine.context_length
-        if context_length and self.agent.max_tokens > context_length:
-            return (
-                f"agent.max_tokens is {self.agent.max_tokens} and rollout.engine.context_length {context_length}: "
-                "expected episodes that an engine can hold; lower the former, or raise the latter"
-            )
+        engine = self.rollout.engine
+        for key, tokens in (("context_length", engine.context_length), ("max_total_tokens", engine.max_total_tokens)):
+            if tokens and self.agent.max_tokens > (longest := longest_sequence(tokens, None)):
+                return (
+                    f"agent.max_tokens is {self.agent.max_tokens} and rollout.engine.{key} {tokens}: expected at most "
+                    f"{longest}, the longest sequence that such an engine generates to its end; lower the former, or "
+                    "raise the latter"
+                )
         meaningless = self._meaningless_for_episodes
         key = "agent.environment" if self.agent.environment else "agent.command"
         return meaningless and f"{key} is set and {meaningless}"

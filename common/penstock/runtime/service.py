@@ -55,6 +55,11 @@ class Service:
         self.stop = asyncio.Event()
         self.advertise(host)
 
+    @property
+    def max_connections(self) -> int:
+        """Those that it holds at once."""
+        return max_connections(self._num_clients)
+
     def advertise(self, host: str) -> None:
         """Put `host`, a name or address that others reach, into `url`, and answer to it."""
         self._names.add(host.lower().rstrip("."))
@@ -94,7 +99,7 @@ class Service:
             OwnNames(app, lambda: self._names, f"{self._section}.advertise_host"),
             http=BoundedProtocol,
             ws="none",
-            limit_concurrency=max_connections(self._num_clients),
+            limit_concurrency=self.max_connections,
             backlog=min(BACKLOG, max_connections()),  # so many are accepted before the first of them is counted
             log_config=None,
             access_log=False,

@@ -12,17 +12,19 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
-from penstock.config import Config
+from penstock.config import AgentSection, Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
-from penstock.errors import ConfigError
+from penstock.errors import CallRefusedError, ConfigError
 from penstock.model_path import check_model_path
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
 from penstock_agent.app import make_agent_app
 from penstock_agent.capture.make import make_rendering
+from penstock_agent.capture.rendering import Rendering
 from penstock_agent.environments.driving import check_environment, open_driver
+from penstock_agent.environments.episode import Environment
 from penstock_agent.episodes.attempts import Attempts
 from penstock_agent.episodes.breaker import Breaker
 from penstock_agent.episodes.producer import Producer
@@ -34,7 +36,6 @@ from penstock_agent.metrics import AgentMetrics
 
 READY = "ready"
 BEATS_PER_TTL = 3
-CONNECTIONS_PER_EPISODE = 4  # an agent may ask for several answers at once, each of which may take minutes
 
 
 async def start(config: Config) -> None:
@@ -46,11 +47,10 @@ async def start(config: Config) -> None:
             "agent service to start"
         )
     check_model_path(config.actor.path, "actor.path")
-    served = service.Service(
-        section.host, section.port, "agent.port", num_clients=CONNECTIONS_PER_EPISODE * section.sessions
-    )
-    rendering = make_rendering(section, config.actor.path)
+    served = bind(section)
     environment = await check_environment(section, needs_score=ENVIRONMENT_REWARD in config.reward.functions)
+    rendering = make_rendering(section, config.actor.path)  # after what fails sooner: it takes seconds
+    require_tools(rendering, environment, section.environment)
     queue = await connect(config, ServiceKind.AGENT)
     try:
         served.advertise(await advertised_host(ServiceKind.AGENT, section, config.redis.url))
@@ -97,6 +97,20 @@ async def start(config: Config) -> None:
             await servers.close()
     finally:
         await queue.close()
+
+
+def bind(section: AgentSection) -> service.Service:
+    """The server, with room for the connections of all sessions."""
+    return service.Service(section.host, section.port, "agent.port", num_clients=section.num_connections)
+
+
+def require_tools(rendering: Rendering, environment: Environment, name: str) -> None:
+    """ConfigError if the model cannot be shown the environment's tools."""
+    try:
+        rendering.render([{"role": "user", "content": "?"}], environment.tools)
+    except CallRefusedError as error:
+        if environment.tools:
+            raise ConfigError(f"agent.environment names {name!r}, a class of tools, and {error}") from None
 
 
 def not_ready(servers: Servers) -> str | None:

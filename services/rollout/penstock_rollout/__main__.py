@@ -41,12 +41,19 @@ log = logging.getLogger(__name__)
 BEATS_PER_TTL = 3
 
 
+def bind(config: Config) -> service.Service:
+    """The server, with room for a call of every session: an agent's call holds a connection until it is answered."""
+    agents, section = config.agent, config.rollout
+    num_clients = agents.num_services * agents.num_connections
+    return service.Service(section.host, section.port, "rollout.port", num_clients=num_clients)
+
+
 async def start(config: Config) -> None:
     """Run until stopped."""
     section = config.rollout
     if not section.engine.url:
         check_model_path(config.actor.path, "actor.path")  # the engine would end with a traceback
-    served = service.Service(section.host, section.port, "rollout.port")
+    served = bind(config)
     queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
 

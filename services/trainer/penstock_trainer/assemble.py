@@ -310,7 +310,7 @@ class Assembly:
 
     @cached_property
     def watchdog(self) -> Watchdog:
-        return Watchdog(self.trainer_queue, self.book, self.status, self.config.run.stall_seconds)
+        return Watchdog(self.trainer_queue, self.book, self.status, self.config.stall_seconds)
 
     @cached_property
     def tracking(self) -> Tracking:

@@ -89,6 +89,11 @@ class Obey:
             return str([key for key in os.environ if "SECRET" in key or key.startswith("PENSTOCK_")])
         if text == "pid":
             return f"pid {os.getpid()}"
+        if text == "where":
+            return os.getcwd()
+        if text == "chdir":
+            os.chdir("/")
+            return "gone"
         if text == "later":
             return self.start_work()
         if text == "tasks":
@@ -144,6 +149,8 @@ class Calculator:
             sys.exit(1)
         if how == "hang":
             time.sleep(600)
+        if how == "bytes":
+            return b"\\xff"
         raise LookupError("no such page")
 
     def get_reward(self):
@@ -388,6 +395,17 @@ async def test_tools_are_called_until_an_answer_without_calls(folder: Path) -> N
         assert silent == Ending(Score(0.0), "done")
 
 
+async def test_an_episode_does_not_begin_where_another_one_went(folder: Path) -> None:
+    async with driver_of(folder, "Obey", sessions=1) as driver:
+        told = []
+        for wanted in ("chdir", "text"):
+            session = ScriptedSession("pid", "where", wanted, "one")
+            assert await driver.run({}, session) == Ending(Score(1.0), "done")
+            told.append(session.contents)
+    assert told[0][2] == told[1][2], "one process played both"
+    assert told[0][4] == told[1][4]
+
+
 async def test_wrong_calls_are_answered_and_counted(folder: Path) -> None:
     async with driver_of(folder, "Calculator") as driver:
         session = ScriptedSession(
@@ -412,6 +430,7 @@ async def test_wrong_calls_are_answered_and_counted(folder: Path) -> None:
         ("infrastructure", "tool fail: EpisodeFailedError: the sandbox is down (mine.py:", "failure"),
         ("memory", "tool fail: MemoryError (mine.py:", "failure"),
         ("exit", "tool fail: SystemExit: 1 (mine.py:", "failure"),
+        ("bytes", "tool fail: returned bytes, which is no JSON: PydanticSerializationError", "failure"),
         ("hang", "tool fail was killed after 5 s (agent.call_timeout_seconds)", "timeout"),
     ],
 )
@@ -435,6 +454,8 @@ async def test_tools_that_are_cut_or_have_no_reward(folder: Path) -> None:
         assert (await driver.run({"prompt": "x", "answer": "5"}, ScriptedSession("5"))).score == Score(1.0)
     with pytest.raises(ConfigError, match=r"mine:Unscored.*has no get_reward, and reward.functions names environment"):
         await check_environment(section(folder, "Unscored"), needs_score=True)
+    with pytest.raises(ConfigError, match=r"mine:Calculator.*agent.template is plain, which has no form for tools"):
+        await check_environment(section(folder, "Calculator", template="plain"), needs_score=True)
 
 
 @pytest.mark.parametrize(

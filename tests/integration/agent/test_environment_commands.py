@@ -102,7 +102,7 @@ async def test_the_last_line_or_the_reward_that_it_put_is_the_score(tmp_path: Pa
 @pytest.mark.parametrize(
     ("do", "reason"),
     [
-        ("silent", "the agent ended without a call of the model at http://127.0.0.1"),
+        ("silent", "the agent ended without a call of the model; expected requests to OPENAI_BASE_URL"),
         ("fail", "the agent ended with exit code 1; it wrote: what went wrong"),
         ("", "the agent gave no reward: expected PUT {base_url}/reward"),
         ("a text", "or the last line of the program's output"),
@@ -222,21 +222,46 @@ async def test_the_row_is_json_on_standard_input(tmp_path: Path) -> None:
 
 
 PARENT = """
-import asyncio, sys
+import asyncio, json, sys
 from penstock.config import AgentSection
-from penstock_agent.environments.commands import CommandDriver
+from penstock_agent.environments.driving import check_environment, open_driver
 from tests.unit.agent.environments.scripted_session import ScriptedSession
 
-folder = sys.argv[1]
-section = AgentSection(command=("sh", "-c", "echo $$ > pid; exec sleep 600"), modules_path=folder)
-asyncio.run(CommandDriver(section).run({}, ScriptedSession()))
+
+async def play(section):
+    async with open_driver(section, await check_environment(section, needs_score=False)) as driver:
+        await driver.run({}, ScriptedSession("text"))
+
+
+asyncio.run(play(AgentSection(modules_path=sys.argv[1], **json.loads(sys.argv[2]))))
+"""
+ENVIRONMENT = """
+import subprocess, time
+
+class Sleeps:
+    def reset(self):
+        return "Well?"
+
+    def step(self, text):
+        subprocess.run(["sh", "-c", "echo $PPID > pid; echo $$ >> pid; exec sleep 600"])
 """
 
 
-async def test_a_program_dies_with_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"command": ["sh", "-c", "echo $$ > pid; sh -c 'echo $$ >> pid; exec sleep 600'; true"]},
+        {"environment": "sleeps:Sleeps"},
+    ],
+)
+async def test_what_an_episode_started_dies_with_the_service(tmp_path: Path, source: dict[str, Any]) -> None:
+    (tmp_path / "sleeps.py").write_text(ENVIRONMENT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=environment)  # noqa: ASYNC220
+    parent = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", PARENT, str(tmp_path), json.dumps(source)], env=environment, cwd=tmp_path
+    )
     with parent:
-        [program] = await children(tmp_path / "pid", 1)
+        started = await children(tmp_path / "pid", 2)
         parent.kill()
-    await gone(program)
+    for process in started:
+        await gone(process)

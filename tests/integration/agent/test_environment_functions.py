@@ -104,7 +104,7 @@ async def test_every_way_to_end(tmp_path: Path) -> None:
             ("_exit", "mine:run: the environment's process ended with exit code 3"),
             ("nan", "mine:run: returned nan; expected a finite number"),
             ("text", "mine:run: returned str; expected a number"),
-            ("silent", "the agent ended without a call of the model at http://127.0.0.1"),
+            ("silent", "the agent ended without a call of the model; expected requests to OPENAI_BASE_URL"),
         ]:
             ending = await run(driver, do)
             assert (ending.score.value, ending.end) == (None, "failure"), do

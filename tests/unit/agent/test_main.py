@@ -3,7 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
-from penstock_agent.__main__ import not_ready, state
+import pytest
+
+from penstock.config import AgentSection
+from penstock.errors import CallRefusedError, ConfigError
+from penstock.runtime.connections import max_connections
+from penstock_agent.__main__ import bind, not_ready, require_tools, state
+from penstock_agent.environments.episode import Environment
 from penstock_agent.episodes.breaker import Breaker
 from penstock_agent.episodes.watch import Watch
 from penstock_agent.generation.waits import Waits
@@ -32,3 +38,20 @@ async def test_the_state_names_what_keeps_the_episodes_or_the_longest_wait() -> 
 def test_it_is_ready_once_a_rollout_server_is_known() -> None:
     assert not_ready(servers()) is None
     assert not_ready(servers(num_known=0)) == "no rollout server is registered in the queue"
+
+
+def test_a_model_that_cannot_be_shown_the_tools_is_refused() -> None:
+    def render(messages: Any, tools: Any) -> list[int]:
+        if tools:
+            raise CallRefusedError("the template has no tools: expected another")
+        return [1]
+
+    rendering: Any = SimpleNamespace(render=render)
+    require_tools(rendering, Environment("steps", ""), "my_envs:Guess")
+    with pytest.raises(ConfigError, match=r"agent.environment names 'my_envs:Library', a class of tools, and the temp"):
+        require_tools(rendering, Environment("tools", "", ({"type": "function"},)), "my_envs:Library")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the socket, which a server that runs closes
+def test_it_has_room_for_the_connections_of_all_sessions() -> None:
+    assert bind(AgentSection(environment="m:E", sessions=600)).max_connections == max_connections(4 * 600)

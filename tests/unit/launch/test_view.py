@@ -95,13 +95,46 @@ def test_start_up_says_what_is_waited_for(view: PlainView, lines: list[str], clo
     assert lines[-1].endswith("rollout: ready after 21 s, http://rollout")
 
 
+def test_what_keeps_a_ready_service_from_its_work_is_a_line_now_and_then(
+    view: PlainView, lines: list[str], clock: FakeClock
+) -> None:
+    def said(trouble: str, seconds: float = 0.0) -> list[str]:
+        lines.clear()
+        clock.now += seconds
+        view.show(RunSnapshot((replace(service("agent", "ready"), trouble=trouble),), None))
+        return [line.split("] ")[1] for line in lines]
+
+    said("")
+    assert said("the environment fails: no disk") == ["agent: the environment fails: no disk"]
+    assert said("the environment fails: no memory", 59) == []
+    assert said("the environment fails: no memory", 1) == ["agent: the environment fails: no memory"]
+    assert said("", 1) == ["agent: goes on"]
+    assert said("the environment fails: no disk", 1) == []
+    assert said("", 1) == []
+    assert said("the environment fails: no disk", 58) == ["agent: the environment fails: no disk"]
+
+
 def test_live_table_holds_every_figure_and_service() -> None:
     out = io.StringIO()
     console = Console(file=out, width=160, force_terminal=False)
     services = (service("trainer", "ready"), service("rollout", "waiting", "exit code 1"))
-    console.print(render("demo", RunSnapshot(services, STATUS), 75))
+    troubled = replace(service("agent", "ready"), trouble="the environment fails")
+    console.print(render("demo", RunSnapshot((*services, troubled), STATUS), 75))
     text = out.getvalue()
-    for part in ("demo", "training", "1:15", "12/40", "0.47", "0.55", "410", "0.12", "0:54", "rollout", "exit code 1"):
+    for part in (
+        "demo",
+        "training",
+        "1:15",
+        "12/40",
+        "0.47",
+        "0.55",
+        "410",
+        "0.12",
+        "0:54",
+        "rollout",
+        "exit code 1",
+        "the environment fails",
+    ):
         assert part in text
 
 

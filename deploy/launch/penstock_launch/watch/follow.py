@@ -23,12 +23,17 @@ from penstock.runtime.process import parent_pid
 from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 
+READY = "ready"  # the state of agent and reward services that nothing keeps from their work
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
 
 
 @dataclass(frozen=True)
 class ServiceView:
-    """One service. `detail`: the step of its start, or how it ended; `seconds`: since its last start."""
+    """One service.
+
+    detail: the step of its start, or how it ended. seconds: since its last start. trouble: what keeps a service that is
+    ready from its work, in its own words; empty: nothing.
+    """
 
     name: str
     state: str
@@ -36,6 +41,7 @@ class ServiceView:
     restarts: int
     seconds: float
     url: str
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class RunFollower:
         self._client = client
         self._children = children
         self._urls: dict[str, str] = {}
+        self._troubles: dict[str, str] = {}
 
     async def look(self) -> RunSnapshot:
         """The state of everything now; marks children that report ready as ready."""
@@ -94,6 +101,7 @@ class RunFollower:
             record = _record_of(child, records)
             if record is not None:
                 self._urls[child.name] = record.url
+                self._troubles[child.name] = _trouble(record)
                 if child.state is ChildState.STARTING:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
@@ -130,7 +138,14 @@ class RunFollower:
             restarts=child.restarts,
             seconds=time.monotonic() - child.started_at,
             url=self._urls.get(child.name, ""),
+            trouble=self._troubles.get(child.name, "") if child.state is ChildState.READY else "",
         )
+
+
+def _trouble(record: ServiceRecord) -> str:
+    """What a service that needs users' code says of it; the others' states are phases."""
+    says = record.kind in (ServiceKind.AGENT, ServiceKind.REWARD) and record.state != READY
+    return record.state if says else ""
 
 
 def _record_of(child: Child, records: Sequence[ServiceRecord]) -> ServiceRecord | None:

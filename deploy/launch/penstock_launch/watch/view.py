@@ -19,6 +19,7 @@ from penstock_launch.watch.figures import duration, figures, number, step_line
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 
 REMIND_AFTER_SECONDS = 15.0  # a newcomer wonders about silence after about this long
+TROUBLE_SECONDS = 60.0  # between two lines about what keeps a service from its work: it may come and go
 REFRESHES_PER_SECOND = 2.0
 STATE_STYLES = {
     ChildState.READY: "green",
@@ -100,6 +101,8 @@ class PlainView:
         self._step = 0
         self._accuracy: float | None = None
         self._shown: dict[str, tuple[str, str]] = {}
+        self._troubled: set[str] = set()
+        self._next_trouble_at: dict[str, float] = {}
         self._reminded_at = self._start
         self._waiting_for: str | None = None
 
@@ -109,6 +112,7 @@ class PlainView:
     def show(self, snapshot: RunSnapshot) -> None:
         for service in snapshot.services:
             self._show_service(service)
+            self._show_trouble(service)
         self._show_status(snapshot)
         self._remind(snapshot)
 
@@ -126,6 +130,17 @@ class PlainView:
             )
         elif service.state == ChildState.STARTING:
             self.event(f"{service.name}: starting: {service.detail}")
+
+    def _show_trouble(self, service: ServiceView) -> None:
+        now = self._clock()
+        if not service.trouble:
+            if service.name in self._troubled:
+                self._troubled.remove(service.name)
+                self.event(f"{service.name}: goes on")
+        elif now >= self._next_trouble_at.get(service.name, now):
+            self._next_trouble_at[service.name] = now + TROUBLE_SECONDS
+            self._troubled.add(service.name)
+            self.event(f"{service.name}: {service.trouble}")
 
     def _show_status(self, snapshot: RunSnapshot) -> None:
         status = snapshot.status
@@ -196,6 +211,6 @@ def render(run: str, snapshot: RunSnapshot, seconds: float) -> RenderableType:
         services.add_column(column)
     for service in snapshot.services:
         style = STATE_STYLES[ChildState(service.state)]
-        detail = service.detail or service.url
+        detail = service.trouble or service.detail or service.url
         services.add_row(service.name, Text(service.state, style=style), str(service.restarts), Text(detail))
     return Group(*parts, services)

@@ -20,9 +20,7 @@ def settle(session: ChatSession, value: float | None, fault: str, cut_score: flo
     if session.num_turns == 0:
         if cut:
             return Ending(unfitting(cut), cut)
-        return Ending(
-            Score(None, fault or f"the agent ended without a call of the model at {session.base_url}"), "failure"
-        )
+        return Ending(Score(None, fault or f"the agent ended without a call of the model; {_EXPECTED_CALL}"), "failure")
     if fault and not cut:
         return Ending(Score(None, fault), "failure")
     if value is None and cut:
@@ -34,6 +32,8 @@ def settle(session: ChatSession, value: float | None, fault: str, cut_score: flo
     return Ending(Score(value), cut or "done")
 
 
+# The address is not shown: it holds the key.
+_EXPECTED_CALL = "expected requests to OPENAI_BASE_URL with OPENAI_API_KEY (a function's base_url and api_key)"
 _EXPECTED = (
     "expected PUT {base_url}/reward, a number that the function returns, or the last line of the program's output"
 )

@@ -6,6 +6,7 @@ at the deadline of a call; this module measures no deadlines.
 
 import asyncio
 import inspect
+import os
 import sys
 from typing import Any
 
@@ -60,6 +61,7 @@ class EpisodeLoop:
         self._object: UserObject | None = None
         self._folder = ""
         self._instance: Any = None
+        self._working_folder = ""
 
     def serve(self) -> None:
         """Answer each message, without end."""
@@ -76,6 +78,7 @@ class EpisodeLoop:
         sys.path.insert(0, message.modules_path)
         try:
             found = self._object = load(message.environment)
+            self._working_folder = os.getcwd()
             tools = msgspec.json.encode([tool.schema for tool in found.tools.values()]).decode()
         except ConfigError as error:
             return Refused(str(error))
@@ -116,6 +119,7 @@ class EpisodeLoop:
 
     def _begin(self, row: dict[str, Any]) -> Value:
         assert self._object is not None, "Load comes first"
+        os.chdir(self._working_folder)  # the episode before may have left it
         self._instance = self._object.make()
         if not hasattr(self._instance, "reset"):
             return None
@@ -135,16 +139,22 @@ class EpisodeLoop:
                 names = ", ".join(self._object.tools)
                 raise ArgumentsError(f"there is no tool {message.name}; expected one of {names}")
             value = self._result(getattr(self._instance, message.name)(**tool.parse(message.arguments)))
-            return ToolAnswer(as_text(value), failed=False)
         except INFRASTRUCTURE:
             raise
         except ArgumentsError as error:
             return ToolAnswer(f"Error: {error}", failed=True)
         except Exception as error:
             return ToolAnswer(f"Error: {summary(error)}", failed=True)
+        try:
+            return ToolAnswer(as_text(value), failed=False)
+        except (TypeError, ValueError, RecursionError) as error:  # the tool's fault: no call of the model helps
+            raise UnusableError(
+                f"returned {type(value).__name__}, which is no JSON: {summary(error)}; expected text or plain JSON"
+            ) from None
 
     def _run_function(self, message: RunFunction) -> Value:
         assert self._object is not None, "Load comes first"
+        os.chdir(self._working_folder)
         value = self._result(self._object.make(row=message.row, base_url=message.base_url, api_key=message.api_key))
         return None if value is None else _number(value)
 

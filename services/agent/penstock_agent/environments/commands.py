@@ -1,7 +1,7 @@
 """The driver of `agent.command`: an episode is a program of the user's that speaks to the model as an OpenAI client.
 
-Invariants: the program and all that it started in its process group are gone when the episode ends, however it ends;
-it sees no secret of Penstock but the key of its own episode; its output is in the log.
+Invariants: the program and all that it started in its process group are gone when the episode ends, however it ends,
+and when the service is killed; it sees no secret of Penstock but the key of its own episode; its output is in the log.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from penstock.config import AgentSection
 from penstock.contracts import Score
 from penstock.errors import ConfigError
 from penstock.runtime.process import tied_command
+from penstock.workers.guard import GroupGuard
 from penstock.workers.output import OutputLog
 from penstock.workers.process import (
     REAP_SECONDS,
@@ -37,8 +38,9 @@ NUM_SHOWN_LINES = 5
 class CommandDriver:
     """Runs the episodes of a program."""
 
-    def __init__(self, section: AgentSection) -> None:
+    def __init__(self, section: AgentSection, guard: GroupGuard) -> None:
         self._section = section
+        self._guard = guard
         self._folder = modules_folder(section)
 
     async def run(self, row: Row, session: ChatSession) -> Ending:
@@ -51,7 +53,7 @@ class CommandDriver:
         }
         if len(text.encode()) <= MAX_VARIABLE_BYTES:
             environment["PENSTOCK_ROW"] = text
-        program = _Program(session.name)
+        program = _Program(session.name, self._guard)
         try:
             code = await program.run(self._section.command, self._folder, environment, text)
         except OSError as error:
@@ -66,8 +68,9 @@ class CommandDriver:
 class _Program(asyncio.SubprocessProtocol):
     """One process: its end, and the end of its output."""
 
-    def __init__(self, episode: str) -> None:
+    def __init__(self, episode: str, guard: GroupGuard) -> None:
         self._episode = episode
+        self._guard = guard
         self._output = {fd: OutputLog(f"agent of {episode}") for fd in (STDOUT, STDERR)}
         self._exited = asyncio.Event()
         self._closed = asyncio.Event()
@@ -78,6 +81,7 @@ class _Program(asyncio.SubprocessProtocol):
             lambda: self, *tied_command(command), cwd=folder, env=environment, start_new_session=True
         )
         try:
+            self._guard.watch(transport.get_pid())
             pipe = transport.get_pipe_transport(0)
             assert isinstance(pipe, asyncio.WriteTransport)
             pipe.write(stdin.encode())
@@ -85,6 +89,7 @@ class _Program(asyncio.SubprocessProtocol):
             await self._exited.wait()
         finally:
             kill_group(transport.get_pid())
+            self._guard.release(transport.get_pid())
             try:
                 async with asyncio.timeout(REAP_SECONDS):  # a process that left the group may hold the pipes open
                     await self._closed.wait()

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from penstock.config import AgentSection
 from penstock.errors import ConfigError
+from penstock.workers.guard import GroupGuard
 from penstock_agent.environments.commands import CommandDriver, check_command
 from penstock_agent.environments.conversations import ClassDriver
 from penstock_agent.environments.episode import Driver, Environment
@@ -25,6 +26,11 @@ async def check_environment(section: AgentSection, *, needs_score: bool) -> Envi
     worker = await start_worker(section)
     await worker.close()
     environment = worker.environment
+    if environment.tools and section.template == "plain":
+        raise ConfigError(
+            f"agent.environment names {section.environment!r}, a class of tools, and agent.template is plain, which "
+            "has no form for tools: expected agent.template model, or a class with step"
+        )
     if needs_score and environment.kind == "tools" and not environment.has_get_reward:
         raise ConfigError(
             f"agent.environment names {section.environment!r}, which has no get_reward, and reward.functions names "
@@ -35,12 +41,13 @@ async def check_environment(section: AgentSection, *, needs_score: bool) -> Envi
 
 @asynccontextmanager
 async def open_driver(section: AgentSection, environment: Environment) -> AsyncIterator[Driver]:
-    """The driver of what `check_environment` found; its processes end with it."""
-    if environment.kind == "command":
-        yield CommandDriver(section)
-        return
-    async with open_pool(section) as pool:
-        if environment.kind == "function":
-            yield FunctionDriver(section, pool)
-        else:
-            yield ClassDriver(section, environment, pool)
+    """The driver of what `check_environment` found; its processes end with it, and if this process is killed."""
+    with GroupGuard() as guard:
+        if environment.kind == "command":
+            yield CommandDriver(section, guard)
+            return
+        async with open_pool(section, guard) as pool:
+            if environment.kind == "function":
+                yield FunctionDriver(section, pool)
+            else:
+                yield ClassDriver(section, environment, pool)

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 from penstock.config import AgentSection
 from penstock.errors import ConfigError
+from penstock.workers.guard import GroupGuard
 from penstock_agent.environments.worker import BrokenEpisodeError, EnvironmentWorker, start_worker
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ log = logging.getLogger(__name__)
 class WorkerPool:
     """Gives each episode a worker process. Made by `open_pool`."""
 
-    def __init__(self, section: AgentSection) -> None:
+    def __init__(self, section: AgentSection, guard: GroupGuard) -> None:
         self._section = section
+        self._guard = guard
         self._places = asyncio.Semaphore(section.sessions)
         # Imports are work for a CPU: if all began at once, none would end within its deadline.
         self._starts = asyncio.Semaphore(os.cpu_count() or 1)
@@ -68,7 +70,7 @@ class WorkerPool:
                 return worker
         async with self._starts:
             try:
-                return await start_worker(self._section)
+                return await start_worker(self._section, self._guard)
             except ConfigError as error:  # it could be loaded when the service started
                 raise BrokenEpisodeError(str(error)) from None
 
@@ -88,9 +90,9 @@ class WorkerPool:
 
 
 @asynccontextmanager
-async def open_pool(section: AgentSection) -> AsyncIterator[WorkerPool]:
+async def open_pool(section: AgentSection, guard: GroupGuard) -> AsyncIterator[WorkerPool]:
     """A pool without processes; the first episodes start them."""
-    pool = WorkerPool(section)
+    pool = WorkerPool(section, guard)
     try:
         yield pool
     finally:

@@ -15,6 +15,7 @@ import penstock_agent
 from penstock.config import AgentSection
 from penstock.errors import ConfigError
 from penstock.workers.frames import Message
+from penstock.workers.guard import GroupGuard
 from penstock.workers.process import BrokenWorkerError, ChildProcess
 from penstock_agent.environments.episode import Environment, Row, Tool
 from penstock_agent.environments.messages import (
@@ -59,13 +60,16 @@ class EnvironmentWorker:
     environment: Environment
     """What it has loaded."""
 
-    def __init__(self, section: AgentSection) -> None:
+    def __init__(self, section: AgentSection, guard: GroupGuard | None) -> None:
         """ConfigError if it cannot be started."""
         self._section = section
+        self._guard = guard
         try:
             self._child = ChildProcess(TITLE, CHILD, penstock_agent, FromChild)
         except OSError as error:
             raise ConfigError(f"cannot start a process for agent.environment: {error}") from None
+        if guard is not None:
+            guard.watch(self.pid)
         self._raised = False
 
     @property
@@ -178,12 +182,19 @@ class EnvironmentWorker:
 
     async def close(self) -> None:
         """Kill it and release its pipes."""
-        await self._child.close()
+        try:
+            await self._child.close()
+        finally:
+            if self._guard is not None:
+                self._guard.release(self.pid)
 
 
-async def start_worker(section: AgentSection) -> EnvironmentWorker:
-    """A worker that has loaded the environment. ConfigError if that fails; nothing is left of it then."""
-    worker = EnvironmentWorker(section)
+async def start_worker(section: AgentSection, guard: GroupGuard | None = None) -> EnvironmentWorker:
+    """A worker that has loaded the environment. ConfigError if that fails; nothing is left of it then.
+
+    guard: kills what the environment starts if this process is killed.
+    """
+    worker = EnvironmentWorker(section, guard)
     try:
         await worker.load()
     except BaseException:

@@ -23,7 +23,7 @@ LIMIT = 16  # failures in a row; fewer may be chance where many episodes run
 MIN_TICKETS = 2
 COOL_DOWN_SECONDS = 10.0  # before the first probe; doubled with each that fails
 MAX_COOL_DOWN_SECONDS = 120.0
-MAX_REASON_CHARS = 160
+REASON_CHARS = (60, 180)  # of a long one: its beginning says what failed, and its end, as in a traceback, why
 
 
 class Breaker:
@@ -98,7 +98,7 @@ class Breaker:
         """The infrastructure of an attempt failed."""
         self._num_failures += 1
         self._tickets.add(ticket_key)
-        self._last_reason = " ".join(reason.split())[:MAX_REASON_CHARS]
+        self._last_reason = shortened(reason)
         if not self.is_open and self._num_failures >= self._limit and len(self._tickets) >= MIN_TICKETS:
             self.is_open = True
             log.error("the environment fails: %s; episodes wait, one at a time probes", self)
@@ -125,3 +125,13 @@ class Breaker:
             if not waiter.done():  # else it was cancelled, and is about to leave
                 self._probing = True
                 waiter.set_result(True)
+
+
+def shortened(reason: str) -> str:
+    """A reason in one line of bounded length.
+
+    >>> shortened("it   ended"), len(shortened("x" * 999))
+    ('it ended', 245)
+    """
+    text, (head, tail) = " ".join(reason.split()), REASON_CHARS
+    return text if len(text) <= head + tail else f"{text[:head]} ... {text[-tail:]}"

@@ -111,7 +111,7 @@ class TrainerMetrics:
         self._without_progress = gauge(
             "trainer_without_progress_seconds", "Time without a step, an arrival, a push or work of the trainer's own"
         )
-        self._stall_limit = gauge("trainer_stall_limit_seconds", "run.stall_seconds: then the trainer exits")
+        self._stall_limit = gauge("trainer_stall_limit_seconds", "Without progress for this long, the trainer exits")
         self.publish_duration = seconds(
             "trainer_weight_publish_duration_seconds", "Time to push a version to all servers"
         )
@@ -133,7 +133,7 @@ class TrainerMetrics:
     def show_limits(self, config: Config, planned_steps: int) -> None:
         """Show the limits and the planned steps of the configuration."""
         self._staleness_limit.set(config.staleness.max_staleness)
-        self._stall_limit.set(config.run.stall_seconds)
+        self._stall_limit.set(config.stall_seconds)
         self._run_steps_planned.set(planned_steps)
 
     def turn_ended(self, holder: str, seconds: float) -> None:

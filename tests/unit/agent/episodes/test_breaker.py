@@ -102,3 +102,13 @@ async def test_an_attempt_that_is_cancelled_leaves_its_turn_to_the_next(when: st
     async with asyncio.timeout(ANSWER_SECONDS):
         assert await second
     assert first.cancelled()
+
+
+def test_a_long_reason_keeps_its_end() -> None:
+    breaker = Breaker(lambda is_open: None)
+    breaker.failed("1", "the agent ended with exit code 1; it wrote: " + "  File x\n" * 99 + "ValueError: no tools")
+    assert str(breaker).startswith(
+        "1 attempts failed in a row, the last: the agent ended with exit code 1; it wrote: File x"
+    )
+    assert str(breaker).endswith("File x ValueError: no tools")
+    assert len(str(breaker)) < 300

@@ -41,7 +41,11 @@ def test_one_entry_of_the_functions_leaves_no_default() -> None:
         ),
         (
             {"agent": {"environment": "m:E", "max_tokens": 4096}, "rollout": {"engine": {"context_length": 2048}}},
-            "agent.max_tokens is 4096 and rollout.engine.context_length 2048",
+            "agent.max_tokens is 4096 and rollout.engine.context_length 2048: expected at most 2042",
+        ),
+        (
+            {"agent": {"environment": "m:E", "max_tokens": 2048}, "rollout": {"engine": {"max_total_tokens": 2048}}},
+            "agent.max_tokens is 2048 and rollout.engine.max_total_tokens 2048: expected at most 2042",
         ),
     ],
 )
@@ -83,3 +87,9 @@ def test_an_episode_counts_with_its_longest_path() -> None:
     long = {"environment": "m:E", "max_tokens": 1000}
     assert needed_bytes(config(agent=long, **sizes)) == num_trajectories * 1000 * 13
     assert needed_bytes(config(agent={}, **sizes)) == num_trajectories * 10 * 13
+
+
+def test_an_episode_that_takes_its_time_is_no_stall() -> None:
+    slow = {"environment": "m:E", "timeout_seconds": 900}
+    assert config(run={"name": "r", "stall_seconds": 200}, agent=slow).stall_seconds == 1100
+    assert config(run={"name": "r", "stall_seconds": 200}, agent={}).stall_seconds == 200
