@@ -43,8 +43,8 @@ BEATS_PER_TTL = 3
 
 def bind(config: Config) -> service.Service:
     """The server, with room for a call of every session: an agent's call holds a connection until it is answered."""
-    agents, section = config.agent, config.rollout
-    num_clients = agents.num_services * agents.num_connections
+    section = config.rollout
+    num_clients = config.agent.num_services * config.agent.num_connections
     return service.Service(section.host, section.port, "rollout.port", num_clients=num_clients)
 
 

@@ -13,8 +13,8 @@ from penstock.config.keys import known_keys
 from penstock.contracts import ServiceKind
 
 SERVICES = Path(__file__).parents[4] / "services"
-# Properties: of the tree, which decides no result, and of agent.environment and agent.command, which are listed.
-COMPUTED = {"max_outstanding", "agent.enabled"}
+# Properties: of the tree and of agent.sessions, which decide no result, and of keys that are listed.
+COMPUTED = {"max_outstanding", "agent.enabled", "agent.num_connections"}
 # How many groups run at once, and whether the engine has room for one; a ticket says what is in a group.
 ROOM = ("actor.group_size", "eval.max_share", "sampling.max_new_tokens", "agent.max_tokens", "rollout.engine")
 CHECKED = ("reward.functions",)  # whether an environment has the score that they need
