@@ -5,10 +5,8 @@ loaded. If it dies, its tickets go to other services with all episodes that are 
 it. Exit codes: `penstock.errors`.
 """
 
-import asyncio
 import os
 import socket
-from collections.abc import Callable
 from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
@@ -17,12 +15,13 @@ from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import ConfigError
-from penstock.model_path import check_model_path
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
 from penstock_agent.app import make_agent_app
 from penstock_agent.capture.make import make_rendering
+from penstock_agent.capture.rendering import Rendering
 from penstock_agent.environments.driving import check_environment, open_driver
+from penstock_agent.environments.episode import Environment
 from penstock_agent.episodes.attempts import Attempts
 from penstock_agent.episodes.breaker import Breaker
 from penstock_agent.episodes.producer import Producer
@@ -33,7 +32,6 @@ from penstock_agent.generation.servers import Servers
 from penstock_agent.metrics import AgentMetrics
 
 READY = "ready"
-BEATS_PER_TTL = 3
 CONNECTIONS_PER_EPISODE = 4  # an agent may ask for several answers at once, each of which may take minutes
 
 
@@ -45,7 +43,6 @@ async def start(config: Config) -> None:
             "neither agent.environment nor agent.command is set: expected one of them; without agents there is no "
             "agent service to start"
         )
-    check_model_path(config.actor.path, "actor.path")
     served = service.Service(
         section.host, section.port, "agent.port", num_clients=CONNECTIONS_PER_EPISODE * section.sessions
     )
@@ -54,49 +51,56 @@ async def start(config: Config) -> None:
     queue = await connect(config, ServiceKind.AGENT)
     try:
         served.advertise(await advertised_host(ServiceKind.AGENT, section, config.redis.url))
-        worker = Worker(queue, f"agent-{socket.gethostname()}-{os.getpid()}", config.staleness)
-        metrics, watch = AgentMetrics(), Watch()
-        breaker = Breaker(metrics.breaker_changed)
-        capacity = config.rollout.engine.max_running_requests
-        servers = Servers(queue.services, config.token, capacity, metrics.asked_again)
-        metrics.watch(running=lambda: watch.num_running, waiting=lambda: servers.waits.num_waiting)
-        sessions = Sessions(section, url=served.url, rendering=rendering, servers=servers, metrics=metrics)
-        room = Room(config.actor.group_size, section.sessions, int(config.eval.max_share * section.sessions))
-
-        def record() -> ServiceRecord:
-            return ServiceRecord(
-                ServiceKind.AGENT, worker.name, served.url, os.getpid(), state(servers, breaker, watch)
-            )
-
-        try:
-            async with open_driver(section, environment) as driver:
-                attempts = Attempts(section, sessions, driver, breaker, watch, metrics, lambda: servers.waits.seconds)
-                producer = Producer(
-                    worker, queue.announced, attempts, room, metrics, environment=section.name, server=worker.name
-                )
-                app = make_agent_app(
-                    sessions,
-                    metrics,
-                    config.token,
-                    not_ready=lambda: not_ready(servers),
-                    model=config.actor.path,
-                    text_of=rendering.token_text,
-                )
-                await served.run(
-                    app,
-                    background=[
-                        worker.keep_alive(),
-                        servers.follow(),
-                        announce(queue, record, config.staleness.heartbeat_seconds),
-                    ],
-                    produce_groups=producer.produce_groups(served.stop),
-                )
-            await worker.retire()
-            await queue.unregister(worker.name)
-        finally:
-            await servers.close()
+        await serve(config, served, queue, rendering, environment)
     finally:
         await queue.close()
+
+
+async def serve(
+    config: Config, served: service.Service, queue: Queue, rendering: Rendering, environment: Environment
+) -> None:
+    """Make episodes until stopped; what the service opens ends with it."""
+    section = config.agent
+    worker = Worker(queue, f"agent-{socket.gethostname()}-{os.getpid()}", config.staleness)
+    metrics, watch = AgentMetrics(), Watch()
+    breaker = Breaker(metrics.breaker_changed)
+    servers = Servers(
+        queue.services, config.token, config.rollout.engine.max_running_requests, asked_again=metrics.asked_again
+    )
+    metrics.watch(running=lambda: watch.num_running, waiting=lambda: servers.waits.num_waiting)
+    sessions = Sessions(section, url=served.url, rendering=rendering, servers=servers, metrics=metrics)
+    room = Room(config.actor.group_size, section.sessions, int(config.eval.max_share * section.sessions))
+    app = make_agent_app(
+        sessions,
+        metrics,
+        config.token,
+        not_ready=lambda: not_ready(servers),
+        model=config.actor.path,
+        text_of=rendering.token_text,
+    )
+
+    def record() -> ServiceRecord:
+        return ServiceRecord(ServiceKind.AGENT, worker.name, served.url, os.getpid(), state(servers, breaker, watch))
+
+    try:
+        async with open_driver(section, environment) as driver:
+            attempts = Attempts(section, sessions, driver, breaker, watch, metrics, lambda: servers.waits.seconds)
+            producer = Producer(
+                worker, queue.announced, attempts, room, metrics, environment=section.name, server=worker.name
+            )
+            await served.run(
+                app,
+                background=[
+                    worker.keep_alive(),
+                    servers.follow(),
+                    queue.keep_registered(record, config.staleness.heartbeat_seconds),
+                ],
+                produce_groups=producer.produce_groups(served.stop),
+            )
+        await worker.retire()
+        await queue.unregister(worker.name)
+    finally:
+        await servers.close()
 
 
 def not_ready(servers: Servers) -> str | None:
@@ -109,13 +113,6 @@ def state(servers: Servers, breaker: Breaker, watch: Watch) -> str:
     if breaker.is_open:
         return f"the environment fails: {breaker}; {breaker.num_waiting} attempts wait"
     return servers.waiting_for or watch.longest_wait() or READY
-
-
-async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
-    """Renew the service's record without end; the record expires when this stops."""
-    while True:
-        await queue.register(record(), ttl_seconds)
-        await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
 
 def main() -> NoReturn:
