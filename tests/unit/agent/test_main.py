@@ -3,7 +3,10 @@
 from types import SimpleNamespace
 from typing import Any
 
-from penstock_agent.__main__ import not_ready, state
+import pytest
+
+from penstock.config import Config
+from penstock_agent.__main__ import not_ready, start, state
 from penstock_agent.episodes.breaker import Breaker
 from penstock_agent.episodes.watch import Watch
 from penstock_agent.generation.waits import Waits
@@ -32,3 +35,18 @@ async def test_the_state_names_what_keeps_the_episodes_or_the_longest_wait() -> 
 def test_it_is_ready_once_a_rollout_server_is_known() -> None:
     assert not_ready(servers()) is None
     assert not_ready(servers(num_known=0)) == "no rollout server is registered in the queue"
+
+
+async def test_it_may_hold_more_connections_than_other_services_for_its_sessions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An agent may ask for several answers at once, and wait for each for minutes."""
+
+    def bind(host: str, port: int, key: str, *, num_clients: int) -> None:
+        raise ConnectionError(num_clients)
+
+    monkeypatch.setattr("penstock_agent.__main__.service.Service", bind)
+    document = {"actor": {"path": "m"}, "data": {"train": {"path": "d"}}}
+    config = Config.model_validate({**document, "agent": {"environment": "my_envs:Guess", "sessions": 1000}})
+    with pytest.raises(ConnectionError, match="4000"):
+        await start(config)
