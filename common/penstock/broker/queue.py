@@ -40,6 +40,7 @@ TURN = Script("anyone/turn")
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
 LONGEST_BLOCK_SECONDS = 4.0
 FULL_RETRY_SECONDS = 1.0
+BEATS_PER_TTL = 3  # how often a service registers within the life of its record
 
 
 class Queue:
@@ -182,6 +183,12 @@ class Queue:
         """The trainer's turn on the GPUs; None while it is the engines'."""
         found = await self.run(TURN(lease=self.keys.lease, turn=self.keys.turn))
         return None if found is None else Turn(*found)
+
+    async def keep_registered(self, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
+        """Register a service again and again, for ever; its record expires when this stops."""
+        while True:
+            await self.register(record(), ttl_seconds)
+            await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
         """Show a service to the others for `ttl_seconds`: its heartbeat. StrangerError: the run is another's."""

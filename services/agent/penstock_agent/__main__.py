@@ -5,10 +5,8 @@ loaded. If it dies, its tickets go to other services with all episodes that are 
 it. Exit codes: `penstock.errors`.
 """
 
-import asyncio
 import os
 import socket
-from collections.abc import Callable
 from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
@@ -35,7 +33,6 @@ from penstock_agent.generation.servers import Servers
 from penstock_agent.metrics import AgentMetrics
 
 READY = "ready"
-BEATS_PER_TTL = 3
 
 
 async def start(config: Config) -> None:
@@ -54,47 +51,7 @@ async def start(config: Config) -> None:
     queue = await connect(config, ServiceKind.AGENT)
     try:
         served.advertise(await advertised_host(ServiceKind.AGENT, section, config.redis.url))
-        worker = Worker(queue, f"agent-{socket.gethostname()}-{os.getpid()}", config.staleness)
-        metrics, watch = AgentMetrics(), Watch()
-        breaker = Breaker(metrics.breaker_changed)
-        capacity = config.rollout.engine.max_running_requests
-        servers = Servers(queue.services, config.token, capacity, metrics.asked_again)
-        metrics.watch(running=lambda: watch.num_running, waiting=lambda: servers.waits.num_waiting)
-        sessions = Sessions(section, url=served.url, rendering=rendering, servers=servers, metrics=metrics)
-        room = Room(config.actor.group_size, section.sessions, int(config.eval.max_share * section.sessions))
-
-        def record() -> ServiceRecord:
-            return ServiceRecord(
-                ServiceKind.AGENT, worker.name, served.url, os.getpid(), state(servers, breaker, watch)
-            )
-
-        try:
-            async with open_driver(section, environment) as driver:
-                attempts = Attempts(section, sessions, driver, breaker, watch, metrics, lambda: servers.waits.seconds)
-                producer = Producer(
-                    worker, queue.announced, attempts, room, metrics, environment=section.name, server=worker.name
-                )
-                app = make_agent_app(
-                    sessions,
-                    metrics,
-                    config.token,
-                    not_ready=lambda: not_ready(servers),
-                    model=config.actor.path,
-                    text_of=rendering.token_text,
-                )
-                await served.run(
-                    app,
-                    background=[
-                        worker.keep_alive(),
-                        servers.follow(),
-                        announce(queue, record, config.staleness.heartbeat_seconds),
-                    ],
-                    produce_groups=producer.produce_groups(served.stop),
-                )
-            await worker.retire()
-            await queue.unregister(worker.name)
-        finally:
-            await servers.close()
+        await serve(config, served, queue, rendering, environment)
     finally:
         await queue.close()
 
@@ -113,6 +70,53 @@ def require_tools(rendering: Rendering, environment: Environment, name: str) -> 
             raise ConfigError(f"agent.environment names {name!r}, a class of tools, and {error}") from None
 
 
+async def serve(
+    config: Config, served: service.Service, queue: Queue, rendering: Rendering, environment: Environment
+) -> None:
+    """Make episodes until stopped; what the service opens ends with it."""
+    section = config.agent
+    worker = Worker(queue, f"agent-{socket.gethostname()}-{os.getpid()}", config.staleness)
+    metrics, watch = AgentMetrics(), Watch()
+    breaker = Breaker(metrics.breaker_changed)
+    servers = Servers(
+        queue.services, config.token, config.rollout.engine.max_running_requests, asked_again=metrics.asked_again
+    )
+    metrics.watch(running=lambda: watch.num_running, waiting=lambda: servers.waits.num_waiting)
+    sessions = Sessions(section, url=served.url, rendering=rendering, servers=servers, metrics=metrics)
+    room = Room(config.actor.group_size, section.sessions, int(config.eval.max_share * section.sessions))
+    app = make_agent_app(
+        sessions,
+        metrics,
+        config.token,
+        not_ready=lambda: not_ready(servers),
+        model=config.actor.path,
+        text_of=rendering.token_text,
+    )
+
+    def record() -> ServiceRecord:
+        return ServiceRecord(ServiceKind.AGENT, worker.name, served.url, os.getpid(), state(servers, breaker, watch))
+
+    try:
+        async with open_driver(section, environment) as driver:
+            attempts = Attempts(section, sessions, driver, breaker, watch, metrics, lambda: servers.waits.seconds)
+            producer = Producer(
+                worker, queue.announced, attempts, room, metrics, environment=section.name, server=worker.name
+            )
+            await served.run(
+                app,
+                background=[
+                    worker.keep_alive(),
+                    servers.follow(),
+                    queue.keep_registered(record, config.staleness.heartbeat_seconds),
+                ],
+                produce_groups=producer.produce_groups(served.stop),
+            )
+        await worker.retire()
+        await queue.unregister(worker.name)
+    finally:
+        await servers.close()
+
+
 def not_ready(servers: Servers) -> str | None:
     """Why no episode can run now; None if one can. The environment was loaded before the service answers at all."""
     return None if servers.num_known else "no rollout server is registered in the queue"
@@ -123,13 +127,6 @@ def state(servers: Servers, breaker: Breaker, watch: Watch) -> str:
     if breaker.is_open:
         return f"the environment fails: {breaker}; {breaker.num_waiting} attempts wait"
     return servers.waiting_for or watch.longest_wait() or READY
-
-
-async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
-    """Renew the service's record without end; the record expires when this stops."""
-    while True:
-        await queue.register(record(), ttl_seconds)
-        await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
 
 def main() -> NoReturn:

@@ -4,13 +4,11 @@ Wires queue, worker processes, scorer, loop and HTTP, and registers the service.
 takes the groups that it held. Exit codes: `penstock.errors`.
 """
 
-import asyncio
 import os
 import socket
-from collections.abc import Callable
 from typing import NoReturn
 
-from penstock.broker import Queue, Worker, connect
+from penstock.broker import Worker, connect
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
@@ -25,7 +23,6 @@ from penstock_reward.scoring.scoring import Scoring
 
 READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
-BEATS_PER_TTL = 3
 
 
 async def start(config: Config) -> None:
@@ -51,20 +48,13 @@ async def start(config: Config) -> None:
 
             await served.run(
                 make_reward_app(section, scoring, pool, metrics.registry, config.token),
-                background=[worker.keep_alive(), announce(queue, record, config.staleness.heartbeat_seconds)],
+                background=[worker.keep_alive(), queue.keep_registered(record, config.staleness.heartbeat_seconds)],
                 score_groups=score_groups(worker, scoring, metrics, served.stop, permits),
             )
             await worker.retire()
             await queue.unregister(worker.name)
     finally:
         await queue.close()
-
-
-async def announce(queue: Queue, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
-    """Renew the service's record without end; the record expires when this stops."""
-    while True:
-        await queue.register(record(), ttl_seconds)
-        await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
 
 def main() -> NoReturn:

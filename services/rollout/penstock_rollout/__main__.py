@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from penstock.broker import Worker, connect
+from penstock.broker.queue import BEATS_PER_TTL
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
@@ -37,8 +38,6 @@ from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
 log = logging.getLogger(__name__)
-
-BEATS_PER_TTL = 3
 
 
 def bind(config: Config) -> service.Service:

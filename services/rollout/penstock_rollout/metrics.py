@@ -33,10 +33,14 @@ class RolloutMetrics:
         for outcome in get_args(GroupOutcome):
             self._groups.labels(outcome)
         self._completion_tokens = Counter(
-            "penstock_rollout_completion_tokens", "Sampled tokens that were handed over.", registry=registry
+            "penstock_rollout_completion_tokens",
+            "Sampled tokens that were handed over, or answered a call.",
+            registry=registry,
         )
         self._prompt_tokens = Counter(
-            "penstock_rollout_prompt_tokens", "Prompt tokens of groups that were handed over.", registry=registry
+            "penstock_rollout_prompt_tokens",
+            "Prompt tokens of groups that were handed over, and of answered calls.",
+            registry=registry,
         )
         self._cached_tokens = Counter(
             "penstock_rollout_cached_prompt_tokens",

@@ -26,7 +26,7 @@ async def test_the_state_names_what_keeps_the_episodes_or_the_longest_wait() -> 
     assert state(servers(), breaker, watch) == "ready"
     episode: Any = SimpleNamespace(num_turns=4, waits=Waits(clock=lambda: 100.0), asked_tools=("add",))
     with watch.over("12/3", episode):
-        assert state(servers(), breaker, watch) == "episode 12/3, turn 4, waits for tool add since 31 s"
+        assert state(servers(), breaker, watch) == "episode 12/3, turn 4, has waited 31 s for tool add"
         assert state(servers(AWAY), breaker, watch) == AWAY
         for ticket in "12":
             breaker.failed(ticket, "the sandbox is away")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from penstock.errors import CallRefusedError
-from penstock_agent.capture.messages import Message, Tool, arguments_of, is_text, text_of
+from penstock_agent.capture.messages import Message, Tool, arguments_of, required_text
 
 
 class Tokenizer(Protocol):
@@ -56,9 +56,7 @@ class ChatTemplate:
 
 def plain_message(number: int, message: Message) -> Message:
     """A message as templates take it; CallRefusedError for content that is not text."""
-    content = message.get("content")
-    if not is_text(content):
-        raise CallRefusedError(f"message {number} has content that is not text: expected text")
+    text = required_text(number, message)
     kept = {key: value for key, value in message.items() if value is not None}
     if calls := message.get("tool_calls"):
         kept["tool_calls"] = [
@@ -67,4 +65,4 @@ def plain_message(number: int, message: Message) -> Message:
         ]
     else:
         kept.pop("tool_calls", None)
-    return {**kept, "content": text_of(content)}
+    return {**kept, "content": text}

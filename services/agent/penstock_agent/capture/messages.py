@@ -32,9 +32,12 @@ def text_of(content: object) -> str:
     return joined if isinstance(joined, str) else ""
 
 
-def is_text(content: object) -> bool:
-    """Whether the content has no part but text."""
-    return content is None or isinstance(_joined(content), str)
+def required_text(number: int, message: Mapping[str, Any]) -> str:
+    """The text of a call's message; CallRefusedError if its content has another part."""
+    content = message.get("content")
+    if not (content is None or isinstance(_joined(content), str)):
+        raise CallRefusedError(f"message {number} has content that is not text: expected text")
+    return text_of(content)
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:

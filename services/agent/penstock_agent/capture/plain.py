@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from penstock.contracts.vocabulary import FinishReason
 from penstock.errors import CallRefusedError
 from penstock.plain_tokens import plain_token_ids
-from penstock_agent.capture.messages import Message, Tool, is_text, text_of
+from penstock_agent.capture.messages import Message, Tool, required_text
 from penstock_agent.capture.rendering import Parsed
 
 
@@ -70,7 +70,4 @@ def _joined(messages: Sequence[Message], tools: Sequence[Tool]) -> str:
             "the call has tools, and agent.template is plain, which has no form for them: expected no tools, or "
             "agent.template model"
         )
-    for number, message in enumerate(messages):
-        if not is_text(message.get("content")):
-            raise CallRefusedError(f"message {number} has content that is not text: expected text")
-    return "".join(text_of(message.get("content")) for message in messages)
+    return "".join(required_text(number, message) for number, message in enumerate(messages))

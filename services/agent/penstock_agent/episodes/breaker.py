@@ -113,6 +113,8 @@ class Breaker:
             self._cool_down()
 
     def _cool_down(self) -> None:
+        if self._timer is not None:  # the probe is one of an outage before this one
+            self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._cool_down_seconds, self._cooled_down)
 
     def _cooled_down(self) -> None:

@@ -58,7 +58,7 @@ class Watch:
         >>> session = SimpleNamespace(num_turns=4, waits=Waits(clock=lambda: 100.0), asked_tools=("add",))
         >>> with watch.over("12/3", session):
         ...     watch.longest_wait()
-        'episode 12/3, turn 4, waits for tool add since 31 s'
+        'episode 12/3, turn 4, has waited 31 s for tool add'
         """
         longest = min(self._running.values(), key=lambda each: each[1].waits.since, default=None)
         if longest is None:
@@ -67,7 +67,7 @@ class Watch:
         seconds = self._clock() - episode.waits.since
         if seconds < SHOWN_AFTER_SECONDS:
             return ""
-        return f"episode {name}, turn {episode.num_turns}, waits for {_what(episode)} since {seconds:.0f} s"
+        return f"episode {name}, turn {episode.num_turns}, has waited {seconds:.0f} s for {_what(episode)}"
 
 
 def _what(episode: Watched) -> str:

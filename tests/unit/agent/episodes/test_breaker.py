@@ -88,6 +88,20 @@ async def test_an_attempt_that_was_running_may_close_it_before_any_probe() -> No
         assert not await waiting
 
 
+async def test_a_probe_that_outlives_its_outage_leaves_one_cool_down_to_the_next() -> None:
+    breaker, _ = make_breaker()
+    fail(breaker, *"1234")
+    async with asyncio.timeout(ANSWER_SECONDS):
+        assert await breaker.admission()
+    breaker.worked()  # an attempt that was running
+    fail(breaker, *"1234")
+    first = breaker._timer
+    breaker.probe_ended()
+    assert first is not None
+    assert first.cancelled()
+    assert breaker._timer is not first
+
+
 @pytest.mark.parametrize("when", ["waiting", "admitted"])
 async def test_an_attempt_that_is_cancelled_leaves_its_turn_to_the_next(when: str) -> None:
     breaker, _ = make_breaker()

@@ -16,12 +16,12 @@ def test_the_longest_wait_is_named_with_its_turn_and_what_it_waits_for() -> None
     watch = Watch(clock=lambda: 131.0)
     assert watch.longest_wait() == ""
     with watch.over("12/3", at(100.0, 0, "add", "sub")), watch.over("12/4", at(120.0)):
-        assert watch.longest_wait() == "episode 12/3, turn 4, waits for tools add, sub since 31 s"
+        assert watch.longest_wait() == "episode 12/3, turn 4, has waited 31 s for tools add, sub"
         with watch.over("13/0", at(31.0, 1, "add")), watch.over("e1/0", at(0.0)):
             assert watch.num_running == 4
-            assert watch.longest_wait() == "episode e1/0, turn 4, waits for its environment since 131 s"
+            assert watch.longest_wait() == "episode e1/0, turn 4, has waited 131 s for its environment"
         with watch.over("13/0", at(31.0, 1, "add")):
-            assert watch.longest_wait() == "episode 13/0, turn 4, waits for the model since 100 s"
+            assert watch.longest_wait() == "episode 13/0, turn 4, has waited 100 s for the model"
     assert watch.num_running == 0
 
 
