@@ -1,3 +1,5 @@
+"""Messages as clients send them: when two are the same, and which are refused."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Calls of tools as text: what a format writes it reads, and what cannot be read stays text."""
+
 import json
 
 import pytest
