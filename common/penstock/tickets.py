@@ -268,7 +268,7 @@ class TicketBook:
             raise StallError(
                 f"the reward failed for {self._failed_tickets.share * number:.0f} of the last {number} tickets; "
                 "expected it to work for at least half of them: see the reward service's log and the key "
-                "reward.functions"
+                "reward.functions, or, for the score of an environment, the agent service's log"
             )
         if self._failed_episodes.add(failed_share):
             raise StallError(

@@ -15,7 +15,6 @@ from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import CallRefusedError, ConfigError
-from penstock.model_path import check_model_path
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
 from penstock_agent.app import make_agent_app
@@ -43,7 +42,6 @@ async def start(config: Config) -> None:
             "neither agent.environment nor agent.command is set: expected one of them; without agents there is no "
             "agent service to start"
         )
-    check_model_path(config.actor.path, "actor.path")
     served = bind(section)
     environment = await check_environment(section, needs_score=ENVIRONMENT_REWARD in config.reward.functions)
     rendering = make_rendering(section, config.actor.path)  # after what fails sooner: it takes seconds

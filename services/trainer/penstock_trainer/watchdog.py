@@ -57,7 +57,8 @@ class Watchdog:
                 self.progress()
             if self.idle_seconds > self._stall_seconds:
                 raise StallError(
-                    f"no progress for {self.idle_seconds:.0f} s (run.stall_seconds), while {self._status.phase}: "
+                    f"no progress for {self.idle_seconds:.0f} s (run.stall_seconds; with agents, agent.timeout_seconds "
+                    f"is added), while {self._status.phase}: "
                     f"{await self.waiting_for()}"
                 )
 

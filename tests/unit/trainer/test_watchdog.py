@@ -67,7 +67,7 @@ async def test_it_names_the_ticket_and_who_holds_it(watchdog: Watchdog, clock: O
     with pytest.raises(StallError) as raised:
         await watching
     text = str(raised.value)
-    assert "run.stall_seconds), while waiting for a batch: waiting for ticket 1, which rollout-1 holds" in text
+    assert "is added), while waiting for a batch: waiting for ticket 1, which rollout-1 holds" in text
     assert "services seen: rollout-1 (serving); fenced at the last push: rollout-1: HTTP 502: no" in text
 
 

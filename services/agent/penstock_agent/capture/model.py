@@ -57,6 +57,10 @@ class ModelRendering:
             ends.append(parts.suffixes.end_token_id)
         self.stop_token_ids: tuple[int, ...] = tuple(sorted(set(ends)))
 
+    def count(self, text: str) -> int:
+        """Tokens of a text within a message."""
+        return len(self._parts.tokenizer.encode(text, add_special_tokens=False))
+
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """The tokens of the template's text; CallRefusedError for messages or tools that it has no form for."""
         messages, tools = self._dressed(messages, tools)

@@ -33,6 +33,10 @@ class PlainRendering:
         end = tokenizer.eos_token_id
         self.stop_token_ids: tuple[int, ...] = (end,) if isinstance(end, int) else ()
 
+    def count(self, text: str) -> int:
+        """Tokens of a text within a message."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """The tokens of all contents as one text."""
         token_ids = plain_token_ids(_joined(messages, tools), self._tokenizer)

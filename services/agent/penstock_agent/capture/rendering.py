@@ -43,6 +43,9 @@ class Rendering(Protocol):
     def separator(self) -> str:
         """Between two messages of a transcript."""
 
+    def count(self, text: str) -> int:
+        """Tokens of a text within a message."""
+
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """The whole prompt, behind which the assistant's turn is sampled; CallRefusedError if it cannot be rendered."""
 

@@ -28,12 +28,15 @@ from penstock_agent.capture.messages import (
     form_of_tokens,
     form_of_tools,
     forms,
+    text_of,
     without_reasoning,
 )
 from penstock_agent.capture.rendering import Parsed, Rendering
 from penstock_agent.capture.tokens import INT32, TokenNode, TokenTree
 
 OPENING_ROLES = ("system", "developer")
+CHARS_OF_TOKEN = 8  # a longer text than so many for each token is looked at before all of it is tokenised
+AT_THE_CUT = 16  # tokens that the end of a text cut in a word may have, and the whole text may not
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,19 @@ class EpisodeTree:
         self._last: Point | None = None
         self._counts: Counter[str] = Counter()
         self._branches: Counter[str] = Counter()
+
+    def exceeds(self, messages: Sequence[Message], num_tokens: int) -> bool:
+        """Whether a message that the model must read has more tokens than that, as its beginning shows.
+
+        A text of megabytes would keep the service from its other episodes for seconds if all of it became tokens. What
+        has no such message may still be too long.
+        """
+        num_chars = num_tokens * CHARS_OF_TOKEN
+        for message in messages:
+            text = "" if message.get("role") == "assistant" else text_of(message.get("content"))
+            if len(text) > num_chars and self._rendering.count(text.strip()[:num_chars]) > num_tokens + AT_THE_CUT:
+                return True
+        return False
 
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, auxiliary: bool = False, session: str = ""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 import msgspec
 
@@ -200,6 +200,8 @@ class Session:
     def _begin(self, request: ChatRequest, digest: bytes) -> Call:
         began = time.perf_counter()
         self._require_turn(request)
+        if self._tree.exceeds(request.messages, self._limits.max_tokens):
+            self._too_long(request, f"one message alone has more than {self._limits.max_tokens} tokens")
         prepared = self._tree.prepare(
             request.messages, request.tools, auxiliary=request.auxiliary, session=request.session
         )
@@ -238,12 +240,15 @@ class Session:
         num_tokens = prepared.num_prompt_tokens
         if num_tokens + budget > self._limits.max_tokens:
             why = f"{num_tokens} tokens of prompt and up to {budget} of answer are more than {self._limits.max_tokens}"
-            if request.auxiliary:
-                raise ContextTooLongError(f"{why} (agent.max_tokens); expected a shorter auxiliary request", "messages")
-            self._cut("max_tokens", why)
+            self._too_long(request, why)
         return self.sampling if budget == most else msgspec.structs.replace(self.sampling, max_new_tokens=budget)
 
-    def _cut(self, end: Cut, why: str) -> None:
+    def _too_long(self, request: ChatRequest, why: str) -> NoReturn:
+        if request.auxiliary:
+            raise ContextTooLongError(f"{why} (agent.max_tokens); expected a shorter auxiliary request", "messages")
+        self._cut("max_tokens", why)
+
+    def _cut(self, end: Cut, why: str) -> NoReturn:
         self.end = end
         raise EpisodeCutError(end, f"{why} (agent.{end}): the episode has ended")
 

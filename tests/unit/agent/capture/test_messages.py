@@ -1,4 +1,4 @@
-"""When two messages of a conversation are the same, and what counts as an edit."""
+"""Messages as clients send them: when two are the same, and which are refused."""
 
 from typing import Any
 

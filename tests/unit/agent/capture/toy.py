@@ -23,6 +23,9 @@ class ToyRendering:
     stop_token_ids: tuple[int, ...] = (END,)
     separator: str = "|"
 
+    def count(self, text: str) -> int:
+        return len(text)
+
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         shown = [ord(letter) for letter in "".join(str(tool) for tool in tools)] if self.shows_tools else []
         return shown + self._written(messages) + [ord(letter) for letter in "assistant:"]

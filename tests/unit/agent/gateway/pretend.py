@@ -54,6 +54,9 @@ class LetterRendering:
     stop_token_ids: tuple[int, ...] = (END,)
     separator = "\n"
 
+    def count(self, text: str) -> int:
+        return len(text)
+
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         shown = ids_of("".join(f"[{tool['function']['name']}]" for tool in tools))
         return shown + self._written(messages) + ids_of("assistant: ")

@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from penstock.contracts import EpisodeCounts, Sampling
-from penstock.errors import CallRefusedError
+from penstock.errors import CallRefusedError, EngineError
+from penstock_agent.capture.messages import Message, Tool
 from penstock_agent.gateway.refusals import (
     ContextTooLongError,
     EpisodeCutError,
@@ -20,7 +22,7 @@ from penstock_agent.gateway.session import Session
 from penstock_agent.gateway.sessions import NUM_ENDED
 from penstock_agent.generation.call import CallRejectedError
 from tests.patience import ANSWER_SECONDS
-from tests.unit.agent.gateway.pretend import END, TOOL, PretendGateway, check_record
+from tests.unit.agent.gateway.pretend import END, TOOL, LetterRendering, PretendGateway, check_record, ids_of
 
 
 def request(*texts: str, **changed: Any) -> ChatRequest:
@@ -78,6 +80,31 @@ async def test_a_call_that_does_not_fit_ends_the_episode() -> None:
         with pytest.raises(EpisodeCutError, match="up to 40 of answer are more than 100"):
             await session.chat(request("a" * 50))
         assert session.end == "max_tokens"
+
+
+class WatchedRendering(LetterRendering):
+    """Refuses to render what is far too long; runs of one letter are one token."""
+
+    def count(self, text: str) -> int:
+        assert len(text) <= 8 * 100
+        return len(text) if "b" in text else 1
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        assert not any("b" in message["content"] and len(message["content"]) > 800 for message in messages)
+        return ids_of("a")
+
+
+async def test_a_message_of_megabytes_is_cut_by_its_beginning() -> None:
+    gateway = PretendGateway(max_tokens=100, rendering=WatchedRendering())
+    async with gateway.open(sampling=Sampling(1.0, 40, ())) as session:
+        await session.chat(request("a" * 1_000_000))  # long, but of few tokens
+        with pytest.raises(ContextTooLongError, match=r"one message alone has more than 100 tokens"):
+            await session.chat(request("ab" * 500_000, auxiliary=True))
+        assert session.end is None
+        with pytest.raises(EpisodeCutError, match=r"one message alone has more than 100 tokens \(agent\.max_tokens\)"):
+            await session.chat(request("ab" * 500_000))
+        assert session.end == "max_tokens"
+    assert len(gateway.servers.calls) == 1
 
 
 async def test_calls_that_fail_cost_no_turn_and_no_seed() -> None:
