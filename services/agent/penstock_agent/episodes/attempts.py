@@ -93,11 +93,11 @@ class Attempts:
         for attempt in range(self._section.max_attempts):
             if attempt:
                 await asyncio.sleep(self._back_off_seconds(attempt))
-            probes = await self._breaker.admission()
+            probes = await self._breaker.admission(ticket.key)
             try:
                 episode = await self._attempt(ticket, index, attempt, lease)
                 if not episode.score.failure:
-                    self._breaker.worked()
+                    self._breaker.worked(ticket.key)
                     break
                 self._breaker.failed(ticket.key, episode.score.failure)
             finally:
