@@ -94,7 +94,10 @@ async def test_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("path", ["/raw", "/short"])
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(path: str) -> None:
     """One that nobody catches would be a traceback in the log for each call of a killed service."""
-    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    messages: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
     sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> MutableMapping[str, Any]:
