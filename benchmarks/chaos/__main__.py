@@ -1,6 +1,7 @@
-"""`python -m benchmarks.chaos [--seed N] [--parts abc] [--out runs/chaos]`: all parts, then summary.json.
+"""`python -m benchmarks.chaos [--seed N] [--parts abcd] [--out runs/chaos]`: all parts, then summary.json.
 
     (a) real SGLang and an embedded queue   (b) the pure engine   (c) the pure engine at max_staleness 0, twice
+    (d) as c, with agents: episodes instead of completions
 
 Exit code 1 and the reason when any check fails.
 """
@@ -46,6 +47,24 @@ SAME_BITS = Plan(
     mean_pause_seconds=2.5,
     rest_seconds=35.0,
 )
+AGENTS = Plan(
+    kills={
+        "agent": 4,
+        "environment": 4,
+        "rollout": 2,
+        "engine": 3,
+        "reward": 1,
+        "trainer": 1,
+        "queue": 2,
+        "launcher": 1,
+    },
+    freezes={"agent": 2, "rollout": 1},
+    num_cuts=2,
+    num_lost_tails=1,
+    mean_pause_seconds=2.5,
+    rest_seconds=35.0,
+    num_storms=3,
+)
 
 
 def main() -> None:
@@ -53,7 +72,7 @@ def main() -> None:
     quiet_libraries(os.environ)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--parts", default="abc")
+    parser.add_argument("--parts", default="abcd")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     arguments = parser.parse_args()
     out = arguments.out.resolve()
@@ -86,23 +105,28 @@ def part_b(out: Path, seed: int) -> dict[str, Any]:
 
 def part_c(out: Path, seed: int) -> dict[str, Any]:
     shape: dict[str, Any] = {"num_steps": 60, "max_staleness": 0, "deadline_seconds": 300, "num_servers": 2}
-    return same_bits(SAME_BITS, shape, out, seed)
+    return same_bits(SAME_BITS, shape, out / "c", seed)
+
+
+def part_d(out: Path, seed: int) -> dict[str, Any]:
+    shape: dict[str, Any] = {"num_steps": 12, "max_staleness": 0, "deadline_seconds": 540, "num_servers": 2}
+    return same_bits(AGENTS, {**shape, "num_agents": 2}, out / "d", seed)
 
 
 def same_bits(plan: Plan, shape: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:
-    """Run one configuration with and without disturbances; ChaosError unless both end with the same weights.
+    """Run one configuration with and without disturbances; ChaosError unless both trained the same to the same weights.
 
     The disturbed run writes its versions as deltas, which must make no difference.
     """
-    _, calm = run_part(ChaosPart("c-calm", NOTHING, **shape), out / "c-calm", seed)
-    record, found = run_part(ChaosPart("c", plan, full_every=5, **shape), out / "c", seed)
-    ends = [(each.policy_digest, each.weights_sha256) for each in (calm, found)]
-    if ends[0] != ends[1]:
-        raise ChaosError(record.explain(f"final weights are {ends[1]}; undisturbed {ends[0]}", out / "c"))
+    calm_out = out.with_name(f"{out.name}-calm")
+    _, calm = run_part(ChaosPart(calm_out.name, NOTHING, **shape), calm_out, seed)
+    record, found = run_part(ChaosPart(out.name, plan, full_every=5, **shape), out, seed)
+    if found.same() != calm.same():
+        raise ChaosError(record.explain(f"it ends with {found.same()}; undisturbed with {calm.same()}", out))
     return figures(record, found, True)
 
 
-PARTS = {"a": part_a, "b": part_b, "c": part_c}
+PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d}
 
 
 def total(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chaos.launch import Launch
+from benchmarks.chaos.launch import Launch, listening_url
 from benchmarks.chaos.own_queue import OwnQueue
 from benchmarks.chaos.schedule import Disturbance, Plan, deck, pause_seconds
+from benchmarks.chaos.storm import Storm
 
 LOOK_SECONDS = 0.1
 MAX_LOST_BYTES = 12000  # about what a busy second appends in these runs
@@ -34,12 +35,16 @@ class ChaosError(Exception):
 
 @dataclass
 class Record:
-    """What was done to a part. `time_line`: seconds since its start, and the disturbance."""
+    """What was done to a part. `time_line`: seconds since its start, and the disturbance.
+
+    num_refused: calls that storms saw refused with 503.
+    """
 
     seed: int
     part: str
     kills: dict[str, int] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
+    num_refused: int = 0
     time_line: list[tuple[float, str]] = field(default_factory=list)
 
     def explain(self, problem: str, logs: Path) -> str:
@@ -51,10 +56,17 @@ class Disturber:
     """Carries out one part's plan."""
 
     def __init__(
-        self, launch: Launch, plan: Plan, record: Record, pace_file: Path, paced_steps: int, own_queue: OwnQueue | None
+        self,
+        launch: Launch,
+        plan: Plan,
+        record: Record,
+        pace_file: Path,
+        paced_steps: int,
+        own_queue: OwnQueue | None,
+        max_running: int,
     ) -> None:
         """`paced_steps`: the disturbances are spread over this many steps. `own_queue`: None if the launcher runs the
-        queue; then no connection can be cut and no tail can be lost.
+        queue; then no connection can be cut and no tail can be lost. `max_running`: completions of a rollout server.
         """
         self._launch = launch
         self._plan = plan
@@ -62,6 +74,7 @@ class Disturber:
         self._pace_file = pace_file
         self._paced_steps = paced_steps
         self._queue = own_queue
+        self._storm = Storm(max_running)
         self._chooser = random.Random(record.seed)
         self._deck = deck(plan, self._chooser)
         self._num_cards = len(self._deck)
@@ -97,9 +110,11 @@ class Disturber:
         return ChaosError(self._record.explain(problem, self._launch.run_folder / "logs") + "\n" + self._launch.tail())
 
     def give_back(self) -> None:
-        """After a failure: thaw what is still frozen, bring back what is still down."""
+        """At the end: thaw what is still frozen, bring back what is still down, end storms."""
         while self._later:
             heapq.heappop(self._later)[2]()
+        self._storm.stop()
+        self._record.num_refused = self._storm.num_refused
 
     def _set_pace(self) -> None:
         """Slow the reward down if the steps are ahead of the disturbances, so that the run lasts until the last one."""
@@ -123,6 +138,8 @@ class Disturber:
     def _do(self, card: Disturbance) -> bool:
         if card.action == "cut":
             return self._cut()
+        if card.action == "storm":
+            return self._begin_storm(card)
         if card.target == "launcher":
             return self._kill_launcher()
         if card.target == "queue" and self._queue is not None:
@@ -212,6 +229,19 @@ class Disturber:
         else:
             count = queue.proxy.cut(self._chooser, self._chooser.uniform(0.2, 1.0))
             self._note(Disturbance("cut", "connections"), f"{count} of them")
+        return True
+
+    def _begin_storm(self, card: Disturbance) -> bool:
+        """Fill all rollout servers, one of which at least listens."""
+        found = [listening_url(process) for process in self._launch.victims(card.target).values()]
+        urls = [url for url in found if url]
+        if not urls or "calm" in self._frozen:
+            return False
+        seconds = self._chooser.uniform(4.0, 8.0)
+        self._storm.start(urls, seconds)
+        self._frozen.add("calm")
+        self._after(seconds, lambda: self._frozen.discard("calm"))
+        self._note(card, f"{len(urls)} servers for {seconds:.1f} s")
         return True
 
     def _after(self, seconds: float, call: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 END_SECONDS = 60.0
+ENVIRONMENT_WORD = "penstock_agent.environments.child"
 ENGINE_WORDS = ("chaos/engine.py", "penstock_rollout/engine/sglang/inside/launcher.py")
 TAIL_BYTES = 1500
 
@@ -74,7 +75,13 @@ class Launch:
         return found
 
     def victims(self, kind: str) -> dict[str, psutil.Process]:
-        """Service name -> process, for the running services of a kind; an engine has the name of its service."""
+        """Name -> process, for the running services of a kind. An engine has the name of its service; `environment`:
+        the worker processes of agent services.
+        """
+        if kind == "environment":
+            agents = [each for each in self.victims("agent").values() if each.is_running()]
+            children = [child for agent in agents for child in _children(agent)]
+            return {f"environment-{each.pid}": each for each in children if _is(kind, each)}
         running = {process.pid: process for process in self.below()}
         wanted = "rollout" if kind == "engine" else kind
         found: dict[str, psutil.Process] = {}
@@ -126,12 +133,30 @@ class Launch:
         )
 
 
+def listening_url(process: psutil.Process) -> str:
+    """Of a service that listens on one port of this host; empty if it does not listen, or not yet."""
+    try:
+        ports = [each.laddr.port for each in process.net_connections("tcp4") if each.status == psutil.CONN_LISTEN]
+    except psutil.Error:
+        return ""
+    return f"http://127.0.0.1:{ports[0]}" if ports else ""
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children())
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _is(kind: str, process: psutil.Process) -> bool:
     """Whether a process of the right service is the one that `kind` means (its engine, or the service itself)."""
     try:
         line = " ".join(process.cmdline())
         if "lifeline.py" in line:  # not yet the command itself
             return False
+        if kind == "environment":
+            return ENVIRONMENT_WORD in line
         if kind == "queue":
             return "valkey-server" in line or "redis-server" in line
         return any(word in line for word in ENGINE_WORDS) if kind == "engine" else f"-m penstock_{kind}" in line

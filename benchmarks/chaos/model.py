@@ -4,6 +4,7 @@ Owns what the runs are made of: small enough that a step takes milliseconds, rea
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+=?\n"
@@ -40,8 +41,12 @@ def make_tiny_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def write_prompts(path: Path, count: int, pace_file: Path) -> None:
-    """Write meaningless sums; the reward reads from `pace_file` how slow to be."""
-    metadata = {"pace_file": str(pace_file)}
-    rows = [{"prompt": f"{i}+{7 * i % 10}=", "answer": "", "metadata": metadata} for i in range(count)]
+def write_prompts(
+    path: Path, count: int, pace_file: Path, further: Callable[[int], Mapping[str, str]] = lambda number: {}
+) -> None:
+    """Write meaningless sums; the reward reads from `pace_file` how slow to be. further: more metadata of a row."""
+    rows = [
+        {"prompt": f"{i}+{7 * i % 10}=", "answer": "", "metadata": {"pace_file": str(pace_file), **further(i)}}
+        for i in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

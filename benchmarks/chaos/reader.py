@@ -7,6 +7,7 @@ and MessagePack, with plain Redis commands.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ import xxhash
 
 @dataclass
 class Findings:
-    """The counts of a run; `problems` is empty if all checks pass."""
+    """The counts of a run; `problems` is empty if all checks pass.
+
+    sampled_digest: of all that was trained: tokens, log-probabilities, versions and rewards, without times and names.
+    episodes: trained ones; failed_episodes: masked ones in the same groups. repeated_attempts: at either of them.
+    """
 
     issued: int = 0
     trained: int = 0
@@ -29,7 +34,20 @@ class Findings:
     steps: int = 0
     policy_digest: str = ""
     weights_sha256: str = ""
+    sampled_digest: str = ""
+    episodes: int = 0
+    failed_episodes: int = 0
+    turns: int = 0
+    repeated_attempts: int = 0
     problems: list[str] = field(default_factory=list)
+
+    def same(self) -> tuple[object, ...]:
+        """What two runs have in common if they trained the same samples to the same weights, and dropped as many."""
+        return (
+            *(self.policy_digest, self.weights_sha256, self.sampled_digest),
+            *(self.issued, self.trained, self.episodes, self.failed_episodes, self.turns),
+            *sorted(self.dropped.items()),
+        )
 
 
 class RunReader:
@@ -40,9 +58,22 @@ class RunReader:
         self._prefix = f"penstock:{{{run}}}:"
         self._folder = folder
         self._found = Findings()
+        self._sampled = xxhash.xxh3_64()
+        self._failing: Collection[str] = ()
 
-    def read(self, *, num_tickets: int, batch_size: int, max_staleness: int) -> Findings:
-        """Check the run against its configuration."""
+    def read(
+        self,
+        *,
+        num_tickets: int,
+        batch_size: int,
+        max_staleness: int,
+        num_failing: int = 0,
+        failing: Collection[str] = (),
+    ) -> Findings:
+        """Check the run against its configuration. failing: `fault` in the metadata of rows whose episodes all fail;
+        num_failing: tickets of such rows.
+        """
+        self._failing = failing
         records = [json.loads(fields[b"r"]) for _, fields in self._client.xrange(self._prefix + "ledger")]
         steps = [each for each in records if each["record"] == "step"]
         weights = [each for each in records if each["record"] == "weights"]
@@ -50,6 +81,12 @@ class RunReader:
         self._check_tickets(steps, drops, num_tickets)
         self._check_steps(steps, batch_size)
         self._check_tokens(steps, weights, max_staleness)
+        num_failed = self._found.dropped.get("reward_failed", 0)
+        self._expect(
+            num_failed >= num_failing,
+            f"{num_failed} tickets were dropped as reward_failed; expected at least {num_failing}",
+        )
+        self._found.sampled_digest = self._sampled.hexdigest()
         self._check_progress(steps)
         self._check_parts()
         self._check_end(weights)
@@ -114,19 +151,56 @@ class RunReader:
                 self._check_group(group, version_before[number], policies, max_staleness)
 
     def _check_group(self, group: Any, version: int, policies: dict[int, str], max_staleness: int) -> None:
-        ticket = group["group"]["ticket"]["number"]
-        for completion in group["group"]["completions"]:
-            end = 0
-            for span in completion["spans"]:
-                policy = span["policy"]
-                self._expect(span["start"] == end, f"ticket {ticket}: spans {completion['spans']}")
-                end = span["end"]
-                staleness = version - policy["number"]
-                self._found.staleness_max = max(self._found.staleness_max, staleness)
-                self._expect(0 <= staleness <= max_staleness, f"ticket {ticket}: a token of staleness {staleness}")
-                known = policies.get(policy["number"])
-                self._expect(known == policy["digest"], f"ticket {ticket}: sampled by {policy}, recorded is {known}")
-            self._expect(end * 4 == len(completion["token_ids"]), f"ticket {ticket}: spans end at {end}")
+        ticket, episodes = group["group"]["ticket"], group["group"].get("episodes") or []
+        values = [each["value"] for each in group["scores"]]
+        number, fault = ticket["number"], ticket.get("metadata", {}).get("fault")
+        self._expect(fault not in self._failing, f"ticket {number}: trained, though its row has the fault {fault}")
+        for episode, value in zip(episodes, values, strict=bool(episodes)):
+            self._check_episode(number, episode, value)
+        nodes = [node for episode in episodes for node in episode["nodes"]]
+        sampled = [node for node in nodes if node["logprobs"] is not None]
+        for each in [*group["group"]["completions"], *sampled]:
+            self._check_spans(number, each, version, policies, max_staleness)
+        trained = [
+            (each.get("parent"), each["token_ids"], each["logprobs"], each["spans"])
+            for each in [*group["group"]["completions"], *nodes]
+        ]
+        self._sampled.update(msgspec.msgpack.encode((number, values, trained)))
+
+    def _check_spans(
+        self, ticket: int, sampled: Any, version: int, policies: dict[int, str], max_staleness: int
+    ) -> None:
+        """Of a completion, or of a node that was sampled."""
+        end = 0
+        for span in sampled["spans"]:
+            policy = span["policy"]
+            self._expect(span["start"] == end, f"ticket {ticket}: spans {sampled['spans']}")
+            end = span["end"]
+            staleness = version - policy["number"]
+            self._found.staleness_max = max(self._found.staleness_max, staleness)
+            self._expect(0 <= staleness <= max_staleness, f"ticket {ticket}: a token of staleness {staleness}")
+            known = policies.get(policy["number"])
+            self._expect(known == policy["digest"], f"ticket {ticket}: sampled by {policy}, recorded is {known}")
+        self._expect(end * 4 == len(sampled["token_ids"]), f"ticket {ticket}: spans end at {end}")
+
+    def _check_episode(self, ticket: int, episode: Any, value: float | None) -> None:
+        """The environment of these runs never goes back: each turn once, context and answer in turns, in one path. An
+        episode without a score of its environment has none at all, and nothing that could be trained.
+        """
+        nodes, found = episode["nodes"], self._found
+        found.repeated_attempts += episode["counts"]["num_attempts"] - 1
+        if episode["score"]["value"] is None:
+            found.failed_episodes += 1
+            self._expect(value is None and not nodes, f"ticket {ticket}: a failed episode has the score {value}")
+            return
+        found.episodes += 1
+        found.turns += len(nodes) // 2
+        self._expect(value is not None, f"ticket {ticket}: an episode lost the score of its environment")
+        is_path = [each["parent"] for each in nodes] == list(range(-1, len(nodes) - 1))
+        in_turns = [each["logprobs"] is not None for each in nodes] == [False, True] * (len(nodes) // 2)
+        self._expect(is_path and in_turns, f"ticket {ticket}: nodes of an episode are no path of turns")
+        num_turns = episode["counts"]["num_turns"]
+        self._expect(num_turns * 2 == len(nodes), f"ticket {ticket}: {len(nodes)} nodes of {num_turns} turns")
 
     def _check_progress(self, steps: list[Any]) -> None:
         """steps.jsonl has one line per step, with the tickets that the ledger has."""
@@ -140,11 +214,15 @@ class RunReader:
         self._expect(sorted(tickets) == [line["step"] for line in lines], "steps.jsonl is out of order")
 
     def _check_parts(self) -> None:
-        """No group left parts behind. Only dead letters keep theirs; parts that no entry has named yet expire."""
+        """No group left parts or finished episodes behind. Only dead letters keep theirs; parts that no entry has named
+        yet expire.
+        """
         named = {fields.get(b"n") for _, fields in self._client.xrange(self._prefix + "dead")}
         keys = list(self._client.scan_iter(match=self._prefix + "part:*", count=500))
         left = [key for key in keys if key.split(b":")[-2] not in named and self._client.pttl(key) == -1]
         self._expect(not left, f"{len(left)} parts of groups are left, first {left[:1]}")
+        kept = list(self._client.scan_iter(match=self._prefix + "episodes:*", count=500))
+        self._expect(not kept, f"episodes of {len(kept)} tickets are left, first {kept[:1]}")
 
     def _check_end(self, weights: list[Any]) -> None:
         """The last step has weights, and `final` has a model."""

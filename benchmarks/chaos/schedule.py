@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Action = Literal["kill", "freeze", "cut", "lose_tail"]
+Action = Literal["kill", "freeze", "cut", "lose_tail", "storm"]
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One thing to do. `target`: a kind of service, `queue`, `launcher` or `connections`."""
+    """One thing to do. `target`: a kind of service, `engine`, `environment`, `queue`, `launcher` or `connections`."""
 
     action: Action
     target: str
@@ -38,6 +38,7 @@ class Plan:
     num_lost_tails: int
     mean_pause_seconds: float
     rest_seconds: float
+    num_storms: int = 0
 
     @property
     def num_kills(self) -> int:
@@ -50,6 +51,7 @@ def deck(plan: Plan, chooser: random.Random) -> list[Disturbance]:
     cards += [Disturbance("freeze", target) for target, count in sorted(plan.freezes.items()) for _ in range(count)]
     cards += [Disturbance("cut", "connections")] * plan.num_cuts
     cards += [Disturbance("lose_tail", "queue")] * plan.num_lost_tails
+    cards += [Disturbance("storm", "rollout")] * plan.num_storms
     chooser.shuffle(cards)
     return cards
 

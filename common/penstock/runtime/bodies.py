@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 MAX_BODY_BYTES = 2**16  # of a route that names no limit: what a person writes
 BODY_SECONDS = 60.0  # for the longest body over a slow link
+CLIENT_GONE = 499  # for a log: nobody reads that answer
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -41,7 +43,7 @@ class _BoundedRequest(Request):
         self._max_bytes = max_bytes
 
     async def body(self) -> bytes:
-        """HTTPException 413 if it is too long, 408 if it takes too long."""
+        """HTTPException 413 if it is too long, 408 if it takes too long, 499 if the client leaves before its end."""
         if not hasattr(self, "_body"):
             declared = self.headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > self._max_bytes:
@@ -51,6 +53,8 @@ class _BoundedRequest(Request):
                     self._body = await self._read()
             except TimeoutError:
                 raise HTTPException(408, f"the body took longer than {BODY_SECONDS:g} s; expected it by then") from None
+            except ClientDisconnect:
+                raise HTTPException(CLIENT_GONE, "the client left before the end of its body") from None
         return self._body
 
     async def _read(self) -> bytes:

@@ -18,6 +18,7 @@ from penstock.contracts.generation import GenerateRequest
 from penstock.contracts.services import ServedWeights, read_push, read_turn, version_body
 from penstock.contracts.weight_sources import MAX_NUMBER, read_group_request
 from penstock.errors import WeightsConflictError
+from penstock.runtime.bodies import CLIENT_GONE
 from penstock.runtime.error_answers import error_response
 from penstock.runtime.http import make_app
 from penstock_rollout.calls import Calls
@@ -28,7 +29,6 @@ from penstock_rollout.weights.updater import WeightUpdater
 
 MAX_PUSH_BYTES = 2**25  # the names and shapes of 200 000 tensors
 MAX_GENERATE_BYTES = 2**23  # a prompt of a million tokens
-CLIENT_GONE = 499  # for a log: nobody reads that answer
 
 T = TypeVar("T")
 

@@ -503,6 +503,34 @@ async def test_an_environment_that_cannot_be_used_is_an_error_at_start(
     assert not new_children()
 
 
+KILLED_AT_IMPORT = """
+import os, pathlib, signal
+imports = pathlib.Path(__file__).with_name("imports")
+imports.write_text(imports.read_text() + "i")
+if len(imports.read_text()) < {enough}:
+    os.kill(os.getpid(), signal.SIGKILL)
+class Guess:
+    def reset(self): ...
+    def step(self, text): ...
+"""
+
+
+@pytest.mark.parametrize(("enough", "num_imports"), [(3, 3), (9, 3)])
+async def test_a_process_that_the_host_kills_at_start_is_no_fault_of_the_configuration(
+    tmp_path: Path, enough: int, num_imports: int, new_children: Children
+) -> None:
+    (tmp_path / "imports").touch()
+    (tmp_path / "killed.py").write_text(KILLED_AT_IMPORT.replace("{enough}", str(enough)))
+    found = check_environment(AgentSection(environment="killed:Guess", modules_path=str(tmp_path)), needs_score=True)
+    if enough == num_imports:
+        assert (await found).kind == "steps"
+    else:
+        with pytest.raises(ConfigError, match=r"was killed by SIGKILL \(out of memory\?\)"):
+            await found
+    assert len((tmp_path / "imports").read_text()) == num_imports
+    assert not new_children()
+
+
 async def test_a_folder_that_does_not_exist_is_an_error_at_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"agent\.modules_path is .*expected an existing folder"):
         await check_environment(section(tmp_path / "absent", "Guess"), needs_score=True)

@@ -22,17 +22,17 @@ def servers(waiting_for: str = "", num_known: int = 1) -> Any:
 
 
 async def test_the_state_names_what_keeps_the_episodes_or_the_longest_wait() -> None:
-    breaker, watch = Breaker(lambda is_open: None, limit=2), Watch(clock=lambda: 131.0)
+    breaker, watch = Breaker(lambda is_open: None, limit=4), Watch(clock=lambda: 131.0)
     assert state(servers(), breaker, watch) == "ready"
     episode: Any = SimpleNamespace(num_turns=4, waits=Waits(clock=lambda: 100.0), asked_tools=("add",))
     with watch.over("12/3", episode):
         assert state(servers(), breaker, watch) == "episode 12/3, turn 4, has waited 31 s for tool add"
         assert state(servers(AWAY), breaker, watch) == AWAY
-        for ticket in "12":
+        for ticket in "1234":
             breaker.failed(ticket, "the sandbox is away")
-        expected = "the environment fails: 2 attempts failed in a row, the last: the sandbox is away; 0 attempts wait"
+        expected = "the environment fails: 4 attempts failed in a row, the last: the sandbox is away; 0 attempts wait"
         assert state(servers(AWAY), breaker, watch) == expected
-    breaker.worked()
+    breaker.worked("1")
 
 
 def test_it_is_ready_once_a_rollout_server_is_known() -> None:

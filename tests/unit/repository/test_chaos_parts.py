@@ -1,5 +1,6 @@
 """The parts of the chaos run: its plan, its pure engine, and its reader, which must find every fault."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import msgspec
 import pytest
 import xxhash
 
+from benchmarks.chaos.chaos_environment import FAULTS, EarlyLetters
 from benchmarks.chaos.engine import sample, weights_digest
-from benchmarks.chaos.reader import RunReader
+from benchmarks.chaos.reader import Findings, RunReader
 from benchmarks.chaos.schedule import Plan, deck, pause_seconds
 
 PLAN = Plan({"queue": 3, "trainer": 2}, {"reward": 1}, 2, 1, 2.0, 30.0)
@@ -56,8 +58,8 @@ class Store:
         return [(b"0-1", {b"r": msgspec.json.encode(record)}) for record in self.records]
 
     def scan_iter(self, *, match: str, count: int) -> list[bytes]:
-        assert match.endswith(":part:*")
-        return list(self.parts)
+        kind = match.split(":")[2].encode()
+        return [key for key in self.parts if key.split(b":")[1] == kind]
 
     def pttl(self, key: bytes) -> int:
         return self.parts[key]
@@ -86,20 +88,45 @@ class WrittenRun:
 
     def step(self, step: int, tickets: list[int], version: int) -> None:
         span = {"policy": POLICIES[version], "start": 0, "end": 2}
-        completion = {"token_ids": b"x" * 8, "spans": [span]}
-        groups = [{"group": {"ticket": {"number": each}, "completions": [completion]}} for each in tickets]
+        completion = {"token_ids": b"x" * 8, "logprobs": b"y" * 8, "spans": [span]}
+        groups = [
+            {
+                "group": {"ticket": {"number": each}, "completions": [completion]},
+                "scores": [{"value": 1.0}],
+            }
+            for each in tickets
+        ]
+        self.write_step(step, tickets, groups)
+
+    def episode_step(self, step: int, episode: dict[str, Any], value: float | None = 1.0, **metadata: str) -> None:
+        """Instead of a completion, the step has this episode."""
+        later = [each for each in self.store.records if each.get("step", -1) > step]
+        self.store.records = [each for each in self.store.records if each.get("step", -1) < step]
+        self.lines = [each for each in self.lines if each["step"] != step]
+        ticket = {"number": step, "metadata": metadata}
+        group = {"group": {"ticket": ticket, "completions": [], "episodes": [episode]}, "scores": [{"value": value}]}
+        self.write_step(step, [step], [group])
+        self.store.records += later
+        self.lines.sort(key=lambda each: each["step"])
+
+    def write_step(self, step: int, tickets: list[int], groups: list[dict[str, Any]]) -> None:
         data = msgspec.msgpack.encode({"groups": groups})
         (self.folder / "steps" / f"{step}.pack").write_bytes(data)
         record = {"record": "step", "step": step, "tickets": tickets, "file": f"{step}.pack"}
         self.store.records.append({**record, "digest": xxhash.xxh3_64_hexdigest(data)})
         self.lines.append({"step": step, "tickets": tickets})
 
-    def problems(self, max_staleness: int = 1) -> str:
+    def problems(self, max_staleness: int = 1, num_failing: int = 0) -> str:
+        return "\n".join(self.findings(max_staleness, num_failing).problems)
+
+    def findings(self, max_staleness: int = 1, num_failing: int = 0) -> Findings:
         lines = "".join(msgspec.json.encode(line).decode() + "\n" for line in self.lines)
         (self.folder / "steps.jsonl").write_text(lines)
         store: Any = self.store
         reader = RunReader(store, "run", self.folder)
-        return "\n".join(reader.read(num_tickets=2, batch_size=1, max_staleness=max_staleness).problems)
+        return reader.read(
+            num_tickets=2, batch_size=1, max_staleness=max_staleness, num_failing=num_failing, failing=FAULTS
+        )
 
 
 @pytest.fixture
@@ -151,3 +178,94 @@ def test_the_reader_finds_parts_that_no_dead_letter_and_no_time_will_end(run: Wr
 def test_the_reader_finds_what_is_outstanding_at_the_end(run: WrittenRun) -> None:
     run.store.hashes["live"] = {b"7": b"scored|1-1|0"}
     assert "outstanding at the end" in run.problems()
+
+
+def episode(*parents: int, value: float | None = 1.0, num_turns: int = 2) -> dict[str, Any]:
+    """Context and answers in turns, with these parents."""
+    span = {"policy": POLICIES[0], "start": 0, "end": 2}
+    context: dict[str, Any] = {"logprobs": None, "spans": []}
+    answer: dict[str, Any] = {"logprobs": b"y" * 8, "spans": [span]}
+    nodes = [
+        {"parent": parent, "token_ids": bytes([index]) * 8, **(answer if index % 2 else context)}
+        for index, parent in enumerate(parents)
+    ]
+    return {"nodes": nodes, "score": {"value": value}, "counts": {"num_turns": num_turns, "num_attempts": 2}}
+
+
+def test_the_reader_counts_episodes_turns_and_attempts(run: WrittenRun) -> None:
+    run.episode_step(0, episode(-1, 0, 1, 2))
+    run.episode_step(1, episode(value=None), value=None)
+    found = run.findings()
+    assert found.problems == []
+    assert (found.episodes, found.failed_episodes, found.turns, found.repeated_attempts) == (1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("parents", "value", "score", "problem"),
+    [
+        ((-1, 0, 0, 2), 1.0, 1.0, "nodes of an episode are no path of turns"),
+        ((-1, 0, 1), 1.0, 1.0, "nodes of an episode are no path of turns"),
+        ((-1, 0), 1.0, 1.0, "2 nodes of 2 turns"),
+        ((-1, 0, 1, 2), None, 0.0, "a failed episode has the score 0.0"),
+        ((), None, 0.0, "a failed episode has the score 0.0"),
+        ((-1, 0, 1, 2), 1.0, None, "an episode lost the score of its environment"),
+    ],
+)
+def test_the_reader_finds_a_fault_of_an_episode(
+    run: WrittenRun, parents: tuple[int, ...], value: float | None, score: float | None, problem: str
+) -> None:
+    run.episode_step(0, episode(*parents, value=value), score)
+    assert problem in run.problems()
+
+
+def test_the_reader_finds_what_was_trained_though_its_row_fails(run: WrittenRun) -> None:
+    run.episode_step(0, episode(-1, 0, 1, 2), fault="nan")
+    assert "trained, though its row has the fault nan" in run.problems()
+    assert "0 tickets were dropped as reward_failed; expected at least 1" in run.problems(num_failing=1)
+
+
+def test_the_reader_finds_finished_episodes_that_outlive_their_ticket(run: WrittenRun) -> None:
+    run.store.parts = {b"p:episodes:tickets:1-1": 86_400_000}
+    assert "episodes of 1 tickets are left" in run.problems()
+
+
+def test_the_digest_of_what_was_trained_has_tokens_and_rewards_and_no_attempts(run: WrittenRun) -> None:
+    def digest(value: float = 1.0, **changes: Any) -> str:
+        run.episode_step(0, episode(-1, 0, 1, 2) | changes, value)
+        return run.findings().sampled_digest
+
+    other_nodes = episode(-1, 0, 1, 2)["nodes"]
+    other_nodes[1]["token_ids"] = b"z" * 8
+    once = {"num_turns": 2, "num_attempts": 1}
+    assert digest() == digest(counts=once)
+    assert len({digest(), digest(0.5), digest(nodes=other_nodes)}) == 3
+
+
+def play(folder: Path, fault: str, *texts: str) -> Any:
+    """What the environment answers to the last of the texts."""
+    environment = EarlyLetters()
+    environment.reset("1+2=", fault, str(folder), answer="")
+    return [environment.step(text) for text in texts][-1]
+
+
+def test_the_environment_depends_on_what_is_said_only(tmp_path: Path) -> None:
+    assert play(tmp_path, "", "abq", "qq") == "2="
+    assert play(tmp_path, "", "abq", "x") == 0.5
+    assert play(tmp_path, "text", "abx") == "2="
+    assert play(tmp_path, "none", "abx") is None
+    assert math.isnan(play(tmp_path, "nan", "abx"))
+    with pytest.raises(ConnectionError):
+        play(tmp_path, "fails", "")
+    lies = [math.isnan(play(tmp_path, "sometimes", f"{number}x")) for number in range(40)]
+    assert lies == [math.isnan(play(tmp_path, "sometimes", f"{number}x")) for number in range(40)]
+    assert set(lies) == {True, False}
+
+
+def test_the_environment_hangs_once_after_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hung: list[float] = []
+    monkeypatch.setattr("benchmarks.chaos.chaos_environment.time.sleep", hung.append)
+    for _ in range(2):
+        for number in range(30):
+            play(tmp_path, "hangs", f"{number}")
+    assert 0 < len(hung) < 30
+    assert len(hung) == len(list(tmp_path.iterdir()))

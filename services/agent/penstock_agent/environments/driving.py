@@ -1,5 +1,6 @@
 """From the configuration to a driver: the check at start, and the driver of each kind."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,11 @@ from penstock_agent.environments.conversations import ClassDriver
 from penstock_agent.environments.episode import Driver, Environment
 from penstock_agent.environments.functions import FunctionDriver
 from penstock_agent.environments.pool import open_pool
-from penstock_agent.environments.worker import start_worker
+from penstock_agent.environments.worker import EndedAtImportError, EnvironmentWorker, start_worker
+
+log = logging.getLogger(__name__)
+
+NUM_IMPORTS = 3  # a process that ends may be the host's doing, and a fault of the configuration ends the run
 
 
 async def check_environment(section: AgentSection, *, needs_score: bool) -> Environment:
@@ -23,7 +28,7 @@ async def check_environment(section: AgentSection, *, needs_score: bool) -> Envi
     if section.command:
         check_command(section)
         return Environment("command", " ".join(section.command))
-    worker = await start_worker(section)
+    worker = await _import(section)
     await worker.close()
     environment = worker.environment
     if environment.tools and section.template == "plain":
@@ -37,6 +42,15 @@ async def check_environment(section: AgentSection, *, needs_score: bool) -> Envi
             "environment; expected a method get_reward() that returns the score, or other reward.functions"
         )
     return environment
+
+
+async def _import(section: AgentSection) -> EnvironmentWorker:
+    for _ in range(NUM_IMPORTS - 1):
+        try:
+            return await start_worker(section)
+        except EndedAtImportError as error:
+            log.warning("%s; trying again", error)
+    return await start_worker(section)
 
 
 @asynccontextmanager

@@ -54,6 +54,10 @@ class RaisedError(BrokenEpisodeError):
     """The user's code raised an exception, or returned something that cannot be used."""
 
 
+class EndedAtImportError(ConfigError):
+    """The process ended while it imported the environment: by the module, or by the host (no memory, a signal)."""
+
+
 class EnvironmentWorker:
     """A child process that holds one environment of kind steps, tools or function. Made by `start_worker`."""
 
@@ -101,7 +105,7 @@ class EnvironmentWorker:
                 f"{named}, which was not imported within {LOAD_SECONDS:g} s; expected a module that imports faster"
             ) from None
         except BrokenWorkerError as error:
-            raise ConfigError(
+            raise EndedAtImportError(
                 f"{named}; the process that imports it {error}; it wrote: {self._child.output.tail or 'nothing'}"
             ) from None
         if isinstance(answer, Refused):

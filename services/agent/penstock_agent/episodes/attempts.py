@@ -95,11 +95,11 @@ class Attempts:
         for attempt in range(self._section.max_attempts):
             if attempt:
                 await asyncio.sleep(self._back_off_seconds(attempt))
-            probes = await self._breaker.admission()
+            probes = await self._breaker.admission(ticket.key)
             try:
                 episode = await self._attempt(ticket, index, attempt, lease)
                 if episode.score.value is not None or episode.end not in INFRASTRUCTURE:
-                    self._breaker.worked()
+                    self._breaker.worked(ticket.key)
                     break
                 self._breaker.failed(ticket.key, episode.score.failure)
             finally:

@@ -307,7 +307,7 @@ async def test_cancelled_at_any_point_it_leaves_nothing(when: str) -> None:
     world = World(hang)
     if when != "playing":
         for number in range(32):
-            world.breaker.failed(str(number % 2), "away")
+            world.breaker.failed(f"other {number % 4}", "away")
     making = asyncio.create_task(world.attempts.episode(agent_ticket(0), 0, lease=1))
     while not (world.driver.num_running if when == "playing" else world.breaker.num_waiting):  # noqa: ASYNC110
         await asyncio.sleep(0.001)

@@ -22,12 +22,12 @@ async def test_failures_in_a_row_of_several_tickets_open_it() -> None:
     breaker, changes = make_breaker()
     fail(breaker, *"11111111")
     assert not breaker.is_open, "one row at fault keeps all others back"
-    breaker.worked()
-    fail(breaker, *"121")
-    assert not breaker.is_open
-    fail(breaker, "2")
+    breaker.worked("2")
+    fail(breaker, *"234234234")
+    assert not breaker.is_open, "rows at fault are the last to end, and alone then"
+    fail(breaker, "5")
     assert breaker.is_open
-    assert str(breaker) == "4 attempts failed in a row, the last: the sandbox is away at line 3"
+    assert str(breaker) == "10 attempts failed in a row, the last: the sandbox is away at line 3"
     assert changes == [True]
 
 
@@ -35,8 +35,8 @@ async def test_what_works_between_failures_keeps_it_closed() -> None:
     breaker, changes = make_breaker()
     for _ in range(5):
         fail(breaker, *"123")
-        breaker.worked()
-    assert not await breaker.admission()
+        breaker.worked("1")
+    assert not await breaker.admission("1")
     assert changes == []
 
 
@@ -49,7 +49,7 @@ async def test_one_attempt_at_a_time_probes_and_they_take_turns() -> None:
     async def attempts(name: str, rounds: int) -> None:
         nonlocal num_probing
         for _ in range(rounds):
-            assert await breaker.admission()
+            assert await breaker.admission(name)
             num_probing += 1
             assert num_probing == 1
             await asyncio.sleep(0)
@@ -68,22 +68,22 @@ async def test_a_probe_that_works_lets_all_go_on() -> None:
     breaker, changes = make_breaker()
     fail(breaker, *"1234")
     async with asyncio.timeout(ANSWER_SECONDS):
-        waiting = [asyncio.create_task(breaker.admission()) for _ in range(3)]
+        waiting = [asyncio.create_task(breaker.admission(ticket)) for ticket in "123"]
         assert await waiting[0]
         assert breaker.num_waiting == 2
-        breaker.worked()
+        breaker.worked("1")
         breaker.probe_ended()
         assert [await task for task in waiting] == [True, False, False]
     assert changes == [True, False]
-    assert not await breaker.admission()
+    assert not await breaker.admission("1")
 
 
 async def test_an_attempt_that_was_running_may_close_it_before_any_probe() -> None:
     breaker, _ = make_breaker(cool_down_seconds=3600)
     fail(breaker, *"1234")
-    waiting = asyncio.create_task(breaker.admission())
+    waiting = asyncio.create_task(breaker.admission("5"))
     await asyncio.sleep(0)
-    breaker.worked()
+    breaker.worked("1")
     async with asyncio.timeout(ANSWER_SECONDS):
         assert not await waiting
 
@@ -106,8 +106,8 @@ async def test_a_probe_that_outlives_its_outage_leaves_one_cool_down_to_the_next
 async def test_an_attempt_that_is_cancelled_leaves_its_turn_to_the_next(when: str) -> None:
     breaker, _ = make_breaker()
     fail(breaker, *"1234")
-    first = asyncio.create_task(breaker.admission())
-    second = asyncio.create_task(breaker.admission())
+    first = asyncio.create_task(breaker.admission("5"))
+    second = asyncio.create_task(breaker.admission("6"))
     await asyncio.sleep(0)
     if when == "admitted":
         while breaker.num_waiting == 2:  # noqa: ASYNC110  # the future is set, its task has not run yet
@@ -126,3 +126,46 @@ def test_a_long_reason_keeps_its_end() -> None:
     )
     assert str(breaker).endswith("File x ValueError: no tools")
     assert len(str(breaker)) < 300
+
+
+async def test_a_ticket_that_fails_while_others_work_is_at_fault_itself() -> None:
+    breaker, changes = make_breaker(cool_down_seconds=3600)
+    fail(breaker, *"1234")
+    breaker.worked("9")
+    assert changes == [True, False]
+    fail(breaker, *"1234")
+    assert not breaker.is_open
+    breaker.worked("4")
+    fail(breaker, *"4567")
+    assert breaker.is_open, "a ticket of which an attempt has worked counts again"
+    async with asyncio.timeout(ANSWER_SECONDS):
+        assert not await breaker.admission("1"), "it waits for what it cannot show"
+    waiting = asyncio.create_task(breaker.admission("4"))
+    await asyncio.sleep(0)
+    assert breaker.num_waiting == 1
+    waiting.cancel()
+
+
+async def test_tickets_that_have_not_failed_probe_first() -> None:
+    breaker, _ = make_breaker()
+    fail(breaker, *"1234")
+    async with asyncio.timeout(ANSWER_SECONDS):
+        first, other = (asyncio.create_task(breaker.admission(ticket)) for ticket in "15")
+        assert await other
+        breaker.worked("5")
+        breaker.probe_ended()
+        assert not await first
+
+
+async def test_a_row_at_fault_ends_after_two_probes_though_nothing_else_runs() -> None:
+    breaker, _ = make_breaker()
+    fail(breaker, *"1234")
+    async with asyncio.timeout(ANSWER_SECONDS):
+        attempts = [asyncio.create_task(breaker.admission("1")) for _ in range(4)]
+        for probing in attempts[:2]:
+            assert await probing
+            fail(breaker, "1")
+            breaker.probe_ended()
+        assert [await each for each in attempts[2:]] == [False, False]
+        assert not await breaker.admission("1")
+    assert breaker.is_open

@@ -1,11 +1,12 @@
 """Bodies of requests: bounded in bytes and in time, and only JSON that can be written again."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 
 from penstock.runtime import bodies
@@ -15,7 +16,7 @@ from penstock.runtime.http import make_app
 LONG = 2**20
 
 
-def client() -> httpx.AsyncClient:
+def make_test_app() -> FastAPI:
     app = make_app("test", not_ready=lambda: None, metrics=CollectorRegistry(), body_bytes={"/long/{name}": LONG})
 
     @app.post("/long/{name}")
@@ -27,8 +28,16 @@ def client() -> httpx.AsyncClient:
     async def none() -> None:
         return
 
+    @app.post("/raw")
+    async def raw(request: Request) -> Response:
+        return Response(await request.body())
+
+    return app
+
+
+def client() -> httpx.AsyncClient:
     headers = {"Content-Type": "application/json"}
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t", headers=headers)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(make_test_app()), base_url="http://t", headers=headers)
 
 
 class Chunks:
@@ -80,6 +89,29 @@ async def test_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPa
     async with client() as http:
         answer = await http.post("/short", content=Chunks(1024, then_waits=True))
     assert (answer.status_code, answer.json()["error"]) == (408, "refused")
+
+
+@pytest.mark.parametrize("path", ["/raw", "/short"])
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(path: str) -> None:
+    """One that nobody catches would be a traceback in the log for each call of a killed service."""
+    messages: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {
+        **{"type": "http", "method": "POST", "path": path, "query_string": b"", "http_version": "1.1"},
+        **{"headers": [(b"host", b"t"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 5)},
+    }
+    await make_test_app()(scope, receive, send)
+    assert sent[0]["status"] == 499
 
 
 @pytest.mark.parametrize(
