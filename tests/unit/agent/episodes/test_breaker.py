@@ -92,9 +92,9 @@ async def test_a_probe_that_outlives_its_outage_leaves_one_cool_down_to_the_next
     breaker, _ = make_breaker()
     fail(breaker, *"1234")
     async with asyncio.timeout(ANSWER_SECONDS):
-        assert await breaker.admission()
-    breaker.worked()  # an attempt that was running
-    fail(breaker, *"1234")
+        assert await breaker.admission("5")
+    breaker.worked("6")  # an attempt that was running
+    fail(breaker, *"789a")
     first = breaker._timer
     breaker.probe_ended()
     assert first is not None

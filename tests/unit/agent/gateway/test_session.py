@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from penstock.contracts import EpisodeCounts, Sampling
-from penstock.errors import CallRefusedError, EngineError
+from penstock.errors import CallRefusedError
 from penstock_agent.capture.messages import Message, Tool
 from penstock_agent.gateway.refusals import (
     ContextTooLongError,
