@@ -1,3 +1,5 @@
+"""When two messages are the same, and which are none."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Calls of tools as text: what is read, what is written, and what stays text."""
+
 import json
 
 import pytest
