@@ -15,22 +15,25 @@ from penstock.contracts import Score, ServiceKind
 from tests.integration.agent.agent_world import Run, fake_engines, running
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 
-PROGRAM = """
-import json, os, sys, urllib.request
-
-row = json.load(sys.stdin)
-assert row["answer"] == "7", row
+CLIENT = """
+import asyncio, json, os, sys, urllib.request
 
 
-def send(method, path, body):
-    headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
-    url = os.environ["OPENAI_BASE_URL"] + path
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
-    return json.load(urllib.request.urlopen(request, timeout=60))
+def play(row, base_url, api_key):
+    assert row["answer"] == "7", row
+    question = {"model": "m", "messages": [{"role": "user", "content": "a="}]}
+    for method, path, body in (("POST", "/chat/completions", question), ("PUT", "/reward", {"reward": 1.5})):
+        headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(base_url + path, json.dumps(body).encode(), headers, method=method)
+        urllib.request.urlopen(request, timeout=60).read()
 
 
-send("POST", "/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "a="}]})
-send("PUT", "/reward", {"reward": 1.5})
+async def run(row, base_url, api_key):
+    await asyncio.to_thread(play, row, base_url, api_key)
+
+
+if __name__ == "__main__":
+    play(json.load(sys.stdin), os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"])
 """
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
@@ -157,9 +160,11 @@ async def test_an_outage_is_waited_for(tmp_path: Path, tiny_model: Path, redis_s
         assert process.returncode is None
 
 
-async def test_an_agent_of_its_own_speaks_http(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM)
-    agent = {"command": ["python", "program.py"]}
+@pytest.mark.parametrize("agent", [{"command": ["python", "client.py"]}, {"environment": "client:run"}])
+async def test_an_agent_of_its_own_speaks_http(
+    tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer, agent: dict[str, Any]
+) -> None:
+    (tmp_path / "client.py").write_text(CLIENT)
     async with fake_engines(1) as (_, urls), running(tmp_path, tiny_model, redis_server, **agent) as run:
         await started(run, urls)
         await run.issue(run.ticket(0))
