@@ -90,11 +90,12 @@ def test_a_run_of_episodes_has_agent_services(setup: LaunchSetup) -> None:
     first.send(signal.SIGKILL)
     wait_for_text(setup, "agent-1: died (killed by SIGKILL)")
     until(lambda: setup.identity("agent-1") != first)
-    status = setup.command("status", "--config", "config.yaml", *words[:2], "--agent.num_services", "3")
+    status = setup.command("status", "--config", "config.yaml", *words[:2], "--agent.num_services", "5")
     output, _ = status.communicate(timeout=START_SECONDS)
     assert status.returncode == 0, output
     assert re.search(r"^  agent\d+: .*, http://127\.0\.0\.1:\d+$", output, re.MULTILINE)
-    assert re.search(r"^  agent: \d of 3 are up; runs/t/logs says what became of the rest$", output, re.MULTILINE)
+    # Three may have a record: the one that was killed has it until its heartbeat is missed.
+    assert re.search(r"^  agent: \d of 5 are up; runs/t/logs says what became of the rest$", output, re.MULTILINE)
     setup.finish()
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 0, output
