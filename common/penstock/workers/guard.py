@@ -19,7 +19,7 @@ CLOSE_SECONDS = 5.0  # the helper only has to read the end of its input
 
 
 class GroupGuard:
-    """The helper, and what it is told. `with` bounds its life; it kills nothing then that was released."""
+    """Keeps the helper informed. Leaving `with` ends the helper, which kills the groups that were not released."""
 
     def __init__(self) -> None:
         """OSError if it cannot be started."""

@@ -1,5 +1,5 @@
 """Episodes of an agent that branches, by a real SGLang in float32, with new weights in the middle: each span's
-log-probabilities are those of the weights that it names. `benchmarks.agent_exact` is the long form."""
+log-probabilities are those of the weights that it names. `benchmarks.agents.exact` is the long form."""
 
 import shutil
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.agent_exact.cases import HERE, Case
-from benchmarks.agent_exact.episodes import Setting, make_groups
-from benchmarks.agent_exact.recompute import recompute
+from benchmarks.agents.exact.cases import HERE, Case
+from benchmarks.agents.exact.episodes import Setting, make_groups
+from benchmarks.agents.exact.recompute import recompute
 from benchmarks.push_setup import RolloutServer
 from penstock.broker.embedded import EmbeddedServer
 from tests.integration.rollout.sglang_pair import PYTHON, VOCABULARY

@@ -68,7 +68,7 @@ class Family:
     """
 
     def __init__(self, name: str, tokenizer: Tokenizer, *, keeps_thinking: bool) -> None:
-        """keeps_thinking: continue turns that hold thinking, where the template would drop it."""
+        """keeps_thinking: earlier turns keep their thinking even if the template would drop it."""
         self.name = name
         self._tokenizer = tokenizer
         self._renderer = _renderer(name, tokenizer, "all" if keeps_thinking else None)

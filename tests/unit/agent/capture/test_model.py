@@ -107,10 +107,10 @@ def test_every_call_is_sent_the_tokens_of_its_path(
     client = Client(smollm("hermes" if with_tools else "auto"), (TOOL,) if with_tools else ())
     messages: list[Message] = [USER]
     only_grew = True
-    for kind, text, answer, finish, where in steps:
+    for kind, text, answer, finish, place in steps:
         asked = [*messages, {"role": "user", "content": text}]
         if kind == "edit":
-            at = where % len(messages)
+            at = place % len(messages)
             asked = [*messages[:at], {**messages[at], "content": text + "!"}, *messages[at + 1 :], USER]
         elif kind == "retry" and client.sent:
             asked = messages[:-1] or asked

@@ -296,18 +296,18 @@ def test_every_call_is_a_path_of_the_tree(
     tools: tuple[Tool, ...] = ()
     asked: list[Message] = [SYSTEM, user("q")]
     messages = [*asked, calls.call(asked, "b", tools)]
-    for kind, text, answer, finish, where in steps:
+    for kind, text, answer, finish, number in steps:
         if kind == "tools":
             tools = () if tools else (TOOL,)
         if kind == "edit":
-            place = where % len(messages)
+            place = number % len(messages)
             messages = [*messages[:place], {**messages[place], "content": text}, *messages[place + 1 :]]
         elif kind == "compact":
             messages = [SYSTEM, user(text)]
         elif kind == "sub-agent":
             calls.call([{"role": "system", "content": text}, user(answer)], answer, tools, finish)
         elif kind == "back":
-            messages = messages[: 2 + where % len(messages)]
+            messages = messages[: 2 + number % len(messages)]
         if kind != "retry":
             asked = messages if messages[-1]["role"] == "user" else [*messages, user(text)]
         messages = [*asked, calls.call(asked, answer, tools, finish)]

@@ -69,7 +69,7 @@ class Client:
 
 
 class Agent:
-    """An agent that keeps a history, and does to it what it is told."""
+    """An agent that keeps its histories, and changes them as a test says."""
 
     def __init__(self, gateway: PretendGateway, session: Session) -> None:
         self._gateway = gateway

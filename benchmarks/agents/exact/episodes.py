@@ -19,7 +19,7 @@ import msgspec
 import torch
 import yaml
 
-from benchmarks.agent_exact.cases import MAX_TOKENS, ROOT, Case
+from benchmarks.agents.exact.cases import MAX_TOKENS, ROOT, Case
 from benchmarks.push_setup import ModelSource, Pusher, RolloutServer, pusher
 from penstock.broker import Queue, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer

@@ -6,8 +6,8 @@ template, calls in hermes' form), and an agent of one's own that edits its histo
 once, sends a second agent and asks for a title. In the middle of each, weights are pushed two times. Start it from the
 repository's root, after `make demo-agent` has loaded the model:
 
-    .venv/bin/python -m benchmarks.agent_exact                      # 200 episodes; 20 minutes on two busy cores
-    .venv/bin/python -m benchmarks.agent_exact --groups 2 --cases calculator
+    .venv/bin/python -m benchmarks.agents.exact                      # 200 episodes; 20 minutes on two busy cores
+    .venv/bin/python -m benchmarks.agents.exact --groups 2 --cases calculator
 
 It exits with 1 if a span differs by more than the bound, an episode fails, or none has two versions.
 """
@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.agent_exact.cases import CASES, MAX_TOKENS, ROOT, Case
-from benchmarks.agent_exact.episodes import Setting, make_groups
-from benchmarks.agent_exact.recompute import Findings, recompute
+from benchmarks.agents.exact.cases import CASES, MAX_TOKENS, ROOT, Case
+from benchmarks.agents.exact.episodes import Setting, make_groups
+from benchmarks.agents.exact.recompute import Findings, recompute
 from benchmarks.push_setup import rollout_server
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config

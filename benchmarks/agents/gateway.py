@@ -5,8 +5,8 @@ rollout servers are replaced, by ones that answer at once. The client counts the
 included, and the CPU seconds of the service's process. Each turn sends the full history, as OpenAI's clients do. Start
 it alone on a quiet machine, from the repository's root, after `make demo` has loaded the model:
 
-    .venv/bin/python -m benchmarks.agent_gateway                    # two minutes
-    .venv/bin/python -m benchmarks.agent_gateway --sessions 500     # fewer at once
+    .venv/bin/python -m benchmarks.agents.gateway                    # two minutes
+    .venv/bin/python -m benchmarks.agents.gateway --sessions 500     # fewer at once
 
 The second table opens all sessions at once, each with a connection and with calls that take a second, ends them, and
 does so again: is memory flat?
@@ -247,7 +247,7 @@ def _cpu(service: psutil.Process) -> float:
 async def measure(num_sessions: int) -> None:
     raise_file_limit()
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.agent_gateway", "--serve", stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "benchmarks.agents.gateway", "--serve", stdout=asyncio.subprocess.PIPE
     )
     try:
         assert child.stdout is not None

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.agent_exact.environments import STOCK
+from benchmarks.agents.exact.environments import STOCK
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HERE = str(Path(__file__).parent)
 MAX_TOKENS = 768  # of a path
 NEWLINE = 198  # SmolLM2's token

@@ -1,6 +1,6 @@
 """What rendering the history again would change in what a model reads, and what exact capture costs.
 
-`.venv/bin/python -m benchmarks.agent_drift` samples turns of SmolLM2-135M at temperature 1 and puts them into
+`.venv/bin/python -m benchmarks.agents.drift` samples turns of SmolLM2-135M at temperature 1 and puts them into
 conversations of growing length. Each call is sent by the product's own tree, and is also rendered whole from its
 messages, as a server does that keeps no tokens. A token has drifted if the second prompt has another one for the same
 text.

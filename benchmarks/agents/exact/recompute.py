@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from benchmarks.agent_exact.episodes import Made
+from benchmarks.agents.exact.episodes import Made
 from penstock.contracts import Episode, Node, unpack_float32, unpack_int32
 
 

@@ -4,7 +4,7 @@ Owns the shapes of the episodes. Invariant: both sides compute the same loss of 
 by the same attention, in passes of at most as many rows; they differ only in what they compute once. A random model on
 one thread of a CPU. Start it alone on a quiet machine, from the repository's root:
 
-    .venv/bin/python -m benchmarks.agent_path
+    .venv/bin/python -m benchmarks.agents.path
 
 kept      each turn goes on from all before it: an episode is one path
 stripped  the template strips the thinking of earlier turns, so that each turn is a branch

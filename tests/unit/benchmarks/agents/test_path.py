@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.agent_path import History, make_group, measure, row_packs, turn_samples
+from benchmarks.agents.path import History, make_group, measure, row_packs, turn_samples
 from benchmarks.learner_side import relative_difference
 from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
 from penstock_trainer.batching.packing import make_packs

@@ -1,0 +1,1 @@
+"""What agents cost, and whether their episodes are exact."""
