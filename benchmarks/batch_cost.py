@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.tickets import make_ticket
 from penstock.contracts import (
     Completion,
     PolicyIdentity,
@@ -21,7 +22,6 @@ from penstock.contracts import (
     Sampling,
     Score,
     ScoredGroup,
-    Ticket,
     VersionSpan,
 )
 from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
@@ -63,18 +63,11 @@ def scored_groups(num_groups: int, group_size: int, num_tokens: int) -> list[Sco
             )
             for _ in range(group_size)
         )
-        ticket = Ticket(
-            purpose="train",
-            number=number,
-            attempt=0,
-            policy_version=0,
-            prompt="",
+        ticket = make_ticket(
+            number,
+            range(group_size),
+            Sampling(1.0, num_tokens, ()),
             prompt_ids=random.integers(VOCAB_SIZE, size=NUM_PROMPT_TOKENS, dtype=np.int32).tobytes(),
-            seeds=tuple(range(group_size)),
-            sampling=Sampling(1.0, num_tokens, ()),
-            answer="",
-            reward="",
-            metadata={},
         )
         scores = tuple(Score(float(index % 2)) for index in range(group_size))
         groups.append(ScoredGroup(RolloutGroup(ticket, completions, "benchmark", 0.0, 1.0), scores))

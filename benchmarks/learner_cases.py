@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from benchmarks.tickets import make_ticket
 from penstock.contracts import (
     Completion,
     PolicyIdentity,
@@ -15,7 +16,6 @@ from penstock.contracts import (
     Sampling,
     Score,
     ScoredGroup,
-    Ticket,
     VersionSpan,
     pack_float32,
     pack_int32,
@@ -106,19 +106,7 @@ def scored_groups(
                 for first, (ids, logprobs) in zip(firsts, pairs, strict=True)
             )
             prompt = prompt[:1]
-        ticket = Ticket(
-            purpose="train",
-            number=number,
-            attempt=0,
-            policy_version=0,
-            prompt="",
-            prompt_ids=pack_int32(prompt),
-            seeds=tuple(range(GROUP_SIZE)),
-            sampling=Sampling(1.0, LONGEST, ()),
-            answer="",
-            reward="",
-            metadata={},
-        )
+        ticket = make_ticket(number, range(GROUP_SIZE), Sampling(1.0, LONGEST, ()), prompt_ids=pack_int32(prompt))
         scores = tuple(Score(reward) for reward in REWARDS)
         groups.append(ScoredGroup(RolloutGroup(ticket, completions, "benchmark", 0.0, 1.0), scores))
     return groups

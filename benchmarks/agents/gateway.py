@@ -28,8 +28,9 @@ import psutil
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from benchmarks.tickets import make_ticket
 from penstock.config.agent import AgentSection
-from penstock.contracts import PolicyIdentity, Sampling, Ticket, VersionSpan, pack_float32, pack_int32
+from penstock.contracts import PolicyIdentity, Sampling, VersionSpan, pack_float32, pack_int32
 from penstock.runtime.connections import raise_file_limit
 from penstock.runtime.http import make_app
 from penstock.runtime.service import Service
@@ -48,20 +49,7 @@ TURN_WORDS = 40
 WAVES = 3
 WAVE_TURNS = 4
 CALL_SECONDS = 1.0  # in the waves
-TICKET = Ticket(
-    purpose="train",
-    number=0,
-    attempt=0,
-    policy_version=0,
-    prompt="",
-    prompt_ids=b"",
-    seeds=(7,),
-    sampling=Sampling(1.0, ANSWER_TOKENS, ()),
-    answer="",
-    reward="",
-    metadata={},
-    environment="benchmark:agent",
-)
+TICKET = make_ticket(0, [7], Sampling(1.0, ANSWER_TOKENS, ()), environment="benchmark:agent")
 
 
 @dataclass

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.counted_memory import counted
 from benchmarks.learner_side import relative_difference
+from benchmarks.tickets import make_ticket
 from penstock.contracts import (
     Episode,
     EpisodeCounts,
@@ -35,7 +36,6 @@ from penstock.contracts import (
     Sampling,
     Score,
     ScoredGroup,
-    Ticket,
     VersionSpan,
     pack_float32,
     pack_int32,
@@ -92,19 +92,8 @@ def make_episode(num_turns: int, history: History, seed: int) -> Episode:
 
 def make_group(num_turns: int, history: History) -> ScoredGroup:
     """Episodes of one ticket, with rewards 0, 1, 2 ..."""
-    ticket = Ticket(
-        purpose="train",
-        number=0,
-        attempt=0,
-        policy_version=0,
-        prompt="",
-        prompt_ids=b"",
-        seeds=tuple(range(NUM_EPISODES)),
-        sampling=Sampling(1.0, NUM_THINKING + NUM_ANSWER, ()),
-        answer="",
-        reward="",
-        metadata={},
-        environment="benchmarks:none",
+    ticket = make_ticket(
+        0, range(NUM_EPISODES), Sampling(1.0, NUM_THINKING + NUM_ANSWER, ()), environment="benchmarks:none"
     )
     episodes = tuple(make_episode(num_turns, history, seed) for seed in range(1, NUM_EPISODES + 1))
     scores = tuple(Score(float(index)) for index in range(NUM_EPISODES))

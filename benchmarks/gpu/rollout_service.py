@@ -16,14 +16,14 @@ from pathlib import Path
 import yaml
 
 from benchmarks.push_setup import ModelSource
-from penstock.broker import Queue, Stage, Worker, connect
+from benchmarks.tickets import make_ticket, next_group
+from penstock.broker import Queue, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import RolloutGroup, Sampling, ServerState, Ticket, decode, pack_int32
+from penstock.contracts import RolloutGroup, Sampling, ServerState, pack_int32
 from penstock.contracts.services import Announcement
-from penstock.contracts.stored_groups import Part, RolloutHeader, group_of
 from penstock_trainer.weights.files import published_format
 from penstock_trainer.weights.staging import Staging
 
@@ -46,31 +46,12 @@ class Service:
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling
     ) -> list[RolloutGroup]:
         """One group of each prompt, in the order in which they end."""
-        tickets = [self._ticket(next(self.numbers), prompt, group_size, sampling) for prompt in prompts]
+        tickets = []
+        for prompt, number in zip(prompts, self.numbers, strict=False):
+            seeds = range(group_size * number, group_size * (number + 1))
+            tickets.append(make_ticket(number, seeds, sampling, prompt_ids=pack_int32(prompt)))
         await self.trainer.issue(tickets, self.announcement)
-        return [await self._next_group() for _ in tickets]
-
-    def _ticket(self, number: int, prompt: Sequence[int], group_size: int, sampling: Sampling) -> Ticket:
-        return Ticket(
-            purpose="train",
-            number=number,
-            attempt=0,
-            policy_version=0,
-            prompt="",
-            prompt_ids=pack_int32(prompt),
-            seeds=tuple(range(group_size * number, group_size * (number + 1))),
-            sampling=sampling,
-            answer="",
-            reward="",
-            metadata={},
-        )
-
-    async def _next_group(self) -> RolloutGroup:
-        async with asyncio.timeout(GROUP_SECONDS):
-            while (delivery := await self.worker.take(Stage.ROLLOUTS)) is None:
-                await self.worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
-        [parts] = await self.worker.read([delivery], *Part)
-        return group_of(decode(delivery.payload, RolloutHeader), parts)
+        return [await next_group(self.worker, GROUP_SECONDS) for _ in tickets]
 
 
 @asynccontextmanager

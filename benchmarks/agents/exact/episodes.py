@@ -21,14 +21,14 @@ import yaml
 
 from benchmarks.agents.exact.cases import MAX_TOKENS, ROOT, Case
 from benchmarks.push_setup import ModelSource, Pusher, RolloutServer, pusher
-from penstock.broker import Queue, Stage, Worker, connect
+from benchmarks.tickets import next_group
+from penstock.broker import Queue, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket, decode
+from penstock.contracts import PolicyIdentity, RolloutGroup, Sampling, Ticket
 from penstock.contracts.services import Announcement
-from penstock.contracts.stored_groups import Part, RolloutHeader, group_of
 from penstock_trainer.weight_sync.canary import CanaryMaker
 
 CANARY_IDS = tuple(range(40, 56))
@@ -139,18 +139,11 @@ class _Run:
 
     async def group(self) -> RolloutGroup:
         """The next group that is handed over."""
+        seconds = self.setting.wait_seconds
         try:
-            async with asyncio.timeout(self.setting.wait_seconds):
-                while (delivery := await self.worker.take(Stage.ROLLOUTS)) is None:
-                    await self.worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
+            return await next_group(self.worker, seconds)
         except TimeoutError:
-            raise RuntimeError(
-                f"no group in {self.setting.wait_seconds:g} s; the service's log is {self.log}"
-            ) from None
-        [parts] = await self.worker.read([delivery], *Part)
-        group = group_of(decode(delivery.payload, RolloutHeader), parts)
-        assert isinstance(group, RolloutGroup)
-        return group
+            raise RuntimeError(f"no group in {seconds:g} s; the service's log is {self.log}") from None
 
     async def keep_registered(self) -> None:
         """Show the rollout service to the agents', in place of its own process."""
