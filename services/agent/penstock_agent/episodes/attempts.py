@@ -43,6 +43,8 @@ class Session(AgentSession, Protocol):
     @property
     def asked_tools(self) -> tuple[str, ...]: ...
 
+    def end_turns(self) -> None: ...
+
     def nodes(self) -> tuple[Node, ...]: ...
 
     def counts(self) -> EpisodeCounts: ...
@@ -127,7 +129,7 @@ class Attempts:
         async with self._sessions.open(ticket, episode=index, attempt=attempt, lease=lease) as session:
             conversation = Conversation(session, f"{ticket.key}/{index}")
             with self._watch.over(conversation.name, session):
-                ending = await self._ending(row_of(ticket), conversation)
+                ending = await self._ending(row_of(ticket), session, conversation)
         seconds = time.monotonic() - began
         episode = _episode(session, ending, attempt, (started_at, started_at + seconds))
         has_score = episode.score.value is not None
@@ -136,7 +138,7 @@ class Attempts:
         )
         return episode
 
-    async def _ending(self, row: dict[str, Any], conversation: Conversation) -> Ending:
+    async def _ending(self, row: dict[str, Any], session: Session, conversation: Conversation) -> Ending:
         """Drive the episode until its end or its deadline."""
         section, away_before = self._section, self._away_seconds()
         deadline = time.monotonic() + section.timeout_seconds
@@ -147,11 +149,11 @@ class Attempts:
             if driving.done():
                 return driving.result()
             if section.on_timeout == "score":
-                conversation.end_turns()
+                session.end_turns()
                 await asyncio.wait({driving}, timeout=section.call_timeout_seconds)
             ended = driving.result() if driving.done() else None
             driving.cancel()
-        if section.on_timeout == "failure":
+        if section.on_timeout == "failure" or not session.num_turns:  # without an answer there is nothing to train
             return Ending(Score(None, f"no end after {section.timeout_seconds:g} s (agent.timeout_seconds)"), "timeout")
         if ended is None:
             return Ending(Score(section.cut_score), "timeout")

@@ -3,7 +3,6 @@
 Owns the translation between both rooms. Invariant: no call is asked for after `cut`.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -33,8 +32,6 @@ class Conversation:
     def __init__(self, session: AgentSession, name: str) -> None:
         self.name = name
         self._session = session
-        self._calling: asyncio.Timeout | None = None
-        self._is_cut = False
 
     @property
     def base_url(self) -> str:
@@ -61,19 +58,7 @@ class Conversation:
         """The model's next message; EpisodeCutError at a limit."""
         request = ChatRequest(messages=list(messages), tools=list(tools))
         try:
-            async with asyncio.timeout(0 if self._is_cut else None) as self._calling:
-                answer = await self._session.chat(request)
-        except TimeoutError:
-            raise EpisodeCutError("max_turns") from None
+            answer = await self._session.chat(request)
         except refusals.EpisodeCutError as error:
             raise EpisodeCutError(error.end) from None
-        finally:
-            self._calling = None
         return answer.message
-
-    def end_turns(self) -> None:
-        """No further answer: the call that runs and all later ones end the episode as at `agent.max_turns`."""
-        self._is_cut = True
-        self._session.end = self._session.end or "max_turns"
-        if self._calling is not None:
-            self._calling.reschedule(asyncio.get_running_loop().time())

@@ -147,6 +147,12 @@ class Session:
             for task in self._tasks:
                 task.cancel()
 
+    def end_turns(self) -> None:
+        """No further answer: the calls that run and all later ones are refused as beyond `agent.max_turns`."""
+        self.end = self.end or "max_turns"
+        for task in self._tasks:
+            task.cancel()
+
     async def chat(self, request: ChatRequest) -> ChatAnswer:
         """The next message. EpisodeCutError at a limit; SessionClosedError if the session ends; CallRefusedError."""
         call = self.ask(request)
@@ -227,7 +233,7 @@ class Session:
 
     def _require_turn(self, request: ChatRequest) -> None:
         if self.end is not None:
-            raise EpisodeCutError(self.end, f"the episode has ended at agent.{self.end}; expected no further call")
+            raise _cut_before(self.end)
         if not request.auxiliary and self._num_turns_begun >= self._limits.max_turns:
             self._cut(
                 "max_turns", f"this would be turn {self._num_turns_begun + 1} of at most {self._limits.max_turns}"
@@ -273,7 +279,11 @@ class Session:
     def _ended(self, running: "_Running", task: "asyncio.Task[None]") -> None:
         """Whoever still waits then gets an error: a task may be cancelled before its first step."""
         self._tasks.discard(task)
-        if not running.call.answer.done():
+        if running.call.answer.done():
+            return
+        if self.end is not None and not self.closed:
+            self._failed(running, _cut_before(self.end))
+        else:
             self._failed(running, SessionClosedError("the episode ended before the model had answered"))
 
     def _failed(self, running: "_Running", error: Exception) -> None:
@@ -321,6 +331,10 @@ class _Running:
     auxiliary: bool
     began: float = field(default_factory=time.perf_counter)
     own_seconds: float = 0.0
+
+
+def _cut_before(end: Cut) -> EpisodeCutError:
+    return EpisodeCutError(end, f"the episode has ended at agent.{end}; expected no further call")
 
 
 def _sampling(given: Sampling, stop_token_ids: tuple[int, ...]) -> Sampling:

@@ -30,11 +30,11 @@ DONE = Ending(Score(1.0), "done")
 
 
 class FakeSession:
-    """A conversation with a model that answers at once, or never."""
+    """A conversation with a model that answers at once, and after `num_answers` never."""
 
-    def __init__(self, name: str, *, answers: bool = True) -> None:
+    def __init__(self, name: str, *, num_answers: int = 10**6) -> None:
         self.name = name
-        self.answers = answers
+        self.num_answers = num_answers
         self.is_open = True
         self.reward: float | None = None
         self.end: Cut | None = None
@@ -43,15 +43,21 @@ class FakeSession:
         self.waits = Waits()
         self.asked_tools: tuple[str, ...] = ()
         self.max_turns = 8
+        self._ended = asyncio.Event()
+
+    def end_turns(self) -> None:
+        self.end = "max_turns"
+        self._ended.set()
 
     async def chat(self, request: ChatRequest) -> ChatAnswer:
         assert self.is_open
         if self.num_turns >= self.max_turns:
-            self.end = "max_turns"
-            raise refusals.EpisodeCutError("max_turns", "too many")
+            self.end_turns()
+        elif self.num_turns >= self.num_answers:
+            await self._ended.wait()
+        if self.end is not None:
+            raise refusals.EpisodeCutError(self.end, "too many")
         self.num_turns += 1
-        if not self.answers:
-            await asyncio.Event().wait()
         return ChatAnswer(
             id="1",
             created=0,
@@ -76,13 +82,13 @@ class FakeSession:
 class FakeSessions:
     """Opens sessions; knows all that there ever were."""
 
-    def __init__(self, *, answers: bool = True) -> None:
+    def __init__(self, *, num_answers: int = 10**6) -> None:
         self.opened: list[FakeSession] = []
-        self._answers = answers
+        self._num_answers = num_answers
 
     @asynccontextmanager
     async def open(self, ticket: Ticket, *, episode: int, attempt: int, lease: int) -> AsyncIterator[FakeSession]:
-        session = FakeSession(f"{ticket.key}/{episode}/{attempt}/{lease}", answers=self._answers)
+        session = FakeSession(f"{ticket.key}/{episode}/{attempt}/{lease}", num_answers=self._num_answers)
         self.opened.append(session)
         try:
             yield session
@@ -114,8 +120,8 @@ async def ask(session: ChatSession) -> Message:
 class World:
     """Attempts with all that they need."""
 
-    def __init__(self, play: Play, *, answers: bool = True, **section: Any) -> None:
-        self.sessions = FakeSessions(answers=answers)
+    def __init__(self, play: Play, *, num_answers: int = 10**6, **section: Any) -> None:
+        self.sessions = FakeSessions(num_answers=num_answers)
         self.driver = FakeDriver(play)
         self.metrics = AgentMetrics()
         self.breaker = Breaker(self.metrics.breaker_changed)
@@ -268,18 +274,33 @@ async def test_or_it_is_scored_so_that_a_model_that_never_ends_can_be_punished(
     assert world.driver.num_running == 0
 
 
-async def test_a_call_without_an_answer_ends_at_the_deadline_too() -> None:
+@pytest.mark.parametrize(("num_answers", "score", "num_attempts"), [(1, -0.5, 1), (0, None, 2)])
+async def test_a_call_without_an_answer_ends_at_the_deadline_too(
+    num_answers: int, score: float | None, num_attempts: int
+) -> None:
+    """Without any answer there is nothing to punish: the episode is tried again."""
+
     async def play(row: Row, session: ChatSession) -> Ending:
         try:
-            await ask(session)
-        except EpisodeCutError:
-            return Ending(Score(-0.5), "max_turns")
-        raise AssertionError("never")
+            while True:
+                await ask(session)
+        except EpisodeCutError as error:
+            return Ending(Score(-0.5) if session.num_turns else unfitting(error.cut), error.cut)
 
-    world = World(play, answers=False, timeout_seconds=0.05, on_timeout="score", call_timeout_seconds=ANSWER_SECONDS)
+    world = World(
+        play,
+        num_answers=num_answers,
+        timeout_seconds=0.05,
+        on_timeout="score",
+        call_timeout_seconds=ANSWER_SECONDS,
+        max_attempts=2,
+    )
     async with asyncio.timeout(ANSWER_SECONDS):
         episode = await world.attempts.episode(agent_ticket(0), 0, lease=1)
-    assert (episode.end, episode.score) == ("timeout", Score(-0.5))
+    assert (episode.end, episode.score.value) == ("timeout", score)
+    assert episode.counts.num_attempts == num_attempts
+    if score is None:
+        assert episode.score.failure == "no end after 0.05 s (agent.timeout_seconds)"
 
 
 async def test_time_in_which_no_server_could_answer_does_not_count() -> None:

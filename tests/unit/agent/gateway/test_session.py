@@ -70,6 +70,25 @@ async def test_one_turn_too_many_ends_the_episode() -> None:
     assert len(gateway.servers.calls) == 3
 
 
+async def test_the_end_of_all_turns_ends_the_call_that_runs() -> None:
+    gateway = PretendGateway()
+    async with gateway.open() as session:
+        await session.chat(request("a"))
+        gateway.servers.gate.clear()
+        asking = asyncio.create_task(session.chat(request("b")))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while len(gateway.servers.calls) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            session.end_turns()
+            with pytest.raises(EpisodeCutError, match=r"agent\.max_turns"):
+                await asking
+        with pytest.raises(EpisodeCutError, match=r"agent\.max_turns"):
+            await session.chat(request("b"))
+        session.set_reward(0.5)
+        assert (session.end, session.num_turns, gateway.servers.num_cancelled) == ("max_turns", 1, 1)
+    check_record(session, gateway.servers)
+
+
 async def test_a_call_that_does_not_fit_ends_the_episode() -> None:
     gateway = PretendGateway(max_tokens=100)
     async with gateway.open(sampling=Sampling(1.0, 40, ())) as session:
