@@ -21,8 +21,8 @@ from penstock.contracts.services import ServiceRecord
 from penstock.model_path import check_model_path
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
-from penstock.runtime.connections import max_connections
 from penstock.weights.local_folder import LocalFolder, name_of_run
+from penstock_rollout.admission import Admission
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.calls import Calls, make_admission
 from penstock_rollout.engine.engine import Engine
@@ -47,6 +47,18 @@ def bind(config: Config) -> service.Service:
     return service.Service(section.host, section.port, "rollout.port", num_clients=num_clients)
 
 
+def admission_of(config: Config, served: service.Service) -> Admission:
+    """The room for calls. Warns if connections limit it, and not the engine."""
+    most = config.rollout.engine.max_running_requests
+    admission = make_admission(most, served.max_connections)
+    if config.agent.enabled and admission.max_running < most:
+        log.warning(
+            "calls fill %d of rollout.engine.max_running_requests = %d: each needs one of the service's %d connections",
+            *(admission.max_running, most, served.max_connections),
+        )
+    return admission
+
+
 async def start(config: Config) -> None:
     """Run until stopped."""
     section = config.rollout
@@ -68,13 +80,7 @@ async def start(config: Config) -> None:
     files_of = Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
     generator = Generator(engine, weights, metrics)
     producer = Producer(worker, queue.announced, engine, weights, generator, files_of, metrics, config, worker.name)
-    admission = make_admission(section.engine.max_running_requests, max_connections())
-    if config.agent.enabled and admission.max_running < section.engine.max_running_requests:
-        log.warning(
-            "calls fill %d of rollout.engine.max_running_requests = %d: each needs one of the service's %d connections",
-            *(admission.max_running, section.engine.max_running_requests, max_connections()),
-        )
-    calls = Calls(generator, weights, metrics, admission)
+    calls = Calls(generator, weights, metrics, admission_of(config, served))
     turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 
     def engine_started() -> None:

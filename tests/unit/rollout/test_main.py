@@ -1,10 +1,13 @@
 """How the rollout service is wired."""
 
+import resource
+
 import pytest
 
 from penstock.config import Config
-from penstock.runtime.connections import max_connections
-from penstock_rollout.__main__ import bind
+from penstock.runtime.connections import MOST_FILES, max_connections
+from penstock_rollout.__main__ import admission_of, bind
+from penstock_rollout.calls import RESERVED_CONNECTIONS
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the socket, which a server that runs closes
@@ -13,3 +16,22 @@ def test_it_has_room_for_a_call_of_every_session() -> None:
     assert bind(Config.model_validate(document)).max_connections == max_connections()
     agents = {"environment": "m:E", "sessions": 300, "num_services": 2}
     assert bind(Config.model_validate({**document, "agent": agents})).max_connections == max_connections(4 * 600)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_calls_of_agents_fill_the_engine_and_all_connections_that_were_made_for_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (MOST_FILES, MOST_FILES))
+    document = {"actor": {"path": "m"}, "data": {"train": {"path": "d"}}}
+    agents = {"environment": "m:E", "sessions": 300, "num_services": 2}
+    for most, is_short in ((1024, False), (4096, True)):
+        config = Config.model_validate(
+            {**document, "agent": agents, "rollout": {"engine": {"max_running_requests": most}}}
+        )
+        served = bind(config)
+        room = served.max_connections - RESERVED_CONNECTIONS
+        admission = admission_of(config, served)
+        assert admission.max_running == min(most, room)
+        assert admission.max_running + admission.max_waiting == min(2 * most, room)
+        assert bool(caplog.messages) == is_short
