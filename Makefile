@@ -70,10 +70,10 @@ demo: envs $(MODEL)
 demo-agent: envs $(MODEL)
 	@$(BIN)/penstock launch local --config examples/calculator/config.yaml $(ARGS)
 
-test: envs
+test: envs $(MODEL)
 	@$(PYTEST) $(TESTS) $(ARGS)
 
-test-repeat: envs
+test-repeat: envs $(MODEL)
 	@$(BIN)/python -m tests.repeat --runs $(or $(N),5) --load $(or $(LOAD),0) --workers $(WORKERS) \
 		$(if $(SEED),--seed $(SEED)) $(TESTS) $(ARGS)
 
@@ -93,7 +93,7 @@ lint: $(SERVICES)
 	@$(BIN)/python -m deploy.grafana --check
 	@git ls-files '*.py' | xargs wc -l | awk '$$1 > 400 && $$2 != "total" { print "note: " $$2 " has " $$1 " lines: one idea, or two?" }'
 
-check: lint
+check: lint $(MODEL)
 	@$(PYTEST) tests/unit $(ARGS)
 
 docs: $(SERVICES)

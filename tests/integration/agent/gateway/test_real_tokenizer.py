@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -14,15 +13,14 @@ from penstock.contracts import Sampling, unpack_int32
 from penstock_agent.capture.make import make_rendering
 from tests.integration.agent.gateway.serving import serving
 from tests.patience import ANSWER_SECONDS
+from tests.real_model import real_model
 from tests.unit.agent.gateway.pretend import TOOL, check_record
-
-MODEL = Path(__file__).parents[4] / "models/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tools_and_turns_with_a_real_template(stream: bool) -> None:
-    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
-    rendering = make_rendering(AgentSection(environment="a:B", tool_format="hermes"), str(MODEL))
+    tokenizer: Any = AutoTokenizer.from_pretrained(real_model())
+    rendering = make_rendering(AgentSection(environment="a:B", tool_format="hermes"), str(real_model()))
     call = '<tool_call>\n{"name": "add", "arguments": {"x": 52, "y": 39}}\n</tool_call>'
 
     def in_letters(text: str) -> list[int]:
@@ -59,8 +57,8 @@ async def test_tools_and_turns_with_a_real_template(stream: bool) -> None:
 async def test_an_end_of_a_turn_is_a_stop_text_and_has_a_text_in_log_probabilities(
     template: Literal["model", "plain"],
 ) -> None:
-    rendering = make_rendering(AgentSection(environment="a:B", template=template), str(MODEL))
-    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
+    rendering = make_rendering(AgentSection(environment="a:B", template=template), str(real_model()))
+    tokenizer: Any = AutoTokenizer.from_pretrained(real_model())
     (newline,) = tokenizer.encode("\n")
     async with (
         serving(rendering=rendering, max_tokens=4096) as gateway,

@@ -19,10 +19,10 @@ from penstock_agent.capture.make import make_rendering, rendering_of
 from penstock_agent.capture.messages import Message, Tool
 from penstock_agent.capture.rendering import Rendering
 from penstock_agent.capture.tree import EpisodeTree
+from tests.real_model import real_model
 from tests.unit.agent.capture.test_suffix import CHATML
 from tests.unit.agent.capture.tokenizers import make_tokenizer
 
-MODEL = Path(__file__).parents[4] / "models/SmolLM2-135M-Instruct"
 TOOL: Tool = {
     "type": "function",
     "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}},
@@ -32,14 +32,16 @@ USER: Message = {"role": "user", "content": "Well?"}
 
 @cache
 def smollm(tool_format: str = "auto", template: Literal["model", "plain"] = "model") -> Rendering:
-    return make_rendering(AgentSection(environment="a:B", tool_format=tool_format, template=template), str(MODEL))
+    return make_rendering(
+        AgentSection(environment="a:B", tool_format=tool_format, template=template), str(real_model())
+    )
 
 
 @cache
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(MODEL)
+    return AutoTokenizer.from_pretrained(real_model())
 
 
 def section(**values: Any) -> AgentSection:
