@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from penstock.config import RewardSection
+from penstock.workers.guard import GroupGuard
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.processes.pool import Pool, open_pool
 from penstock_reward.processes.process import WorkerProcess
@@ -37,7 +38,8 @@ def obey(prompt, completion, answer, metadata):
             pass
     if completion == "grandchild":
         child = subprocess.Popen(["sleep", "600"])
-        open(metadata["file"], "w").write(str(child.pid))
+        with open(metadata["file"], "w") as file:
+            print(child.pid, file=file)
         time.sleep(600)
     return 1
 
@@ -144,24 +146,39 @@ async def main(folder):
     async with open_pool(section) as pool:
         [outcome] = await pool.run("", ["x"], "", {}, [Call("mine:pid", 0)])
         print(int(outcome.value), flush=True)
-        await pool.run("", [sys.argv[2]], "", {}, [Call("mine:obey", 0)])
+        await pool.run("", [sys.argv[2]], "", {"file": folder + "/pid"}, [Call("mine:obey", 0)])
         await asyncio.sleep(600)
 
 asyncio.run(main(sys.argv[1]))
 """
 
 
+def start_parent(folder: Path, completion: str) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT, str(folder), completion]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+
+
 @pytest.mark.parametrize("busy", ["one", "spin"])
 async def test_workers_die_with_their_parent(folder: Path, busy: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", PARENT, str(folder), busy]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)  # noqa: ASYNC220
-    with parent:
+    with start_parent(folder, busy) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         await asyncio.sleep(0.2)
         parent.kill()
     await gone(worker)
+
+
+async def test_what_functions_started_dies_with_the_parent_of_their_workers(folder: Path) -> None:
+    started = folder / "pid"
+    with start_parent(folder, "grandchild") as parent:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while not (started.exists() and started.read_text().endswith("\n")):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        finally:
+            parent.kill()
+    await gone(int(started.read_text()))
 
 
 # arc_agi compares with tuples, which no message can carry: its own answers would score 0.05.
@@ -192,12 +209,13 @@ async def test_a_close_that_is_cancelled_while_threads_are_busy_still_reaps() ->
     loop, busy = asyncio.get_running_loop(), threading.Event()
     loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
     blocked = loop.run_in_executor(None, busy.wait)
-    process = WorkerProcess(timeout_seconds=1)
-    closing = asyncio.create_task(process.close())
-    await asyncio.sleep(0)
-    closing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await closing
+    with GroupGuard() as guard:
+        process = WorkerProcess(timeout_seconds=1, guard=guard)
+        closing = asyncio.create_task(process.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
     busy.set()
     await blocked
     await loop.shutdown_default_executor()

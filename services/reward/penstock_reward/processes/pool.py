@@ -24,6 +24,7 @@ from penstock.config import RewardSection
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
 from penstock.workers.frames import frame
+from penstock.workers.guard import GroupGuard
 from penstock_reward.functions.registry import check_names
 from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start
 from penstock_reward.processes.process import WorkerProcess
@@ -98,13 +99,13 @@ class Pool:
                 num_lost = 0
         return outcomes
 
-    async def serve_slot(self) -> None:
+    async def serve_slot(self, guard: GroupGuard) -> None:
         """Keep one process and give it jobs, without end. RewardError if it cannot be started."""
-        await self._serve_process(self._note_started)
+        await self._serve_process(guard, self._note_started)
         failures = 0
         while True:
             try:
-                await self._serve_process(lambda: None)
+                await self._serve_process(guard, lambda: None)
                 failures = 0
             except RewardError as error:
                 failures += 1
@@ -113,9 +114,9 @@ class Pool:
                 log.warning("a reward worker cannot be replaced (attempt %d of %d): %s", failures, MAX_RESTARTS, error)
                 await asyncio.sleep(RESTART_SECONDS * 2 ** (failures - 1))
 
-    async def _serve_process(self, on_started: Callable[[], None]) -> None:
+    async def _serve_process(self, guard: GroupGuard, on_started: Callable[[], None]) -> None:
         """Start a process and give it jobs until it is lost."""
-        process = WorkerProcess(self._section.timeout_seconds)
+        process = WorkerProcess(self._section.timeout_seconds, guard)
         try:
             self.descriptions = await process.start(self._start)
             on_started()
@@ -153,14 +154,15 @@ async def open_pool(section: RewardSection) -> AsyncIterator[Pool]:
     check_names(section.functions)
     pool = Pool(section)
     try:
-        async with asyncio.TaskGroup() as slots:
-            tasks = [slots.create_task(pool.serve_slot()) for _ in range(section.num_workers)]
-            await pool.wait_started()
-            try:
-                yield pool
-            finally:
-                for task in tasks:
-                    task.cancel()
+        with GroupGuard() as guard:
+            async with asyncio.TaskGroup() as slots:
+                tasks = [slots.create_task(pool.serve_slot(guard)) for _ in range(section.num_workers)]
+                await pool.wait_started()
+                try:
+                    yield pool
+                finally:
+                    for task in tasks:
+                        task.cancel()
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
 

@@ -1,7 +1,7 @@
 """One worker process as the service sees it: started, given batches, read until the deadline of each call, killed.
 
 Invariants: no method waits longer than its deadlines; after the first error the process and all its descendants are
-killed, and it is never used again (`usable`).
+killed, and it is never used again (`usable`); the descendants end with the service too, however that ends.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import logging
 
 import penstock_reward
 from penstock.errors import RewardError
+from penstock.workers.guard import GroupGuard
 from penstock.workers.process import BrokenWorkerError, ChildProcess
 from penstock_reward.processes.messages import (
     Accepted,
@@ -31,13 +32,15 @@ CHILD = "penstock_reward.processes.child"
 class WorkerProcess:
     """A child process that runs reward functions."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        """`timeout_seconds`: the deadline of each call."""
+    def __init__(self, timeout_seconds: float, guard: GroupGuard) -> None:
+        """`timeout_seconds`: the deadline of each call. `guard`: kills what functions started if the service dies."""
         self._timeout_seconds = timeout_seconds
+        self._guard = guard
         try:
             self._child = ChildProcess("reward worker", CHILD, penstock_reward, FromChild)
         except OSError as error:
             raise RewardError(f"cannot start a reward worker: {error}") from None
+        guard.watch(self.pid)
         self._child.output.rename("reward function")
 
     @property
@@ -111,4 +114,7 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Kill, reap and release the pipes; a cancelled caller leaves nothing open either."""
-        await self._child.close()
+        try:
+            await self._child.close()
+        finally:
+            self._guard.release(self.pid)

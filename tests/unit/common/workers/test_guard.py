@@ -1,9 +1,11 @@
 """The helper that kills groups of processes when their owner dies."""
 
+import os
 import subprocess
 import sys
 
 import psutil
+import pytest
 
 from penstock.workers.guard import GroupGuard
 from tests.patience import ANSWER_SECONDS
@@ -47,3 +49,27 @@ def test_a_guard_ends_with_its_owner_and_kills_nothing_that_was_released() -> No
             assert group.poll() is None
         finally:
             group.kill()
+
+
+def test_a_helper_that_was_killed_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    before = set(psutil.Process().children())
+    with (
+        subprocess.Popen(["sleep", "600"], start_new_session=True) as kept,
+        subprocess.Popen(["sleep", "600"], start_new_session=True) as released,
+    ):
+        try:
+            with GroupGuard() as guard:
+                guard.watch(kept.pid)
+                guard.watch(released.pid)
+                [helper] = (
+                    set(psutil.Process().children()) - before - {psutil.Process(kept.pid), psutil.Process(released.pid)}
+                )
+                helper.kill()
+                os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
+                guard.release(released.pid)
+            kept.wait(ANSWER_SECONDS)
+            assert released.poll() is None
+            assert "starting another" in caplog.text
+        finally:
+            kept.kill()
+            released.kill()
