@@ -11,6 +11,7 @@ one that has been idle for longest makes room, so that whoever holds connections
 import asyncio
 import resource
 
+from starlette.types import Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 IDLE_SECONDS = 10.0  # for headers to arrive, or an answer to be read: a client of this network needs none of it
@@ -41,6 +42,12 @@ def connections_within(files: int, num_clients: int = 0) -> int:
     """So many that half of the files stay free for work, even while as many again are accepted and not yet counted."""
     most = MAX_CONNECTIONS + num_clients
     return most if files == resource.RLIM_INFINITY else max(1, min(most, files // 4))
+
+
+async def client_gone(receive: Receive) -> None:
+    """Return when the client of a request, whose body has been read, has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class BoundedProtocol(H11Protocol):

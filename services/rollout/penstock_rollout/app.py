@@ -19,6 +19,7 @@ from penstock.contracts.services import ServedWeights, read_push, read_turn, ver
 from penstock.contracts.weight_sources import MAX_NUMBER, read_group_request
 from penstock.errors import WeightsConflictError
 from penstock.runtime.bodies import CLIENT_GONE
+from penstock.runtime.connections import client_gone
 from penstock.runtime.error_answers import error_response
 from penstock.runtime.http import make_app
 from penstock_rollout.calls import Calls
@@ -85,7 +86,7 @@ def make_rollout_app(
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`. If the client disconnects it is cancelled, so that nothing computes for nobody: None."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    working, leaving = asyncio.create_task(work), asyncio.create_task(client_gone(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return await working if working.done() else None
@@ -93,12 +94,6 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | No
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has disconnected. The body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _add_pauses(app: FastAPI, engine: Engine, weights: WeightUpdater, turns: Turns | None) -> None:

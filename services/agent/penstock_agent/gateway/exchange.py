@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.runtime.connections import client_gone
 from penstock_agent.gateway.answers import KEEP_ALIVE, ChatAnswer, error_event
 from penstock_agent.gateway.calls import Call
 
@@ -47,7 +48,7 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with asyncio.TaskGroup() as group:
-            gone = group.create_task(_disconnected(receive))
+            gone = group.create_task(client_gone(receive))
             with self._call.waited_for():
                 if await self._wait(gone, send):
                     await self._send(gone, send)
@@ -97,8 +98,3 @@ class Exchange(Response):
         else:
             headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % num_bytes)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
