@@ -16,8 +16,8 @@ A script begins with the names of its keys and arguments, which become its local
 name can be a list. USES names files of `lua/shared`, which the loader puts before the script, after the files that they
 use themselves. In a call True and False are 1 and 0. A longer header repeats its word on the next line. Example:
 
-    RENEW = Script("worker/renew")
-    await queue.run(RENEW(stream="penstock:{demo}:eval", group="penstock", consumer="rollout-1f", entries=["5-0"]))
+    END_TURN = Script("trainer/end_turn")
+    await queue.run(END_TURN(lease="penstock:{demo}:lease", turn="penstock:{demo}:turn", token="3:9f86"))
 """
 
 import hashlib

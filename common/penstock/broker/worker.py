@@ -9,7 +9,6 @@ kept beside its entry, as long as that: whoever has the entry next makes only th
 import asyncio
 import logging
 import uuid
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,7 +33,6 @@ STORE_EPISODE = Script("worker/store_episode")
 MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
-
 EPISODES_TTL_MS = 24 * 3600_000  # of the finished episodes of a ticket that nobody holds; a holder renews it
 
 
@@ -87,7 +85,7 @@ class Worker:
         self._queue = queue
         self._staleness = staleness
         self._take_over = take_over
-        self._held: dict[Stage, set[str]] = defaultdict(set)
+        self._held: dict[Stage, set[str]] = {stage: set() for stage in Stage}
         self._with_episodes: set[tuple[Stage, str]] = set()
         self._last_wake: dict[Stage, str] = {}
         self._beaten = False

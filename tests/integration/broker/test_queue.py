@@ -7,6 +7,7 @@ import pytest
 
 from penstock.broker import Queue, Served, Stage, Worker
 from penstock.broker.keys import GROUP
+from penstock.broker.scripts import ScriptCall
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Ticket, decode
@@ -109,6 +110,24 @@ async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue
                 await asyncio.sleep(0.05)
     finally:
         beating.cancel()
+
+
+async def test_a_worker_may_take_from_another_stage_while_it_renews(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await issue(trainer, 0)
+    await trainer.issue_eval([make_ticket(0)])
+    worker, run = make_worker(queue, queue_config), queue.run
+    assert await worker.take(Stage.TICKETS)
+
+    async def take_and_run(call: ScriptCall) -> Any:
+        monkeypatch.undo()
+        assert await worker.take(Stage.EVAL)
+        return await run(call)
+
+    monkeypatch.setattr(queue, "run", take_and_run)
+    await worker._renew()
+    assert worker.num_held == 2
 
 
 async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_only_worker(
