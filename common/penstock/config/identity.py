@@ -23,7 +23,7 @@ NOT_IDENTIFYING = (
     *("redis", "token", "checkpoint", "tracking", "log", "slurm", "ray"),
     *("trainer.host", "trainer.advertise_host", "trainer.port", "trainer.standby", "trainer.num_ranks"),
     *("trainer.device", "trainer.gpus"),
-    *("run.root", "run.existing", "run.stall_seconds"),
+    *("run.root", "run.existing", "run.stall_seconds", "agent.max_failure_share"),
     *("actor.max_tokens_per_micro_batch", "actor.gradient_checkpointing", "actor.num_threads"),
     *("staleness.straggler_seconds", "staleness.claim_idle_seconds", "staleness.heartbeat_seconds"),
     *("rollout.host", "rollout.advertise_host", "rollout.port", "rollout.num_servers"),

@@ -72,6 +72,7 @@ def test_a_reward_service_is_known_by_what_scores() -> None:
     "changes",
     [
         {"run": {"root": "/elsewhere", "existing": "replace", "stall_seconds": 7}},
+        {"agent": {"max_failure_share": 1.0}},
         {"redis": {"url": "redis://other:1/0", "password": "s3cret"}, "token": "s3cret"},
         {"rollout": {"host": "10.0.0.2", "advertise_host": "a", "port": 99, "engine": {"port": 1, "device": "cpu"}}},
         {"reward": {"host": "10.0.0.2", "port": 99, "num_workers": 7, "modules_path": "/modules"}},
