@@ -150,10 +150,13 @@ async def test_an_update_in_the_middle_of_a_call_gives_it_two_spans(room: Room, 
     assert room.asked_again == []
 
 
-async def test_calls_wait_until_a_server_serves_their_weights(room: Room) -> None:
+async def test_calls_wait_until_a_server_serves_their_weights(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "penstock_agent")
     generating = asyncio.create_task(room.servers.generate(call(number=2)))
     await until(lambda: "busy" in room.asked_again)
     await until(lambda: bool(room.servers.waiting_for))
+    said = [(each.levelname, each.getMessage()) for each in caplog.records if "calls of the model" in each.getMessage()]
+    assert [(level, "wait: rollout-0 (HTTP 503" in text) for level, text in said] == [("INFO", True)]
     assert "1 calls of the model wait: rollout-0 (HTTP 503" in room.servers.waiting_for
     assert "expected version 2" in room.servers.waiting_for
     _, other = home_of(room)

@@ -103,7 +103,7 @@ class Servers:
         self._alone = asyncio.Lock()  # among the calls with which engines died
         self.waits = Waits()
         """Of calls, while no server can be asked."""
-        self._has_said = ""
+        self._has_said = False
         self._client = httpx.AsyncClient(
             headers={**auth_headers(token), "Content-Type": "application/json"},
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, write=WRITE_SECONDS),
@@ -165,7 +165,7 @@ class Servers:
                 if num_deaths >= MOST_DEATHS:
                     raise CallRejectedError(f"{num_deaths} engines died with this call: {failure}") from None
             else:
-                self._has_said = ""
+                self._has_said = False
                 return generated
 
     async def _once(self, session: str, body: bytes) -> Generated:
@@ -201,8 +201,9 @@ class Servers:
 
     async def _until_one_may_be_open(self) -> None:
         if not self._has_said:
-            self._has_said = self.waiting_for
-            log.warning("%s", self._has_said)
+            self._has_said = True
+            # Servers that refuse for a while are back-pressure; if it lasts, `penstock status` shows it.
+            log.log(logging.INFO if self._records else logging.WARNING, "%s", self.waiting_for)
         now, refreshed = time.monotonic(), self._refreshed
         ends = [rest.until for rest in self._rests.values() if rest.until > now]
         with suppress(TimeoutError):
