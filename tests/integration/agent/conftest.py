@@ -12,17 +12,25 @@ Children = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def new_children() -> Children:
-    """The processes below this one that the test has started; fixtures of the session have more.
+    """The processes below this one that the test has started; fixtures of the session have more, which may have new
+    children too.
 
     Without the guard of a driver, which lives as long as the driver does.
     """
-    before = set(psutil.Process().children(recursive=True))
+    before = set(psutil.Process().children())
 
     def found() -> list[psutil.Process]:
-        now = psutil.Process().children(recursive=True)
-        return [each for each in now if each not in before and not _is_guard(each)]
+        own = [each for each in psutil.Process().children() if each not in before and not _is_guard(each)]
+        return own + [below for each in own for below in _below(each)]
 
     return found
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _is_guard(process: psutil.Process) -> bool:

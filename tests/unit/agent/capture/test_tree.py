@@ -149,6 +149,18 @@ def test_a_retry_of_a_call_is_a_sibling_below_the_same_tokens() -> None:
     calls.require_exact()
 
 
+def test_a_retry_has_the_tokens_of_the_call_though_the_turn_before_was_drawn_again() -> None:
+    calls = Episodes()
+    first = calls.call([user("a")], "b")
+    for answer in ("B", "x"):
+        calls.call([user("a"), first, user("c")], "d")
+        calls.call([user("a")], answer)
+    assert calls.text(2) == calls.text(0)
+    assert calls.sent[1] == calls.sent[3]
+    assert calls.tree.counts().branches == {"sibling": 3}
+    calls.require_exact()
+
+
 @pytest.mark.parametrize("history", ["exact", "template"])
 def test_a_template_that_writes_earlier_turns_in_another_way(history: Literal["exact", "template"]) -> None:
     calls = Episodes(ToyRendering(strips=True), history=history)

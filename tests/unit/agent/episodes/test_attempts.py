@@ -1,6 +1,7 @@
 """Attempts at an episode: what ends them, what is tried again, and what becomes of the session; with fakes around."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -120,16 +121,17 @@ async def ask(session: ChatSession) -> Message:
 class World:
     """Attempts with all that they need."""
 
-    def __init__(self, play: Play, *, num_answers: int = 10**6, **section: Any) -> None:
+    def __init__(
+        self, play: Play, *, num_answers: int = 10**6, away_seconds: Callable[[], float] = lambda: 0.0, **section: Any
+    ) -> None:
         self.sessions = FakeSessions(num_answers=num_answers)
         self.driver = FakeDriver(play)
         self.metrics = AgentMetrics()
         self.breaker = Breaker(self.metrics.breaker_changed)
         self.watch = Watch()
-        self.away_seconds = 0.0
         given = AgentSection(environment="my_envs:Guess", **section)
         self.attempts = Attempts(
-            given, self.sessions, self.driver, self.breaker, self.watch, self.metrics, lambda: self.away_seconds
+            given, self.sessions, self.driver, self.breaker, self.watch, self.metrics, away_seconds
         )
 
     def sample(self, name: str, **labels: str) -> float | None:
@@ -311,14 +313,10 @@ async def test_time_in_which_no_server_could_answer_does_not_count() -> None:
         await release.wait()
         return DONE
 
-    world = World(play, timeout_seconds=0.2, max_attempts=1)
+    world = World(play, away_seconds=time.monotonic, timeout_seconds=0.2, max_attempts=1)
     making = asyncio.create_task(world.attempts.episode(agent_ticket(0), 0, lease=1))
-    start = asyncio.get_running_loop().time()
-    while (passed := asyncio.get_running_loop().time() - start) < 0.6:
-        world.away_seconds = passed
-        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.6)
     assert not making.done()
-    world.away_seconds += 3600
     release.set()
     assert (await making).score == Score(1.0)
 

@@ -1,10 +1,11 @@
 """When an environment counts as failing, and how it is tried then."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from penstock_agent.episodes.breaker import Breaker
+from penstock_agent.episodes.breaker import MAX_COOL_DOWN_SECONDS, Breaker
 from tests.patience import ANSWER_SECONDS
 
 
@@ -146,6 +147,39 @@ async def test_a_ticket_that_fails_while_others_work_is_at_fault_itself() -> Non
     waiting.cancel()
 
 
+async def test_a_ticket_that_has_worked_is_not_at_fault_for_one_failure() -> None:
+    breaker, _ = make_breaker(cool_down_seconds=3600)
+    breaker.worked("1")
+    fail(breaker, "1")
+    breaker.worked("2")
+    fail(breaker, *"1345")
+    assert breaker.is_open
+
+
+async def test_each_probe_that_fails_makes_the_next_wait_longer_and_a_new_outage_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    waits: list[float] = []
+
+    def at_once(seconds: float, then: Callable[[], None]) -> asyncio.Handle:
+        waits.append(seconds)
+        return loop.call_soon(then)
+
+    monkeypatch.setattr(loop, "call_later", at_once)
+    breaker, _ = make_breaker(cool_down_seconds=50.0)
+    fail(breaker, *"1234")
+    for ticket in "567":
+        async with asyncio.timeout(ANSWER_SECONDS):
+            assert await breaker.admission(ticket)
+        fail(breaker, ticket)
+        breaker.probe_ended()
+    assert waits == [50.0, 100.0, MAX_COOL_DOWN_SECONDS, MAX_COOL_DOWN_SECONDS]
+    breaker.worked("8")
+    fail(breaker, *"abcd")
+    assert waits[4:] == [50.0]
+
+
 async def test_tickets_that_have_not_failed_probe_first() -> None:
     breaker, _ = make_breaker()
     fail(breaker, *"1234")
@@ -155,6 +189,19 @@ async def test_tickets_that_have_not_failed_probe_first() -> None:
         breaker.worked("5")
         breaker.probe_ended()
         assert not await first
+
+
+async def test_tickets_of_which_many_attempts_wait_probe_in_turn() -> None:
+    breaker, _ = make_breaker()
+    fail(breaker, *"1234")
+    async with asyncio.timeout(ANSWER_SECONDS):
+        first, again, other = (asyncio.create_task(breaker.admission(ticket)) for ticket in "112")
+        assert await first
+        fail(breaker, "1")
+        breaker.probe_ended()
+        assert await other
+    assert not again.done()
+    again.cancel()
 
 
 async def test_a_row_at_fault_ends_after_two_probes_though_nothing_else_runs() -> None:

@@ -166,6 +166,8 @@ async def test_at_the_end_what_has_not_ended_is_given_back_and_the_rest_is_kept(
     queue, played, metrics = TicketsInMemory(agent_ticket(0)), Played(one_hangs), AgentMetrics()
     async with producing(queue, played, metrics=metrics) as end:
         await hangs.wait()
+        while len(queue.kept.get("0", {})) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
         await end()
     assert queue.given_back == ["0"]
     assert {*queue.kept["0"]} == {0, 2}

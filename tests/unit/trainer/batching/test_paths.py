@@ -230,6 +230,13 @@ def test_an_episode_in_which_nothing_is_trained_is_no_sample() -> None:
     assert (batch.counts.num_completions, batch.counts.num_loss_tokens) == (2, 1)
 
 
+def test_a_path_ends_with_the_last_token_that_it_trains() -> None:
+    """What an auxiliary call reads and answers below it needs no forward pass."""
+    nodes = [context(-1, [3]), sampled(0, [4]), context(1, [5]), sampled(2, [6], auxiliary=True)]
+    (path,) = trained_paths(episode(nodes), NO_PROMPT, NEWEST)
+    assert path.token_ids.tolist() == [4]
+
+
 def loss_ids(samples: Sequence[Sample]) -> list[list[int]]:
     return [sample.token_ids[sample.loss_mask].tolist() for sample in samples]
 
