@@ -172,6 +172,13 @@ async def test_closing_ends_what_waits(fake: FakeSGLang, client: SGLangClient) -
         await waiting
 
 
+async def test_closing_ends_what_still_connects(fake: FakeSGLang, client: SGLangClient) -> None:
+    asking = [asyncio.create_task(client.loading.weight_version()) for _ in range(8)]
+    await asyncio.sleep(0)
+    await client.close()
+    assert {type(each) for each in await asyncio.gather(*asking, return_exceptions=True)} == {EngineDiedError}
+
+
 @pytest.mark.parametrize("answer", [{}, [], [{}], [{"text": "", "output_ids": [1], "meta_info": {}}]])
 async def test_an_answer_that_is_none_is_an_error(fake: FakeSGLang, client: SGLangClient, answer: object) -> None:
     fake.answer = answer

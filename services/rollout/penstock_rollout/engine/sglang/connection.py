@@ -6,6 +6,7 @@ Owns the connection and the server's description.
     no answer in time -> TimeoutError      400, 422 -> EngineRejectedError      other statuses -> EngineError
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -31,6 +32,7 @@ class Connection:
         self.control_timeout_seconds = CONTROL_TIMEOUT_SECONDS
         self._http: httpx.AsyncClient | None = None
         self._info: EngineInfo | None = None
+        self._calls: set[asyncio.Timeout] = set()
 
     @property
     def info(self) -> EngineInfo:
@@ -62,11 +64,14 @@ class Connection:
         """Refuse new calls from now on; at the end of the block, fail the calls that still wait for an answer."""
         http, self._http = self._http, None
         self._info = None
+        calls, self._calls = self._calls, set()
         try:
             yield
         finally:
             if http is not None:
                 await http.aclose()
+            for running in calls:  # httpx knows nothing of those that are still connecting
+                running.reschedule(asyncio.get_running_loop().time())
 
     async def call(self, method: str, path: str, body: Any = None, timeout_seconds: float | None = None) -> Any:
         """Send a request; returns the answer, as JSON or text. Errors: see above."""
@@ -77,14 +82,23 @@ class Connection:
         url = shown_url(str(self._http.base_url))
         # Not httpx's own JSON, which takes ten times as long for the ids of a long prompt.
         content, headers = (None, None) if body is None else (msgspec.json.encode(body), JSON)
+        calls, until_closed = self._calls, asyncio.timeout(None)
         try:
-            response = await self._http.request(method, path, content=content, headers=headers, timeout=timeout_seconds)
+            async with until_closed:
+                calls.add(until_closed)
+                response = await self._http.request(
+                    method, path, content=content, headers=headers, timeout=timeout_seconds
+                )
+        except TimeoutError:
+            raise EngineDiedError(f"the connection to SGLang was closed during {path}") from None
         except httpx.ConnectError as error:
             raise EngineAbsentError(f"nothing listens at {url} for {path}: {transport_fault(error)}") from None
         except httpx.TimeoutException:
             raise TimeoutError(f"SGLang at {url} did not answer {path} in {timeout_seconds:g} s") from None
         except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
             raise EngineDiedError(f"the connection to SGLang broke during {path}: {transport_fault(error)}") from None
+        finally:
+            calls.discard(until_closed)
         if response.status_code in (400, 422):
             raise EngineRejectedError(f"SGLang refused {path}: {response.text[:500]}")
         if response.status_code != 200:
