@@ -4,55 +4,44 @@ Needs a container engine and `docker compose`, builds the images, and trains the
 tests build on each other and run in this order. Without a container engine they are skipped with the reason.
 """
 
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.topology import RECORD, Container, Topology, clone, until, why_not
+from tests.deploy.topology import (
+    ENGINE,
+    MAIN,
+    RECORD,
+    Topology,
+    healthy,
+    life,
+    running_topology,
+    until,
+    up_targets,
+)
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-BUILD_SECONDS = 3600
 SERVICES = ("valkey", "rollout", "reward", "trainer", "prometheus", "grafana")
 # A run that does not end before the tests do, with a checkpoint now and then.
 LONG_RUN = """
 services:
   trainer: {environment: {PENSTOCK_TOTAL_TRAIN_EPOCHS: "1000", PENSTOCK_CHECKPOINT__EVERY_STEPS: "20"}}
 """
-# The process that init started is the service; its first child is the engine.
-MAIN = "main=$(cut -d' ' -f1 /proc/1/task/1/children); "
-ENGINE = MAIN + "engine=$(cut -d' ' -f1 /proc/$main/task/$main/children); "
 VICTIMS = ("valkey", "rollout", "engine", "reward", "trainer")
 
 
 @pytest.fixture(scope="module")
 def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
-    if reason := why_not():
-        pytest.skip(f"docker compose is not tried: {reason}")
-    folder = tmp_path_factory.mktemp("compose") / "penstock"
-    clone(folder, COMPOSE_FILE="docker-compose.yml:long.yaml")
-    (folder / "long.yaml").write_text(LONG_RUN)
-    topology = Topology(folder, f"penstock-test-{os.getpid()}")
-    topology.compose("build", "--quiet", timeout_seconds=BUILD_SECONDS)
-    try:
+    with running_topology(tmp_path_factory.mktemp("compose"), LONG_RUN) as topology:
         yield topology
-    finally:
-        topology.compose("down", "--volumes", "--timeout", "10", timeout_seconds=120)
-
-
-def healthy(topology: Topology) -> list[Container]:
-    """All long-lived containers if every one works; else nothing."""
-    found = [each for each in topology.containers() if each.service in SERVICES]
-    complete = {each.service for each in found} == set(SERVICES)
-    return found if complete and all(each.health == "healthy" for each in found) else []
 
 
 def test_it_comes_up_and_trains(topology: Topology) -> None:
     topology.up()
-    assert healthy(topology)
+    assert healthy(topology, SERVICES)
     assert topology.only("model").exit_code == 0
     until(lambda: topology.step() >= 10, 300, "at step 10", topology)
 
@@ -67,13 +56,6 @@ def test_containers_are_not_root_and_write_only_into_volumes(topology: Topology)
     }
     assert published == {"127.0.0.1"}
     assert "torch" not in topology.shell("reward", "ls /opt/penstock/lib/python3*/site-packages").split()
-
-
-def up_targets(topology: Topology) -> list[str]:
-    """The job of each target that Prometheus reaches."""
-    answer = topology.get("prometheus", 9090, "/api/v1/targets?state=active")
-    targets = answer["data"]["activeTargets"] if answer else []
-    return sorted(each["labels"]["job"] for each in targets if each["health"] == "up")
 
 
 def test_prometheus_scrapes_every_service(topology: Topology) -> None:
@@ -98,13 +80,6 @@ def test_reward_services_are_added_and_found(topology: Topology) -> None:
     topology.up("--no-recreate", "--scale", "reward=1")
 
 
-def life(topology: Topology, victim: str) -> str:
-    """A value that differs between two lives of a process: the start of its container, or the pid of an engine."""
-    if victim == "engine":
-        return topology.shell("rollout", ENGINE + "echo $engine").strip()
-    return topology.only(victim).started
-
-
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_killed_process_is_survived(topology: Topology, victim: str) -> None:
     before, step, rollout = life(topology, victim), topology.step(), topology.only("rollout")
@@ -113,7 +88,7 @@ def test_a_killed_process_is_survived(topology: Topology, victim: str) -> None:
     else:
         topology.shell(victim, MAIN + "kill -9 $main")
     until(lambda: life(topology, victim) not in (before, ""), 120, f"{victim} started again", topology)
-    until(lambda: healthy(topology), 300, "all healthy again", topology)
+    until(lambda: healthy(topology, SERVICES), 300, "all healthy again", topology)
     until(lambda: topology.step() >= step + 3, 180, "three steps further", topology)
     steps = topology.trained_steps()
     assert steps == list(range(len(steps)))  # each once, none left out

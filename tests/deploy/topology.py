@@ -9,18 +9,25 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 
 CALL_SECONDS = 60.0
+BUILD_SECONDS = 3600
 POLL_SECONDS = 1.0
 ROOT = Path(__file__).parents[2]
 PORTS = ("TRAINER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
-RECORD = "runs/demo/steps.jsonl"  # in the containers of trainer and rollout
+RECORD = "runs/demo/steps.jsonl"  # of the demo, in the containers of trainer and rollout
+# The process that init started is the service; its first child is the engine.
+MAIN = "main=$(cut -d' ' -f1 /proc/1/task/1/children); "
+ENGINE = MAIN + "engine=$(cut -d' ' -f1 /proc/$main/task/$main/children); "
 
 
 def why_not() -> str:
@@ -130,9 +137,9 @@ class Topology:
         """Trained steps; -1 while the trainer starts."""
         return int(self.status().get("step", -1))
 
-    def trained_steps(self) -> list[int]:
+    def trained_steps(self, record: str = RECORD) -> list[int]:
         """The steps in the run's own record, in its order."""
-        text = self.shell("trainer", f"cat {RECORD}")
+        text = self.shell("trainer", f"cat {record}")
         return [json.loads(line)["step"] for line in text.splitlines()]
 
     def logs(self) -> str:
@@ -148,3 +155,42 @@ def until(look: Callable[[], T], seconds: float, what: str, topology: Topology) 
             raise AssertionError(f"after {seconds:g} s not {what}: saw {seen!r}\n{topology.logs()}")
         time.sleep(POLL_SECONDS)
     return seen
+
+
+@contextmanager
+def running_topology(folder: Path, override: str, **settings: str) -> Iterator[Topology]:
+    """A clone with `settings` in `.env` and `override` as its own file of compose, its images built; ended afterwards.
+
+    Skips the test, with the reason, if no containers can be run here.
+    """
+    if reason := why_not():
+        pytest.skip(f"docker compose is not tried: {reason}")
+    clone(folder / "penstock", COMPOSE_FILE="docker-compose.yml:override.yaml", **settings)
+    topology = Topology(folder / "penstock", f"penstock-test-{os.getpid()}")
+    (topology.folder / "override.yaml").write_text(override)
+    topology.compose("build", "--quiet", timeout_seconds=BUILD_SECONDS)
+    try:
+        yield topology
+    finally:
+        topology.compose("down", "--volumes", "--timeout", "10", timeout_seconds=120)
+
+
+def healthy(topology: Topology, services: Collection[str]) -> list[Container]:
+    """The containers of these services if every one works; else nothing."""
+    found = [each for each in topology.containers() if each.service in services]
+    complete = {each.service for each in found} == set(services)
+    return found if complete and all(each.health == "healthy" for each in found) else []
+
+
+def up_targets(topology: Topology) -> list[str]:
+    """The job of each target that Prometheus reaches."""
+    answer = topology.get("prometheus", 9090, "/api/v1/targets?state=active")
+    targets = answer["data"]["activeTargets"] if answer else []
+    return sorted(each["labels"]["job"] for each in targets if each["health"] == "up")
+
+
+def life(topology: Topology, victim: str) -> str:
+    """A value that differs between two lives of a process: the start of its container, or the pid of an engine."""
+    if victim == "engine":
+        return topology.shell("rollout", ENGINE + "echo $engine").strip()
+    return topology.only(victim).started
