@@ -38,7 +38,7 @@ class Reporter:
             return []
         last: Any = self._config.cache and self._config.cache.get(LAST_RUN, None)
         if not last:
-            return ["duration: 10 to 15 minutes on two cores; none has been measured here yet"]
+            return ["duration: about 25 minutes on two cores; none has been measured here yet"]
         minutes = max(1, round(last["seconds"] / 60))
         return [f"duration: about {minutes} min; the last run here took that for {last['num_tests']} tests"]
 
