@@ -4,6 +4,7 @@ Needs what `test_compose` needs, and builds on its images. The tests build on ea
 """
 
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 
@@ -31,7 +32,6 @@ def test_it_comes_up_and_trains(topology: Topology) -> None:
     topology.up()
     assert healthy(topology, SERVICES)
     until(lambda: topology.step() >= 2, 300, "at step 2", topology)
-    assert topology.status()["episodes"]
 
 
 def test_the_container_of_environments_is_confined(topology: Topology) -> None:
@@ -39,6 +39,15 @@ def test_the_container_of_environments_is_confined(topology: Topology) -> None:
     assert topology.shell("agent", "touch /here 2>/dev/null || echo refused").strip() == "refused"
     assert topology.compose("port", "agent", "8000", check=False).strip() in ("", ":0")
     assert "torch" not in topology.shell("agent", "ls /opt/penstock/lib/python3*/site-packages").split()
+
+
+def test_prometheus_scrapes_the_agent_service(topology: Topology) -> None:
+    def num_done() -> float:
+        query = 'sum(penstock_agent_episodes_total{end="done"})'
+        found = topology.get("prometheus", 9090, f"/api/v1/query?query={quote(query)}")["data"]["result"]
+        return float(found[0]["value"][1]) if found else 0.0
+
+    until(lambda: num_done() >= 2 * 6 * 8, 60, "the episodes of two steps", topology)
 
 
 def test_agent_services_are_added_and_scraped(topology: Topology) -> None:
