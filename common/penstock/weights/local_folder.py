@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,6 +44,16 @@ def shared_memory(needed_bytes: int) -> Path | None:
 def name_of_run(run_name: str, run_folder: Path) -> str:
     """A name for the run's folders outside its own: two runs with one name but different folders must not share any."""
     return f"penstock-{run_name}-{xxhash.xxh3_64_hexdigest(str(run_folder.resolve()).encode())[:8]}"
+
+
+def free_memory_of_run(run_name: str, run_folder: Path) -> None:
+    """Remove what the services of a run have left in the host's memory. Call it when none of them runs here."""
+    name = re.escape(name_of_run(run_name, run_folder))
+    left = re.compile(rf"{name}(-(trainer|rollout)-\d+)?")
+    if SHARED_MEMORY.is_dir():
+        for path in SHARED_MEMORY.iterdir():
+            if left.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class LocalFolder:

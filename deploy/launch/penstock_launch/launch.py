@@ -29,6 +29,7 @@ from penstock.config.secrets import shown_url
 from penstock.errors import LeaseLostError, PenstockError
 from penstock.runtime.output import complain, tell
 from penstock.runtime.process import heeded
+from penstock.weights.local_folder import free_memory_of_run
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
@@ -207,6 +208,9 @@ class _Launch:
                 self.release()
                 queue.stop()
                 self._folder.forget_queue()
+            free_memory_of_run(
+                self._config.run.name, self._folder.path
+            )  # a service that fails leaves its weights there
         self._trees.forget()
         return outcome
 

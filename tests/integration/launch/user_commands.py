@@ -15,6 +15,7 @@ import yaml
 from penstock.broker import Queue
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.trainer import TrainerQueue
+from penstock.weights.local_folder import SHARED_MEMORY, name_of_run
 from tests.patience import START_SECONDS
 
 PURE_ENGINE = Path(__file__).parents[3] / "benchmarks" / "chaos" / "engine.py"
@@ -109,7 +110,11 @@ class UserCommands:
             process.stdout.close()
 
     def launch(self, *overrides: str) -> tuple[int, str]:
-        return self.run("penstock_launch", "launch", "local", *overrides)
+        """Checks that no weights stay in the host's memory, however it ends."""
+        result = self.run("penstock_launch", "launch", "local", *overrides)
+        name = name_of_run(self.run_folder.name, self.run_folder)
+        assert not list(SHARED_MEMORY.glob(f"{name}*"))
+        return result
 
 
 def said(output: str) -> str:

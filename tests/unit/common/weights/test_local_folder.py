@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.weights.local_folder import LocalFolder, name_of_run, shared_memory
+from penstock.weights import local_folder
+from penstock.weights.local_folder import LocalFolder, free_memory_of_run, name_of_run, shared_memory
 
 HOLD = """
 import sys
@@ -68,3 +69,16 @@ def test_memory_is_used_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch
     folder = LocalFolder("a", 2**62)
     assert folder.path == tmp_path / "a-0"
     assert name_of_run("run", tmp_path / "x") != name_of_run("run", tmp_path / "y")
+
+
+def test_the_memory_of_a_run_that_has_ended_is_freed_and_that_of_others_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_folder, "SHARED_MEMORY", tmp_path / "memory")
+    free_memory_of_run("a", tmp_path / "a")  # a host without such memory
+    mine, other = name_of_run("a", tmp_path / "a"), name_of_run("a-b", tmp_path / "a-b")
+    kept = [other, f"{other}-trainer-0", f"{mine}-mine", "sem.x"]
+    for name in (*kept, mine, f"{mine}-trainer-0", f"{mine}-rollout-12"):
+        (tmp_path / "memory" / name / "00000001.1").mkdir(parents=True)
+    free_memory_of_run("a", tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "memory").iterdir()) == sorted(kept)
