@@ -1,6 +1,6 @@
-"""The folder of a run as the owner of its state: an id in a file inside, which moves with the folder.
+"""The folder of a run as the owner of its state: an id and the last lease, in files inside that move with the folder.
 
-Owns that file. Invariant: two folders have different ids, whatever their paths and hosts are called; of two processes
+Owns these files. Invariant: two folders have different ids, whatever their paths and hosts are called; of two processes
 that make the id of a folder at the same moment, both read the same one.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from penstock.durable import write_durably, writing
 
 ID_FILE = "folder_id"
+LEASE_FILE = "lease"
 STATE = ("steps", "checkpoints")  # folders that only a run that has begun has
 
 
@@ -45,14 +46,23 @@ class RunHome:
         if self._read() != folder_id:
             self._write(self.path / ID_FILE, folder_id)
 
-    def _write(self, file: Path, folder_id: str) -> None:
+    def last_lease(self) -> int:
+        """The number of the last lease that a trainer of this folder has held; 0 if none has."""
+        number = self._read(LEASE_FILE)
+        return int(number) if number.isdecimal() else 0
+
+    def keep_lease(self, number: int) -> None:
+        """Write the number of the lease that is held now. Weights that carry it may be sent only after this."""
+        self._write(self.path / LEASE_FILE, str(number))
+
+    def _write(self, file: Path, text: str) -> None:
         with writing(str(self.path)):
             self.path.mkdir(parents=True, exist_ok=True)
-        write_durably(file, f"{folder_id}\n".encode())
+        write_durably(file, f"{text}\n".encode())
 
-    def _read(self) -> str:
+    def _read(self, name: str = ID_FILE) -> str:
         try:
-            return (self.path / ID_FILE).read_text(encoding="ascii").strip()
+            return (self.path / name).read_text(encoding="ascii").strip()
         except (FileNotFoundError, NotADirectoryError):
             return ""
 

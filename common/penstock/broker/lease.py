@@ -55,8 +55,11 @@ async def acquire_lease(queue: Queue, config: Config, home: RunHome | None = Non
 
     StrangerError: a trainer or launcher of another configuration or folder lives. ConfigError: the run's state is in
     another folder. home: the run's folder; None: a tool that has none.
-    above: the highest number found elsewhere; a queue that lost its last writes would give that number out again.
+    above: a number that servers know. They, and `home`, remember numbers that a queue which lost its last writes would
+    give out again.
     """
+    if home:
+        above = max(above, home.last_lease())
     deadline = asyncio.get_running_loop().time() + config.run.stall_seconds
     others, warned = Renewals(), False
     while True:
@@ -64,9 +67,11 @@ async def acquire_lease(queue: Queue, config: Config, home: RunHome | None = Non
         match outcome:
             case b"leased":
                 token, folder = map(bytes.decode, answer)
+                lease = Lease(token, folder, queue, config)
                 if home:
                     home.keep(folder)
-                return Lease(token, folder, queue, config)
+                    home.keep_lease(lease.number)
+                return lease
             case b"elsewhere":
                 raise await queue.elsewhere()
             case b"another" if others.seen(answer):

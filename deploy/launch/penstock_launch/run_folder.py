@@ -6,7 +6,7 @@
         processes.json         the processes of a launch that has not ended in order
         logs/<service>.log     one log for each service
         queue/                 the data of the embedded queue
-        folder_id              the id by which the queue knows this folder (`penstock.run_home`)
+        folder_id, lease       the id by which the queue knows this folder, the last lease (`penstock.run_home`)
         trainer_summary.json   written by the trainer; summary.json: that and the launcher's facts
 
 Invariant: one launcher at a time, by a lock that ends with its process.

@@ -19,7 +19,6 @@ from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly
-from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import refuse_other_run
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
@@ -58,10 +57,8 @@ async def run_trainer(
         service.advertise(await advertised_host(ServiceKind.TRAINER, config.trainer, config.redis.url))
         await check_memory(queue, needed_bytes(config))
         _warn_of_idle_servers(config)
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
         home = RunHome(folder, ServiceKind.TRAINER)
-        highest = max(step_files.highest_lease(), checkpoints.highest_lease())
-        lease = await acquire_lease(queue, config, home, above=highest)
+        lease = await acquire_lease(queue, config, home)
         await _live(Assembly(config, service, queue, lease, learner, prompts, step_files))
         await asyncio.to_thread(learner.close)
         if ranks is not None:

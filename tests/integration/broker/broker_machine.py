@@ -8,6 +8,7 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
@@ -17,10 +18,11 @@ from penstock.broker import Queue, Stage, Worker, connect
 from penstock.config import Config
 from penstock.contracts.ledger import LedgerState
 from penstock.contracts.stored_groups import Part
+from penstock.run_home import RunHome
 from penstock.tickets import TicketState
 from tests.integration.broker.broker_calls import with_fates
 from tests.integration.broker.broker_entries import Copy, Entry, dead_entries, entries_of, holder_of
-from tests.integration.broker.broker_trainer import INITIAL, TrainerLife, lease_of, next_life
+from tests.integration.broker.broker_trainer import INITIAL, TrainerLife, next_life
 from tests.integration.broker.broker_workers import Holder, Holding
 from tests.integration.broker.queue_setup import part_keys
 
@@ -45,6 +47,8 @@ class RunMachine(RuleBasedStateMachine):
 
     runner: ClassVar[asyncio.Runner]
     base: ClassVar[Config]
+    folders: ClassVar[Path]
+    """Where each run has its own."""
     met: ClassVar[Counter[str]] = Counter()
     """How often the rules did what is rare, over all runs."""
 
@@ -59,6 +63,7 @@ class RunMachine(RuleBasedStateMachine):
         self.batch_size, self.dynamic_sampling = batch_size, dynamic_sampling
         self.queue: Queue = self.run(connect(self.config))
         self.calls = self.run(with_fates(self.queue))
+        self.folder = self.folders / name
         self.files: dict[str, tuple[int, ...]] = {}
         self.ghosts: list[Holder] = []
         self.zombies: list[TrainerLife] = []
@@ -88,9 +93,9 @@ class RunMachine(RuleBasedStateMachine):
         make = next_life(
             self.queue,
             self.config,
+            RunHome(self.folder, "trainer"),
             batch_size=self.batch_size,
             dynamic_sampling=self.dynamic_sampling,
-            above=max((lease_of(name) for name in self.files), default=0),
         )
         self.trainer = self.run(make)
         self.trainer.worker.name = f"trainer-{self.num_names:03}"

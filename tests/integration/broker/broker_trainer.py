@@ -13,6 +13,7 @@ from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Sampling
 from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
+from penstock.run_home import RunHome
 from penstock.tickets import TicketBook, TicketLimits
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
@@ -162,15 +163,10 @@ class TrainerLife:
         return Announcement(identity, "/weights", self.queue.lease.number)
 
 
-def lease_of(file: str) -> int:
-    """The lease number of the trainer that wrote a step file."""
-    return int(file.split(".")[1])
-
-
 async def next_life(
-    queue: Queue, config: Config, *, batch_size: int, dynamic_sampling: bool, above: int
+    queue: Queue, config: Config, home: RunHome, *, batch_size: int, dynamic_sampling: bool
 ) -> TrainerLife:
-    """A new trainer takes the lease, as if the earlier one had expired; `above`: the highest number in its files."""
+    """A new trainer takes the lease, as if the earlier one had expired."""
     await queue.client.delete(queue.keys.lease)
-    lease = await acquire_lease(queue, config, above=above)
+    lease = await acquire_lease(queue, config, home)
     return TrainerLife(TrainerQueue(queue, lease), config, batch_size=batch_size, dynamic_sampling=dynamic_sampling)

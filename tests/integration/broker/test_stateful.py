@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -85,13 +86,13 @@ class QueueMachine(WorkerRules, QueueRules):
 
 
 @pytest.fixture
-def machine(queue_config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[QueueMachine]]:
+def machine(queue_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[QueueMachine]]:
     monkeypatch.setattr("penstock.broker.worker.FULL_RETRY_SECONDS", 0.001)
     logger = logging.getLogger("penstock")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     with asyncio.Runner() as runner:
-        QueueMachine.runner, QueueMachine.base = runner, queue_config
+        QueueMachine.runner, QueueMachine.base, QueueMachine.folders = runner, queue_config, tmp_path
         yield QueueMachine
     logger.setLevel(before)
 

@@ -1,6 +1,7 @@
 """The trainer's side of the queue: commits, issued tickets, the lease and the end of the ledger, on a real server."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from penstock.contracts import DropReason
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.contracts.services import Announcement, Turn
 from penstock.errors import LeaseLostError, LostWritesError, PenstockError, StallError
+from penstock.run_home import RunHome
 from tests.integration.broker.queue_setup import POLICY, expire_lease, issue, make_group, make_ticket, make_worker
 
 
@@ -124,8 +126,16 @@ async def test_a_lease_that_is_abandoned_expires_by_itself(
     assert await queue.client.pttl(queue.keys.lease) > 0
 
 
-async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(queue: Queue, queue_config: Config) -> None:
-    assert (await acquire_lease(queue, queue_config, above=7)).number == 8
+async def test_a_lease_number_that_the_queue_forgot_is_not_given_out_again(
+    queue: Queue, queue_config: Config, tmp_path: Path
+) -> None:
+    """Servers that have followed it would take no weights of a lower one, and no tickets for them."""
+    home = RunHome(tmp_path, "trainer")
+    assert (await acquire_lease(queue, queue_config, home, above=7)).number == 8
+    await queue.delete_run()
+    assert (await acquire_lease(queue, queue_config, home)).number == 9
+    await queue.delete_run()
+    assert (await acquire_lease(queue, queue_config, home, above=3)).number == 10
 
 
 async def test_a_ledger_that_lost_its_end_is_not_continued(trainer: TrainerQueue, queue: Queue) -> None:

@@ -35,6 +35,17 @@ def test_a_backup_without_an_id_takes_over_the_one_that_it_is_given(tmp_path: Pa
     assert home.id() == "0123456789abcdef"
 
 
+def test_the_last_lease_moves_with_the_folder_and_is_0_in_a_new_one(tmp_path: Path) -> None:
+    home = RunHome(tmp_path / "run", "trainer")
+    assert home.last_lease() == 0
+    home.keep_lease(7)
+    home.keep_lease(12)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert RunHome(tmp_path / "moved", "trainer").last_lease() == 12
+    (tmp_path / "moved" / "lease").write_text("")
+    assert RunHome(tmp_path / "moved", "trainer").last_lease() == 0
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PenstockError, match=r"file/run cannot be written .*run\.root"):

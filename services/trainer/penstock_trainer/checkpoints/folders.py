@@ -93,10 +93,6 @@ class Checkpoints:
         complete = [path.name for path in self._folder.iterdir() if NAME.fullmatch(path.name) and self.holds(path.name)]
         return sorted(complete, key=lambda name: [int(part) for part in name.split(".")])
 
-    def highest_lease(self) -> int:
-        """The highest lease that wrote a checkpoint, committed or not; 0 if there is none."""
-        return max((int(name.rpartition(".")[2]) for name in self.names()), default=0)
-
     def prune(self, committed: list[CheckpointRecord]) -> int:
         """Delete all of this run but the newest committed ones; steps of the oldest one kept (0: none)."""
         kept = committed[-self._keep :]

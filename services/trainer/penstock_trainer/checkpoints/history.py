@@ -118,7 +118,7 @@ class History:
             return True
         names = self.checkpoints.names()
         held = f"checkpoint {names[-1]}" if names else "step files"
-        if names or self.step_files.highest_lease():
+        if names or not self.step_files.is_empty:
             raise DataError(
                 f"the queue holds nothing of this run, and its folder holds {held} but no record in "
                 f"{self.step_files.journal.path}: expected one of both, to go on. Restore the data of the queue; or "

@@ -71,9 +71,10 @@ class StepFiles:
             raise DataError(f"step {record.step}: {path} has digest {digest}; the ledger records {record.digest}")
         return msgspec.msgpack.decode(data, type=StepFile).groups
 
-    def highest_lease(self) -> int:
-        """The highest lease that wrote a step here, committed or not; 0 if there is none."""
-        return max((lease for _, lease, _ in self._written()), default=0)
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was written here, committed or not."""
+        return not any(self._written())
 
     def exists(self, record: StepRecord) -> bool:
         """Whether the file of a committed step exists."""

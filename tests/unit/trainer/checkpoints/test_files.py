@@ -24,12 +24,12 @@ from tests.unit.trainer.trainer_groups import example_groups
 
 def test_a_step_file_gives_back_its_groups(tmp_path: Path) -> None:
     files = StepFiles(tmp_path / "steps", keep_bytes=0)
-    assert files.highest_lease() == 0
+    assert files.is_empty
     groups = example_groups(num_groups=3)
     record = files.write(7, 2, groups)
     assert (record.step, record.tickets, record.file) == (7, (0, 1, 2), "00000007.2.pack")
     assert files.read(record) == tuple(groups)
-    assert files.highest_lease() == 2
+    assert not files.is_empty
     assert [path.name for path in (tmp_path / "steps").iterdir()] == [record.file]
 
 
@@ -219,7 +219,7 @@ def test_what_a_user_keeps_beside_checkpoints_and_steps_is_left_alone(tmp_path: 
     files.write(0, 3, example_groups(num_groups=1))
     for name in ("first.pack", "00000000.pack", "00000000.old.pack"):
         (tmp_path / "steps" / name).write_bytes(b"mine")
-    assert files.highest_lease() == 3
+    assert not files.is_empty
     files.prune(oldest_needed=9)
     left = {path.name for path in (tmp_path / "steps").iterdir()}
     assert left == {"first.pack", "00000000.pack", "00000000.old.pack"}
