@@ -118,6 +118,11 @@ class LedgerState:
         return last if last is not None and last.step + 1 not in self.weights else None
 
     @property
+    def has_finished_steps(self) -> bool:
+        """Whether there are weights that a step has made, which a run can go on from."""
+        return any(self.weights)
+
+    @property
     def trained(self) -> dict[int, int]:
         """Ticket -> the step that trained it."""
         return {ticket: record.step for record in self.steps for ticket in record.tickets}

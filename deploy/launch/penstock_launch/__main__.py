@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, doctor, config, status, cancel, export, replay, bundle, dead.
+"""The `penstock` command: launch, check, doctor, config, status, cancel, export, replay, bundle, dead.
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from penstock.config.load import given_keys, load_config
 from penstock.config.shown import as_yaml, masked
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
-from penstock.runtime.output import flushed
+from penstock.runtime.output import complain, flushed
+from penstock_launch.check.arguments import add_check_parser
+from penstock_launch.check.paths import require_paths, shown_paths
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
@@ -57,10 +59,14 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
 
         return replay_bundle(arguments.bundle, settings, arguments.steps)
     if arguments.command == "doctor":
-        # Only this command imports services: another one must not depend on what they import.
+        # Only these two import services: another command must not depend on what they import.
         from penstock_launch.doctor.command import doctor
 
         return doctor(settings, os.environ)
+    if arguments.command == "check":
+        from penstock_launch.check.command import check
+
+        return check(settings, os.environ)
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
     if arguments.command in ("replay", "bundle"):
@@ -68,18 +74,14 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     if arguments.command == "dead":
         return _handle_dead(arguments, config, ids)
     if arguments.command == "launch":
-        if arguments.place == "local":
-            return launch_local(config, os.environ, started_at)
-        if arguments.place == "ray":
-            return launch_ray(config, os.environ, started_at)
-        print("\n".join(launch_slurm(config, os.environ, render_only=arguments.render_only)))
-        return 0
+        return _launch(arguments, config, started_at)
     if arguments.command == "cancel":
         print(cancel(config))
         return 0
     if arguments.command == "config":
         placement = "".join(f"# {line}\n" for line in shown_placement(config, os.environ))
         print(f"{as_yaml(masked(config))}{placement}", end="")
+        _complain(shown_paths(config))
         return 0
     if arguments.command == "export":
         # Only this command needs torch, and its import takes seconds.
@@ -90,6 +92,23 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         return 0
     print("\n".join(show_status(config)))
     return 0
+
+
+def _launch(arguments: argparse.Namespace, config: Config, started_at: float) -> int:
+    """Elsewhere than here, paths may be those of other hosts: only a launch on this one is refused for them."""
+    if arguments.place == "local":
+        _complain(require_paths(config))
+        return launch_local(config, os.environ, started_at)
+    _complain(shown_paths(config))
+    if arguments.place == "ray":
+        return launch_ray(config, os.environ, started_at)
+    print("\n".join(launch_slurm(config, os.environ, render_only=arguments.render_only)))
+    return 0
+
+
+def _complain(warnings: Iterable[str]) -> None:
+    for each in warnings:
+        complain(f"penstock: warning: {each}")
 
 
 def _use_recording(arguments: argparse.Namespace, config: Config, settings: Sequence[str]) -> int:
@@ -138,6 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch(commands)
+    add_check_parser(commands, SETTINGS_HELP)
     add_doctor_parser(commands, SETTINGS_HELP)
     commands.add_parser(
         "config",

@@ -24,8 +24,10 @@ from typing import Protocol
 
 from penstock.broker import Queue, connect
 from penstock.broker.launcher import HeldRun, hold_run
+from penstock.broker.trainer import read_ledger
 from penstock.config import Config, RedisSection
 from penstock.config.secrets import shown_url
+from penstock.contracts.ledger import replay
 from penstock.errors import LeaseLostError, PenstockError
 from penstock.runtime.output import complain, tell
 from penstock.runtime.process import heeded
@@ -267,11 +269,19 @@ class _Launch:
         return outcome
 
     async def _clear(self, queue: Queue) -> None:
-        """Delete the earlier run in a queue of the user's if run.existing says so."""
+        """Delete the earlier run in a queue of the user's if run.existing says so, or if it had no step.
+
+        In the latter case services that are up keep it: without a step it is as good as a new one.
+        """
         if self._config.run.existing == "replace":
             if contents := await queue.contents():
                 self._view.event(f"run.existing is replace: deleting the earlier run from the queue ({contents})")
-            self._view.event(f"queue: deleted {await queue.delete_run(but_owner=True)} keys of an earlier run")
+            await self._delete_keys(queue)
+        elif self._folder.begins_anew and not await queue.services() and not await _has_finished_steps(queue):
+            await self._delete_keys(queue)
+
+    async def _delete_keys(self, queue: Queue) -> None:
+        self._view.event(f"queue: deleted {await queue.delete_run(but_owner=True)} keys of an earlier run")
 
     async def _repeat(self, act: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
         """Act without end. A full disk, or too many open files, is said once and ends nothing."""
@@ -294,6 +304,10 @@ class _Launch:
         """Measure memory and record all processes."""
         roots = {child.name: child.identity for child in self._children if child.identity and child.running}
         await asyncio.to_thread(self._trees.sample, roots)
+
+
+async def _has_finished_steps(queue: Queue) -> bool:
+    return replay(await read_ledger(queue)).has_finished_steps
 
 
 class _EventsLog:

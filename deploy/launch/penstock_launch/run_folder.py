@@ -25,7 +25,7 @@ import msgspec
 from penstock.config import Config, RedisSection, RunSection
 from penstock.config.shown import as_yaml, without_secrets
 from penstock.durable import write_durably, writing
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, DataError, PenstockError
 from penstock.run_home import ID_FILE, RunHome
 from penstock.runtime.process import kill_all
 from penstock_launch.supervise.process_trees import LAUNCHER, PROCESSES_FILE, read_known
@@ -36,6 +36,9 @@ LOCK_FILE = ".lock"
 LOCK_POLL_SECONDS = 0.5
 MADE_BY_A_LOCK = (LOCK_FILE, ID_FILE)  # of a folder that no run has begun in
 ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two steps
+SUMMARY_FILE = "summary.json"  # written by each launch that ends in order
+NO_STEPS = "00000000."  # how the name of a checkpoint begins that was written before the first step
+BEGUN = ("steps", "checkpoints", "queue", "steps.jsonl", "evals.jsonl", SUMMARY_FILE)
 MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
 
 
@@ -44,6 +47,18 @@ class QueueAddress(msgspec.Struct, frozen=True):
 
     url: str
     password: str
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a launch ended."""
+
+    code: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What is read of `summary.json`."""
+
+    exit: Exit
 
 
 class RunFolder:
@@ -56,6 +71,8 @@ class RunFolder:
         self.queue = self.path / "queue"
         self.config_path = self.path / CONFIG_FILE
         self.home = RunHome(self.path, LAUNCHER)
+        self.begins_anew = False
+        """Whether `prepare` found a run that had ended before its first step, and deleted what it had begun."""
 
     @contextlib.contextmanager
     def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
@@ -128,6 +145,9 @@ class RunFolder:
         if earlier and self.run.existing == "replace":
             self._delete_content(on_event)
             earlier = False
+        if earlier and self._ended_before_a_step():
+            self._delete_begun(on_event)
+            earlier = False
         with writing(str(self.logs)):
             self.logs.mkdir(exist_ok=True)
         return earlier
@@ -153,6 +173,43 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+    def _ended_before_a_step(self) -> bool:
+        """Whether the last launch failed or was stopped, and no step was ever finished.
+
+        A launch that was killed left no summary: what it had generated is gone on with.
+        """
+        if not self._last_exit_code() or (self.path / "final").exists():
+            return False
+        if any(not path.name.startswith(NO_STEPS) for path in self.path.glob("checkpoints/*")):
+            return False
+        if not (self.path / "steps").is_dir():
+            return True
+        from penstock_trainer.checkpoints.journal import Journal  # other commands must not depend on a service
+
+        journal = Journal(self.path / "steps")
+        try:
+            return not (journal.exists and journal.read().has_finished_steps)
+        except DataError:  # the trainer names it
+            return False
+
+    def _last_exit_code(self) -> int:
+        """Of the last launch; 0 if it left none."""
+        try:
+            return msgspec.json.decode((self.path / SUMMARY_FILE).read_bytes(), type=Ended).exit.code
+        except (OSError, msgspec.DecodeError):
+            return 0
+
+    def _delete_begun(self, on_event: Callable[[str], None]) -> None:
+        """Delete what a resumed run would go on from; logs stay."""
+        on_event(f"the last launch in {self.path} ended before its first step: this run begins anew")
+        for name in BEGUN:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.begins_anew = True
 
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration, for the services and for the user."""

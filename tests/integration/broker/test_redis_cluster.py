@@ -44,7 +44,11 @@ async def test_every_node_is_refused_with_the_reason_and_gets_no_key(
 def test_a_launch_is_refused_before_it_starts_a_service(cluster: RedisCluster, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     run = {"name": "t", "root": str(tmp_path / "runs")}
-    config.write_text(yaml.safe_dump({**DOCUMENT, "run": run, "redis": {"url": cluster.url(0)}}))
+    (tmp_path / "d.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    data = {"train": {"path": str(tmp_path / "d.jsonl")}, "batch_size": 1}
+    sections = {"run": run, "redis": {"url": cluster.url(0)}, "data": data}
+    elsewhere = {"rollout": {"engine": {"url": "http://127.0.0.1:1"}}}
+    config.write_text(yaml.safe_dump({**DOCUMENT, **sections, **elsewhere}))
     command = [sys.executable, "-m", "penstock_launch", "launch", "local", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
     assert done.returncode == 2, done.stderr

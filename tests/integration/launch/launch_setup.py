@@ -20,6 +20,11 @@ from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
 from tests.patience import START_SECONDS
 
 TORCHRUN = Path(__file__).parents[3] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"
+EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+NUM_ROWS = 8  # a batch, by default
+SGLANG = """#!/bin/sh
+echo '["0.5.21", false]'
+"""
 STAND_IN = """
 import asyncio, json, os, pathlib, sys, time
 from prometheus_client import CollectorRegistry
@@ -34,8 +39,8 @@ KIND = {kind!r}
 
 
 async def start(config):
-    if KIND == "trainer" and config.actor.path == "missing":
-        raise ConfigError("actor.path: no folder 'missing'; expected a Hugging Face folder")
+    if KIND == "trainer" and config.actor.path == "spoilt":
+        raise ConfigError("actor.path: 'spoilt' cannot be used; expected a Hugging Face folder")
     folder = pathlib.Path(config.run.root) / config.run.name
     if os.environ.get("RANK", "0") != "0":
         while not (folder / "trainer_summary.json").exists():
@@ -100,12 +105,26 @@ class LaunchSetup:
             (module / "__init__.py").write_text("")
             (module / "__main__.py").write_text(STAND_IN.format(kind=kind))
         shutil.copy(TORCHRUN, folder / "modules" / "penstock_trainer")
+        self._write_what_it_names()
         self.write_config()
+
+    def _write_what_it_names(self) -> None:
+        """What a launch looks for before it starts anything: models, rows, an interpreter that has SGLang."""
+        for model in ("m", "spoilt"):
+            (self.folder / model).mkdir()
+            (self.folder / model / "config.json").write_text("{}")
+            (self.folder / model / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
+        (self.folder / "d.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * NUM_ROWS)
+        python = self.folder / ".venv-sglang" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(SGLANG)
+        python.chmod(0o755)
 
     def write_config(self, **sections: object) -> None:
         document: dict[str, object] = {
             "run": {"name": "t", "root": "runs", "max_steps": 3},
-            "actor": {"path": "m"},
+            "actor": {"path": "m", "dtype": "float32"},
+            "rollout": {"engine": {"dtype": "float32"}},  # of bfloat16 a launch warns on some CPUs
             "data": {"train": {"path": "d.jsonl"}},
             **sections,
         }

@@ -103,6 +103,7 @@ def test_the_password_in_the_url_of_an_unreachable_queue_is_not_printed(
     setup: UserCommands, words: tuple[str, ...], url: str
 ) -> None:
     setup.document["redis"] = {"url": url, "timeout_seconds": 1}
+    break_sglang(setup)
     code, output = setup.run(*words)
     assert code == QUEUE_EXIT, output
     assert "**********" in output
@@ -293,6 +294,7 @@ def test_launch_ends_with_the_message_about_a_sglang_that_does_not_start(setup: 
 
 def test_launch_ends_with_the_message_about_an_unreachable_queue(setup: UserCommands) -> None:
     setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 1}
+    break_sglang(setup)
     assert_launch_ends(setup.launch(), QUEUE_EXIT, "penstock: queue: redis.url redis://127.0.0.1:1/0: no answer within")
 
 

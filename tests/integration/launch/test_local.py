@@ -134,10 +134,10 @@ def test_ranks_end_in_order_and_their_errors_keep_their_exit_code(setup: LaunchS
     assert process.returncode == 130, output
     assert "killed" not in output
     assert not any(identity.alive for identity in ranks.values())
-    process = setup.launch("--trainer.num_ranks", "2", "--actor.path", "missing")
+    process = setup.launch("--trainer.num_ranks", "2", "--actor.path", "spoilt")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 2
-    assert "trainer: config: actor.path: no folder 'missing'; expected a Hugging Face folder" in output
+    assert "trainer: config: actor.path: 'spoilt' cannot be used; expected a Hugging Face folder" in output
 
 
 def ranks_of(trainer: ProcessIdentity) -> dict[int, ProcessIdentity]:
@@ -172,10 +172,10 @@ def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans
 
 
 def test_a_configuration_error_of_a_service_ends_everything_with_its_line(setup: LaunchSetup) -> None:
-    process = setup.launch("--actor.path", "missing")
+    process = setup.launch("--actor.path", "spoilt")
     output, _ = process.communicate(timeout=START_SECONDS)
     assert process.returncode == 2
-    assert "trainer: config: actor.path: no folder 'missing'; expected a Hugging Face folder" in output
+    assert "trainer: config: actor.path: 'spoilt' cannot be used; expected a Hugging Face folder" in output
     assert "Traceback" not in output
 
 

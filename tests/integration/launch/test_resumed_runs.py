@@ -28,7 +28,7 @@ from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
-CONFIG_EXIT = 2
+CONFIG_EXIT, STALL_EXIT = 2, 3
 NUM_PROMPTS, BATCH_SIZE, EPOCHS = 4, 2, 5
 NUM_TICKETS = NUM_PROMPTS * EPOCHS
 
@@ -245,3 +245,28 @@ async def test_another_model_of_the_same_shape_is_refused_by_name(run: Run, tmp_
     run.document["actor"]["path"] = str(moved)
     run.kill_all()  # a rollout service with the old path is a stranger now
     await run.finished(run.start_all())
+
+
+RAISES = "def spread(prompt, completion, answer, metadata):\n    raise KeyError('units')\n"
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["queue of the launch", "queue of the user"])
+def test_a_try_that_failed_before_its_first_step_leaves_nothing_that_the_next_one_resumes(
+    tmp_path: Path, tiny_model: Path, own_queue: EmbeddedServer, embedded: bool
+) -> None:
+    """The first one drops all its tickets, and other keys could not change within a run."""
+    user = UserCommands(tmp_path, tiny_model, None if embedded else own_queue)
+    user.use_pure_engine()
+    user.score_by("spread", RAISES)
+    user.document["total_train_epochs"] = 1
+    code, output = user.launch()
+    assert code == STALL_EXIT, output
+    assert "KeyError: 'units'" in output
+    user.score_by("spread", SPREAD)
+    user.document["actor"]["group_size"] = 4
+    user.write_rows(*({"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(NUM_PROMPTS)))
+    code, output = user.launch()
+    assert code == 0, output
+    assert "ended before its first step: this run begins anew" in output
+    assert "Finished: 2 steps" in output
+    assert "4 issued = 4 trained + 0 dropped" in output

@@ -12,7 +12,9 @@ from pydantic import SecretStr
 from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection
 from penstock.config.load import load_config
 from penstock.config.shown import masked
-from penstock.contracts import ServiceKind
+from penstock.contracts import PolicyIdentity, ServiceKind
+from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
+from penstock.contracts.vocabulary import DropReason
 from penstock.errors import ConfigError
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
@@ -69,6 +71,71 @@ def test_replace_deletes_what_is_there(tmp_path: Path) -> None:
     assert said.startswith(f"run.existing is replace: deleting the earlier run in {folder.path} ")
     assert "0 checkpoints, 1 recorded steps, 1 final models" in said
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "logs"]
+
+
+RUN = RunRecord("digest", 2, 2, 2, 0)
+START = WeightsRecord(PolicyIdentity(0, "00"), 0)
+STEP = StepRecord(0, (0, 1), "00000000.1.pack", "digest")
+AFTER = WeightsRecord(PolicyIdentity(1, "01"), 1)
+
+
+def tried(root: Path, *records: Record, exit_code: int | None = 3) -> Path:
+    """The folder of a run whose journal has these records. exit_code: of its last launch; None: it was killed."""
+    path = root / "r"
+    for name in ("steps", "checkpoints/00000000.1", "queue", "logs"):
+        (path / name).mkdir(parents=True)
+    for name in ("config.yaml", "evals.jsonl", "logs/trainer.log", "queue/appendonly.aof"):
+        (path / name).write_text("a: 1")
+    (path / "steps" / "ledger.jsonl").write_bytes(b"".join(encode_record(each) + b"\n" for each in records))
+    if exit_code is not None:
+        (path / "summary.json").write_text(json.dumps({"steps": 0, "exit": {"code": exit_code, "reason": "x"}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "records", [(), (RUN, START), (RUN, START, DropRecord(0, DropReason.POISON)), (RUN, START, STEP)]
+)
+def test_a_try_that_failed_before_its_first_step_is_begun_anew(tmp_path: Path, records: tuple[Record, ...]) -> None:
+    path = tried(tmp_path, *records)
+    folder, events = folder_with(tmp_path, "resume"), list[str]()
+    with folder.locked():
+        assert folder.prepare(events.append) is False
+    assert folder.begins_anew
+    assert "begins anew" in events[0]
+    assert sorted(each.name for each in path.iterdir()) == [".lock", "config.yaml", "logs"]
+    assert (path / "logs" / "trainer.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("records", "exit_code", "also"),
+    [
+        ((RUN, START, STEP, AFTER), 3, ""),
+        ((RUN, START), None, ""),
+        ((RUN, START), 0, ""),
+        ((RUN, START), 3, "checkpoints/00000050.1"),
+        ((RUN, START), 3, "final"),
+    ],
+    ids=["a step", "killed", "finished", "checkpoint", "final model"],
+)
+def test_what_a_run_can_go_on_from_is_kept(
+    tmp_path: Path, records: tuple[Record, ...], exit_code: int | None, also: str
+) -> None:
+    path = tried(tmp_path, *records, exit_code=exit_code)
+    (path / also).mkdir(exist_ok=True)
+    folder = folder_with(tmp_path, "resume")
+    with folder.locked():
+        assert folder.prepare(print) is True
+    assert not folder.begins_anew
+    assert {"steps", "checkpoints", "queue", "evals.jsonl"} <= {each.name for each in path.iterdir()}
+
+
+def test_a_journal_that_cannot_be_read_is_left_to_the_trainer(tmp_path: Path) -> None:
+    path = tried(tmp_path)
+    (path / "steps" / "ledger.jsonl").write_text("damaged\n")
+    folder = folder_with(tmp_path, "resume")
+    with folder.locked():
+        assert folder.prepare(print) is True
+    assert (path / "steps" / "ledger.jsonl").read_text() == "damaged\n"
 
 
 def test_replace_does_not_delete_a_folder_that_is_no_run(tmp_path: Path) -> None:

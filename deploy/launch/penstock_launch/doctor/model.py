@@ -22,9 +22,9 @@ class Model:
     file_bytes: int
 
 
-def read_model(path: str) -> Model | None:
+def read_model(path: str, key: str = "actor.path") -> Model | None:
     """The model; None for a hub name, whose files come at the start. PenstockError or OSError if it cannot be used."""
-    check_model_path(path, "actor.path")
+    check_model_path(path, key)
     folder = Path(path)
     if not folder.is_dir():
         return None
@@ -47,20 +47,20 @@ def num_weights_of(path: str) -> int:
     return model.num_weights if model is not None else 0
 
 
-def model_line(path: str) -> Line:
-    """Of actor.path; empty: of a look without a configuration."""
+def model_line(path: str, key: str = "actor.path", what: str = WHAT) -> Line:
+    """Of the model that a key names; empty: of a look without a configuration."""
     if not path:
-        return not_looked_at(WHAT, "actor.path comes with --config FILE")
+        return not_looked_at(what, f"{key} comes with --config FILE")
     try:
-        model = read_model(path)
+        model = read_model(path, key)
     except (PenstockError, OSError) as error:
-        advice = "Set actor.path to a complete folder of Hugging Face that this user can read, or copy the model again."
-        return problem(WHAT, str(error), advice)
+        advice = f"Set {key} to a complete folder of Hugging Face that this user can read, or copy the model again."
+        return problem(what, str(error), advice)
     if model is None:
-        return not_looked_at(WHAT, f"actor.path {path} is a name on Hugging Face's hub, fetched at the start")
+        return not_looked_at(what, f"{key} {path} is a name on Hugging Face's hub, fetched at the start")
     if not model.file_bytes:
         seen = f"{path} holds no {WEIGHT_FILES} and no {OTHER_WEIGHT_FILES}"
-        return warning(WHAT, seen, "Set actor.path to a folder with the weights too.")
+        return warning(what, seen, f"Set {key} to a folder with the weights too.")
     millions = model.num_weights / 1e6
     count = f"{millions:.{0 if millions >= 10 else 1}f} million weights, " if millions else ""
-    return ok(WHAT, f"{path}: {count}{amount(model.file_bytes)} of files")
+    return ok(what, f"{path}: {count}{amount(model.file_bytes)} of files")

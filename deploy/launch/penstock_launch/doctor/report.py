@@ -75,26 +75,34 @@ def amount(num_bytes: float) -> str:
 
 def render(groups: Sequence[Group]) -> Iterator[str]:
     """The lines of the table, in ASCII if what was seen is, none wider than WIDTH unless one word is."""
-    lines = [line for group in groups for line in group.lines]
-    names = max((len(line.what) for line in lines), default=0)
-    verdicts = max(map(len, Verdict))
+    names = max((len(line.what) for group in groups for line in group.lines), default=0)
     for group in groups:
-        if not group.lines:
-            continue
-        yield group.title
-        for line in group.lines:
-            margin = f"{INDENT}{line.verdict:{verdicts}}  {line.what:{names}}  "
-            yield from _wrapped(line.seen, margin, " " * len(margin))
-            if line.advice:
-                yield from _wrapped(line.advice, " " * len(margin) + TO_DO, " " * (len(margin) + len(TO_DO)))
-        yield ""
-    yield _closing(lines)
+        yield from render_group(group, names)
+    yield closing(groups)
+
+
+def render_group(group: Group, width: int) -> Iterator[str]:
+    """Its lines, and an empty one; nothing if it has none. width: of the column of subjects."""
+    if not group.lines:
+        return
+    verdicts = max(map(len, Verdict))
+    yield group.title
+    for line in group.lines:
+        margin = f"{INDENT}{line.verdict:{verdicts}}  {line.what:{width}}  "
+        yield from _wrapped(line.seen, margin, " " * len(margin))
+        if line.advice:
+            yield from _wrapped(line.advice, " " * len(margin) + TO_DO, " " * (len(margin) + len(TO_DO)))
+    yield ""
 
 
 def exit_code(groups: Iterable[Group]) -> int:
     """0 unless there is a problem."""
-    found = any(line.verdict is Verdict.PROBLEM for group in groups for line in group.lines)
-    return ConfigError.exit_code if found else 0
+    return ConfigError.exit_code if any(problems(group.lines) for group in groups) else 0
+
+
+def problems(lines: Iterable[Line]) -> list[Line]:
+    """Those that keep a run from working."""
+    return [line for line in lines if line.verdict is Verdict.PROBLEM]
 
 
 def _wrapped(text: str, first: str, later: str) -> list[str]:
@@ -108,9 +116,11 @@ def _wrapped(text: str, first: str, later: str) -> list[str]:
     )
 
 
-def _closing(lines: Sequence[Line]) -> str:
+def closing(groups: Iterable[Group]) -> str:
+    """The last line: how many there are of each verdict."""
+    lines = [line for group in groups for line in group.lines]
     counts = {verdict: sum(line.verdict is verdict for line in lines) for verdict in Verdict}
-    problems, warnings = counts[Verdict.PROBLEM], counts[Verdict.WARNING]
-    found = f"{problems or 'No'} problem{'s' * (problems > 1)}, {warnings or 'no'} warning{'s' * (warnings > 1)}"
+    wrong, warnings = counts[Verdict.PROBLEM], counts[Verdict.WARNING]
+    found = f"{wrong or 'No'} problem{'s' * (wrong > 1)}, {warnings or 'no'} warning{'s' * (warnings > 1)}"
     unseen = counts[Verdict.NOT_LOOKED_AT]
     return f"{found}; {counts[Verdict.OK]} ok{f', {unseen} not looked at' if unseen else ''}."

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from penstock.durable import write_durably
+from penstock_launch.run_folder import SUMMARY_FILE
 from penstock_launch.supervise.supervisor import RunOutcome
 from penstock_launch.watch.figures import duration, number
 
 TRAINER_SUMMARY_FILE = "trainer_summary.json"
-SUMMARY_FILE = "summary.json"
 MEGABYTE = 10**6
 
 

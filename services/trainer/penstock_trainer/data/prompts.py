@@ -99,8 +99,8 @@ def _shown(row: Row) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
-def require_batch(prompts: Sequence[EncodedPrompt], batch_size: int, path: str) -> None:
-    """DataError unless the training prompts fill at least one batch."""
+def require_batch(prompts: Sequence[object], batch_size: int, path: str) -> None:
+    """DataError unless the training prompts, or their rows, fill at least one batch."""
     if len(prompts) < batch_size:
         raise DataError(
             f"{path} (data.train.path) holds {len(prompts)} prompts and data.batch_size is {batch_size}: expected at "

@@ -133,26 +133,11 @@ class StartedServer:
 
     async def _probe(self, python: str) -> str:
         """The device to use; EngineStartError if SGLang is not installed there."""
-        process = await asyncio.create_subprocess_exec(
-            *tied_command([python, "-c", PROBE, self._section.device]),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
-        )
-        try:
-            output, errors = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT_SECONDS)
-            version, sees_cuda = json.loads(output.decode().splitlines()[-1])
-        except (TimeoutError, ValueError, IndexError):
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            problem = errors.decode(errors="replace")[-500:] if process.returncode is not None else "no answer"
-            raise EngineStartError(
-                f"rollout.engine.python: {python} does not work as a Python interpreter: {problem}"
-            ) from None
-        require_sglang(python, version)
-        if self._section.device == "auto":
+        device = self._section.device
+        sees_cuda = await probe_python(python, device, PROBE_TIMEOUT_SECONDS)
+        if device == "auto":
             return "cuda" if sees_cuda else "cpu"
-        return self._section.device
+        return device
 
     async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
         ended = asyncio.ensure_future(process.wait())
@@ -192,6 +177,31 @@ def find_python(section: EngineSection) -> str:
             "an environment with SGLang (`make envs` makes one), or rollout.engine.url of a running server"
         )
     return str(Path(python).absolute())
+
+
+async def probe_python(python: str, device: str, timeout_seconds: float) -> bool:
+    """Whether an interpreter with SGLang sees a GPU, asked only if device is auto: that imports torch.
+
+    EngineStartError if it gives no answer in time, or has no SGLang.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *tied_command([python, "-c", PROBE, device]),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), timeout_seconds)
+        version, sees_cuda = json.loads(output.decode().splitlines()[-1])
+    except (TimeoutError, ValueError, IndexError):
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        problem = errors.decode(errors="replace")[-500:] if process.returncode is not None else "no answer"
+        raise EngineStartError(
+            f"rollout.engine.python: {python} does not work as a Python interpreter: {problem}"
+        ) from None
+    require_sglang(python, version)
+    return bool(sees_cuda)
 
 
 def require_sglang(python: str, version: str) -> None:

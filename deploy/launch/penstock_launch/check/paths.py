@@ -1,0 +1,148 @@
+"""The quick part of the check: what a configuration names is there. It imports no torch and runs no code of the user's.
+
+`penstock check` and every launch begin with it, and `penstock config` warns of what it finds. Owns no rule: a model, an
+interpreter, a row and the name of a reward are judged by the functions with which the services judge them.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from penstock.config import Config, DatasetSection
+from penstock.errors import ConfigError, PenstockError
+from penstock.model_path import check_model_path
+from penstock_launch.check.precision import WHAT as PRECISION
+from penstock_launch.check.precision import precision_now
+from penstock_launch.doctor.model import WHAT as MODEL
+from penstock_launch.doctor.model import model_line
+from penstock_launch.doctor.report import Group, Line, Verdict, not_looked_at, ok, problem, problems
+from penstock_launch.doctor.side_by_side import Look, look_at_all
+
+TITLE = "what it names"
+QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by then
+FEW_ROWS = 10
+REFERENCE, INTERPRETER, REWARDS = "reference", "SGLang", "reward names"
+
+
+def quick(config: Config) -> Group:
+    """All lines of the quick part; each look has a deadline."""
+    [group] = look_at_all(looks(config), QUICK_SECONDS)
+    return group
+
+
+def looks(config: Config) -> list[Look]:
+    """In the order of the table."""
+    held_out = config.data.eval
+    return [
+        Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
+        *([Look(TITLE, REFERENCE, partial(_reference, config))] if config.ref.path and config.kl_ctl else []),
+        Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
+        Look(TITLE, "data.train", lambda: [rows_line(config, config.data.train, "data.train")]),
+        *([Look(TITLE, "data.eval", partial(_held_out, config, held_out))] if held_out else []),
+        Look(TITLE, REWARDS, lambda: [rewards_line(config)]),
+        Look(TITLE, PRECISION, lambda: precision_now(config)),
+    ]
+
+
+def _reference(config: Config) -> list[Line]:
+    return [_model(config.ref.path, "ref.path", REFERENCE)]
+
+
+def _model(path: str, key: str, what: str) -> Line:
+    line = model_line(path, key, what)
+    if line.verdict is not Verdict.NOT_LOOKED_AT or not path:
+        return line
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+        return ok(what, f"{key} {path} is a name on Hugging Face's hub, and in the cache of this host")
+    if constants.HF_HUB_OFFLINE:
+        seen = f"{key} is {path!r}: neither a folder, nor in the cache of the hub, which HF_HUB_OFFLINE forbids to ask"
+        return problem(what, seen, f"Set {key} to a Hugging Face model folder, or unset HF_HUB_OFFLINE.")
+    return line
+
+
+def interpreter_line(config: Config) -> Line:
+    """Of rollout.engine.python, asked as the rollout service asks it, but for GPUs: that imports torch."""
+    from penstock_rollout.engine.sglang.server import find_python, probe_python
+
+    engine = config.rollout.engine
+    if engine.url:
+        return not_looked_at(INTERPRETER, "rollout.engine.url names a server that somebody else runs")
+    try:
+        python = find_python(engine)
+        asyncio.run(probe_python(python, "cpu", QUICK_SECONDS))
+    except PenstockError as error:
+        advice = "make envs, then set rollout.engine.python to .venv-sglang/bin/python."
+        return problem(INTERPRETER, str(error), advice)
+    return ok(INTERPRETER, f"{engine.python} has it")
+
+
+def _held_out(config: Config, section: DatasetSection) -> Sequence[Line]:
+    return [rows_line(config, section, "data.eval")]
+
+
+def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
+    """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts."""
+    from penstock_trainer.data.datasets import load_rows
+    from penstock_trainer.data.prompts import require_batch
+    from penstock_trainer.data.rows import require_rewards
+
+    if section.kind == "reasoning_gym":
+        return not_looked_at(key, f"task {section.path} of reasoning-gym, which is loaded with the prompts")
+    if section.kind == "huggingface":
+        return _dataset(section, key)
+    wanted = max(FEW_ROWS, config.data.batch_size)
+    few = section.model_copy(update={"size": min(section.size or wanted, wanted)})
+    advice = f"Correct {section.path}, or set {key}.path and {key}.columns to what it holds."
+    try:
+        rows = load_rows(few, key, of_episodes=config.agent.enabled)
+        require_rewards(rows, config.reward.functions)
+        if key == "data.train":
+            require_batch(rows, config.data.batch_size, section.path)
+    except PenstockError as error:
+        return problem(key, str(error), advice)
+    return ok(key, f"{section.path}: the first {len(rows)} rows can be read")
+
+
+def _dataset(section: DatasetSection, key: str) -> Line:
+    if Path(section.path).exists():
+        return ok(key, f"{section.path} exists; it is loaded with the prompts")
+    try:
+        check_model_path(section.path, f"{key}.path")  # the same rule tells a folder from a name on the hub
+    except ConfigError:
+        seen = (
+            f"{key}.path is {section.path!r}, which does not exist: expected a dataset's folder or file, or a hub name"
+        )
+        return problem(key, seen, f"Set {key}.path to a dataset that is there.")
+    return not_looked_at(key, f"{section.path} is a name on Hugging Face's hub, loaded with the prompts")
+
+
+def rewards_line(config: Config) -> Line:
+    """Of the names in reward.functions; nothing is imported."""
+    from penstock_reward.functions.registry import check_names
+    from penstock_reward.processes.pool import modules_path
+
+    try:
+        check_names(config.reward.functions)
+        folder = modules_path(config.reward)
+    except PenstockError as error:
+        return problem(REWARDS, str(error), "Set reward.functions and reward.modules_path to functions that are there.")
+    return ok(REWARDS, ", ".join(config.reward.functions) + (f", from {folder}" if folder else ""))
+
+
+def require_paths(config: Config) -> list[str]:
+    """Warnings, a line each; ConfigError if something that the configuration names is not there."""
+    found = quick(config)
+    if wrong := problems(found.lines):
+        shown = "".join(f"\n  {line.what}: {' '.join(line.seen.split())}" for line in wrong)
+        raise ConfigError(f"the run would fail:{shown}\nnothing was started; `penstock check` shows what to do")
+    return [f"{line.what}: {line.seen}. {line.advice}" for line in found.lines if line.verdict is Verdict.WARNING]
+
+
+def shown_paths(config: Config) -> list[str]:
+    """For a look at a configuration that may be meant for another host: all that would keep it from running here."""
+    lines = quick(config).lines
+    bad = [line for line in lines if line.verdict in (Verdict.PROBLEM, Verdict.WARNING)]
+    return [f"{line.what}: {' '.join(line.seen.split())}" for line in bad]

@@ -1,0 +1,91 @@
+"""The run's prompts as the model gets them: what the trainer makes of the rows when it starts, with its own functions.
+
+Owns what is shown of them. Importing this imports transformers, which takes seconds.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+
+from penstock.config import Config
+from penstock.engine_limits import longest_sequence
+from penstock.errors import PenstockError
+from penstock_launch.check.rewards import Sample
+from penstock_launch.doctor.report import Line, ok, problem, warning
+from penstock_trainer.data.chat import Chat
+from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.prompts import EncodedPrompt, encode_rows, episode_rows
+from penstock_trainer.data.rows import Row, require_rewards
+from penstock_trainer.data.run_prompts import encode_prompts
+from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
+
+WHAT, LENGTHS = "prompts", "lengths"
+NUM_SHOWN = 2
+BEGIN_CHARACTERS, END_CHARACTERS = 400, 200  # of a long prompt; the end is what the model continues
+
+
+def samples_of(config: Config, rows: Sequence[Row]) -> list[Sample]:
+    """Rows as a reward service gets them: with the prompt after the chat template. Errors as at the trainer's start."""
+    if config.agent.enabled:
+        prompts = episode_rows(rows, config.data.system_prompt)
+    else:
+        tokenizer = load_vocabulary(config.actor.path).tokenizer
+        chat = Chat(tokenizer, config.data.system_prompt, config.data.template_options)
+        prompts = encode_rows(rows, tokenizer, chat, max_prompt_tokens=2**31)  # lengths are looked at with all prompts
+    return [
+        Sample(row.place, prompt.text, prompt.answer, prompt.reward, prompt.metadata)
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+
+
+def prompt_lines(config: Config) -> list[Line]:
+    """All prompts of a run, training and held out: whether a run could use them, two of them, and their lengths."""
+    of_episodes, data = config.agent.enabled, config.data
+    try:
+        train = load_rows(data.train, of_episodes=of_episodes)
+        held_out = load_rows(data.eval, "data.eval", of_episodes=of_episodes) if data.eval else []
+        require_rewards([*train, *held_out], config.reward.functions)
+        vocabulary = load_vocabulary(config.actor.path)
+        lines = list(_limits(config, vocabulary))
+        prompts = encode_prompts(config, train, held_out)
+    except PenstockError as error:
+        return [problem(WHAT, str(error), "Correct the row or the key that is named.")]
+    first = enumerate(prompts.train[:NUM_SHOWN], start=1)
+    shown = [ok(f"prompt {number}", view(prompt, vocabulary)) for number, prompt in first]
+    if prompts.shared:
+        seen = f"{len(prompts.shared)} of {len(prompts.held_out)} prompts of data.eval are training prompts too"
+        advice = "Give data.eval another split, path or seed: accuracy on prompts that were trained proves little."
+        lines.append(warning("data.eval", seen, advice))
+    if of_episodes:
+        return [*shown, *lines, ok(LENGTHS, f"{len(train)} rows; the agent service renders each turn")]
+    return [*shown, *lines, lengths_line(config, [*prompts.train, *prompts.held_out], vocabulary)]
+
+
+def _limits(config: Config, vocabulary: Vocabulary) -> list[Line]:
+    context, own = config.rollout.engine.context_length, vocabulary.context_length
+    if context <= own:
+        return []
+    seen = (
+        f"rollout.engine.context_length is {context}: expected at most {own}, the positions of the model in actor.path"
+    )
+    return [warning(LENGTHS, seen, "Lower rollout.engine.context_length, or set it to 0 for the model's own.")]
+
+
+def view(prompt: EncodedPrompt, vocabulary: Vocabulary) -> str:
+    """What the model reads, special tokens and line breaks visible."""
+    text = repr(vocabulary.tokenizer.decode(prompt.token_ids) if prompt.token_ids else prompt.text)
+    left_out = len(text) - BEGIN_CHARACTERS - END_CHARACTERS
+    if left_out > 0:
+        text = f"{text[:BEGIN_CHARACTERS]} [... {left_out} characters ...] {text[-END_CHARACTERS:]}"
+    return f"{text} ({len(prompt.token_ids)} tokens)" if prompt.token_ids else text
+
+
+def lengths_line(config: Config, prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> Line:
+    """Of prompts that fit."""
+    engine, new = config.rollout.engine, config.sampling.max_new_tokens
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    limit = longest_sequence(engine.context_length or vocabulary.context_length, engine.max_total_tokens or None)
+    return ok(
+        LENGTHS,
+        f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens (median {median(lengths):g}), and up to "
+        f"{new} new ones (sampling.max_new_tokens): at most {max(lengths) + new} of {limit} that an engine takes",
+    )

@@ -1,0 +1,88 @@
+"""Prompts as the check shows them: by the functions of the trainer, with a real tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from penstock.config import Config
+from penstock_launch.check.prompts import prompt_lines, samples_of, view
+from penstock_launch.doctor.report import Line
+from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.data.tokenizer import load_vocabulary
+
+
+def config(folder: Path, model: Path, *rows: dict[str, object], **sections: object) -> Config:
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = {
+        "actor": {"path": str(model)},
+        "sampling": {"max_new_tokens": 4},
+        "data": {"train": {"path": str(folder / "d.jsonl")}, "batch_size": 2},
+        **sections,
+    }
+    return Config.model_validate(document)
+
+
+ROWS: list[dict[str, object]] = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "1+10=", "answer": "11"}]
+
+
+def by_subject(lines: list[Line]) -> dict[str, Line]:
+    return {line.what: line for line in lines}
+
+
+def test_two_prompts_and_all_lengths_are_shown(tmp_path: Path, tiny_model: Path) -> None:
+    found = by_subject(prompt_lines(config(tmp_path, tiny_model, *ROWS, {"prompt": "1+", "answer": "3"})))
+    assert [*found] == ["prompt 1", "prompt 2", "lengths"]
+    assert found["prompt 1"].seen == "'1+1=' (4 tokens)"
+    assert "3 prompts of 2 to 5 tokens (median 4)" in found["lengths"].seen
+    assert "at most 9 of 250 that an engine takes" in found["lengths"].seen
+
+
+@pytest.mark.parametrize(
+    ("sections", "texts"),
+    [
+        ({"sampling": {"stop": ["1+1"], "max_new_tokens": 4}}, ("sampling.stop", "'1+1'", "expected")),
+        ({"rollout": {"engine": {"context_length": 14}}}, ("line 2: the prompt has 5 tokens: expected at most 4",)),
+        ({"rollout": {"engine": {"max_total_tokens": 14}}}, ("line 2: the prompt has 5 tokens: expected at most 4",)),
+    ],
+    ids=["stop string of several tokens", "context", "key-value cache"],
+)
+def test_what_the_trainer_would_refuse_is_a_problem(
+    tmp_path: Path, tiny_model: Path, sections: dict[str, object], texts: tuple[str, ...]
+) -> None:
+    [line] = prompt_lines(config(tmp_path, tiny_model, *ROWS, **sections))
+    assert line.verdict == "problem"
+    for text in texts:
+        assert text in line.seen
+
+
+def test_a_context_beyond_the_model_is_a_warning(tmp_path: Path, tiny_model: Path) -> None:
+    sections = {"rollout": {"engine": {"context_length": 100_000}}}
+    lines = [line for line in prompt_lines(config(tmp_path, tiny_model, *ROWS, **sections)) if line.verdict != "ok"]
+    assert [(line.verdict, line.what) for line in lines] == [("warning", "lengths")]
+    assert "rollout.engine.context_length is 100000: expected at most 256" in lines[0].seen
+
+
+def test_a_chat_is_shown_as_the_template_renders_it_and_a_reward_gets_the_same_text(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").write_text("{% for m in messages %}1{{ m.content }}+{% endfor %}=")
+    rows: list[dict[str, object]] = [{"prompt": [{"role": "user", "content": "2"}], "answer": ""}] * 2
+    seen = config(tmp_path, model, *rows)
+    [sample] = samples_of(seen, load_rows(seen.data.train.model_copy(update={"size": 1})))
+    assert sample.prompt == "12+="
+    assert by_subject(prompt_lines(seen))["prompt 1"].seen == "'12+=' (4 tokens)"
+
+
+def test_a_long_prompt_is_cut_in_its_middle(tmp_path: Path, tiny_model: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "1+" * 90 + "2=", "answer": ""}] * 2
+    whole = by_subject(prompt_lines(config(tmp_path, tiny_model, *rows)))["prompt 1"].seen
+    assert whole == f"'{'1+' * 90}2=' (182 tokens)"
+    prompt = EncodedPrompt("1+" * 500 + "\n2=", (), "", "", {})
+    text = view(prompt, load_vocabulary(str(tiny_model)))
+    assert (text.startswith("'1+1+"), "characters ...]" in text, text.endswith("\\n2='")) == (True, True, True)
+    assert len(text) < len(prompt.text)

@@ -1,0 +1,73 @@
+"""What the check says of the scores of one function, and that its worker processes end in time."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.config import Config
+from penstock.errors import RewardError
+from penstock_launch.check.rewards import ANSWER, EMPTY, RANDOM, Sample, Scored, function_line, reward_lines, score
+from penstock_reward.processes.messages import Outcome
+
+
+def scored(*values: float | None) -> list[Scored]:
+    texts = (EMPTY, ANSWER, RANDOM)
+    outcomes = [Outcome(value, 0.0, "exception" if value is None else None, "boom") for value in values]
+    return [Scored("f", "d.jsonl line 1", texts[n % 3], outcome) for n, outcome in enumerate(outcomes)]
+
+
+def config(folder: Path, source: str, **reward: object) -> Config:
+    (folder / "mine.py").write_text(source)
+    section = {"functions": {"mine:f": 1.0}, "modules_path": str(folder), **reward}
+    document = {"actor": {"path": "m"}, "data": {"train": {"path": "d.jsonl"}}, "reward": section}
+    return Config.model_validate(document)
+
+
+ROWS = [Sample(f"d.jsonl line {n}", f"{n}+1=", str(n + 1), "", {}) for n in range(4)]
+
+
+def test_means_are_shown_by_kind_of_text() -> None:
+    line = function_line("f", scored(0, 1, 0.5, 0, 0, 0.25))
+    assert (line.verdict, line.seen) == ("ok", "f: no text 0.00, the row's answer 0.50, random words 0.38")
+
+
+def test_a_score_that_never_differs_is_a_warning() -> None:
+    line = function_line("f", scored(1, 1, 1))
+    assert (line.verdict, line.seen.partition(" (")[0]) == ("warning", "f gives 1 to each of 3 texts")
+    assert "no gradient" in line.advice
+
+
+def test_calls_that_fail_are_counted_with_the_first_reason_and_its_row() -> None:
+    some, all_of_them = function_line("f", scored(None, 1, 0)), function_line("f", scored(None, None, None))
+    assert (some.verdict, all_of_them.verdict) == ("warning", "problem")
+    assert some.seen.startswith("f: 1 of 3 calls failed; the first, on no text of d.jsonl line 1: boom. The others: ")
+    assert "3 of 3 calls failed" in all_of_them.seen
+
+
+async def test_a_function_sees_what_the_reward_service_gives_it(tmp_path: Path) -> None:
+    source = (
+        "def f(prompt, completion, answer, metadata):\n"
+        "    return float(completion == answer) + 10 * float(prompt == metadata['prompt'])\n"
+    )
+    rows = [Sample("line 1", "1+1=", "2", "", {"prompt": "1+1="})]
+    scores = await score(config(tmp_path, source), rows, 60)
+    assert [(each.text, each.outcome.value) for each in scores.calls] == [(EMPTY, 10), (ANSWER, 11), (RANDOM, 10)]
+
+
+async def test_a_function_that_is_too_slow_is_called_once(tmp_path: Path) -> None:
+    source = "import time\ndef f(prompt, completion, answer, metadata):\n    time.sleep(600)\n"
+    scores = await score(config(tmp_path, source, timeout_seconds=0.2), ROWS, 60)
+    assert [each.outcome.kind for each in scores.calls] == ["timeout"]
+
+
+async def test_without_an_answer_in_time_there_is_an_error(tmp_path: Path) -> None:
+    source = "import time\ntime.sleep(600)\n"
+    with pytest.raises(RewardError, match=r"no reward function answered within 0\.5 s"):
+        await score(config(tmp_path, source), ROWS, 0.5)
+
+
+def test_rows_that_choose_their_reward_are_scored_by_it(tmp_path: Path) -> None:
+    source = "def f(prompt, completion, answer, metadata):\n    return 1.0\n"
+    rows = [Sample("line 1", "1+1=", "2", "exact_match", {})]
+    [line] = reward_lines(config(tmp_path, source), rows)
+    assert (line.verdict, line.seen) == ("ok", "exact_match: no text 0.00, the row's answer 1.00, random words 0.00")
