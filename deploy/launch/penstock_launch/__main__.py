@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, doctor, config, status, cancel, export, replay, bundle, dead.
+"""The `penstock` command: launch, doctor, config, keys, status, cancel, export, replay, bundle, dead.
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -11,21 +11,22 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from penstock.config import Config
 from penstock.config.load import given_keys, load_config
-from penstock.config.shown import as_yaml, masked
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.output import flushed
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
+from penstock_launch.commands.keys import show_keys
+from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import show_status
 from penstock_launch.doctor.arguments import add_doctor_parser
 from penstock_launch.exit_codes import exit_code_of
-from penstock_launch.gpus.shares import shown_placement
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
@@ -61,6 +62,14 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         from penstock_launch.doctor.command import doctor
 
         return doctor(settings, os.environ)
+    if arguments.command == "keys":
+        refuse_rest(settings, "penstock keys WORD ...")
+        print("\n".join(show_keys(arguments.words)))
+        return 0
+    if arguments.command == "config" and arguments.schema:
+        refuse_rest(settings, "penstock config --schema")
+        print(schema(), end="")
+        return 0
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
     if arguments.command in ("replay", "bundle"):
@@ -78,8 +87,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         print(cancel(config))
         return 0
     if arguments.command == "config":
-        placement = "".join(f"# {line}\n" for line in shown_placement(config, os.environ))
-        print(f"{as_yaml(masked(config))}{placement}", end="")
+        print(non_defaults(config) if arguments.changed else resolved(config, os.environ), end="")
         return 0
     if arguments.command == "export":
         # Only this command needs torch, and its import takes seconds.
@@ -117,6 +125,20 @@ def _handle_dead(arguments: argparse.Namespace, config: Config, ids: Sequence[st
     return 0 if all_sent else 1
 
 
+def own_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("penstock")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def refuse_rest(words: Sequence[str], usage: str) -> None:
+    """ConfigError if words are left that the command does not have."""
+    if words:
+        raise ConfigError(f"saw {words[0]!r}; expected {usage}")
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional words, and the rest; argparse would count the value of an unknown flag among the words."""
     rest, plain, settings = list(words), [], []
@@ -136,16 +158,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstock", description="Train language models with GRPO as a set of asynchronous services."
     )
+    parser.add_argument("--version", action="version", version=f"penstock {own_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch(commands)
     add_doctor_parser(commands, SETTINGS_HELP)
-    commands.add_parser(
-        "config",
-        help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
-        epilog=SETTINGS_HELP,
-        usage="penstock config --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
+    _add_config(commands)
     commands.add_parser(
         "status",
         help="print the present state of a run",
@@ -199,6 +216,28 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         allow_abbrev=False,
     )
     slurm.add_argument("--render-only", action="store_true", help="print the job script; submit and change nothing")
+
+
+def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    config = commands.add_parser(
+        "config",
+        help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
+        epilog=SETTINGS_HELP,
+        usage="penstock config --config FILE [--changed] [--key value ...]\n       penstock config --schema",
+        allow_abbrev=False,
+    )
+    config.add_argument(
+        "--changed", action="store_true", help="only what differs from the defaults, as a file for --config"
+    )
+    config.add_argument("--schema", action="store_true", help="the JSON schema of such files, for editors")
+    keys = commands.add_parser(
+        "keys",
+        help="find keys of the configuration by name, meaning, or what TRL, verl, AReaL and OpenRLHF call them",
+        description="Print the keys that all of the words find, with type, default and meaning. Exit code 1: none.",
+        usage="penstock keys [WORD ...]",
+        allow_abbrev=False,
+    )
+    keys.add_argument("words", nargs="*", metavar="WORD", help="a key, a part of its name, or a word; none: all keys")
 
 
 def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
