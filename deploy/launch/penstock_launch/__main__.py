@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, doctor, config, keys, status, cancel, export, replay, bundle, dead.
+"""The `penstock` command: init, launch, doctor, config, keys, status, cancel, export, replay, bundle, dead.
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -27,11 +27,11 @@ from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import show_status
 from penstock_launch.doctor.arguments import add_doctor_parser
 from penstock_launch.exit_codes import exit_code_of
+from penstock_launch.help_text import CommandParser, examples
+from penstock_launch.init.command import SMALL_MODEL, init
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
-
-SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,6 +62,10 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         from penstock_launch.doctor.command import doctor
 
         return doctor(settings, os.environ)
+    if arguments.command == "init":
+        refuse_rest(settings, "penstock init [FOLDER] [--agent] [--model MODEL]")
+        print("\n".join(init(arguments.folder, os.environ, model=arguments.model, agent=arguments.agent)))
+        return 0
     if arguments.command == "keys":
         refuse_rest(settings, "penstock keys WORD ...")
         print("\n".join(show_keys(arguments.words)))
@@ -155,18 +159,23 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="penstock", description="Train language models with GRPO as a set of asynchronous services."
+    parser: argparse.ArgumentParser = CommandParser(
+        prog="penstock",
+        description="Train language models with GRPO as a set of asynchronous services.",
+        epilog=examples("penstock init my-task", "penstock launch local --help", settings=False),
     )
     parser.add_argument("--version", action="version", version=f"penstock {own_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_init(commands)
     _add_launch(commands)
-    add_doctor_parser(commands, SETTINGS_HELP)
+    add_doctor_parser(commands, examples("penstock doctor", "penstock doctor --config my_run.yaml"))
     _add_config(commands)
     commands.add_parser(
         "status",
         help="print the present state of a run",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock status --config my_run.yaml", "penstock status --config my_run.yaml --run.name second"
+        ),
         usage="penstock status --config FILE [--key value ...]",
         allow_abbrev=False,
     )
@@ -175,14 +184,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="end a run in order",
         description="End a run of this host, or the Slurm job of a run: the trainer writes a checkpoint first, and the "
         "same launch command continues from it.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock cancel --config my_run.yaml"),
         usage="penstock cancel --config FILE [--key value ...]",
         allow_abbrev=False,
     )
     export = commands.add_parser(
         "export",
         help="write a checkpoint as a Hugging Face folder",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock export --config my_run.yaml --out model",
+            "penstock export --config my_run.yaml --out model --checkpoint 00000050.1",
+        ),
         usage="penstock export --config FILE --out FOLDER [--checkpoint NAME] [--key value ...]",
         allow_abbrev=False,
     )
@@ -195,6 +207,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "init",
+        help="write a configuration, a reward function and a few prompts to begin a task of one's own with",
+        description="Write files that train as they are: a configuration with comments, a reward function, prompts. "
+        "The configuration fits this host. No file is overwritten.",
+        epilog=examples("penstock init my-task", "penstock init my-game --agent --model path/to/model", settings=False),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("."), metavar="FOLDER", help="default: the present one"
+    )
+    parser.add_argument("--agent", action="store_true", help="an environment of several turns, instead of a reward")
+    parser.add_argument(
+        "--model", default=SMALL_MODEL, help=f"a Hugging Face folder or hub name; default: {SMALL_MODEL}"
+    )
+
+
 def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     launch = commands.add_parser("launch", help="start a run", allow_abbrev=False)
     places = launch.add_subparsers(dest="place", required=True, metavar="PLACE")
@@ -202,16 +232,22 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "local",
         help="run all services on this host",
         description="Start the queue, the inference engines and all services on this host, and follow the run.",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock launch local --config my_run.yaml",
+            "penstock launch local --config my_run.yaml --config examples/presets/dapo.yaml --run.max_steps 5",
+        ),
         usage="penstock launch local --config FILE [--key value ...]",
         allow_abbrev=False,
     )
-    add_ray_parser(places, SETTINGS_HELP)
+    add_ray_parser(places, examples("penstock launch ray --config my_run.yaml --ray.address auto"))
     slurm = places.add_parser(
         "slurm",
         help="run all services in one job of a Slurm cluster",
         description="Submit one heterogeneous Slurm job that runs the queue, the inference engines and all services.",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock launch slurm --config my_run.yaml --config deploy/slurm/cluster.yaml",
+            "penstock launch slurm --config my_run.yaml --render-only",
+        ),
         usage="penstock launch slurm --config FILE [--render-only] [--key value ...]",
         allow_abbrev=False,
     )
@@ -222,7 +258,11 @@ def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     config = commands.add_parser(
         "config",
         help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock config --config my_run.yaml --changed",
+            "penstock config --config my_run.yaml --optimizer.lr 2e-6",
+            "penstock config --schema > config.schema.json",
+        ),
         usage="penstock config --config FILE [--changed] [--key value ...]\n       penstock config --schema",
         allow_abbrev=False,
     )
@@ -234,6 +274,9 @@ def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "keys",
         help="find keys of the configuration by name, meaning, or what TRL, verl, AReaL and OpenRLHF call them",
         description="Print the keys that all of the words find, with type, default and meaning. Exit code 1: none.",
+        epilog=examples(
+            "penstock keys learning_rate", "penstock keys rollout.n", "penstock keys staleness", settings=False
+        ),
         usage="penstock keys [WORD ...]",
         allow_abbrev=False,
     )
@@ -248,7 +291,7 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         description="Start from the newest checkpoint before the steps, train them again from their step files, and "
         "compare the digest of each step's weights with the recorded one. Needs no queue and no rollout server, and "
         "writes nothing. Exit code 1: a digest differs.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock replay --config my_run.yaml --steps 10:20", "penstock replay --bundle steps.tar.gz"),
         usage="penstock replay (--config FILE | --bundle FILE) [--steps a:b] [--key value ...]",
         allow_abbrev=False,
     )
@@ -261,7 +304,7 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         help="pack recorded steps into one file that another machine can replay",
         description="Pack step files, configuration (secrets masked), digests, versions and the checkpoint to start "
         "from into a tar file for `penstock replay --bundle FILE`.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock bundle --config my_run.yaml --out steps.tar.gz --steps 10:20 --with-model"),
         usage="penstock bundle --config FILE --out FILE.tar[.gz] [--steps a:b] [--with-model] [--key value ...]",
         allow_abbrev=False,
     )
@@ -278,7 +321,7 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     actions.add_parser(
         "list",
         help="list all dead letters of a run",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock dead list --config my_run.yaml"),
         usage="penstock dead list --config FILE [--key value ...]",
         allow_abbrev=False,
     )
@@ -286,7 +329,7 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "show",
         help="one of them, as JSON",
         description="Show the message with the ID that `penstock dead list` shows.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock dead show 1764493260000-0 --config my_run.yaml"),
         usage="penstock dead show ID --config FILE [--key value ...]",
         allow_abbrev=False,
     )
@@ -296,7 +339,9 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         description="Send dead letters again, by the IDs that `penstock dead list` shows. A letter is sent if its "
         "ticket is still outstanding, or if it has no ticket. Most tickets have ended; their letters stay where they "
         "are. Exit code 1: a letter that was named was not sent.",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock dead retry 1764493260000-0 --config my_run.yaml", "penstock dead retry --all --config my_run.yaml"
+        ),
         usage="penstock dead retry (ID ... | --all) --config FILE [--key value ...]",
         allow_abbrev=False,
     )
