@@ -1,4 +1,4 @@
-"""The `penstock` command: init, launch, doctor, config, keys, status, cancel, export, replay, bundle, dead.
+"""The `penstock` command: init, launch, doctor, config, keys, status, cancel, export, replay, bundle, dead, completion.
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -21,6 +21,7 @@ from penstock.quiet import quiet_libraries
 from penstock.runtime.output import flushed
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
+from penstock_launch.commands.completion import SHELLS, completion_script
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.keys import show_keys
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
@@ -65,6 +66,10 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
     if arguments.command == "init":
         refuse_rest(settings, "penstock init [FOLDER] [--agent] [--model MODEL]")
         print("\n".join(init(arguments.folder, os.environ, model=arguments.model, agent=arguments.agent)))
+        return 0
+    if arguments.command == "completion":
+        refuse_rest(settings, f"penstock completion {'|'.join(SHELLS)}")
+        print(completion_script(make_parser(), arguments.shell))
         return 0
     if arguments.command == "keys":
         refuse_rest(settings, "penstock keys WORD ...")
@@ -204,6 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_recordings(commands)
     _add_dead(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -281,6 +287,23 @@ def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         allow_abbrev=False,
     )
     keys.add_argument("words", nargs="*", metavar="WORD", help="a key, a part of its name, or a word; none: all keys")
+
+
+def _add_completion(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="print a script with which your shell completes commands, flags and keys",
+        description="Print a script with which bash, zsh or fish completes commands, flags, keys of the configuration "
+        "and their choices. Write it again after an upgrade.",
+        epilog=examples(
+            "penstock completion bash > ~/.local/share/bash-completion/completions/penstock",
+            "penstock completion zsh > ~/.zfunc/_penstock",
+            "penstock completion fish > ~/.config/fish/completions/penstock.fish",
+            settings=False,
+        ),
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
 
 
 def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

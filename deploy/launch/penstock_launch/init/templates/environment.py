@@ -5,6 +5,7 @@ text of the model. Nothing that the model writes may raise: an exception is a fa
 episode is tried again.
 """
 
+from difflib import SequenceMatcher
 from typing import Any
 
 NUM_TRIES = 3  # agent.max_turns
@@ -24,5 +25,5 @@ class OneWord:
         if text.strip() == self.answer:
             return 1.0 / self.tries
         if self.tries == NUM_TRIES:
-            return 0.0
+            return 0.3 * SequenceMatcher(None, text.strip(), self.answer).ratio()
         return "No. Answer with that word only."
