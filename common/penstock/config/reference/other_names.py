@@ -35,7 +35,8 @@ _LORA_ON = "0 is off"
 _WORDS = "its values are constant, linear and cosine"
 _MODE = "tis, mask, sequence_tis or sequence_mask; ppo needs loss.proximal recomputed with it"
 _TRACKERS = "tensorboard, wandb, trackio; files are always written"
-_KIND = "with data.train.kind: jsonl for a file, huggingface for a dataset"
+_KIND = "with data.train.kind: jsonl for JSONL, huggingface for Parquet or a dataset"
+_EVAL_KIND = "with data.eval.kind: jsonl for JSONL, huggingface for Parquet or a dataset"
 _PACKS = "a pack takes as many completions as fit, and a step as many packs as it needs"
 _OFF_ON = "false is 0"
 _NO_CUT = "for prompt and completion together; a prompt that is too long is refused, not cut"
@@ -127,7 +128,7 @@ _TRL: Mapping[str, tuple[str, str]] = {
 
 _VERL: Mapping[str, tuple[str, str]] = {
     "data.train_files": ("data.train.path", _KIND),
-    "data.val_files": ("data.eval.path", "with data.eval.kind: jsonl for a file, huggingface for a dataset"),
+    "data.val_files": ("data.eval.path", _EVAL_KIND),
     "data.train_batch_size": ("data.batch_size", ""),
     "data.max_prompt_length": ("rollout.engine.context_length", _NO_CUT),
     "data.max_response_length": ("sampling.max_new_tokens", ""),
@@ -260,7 +261,7 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "sglang.mem_fraction_static": ("rollout.engine.memory_fraction", ""),
     "train_dataset.path": ("data.train.path", _KIND),
     "train_dataset.batch_size": ("data.batch_size", ""),
-    "valid_dataset.path": ("data.eval.path", "with data.eval.kind: jsonl for a file, huggingface for a dataset"),
+    "valid_dataset.path": ("data.eval.path", _EVAL_KIND),
     "saver.freq_steps": ("checkpoint.every_steps", "checkpoints; `penstock export` makes a model of one"),
     "recover.freq_steps": ("checkpoint.every_steps", ""),
     "recover.mode": ("run.existing", "auto is resume, disabled is replace"),
@@ -316,7 +317,7 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "max_samples": ("data.train.size", "0 for all"),
     "input_key": ("data.train.columns.prompt", ""),
     "label_key": ("data.train.columns.answer", ""),
-    "eval_dataset": ("data.eval.path", "with data.eval.kind: jsonl for a file, huggingface for a dataset"),
+    "eval_dataset": ("data.eval.path", _EVAL_KIND),
     "eval_split": ("data.eval.split", ""),
     "eval_temperature": ("eval.temperature", ""),
     "eval_steps": ("eval.every_steps", "0 instead of -1 for none but the first and the last"),
