@@ -8,11 +8,11 @@ episode is tried again.
 from difflib import SequenceMatcher
 from typing import Any
 
-NUM_TRIES = 3  # agent.max_turns
+NUM_TRIES = 2  # agent.max_turns
 
 
 class OneWord:
-    """Three tries at the word that the row asks for."""
+    """Two tries at the word that the row asks for."""
 
     def reset(self, answer: str, **row: Any) -> None:
         """Begins an episode; the keywords are the columns of the row. A text that it returns follows the prompt."""
