@@ -5,20 +5,17 @@ Owns the first two, which are never edited by hand. `make docs` runs this; `make
 """
 
 import argparse
-import json
 import sys
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from docs import generate_fits, generate_metrics
 from penstock.config import Config
 from penstock.config.changes import Change, keys_of
 from penstock.config.keys import section_type
+from penstock.config.reference.described import described, described_keys
 
 FOLDER = Path(__file__).parent
 INTRODUCTION = """# Configuration
@@ -48,78 +45,33 @@ a choice of words is its value, character for character: `#`, quotes and line br
 Values of all other types are YAML, which includes JSON: `--sampling.stop '["\\n"]'`. In a file, each key stands once in
 its section.
 
-An unknown key is an error that names the nearest known one. Numbers are finite: no key takes `inf` or `nan`.
-`penstock config --config FILE` prints the configuration that a run would use.
+An unknown key is an error that names the nearest known one, also for
+[names of other libraries](#names-of-other-libraries). Numbers are finite: no key takes `inf` or `nan`.
+
+| Command | Prints |
+| --- | --- |
+| `penstock keys WORD` | keys with the word in their name, in their meaning, or in what another library calls them |
+| `penstock config --config FILE` | the configuration that a run would use |
+| `penstock config --config FILE --changed` | what differs from the defaults, as such a file, without secrets |
+| `penstock config --schema` | the JSON schema of such a file, with which editors complete keys and mark wrong ones |
 """
 CHANGES = """## Changes between two starts
 
 A run that is started again with other values goes on; what a change does depends on the key
 ([operations.md](operations.md#change-keys-between-two-starts)).
 """
-LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
-POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits
+OTHERS = """## Names of other libraries
 
-
-def type_text(annotation: Any) -> str:
-    """A type as YAML's user knows it."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin is tuple:
-        return f"list of {type_text(arguments[0])}"
-    if origin is Annotated:
-        return type_text(arguments[0])
-    if origin is dict:
-        return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(type_text(item) for item in arguments if item is not type(None))
-    names = {
-        "str": "text",
-        "int": "integer",
-        "float": "number",
-        "bool": "true or false",
-        "SecretStr": "secret text",
-        "Any": "anything",
-    }
-    name: str = annotation.__name__
-    return names.get(name, name)
-
-
-def number_text(value: float) -> str:
-    """A number without noise: 2^30 and 1e-06 as they are meant."""
-    if isinstance(value, int) and value >= POWER_OF_TWO_FROM and value & (value - 1) == 0:
-        return f"2^{value.bit_length() - 1}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def limits_text(field: FieldInfo) -> str:
-    """The limits of a number."""
-    parts = [
-        pattern.format(number_text(getattr(item, name)))
-        for item in field.metadata
-        for name, pattern in LIMITS.items()
-        if getattr(item, name, None) is not None
-    ]
-    return ", ".join(parts)
-
-
-def default_text(field: FieldInfo) -> str:
-    """The default as it would stand in YAML."""
-    if field.default is PydanticUndefined:
-        return "required"
-    if field.default is None:
-        return "none"
-    if isinstance(field.default, int | float) and not isinstance(field.default, bool):
-        return f"`{number_text(field.default)}`"
-    return f"`{json.dumps(field.default)}`" if not isinstance(field.default, str) else f'`"{field.default}"`'
+What TRL, verl, AReaL and OpenRLHF call these keys, and how a value converts if it does. The error about an unknown key
+of such a name has our key: in YAML (for all of a file at once), in the environment and on the command line. The last
+parts of a name are enough: `rollout.n`. Names that are the same are left out.
+"""
 
 
 def row(key: str, field: FieldInfo) -> str:
     """One line of a table."""
-    if not field.description:
-        raise ValueError(f"{key} has no docstring: expected one under the field in penstock.config")
-    kind = ", ".join(part for part in (type_text(field.annotation), limits_text(field)) if part)
-    cells = [f"`{key}`", kind, default_text(field), field.description]
+    shown = described(key, field)
+    cells = [f"`{key}`", shown.kind, shown.default, shown.meaning]
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -153,12 +105,22 @@ def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], st
 def document() -> str:
     """The full page."""
     lines = tables(Config, "", {})
-    return "\n".join([INTRODUCTION, *lines, CHANGES, *changes()]) + "\n"
+    return "\n".join([INTRODUCTION, *lines, CHANGES, *changes(), "", OTHERS, *others()]) + "\n"
 
 
 def changes() -> list[str]:
     """One item for each class of keys."""
     return [f"* {change.value} {', '.join(f'`{key}`' for key in keys_of(change))}." for change in Change]
+
+
+def others() -> list[str]:
+    """A table of all names of other libraries, in the order of our keys."""
+    rows = [
+        f"| `{key.name}` | {each.library} | `{each.name}` | {each.note.replace('|', '&#124;')} |"
+        for key in described_keys()
+        for each in key.other_names
+    ]
+    return ["| Key | Library | Its name | How it differs |", "| --- | --- | --- | --- |", *rows]
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
-"""The keys of the configuration: which there are, what each holds, and the nearest to one that does not exist.
+"""The keys of the configuration: which there are, and what each holds.
 
 A key is a section, a mapping such as `reward.functions`, an entry of a mapping, or a plain value. Names of entries are
 the user's: they are not listed, and may have dots.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import UnionType
@@ -92,13 +91,3 @@ def holds_text(annotation: Any) -> bool:
 def may_be_none(annotation: Any) -> bool:
     """Whether a value of this type may be left out."""
     return type(None) in get_args(annotation)
-
-
-def nearest(key: str) -> str:
-    """The end of a message about the unknown `key`."""
-    known = set(known_keys())
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        tails = {candidate.rpartition(".")[2]: candidate for candidate in known}
-        close = [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], tails, n=1, cutoff=0.6)]
-    return f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all keys"

@@ -13,7 +13,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.config.keys import flat, nearest, section_type
+from penstock.config.keys import flat, section_type
+from penstock.config.reference.hints import unknown_keys
 from penstock.config.secrets import shown_url
 from penstock.config.sources import (
     command_line_settings,
@@ -88,18 +89,28 @@ def given_keys(argv: Sequence[str]) -> frozenset[str]:
 def _join(
     tree: dict[str, Any], values: Mapping[str, Any], source: str, model: type[BaseModel] = Config, prefix: str = ""
 ) -> None:
-    """Set the keys of a section, those of its sections one by one; ConfigError for one that `model` does not have."""
+    """Set the keys of a section, those of its sections one by one; ConfigError for those that are none of `model`'s."""
+    if unknown := list(_unknown(values, model, prefix)):
+        raise ConfigError("\n".join(unknown_keys(unknown, source)))
     for name, value in values.items():
-        field = model.model_fields.get(str(name))
-        if field is None:
-            raise ConfigError(f"{prefix}{name}: no such key in {source}{nearest(f'{prefix}{name}')}")
-        section = section_type(field.annotation)
+        section = section_type(model.model_fields[str(name)].annotation)
         if section is None or not isinstance(value, Mapping):
             tree[name] = value
             continue
         if not isinstance(tree.get(name), dict):
             tree[name] = {}
         _join(tree[name], value, source, section, f"{prefix}{name}.")
+
+
+def _unknown(values: Mapping[str, Any], model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Each dotted key that the sections do not have, and its value."""
+    for name, value in values.items():
+        field = model.model_fields.get(str(name))
+        section = section_type(field.annotation) if field else None
+        if field is None:
+            yield f"{prefix}{name}", value
+        elif section is not None and isinstance(value, Mapping):
+            yield from _unknown(value, section, f"{prefix}{name}.")
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -15,6 +15,7 @@ PLACING_FLAGS = {
     "--base-gpu-id": "rollout.gpus",
 }
 FRACTION_FLAG = "--mem-fraction-static"
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 def flag_in(word: str, flags: Iterable[str]) -> str | None:
@@ -291,7 +292,7 @@ class LogSection(Section):
 class TrackingSection(Section):
     """Experiment trackers; `steps.jsonl` and `evals.jsonl` are always written, too (docs/tracking.md)."""
 
-    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    to: tuple[Tracker, ...] = ()
     """Trackers that get curves; each needs the extra of its name, such as `pip install 'penstock[tensorboard]'`."""
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "penstock"
     """Project of W&B and trackio that the run belongs to."""
@@ -302,7 +303,7 @@ class TrackingSection(Section):
     close_seconds: Seconds = 30
     """Time to flush at the end; entries that are not written by then are dropped."""
 
-    @field_validator("to", mode="before")
+    @field_validator("to", mode="before", json_schema_input_type=tuple[Tracker, ...] | Tracker)
     @classmethod
     def _one_name_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

@@ -1,13 +1,17 @@
 """How a configuration is shown and stored: as plain YAML values, its secrets omitted or masked."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import yaml
 
+from penstock.config.keys import flat
 from penstock.config.secrets import MASK, shown_url, url_secrets
 from penstock.config.tree import Config
 
+EXTRA_ARGS = "rollout.engine.extra_args"
 SECRET_WORDS = ("key", "password", "secret", "token")  # parts of the names of an engine's arguments
 
 
@@ -31,6 +35,27 @@ def without_secrets(config: Config) -> dict[str, Any]:
     tree["redis"]["url"] = shown_url(config.redis.url, mask="")
     tree["rollout"]["engine"]["url"] = shown_url(config.rollout.engine.url, mask="")
     return tree
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """What differs from the defaults. With the values of `hidden_keys` it is the same configuration when read again."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
+    if config.agent.enabled:  # whose default is another one, which these functions may be the only ones to override
+        tree.setdefault("reward", {})["functions"] = dict(config.reward.functions)
+    shown = dict(flat(without_secrets(config))) | {EXTRA_ARGS: dict(flat(masked(config)))[EXTRA_ARGS]}
+    for key in hidden_keys(config):
+        *sections, name = key.split(".")
+        section = reduce(getitem, sections, tree)
+        section[name] = shown[key]
+        if shown[key] is None:
+            del section[name]
+    return tree
+
+
+def hidden_keys(config: Config) -> list[str]:
+    """The keys that hold a secret."""
+    stored = dict(flat(config.model_dump(mode="json")))
+    return [key for key, value in flat(masked(config)) if value == MASK or value != stored[key]]
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from penstock.config.keys import Key, find_key, holds_text, may_be_none, nearest
+from penstock.config.keys import Key, find_key, holds_text, may_be_none
+from penstock.config.reference.hints import hint
 from penstock.errors import ConfigError
 
 ENV_PREFIX = "PENSTOCK_"
@@ -56,7 +57,7 @@ def command_line_settings(pairs: Iterable[tuple[str, str]]) -> Iterator[Setting]
     for dotted, text in pairs:
         key = find_key(dotted)
         if key is None:
-            raise ConfigError(f"{dotted}: no such key in the command line{nearest(dotted)}")
+            raise ConfigError(f"{dotted}: no such key in the command line{hint(dotted)}")
         yield key, _value(f"--{dotted}", key, text)
 
 
@@ -72,7 +73,7 @@ def environment_settings(environ: Mapping[str, str]) -> list[Setting]:
         dotted = variable[len(ENV_PREFIX) :].lower().replace(ENV_DELIMITER, ".")
         key = find_key(dotted)
         if key is None:
-            raise ConfigError(f"{variable}: no such key ({dotted}) in the environment{nearest(dotted)}")
+            raise ConfigError(f"{variable}: no such key ({dotted}) in the environment{hint(dotted)}")
         if key.is_entry and not dotted.startswith(MAPPINGS_OF_LOWER_CASE):
             raise ConfigError(
                 f"{variable}: a variable has no case, and names of entries here do ({dotted}); expected the mapping "

@@ -34,7 +34,11 @@ def _is_gpu_name(name: str) -> str:
 
 
 GpuName = Annotated[str, AfterValidator(_is_gpu_name)]
-Gpus = Annotated[tuple[GpuName, ...], BeforeValidator(_as_names), AfterValidator(_each_once)]
+Gpus = Annotated[
+    tuple[GpuName, ...],
+    BeforeValidator(_as_names, json_schema_input_type=list[str | int] | str | int | None),
+    AfterValidator(_each_once),
+]
 
 
 class Section(BaseModel):

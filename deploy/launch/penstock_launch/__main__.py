@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, check, doctor, config, status, cancel, export, replay, bundle, dead.
+"""The command `penstock`, with all that can be done to a run (`penstock --help`).
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from penstock.config import Config
 from penstock.config.load import given_keys, load_config
-from penstock.config.shown import as_yaml, masked
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.output import complain, flushed
@@ -23,16 +23,18 @@ from penstock_launch.check.arguments import add_check_parser
 from penstock_launch.check.paths import require_paths, shown_paths
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
+from penstock_launch.commands.completion import SHELLS, completion_script
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
+from penstock_launch.commands.keys import show_keys
+from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import show_status
 from penstock_launch.doctor.arguments import add_doctor_parser
 from penstock_launch.exit_codes import exit_code_of
-from penstock_launch.gpus.shares import shown_placement
+from penstock_launch.help_text import CommandParser, examples
+from penstock_launch.init.command import SMALL_MODEL, init
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
-
-SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,6 +69,22 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         from penstock_launch.check.command import check
 
         return check(settings, os.environ)
+    if arguments.command == "init":
+        refuse_rest(settings, "penstock init [FOLDER] [--agent] [--model MODEL]")
+        print("\n".join(init(arguments.folder, os.environ, model=arguments.model, agent=arguments.agent)))
+        return 0
+    if arguments.command == "completion":
+        refuse_rest(settings, f"penstock completion {'|'.join(SHELLS)}")
+        print(completion_script(make_parser(), arguments.shell))
+        return 0
+    if arguments.command == "keys":
+        refuse_rest(settings, "penstock keys WORD ...")
+        print("\n".join(show_keys(arguments.words)))
+        return 0
+    if arguments.command == "config" and arguments.schema:
+        refuse_rest(settings, "penstock config --schema")
+        print(schema(), end="")
+        return 0
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
     if arguments.command in ("replay", "bundle"):
@@ -79,8 +97,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         print(cancel(config))
         return 0
     if arguments.command == "config":
-        placement = "".join(f"# {line}\n" for line in shown_placement(config, os.environ))
-        print(f"{as_yaml(masked(config))}{placement}", end="")
+        print(non_defaults(config) if arguments.changed else resolved(config, os.environ), end="")
         _complain(shown_paths(config))
         return 0
     if arguments.command == "export":
@@ -136,6 +153,20 @@ def _handle_dead(arguments: argparse.Namespace, config: Config, ids: Sequence[st
     return 0 if all_sent else 1
 
 
+def own_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("penstock")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def refuse_rest(words: Sequence[str], usage: str) -> None:
+    """ConfigError if words are left that the command does not have."""
+    if words:
+        raise ConfigError(f"saw {words[0]!r}; expected {usage}")
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional words, and the rest; argparse would count the value of an unknown flag among the words."""
     rest, plain, settings = list(words), [], []
@@ -152,24 +183,24 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="penstock", description="Train language models with GRPO as a set of asynchronous services."
+    parser: argparse.ArgumentParser = CommandParser(
+        prog="penstock",
+        description="Train language models with GRPO as a set of asynchronous services.",
+        epilog=examples("penstock init my-task", "penstock launch local --help", settings=False),
     )
+    parser.add_argument("--version", action="version", version=f"penstock {own_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_init(commands)
     _add_launch(commands)
-    add_check_parser(commands, SETTINGS_HELP)
-    add_doctor_parser(commands, SETTINGS_HELP)
-    commands.add_parser(
-        "config",
-        help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
-        epilog=SETTINGS_HELP,
-        usage="penstock config --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
+    add_check_parser(commands, examples("penstock check --config my_run.yaml"))
+    add_doctor_parser(commands, examples("penstock doctor", "penstock doctor --config my_run.yaml"))
+    _add_config(commands)
     commands.add_parser(
         "status",
         help="print the present state of a run",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock status --config my_run.yaml", "penstock status --config my_run.yaml --run.name second"
+        ),
         usage="penstock status --config FILE [--key value ...]",
         allow_abbrev=False,
     )
@@ -178,14 +209,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="end a run in order",
         description="End a run of this host, or the Slurm job of a run: the trainer writes a checkpoint first, and the "
         "same launch command continues from it.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock cancel --config my_run.yaml"),
         usage="penstock cancel --config FILE [--key value ...]",
         allow_abbrev=False,
     )
     export = commands.add_parser(
         "export",
         help="write a checkpoint as a Hugging Face folder",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock export --config my_run.yaml --out model",
+            "penstock export --config my_run.yaml --out model --checkpoint 00000050.1",
+        ),
         usage="penstock export --config FILE --out FOLDER [--checkpoint NAME] [--key value ...]",
         allow_abbrev=False,
     )
@@ -195,7 +229,26 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_recordings(commands)
     _add_dead(commands)
+    _add_completion(commands)
     return parser
+
+
+def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "init",
+        help="write a configuration, a reward function and a few prompts to begin a task of one's own with",
+        description="Write files that train as they are: a configuration with comments, a reward function, prompts. "
+        "The configuration fits this host. No file is overwritten.",
+        epilog=examples("penstock init my-task", "penstock init my-game --agent --model path/to/model", settings=False),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("."), metavar="FOLDER", help="default: the present one"
+    )
+    parser.add_argument("--agent", action="store_true", help="an environment of several turns, instead of a reward")
+    parser.add_argument(
+        "--model", default=SMALL_MODEL, help=f"a Hugging Face folder or hub name; default: {SMALL_MODEL}"
+    )
 
 
 def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -205,20 +258,72 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "local",
         help="run all services on this host",
         description="Start the queue, the inference engines and all services on this host, and follow the run.",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock launch local --config my_run.yaml",
+            "penstock launch local --config my_run.yaml --config examples/presets/dapo.yaml --run.max_steps 5",
+        ),
         usage="penstock launch local --config FILE [--key value ...]",
         allow_abbrev=False,
     )
-    add_ray_parser(places, SETTINGS_HELP)
+    add_ray_parser(places, examples("penstock launch ray --config my_run.yaml --ray.address auto"))
     slurm = places.add_parser(
         "slurm",
         help="run all services in one job of a Slurm cluster",
         description="Submit one heterogeneous Slurm job that runs the queue, the inference engines and all services.",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock launch slurm --config my_run.yaml --config deploy/slurm/cluster.yaml",
+            "penstock launch slurm --config my_run.yaml --render-only",
+        ),
         usage="penstock launch slurm --config FILE [--render-only] [--key value ...]",
         allow_abbrev=False,
     )
     slurm.add_argument("--render-only", action="store_true", help="print the job script; submit and change nothing")
+
+
+def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    config = commands.add_parser(
+        "config",
+        help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
+        epilog=examples(
+            "penstock config --config my_run.yaml --changed",
+            "penstock config --config my_run.yaml --optimizer.lr 2e-6",
+            "penstock config --schema > config.schema.json",
+        ),
+        usage="penstock config --config FILE [--changed] [--key value ...]\n       penstock config --schema",
+        allow_abbrev=False,
+    )
+    config.add_argument(
+        "--changed", action="store_true", help="only what differs from the defaults, as a file for --config"
+    )
+    config.add_argument("--schema", action="store_true", help="the JSON schema of such files, for editors")
+    keys = commands.add_parser(
+        "keys",
+        help="find keys of the configuration by name, meaning, or what TRL, verl, AReaL and OpenRLHF call them",
+        description="Print the keys that all of the words find, with type, default and meaning. Exit code 1: none.",
+        epilog=examples(
+            "penstock keys learning_rate", "penstock keys rollout.n", "penstock keys staleness", settings=False
+        ),
+        usage="penstock keys [WORD ...]",
+        allow_abbrev=False,
+    )
+    keys.add_argument("words", nargs="*", metavar="WORD", help="a key, a part of its name, or a word; none: all keys")
+
+
+def _add_completion(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="print a script with which your shell completes commands, flags and keys",
+        description="Print a script with which bash, zsh or fish completes commands, flags, keys of the configuration "
+        "and their choices. Write it again after an upgrade.",
+        epilog=examples(
+            "penstock completion bash > ~/.local/share/bash-completion/completions/penstock",
+            "penstock completion zsh > ~/.zfunc/_penstock",
+            "penstock completion fish > ~/.config/fish/completions/penstock.fish",
+            settings=False,
+        ),
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
 
 
 def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -229,7 +334,7 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         description="Start from the newest checkpoint before the steps, train them again from their step files, and "
         "compare the digest of each step's weights with the recorded one. Needs no queue and no rollout server, and "
         "writes nothing. Exit code 1: a digest differs.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock replay --config my_run.yaml --steps 10:20", "penstock replay --bundle steps.tar.gz"),
         usage="penstock replay (--config FILE | --bundle FILE) [--steps a:b] [--key value ...]",
         allow_abbrev=False,
     )
@@ -242,7 +347,7 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         help="pack recorded steps into one file that another machine can replay",
         description="Pack step files, configuration (secrets masked), digests, versions and the checkpoint to start "
         "from into a tar file for `penstock replay --bundle FILE`.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock bundle --config my_run.yaml --out steps.tar.gz --steps 10:20 --with-model"),
         usage="penstock bundle --config FILE --out FILE.tar[.gz] [--steps a:b] [--with-model] [--key value ...]",
         allow_abbrev=False,
     )
@@ -259,7 +364,7 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     actions.add_parser(
         "list",
         help="list all dead letters of a run",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock dead list --config my_run.yaml"),
         usage="penstock dead list --config FILE [--key value ...]",
         allow_abbrev=False,
     )
@@ -267,7 +372,7 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "show",
         help="one of them, as JSON",
         description="Show the message with the ID that `penstock dead list` shows.",
-        epilog=SETTINGS_HELP,
+        epilog=examples("penstock dead show 1764493260000-0 --config my_run.yaml"),
         usage="penstock dead show ID --config FILE [--key value ...]",
         allow_abbrev=False,
     )
@@ -277,7 +382,9 @@ def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         description="Send dead letters again, by the IDs that `penstock dead list` shows. A letter is sent if its "
         "ticket is still outstanding, or if it has no ticket. Most tickets have ended; their letters stay where they "
         "are. Exit code 1: a letter that was named was not sent.",
-        epilog=SETTINGS_HELP,
+        epilog=examples(
+            "penstock dead retry 1764493260000-0 --config my_run.yaml", "penstock dead retry --all --config my_run.yaml"
+        ),
         usage="penstock dead retry (ID ... | --all) --config FILE [--key value ...]",
         allow_abbrev=False,
     )

@@ -1,0 +1,63 @@
+"""The script for bash in a real bash: commands, flags, keys, choices and files."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock_launch.__main__ import make_parser, run
+from penstock_launch.commands.completion import SHELLS, completion_script
+from tests.patience import ANSWER_SECONDS
+
+ASK = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+_shtab_penstock
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("completion") / "penstock.bash"
+    file.write_text(completion_script(make_parser(), "bash"))
+    return file
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ini"], {"init"}),
+        (["launch", "lo"], {"local"}),
+        (["launch", "local", "--optimizer.l"], {"--optimizer.lr"}),
+        (["launch", "local", "--config", "x", "--optimizer.beta"], {"--optimizer.beta1", "--optimizer.beta2"}),
+        (["launch", "local", "--run.existing", ""], {"resume", "replace", "refuse"}),
+        (["launch", "local", "--loss.dynamic_sampling", "t"], {"true"}),
+        (["config", "--sc"], {"--schema"}),
+        (["dead", "re"], {"retry"}),
+        (["completion", "z"], {"zsh"}),
+        (["keys", "--optimizer"], {""}),  # it takes words alone
+    ],
+)
+def test_bash_completes(script: Path, words: list[str], completed: set[str]) -> None:
+    command = ["bash", "--norc", "-c", ASK, "bash", str(script), "penstock", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    assert done.stderr == ""
+    assert set(done.stdout.split("\n")[:-1]) == completed
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_shell_has_a_script_with_the_keys(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    assert "optimizer.lr" in capsys.readouterr().out
+
+
+def test_without_shtab_the_user_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert run(["completion", "bash"]) == 2
+    assert (
+        "shtab is not installed: expected it for completion; pip install 'penstock[launch]'" in capsys.readouterr().err
+    )
