@@ -122,7 +122,7 @@ $(SERVICES): pyproject.toml $(if $(filter cuda,$(FORM)),$(SERVICES_LOCK),constra
 
 define INSTALL_SERVICES_cpu
 @$(BIN)/python $(PIP) --constraint constraints/services.txt torch hatchling
-@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all]'
+@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all,dev]'
 endef
 
 # The locks are complete. pip itself would not find together what they hold: with hashes it refuses extras.

@@ -30,7 +30,7 @@ PYTHONS = ("3.11", "3.12")
 INTRODUCTIONS = {
     SERVICES: (
         "The services' environment (.venv) on Linux x86-64 with CUDA. Written by `make lock`; do not edit.",
-        "From pyproject.toml (extra `all`), with the versions of services.txt, but for torch: that of sglang-cuda.txt.",
+        "From pyproject.toml (extras `all`, `dev`), versions as in services.txt; torch is that of sglang-cuda.txt.",
     ),
     SGLANG: (
         "SGLang's environment (.venv-sglang) on Linux x86-64 with CUDA. Written by `make lock`; do not edit.",
@@ -62,7 +62,7 @@ def resolve_both(uv: Path, *, keep: bool, exact: bool = False) -> dict[Path, Res
             must = cpu | {"torch": sglang["torch"].version}
             inputs = Inputs(
                 [ROOT / "pyproject.toml", build],
-                ("--extra", "all"),
+                ("--extra", "all", "--extra", "dev"),
                 services_lock | must if exact else must,
                 services_lock | before | {name: each.version for name, each in sglang.items()},
             )

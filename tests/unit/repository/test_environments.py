@@ -116,7 +116,7 @@ def test_a_host_whose_driver_fails_gets_the_cpu_form(without_gpu: Checkout) -> N
     installed = without_gpu.installed()
     services, sglang = "--constraint constraints/services.txt", "--constraint constraints/sglang.txt"
     assert installed == {
-        ".venv": [f"{services} torch hatchling", f"{services} --no-build-isolation --editable .[all]"],
+        ".venv": [f"{services} torch hatchling", f"{services} --no-build-isolation --editable .[all,dev]"],
         ".venv-sglang": [
             f"{sglang} torch",
             f"{sglang} --requirement constraints/sglang-requirements.txt",
