@@ -25,11 +25,13 @@ from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.status import show_status
 from penstock_launch.doctor.arguments import add_doctor_parser
 from penstock_launch.exit_codes import exit_code_of
+from penstock_launch.extras import extras_of, require
 from penstock_launch.gpus.shares import shown_placement
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
 
+OFFLINE = ("export", "replay", "bundle")  # they need the trainer's extra, and no run
 SETTINGS_HELP = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."
 
 
@@ -52,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at: float) -> int:
+    if arguments.command in OFFLINE:
+        require(arguments.command, ["trainer"])
     if arguments.command == "replay" and arguments.bundle is not None:
         from penstock_trainer.offline.command import replay_bundle
 
@@ -63,12 +67,15 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         return doctor(settings, os.environ)
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
+    if arguments.command in OFFLINE and config.actor.lora.rank > 0:
+        require(arguments.command, ["trainer", "lora"])
     if arguments.command in ("replay", "bundle"):
         return _use_recording(arguments, config, settings)
     if arguments.command == "dead":
         return _handle_dead(arguments, config, ids)
     if arguments.command == "launch":
         if arguments.place == "local":
+            require("launch local", extras_of(config))
             return launch_local(config, os.environ, started_at)
         if arguments.place == "ray":
             return launch_ray(config, os.environ, started_at)

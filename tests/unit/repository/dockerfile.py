@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
+PREFIX = "/opt/penstock"  # the services' environment in each image
 PIP_VALUES = ("--constraint", "--requirement", "--python", "--wheel-dir", "--dest")  # options of pip with a value
 
 

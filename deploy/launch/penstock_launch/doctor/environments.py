@@ -4,7 +4,6 @@ services' environment    its packages as pyproject.toml asks for them, torch
 SGLang's environment     SGLang as Penstock was tested with it, torch, SGLang's kernels for GPUs
 """
 
-import importlib.metadata
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 from penstock.config import Config, EngineSection
 from penstock.errors import EngineStartError, PenstockError
 from penstock_launch.doctor.report import Line, not_looked_at, ok, problem, warning
+from penstock_launch.extras import extras_of, installed, metadata, requirements
 from penstock_launch.gpus.nvidia import Driver, visible
 from penstock_rollout.engine.sglang.server import TESTED_VERSIONS, find_python, require_sglang
 
@@ -24,7 +24,6 @@ NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME")  # of the services' Python, in SGLa
 FEW_CHARACTERS = 300
 UNFIT = "not compatible"  # torch's word for a GPU that its build has no code for
 NO_FABRIC = "Error 802"  # CUDA's number: the switches between the GPUs of one board are not set up
-EXTRAS = ("rollout", "reward", "trainer", "launch")  # what runs on one host
 SHOWN = ("torch", "transformers", "numpy")
 PACKAGES, TORCH, SGLANG = "services' packages", "torch of services", "SGLang"
 
@@ -101,42 +100,23 @@ def examine_sglang(section: EngineSection, environ: Mapping[str, str]) -> Enviro
     return found
 
 
-def installed(package: str) -> str | None:
-    """The version in this process's environment, which is the services'."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def extras_of(config: Config) -> list[str]:
-    """The extras that a run of this configuration needs on one host."""
-    wanted = {"agent": config.agent.enabled, "lora": config.actor.lora.rank > 0}
-    return [*EXTRAS, *(extra for extra, is_wanted in wanted.items() if is_wanted), *config.tracking.to]
-
-
-def packages_line(requirements: Iterable[str], extras: Sequence[str], version_of: Callable[[str], str | None]) -> Line:
-    """requirements: of the installed package penstock, with the extra that each belongs to as a marker."""
+def packages_line(lines: Iterable[str], extras: Sequence[str], version_of: Callable[[str], str | None]) -> Line:
+    """lines: what the installed package penstock asks for, with the extra that each belongs to as a marker."""
     wrong: list[str] = []
-    names: list[str] = []
-    for extra in ("", *extras):
-        for requirement in map(Requirement, requirements):
-            outside = requirement.marker is not None and not requirement.marker.evaluate({"extra": extra})
-            if outside or requirement.name in names:
-                continue
-            names.append(requirement.name)
-            wrong += _wrong(requirement, version_of(requirement.name), extra)
+    asked = list(requirements(lines, extras))
+    for requirement, extra in asked:
+        wrong += _wrong(requirement, version_of(requirement.name), extra)
     if wrong:
-        asked = ",".join(extras)
-        advice = f"make envs, or pip install 'penstock[{asked}]'; a host needs only the extras of what runs on it."
+        named = ",".join(extras)
+        advice = f"make envs, or pip install 'penstock[{named}]'; a host needs only the extras of what runs on it."
         return problem(PACKAGES, "; ".join(wrong), advice)
     shown = [f"{name} {version}" for name in SHOWN if (version := version_of(name))]
-    return ok(PACKAGES, f"all {len(names)} as pyproject.toml asks, {', '.join(shown)} among them")
+    return ok(PACKAGES, f"all {len(asked)} as pyproject.toml asks, {', '.join(shown)} among them")
 
 
 def packages_now(config: Config) -> Line:
     """Of this process's environment."""
-    return packages_line(importlib.metadata.requires("penstock") or (), extras_of(config), installed)
+    return packages_line(metadata(), extras_of(config), installed)
 
 
 def _wrong(requirement: Requirement, version: str | None, extra: str) -> Iterator[str]:

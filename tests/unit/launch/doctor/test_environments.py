@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.config import Config, EngineSection
+from penstock.config import EngineSection
 from penstock.errors import EngineStartError
 from penstock_launch.doctor import environments
 from penstock_launch.doctor.environments import (
@@ -20,7 +20,6 @@ from penstock_launch.doctor.environments import (
     Torch,
     examine,
     examine_sglang,
-    extras_of,
     packages_line,
     sglang_lines,
     torch_line,
@@ -83,14 +82,6 @@ def test_packages_that_are_not(change: dict[str, Any], extras: tuple[str, ...], 
     line = packages_line(REQUIREMENTS, extras, {**ASKED, **change}.get)
     assert (line.verdict, line.seen) == ("problem", seen)
     assert "make envs" in line.advice
-
-
-def test_a_run_needs_the_extras_of_its_keys() -> None:
-    document: dict[str, Any] = {"actor": {"path": "m", "lora": {"rank": 8}}, "data": {"train": {"path": "d"}}}
-    config = Config.model_validate({**document, "tracking": {"to": ["wandb"]}})
-    assert extras_of(config) == ["rollout", "reward", "trainer", "launch", "lora", "wandb"]
-    config = Config.model_validate({**document, "agent": {"command": ["python", "agent.py"]}})
-    assert extras_of(config) == ["rollout", "reward", "trainer", "launch", "agent", "lora"]
 
 
 def test_this_interpreter_answers(tmp_path: Path) -> None:
