@@ -1,4 +1,4 @@
-"""The `penstock` command: launch, doctor, config, status, cancel, export, replay, bundle, dead.
+"""The `penstock` command: launch, doctor, envs, config, status, cancel, export, replay, bundle, dead.
 
 Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
 the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
@@ -24,6 +24,7 @@ from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.status import show_status
 from penstock_launch.doctor.arguments import add_doctor_parser
+from penstock_launch.envs.command import add_envs_parser, make_envs
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.extras import extras_of, require
 from penstock_launch.gpus.shares import shown_placement
@@ -60,6 +61,8 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         from penstock_trainer.offline.command import replay_bundle
 
         return replay_bundle(arguments.bundle, settings, arguments.steps)
+    if arguments.command == "envs":
+        return make_envs(arguments, settings, os.environ)
     if arguments.command == "doctor":
         # Only this command imports services: another one must not depend on what they import.
         from penstock_launch.doctor.command import doctor
@@ -146,6 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_launch(commands)
     add_doctor_parser(commands, SETTINGS_HELP)
+    add_envs_parser(commands)
     commands.add_parser(
         "config",
         help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",

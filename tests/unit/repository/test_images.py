@@ -10,7 +10,17 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.unit.repository.containers import IMPORT_ALL, SITE, Containers, left_out
-from tests.unit.repository.dockerfile import PREFIX, ROOT, defaults, finals, installs, project, stages, value_of
+from tests.unit.repository.dockerfile import (
+    PREFIX,
+    ROOT,
+    defaults,
+    finals,
+    installs,
+    project,
+    stages,
+    value_of,
+    versions_file,
+)
 from tests.unit.repository.installed import closure, here, normalized
 
 SERVICES = ("rollout", "agent", "reward", "trainer")  # extras that their images cannot do without
@@ -24,8 +34,8 @@ def entry_of(stage: str) -> str:
 
 
 def versions_in(name: str) -> dict[str, str]:
-    """The pins of a file of constraints/."""
-    lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+    """The pins of a list of versions."""
+    lines = versions_file(name).read_text(encoding="utf-8").splitlines()
     return {normalized(pin[1]): pin[2] for line in lines if (pin := re.match(r"([\w.-]+)==([^\s;]+)", line))}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock_launch.envs.environment import INSTALLS
 from tests.unit.repository.containers import IMPORT_ALL, SITE, Containers, left_out
 from tests.unit.repository.dockerfile import PREFIX, ROOT, Install, installs, project
 from tests.unit.repository.installed import Names, closure
@@ -58,6 +59,9 @@ def test_the_wheel_holds_every_file_of_its_packages(wheel: Path) -> None:
         "penstock", "penstock_agent", "penstock_launch", "penstock_reward", "penstock_rollout", "penstock_trainer",
     }  # fmt: skip
     assert {"penstock/broker/lua/trainer/commit.lua", "penstock_launch/slurm/job.sh"} <= held
+    named = {word for installs in INSTALLS.values() for _, words in installs for word in words if word.endswith(".txt")}
+    assert {f"penstock_launch/envs/{name}" for name in named} <= held
+    assert len(named) == 3
 
 
 def test_the_metadata_of_the_wheel_is_that_of_the_project(unpacked: Path) -> None:

@@ -13,6 +13,7 @@ from deploy.locks import __main__ as command
 from deploy.locks.__main__ import INTRODUCTIONS, PYTHONS, SERVICES, SGLANG, resolve_both
 from deploy.locks.lockfile import Package, Resolution, plain_name, read_pins, render
 from deploy.locks.resolve import FROM_SOURCE, Inputs, read_resolution, resolve
+from tests.unit.repository.dockerfile import versions_file
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -26,7 +27,7 @@ def pins(path: Path, python: str) -> dict[str, str]:
 
 
 def constraints(name: str, python: str) -> dict[str, str]:
-    return pins(ROOT / "constraints" / name, python)
+    return pins(versions_file(name), python)
 
 
 def target(python: str) -> dict[str, str]:
@@ -114,7 +115,7 @@ def test_trainer_and_engine_have_the_same_torch_with_the_same_libraries(python: 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_engines_lock_has_what_was_asked_for(python: str) -> None:
-    text = (ROOT / "constraints" / "sglang-cuda-requirements.txt").read_text()
+    text = versions_file("sglang-cuda-requirements.txt").read_text()
     requirements = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
     locked = pins(SGLANG, python)
     assert lacking(requirements, locked) == []

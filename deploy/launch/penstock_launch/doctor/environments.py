@@ -131,12 +131,12 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
     """Whether torch fits the driver. device: auto, cpu or cuda, that it is to run on."""
     version = found.versions.get("torch", "")
     if not version:
-        return problem(what, "not installed", "make envs makes it.")
+        return problem(what, "not installed", f"{_maker(what)} makes it.")
     if found.late and found.torch is None:
         return not_looked_at(what, f"{version}: {found.late}")
     torch = found.torch or Torch(problem=found.crash)
     if torch.problem and not torch.cuda:
-        advice = "Import it by hand; if that fails, remove the environment's folder and make envs."
+        advice = f"Import it by hand; if that fails, remove the environment's folder, then {_maker(what)}."
         return problem(what, f"{version}: {torch.problem}", advice)
     seen = f"{version}, {f'built for CUDA {torch.cuda}' if torch.cuda else 'built for CPUs'}"
     gpus = visible(driver.gpus, environ) if driver is not None else []
@@ -144,7 +144,7 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
         return ok(what, seen)
     if not torch.cuda:
         line = problem if device == "cuda" else warning
-        return line(what, f"{seen}, though there is a GPU", "make envs CUDA=1 makes both environments anew, for CUDA.")
+        return line(what, f"{seen}, though there is a GPU", f"{_maker(what, cuda=True)} makes it anew, for CUDA.")
     reason = f": {torch.problem}" if torch.problem else ""
     if not torch.num_gpus:
         return problem(what, f"{seen}; can use no GPU{reason}", _blind(torch, driver))
@@ -156,6 +156,13 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
         advice = "Run nvidia-smi -L, and look at dmesg for a GPU that fell off the bus."
         return warning(what, f"{seen}; can use {torch.num_gpus} of {expected} GPUs", advice)
     return ok(what, f"{seen}; can use {torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)}")
+
+
+def _maker(what: str, *, cuda: bool = False) -> str:
+    """What makes the environment of a line."""
+    if what == TORCH:
+        return f"make envs{' CUDA=1' * cuda} (or pip, with 'penstock[trainer]')"
+    return f"penstock envs{' --cuda' * cuda}"
 
 
 def _blind(torch: Torch, driver: Driver) -> str:
@@ -181,10 +188,10 @@ def sglang_lines(
     try:
         found = answer()
     except EngineStartError as error:
-        yield problem(SGLANG, str(error), "make envs, then set rollout.engine.python to .venv-sglang/bin/python.")
+        yield problem(SGLANG, str(error), "penstock envs makes it, and prints what to set rollout.engine.python to.")
         return
     except ProbeError as error:
-        advice = "Start that interpreter by hand; if it is broken, remove its folder, then make envs."
+        advice = "Start that interpreter by hand; if it is broken, remove its folder, then penstock envs."
         yield problem(SGLANG, f"rollout.engine.python: {error}", advice)
         return
     yield _version_line(section, found)
@@ -198,7 +205,7 @@ def _version_line(section: EngineSection, found: Environment) -> Line:
     seen = f"{version} on Python {found.python} ({section.python})"
     if version not in TESTED_VERSIONS:
         tested = " and ".join(TESTED_VERSIONS)
-        return warning(SGLANG, f"{seen}; Penstock was tested with {tested}", "make envs, or install one of these.")
+        return warning(SGLANG, f"{seen}; Penstock was tested with {tested}", "penstock envs, or install one of these.")
     return ok(SGLANG, f"{seen}, as tested")
 
 
@@ -208,6 +215,6 @@ def _kernels_line(found: Environment) -> Line:
         return not_looked_at(what, found.late)
     reason = found.crash if found.kernels is None else found.kernels
     if reason:
-        advice = "make envs, or install the sglang-kernel that this SGLang asks for, of torch's CUDA version."
+        advice = "penstock envs, or install the sglang-kernel that this SGLang asks for, of torch's CUDA version."
         return problem(what, f"sgl_kernel cannot be imported: {reason}", advice)
     return ok(what, "sgl_kernel can be imported")
