@@ -70,6 +70,6 @@ def require(
     if missing:
         lacking = ",".join(dict.fromkeys(missing.values()))
         raise ConfigError(
-            f"penstock {command} needs packages that are not installed: {', '.join(missing)}; expected "
+            f"{command} needs packages that are not installed: {', '.join(missing)}; expected "
             f"`pip install '{PACKAGE}[{lacking}]'`, or all extras: `pip install '{PACKAGE}[all]'`"
         )

@@ -35,7 +35,7 @@ def test_what_is_missing_is_named_with_the_extras_that_bring_it() -> None:
     with pytest.raises(ConfigError) as raised:
         require("launch local", ["rollout", "trainer"], LINES, {"redis": "8.0"}.get)
     assert str(raised.value) == (
-        "penstock launch local needs packages that are not installed: numpy, torch; expected "
+        "launch local needs packages that are not installed: numpy, torch; expected "
         "`pip install 'penstock[rollout,trainer]'`, or all extras: `pip install 'penstock[all]'`"
     )
     with pytest.raises(ConfigError, match=r"not installed: torch; expected `pip install 'penstock\[trainer\]'`"):

@@ -14,11 +14,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tests.patience import START_SECONDS
-from tests.unit.repository.dockerfile import ROOT, project
-from tests.unit.repository.installed import Names, here, link, normalized
+from tests.unit.repository.dockerfile import ROOT, Install, project
+from tests.unit.repository.installed import Names, closure, here, link, normalized
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 IMPORT_ALL = Path(__file__).with_name("import_all.py")
+ON_RAY = [f"penstock_launch.on_ray.{name}" for name in ("cluster", "host", "remote", "site")]
+# What the command imports only after it has asked whether it is there.
+ASKED_FOR = ("penstock_trainer.offline", "huggingface_hub")
 
 
 def build_wheel(folder: Path) -> Path:
@@ -75,3 +78,14 @@ def left_out(names: Names, present: Iterable[str] = ()) -> list[str]:
     missing = {normalized(Requirement(line).name) for line in lines} - names
     files = [file for name in missing & here(SITE).keys() for file in here(SITE)[name].files or ()]
     return sorted({file.parts[0].removesuffix(".py") for file in files} - {"..", "__pycache__"})
+
+
+def packages(*extras: str) -> Names:
+    """What `pip install 'penstock[extras]'` installs."""
+    named = f"[{','.join(extras)}]" if extras else ""
+    return closure(SITE, [Install("", (f"{project()['name']}{named}",), "", True)])
+
+
+def bare_leaves_out(extras: Iterable[str] = ()) -> list[str]:
+    """What the command may fail to import without the extras of services, or with these alone."""
+    return [*left_out(packages(*extras)), *ASKED_FOR, *ON_RAY]
