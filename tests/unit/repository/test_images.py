@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from penstock_launch.envs.environment import INSTALLS
 from tests.unit.repository.containers import IMPORT_ALL, SITE, Containers, left_out
 from tests.unit.repository.dockerfile import (
     PREFIX,
@@ -101,6 +102,16 @@ def test_make_envs_makes_the_environment_of_sglang_that_the_image_has() -> None:
     if "sglang-kernel" in here(site):
         pytest.skip("this .venv-sglang is for CUDA; the image for GPUs is SGLang's own")
     assert here(site).keys() - closure(site, installs("rollout", "/opt/sglang")) <= {"pip", "setuptools"}
+
+
+def test_the_image_installs_sglang_in_the_order_of_make_envs() -> None:
+    asked = [" ".join(words) for _, words in INSTALLS["cpu"]]
+    found = [
+        f"--constraint {each.constraint} {'' if each.with_dependencies else '--no-deps '}{' '.join(each.requirements)}"
+        for each in installs("sglang-env", "/opt/sglang")
+    ]
+    listed = " ".join(versions_file("sglang-requirements.txt").read_text(encoding="utf-8").splitlines()[1:])
+    assert found == [words.replace("--requirement sglang-requirements.txt", listed) for words in asked]
 
 
 def test_sglang_has_one_python_in_all_images() -> None:
