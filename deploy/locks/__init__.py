@@ -1,1 +1,1 @@
-"""The locks of the environments for GPUs: `python -m deploy.locks` writes constraints/*-cuda.txt."""
+"""The locks of the environments for GPUs: `python -m deploy.locks` writes them."""

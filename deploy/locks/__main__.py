@@ -1,11 +1,12 @@
-"""Writes constraints/services-cuda.txt and constraints/sglang-cuda.txt: `make lock`. Needs the package index.
+"""Writes the locks services-cuda.txt and sglang-cuda.txt: `make lock`. Needs the package index.
 
-Owns these files: they are never edited by hand. What decides their versions:
+Owns these files: they are never edited by hand. Those of SGLang lie in penstock_launch/envs, those of the services in
+constraints/. What decides their versions:
 
-- constraints/sglang-cuda-requirements.txt: SGLang, which fixes torch for both environments. Trainer and engine exchange
+- sglang-cuda-requirements.txt: SGLang, which fixes torch for both environments. Trainer and engine exchange
   weights by NCCL, and must round alike.
-- constraints/services.txt: every other version of the services is that of the CPU form, or the lock fails.
-- constraints/sglang.txt: the CPU form's versions, if SGLang allows them.
+- services.txt: every other version of the services is that of the CPU form, or the lock fails.
+- sglang.txt: the CPU form's versions, if SGLang allows them.
 - the lock itself: what is locked stays as long as it fits, except with `--upgrade`.
 
 `--check` (`make check-locks`) changes nothing. It fails if the locked versions no longer resolve, with wheels only, to
@@ -25,12 +26,13 @@ from deploy.locks.resolve import FROM_SOURCE, Inputs, resolve
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "constraints"
-SERVICES, SGLANG = FOLDER / "services-cuda.txt", FOLDER / "sglang-cuda.txt"
+ENVS = ROOT / "deploy" / "launch" / "penstock_launch" / "envs"  # they come with the wheel
+SERVICES, SGLANG = FOLDER / "services-cuda.txt", ENVS / "sglang-cuda.txt"
 PYTHONS = ("3.11", "3.12")
 INTRODUCTIONS = {
     SERVICES: (
         "The services' environment (.venv) on Linux x86-64 with CUDA. Written by `make lock`; do not edit.",
-        "From pyproject.toml (extra `all`), with the versions of services.txt, but for torch: that of sglang-cuda.txt.",
+        "From pyproject.toml (extras `all`, `dev`), versions as in services.txt; torch is that of sglang-cuda.txt.",
     ),
     SGLANG: (
         "SGLang's environment (.venv-sglang) on Linux x86-64 with CUDA. Written by `make lock`; do not edit.",
@@ -53,16 +55,16 @@ def resolve_both(uv: Path, *, keep: bool, exact: bool = False) -> dict[Path, Res
             sglang_lock, services_lock = (_pins(path, python) if keep else {} for path in (SGLANG, SERVICES))
             cpu = _pins(FOLDER / "services.txt", python)
             inputs = Inputs(
-                [FOLDER / "sglang-cuda-requirements.txt"],
+                [ENVS / "sglang-cuda-requirements.txt"],
                 (),
                 sglang_lock if exact else {},
-                sglang_lock | before | cpu | _pins(FOLDER / "sglang.txt", python),
+                sglang_lock | before | cpu | _pins(ENVS / "sglang.txt", python),
             )
             both[SGLANG][python] = sglang = resolve(uv, inputs, python)
             must = cpu | {"torch": sglang["torch"].version}
             inputs = Inputs(
                 [ROOT / "pyproject.toml", build],
-                ("--extra", "all"),
+                ("--extra", "all", "--extra", "dev"),
                 services_lock | must if exact else must,
                 services_lock | before | {name: each.version for name, each in sglang.items()},
             )

@@ -29,12 +29,16 @@ from penstock_launch.commands.keys import show_keys
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import show_status
 from penstock_launch.doctor.arguments import add_doctor_parser
+from penstock_launch.envs.command import add_envs_parser, make_envs
 from penstock_launch.exit_codes import exit_code_of
+from penstock_launch.extras import extras_of, require
 from penstock_launch.help_text import CommandParser, examples
 from penstock_launch.init.command import SMALL_MODEL, init
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import add_ray_parser, launch_ray
 from penstock_launch.slurm.submit import launch_slurm
+
+OFFLINE = ("export", "replay", "bundle")  # they need the trainer's extra, and no run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,16 +60,21 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at: float) -> int:
+    if arguments.command in OFFLINE:
+        require(arguments.command, ["trainer"])
     if arguments.command == "replay" and arguments.bundle is not None:
         from penstock_trainer.offline.command import replay_bundle
 
         return replay_bundle(arguments.bundle, settings, arguments.steps)
+    if arguments.command == "envs":
+        return make_envs(arguments, settings, os.environ)
     if arguments.command == "doctor":
         # Only these two import services: another command must not depend on what they import.
         from penstock_launch.doctor.command import doctor
 
         return doctor(settings, os.environ)
     if arguments.command == "check":
+        require("check", ["reward", "trainer"])
         from penstock_launch.check.command import check
 
         return check(settings, os.environ)
@@ -87,6 +96,8 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
         return 0
     ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
     config = load_config(settings)
+    if arguments.command in OFFLINE and config.actor.lora.rank > 0:
+        require(arguments.command, ["trainer", "lora"])
     if arguments.command in ("replay", "bundle"):
         return _use_recording(arguments, config, settings)
     if arguments.command == "dead":
@@ -114,6 +125,7 @@ def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at
 def _launch(arguments: argparse.Namespace, config: Config, started_at: float) -> int:
     """Elsewhere than here, paths may be those of other hosts: only a launch on this one is refused for them."""
     if arguments.place == "local":
+        require("launch local", extras_of(config))
         _complain(require_paths(config))
         return launch_local(config, os.environ, started_at)
     _complain(shown_paths(config))
@@ -194,6 +206,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_launch(commands)
     add_check_parser(commands, examples("penstock check --config my_run.yaml"))
     add_doctor_parser(commands, examples("penstock doctor", "penstock doctor --config my_run.yaml"))
+    add_envs_parser(commands)
     _add_config(commands)
     commands.add_parser(
         "status",

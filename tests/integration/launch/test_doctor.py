@@ -86,7 +86,7 @@ def test_whatever_is_wrong_is_named_with_what_to_do(setup: UserCommands) -> None
     assert "hush-hush" not in output
     found = lines_of(output)
     for what, seen, advice in (
-        ("SGLang", "'no-such-python' is no executable", "make envs"),
+        ("SGLang", "'no-such-python' is no executable", "penstock envs"),
         ("ports", f"127.0.0.1:{port}", "set trainer.port to another port"),
         ("model", "expected a safetensors file", "Set actor.path"),
         ("queue", "@127.0.0.1:1/0: no answer", "change redis.url"),

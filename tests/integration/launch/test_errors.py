@@ -228,7 +228,7 @@ def test_a_reward_module_that_cannot_be_imported_is_named(setup: UserCommands) -
 def test_a_python_without_sglang_is_named(setup: UserCommands) -> None:
     assert_one_line(setup.run("penstock_rollout"), ENGINE_EXIT, "rollout.engine.python: 'no-such-python' is no exec")
     setup.document["rollout"]["engine"]["python"] = sys.executable
-    assert_one_line(setup.run("penstock_rollout"), ENGINE_EXIT, "has no package `sglang`", "make envs")
+    assert_one_line(setup.run("penstock_rollout"), ENGINE_EXIT, "has no package `sglang`", "penstock envs")
 
 
 def break_sglang(setup: UserCommands) -> None:

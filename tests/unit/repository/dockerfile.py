@@ -15,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deploy.locks.__main__ import ENVS, FOLDER
+
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
+PREFIX = "/opt/penstock"  # the services' environment in each image
 PIP_VALUES = ("--constraint", "--requirement", "--python", "--wheel-dir", "--dest")  # options of pip with a value
 
 
@@ -92,6 +95,12 @@ def stages() -> dict[str, Stage]:
         image, _, name = each.rest.partition(" AS ")
         base, instructions = re.sub(r"\$\{(\w+)\}", lambda found: defaults()[found[1]], image), []
     close()
+    return found
+
+
+def versions_file(name: str) -> Path:
+    """A list of versions or packages: of the services, or SGLang's, which come with the wheel."""
+    [found] = [folder / name for folder in (FOLDER, ENVS) if (folder / name).is_file()]
     return found
 
 
@@ -180,7 +189,7 @@ def _named(word: str) -> str:
 
 @cache
 def _lines(path: str) -> tuple[str, ...]:
-    """The requirements of a list: one that the stage `requirements` writes, or a file of constraints/."""
+    """The requirements of a list: one that the stage `requirements` writes, or one of the repository."""
     name = Path(path).name
     written = {
         target: arguments.split()
@@ -191,5 +200,5 @@ def _lines(path: str) -> tuple[str, ...]:
         command = [sys.executable, str(ROOT / "deploy" / "docker" / "requirements.py"), *written[name]]
         text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     else:
-        text = (ROOT / "constraints" / name).read_text(encoding="utf-8")
+        text = versions_file(name).read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))

@@ -2,7 +2,8 @@
 
 That is its entry point, all modules of its package, and what the modules of this project that it has loaded import
 inside their functions. Prints each import that fails. A name in OPTIONAL may fail inside a function: its extra is not
-installed. Runs without site-packages: PYTHONPATH has the environment.
+installed. If it is of this project, the function has asked for the extra before. Runs without site-packages: PYTHONPATH
+has the environment.
 """
 
 import ast
@@ -21,12 +22,14 @@ def main(entry: str, optional: list[str]) -> int:
     importlib.import_module(entry)
     package = sys.modules[entry.partition(".")[0]]
     for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
-        if OTHER_ENVIRONMENT not in module.name and package.__name__.startswith(OWN):
+        if OTHER_ENVIRONMENT in module.name or not package.__name__.startswith(OWN):
+            continue
+        if not _is_in(module.name, optional):
             importlib.import_module(module.name)
     failed = 0
     for name, path in sorted(_own_modules()):
         for wanted, part in _imports(ast.parse(path.read_text(encoding="utf-8"))):
-            if wanted.partition(".")[0] in optional:
+            if _is_in(wanted, optional):
                 continue
             try:
                 _import(wanted, part)
@@ -34,6 +37,10 @@ def main(entry: str, optional: list[str]) -> int:
                 print(f"{name}: {error}")
                 failed = 1
     return failed
+
+
+def _is_in(name: str, optional: list[str]) -> bool:
+    return any(f"{name}.".startswith(f"{each}.") for each in optional)
 
 
 def _own_modules() -> list[tuple[str, Path]]:

@@ -1,19 +1,19 @@
 """A folder with exactly the distributions that an environment would hold, made of links to those installed here.
 
 Owns the closure of requirements by the metadata of what is installed, and the folder. Invariant: a module can be
-imported from the folder only if one of these distributions, or this project if it is among them, brings it.
+imported from the folder only if one of these distributions brings it; this project is there as its wheel.
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-from tests.unit.repository.dockerfile import ROOT, Install, project
+from tests.unit.repository.dockerfile import Install, project
 
 Names = frozenset[str]
 
@@ -47,26 +47,37 @@ def _add(site: Path, wanted: Requirement, with_dependencies: bool, found: set[st
         found.add(key)
         if not with_dependencies:
             continue
-        for line in _dependencies(site, name):
-            needed = Requirement(line)
+        for needed in _dependencies(site, name):
             if needed.marker is None and extra:
                 continue  # found without the extra
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
                 _add(site, needed, with_dependencies, found)
 
 
-def _dependencies(site: Path, name: str) -> list[str]:
+def _dependencies(site: Path, name: str) -> list[Requirement]:
     if name == project()["name"]:
-        return list(project()["dependencies"])
+        return _own_dependencies()
     assert name in here(site), f"{name} is not installed in {site}: run `make envs`"
-    return here(site)[name].requires or []
+    return list(map(Requirement, here(site)[name].requires or []))
 
 
-def link(site: Path, names: Names, folder: Path) -> None:
-    """Make `folder` the site-packages of these distributions."""
+def _own_dependencies() -> list[Requirement]:
+    """Those of this project as its wheel has them: each of an extra with a marker."""
+    found = list(map(Requirement, project()["dependencies"]))
+    for extra, lines in project()["optional-dependencies"].items():
+        for needed in map(Requirement, lines):
+            needed.marker = Marker(f"{f'({needed.marker}) and ' if needed.marker else ''}extra == '{extra}'")
+            found.append(needed)
+    return found
+
+
+def link(site: Path, names: Names, wheel: Path, folder: Path) -> None:
+    """Make `folder` the site-packages of these distributions. wheel: this project's, unpacked."""
     folder.mkdir()
     owners: dict[tuple[str, ...], set[str]] = {}
     for name, distribution in here(site).items():
+        if name == project()["name"]:  # here it is the checkout
+            continue
         for file in distribution.files or ():
             if ".." in file.parts or "__pycache__" in file.parts:
                 continue
@@ -74,9 +85,8 @@ def link(site: Path, names: Names, folder: Path) -> None:
                 owners.setdefault(file.parts[:length], set()).add(name)
     _link(site, folder, (), owners, names)
     if project()["name"] in names:
-        build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
-        for package in build["targets"]["wheel"]["packages"]:
-            (folder / Path(package).name).symlink_to(ROOT / package)
+        for entry in wheel.iterdir():
+            (folder / entry.name).symlink_to(entry)
 
 
 def _link(

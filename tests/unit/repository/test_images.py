@@ -1,57 +1,30 @@
 """Each image starts: its entry point finds all that it imports in exactly what the Dockerfile installs."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.patience import START_SECONDS
-from tests.unit.repository.dockerfile import ROOT, defaults, finals, installs, project, stages, value_of
-from tests.unit.repository.installed import Names, closure, here, link, normalized
+from penstock_launch.envs.environment import INSTALLS
+from tests.unit.repository.containers import IMPORT_ALL, SITE, Containers, left_out
+from tests.unit.repository.dockerfile import (
+    PREFIX,
+    ROOT,
+    defaults,
+    finals,
+    installs,
+    project,
+    stages,
+    value_of,
+    versions_file,
+)
+from tests.unit.repository.installed import closure, here, normalized
 
-SITE = Path(sysconfig.get_paths()["purelib"])
-IMPORT_ALL = Path(__file__).with_name("import_all.py")
-PREFIX = "/opt/penstock"
 SERVICES = ("rollout", "agent", "reward", "trainer")  # extras that their images cannot do without
-
-
-class Containers:
-    """Processes that can import some distributions and nothing else, in a working folder like an image's."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._sites: dict[Names, Path] = {}
-        self._work = folder / "penstock"
-        self._work.mkdir()
-        (self._work / "examples").symlink_to(ROOT / "examples")  # compose mounts it
-
-    def run(self, names: Names, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """This Python without its site-packages, but with these distributions."""
-        if names not in self._sites:
-            self._sites[names] = self._folder / f"site-{len(self._sites)}"
-            link(SITE, names, self._sites[names])
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "PYTHON"))}
-        path = os.pathsep.join(map(str, (self._work, self._sites[names])))
-        return subprocess.run(
-            [sys.executable, "-S", "-P", *arguments],
-            cwd=self._work,
-            env={**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=START_SECONDS,
-        )
-
-
-@pytest.fixture(scope="module")
-def containers(tmp_path_factory: pytest.TempPathFactory) -> Containers:
-    return Containers(tmp_path_factory.mktemp("containers"))
 
 
 def entry_of(stage: str) -> str:
@@ -61,18 +34,9 @@ def entry_of(stage: str) -> str:
     return str(module)
 
 
-def left_out(names: Names) -> list[str]:
-    """The modules of extras that an environment leaves out; a service's own extra is no choice."""
-    extras = project()["optional-dependencies"]
-    lines = [line for extra in extras.keys() - SERVICES for line in extras[extra]]
-    missing = {normalized(Requirement(line).name) for line in lines} - names
-    files = [file for name in missing & here(SITE).keys() for file in here(SITE)[name].files or ()]
-    return sorted({file.parts[0].removesuffix(".py") for file in files} - {"..", "__pycache__"})
-
-
 def versions_in(name: str) -> dict[str, str]:
-    """The pins of a file of constraints/."""
-    lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+    """The pins of a list of versions."""
+    lines = versions_file(name).read_text(encoding="utf-8").splitlines()
     return {normalized(pin[1]): pin[2] for line in lines if (pin := re.match(r"([\w.-]+)==([^\s;]+)", line))}
 
 
@@ -82,7 +46,7 @@ def test_an_image_holds_all_that_its_entry_point_imports(stage: str, containers:
     assert project()["name"] in names
     entry = entry_of(stage)
     module = entry if "." in entry else f"{entry}.__main__"
-    ran = containers.run(names, str(IMPORT_ALL), module, *left_out(names))
+    ran = containers.run(names, str(IMPORT_ALL), module, *left_out(names, SERVICES))
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
@@ -138,6 +102,16 @@ def test_make_envs_makes_the_environment_of_sglang_that_the_image_has() -> None:
     if "sglang-kernel" in here(site):
         pytest.skip("this .venv-sglang is for CUDA; the image for GPUs is SGLang's own")
     assert here(site).keys() - closure(site, installs("rollout", "/opt/sglang")) <= {"pip", "setuptools"}
+
+
+def test_the_image_installs_sglang_in_the_order_of_make_envs() -> None:
+    asked = [" ".join(words) for _, words in INSTALLS["cpu"]]
+    found = [
+        f"--constraint {each.constraint} {'' if each.with_dependencies else '--no-deps '}{' '.join(each.requirements)}"
+        for each in installs("sglang-env", "/opt/sglang")
+    ]
+    listed = " ".join(versions_file("sglang-requirements.txt").read_text(encoding="utf-8").splitlines()[1:])
+    assert found == [words.replace("--requirement sglang-requirements.txt", listed) for words in asked]
 
 
 def test_sglang_has_one_python_in_all_images() -> None:

@@ -10,9 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from deploy.locks import __main__ as command
-from deploy.locks.__main__ import PYTHONS, SERVICES, SGLANG, resolve_both
+from deploy.locks.__main__ import INTRODUCTIONS, PYTHONS, SERVICES, SGLANG, resolve_both
 from deploy.locks.lockfile import Package, Resolution, plain_name, read_pins, render
 from deploy.locks.resolve import FROM_SOURCE, Inputs, read_resolution, resolve
+from tests.unit.repository.dockerfile import versions_file
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -26,7 +27,7 @@ def pins(path: Path, python: str) -> dict[str, str]:
 
 
 def constraints(name: str, python: str) -> dict[str, str]:
-    return pins(ROOT / "constraints" / name, python)
+    return pins(versions_file(name), python)
 
 
 def target(python: str) -> dict[str, str]:
@@ -69,6 +70,7 @@ def lacking(required: Iterable[Requirement], locked: dict[str, str]) -> list[str
 @pytest.mark.parametrize("path", [SERVICES, SGLANG], ids=lambda path: path.stem)
 def test_each_package_has_one_version_and_its_hashes(path: Path) -> None:
     text = path.read_text()
+    assert text.startswith("".join(f"# {line}\n" for line in INTRODUCTIONS[path]))
     options = ["--only-binary :all:"]
     if path == SERVICES:
         options += [f"--no-binary {name}" for name in FROM_SOURCE]
@@ -89,7 +91,7 @@ def test_each_package_has_one_version_and_its_hashes(path: Path) -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_services_lock_has_all_that_pyproject_asks_for(python: str) -> None:
-    required = [*PROJECT["project"]["dependencies"], "penstock[all]", *PROJECT["build-system"]["requires"]]
+    required = [*PROJECT["project"]["dependencies"], "penstock[all,dev]", *PROJECT["build-system"]["requires"]]
     requirements = applying(required, python)
     assert len(requirements) > 35
     assert lacking(requirements, pins(SERVICES, python)) == []
@@ -113,7 +115,7 @@ def test_trainer_and_engine_have_the_same_torch_with_the_same_libraries(python: 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_engines_lock_has_what_was_asked_for(python: str) -> None:
-    text = (ROOT / "constraints" / "sglang-cuda-requirements.txt").read_text()
+    text = versions_file("sglang-cuda-requirements.txt").read_text()
     requirements = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
     locked = pins(SGLANG, python)
     assert lacking(requirements, locked) == []
@@ -229,7 +231,7 @@ def test_the_engine_fixes_torch_and_the_cpu_form_the_rest(asked: list[Inputs]) -
     assert sglang.rather["fastapi"] == constraints("sglang.txt", "3.11")["fastapi"]
     assert sglang.rather["nvidia-nccl-cu13"] == pins(SGLANG, "3.11")["nvidia-nccl-cu13"]
     assert services.must == {**constraints("services.txt", "3.11"), "torch": "99.0"}
-    assert services.options == ("--extra", "all")
+    assert services.options == ("--extra", "all", "--extra", "dev")
 
 
 def test_an_upgrade_keeps_nothing_that_only_the_lock_says(asked: list[Inputs]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.repository.dockerfile import versions_file
+
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("common", "services", "deploy", "docs", "examples", "benchmarks")
 MAX_APP_LINES = 150
@@ -73,7 +75,7 @@ def test_only_its_own_package_speaks_sglangs_protocol() -> None:
 def test_constraints_pin_plain_versions() -> None:
     pin = re.compile(r"[\w.-]+==(?:\d+!)?[\w.]+")
     for name in ("services.txt", "sglang.txt"):
-        lines = (ROOT / "constraints" / name).read_text().splitlines()
+        lines = versions_file(name).read_text().splitlines()
         assert [line for line in lines if not line.startswith("#") and not pin.fullmatch(line)] == []
 
 

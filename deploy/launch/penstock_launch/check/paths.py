@@ -18,6 +18,7 @@ from penstock_launch.doctor.model import WHAT as MODEL
 from penstock_launch.doctor.model import model_line
 from penstock_launch.doctor.report import Group, Line, Verdict, not_looked_at, ok, problem, problems
 from penstock_launch.doctor.side_by_side import Look, look_at_all
+from penstock_launch.extras import missing
 
 TITLE = "what it names"
 QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by then
@@ -51,7 +52,7 @@ def _reference(config: Config) -> list[Line]:
 
 def _model(path: str, key: str, what: str) -> Line:
     line = model_line(path, key, what)
-    if line.verdict is not Verdict.NOT_LOOKED_AT or not path:
+    if line.verdict is not Verdict.NOT_LOOKED_AT or not path or missing(["trainer"]):
         return line
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -85,6 +86,8 @@ def _held_out(config: Config, section: DatasetSection) -> Sequence[Line]:
 
 def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
     """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts."""
+    if missing(["trainer"]):
+        return not_looked_at(key, "the extra `trainer`, which reads data, is not installed here")
     from penstock_trainer.data.datasets import load_rows
     from penstock_trainer.data.prompts import require_batch
     from penstock_trainer.data.rows import require_rewards

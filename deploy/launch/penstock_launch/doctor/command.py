@@ -26,6 +26,7 @@ from penstock_launch.doctor.machine import MACHINE_LINES
 from penstock_launch.doctor.model import model_line, num_weights_of
 from penstock_launch.doctor.report import Line, exit_code, render
 from penstock_launch.doctor.side_by_side import Look, later, look_at_all
+from penstock_launch.extras import installed
 from penstock_launch.gpus.nvidia import read_driver
 
 SMI_SECONDS = 15.0  # eight GPUs without persistence mode take ten
@@ -47,7 +48,7 @@ def title(settings: Sequence[str]) -> str:
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     paths, pairs = parse_arguments(settings, needs_file=False)
     given = [*map(str, paths), *(f"--{key}" for key, _ in pairs)]
-    version = environments.installed("penstock") or "(not installed)"
+    version = installed("penstock") or "(not installed)"
     return f"penstock {version} on {gethostname()}, {now}; configuration: {' '.join(given) or 'defaults'}"
 
 

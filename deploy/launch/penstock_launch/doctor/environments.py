@@ -4,7 +4,6 @@ services' environment    its packages as pyproject.toml asks for them, torch
 SGLang's environment     SGLang as Penstock was tested with it, torch, SGLang's kernels for GPUs
 """
 
-import importlib.metadata
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 from penstock.config import Config, EngineSection
 from penstock.errors import EngineStartError, PenstockError
 from penstock_launch.doctor.report import Line, not_looked_at, ok, problem, warning
+from penstock_launch.extras import extras_of, installed, metadata, requirements
 from penstock_launch.gpus.nvidia import Driver, visible
 from penstock_rollout.engine.sglang.server import TESTED_VERSIONS, find_python, require_sglang
 
@@ -24,7 +24,6 @@ NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME")  # of the services' Python, in SGLa
 FEW_CHARACTERS = 300
 UNFIT = "not compatible"  # torch's word for a GPU that its build has no code for
 NO_FABRIC = "Error 802"  # CUDA's number: the switches between the GPUs of one board are not set up
-EXTRAS = ("rollout", "reward", "trainer", "launch")  # what runs on one host
 SHOWN = ("torch", "transformers", "numpy")
 PACKAGES, TORCH, SGLANG = "services' packages", "torch of services", "SGLang"
 
@@ -101,42 +100,23 @@ def examine_sglang(section: EngineSection, environ: Mapping[str, str]) -> Enviro
     return found
 
 
-def installed(package: str) -> str | None:
-    """The version in this process's environment, which is the services'."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def extras_of(config: Config) -> list[str]:
-    """The extras that a run of this configuration needs on one host."""
-    wanted = {"agent": config.agent.enabled, "lora": config.actor.lora.rank > 0}
-    return [*EXTRAS, *(extra for extra, is_wanted in wanted.items() if is_wanted), *config.tracking.to]
-
-
-def packages_line(requirements: Iterable[str], extras: Sequence[str], version_of: Callable[[str], str | None]) -> Line:
-    """requirements: of the installed package penstock, with the extra that each belongs to as a marker."""
+def packages_line(lines: Iterable[str], extras: Sequence[str], version_of: Callable[[str], str | None]) -> Line:
+    """lines: what the installed package penstock asks for, with the extra that each belongs to as a marker."""
     wrong: list[str] = []
-    names: list[str] = []
-    for extra in ("", *extras):
-        for requirement in map(Requirement, requirements):
-            outside = requirement.marker is not None and not requirement.marker.evaluate({"extra": extra})
-            if outside or requirement.name in names:
-                continue
-            names.append(requirement.name)
-            wrong += _wrong(requirement, version_of(requirement.name), extra)
+    asked = list(requirements(lines, extras))
+    for requirement, extra in asked:
+        wrong += _wrong(requirement, version_of(requirement.name), extra)
     if wrong:
-        asked = ",".join(extras)
-        advice = f"make envs, or pip install 'penstock[{asked}]'; a host needs only the extras of what runs on it."
+        named = ",".join(extras)
+        advice = f"make envs, or pip install 'penstock[{named}]'; a host needs only the extras of what runs on it."
         return problem(PACKAGES, "; ".join(wrong), advice)
     shown = [f"{name} {version}" for name in SHOWN if (version := version_of(name))]
-    return ok(PACKAGES, f"all {len(names)} as pyproject.toml asks, {', '.join(shown)} among them")
+    return ok(PACKAGES, f"all {len(asked)} as pyproject.toml asks, {', '.join(shown)} among them")
 
 
 def packages_now(config: Config) -> Line:
     """Of this process's environment."""
-    return packages_line(importlib.metadata.requires("penstock") or (), extras_of(config), installed)
+    return packages_line(metadata(), extras_of(config), installed)
 
 
 def _wrong(requirement: Requirement, version: str | None, extra: str) -> Iterator[str]:
@@ -151,12 +131,12 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
     """Whether torch fits the driver. device: auto, cpu or cuda, that it is to run on."""
     version = found.versions.get("torch", "")
     if not version:
-        return problem(what, "not installed", "make envs makes it.")
+        return problem(what, "not installed", f"{_maker(what)} makes it.")
     if found.late and found.torch is None:
         return not_looked_at(what, f"{version}: {found.late}")
     torch = found.torch or Torch(problem=found.crash)
     if torch.problem and not torch.cuda:
-        advice = "Import it by hand; if that fails, remove the environment's folder and make envs."
+        advice = f"Import it by hand; if that fails, remove the environment's folder, then {_maker(what)}."
         return problem(what, f"{version}: {torch.problem}", advice)
     seen = f"{version}, {f'built for CUDA {torch.cuda}' if torch.cuda else 'built for CPUs'}"
     gpus = visible(driver.gpus, environ) if driver is not None else []
@@ -164,7 +144,7 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
         return ok(what, seen)
     if not torch.cuda:
         line = problem if device == "cuda" else warning
-        return line(what, f"{seen}, though there is a GPU", "make envs CUDA=1 makes both environments anew, for CUDA.")
+        return line(what, f"{seen}, though there is a GPU", f"{_maker(what, cuda=True)} makes it anew, for CUDA.")
     reason = f": {torch.problem}" if torch.problem else ""
     if not torch.num_gpus:
         return problem(what, f"{seen}; can use no GPU{reason}", _blind(torch, driver))
@@ -176,6 +156,13 @@ def torch_line(what: str, found: Environment, driver: Driver | None, environ: Ma
         advice = "Run nvidia-smi -L, and look at dmesg for a GPU that fell off the bus."
         return warning(what, f"{seen}; can use {torch.num_gpus} of {expected} GPUs", advice)
     return ok(what, f"{seen}; can use {torch.num_gpus} GPU{'s' * (torch.num_gpus > 1)}")
+
+
+def _maker(what: str, *, cuda: bool = False) -> str:
+    """What makes the environment of a line."""
+    if what == TORCH:
+        return f"make envs{' CUDA=1' * cuda} (or pip, with 'penstock[trainer]')"
+    return f"penstock envs{' --cuda' * cuda}"
 
 
 def _blind(torch: Torch, driver: Driver) -> str:
@@ -201,10 +188,10 @@ def sglang_lines(
     try:
         found = answer()
     except EngineStartError as error:
-        yield problem(SGLANG, str(error), "make envs, then set rollout.engine.python to .venv-sglang/bin/python.")
+        yield problem(SGLANG, str(error), "penstock envs makes it, and prints what to set rollout.engine.python to.")
         return
     except ProbeError as error:
-        advice = "Start that interpreter by hand; if it is broken, remove its folder, then make envs."
+        advice = "Start that interpreter by hand; if it is broken, remove its folder, then penstock envs."
         yield problem(SGLANG, f"rollout.engine.python: {error}", advice)
         return
     yield _version_line(section, found)
@@ -218,7 +205,7 @@ def _version_line(section: EngineSection, found: Environment) -> Line:
     seen = f"{version} on Python {found.python} ({section.python})"
     if version not in TESTED_VERSIONS:
         tested = " and ".join(TESTED_VERSIONS)
-        return warning(SGLANG, f"{seen}; Penstock was tested with {tested}", "make envs, or install one of these.")
+        return warning(SGLANG, f"{seen}; Penstock was tested with {tested}", "penstock envs, or install one of these.")
     return ok(SGLANG, f"{seen}, as tested")
 
 
@@ -228,6 +215,6 @@ def _kernels_line(found: Environment) -> Line:
         return not_looked_at(what, found.late)
     reason = found.crash if found.kernels is None else found.kernels
     if reason:
-        advice = "make envs, or install the sglang-kernel that this SGLang asks for, of torch's CUDA version."
+        advice = "penstock envs, or install the sglang-kernel that this SGLang asks for, of torch's CUDA version."
         return problem(what, f"sgl_kernel cannot be imported: {reason}", advice)
     return ok(what, "sgl_kernel can be imported")

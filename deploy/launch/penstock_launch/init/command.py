@@ -33,13 +33,13 @@ def init(folder: Path, environ: Mapping[str, str], *, model: str, agent: bool) -
     if folder.resolve() != Path.cwd():
         lines.append(f"  cd {shlex.quote(str(folder))}")
     lines += [
-        f"  penstock doctor --config {CONFIG}         # looks whether this host can run it",
+        f"  penstock check --config {CONFIG}          # tries paths, rewards and prompts, and looks for room",
         f"  penstock launch local --config {CONFIG}   # trains; Ctrl-C ends it, and the same command resumes it",
         "",
         f"Then make it yours: {TRAIN} and {HELDOUT} (prompts), {code} (what an answer is worth), {CONFIG}.",
     ]
     if python is None:
-        lines.append("No environment of SGLang was found: set rollout.engine.python to the interpreter of one.")
+        lines.append("No environment of SGLang was found: `penstock envs` makes one, for rollout.engine.python.")
     return lines
 
 

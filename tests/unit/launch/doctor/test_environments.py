@@ -11,16 +11,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.config import Config, EngineSection
+from penstock.config import EngineSection
 from penstock.errors import EngineStartError
+from penstock_launch import envs
 from penstock_launch.doctor import environments
 from penstock_launch.doctor.environments import (
+    TORCH,
     Environment,
     ProbeError,
     Torch,
     examine,
     examine_sglang,
-    extras_of,
     packages_line,
     sglang_lines,
     torch_line,
@@ -85,14 +86,6 @@ def test_packages_that_are_not(change: dict[str, Any], extras: tuple[str, ...], 
     assert "make envs" in line.advice
 
 
-def test_a_run_needs_the_extras_of_its_keys() -> None:
-    document: dict[str, Any] = {"actor": {"path": "m", "lora": {"rank": 8}}, "data": {"train": {"path": "d"}}}
-    config = Config.model_validate({**document, "tracking": {"to": ["wandb"]}})
-    assert extras_of(config) == ["rollout", "reward", "trainer", "launch", "lora", "wandb"]
-    config = Config.model_validate({**document, "agent": {"command": ["python", "agent.py"]}})
-    assert extras_of(config) == ["rollout", "reward", "trainer", "launch", "agent", "lora"]
-
-
 def test_this_interpreter_answers(tmp_path: Path) -> None:
     found = examine(sys.executable, ("msgspec", "no-such-package"), os.environ)
     assert found.python == sys.version.split()[0]
@@ -154,7 +147,7 @@ def test_what_an_interpreter_answered_before_it_crashed_or_hung(
     ],
 )
 def test_torch_fits_the_driver(found: Environment, driver: Driver | None, verdict: str, words: str) -> None:
-    line = torch_line("torch", found, driver, {}, "auto")
+    line = torch_line(TORCH, found, driver, {}, "auto")
     assert line.verdict == verdict, line
     assert words in f"{line.seen} {line.advice}"
 
@@ -185,7 +178,7 @@ def test_sglang_for_gpus_has_kernels() -> None:
 def test_the_cpu_form_on_a_host_with_a_gpu() -> None:
     assert [line.verdict for line in lines_of(lambda: CPU, DRIVER)] == ["ok", "warning"]
     line = lines_of(lambda: CPU, DRIVER, device="cuda")[-1]
-    assert (line.verdict, line.advice) == ("problem", "make envs CUDA=1 makes both environments anew, for CUDA.")
+    assert (line.verdict, line.advice) == ("problem", "penstock envs --cuda makes it anew, for CUDA.")
     assert lines_of(lambda: CPU, DRIVER, device="cpu")[-1].verdict == "ok"
 
 
@@ -193,11 +186,11 @@ def test_another_version_of_sglang_is_a_warning() -> None:
     line = lines_of(lambda: cuda(versions={"sglang": "0.9.0", "torch": "2.14.1"}))[0]
     assert line.verdict == "warning"
     assert f"tested with {' and '.join(TESTED_VERSIONS)}" in line.seen
-    assert line.advice == "make envs, or install one of these."
+    assert line.advice == "penstock envs, or install one of these."
 
 
 def test_the_tested_versions_are_those_of_the_constraints() -> None:
-    texts = [path.read_text() for path in (ROOT / "constraints").glob("sglang*.txt")]
+    texts = [path.read_text() for path in Path(envs.__file__).parent.glob("sglang*.txt")]
     assert {version for text in texts for version in re.findall(r"^sglang==(\S+)$", text, re.M)} == set(TESTED_VERSIONS)
 
 
@@ -206,13 +199,13 @@ def test_a_missing_interpreter_is_refused_as_the_service_does(tmp_path: Path) ->
     (line,) = sglang_lines(section, lambda: examine_sglang(section, os.environ), None, {})
     assert line.verdict == "problem"
     assert f"rollout.engine.python: '{tmp_path / 'gone'}' is no executable" in line.seen
-    assert "make envs" in line.advice
+    assert "penstock envs" in line.advice
 
 
 def test_an_interpreter_without_sglang_is_refused_as_the_service_does(tmp_path: Path) -> None:
     python = answering(tmp_path, msgspec.structs.replace(CPU, versions={"sglang": "", "torch": ""}, torch=None))
     section = engine_of(python=python)
-    with pytest.raises(EngineStartError, match=r"has no package `sglang`.*make envs"):
+    with pytest.raises(EngineStartError, match=r"has no package `sglang`.*penstock envs"):
         examine_sglang(section, os.environ)
 
 

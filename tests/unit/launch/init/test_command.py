@@ -85,7 +85,7 @@ def test_a_model_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.Mon
     lines = init(Path("new"), {}, model="model", agent=True)
     assert lines[3:5] == [
         "  cd new",
-        "  penstock doctor --config config.yaml         # looks whether this host can run it",
+        "  penstock check --config config.yaml          # tries paths, rewards and prompts, and looks for room",
     ]
     config = load_config(["--config", "new/config.yaml"], {})
     assert config.actor.path == str(tmp_path / "model")
@@ -94,7 +94,7 @@ def test_a_model_folder_is_named_in_full(tmp_path: Path, monkeypatch: pytest.Mon
 def test_without_sglang_the_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_sglang", lambda folder: None)
     lines = init(tmp_path / "new", {}, model=SMALL_MODEL, agent=False)
-    assert lines[-1].startswith("No environment of SGLang was found: set rollout.engine.python")
+    assert lines[-1].startswith("No environment of SGLang was found: `penstock envs` makes one")
     assert load_config(["--config", str(tmp_path / "new" / "config.yaml")], {}).rollout.engine.python.startswith(
         ".venv"
     )

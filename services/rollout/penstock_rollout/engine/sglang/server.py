@@ -23,7 +23,7 @@ from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
 
-TESTED_VERSIONS = ("0.5.21", "0.5.23")  # of SGLang: those that constraints/ pins for CPUs and for GPUs
+TESTED_VERSIONS = ("0.5.21", "0.5.23")  # of SGLang: those that `penstock envs` installs for CPUs and for GPUs
 PROBE = (
     "import importlib.metadata as m, importlib.util as u, json, sys\n"
     "version = m.version('sglang') if u.find_spec('sglang') else ''\n"
@@ -174,7 +174,7 @@ def find_python(section: EngineSection) -> str:
     if python is None:
         raise EngineStartError(
             f"rollout.engine.python: {section.python!r} is no executable; expected the Python interpreter of "
-            "an environment with SGLang (`make envs` makes one), or rollout.engine.url of a running server"
+            "an environment with SGLang (`penstock envs` makes one), or rollout.engine.url of a running server"
         )
     return str(Path(python).absolute())
 
@@ -209,7 +209,7 @@ def require_sglang(python: str, version: str) -> None:
     if not version:
         raise EngineStartError(
             f"rollout.engine.python: {python} has no package `sglang`; expected an environment with SGLang "
-            "(`make envs` makes one)"
+            "(`penstock envs` makes one)"
         )
 
 
