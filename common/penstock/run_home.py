@@ -53,7 +53,8 @@ class RunHome:
 
     def keep_lease(self, number: int) -> None:
         """Write the number of the lease that is held now. Weights that carry it may be sent only after this."""
-        self._write(self.path / LEASE_FILE, str(number))
+        if number > self.last_lease():  # a trainer that was frozen meanwhile has lost its lease to a later one
+            self._write(self.path / LEASE_FILE, str(number))
 
     def _write(self, file: Path, text: str) -> None:
         with writing(str(self.path)):

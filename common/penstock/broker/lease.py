@@ -58,8 +58,6 @@ async def acquire_lease(queue: Queue, config: Config, home: RunHome | None = Non
     above: a number that servers know. They, and `home`, remember numbers that a queue which lost its last writes would
     give out again.
     """
-    if home:
-        above = max(above, home.last_lease())
     deadline = asyncio.get_running_loop().time() + config.run.stall_seconds
     others, warned = Renewals(), False
     while True:
@@ -98,7 +96,7 @@ async def _ask(queue: Queue, config: Config, home: RunHome | None, above: int) -
             ledger=keys.ledger,
             random_id=uuid.uuid4().hex[:12],
             alive_ms=int(config.staleness.heartbeat_seconds * 1000),
-            above=above,
+            above=max(above, home.last_lease()) if home else above,
             **queue.identity.for_owner(home),
         )
     )

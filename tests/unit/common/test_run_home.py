@@ -40,6 +40,7 @@ def test_the_last_lease_moves_with_the_folder_and_is_0_in_a_new_one(tmp_path: Pa
     assert home.last_lease() == 0
     home.keep_lease(7)
     home.keep_lease(12)
+    home.keep_lease(8)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert RunHome(tmp_path / "moved", "trainer").last_lease() == 12
     (tmp_path / "moved" / "lease").write_text("")
