@@ -92,6 +92,10 @@ def _join(
     """Set the keys of a section, those of its sections one by one; ConfigError for those that are none of `model`'s."""
     if unknown := list(_unknown(values, model, prefix)):
         raise ConfigError("\n".join(unknown_keys(unknown, source)))
+    _set(tree, values, model)
+
+
+def _set(tree: dict[str, Any], values: Mapping[str, Any], model: type[BaseModel]) -> None:
     for name, value in values.items():
         section = section_type(model.model_fields[str(name)].annotation)
         if section is None or not isinstance(value, Mapping):
@@ -99,7 +103,7 @@ def _join(
             continue
         if not isinstance(tree.get(name), dict):
             tree[name] = {}
-        _join(tree[name], value, source, section, f"{prefix}{name}.")
+        _set(tree[name], value, section)
 
 
 def _unknown(values: Mapping[str, Any], model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
