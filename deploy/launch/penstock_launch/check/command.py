@@ -54,16 +54,17 @@ def groups(config: Config, environ: Mapping[str, str]) -> Iterator[Group]:
     """All groups, one after the other."""
     named = paths.quick(config)
     yield named
-    scored = _group(named, REWARDS, lambda: reward_lines(config), REWARD_SECONDS)
+    scored = _group([named], REWARDS, lambda: reward_lines(config), REWARD_SECONDS)
     yield scored
-    yield _group(scored if problems(scored.lines) else named, PROMPTS, lambda: prompt_lines(config), PROMPT_SECONDS)
+    yield _group([named, scored], PROMPTS, lambda: prompt_lines(config), PROMPT_SECONDS)
     [needed] = look_at_all(resources.looks(config, environ), resources.SECONDS)
     yield needed
 
 
-def _group(before: Group, title: str, lines: Callable[[], Sequence[Line]], seconds: float) -> Group:
-    if problems(before.lines):
-        return Group(title, [not_looked_at(title, f"first correct the problem in {before.title!r}")])
+def _group(before: Sequence[Group], title: str, lines: Callable[[], Sequence[Line]], seconds: float) -> Group:
+    for group in before:
+        if problems(group.lines):
+            return Group(title, [not_looked_at(title, f"first correct the problem in {group.title!r}")])
     [group] = look_at_all([Look(title, title, lines)], seconds)
     return group
 

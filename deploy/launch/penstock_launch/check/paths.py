@@ -75,7 +75,7 @@ def interpreter_line(config: Config) -> Line:
         python = find_python(engine)
         asyncio.run(probe_python(python, "cpu", QUICK_SECONDS))
     except PenstockError as error:
-        advice = "make envs, then set rollout.engine.python to .venv-sglang/bin/python."
+        advice = "`penstock envs` makes an environment with SGLang, and prints the key."
         return problem(INTERPRETER, str(error), advice)
     return ok(INTERPRETER, f"{engine.python} has it")
 

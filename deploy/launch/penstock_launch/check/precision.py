@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.config import Config
 from penstock_launch.doctor.report import Line, ok, warning
+from penstock_launch.gpus.nvidia import SMI
 
 WHAT = "bfloat16"
 FAST = frozenset({"amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16"})  # x86 names, and that of Arm
@@ -56,5 +57,5 @@ def precision_lines(keys: list[str], flags: Collection[str]) -> list[Line]:
 
 def precision_now(config: Config) -> list[Line]:
     """Of this host."""
-    has_driver = shutil.which("nvidia-smi") is not None
+    has_driver = shutil.which(SMI) is not None
     return precision_lines(keys_on_a_cpu(config, has_driver=has_driver), read_flags())

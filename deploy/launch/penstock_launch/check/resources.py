@@ -11,18 +11,16 @@ from penstock.config import Config
 from penstock.contracts.weight_sources import ITEM_BYTES
 from penstock.weights.local_folder import shared_memory
 from penstock_launch.doctor import fits, folders, network
-from penstock_launch.doctor.gpus import has_gpu
 from penstock_launch.doctor.model import num_weights_of
 from penstock_launch.doctor.report import Line, amount, not_looked_at, ok, problem
 from penstock_launch.doctor.side_by_side import Look
-from penstock_launch.gpus.nvidia import read_driver
+from penstock_launch.gpus.model_shape import ModelShape, NoShapeError, read_shape
+from penstock_launch.gpus.nvidia import LOOK_SECONDS, has_gpu, read_driver
+from penstock_launch.gpus.trainer_memory import CHECKPOINT_COPY, host_need, trainer_need
 
 TITLE = "what it needs"
 SECONDS = 30.0
-SMI_SECONDS = 15.0
 MEMORY = "memory"
-TRAINED_BYTES = 16 + 12  # per weight: float32 weights, gradients and two moments; the copy of a checkpoint
-FROZEN_BYTES = 4
 
 
 def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
@@ -37,32 +35,32 @@ def looks(config: Config, environ: Mapping[str, str]) -> list[Look]:
 
 def memory_lines(config: Config, environ: Mapping[str, str]) -> list[Line]:
     """What fits into the GPUs if there are some, else what the host's memory must hold."""
-    driver = read_driver(environ, SMI_SECONDS)
+    driver = read_driver(environ, LOOK_SECONDS)
     if has_gpu(driver, environ):
         return fits.fits_now(config, driver, environ)
-    return [memory_line(config, num_weights_of(config.actor.path), psutil.virtual_memory().available)]
+    try:
+        shape = read_shape(config.actor.path)
+    except NoShapeError as reason:
+        return [not_looked_at(MEMORY, str(reason))]
+    return [memory_line(least_bytes(config, shape), psutil.virtual_memory().available)]
 
 
-def memory_line(config: Config, num_weights: int, available_bytes: int) -> Line:
-    """The least that a run on this CPU needs, without libraries, activations and the key-value cache."""
-    if not num_weights:
-        return not_looked_at(MEMORY, "the number of weights of actor.path is not known")
-    needed = least_bytes(config, num_weights)
-    seen = f"{amount(available_bytes)} are free; weights, moments and copies take {amount(needed)}, and more is needed"
-    if available_bytes < needed:
+def memory_line(needed_bytes: int, available_bytes: int) -> Line:
+    """needed_bytes: the least that a run on this CPU needs, without libraries, activations and the key-value cache."""
+    needed = amount(needed_bytes)
+    seen = f"{amount(available_bytes)} are free; weights, moments and copies take {needed}, and more is needed"
+    if available_bytes < needed_bytes:
         advice = "End other processes, take a smaller model, or set actor.lora.rank: frozen weights have no moments."
         return problem(MEMORY, seen, advice)
     return ok(MEMORY, seen)
 
 
-def least_bytes(config: Config, num_weights: int) -> int:
-    """Trainer, engines, and the versions in memory-backed files."""
-    engine = config.rollout.engine
-    item = ITEM_BYTES[engine.dtype]
-    per_weight = FROZEN_BYTES if config.actor.lora.rank else TRAINED_BYTES
-    if config.kl_ctl and not config.actor.lora.rank:
-        per_weight += FROZEN_BYTES
-    engines = 0 if engine.url else config.rollout.num_servers * item
+def least_bytes(config: Config, shape: ModelShape) -> int:
+    """What ranks hold in any step, a checkpoint's copy, the engines' weights, and versions in memory-backed files."""
+    engine, num_weights = config.rollout.engine, shape.num_weights
+    ranks = config.trainer.num_ranks * trainer_need(config, shape, device="cpu").certain_bytes
+    copy = host_need(config, shape).of(CHECKPOINT_COPY)
+    engines = 0 if engine.url else config.rollout.num_servers * num_weights * ITEM_BYTES[engine.dtype]
     staged = folders.staged_bytes(config, num_weights)
     in_memory = not config.weights.folder and shared_memory(staged) is not None
-    return (per_weight + engines) * num_weights + (staged if in_memory else 0)
+    return ranks + copy + engines + (staged if in_memory else 0)

@@ -27,9 +27,8 @@ from penstock_launch.doctor.model import model_line, num_weights_of
 from penstock_launch.doctor.report import Line, exit_code, render
 from penstock_launch.doctor.side_by_side import Look, later, look_at_all
 from penstock_launch.extras import installed
-from penstock_launch.gpus.nvidia import read_driver
+from penstock_launch.gpus.nvidia import LOOK_SECONDS, has_gpu, read_driver
 
-SMI_SECONDS = 15.0  # eight GPUs without persistence mode take ten
 WITHOUT_FILE = {"actor": {"path": ""}, "data": {"train": {"path": "none"}}}  # the keys without a default
 MACHINE, GPUS, ENVIRONMENTS, CONFIGURATION = "machine", "GPUs", "environments", "configuration"
 
@@ -58,7 +57,7 @@ class Observations:
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self.config = config
         self.environ = environ
-        self.driver = later(lambda: read_driver(environ, SMI_SECONDS))
+        self.driver = later(lambda: read_driver(environ, LOOK_SECONDS))
         self.num_weights = later(lambda: num_weights_of(config.actor.path))
         self.services = later(lambda: environments.examine(sys.executable, ("torch",), environ))
         self.sglang = later(lambda: environments.examine_sglang(config.rollout.engine, environ))
@@ -103,7 +102,7 @@ def _driver(seen: Observations) -> list[Line]:
 
 def _compiling(seen: Observations) -> list[Line]:
     """Only for GPUs: on a CPU nothing is compiled."""
-    if not gpus.has_gpu(seen.driver.result(), seen.environ):
+    if not has_gpu(seen.driver.result(), seen.environ):
         return []
     environ = seen.environ
     compiler = environ.get("CC") or shutil.which("gcc") or shutil.which("clang")

@@ -105,11 +105,6 @@ def _need(cuda_keys: Sequence[str]) -> str:
     return f"{' and '.join(cuda_keys)} {'is' if len(cuda_keys) == 1 else 'are'} cuda"
 
 
-def has_gpu(driver: Driver | None, environ: Mapping[str, str]) -> bool:
-    """Whether this process may use one."""
-    return driver is not None and bool(visible(driver.gpus, environ))
-
-
 def compiler_line(compiler: str | None, headers: Mapping[str, bool]) -> Line:
     """compiler: its path. headers: by interpreter, whether it has Python.h, which Triton's code includes."""
     what = "C compiler"

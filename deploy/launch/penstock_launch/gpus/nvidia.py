@@ -14,6 +14,7 @@ from pathlib import Path
 
 SMI = "nvidia-smi"
 SMI_TIMEOUT_SECONDS = 60  # a driver without persistence mode starts anew for each call; a lost GPU never answers
+LOOK_SECONDS = 15.0  # for a person who waits: eight GPUs without persistence mode take ten
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 USED_FRACTION = 0.1  # of a GPU's memory; a desktop has less of the GPU that shows it
@@ -94,6 +95,11 @@ def visible(gpus: tuple[Gpu, ...], environ: Mapping[str, str]) -> list[Gpu]:
             break
         chosen.append(gpu)
     return chosen
+
+
+def has_gpu(driver: Driver | None, environ: Mapping[str, str]) -> bool:
+    """Whether this process may use one."""
+    return driver is not None and bool(visible(driver.gpus, environ))
 
 
 def find(gpus: tuple[Gpu, ...], name: str) -> Gpu | None:

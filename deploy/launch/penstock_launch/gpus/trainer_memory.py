@@ -27,7 +27,7 @@ NUM_BLOCKS = 3  # of one evaluation: scaled logits, probabilities, their product
 COPIES_OF_A_GATHER = 2  # FSDP gathers the next layer while one is computed
 FRAGMENTATION = 0.05  # assumption: what PyTorch's allocator loses of what comes and goes, on a GPU
 
-LOADING = "model while ranks load it"
+LOADING, CHECKPOINT_COPY = "model while ranks load it", "copy for a checkpoint"
 SIZE, RANKS, PACK = "actor.path", "trainer.num_ranks", "actor.max_tokens_per_micro_batch"
 LORA, DTYPE, CHECKPOINTING = "actor.lora.rank", "actor.dtype", "actor.gradient_checkpointing"
 
@@ -69,7 +69,7 @@ def host_need(config: Config, shape: ModelShape) -> MemoryNeed:
         "host",
         (
             Part(LOADING, MASTER_BYTES * shape.num_weights * config.trainer.num_ranks, RANKS),
-            Part("copy for a checkpoint", MASTER_BYTES * saved + MOMENT_BYTES * rank.num_trained, LORA),
+            Part(CHECKPOINT_COPY, MASTER_BYTES * saved + MOMENT_BYTES * rank.num_trained, LORA),
             Part("staged weights", copies * published * shape.num_weights, "weights.transport, weights.folder"),
         ),
     )

@@ -14,19 +14,18 @@ from string import Template
 from penstock.config import EngineSection
 from penstock.errors import ConfigError
 from penstock_launch.commands.show_config import schema
-from penstock_launch.gpus.nvidia import read_driver, visible
+from penstock_launch.gpus.nvidia import LOOK_SECONDS, has_gpu, read_driver
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONFIG, SCHEMA, TRAIN, HELDOUT = "config.yaml", "config.schema.json", "train.jsonl", "heldout.jsonl"
 SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # trains on two CPU cores, and is learning within minutes
 HUB_NAME = r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?"  # owner/name
-SMI_SECONDS = 15.0  # eight GPUs without persistence mode take ten
 
 
 def init(folder: Path, environ: Mapping[str, str], *, model: str, agent: bool) -> list[str]:
     """Write the files; returns the lines to print. ConfigError if one is there, or the folder cannot be written."""
-    python = find_sglang(folder)
-    files = contents(folder, agent=agent, model=model, python=python, on_gpu=has_gpu(environ))
+    python, on_gpu = find_sglang(folder), has_gpu(read_driver(environ, LOOK_SECONDS), environ)
+    files = contents(folder, agent=agent, model=model, python=python, on_gpu=on_gpu)
     write_new(folder, files)
     code = "environment.py" if agent else "rewards.py"
     lines = [f"{folder}: {', '.join(files)} written", "", "Next:"]
@@ -41,12 +40,6 @@ def init(folder: Path, environ: Mapping[str, str], *, model: str, agent: bool) -
     if python is None:
         lines.append("No environment of SGLang was found: `penstock envs` makes one, for rollout.engine.python.")
     return lines
-
-
-def has_gpu(environ: Mapping[str, str]) -> bool:
-    """Whether this process sees an NVIDIA GPU. Blocks for up to SMI_SECONDS."""
-    driver = read_driver(environ, SMI_SECONDS)
-    return bool(driver and visible(driver.gpus, environ))
 
 
 def find_sglang(folder: Path) -> Path | None:

@@ -11,12 +11,11 @@ from penstock_launch.doctor.gpus import (
     driver_line,
     driver_lines,
     gpu_lines,
-    has_gpu,
     keys_for_cuda,
     read_kernel_module,
 )
 from penstock_launch.doctor.report import Line
-from penstock_launch.gpus.nvidia import read_driver
+from penstock_launch.gpus.nvidia import has_gpu, read_driver
 from tests.gpus import FakeGpu, host_with_gpus, host_with_smi, mig_uuid
 
 MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05"
