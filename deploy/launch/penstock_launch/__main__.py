@@ -1,7 +1,8 @@
-"""The command `penstock`, with all that can be done to a run (`penstock --help`).
+"""The command `penstock`: everything that can be done to a run.
 
-Parses the command, runs it, and turns Penstock's errors into one clear message and an exit code. The arguments after
-the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged.
+Runs what the command line names (`command_line`), and turns Penstock's errors into one clear message and an exit code.
+The arguments after the command (`--config FILE --key value ...`) go to `penstock.config.load` unchanged. Commands that
+use services, or torch, import them when they run: another one must not depend on them, nor wait for them.
 """
 
 import argparse
@@ -9,18 +10,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from penstock.config import Config
 from penstock.config.load import given_keys, load_config
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.output import complain, flushed
-from penstock_launch.check.arguments import add_check_parser
 from penstock_launch.check.paths import require_paths, shown_paths
+from penstock_launch.command_line import make_parser, split_words
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.completion import SHELLS, completion_script
@@ -28,17 +27,13 @@ from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.keys import show_keys
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import show_status
-from penstock_launch.doctor.arguments import add_doctor_parser
-from penstock_launch.envs.command import add_envs_parser, make_envs
+from penstock_launch.envs.command import make_envs
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.extras import extras_of, require
-from penstock_launch.help_text import CommandParser, examples
-from penstock_launch.init.command import SMALL_MODEL, init
+from penstock_launch.init.command import init
 from penstock_launch.local import launch_local
-from penstock_launch.on_ray.command import add_ray_parser, launch_ray
+from penstock_launch.on_ray.command import launch_ray
 from penstock_launch.slurm.submit import launch_slurm
-
-OFFLINE = ("export", "replay", "bundle")  # they need the trainer's extra, and no run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,107 +47,119 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command `argv`; returns its exit code."""
-    started_at = time.time()
+    given = argparse.Namespace(started_at=time.time())
     quiet_libraries(os.environ)
-    arguments, settings = make_parser().parse_known_args(argv)
+    arguments, settings = make_parser().parse_known_args(argv, given)
     logging.basicConfig(level=logging.WARNING, format="penstock: %(message)s")
-    return exit_code_of(lambda: _dispatch(arguments, settings, started_at))
+    return exit_code_of(lambda: COMMANDS[arguments.command](arguments, settings))
 
 
-def _dispatch(arguments: argparse.Namespace, settings: Sequence[str], started_at: float) -> int:
-    if arguments.command in OFFLINE:
-        require(arguments.command, ["trainer"])
-    if arguments.command == "replay" and arguments.bundle is not None:
-        from penstock_trainer.offline.command import replay_bundle
-
-        return replay_bundle(arguments.bundle, settings, arguments.steps)
-    if arguments.command == "envs":
-        return make_envs(arguments, settings, os.environ)
-    if arguments.command == "doctor":
-        # Only these two import services: another command must not depend on what they import.
-        from penstock_launch.doctor.command import doctor
-
-        return doctor(settings, os.environ)
-    if arguments.command == "check":
-        require("check", ["reward", "trainer"])
-        from penstock_launch.check.command import check
-
-        return check(settings, os.environ)
-    if arguments.command == "init":
-        refuse_rest(settings, "penstock init [FOLDER] [--agent] [--model MODEL]")
-        print("\n".join(init(arguments.folder, os.environ, model=arguments.model, agent=arguments.agent)))
-        return 0
-    if arguments.command == "completion":
-        refuse_rest(settings, f"penstock completion {'|'.join(SHELLS)}")
-        print(completion_script(make_parser(), arguments.shell))
-        return 0
-    if arguments.command == "keys":
-        refuse_rest(settings, "penstock keys WORD ...")
-        print("\n".join(show_keys(arguments.words)))
-        return 0
-    if arguments.command == "config" and arguments.schema:
-        refuse_rest(settings, "penstock config --schema")
-        print(schema(), end="")
-        return 0
-    ids, settings = split_words(settings) if arguments.command == "dead" else ([], settings)
-    config = load_config(settings)
-    if arguments.command in OFFLINE and config.actor.lora.rank > 0:
-        require(arguments.command, ["trainer", "lora"])
-    if arguments.command in ("replay", "bundle"):
-        return _use_recording(arguments, config, settings)
-    if arguments.command == "dead":
-        return _handle_dead(arguments, config, ids)
-    if arguments.command == "launch":
-        return _launch(arguments, config, started_at)
-    if arguments.command == "cancel":
-        print(cancel(config))
-        return 0
-    if arguments.command == "config":
-        print(non_defaults(config) if arguments.changed else resolved(config, os.environ), end="")
-        _complain(shown_paths(config))
-        return 0
-    if arguments.command == "export":
-        # Only this command needs torch, and its import takes seconds.
-        from penstock_trainer.offline.export import export_checkpoint
-
-        name = export_checkpoint(config, arguments.checkpoint, arguments.out)
-        print(f"checkpoint {name} is exported to {arguments.out}")
-        return 0
-    print("\n".join(show_status(config)))
+def _init(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock init [FOLDER] [--agent] [--model MODEL]")
+    print("\n".join(init(arguments.folder, os.environ, model=arguments.model, agent=arguments.agent)))
     return 0
 
 
-def _launch(arguments: argparse.Namespace, config: Config, started_at: float) -> int:
+def _launch(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     """Elsewhere than here, paths may be those of other hosts: only a launch on this one is refused for them."""
+    config = load_config(settings)
     if arguments.place == "local":
         require("launch local", extras_of(config))
-        _complain(require_paths(config))
-        return launch_local(config, os.environ, started_at)
-    _complain(shown_paths(config))
+        _warn(require_paths(config))
+        return launch_local(config, os.environ, arguments.started_at)
+    _warn(shown_paths(config))
     if arguments.place == "ray":
-        return launch_ray(config, os.environ, started_at)
+        return launch_ray(config, os.environ, arguments.started_at)
     print("\n".join(launch_slurm(config, os.environ, render_only=arguments.render_only)))
     return 0
 
 
-def _complain(warnings: Iterable[str]) -> None:
-    for each in warnings:
-        complain(f"penstock: warning: {each}")
+def _check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    require("check", ["reward", "trainer"])
+    from penstock_launch.check.command import check
+
+    return check(settings, os.environ)
 
 
-def _use_recording(arguments: argparse.Namespace, config: Config, settings: Sequence[str]) -> int:
-    from penstock_trainer.offline.command import bundle_run, replay_run
+def _doctor(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    from penstock_launch.doctor.command import doctor
+
+    return doctor(settings, os.environ)
+
+
+def _envs(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock envs [--cpu | --cuda] [--folder FOLDER] [--python PYTHON]")
+    return make_envs(arguments, os.environ)
+
+
+def _config(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    if arguments.schema:
+        _refuse_rest(settings, "penstock config --schema")
+        print(schema(), end="")
+        return 0
+    config = load_config(settings)
+    print(non_defaults(config) if arguments.changed else resolved(config, os.environ), end="")
+    _warn(shown_paths(config))
+    return 0
+
+
+def _keys(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock keys WORD ...")
+    print("\n".join(show_keys(arguments.words)))
+    return 0
+
+
+def _status(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    print("\n".join(show_status(load_config(settings))))
+    return 0
+
+
+def _cancel(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    print(cancel(load_config(settings)))
+    return 0
+
+
+def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    config = _with_trainer("export", settings)
+    from penstock_trainer.offline.export import export_checkpoint
+
+    name = export_checkpoint(config, arguments.checkpoint, arguments.out)
+    print(f"checkpoint {name} is exported to {arguments.out}")
+    return 0
+
+
+def _replay(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    require("replay", ["trainer"])
+    from penstock_trainer.offline.command import replay_bundle, replay_run
+
+    if arguments.bundle is not None:
+        return replay_bundle(arguments.bundle, settings, arguments.steps)
+    config = _with_trainer("replay", settings)
+    return replay_run(config, given_keys(settings), arguments.steps, partial(ask_ledger, config))
+
+
+def _bundle(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    config = _with_trainer("bundle", settings)
+    from penstock_trainer.offline.command import bundle_run
 
     ledger = partial(ask_ledger, config)
-    if arguments.command == "replay":
-        return replay_run(config, given_keys(settings), arguments.steps, ledger)
     return bundle_run(config, arguments.steps, ledger, arguments.out, with_model=arguments.with_model)
 
 
-def _handle_dead(arguments: argparse.Namespace, config: Config, ids: Sequence[str]) -> int:
-    if ids and arguments.action == "list":
-        raise ConfigError(f"dead list: saw {ids[0]!r}; expected --config FILE and keys only")
+def _with_trainer(command: str, settings: Sequence[str]) -> Config:
+    """The configuration, for a command that uses the trainer's packages; ConfigError if one is missing."""
+    require(command, ["trainer"])
+    config = load_config(settings)
+    if config.actor.lora.rank > 0:
+        require(command, ["trainer", "lora"])
+    return config
+
+
+def _dead(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    ids, settings = split_words(settings)
+    config = load_config(settings)
     if arguments.action == "list":
+        _refuse_rest(ids, "penstock dead list --config FILE [--key value ...]")
         print("\n".join(list_dead(config)))
         return 0
     if arguments.action == "show":
@@ -165,243 +172,40 @@ def _handle_dead(arguments: argparse.Namespace, config: Config, ids: Sequence[st
     return 0 if all_sent else 1
 
 
-def own_version() -> str:
-    """The version of the installed package."""
-    try:
-        return version("penstock")
-    except PackageNotFoundError:
-        return "(not installed)"
+def _completion(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, f"penstock completion {'|'.join(SHELLS)}")
+    print(completion_script(make_parser(), arguments.shell))
+    return 0
 
 
-def refuse_rest(words: Sequence[str], usage: str) -> None:
+COMMANDS: Mapping[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
+    "init": _init,
+    "launch": _launch,
+    "check": _check,
+    "doctor": _doctor,
+    "envs": _envs,
+    "config": _config,
+    "keys": _keys,
+    "status": _status,
+    "cancel": _cancel,
+    "export": _export,
+    "replay": _replay,
+    "bundle": _bundle,
+    "dead": _dead,
+    "completion": _completion,
+}
+"""What runs for each command: its own arguments, then those that go to the configuration. Returns the exit code."""
+
+
+def _refuse_rest(words: Sequence[str], usage: str) -> None:
     """ConfigError if words are left that the command does not have."""
     if words:
         raise ConfigError(f"saw {words[0]!r}; expected {usage}")
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional words, and the rest; argparse would count the value of an unknown flag among the words."""
-    rest, plain, settings = list(words), [], []
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            plain.append(word)
-            continue
-        settings.append(word)
-        if "=" not in word and rest:
-            settings.append(rest.pop(0))
-    return plain, settings
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser: argparse.ArgumentParser = CommandParser(
-        prog="penstock",
-        description="Train language models with GRPO as a set of asynchronous services.",
-        epilog=examples("penstock init my-task", "penstock launch local --help", settings=False),
-    )
-    parser.add_argument("--version", action="version", version=f"penstock {own_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_init(commands)
-    _add_launch(commands)
-    add_check_parser(commands, examples("penstock check --config my_run.yaml"))
-    add_doctor_parser(commands, examples("penstock doctor", "penstock doctor --config my_run.yaml"))
-    add_envs_parser(commands)
-    _add_config(commands)
-    commands.add_parser(
-        "status",
-        help="print the present state of a run",
-        epilog=examples(
-            "penstock status --config my_run.yaml", "penstock status --config my_run.yaml --run.name second"
-        ),
-        usage="penstock status --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
-    commands.add_parser(
-        "cancel",
-        help="end a run in order",
-        description="End a run of this host, or the Slurm job of a run: the trainer writes a checkpoint first, and the "
-        "same launch command continues from it.",
-        epilog=examples("penstock cancel --config my_run.yaml"),
-        usage="penstock cancel --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
-    export = commands.add_parser(
-        "export",
-        help="write a checkpoint as a Hugging Face folder",
-        epilog=examples(
-            "penstock export --config my_run.yaml --out model",
-            "penstock export --config my_run.yaml --out model --checkpoint 00000050.1",
-        ),
-        usage="penstock export --config FILE --out FOLDER [--checkpoint NAME] [--key value ...]",
-        allow_abbrev=False,
-    )
-    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that does not exist yet")
-    export.add_argument(
-        "--checkpoint", metavar="NAME", help="a name in checkpoints/ of the run's folder; default: the newest"
-    )
-    _add_recordings(commands)
-    _add_dead(commands)
-    _add_completion(commands)
-    return parser
-
-
-def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "init",
-        help="write a configuration, a reward function and a few prompts to begin a task of one's own with",
-        description="Write files that train as they are: a configuration with comments, a reward function, prompts. "
-        "The configuration fits this host. No file is overwritten.",
-        epilog=examples("penstock init my-task", "penstock init my-game --agent --model path/to/model", settings=False),
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("."), metavar="FOLDER", help="default: the present one"
-    )
-    parser.add_argument("--agent", action="store_true", help="an environment of several turns, instead of a reward")
-    parser.add_argument(
-        "--model", default=SMALL_MODEL, help=f"a Hugging Face folder or hub name; default: {SMALL_MODEL}"
-    )
-
-
-def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    launch = commands.add_parser("launch", help="start a run", allow_abbrev=False)
-    places = launch.add_subparsers(dest="place", required=True, metavar="PLACE")
-    places.add_parser(
-        "local",
-        help="run all services on this host",
-        description="Start the queue, the inference engines and all services on this host, and follow the run.",
-        epilog=examples(
-            "penstock launch local --config my_run.yaml",
-            "penstock launch local --config my_run.yaml --config examples/presets/dapo.yaml --run.max_steps 5",
-        ),
-        usage="penstock launch local --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
-    add_ray_parser(places, examples("penstock launch ray --config my_run.yaml --ray.address auto"))
-    slurm = places.add_parser(
-        "slurm",
-        help="run all services in one job of a Slurm cluster",
-        description="Submit one heterogeneous Slurm job that runs the queue, the inference engines and all services.",
-        epilog=examples(
-            "penstock launch slurm --config my_run.yaml --config deploy/slurm/cluster.yaml",
-            "penstock launch slurm --config my_run.yaml --render-only",
-        ),
-        usage="penstock launch slurm --config FILE [--render-only] [--key value ...]",
-        allow_abbrev=False,
-    )
-    slurm.add_argument("--render-only", action="store_true", help="print the job script; submit and change nothing")
-
-
-def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    config = commands.add_parser(
-        "config",
-        help="print the resolved configuration as YAML, and which GPUs of this host its processes would get",
-        epilog=examples(
-            "penstock config --config my_run.yaml --changed",
-            "penstock config --config my_run.yaml --optimizer.lr 2e-6",
-            "penstock config --schema > config.schema.json",
-        ),
-        usage="penstock config --config FILE [--changed] [--key value ...]\n       penstock config --schema",
-        allow_abbrev=False,
-    )
-    config.add_argument(
-        "--changed", action="store_true", help="only what differs from the defaults, as a file for --config"
-    )
-    config.add_argument("--schema", action="store_true", help="the JSON schema of such files, for editors")
-    keys = commands.add_parser(
-        "keys",
-        help="find keys of the configuration by name, meaning, or what TRL, verl, AReaL and OpenRLHF call them",
-        description="Print the keys that all of the words find, with type, default and meaning. Exit code 1: none.",
-        epilog=examples(
-            "penstock keys learning_rate", "penstock keys rollout.n", "penstock keys staleness", settings=False
-        ),
-        usage="penstock keys [WORD ...]",
-        allow_abbrev=False,
-    )
-    keys.add_argument("words", nargs="*", metavar="WORD", help="a key, a part of its name, or a word; none: all keys")
-
-
-def _add_completion(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    completion = commands.add_parser(
-        "completion",
-        help="print a script with which your shell completes commands, flags and keys",
-        description="Print a script with which bash, zsh or fish completes commands, flags, keys of the configuration "
-        "and their choices. Write it again after an upgrade.",
-        epilog=examples(
-            "penstock completion bash > ~/.local/share/bash-completion/completions/penstock",
-            "penstock completion zsh > ~/.zfunc/_penstock",
-            "penstock completion fish > ~/.config/fish/completions/penstock.fish",
-            settings=False,
-        ),
-        allow_abbrev=False,
-    )
-    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
-
-
-def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    steps = "steps a to b-1, such as 10:20; a or b may be left out; default: all recorded steps"
-    replay = commands.add_parser(
-        "replay",
-        help="train recorded steps again and compare the digests of their weights",
-        description="Start from the newest checkpoint before the steps, train them again from their step files, and "
-        "compare the digest of each step's weights with the recorded one. Needs no queue and no rollout server, and "
-        "writes nothing. Exit code 1: a digest differs.",
-        epilog=examples("penstock replay --config my_run.yaml --steps 10:20", "penstock replay --bundle steps.tar.gz"),
-        usage="penstock replay (--config FILE | --bundle FILE) [--steps a:b] [--key value ...]",
-        allow_abbrev=False,
-    )
-    replay.add_argument("--steps", default="", metavar="a:b", help=steps)
-    replay.add_argument(
-        "--bundle", type=Path, metavar="FILE", help="a file that `penstock bundle` wrote, instead of a run"
-    )
-    bundle = commands.add_parser(
-        "bundle",
-        help="pack recorded steps into one file that another machine can replay",
-        description="Pack step files, configuration (secrets masked), digests, versions and the checkpoint to start "
-        "from into a tar file for `penstock replay --bundle FILE`.",
-        epilog=examples("penstock bundle --config my_run.yaml --out steps.tar.gz --steps 10:20 --with-model"),
-        usage="penstock bundle --config FILE --out FILE.tar[.gz] [--steps a:b] [--with-model] [--key value ...]",
-        allow_abbrev=False,
-    )
-    bundle.add_argument("--steps", default="", metavar="a:b", help=steps)
-    bundle.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .tar, .tar.gz or .tgz to be written")
-    bundle.add_argument("--with-model", action="store_true", help="include the models of actor.path and ref.path")
-
-
-def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    dead = commands.add_parser(
-        "dead", help="list, show or resend dead letters: messages that no service could use", allow_abbrev=False
-    )
-    actions = dead.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser(
-        "list",
-        help="list all dead letters of a run",
-        epilog=examples("penstock dead list --config my_run.yaml"),
-        usage="penstock dead list --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
-    actions.add_parser(
-        "show",
-        help="one of them, as JSON",
-        description="Show the message with the ID that `penstock dead list` shows.",
-        epilog=examples("penstock dead show 1764493260000-0 --config my_run.yaml"),
-        usage="penstock dead show ID --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
-    retry = actions.add_parser(
-        "retry",
-        help="send some or all again, to the stage that they came from",
-        description="Send dead letters again, by the IDs that `penstock dead list` shows. A letter is sent if its "
-        "ticket is still outstanding, or if it has no ticket. Most tickets have ended; their letters stay where they "
-        "are. Exit code 1: a letter that was named was not sent.",
-        epilog=examples(
-            "penstock dead retry 1764493260000-0 --config my_run.yaml", "penstock dead retry --all --config my_run.yaml"
-        ),
-        usage="penstock dead retry (ID ... | --all) --config FILE [--key value ...]",
-        allow_abbrev=False,
-    )
-    retry.add_argument("--all", action="store_true", help="all that can be sent")
+def _warn(warnings: Iterable[str]) -> None:
+    for each in warnings:
+        complain(f"penstock: warning: {each}")
 
 
 if __name__ == "__main__":

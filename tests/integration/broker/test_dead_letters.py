@@ -271,7 +271,7 @@ async def test_the_command_lists_shows_and_sends(
         (["show"], 2, "saw 0 ids"),
         (["retry"], 2, "expected ids of dead letters, or --all"),
         (["retry", "5-0", "--all"], 2, "or --all, and not both"),
-        (["list", "5-0"], 2, "dead list: saw '5-0'"),
+        (["list", "5-0"], 2, "saw '5-0'; expected penstock dead list"),
         (["list", "--run.name", "other"], 2, "has no run 'other'; expected .*check run.name"),
         (["list", "--redis.url", "redis://127.0.0.1:1/0"], 4, "redis.url redis://127.0.0.1:1/0: "),
         (["list", "--redis.url", ""], 1, "is not running: no live launcher"),

@@ -1,6 +1,7 @@
 """`--help` of every command: it has examples, which the parser takes, with keys that exist."""
 
 import argparse
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from penstock.config.keys import find_key
 from penstock.config.sources import parse_arguments
-from penstock_launch.__main__ import make_parser, split_words
+from penstock_launch.__main__ import COMMANDS as RUN
+from penstock_launch.__main__ import run
+from penstock_launch.command_line import make_parser, split_words
 from penstock_launch.help_text import CommandParser
 
 ROOT = Path(__file__).parents[3]
@@ -49,3 +52,15 @@ def test_paragraphs_are_wrapped_and_indented_lines_stay(monkeypatch: pytest.Monk
     lines = parser.format_help().splitlines()
     assert "  " + "long " * 20 in [line.ljust(102) for line in lines]
     assert all(len(line) <= 40 for line in lines if line.startswith("word"))
+
+
+def test_every_command_runs_something() -> None:
+    assert {words.split()[1] for words in COMMANDS} == set(RUN)
+
+
+@pytest.mark.parametrize(
+    "words", ["init a --run.name b", "envs --config c.yaml", "keys a --all", "config --schema --run.name b"]
+)
+def test_words_that_a_command_does_not_have_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words.split()) == 2
+    assert re.search(rf"saw '--\S+'; expected penstock {words.split()[0]} ", capsys.readouterr().err)

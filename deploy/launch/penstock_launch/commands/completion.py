@@ -6,8 +6,9 @@ Owns what is completed: argparse has no keys, so that those are added to the par
 import argparse
 from collections.abc import Iterator
 
+import shtab
+
 from penstock.config.reference.described import DescribedKey, described_keys
-from penstock.errors import ConfigError
 from penstock_launch.help_text import SETTINGS
 
 SHELLS = ("bash", "zsh", "fish")
@@ -15,13 +16,7 @@ SHORT = 60  # characters of a meaning beside a key
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for a shell. ConfigError without shtab, which writes it."""
-    try:
-        import shtab
-    except ImportError:
-        raise ConfigError(
-            "shtab is not installed: expected it for completion; pip install 'penstock[launch]'"
-        ) from None
+    """The script for a shell."""
     for command in _leaves(parser):
         if SETTINGS not in (command.epilog or ""):
             continue

@@ -7,7 +7,7 @@ nvidia-smi shows a GPU.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +49,8 @@ def add_envs_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     )
 
 
-def make_envs(arguments: argparse.Namespace, settings: Sequence[str], environ: Mapping[str, str]) -> int:
+def make_envs(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Make the environment; returns the exit code. ConfigError if it cannot be made with these options."""
-    if settings:
-        raise ConfigError(f"envs: saw {settings[0]!r}; expected --cpu, --cuda, --folder or --python only")
     try:
         form = _make(arguments, lambda: read_driver(environ))
     except RefusedError as error:

@@ -2,12 +2,12 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from penstock_launch.__main__ import make_parser, run
+from penstock_launch.__main__ import run
+from penstock_launch.command_line import make_parser
 from penstock_launch.commands.completion import SHELLS, completion_script
 from tests.patience import ANSWER_SECONDS
 
@@ -53,11 +53,3 @@ def test_bash_completes(script: Path, words: list[str], completed: set[str]) -> 
 def test_every_shell_has_a_script_with_the_keys(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["completion", shell]) == 0
     assert "optimizer.lr" in capsys.readouterr().out
-
-
-def test_without_shtab_the_user_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert run(["completion", "bash"]) == 2
-    assert (
-        "shtab is not installed: expected it for completion; pip install 'penstock[launch]'" in capsys.readouterr().err
-    )
