@@ -277,7 +277,7 @@ class _Launch:
             if contents := await queue.contents():
                 self._view.event(f"run.existing is replace: deleting the earlier run from the queue ({contents})")
             await self._delete_keys(queue)
-        elif self._folder.begins_anew and not await queue.services() and not await _has_finished_steps(queue):
+        elif self._folder.begins_anew and await is_as_good_as_new(queue):
             await self._delete_keys(queue)
 
     async def _delete_keys(self, queue: Queue) -> None:
@@ -306,8 +306,9 @@ class _Launch:
         await asyncio.to_thread(self._trees.sample, roots)
 
 
-async def _has_finished_steps(queue: Queue) -> bool:
-    return replay(await read_ledger(queue)).has_finished_steps
+async def is_as_good_as_new(queue: Queue) -> bool:
+    """Whether the queue holds no finished step of the run, and no service of it is up."""
+    return not await queue.services() and not replay(await read_ledger(queue)).has_finished_steps
 
 
 class _EventsLog:
