@@ -1,6 +1,5 @@
 """`penstock check`: the typical mistakes of a new user, what is shown if all is well, and that nothing is left."""
 
-import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from tests.integration.launch.user_commands import SPREAD, UserCommands
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
-ANSWER_CPU_SECONDS = 5.0
-TOKENIZER_CPU_SECONDS = 15.0  # importing transformers takes five of its own, on an idle machine
 Change = Callable[[UserCommands], None]
 
 
@@ -28,16 +25,14 @@ def user(setup: UserCommands) -> UserCommands:
     return setup
 
 
-def checked(user: UserCommands, *words: str) -> tuple[int, str, float]:
-    """Exit code, output, and the seconds of CPU of the command and its processes."""
-    before = cpu_seconds()
-    code, output = user.run("penstock_launch", *(words or ("check",)))
-    return code, output, cpu_seconds() - before
+def checked(user: UserCommands, *words: str) -> tuple[int, str]:
+    """Exit code and output."""
+    return user.run("penstock_launch", *(words or ("check",)))
 
 
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def without_torch(user: UserCommands) -> None:
+    """An import of torch fails now: an answer that comes all the same comes without those seconds."""
+    (user.folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")
 
 
 def setting(path: str, value: object) -> Change:
@@ -82,7 +77,7 @@ MISTAKES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "interpreter": (
         setting("rollout.engine.python", "nowhere/python"),
         "SGLang",
-        ("rollout.engine.python: 'nowhere/python' is no executable", "make envs"),
+        ("rollout.engine.python: 'nowhere/python' is no executable", "penstock envs"),
     ),
     "interpreter without SGLang": (
         setting("rollout.engine.python", sys.executable),
@@ -134,8 +129,10 @@ def test_a_mistake_is_answered_with_what_was_seen_what_was_expected_and_the_key(
     change, subject, texts = (MISTAKES | WITH_TOKENIZER)[mistake]
     (user.folder / "runs").mkdir()
     change(user)
+    if mistake in MISTAKES:
+        without_torch(user)
     before = entries(user.folder)
-    code, output, seconds = checked(user)
+    code, output = checked(user)
     assert code == CONFIG_EXIT, output
     assert "Traceback" not in output
     answer = output
@@ -144,7 +141,6 @@ def test_a_mistake_is_answered_with_what_was_seen_what_was_expected_and_the_key(
         assert verdict == "problem", output
     for text in texts:
         assert text in answer, output
-    assert seconds < (TOKENIZER_CPU_SECONDS if mistake in WITH_TOKENIZER else ANSWER_CPU_SECONDS), output
     assert entries(user.folder) - before <= {"__pycache__"} | {f"__pycache__/{each}" for each in pycache(user)}
 
 
@@ -155,23 +151,23 @@ def pycache(user: UserCommands) -> set[str]:
 
 def test_a_port_in_use_is_named_whatever_else_is_wrong(user: UserCommands) -> None:
     user.document["actor"]["path"] = "./none"
+    without_torch(user)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         user.document["trainer"] = {"port": port}
-        code, output, seconds = checked(user)
+        code, output = checked(user)
     assert code == CONFIG_EXIT, output
     found = lines_of(output)
     verdict, text = found["ports"]
     assert (verdict, f"127.0.0.1:{port}" in text, "set trainer.port" in text) == ("problem", True, True)
     assert found["prompts"] == ("not looked at", "first correct the problem in 'what it names'")
-    assert seconds < ANSWER_CPU_SECONDS
 
 
 def test_what_works_is_shown_with_prompts_lengths_and_scores(user: UserCommands) -> None:
     user.write_rows(*({"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(12)))
-    code, output, _ = checked(user)
+    code, output = checked(user)
     found = lines_of(output)
     assert (code, output.splitlines()[-1].partition(";")[0]) == (0, "No problem, no warning"), output
     assert [*found].index("rewards") < [*found].index("prompt 1") < [*found].index("memory")
@@ -192,7 +188,7 @@ def test_a_reward_that_hangs_ends_in_time_and_leaves_no_process(user: UserComman
     )
     user.score_by("slow", source)
     user.document["reward"]["timeout_seconds"] = 1
-    code, output, _ = checked(user)
+    code, output = checked(user)
     verdict, text = lines_of(output)["rewards"]
     assert (code, verdict) == (CONFIG_EXIT, "problem"), output
     assert "killed after 1 s (reward.timeout_seconds)" in text
@@ -210,20 +206,20 @@ def test_a_launch_is_refused_before_it_starts_anything(user: UserCommands, mista
     change, subject, texts = MISTAKES[mistake]
     (user.folder / "runs").mkdir()
     change(user)
-    code, output, seconds = checked(user, "launch", "local")
+    without_torch(user)
+    code, output = checked(user, "launch", "local")
     assert code == CONFIG_EXIT, output
     first, second, last = output.splitlines()
     assert first == "penstock: config: the run would fail:"
     assert second.startswith(f"  {subject}: ")
     assert texts[0] in second
     assert last == "nothing was started; `penstock check` shows what to do"
-    assert seconds < ANSWER_CPU_SECONDS
     assert list((user.folder / "runs").iterdir()) == []
 
 
 def test_the_configuration_is_printed_with_warnings_of_what_is_not_there(user: UserCommands) -> None:
     """It may be meant for another host."""
     user.document["actor"]["path"] = "./none"
-    code, output, _ = checked(user, "config")
+    code, output = checked(user, "config")
     assert code == 0, output
     assert "penstock: warning: model: actor.path is './none', which does not exist" in output
