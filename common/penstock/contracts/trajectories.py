@@ -8,10 +8,11 @@ of nodes, because an agent may go back, edit its history or start sub-agents: no
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 
-from penstock.contracts.vocabulary import EpisodeEnd, FinishReason
+from penstock.contracts.vocabulary import Cut, EpisodeEnd, FinishReason
 from penstock.contracts.wire import Contract
 
 
@@ -88,6 +89,11 @@ class Completion(Contract, frozen=True):
     def num_loss_tokens(self) -> int:
         """Tokens that are trained."""
         return self.num_tokens - (self.loss_mask or b"").count(0)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it reached its limit of tokens."""
+        return self.finish_reason == "length"
 
     @property
     def oldest_version(self) -> int | None:
@@ -225,6 +231,11 @@ class Episode(Contract, frozen=True):
     def num_loss_tokens(self) -> int:
         """Tokens that are trained, each once."""
         return sum(node.num_tokens for node in self.nodes if node.is_trained)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it reached its limit of turns or tokens."""
+        return self.end in get_args(Cut)
 
     @property
     def spans(self) -> tuple[VersionSpan, ...]:

@@ -56,7 +56,7 @@ class Reports:
         self._tracking = tracking
         self._max_lag = max_lag
         self._first = True
-        self._show_run()
+        self._metrics.show_run(self._status.steps, self._progress)
 
     def phase(self, phase: str) -> None:
         """Set the present work of the trainer, in words."""
@@ -111,7 +111,7 @@ class Reports:
         self._tracking.step(line)
         self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
         self._status.steps = step + 1
-        self._show_run()
+        self._metrics.show_run(self._status.steps, self._progress)
         log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
 
     def is_reported(self, step: int) -> bool:
@@ -130,22 +130,15 @@ class Reports:
         for each in replayed:
             self.step(each.step, each.groups, Clock(), each.result, each.versions)
         self._status.policy = PolicyIdentity(version, "")
-        self._show_run()
+        self._metrics.show_run(self._status.steps, self._progress)
 
     def evals(self) -> None:
         """Report the evaluations that have been completed since the last call."""
         for result in self._evaluation.take_results():
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
-            self._show_run()
+            self._metrics.show_run(self._status.steps, self._progress)
             log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
-
-    def _show_run(self) -> None:
-        self._metrics.show_run(
-            num_steps=self._status.steps,
-            accuracy=self._progress.last_accuracy,
-            gap_to_ideal=self._progress.gap_to_ideal,
-        )
 
 
 def outcome_of(result: StepResult) -> str:

@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Callable
+from typing import get_args
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from penstock.contracts import (
     Contract,
     Episode,
     EpisodeCounts,
+    EpisodeEnd,
     MalformedMessageError,
     Node,
     PolicyIdentity,
@@ -287,6 +289,12 @@ def test_the_paths_of_an_episode_cover_its_nodes(episode: Episode) -> None:
     for path in paths:
         assert [episode.nodes[index].parent for index in path] == [-1, *path[:-1]]
     assert episode.num_tokens >= episode.num_loss_tokens == sum(n.num_tokens for n in episode.nodes if n.is_trained)
+
+
+@pytest.mark.parametrize("end", get_args(EpisodeEnd))
+def test_an_episode_is_truncated_at_a_limit_of_length(end: EpisodeEnd) -> None:
+    tree = (ROOT, sampled(parent=0))
+    assert Episode(tree, Score(1.0), end, EpisodeCounts(), 0.0, 1.0).is_truncated == end.startswith("max_")
 
 
 @pytest.mark.parametrize("environment", ["", "envs:Guess"])
