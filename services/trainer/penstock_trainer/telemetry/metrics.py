@@ -6,7 +6,7 @@ keeps apart from 0.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -96,6 +96,10 @@ class TrainerMetrics:
         self._staleness_limit = gauge("trainer_staleness_limit_versions", "staleness.max_staleness of the run")
         self._masked = gauge("trainer_masked_ratio", "Share of trained tokens left out of the loss", "reason")
         self._statistics = {name: unknown(f"trainer_{name}", text) for name, text in STATISTICS.items()}
+        self._function_means = gauge(
+            "trainer_reward_function_mean", "Mean value of a reward function in the last batch, unweighted", "function"
+        )
+        self._functions: set[str] = set()
         self.idle = SecondsCounter(
             "penstock_trainer_idle_seconds", "Time spent waiting for a batch or for a push", registry=registry
         )
@@ -194,6 +198,7 @@ class TrainerMetrics:
                 self._masked.labels(reason=name.removeprefix(MASKED)).set(value)
             elif name in self._statistics:
                 self._statistics[name].set(value)
+        self._observe_functions(line.rewards)
         if self._episodes is not None:
             self._episodes.observe(line.statistics)
         for phase, seconds in line.seconds.items():
@@ -203,3 +208,9 @@ class TrainerMetrics:
         self._staleness_mean.set(line.staleness_mean)
         self._generation.inc(line.generation_seconds)
         self._tokens.inc(line.statistics.get("num_loss_tokens", 0))
+
+    def _observe_functions(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
+        """Their names are those of the configuration and of its rows; one that the batch lacks has no mean."""
+        self._functions |= rewards.keys()
+        for name in self._functions:
+            self._function_means.labels(name).set(rewards.get(name, {}).get("mean", math.nan))

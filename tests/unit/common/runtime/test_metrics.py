@@ -4,6 +4,7 @@ import contextlib
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_a_step_fills_what_it_knows() -> None:
     assert value("penstock_trainer_staleness_versions_bucket", {"le": "0.0"}) == 1
     assert value("penstock_trainer_entropy") == 0.5
     assert value("penstock_trainer_no_signal_ratio") == 0.75
+
+
+def test_a_reward_function_without_a_value_in_the_last_batch_has_no_mean() -> None:
+    metrics = TrainerMetrics()
+    line = StepLine(3, 4, 0.5, (1, 2), 10.0, 14.0, {}, 3.0, 50, 0.75, 1, 0.5, {})
+    rewards: dict[str, dict[str, float]] = {
+        "math": {"mean": 0.75, "std": 0.5, "num_failed": 0},
+        "mine:f": {"num_failed": 8},
+    }
+
+    def value(function: str) -> float | None:
+        return metrics.registry.get_sample_value("penstock_trainer_reward_function_mean", {"function": function})
+
+    metrics.observe_step(replace(line, rewards=rewards), [], outcome="trained")
+    assert (value("math"), math.isnan(value("mine:f") or 0.0)) == (0.75, True)
+    metrics.observe_step(line, [], outcome="trained")
+    assert math.isnan(value("math") or 0.0)
 
 
 def test_what_can_happen_to_a_ticket_is_counted_from_the_start() -> None:
