@@ -12,6 +12,8 @@ LIVES = (
     f"sum by (job) (changes({STARTED}[1h])) + count by (job) (last_over_time({STARTED}[1h]))"
     f" - (count by (job) ({STARTED}) or 0 * count by (job) (last_over_time({STARTED}[1h])))"
 )
+KINDS = f'label_replace(penstock_services{{{RUN}}}, "job", "$1", "kind", "(.+)")'
+ANSWERING = f"sum by (job) (up{{{RUN}}}) or 0 * sum by (job) ({KINDS})"  # one that is gone is no target any more
 FIRING = (
     "max by (severity, alertname, job, kind, function, instance) ("
     f'(time() - ALERTS_FOR_STATE{{{RUN}}}) * ignoring (alertstate) ALERTS{{{RUN}, alertstate="firing"}})'
@@ -84,9 +86,13 @@ LEARNING = (
     ),
     Graph(
         "Reward of a batch",
-        "The curve that the run is for. All: the weighted sum that is trained on.",
+        "The curve that the run is for, and the unweighted mean of each reward function. A function that falls while "
+        "the sum rises is being traded for another.",
         "none",
-        (_trainer("reward_mean", "all"),),
+        (
+            _trainer("reward_mean", "reward"),
+            Query(value("penstock_trainer_reward_function_mean", "run, function"), "{{function}}"),
+        ),
         least=None,
         details="trainer",
     ),
@@ -218,9 +224,9 @@ ALIVE = (
     ),
     Figure(
         "Services that answer",
-        "Of each kind, as Prometheus sees them: of those that are listed, how many answer.",
+        "Of each kind, as Prometheus sees them. 0: none, and the run waits for one.",
         "none",
-        Query(f"sum by (job) (up{{{RUN}}})", "{{job}}"),
+        Query(ANSWERING, "{{job}}"),
         width=8,
         limits=(1, 0.5),
         decimals=0,
