@@ -29,8 +29,9 @@ def _share(title: str, description: str, query: Query, limits: tuple[float, floa
 
 
 def _since(event: str) -> Query:
-    moment = value("penstock_trainer_last_event_timestamp_seconds", labels=f'event="{event}"')
-    return Query(f"time() - {moment}")
+    """Also if the trainer was restarted since then, within a day."""
+    moments = f'penstock_trainer_last_event_timestamp_seconds{{{RUN}, event="{event}"}}'
+    return Query(f"time() - max by (run) (max_over_time({moments}[1d]))")
 
 
 LEARNING = (

@@ -100,5 +100,5 @@ class CheckpointWriter:
         oldest_needed = await asyncio.to_thread(self._checkpoints.prune, committed)
         await asyncio.to_thread(self._step_files.prune, oldest_needed)
         seconds = time.monotonic() - start
-        self._metrics.checkpoint_written(pending.meta.steps, seconds)
+        self._metrics.checkpoint_written(seconds)
         log.info("checkpoint %s is written in %.2f s", record.name, seconds)

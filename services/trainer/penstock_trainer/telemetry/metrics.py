@@ -131,7 +131,6 @@ class TrainerMetrics:
         self.checkpoint_exposed = seconds(
             "trainer_checkpoint_exposed_seconds", "Time that training stood still for a checkpoint's copy"
         )
-        self._checkpoint_steps = unknown("trainer_checkpoint_steps", "Steps of the run in the newest checkpoint")
         self._last = gauge(
             "trainer_last_event_timestamp_seconds",
             "When the last step, push, checkpoint or step that was not finite ended, in Unix seconds",
@@ -181,10 +180,9 @@ class TrainerMetrics:
         self._pushes.labels(outcome="fenced").inc(num_fenced)
         self.push_exposed.labels(part="generation").inc(paused_seconds)
 
-    def checkpoint_written(self, num_steps: int, seconds: float) -> None:
+    def checkpoint_written(self, seconds: float) -> None:
         """Show a checkpoint that counts from now on."""
         self._last.labels(event="checkpoint").set(time.time())
-        self._checkpoint_steps.set(num_steps)
         self._checkpoint_duration.observe(seconds)
 
     def observe_step(self, line: StepLine, staleness: Sequence[int], *, outcome: str) -> None:
