@@ -17,8 +17,8 @@ are seconds, bytes, tokens, nats, and ratios from 0 to 1. A counter's samples en
 such as the accuracy before the first evaluation, is NaN and never 0.
 
 `job` (trainer, rollout, agent or reward) and `run` (the name of the run) come from Prometheus' side: from the file in
-which the trainer lists the services, or from the scrape configuration ([operations.md](operations.md)). Panels and
-rules add up over the servers of a run.
+which the trainer lists the services ([dashboards.md](dashboards.md)). Panels and rules add up over the servers of a
+run, and never mix two runs.
 
 Three figures to read first:
 
@@ -37,7 +37,7 @@ written), `update`, and `push_wait` (until the weights of the step before are st
 `push_exposed` is `push_wait` plus `push_paused`. With `trainer.take_turns` there is also `take_turn` before `update`
 (until no engine uses the GPU and the models are on it) and, after it, `leave` (until they are in host memory).
 
-[operations.md](operations.md) explains how to scrape and show them, [alerts.md](alerts.md) what to do when an alert
+[dashboards.md](dashboards.md) explains how to scrape and show them, [alerts.md](alerts.md) what to do when an alert
 fires.
 """
 

@@ -2,7 +2,8 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import RUN, TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.panels import TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.source import RUN
 
 EPISODE = "penstock_agent_episode_duration_seconds"
 CALL = "penstock_agent_call_duration_seconds"
@@ -66,7 +67,7 @@ GRAPHS = (
         "Episodes per second. done: by its environment or agent; max_turns, max_tokens: cut; timeout, failure: no "
         "score, unless agent.on_timeout is score.",
         "cps",
-        (Query(rate("penstock_agent_episodes_total", "run, end"), "{{run}} {{end}}"),),
+        (Query(rate("penstock_agent_episodes_total", "run, end"), "{{end}}"),),
         stacked=True,
     ),
     Graph(
@@ -74,8 +75,8 @@ GRAPHS = (
         "Attempts at episodes per second, and those without a score. Each counts, also if a later one succeeds.",
         "cps",
         (
-            Query(rate("penstock_agent_attempts_total"), "{{run}} attempts"),
-            Query(rate("penstock_agent_failures_total", "run, kind"), "{{run}} {{kind}}"),
+            Query(rate("penstock_agent_attempts_total"), "attempts"),
+            Query(rate("penstock_agent_failures_total", "run, kind"), "{{kind}}"),
         ),
     ),
     Graph(
@@ -83,15 +84,15 @@ GRAPHS = (
         "Of one attempt. Near agent.timeout_seconds they are ended.",
         "s",
         (
-            Query(quantile(0.5, EPISODE), "{{run}} median"),
-            Query(quantile(0.95, EPISODE), "{{run}} 95 %"),
+            Query(quantile(0.5, EPISODE), "median"),
+            Query(quantile(0.95, EPISODE), "95 %"),
         ),
     ),
     Graph(
         "What episodes wait for",
         "Running attempts by what they wait for, on average: a call of the model, or the environment and its tools.",
         "none",
-        (Query(rate("penstock_agent_waited_seconds_total", "run, waits_for"), "{{run}} {{waits_for}}"),),
+        (Query(rate("penstock_agent_waited_seconds_total", "run, waits_for"), "{{waits_for}}"),),
         stacked=True,
     ),
     Graph(
@@ -99,8 +100,8 @@ GRAPHS = (
         "Calls of the model in episodes with a score. Near agent.max_turns they are cut.",
         "none",
         (
-            Query(quantile(0.5, TURNS), "{{run}} median"),
-            Query(quantile(0.95, TURNS), "{{run}} 95 %"),
+            Query(quantile(0.5, TURNS), "median"),
+            Query(quantile(0.95, TURNS), "95 %"),
         ),
     ),
     Graph(
@@ -108,9 +109,9 @@ GRAPHS = (
         "With all waits for a server; own: what the agent service itself computes (rendering, recording, parsing).",
         "s",
         (
-            Query(quantile(0.5, CALL), "{{run}} median"),
-            Query(quantile(0.95, CALL), "{{run}} 95 %"),
-            Query(quantile(0.95, "penstock_agent_call_own_seconds"), "{{run}} own 95 %"),
+            Query(quantile(0.5, CALL), "median"),
+            Query(quantile(0.95, CALL), "95 %"),
+            Query(quantile(0.95, "penstock_agent_call_own_seconds"), "own 95 %"),
         ),
     ),
     Graph(
@@ -118,14 +119,14 @@ GRAPHS = (
         "Per second, of episodes with a score. sampled and context: each once; sent: over all calls; cached: of these, "
         "what servers had in their caches.",
         TOKENS,
-        (Query(rate(TOKENS_TOTAL, "run, kind"), "{{run}} {{kind}}"),),
+        (Query(rate(TOKENS_TOTAL, "run, kind"), "{{kind}}"),),
     ),
     Graph(
         "Branches",
         "Calls per second that could not continue the exact tokens before them, by reason. template: the chat template "
         "renders the history otherwise; edited, compacted: the agent changed it; subagent, sibling: it began another.",
         "cps",
-        (Query(rate("penstock_agent_branches_total", "run, reason"), "{{run}} {{reason}}"),),
+        (Query(rate("penstock_agent_branches_total", "run, reason"), "{{reason}}"),),
         stacked=True,
     ),
     Graph(
@@ -133,15 +134,15 @@ GRAPHS = (
         "Per second, and those that could not be parsed or that a tool refused.",
         "cps",
         (
-            Query(rate("penstock_agent_tool_calls_total"), "{{run}} asked for"),
-            Query(rate("penstock_agent_tool_calls_failed_total"), "{{run}} failed"),
+            Query(rate("penstock_agent_tool_calls_total"), "asked for"),
+            Query(rate("penstock_agent_tool_calls_failed_total"), "failed"),
         ),
     ),
     Graph(
         "Calls asked again",
         "Per second, by reason: a server was busy, failed, unreachable or gone, or its answer was malformed.",
         "cps",
-        (Query(rate("penstock_agent_calls_asked_again_total", "run, reason"), "{{run}} {{reason}}"),),
+        (Query(rate("penstock_agent_calls_asked_again_total", "run, reason"), "{{reason}}"),),
         stacked=True,
     ),
     Graph(
@@ -149,8 +150,8 @@ GRAPHS = (
         "Per second: refused ones by their error, and repetitions of a known request, which get the same answer.",
         "cps",
         (
-            Query(rate("penstock_agent_requests_refused_total", "run, code"), "{{run}} {{code}}"),
-            Query(rate("penstock_agent_requests_repeated_total"), "{{run}} repeated"),
+            Query(rate("penstock_agent_requests_refused_total", "run, code"), "{{code}}"),
+            Query(rate("penstock_agent_requests_repeated_total"), "repeated"),
         ),
     ),
     Graph(
@@ -159,8 +160,8 @@ GRAPHS = (
         "so that they were not run again.",
         "cps",
         (
-            Query(rate("penstock_agent_groups_total", "run, outcome"), "{{run}} {{outcome}}"),
-            Query(rate("penstock_agent_episodes_kept_total"), "{{run}} kept episodes"),
+            Query(rate("penstock_agent_groups_total", "run, outcome"), "{{outcome}}"),
+            Query(rate("penstock_agent_episodes_kept_total"), "kept episodes"),
         ),
     ),
     Graph(
@@ -169,8 +170,8 @@ GRAPHS = (
         "each once.",
         "none",
         (
-            Query(value("penstock_trainer_episode_sampled_tokens"), "{{run}} sampled"),
-            Query(value("penstock_trainer_episode_context_tokens"), "{{run}} context"),
+            Query(value("penstock_trainer_episode_sampled_tokens"), "sampled"),
+            Query(value("penstock_trainer_episode_context_tokens"), "context"),
         ),
     ),
     Graph(
@@ -178,9 +179,10 @@ GRAPHS = (
         "Newest minus oldest version that sampled an episode of the last batch. Large: episodes last for steps.",
         "none",
         (
-            Query(value("penstock_trainer_episode_version_spread"), "{{run}} mean"),
-            Query(value("penstock_trainer_episode_version_spread_max"), "{{run}} largest"),
+            Query(value("penstock_trainer_episode_version_spread"), "mean"),
+            Query(value("penstock_trainer_episode_version_spread_max"), "largest"),
         ),
+        pushes=True,
     ),
 )
 

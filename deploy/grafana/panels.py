@@ -1,14 +1,14 @@
-"""The common parts of all dashboards: their frame, and two kinds of panels, a figure and a graph.
+"""The common parts of all dashboards: their frame, and three kinds of panels: a figure, a graph and a table.
 
-Owns the look: 24 columns, one height per kind, a unit and a description on every panel. Queries select with `RUN`, and
-average over `$window`, which the viewer chooses.
+Owns the look: 24 columns, one height per kind, a unit and a description on every panel. Invariant: every query selects
+one run with `RUN`, so that no panel mixes two. Queries average over `$window`, which the viewer chooses.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grafana_foundation_sdk.builders import common as common_builders
-from grafana_foundation_sdk.builders import stat, timeseries
+from grafana_foundation_sdk.builders import stat, table, timeseries
 from grafana_foundation_sdk.builders.dashboard import (
     Dashboard,
     DashboardLink,
@@ -16,18 +16,24 @@ from grafana_foundation_sdk.builders.dashboard import (
     FieldColor,
     IntervalVariable,
     QueryVariable,
+    Row,
     ThresholdsConfig,
 )
 from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common, dashboard
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-RUN = 'run=~"$run"'
+from deploy.grafana.events import annotations
+from deploy.grafana.source import RUN, SOURCE
+
 COLUMNS = 24
+HEADING_HEIGHT = 1
 FIGURE_HEIGHT = 4
+TABLE_HEIGHT = 6
 GRAPH_HEIGHT = 8
 GREEN, YELLOW, RED, PLAIN = "green", "yellow", "red", "text"
-SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "penstock"
 TOKENS = "si:tok/s"  # with a prefix for large numbers
 
@@ -41,8 +47,18 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """The question that the panels below it answer."""
+
+    title: str
+
+
+@dataclass(frozen=True)
 class Figure:
-    """One number per run. `limits`: where it turns yellow and red; falling ones are bad when low. Width in columns."""
+    """One number, or one for each value of a label. Width in columns.
+
+    limits: where it turns yellow and red; falling ones are bad when low. details: the dashboard that shows more.
+    """
 
     title: str
     description: str
@@ -51,11 +67,12 @@ class Figure:
     width: int = 4
     limits: tuple[float, float] | None = None
     decimals: int | None = None
+    details: str = ""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Curves over time. Width in columns."""
+    """Curves over time. Width in columns. pushes: it marks each push of weights."""
 
     title: str
     description: str
@@ -64,6 +81,25 @@ class Graph:
     width: int = 12
     stacked: bool = False
     least: float | None = 0
+    pushes: bool = False
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The present series of one query, one in each line. columns: by name of a label, or `Value`, in order."""
+
+    title: str
+    description: str
+    unit: str
+    query: Query
+    columns: dict[str, str]
+    empty: str
+    width: int = COLUMNS
+    details: str = ""
+
+
+Panel = Figure | Graph | Table
 
 
 def rate(metric: str, by: str = "run", labels: str = "") -> str:
@@ -85,7 +121,7 @@ def _selector(labels: str) -> str:
     return f"{RUN}, {labels}" if labels else RUN
 
 
-def make_dashboard(uid: str, title: str, description: str, panels: Sequence[Figure | Graph]) -> dashboard.Dashboard:
+def make_dashboard(uid: str, title: str, description: str, panels: Sequence[Panel | Heading]) -> dashboard.Dashboard:
     """The dashboard with its variables, its links to the others and its panels, placed from left to right."""
     made = (
         Dashboard(f"Penstock / {title}")
@@ -108,14 +144,21 @@ def make_dashboard(uid: str, title: str, description: str, panels: Sequence[Figu
         .with_variable(_run_variable())
         .with_variable(_window_variable())
     )
+    pushed = []
     for number, (panel, place) in enumerate(_placed(panels), start=1):
-        made.with_panel(_figure(panel, number, place) if isinstance(panel, Figure) else _graph(panel, number, place))
-    return made.build()
+        if isinstance(panel, Heading):
+            made.with_row(Row(panel.title).id(number).grid_pos(place))
+            continue
+        made.with_panel(_panel(panel).id(number).grid_pos(place))
+        if isinstance(panel, Graph) and panel.pushes:
+            pushed.append(number)
+    built = made.build()
+    built.annotations = annotations(pushed)
+    return built
 
 
 def _run_variable() -> QueryVariable:
-    """All: also the run of a Prometheus that names none, such as that of docker compose."""
-    everything = dashboard.VariableOption(selected=True, text="All", value="$__all")
+    """One run at a time. In a Prometheus that names none it is empty, and `run=""` selects series without the label."""
     return (
         QueryVariable("run")
         .label("Run")
@@ -123,9 +166,8 @@ def _run_variable() -> QueryVariable:
         .query("label_values(penstock_trainer_policy_version, run)")
         .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
-        .include_all(True)
-        .all_value(".*")
-        .current(everything)
+        .multi(False)
+        .include_all(False)
     )
 
 
@@ -137,30 +179,60 @@ def _window_variable() -> IntervalVariable:
     )
 
 
-def _placed(panels: Sequence[Figure | Graph]) -> list[tuple[Figure | Graph, dashboard.GridPos]]:
+def _shape(panel: Panel | Heading) -> tuple[int, int]:
+    """Width and height."""
+    match panel:
+        case Heading():
+            return COLUMNS, HEADING_HEIGHT
+        case Figure():
+            return panel.width, FIGURE_HEIGHT
+        case Table():
+            return panel.width, TABLE_HEIGHT
+        case Graph():
+            return panel.width, GRAPH_HEIGHT
+
+
+def _placed(panels: Sequence[Panel | Heading]) -> list[tuple[Panel | Heading, dashboard.GridPos]]:
     """Rows are filled from the left; ValueError for one that is wider than the grid."""
     placed = []
     column = row = height = 0
     for panel in panels:
-        tall = FIGURE_HEIGHT if isinstance(panel, Figure) else GRAPH_HEIGHT
-        if column + panel.width > COLUMNS:
+        width, tall = _shape(panel)
+        if column + width > COLUMNS:
             column, row, height = 0, row + height, 0
         if height not in (0, tall):
             raise ValueError(
                 f"panel {panel.title!r} is {tall} high in a row of {height}: expected full rows of one kind"
             )
-        placed.append((panel, dashboard.GridPos(h=tall, w=panel.width, x=column, y=row)))
-        column, height = column + panel.width, tall
+        placed.append((panel, dashboard.GridPos(h=tall, w=width, x=column, y=row)))
+        column, height = column + width, tall
     return placed
 
 
-def _figure(panel: Figure, number: int, place: dashboard.GridPos) -> stat.Panel:
+def _panel(panel: Panel) -> stat.Panel | timeseries.Panel | table.Panel:
+    match panel:
+        case Figure():
+            return _figure(panel)
+        case Graph():
+            return _graph(panel)
+        case Table():
+            return _table(panel)
+
+
+def _links(details: str) -> list[Builder[dashboard.DashboardLink]]:
+    """To the dashboard that shows more, with the same run, window and time range."""
+    if not details:
+        return []
+    url = f"/d/penstock-{details}?${{__url_time_range}}&${{__all_variables}}"
+    return [DashboardLink("Details").type(dashboard.DashboardLinkType.LINK).url(url)]
+
+
+def _figure(panel: Figure) -> stat.Panel:
     made = (
         stat.Panel()
-        .id(number)
-        .grid_pos(place)
         .title(panel.title)
         .description(panel.description)
+        .links(_links(panel.details))
         .datasource(SOURCE)
         .unit(panel.unit)
         .thresholds(_thresholds(panel.limits))
@@ -174,13 +246,12 @@ def _figure(panel: Figure, number: int, place: dashboard.GridPos) -> stat.Panel:
     return made if panel.decimals is None else made.decimals(panel.decimals)
 
 
-def _graph(panel: Graph, number: int, place: dashboard.GridPos) -> timeseries.Panel:
+def _graph(panel: Graph) -> timeseries.Panel:
     made = (
         timeseries.Panel()
-        .id(number)
-        .grid_pos(place)
         .title(panel.title)
         .description(panel.description)
+        .links(_links(panel.details))
         .datasource(SOURCE)
         .unit(panel.unit)
         .color_scheme(FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
@@ -204,6 +275,31 @@ def _graph(panel: Graph, number: int, place: dashboard.GridPos) -> timeseries.Pa
     for index, query in enumerate(panel.queries):
         made.with_target(_target(query, index))
     return made
+
+
+def _table(panel: Table) -> table.Panel:
+    order = {name: place for place, name in enumerate(panel.columns)}
+    columns = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": panel.columns}
+    return (
+        table.Panel()
+        .title(panel.title)
+        .description(panel.description)
+        .links(_links(panel.details))
+        .datasource(SOURCE)
+        .unit(panel.unit)
+        .no_value(panel.empty)
+        .align(common.FieldTextAlignment.AUTO)
+        .with_transformation(dashboard.DataTransformerConfig(id_val="organize", options=columns))
+        .with_target(
+            Dataquery()
+            .ref_id("A")
+            .datasource(SOURCE)
+            .expr(panel.query.expr)
+            .legend_format(panel.query.legend)
+            .format(PromQueryFormat.TABLE)
+            .instant()
+        )
+    )
 
 
 def _target(query: Query, index: int) -> Dataquery:

@@ -2,7 +2,8 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import RUN, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.panels import Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.source import RUN
 
 SCORE = "penstock_reward_score_duration_seconds"
 VALUE = "penstock_reward_value"
@@ -61,28 +62,28 @@ GRAPHS = (
         "Groups in the streams",
         "Those that a service holds included. tickets -> rollouts -> scored; eval: evaluation tickets.",
         "none",
-        (Query(value("penstock_queue_groups", "run, stream", 'stream!="dead"'), "{{run}} {{stream}}"),),
+        (Query(value("penstock_queue_groups", "run, stream", 'stream!="dead"'), "{{stream}}"),),
         stacked=True,
     ),
     Graph(
         "Oldest group of a stream",
         "Rising without end: the service that takes from this stream has stopped.",
         "s",
-        (Query(value("penstock_queue_oldest_age_seconds", "run, stream"), "{{run}} {{stream}}"),),
+        (Query(value("penstock_queue_oldest_age_seconds", "run, stream"), "{{stream}}"),),
     ),
     Graph(
         "Tickets by outcome",
         "Tickets per second. issued = trained + dropped + outstanding; reissued is work done twice.",
         "cps",
-        (Query(rate("penstock_tickets_total", "run, state, reason"), "{{run}} {{state}} {{reason}}"),),
+        (Query(rate("penstock_tickets_total", "run, state, reason"), "{{state}} {{reason}}"),),
     ),
     Graph(
         "Memory of the queue",
         "Used, and the limit. A full queue refuses groups, and all services wait.",
         "bytes",
         (
-            Query(value("penstock_queue_memory_used_bytes"), "{{run}} used"),
-            Query(value("penstock_queue_memory_limit_bytes"), "{{run}} limit"),
+            Query(value("penstock_queue_memory_used_bytes"), "used"),
+            Query(value("penstock_queue_memory_limit_bytes"), "limit"),
         ),
     ),
     Graph(
@@ -90,10 +91,8 @@ GRAPHS = (
         "New ones within the window: messages that could not be used, by reason, and groups that arrived twice.",
         "none",
         (
-            Query(
-                f"sum by (run, reason) (increase(penstock_dead_letters_total{{{RUN}}}[$window]))", "{{run}} {{reason}}"
-            ),
-            Query(f"sum by (run) (increase(penstock_duplicate_groups_total{{{RUN}}}[$window]))", "{{run}} duplicates"),
+            Query(f"sum by (run, reason) (increase(penstock_dead_letters_total{{{RUN}}}[$window]))", "{{reason}}"),
+            Query(f"sum by (run) (increase(penstock_duplicate_groups_total{{{RUN}}}[$window]))", "duplicates"),
         ),
     ),
     Graph(
@@ -101,9 +100,9 @@ GRAPHS = (
         "Median and tenths of the scores of training completions, from a histogram; failed ones have none.",
         "none",
         (
-            Query(quantile(0.1, VALUE), "{{run}} 10 %"),
-            Query(quantile(0.5, VALUE), "{{run}} median"),
-            Query(quantile(0.9, VALUE), "{{run}} 90 %"),
+            Query(quantile(0.1, VALUE), "10 %"),
+            Query(quantile(0.5, VALUE), "median"),
+            Query(quantile(0.9, VALUE), "90 %"),
         ),
         least=None,
     ),
@@ -112,21 +111,21 @@ GRAPHS = (
         "By function. Near reward.timeout_seconds calls fail.",
         "s",
         (
-            Query(quantile(0.5, SCORE, "run, function"), "{{run}} {{function}} median"),
-            Query(quantile(0.95, SCORE, "run, function"), "{{run}} {{function}} 95 %"),
+            Query(quantile(0.5, SCORE, "run, function"), "{{function}} median"),
+            Query(quantile(0.95, SCORE, "run, function"), "{{function}} 95 %"),
         ),
     ),
     Graph(
         "Reward calls",
         "Calls per second by function, failed ones included.",
         "cps",
-        (Query(rate(f"{SCORE}_count", "run, function"), "{{run}} {{function}}"),),
+        (Query(rate(f"{SCORE}_count", "run, function"), "{{function}}"),),
     ),
     Graph(
         "Failed reward calls",
         "Per second, by reason, each attempt counted. A failed reward is masked, never a reward of 0.",
         "cps",
-        (Query(rate("penstock_reward_failures_total", "run, reason"), "{{run}} {{reason}}"),),
+        (Query(rate("penstock_reward_failures_total", "run, reason"), "{{reason}}"),),
         stacked=True,
     ),
     Graph(
@@ -134,8 +133,8 @@ GRAPHS = (
         "1 while calls of a function are kept back because many in a row failed, and groups that are parked meanwhile.",
         "none",
         (
-            Query(value("penstock_reward_breaker_open", "run, function"), "{{run}} {{function}} open"),
-            Query(value("penstock_reward_groups_parked", how="sum"), "{{run}} parked groups"),
+            Query(value("penstock_reward_breaker_open", "run, function"), "{{function}} open"),
+            Query(value("penstock_reward_groups_parked", how="sum"), "parked groups"),
         ),
     ),
 )

@@ -2,7 +2,8 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import RUN, TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.panels import TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.source import RUN
 
 SERVER = "run, instance"
 GROUP = "penstock_rollout_group_duration_seconds"
@@ -64,6 +65,7 @@ GRAPHS = (
         TOKENS,
         (Query(rate("penstock_rollout_completion_tokens_total", SERVER), "{{instance}}"),),
         stacked=True,
+        pushes=True,
     ),
     Graph(
         "Running groups",
@@ -77,8 +79,8 @@ GRAPHS = (
         "From request to answer. Far apart: a few long completions delay their batch (docs/staleness.md).",
         "s",
         (
-            Query(quantile(0.5, GROUP), "{{run}} median"),
-            Query(quantile(0.95, GROUP), "{{run}} 95 %"),
+            Query(quantile(0.5, GROUP), "median"),
+            Query(quantile(0.95, GROUP), "95 %"),
         ),
     ),
     Graph(
@@ -86,14 +88,14 @@ GRAPHS = (
         "Groups per second by outcome. late and returned are work done twice; the server's log explains engine_died, "
         "rejected and failed.",
         "cps",
-        (Query(rate("penstock_rollout_groups_total", "run, outcome"), "{{run}} {{outcome}}"),),
+        (Query(rate("penstock_rollout_groups_total", "run, outcome"), "{{outcome}}"),),
         stacked=True,
     ),
     Graph(
         "Servers by state",
         "From their records and the results of pushes. waiting: without weights; updating: loads weights.",
         "none",
-        (Query(value("penstock_rollout_servers", "run, state"), "{{run}} {{state}}"),),
+        (Query(value("penstock_rollout_servers", "run, state"), "{{state}}"),),
         stacked=True,
     ),
     Graph(
@@ -102,16 +104,17 @@ GRAPHS = (
         "none",
         (
             Query(value("penstock_rollout_policy_version", SERVER), "{{instance}}"),
-            Query(value("penstock_trainer_policy_version"), "{{run}} trainer"),
+            Query(value("penstock_trainer_policy_version"), "trainer"),
         ),
+        pushes=True,
     ),
     Graph(
         "Weight updates",
         "From the start of a load on one server until generation continues.",
         "s",
         (
-            Query(quantile(0.5, UPDATE, "run, transport"), "{{run}} {{transport}} median"),
-            Query(quantile(0.95, UPDATE, "run, transport"), "{{run}} {{transport}} 95 %"),
+            Query(quantile(0.5, UPDATE, "run, transport"), "{{transport}} median"),
+            Query(quantile(0.95, UPDATE, "run, transport"), "{{transport}} 95 %"),
         ),
     ),
     Graph(
@@ -119,6 +122,7 @@ GRAPHS = (
         "Share of the time in which each server holds its requests for new weights.",
         "percentunit",
         (Query(rate("penstock_rollout_paused_seconds_total", SERVER), "{{instance}}"),),
+        pushes=True,
     ),
 )
 

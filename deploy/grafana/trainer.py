@@ -2,7 +2,8 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import RUN, TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.panels import TOKENS, Figure, Graph, Query, make_dashboard, quantile, rate, value
+from deploy.grafana.source import RUN
 
 STEP = "penstock_trainer_step_duration_seconds"
 PUBLISH = "penstock_trainer_weight_publish_duration_seconds"
@@ -11,7 +12,7 @@ WORK = 'phase=~"pack|forward_backward|optimizer|stage|commit"'
 
 
 def _trainer(name: str, legend: str) -> Query:
-    return Query(value(f"penstock_trainer_{name}"), f"{{{{run}}}} {legend}")
+    return Query(value(f"penstock_trainer_{name}"), legend)
 
 
 def _mean(histogram: str) -> str:
@@ -91,6 +92,7 @@ GRAPHS = (
         "none",
         (_trainer("behaviour_kl", "from the sampler"), _trainer("reference_kl", "from the reference")),
         least=None,
+        pushes=True,
     ),
     Graph(
         "Trust region",
@@ -126,7 +128,7 @@ GRAPHS = (
         "Tokens left out of the loss",
         "Share of the trained tokens that were masked, by reason.",
         "percentunit",
-        (Query(value("penstock_trainer_masked_ratio", "run, reason"), "{{run}} {{reason}}"),),
+        (Query(value("penstock_trainer_masked_ratio", "run, reason"), "{{reason}}"),),
     ),
     Graph(
         "Work of a step",
@@ -136,7 +138,7 @@ GRAPHS = (
             Query(
                 f"{rate(f'{STEP}_sum', 'run, phase', WORK)} / on (run) group_left "
                 + rate(f"{STEP}_count", labels=PHASE_STEP),
-                "{{run}} {{phase}}",
+                "{{phase}}",
             ),
         ),
         stacked=True,
@@ -145,22 +147,22 @@ GRAPHS = (
         "Pushes",
         "Time to push a version to all servers, during training; push_wait in the overview is the wait of training.",
         "s",
-        (Query(quantile(0.5, PUBLISH), "{{run}} median"), Query(quantile(0.95, PUBLISH), "{{run}} 95 %")),
+        (Query(quantile(0.5, PUBLISH), "median"), Query(quantile(0.95, PUBLISH), "95 %")),
     ),
     Graph(
         "Checkpoints",
         "Mean time to write one, during training, and the part for which training stops, since the trainer started.",
         "s",
         (
-            Query(_mean("penstock_trainer_checkpoint_duration_seconds"), "{{run}} writing"),
-            Query(_mean("penstock_trainer_checkpoint_exposed_seconds"), "{{run}} standing still"),
+            Query(_mean("penstock_trainer_checkpoint_duration_seconds"), "writing"),
+            Query(_mean("penstock_trainer_checkpoint_exposed_seconds"), "standing still"),
         ),
     ),
     Graph(
         "Steps by outcome",
         "Steps per second. unchanged: no completion had a gradient; non_finite: loss or gradient was not a number.",
         "cps",
-        (Query(rate("penstock_trainer_steps_total", "run, outcome"), "{{run}} {{outcome}}"),),
+        (Query(rate("penstock_trainer_steps_total", "run, outcome"), "{{outcome}}"),),
         stacked=True,
     ),
 )

@@ -5,6 +5,7 @@ user's only in its targets and its scrape interval.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -29,12 +30,13 @@ from benchmarks.chaos.parts import make_pure_engine
 from penstock.contracts import PolicyIdentity, Score, ServiceKind, VersionSpan, pack_float32, pack_int32
 from penstock.contracts.trajectories import Episode, EpisodeCounts, Node
 from penstock_agent.metrics import AgentMetrics
+from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.telemetry.episode_metrics import FIGURES as EPISODE_FIGURES
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.records import StepLine
 
 PROMETHEUS_FOLDER = ROOT / "deploy" / "prometheus"
-RUN, EPISODES = "watched", "episodes"  # what runs, and what only has metrics
+RUN, EPISODES = "watched", "episodes"  # what runs, and what only has metrics, of a run in trouble
 NUM_PROMPTS = 16
 EPOCHS = 10_000  # more than it will ever train: the test ends it
 START_SECONDS = 90.0  # mostly for imports
@@ -99,26 +101,32 @@ def _config(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving_episodes(folder: Path) -> Iterator[None]:
-    """A run of episodes without processes: only the metrics of its agent service, of which everything happens twice a
-    second, and of its trainer.
+    """A run of episodes without processes: only the metrics of its services, in which everything happens twice a second
+    that a healthy run does not have: failed attempts, steps that are not finite, dead letters, restarted engines.
     """
-    agent, trainer = AgentMetrics(), TrainerMetrics(of_episodes=True)
+    agent, trainer, rollout = AgentMetrics(), TrainerMetrics(of_episodes=True), RolloutMetrics()
     agent.watch(running=lambda: 2, waiting=lambda: 0)
     trainer.queue.show_services(dict.fromkeys(ServiceKind, 1), {})
-    trainer.observe_step(
-        StepLine(1, 1, 0.0, (0,), 0.0, 1.0, {}, 0.5, 10, 0.5, 0, 0.0, dict.fromkeys(EPISODE_FIGURES, 1.0)),
-        [],
-        outcome="trained",
-    )
     ended = threading.Event()
 
     def happen() -> None:
-        while not ended.wait(LOOK_SECONDS):
+        figures = dict.fromkeys(EPISODE_FIGURES, 1.0)
+        for number in itertools.count(1):
+            if ended.wait(LOOK_SECONDS):
+                return
             _let_an_episode_end(agent)
+            line = StepLine(number, 1, 0.0, (0,), 0.0, time.time(), {}, 0.5, 10, 0.5, 0, 0.0, figures)
+            trainer.observe_step(line, [], outcome="non_finite")
+            trainer.queue.show_streams({"dead": number}, {})
+            rollout.engine_restarted()
 
     servers = {
         job: start_http_server(0, addr="127.0.0.1", registry=registry)
-        for job, registry in (("agent", agent.registry), ("trainer", trainer.registry))
+        for job, registry in (
+            ("agent", agent.registry),
+            ("trainer", trainer.registry),
+            ("rollout", rollout.registry),
+        )
     }
     worker = threading.Thread(target=happen)
     worker.start()
@@ -192,8 +200,8 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running_prometheus(folder: Path, targets: Path) -> Iterator[Prometheus]:
-    """Prometheus with deploy/prometheus/cluster.yml, looking at `targets` every second."""
-    configuration = yaml.safe_load((PROMETHEUS_FOLDER / "cluster.yml").read_text())
+    """Prometheus with deploy/prometheus/prometheus.yml, looking at `targets` every second."""
+    configuration = yaml.safe_load((PROMETHEUS_FOLDER / "prometheus.yml").read_text())
     configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(PROMETHEUS_FOLDER / each) for each in configuration["rule_files"]]
     [job] = configuration["scrape_configs"]

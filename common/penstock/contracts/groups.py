@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.contracts.trajectories import Completion, Episode, Score, Trajectory
+from penstock.contracts.trajectories import Completion, Episode, Score, Trajectory, require_scores
 from penstock.contracts.vocabulary import Purpose
 from penstock.contracts.wire import Contract
 
@@ -134,11 +134,14 @@ class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group
 
 
 class ScoredGroup(Contract, frozen=True, tag_field="schema", tag="scored-group/2"):
-    """A rollout group with one score per trajectory."""
+    """A rollout group with one score per trajectory.
+
+    functions: the reward functions of the scores; none in a message of a release that did not name them.
+    """
 
     group: RolloutGroup
     scores: tuple[Score, ...]
+    functions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.scores) != len(self.group.ticket.seeds):
-            raise ValueError(f"{len(self.scores)} scores for {len(self.group.ticket.seeds)} seeds")
+        require_scores(self.scores, len(self.group.ticket.seeds), self.functions)

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from penstock.contracts.groups import RolloutGroup, ScoredGroup, Ticket
-from penstock.contracts.trajectories import Completion, Episode, Score
+from penstock.contracts.trajectories import Completion, Episode, Score, require_scores
 from penstock.contracts.wire import Contract, MalformedMessageError, decode, encode
 
 
@@ -47,14 +47,14 @@ class RolloutHeader(Contract, frozen=True, tag_field="schema", tag="rollout-grou
 
 
 class ScoredHeader(Contract, frozen=True, tag_field="schema", tag="scored-group/3"):
-    """A scored group without its completions; there is one score per completion."""
+    """A scored group without its completions; for scores and functions see `ScoredGroup`."""
 
     group: RolloutHeader
     scores: tuple[Score, ...]
+    functions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.scores) != len(self.group.ticket.seeds):
-            raise ValueError(f"{len(self.scores)} scores for {len(self.group.ticket.seeds)} seeds")
+        require_scores(self.scores, len(self.group.ticket.seeds), self.functions)
 
 
 class CompletionsPart(Contract, frozen=True, tag_field="schema", tag="completions/1"):
@@ -134,7 +134,7 @@ def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> Rollo
 
 def scored_group(scored: ScoredHeader, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
     """The group that the trainer trains or evaluates, from its parts."""
-    return ScoredGroup(group_of(scored.group, parts), scored.scores)
+    return ScoredGroup(group_of(scored.group, parts), scored.scores, scored.functions)
 
 
 P = TypeVar("P", CompletionsPart, EpisodesPart, TextsPart)

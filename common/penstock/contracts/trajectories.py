@@ -8,10 +8,11 @@ of nodes, because an agent may go back, edit its history or start sub-agents: no
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 
-from penstock.contracts.vocabulary import EpisodeEnd, FinishReason
+from penstock.contracts.vocabulary import Cut, EpisodeEnd, FinishReason
 from penstock.contracts.wire import Contract
 
 
@@ -90,25 +91,42 @@ class Completion(Contract, frozen=True):
         return self.num_tokens - (self.loss_mask or b"").count(0)
 
     @property
+    def is_truncated(self) -> bool:
+        """Whether it reached its limit of tokens."""
+        return self.finish_reason == "length"
+
+    @property
     def oldest_version(self) -> int | None:
         """The lowest version number among its spans; None for an empty completion."""
         return min((span.policy.number for span in self.spans), default=None)
 
 
-class Score(Contract, frozen=True):
+class Score(Contract, frozen=True, omit_defaults=True):
     """The reward of one completion: a finite value, or the reason why there is none.
 
     A failure is a third state and never a zero: `value` is None exactly if `failure` is set.
+    values: what each reward function gave, unweighted, in the order of the group's `functions`; None: it failed. Empty
+    if the value of the only function is `value` itself, and if no function was called.
     """
 
     value: float | None
     failure: str = ""
+    values: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.value is None) != bool(self.failure):
             raise ValueError(f"value {self.value} with failure {self.failure!r}: expected exactly one of them")
-        if self.value is not None and not abs(self.value) < float("inf"):
-            raise ValueError(f"value {self.value}: expected a finite number")
+        for value in (self.value, *self.values):
+            if value is not None and not abs(value) < float("inf"):
+                raise ValueError(f"value {value}: expected a finite number")
+
+
+def require_scores(scores: Sequence[Score], num_seeds: int, functions: Sequence[str]) -> None:
+    """ValueError unless there is one score per seed, each with no values or one of each function."""
+    if len(scores) != num_seeds:
+        raise ValueError(f"{len(scores)} scores for {num_seeds} seeds")
+    if wrong := [len(score.values) for score in scores if len(score.values) not in (0, len(functions))]:
+        raise ValueError(f"a score has {wrong[0]} values: expected none, or one of each of {len(functions)} functions")
 
 
 class Node(Contract, frozen=True):
@@ -225,6 +243,11 @@ class Episode(Contract, frozen=True):
     def num_loss_tokens(self) -> int:
         """Tokens that are trained, each once."""
         return sum(node.num_tokens for node in self.nodes if node.is_trained)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it reached its limit of turns or tokens."""
+        return self.end in get_args(Cut)
 
     @property
     def spans(self) -> tuple[VersionSpan, ...]:

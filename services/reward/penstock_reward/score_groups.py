@@ -128,4 +128,4 @@ async def _scored(
         log.warning(
             "%d of %d scores failed, first: %s", len(failures), len(verdicts), failures[0], extra={"ticket": ticket.key}
         )
-    return ScoredHeader(group, tuple(verdict.score for verdict in verdicts))
+    return ScoredHeader(group, tuple(verdict.score for verdict in verdicts), attempts.functions)

@@ -202,11 +202,12 @@ class Releases:
         self._changed.set()
 
     def _note(self, push: Push) -> None:
-        metrics = self._metrics
-        metrics.publish_duration.observe(push.seconds)
-        metrics.pushes.labels(outcome="live").inc(len(push.live))
-        metrics.pushes.labels(outcome="fenced").inc(len(push.fenced))
-        metrics.push_exposed.labels(part="generation").inc(push.paused_seconds)
+        self._metrics.pushed(
+            num_live=len(push.live),
+            num_fenced=len(push.fenced),
+            seconds=push.seconds,
+            paused_seconds=push.paused_seconds,
+        )
         self._status.fenced = push.fenced
         self._seconds["push"] += push.seconds
         self._seconds["push_paused"] += push.paused_seconds

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
-from penstock_trainer.batching.rewards import rewards_of
+from penstock_trainer.batching.rewards import function_figures, rewards_of
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
@@ -56,7 +56,7 @@ class Reports:
         self._tracking = tracking
         self._max_lag = max_lag
         self._first = True
-        self._show_run()
+        self._metrics.show_run(self._status.steps, self._progress)
 
     def phase(self, phase: str) -> None:
         """Set the present work of the trainer, in words."""
@@ -106,12 +106,13 @@ class Reports:
             staleness_max=max(staleness, default=0),
             staleness_mean=sum(staleness) / len(staleness) if staleness else 0.0,
             statistics={**figures_of(result), **episode_figures(groups)},
+            rewards=function_figures(groups),
         )
         self._progress.add_step(line)
         self._tracking.step(line)
         self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
         self._status.steps = step + 1
-        self._show_run()
+        self._metrics.show_run(self._status.steps, self._progress)
         log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
 
     def is_reported(self, step: int) -> bool:
@@ -130,22 +131,15 @@ class Reports:
         for each in replayed:
             self.step(each.step, each.groups, Clock(), each.result, each.versions)
         self._status.policy = PolicyIdentity(version, "")
-        self._show_run()
+        self._metrics.show_run(self._status.steps, self._progress)
 
     def evals(self) -> None:
         """Report the evaluations that have been completed since the last call."""
         for result in self._evaluation.take_results():
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
-            self._show_run()
+            self._metrics.show_run(self._status.steps, self._progress)
             log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
-
-    def _show_run(self) -> None:
-        self._metrics.show_run(
-            num_steps=self._status.steps,
-            accuracy=self._progress.last_accuracy,
-            gap_to_ideal=self._progress.gap_to_ideal,
-        )
 
 
 def outcome_of(result: StepResult) -> str:

@@ -1,5 +1,6 @@
 """Promises of docker-compose.yml and the Dockerfile, checked without a container engine."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from penstock.config.load import build_config
 from penstock.config.sources import read_yaml
 from penstock.contracts import ServiceKind
 from penstock_launch.services import COMMON_TUNING, TUNING
+from penstock_trainer.telemetry.scrape_targets import SUFFIX
 from tests.patience import START_SECONDS
 from tests.unit.repository.dockerfile import environment_of as environment_of_image
 from tests.unit.repository.dockerfile import finals, lineage, value_of
@@ -132,6 +134,18 @@ def test_a_run_without_episodes_has_no_agent_service() -> None:
     assert settings["COMPOSE_PROFILES"] == "demo"
 
 
+def test_prometheus_reads_the_list_of_services_that_the_trainer_keeps() -> None:
+    folder = ROOT / "deploy" / "prometheus"
+    [job] = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]
+    [pattern] = job["file_sd_configs"][0]["files"]
+    mounted = dict(volume.split(":")[:2] for volume in services()["prometheus"]["volumes"])
+    lists = os.path.normpath(os.path.join(mounted["./deploy/prometheus"], pattern))
+    written = dict(volume.split(":")[:2] for volume in services()["trainer"]["volumes"])
+    config = build_config(read_yaml(ROOT / "examples/demo/config.yaml"), {}, environment_of("trainer", *COMPOSE_FILES))
+    assert written["runs"] == f"/penstock/{config.run.root}"
+    assert lists == f"{mounted['runs']}/*{SUFFIX}"
+
+
 def test_environments_and_reward_functions_are_found_in_the_same_folder() -> None:
     files = "./${FILES:-examples}:/penstock/${FILES:-examples}:ro"
     assert [name for name in OWN if files not in services()[name]["volumes"]] == []
@@ -211,10 +225,9 @@ def test_further_rollout_servers_are_like_the_first() -> None:
     for name, service in further.items():
         variable = f"ROLLOUT_{name.removeprefix('rollout-')}_GPUS"
         assert service["extends"] == {"file": "docker-compose.yml", "service": "rollout"}
-        assert service["networks"] == {"work": {"aliases": ["rollout"]}}  # Prometheus looks for this name
         assert service["scale"] == f"0${{{variable}:+1}}"
         assert service["environment"] == first["environment"] | {"CUDA_VISIBLE_DEVICES": f"${{{variable}:-}}"}
-        same = service.keys() - {"extends", "networks", "scale", "environment"}
+        same = service.keys() - {"extends", "scale", "environment"}
         assert {key: service[key] for key in same} == {key: first[key] for key in first if key != "environment"}
 
 

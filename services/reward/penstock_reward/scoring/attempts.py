@@ -78,6 +78,11 @@ class Attempts:
         self._num_probes = 0
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions of the scores, in the order of their values."""
+        return tuple(self._weights)
+
+    @property
     def blocked_by(self) -> str:
         """The open breaker that blocks it, and why that is open; empty if there is none."""
         breaker = self._breakers.blocking(call.function for call in self._due)
@@ -174,6 +179,7 @@ class Settled:
     """Attempts without a call: all scores failed for one reason."""
 
     blocked_by = ""
+    functions: tuple[str, ...] = ()
 
     def __init__(self, verdict: Verdict, num_completions: int) -> None:
         self._verdicts = [Verdict(Score(None, verdict.score.failure), verdict.kinds)] * num_completions

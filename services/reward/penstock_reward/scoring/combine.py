@@ -2,7 +2,8 @@
 
 Owns the rule. Invariants: a failed component makes the full score failed, never 0 and never a partial sum, and the
 reason names the function; no score is larger than `max_magnitude`, since the trainer squares rewards: a finite one can
-be infinite there. No I/O, logging, metrics or config.
+be infinite there; the value that each function gave travels along, also if another failed. No I/O, logging, metrics or
+config.
 """
 
 from collections.abc import Mapping
@@ -21,27 +22,37 @@ class Verdict:
     kinds: frozenset[FailureKind] = frozenset()
 
 
-def failed(kind: FailureKind, reason: str) -> Verdict:
+def failed(kind: FailureKind, reason: str, values: tuple[float | None, ...] = ()) -> Verdict:
     """A score that has no value."""
-    return Verdict(Score(None, reason), frozenset({kind}))
+    return Verdict(Score(None, reason, values), frozenset({kind}))
 
 
 def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome], max_magnitude: float) -> Verdict:
     """sum(weight * value) over the functions of `weights`; failed if any of them failed. Each needs an outcome."""
+    given = _values(weights, outcomes)
     failures = [(name, outcomes[name]) for name in weights if outcomes[name].value is None]
     if failures:
         kinds = frozenset(outcome.kind for _, outcome in failures if outcome.kind is not None)
-        return Verdict(Score(None, "; ".join(f"{name}: {outcome.reason}" for name, outcome in failures)), kinds)
-    values = [weight * value for name, weight in weights.items() if (value := outcomes[name].value) is not None]
+        reason = "; ".join(f"{name}: {outcome.reason}" for name, outcome in failures)
+        return Verdict(Score(None, reason, given), kinds)
+    terms = [weight * value for name, weight in weights.items() if (value := outcomes[name].value) is not None]
     try:
-        total = fsum(values)
+        total = fsum(terms)
     except (OverflowError, ValueError):  # the sum, or two terms of opposite signs, are beyond what a float holds
         total = inf
     if abs(total) > max_magnitude:
-        terms = ", ".join(f"{name} {outcomes[name].value:g} * {weight:g}" for name, weight in weights.items())
+        shown = ", ".join(f"{name} {outcomes[name].value:g} * {weight:g}" for name, weight in weights.items())
         return failed(
             "too_large",
-            f"the score is {total:g} ({terms}); expected at most {max_magnitude:g} either way: scale the function or "
+            f"the score is {total:g} ({shown}); expected at most {max_magnitude:g} either way: scale the function or "
             "its weight in reward.functions, or raise reward.max_magnitude",
+            given,
         )
-    return Verdict(Score(total))
+    return Verdict(Score(total, values=given))
+
+
+def _values(weights: Mapping[str, float], outcomes: Mapping[str, Outcome]) -> tuple[float | None, ...]:
+    """What each function gave; none if that of the only one is the score."""
+    if list(weights.values()) == [1.0]:
+        return ()
+    return tuple(outcomes[name].value for name in weights)

@@ -44,6 +44,8 @@ class BatchCounts:
     num_loss_tokens: of valid completions; masked_stale: the share of them that is too old (`masking`).
     num_stale_completions, num_stale_groups: valid completions all of whose loss tokens are too old; groups with an
     advantage that have no gradient for that reason.
+    failed_reward_ratio, truncated_ratio: of all completions of the batch, those without a reward, and those that
+    reached a limit of length. no_signal_ratio: of all its groups, those without an advantage: degenerate or failed.
     reward_*: over valid completions, as scored; nan without any.
     advantage_*: over the valid completions of the counted groups. length_*: mean loss tokens of valid completions
     (generated) and of what is not masked of those with an advantage (trained); length_bias is trained over generated, 1
@@ -59,6 +61,9 @@ class BatchCounts:
     masked_stale: float
     num_stale_completions: int
     num_stale_groups: int
+    failed_reward_ratio: float
+    truncated_ratio: float
+    no_signal_ratio: float
     reward_mean: float
     reward_std: float
     reward_min: float
@@ -80,18 +85,24 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
     num_loss_tokens = sum(each.num_loss_tokens for each in flat)
     num_trained_tokens = sum(each.num_trained_tokens for each in flat)
     advantages = [each.advantage for each in flat]
+    trajectories = [each for group in groups for each in group.group.trajectories]
+    num_degenerate = sum(_is_degenerate(groups[group[0].index.group]) for group in candidates)
+    num_failed = len(groups) - len(candidates)
     generated_mean = _mean([each.num_loss_tokens for each in flat])
     trained_mean = _mean([each.num_trained_tokens for each in flat if each.advantage and each.num_trained_tokens])
     return BatchCounts(
         num_groups=len(candidates),
-        num_failed_groups=len(groups) - len(candidates),
-        num_degenerate_groups=sum(_is_degenerate(groups[group[0].index.group]) for group in candidates),
+        num_failed_groups=num_failed,
+        num_degenerate_groups=num_degenerate,
         num_completions=len(flat),
         num_failed_completions=len(rewards) - len(values),
         num_loss_tokens=num_loss_tokens,
         masked_stale=1 - num_trained_tokens / num_loss_tokens if num_loss_tokens else 0.0,
         num_stale_completions=sum(each.num_loss_tokens > 0 == each.num_trained_tokens for each in flat),
         num_stale_groups=sum(map(_is_stale, candidates)),
+        failed_reward_ratio=1 - len(values) / len(rewards) if rewards else 0.0,
+        truncated_ratio=_mean([each.is_truncated for each in trajectories]),
+        no_signal_ratio=(num_degenerate + num_failed) / len(groups) if groups else 0.0,
         reward_mean=mean,
         reward_std=math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)) if values else math.nan,
         reward_min=min(values, default=math.nan),

@@ -1,8 +1,15 @@
-"""The rewards of a group, as scored: None marks a trajectory that failed.
+"""The rewards of a group, as scored: None marks a trajectory that failed. And those of each reward function.
 
 Owns which trajectories count. Invariant: one without a score never counts, nor does an episode that the infrastructure
 ended, or in which nothing was sampled, whatever a reward function says of its empty transcript. Pure.
+
+A function's figures are over the trajectories to which it gave a value: a failure is no value, never a 0, and takes
+nothing from the figures of the others.
 """
+
+from collections.abc import Iterable
+
+import numpy as np
 
 from penstock.contracts import Episode, Score, ScoredGroup, Trajectory
 
@@ -16,6 +23,45 @@ def rewards_of(group: ScoredGroup) -> list[float | None]:
         return values
     triples = zip(group.group.episodes, group.scores, values, strict=True)
     return [None if failure_of(episode, score) else value for episode, score, value in triples]
+
+
+def values_by_function(group: ScoredGroup) -> list[dict[str, float | None]]:
+    """The unweighted value of each function, by trajectory; None: it failed. Functions that were not called are absent.
+
+    A group of two functions, of which the second failed for the last completion:
+
+    [{"math": 1.0, "format_regex": 0.0}, {"math": 0.0, "format_regex": None}]
+    """
+    return [
+        _values(group.functions, reward, score) for reward, score in zip(rewards_of(group), group.scores, strict=True)
+    ]
+
+
+def _values(functions: tuple[str, ...], reward: float | None, score: Score) -> dict[str, float | None]:
+    if score.value is not None and reward is None:
+        return {}  # what they said of an episode that does not count
+    if len(functions) == 1 and not score.values:
+        return {functions[0]: reward}
+    return dict(zip(functions, score.values, strict=False))
+
+
+def function_figures(groups: Iterable[ScoredGroup]) -> dict[str, dict[str, float]]:
+    """Of each function: mean and std of the values that it gave, if it gave any, and num_failed."""
+    given: dict[str, list[float | None]] = {}
+    for group in groups:
+        for each in values_by_function(group):
+            for name, value in each.items():
+                given.setdefault(name, []).append(value)
+    return {name: _figures(values) for name, values in given.items()}
+
+
+def _figures(values: list[float | None]) -> dict[str, float]:
+    valid = np.array([value for value in values if value is not None])
+    failed = {"num_failed": len(values) - len(valid)}
+    if not len(valid):
+        return dict(failed)
+    with np.errstate(over="ignore"):  # one value has no bound, only the sum has
+        return {"mean": float(valid.mean()), "std": float(valid.std()), **failed}
 
 
 def failure_of(trajectory: Trajectory, score: Score) -> str:

@@ -99,5 +99,6 @@ class CheckpointWriter:
         committed = (await self._queue.ledger()).checkpoints
         oldest_needed = await asyncio.to_thread(self._checkpoints.prune, committed)
         await asyncio.to_thread(self._step_files.prune, oldest_needed)
-        self._metrics.checkpoint_duration.observe(time.monotonic() - start)
-        log.info("checkpoint %s is written in %.2f s", record.name, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._metrics.checkpoint_written(seconds)
+        log.info("checkpoint %s is written in %.2f s", record.name, seconds)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from penstock.config import Config
 from penstock.contracts import Sampling, ScoredGroup, Ticket
-from penstock_trainer.batching.rewards import rewards_of
+from penstock_trainer.batching.rewards import function_figures, rewards_of
 from penstock_trainer.data.draws import eval_ticket
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.telemetry.records import EvalResult, EvalSample
@@ -110,6 +110,7 @@ class Evaluation:
             oldest_version=min(versions, default=0),
             newest_version=max(versions, default=0),
             samples=tuple(sample(group) for group in groups[: self._config.eval.num_shown]),
+            rewards=function_figures(groups),
         )
 
 

@@ -5,7 +5,8 @@ keeps apart from 0.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -13,11 +14,13 @@ from prometheus_client.process_collector import ProcessCollector
 from penstock.config import Config
 from penstock.runtime.metrics import SecondsCounter
 from penstock_trainer.telemetry.episode_metrics import EpisodeMetrics
+from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.queue_metrics import QueueMetrics
 from penstock_trainer.telemetry.records import StepLine
 
 MASKED = "masked_"
-OUTCOMES = ("trained", "unchanged", "non_finite")
+NON_FINITE = "non_finite"
+OUTCOMES = ("trained", "unchanged", NON_FINITE)
 SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32)
 STATISTICS = {
@@ -38,6 +41,9 @@ STATISTICS = {
     "reward_std": "Standard deviation of the rewards of the last batch",
     "reward_min": "Smallest reward of the last batch",
     "reward_max": "Largest reward of the last batch",
+    "failed_reward_ratio": "Share of the completions of the last batch whose reward failed",
+    "no_signal_ratio": "Share of the groups of the last batch without an advantage: equal rewards, or fewer than two",
+    "truncated_ratio": "Share of the completions of the last batch that reached a limit of length",
     "advantage_std": "Root mean square of the advantages of the last batch",
     "advantage_min": "Smallest advantage of the last batch",
     "advantage_max": "Largest advantage of the last batch",
@@ -90,12 +96,16 @@ class TrainerMetrics:
         self._staleness_limit = gauge("trainer_staleness_limit_versions", "staleness.max_staleness of the run")
         self._masked = gauge("trainer_masked_ratio", "Share of trained tokens left out of the loss", "reason")
         self._statistics = {name: unknown(f"trainer_{name}", text) for name, text in STATISTICS.items()}
+        self._function_means = gauge(
+            "trainer_reward_function_mean", "Mean value of a reward function in the last batch, unweighted", "function"
+        )
+        self._functions: set[str] = set()
         self.idle = SecondsCounter(
             "penstock_trainer_idle_seconds", "Time spent waiting for a batch or for a push", registry=registry
         )
-        self.pushes = counter("trainer_weight_pushes", "Pushes of a version to one server", "outcome")
+        self._pushes = counter("trainer_weight_pushes", "Pushes of a version to one server", "outcome")
         for outcome in ("live", "fenced"):
-            self.pushes.labels(outcome=outcome)
+            self._pushes.labels(outcome=outcome)
         self.push_exposed = counter(
             "trainer_weight_exposed_seconds",
             "Time that training waited or generation paused for weights",
@@ -112,16 +122,22 @@ class TrainerMetrics:
             "trainer_without_progress_seconds", "Time without a step, an arrival, a push or work of the trainer's own"
         )
         self._stall_limit = gauge("trainer_stall_limit_seconds", "Without progress for this long, the trainer exits")
-        self.publish_duration = seconds(
+        self._publish_duration = seconds(
             "trainer_weight_publish_duration_seconds", "Time to push a version to all servers"
         )
-        self.checkpoint_duration = seconds(
+        self._checkpoint_duration = seconds(
             "trainer_checkpoint_duration_seconds", "Time to write a checkpoint, in parallel to training"
         )
         self.checkpoint_exposed = seconds(
             "trainer_checkpoint_exposed_seconds", "Time that training stood still for a checkpoint's copy"
         )
+        self._last = gauge(
+            "trainer_last_event_timestamp_seconds",
+            "When the last step, push, checkpoint or step that was not finite ended, in Unix seconds",
+            "event",
+        )
         self._heldout_accuracy = unknown("eval_accuracy_ratio", "Share of held-out prompts answered right")
+        self._first_accuracy = unknown("eval_first_accuracy_ratio", "The same share at the first evaluation of the run")
         self._gap_to_ideal = unknown(
             "trainer_gap_to_ideal_ratio",
             "Step time over the longer of generation and training time, minus 1, over the last 10 steps",
@@ -144,21 +160,43 @@ class TrainerMetrics:
         """Read the time without progress whenever the metrics are read."""
         self._without_progress.set_function(seconds_without)
 
-    def show_run(self, *, num_steps: int, accuracy: float | None, gap_to_ideal: float | None) -> None:
-        """Show figures of the full run; None if there is none yet."""
+    def show_run(self, num_steps: int, progress: Progress) -> None:
+        """Show figures of the full run, over all lives of the trainer."""
         self._run_steps.set(num_steps)
-        self._heldout_accuracy.set(math.nan if accuracy is None else accuracy)
-        self._gap_to_ideal.set(math.nan if gap_to_ideal is None else gap_to_ideal)
+        for gauge, value in (
+            (self._first_accuracy, progress.first_accuracy),
+            (self._heldout_accuracy, progress.last_accuracy),
+            (self._gap_to_ideal, progress.gap_to_ideal),
+        ):
+            gauge.set(math.nan if value is None else value)
+        if progress.recent:
+            self._last.labels(event="step").set(progress.recent[-1].ended_at)
+
+    def pushed(self, *, num_live: int, num_fenced: int, seconds: float, paused_seconds: float) -> None:
+        """Count the push of a version to all servers."""
+        self._last.labels(event="push").set(time.time())
+        self._publish_duration.observe(seconds)
+        self._pushes.labels(outcome="live").inc(num_live)
+        self._pushes.labels(outcome="fenced").inc(num_fenced)
+        self.push_exposed.labels(part="generation").inc(paused_seconds)
+
+    def checkpoint_written(self, seconds: float) -> None:
+        """Show a checkpoint that counts from now on."""
+        self._last.labels(event="checkpoint").set(time.time())
+        self._checkpoint_duration.observe(seconds)
 
     def observe_step(self, line: StepLine, staleness: Sequence[int], *, outcome: str) -> None:
         """Show all figures of one step."""
         self._steps.labels(outcome=outcome).inc()
+        if outcome == NON_FINITE:
+            self._last.labels(event=NON_FINITE).set(line.ended_at)
         self._statistics["reward_mean"].set(line.reward_mean)
         for name, value in line.statistics.items():
             if name.startswith(MASKED):
                 self._masked.labels(reason=name.removeprefix(MASKED)).set(value)
             elif name in self._statistics:
                 self._statistics[name].set(value)
+        self._observe_functions(line.rewards)
         if self._episodes is not None:
             self._episodes.observe(line.statistics)
         for phase, seconds in line.seconds.items():
@@ -168,3 +206,9 @@ class TrainerMetrics:
         self._staleness_mean.set(line.staleness_mean)
         self._generation.inc(line.generation_seconds)
         self._tokens.inc(line.statistics.get("num_loss_tokens", 0))
+
+    def _observe_functions(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
+        """Their names are those of the configuration and of its rows; one that the batch lacks has no mean."""
+        self._functions |= rewards.keys()
+        for name in self._functions:
+            self._function_means.labels(name).set(rewards.get(name, {}).get("mean", math.nan))

@@ -151,6 +151,11 @@ class Progress:
         """Of the evaluation after the most steps: one that was requested earlier may end later."""
         return self._accuracies[max(self._accuracies)] if self._accuracies else None
 
+    @property
+    def first_accuracy(self) -> float | None:
+        """Of the evaluation after the fewest steps."""
+        return self._accuracies[min(self._accuracies)] if self._accuracies else None
+
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
         return (_decoded(line, StepLine) for line in _complete_lines(self._steps_path))

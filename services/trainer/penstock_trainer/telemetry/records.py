@@ -1,7 +1,7 @@
 """One step and one evaluation, as they are written and shown."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
 
@@ -21,6 +21,7 @@ class EvalResult:
     """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was requested.
 
     num_failed: prompts without a reward, which count as not accurate: it failed, or their ticket became poison.
+    rewards: as of a step.
     """
 
     steps: int
@@ -31,11 +32,15 @@ class EvalResult:
     oldest_version: int
     newest_version: int
     samples: tuple[EvalSample, ...]
+    rewards: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StepLine:
-    """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running."""
+    """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running.
+
+    rewards: the figures of each reward function, as `batching.rewards.function_figures` defines them.
+    """
 
     step: int
     version: int
@@ -50,6 +55,7 @@ class StepLine:
     staleness_max: int
     staleness_mean: float
     statistics: dict[str, float]
+    rewards: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:

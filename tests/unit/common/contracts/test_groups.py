@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Callable
+from typing import get_args
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from penstock.contracts import (
     Contract,
     Episode,
     EpisodeCounts,
+    EpisodeEnd,
     MalformedMessageError,
     Node,
     PolicyIdentity,
@@ -120,7 +122,10 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
     else:
         made = tuple(draw(episodes()) for _ in range(size))
         group = RolloutGroup(draw(tickets(size, "envs:Guess")), (), "agent-1", 1.0, 2.0, episodes=made)
-    return ScoredGroup(group, tuple(draw(scores) for _ in range(size)))
+    functions = tuple(draw(st.lists(st.text(max_size=5), unique=True, max_size=3)))
+    values = st.just(()) | st.tuples(*[st.none() | floats] * len(functions))
+    scored = [msgspec.structs.replace(draw(scores), values=draw(values)) for _ in range(size)]
+    return ScoredGroup(group, tuple(scored), functions)
 
 
 @given(scored_groups())
@@ -242,6 +247,25 @@ def test_counts_of_completions_seeds_and_scores_agree() -> None:
         ScoredGroup(group, (Score(1.0), Score(1.0)))
 
 
+def test_a_score_has_a_value_of_each_function_or_none() -> None:
+    group = RolloutGroup(example_ticket(), (Completion(b"", b"", b"", (), "", "abort"),), "s", 0.0, 1.0)
+    with pytest.raises(ValueError, match="a score has 1 values: expected none, or one of each of 2 functions"):
+        ScoredGroup(group, (Score(1.0, values=(1.0,)),), ("a", "b"))
+    with pytest.raises(ValueError, match="value inf: expected a finite number"):
+        Score(1.0, values=(math.inf,))
+
+
+def test_a_score_of_an_earlier_release_is_read_and_one_function_costs_nothing() -> None:
+    """Recorded steps hold such scores."""
+    earlier = msgspec.msgpack.encode({"value": 1.0, "failure": ""})
+    assert decode(earlier, Score) == Score(1.0)
+    assert len(encode(Score(1.0))) < len(earlier)
+    group = RolloutGroup(example_ticket(), (Completion(b"", b"", b"", (), "", "abort"),), "s", 0.0, 1.0)
+    fields = {**msgspec.msgpack.decode(encode(ScoredGroup(group, (Score(1.0),)))), "scores": [{"value": 0.5}]}
+    del fields["functions"]
+    assert decode(msgspec.msgpack.encode(fields), ScoredGroup) == ScoredGroup(group, (Score(0.5),))
+
+
 def sampled(ids: bytes = b"12345678", spans: tuple[VersionSpan, ...] = (SPAN,), parent: int = 0) -> Node:
     return Node(parent, ids, b"12345678", spans, "assistant")
 
@@ -287,6 +311,12 @@ def test_the_paths_of_an_episode_cover_its_nodes(episode: Episode) -> None:
     for path in paths:
         assert [episode.nodes[index].parent for index in path] == [-1, *path[:-1]]
     assert episode.num_tokens >= episode.num_loss_tokens == sum(n.num_tokens for n in episode.nodes if n.is_trained)
+
+
+@pytest.mark.parametrize("end", get_args(EpisodeEnd))
+def test_an_episode_is_truncated_at_a_limit_of_length(end: EpisodeEnd) -> None:
+    tree = (ROOT, sampled(parent=0))
+    assert Episode(tree, Score(1.0), end, EpisodeCounts(), 0.0, 1.0).is_truncated == end.startswith("max_")
 
 
 @pytest.mark.parametrize("environment", ["", "envs:Guess"])

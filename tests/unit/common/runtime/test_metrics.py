@@ -3,6 +3,9 @@
 import contextlib
 import math
 import re
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,13 +17,20 @@ from penstock_agent.metrics import AgentMetrics
 from penstock_reward.metrics import RewardMetrics
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_trainer.telemetry.metrics import TrainerMetrics
-from penstock_trainer.telemetry.records import StepLine
+from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 # The allowed labels. Each has few values, fixed by code or configuration; none is a ticket, group, process or host.
 LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}
-LABELS |= {"end", "waits_for", "code"}
+LABELS |= {"end", "waits_for", "code", "event"}
 NOT_BASE_UNITS = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|mib|gib|percent|pct)(_total)?$")
 REGISTRIES = [each.registry for each in (RolloutMetrics(), AgentMetrics(), RewardMetrics(), TrainerMetrics())]
+
+LAST = "penstock_trainer_last_event_timestamp_seconds"
+
+
+def make_line(ended_at: float) -> StepLine:
+    return StepLine(0, 1, 0.5, (1,), ended_at - 1.0, ended_at, {}, 0.0, 0, 0.75, 0, 0.0, {})
 
 
 def names(registry: CollectorRegistry) -> list[str]:
@@ -67,21 +77,53 @@ def test_a_counter_of_seconds_moves_while_something_goes_on() -> None:
     assert counter.seconds == 6
 
 
-def test_what_is_not_known_is_no_number() -> None:
+def test_what_is_not_known_is_no_number(tmp_path: Path) -> None:
     metrics = TrainerMetrics()
     value = metrics.registry.get_sample_value
     for name in ("trainer_reward_mean", "trainer_entropy", "trainer_gap_to_ideal_ratio", "eval_accuracy_ratio"):
         assert math.isnan(value(f"penstock_{name}") or 0.0), name
-    metrics.show_run(num_steps=3, accuracy=0.0, gap_to_ideal=None)
+    progress = Progress(tmp_path)
+    for steps, accuracy in ((10, 0.0), (0, 0.25)):
+        progress.add_eval(EvalResult(steps, accuracy, 0.0, 4, 0, 0, 0, ()))
+    metrics.show_run(3, progress)
     assert value("penstock_eval_accuracy_ratio") == 0
+    assert value("penstock_eval_first_accuracy_ratio") == 0.25
     assert value("penstock_trainer_run_steps") == 3
     assert math.isnan(value("penstock_trainer_gap_to_ideal_ratio") or 0.0)
+    assert value(LAST, {"event": "step"}) is None
+
+
+def test_events_show_when_they_were_last(tmp_path: Path) -> None:
+    metrics, progress = TrainerMetrics(), Progress(tmp_path)
+    value = metrics.registry.get_sample_value
+    progress.add_step(make_line(14.0))
+    metrics.show_run(1, progress)
+    assert value(LAST, {"event": "step"}) == 14  # also of an earlier life
+    metrics.observe_step(make_line(16.0), [], outcome="trained")
+    assert value(LAST, {"event": "non_finite"}) is None
+    metrics.observe_step(make_line(18.0), [], outcome="non_finite")
+    assert value(LAST, {"event": "non_finite"}) == 18
+    before = time.time()
+    metrics.pushed(num_live=2, num_fenced=1, seconds=0.5, paused_seconds=0.25)
+    metrics.checkpoint_written(3.0)
+    for event in ("push", "checkpoint"):
+        assert before <= (value(LAST, {"event": event}) or 0) <= time.time()
+    assert value("penstock_trainer_weight_pushes_total", {"outcome": "live"}) == 2
+    assert value("penstock_trainer_weight_pushes_total", {"outcome": "fenced"}) == 1
+    assert value("penstock_trainer_weight_exposed_seconds_total", {"part": "generation"}) == 0.25
+    assert value("penstock_trainer_checkpoint_duration_seconds_sum") == 3
 
 
 def test_a_step_fills_what_it_knows() -> None:
     metrics = TrainerMetrics()
     seconds = {"wait": 1.0, "forward_backward": 2.0, "step": 4.0}
-    statistics = {"entropy": 0.5, "num_loss_tokens": 30.0, "masked_stale": 0.25, "num_packs": 1.0}
+    statistics = {
+        "entropy": 0.5,
+        "no_signal_ratio": 0.75,
+        "num_loss_tokens": 30.0,
+        "masked_stale": 0.25,
+        "num_packs": 1.0,
+    }
     line = StepLine(3, 4, 0.5, (1, 2), 10.0, 14.0, seconds, 3.0, 50, 0.75, 1, 0.5, statistics)
     metrics.observe_step(line, [0, 1], outcome="trained")
     value = metrics.registry.get_sample_value
@@ -94,6 +136,24 @@ def test_a_step_fills_what_it_knows() -> None:
     assert value("penstock_trainer_staleness_mean_versions") == 0.5
     assert value("penstock_trainer_staleness_versions_bucket", {"le": "0.0"}) == 1
     assert value("penstock_trainer_entropy") == 0.5
+    assert value("penstock_trainer_no_signal_ratio") == 0.75
+
+
+def test_a_reward_function_without_a_value_in_the_last_batch_has_no_mean() -> None:
+    metrics = TrainerMetrics()
+    line = StepLine(3, 4, 0.5, (1, 2), 10.0, 14.0, {}, 3.0, 50, 0.75, 1, 0.5, {})
+    rewards: dict[str, dict[str, float]] = {
+        "math": {"mean": 0.75, "std": 0.5, "num_failed": 0},
+        "mine:f": {"num_failed": 8},
+    }
+
+    def value(function: str) -> float | None:
+        return metrics.registry.get_sample_value("penstock_trainer_reward_function_mean", {"function": function})
+
+    metrics.observe_step(replace(line, rewards=rewards), [], outcome="trained")
+    assert (value("math"), math.isnan(value("mine:f") or 0.0)) == (0.75, True)
+    metrics.observe_step(line, [], outcome="trained")
+    assert math.isnan(value("math") or 0.0)
 
 
 def test_what_can_happen_to_a_ticket_is_counted_from_the_start() -> None:

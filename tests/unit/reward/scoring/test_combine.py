@@ -38,6 +38,15 @@ def test_a_failed_component_fails_the_whole_and_is_named() -> None:
     assert verdict.kinds == {"timeout"}
 
 
+def test_the_value_of_each_function_travels_unweighted_in_their_order() -> None:
+    failed = Outcome(None, 1.0, "timeout", "slow")
+    assert combine({"a": 1.0, "b": 0.5}, {"a": value(1.0), "b": value(-2.0)}).score.values == (1.0, -2.0)
+    assert combine({"a": 1.0, "b": 0.5}, {"b": value(-2.0), "a": failed}).score.values == (None, -2.0)
+    assert combine({"a": 2.0}, {"a": value(0.5)}).score.values == (0.5,)
+    assert combine({"a": 1.0}, {"a": value(0.5)}).score.values == ()  # it is the score
+    assert combine_within({"a": 1.0, "b": 1.0}, {"a": value(9.0), "b": value(9.0)}, 10).score.values == (9.0, 9.0)
+
+
 def test_every_failed_component_is_named() -> None:
     failed = {"a": Outcome(None, 1.0, "timeout", "slow"), "b": Outcome(None, 0.0, "exception", "KeyError: 'x'")}
     verdict = combine({"a": 1.0, "b": 1.0}, failed)

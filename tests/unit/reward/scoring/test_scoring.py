@@ -241,7 +241,9 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     assert scored.group == decode(stored(groups[0]).header, RolloutHeader)
     assert [score.value for score in scored.scores] == [1.0, None]
     assert scored.scores[1].failure == "exact_match: killed after 10 s"
+    assert scored.functions == ("exact_match",)
     unknown = consumer.handed_over["1"]
+    assert unknown.functions == ()
     assert all(score.failure.startswith("unknown reward 'nonsense'") for score in unknown.scores)
     assert list(consumer.buried) == ["2", "4", "5"]
     assert "not a RolloutHeader" in consumer.buried["2"]
@@ -312,7 +314,12 @@ async def test_the_score_of_the_environment_is_one_more_function() -> None:
     async with asyncio.timeout(ANSWER_SECONDS):
         await score_groups(consumer, scorer, metrics, stop, Permits(1, max_parked=4))
     scores = {key: scored.scores for key, scored in consumer.handed_over.items()}
-    assert scores["0"] == (Score(2.5), Score(None, "environment: the tool crashed"), Score(-0.5))
+    assert scores["0"] == (
+        Score(2.5, values=(1.0, 0.5)),
+        Score(None, "environment: the tool crashed"),
+        Score(-0.5, values=(-0.5, 0.5)),
+    )
+    assert consumer.handed_over["0"].functions == ("environment", "format_regex")
     assert runner.rounds[0] == [Call("format_regex", 0), Call("format_regex", 2)], "the failed one was scored too"
     assert (scores["1"], scores["2"]) == ((Score(0.25),), (Score(0.5),))
     assert scores["3"] == (Score(None, "environment: no reward"),)

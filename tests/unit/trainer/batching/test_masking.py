@@ -104,6 +104,18 @@ def test_the_counts_say_what_was_too_old() -> None:
     assert (without.masked_stale, without.num_stale_completions, without.num_stale_groups) == (0.0, 0, 0)
 
 
+def test_the_counts_say_what_gave_no_signal() -> None:
+    whole, cut = answer([1, 2]), msgspec.structs.replace(answer([3, 4]), finish_reason="length")
+    groups = [
+        scored_group(0, [4], [whole, cut, whole], [1.0, 0.0, None]),
+        scored_group(1, [5], [whole, cut, whole], [1.0, 1.0, 1.0]),  # all are equal
+        scored_group(2, [6], [whole, whole, cut], [1.0, None, None]),  # nothing to compare with
+        scored_group(3, [7], [whole, whole, whole], [1.0, 0.0, 1.0]),
+    ]
+    counts = make_batch(groups, RULES, version=VERSION).counts
+    assert (counts.failed_reward_ratio, counts.truncated_ratio, counts.no_signal_ratio) == (0.25, 0.25, 0.5)
+
+
 def test_counts_of_a_batch_without_tokens() -> None:
     empty = completion([], [])
     counts = make_batch([scored_group(0, [4], [empty, empty], [1.0, 0.0])], RULES, version=0, max_lag=0).counts

@@ -24,7 +24,8 @@ def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGro
     span = VersionSpan(PolicyIdentity(version, "0" * 16), 0, 1)
     completion = Completion(pack_int32([5]), b"\x01", pack_float32([-0.5]), (span,), "text", "stop")
     group = RolloutGroup(ticket, (completion,), "s", 0.0, 1.0)
-    return ScoredGroup(group, (Score(value) if value is not None else Score(None, "timeout"),))
+    score = Score(value) if value is not None else Score(None, "timeout")
+    return ScoredGroup(group, (score,), ("exact_match",))
 
 
 def make_evaluation(num_prompts: int = 4, **changes: Any) -> Evaluation:
@@ -44,6 +45,8 @@ def test_a_round_ends_with_its_last_result() -> None:
     assert evaluation.take_results() == []
     assert (result.steps, result.accuracy, result.num_prompts, result.num_failed) == (10, 0.5, 4, 1)
     assert result.reward_mean == pytest.approx(2.5 / 3)
+    assert result.rewards["exact_match"]["mean"] == pytest.approx(2.5 / 3)
+    assert result.rewards["exact_match"]["num_failed"] == 1
     assert (result.oldest_version, result.newest_version) == (3, 6)
     assert [sample.prompt for sample in result.samples] == ["p0", "p1", "p2", "p3"]
     assert evaluation.num_waiting == 0
