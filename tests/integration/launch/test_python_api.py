@@ -5,8 +5,10 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -92,10 +94,13 @@ def test_a_run_goes_on_without_the_python_that_launched_it(setup: LaunchSetup) -
     followed = run.follow()
     assert [next(followed)["step"] for _ in range(3)] == [0, 1, 2]
     processes = [each.identity for each in setup.processes()]
-    with run:
-        pass
-    assert run.state().name == "stopped"
-    assert run.state().reason == "stopped by SIGTERM"
+    stopping, seen = Thread(target=run.stop), set[str]()
+    stopping.start()
+    while stopping.is_alive():
+        seen.add(penstock.open_run("t").state().name)
+        time.sleep(0.001)
+    assert seen <= {"running", "stopped"}  # the end is there before the record of the processes goes
+    assert str(run.state()) == "stopped: stopped by SIGTERM"
     assert not [identity for identity in processes if identity.alive]
     assert all(line["reward_mean"] == 0.5 for line in followed)  # and it ends
 
@@ -112,3 +117,11 @@ def test_a_python_that_ends_mentions_the_run_that_goes_on(setup: LaunchSetup) ->
     )
     launcher.send(signal.SIGTERM)
     until(lambda: not launcher.alive)
+
+
+def test_a_run_that_is_stopped_before_it_has_begun_is_stopped(setup: LaunchSetup) -> None:
+    with penstock.launch(penstock.load("config.yaml")) as run:
+        pass
+    assert (run.state().name, run.state().exit_code) == ("stopped", 128 + signal.SIGTERM)
+    assert run.wait(0) == run.state()
+    assert list(run.follow()) == []
