@@ -22,6 +22,7 @@ from penstock_launch.extras import missing
 
 TITLE = "what it names"
 QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by then
+PROBE_SECONDS = 3 * QUICK_SECONDS  # the look at it ends first: a machine under load is no reason to refuse a launch
 FEW_ROWS = 10
 REFERENCE, INTERPRETER, REWARDS = "reference", "SGLang", "reward names"
 
@@ -73,7 +74,7 @@ def interpreter_line(config: Config) -> Line:
         return not_looked_at(INTERPRETER, "rollout.engine.url names a server that somebody else runs")
     try:
         python = find_python(engine)
-        asyncio.run(probe_python(python, "cpu", QUICK_SECONDS))
+        asyncio.run(probe_python(python, "cpu", PROBE_SECONDS))
     except PenstockError as error:
         advice = "`penstock envs` makes an environment with SGLang, and prints the key."
         return problem(INTERPRETER, str(error), advice)

@@ -1,6 +1,7 @@
 """Starting, watching and ending the engine's processes, with a script instead of SGLang's Python."""
 
 import asyncio
+import gc
 import os
 import socket
 import stat
@@ -16,9 +17,10 @@ from penstock.errors import EngineError, EngineStartError, TransientStartError
 from penstock_rollout.engine import engine as engine_module
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.sglang.client import SGLangClient
-from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_port, make_server
+from penstock_rollout.engine.sglang.server import GivenServer, StartedServer, hold_port, make_server, probe_python
 from tests.patience import ANSWER_SECONDS, START_SECONDS
 
+PROBE_SECONDS = 5.0  # for a shell to begin, under load
 # Answers the probe; then serves /model_info with a child process, or does what the test asks for.
 SERVER = """
 import http.server, pathlib, subprocess, sys
@@ -164,6 +166,19 @@ async def test_a_python_without_sglang_names_the_key(tmp_path: Path, python: str
     with pytest.raises(EngineStartError, match=match) as caught:
         await server.start()
     assert "rollout.engine.python" in str(caught.value)
+
+
+def test_a_python_that_never_answers_is_ended_before_the_loop_that_asked_it(tmp_path: Path) -> None:
+    """A transport that outlived its loop would print a traceback when it is collected; pytest makes that an error."""
+    pid_file = tmp_path / "pid"
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $$ > {pid_file}\nexec sleep 300\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+
+    with pytest.raises(EngineStartError, match=r"does not work as a Python interpreter: no answer within"):
+        asyncio.run(probe_python(str(python), "cpu", PROBE_SECONDS))
+    gc.collect()
+    assert not psutil.pid_exists(int(pid_file.read_text()))
 
 
 async def test_a_given_server_must_answer(tmp_path: Path) -> None:

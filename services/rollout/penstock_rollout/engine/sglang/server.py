@@ -32,6 +32,7 @@ PROBE = (
 )
 PROBE_TIMEOUT_SECONDS = 120  # a cold import of torch from a network disk
 READY_POLL_SECONDS = 0.25
+KILL_SECONDS = 5.0  # a process in a system call ends after it
 STOP_GRACE_SECONDS = 2.0  # SGLang has nothing to save
 TAIL_LINES = 30
 
@@ -192,16 +193,26 @@ async def probe_python(python: str, device: str, timeout_seconds: float) -> bool
     )
     try:
         output, errors = await asyncio.wait_for(process.communicate(), timeout_seconds)
+    except TimeoutError:
+        await _killed(process)
+        raise _does_not_work(python, f"no answer within {timeout_seconds:g} s") from None
+    try:
         version, sees_cuda = json.loads(output.decode().splitlines()[-1])
-    except (TimeoutError, ValueError, IndexError):
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        problem = errors.decode(errors="replace")[-500:] if process.returncode is not None else "no answer"
-        raise EngineStartError(
-            f"rollout.engine.python: {python} does not work as a Python interpreter: {problem}"
-        ) from None
+    except (ValueError, IndexError):
+        raise _does_not_work(python, errors.decode(errors="replace")[-500:]) from None
     require_sglang(python, version)
     return bool(sees_cuda)
+
+
+async def _killed(process: asyncio.subprocess.Process) -> None:
+    """End a process before its loop ends: a transport that outlives the loop complains."""
+    with contextlib.suppress(ProcessLookupError, TimeoutError):
+        process.kill()
+        await asyncio.wait_for(process.wait(), KILL_SECONDS)
+
+
+def _does_not_work(python: str, problem: str) -> EngineStartError:
+    return EngineStartError(f"rollout.engine.python: {python} does not work as a Python interpreter: {problem}")
 
 
 def require_sglang(python: str, version: str) -> None:
