@@ -10,6 +10,7 @@ a dead worker. SIGTERM and SIGINT set `stop`; loops watch it and end in order, t
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -155,6 +156,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
     """Read the configuration, run the service, end the process with the exit code of the result."""
+    gc.freeze()  # what the imports have made: see `runtime.lasting`
     quiet_libraries(os.environ)
     raise_file_limit()
     secrets: Sequence[str] = ()

@@ -6,6 +6,7 @@ use services, or torch, import them when they run: another one must not depend o
 """
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from penstock.config import Config
 from penstock.config.load import given_keys, load_config
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
+from penstock.runtime.lasting import lasting
 from penstock.runtime.output import complain, flushed
 from penstock_launch.check.paths import require_paths, shown_paths
 from penstock_launch.command_line import make_parser, split_words
@@ -38,6 +40,7 @@ from penstock_launch.slurm.submit import launch_slurm
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
+    gc.freeze()  # what the imports have made: see `runtime.lasting`
     try:
         exit_code = run(sys.argv[1:] if argv is None else argv)
     except SystemExit as ended:  # argparse's, with or without a usage
@@ -76,7 +79,8 @@ def _launch(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     require("check", ["reward", "trainer"])
-    from penstock_launch.check.command import check
+    with lasting():
+        from penstock_launch.check.command import check
 
     return check(settings, os.environ)
 
@@ -121,7 +125,8 @@ def _cancel(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = _with_trainer("export", settings)
-    from penstock_trainer.offline.export import export_checkpoint
+    with lasting():
+        from penstock_trainer.offline.export import export_checkpoint
 
     name = export_checkpoint(config, arguments.checkpoint, arguments.out)
     print(f"checkpoint {name} is exported to {arguments.out}")
@@ -130,7 +135,8 @@ def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _replay(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     require("replay", ["trainer"])
-    from penstock_trainer.offline.command import replay_bundle, replay_run
+    with lasting():
+        from penstock_trainer.offline.command import replay_bundle, replay_run
 
     if arguments.bundle is not None:
         return replay_bundle(arguments.bundle, settings, arguments.steps)
@@ -140,7 +146,8 @@ def _replay(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _bundle(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = _with_trainer("bundle", settings)
-    from penstock_trainer.offline.command import bundle_run
+    with lasting():
+        from penstock_trainer.offline.command import bundle_run
 
     ledger = partial(ask_ledger, config)
     return bundle_run(config, arguments.steps, ledger, arguments.out, with_model=arguments.with_model)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from penstock.config.load import load_config
 from penstock.errors import ConfigError, RanksError
+from penstock.runtime.lasting import lasting
 from penstock.runtime.output import complain
 from penstock.runtime.process import heeded
 
@@ -71,9 +72,10 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
     if num_ranks == 1 and meeting is None:
         os.execv(sys.executable, [sys.executable, "-m", "penstock_trainer", *settings])
     # Importing torch takes seconds, which the only rank spends itself.
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with lasting():
+        from torch.distributed import run
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks report their own errors
     try:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.launch.test_doctor import entries, lines_of
 from tests.integration.launch.test_errors import CONFIG_EXIT, break_sglang
-from tests.integration.launch.user_commands import SPREAD, UserCommands
+from tests.integration.launch.user_commands import SPREAD, UserCommands, without_torch
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -28,11 +28,6 @@ def user(setup: UserCommands) -> UserCommands:
 def checked(user: UserCommands, *words: str) -> tuple[int, str]:
     """Exit code and output."""
     return user.run("penstock_launch", *(words or ("check",)))
-
-
-def without_torch(user: UserCommands) -> None:
-    """An import of torch fails now: an answer that comes all the same comes without those seconds."""
-    (user.folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")
 
 
 def setting(path: str, value: object) -> Change:

@@ -12,7 +12,14 @@ from transformers import AutoTokenizer
 
 from penstock.broker import connect
 from penstock.config import Config
-from tests.integration.launch.user_commands import UserCommands, assert_launch_ends, assert_one_line, ended, said
+from tests.integration.launch.user_commands import (
+    UserCommands,
+    assert_launch_ends,
+    assert_one_line,
+    ended,
+    said,
+    without_torch,
+)
 from tests.patience import START_SECONDS
 from tests.unit.rollout.test_fake_engine import FakeSGLang, serving
 
@@ -67,6 +74,7 @@ def test_an_occupied_port_is_named(setup: UserCommands, module: str) -> None:
 @pytest.mark.parametrize("module", SERVICES)
 def test_an_unreachable_queue_is_named(setup: UserCommands, module: str) -> None:
     setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 1}
+    without_torch(setup)
     assert_one_line(setup.run(module), QUEUE_EXIT, "queue: redis.url redis://127.0.0.1:1/0: no answer within 1 s")
 
 

@@ -169,3 +169,8 @@ def read_only(queue: Queue) -> TrainerQueue:
 async def trained(queue: Queue) -> int:
     """The number of trained tickets."""
     return (await read_only(queue).counters()).trained
+
+
+def without_torch(setup: UserCommands) -> None:
+    """An import of torch fails now: an answer that comes all the same comes without those seconds."""
+    (setup.folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")

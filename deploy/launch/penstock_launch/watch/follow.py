@@ -18,8 +18,8 @@ from penstock.contracts import MalformedMessageError, ServiceKind, from_body
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.status import TrainerStatus
 from penstock.errors import PenstockError
-from penstock.runtime.http import auth_headers
 from penstock.runtime.process import parent_pid
+from penstock.runtime.requests import auth_headers
 from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
 

@@ -37,7 +37,7 @@ from penstock.contracts.generation import AtLeast, GenerateAnswer, GeneratedComp
 from penstock.contracts.services import ServiceRecord
 from penstock.contracts.trajectories import require_cover
 from penstock.errors import EngineDiedError
-from penstock.runtime.http import auth_headers, transport_fault
+from penstock.runtime.requests import auth_headers, transport_fault
 from penstock_agent.generation.call import Call, CallRejectedError, Generated
 from penstock_agent.generation.routing import Router
 from penstock_agent.generation.waits import Waits

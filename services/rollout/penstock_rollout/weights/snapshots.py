@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from penstock.contracts import MalformedMessageError, ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord, read_snapshot
 from penstock.errors import WeightsError
-from penstock.runtime.http import auth_headers, transport_fault
+from penstock.runtime.requests import auth_headers, transport_fault
 from penstock.weights.manifest import MANIFEST_NAME
 
 CONNECT_SECONDS = 5.0

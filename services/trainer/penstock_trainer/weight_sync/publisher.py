@@ -16,7 +16,7 @@ from penstock.broker import Queue
 from penstock.contracts import PolicyIdentity, ServerState
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.errors import WeightsError
-from penstock.runtime.http import transport_fault
+from penstock.runtime.requests import transport_fault
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
 

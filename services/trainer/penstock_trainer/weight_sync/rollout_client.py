@@ -9,7 +9,7 @@ from penstock.contracts import MalformedMessageError, from_body, to_body
 from penstock.contracts.services import Announcement, ServedWeights, Turn, push_body
 from penstock.contracts.weight_sources import GroupRequest, Source
 from penstock.errors import WeightsError
-from penstock.runtime.http import auth_headers
+from penstock.runtime.requests import auth_headers
 
 BUSY_RETRY_SECONDS = 0.2
 

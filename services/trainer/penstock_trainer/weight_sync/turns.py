@@ -23,7 +23,7 @@ import httpx
 from penstock.broker.trainer import TrainerQueue
 from penstock.contracts.services import ServiceRecord, Turn
 from penstock.errors import WeightsError
-from penstock.runtime.http import transport_fault
+from penstock.runtime.requests import transport_fault
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 
 log = logging.getLogger(__name__)

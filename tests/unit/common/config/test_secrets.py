@@ -16,8 +16,8 @@ from penstock.config.load import build_config, load_config
 from penstock.config.secrets import MASK, check_password, check_queue_url, check_token, hide, shown_url, url_secrets
 from penstock.config.shown import secret_values, without_secrets
 from penstock.errors import ConfigError
-from penstock.runtime.http import auth_headers
 from penstock.runtime.logs import JsonFormatter
+from penstock.runtime.requests import auth_headers
 
 DOCUMENT = {"actor": {"path": "m"}, "data": {"train": {"path": "d"}}}
 VISIBLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=4, max_size=12)

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.runtime.http import auth_headers, make_app
+from penstock.runtime.http import make_app
+from penstock.runtime.requests import auth_headers
 from penstock.runtime.service import Service
 from tests.patience import ANSWER_SECONDS
 

@@ -16,7 +16,7 @@ import msgspec
 
 from penstock.config.secrets import shown_url
 from penstock.errors import EngineDiedError, EngineError, EngineRejectedError
-from penstock.runtime.http import transport_fault
+from penstock.runtime.requests import transport_fault
 from penstock_rollout.engine.sglang.answers import read_info
 from penstock_rollout.engine.types import EngineAbsentError, EngineInfo
 
