@@ -1,14 +1,14 @@
 """One step and one evaluation, as they are written and shown."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
 
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One completion, for people to read."""
+    """One completion, for people to read: without the layout of a chat (`penstock.readable`)."""
 
     prompt: str
     completion: str
@@ -21,6 +21,8 @@ class EvalResult:
     """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was requested.
 
     num_failed: prompts without a reward, which count as not accurate: it failed, or their ticket became poison.
+    failures: why, each with their number. success: eval.success. prompts: digest of the prompts; num_trained: how many
+    of them are training prompts too; None in a line of a release that did not count them.
     """
 
     steps: int
@@ -31,11 +33,18 @@ class EvalResult:
     oldest_version: int
     newest_version: int
     samples: tuple[EvalSample, ...]
+    failures: dict[str, int] = field(default_factory=dict)
+    success: float = 1.0
+    prompts: str = ""
+    num_trained: int | None = None
 
 
 @dataclass(frozen=True)
 class StepLine:
-    """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running."""
+    """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running.
+
+    failures: why completions of its groups have no reward, each with their number.
+    """
 
     step: int
     version: int
@@ -50,6 +59,7 @@ class StepLine:
     staleness_max: int
     staleness_mean: float
     statistics: dict[str, float]
+    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
