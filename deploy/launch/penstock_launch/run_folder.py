@@ -26,19 +26,26 @@ from penstock.config import Config, RedisSection, RunSection
 from penstock.config.shown import as_yaml, without_secrets
 from penstock.durable import write_durably, writing
 from penstock.errors import ConfigError, DataError, PenstockError
+from penstock.records.files import (
+    COMPLETIONS_FILE,
+    CONFIG_FILE,
+    EVALUATIONS_FILE,
+    PROCESSES_FILE,
+    STEPS_FILE,
+    SUMMARY_FILE,
+)
+from penstock.records.processes import LAUNCHER, live_launcher, read_known
+from penstock.records.state import read_end
 from penstock.run_home import ID_FILE, RunHome
-from penstock.runtime.process import kill_all
-from penstock_launch.supervise.process_trees import LAUNCHER, PROCESSES_FILE, read_known
+from penstock.runtime.process import ProcessIdentity, kill_all
 
-CONFIG_FILE = "config.yaml"
 QUEUE_FILE = "queue.json"
 LOCK_FILE = ".lock"
 LOCK_POLL_SECONDS = 0.5
 MADE_BY_A_LOCK = (LOCK_FILE, ID_FILE)  # of a folder that no run has begun in
 ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two steps
-SUMMARY_FILE = "summary.json"  # written by each launch that ends in order
 NO_STEPS = "00000000."  # how the name of a checkpoint begins that was written before the first step
-BEGUN = ("steps", "checkpoints", "queue", "steps.jsonl", "evals.jsonl", SUMMARY_FILE)
+BEGUN = ("steps", "checkpoints", "queue", STEPS_FILE, EVALUATIONS_FILE, COMPLETIONS_FILE, SUMMARY_FILE)
 MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
 
 
@@ -47,18 +54,6 @@ class QueueAddress(msgspec.Struct, frozen=True):
 
     url: str
     password: str
-
-
-class Exit(msgspec.Struct, frozen=True):
-    """How a launch ended."""
-
-    code: int
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """What is read of `summary.json`."""
-
-    exit: Exit
 
 
 class RunFolder:
@@ -114,6 +109,10 @@ class RunFolder:
     def _holder(self) -> str:
         pids = [known.pid for known in read_known(self.path, self.run.name) if known.service == LAUNCHER]
         return f"its launcher has pid {pids[0]}" if pids else "its launcher holds the lock of the folder"
+
+    def live_launcher(self) -> ProcessIdentity | None:
+        """The launcher of the run on this host; None if there is none."""
+        return live_launcher(self.path, self.run.name)
 
     def holds_earlier_run(self) -> bool:
         """Whether the folder holds anything but the lock and its id."""
@@ -179,7 +178,8 @@ class RunFolder:
 
         A launch that was killed left no summary: what it had generated is gone on with.
         """
-        if not self._last_exit_code() or (self.path / "final").exists():
+        end = read_end(self.path)
+        if end is None or end.code == 0 or (self.path / "final").exists():
             return False
         if any(not path.name.startswith(NO_STEPS) for path in self.path.glob("checkpoints/*")):
             return False
@@ -192,13 +192,6 @@ class RunFolder:
             return not (journal.exists and journal.read().has_finished_steps)
         except DataError:  # the trainer names it
             return False
-
-    def _last_exit_code(self) -> int:
-        """Of the last launch; 0 if it left none."""
-        try:
-            return msgspec.json.decode((self.path / SUMMARY_FILE).read_bytes(), type=Ended).exit.code
-        except (OSError, msgspec.DecodeError):
-            return 0
 
     def _delete_begun(self, on_event: Callable[[str], None]) -> None:
         """Delete what a resumed run would go on from; logs stay."""

@@ -173,7 +173,14 @@ class Assembly:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        return Evaluation(self.prompts.held_out, self.prompts.stop_token_ids, self.lease.number, self.config)
+        prompts = self.prompts
+        return Evaluation(
+            prompts.held_out,
+            prompts.stop_token_ids,
+            self.lease.number,
+            self.config,
+            num_trained=len(prompts.shared),
+        )
 
     @cached_property
     def generation(self) -> GenerationTime:

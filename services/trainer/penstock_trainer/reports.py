@@ -11,7 +11,7 @@ from dataclasses import asdict
 from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
-from penstock_trainer.batching.rewards import function_figures, rewards_of
+from penstock_trainer.batching.rewards import failures_of, function_figures, rewards_of
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
@@ -107,6 +107,7 @@ class Reports:
             staleness_mean=sum(staleness) / len(staleness) if staleness else 0.0,
             statistics={**figures_of(result), **episode_figures(groups)},
             rewards=function_figures(groups),
+            failures=failures_of(groups),
         )
         self._progress.add_step(line)
         self._tracking.step(line)

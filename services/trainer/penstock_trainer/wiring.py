@@ -15,6 +15,7 @@ from penstock.broker.lease import Lease, acquire_lease
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
+from penstock.records.files import TRAINER_SUMMARY_FILE
 from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
@@ -32,8 +33,6 @@ from penstock_trainer.learner.rank_commands import LeadingLearner
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
 
 log = logging.getLogger(__name__)
-
-SUMMARY_FILE = "trainer_summary.json"
 
 
 async def run_trainer(
@@ -108,7 +107,7 @@ async def _train(life: Assembly) -> None:
         heldout_prompts_trained=len(life.prompts.shared),
         training_started_at=time.time() if first is None else first,
     )
-    await asyncio.to_thread(write_durably, life.folder / SUMMARY_FILE, summary_bytes(summary))
+    await asyncio.to_thread(write_durably, life.folder / TRAINER_SUMMARY_FILE, summary_bytes(summary))
 
 
 def _fail(future: "asyncio.Future[None]", error: Exception) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from penstock.records.processes import KnownProcess, KnownProcesses
 from penstock.runtime.process import ProcessIdentity
-from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
 from tests.patience import START_SECONDS
 
 TORCHRUN = Path(__file__).parents[3] / "services" / "trainer" / "penstock_trainer" / "torchrun.py"

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import yaml
 
+from penstock.records.processes import KnownProcess, KnownProcesses
 from penstock.runtime.process import ProcessIdentity, this_machine
-from penstock_launch.supervise.process_trees import KnownProcess, KnownProcesses
 from tests.gpus import FakeGpu, host_with_gpus, host_with_smi
 from tests.integration.launch.launch_setup import LaunchSetup, until, wait_for_text
 from tests.integration.launch.test_local import ranks_of

@@ -71,7 +71,7 @@ class ConsumerSetup:
             TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order, max_failure_share=max_failure_share)
         )
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
-        self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config)
+        self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config, num_trained=0)
         self.metrics = TrainerMetrics()
         self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()
         self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)

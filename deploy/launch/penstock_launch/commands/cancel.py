@@ -9,7 +9,7 @@ import time
 from penstock.config import Config
 from penstock.errors import PenstockError
 from penstock.runtime.process import wait_until_gone
-from penstock_launch.commands.status import NotRunningError, live_launcher
+from penstock_launch.commands.status import NotRunningError
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.known import is_active, job_states, known_job
@@ -25,7 +25,7 @@ def cancel(config: Config) -> str:
     states, job_id = job_states(folder), known_job(folder)
     if job_id is not None and is_active(states):
         return _cancel_job(folder, job_id, runs=states[0].state == RUNNING)
-    launcher = live_launcher(folder)
+    launcher = folder.live_launcher()
     if launcher is None:
         raise NotRunningError(
             f"run {config.run.name!r} is not running: no live launcher of this host and no Slurm job in {folder.path}"

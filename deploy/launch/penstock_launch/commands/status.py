@@ -11,10 +11,8 @@ from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import PenstockError
-from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.known import describe_job, is_active, job_states
-from penstock_launch.supervise.process_trees import LAUNCHER, read_known
 from penstock_launch.watch.figures import duration, figures
 from penstock_launch.watch.follow import ask_status, make_client, read_ready
 
@@ -49,7 +47,7 @@ def reachable(config: Config) -> Config:
     folder = RunFolder(config.run)
     address = folder.read_queue()
     states = job_states(folder)
-    if address is None or not (live_launcher(folder) or is_active(states)):
+    if address is None or not (folder.live_launcher() or is_active(states)):
         job = f", {describe_job(states)[0].strip()}" if states else ""
         raise NotRunningError(
             f"run {config.run.name!r} is not running: no live launcher in {folder.path}{job}, and redis.url is empty; "
@@ -60,12 +58,6 @@ def reachable(config: Config) -> Config:
     )
     # Validated again, so that the password becomes a secret.
     return config.model_copy(update={"redis": type(section).model_validate(section.model_dump())})
-
-
-def live_launcher(folder: RunFolder) -> ProcessIdentity | None:
-    """The launcher of the run on this host; None if there is none."""
-    known = (each for each in read_known(folder.path, folder.run.name) if each.service == LAUNCHER)
-    return next((each.identity for each in known if each.identity.alive), None)
 
 
 async def _read(config: Config) -> list[str]:

@@ -6,7 +6,6 @@ import psutil
 
 from penstock.config import Config
 from penstock.errors import ConfigError
-from penstock_launch.commands.status import live_launcher
 from penstock_launch.doctor.report import Line, not_looked_at, ok, problem, warning
 from penstock_launch.gpus.fit import fit
 from penstock_launch.gpus.nvidia import Driver
@@ -22,7 +21,7 @@ def fits_now(config: Config, driver: Driver | None, environ: Mapping[str, str]) 
     """None of a look without a configuration. What a live run uses is its own."""
     if not config.actor.path:
         return []
-    if (launcher := live_launcher(RunFolder(config.run))) is not None:
+    if (launcher := RunFolder(config.run).live_launcher()) is not None:
         return [not_looked_at(WHAT, f"run {config.run.name} is live (its launcher has pid {launcher.pid})")]
     return fits_lines(config, driver, environ)
 

@@ -17,7 +17,7 @@ from penstock.config.secrets import shown_url
 from penstock.contracts import ServiceKind
 from penstock.errors import PenstockError
 from penstock.runtime.service import listen
-from penstock_launch.commands.status import CONNECT_TIMEOUT_SECONDS, live_launcher
+from penstock_launch.commands.status import CONNECT_TIMEOUT_SECONDS
 from penstock_launch.doctor.report import Line, amount, not_looked_at, ok, problem, warning
 from penstock_launch.run_folder import RunFolder
 from penstock_rollout.engine.sglang.server import hold_port
@@ -89,7 +89,7 @@ def _taken(port: FixedPort) -> Iterator[Line]:
 
 def ports_now(config: Config) -> list[Line]:
     """As they are now; the ports of a live run are its own."""
-    launcher = live_launcher(RunFolder(config.run))
+    launcher = RunFolder(config.run).live_launcher()
     if launcher is not None:
         return [not_looked_at(PORTS, f"run {config.run.name} is live (its launcher has pid {launcher.pid})")]
     return port_lines(fixed_ports(config))

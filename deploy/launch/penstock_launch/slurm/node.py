@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.errors import ConfigError, PenstockError
+from penstock.records.files import CONFIG_FILE
 from penstock.runtime.output import complain
 from penstock.runtime.process import tied_command
-from penstock_launch.run_folder import CONFIG_FILE
 from penstock_launch.slurm.attempt import Attempt, Whereabouts
 
 PORT_SECONDS = 120.0  # nodes start a step at different times, and network file systems show files late

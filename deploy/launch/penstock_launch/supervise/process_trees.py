@@ -1,7 +1,8 @@
 """The process tree of each service: its peak memory, and its members.
 
-Owns `processes.json` in the run's folder: every process of this launch by pid and start time, so that the next launch
-finds processes that this one could not end (after a kill of the launcher, or if a child left its session).
+Writes `processes.json` in the run's folder (`penstock.records.processes`): every process of this launch by pid and
+start time, so that the next launch finds processes that this one could not end (after a kill of the launcher, or if a
+child left its session).
 """
 
 import os
@@ -12,39 +13,9 @@ import msgspec
 import psutil
 
 from penstock.durable import writing
+from penstock.records.files import PROCESSES_FILE
+from penstock.records.processes import LAUNCHER, KnownProcess, KnownProcesses
 from penstock.runtime.process import ProcessIdentity, this_machine
-
-PROCESSES_FILE = "processes.json"
-LAUNCHER = "launcher"
-
-
-class KnownProcess(msgspec.Struct, frozen=True):
-    """One process of a launch. `service` is the child that it belongs to."""
-
-    service: str
-    pid: int
-    started: str
-
-    @property
-    def identity(self) -> ProcessIdentity:
-        return ProcessIdentity(self.pid, self.started)
-
-
-class KnownProcesses(msgspec.Struct, frozen=True):
-    """The content of `processes.json`. `machine` names the host and its boot: the pids are only valid there."""
-
-    run: str
-    machine: str
-    processes: tuple[KnownProcess, ...]
-
-
-def read_known(folder: Path, run: str) -> list[KnownProcess]:
-    """The processes that an earlier launch of this run, on this machine, has recorded."""
-    try:
-        known = msgspec.json.decode((folder / PROCESSES_FILE).read_bytes(), type=KnownProcesses)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-        return []
-    return list(known.processes) if known.run == run and known.machine == this_machine() else []
 
 
 class ProcessTrees:

@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 
 from penstock.durable import write_durably
-from penstock_launch.run_folder import SUMMARY_FILE
+from penstock.records.files import SUMMARY_FILE, TRAINER_SUMMARY_FILE, read_document
 from penstock_launch.supervise.supervisor import RunOutcome
 from penstock_launch.watch.figures import duration, number
 
-TRAINER_SUMMARY_FILE = "trainer_summary.json"
 MEGABYTE = 10**6
 
 
@@ -33,11 +32,7 @@ class LaunchFacts:
 
 def read_trainer_summary(folder: Path) -> dict[str, Any]:
     """The trainer's summary; empty if there is none that can be read."""
-    try:
-        document = msgspec.json.decode((folder / TRAINER_SUMMARY_FILE).read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
-        return {}
-    return document if isinstance(document, dict) else {}
+    return read_document(folder / TRAINER_SUMMARY_FILE)
 
 
 def forget_trainer_summary(folder: Path) -> None:

@@ -7,9 +7,10 @@ or not these need a forward pass. Pure.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from penstock.contracts import ScoredGroup, Trajectory
+from penstock.contracts import Episode, ScoredGroup, Trajectory
+from penstock.contracts.vocabulary import Cut
 from penstock_trainer.batching.rewards import rewards_of
 from penstock_trainer.grpo import varies
 
@@ -42,6 +43,7 @@ class BatchCounts:
     num_groups: with at least two valid rewards: the denominator. num_failed_groups: the others.
     num_degenerate_groups: of the former, those whose rewards are all equal.
     num_loss_tokens: of valid completions; masked_stale: the share of them that is too old (`masking`).
+    num_truncated_completions: of all, those that a limit on their length ended.
     num_stale_completions, num_stale_groups: valid completions all of whose loss tokens are too old; groups with an
     advantage that have no gradient for that reason.
     reward_*: over valid completions, as scored; nan without any.
@@ -55,6 +57,7 @@ class BatchCounts:
     num_degenerate_groups: int
     num_completions: int
     num_failed_completions: int
+    num_truncated_completions: int
     num_loss_tokens: int
     masked_stale: float
     num_stale_completions: int
@@ -88,6 +91,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
         num_degenerate_groups=sum(_is_degenerate(groups[group[0].index.group]) for group in candidates),
         num_completions=len(flat),
         num_failed_completions=len(rewards) - len(values),
+        num_truncated_completions=sum(_is_truncated(each) for group in groups for each in group.group.trajectories),
         num_loss_tokens=num_loss_tokens,
         masked_stale=1 - num_trained_tokens / num_loss_tokens if num_loss_tokens else 0.0,
         num_stale_completions=sum(each.num_loss_tokens > 0 == each.num_trained_tokens for each in flat),
@@ -103,6 +107,13 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
         length_trained=trained_mean,
         length_bias=trained_mean / generated_mean if trained_mean else 1.0,
     )
+
+
+def _is_truncated(trajectory: Trajectory) -> bool:
+    """Whether the token limit of a completion, or the limit of tokens or turns of an episode, ended it."""
+    if isinstance(trajectory, Episode):
+        return trajectory.end in get_args(Cut)
+    return trajectory.finish_reason == "length"
 
 
 def _is_degenerate(group: ScoredGroup) -> bool:

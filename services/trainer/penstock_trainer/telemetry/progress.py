@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from penstock.durable import writing
+from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
+from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
@@ -77,13 +79,15 @@ class Progress:
     def __init__(self, folder: Path) -> None:
         with writing(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-        self._steps_path = folder / "steps.jsonl"
-        self._evals_path = folder / "evals.jsonl"
+        self._steps_path = folder / STEPS_FILE
+        self._evals_path = folder / EVALUATIONS_FILE
+        cut_unfinished_line(self._steps_path)
+        cut_unfinished_line(self._evals_path)
         self._load_steps()
         self._load_evals()
 
     def _load_evals(self) -> None:
-        briefs = [_decoded(line, _EvalBrief) for line in _complete_lines(self._evals_path)]
+        briefs = [decoded(line, _EvalBrief) for line in complete_lines(self._evals_path)]
         self._accuracies = {brief.steps: brief.accuracy for brief in briefs}
 
     def _load_steps(self) -> None:
@@ -92,11 +96,11 @@ class Progress:
         self.first_started_at: float | None = None
         self._written: list[range] = []  # steps that have a line: nearly always one range
         last: deque[bytes] = deque(maxlen=RECENT_STEPS)
-        for line in _complete_lines(self._steps_path):
-            brief = _decoded(line, _StepBrief)
+        for line in complete_lines(self._steps_path):
+            brief = decoded(line, _StepBrief)
             self._note(brief.step, brief.started_at, brief.staleness_max)
             last.append(line)
-        self.recent = deque((_decoded(line, StepLine) for line in last), maxlen=RECENT_STEPS)
+        self.recent = deque((decoded(line, StepLine) for line in last), maxlen=RECENT_STEPS)
 
     def _note(self, step: int, started_at: float, staleness_max: int) -> None:
         if self._written and step == self._written[-1].stop:
@@ -130,10 +134,10 @@ class Progress:
         So are evaluations after these steps: they were of weights that are gone.
         """
         if self.highest_step >= num_steps:
-            _keep(self._steps_path, lambda line: _decoded(line, _StepBrief).step < num_steps)
+            _keep(self._steps_path, lambda line: decoded(line, _StepBrief).step < num_steps)
             self._load_steps()
         if max(self._accuracies, default=0) > num_steps:
-            _keep(self._evals_path, lambda line: _decoded(line, _EvalBrief).steps <= num_steps)
+            _keep(self._evals_path, lambda line: decoded(line, _EvalBrief).steps <= num_steps)
             self._load_evals()
 
     def add_eval(self, result: EvalResult) -> None:
@@ -153,16 +157,16 @@ class Progress:
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
-        return (_decoded(line, StepLine) for line in _complete_lines(self._steps_path))
+        return (decoded(line, StepLine) for line in complete_lines(self._steps_path))
 
     def steps_after(self, step: int) -> Iterator[dict[str, Any]]:
         """The lines of later steps as they are written, from the file."""
-        lines = (line for line in _complete_lines(self._steps_path) if _decoded(line, _StepBrief).step > step)
-        return map(json.loads, lines)
+        lines = (line for line in complete_lines(self._steps_path) if decoded(line, _StepBrief).step > step)
+        return map(as_written, lines)
 
     def evals(self) -> Iterator[dict[str, Any]]:
         """All of them as they are written, in the order in which they ended, from the file."""
-        return map(json.loads, _complete_lines(self._evals_path))
+        return map(as_written, complete_lines(self._evals_path))
 
     @property
     def non_finite_in_a_row(self) -> int:
@@ -189,38 +193,13 @@ class Progress:
         return Timing(lines[num_warm_up:] or lines).gap_to_ideal
 
 
-def _complete_lines(path: Path) -> Iterator[bytes]:
-    """The complete lines in order; a last line that a crash cut off is removed from the file."""
-    if not path.exists():
-        return
-    end = 0
-    with path.open("rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                file.truncate(end)
-                return
-            end += len(line)
-            yield line
-
-
 def _keep(path: Path, wanted: Callable[[bytes], bool]) -> None:
     """Keep only the wanted lines."""
     temporary = path.with_suffix(".tmp")
     with writing(str(path)):
         with temporary.open("wb") as file:
-            file.writelines(line for line in _complete_lines(path) if wanted(line))
+            file.writelines(line for line in complete_lines(path) if wanted(line))
         temporary.replace(path)
-
-
-B = TypeVar("B", _StepBrief, _EvalBrief, StepLine)
-
-
-def _decoded(line: bytes, expected: type[B]) -> B:
-    """A line as `expected`. A figure may be NaN, which is no JSON and which only Python's parser reads."""
-    try:
-        return msgspec.json.decode(line, type=expected)
-    except msgspec.DecodeError:
-        return msgspec.convert(json.loads(line), expected)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One completion, for people to read."""
+    """One completion, for people to read: without the layout of a chat (`penstock.readable`)."""
 
     prompt: str
     completion: str
@@ -22,6 +22,8 @@ class EvalResult:
 
     num_failed: prompts without a reward, which count as not accurate: it failed, or their ticket became poison.
     rewards: as of a step.
+    failures: why, each with their number. success: eval.success. prompts: digest of the prompts; num_trained: how many
+    of them are training prompts too; None in a line of a release that did not count them.
     """
 
     steps: int
@@ -33,6 +35,10 @@ class EvalResult:
     newest_version: int
     samples: tuple[EvalSample, ...]
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    success: float = 1.0
+    prompts: str = ""
+    num_trained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class StepLine:
     """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running.
 
     rewards: the figures of each reward function, as `batching.rewards.function_figures` defines them.
+    failures: why completions of its groups have no reward, each with their number.
     """
 
     step: int
@@ -56,6 +63,7 @@ class StepLine:
     staleness_mean: float
     statistics: dict[str, float]
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:

@@ -1,0 +1,28 @@
+"""The names of the files of a run that are read from outside, and how a file of one document is read.
+
+docs/protocol.md has the complete list, with who writes what.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+CONFIG_FILE = "config.yaml"
+STEPS_FILE = "steps.jsonl"
+EVALUATIONS_FILE = "evals.jsonl"
+COMPLETIONS_FILE = "samples.jsonl"
+PROCESSES_FILE = "processes.json"
+TRAINER_SUMMARY_FILE = "trainer_summary.json"
+SUMMARY_FILE = "summary.json"  # written by each launch that ends in order
+STEP_FILES = "steps"  # a folder, which the trainer makes first
+MARKS_OF_A_RUN = (CONFIG_FILE, PROCESSES_FILE, STEP_FILES, STEPS_FILE, EVALUATIONS_FILE)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON document of a file; empty if there is none that can be read, since a crash may have cut it off."""
+    try:
+        document = msgspec.json.decode(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.DecodeError):
+        return {}
+    return document if isinstance(document, dict) else {}
