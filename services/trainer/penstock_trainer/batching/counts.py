@@ -91,7 +91,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
         num_degenerate_groups=sum(_is_degenerate(groups[group[0].index.group]) for group in candidates),
         num_completions=len(flat),
         num_failed_completions=len(rewards) - len(values),
-        num_truncated_completions=sum(_is_truncated(each) for group in groups for each in group.group.trajectories),
+        num_truncated_completions=sum(is_truncated(each) for group in groups for each in group.group.trajectories),
         num_loss_tokens=num_loss_tokens,
         masked_stale=1 - num_trained_tokens / num_loss_tokens if num_loss_tokens else 0.0,
         num_stale_completions=sum(each.num_loss_tokens > 0 == each.num_trained_tokens for each in flat),
@@ -109,7 +109,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
     )
 
 
-def _is_truncated(trajectory: Trajectory) -> bool:
+def is_truncated(trajectory: Trajectory) -> bool:
     """Whether the token limit of a completion, or the limit of tokens or turns of an episode, ended it."""
     if isinstance(trajectory, Episode):
         return trajectory.end in get_args(Cut)
