@@ -5,9 +5,11 @@ shown as it is.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # categories of characters that move or hide others
 LINE_CHARACTERS = 72  # of a prompt or a completion in one line, so that both fit a terminal of 160 columns
 
 # The header of a user's message. It may go on to the end of its own line.
@@ -60,3 +62,14 @@ def cut(text: str, most: int = LINE_CHARACTERS) -> str:
         return text
     half = most // 2
     return f"{text[:half].rstrip()} [{len(text) - 2 * half:,} characters] {text[-half:].lstrip()}"
+
+
+def harmless(text: str) -> str:
+    """A user's or a model's text on one line of a terminal: what would move, hide or turn characters is escaped.
+
+    >>> harmless("a\\tb" + chr(0x202E))
+    'a\\\\tb\\\\u202e'
+    """
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in HIDDEN else char for char in text
+    )

@@ -77,7 +77,7 @@ class SampleWriter:
         return "\n".join(f"[{role}] {cut(text, TURN_CHARACTERS)}" for role, text in turns if text)
 
     def _turn(self, node: Node) -> str:
-        return self._sampled(node.token_ids).strip() if node.is_sampled else self._context(node)
+        return self._sampled(node.token_ids) if node.is_sampled else self._context(node)
 
     def _sampled(self, packed: bytes) -> str:
         ids = unpack_int32(packed)
