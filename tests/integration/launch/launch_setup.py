@@ -61,13 +61,21 @@ async def start(config):
         return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
                  "reward_mean": 0.5, "queue": await queue.depths()}}
 
+    def write(name, **line):
+        with (folder / name).open("a") as file:
+            file.write(json.dumps(line) + "\\n")
+
     async def work():
+        if KIND == "trainer" and step[0] == 0:
+            write("evals.jsonl", steps=0, accuracy=0.25, samples=[])
         while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
             stopping, asked = [asyncio.ensure_future(each.wait()) for each in (served.stop, seen)]
             await asyncio.wait((stopping, asked), timeout=1, return_when=asyncio.FIRST_COMPLETED)
             if served.stop.is_set():
                 break
-            step[0] += seen.is_set()
+            if seen.is_set():
+                write("steps.jsonl", step=step[0], reward_mean=0.5, seconds={{"step": 0.5}})
+                step[0] += 1
             seen.clear()
         if KIND != "trainer":
             await served.stop.wait()
