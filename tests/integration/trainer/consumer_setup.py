@@ -164,4 +164,5 @@ def scored(
     tokens, logprobs = pack_int32([5] * count), pack_float32([-0.5] * count)
     completion = Completion(tokens, b"\x01" * count, logprobs, spans, "5" * count, "stop")
     group = RolloutGroup(ticket, (completion,) * len(values), "server", 1.0, 2.0)
-    return ScoredGroup(group, tuple(Score(None, "it raised") if value is None else Score(value) for value in values))
+    scores = tuple(Score(None, "it raised") if value is None else Score(value) for value in values)
+    return ScoredGroup(group, scores, ("exact_match",))

@@ -314,6 +314,9 @@ async def test_samples_of_a_step_are_written_once_and_are_the_same_if_it_is_trai
     ]
     assert [(line.reward, (line.advantage or 0) > 0) for line in lines[:2]] == [(1.0, True), (0.0, False)]
     assert {(line.version, line.prompt[:1], line.truncated) for line in lines[2:4]} == {(0, "p", False)}
+    assert lines[1].rewards == {"exact_match": 0.0}
+    [rewards] = {msgspec.json.encode(line["rewards"]) for line in loop.status.progress.steps_after(-1)}
+    assert msgspec.json.decode(rewards) == {"exact_match": {"mean": 0.5, "std": 0.5, "num_failed": 0}}
     samples.write_bytes(written[: -len(written) // 8])
     first, _, _ = steps.read_bytes().partition(b"\n")
     steps.write_bytes(first + b"\n")
