@@ -95,8 +95,8 @@ def show_samples(arguments: argparse.Namespace, console: Console) -> tuple[str, 
     """What the arguments of the command ask for, as text, and the exit code: 1 if there is none."""
     records = find_run(arguments.run, arguments.root) if arguments.run else _newest(arguments.root)
     found = _of_evaluation(records, arguments) if arguments.evaluation else _of_training(records, arguments)
-    if arguments.failed:
-        found = (each for each in found if each.reward is None)
+    if arguments.failed or arguments.worst or arguments.best:
+        found = (each for each in found if (each.reward is None) == arguments.failed)
     if arguments.search:
         found = (each for each in found if each.holds(arguments.search.casefold()))
     on_screen = console.is_terminal and arguments.limit is None
@@ -132,8 +132,7 @@ def _ordered(samples: Iterable[Shown], most: int, arguments: argparse.Namespace)
     numbered = enumerate(samples)
     if arguments.worst or arguments.best:
         sign = 1 if arguments.worst else -1
-        with_reward = ((number, each) for number, each in numbered if each.reward is not None)
-        chosen = heapq.nsmallest(most, with_reward, key=lambda pair: (sign * (pair[1].reward or 0.0), -pair[0]))
+        chosen = heapq.nsmallest(most, numbered, key=lambda pair: (sign * (pair[1].reward or 0.0), -pair[0]))
     else:
         chosen = heapq.nsmallest(most, numbered, key=lambda pair: (-pair[1].step, pair[0]))
     return [each for _, each in chosen]

@@ -107,7 +107,9 @@ def test_steps_order_and_texts_can_be_chosen(folder: Path, words: list[str], exp
 def test_what_was_left_out_is_said(folder: Path) -> None:
     text, _ = shown(str(folder), "--search", "five", "--limit", "1")
     assert text.endswith(f"1 of 2 samples of {folder}; --limit 2 shows all\n")
-    assert "cut off by its limit" in shown(str(folder), "--worst", "--limit", "1")[0]
+    text, _ = shown(str(folder), "--worst", "--limit", "1")
+    assert "cut off by its limit" in text
+    assert "1 of 5 samples" in text, "one that failed has no reward"
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (120, 40)])
