@@ -302,6 +302,9 @@ class TrackingSection(Section):
     """offline: into the run's folder, for `wandb sync`; online: to W&B's server during the run."""
     close_seconds: Seconds = 30
     """Time to flush at the end; entries that are not written by then are dropped."""
+    samples_per_step: Annotated[int, Field(ge=0, le=256)] = 8
+    """Completions of each step for people to read, in `samples.jsonl` and trackers: one that failed, then whole groups,
+    those with the widest rewards first. 0: none."""
 
     @field_validator("to", mode="before", json_schema_input_type=tuple[Tracker, ...] | Tracker)
     @classmethod

@@ -67,11 +67,18 @@ class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
     settings: str = ""
 
 
-class DropRecord(Contract, frozen=True, tag_field="record", tag="drop"):
-    """A ticket ended without being trained."""
+class DropRecord(Contract, frozen=True, tag_field="record", tag="drop", omit_defaults=True):
+    """A ticket ended without being trained.
+
+    why: the words of the service that could not use its message. num_completions: of its group; 0: there was none.
+    failures: why some of them have no reward, each with their number. An older ledger has none of these.
+    """
 
     ticket: int
     reason: DropReason
+    why: str = ""
+    num_completions: int = 0
+    failures: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoint"):
@@ -108,7 +115,8 @@ class LedgerState:
     """Version -> form of the bytes that its digest is of."""
     weights: dict[int, WeightsRecord] = field(default_factory=dict)
     """Steps -> the weights after them, by the last record."""
-    dropped: dict[int, DropReason] = field(default_factory=dict)
+    drops: dict[int, DropRecord] = field(default_factory=dict)
+    """Ticket -> its end without a step."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
 
     @property
@@ -121,6 +129,11 @@ class LedgerState:
     def has_finished_steps(self) -> bool:
         """Whether there are weights that a step has made, which a run can go on from."""
         return any(self.weights)
+
+    @property
+    def dropped(self) -> dict[int, DropReason]:
+        """Ticket -> why it was not trained."""
+        return {ticket: record.reason for ticket, record in self.drops.items()}
 
     @property
     def trained(self) -> dict[int, int]:
@@ -145,7 +158,7 @@ def replay(records: Iterable[Record]) -> LedgerState:
                 if record.settings and state.steps and state.steps[-1].step + 1 == record.steps:
                     state.steps[-1] = msgspec.structs.replace(state.steps[-1], settings=record.settings)
             case DropRecord():
-                state.dropped[record.ticket] = record.reason
+                state.drops[record.ticket] = record
             case CheckpointRecord():
                 state.checkpoints.append(record)
     return state

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+from rich.console import Console
+
 from penstock.config import Config
 from penstock.config.load import given_keys, load_config
 from penstock.errors import ConfigError
@@ -27,6 +29,7 @@ from penstock_launch.commands.cancel import cancel
 from penstock_launch.commands.completion import SHELLS, completion_script
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.keys import show_keys
+from penstock_launch.commands.samples import show_samples
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import show_status
 from penstock_launch.envs.command import make_envs
@@ -123,6 +126,13 @@ def _cancel(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     return 0
 
 
+def _samples(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock samples [RUN] and its options: penstock samples --help")
+    text, exit_code = show_samples(arguments, Console())
+    print(text, end="")
+    return exit_code
+
+
 def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = _with_trainer("export", settings)
     with lasting():
@@ -195,6 +205,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "keys": _keys,
     "status": _status,
     "cancel": _cancel,
+    "samples": _samples,
     "export": _export,
     "replay": _replay,
     "bundle": _bundle,

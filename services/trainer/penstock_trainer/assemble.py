@@ -42,10 +42,12 @@ from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.lost_writes import LostWrites
+from penstock_trainer.rollouts.samples import SampleWriter
 from penstock_trainer.rollouts.stragglers import Stragglers
 from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.samples import SampleFile
 from penstock_trainer.telemetry.scrape_targets import ScrapeTargets
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.tracking import Tracking, make_tracking
@@ -173,7 +175,14 @@ class Assembly:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        return Evaluation(self.prompts.held_out, self.prompts.stop_token_ids, self.lease.number, self.config)
+        prompts = self.prompts
+        return Evaluation(
+            prompts.held_out,
+            prompts.stop_token_ids,
+            self.lease.number,
+            self.config,
+            num_trained=len(prompts.shared),
+        )
 
     @cached_property
     def generation(self) -> GenerationTime:
@@ -314,7 +323,21 @@ class Assembly:
 
     @cached_property
     def tracking(self) -> Tracking:
-        return make_tracking(self.config, self.folder, self.status.progress, self.metrics.tracking_dropped)
+        dropped = self.metrics.tracking_dropped
+        return make_tracking(self.config, self.folder, self.status.progress, self.samples, dropped)
+
+    @cached_property
+    def samples(self) -> SampleFile:
+        return SampleFile(self.folder)
+
+    @cached_property
+    def sample_writer(self) -> SampleWriter:
+        return SampleWriter(
+            self.prompts.tokenizer,
+            self.prompts.stop_token_ids,
+            most=self.config.tracking.samples_per_step,
+            skip_special_tokens=self.config.rollout.engine.skip_special_tokens,
+        )
 
     @cached_property
     def reports(self) -> Reports:
@@ -326,6 +349,8 @@ class Assembly:
             self.generation,
             self.evaluation,
             self.tracking,
+            self.samples,
+            self.sample_writer,
             max_lag=self.config.staleness.max_lag,
         )
 

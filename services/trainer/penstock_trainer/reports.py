@@ -1,9 +1,10 @@
 """The trainer's reports: its phase, each step and evaluation, and whether it computes or waits.
 
-Owns the figures of a step, and sends them to progress files, metrics, status, trackers and log at once.
+Owns the figures of a step, and sends them to progress files, samples, metrics, status, trackers and log at once.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -11,13 +12,15 @@ from dataclasses import asdict
 from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
-from penstock_trainer.batching.rewards import function_figures, rewards_of
+from penstock_trainer.batching.rewards import failures_of, function_figures, rewards_of
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
+from penstock_trainer.rollouts.samples import SampleWriter
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.records import StepLine
+from penstock_trainer.telemetry.records import Histogram, StepLine
+from penstock_trainer.telemetry.samples import SampleFile
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.step_clock import Clock
 from penstock_trainer.telemetry.tracking import Tracking
@@ -43,6 +46,8 @@ class Reports:
         generation: GenerationTime,
         evaluation: Evaluation,
         tracking: Tracking,
+        samples: SampleFile,
+        sample_writer: SampleWriter,
         *,
         max_lag: int | None,
     ) -> None:
@@ -54,6 +59,8 @@ class Reports:
         self._generation = generation
         self._evaluation = evaluation
         self._tracking = tracking
+        self._samples = samples
+        self._sample_writer = sample_writer
         self._max_lag = max_lag
         self._first = True
         self._metrics.show_run(self._status.steps, self._progress)
@@ -82,6 +89,19 @@ class Reports:
         self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]
     ) -> None:
         """Report a step; `versions`: of the weights before and after it."""
+        line, staleness = self._line(step, groups, clock, result, versions)
+        self._samples.add(step, self._sample_writer.lines(step, groups, result.advantages))
+        self._progress.add_step(line)
+        self._tracking.step(line)
+        self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
+        self._status.steps = step + 1
+        self._metrics.show_run(self._status.steps, self._progress)
+        log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
+
+    def _line(
+        self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]
+    ) -> tuple[StepLine, list[int]]:
+        """The line of a step, and the staleness of each completion that has one."""
         before, after = versions
         trajectories = [each for group in groups for each in group.group.trajectories]
         oldest = [oldest_trained_version(each, before, self._max_lag) for each in trajectories]
@@ -107,13 +127,15 @@ class Reports:
             staleness_mean=sum(staleness) / len(staleness) if staleness else 0.0,
             statistics={**figures_of(result), **episode_figures(groups)},
             rewards=function_figures(groups),
+            failures=failures_of(groups),
+            histograms=histograms_of(
+                reward=values,
+                advantage=list(result.advantages.values()),
+                length=[each.num_tokens for each in trajectories],
+                staleness=staleness,
+            ),
         )
-        self._progress.add_step(line)
-        self._tracking.step(line)
-        self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
-        self._status.steps = step + 1
-        self._metrics.show_run(self._status.steps, self._progress)
-        log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
+        return line, staleness
 
     def is_reported(self, step: int) -> bool:
         """Whether the line of a step is written, in this life or an earlier one."""
@@ -127,6 +149,7 @@ class Reports:
     def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:
         """Bring the lines in step with the ledger: report each step whose trainer died before it reported it."""
         self._progress.forget_from(num_steps)
+        self._samples.forget_from(self._progress.highest_step + 1)  # those of a step without a line may be incomplete
         self._status.steps = num_steps
         for each in replayed:
             self.step(each.step, each.groups, Clock(), each.result, each.versions)
@@ -147,6 +170,12 @@ def outcome_of(result: StepResult) -> str:
     if not result.is_finite:
         return "non_finite"
     return "trained" if result.changed else "unchanged"
+
+
+def histograms_of(**values: Sequence[float]) -> dict[str, Histogram]:
+    """By name, of the finite values; a name without any is absent."""
+    finite = {name: [each for each in some if math.isfinite(each)] for name, some in values.items()}
+    return {name: Histogram.of(some) for name, some in finite.items() if some}
 
 
 def figures_of(result: StepResult) -> dict[str, float]:

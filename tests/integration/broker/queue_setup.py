@@ -68,7 +68,8 @@ def make_scored(ticket: Ticket) -> ScoredHeader:
 def stored_scored(scored: ScoredGroup) -> Stored:
     """A scored group as the queue stores it while its texts are still there."""
     form = stored(scored.group)
-    return Stored(encode(ScoredHeader(decode(form.header, RolloutHeader), scored.scores)), form.parts)
+    header = ScoredHeader(decode(form.header, RolloutHeader), scored.scores, scored.functions)
+    return Stored(encode(header), form.parts)
 
 
 async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:

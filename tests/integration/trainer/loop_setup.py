@@ -38,6 +38,7 @@ from penstock_trainer.weights.staging import Staging
 from tests.integration.broker.queue_setup import put, stored_scored
 from tests.integration.trainer.consumer_setup import PROMPTS, scored
 from tests.patience import ANSWER_SECONDS
+from tests.unit.trainer.data.chat_models import characters
 
 SECONDS = ANSWER_SECONDS
 
@@ -144,7 +145,7 @@ class Life(Assembly):
     def __init__(self, config: Config, queue: Queue, lease: Lease) -> None:
         service = cast(Service, SimpleNamespace(stop=asyncio.Event(), url="http://127.0.0.1:1"))
         step_files = WatchedFiles(Path(config.run.root) / config.run.name / "steps", keep_bytes=2**20)
-        prompts = Prompts(PROMPTS, PROMPTS[:1], (2,), PROMPTS[0].token_ids)
+        prompts = Prompts(PROMPTS, PROMPTS[:1], (2,), PROMPTS[0].token_ids, characters())
         learner = self.make_learner(config)
         super().__init__(config, service, queue, lease, learner, prompts, step_files)
         self.watch = Watch()

@@ -11,8 +11,8 @@ from penstock.broker import Queue, Stage, Worker
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
-from penstock.contracts import PolicyIdentity, encode
-from penstock.contracts.ledger import RunRecord
+from penstock.contracts import DropReason, PolicyIdentity, encode
+from penstock.contracts.ledger import DropRecord, RunRecord
 from penstock.contracts.stored_groups import CompletionsPart, Part, Stored
 from penstock.errors import StallError
 from tests.integration.broker.queue_setup import stored_scored
@@ -103,7 +103,9 @@ async def test_a_group_without_two_rewards_is_dropped_and_replaced(
     counters = await setup.trainer_queue.counters()
     assert (counters.issued, counters.dropped, counters.outstanding) == (5, {"reward_failed": 1}, 4)
     assert list(setup.book.outstanding) == [0, 2, 3, 4]
-    assert (await setup.trainer_queue.ledger()).dropped == {1: "reward_failed"}
+    failures = {"it raised": values.count(None)}
+    record = DropRecord(1, DropReason.REWARD_FAILED, num_completions=2, failures=failures)
+    assert (await setup.trainer_queue.ledger()).drops == {1: record}
     assert (await setup.issued_tickets())[-1].number == 4
     assert await setup.depth("scored") == 0
     assert setup.consumer.last_failure == "it raised"
@@ -198,7 +200,8 @@ async def test_what_another_service_buried_is_poison(setup: ConsumerSetup, confi
     await other.bury(delivery, "it does not decode")
     async with setup.consuming():
         await setup.until(lambda: 0 not in setup.book.outstanding)
-    assert (await setup.trainer_queue.ledger()).dropped == {0: "poison"}
+    record = DropRecord(0, DropReason.POISON, why="it does not decode")
+    assert (await setup.trainer_queue.ledger()).drops == {0: record}
     assert (await setup.depth("dead"), await setup.depth("scored")) == (1, 0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.broker import Queue, Stage
@@ -14,6 +15,7 @@ from penstock.broker.trainer import read_ledger
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Ticket, decode
 from penstock.errors import ConfigError, LeaseLostError, NonFiniteError, WeightsError
+from penstock.records.samples import SampleLine
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
 from penstock_trainer.telemetry.records import EvalResult
@@ -294,6 +296,35 @@ async def test_a_queue_that_lost_the_run_is_rebuilt_from_its_folder(
         assert "its ledger is rebuilt from" in caplog.text
     finally:
         await asyncio.to_thread(lease.release)
+
+
+async def test_samples_of_a_step_are_written_once_and_are_the_same_if_it_is_trained_again(
+    loop: Life, queue: Queue
+) -> None:
+    """The first life is killed after it has written a part of the last step's samples, and not yet the step's line."""
+    async with loop.training():
+        for step in range(2):
+            await loop.answer(step, await loop.announced(step))
+        await loop.announced(2)
+    samples, steps = loop.folder / "samples.jsonl", loop.folder / "steps.jsonl"
+    written = samples.read_bytes()
+    lines = [msgspec.json.decode(line, type=SampleLine) for line in written.splitlines()]
+    assert [(line.step, line.ticket, line.index) for line in lines] == [
+        (step, ticket, index) for step, tickets in ((0, (0, 1)), (1, (2, 3))) for ticket in tickets for index in (0, 1)
+    ]
+    assert [(line.reward, (line.advantage or 0) > 0) for line in lines[:2]] == [(1.0, True), (0.0, False)]
+    assert {(line.version, line.prompt[:1], line.truncated) for line in lines[2:4]} == {(0, "p", False)}
+    assert lines[1].rewards == {"exact_match": 0.0}
+    [rewards] = {msgspec.json.encode(line["rewards"]) for line in loop.status.progress.steps_after(-1)}
+    assert msgspec.json.decode(rewards) == {"exact_match": {"mean": 0.5, "std": 0.5, "num_failed": 0}}
+    samples.write_bytes(written[: -len(written) // 8])
+    first, _, _ = steps.read_bytes().partition(b"\n")
+    steps.write_bytes(first + b"\n")
+    again = Life(loop.config, queue, loop.lease)
+    async with again.training():
+        await again.watch.until("announced", 1)
+    assert samples.read_bytes() == written
+    assert len(steps.read_bytes().splitlines()) == 2
 
 
 async def test_another_run_in_the_folder_is_refused_before_its_ledger_is_rebuilt(loop: Life, queue: Queue) -> None:

@@ -82,10 +82,11 @@ class BatchRules:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples in the order of their groups, by mini-batch, and the counts of the full batch."""
+    """Samples in the order of their groups, by mini-batch; the counts and all advantages of the full batch."""
 
     minibatches: tuple[tuple[Sample, ...], ...]
     counts: BatchCounts
+    advantages: Mapping[CompletionIndex, float]
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -152,7 +153,8 @@ def make_batch(
     minibatches = [
         tuple(_minibatch(groups, part, rules, version, max_lag)) for part in _parts(candidates, rules.num_minibatches)
     ]
-    return Batch(tuple(minibatches), count_batch(groups, candidates))
+    advantages = {each.index: each.advantage for group in candidates for each in group}
+    return Batch(tuple(minibatches), count_batch(groups, candidates), advantages)
 
 
 def _penalty(trajectory: Trajectory, overlong: Overlong) -> float:

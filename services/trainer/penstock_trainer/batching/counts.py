@@ -42,6 +42,7 @@ class BatchCounts:
     num_groups: with at least two valid rewards: the denominator. num_failed_groups: the others.
     num_degenerate_groups: of the former, those whose rewards are all equal.
     num_loss_tokens: of valid completions; masked_stale: the share of them that is too old (`masking`).
+    num_truncated_completions: of all, those that a limit on their length ended.
     num_stale_completions, num_stale_groups: valid completions all of whose loss tokens are too old; groups with an
     advantage that have no gradient for that reason.
     failed_reward_ratio, truncated_ratio: of all completions of the batch, those without a reward, and those that
@@ -57,6 +58,7 @@ class BatchCounts:
     num_degenerate_groups: int
     num_completions: int
     num_failed_completions: int
+    num_truncated_completions: int
     num_loss_tokens: int
     masked_stale: float
     num_stale_completions: int
@@ -96,6 +98,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
         num_degenerate_groups=num_degenerate,
         num_completions=len(flat),
         num_failed_completions=len(rewards) - len(values),
+        num_truncated_completions=sum(each.is_truncated for each in trajectories),
         num_loss_tokens=num_loss_tokens,
         masked_stale=1 - num_trained_tokens / num_loss_tokens if num_loss_tokens else 0.0,
         num_stale_completions=sum(each.num_loss_tokens > 0 == each.num_trained_tokens for each in flat),

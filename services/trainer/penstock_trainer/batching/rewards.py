@@ -7,6 +7,7 @@ A function's figures are over the trajectories to which it gave a value: a failu
 nothing from the figures of the others.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +15,9 @@ import numpy as np
 from penstock.contracts import Episode, Score, ScoredGroup, Trajectory
 
 NOTHING_SAMPLED = "the episode has no sampled token"
+REASON_CHARACTERS = 160  # a reason may hold a traceback or an answer
+MOST_REASONS = 10
+OTHER_REASONS = "other reasons"
 
 
 def rewards_of(group: ScoredGroup) -> list[float | None]:
@@ -80,6 +84,23 @@ def first_failure(group: ScoredGroup) -> str:
     """The reason of the first failed trajectory; "" if none failed."""
     pairs = zip(group.group.trajectories, group.scores, strict=True)
     return next((why for pair in pairs if (why := failure_of(*pair))), "")
+
+
+def failures_of(groups: Iterable[ScoredGroup]) -> dict[str, int]:
+    """Why trajectories of the groups have no reward, each reason in short with their number; the most frequent first.
+
+    {"my_rewards:judge: TimeoutError: no answer within 5 s": 3}
+    """
+    pairs = (pair for group in groups for pair in zip(group.group.trajectories, group.scores, strict=True))
+    return most_frequent(why for pair in pairs if (why := failure_of(*pair)))
+
+
+def most_frequent(reasons: Iterable[str]) -> dict[str, int]:
+    """The number of each of the most frequent reasons, in short; of the others together."""
+    counted = Counter(" ".join(reason.split())[:REASON_CHARACTERS] for reason in reasons)
+    shown = dict(counted.most_common(MOST_REASONS))
+    others = counted.total() - sum(shown.values())
+    return {**shown, OTHER_REASONS: others} if others else shown
 
 
 def failed_share(group: ScoredGroup) -> float:

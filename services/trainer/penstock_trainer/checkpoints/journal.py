@@ -18,7 +18,6 @@ import msgspec
 
 from penstock.contracts.ledger import (
     CheckpointRecord,
-    DropRecord,
     LedgerState,
     Record,
     RunRecord,
@@ -85,8 +84,7 @@ def _records(ledger: LedgerState) -> list[Record]:
     run: list[RunRecord] = [ledger.run] if ledger.run is not None else []
     checkpoints: list[CheckpointRecord] = ledger.checkpoints
     weights = [ledger.weights[steps] for steps in sorted(ledger.weights)]
-    dropped = [DropRecord(ticket, reason) for ticket, reason in ledger.dropped.items()]
-    return [*run, *ledger.steps, *weights, *dropped, *checkpoints]
+    return [*run, *ledger.steps, *weights, *ledger.drops.values(), *checkpoints]
 
 
 def _lines(records: Iterable[Record]) -> bytes:

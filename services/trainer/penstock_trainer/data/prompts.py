@@ -4,7 +4,7 @@ Invariant: every prompt of completions has at least one token, leaves room for i
 bad row is a DataError that names it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ import xxhash
 
 from penstock.errors import DataError
 from penstock.plain_tokens import plain_token_ids
+from penstock.readable import question_of
 from penstock_trainer.data.chat import Chat, Tokenizer
 from penstock_trainer.data.rows import Message, Row
 
 SHOWN_CHARACTERS = 200  # of a row without a prompt
+DIGESTED = ("text", "token_ids", "answer", "reward", "metadata")  # what tickets are made of; runs rest on their bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class EncodedPrompt:
 
     The row of an episode has no tokens, and `text` is for people. metadata["prompt"] is the prompt of the row if it has
     one, text or messages; `answer` and metadata are all that an environment gets.
+
+    asked: the prompt of the row as the row has it, before any template.
     """
 
     text: str
@@ -32,6 +36,12 @@ class EncodedPrompt:
     answer: str
     reward: str
     metadata: dict[str, Any]
+    asked: str | list[Message] = ""
+
+    @property
+    def question(self) -> str:
+        """What is asked, as a person reads it."""
+        return question_of(self.asked) or self.text
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> list[EncodedPrompt]:
@@ -64,7 +74,7 @@ def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: i
             "generate to the end, less sampling.max_new_tokens); shorten it, lower sampling.max_new_tokens, or raise "
             "rollout.engine.context_length or rollout.engine.max_total_tokens"
         )
-    return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata)
+    return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata, row.prompt)
 
 
 def episode_rows(rows: Sequence[Row], system_prompt: str = "") -> list[EncodedPrompt]:
@@ -79,7 +89,7 @@ def _episode_row(row: Row, system_prompt: str) -> EncodedPrompt:
         begins = bool(messages) and messages[0]["role"] == "system"
         prompt = messages if begins else [{"role": "system", "content": system_prompt}, *messages]
     metadata = {"prompt": prompt, **row.metadata} if prompt else row.metadata
-    return EncodedPrompt(_shown(row), (), row.answer, row.reward, metadata)
+    return EncodedPrompt(_shown(row), (), row.answer, row.reward, metadata, row.prompt)
 
 
 def _messages(prompt: str | list[Message]) -> list[Message]:
@@ -109,14 +119,43 @@ def require_batch(prompts: Sequence[object], batch_size: int, path: str) -> None
 
 
 def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-    """The held-out prompts that are training prompts too: those with the same tokens, or, of episodes, columns."""
-    trained = {_content(prompt) for prompt in train}
-    return [prompt for prompt in held_out if _content(prompt) in trained]
+    """The held-out prompts that are training prompts too: the same is asked, in whatever layout.
+
+    Compared are the tokens, and what the messages or the text say, without white space and system messages. The rows of
+    episodes may all ask the same, such as "Play.": if their prompts do not tell them apart, all their columns do.
+    """
+    of_episodes = any(not prompt.token_ids for prompt in train)
+    words = set(map(_said, train))
+    if of_episodes and ("" in words or len(words) < len(set(map(_columns, train)))):
+        return _in_both(held_out, train, _columns)
+    same_tokens = {id(prompt) for prompt in _in_both(held_out, train, _tokens)}
+    same_words = {id(prompt) for prompt in _in_both(held_out, train, _said)}
+    return [prompt for prompt in held_out if id(prompt) in same_tokens | same_words]
 
 
-def _content(prompt: EncodedPrompt) -> tuple[int, ...] | bytes:
-    """What the model is asked."""
-    return prompt.token_ids or msgspec.msgpack.encode((prompt.answer, prompt.metadata), order="deterministic")
+def _in_both(
+    held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPrompt], content: Callable[[EncodedPrompt], Hashable]
+) -> list[EncodedPrompt]:
+    """The held-out prompts whose content, which is not empty, is that of a training prompt."""
+    trained = set(map(content, train))
+    return [prompt for prompt in held_out if (found := content(prompt)) and found in trained]
+
+
+def _tokens(prompt: EncodedPrompt) -> tuple[int, ...]:
+    return prompt.token_ids
+
+
+def _said(prompt: EncodedPrompt) -> str:
+    """What all messages but those of the system say, with one space for white space."""
+    if isinstance(prompt.asked, str):
+        return " ".join(question_of(prompt.asked).split())
+    texts = [message["content"] for message in prompt.asked if message["role"] not in ("system", "developer")]
+    return " ".join(" ".join(texts).split())
+
+
+def _columns(prompt: EncodedPrompt) -> bytes:
+    """All that an environment gets."""
+    return msgspec.msgpack.encode((prompt.answer, prompt.metadata), order="deterministic")
 
 
 def require_embeddings(rows: Sequence[Row], prompts: Sequence[EncodedPrompt], vocabulary_size: int) -> None:
@@ -135,5 +174,5 @@ def digest(prompts: Sequence[EncodedPrompt]) -> str:
     encoder = msgspec.msgpack.Encoder()
     state = xxhash.xxh3_64()
     for prompt in prompts:
-        state.update(encoder.encode(prompt))
+        state.update(encoder.encode({name: getattr(prompt, name) for name in DIGESTED}))
     return state.hexdigest()

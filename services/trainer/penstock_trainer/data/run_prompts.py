@@ -6,6 +6,7 @@ Owns the checks that need the model's tokenizer and no more: a prompt that is to
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from penstock.config import Config
 from penstock.contracts.ledger import RunRecord
@@ -32,13 +33,14 @@ log = logging.getLogger(__name__)
 class Prompts:
     """The training and held-out prompts of a run; stop_token_ids end a completion, or a turn of an episode.
 
-    first_ids: tokens of the first training prompt.
+    first_ids: tokens of the first training prompt. tokenizer: that they were made with.
     """
 
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
     first_ids: tuple[int, ...]
+    tokenizer: Any
 
     @cached_property
     def shared(self) -> list[EncodedPrompt]:
@@ -92,7 +94,7 @@ def _token_prompts(
     chat.require_used()
     for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
         require_embeddings(rows, encoded, vocabulary.size)
-    return Prompts(train, held_out, stop, train[0].token_ids)
+    return Prompts(train, held_out, stop, train[0].token_ids, vocabulary.tokenizer)
 
 
 def _episode_prompts(
@@ -111,7 +113,7 @@ def _episode_prompts(
     held_out = episode_rows(held_out_rows, config.data.system_prompt)
     ids = vocabulary.tokenizer.encode(train[0].text, add_special_tokens=False)
     known = tuple(each for each in ids if each < vocabulary.size)
-    return Prompts(train, held_out, stop, known or stop or (0,))
+    return Prompts(train, held_out, stop, known or stop or (0,), vocabulary.tokenizer)
 
 
 def _longest(config: Config, vocabulary: Vocabulary) -> int:

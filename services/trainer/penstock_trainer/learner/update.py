@@ -13,7 +13,7 @@ Shapes: N loss tokens of a pack, U distinct (parent row, token) pairs of it.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from penstock.contracts import ScoredGroup
 from penstock_trainer.batching.batch import Sample, make_batch, valid_samples
-from penstock_trainer.batching.counts import BatchCounts
+from penstock_trainer.batching.counts import BatchCounts, CompletionIndex
 from penstock_trainer.batching.packing import Pack
 from penstock_trainer.batching.rank_shares import RankShare, share
 from penstock_trainer.distributed.ranks import Ranks
@@ -49,6 +49,7 @@ class StepResult:
     loss: mean over mini-batches; grad_norm: the largest, before clipping, nan if one was not finite; learning_rate: of
     the last.
     num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
+    advantages: of the completions that have one.
     """
 
     changed: bool
@@ -60,6 +61,7 @@ class StepResult:
     num_packs: int
     num_rows: int
     seconds: dict[str, float]
+    advantages: Mapping[CompletionIndex, float]
 
     @property
     def is_finite(self) -> bool:
@@ -82,6 +84,7 @@ class Gradient:
     """
 
     counts: BatchCounts
+    advantages: Mapping[CompletionIndex, float]
     minibatches: Sequence[_Minibatch]
     first: tuple[float, Sums] | None
     seconds: dict[str, float]
@@ -145,7 +148,7 @@ class Updater:
         minibatches = [self._minibatch(work, is_first=number == 0) for number, work in enumerate(shares)]
         first = self._forward_backward(minibatches[0]) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        self._unfinished = Gradient(batch.counts, minibatches, first, seconds)
+        self._unfinished = Gradient(batch.counts, batch.advantages, minibatches, first, seconds)
         return self._unfinished
 
     def finish(self, gradient: Gradient) -> StepResult:
@@ -179,6 +182,7 @@ class Updater:
             num_packs=sum(each.work.num_packs for each in gradient.minibatches),
             num_rows=sum(each.work.num_rows for each in gradient.minibatches),
             seconds=seconds,
+            advantages=gradient.advantages,
         )
 
     def _share(self, samples: Sequence[Sample]) -> RankShare:

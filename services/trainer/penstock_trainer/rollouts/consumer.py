@@ -23,7 +23,7 @@ from penstock.contracts.ledger import DropRecord, LedgerState
 from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
-from penstock_trainer.batching.rewards import failed_share, first_failure
+from penstock_trainer.batching.rewards import failed_share, failures_of, first_failure, most_frequent
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
@@ -224,7 +224,7 @@ class Consumer:
             case Reissue():
                 await self._issue_again(verdict, delivery, scored)
             case Drop():
-                await self._drop(number, verdict, delivery, failed_share(scored))
+                await self._drop(number, verdict, delivery, scored, failed_share(scored))
 
     def _moves(self, scored: ScoredGroup, *, has_gradient: bool) -> bool:
         """Whether the group counts as one with a gradient for the book: its rewards move the policy, no other term."""
@@ -237,14 +237,21 @@ class Consumer:
             self._book.wait_again(arrival.number)
             await self._issue_again(verdict, arrival.delivery, arrival.group)
         else:
-            await self._drop(arrival.number, verdict, arrival.delivery)
+            await self._drop(arrival.number, verdict, arrival.delivery, arrival.group)
 
     async def _issue_again(self, verdict: Reissue, delivery: Delivery, scored: ScoredGroup) -> None:
         await self._issuer.issue_again(scored.group.ticket, delivery, verdict)
         self._worker.forget(delivery)
 
-    async def _drop(self, number: int, verdict: Drop, delivery: Delivery | None, failed_share: float = 0.0) -> None:
-        """End a ticket, of which a share has failed. delivery: the entry that goes with it, if there is one."""
+    async def _drop(
+        self,
+        number: int,
+        verdict: Drop,
+        delivery: Delivery | None,
+        group: ScoredGroup | None = None,
+        failed_share: float = 0.0,
+    ) -> None:
+        """End a ticket, of which a share has failed. delivery, group: what goes with it, if there is one."""
         reason = verdict.reason
         if reason == DropReason.STALE:
             log.info("ticket %d is dropped: %s", number, verdict.why)
@@ -252,7 +259,7 @@ class Consumer:
             log.warning("ticket %d has no reward: %s", number, verdict.why)
         if reason in (DropReason.REWARD_FAILED, DropReason.POISON):
             self._last_failure = verdict.why
-        await self._record_drop(DropRecord(number, reason), delivery)
+        await self._record_drop(drop_record(number, verdict, group), delivery)
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()
@@ -271,6 +278,18 @@ class Consumer:
     async def _discard(self, delivery: Delivery) -> None:
         await self._queue.discard(delivery)
         self._worker.forget(delivery)
+
+
+def drop_record(number: int, verdict: Drop, group: ScoredGroup | None) -> DropRecord:
+    """The ledger's record of a ticket that ends without a step."""
+    if group is None:
+        return DropRecord(number, verdict.reason, next(iter(most_frequent([verdict.why]))))
+    return DropRecord(
+        number,
+        verdict.reason,
+        num_completions=len(group.group.trajectories),
+        failures=failures_of([group]),
+    )
 
 
 def _decoded(delivery: Delivery, parts: Mapping[Part, bytes | None]) -> ScoredGroup:

@@ -7,21 +7,25 @@ failed rewards count as not accurate and are reported. A round of which all is l
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from penstock.config import Config
 from penstock.contracts import Sampling, ScoredGroup, Ticket
-from penstock_trainer.batching.rewards import function_figures, rewards_of
+from penstock.readable import without_end
+from penstock_trainer.batching.rewards import failure_of, function_figures, most_frequent, rewards_of
 from penstock_trainer.data.draws import eval_ticket
-from penstock_trainer.data.prompts import EncodedPrompt
+from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.telemetry.records import EvalResult, EvalSample
 
 NUMBERS_PER_LEASE = 10_000_000  # numbers of an earlier trainer are never used again
+LOST = "its ticket was dropped: no service could use its message"
 
 
 @dataclass
 class _Round:
     steps: int
     num_prompts: int
+    questions: dict[int, str] = field(default_factory=dict)
     num_lost: int = 0
     results: dict[int, ScoredGroup] = field(default_factory=dict)
 
@@ -30,14 +34,26 @@ class Evaluation:
     """The rounds of one trainer."""
 
     def __init__(
-        self, prompts: Sequence[EncodedPrompt], stop_token_ids: tuple[int, ...], lease: int, config: Config
+        self,
+        prompts: Sequence[EncodedPrompt],
+        stop_token_ids: tuple[int, ...],
+        lease: int,
+        config: Config,
+        *,
+        num_trained: int,
     ) -> None:
+        """num_trained: prompts among them that are training prompts too."""
         self._prompts = prompts
+        self._num_trained = num_trained
         self._config = config
         self._sampling = Sampling(config.eval.temperature, config.sampling.max_new_tokens, stop_token_ids)
         self._next = lease * NUMBERS_PER_LEASE
         self._round_of: dict[int, _Round] = {}
         self._results: list[EvalResult] = []
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self._prompts)
 
     @property
     def enabled(self) -> bool:
@@ -59,6 +75,7 @@ class Evaluation:
         for prompt in self._prompts:
             number, self._next = self._next, self._next + 1
             self._round_of[number] = new
+            new.questions[number] = prompt.question
             tickets.append(
                 eval_ticket(
                     prompt,
@@ -96,11 +113,13 @@ class Evaluation:
             self._results.append(self._result(owner))
 
     def _result(self, finished: _Round) -> EvalResult:
-        groups = [finished.results[number] for number in sorted(finished.results)]
+        numbers = sorted(finished.results)
+        groups = [finished.results[number] for number in numbers]
         values = [rewards_of(group)[0] for group in groups]
         versions = [span.policy.number for group in groups for each in group.group.trajectories for span in each.spans]
         valid = [value for value in values if value is not None]
         success = self._config.eval.success
+        failures = [failure_of(group.group.trajectories[0], group.scores[0]) for group in groups]
         return EvalResult(
             steps=finished.steps,
             accuracy=sum(value >= success for value in valid) / finished.num_prompts,
@@ -109,12 +128,19 @@ class Evaluation:
             num_failed=finished.num_prompts - len(valid),
             oldest_version=min(versions, default=0),
             newest_version=max(versions, default=0),
-            samples=tuple(sample(group) for group in groups[: self._config.eval.num_shown]),
+            samples=tuple(
+                _sample(finished.questions[number], finished.results[number])
+                for number in numbers[: self._config.eval.num_shown]
+            ),
+            failures=most_frequent([*filter(None, failures), *[LOST] * finished.num_lost]),
+            success=success,
+            prompts=self._digest,
+            num_trained=self._num_trained,
             rewards=function_figures(groups),
         )
 
 
-def sample(group: ScoredGroup) -> EvalSample:
-    """The first completion or episode of a group, for people to read."""
-    ticket = group.group.ticket
-    return EvalSample(ticket.prompt, group.group.trajectories[0].text, ticket.answer, rewards_of(group)[0])
+def _sample(question: str, group: ScoredGroup) -> EvalSample:
+    """The first completion or episode of a group."""
+    text = without_end(group.group.trajectories[0].text)
+    return EvalSample(question, text, group.group.ticket.answer, rewards_of(group)[0])

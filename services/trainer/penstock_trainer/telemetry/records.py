@@ -1,14 +1,19 @@
 """One step and one evaluation, as they are written and shown."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+NUM_BINS = 12  # of a histogram: a curve shows no more, and a line stays small
 UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
 
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One completion, for people to read."""
+    """One completion, for people to read: without the layout of a chat (`penstock.readable`)."""
 
     prompt: str
     completion: str
@@ -22,6 +27,8 @@ class EvalResult:
 
     num_failed: prompts without a reward, which count as not accurate: it failed, or their ticket became poison.
     rewards: as of a step.
+    failures: why, each with their number. success: eval.success. prompts: digest of the prompts; num_trained: how many
+    of them are training prompts too; None in a line of a release that did not count them.
     """
 
     steps: int
@@ -33,6 +40,43 @@ class EvalResult:
     newest_version: int
     samples: tuple[EvalSample, ...]
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    success: float = 1.0
+    prompts: str = ""
+    num_trained: int | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values occurred, in bins of equal width from `lowest` to `highest`; one bin if all are equal."""
+
+    lowest: float
+    highest: float
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Histogram":
+        """Of at least one value, all finite."""
+        lowest, highest = float(min(values)), float(max(values))
+        if lowest == highest:
+            return Histogram(lowest, highest, (len(values),))
+        counts, _ = np.histogram(np.asarray(values, dtype=np.float64), bins=NUM_BINS)
+        return Histogram(lowest, highest, tuple(counts.tolist()))
+
+    def moment(self, power: int) -> float:
+        """The sum of a power of the values, as if each were at the middle of its bin."""
+        edges = self.edges
+        return float(np.dot(self.counts, ((edges[:-1] + edges[1:]) / 2) ** power))
+
+    @property
+    def as_numpy(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Counts and edges, as `numpy.histogram` gives them."""
+        return np.array(self.counts), self.edges
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """The bounds of the bins: one more than there are bins."""
+        return np.linspace(self.lowest, self.highest, len(self.counts) + 1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +84,8 @@ class StepLine:
     """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running.
 
     rewards: the figures of each reward function, as `batching.rewards.function_figures` defines them.
+    failures: why completions of its groups have no reward, each with their number.
+    histograms: reward, advantage, length (sampled tokens) and staleness, each if a completion of the batch has one.
     """
 
     step: int
@@ -56,6 +102,8 @@ class StepLine:
     staleness_mean: float
     statistics: dict[str, float]
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:

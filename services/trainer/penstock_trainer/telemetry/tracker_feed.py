@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from prometheus_client import Counter
 
 from penstock.durable import write_durably
 from penstock.errors import DataError
+from penstock.records.samples import SampleLine
+from penstock_trainer.telemetry.records import Histogram
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
 
 MAX_WAITING = 1000  # hours of training for a tracker that hangs, and little memory
@@ -37,11 +39,16 @@ class TrackerPosition(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """Values at one training step, and the position of a tracker that has them."""
+    """What a tracker gets at one training step, and its position once it has it.
+
+    samples: reads them when they are logged, so that entries that wait hold none.
+    """
 
     step: int
     values: Mapping[str, float]
     position: TrackerPosition
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    samples: Callable[[], Sequence[SampleLine]] = tuple
 
 
 class Feed:
@@ -107,7 +114,7 @@ class Feed:
             self._try("close", self._tracker.close)
 
     def _log(self, entry: Entry) -> None:
-        self._tracker.log(entry.step, entry.values)
+        self._tracker.log(entry.step, entry.values, entry.histograms, entry.samples())
         write_durably(self._position_path, msgspec.json.encode(entry.position))
 
     def _next(self) -> Entry | None:

@@ -5,18 +5,22 @@ the event loop but `require_trackers`, before training starts: each tracker live
 catches what it raises.
 """
 
-from collections.abc import Mapping
+import html
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import msgspec
 import psutil
 
 from penstock.config import TrackingSection
 from penstock.config.shown import as_yaml
 from penstock.errors import ConfigError
+from penstock.records.samples import SampleLine
 from penstock.runtime.process import KILL_SECONDS
+from penstock_trainer.telemetry.records import Histogram
 
 if TYPE_CHECKING:
     import wandb
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 STEP = "step"  # the x axis of W&B; its own counter only rises, and an evaluation may end after later steps
 WANDB_SERVICE = "wandb-core"
+SAMPLES = "samples"
 UPLOAD_SHARE = 0.8  # of the time to close: the rest is for W&B's service to end
 
 
@@ -51,7 +56,15 @@ class Tracker(Protocol):
     def open(self, run: TrackedRun) -> None:
         """Import the library and begin the run, or go on with it."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        histograms: Mapping[str, Histogram],
+        samples: Sequence[SampleLine],
+    ) -> None:
+        """Log curves, histograms, and a table of completions if there are any, all at one step."""
+
     def close(self) -> None:
         """Flush and end."""
 
@@ -75,10 +88,30 @@ class TensorBoardTracker:
         text = as_yaml(run.config)
         self._writer.add_text("config", f"```yaml\n{text}```", run.first_step)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        histograms: Mapping[str, Histogram],
+        samples: Sequence[SampleLine],
+    ) -> None:
         assert self._writer is not None
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        for name, histogram in histograms.items():
+            self._writer.add_histogram_raw(
+                name,
+                min=histogram.lowest,
+                max=histogram.highest,
+                num=sum(histogram.counts),
+                sum=histogram.moment(1),
+                sum_squares=histogram.moment(2),
+                bucket_limits=histogram.edges[1:].tolist(),
+                bucket_counts=list(histogram.counts),
+                global_step=step,
+            )
+        if samples:
+            self._writer.add_text(SAMPLES, _as_markdown(samples), step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -126,9 +159,20 @@ class WandbTracker:
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        histograms: Mapping[str, Histogram],
+        samples: Sequence[SampleLine],
+    ) -> None:
+        import wandb
+
         assert self._run is not None
-        self._run.log({STEP: step, **values})
+        shown: dict[str, Any] = {name: wandb.Histogram(np_histogram=each.as_numpy) for name, each in histograms.items()}
+        if samples:
+            shown[SAMPLES] = wandb.Table(columns=list(COLUMNS), data=[_row(each) for each in samples])
+        self._run.log({STEP: step, **values, **shown})
 
     def close(self) -> None:
         import wandb
@@ -169,9 +213,22 @@ class TrackioTracker:
             auto_log_cpu=False,
         )
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        histograms: Mapping[str, Histogram],
+        samples: Sequence[SampleLine],
+    ) -> None:
+        import trackio
+
         assert self._run is not None
-        self._run.log(dict(values), step=step)
+        shown: dict[str, Any] = {
+            name: trackio.Histogram(np_histogram=each.as_numpy) for name, each in histograms.items()
+        }
+        if samples:
+            shown[SAMPLES] = trackio.Table(columns=list(COLUMNS), data=[_row(each) for each in samples])
+        self._run.log({**values, **shown}, step=step)
 
     def close(self) -> None:
         assert self._run is not None
@@ -179,6 +236,33 @@ class TrackioTracker:
 
     def abandon(self) -> None:
         """Its thread ends with the process."""
+
+
+COLUMNS = SampleLine.__struct_fields__
+"""Of the table of samples, in every tracker."""
+
+
+def _row(sample: SampleLine) -> list[Any]:
+    """The cells of a sample: each column has values of one type, or none."""
+    cells = {**msgspec.structs.asdict(sample), "rewards": _shown_rewards(sample)}
+    return [cells[name] for name in COLUMNS]
+
+
+def _shown_rewards(sample: SampleLine) -> str:
+    return ", ".join(f"{name} {'failed' if value is None else f'{value:g}'}" for name, value in sample.rewards.items())
+
+
+def _as_markdown(samples: Sequence[SampleLine]) -> str:
+    """A table; texts are quoted, so that they neither end a cell nor begin another one."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines += ["| " + " | ".join(map(_cell, _row(each))) + " |" for each in samples]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return html.escape(value).replace("|", "&#124;").replace("\n", "<br>")
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def make_trackers(section: TrackingSection) -> list[Tracker]:

@@ -1,8 +1,9 @@
 """Sends the steps and evaluations of a run to its trackers, each once, across restarts.
 
 Owns the names of the values, the run's id and `tracking/` in its folder. Invariant: names are those of `steps.jsonl`,
-nested ones joined by "/"; a step that was trained again after a restart is not tracked again; steps that an earlier
-life wrote only to `steps.jsonl`, for example without this tracker, are tracked at the start.
+nested ones joined by "/", and the table `samples` has the lines of `samples.jsonl`; a step that was trained again after
+a restart is not tracked again; steps that an earlier life wrote only to its files, for example without this tracker,
+are tracked at the start.
 """
 
 import logging
@@ -10,16 +11,19 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import Counter
 
 from penstock.config import Config
 from penstock.config.shown import masked
 from penstock.durable import write_durably, writing
 from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.records import EvalResult, Histogram, StepLine
+from penstock_trainer.telemetry.samples import SampleFile
 from penstock_trainer.telemetry.tracker_feed import Entry, Feed, TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker, make_trackers
 
@@ -27,14 +31,17 @@ log = logging.getLogger(__name__)
 
 FOLDER = "tracking"
 ID_FILE = "run_id"
+HISTOGRAMS = "histograms"
 NO_CURVE = ("step", "steps", "started_at", "ended_at")  # the x axis, and the time of day
+NO_CURVES = ("failures", "success", "num_trained", HISTOGRAMS)  # names without a bound; what never changes, is no curve
 
 
 class Tracking:
     """All trackers of a run, if there are any."""
 
-    def __init__(self, feeds: Sequence[Feed], progress: Progress, close_seconds: float) -> None:
+    def __init__(self, feeds: Sequence[Feed], progress: Progress, samples: SampleFile, close_seconds: float) -> None:
         self._feeds = feeds
+        self._samples = samples
         self._close_seconds = close_seconds
         self._last_step = progress.highest_step
         self._evaluated = {line["steps"] for line in progress.evals()} if feeds else set()
@@ -48,14 +55,14 @@ class Tracking:
         if line.step <= self._last_step:
             return
         self._last_step = line.step
-        self._put(line.step, step_values(asdict(line)))
+        self._put(step_entry(asdict(line), self._position, self._samples))
 
     def evaluation(self, result: EvalResult) -> None:
         """Track an evaluation, unless there was one after as many steps. Never waits."""
         if result.steps in self._evaluated:
             return
         self._evaluated.add(result.steps)
-        self._put(result.steps, eval_values(asdict(result)))
+        self._put(eval_entry(asdict(result), self._position))
 
     def close(self) -> None:
         """Flush and end all trackers within the deadline that they share. Blocking: call it in a thread."""
@@ -67,25 +74,30 @@ class Tracking:
         if self._feeds:  # so that the output of libraries at their end is not the last of the log
             log.info("trackers are closed")
 
-    def _put(self, step: int, values: Mapping[str, float]) -> None:
-        entry = Entry(step, values, TrackerPosition(self._last_step, len(self._evaluated)))
+    @property
+    def _position(self) -> TrackerPosition:
+        return TrackerPosition(self._last_step, len(self._evaluated))
+
+    def _put(self, entry: Entry) -> None:
         for feed in self._feeds:
             feed.put(entry)
 
 
-def make_tracking(config: Config, folder: Path, progress: Progress, dropped: Counter) -> Tracking:
+def make_tracking(config: Config, folder: Path, progress: Progress, samples: SampleFile, dropped: Counter) -> Tracking:
     """The trackers of the configuration, at their positions in the run's `folder`."""
     trackers = make_trackers(config.tracking)
-    feeds = [_feed(tracker, config, folder, progress, dropped) for tracker in trackers]
-    return Tracking(feeds, progress, config.tracking.close_seconds)
+    feeds = [_feed(tracker, config, folder, progress, samples, dropped) for tracker in trackers]
+    return Tracking(feeds, progress, samples, config.tracking.close_seconds)
 
 
-def _feed(tracker: Tracker, config: Config, folder: Path, progress: Progress, dropped: Counter) -> Feed:
+def _feed(
+    tracker: Tracker, config: Config, folder: Path, progress: Progress, samples: SampleFile, dropped: Counter
+) -> Feed:
     path = folder / FOLDER / f"{tracker.name}.json"
     run_id = kept_id(folder / FOLDER / ID_FILE, config.run.name)
     position = read_position(path)
     run = TrackedRun(run_id, config.run.name, folder, masked(config), first_step=position.step + 1)
-    return Feed(tracker, run, backlog(progress, position, rewinds=tracker.rewinds), path, dropped)
+    return Feed(tracker, run, backlog(progress, samples, position, rewinds=tracker.rewinds), path, dropped)
 
 
 def kept_id(path: Path, run_name: str) -> str:
@@ -105,31 +117,39 @@ def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
     return found
 
 
-def backlog(progress: Progress, position: TrackerPosition, *, rewinds: bool) -> Iterator[Entry]:
+def backlog(progress: Progress, samples: SampleFile, position: TrackerPosition, *, rewinds: bool) -> Iterator[Entry]:
     """The entries that a tracker at `position` lacks, evaluations before the step that came after them.
 
     A tracker that `rewinds` has lost the evaluations from the step after its last one on.
     """
-    lacking: list[tuple[int, bool, Mapping[str, float], int]] = []
+    lacking: list[tuple[int, bool, dict[str, Any], int]] = []
     for line in progress.steps_after(position.step):
-        lacking.append((line["step"], True, step_values(line), position.num_evals))
+        lacking.append((line["step"], True, line, position.num_evals))
     for number, line in enumerate(unique_evals(progress).values()):
         if number >= position.num_evals or (rewinds and line["steps"] > position.step):
-            lacking.append((line["steps"], False, eval_values(line), number + 1))
+            lacking.append((line["steps"], False, line, number + 1))
     step, num_evals = position.step, position.num_evals
-    for at, is_step, values, evals in sorted(lacking, key=lambda each: each[:2]):
+    for at, is_step, line, evals in sorted(lacking, key=lambda each: each[:2]):
         step, num_evals = (at if is_step else step), max(num_evals, evals)
-        yield Entry(at, values, TrackerPosition(step, num_evals))
+        reached = TrackerPosition(step, num_evals)
+        yield step_entry(line, reached, samples) if is_step else eval_entry(line, reached)
 
 
-def step_values(line: Mapping[str, Any]) -> dict[str, float]:
-    """The curves of a line of `steps.jsonl`."""
-    return dict(_flat({name: value for name, value in line.items() if name not in NO_CURVE}))
+def step_entry(line: Mapping[str, Any], position: TrackerPosition, samples: SampleFile) -> Entry:
+    """The curves and histograms of a line of `steps.jsonl`, and the samples of its step."""
+    step = line["step"]
+    found = msgspec.convert(line.get(HISTOGRAMS, {}), dict[str, Histogram])  # an earlier release wrote none
+    histograms = {f"{HISTOGRAMS}/{name}": each for name, each in found.items()}
+    return Entry(step, dict(_curves(line)), position, histograms, partial(samples.of, step))
 
 
-def eval_values(line: Mapping[str, Any]) -> dict[str, float]:
+def eval_entry(line: Mapping[str, Any], position: TrackerPosition) -> Entry:
     """The curves of a line of `evals.jsonl`, under `eval/`."""
-    return dict(_flat({name: value for name, value in line.items() if name not in NO_CURVE}, "eval/"))
+    return Entry(line["steps"], dict(_curves(line, "eval/")), position)
+
+
+def _curves(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    return _flat({name: value for name, value in line.items() if name not in (*NO_CURVE, *NO_CURVES)}, prefix)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -23,7 +23,7 @@ RECORDS: list[Record] = [
     RUN,
     WeightsRecord(FIRST, 0),
     StepRecord(0, (0, 2), "00000000.1.pack", "e" * 16),
-    DropRecord(1, DropReason.POISON),
+    DropRecord(1, DropReason.POISON, why="no ScoredHeader"),
     WeightsRecord(SECOND, 1),
     StepRecord(1, (3,), "00000001.1.pack", "f" * 16),
     StepRecord(2, (4,), "00000002.1.pack", "f" * 16, version=1, max_lag=4),
@@ -64,7 +64,7 @@ def test_replay_says_what_happened() -> None:
     state = replay(RECORDS)
     assert state.run == RUN
     assert state.trained == {0: 0, 2: 0, 3: 1, 4: 2}
-    assert state.dropped == {1: "poison"}
+    assert (state.dropped, state.drops[1].why) == ({1: "poison"}, "no ScoredHeader")
     assert state.policies == {0: FIRST, 1: SECOND}
     assert [(record.step, record.version, record.max_lag) for record in state.steps] == [
         (0, None, None),

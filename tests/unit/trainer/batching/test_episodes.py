@@ -1,10 +1,20 @@
 """The figures of episodes, and which episodes count as failed."""
 
+import msgspec
 import pytest
 
 from penstock.contracts import EpisodeCounts, EpisodeEnd, Score
 from penstock_trainer.batching.episodes import episode_figures
-from penstock_trainer.batching.rewards import NOTHING_SAMPLED, failed_share, first_failure, rewards_of
+from penstock_trainer.batching.rewards import (
+    MOST_REASONS,
+    NOTHING_SAMPLED,
+    OTHER_REASONS,
+    failed_share,
+    failures_of,
+    first_failure,
+    most_frequent,
+    rewards_of,
+)
 from tests.unit.trainer.episode_groups import FAILED, branching_group, context, episode, episode_group, sampled
 from tests.unit.trainer.trainer_groups import example_groups
 
@@ -67,6 +77,18 @@ def test_what_the_infrastructure_ended_has_no_reward(end: EpisodeEnd, own: Score
     group = episode_group(0, [episode(tree, own, end=end), episode(tree)], [0.0, 1.0])
     assert rewards_of(group) == [None if failure else 0.0, 1.0]
     assert (first_failure(group), failed_share(group)) == (failure, 0.5 if failure else 0.0)
+
+
+def test_reasons_of_failures_are_counted_in_short() -> None:
+    tree = [context(-1, [3]), sampled(0, [4])]
+    scores = [None, None, 1.0, None]
+    group = episode_group(0, [episode(tree)] * 3 + [episode([], FAILED)], scores)
+    one, other = Score(None, "judge: TimeoutError"), Score(None, "judge:\n " + "x" * 500)
+    group = msgspec.structs.replace(group, scores=(one, other, Score(1.0), Score(1.0)))
+    assert failures_of([group, group]) == {"judge: TimeoutError": 2, f"judge: {'x' * 153}": 2, NOTHING_SAMPLED: 2}
+    reasons = [f"row {n}" for n in range(30) for _ in range(2 if n else 1)]
+    assert list(most_frequent(reasons).items())[-1] == (OTHER_REASONS, 59 - 2 * MOST_REASONS)
+    assert most_frequent([]) == {}
 
 
 def test_an_episode_without_a_sampled_token_has_no_reward() -> None:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -156,8 +157,9 @@ def test_packs_do_not_depend_on_the_order_of_samples() -> None:
 
 def test_batch_leaves_out_zero_advantages_and_counts_them() -> None:
     answers = [completion([8 + i, 2], [-1.0, -1.0]) for i in range(4)]
+    cut = [*answers[:2], *(msgspec.structs.replace(each, finish_reason="length") for each in answers[2:])]
     groups = [
-        scored_group(0, [5], answers, [1.0, 0.0, None, 0.0]),
+        scored_group(0, [5], cut, [1.0, 0.0, None, 0.0]),
         scored_group(1, [6], answers, [1.0, 1.0, 1.0, 1.0]),
         scored_group(2, [7], answers, [None, None, 0.0, None]),
     ]
@@ -167,6 +169,7 @@ def test_batch_leaves_out_zero_advantages_and_counts_them() -> None:
     counts = batch.counts
     assert (counts.num_groups, counts.num_failed_groups, counts.num_degenerate_groups) == (2, 1, 1)
     assert (counts.num_completions, counts.num_failed_completions, counts.num_loss_tokens) == (7, 4, 14)
+    assert counts.num_truncated_completions == 2
     assert counts.reward_mean == pytest.approx(5 / 8)
     assert [varies([score.value for score in group.scores]) for group in groups] == [True, False, False]
     assert len(make_batch(groups, rules(with_zero_advantage=True), version=0).samples) == 7

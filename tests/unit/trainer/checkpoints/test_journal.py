@@ -54,9 +54,10 @@ def test_it_gives_back_what_the_ledger_says_of_steps_and_weights(journal: Journa
 
 
 def test_tickets_that_were_dropped_are_in_it(journal: Journal) -> None:
-    journal.begin(LedgerState(run=RUN, dropped={3: DropReason.POISON}))
+    failed = DropRecord(3, DropReason.REWARD_FAILED, num_completions=4, failures={"timeout": 3})
+    journal.begin(LedgerState(run=RUN, drops={3: failed}))
     journal.append(DropRecord(5, DropReason.STALE), durable=False)
-    assert journal.read() == LedgerState(run=RUN, dropped={3: DropReason.POISON, 5: DropReason.STALE})
+    assert journal.read() == LedgerState(run=RUN, drops={3: failed, 5: DropRecord(5, DropReason.STALE)})
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

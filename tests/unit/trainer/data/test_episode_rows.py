@@ -130,7 +130,20 @@ def test_rows_are_the_same_if_an_environment_gets_the_same(tiny_model: Path) -> 
     train = episode_rows([Row("", "1", "", {"level": 1}), Row("Go", "2")])
     held_out = episode_rows([Row("", "1", "", {"level": 2}), Row("", "1", "", {"level": 1}), Row("Go", "3")])
     assert shared_prompts(held_out, train) == [held_out[1]]
+    assert shared_prompts(held_out[1:2], train[:1]) == [held_out[1]]
     assert digest(train) != digest(held_out[:2])
+
+
+def test_rows_are_the_same_if_their_prompts_tell_them_apart_and_are_the_same(tiny_model: Path) -> None:
+    """An id or a note in another column makes no other task of it."""
+    train = episode_rows([Row(f"What is {n} + 1?", str(n + 1), "", {"id": n}) for n in range(3)], "Be brief.")
+    held_out = episode_rows(
+        [
+            Row([{"role": "user", "content": "What is  1 + 1?"}], "2", "", {"id": 77}),
+            Row("What is 5 + 1?", "2", "", {"id": 1}),
+        ]
+    )
+    assert shared_prompts(held_out, train) == held_out[:1]
 
 
 def test_a_longest_path_that_no_engine_can_generate_is_refused(tiny_model: Path) -> None:

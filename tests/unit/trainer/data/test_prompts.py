@@ -140,6 +140,10 @@ def test_held_out_prompts_that_are_trained_are_found_by_their_tokens() -> None:
     """The form of a row does not matter, nor what its answer is; nor a token that the tokenizer adds to a text."""
     train = [encode(Row("hi", "1"), system_prompt="be good"), encode(Row("ho", "2"))]
     chat = [{"role": "system", "content": "be good"}, *USER]
-    held_out = [encode(Row(chat, "other")), encode(Row("<s>ho", "2")), encode(Row("hi", "1")), encode(Row("ho ", "2"))]
-    assert shared_prompts(held_out, train) == held_out[:2]
-    assert shared_prompts(held_out[2:], train) == []
+    other_turns = [*USER, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "ho"}]
+    same = [
+        *(encode(Row(chat, "other")), encode(Row("<s>ho", "2"))),  # the same tokens
+        *(encode(Row("hi", "1")), encode(Row(USER, "1"))),  # without the system message, as text and as messages
+        *(encode(Row(" ho\n", "2")), encode(Row("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", ""))),
+    ]
+    assert shared_prompts([encode(Row("h i", "1")), *same, encode(Row(other_turns, "2"))], train) == same

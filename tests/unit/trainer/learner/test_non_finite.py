@@ -18,7 +18,7 @@ FINE, WITHOUT_GRADIENT, BROKEN = "fine", "without a gradient", "broken"
 def result(kind: str) -> StepResult:
     loss, norm = {FINE: (0.1, 1.0), WITHOUT_GRADIENT: (0.0, 0.0), BROKEN: (0.1, math.nan)}[kind]
     counts = make_batch([], rules(), version=0).counts
-    return StepResult(kind == FINE, loss, norm, 1e-6, Statistics.of(Sums()), counts, 1, 1, {})
+    return StepResult(kind == FINE, loss, norm, 1e-6, Statistics.of(Sums()), counts, 1, 1, {}, {})
 
 
 def note_all(limit: int, *kinds: str) -> None:

@@ -16,7 +16,8 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock_trainer.rollouts.evaluation import NUMBERS_PER_LEASE, Evaluation
+from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.rollouts.evaluation import LOST, NUMBERS_PER_LEASE, Evaluation
 from tests.unit.trainer.numbered_prompts import PROMPTS, config
 
 
@@ -29,7 +30,7 @@ def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGro
 
 
 def make_evaluation(num_prompts: int = 4, **changes: Any) -> Evaluation:
-    return Evaluation(PROMPTS[:num_prompts], (2,), 5, config(**changes))
+    return Evaluation(PROMPTS[:num_prompts], (2,), 5, config(**changes), num_trained=1)
 
 
 def test_a_round_ends_with_its_last_result() -> None:
@@ -49,7 +50,22 @@ def test_a_round_ends_with_its_last_result() -> None:
     assert result.rewards["exact_match"]["num_failed"] == 1
     assert (result.oldest_version, result.newest_version) == (3, 6)
     assert [sample.prompt for sample in result.samples] == ["p0", "p1", "p2", "p3"]
+    assert (result.failures, result.success, result.num_trained) == ({"timeout": 1}, 1.0, 1)
+    assert result.prompts == digest(PROMPTS[:4])
     assert evaluation.num_waiting == 0
+
+
+def test_samples_are_shown_as_a_person_reads_them() -> None:
+    text = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = EncodedPrompt(text, (1, 2), "4", "", {}, [{"role": "user", "content": "2 + 2?"}])
+    evaluation = Evaluation([prompt], (2,), 5, config(), num_trained=0)
+    [ticket] = evaluation.start(0, 0)
+    group = answered(ticket, 1.0)
+    [completion] = group.group.completions
+    ended = msgspec.structs.replace(completion, text="4<|im_end|>\n")
+    evaluation.record(msgspec.structs.replace(group, group=msgspec.structs.replace(group.group, completions=(ended,))))
+    [sample] = evaluation.take_results()[0].samples
+    assert (ticket.prompt, sample.prompt, sample.completion) == (text, "2 + 2?", "4")
 
 
 def test_results_that_nobody_waits_for_are_ignored() -> None:
@@ -71,6 +87,7 @@ def test_a_round_ends_without_a_poisoned_ticket_and_counts_it_as_failed() -> Non
     evaluation.give_up(second.number)
     [result] = evaluation.take_results()
     assert (result.accuracy, result.num_prompts, result.num_failed) == (0.5, 2, 1)
+    assert result.failures == {LOST: 1}
     for number in (second.number, *(ticket.number for ticket in evaluation.start(1, 1))):
         evaluation.give_up(number)
     assert evaluation.take_results() == []  # a round without any result has none

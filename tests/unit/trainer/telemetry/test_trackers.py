@@ -18,7 +18,7 @@ from penstock_trainer.telemetry.tracker_feed import TrackerPosition, read_positi
 from penstock_trainer.telemetry.trackers import WandbTracker, require_trackers
 from penstock_trainer.telemetry.tracking import kept_id
 from tests.patience import START_SECONDS
-from tests.unit.trainer.telemetry.tracked_life import EVAL_NAMES, NAMES, SECRETS, Life, count, make_config
+from tests.unit.trainer.telemetry.tracked_life import EVAL_NAMES, HISTOGRAMS, NAMES, SECRETS, Life, count, make_config
 
 
 def two_lives(config: Config) -> None:
@@ -49,12 +49,20 @@ def test_tensorboard_holds_each_value_at_its_step(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     two_lives(make_config(tmp_path, "tensorboard"))
-    found = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
+    found = EventAccumulator(str(tmp_path / "r" / "tensorboard"), size_guidance={"histograms": 0, "tensors": 0})
     found.Reload()
     assert set(found.Tags()["scalars"]) == NAMES | EVAL_NAMES
     assert [(each.step, each.value) for each in found.Scalars("reward_mean")] == EXPECTED_REWARDS
     assert [(each.step, each.value) for each in found.Scalars("eval/accuracy")] == EXPECTED_ACCURACIES
     assert [(each.step, each.value) for each in found.Scalars("statistics/loss")] == [(n, 0.25) for n in range(6)]
+    assert set(found.Tags()["histograms"]) == HISTOGRAMS
+    histograms = found.Histograms("histograms/reward")
+    assert [each.step for each in histograms] == list(range(6))
+    assert (histograms[0].histogram_value.bucket, histograms[0].histogram_value.num) == ([3.0, 0.0, 1.0], 4.0)
+    tables = [(each.step, each.tensor_proto.string_val[0].decode()) for each in found.Tensors("samples/text_summary")]
+    assert [step for step, table in tables if f"| at {step} |" in table] == list(range(6))
+    assert "| 1 &#124; 2<br>&lt;b&gt;? |" in tables[0][1]
+    assert "| mine:f 0.5, judge failed |" in tables[0][1]
     text = found.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "group_size: 8" in text
     assert_no_secrets(tmp_path)
@@ -99,7 +107,14 @@ def test_wandb_offline_writes_a_file_that_holds_the_values(tmp_path: Path, monke
         for each in records
         if each.WhichOneof("record_type") == "history"
     ]
-    assert {name for row in rows for name in row if not name.startswith("_")} == NAMES | EVAL_NAMES | {"step"}
+    objects = HISTOGRAMS | {"samples"}
+    names = {name.rpartition("/")[0] if name.rpartition("/")[0] in objects else name for row in rows for name in row}
+    assert {name for name in names if not name.startswith("_")} == NAMES | EVAL_NAMES | objects | {"step"}
+    counts = [(row["histograms/reward/values"], row["samples/nrows"]) for row in rows if "reward_mean" in row]
+    assert counts == [([3, 0, 1], 2)] * 6
+    tables = [json.loads(path.read_bytes()) for path in (tmp_path / "r" / "wandb").rglob("*.table.json")]
+    completion = tables[0]["columns"].index("completion")
+    assert sorted(table["data"][1][completion] for table in tables) == [f"at {step}" for step in range(6)]
     assert [(row["step"], row["reward_mean"]) for row in rows if "reward_mean" in row] == EXPECTED_REWARDS
     assert [(row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row] == EXPECTED_ACCURACIES
     assert_no_secrets(tmp_path)
@@ -177,7 +192,12 @@ def test_trackio_holds_the_values_in_its_database(tmp_path: Path, monkeypatch: p
     kept = kept_id(tmp_path / "r" / "tracking" / "run_id", "r")
     assert {name for name, _, _ in found} == {kept}
     rows = [(step, json.loads(values)) for _, step, values in found]
-    assert {name for _, values in rows for name in values} == NAMES | EVAL_NAMES
+    assert {name for _, values in rows for name in values} == NAMES | EVAL_NAMES | HISTOGRAMS | {"samples"}
+    tables = [(step, values["samples"]["_value"]) for step, values in rows if "samples" in values]
+    assert [(step, table[1]["completion"]) for step, table in tables] == [(step, f"at {step}") for step in range(6)]
+    assert tables[0][1][0]["rewards"] == "mine:f 0.5, judge failed"
+    [first, *_] = [values["histograms/reward"] for _, values in rows if "histograms/reward" in values]
+    assert (first["_type"], first["values"]) == ("trackio.histogram", [3, 0, 1])
     assert [(step, values["reward_mean"]) for step, values in rows if "reward_mean" in values] == EXPECTED_REWARDS
     assert [(step, each["eval/accuracy"]) for step, each in rows if "eval/accuracy" in each] == EXPECTED_ACCURACIES
     assert json.loads(configs[0][0])["actor"]["group_size"] == 8

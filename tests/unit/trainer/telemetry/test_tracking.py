@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,11 @@ from prometheus_client import Counter
 
 from penstock.config import TrackingSection
 from penstock.errors import DataError
+from penstock.records.samples import SampleLine
 from penstock_trainer.telemetry import tracker_feed
 from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.records import Histogram
+from penstock_trainer.telemetry.samples import SampleFile
 from penstock_trainer.telemetry.tracker_feed import Feed, TrackerPosition, read_position
 from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
 from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
@@ -38,7 +41,13 @@ class FakeTracker:
     def open(self, run: TrackedRun) -> None:
         self._call("open")
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        histograms: Mapping[str, Histogram],
+        samples: Sequence[SampleLine],
+    ) -> None:
         self.released.wait()
         self._call("log")
         self.logged.append((step, dict(values)))
@@ -64,7 +73,7 @@ def fake_tracking(
     progress = Progress(folder)
     run = TrackedRun("r-1", "r", folder, {}, first_step=0)
     feeds = [Feed(each, run, (), folder / f"{number}.json", dropped) for number, each in enumerate(trackers)]
-    tracking = Tracking(feeds, progress, close_seconds)
+    tracking = Tracking(feeds, progress, SampleFile(folder), close_seconds)
     tracking.start()
     return tracking
 
@@ -109,7 +118,11 @@ def test_no_trackers_leave_nothing_behind(tmp_path: Path) -> None:
     life.step(0)
     life.evaluation(0)
     life.tracking.close()
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["evals.jsonl", "steps.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
+        "evals.jsonl",
+        "samples.jsonl",
+        "steps.jsonl",
+    ]
 
 
 def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
@@ -118,7 +131,7 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
     for step in range(3):
         life.step(step)
     life.evaluation(2)
-    entries = list(backlog(Progress(life.folder), TrackerPosition(), rewinds=False))
+    entries = list(backlog(Progress(life.folder), SampleFile(life.folder), TrackerPosition(), rewinds=False))
     assert [(each.step, "eval/accuracy" in each.values) for each in entries] == [
         (0, True),
         (0, False),
@@ -133,7 +146,18 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
         TrackerPosition(1, 2),
         TrackerPosition(2, 2),
     ]
-    rest = [list(backlog(Progress(life.folder), each.position, rewinds=False)) for each in entries]
+    assert [[sample.completion for sample in each.samples()] for each in entries] == [
+        [],
+        ["3", "at 0"],
+        ["3", "at 1"],
+        [],
+        ["3", "at 2"],
+    ]
+    assert [dict(each.histograms) for each in entries[:2]] == [
+        {},
+        {f"histograms/{name}": each for name, each in LINE.histograms.items()},
+    ]
+    rest = [list(backlog(Progress(life.folder), life.samples, each.position, rewinds=False)) for each in entries]
     assert [len(left) for left in rest] == [4, 3, 2, 1, 0]
 
 

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
 from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection, TrackingSection
+from penstock.records.samples import SampleLine
 from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.records import EvalResult, Histogram, StepLine
+from penstock_trainer.telemetry.samples import SampleFile
 from penstock_trainer.telemetry.tracking import make_tracking
 from tests.patience import START_SECONDS
 
@@ -28,11 +31,29 @@ LINE = StepLine(
     staleness_max=1,
     staleness_mean=0.5,
     statistics={"loss": 0.25, "masked_non_finite": 0.0},
+    rewards={"mine:f": {"mean": 0.5, "std": 0.25, "num_failed": 1}},
+    failures={"mine:f: gone": 1},
+    histograms={"reward": Histogram(0.0, 1.0, (3, 0, 1)), "staleness": Histogram(2.0, 2.0, (4,))},
+)
+SAMPLE = SampleLine(
+    step=0,
+    version=1,
+    ticket=7,
+    index=1,
+    prompt="1 | 2\n<b>?",
+    completion="3",
+    answer="3",
+    reward=0.5,
+    rewards={"mine:f": 0.5, "judge": None},
+    advantage=-1.5,
+    num_tokens=4,
 )
 NAMES = {
     *("version", "epoch", "seconds/step", "seconds/wait", "generation_seconds", "generated_tokens", "reward_mean"),
     *("staleness_max", "staleness_mean", "statistics/loss", "statistics/masked_non_finite"),
+    *("rewards/mine:f/mean", "rewards/mine:f/std", "rewards/mine:f/num_failed"),
 }
+HISTOGRAMS = {"histograms/reward", "histograms/staleness"}
 EVAL = EvalResult(0, 0.5, 0.5, 4, 0, 0, 0, ())
 EVAL_NAMES = {f"eval/{name}" for name in ("accuracy", "reward_mean", "num_prompts", "num_failed")} | {
     "eval/oldest_version",
@@ -69,11 +90,13 @@ class Life:
         self.folder = Path(config.run.root) / config.run.name
         self.progress = Progress(self.folder)
         self.dropped = make_dropped()
-        self.tracking = make_tracking(config, self.folder, self.progress, self.dropped)
+        self.samples = SampleFile(self.folder)
+        self.tracking = make_tracking(config, self.folder, self.progress, self.samples, self.dropped)
         self.tracking.start()
 
     def step(self, step: int, *, tracked: bool = True) -> None:
         line = replace(LINE, step=step, reward_mean=step / 8)
+        self.samples.add(step, [structs.replace(SAMPLE, step=step, completion=text) for text in ("3", f"at {step}")])
         self.progress.add_step(line)
         if tracked:
             self.tracking.step(line)
