@@ -1,9 +1,8 @@
 """One step and one evaluation, as they are written and shown."""
 
-import math
 from dataclasses import dataclass, field
 
-UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
+from penstock.records.figures import is_finite
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class StepLine:
     @property
     def is_finite(self) -> bool:
         """Whether the figures of its update are; others may be nan, such as the mean of no rewards."""
-        return all(math.isfinite(self.statistics[name]) for name in self.statistics.keys() & UPDATE_FIGURES)
+        return is_finite(self.statistics)
 
     @property
     def has_gradient(self) -> bool:
