@@ -46,7 +46,6 @@ async def start(config):
         while not (folder / "trainer_summary.json").exists():
             time.sleep(0.05)
         return
-    started = time.time()
     served = service.Service("127.0.0.1", 0, KIND + ".port")
     queue = await connect(config)
     questions = iter(range(10**9))
@@ -61,19 +60,28 @@ async def start(config):
         return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
                  "reward_mean": 0.5, "queue": await queue.depths()}}
 
+    def line_of(number):
+        now = time.time()
+        return {{"step": number, "version": number, "epoch": 0.0, "started_at": now, "ended_at": now + 0.1,
+                 "seconds": {{"step": 0.1}}, "generation_seconds": 0.1, "generated_tokens": 1, "reward_mean": 0.5,
+                 "staleness_max": 0, "statistics": {{}}}}
+
     async def work():
         while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
             stopping, asked = [asyncio.ensure_future(each.wait()) for each in (served.stop, seen)]
             await asyncio.wait((stopping, asked), timeout=1, return_when=asyncio.FIRST_COMPLETED)
             if served.stop.is_set():
                 break
-            step[0] += seen.is_set()
+            if seen.is_set():
+                with (folder / "steps.jsonl").open("a") as file:
+                    file.write(json.dumps(line_of(step[0])) + "\\n")
+                step[0] += 1
             seen.clear()
         if KIND != "trainer":
             await served.stop.wait()
         else:
-            summary = {{"steps": step[0], "training_started_at": started, "heldout_accuracy_end": 0.95,
-                        "heldout_prompts": 20, "heldout_prompts_trained": 0,
+            summary = {{"steps": step[0], "heldout_steps_start": 0, "heldout_steps_end": step[0],
+                        "heldout_reward_end": 0.95, "heldout_prompts": 20, "heldout_prompts_trained": 0,
                         "samples_after": [{{"prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0}}]}}
             (folder / "trainer_summary.json").write_text(json.dumps(summary))
 
