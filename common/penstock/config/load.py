@@ -7,6 +7,7 @@ only the key of one of its entries leaves the others. A default holds if no sour
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -17,9 +18,11 @@ from penstock.config.keys import flat, section_type
 from penstock.config.reference.hints import unknown_keys
 from penstock.config.secrets import shown_url
 from penstock.config.sources import (
+    Setting,
     command_line_settings,
     environment_settings,
     parse_arguments,
+    python_settings,
     read_yaml,
 )
 from penstock.config.tree import Config
@@ -34,17 +37,31 @@ def load_config(
     Of several files a later one wins, key by key. `without_file`: the document if there is none; None: there must be.
     """
     paths, pairs = parse_arguments(argv, needs_file=without_file is None)
-    document: dict[str, Any] = {} if paths else dict(without_file or {})
+    document = _joined(paths) if paths else dict(without_file or {})
+    return build_config(document, pairs, os.environ if environ is None else environ)
+
+
+def load_files(paths: Sequence[Path], keys: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """The same for Python: `keys` hold values rather than text, and stand where the command line would."""
+    return _build(_joined(paths), python_settings(keys), os.environ if environ is None else environ)
+
+
+def _joined(paths: Iterable[Path]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
     for path in paths:
         _join(document, read_yaml(path), f"--config {path}")
-    return build_config(document, pairs, os.environ if environ is None else environ)
+    return document
 
 
 def build_config(document: Mapping[str, Any], pairs: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> Config:
     """Layer a document, the environment and the command line, pairs of a dotted key and its text, over the defaults."""
+    return _build(document, command_line_settings(pairs), environ)
+
+
+def _build(document: Mapping[str, Any], settings: Iterable[Setting], environ: Mapping[str, str]) -> Config:
     tree: dict[str, Any] = {}
     _join(tree, document, "the document")
-    for key, value in (*environment_settings(environ), *command_line_settings(pairs)):
+    for key, value in (*environment_settings(environ), *settings):
         _put(tree, key.path, value)
 
     class Joined(BaseSettings, Config):

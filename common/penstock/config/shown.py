@@ -9,6 +9,7 @@ import yaml
 
 from penstock.config.keys import flat
 from penstock.config.secrets import MASK, shown_url, url_secrets
+from penstock.config.services import RedisSection
 from penstock.config.tree import Config
 
 EXTRA_ARGS = "rollout.engine.extra_args"
@@ -35,6 +36,18 @@ def without_secrets(config: Config) -> dict[str, Any]:
     tree["redis"]["url"] = shown_url(config.redis.url, mask="")
     tree["rollout"]["engine"]["url"] = shown_url(config.rollout.engine.url, mask="")
     return tree
+
+
+def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
+    """What `without_secrets` leaves out, as environment variables. `redis`: the section with the queue's address."""
+    engine_url = config.rollout.engine.url
+    secrets = {
+        "PENSTOCK_REDIS__URL": redis.url,
+        "PENSTOCK_REDIS__PASSWORD": redis.password.get_secret_value() if redis.password else "",
+        "PENSTOCK_ROLLOUT__ENGINE__URL": engine_url if any(url_secrets(engine_url)) else "",
+        "PENSTOCK_TOKEN": config.token.get_secret_value() if config.token else "",
+    }
+    return {name: value for name, value in secrets.items() if value}
 
 
 def changed(config: Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Owns the syntax of all three. On the command line and in a variable, the value o
 character for character; any other value is YAML, which includes JSON.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,20 @@ def command_line_settings(pairs: Iterable[tuple[str, str]]) -> Iterator[Setting]
         if key is None:
             raise ConfigError(f"{dotted}: no such key in the command line{hint(dotted)}")
         yield key, _value(f"--{dotted}", key, text)
+
+
+def python_settings(keys: Mapping[str, Any]) -> Iterator[Setting]:
+    """The settings of a mapping from dotted keys to values; ConfigError for an unknown key. A path is its text."""
+    for dotted, value in keys.items():
+        key = find_key(dotted)
+        if key is None:
+            raise ConfigError(f"{dotted}: no such key{hint(dotted)}")
+        yield key, os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the variables that set keys."""
+    return {name: value for name, value in environ.items() if not name.upper().startswith(ENV_PREFIX)}
 
 
 def environment_settings(environ: Mapping[str, str]) -> list[Setting]:

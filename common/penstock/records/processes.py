@@ -39,6 +39,15 @@ class KnownProcesses(msgspec.Struct, frozen=True):
         """Whether they ran here, if before the last boot too."""
         return self.machine.partition(" ")[0] == platform.node()
 
+    def here(self, run: str) -> tuple[KnownProcess, ...]:
+        """Those whose pids mean something: of this run, host and boot."""
+        return self.processes if self.run == run and self.machine == this_machine() else ()
+
+    def live_launcher(self, run: str) -> ProcessIdentity | None:
+        """The launcher of the run on this host; None if it does not live."""
+        identities = (each.identity for each in self.here(run) if each.service == LAUNCHER)
+        return next((identity for identity in identities if identity.alive), None)
+
 
 def read_record(folder: Path) -> KnownProcesses | None:
     """The record as it is; None if there is none that can be read."""
@@ -51,10 +60,4 @@ def read_record(folder: Path) -> KnownProcesses | None:
 def read_known(folder: Path, run: str) -> list[KnownProcess]:
     """The processes that the last launch of this run, on this machine, has recorded."""
     known = read_record(folder)
-    return list(known.processes) if known and known.run == run and known.machine == this_machine() else []
-
-
-def live_launcher(folder: Path, run: str) -> ProcessIdentity | None:
-    """The launcher of the run on this host; None if there is none."""
-    known = (each.identity for each in read_known(folder, run) if each.service == LAUNCHER)
-    return next((identity for identity in known if identity.alive), None)
+    return list(known.here(run)) if known else []

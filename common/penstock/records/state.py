@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from penstock.records.files import SUMMARY_FILE, TRAINER_SUMMARY_FILE
-from penstock.records.processes import LAUNCHER, live_launcher, read_record
+from penstock.records.processes import LAUNCHER, KnownProcesses, read_record
 from penstock.runtime.process import ProcessIdentity
 
 StateName = Literal["running", "finished", "stopped", "failed", "crashed", "unknown"]
@@ -72,18 +72,23 @@ def read_end(folder: Path) -> End | None:
 
 def read_state(folder: Path) -> RunState:
     """The state of the run in this folder."""
-    record = read_record(folder)
-    if record is not None:
-        if launcher := live_launcher(folder, folder.name):
-            return RunState("running", f"its launcher has pid {launcher.pid}", launcher=launcher)
-        if record.run != folder.name:
-            return RunState("unknown", f"the folder is a copy, made while run {record.run!r} ran")
-        if record.of_this_host:
-            pids = [str(each.pid) for each in record.processes if each.service == LAUNCHER]
-            return RunState("crashed", f"its launcher (pid {', '.join(pids)}) is gone, and wrote no end")
-        return RunState("unknown", f"it was launched on {record.machine.partition(' ')[0]}, which has recorded no end")
+    while (record := read_record(folder)) is not None:
+        state = _state_of(record, folder.name)
+        if state.name != "crashed" or read_record(folder) == record:  # else it ended in order while this looked
+            return state
     if end := read_end(folder):
         return end.state
     if (folder / TRAINER_SUMMARY_FILE).exists():
         return RunState("finished", "the trainer has finished")
     return RunState("unknown", "no launcher has recorded its start or its end")
+
+
+def _state_of(record: KnownProcesses, run: str) -> RunState:
+    if launcher := record.live_launcher(run):
+        return RunState("running", f"its launcher has pid {launcher.pid}", launcher=launcher)
+    if record.run != run:
+        return RunState("unknown", f"the folder is a copy, made while run {record.run!r} ran")
+    if record.of_this_host:
+        pids = [str(each.pid) for each in record.processes if each.service == LAUNCHER]
+        return RunState("crashed", f"its launcher (pid {', '.join(pids)}) is gone, and wrote no end")
+    return RunState("unknown", f"it was launched on {record.machine.partition(' ')[0]}, which has recorded no end")

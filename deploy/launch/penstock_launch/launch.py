@@ -126,7 +126,9 @@ def launch_run(
             launch.release()
             view.close()
         facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
-        return _conclude(folder, config, facts, terms.typed)
+        exit_code = _conclude(folder, config, facts, terms.typed)
+        launch.forget_processes()
+        return exit_code
 
 
 def _conclude(folder: RunFolder, config: Config, facts: LaunchFacts, typed: Typed | None) -> int:
@@ -212,8 +214,11 @@ class _Launch:
             free_memory_of_run(
                 self._config.run.name, self._folder.path
             )  # a service that fails leaves its weights there
-        self._trees.forget()
         return outcome
+
+    def forget_processes(self) -> None:
+        """Delete the record of the processes, when all have ended and the end is written: a reader sees one of both."""
+        self._trees.forget()
 
     def _with_disk(self, outcome: RunOutcome) -> RunOutcome:
         """An end with a reason names a full disk too: a service could not write that into its log."""

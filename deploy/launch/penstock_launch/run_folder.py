@@ -34,7 +34,7 @@ from penstock.records.files import (
     STEPS_FILE,
     SUMMARY_FILE,
 )
-from penstock.records.processes import LAUNCHER, live_launcher, read_known
+from penstock.records.processes import LAUNCHER, read_known, read_record
 from penstock.records.state import read_end
 from penstock.run_home import ID_FILE, RunHome
 from penstock.runtime.process import ProcessIdentity, kill_all
@@ -112,7 +112,8 @@ class RunFolder:
 
     def live_launcher(self) -> ProcessIdentity | None:
         """The launcher of the run on this host; None if there is none."""
-        return live_launcher(self.path, self.run.name)
+        record = read_record(self.path)
+        return record.live_launcher(self.run.name) if record else None
 
     def holds_earlier_run(self) -> bool:
         """Whether the folder holds anything but the lock and its id."""

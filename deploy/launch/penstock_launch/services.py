@@ -7,13 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 
 from penstock.config import Config, RedisSection
-from penstock.config.secrets import url_secrets
+from penstock.config.shown import secret_settings
+from penstock.config.sources import without_settings
 from penstock.contracts import ServiceKind
 from penstock_launch.gpus.shares import Share
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.supervise.child import Command
-
-SETTINGS_PREFIX = "PENSTOCK_"
 
 # With spinning threads the processes of one host slow each other down many times over.
 COMMON_TUNING = {
@@ -94,7 +93,7 @@ def job_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str
     """This environment for a launcher elsewhere: with secrets, without what config.yaml holds and what depends on a
     process's device, since services inherit it.
     """
-    return {**COMMON_TUNING, **_without_settings(environ), **secret_settings(config, config.redis)}
+    return {**COMMON_TUNING, **without_settings(environ), **secret_settings(config, config.redis)}
 
 
 def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str], gpu_threads: int = 0) -> dict[str, str]:
@@ -103,23 +102,7 @@ def tuned_environment(environ: Mapping[str, str], settings: Mapping[str, str], g
     `gpu_threads`: of a process that computes on a GPU; 0: on the CPU.
     """
     tuning = {**COMMON_TUNING, "OMP_NUM_THREADS": str(gpu_threads)} if gpu_threads else TUNING
-    return {**tuning, **_without_settings(environ), **settings}
-
-
-def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if not name.upper().startswith(SETTINGS_PREFIX)}
-
-
-def secret_settings(config: Config, redis: RedisSection) -> dict[str, str]:
-    """The settings that are not in config.yaml, as environment variables."""
-    engine_url = config.rollout.engine.url
-    secrets = {
-        "PENSTOCK_REDIS__URL": redis.url,
-        "PENSTOCK_REDIS__PASSWORD": redis.password.get_secret_value() if redis.password else "",
-        "PENSTOCK_ROLLOUT__ENGINE__URL": engine_url if any(url_secrets(engine_url)) else "",
-        "PENSTOCK_TOKEN": config.token.get_secret_value() if config.token else "",
-    }
-    return {name: value for name, value in secrets.items() if value}
+    return {**tuning, **without_settings(environ), **settings}
 
 
 def _port(key: str, first: int, index: int) -> tuple[str, ...]:

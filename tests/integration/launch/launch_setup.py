@@ -60,21 +60,26 @@ async def start(config):
         return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
                  "reward_mean": 0.5, "queue": await queue.depths()}}
 
-    def line_of(number):
+    def write(name, **line):
+        with (folder / name).open("a") as file:
+            file.write(json.dumps(line) + "\\n")
+
+    def write_step(number):
         now = time.time()
-        return {{"step": number, "version": number, "epoch": 0.0, "started_at": now, "ended_at": now + 0.1,
-                 "seconds": {{"step": 0.1}}, "generation_seconds": 0.1, "generated_tokens": 1, "reward_mean": 0.5,
-                 "staleness_max": 0, "statistics": {{}}}}
+        write("steps.jsonl", step=number, version=number, epoch=0.0, started_at=now, ended_at=now + 0.5,
+              seconds={{"step": 0.5}}, generation_seconds=0.1, generated_tokens=1, reward_mean=0.5, staleness_max=0,
+              statistics={{}})
 
     async def work():
+        if KIND == "trainer" and step[0] == 0:
+            write("evals.jsonl", steps=0, accuracy=0.25, reward_mean=0.25, num_prompts=20, num_failed=0, samples=[])
         while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
             stopping, asked = [asyncio.ensure_future(each.wait()) for each in (served.stop, seen)]
             await asyncio.wait((stopping, asked), timeout=1, return_when=asyncio.FIRST_COMPLETED)
             if served.stop.is_set():
                 break
             if seen.is_set():
-                with (folder / "steps.jsonl").open("a") as file:
-                    file.write(json.dumps(line_of(step[0])) + "\\n")
+                write_step(step[0])
                 step[0] += 1
             seen.clear()
         if KIND != "trainer":

@@ -34,7 +34,7 @@ def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
     assert process.returncode == 0, output
     for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
         assert text in output.replace("Redis", "Valkey")
-    assert "Finished: 3 steps in 0:00 of training, after" in output
+    assert "Finished: 3 steps in 0:02 of training, after" in output
     assert "  train longer  " in output
     assert "launch local --config config.yaml --run.max_steps 6\n" in output
     assert "penstock: " not in output  # such as a warning that the hold could not be given up

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from penstock.config import ActorSection, Config, DataSection, DatasetSection, RedisSection, RunSection
 from penstock.config.load import load_config
-from penstock.config.shown import masked
+from penstock.config.shown import masked, secret_settings
 from penstock.contracts import PolicyIdentity, ServiceKind
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.contracts.vocabulary import DropReason
@@ -19,7 +19,7 @@ from penstock.errors import ConfigError
 from penstock.records.processes import read_known
 from penstock.runtime.process import ProcessIdentity
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.services import commands, job_environment, secret_settings, tuned_environment
+from penstock_launch.services import commands, job_environment, tuned_environment
 from penstock_launch.slurm.known import known_job
 from penstock_launch.supervise.process_trees import ProcessTrees
 from tests.patience import ANSWER_SECONDS

@@ -93,6 +93,14 @@ def test_an_image_holds_what_its_extras_install() -> None:
     assert closure(SITE, installs("trainer", PREFIX)) == packages("trainer", "lora", "tensorboard", "launch") | own
 
 
+def test_a_bare_install_has_the_face_for_python(containers: Containers) -> None:
+    """A host that only looks at runs installs nothing else; tables need pandas."""
+    script = "import penstock; print([getattr(penstock, name) for name in penstock.__all__], penstock.runs())"
+    ran = containers.run(packages(), "-c", script)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith("] []\n")
+
+
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_a_tracker_imports_with_its_extra(tracker: str, containers: Containers) -> None:
     ran = containers.run(packages("trainer", tracker), "-c", f"import {tracker}")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from penstock.broker.embedded import EmbeddedServer, find_server
 from penstock.config import Config, RedisSection
 from penstock.config.ray import RayAgentSection, RayRewardSection, RayRolloutSection, RayTrainerSection
+from penstock.config.shown import secret_settings
 from penstock.contracts import ServiceKind
 from penstock.runtime.address import Listening
 from penstock_launch.launch import StartedQueue
@@ -18,7 +19,7 @@ from penstock_launch.on_ray.cluster import Cluster, reserving, within
 from penstock_launch.on_ray.host import Order, digest
 from penstock_launch.on_ray.remote import Member, RemoteService
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.services import commands, secret_settings
+from penstock_launch.services import commands
 from penstock_launch.supervise.child import Child, Command
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
