@@ -180,7 +180,8 @@ class _Steps:
 
     def _count(self, line: Line) -> None:
         self.num += 1
-        self.started_at = line["started_at"] if self.started_at is None else self.started_at
+        started_at = float(line["started_at"])
+        self.started_at = started_at if self.started_at is None else self.started_at
         self.epochs = line["epoch"]
         self.seconds += line["seconds"].get("step", 0.0)
         if line["step"] + 1 in self._marks:

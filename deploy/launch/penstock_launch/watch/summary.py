@@ -41,7 +41,7 @@ def make_summary(folder: Path, config: Config, facts: LaunchFacts) -> dict[str, 
     records = RunRecords(folder)
     try:
         figures = records.figures()
-        starts = [line["started_at"] for line in records.steps() if line["started_at"] >= facts.started_at]
+        starts = [started_at for line in records.steps() if (started_at := line["started_at"]) >= facts.started_at]
     except DataError as error:
         figures, starts = {"unreadable": str(error)}, []
     return {

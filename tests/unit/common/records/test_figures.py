@@ -120,3 +120,10 @@ def test_a_broken_line_is_an_error_that_names_the_folder(tmp_path: Path, line: s
     (tmp_path / "steps.jsonl").write_text(f"{line}\n")
     with pytest.raises(DataError, match=tmp_path.name):
         RunRecords(tmp_path).figures()
+
+
+def test_a_later_line_without_its_time_is_broken_too(tmp_path: Path) -> None:
+    later = step(1, 0.5)
+    del later["started_at"]
+    with pytest.raises(DataError, match="started_at"):
+        figures_of(tmp_path, [step(0, 0.5), later])
