@@ -195,6 +195,7 @@ def test_a_run_that_failed_can_be_looked_at_resumed_and_exported(tmp_path: Path)
     assert shlex.split(export)[:2] == ["penstock", "export"]
     assert shlex.split(export)[2:] == [*TYPED.settings, "--out", f"{tmp_path}-model-1"]
     assert list(commands(tmp_path, config_of(), None, exit={"code": 4})) == ["what went wrong", "go on"]
+    assert list(commands(tmp_path, config_of(), exit={"code": 130})) == ["go on", "export the model"]
 
 
 @pytest.mark.parametrize("code", [0, 4])

@@ -11,6 +11,7 @@ from typing import Any
 from penstock.config import Config
 from penstock.records.files import COMPLETIONS_FILE
 from penstock.records.run import list_runs
+from penstock.records.state import FIRST_CODE_OF_A_SIGNAL
 from penstock_launch.run_folder import NO_STEPS
 from penstock_launch.typed import PROGRAM, Typed
 
@@ -21,10 +22,10 @@ def next_commands(
     config: Config, folder: Path, summary: Mapping[str, Any], typed: Typed | None
 ) -> list[tuple[str, str]]:
     """Purpose and words of each. typed: what launched the run; None if that is not known."""
-    ended_well = summary["exit"]["code"] == 0
+    code = summary["exit"]["code"]
     return [
-        *_look(folder, typed.program if typed else PROGRAM, failed=not ended_well),
-        *(_longer(config, summary, typed) if ended_well else _again(config, typed)),
+        *_look(folder, typed.program if typed else PROGRAM, failed=0 < code < FIRST_CODE_OF_A_SIGNAL),
+        *(_longer(config, summary, typed) if code == 0 else _again(config, typed)),
         *_model(folder, typed),
     ]
 
