@@ -24,7 +24,8 @@ from benchmarks.chaos.model import make_tiny_model
 from benchmarks.gpu.engine import engine_section, has_engine
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.record import Recorder
-from penstock_trainer.telemetry.progress import Progress, Timing, without_warm_up
+from penstock.records.figures import Timing, without_warm_up
+from penstock_trainer.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 DEMO, GSM8K = ROOT / "examples" / "demo" / "config.yaml", ROOT / "examples" / "gsm8k" / "config.yaml"
@@ -173,9 +174,10 @@ def read(record: Recorder, task: str, folder: Path, started_at: float) -> None:
         return
     progress = Progress(folder)
     lines = list(without_warm_up(progress.step_lines()))
-    timing = Timing(lines)
+    timing = Timing((line.seconds, line.generation_seconds) for line in lines)
+    first_started_at = next((line.started_at for line in progress.step_lines()), started_at)
     record.figure(task, "steps", progress.num_steps)
-    record.figure(task, "until the first step", (progress.first_started_at or started_at) - started_at, "s")
+    record.figure(task, "until the first step", first_started_at - started_at, "s")
     generation = sum(line.generation_seconds for line in lines)
     per_step = timing.mean_seconds
     for phase, value in per_step.items():

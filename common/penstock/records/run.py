@@ -17,12 +17,16 @@ from typing import Any
 import msgspec
 import yaml
 
-from penstock.errors import ConfigError
+from penstock.contracts.ledger import Record, decode_record
+from penstock.errors import ConfigError, DataError
+from penstock.records.figures import run_figures
 from penstock.records.files import (
     COMPLETIONS_FILE,
     CONFIG_FILE,
     EVALUATIONS_FILE,
+    LEDGER_FILE,
     MARKS_OF_A_RUN,
+    STEP_FILES,
     STEPS_FILE,
     SUMMARY_FILE,
     TRAINER_SUMMARY_FILE,
@@ -47,11 +51,14 @@ class RunRecords:
         self.name = self.folder.name
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, without secrets; empty if no launch has written it."""
+        """The resolved configuration, without secrets; empty if no launch has written it. DataError if it is broken."""
         try:
             document = yaml.safe_load((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self.folder / CONFIG_FILE} cannot be read ({reason}): expected YAML") from None
         return document if isinstance(document, dict) else {}
 
     def steps(self) -> Iterator[dict[str, Any]]:
@@ -70,6 +77,20 @@ class RunRecords:
     def completions(self) -> Iterator[dict[str, Any]]:
         """A line for each completion that the run kept for people to read."""
         return map(as_written, complete_lines(self.folder / COMPLETIONS_FILE))
+
+    def ledger(self) -> Iterator[Record]:
+        """The ledger's records of steps, weights, dropped tickets and checkpoints, as the journal has them."""
+        return map(decode_record, complete_lines(self.folder / STEP_FILES / LEDGER_FILE))
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of all its lives until now, by the names of `summary.json`; DataError if a line is broken."""
+        try:
+            return run_figures(self.steps(), self.evaluations(), self.ledger())
+        except (ValueError, KeyError, TypeError, AttributeError, msgspec.MsgspecError, OSError) as error:
+            raise DataError(
+                f"the files of {self.folder} cannot be read ({type(error).__name__}: {error}): expected lines as the "
+                "trainer writes them"
+            ) from None
 
     def summary(self) -> dict[str, Any]:
         """The figures of the last launch that ended in order, or of a trainer without a launcher; empty before."""

@@ -21,17 +21,20 @@ from penstock.config.load import given_keys, load_config
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.lasting import lasting
-from penstock.runtime.output import complain, flushed
+from penstock.runtime.output import complain, flushed, tell
 from penstock_launch.check.paths import require_paths, shown_paths
 from penstock_launch.command_line import make_parser, split_words
 from penstock_launch.commands.ask import ask_ledger
 from penstock_launch.commands.cancel import cancel
+from penstock_launch.commands.compare import compare_runs
 from penstock_launch.commands.completion import SHELLS, completion_script
 from penstock_launch.commands.dead import list_dead, retry_dead, show_dead
 from penstock_launch.commands.keys import show_keys
+from penstock_launch.commands.logs import show_logs
+from penstock_launch.commands.runs import show_runs
 from penstock_launch.commands.samples import show_samples
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
-from penstock_launch.commands.status import show_status
+from penstock_launch.commands.status import NotRunningError, show_end, show_status
 from penstock_launch.envs.command import make_envs
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.extras import extras_of, require
@@ -39,6 +42,7 @@ from penstock_launch.init.command import init
 from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import launch_ray
 from penstock_launch.slurm.submit import launch_slurm
+from penstock_launch.typed import Typed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,10 +76,10 @@ def _launch(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     if arguments.place == "local":
         require("launch local", extras_of(config))
         _warn(require_paths(config))
-        return launch_local(config, os.environ, arguments.started_at)
+        return launch_local(config, os.environ, arguments.started_at, Typed.now("local", settings))
     _warn(shown_paths(config))
     if arguments.place == "ray":
-        return launch_ray(config, os.environ, arguments.started_at)
+        return launch_ray(config, os.environ, arguments.started_at, Typed.now("ray", settings))
     print("\n".join(launch_slurm(config, os.environ, render_only=arguments.render_only)))
     return 0
 
@@ -117,7 +121,37 @@ def _keys(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 
 def _status(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
-    print("\n".join(show_status(load_config(settings))))
+    config = load_config(settings)
+    try:
+        print("\n".join(show_status(config)))
+    except NotRunningError:
+        tell(show_end(config))
+        raise
+    return 0
+
+
+def _runs(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock runs [ROOT]")
+    print("\n".join(show_runs(arguments.root)))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock compare RUN RUN ... [--root FOLDER]")
+    print("\n".join(compare_runs(arguments.runs, arguments.root)))
+    return 0
+
+
+def _logs(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock logs [RUN] [SERVICE] [--errors] [--lines N] [--follow] [--root FOLDER]")
+    show_logs(
+        arguments.words,
+        arguments.root,
+        print,
+        num_lines=arguments.lines,
+        errors=arguments.errors,
+        follow=arguments.follow,
+    )
     return 0
 
 
@@ -203,6 +237,9 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "envs": _envs,
     "config": _config,
     "keys": _keys,
+    "runs": _runs,
+    "compare": _compare,
+    "logs": _logs,
     "status": _status,
     "cancel": _cancel,
     "samples": _samples,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from penstock.records import DEFAULT_ROOT
 from penstock_launch.check.arguments import add_check_parser
 from penstock_launch.commands.completion import SHELLS
 from penstock_launch.commands.samples import add_samples_parser
@@ -33,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_doctor_parser(commands, examples("penstock doctor", "penstock doctor --config my_run.yaml"))
     add_envs_parser(commands)
     _add_config(commands)
+    _add_looks(commands)
     commands.add_parser(
         "status",
         help="print the present state of a run",
@@ -117,6 +119,53 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         allow_abbrev=False,
     )
     slurm.add_argument("--render-only", action="store_true", help="print the job script; submit and change nothing")
+
+
+def _add_looks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Commands that look at the folders of runs, and need no configuration."""
+    root: dict[str, str] = {"default": DEFAULT_ROOT, "help": f"folder of runs, run.root; default: {DEFAULT_ROOT}"}
+    runs = commands.add_parser(
+        "runs",
+        help="list the runs of a folder: state, steps, rewards, time",
+        epilog=examples("penstock runs", "penstock runs /data/runs", settings=False),
+        allow_abbrev=False,
+    )
+    runs.add_argument("root", nargs="?", metavar="ROOT", default=root["default"], help=root["help"])
+    compare = commands.add_parser(
+        "compare",
+        help="show how runs differ: configuration, figures, rewards after the same steps",
+        epilog=examples("penstock compare first second", "penstock compare runs/a /data/runs/b", settings=False),
+        usage="penstock compare RUN RUN [RUN ...] [--root FOLDER]",
+        allow_abbrev=False,
+    )
+    compare.add_argument("runs", nargs="*", metavar="RUN", help="a name in the folder of runs, or a folder")
+    compare.add_argument("--root", metavar="FOLDER", default=root["default"], help=root["help"])
+    logs = commands.add_parser(
+        "logs",
+        help="print the logs of a run, merged by time",
+        description="Print the logs of a run's services, merged by time, in UTC. Without RUN: of the run that has "
+        "logged last. Without SERVICE: all logs.",
+        epilog=examples(
+            "penstock logs", "penstock logs my-run trainer --follow", "penstock logs my-run --errors", settings=False
+        ),
+        usage="penstock logs [RUN] [SERVICE] [--errors] [--lines N] [--follow] [--root FOLDER]",
+        allow_abbrev=False,
+    )
+    logs.add_argument(
+        "words", nargs="*", metavar="RUN SERVICE", help="a name in the folder of runs, or a folder; the name of a log"
+    )
+    logs.add_argument("--errors", action="store_true", help="only warnings and errors")
+    logs.add_argument(
+        "--lines", type=_not_negative, default=100, metavar="N", help="the last N entries, 0: all; default: 100"
+    )
+    logs.add_argument("--follow", action="store_true", help="print new entries until the run ends, or Ctrl-C")
+    logs.add_argument("--root", metavar="FOLDER", default=root["default"], help=root["help"])
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"saw {text!r}; expected a number of entries, or 0 for all")
+    return int(text)
 
 
 def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -37,15 +37,11 @@ from penstock_launch.supervise.child import Child, Startable
 from penstock_launch.supervise.process_trees import ProcessTrees
 from penstock_launch.supervise.restarts import RestartPolicy
 from penstock_launch.supervise.supervisor import RunOutcome, Supervisor
+from penstock_launch.typed import Typed
 from penstock_launch.watch.follow import RunFollower, make_client
-from penstock_launch.watch.summary import (
-    LaunchFacts,
-    closing_report,
-    forget_trainer_summary,
-    merge,
-    read_trainer_summary,
-    write_summary,
-)
+from penstock_launch.watch.next_commands import next_commands
+from penstock_launch.watch.report import closing_report
+from penstock_launch.watch.summary import LaunchFacts, forget_trainer_summary, make_summary, write_summary
 from penstock_launch.watch.view import View, make_view
 
 LOOK_EVERY_SECONDS = 0.5  # a training step takes longer, so that each gets its line
@@ -99,6 +95,8 @@ class LaunchTerms:
     """Longest time that an earlier launcher's lock may outlive it."""
     stop_signals: Mapping[signal.Signals, RunOutcome] = field(default_factory=dict)
     """Further signals, besides those such as Ctrl-C, that end the run in order, and the name of such an end."""
+    typed: Typed | None = None
+    """What launched it; None if a scheduler did."""
 
 
 def launch_run(
@@ -128,19 +126,20 @@ def launch_run(
             launch.release()
             view.close()
         facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
-        exit_code = _conclude(folder, facts)
+        exit_code = _conclude(folder, config, facts, terms.typed)
         launch.forget_processes()
         return exit_code
 
 
-def _conclude(folder: RunFolder, facts: LaunchFacts) -> int:
+def _conclude(folder: RunFolder, config: Config, facts: LaunchFacts, typed: Typed | None) -> int:
     """Write the summary and show the closing report; the exit code, which is not 0 if there is no summary."""
     problem = ""
+    summary = make_summary(folder.path, config, facts)
     try:
-        document = write_summary(folder.path, facts)
+        write_summary(folder.path, summary)
     except PenstockError as error:
-        document, problem = merge(read_trainer_summary(folder.path), facts), str(error)
-    tell(closing_report(document, folder.path, folder.run.existing))
+        problem = str(error)
+    tell(closing_report(summary, folder.path, next_commands(config, folder.path, summary, typed)))
     if problem:
         complain(f"penstock: error: {problem}")
     return facts.outcome.exit_code or (PenstockError.exit_code if problem else 0)

@@ -6,17 +6,18 @@ from functools import cached_property
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config, RedisSection
 from penstock_launch.gpus.shares import PlacedRun, place
-from penstock_launch.launch import StartedQueue, launch_run
+from penstock_launch.launch import LaunchTerms, StartedQueue, launch_run
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import commands
 from penstock_launch.supervise.child import Child, Command, EmbeddedQueue
 from penstock_launch.supervise.life import LocalLife
 from penstock_launch.supervise.restarts import RestartPolicy
+from penstock_launch.typed import Typed
 
 
-def launch_local(config: Config, environ: Mapping[str, str], started_at: float) -> int:
+def launch_local(config: Config, environ: Mapping[str, str], started_at: float, typed: Typed) -> int:
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
-    return launch_run(config, ThisHost(config, environ), environ, started_at)
+    return launch_run(config, ThisHost(config, environ), environ, started_at, LaunchTerms(typed=typed))
 
 
 class ThisHost:

@@ -7,7 +7,6 @@ before anything is written.
 import asyncio
 import logging
 import os
-import time
 from pathlib import Path
 
 from penstock.broker import Queue, check_memory, needed_bytes
@@ -16,6 +15,7 @@ from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
 from penstock.records.files import TRAINER_SUMMARY_FILE
+from penstock.records.run import RunRecords
 from penstock.run_home import RunHome
 from penstock.runtime.address import advertised_host
 from penstock.runtime.service import Service
@@ -91,19 +91,14 @@ async def _train(life: Assembly) -> None:
     if life.requests.stop.is_set():
         return
     servers = [each for each in await life.queue.services() if each.kind is ServiceKind.ROLLOUT]
-    progress = life.status.progress
-    first = progress.first_started_at
     counters = await life.trainer_queue.counters()
     summary = await asyncio.to_thread(  # it reads the lines of the full run
         make_summary,
-        progress,
+        RunRecords(life.folder),
         counters,
         engine=servers[0].engine if servers else "",
         model=life.config.actor.path,
         max_staleness=life.config.staleness.max_staleness,
-        heldout_prompts=len(life.prompts.held_out),
-        heldout_prompts_trained=len(life.prompts.shared),
-        training_started_at=time.time() if first is None else first,
     )
     await asyncio.to_thread(write_durably, life.folder / TRAINER_SUMMARY_FILE, summary_bytes(summary))
 

@@ -46,7 +46,6 @@ async def start(config):
         while not (folder / "trainer_summary.json").exists():
             time.sleep(0.05)
         return
-    started = time.time()
     served = service.Service("127.0.0.1", 0, KIND + ".port")
     queue = await connect(config)
     questions = iter(range(10**9))
@@ -65,23 +64,29 @@ async def start(config):
         with (folder / name).open("a") as file:
             file.write(json.dumps(line) + "\\n")
 
+    def write_step(number):
+        now = time.time()
+        write("steps.jsonl", step=number, version=number, epoch=0.0, started_at=now, ended_at=now + 0.5,
+              seconds={{"step": 0.5}}, generation_seconds=0.1, generated_tokens=1, reward_mean=0.5, staleness_max=0,
+              statistics={{}})
+
     async def work():
         if KIND == "trainer" and step[0] == 0:
-            write("evals.jsonl", steps=0, accuracy=0.25, samples=[])
+            write("evals.jsonl", steps=0, accuracy=0.25, reward_mean=0.25, num_prompts=20, num_failed=0, samples=[])
         while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
             stopping, asked = [asyncio.ensure_future(each.wait()) for each in (served.stop, seen)]
             await asyncio.wait((stopping, asked), timeout=1, return_when=asyncio.FIRST_COMPLETED)
             if served.stop.is_set():
                 break
             if seen.is_set():
-                write("steps.jsonl", step=step[0], reward_mean=0.5, seconds={{"step": 0.5}})
+                write_step(step[0])
                 step[0] += 1
             seen.clear()
         if KIND != "trainer":
             await served.stop.wait()
         else:
-            summary = {{"steps": step[0], "training_started_at": started, "heldout_accuracy_end": 0.95,
-                        "heldout_prompts": 20, "heldout_prompts_trained": 0,
+            summary = {{"steps": step[0], "heldout_steps_start": 0, "heldout_steps_end": step[0],
+                        "heldout_reward_end": 0.95, "heldout_prompts": 20, "heldout_prompts_trained": 0,
                         "samples_after": [{{"prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0}}]}}
             (folder / "trainer_summary.json").write_text(json.dumps(summary))
 

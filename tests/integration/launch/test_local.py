@@ -34,7 +34,9 @@ def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
     assert process.returncode == 0, output
     for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
         assert text in output.replace("Redis", "Valkey")
-    assert "Finished: 3 steps" in output
+    assert "Finished: 3 steps in 0:02 of training, after" in output
+    assert "  train longer  " in output
+    assert "launch local --config config.yaml --run.max_steps 6\n" in output
     assert "penstock: " not in output  # such as a warning that the hold could not be given up
     summary = setup.summary()
     assert summary["exit"] == {"code": 0, "reason": "the trainer has finished", "lines": []}
@@ -200,6 +202,11 @@ def test_cancel_ends_a_run_in_order_and_says_where_there_is_none(setup: LaunchSe
     assert process.returncode == 143
     assert not any(each.identity.alive for each in known)
     assert setup.summary()["exit"] == {"code": 143, "reason": "stopped by SIGTERM", "lines": []}
+    ended = setup.command("status", "--config", "config.yaml")
+    output, _ = ended.communicate(timeout=START_SECONDS)
+    assert ended.returncode == 1
+    assert "run t\n  stopped: stopped by SIGTERM\n" in output
+    assert "run 't' is not running" in output
     again = setup.command("cancel", "--config", "config.yaml")
     output, _ = again.communicate(timeout=START_SECONDS)
     assert again.returncode == 1

@@ -1,4 +1,4 @@
-"""summary.json and the closing report, from a fabricated summary of a trainer."""
+"""summary.json, from what a trainer left in its run's folder."""
 
 import json
 from pathlib import Path
@@ -6,107 +6,63 @@ from typing import Any
 
 import pytest
 
+from penstock.config import Config
 from penstock_launch.supervise.supervisor import RunOutcome
-from penstock_launch.watch.summary import LaunchFacts, closing_report, forget_trainer_summary, merge, write_summary
+from penstock_launch.watch.summary import LaunchFacts, forget_trainer_summary, make_summary, write_summary
+from tests.unit.common.records.run_files import write_lines
+from tests.unit.common.records.test_figures import evaluation, step
 
-STARTED_AT = 1_700_000_000.0
-
-
-@pytest.fixture
-def trainer() -> dict[str, Any]:
-    return {
-        "engine": "sglang 0.5.21",
-        "model": "smollm2",
-        "steps": 40,
-        "non_finite_steps": 2,
-        "training_started_at": STARTED_AT + 31.5,
-        "seconds_training": 72.0,
-        "seconds_to_reward_0_9": 60.0,
-        "heldout_accuracy_start": 0.25,
-        "heldout_accuracy_end": 0.95,
-        "heldout_prompts": 20,
-        "heldout_prompts_trained": 0,
-        "staleness_max": 1,
-        "max_staleness": 1,
-        "tickets": {"issued": 322, "trained": 320, "dropped": {"poison": 1}, "outstanding": 1},
-        "generation_tokens_per_second": 310.4,
-        "gap_to_ideal": 0.12,
-        "samples_before": [{"prompt": "2+5=7\n8+4=12\n3+9=", "completion": "11\n", "answer": "12", "reward": 0.0}],
-        "samples_after": [{"prompt": "2+5=7\n8+4=12\n3+9=", "completion": "12\n", "answer": "12", "reward": 1.0}],
-    }
+CONFIG = Config.model_validate({"actor": {"path": "m"}, "data": {"train": {"path": "d"}}})
+FAILED = RunOutcome(2, "trainer ended (exit code 2): its configuration or data cannot be used", ("actor.path: ...",))
 
 
-def facts(outcome: RunOutcome) -> LaunchFacts:
-    return LaunchFacts(STARTED_AT, {"trainer": 10**9, "total": 2 * 10**9}, {"trainer": 0, "rollout": 2}, {}, outcome)
+def summary_of(folder: Path, outcome: RunOutcome, started_at: float = 90.0) -> dict[str, Any]:
+    restarts = {"trainer": 0, "rollout": 2}
+    facts = LaunchFacts(started_at, {"trainer": 10**9, "total": 2 * 10**9}, restarts, {}, outcome)
+    return make_summary(folder, CONFIG, facts)
 
 
-def test_summary_holds_what_the_trainer_wrote_and_what_the_launcher_knows(
-    tmp_path: Path, trainer: dict[str, Any]
-) -> None:
+def test_summary_holds_what_the_trainer_wrote_and_what_the_launcher_knows(tmp_path: Path) -> None:
+    trainer = {"engine": "sglang 0.5.21", "steps": 2, "tickets": {"issued": 4, "outstanding": 0}}
     (tmp_path / "trainer_summary.json").write_text(json.dumps(trainer))
-    write_summary(tmp_path, facts(RunOutcome(0, "finished")))
+    write_lines(tmp_path / "steps.jsonl", step(0, 0.5), step(1, 0.5))
+    write_summary(tmp_path, summary_of(tmp_path, RunOutcome(0, "finished")))
     written = json.loads((tmp_path / "summary.json").read_text())
     assert {key: written[key] for key in trainer} == trainer
-    assert written["seconds_setup"] == 31.5
+    assert (written["model"], written["reward_mean_last"], written["seconds_setup"]) == ("m", 0.5, 10.0)
     assert written["peak_rss_bytes"] == {"trainer": 10**9, "total": 2 * 10**9}
     assert written["restarts"] == {"trainer": 0, "rollout": 2}
     assert written["exit"] == {"code": 0, "reason": "finished", "lines": []}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["summary.json", "trainer_summary.json"]
 
 
-def test_summary_says_how_it_ended_where_the_trainer_wrote_nothing(tmp_path: Path) -> None:
-    outcome = RunOutcome(
-        2, "trainer ended (exit code 2): its configuration or data cannot be used", ("actor.path: ...",)
-    )
-    document = write_summary(tmp_path, facts(outcome))
-    assert document["seconds_setup"] is None
-    assert document["exit"]["code"] == 2
-    report = "\n".join(closing_report(document, tmp_path, "resume"))
-    assert "to go on    the same command;" in report
-    assert "--run.existing resume" in "\n".join(closing_report(document, tmp_path, "replace"))
-    assert "Ended with exit code 2: trainer ended (exit code 2)" in report
-    assert "    actor.path: ..." in report
+def test_a_run_whose_trainer_wrote_no_summary_has_the_figures_of_its_files(tmp_path: Path) -> None:
+    write_lines(tmp_path / "steps.jsonl", *(step(n, n / 10) for n in range(4)))
+    write_lines(tmp_path / "evals.jsonl", evaluation(0, 0.1), evaluation(2, 0.3))
+    (tmp_path / "trainer_summary.json").write_text('{"steps": 4')  # cut off
+    found = summary_of(tmp_path, FAILED)
+    assert (found["exit"]["code"], found["steps"], found["seconds_training"]) == (2, 4, 8.0)
+    assert (found["heldout_reward_start"], found["heldout_reward_end"]) == (0.1, 0.3)
 
 
-def test_a_summary_that_is_cut_off_counts_as_none(tmp_path: Path) -> None:
-    (tmp_path / "trainer_summary.json").write_text('{"steps": 4')
-    assert write_summary(tmp_path, facts(RunOutcome(1, "x")))["seconds_setup"] is None
+def test_set_up_is_that_of_this_launch(tmp_path: Path) -> None:
+    write_lines(tmp_path / "steps.jsonl", step(0, 0.5), step(1, 0.5), step(2, 0.5, started_at=5030.0))
+    found = summary_of(tmp_path, RunOutcome(0, "finished"), started_at=5000.0)
+    assert (found["steps"], found["steps_of_launch"], found["seconds_setup"]) == (3, 1, 30.0)
+    again = summary_of(tmp_path, RunOutcome(0, "finished"), started_at=9000.0)  # it had nothing left to train
+    assert (again["steps_of_launch"], again["seconds_setup"]) == (0, None)
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "evals.jsonl", "steps/ledger.jsonl"])
+def test_files_that_cannot_be_read_are_named_and_end_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "steps").mkdir()
+    (tmp_path / name).write_text("{}\n")
+    found = summary_of(tmp_path, FAILED)
+    assert str(tmp_path) in found["unreadable"]
+    assert found["exit"]["code"] == 2
 
 
 def test_a_summary_of_an_earlier_launch_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "trainer_summary.json").write_text('{"steps": 4}')
     forget_trainer_summary(tmp_path)
     forget_trainer_summary(tmp_path)
-    assert "steps" not in write_summary(tmp_path, facts(RunOutcome(1, "x")))
-
-
-def test_report_shows_completions_before_and_after_and_the_results(trainer: dict[str, Any]) -> None:
-    report = "\n".join(closing_report(merge(trainer, facts(RunOutcome(0, "finished"))), Path("runs/demo"), "resume"))
-    assert report.index("Completions before training:") < report.index("Completions after training:")
-    assert "3+9= -> '11\\n'   expected '12'   reward 0" in report
-    assert "3+9= -> '12\\n'   expected '12'   reward 1" in report
-    assert "Finished: 40 steps in 1:12 of training, after 0:32 of set-up." in report
-    assert "0.25 before, 0.95 after, on prompts that it never trained on" in report
-    assert "loss or gradient of 2 of 40 steps" in report
-    assert "322 issued = 320 trained + 1 dropped + 1 outstanding" in report
-    assert "rollout 2" in report
-    assert "2000 MB" in report
-    assert "runs/demo/summary.json" in report
-
-
-def test_report_says_how_many_held_out_prompts_were_trained(trainer: dict[str, Any]) -> None:
-    summary = merge({**trainer, "heldout_prompts_trained": 3}, facts(RunOutcome(0, "finished")))
-    report = "\n".join(closing_report(summary, Path("runs/demo"), "resume"))
-    assert "0.25 before, 0.95 after; of its 20 prompts 3 are training prompts too" in report
-    assert "never trained on" not in report
-
-
-def test_report_shows_the_episodes(trainer: dict[str, Any]) -> None:
-    episodes = {"turns": 2.26, "tool_calls": 1.5, "branches_edited": 0.5, "branches_template": 0.25}
-    episodes |= {"failed_ratio": 0.0125, "cached_tokens_ratio": 0.8}
-    summary = merge({**trainer, "episodes": episodes}, facts(RunOutcome(0, "x")))
-    report = "\n".join(closing_report(summary, Path("runs/demo"), "resume"))
-    assert (
-        "2.3 turns, 1.5 tool calls and 0.8 branches each; 1.2% failed; 80% of the prompt tokens were cached" in report
-    )
-    assert "episodes" not in "\n".join(closing_report(merge(trainer, facts(RunOutcome(0, "x"))), Path("r"), "resume"))
+    assert summary_of(tmp_path, FAILED)["steps"] == 0

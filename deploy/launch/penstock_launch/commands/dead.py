@@ -17,6 +17,7 @@ from penstock.contracts import MalformedMessageError, Ticket, decode, unpack_flo
 from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, group_of, scored_group, texts_of
 from penstock.errors import ConfigError
 from penstock_launch.commands.ask import ask
+from penstock_launch.commands.columns import columns
 
 HEX_BYTES = 256  # enough to recognise the content
 HEX_BYTES_PER_LINE = 16
@@ -40,11 +41,7 @@ def list_dead(config: Config) -> list[str]:
     letters = ask(config, read)
     if not letters:
         return [f"run {config.run.name} has no dead letters"]
-    rows = [COLUMNS, *map(_row, letters)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
-    return [
-        "  ".join([*(text.ljust(width) for text, width in zip(row[:-1], widths, strict=True)), row[-1]]) for row in rows
-    ]
+    return list(columns([COLUMNS, *map(_row, letters)]))
 
 
 def show_dead(config: Config, entry_id: str) -> str:

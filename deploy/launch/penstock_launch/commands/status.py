@@ -11,10 +11,13 @@ from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import PenstockError
+from penstock.records import RunRecords
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.known import describe_job, is_active, job_states
 from penstock_launch.watch.figures import duration, figures
 from penstock_launch.watch.follow import ask_status, make_client, read_ready
+from penstock_launch.watch.report import results
+from penstock_launch.watch.summary import last_summary
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 
@@ -37,6 +40,15 @@ def show_status(config: Config) -> list[str]:
         return [*lines, f"no service is up yet; logs: {RunFolder(config.run).logs}"]
     except PenstockError as error:  # a cluster may make its nodes unreachable
         return [*lines, f"its queue cannot be reached from here: {error}"]
+
+
+def show_end(config: Config) -> list[str]:
+    """What became of a run that is not running, and its figures; nothing if there is no such run."""
+    folder = RunFolder(config.run)
+    if not folder.holds_earlier_run():
+        return []
+    records = RunRecords(folder.path)
+    return [f"run {config.run.name}", f"  {records.state()}", *results(last_summary(records))]
 
 
 def reachable(config: Config) -> Config:

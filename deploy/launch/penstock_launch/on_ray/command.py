@@ -11,7 +11,8 @@ from pathlib import Path
 from penstock.config import Config
 from penstock.errors import ConfigError
 from penstock_launch.gpus.plan import refuse_named, refuse_turns
-from penstock_launch.launch import launch_run
+from penstock_launch.launch import LaunchTerms, launch_run
+from penstock_launch.typed import Typed
 
 
 def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]", settings_help: str) -> None:
@@ -26,7 +27,7 @@ def add_ray_parser(places: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
 
 
-def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) -> int:
+def launch_ray(config: Config, environ: Mapping[str, str], started_at: float, typed: Typed) -> int:
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("Ray is not installed: `pip install 'penstock[ray]'`, here and on every node of the cluster")
@@ -35,7 +36,7 @@ def launch_ray(config: Config, environ: Mapping[str, str], started_at: float) ->
 
     cluster = Cluster(config.ray)
     try:
-        return launch_run(for_cluster(config), RaySite(cluster), environ, started_at)
+        return launch_run(for_cluster(config), RaySite(cluster), environ, started_at, LaunchTerms(typed=typed))
     finally:
         cluster.close()
 

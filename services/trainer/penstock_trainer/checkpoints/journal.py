@@ -27,15 +27,14 @@ from penstock.contracts.ledger import (
 )
 from penstock.durable import write_durably, writing
 from penstock.errors import DataError
-
-JOURNAL = "ledger.jsonl"
+from penstock.records.files import LEDGER_FILE
 
 
 class Journal:
     """The journal in a folder of step files."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / JOURNAL
+        self.path = folder / LEDGER_FILE
 
     def begin(self, ledger: LedgerState) -> None:
         """Write the records of the ledger."""

@@ -1,4 +1,4 @@
-"""The history of a run: one JSON line per step and per evaluation, and the figures made of them.
+"""The history of a run: one JSON line per step and per evaluation, and the figures of the last ones.
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
 one is written once, as is an evaluation after the same number of steps. Memory holds the last lines and the values of
@@ -7,27 +7,24 @@ every report, however long the run is; the rest is read from the files.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from penstock.durable import writing
+from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
 from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 
-REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
 RECENT_STEPS = 10
-WARM_UP_STEPS = 2  # left out of figures of time, if there are other steps
 
 
 class _StepBrief(msgspec.Struct, frozen=True):
     step: int
-    started_at: float
     staleness_max: int
 
 
@@ -36,44 +33,10 @@ class _EvalBrief(msgspec.Struct, frozen=True):
     accuracy: float
 
 
-class Timing:
-    """The time of some steps, by phase."""
-
-    def __init__(self, lines: Iterable[StepLine]) -> None:
-        self.num_steps = 0
-        self._seconds: dict[str, float] = {}
-        self._generation = self._training = 0.0
-        for line in lines:
-            self.num_steps += 1
-            for phase, seconds in line.seconds.items():
-                self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
-            self._generation += line.generation_seconds
-            self._training += line.seconds.get("forward_backward", 0.0) + line.seconds.get("optimizer", 0.0)
-
-    @property
-    def mean_seconds(self) -> dict[str, float]:
-        """Per step, by phase."""
-        return {phase: self._seconds[phase] / self.num_steps for phase in sorted(self._seconds)}
-
-    @property
-    def gap_to_ideal(self) -> float | None:
-        """Step time over the longer of generation and training time, minus 1."""
-        ideal = max(self._generation, self._training)
-        return self._seconds.get("step", 0.0) / ideal - 1 if ideal > 0 else None
-
-
-def without_warm_up(lines: Iterable[StepLine]) -> Iterator[StepLine]:
-    """The lines after the first steps; all if there are no more."""
-    rest = iter(lines)
-    first = list(islice(rest, WARM_UP_STEPS))
-    after = list(islice(rest, 1))
-    return chain(after, rest) if after else iter(first)
-
-
 class Progress:
     """The step and evaluation lines of a run, earlier lives of its trainer included.
 
-    recent: the last lines. staleness_max, first_started_at: of all lines.
+    recent: the last lines. staleness_max: of all lines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,30 +56,27 @@ class Progress:
     def _load_steps(self) -> None:
         self.num_steps = 0
         self.staleness_max = 0
-        self.first_started_at: float | None = None
         self._written: list[range] = []  # steps that have a line: nearly always one range
         last: deque[bytes] = deque(maxlen=RECENT_STEPS)
         for line in complete_lines(self._steps_path):
             brief = decoded(line, _StepBrief)
-            self._note(brief.step, brief.started_at, brief.staleness_max)
+            self._note(brief.step, brief.staleness_max)
             last.append(line)
         self.recent = deque((decoded(line, StepLine) for line in last), maxlen=RECENT_STEPS)
 
-    def _note(self, step: int, started_at: float, staleness_max: int) -> None:
+    def _note(self, step: int, staleness_max: int) -> None:
         if self._written and step == self._written[-1].stop:
             self._written[-1] = range(self._written[-1].start, step + 1)
         else:
             self._written.append(range(step, step + 1))
         self.num_steps += 1
         self.staleness_max = max(self.staleness_max, staleness_max)
-        if self.first_started_at is None:
-            self.first_started_at = started_at
 
     def add_step(self, line: StepLine) -> None:
         if self.has_step(line.step):
             return
         _append(self._steps_path, asdict(line))
-        self._note(line.step, line.started_at, line.staleness_max)
+        self._note(line.step, line.staleness_max)
         self.recent.append(line)
 
     def has_step(self, step: int) -> bool:
@@ -195,7 +155,7 @@ class Progress:
         """The gap to ideal of the recent steps."""
         num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(self.recent)))
         lines = list(self.recent)
-        return Timing(lines[num_warm_up:] or lines).gap_to_ideal
+        return Timing((line.seconds, line.generation_seconds) for line in lines[num_warm_up:] or lines).gap_to_ideal
 
 
 def _keep(path: Path, wanted: Callable[[bytes], bool]) -> None:

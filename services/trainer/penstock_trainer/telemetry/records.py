@@ -1,14 +1,14 @@
 """One step and one evaluation, as they are written and shown."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from penstock.records.figures import is_finite
+
 NUM_BINS = 12  # of a histogram: a curve shows no more, and a line stays small
-UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class StepLine:
     @property
     def is_finite(self) -> bool:
         """Whether the figures of its update are; others may be nan, such as the mean of no rewards."""
-        return all(math.isfinite(self.statistics[name]) for name in self.statistics.keys() & UPDATE_FIGURES)
+        return is_finite(self.statistics)
 
     @property
     def has_gradient(self) -> bool:

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, to_body
 from penstock.errors import PenstockError
+from penstock.records.figures import Timing
+from penstock.records.run import RunRecords
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
-from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress, Timing
+from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status, expected_steps
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
@@ -40,7 +42,7 @@ LINE = StepLine(
     staleness_mean=0.5,
     statistics={"loss": 0.1},
 )
-EVAL = EvalResult(0, 0.25, 0.25, 4, 0, 0, 0, ())
+EVAL = EvalResult(0, 0.25, 0.25, 4, 0, 0, 0, (), num_trained=1)
 
 
 def add_steps(progress: Progress, rewards: list[float]) -> None:
@@ -105,9 +107,10 @@ def test_an_evaluation_that_ends_late_is_not_the_last(tmp_path: Path) -> None:
     add_steps(progress, [0.0])
     for steps, accuracy in ((20, 0.9), (10, 0.5), (0, 0.1)):
         progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
+    summary = summary_of(tmp_path)
+    assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.1, 0.9)
+    assert (summary["heldout_steps_start"], summary["heldout_steps_end"]) == (0, 20)
     for each in (progress, Progress(tmp_path)):
-        summary = summary_of(each)
-        assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.1, 0.9)
         assert each.last_accuracy == 0.9
 
 
@@ -172,9 +175,9 @@ def test_the_moving_average_decides_when_a_reward_is_reached(tmp_path: Path) -> 
     assert progress.reward_average is None
     add_steps(progress, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     assert progress.reward_average == 1.0
-    assert summary_of(progress)["seconds_to_reward_0_9"] == 14.0  # earlier windows of five steps are at 0.8
+    assert summary_of(tmp_path)["seconds_to_reward_0_9"] == 14.0  # earlier windows of five steps are at 0.8
     progress.forget_from(6)
-    assert summary_of(progress)["seconds_to_reward_0_9"] is None
+    assert summary_of(tmp_path)["seconds_to_reward_0_9"] is None
 
 
 def test_the_gap_is_step_time_over_the_longer_of_generation_and_training(tmp_path: Path) -> None:
@@ -188,7 +191,8 @@ def test_the_gap_is_step_time_over_the_longer_of_generation_and_training(tmp_pat
     for step in range(4, 4 + RECENT_STEPS):
         progress.add_step(replace(LINE, step=step, generation_seconds=0.5))
     assert progress.gap_to_ideal == pytest.approx(2.0 / 1.25 - 1)
-    assert Timing(progress.recent).mean_seconds["step"] == 2.0
+    times = [(line.seconds, line.generation_seconds) for line in progress.recent]
+    assert Timing(times).mean_seconds["step"] == 2.0
 
 
 def request(started_at: float, ended_at: float, num_tokens: int = 2) -> RolloutGroup:
@@ -247,18 +251,9 @@ def test_status_of_a_run(tmp_path: Path) -> None:
     ]
 
 
-def summary_of(progress: Progress) -> dict[str, Any]:
+def summary_of(folder: Path) -> dict[str, Any]:
     counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
-    return make_summary(
-        progress,
-        counters,
-        engine="sglang 0.5",
-        model="m",
-        max_staleness=1,
-        heldout_prompts=4,
-        heldout_prompts_trained=1,
-        training_started_at=100.0,
-    )
+    return make_summary(RunRecords(folder), counters, engine="sglang 0.5", model="m", max_staleness=1)
 
 
 @pytest.mark.parametrize(
@@ -273,13 +268,14 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     add_steps(progress, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     progress.add_eval(EVAL)
     progress.add_eval(replace(EVAL, steps=3, accuracy=0.95))
-    summary = summary_of(progress)
+    summary = summary_of(tmp_path)
     assert json.loads(summary_bytes(summary)) == json.loads(json.dumps(summary))
     assert summary["tickets"] == {"issued": 14, "trained": 12, "dropped": {"poison": 1}, "outstanding": 1}
     assert (summary["steps"], summary["seconds_training"]) == (6, 12.0)
     assert (summary["seconds_to_reward_0_9"], summary["seconds_to_heldout_0_9"]) == (12.0, 6.0)
     assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.25, 0.95)
     assert (summary["heldout_prompts"], summary["heldout_prompts_trained"]) == (4, 1)
+    assert (summary["reward_mean_first"], summary["reward_mean_last"]) == (pytest.approx(2 / 3), 1.0)
     assert summary["generation_tokens_per_second"] == pytest.approx(20.0)
 
 
@@ -292,7 +288,7 @@ def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> No
     ]
     for step, statistics in enumerate(figures):
         progress.add_step(replace(LINE, step=step, statistics=statistics))
-    assert (summary_of(progress)["steps"], summary_of(progress)["non_finite_steps"]) == (3, 2)
+    assert (summary_of(tmp_path)["steps"], summary_of(tmp_path)["non_finite_steps"]) == (3, 2)
 
 
 def test_the_row_of_steps_that_were_not_finite_is_counted_over_all_lives(tmp_path: Path) -> None:
@@ -307,16 +303,7 @@ def test_the_row_of_steps_that_were_not_finite_is_counted_over_all_lives(tmp_pat
 
 
 def test_the_summary_of_a_run_without_steps_is_still_one(tmp_path: Path) -> None:
-    summary = make_summary(
-        Progress(tmp_path),
-        Counters(0, 0, 0, {}),
-        engine="",
-        model="m",
-        max_staleness=1,
-        heldout_prompts=0,
-        heldout_prompts_trained=0,
-        training_started_at=100.0,
-    )
+    summary = summary_of(tmp_path)
     assert (summary["steps"], summary["seconds_training"], summary["heldout_accuracy_end"]) == (0, 0.0, None)
     assert summary_bytes(summary)
 
@@ -330,13 +317,13 @@ def test_the_summary_holds_the_means_of_the_figures_of_episodes(tmp_path: Path) 
     for step, statistics in enumerate((EPISODES, other)):
         progress.add_step(replace(LINE, step=step, statistics=statistics))
     expected = {"turns": 2.5, "turns_max": 4.0, "branches_edited": 0.5, "ended_done": 0.5}
-    assert summary_of(progress)["episodes"] == expected
+    assert summary_of(tmp_path)["episodes"] == expected
 
 
 def test_the_summary_of_a_run_of_completions_has_no_figures_of_episodes(tmp_path: Path) -> None:
     progress = Progress(tmp_path)
     add_steps(progress, [0.5])
-    assert "episodes" not in summary_of(progress)
+    assert "episodes" not in summary_of(tmp_path)
 
 
 def test_metrics_show_the_episodes_of_the_last_batch() -> None:

@@ -1,0 +1,239 @@
+"""The figures of a run, made of its lines: what its ending says, and what runs are compared by.
+
+Owns their names and definitions, which are those of `summary.json`. Invariant: they cover all lives of a run, whatever
+ended the last one; time in which no trainer lived is in none of them. One pass over each file, in little memory.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from penstock.contracts.ledger import DropRecord, Record, StepRecord
+from penstock.contracts.vocabulary import DropReason
+
+REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
+WARM_UP_STEPS = 2  # left out of figures of time, if there are other steps
+TARGET_REWARD = 0.9
+UPDATE_FIGURES = frozenset({"loss", "grad_norm", "learning_rate"})
+COUNTS = (
+    *("completions", "failed_completions", "truncated_completions"),
+    *("groups", "failed_groups", "degenerate_groups"),
+)  # of a step's statistics
+EPISODE = "episode_"  # before the names of figures of episodes
+MOST_REASONS = 3  # that are named; a person reads them
+
+Line = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def is_finite(statistics: Mapping[str, float]) -> bool:
+    """Whether the figures of an update are; others may be nan, such as the mean of no rewards."""
+    return all(math.isfinite(statistics[name]) for name in statistics.keys() & UPDATE_FIGURES)
+
+
+class Timing:
+    """The time of some steps, by phase. times: of each step, seconds by phase and generation seconds."""
+
+    def __init__(self, times: Iterable[tuple[Mapping[str, float], float]]) -> None:
+        self.num_steps = 0
+        self._seconds: dict[str, float] = {}
+        self._generation = self._training = 0.0
+        for seconds, generation in times:
+            self.num_steps += 1
+            for phase, each in seconds.items():
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + each
+            self._generation += generation
+            self._training += seconds.get("forward_backward", 0.0) + seconds.get("optimizer", 0.0)
+
+    @property
+    def mean_seconds(self) -> dict[str, float]:
+        """Per step, by phase."""
+        return {phase: self._seconds[phase] / self.num_steps for phase in sorted(self._seconds)}
+
+    @property
+    def gap_to_ideal(self) -> float | None:
+        """Step time over the longer of generation and training time, minus 1."""
+        ideal = max(self._generation, self._training)
+        return self._seconds.get("step", 0.0) / ideal - 1 if ideal > 0 else None
+
+
+def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iterable[Record]) -> dict[str, Any]:
+    """The figures of a run; those that it does not have yet are None or 0. They are JSON but for nan."""
+    evals = sorted(evaluations, key=lambda line: int(line["steps"]))  # one that was requested earlier may end later
+    successes = [line["steps"] for line in evals if line["accuracy"] >= TARGET_REWARD]
+    found, tickets = _Steps(frozenset(successes)), _Tickets()
+    timing = Timing(without_warm_up((line["seconds"], line["generation_seconds"]) for line in found.counting(steps)))
+    tickets.count(ledger)
+    return {
+        "steps": found.num,
+        "non_finite_steps": found.num_non_finite,
+        "training_started_at": found.started_at,
+        "epochs": found.epochs,
+        "seconds_training": found.seconds,
+        "seconds_to_reward_0_9": found.seconds_to_target,
+        # The end of the step after which held-out accuracy first reached 0.9.
+        "seconds_to_heldout_0_9": next((found.seconds_at[n] for n in successes if n in found.seconds_at), None),
+        "reward_window_steps": found.window,
+        "reward_mean_first": _mean(found.first[: found.window]),
+        "reward_mean_last": _mean(list(found.last)[-found.window :]),
+        **_heldout_figures(evals),
+        "staleness_max": found.staleness_max if found.num else None,
+        **({"episodes": found.episodes} if found.episodes else {}),
+        "tickets": {"trained": tickets.num_trained, "dropped": dict(tickets.dropped)},
+        "lost_messages": _most_frequent(tickets.lost),
+        "completions": {
+            "num": found.counts["completions"] + found.counts["failed_completions"] + tickets.num_completions,
+            "failed": found.counts["failed_completions"] + tickets.failures.total(),
+            "truncated": found.counts.get("truncated_completions"),
+        },
+        "failures": _most_frequent(found.failures + tickets.failures),
+        "groups": {
+            "num": found.counts["groups"] + found.counts["failed_groups"] + tickets.num_groups,
+            "no_signal": found.counts["degenerate_groups"] + tickets.dropped[DropReason.DEGENERATE],
+        },
+        "seconds_per_step": timing.mean_seconds,
+        "generation_seconds_per_step": _ratio(found.generation_seconds, found.num),
+        "generation_tokens_per_second": _ratio(found.tokens, found.generation_seconds),
+        "gap_to_ideal": timing.gap_to_ideal,
+    }
+
+
+def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
+    """The last evaluation, and the first of the same prompts and threshold: data.eval may change between two starts."""
+    end = evals[-1] if evals else None
+    start = next((line for line in evals if end is not None and _asks_the_same(line, end)), None)
+    figures: dict[str, Any] = {}
+    for name, line in (("start", start), ("end", end)):
+        figures |= {
+            f"heldout_steps_{name}": line and line["steps"],
+            f"heldout_reward_{name}": line and heldout_reward(line),
+            f"heldout_accuracy_{name}": line and line["accuracy"],
+        }
+    return {
+        **figures,
+        "heldout_success": end and end.get("success"),
+        "heldout_digest": end and end.get("prompts"),
+        "heldout_prompts": end["num_prompts"] if end else 0,
+        "heldout_prompts_trained": end and end.get("num_trained"),
+        "heldout_failed": end["num_failed"] if end else 0,
+        "heldout_failures": end.get("failures", {}) if end else {},
+        "samples_before": start["samples"] if start else [],
+        "samples_after": end["samples"] if end and end is not start else [],
+    }
+
+
+def heldout_reward(line: Line) -> float | None:
+    """The mean reward of an evaluation; None if no prompt of it has one."""
+    return float(line["reward_mean"]) if line["num_failed"] < line["num_prompts"] else None
+
+
+def _asks_the_same(one: Line, other: Line) -> bool:
+    return all(one.get(name) == other.get(name) for name in ("prompts", "num_prompts", "success"))
+
+
+class _Tickets:
+    """What one pass over the ledger's records counts; of dropped groups, which no step has."""
+
+    def __init__(self) -> None:
+        self.num_trained = self.num_completions = self.num_groups = 0
+        self.dropped: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+
+    def count(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if isinstance(record, StepRecord):
+                self.num_trained += len(record.tickets)
+            elif isinstance(record, DropRecord):
+                self.dropped[str(record.reason)] += 1
+                self.failures.update(record.failures)
+                self.num_completions += record.num_completions
+                self.num_groups += record.reason != DropReason.POISON
+                self.lost.update([record.why] if record.why else [])
+
+
+class _Steps:
+    """What one pass over the lines of steps counts. marks: numbers of steps after which the time is needed."""
+
+    def __init__(self, marks: Container[int]) -> None:
+        self._marks = marks
+        self.num = self.num_non_finite = self.tokens = self.staleness_max = 0
+        self.seconds = self.generation_seconds = self.epochs = 0.0
+        self.started_at: float | None = None
+        self.seconds_to_target: float | None = None
+        self.seconds_at: dict[int, float] = {}
+        self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.first: list[float] = []
+        self.last: deque[float] = deque(maxlen=REWARD_WINDOW_STEPS)
+        self._episodes: dict[str, tuple[float, float]] = {}
+
+    def counting(self, lines: Iterable[Line]) -> Iterator[Line]:
+        """The same lines, counted as they pass."""
+        for line in lines:
+            self._count(line)
+            self._count_statistics(line["statistics"])
+            self.failures.update(line.get("failures", {}))
+            yield line
+
+    def _count(self, line: Line) -> None:
+        self.num += 1
+        started_at = float(line["started_at"])
+        self.started_at = started_at if self.started_at is None else self.started_at
+        self.epochs = line["epoch"]
+        self.seconds += line["seconds"].get("step", 0.0)
+        if line["step"] + 1 in self._marks:
+            self.seconds_at[line["step"] + 1] = self.seconds
+        self.generation_seconds += line["generation_seconds"]
+        self.tokens += line["generated_tokens"]
+        self.staleness_max = max(self.staleness_max, line["staleness_max"])
+        self.last.append(line["reward_mean"])
+        if len(self.first) < REWARD_WINDOW_STEPS:
+            self.first.append(line["reward_mean"])
+        if self.seconds_to_target is None and len(self.last) == REWARD_WINDOW_STEPS:
+            self.seconds_to_target = self.seconds if sum(self.last) / len(self.last) >= TARGET_REWARD else None
+
+    def _count_statistics(self, statistics: Mapping[str, float]) -> None:
+        self.num_non_finite += not is_finite(statistics)
+        for name in COUNTS:
+            if f"num_{name}" in statistics:
+                self.counts[name] += int(statistics[f"num_{name}"])
+        for name, value in statistics.items():
+            if name.startswith(EPISODE):
+                total, largest = self._episodes.get(name, (0.0, -math.inf))
+                self._episodes[name] = (total + value, max(largest, value))
+
+    @property
+    def window(self) -> int:
+        """Steps of the first and of the last mean, which have none in common."""
+        return min(REWARD_WINDOW_STEPS, max(1, self.num // 2))
+
+    @property
+    def episodes(self) -> dict[str, float]:
+        """Means of the steps' figures, the largest of a largest; empty without episodes."""
+        return {
+            name.removeprefix(EPISODE): largest if name.endswith("_max") else total / self.num
+            for name, (total, largest) in sorted(self._episodes.items())
+        }
+
+
+def without_warm_up(items: Iterable[T]) -> Iterator[T]:
+    """What comes after the first steps; all if there is no more."""
+    rest = iter(items)
+    first = list(islice(rest, WARM_UP_STEPS))
+    after = list(islice(rest, 1))
+    return chain(after, rest) if after else iter(first)
+
+
+def _most_frequent(reasons: Counter[str]) -> dict[str, int]:
+    return dict(reasons.most_common(MOST_REASONS))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _ratio(amount: float, of: float) -> float | None:
+    return amount / of if of else None

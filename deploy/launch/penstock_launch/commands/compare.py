@@ -1,0 +1,118 @@
+"""`penstock compare`: how runs differ, in their configurations and in what came of them.
+
+Figures are of all lives of a run (`penstock.records.figures`); rewards are also shown after the same numbers of steps,
+which is the only fair comparison of runs of which one is longer.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from penstock.config.keys import flat
+from penstock.errors import ConfigError
+from penstock.readable import cut
+from penstock.records import RunRecords, find_run, list_runs
+from penstock.records.figures import REWARD_WINDOW_STEPS
+from penstock_launch.commands.columns import columns
+from penstock_launch.watch.figures import UNKNOWN, duration, number
+from penstock_launch.watch.report import share
+
+OF_THE_RUN = ("run.name", "run.root", "run.existing")  # they always differ, and change nothing
+MOST_STEP_COUNTS = 8
+VALUE_CHARACTERS = 48
+ABSENT = "(not there)"
+
+
+def compare_runs(names: Sequence[str], root: str) -> list[str]:
+    """The lines that `penstock compare` prints."""
+    if len(names) < 2:
+        there = ", ".join(run.name for run in list_runs(root)) or "none"
+        raise ConfigError(f"compare: saw {len(names)} run; expected at least two (in {root}: {there})")
+    runs = [find_run(name, root) for name in names]
+    shown = _distinct_names(runs)
+    figures = [run.figures() for run in runs]
+    found = ["configuration (keys that differ)", *_indented([["", *shown], *_differences(runs)])]
+    found += ["", "figures", *_indented([["", *shown], *_figures(runs, figures)])]
+    if len({each["heldout_digest"] for each in figures}) > 1:
+        found.append("  held-out prompts differ: their rewards cannot be compared")
+    if rewards := _rewards_after_steps(runs, [each["steps"] for each in figures]):
+        found += ["", "training reward, mean of the steps up to", *_indented([["step", *shown], *rewards])]
+    return found
+
+
+def _indented(rows: Sequence[Sequence[str]]) -> list[str]:
+    if len(rows) == 1:
+        return ["  none"]
+    return [f"  {line}" for line in columns(rows)]
+
+
+def _distinct_names(runs: Sequence[RunRecords]) -> list[str]:
+    """Names, or folders if two runs have one name."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def _differences(runs: Sequence[RunRecords]) -> Iterator[list[str]]:
+    configs = [dict(flat(run.config())) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config if key not in OF_THE_RUN)
+    for key in keys:
+        values = [_value(config, key) for config in configs]
+        if len(set(values)) > 1:
+            yield [key, *(cut(value, VALUE_CHARACTERS) for value in values)]
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    if key not in config:
+        return ABSENT
+    value = config[key]
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _figures(runs: Sequence[RunRecords], figures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    yield ["state", *(run.state().name for run in runs)]
+    rows = [_shown_figures(each) for each in figures]
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if any(value != UNKNOWN for value in values):
+            yield [name, *values]
+
+
+def _shown_figures(figures: Mapping[str, Any]) -> dict[str, str]:
+    completions, groups = figures["completions"], figures["groups"]
+    staleness = figures["staleness_max"]
+    return {
+        "steps": str(figures["steps"]),
+        "training reward, first": number(figures["reward_mean_first"]),
+        "training reward, last": number(figures["reward_mean_last"]),
+        "held-out reward, before": number(figures["heldout_reward_start"]),
+        "held-out reward, after": number(figures["heldout_reward_end"]),
+        "held-out accuracy, before": number(figures["heldout_accuracy_start"]),
+        "held-out accuracy, after": number(figures["heldout_accuracy_end"]),
+        "training time": duration(figures["seconds_training"]),
+        "seconds per step": number(figures["seconds_per_step"].get("step")),
+        "tokens/s generated": number(figures["generation_tokens_per_second"], 0),
+        "gap to ideal": number(figures["gap_to_ideal"]),
+        "completions without a reward": share(completions["failed"], completions["num"]),
+        "groups without a signal": share(groups["no_signal"], groups["num"]),
+        "completions cut off": UNKNOWN
+        if completions["truncated"] is None
+        else share(completions["truncated"], completions["num"]),
+        "staleness, at most": UNKNOWN if staleness is None else str(staleness),
+        "tickets dropped": str(sum(figures["tickets"]["dropped"].values())),
+    }
+
+
+def _rewards_after_steps(runs: Sequence[RunRecords], num_steps: Sequence[int]) -> list[list[str]]:
+    """The moving average of the training reward at numbers of steps that all runs have."""
+    common = min(num_steps)
+    counts = sorted({max(1, round(common * n / MOST_STEP_COUNTS)) for n in range(1, MOST_STEP_COUNTS + 1)})
+    if not common:
+        return []
+    found = [[line["reward_mean"] for line in islice(run.steps(), common)] for run in runs]
+    return [[str(count), *(number(_average(rewards[:count])) for rewards in found)] for count in counts]
+
+
+def _average(rewards: Sequence[float]) -> float:
+    last = rewards[-REWARD_WINDOW_STEPS:]
+    return sum(last) / len(last)

@@ -1,0 +1,68 @@
+"""`penstock runs`: the runs of a folder in a table.
+
+Invariant: a run whose files cannot be read has a row that says so, and takes nothing from the others.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import PenstockError
+from penstock.records import RunRecords, list_runs
+from penstock.records.files import CONFIG_FILE
+from penstock_launch.commands.columns import columns
+from penstock_launch.watch.figures import duration, number
+
+HEAD = ("run", "state", "steps", "reward", "held-out", "started", "training", "model")
+MODEL_CHARACTERS = 32
+
+
+def show_runs(root: str) -> list[str]:
+    """The lines that `penstock runs` prints, sorted by the start of the run."""
+    runs = list_runs(root)
+    if not runs:
+        return [f"no run in {Path(root).absolute()}"]
+    rows = sorted((_started_at(run), _row(run)) for run in runs)
+    others = sum(path.is_dir() for path in Path(root).iterdir()) - len(runs)
+    note = [f"{others} folder{' is' if others == 1 else 's are'} no run"] if others else []
+    return [*columns([HEAD, *(row for _, row in rows)]), *note]
+
+
+def _started_at(run: RunRecords) -> float:
+    """Its first step, or, before that, its last launch."""
+    try:
+        return float(next(run.steps())["started_at"])
+    except (StopIteration, ValueError, KeyError, TypeError, PenstockError):
+        path = run.folder / CONFIG_FILE
+        return path.stat().st_mtime if path.exists() else 0.0
+
+
+def _row(run: RunRecords) -> tuple[str, ...]:
+    started_at = _started_at(run)
+    started = datetime.fromtimestamp(started_at).strftime("%Y-%m-%d %H:%M") if started_at else "-"
+    try:
+        figures = run.figures()
+        model = str(run.config().get("actor", {}).get("path", "-"))
+    except PenstockError as error:
+        return (run.name, run.state().name, "-", "-", "-", started, "-", str(error))
+    return (
+        run.name,
+        run.state().name,
+        str(figures["steps"]),
+        _from_to(figures["reward_mean_first"], figures["reward_mean_last"]),
+        _held_out(figures),
+        started,
+        duration(figures["seconds_training"]),
+        model if len(model) <= MODEL_CHARACTERS else f"...{model[3 - MODEL_CHARACTERS :]}",
+    )
+
+
+def _held_out(figures: Mapping[str, Any]) -> str:
+    if figures["heldout_steps_start"] == figures["heldout_steps_end"]:
+        return number(figures["heldout_reward_end"])
+    return _from_to(figures["heldout_reward_start"], figures["heldout_reward_end"])
+
+
+def _from_to(start: float | None, end: float | None) -> str:
+    return "-" if start is None and end is None else f"{number(start)} -> {number(end)}"

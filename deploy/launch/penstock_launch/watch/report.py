@@ -1,0 +1,199 @@
+"""The end of a run in words that a newcomer understands: completions, rewards, what failed, the next commands.
+
+Invariant: it says nothing that the figures do not show. Accuracy is shown only if some reward reached eval.success, and
+nothing is called held out that was trained on. Pure.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.readable import cut, last_line
+from penstock.records.files import SUMMARY_FILE
+from penstock_launch.watch.figures import duration, number
+
+MEGABYTE = 10**6
+NAME_WIDTH = 11
+MORE = ""  # of a line that goes on with the subject of the one above
+
+
+def closing_report(summary: Mapping[str, Any], folder: Path, commands: Sequence[tuple[str, str]]) -> list[str]:
+    """The closing report, line by line. commands: purpose and words of what can be done next."""
+    outcome = summary["exit"]
+    lines = [*_samples(summary, "before"), *_samples(summary, "after"), ""]
+    if outcome["code"] == 0:
+        lines.append(_finished(summary))
+    else:
+        lines.append(f"Ended with exit code {outcome['code']}: {outcome['reason']}")
+        lines.extend(f"    {line}" for line in outcome["lines"])
+        lines.append(_got(summary))
+    lines.extend(results(summary))
+    lines.append(_line("summary", str(folder / SUMMARY_FILE)))
+    lines.append(_line("logs", str(folder / "logs")))
+    if commands:
+        width = max(len(purpose) for purpose, _ in commands)
+        lines += ["", "Next:", *(f"  {purpose:{width}}  {words}" for purpose, words in commands)]
+    return lines
+
+
+def results(summary: Mapping[str, Any]) -> list[str]:
+    """Lines of all figures that the summary has."""
+    found = [
+        *_rewards(summary),
+        *_failures(summary),
+        *_speed(summary),
+        *_tickets(summary),
+        *_launch(summary),
+    ]
+    return [_line(name, text) for name, text in found]
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:{NAME_WIDTH}} {text}"
+
+
+def _finished(summary: Mapping[str, Any]) -> str:
+    setup = summary.get("seconds_setup")
+    after = f", after {duration(setup)} of set-up" if setup is not None else ""
+    return f"Finished: {_trained(summary)}{after}."
+
+
+def _got(summary: Mapping[str, Any]) -> str:
+    return f"It has {_trained(summary)}." if summary.get("steps") else "It has no step."
+
+
+def _trained(summary: Mapping[str, Any]) -> str:
+    steps, launched = summary.get("steps", "?"), summary.get("steps_of_launch")
+    earlier = f" ({launched} of them in this launch)" if launched is not None and launched != steps else ""
+    return (
+        f"{steps} step{'' if steps == 1 else 's'} in {duration(summary.get('seconds_training'))} of training{earlier}"
+    )
+
+
+def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    first, last = summary.get("reward_mean_first"), summary.get("reward_mean_last")
+    window = summary.get("reward_window_steps", 0)
+    if summary.get("steps") == 1:
+        yield "reward", f"{number(last)} in the only step"
+    elif first is not None:
+        steps, of = (f"{window} steps", f" {window}") if window > 1 else ("step", "")
+        yield "reward", f"{number(first)} in the first {steps} of training, {number(last)} in the last{of}"
+    if summary.get("heldout_steps_end") is not None:
+        yield "held-out", f"reward {_before_and_after(summary, 'reward')}{_held_out(summary)}"
+    if summary.get("heldout_accuracy_start") or summary.get("heldout_accuracy_end"):
+        success = summary.get("heldout_success")
+        meaning = "" if success is None else f": the share with a reward of at least {success:g} (eval.success)"
+        yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
+
+
+def _before_and_after(summary: Mapping[str, Any], figure: str) -> str:
+    start, end = summary.get("heldout_steps_start"), summary["heldout_steps_end"]
+    first, last = (summary.get(f"heldout_{figure}_{when}") for when in ("start", "end"))
+    after = "after" if end == summary.get("steps") else f"after {end} steps"
+    if start == end:
+        return (
+            f"{number(last)} {'before' if end == 0 else after}, and no evaluation {'later' if end == 0 else 'before'}"
+        )
+    before = "before" if start == 0 else f"after {start} steps"
+    return f"{number(first)} {before}, {number(last)} {after}"
+
+
+def _held_out(summary: Mapping[str, Any]) -> str:
+    """The prompts of the evaluation, in words: whether they were held out was looked at when the run began."""
+    trained, of = summary.get("heldout_prompts_trained"), summary.get("heldout_prompts", "?")
+    if trained is None:
+        return f", on {of} prompts"
+    if trained == 0:
+        return f", on {of} prompts that it never trained on"
+    if trained == of:
+        return f"; its {of} prompts are training prompts: it says nothing about others"
+    return f"; of its {of} prompts {trained} are training prompts too"
+
+
+def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    completions, groups = summary.get("completions") or {}, summary.get("groups") or {}
+    what = "episodes" if summary.get("episodes") else "completions"
+    num, failed = completions.get("num", 0), completions.get("failed", 0)
+    if failed:
+        yield "no reward", f"{failed:,} of {num:,} {what} ({share(failed, num)})"
+        yield from _reasons(summary.get("failures") or {})
+    if unscored := summary.get("heldout_failed"):
+        yield "no reward", f"{unscored} of {summary.get('heldout_prompts', '?')} prompts of the last evaluation"
+        yield from _reasons(summary.get("heldout_failures") or {})
+    if flat := groups.get("no_signal"):
+        part = share(flat, groups["num"])
+        yield "no signal", f"{flat:,} of {groups['num']:,} groups ({part}): all rewards of the group were equal"
+    if cut_off := completions.get("truncated"):
+        limit = "agent.max_turns or agent.max_tokens" if summary.get("episodes") else "sampling.max_new_tokens"
+        yield "cut off", f"{share(cut_off, num)} of the {what}, by {limit}"
+    if lost := summary.get("non_finite_steps"):
+        yield "not finite", f"loss or gradient of {lost} of {summary.get('steps', '?')} steps (docs/alerts.md)"
+
+
+def _reasons(reasons: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        yield MORE, f"{count} x {cut(reason, 100)}"
+
+
+def _speed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if (rate := summary.get("generation_tokens_per_second")) is not None:
+        yield "speed", f"{rate:.0f} tokens/s generated; gap to ideal {number(summary.get('gap_to_ideal'))}"
+    if (worst := summary.get("staleness_max")) is not None:
+        allowed = f"; allowed {summary['max_staleness']}" if "max_staleness" in summary else ""
+        yield "staleness", f"at most {worst} versions{allowed}"
+    if episodes := summary.get("episodes"):
+        yield "episodes", _shown_episodes(episodes)
+
+
+def _shown_episodes(episodes: Mapping[str, float]) -> str:
+    branches = sum(value for name, value in episodes.items() if name.startswith("branches_"))
+    return (
+        f"{number(episodes.get('turns'), 1)} turns, {number(episodes.get('tool_calls'), 1)} tool calls and "
+        f"{number(branches, 1)} branches each; {episodes.get('failed_ratio', 0):.1%} failed; "
+        f"{episodes.get('cached_tokens_ratio', 0):.0%} of the prompt tokens were cached"
+    )
+
+
+def _tickets(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    tickets = summary.get("tickets")
+    if not isinstance(tickets, Mapping) or not summary.get("steps"):
+        return
+    dropped: Mapping[str, int] = tickets.get("dropped", {})
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
+    text = f"{tickets.get('trained', '?')} trained + {sum(dropped.values())} dropped{f' ({why})' if why else ''}"
+    if "issued" in tickets:
+        text = f"{tickets['issued']} issued = {text} + {tickets['outstanding']} outstanding"
+    yield "tickets", text
+    yield from _reasons(summary.get("lost_messages") or {})
+
+
+def _launch(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    restarts: Mapping[str, int] = summary.get("restarts") or {}
+    if any(restarts.values()):
+        yield "restarts", ", ".join(f"{name} {count}" for name, count in restarts.items() if count)
+    for name, reason in (summary.get("given_up") or {}).items():
+        yield "given up", f"{name}: {reason}"
+    if total := (summary.get("peak_rss_bytes") or {}).get("total"):
+        yield "memory", f"{total / MEGABYTE:.0f} MB at the peak, all processes together"
+    if problem := summary.get("unreadable"):
+        yield "figures", f"cannot be read: {problem}"
+
+
+def share(part: int, of: int) -> str:
+    """A share that is not 0 is never shown as 0."""
+    found = part / of if of else 0.0
+    return f"{found:.0%}" if found >= 0.1 else f"{found:.1%}" if found >= 0.001 or not part else "< 0.1%"
+
+
+def _samples(summary: Mapping[str, Any], when: str) -> Iterator[str]:
+    samples = summary.get(f"samples_{when}") or []
+    if samples:
+        prompts = [str(sample.get("prompt", "")) for sample in samples]
+        shortened = any(last_line(prompt) != prompt.strip() for prompt in prompts)
+        yield ""
+        yield f"Completions {when} training{' (the last line of each prompt)' if shortened else ''}:"
+    for sample in samples:
+        reward = "failed" if sample.get("reward") is None else f"{sample['reward']:g}"
+        completion, answer = cut(str(sample.get("completion", ""))), cut(str(sample.get("answer", "")))
+        prompt = cut(last_line(str(sample.get("prompt", ""))))
+        yield f"  {prompt} -> {completion!r}   expected {answer!r}   reward {reward}"

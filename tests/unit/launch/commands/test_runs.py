@@ -1,0 +1,93 @@
+"""`penstock runs` and `penstock compare`, from the folders of runs."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.errors import ConfigError
+from penstock_launch.__main__ import run
+from penstock_launch.commands.compare import compare_runs
+from penstock_launch.commands.runs import show_runs
+from tests.unit.common.records.run_files import write_lines
+from tests.unit.launch.commands.folders_of_runs import make_run
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_runs_are_listed_by_their_start_with_state_and_rewards(tmp_path: Path) -> None:
+    make_run(tmp_path / "later", [0.0, 0.5, 1.0], code=130, started_at=2e9)
+    make_run(tmp_path / "earlier", [0.1 * n for n in range(10)], started_at=1e9)
+    make_run(tmp_path / "failed", [], code=4)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "later.targets.json").write_text("[]")
+    head, *rows, note = show_runs(str(tmp_path))
+    assert cells(head) == ["run", "state", "steps", "reward", "held-out", "started", "training", "model"]
+    assert [cells(row)[0] for row in rows] == ["earlier", "failed", "later"]
+    earlier = cells(rows[0])
+    assert earlier[1:5] == ["finished", "10", "0.20 -> 0.70", "0.25 -> 0.75"]
+    assert earlier[5].startswith("2001-09-0")
+    assert earlier[6:] == ["0:20", "models/tiny"]
+    assert cells(rows[1])[1:5] == ["failed", "0", "-", "0.75"]
+    assert cells(rows[2])[1:4] == ["stopped", "3", "0.00 -> 1.00"]
+    assert note == "1 folder is no run"
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "evals.jsonl", "config.yaml"])
+def test_a_run_with_a_broken_file_has_a_row_that_says_so(tmp_path: Path, name: str) -> None:
+    make_run(tmp_path / "broken", [0.5])
+    (tmp_path / "broken" / name).write_text("a: b: c\n")
+    make_run(tmp_path / "fine", [0.5])
+    rows = {cells(row)[0]: row for row in show_runs(str(tmp_path))[1:]}
+    assert "cannot be read" in rows["broken"]
+    assert cells(rows["fine"])[1] == "finished"
+
+
+def test_no_run_is_no_error(tmp_path: Path) -> None:
+    assert show_runs(str(tmp_path / "none")) == [f"no run in {tmp_path / 'none'}"]
+
+
+def test_runs_are_compared_by_keys_figures_and_rewards_after_the_same_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", [0.1 * n for n in range(10)], optimizer={"lr": 1e-6}, kl_ctl=0.0)
+    make_run(tmp_path / "b", [0.5] * 4, code=130, optimizer={"lr": 1e-5, "eps": 1}, kl_ctl=0.0)
+    assert run(["compare", "a", str(tmp_path / "b"), "--root", str(tmp_path)]) == 0
+    lines = [cells(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:4] == [["optimizer.lr", "1e-06", "1e-05"], ["optimizer.eps", "(not there)", "1"]]
+    assert ["state", "finished", "stopped"] in lines
+    assert ["training reward, last", "0.70", "0.50"] in lines
+    assert ["training time", "0:20", "0:08"] in lines
+    assert ["completions without a reward", "12%", "12%"] in lines
+    assert ["groups without a signal", "50%", "50%"] in lines
+    assert lines[-4:] == [["1", "0.00", "0.50"], ["2", "0.05", "0.50"], ["3", "0.10", "0.50"], ["4", "0.15", "0.50"]]
+
+
+def test_held_out_rewards_of_other_prompts_are_not_passed_off_as_comparable(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [0.5])
+    make_run(tmp_path / "b", [0.5])
+    words = "held-out prompts differ: their rewards cannot be compared"
+    assert words not in "\n".join(compare_runs(["a", "b"], str(tmp_path)))
+    evals = (tmp_path / "b" / "evals.jsonl").read_text()
+    (tmp_path / "b" / "evals.jsonl").write_text(evals.replace('"prompts": "d"', '"prompts": "e"'))
+    assert words in "\n".join(compare_runs(["a", "b"], str(tmp_path)))
+
+
+def test_runs_without_a_step_and_of_one_name_are_compared(tmp_path: Path) -> None:
+    for root in ("x", "y"):
+        make_run(tmp_path / root / "r", [])
+    found = compare_runs([str(tmp_path / "x" / "r"), str(tmp_path / "y" / "r")], str(tmp_path))
+    assert str(tmp_path / "x" / "r") in found[found.index("figures") + 1]
+    assert found[1] == "  none"
+    assert "training reward, mean of the steps up to" not in found
+
+
+def test_what_cannot_be_compared_is_named_with_what_is_there(tmp_path: Path) -> None:
+    make_run(tmp_path / "first", [0.5])
+    write_lines(tmp_path / "second" / "steps.jsonl", "junk")
+    with pytest.raises(ConfigError, match=r"saw 1 run; expected at least two .*first, second"):
+        compare_runs(["first"], str(tmp_path))
+    with pytest.raises(ConfigError, match=r"saw 'fist'.*the nearest is 'first'"):
+        compare_runs(["first", "fist"], str(tmp_path))
+    assert run(["compare", "first", "second", "--root", str(tmp_path)]) == 2

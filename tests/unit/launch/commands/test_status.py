@@ -1,0 +1,49 @@
+"""`penstock status` of a run that does not run: how it ended, its figures, and the exit code that scripts rely on."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penstock_launch.__main__ import run
+from tests.unit.common.records.run_files import write_processes
+from tests.unit.launch.commands.folders_of_runs import make_run
+
+
+def status_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    config = folder.parent / "given.yaml"
+    run_section = {"name": folder.name, "root": str(folder.parent)}
+    config.write_text(yaml.safe_dump({"run": run_section, "actor": {"path": "m"}, "data": {"train": {"path": "d"}}}))
+    code = run(["status", "--config", str(config)])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(0, "finished: because"), (4, "failed: because"), (130, "stopped: stopped by Ctrl-C")]
+)
+def test_a_run_that_ended_shows_how_and_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, state: str
+) -> None:
+    folder = make_run(tmp_path / "r", [0.1 * n for n in range(10)], code=code)
+    exit_code, out, error = status_of(folder, capsys)
+    assert (exit_code, out.splitlines()[:2]) == (1, ["run r", f"  {state}"])
+    assert "reward      0.20 in the first 5 steps of training, 0.70 in the last 5" in out
+    assert "held-out    reward 0.25 before, 0.75 after" in out
+    assert "run 'r' is not running" in error
+
+
+def test_a_run_that_crashed_has_the_figures_of_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "r", [0.0, 1.0], code=0)
+    (folder / "summary.json").write_text('{"steps": 1, "reward_mean_last": 7.0, "exit": {"code": 0}}')
+    write_processes(folder, run="r", started="before")
+    exit_code, out, _ = status_of(folder, capsys)
+    assert exit_code == 1
+    assert "  crashed: its launcher (pid " in out
+    assert "0.00 in the first step of training, 1.00 in the last" in out
+
+
+def test_a_run_that_never_was_is_only_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code, out, error = status_of(tmp_path / "none", capsys)
+    assert (exit_code, out) == (1, "")
+    assert "run 'none' is not running" in error
