@@ -20,6 +20,7 @@ from penstock_trainer.data.prompts import (
     episode_rows,
     require_batch,
     require_embeddings,
+    require_room,
     shared_prompts,
 )
 from penstock_trainer.data.rows import Row
@@ -86,10 +87,15 @@ def _token_prompts(
 ) -> Prompts:
     longest = _longest(config, vocabulary) - config.sampling.max_new_tokens
     chat = Chat(vocabulary.tokenizer, config.data.system_prompt, config.data.template_options)
-    train = encode_rows(train_rows, vocabulary.tokenizer, chat, longest)
+    train = encode_rows(train_rows, vocabulary.tokenizer, chat)
     require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat, longest)
+    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat)
     chat.require_used()
+    pairs = {
+        "data.train": list(zip(train_rows, train, strict=True)),
+        "data.eval": list(zip(held_out_rows, held_out, strict=True)),
+    }
+    require_room(pairs, longest)
     for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
         require_embeddings(rows, encoded, vocabulary.size)
     return Prompts(train, held_out, stop, train[0].token_ids)
