@@ -53,7 +53,7 @@ class Prompts:
 
     def run_record(self, config: Config) -> RunRecord:
         """The record that begins a run, but for its model."""
-        actor, lora = config.actor, config.actor.lora
+        actor = config.actor
         return RunRecord(
             self.digest,
             len(self.train),
@@ -61,7 +61,7 @@ class Prompts:
             actor.group_size,
             config.run.seed,
             model_path=actor.path,
-            lora=f"rank {lora.rank}, alpha {lora.alpha}, target_modules {lora.target_modules}" if lora.rank else "",
+            lora=actor.lora.described,
         )
 
 
