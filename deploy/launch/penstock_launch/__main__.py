@@ -78,7 +78,7 @@ def _check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     require("check", ["reward", "trainer"])
     from penstock_launch.check.command import check
 
-    return check(settings, os.environ)
+    return check(settings, os.environ, generate=arguments.generate)
 
 
 def _doctor(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
