@@ -50,6 +50,11 @@ class LoraSection(Section):
             )
         return self
 
+    @property
+    def described(self) -> str:
+        """The adapter in words; empty if all weights are trained."""
+        return f"rank {self.rank}, alpha {self.alpha}, target_modules {self.target_modules}" if self.rank else ""
+
 
 class ActorSection(Section):
     """The policy that is trained."""

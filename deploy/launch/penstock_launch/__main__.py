@@ -89,7 +89,7 @@ def _check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     with lasting():
         from penstock_launch.check.command import check
 
-    return check(settings, os.environ)
+    return check(settings, os.environ, generate=arguments.generate)
 
 
 def _doctor(arguments: argparse.Namespace, settings: Sequence[str]) -> int:

@@ -30,7 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_init(commands)
     _add_launch(commands)
-    add_check_parser(commands, examples("penstock check --config my_run.yaml"))
+    add_check_parser(
+        commands, examples("penstock check --config my_run.yaml", "penstock check --config my_run.yaml --generate")
+    )
     add_doctor_parser(commands, examples("penstock doctor", "penstock doctor --config my_run.yaml"))
     add_envs_parser(commands)
     _add_config(commands)

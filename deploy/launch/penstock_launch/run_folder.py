@@ -145,7 +145,7 @@ class RunFolder:
         if earlier and self.run.existing == "replace":
             self._delete_content(on_event)
             earlier = False
-        if earlier and self._ended_before_a_step():
+        if earlier and self.ended_before_a_step():
             self._delete_begun(on_event)
             earlier = False
         with writing(str(self.logs)):
@@ -174,7 +174,7 @@ class RunFolder:
             else:
                 entry.unlink()
 
-    def _ended_before_a_step(self) -> bool:
+    def ended_before_a_step(self) -> bool:
         """Whether the last launch failed or was stopped, and no step was ever finished.
 
         A launch that was killed left no summary: what it had generated is gone on with.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock.broker.embedded import EmbeddedServer
-from tests.integration.launch.user_commands import UserCommands
+from tests.integration.launch.user_commands import SPREAD, UserCommands
 
 
 @pytest.fixture
@@ -14,3 +14,14 @@ def setup(tmp_path: Path, tiny_model: Path, redis_server: EmbeddedServer) -> Ite
     setup = UserCommands(tmp_path, tiny_model, redis_server)
     yield setup
     setup.end()
+
+
+@pytest.fixture
+def user(setup: UserCommands) -> UserCommands:
+    """With a configuration that has no problem for `penstock check`."""
+    from tests.integration.launch.test_errors import break_sglang  # which imports transformers
+
+    break_sglang(setup)  # it answers the probe like an environment with SGLang; nothing starts it here
+    setup.document["rollout"]["engine"] |= {"dtype": "float32"}
+    setup.score_by("spread", SPREAD)
+    return setup

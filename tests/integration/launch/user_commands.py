@@ -117,6 +117,16 @@ class UserCommands:
         return result
 
 
+def checked(user: UserCommands, *words: str) -> tuple[int, str]:
+    """Exit code and output of `penstock check`, or of another command."""
+    return user.run("penstock_launch", *(words or ("check",)))
+
+
+def without_torch(user: UserCommands) -> None:
+    """An import of torch fails now: an answer that comes all the same comes without those seconds."""
+    (user.folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")
+
+
 def said(output: str) -> str:
     """The lines for people: everything except the log's JSON lines."""
     return "\n".join(line for line in output.splitlines() if not line.startswith("{"))
@@ -169,8 +179,3 @@ def read_only(queue: Queue) -> TrainerQueue:
 async def trained(queue: Queue) -> int:
     """The number of trained tickets."""
     return (await read_only(queue).counters()).trained
-
-
-def without_torch(setup: UserCommands) -> None:
-    """An import of torch fails now: an answer that comes all the same comes without those seconds."""
-    (setup.folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from penstock.config.keys import known_keys
+from penstock.config.keys import find_key, known_keys
 from penstock.config.reference.other_names import OtherName, called, ending_like
 
 SLIP = 0.8  # share of letters; two letters that changed places in a short key
@@ -23,11 +23,20 @@ def unknown_keys(found: Iterable[tuple[str, Any]], source: str) -> list[str]:
     """A line for each unknown key and its value. Of a section of another library's, one for each known name in it."""
     lines = []
     for key, value in found:
+        if find_key(key):
+            lines.append(f"{key}: no such key in {source}; expected it nested, without dots: {_nested(key)}")
+            continue
         theirs = [leaf for leaf in _leaves(key, value) if called(leaf)]
         lines += [f"{leaf}: no such key in {source}{hint(leaf)}" for leaf in theirs or [key]]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
     return lines
+
+
+def _nested(key: str) -> str:
+    """As YAML. The value may be a secret, and is left out."""
+    first, *rest = key.split(".")
+    return f"{first}: {''.join(f'{{{name}: ' for name in rest)}...{'}' * len(rest)}"
 
 
 def hint(key: str) -> str:

@@ -1,8 +1,8 @@
 """What TRL, verl, AReaL and OpenRLHF call our keys.
 
 Owns the one table. Each name is as their users write it: an argument of TRL's GRPOConfig and ModelConfig, a dotted key
-of verl and AReaL, a flag of OpenRLHF. A note shows how the value converts, or in what the key differs. Names that are
-ours too (`actor.path`, `optimizer.lr`) are not listed.
+of verl and AReaL (of 1.0.4, and a few that it has removed), a flag of OpenRLHF. A note shows how the value converts, or
+in what the key differs. Names that are ours too (`actor.path`, `optimizer.lr`) are not listed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -250,8 +250,18 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "actor.reward_norm.std_level": ("loss.advantage.scale", "null is none"),
     "actor.use_decoupled_loss": ("loss.proximal", "true is recomputed, with loss.correction.weight"),
     "actor.recompute_logprob": ("loss.proximal", "true is recomputed, with loss.correction.weight"),
+    "actor.rejection_sampling.action": ("loss.correction.weight", "mask is mask, clamp is tis"),
+    "actor.rejection_sampling.upper": ("loss.correction.high", ""),
+    "actor.rejection_sampling.lower": ("loss.correction.low", "of mask"),
+    "actor.importance_sampling_level": ("loss.surrogate", "token is ppo, sequence is gspo"),
+    "actor.kl_estimator": ("loss.kl.estimator", ""),
+    "actor.use_sapo_loss": ("loss.surrogate", "true is sapo"),
+    "actor.sapo_tau_pos": ("loss.sapo_tau_positive", ""),
+    "actor.sapo_tau_neg": ("loss.sapo_tau_negative", ""),
+    "actor.m2_threshold": ("loss.correction.m2po_tau", "with m2po in loss.correction.gates"),
     "actor.behav_imp_weight_cap": ("loss.correction.high", "with loss.correction.weight mask and a low of 0"),
     "actor.dynamic_sampling": ("loss.dynamic_sampling", ""),
+    "dynamic_bs": ("loss.dynamic_sampling", "not the same: a batch that lost groups is filled again"),
     "actor.overlong_tokens": ("loss.overlong.buffer_tokens", ""),
     "actor.overlong_penalty_factor": ("loss.overlong.penalty", ""),
     "actor.weight_update_mode": ("weights.transport", ""),
@@ -264,7 +274,7 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "valid_dataset.path": ("data.eval.path", _EVAL_KIND),
     "saver.freq_steps": ("checkpoint.every_steps", "checkpoints; `penstock export` makes a model of one"),
     "recover.freq_steps": ("checkpoint.every_steps", ""),
-    "recover.mode": ("run.existing", "auto is resume, disabled is replace"),
+    "recover.mode": ("run.existing", "on or auto is resume, off or disabled is replace"),
     "evaluator.freq_steps": ("eval.every_steps", ""),
     "stats_logger.wandb.mode": ("tracking.wandb_mode", "with wandb in tracking.to"),
 }

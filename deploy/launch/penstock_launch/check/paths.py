@@ -19,12 +19,13 @@ from penstock_launch.doctor.model import model_line
 from penstock_launch.doctor.report import Group, Line, Verdict, not_looked_at, ok, problem, problems
 from penstock_launch.doctor.side_by_side import Look, look_at_all
 from penstock_launch.extras import missing
+from penstock_launch.run_folder import RunFolder
 
 TITLE = "what it names"
 QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by then
 PROBE_SECONDS = 3 * QUICK_SECONDS  # the look at it ends first: a machine under load is no reason to refuse a launch
 FEW_ROWS = 10
-REFERENCE, INTERPRETER, REWARDS = "reference", "SGLang", "reward names"
+REFERENCE, INTERPRETER, REWARDS, RUN = "reference", "SGLang", "reward names", "earlier run"
 
 
 def quick(config: Config) -> Group:
@@ -44,6 +45,7 @@ def looks(config: Config) -> list[Look]:
         *([Look(TITLE, "data.eval", partial(_held_out, config, held_out))] if held_out else []),
         Look(TITLE, REWARDS, lambda: [rewards_line(config)]),
         Look(TITLE, PRECISION, lambda: precision_now(config)),
+        Look(TITLE, RUN, lambda: run_lines(config)),
     ]
 
 
@@ -134,6 +136,22 @@ def rewards_line(config: Config) -> Line:
     except PenstockError as error:
         return problem(REWARDS, str(error), "Set reward.functions and reward.modules_path to functions that are there.")
     return ok(REWARDS, ", ".join(config.reward.functions) + (f", from {folder}" if folder else ""))
+
+
+def run_lines(config: Config) -> list[Line]:
+    """Of the run that this one would go on with; none if it would begin."""
+    folder = RunFolder(config.run)
+    if config.run.existing != "resume" or missing(["trainer"]) or folder.ended_before_a_step():
+        return []
+    from penstock_trainer.checkpoints.journal import Journal
+    from penstock_trainer.checkpoints.same_run import check_settings
+
+    journal = Journal(folder.path / "steps")
+    try:
+        goes_on = journal.exists and check_settings(journal, config)
+    except ConfigError as error:
+        return [problem(RUN, str(error), "Set the keys back, or choose another run.name.")]
+    return [ok(RUN, f"{folder.path} holds steps, which this run goes on with")] if goes_on else []
 
 
 def require_paths(config: Config) -> list[str]:

@@ -3,7 +3,9 @@
 Owns what is shown of them. Importing this imports transformers, which takes seconds.
 """
 
+import time
 from collections.abc import Sequence
+from math import ceil
 from statistics import median
 
 from penstock.config import Config
@@ -20,6 +22,8 @@ from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
 
 WHAT, LENGTHS = "prompts", "lengths"
 NUM_SHOWN = 2
+NUM_TIMED = 500  # rows, which show how long the others will take
+ENCODE_SECONDS = 60.0
 BEGIN_CHARACTERS, END_CHARACTERS = 400, 200  # of a long prompt; the end is what the model continues
 
 
@@ -30,25 +34,33 @@ def samples_of(config: Config, rows: Sequence[Row]) -> list[Sample]:
     else:
         tokenizer = load_vocabulary(config.actor.path).tokenizer
         chat = Chat(tokenizer, config.data.system_prompt, config.data.template_options)
-        prompts = encode_rows(rows, tokenizer, chat, max_prompt_tokens=2**31)  # lengths are looked at with all prompts
+        prompts = encode_rows(rows, tokenizer, chat)
     return [
         Sample(row.place, prompt.text, prompt.answer, prompt.reward, prompt.metadata)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
 
 
-def prompt_lines(config: Config) -> list[Line]:
-    """All prompts of a run, training and held out: whether a run could use them, two of them, and their lengths."""
+def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
+    """The prompts of a run, training and held out: whether a run could use them, two of them, and their lengths.
+
+    seconds: for their tokens; of rows that take longer, evenly spaced ones are looked at.
+    """
     of_episodes, data = config.agent.enabled, config.data
+    step, note = 1, ""
     try:
         train = load_rows(data.train, of_episodes=of_episodes)
         held_out = load_rows(data.eval, "data.eval", of_episodes=of_episodes) if data.eval else []
         require_rewards([*train, *held_out], config.reward.functions)
         vocabulary = load_vocabulary(config.actor.path)
         lines = list(_limits(config, vocabulary))
-        prompts = encode_prompts(config, train, held_out)
+        if len(train) + len(held_out) > NUM_TIMED and not of_episodes:
+            step = every(len(train) + len(held_out), _seconds_each(config, train), seconds)
+            step = max(1, min(step, len(train) // data.batch_size))
+            note = f" Looked at: 1 row of {step}, since all would take too long here." if step > 1 else ""
+        prompts = encode_prompts(config, train[::step], held_out[::step])
     except PenstockError as error:
-        return [problem(WHAT, str(error), "Correct the row or the key that is named.")]
+        return [problem(WHAT, f"{error}{note and '.'}{note}", "Correct the row or the key that is named.")]
     first = enumerate(prompts.train[:NUM_SHOWN], start=1)
     shown = [ok(f"prompt {number}", view(prompt, vocabulary)) for number, prompt in first]
     if prompts.shared:
@@ -57,7 +69,19 @@ def prompt_lines(config: Config) -> list[Line]:
         lines.append(warning("data.eval", seen, advice))
     if of_episodes:
         return [*shown, *lines, ok(LENGTHS, f"{len(train)} rows; the agent service renders each turn")]
-    return [*shown, *lines, lengths_line(config, [*prompts.train, *prompts.held_out], vocabulary)]
+    return [*shown, *lines, lengths_line(config, [*prompts.train, *prompts.held_out], vocabulary, note)]
+
+
+def _seconds_each(config: Config, rows: Sequence[Row]) -> float:
+    few = rows[:NUM_TIMED]
+    began = time.perf_counter()
+    samples_of(config, few)
+    return (time.perf_counter() - began) / len(few)
+
+
+def every(num_rows: int, seconds_each: float, seconds: float) -> int:
+    """n, if there is time for each n-th of the rows; 1: for all."""
+    return max(1, ceil(num_rows * seconds_each / seconds))
 
 
 def _limits(config: Config, vocabulary: Vocabulary) -> list[Line]:
@@ -79,13 +103,14 @@ def view(prompt: EncodedPrompt, vocabulary: Vocabulary) -> str:
     return f"{text} ({len(prompt.token_ids)} tokens)" if prompt.token_ids else text
 
 
-def lengths_line(config: Config, prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> Line:
-    """Of prompts that fit."""
+def lengths_line(config: Config, prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary, note: str = "") -> Line:
+    """Of prompts that fit. note: on rows that were not looked at."""
     engine, new = config.rollout.engine, config.sampling.max_new_tokens
     lengths = [len(prompt.token_ids) for prompt in prompts]
     limit = longest_sequence(engine.context_length or vocabulary.context_length, engine.max_total_tokens or None)
     return ok(
         LENGTHS,
         f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens (median {median(lengths):g}), and up to "
-        f"{new} new ones (sampling.max_new_tokens): at most {max(lengths) + new} of {limit} that an engine takes",
+        f"{new} new ones (sampling.max_new_tokens): at most {max(lengths) + new} of {limit} that an engine takes"
+        f"{note and '.'}{note}",
     )

@@ -22,6 +22,7 @@ from penstock_launch.launch import LaunchTerms, launch_run
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import forget_attempts
+from penstock_launch.slurm.known import begins_anew, has_steps
 from penstock_launch.slurm.site import SlurmJob
 from penstock_launch.supervise.supervisor import RunOutcome
 
@@ -29,7 +30,6 @@ TIME_LIMIT_SIGNAL = signal.SIGUSR1  # the signal that the job script requests: -
 TIME_IS_UP = RunOutcome(128 + TIME_LIMIT_SIGNAL, "the time limit is near")
 LOCK_SECONDS = 120.0  # a network file system takes a while to release the lock of a node that failed
 KILLED_WITHIN_SECONDS = 600.0  # the default of KillWait is 30
-STEPS_FOLDER = "steps"  # the trainer's step files: if they exist, there is a run to continue
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def _run(argv: Sequence[str], started_at: float) -> int:
     config = load_config(argv)
     job = SlurmJob(config.slurm.listen_host, os.environ)
     tell([f"job {job.job_id}: {'starts' if job.is_first_life else 'starts again'}"])
-    terms = LaunchTerms(_prepare, LOCK_SECONDS, {TIME_LIMIT_SIGNAL: TIME_IS_UP})
+    terms = LaunchTerms(prepare, LOCK_SECONDS, {TIME_LIMIT_SIGNAL: TIME_IS_UP})
     exit_code = launch_run(_of_this_life(config, job), job, os.environ, started_at, terms)
     if exit_code == TIME_IS_UP.exit_code and config.slurm.requeue:
         tell([f"job {job.job_id}: is queued again and goes on from the checkpoint"])
@@ -51,11 +51,12 @@ def _run(argv: Sequence[str], started_at: float) -> int:
     return exit_code
 
 
-def _prepare(folder: RunFolder, _: Callable[[str], None]) -> bool:
+def prepare(folder: RunFolder, _: Callable[[str], None]) -> bool:
     """Whether there is a run to continue. `run.existing` was applied when the job was submitted."""
     folder.logs.mkdir(exist_ok=True)
     forget_attempts(folder.path)
-    return (folder.path / STEPS_FOLDER).exists()
+    folder.begins_anew = begins_anew(folder)
+    return has_steps(folder)
 
 
 def _of_this_life(config: Config, job: SlurmJob) -> Config:

@@ -1,6 +1,8 @@
-"""Finds the Slurm job of a run from outside the job: its id is in `slurm.json` in the run's folder, its state in Slurm.
+"""What a submission writes down in the run's folder: the job's id, for commands outside of the job, and whether the run
+begins anew, for the job.
 
-Owns that file.
+Owns these files. Invariant: the second is there only for a run whose last try ended before its first step, until that
+run has step files: the job may then delete what the try left in a queue of the user's.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from penstock_launch.slurm.scheduler import ComponentState
 from penstock_launch.slurm.shares import COMPONENTS
 
 JOB_FILE = "slurm.json"
+ANEW_FILE = "slurm/begins-anew"  # beside the files of attempts
+STEPS_FOLDER = "steps"  # the trainer's step files: if they exist, there is a run to continue
 
 
 class KnownJob(msgspec.Struct, frozen=True):
@@ -33,6 +37,25 @@ def known_job(folder: RunFolder) -> str | None:
         return msgspec.json.decode((folder.path / JOB_FILE).read_bytes(), type=KnownJob).job_id
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
+
+
+def remember_beginning(folder: RunFolder) -> None:
+    """Write down what the submission has found out about the last try."""
+    path = folder.path / ANEW_FILE
+    if folder.begins_anew:
+        write_durably(path, b"")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def begins_anew(folder: RunFolder) -> bool:
+    """Whether the job begins a run whose last try has left something behind."""
+    return (folder.path / ANEW_FILE).exists() and not has_steps(folder)
+
+
+def has_steps(folder: RunFolder) -> bool:
+    """Whether there is a run to continue."""
+    return (folder.path / STEPS_FOLDER).exists()
 
 
 def job_states(folder: RunFolder) -> list[ComponentState]:

@@ -13,7 +13,7 @@ from penstock_launch.run_folder import RunFolder
 from penstock_launch.services import job_environment
 from penstock_launch.slurm import scheduler
 from penstock_launch.slurm.attempt import FOLDER
-from penstock_launch.slurm.known import is_active, job_states, known_job, remember_job
+from penstock_launch.slurm.known import is_active, job_states, known_job, remember_beginning, remember_job
 from penstock_launch.slurm.render import JOB_LOG, TEMPLATE, render
 from penstock_launch.slurm.shares import idle_gpus
 
@@ -34,6 +34,7 @@ def launch_slurm(config: Config, environ: Mapping[str, str], *, render_only: boo
         folder.forget_queue()  # the address that a killed job left behind
         folder.write_config(config)
         (folder.path / FOLDER).mkdir(exist_ok=True)
+        remember_beginning(folder)
         path = folder.path / FOLDER / TEMPLATE
         write_durably(path, script.encode())
         job_id = scheduler.submit(path, job_environment(config, environ))

@@ -25,10 +25,11 @@ from penstock.contracts.ledger import (
     WeightsRecord,
     replay,
 )
-from penstock.errors import ConfigError, DataError, StallError
+from penstock.errors import DataError, StallError
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.journal import Journal
+from penstock_trainer.checkpoints.same_run import check_same_run
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
@@ -40,14 +41,6 @@ HOLDS_FROM = {
     Change.NEXT_STEP: "the new value holds from step {} on",
     Change.FREE: "the new value holds at once",
 }
-FIXED = {
-    "dataset_digest": "data.train or data.system_prompt (the prompts)",
-    "dataset_length": "data.train (its number of rows)",
-    "batch_size": "data.batch_size",
-    "group_size": "actor.group_size",
-    "seed": "run.seed",
-}
-"""Field of the record that begins a run -> the key behind it."""
 
 
 class History:
@@ -246,25 +239,6 @@ async def refuse_other_run(queue: Queue, journal: Journal, current: RunRecord) -
         begun = (await asyncio.to_thread(journal.read)).run
     if isinstance(begun, RunRecord):
         check_same_run(begun, current)
-
-
-def check_same_run(begun: RunRecord, current: RunRecord) -> None:
-    """ConfigError if anything has changed that cannot change within a run. An empty model is not known yet."""
-    changed = [
-        f"{key} was {getattr(begun, name)} and is {getattr(current, name)}"
-        for name, key in FIXED.items()
-        if getattr(begun, name) != getattr(current, name)
-    ]
-    if begun.model and begun.lora != current.lora:
-        changed.append(f"actor.lora was {begun.lora or 'off'} and is {current.lora or 'off'}")
-    if begun.model and current.model and begun.model != current.model:
-        before, now = (f"{each.model_path} (weights {each.model})" for each in (begun, current))
-        changed.append(f"actor.path was {before} and is {now}")
-    if changed:
-        raise ConfigError(
-            f"this run cannot be resumed: {'; '.join(changed)}. Expected the values it began with: set them back, or "
-            "choose another run.name (run.existing replace would delete what this run has trained)"
-        )
 
 
 def newest_checkpoint(ledger: LedgerState, checkpoints: Checkpoints) -> CheckpointRecord | None:

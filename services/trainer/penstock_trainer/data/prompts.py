@@ -1,10 +1,10 @@
 """Prompts as tokens; of episodes, which have none before they begin, as text and metadata.
 
-Invariant: every prompt of completions has at least one token, leaves room for its completion and does not end a text; a
-bad row is a DataError that names it.
+Invariant: every prompt of completions has at least one token, and does not end a text; a bad row is a DataError that
+names it. `require_...` check what needs all prompts of a run.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from penstock_trainer.data.rows import Message, Row
 
 SHOWN_CHARACTERS = 200  # of a row without a prompt
 DIGESTED = ("text", "token_ids", "answer", "reward", "metadata")  # what tickets are made of; runs rest on their bytes
+MOST_PLACES = 5  # of rows in one message
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,16 @@ class EncodedPrompt:
         return question_of(self.asked) or self.text
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> list[EncodedPrompt]:
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat) -> list[EncodedPrompt]:
     """Every row through the chat template (messages, or any prompt with a system prompt) and the tokenizer.
 
     Plain text gets the special tokens that the tokenizer puts before a text, a chat only those of its template. A chat
-    that starts with a system message keeps it. max_prompt_tokens: the engine's longest sequence less
-    sampling.max_new_tokens.
+    that starts with a system message keeps it.
     """
-    return [_encode_row(row, tokenizer, chat, max_prompt_tokens) for row in rows]
+    return [_encode_row(row, tokenizer, chat) for row in rows]
 
 
-def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: int) -> EncodedPrompt:
+def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
     if isinstance(row.prompt, str) and not chat.system_prompt:
         text = row.prompt
         token_ids = plain_token_ids(text, tokenizer)
@@ -67,12 +67,6 @@ def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat, max_prompt_tokens: i
         raise DataError(
             f"{row.place}: the prompt ends with the model's end-of-text token, so that its completion would be another "
             "text: expected a prompt that a completion continues; correct the row, or the chat template in actor.path"
-        )
-    if len(token_ids) > max_prompt_tokens:
-        raise DataError(
-            f"{row.place}: the prompt has {len(token_ids)} tokens: expected at most {max_prompt_tokens} (what engines "
-            "generate to the end, less sampling.max_new_tokens); shorten it, lower sampling.max_new_tokens, or raise "
-            "rollout.engine.context_length or rollout.engine.max_total_tokens"
         )
     return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata, row.prompt)
 
@@ -156,6 +150,29 @@ def _said(prompt: EncodedPrompt) -> str:
 def _columns(prompt: EncodedPrompt) -> bytes:
     """All that an environment gets."""
     return msgspec.msgpack.encode((prompt.answer, prompt.metadata), order="deterministic")
+
+
+def require_room(sets: Mapping[str, Sequence[tuple[Row, EncodedPrompt]]], max_prompt_tokens: int) -> None:
+    """DataError if prompts are too long: the first, and how many there are in each set, with the first places.
+
+    sets: by key of the configuration. max_prompt_tokens: the engine's longest sequence less sampling.max_new_tokens.
+    """
+    counts, too_long = [], list[tuple[Row, EncodedPrompt]]()
+    for key, pairs in sets.items():
+        found = [(row, prompt) for row, prompt in pairs if len(prompt.token_ids) > max_prompt_tokens]
+        too_long += found
+        if found:
+            places = [row.place for row, _ in found[:MOST_PLACES]] + ["..."] * (len(found) > MOST_PLACES)
+            counts.append(f"{len(found)} of {len(pairs)} in {key} ({len(found) / len(pairs):.1%}: {', '.join(places)})")
+    if too_long:
+        row, prompt = too_long[0]
+        longest = max(len(each.token_ids) for _, each in too_long)
+        raise DataError(
+            f"{row.place}: the prompt has {len(prompt.token_ids)} tokens: expected at most {max_prompt_tokens} (what "
+            f"engines generate to the end, less sampling.max_new_tokens). Too long: {', '.join(counts)}; the longest "
+            f"has {longest}. Shorten them or leave them out, lower sampling.max_new_tokens, or raise "
+            "rollout.engine.context_length or rollout.engine.max_total_tokens"
+        )
 
 
 def require_embeddings(rows: Sequence[Row], prompts: Sequence[EncodedPrompt], vocabulary_size: int) -> None:

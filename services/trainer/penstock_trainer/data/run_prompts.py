@@ -21,6 +21,7 @@ from penstock_trainer.data.prompts import (
     episode_rows,
     require_batch,
     require_embeddings,
+    require_room,
     shared_prompts,
 )
 from penstock_trainer.data.rows import Row
@@ -54,7 +55,7 @@ class Prompts:
 
     def run_record(self, config: Config) -> RunRecord:
         """The record that begins a run, but for its model."""
-        actor, lora = config.actor, config.actor.lora
+        actor = config.actor
         return RunRecord(
             self.digest,
             len(self.train),
@@ -62,7 +63,7 @@ class Prompts:
             actor.group_size,
             config.run.seed,
             model_path=actor.path,
-            lora=f"rank {lora.rank}, alpha {lora.alpha}, target_modules {lora.target_modules}" if lora.rank else "",
+            lora=actor.lora.described,
         )
 
 
@@ -88,10 +89,15 @@ def _token_prompts(
 ) -> Prompts:
     longest = _longest(config, vocabulary) - config.sampling.max_new_tokens
     chat = Chat(vocabulary.tokenizer, config.data.system_prompt, config.data.template_options)
-    train = encode_rows(train_rows, vocabulary.tokenizer, chat, longest)
+    train = encode_rows(train_rows, vocabulary.tokenizer, chat)
     require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat, longest)
+    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat)
     chat.require_used()
+    pairs = {
+        "data.train": list(zip(train_rows, train, strict=True)),
+        "data.eval": list(zip(held_out_rows, held_out, strict=True)),
+    }
+    require_room(pairs, longest)
     for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
         require_embeddings(rows, encoded, vocabulary.size)
     return Prompts(train, held_out, stop, train[0].token_ids, vocabulary.tokenizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.config import Config
-from penstock_launch.check.prompts import prompt_lines, samples_of, view
+from penstock_launch.check.prompts import NUM_TIMED, every, prompt_lines, samples_of, view
 from penstock_launch.doctor.report import Line
 from penstock_trainer.data.datasets import load_rows
 from penstock_trainer.data.prompts import EncodedPrompt
@@ -56,6 +56,21 @@ def test_what_the_trainer_would_refuse_is_a_problem(
     assert line.verdict == "problem"
     for text in texts:
         assert text in line.seen
+
+
+def test_of_more_rows_than_there_is_time_for_each_nth_is_looked_at(tmp_path: Path, tiny_model: Path) -> None:
+    assert [every(1000, 0.01, seconds) for seconds in (60, 10, 5, 4)] == [1, 1, 2, 3]
+    rows: list[dict[str, object]] = [{"prompt": "1+1=" * (1 + number % 2), "answer": ""} for number in range(NUM_TIMED)]
+    rows += [{"prompt": "1+1=", "answer": ""}] * NUM_TIMED
+    found = by_subject(prompt_lines(config(tmp_path, tiny_model, *rows), seconds=1e-9))
+    assert "2 prompts of 4 to 4 tokens" in found["lengths"].seen
+    assert found["lengths"].seen.endswith("Looked at: 1 row of 500, since all would take too long here.")
+    assert "1000 prompts" in by_subject(prompt_lines(config(tmp_path, tiny_model, *rows)))["lengths"].seen
+    short = config(tmp_path, tiny_model, *rows, rollout={"engine": {"context_length": 13}})
+    [line] = prompt_lines(short, seconds=1e-9)
+    assert line.verdict == "problem"
+    assert "2 of 2 in data.train (100.0%: " in line.seen
+    assert "Looked at: 1 row of 500" in line.seen
 
 
 def test_a_context_beyond_the_model_is_a_warning(tmp_path: Path, tiny_model: Path) -> None:

@@ -15,6 +15,7 @@ from penstock_trainer.data.prompts import (
     encode_rows,
     require_batch,
     require_embeddings,
+    require_room,
     shared_prompts,
 )
 from penstock_trainer.data.rows import Row
@@ -25,9 +26,9 @@ USER = [{"role": "user", "content": "hi"}]
 BEGINS = "<s> $A"
 
 
-def encode(row: Row, tokenizer: Any = None, system_prompt: str = "", limit: int = 100) -> EncodedPrompt:
+def encode(row: Row, tokenizer: Any = None, system_prompt: str = "") -> EncodedPrompt:
     tokenizer = tokenizer or characters(CHATML, around=BEGINS)
-    return encode_rows([row], tokenizer, Chat(tokenizer, system_prompt), limit)[0]
+    return encode_rows([row], tokenizer, Chat(tokenizer, system_prompt))[0]
 
 
 def tokens(row: Row, tokenizer: Any = None) -> str:
@@ -65,11 +66,17 @@ def test_a_chat_gets_only_the_special_tokens_of_its_template() -> None:
     assert tokens(Row(USER, ""), characters(INST, around=BEGINS)) == "<s>[INST] hi [/INST]"
 
 
-def test_a_prompt_longer_than_the_context_names_its_place_and_the_keys() -> None:
-    row = Row("x" * 9, "", place="rows.jsonl line 4")
-    assert len(encode(row, limit=10).token_ids) == 10
-    with pytest.raises(DataError, match=r"rows\.jsonl line 4: .* 10 tokens: expected at most 9 .*max_new_tokens"):
-        encode(row, limit=9)
+def test_prompts_longer_than_the_context_are_counted_with_their_places_and_the_keys() -> None:
+    rows = [Row("x" * length, "", place=f"rows.jsonl line {length}") for length in range(1, 21)]
+    train, held_out = ([(row, encode(row)) for row in part] for part in (rows, rows[:4]))
+    require_room({"data.train": train, "data.eval": held_out}, 21)  # a token begins the text
+    with pytest.raises(DataError) as caught:
+        require_room({"data.train": train, "data.eval": held_out}, 4)
+    message = str(caught.value)
+    assert message.startswith("rows.jsonl line 4: the prompt has 5 tokens: expected at most 4 (")
+    assert "17 of 20 in data.train (85.0%: rows.jsonl line 4, rows.jsonl line 5, " in message
+    assert "rows.jsonl line 8, ...), 1 of 4 in data.eval (25.0%: rows.jsonl line 4); the longest has 21." in message
+    assert "lower sampling.max_new_tokens, or raise rollout.engine.context_length" in message
 
 
 def test_fewer_prompts_than_a_batch_names_both() -> None:
@@ -115,7 +122,7 @@ def test_order_and_seeds_never_change() -> None:
 def test_a_token_without_an_embedding_names_its_row() -> None:
     rows = [Row("a", "", place="rows.jsonl line 1"), Row("az", "", place="rows.jsonl line 2")]
     tokenizer = characters()
-    prompts, highest = encode_rows(rows, tokenizer, Chat(tokenizer, ""), 100), tokenizer.convert_tokens_to_ids("z")
+    prompts, highest = encode_rows(rows, tokenizer, Chat(tokenizer, "")), tokenizer.convert_tokens_to_ids("z")
     require_embeddings(rows, prompts, highest + 1)
     seen = rf"^rows\.jsonl line 2: the prompt has token id {highest}: expected ids below {highest}"
     with pytest.raises(DataError, match=seen):

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -19,9 +20,10 @@ from penstock.config import EngineSection
 from penstock.config.secrets import shown_url
 from penstock.contracts import PauseMode
 from penstock.errors import EngineDiedError, EngineStartError, TransientStartError
-from penstock.runtime.process import ProcessIdentity, kill_all, tied_command
+from penstock.runtime.process import ProcessIdentity, tied_command
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
+from penstock_rollout.engine.sglang.leftovers import kill_and_clear
 
 TESTED_VERSIONS = ("0.5.21", "0.5.23")  # of SGLang: those that `penstock envs` installs for CPUs and for GPUs
 PROBE = (
@@ -50,9 +52,11 @@ class StartedServer:
         *,
         overlap: bool = True,
         gives_up_memory: bool = False,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """`overlap`, `gives_up_memory`: see `arguments.command`."""
+        """`overlap`, `gives_up_memory`: see `arguments.command`. `environ`: what the server inherits."""
         self.url = ""
+        self._environ = environ
         self._overlap = overlap
         self._gives_up_memory = gives_up_memory
         self._section = section
@@ -99,7 +103,7 @@ class StartedServer:
             with self._log_path.open("ab") as log_file:
                 return await asyncio.create_subprocess_exec(
                     *tied_command(arguments),
-                    env=environment(self._section, device, self._model_path, port, os.environ),
+                    env=environment(self._section, device, self._model_path, port, self._environ),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log_file,
                     stderr=log_file,
@@ -129,7 +133,7 @@ class StartedServer:
         if process is None:
             return
         if identity is not None:
-            await asyncio.shield(asyncio.to_thread(kill_all, [identity], STOP_GRACE_SECONDS))
+            await asyncio.shield(asyncio.to_thread(kill_and_clear, identity, STOP_GRACE_SECONDS))
         await process.wait()
 
     async def _probe(self, python: str) -> str:
@@ -257,8 +261,9 @@ def make_server(
     pause_mode: PauseMode = "retract",
     *,
     gives_up_memory: bool = False,
+    environ: Mapping[str, str] = os.environ,
 ) -> EngineServer:
-    """The server of the configuration. `gives_up_memory`: see `arguments.command`.
+    """The server of the configuration. `gives_up_memory`: see `arguments.command`. `environ`: what it inherits.
 
     Overlap is off with pause mode `in_place`: a paused server would have sampled one token without recording it, and
     would later report it with the next weights.
@@ -266,7 +271,12 @@ def make_server(
     if section.url:
         return GivenServer(section)
     return StartedServer(
-        section, model_path, log_path, overlap=pause_mode != "in_place", gives_up_memory=gives_up_memory
+        section,
+        model_path,
+        log_path,
+        overlap=pause_mode != "in_place",
+        gives_up_memory=gives_up_memory,
+        environ=environ,
     )
 
 

@@ -56,6 +56,22 @@ def test_command_line_and_environment(tmp_path: Path) -> None:
     assert line.endswith("in the environment; verl's actor_rollout_ref.rollout.n is actor.group_size here")
 
 
+@pytest.mark.parametrize(
+    ("document", "key", "nested"),
+    [
+        ({"optimizer.lr": 1e-6}, "optimizer.lr", "optimizer: {lr: ...}"),
+        ({"data": {"train.path": "d.jsonl"}}, "data.train.path", "data: {train: {path: ...}}"),
+        ({"redis.password": "secret"}, "redis.password", "redis: {password: ...}"),
+    ],
+)
+def test_a_key_of_ours_with_dots_is_shown_nested_without_its_value(
+    tmp_path: Path, document: object, key: str, nested: str
+) -> None:
+    assert refusal(tmp_path, document) == (
+        f"{key}: no such key in --config {tmp_path}/config.yaml; expected it nested, without dots: {nested}"
+    )
+
+
 def test_a_long_file_is_cut(tmp_path: Path) -> None:
     lines = refusal(tmp_path, {f"zzz{number}": 1 for number in range(3 * SHOWN)}).splitlines()
     assert len(lines) == SHOWN + 1

@@ -1,11 +1,16 @@
 """Settings that fix the meaning of ticket numbers must not change within a run."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from penstock.contracts.ledger import RunRecord
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.ledger import RunRecord, StepRecord, WeightsRecord
 from penstock.errors import ConfigError
-from penstock_trainer.checkpoints.history import check_same_run
+from penstock_trainer.checkpoints.journal import Journal
+from penstock_trainer.checkpoints.same_run import check_same_run, check_settings
 
 RUN = RunRecord("d" * 16, 100, 8, 4, 0, model="f" * 16, model_path="models/a", lora="rank 2")
 
@@ -45,3 +50,21 @@ def test_a_model_that_is_not_read_yet_is_compared_later() -> None:
 
 def test_an_older_run_recorded_neither_model_nor_adapter() -> None:
     check_same_run(msgspec.structs.replace(RUN, model="", lora=""), RUN)
+
+
+def config(**sections: object) -> Config:
+    document = {"actor": {"path": "m", "group_size": 4}, "data": {"train": {"path": "d.jsonl"}, "batch_size": 8}}
+    return Config.model_validate(document | sections)
+
+
+def test_a_configuration_is_compared_with_a_run_that_has_a_step(tmp_path: Path) -> None:
+    journal, other = Journal(tmp_path), config(actor={"path": "m", "group_size": 2})
+    journal.append(msgspec.structs.replace(RUN, lora=""))
+    assert not check_settings(journal, other)  # it begins anew
+    journal.append(WeightsRecord(PolicyIdentity(0, "a"), 0), StepRecord(0, (0,), "f", "d"))
+    journal.append(WeightsRecord(PolicyIdentity(1, "b"), 1))
+    assert check_settings(journal, config())
+    with pytest.raises(ConfigError, match=r"actor\.group_size was 4 and is 2\. Expected"):
+        check_settings(journal, other)
+    with pytest.raises(ConfigError, match=r"actor\.lora was off and is rank 2, alpha 32, target_modules all-linear\. "):
+        check_settings(journal, config(actor={"path": "m", "group_size": 4, "lora": {"rank": 2}}))
