@@ -118,7 +118,7 @@ def wrong_penstock(command: Command, arguments: tuple[str, ...], folder: Path) -
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             _, rest = PARSER.parse_known_args(arguments)
     except SystemExit as ended:
-        incomplete = not command.in_block and re.search(r"required: (?:PLACE|ACTION|--out)", said.getvalue())
+        incomplete = not command.in_block and "arguments are required" in said.getvalue()
         return None if ended.code == 0 or incomplete else said.getvalue()
     plain, settings = split_words(rest)
     if plain and arguments[0] != "dead":
