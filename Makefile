@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-agent test test-repeat test-deploy chaos check lint docs env envs lock check-locks clean FORCE
+.PHONY: help demo demo-agent test test-repeat test-deploy chaos check lint docs site env envs lock check-locks clean FORCE
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -57,9 +57,10 @@ help:
 	@echo "make test-repeat  the same N=5 times in random orders, beside LOAD=0 busy processes; SEED= repeats the orders"
 	@echo "make test-deploy  docker compose, Slurm, Ray, Prometheus and other Pythons on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for a quarter of an hour; SEED= repeats a run"
-	@echo "make check   format, lint, types, import rules, unit tests, generated docs"
+	@echo "make check   format, lint, types, import rules, unit tests, generated docs, the site"
 	@echo "make lint    check without the unit tests"
 	@echo "make docs    write what is generated: docs/configuration.md, docs/metrics.md, dashboards"
+	@echo "make site    the documentation as a site, in site/; a broken link is an error"
 	@echo "make envs    only the two Python environments, for this host; CUDA=1 for NVIDIA GPUs, CUDA=0 for CPUs"
 	@echo "make lock    the locks of the CUDA environments again; ARGS=--upgrade takes the newest versions that fit"
 	@echo "make check-locks  whether they still resolve, with wheels only (asks the package index)"
@@ -93,6 +94,7 @@ lint: $(SERVICES)
 	@$(BIN)/python -m tests.check_lua
 	@$(BIN)/python -m docs.generate --check
 	@$(BIN)/python -m deploy.grafana --check
+	@$(BUILD_SITE)
 	@git ls-files '*.py' | xargs wc -l | awk '$$1 > 400 && $$2 != "total" { print "note: " $$2 " has " $$1 " lines: one idea, or two?" }'
 
 check: lint $(MODEL)
@@ -101,6 +103,14 @@ check: lint $(MODEL)
 docs: $(SERVICES)
 	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m deploy.grafana
+
+site: $(SERVICES)
+	@$(BUILD_SITE)
+	@echo "The site: site/index.html"
+
+# Afresh each time: Sphinx repeats no warning about a page that it kept.
+BUILD_SITE = rm -rf site && $(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env --conf-dir docs \
+	--doctree-dir build/doctrees . site
 
 # For docker compose; needs no Python. 192 random bits for each secret.
 env:
@@ -182,5 +192,5 @@ $(UV): constraints/uv.txt
 FORCE:
 
 clean:
-	rm -rf .venv .venv-sglang .venv-trl .venv-lock models runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-sglang .venv-trl .venv-lock models runs site build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
