@@ -306,6 +306,9 @@ class Assembly:
             num_prompts=len(self.prompts.train),
             total_steps=self.configs.num_steps(config),
             progress=Progress(self.folder),
+            group_size=config.actor.group_size,
+            kl_of="reference" if config.kl_ctl > 0 and config.loss.kl.place == "loss" else "behaviour",
+            is_stopping=self.service.stop.is_set,
         )
 
     @cached_property
