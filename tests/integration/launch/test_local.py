@@ -34,6 +34,10 @@ def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
     assert process.returncode == 0, output
     for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
         assert text in output.replace("Redis", "Valkey")
+    assert re.findall(r"^\[ *[\d.]+ s\] +step (\d)/3 ", output, re.MULTILINE) == ["1", "2", "3"]
+    assert max(map(len, output.splitlines())) <= 120
+    for text in ("trainer: ending: writing a checkpoint", "rollout, reward: ended after", "queue: ended after"):
+        assert text in output
     assert "Finished: 3 steps" in output
     assert "penstock: " not in output  # such as a warning that the hold could not be given up
     summary = setup.summary()
