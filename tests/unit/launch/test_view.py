@@ -1,5 +1,6 @@
 """What the launcher shows of a run, on a terminal and without one."""
 
+import time
 from dataclasses import replace
 
 import msgspec
@@ -12,7 +13,8 @@ from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.frame import Screen, frame
 from penstock_launch.watch.sample import Sample
 from penstock_launch.watch.step_table import MAX_WIDTH
-from penstock_launch.watch.view import GuardedView, PlainView
+from penstock_launch.watch.view import GuardedView, PlainView, named_if_slow
+from tests.patience import START_SECONDS
 
 LAST = StepFigures(
     number=12,
@@ -273,6 +275,16 @@ def test_a_status_with_unknown_and_missing_fields_is_read() -> None:
 )
 def test_durations(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_what_takes_long_before_there_is_a_view_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with named_if_slow("looking at paths", seconds=60):
+        pass
+    with named_if_slow("looking at the model", seconds=0):
+        deadline = time.monotonic() + START_SECONDS
+        while not (said := capsys.readouterr().err):
+            assert time.monotonic() < deadline
+    assert said.startswith("penstock: looking at the model")
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_run() -> None:

@@ -30,7 +30,7 @@ def measure(value: float | None, digits: int = 4) -> str:
     """A figure without natural bounds in at most 8 characters, such as 0.0194 or 1.2e+06."""
     if value is None:
         return UNKNOWN
-    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.3g}"
+    return f"{value:z.{digits}f}" if abs(value) < 100 else f"{value:.3g}"  # z: no -0.0000
 
 
 def share(value: float | None) -> str:

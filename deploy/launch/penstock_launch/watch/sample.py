@@ -1,15 +1,16 @@
 """One completion of the run for the live view, from the files in the run's folder.
 
 It does not come from the trainer's status, which everybody may read. Invariant: a file that is missing, or whose last
-line is cut off, changes nothing.
+line is not complete yet, changes nothing; however large a file is, only its end is read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-EVALS_FILE = "evals.jsonl"
+FILES = ("evals.jsonl", "samples.jsonl")  # of held-out prompts, and of training
+TAIL_BYTES = 65536  # some lines of either
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -25,39 +26,55 @@ class Sample(msgspec.Struct, frozen=True):
         return next((line for line in reversed(self.prompt.splitlines()) if line.strip()), "")
 
 
-class _Evaluation(msgspec.Struct, frozen=True):
+class _Line(msgspec.Struct, frozen=True):
+    """Of either file: an evaluation with samples, or one completion."""
+
+    prompt: str = ""
+    completion: str = ""
+    reward: float | None = None
     samples: tuple[Sample, ...] = ()
+
+    @property
+    def sample(self) -> Sample | None:
+        if self.samples:
+            return self.samples[0]
+        return Sample(self.prompt, self.completion, self.reward) if self.prompt else None
 
 
 @dataclass
 class NewestSample:
-    """The first completion of the last evaluation in a run's folder."""
+    """The last completion of training, or the first one of an evaluation, whichever was written last."""
 
     folder: Path
-    _size: int = 0
+    _read: dict[str, int] = field(default_factory=dict)
     _sample: Sample | None = None
 
     def read(self) -> Sample | None:
-        """The file is read only if it has grown."""
-        path = self.folder / EVALS_FILE
+        """Look at what the files have gained since the last call."""
+        for name in FILES:
+            self._sample = self._newest(name) or self._sample
+        return self._sample
+
+    def _newest(self, name: str) -> Sample | None:
+        path, before = self.folder / name, self._read.get(name, 0)
         try:
             size = path.stat().st_size
-            if size == self._size:
-                return self._sample
+            if size == before:
+                return None
+            begin = max(before if before < size else 0, size - TAIL_BYTES)
             with path.open("rb") as file:
-                begin = self._size if self._size < size else 0
                 file.seek(begin)
                 data = file.read()
         except OSError:
-            return self._sample
+            return None
         complete = data[: data.rfind(b"\n") + 1]
-        self._size = begin + len(complete)
-        for line in reversed(complete.splitlines()):
-            try:
-                samples = msgspec.json.decode(line, type=_Evaluation).samples
-            except msgspec.DecodeError:  # a figure that is no JSON
-                continue
-            if samples:
-                self._sample = samples[0]
-                break
-        return self._sample
+        self._read[name] = begin + len(complete)
+        return next(filter(None, map(_sample_of, reversed(complete.splitlines()))), None)
+
+
+def _sample_of(line: bytes) -> Sample | None:
+    """None for a line whose beginning was not read, and for one with a figure that is no JSON."""
+    try:
+        return msgspec.json.decode(line, type=_Line).sample
+    except msgspec.DecodeError:
+        return None

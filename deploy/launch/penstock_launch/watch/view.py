@@ -8,10 +8,11 @@ Invariant: a view only shows. The launcher's log always gets the lines, so that 
 that takes long is silent: the thread shows that time passes, also while the launcher itself is blocked.
 """
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -20,6 +21,7 @@ from rich.live import Live
 from rich.segment import ControlType
 from rich.text import Text
 
+from penstock.runtime.output import complain
 from penstock_launch.watch.follow import RunSnapshot
 from penstock_launch.watch.frame import Screen, frame
 from penstock_launch.watch.news import News, waits_for
@@ -252,6 +254,18 @@ class LiveView:
         if self._is_unicode:
             return text.encode("utf-8", "replace").decode()
         return text.encode(self._console.encoding, "replace").decode(self._console.encoding)
+
+
+@contextlib.contextmanager
+def named_if_slow(what: str, seconds: float = REMIND_AFTER_SECONDS / 2) -> Iterator[None]:
+    """Name on standard error what a command does before it has a view, once that takes long."""
+    timer = threading.Timer(seconds, complain, [f"penstock: {what}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def stamp(seconds: float) -> str:
