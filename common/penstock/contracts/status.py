@@ -1,7 +1,7 @@
 """What the trainer answers to `GET /v1/status`, and what `penstock status` and the live view show of it.
 
 Owns the names of its fields. Invariant: what is not known yet is None, never 0; a reader ignores a field that it does
-not know, and shows one that is missing as not known.
+not know, and shows one that is missing as not known. Everybody may read it: it holds no prompt and no completion.
 """
 
 import msgspec
@@ -9,14 +9,40 @@ import msgspec
 from penstock.contracts.wire import Contract
 
 
+class StepFigures(Contract, frozen=True, forbid_unknown_fields=False):
+    """One step, as people follow it.
+
+    number: of steps up to this one, from 1. kl: `TrainerStatus.kl_of` says from what. length: mean loss tokens of a
+    completion. failed_ratio: rewards that failed. no_signal_ratio: groups that gave no gradient, since their rewards
+    are all equal, or fewer than two are valid. is_finite: whether loss and gradient are numbers.
+    """
+
+    number: int
+    reward: float | None = None
+    loss: float | None = None
+    kl: float | None = None
+    entropy: float | None = None
+    length: float | None = None
+    learning_rate: float | None = None
+    failed_ratio: float | None = None
+    no_signal_ratio: float | None = None
+    staleness_max: int | None = None
+    staleness_mean: float | None = None
+    seconds: float | None = None
+    is_finite: bool = True
+
+
 class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     """The present state of a run.
 
     epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
+    heldout_steps: steps before the evaluation that heldout_accuracy is of; heldout_accuracy_start: of the first one.
     staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
     queue: groups by stream. waiting_for: the ticket that holds up a batch, and who holds it; empty if none does for
     long. fenced: servers that did not take the last push, and why. turn: who has the GPUs with `trainer.take_turns`:
-    engines, trainer, or the way to one of them.
+    engines, trainer, or the way to one of them. first_step: steps that were reported before this life of the trainer;
+    None before it has resumed. steps: the last ones, in order. kl_of: the policy from which `kl` of the steps is
+    measured, reference or behaviour.
     """
 
     run: str = ""
@@ -41,3 +67,8 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     waiting_for: str | None = None
     fenced: dict[str, str] = msgspec.field(default_factory=dict)
     turn: str | None = None
+    heldout_steps: int | None = None
+    heldout_accuracy_start: float | None = None
+    first_step: int | None = None
+    steps: tuple[StepFigures, ...] = ()
+    kl_of: str = ""

@@ -43,6 +43,7 @@ from penstock_launch.local import launch_local
 from penstock_launch.on_ray.command import launch_ray
 from penstock_launch.slurm.submit import launch_slurm
 from penstock_launch.typed import Typed
+from penstock_launch.watch.view import named_if_slow
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +76,9 @@ def _launch(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = load_config(settings)
     if arguments.place == "local":
         require("launch local", extras_of(config))
-        _warn(require_paths(config))
+        with named_if_slow("looking at what the configuration names"):
+            warnings = require_paths(config)
+        _warn(warnings)
         return launch_local(config, os.environ, arguments.started_at, Typed.now("local", settings))
     _warn(shown_paths(config))
     if arguments.place == "ray":

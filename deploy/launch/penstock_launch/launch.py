@@ -41,6 +41,7 @@ from penstock_launch.typed import Typed
 from penstock_launch.watch.follow import RunFollower, make_client
 from penstock_launch.watch.next_commands import next_commands
 from penstock_launch.watch.report import closing_report
+from penstock_launch.watch.sample import NewestSample
 from penstock_launch.watch.summary import LaunchFacts, forget_trainer_summary, make_summary, write_summary
 from penstock_launch.watch.view import View, make_view
 
@@ -104,31 +105,21 @@ def launch_run(
 ) -> int:
     """Run to the end; returns the exit code. `started_at`: Unix seconds of the start of this process."""
     folder, terms = RunFolder(config.run), terms or LaunchTerms()
-    with folder.locked(terms.lock_seconds):
-        log = _EventsLog(folder.logs / EVENTS_LOG)
-        view = make_view(config.run.name, log.add)
-        launch = _Launch(config, site, folder, view, terms)
-        try:
-            for orphan in folder.end_orphans():
-                view.event(f"ended a process of an earlier launch: {orphan}")
-            folder.require_deletable()
-            placement = site.place()
-            if config.redis.url:
-                asyncio.run(launch.hold_queue_of_the_user())
-            continues = terms.prepare(folder, view.event)
-            log.open()
-            forget_trainer_summary(folder.path)
-            view.event(f"run {config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
-            for line in placement:
-                view.event(line)
-            outcome = launch.run(environ)
-        finally:
-            launch.release()
+    log = _EventsLog(folder.logs / EVENTS_LOG)
+    with contextlib.closing(make_view(config.run.name, log.add)) as view:
+        view.doing("waiting for the lock of the run's folder")
+        with folder.locked(terms.lock_seconds):
+            launch = _Launch(config, site, folder, view, terms)
+            try:
+                launch.prepare(terms, log)
+                outcome = launch.run(environ)
+            finally:
+                launch.release()
+            facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
             view.close()
-        facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
-        exit_code = _conclude(folder, config, facts, terms.typed)
-        launch.forget_processes()
-        return exit_code
+            exit_code = _conclude(folder, config, facts, terms.typed)
+            launch.forget_processes()
+            return exit_code
 
 
 def _conclude(folder: RunFolder, config: Config, facts: LaunchFacts, typed: Typed | None) -> int:
@@ -159,7 +150,26 @@ class _Launch:
         self._held: HeldRun | None = None
         self._supervisor = Supervisor(self._children, view.event, self._trees.survivors, before_queue_ends=self.release)
 
-    async def hold_queue_of_the_user(self) -> None:
+    def prepare(self, terms: LaunchTerms, log: "_EventsLog") -> None:
+        """End what an earlier launch left, choose GPUs, and prepare the folder; only then its log is opened."""
+        view, folder = self._view, self._folder
+        view.doing("looking for processes of an earlier launch")
+        for orphan in folder.end_orphans():
+            view.event(f"ended a process of an earlier launch: {orphan}")
+        folder.require_deletable()
+        view.doing("choosing what each process gets")
+        placement = self._site.place()
+        if self._config.redis.url:
+            asyncio.run(self._hold_queue_of_the_user())
+        view.doing("preparing the run's folder")
+        continues = terms.prepare(folder, view.event)
+        log.open()
+        forget_trainer_summary(folder.path)
+        view.event(f"run {self._config.run.name}: {'continues' if continues else 'new'}, in {folder.path}")
+        for line in placement:
+            view.event(line)
+
+    async def _hold_queue_of_the_user(self) -> None:
         """Hold the run in the server of redis.url, before anything is deleted."""
         self._view.event(f"queue: connecting to redis.url (up to {self._config.redis.timeout_seconds:g} s)")
         queue = await connect(self._config)
@@ -197,6 +207,7 @@ class _Launch:
     def run(self, environ: Mapping[str, str]) -> RunOutcome:
         """Start everything and supervise it until nothing runs any more."""
         self._trees.sample({})
+        self._view.doing("starting the queue")
         queue = self._start_queue()
         try:
             section = queue.section if queue else self._config.redis
@@ -207,6 +218,7 @@ class _Launch:
             services = self._site.services(self._config, self._folder, section, environ)
             outcome = self._with_disk(asyncio.run(self._supervise(reachable, services)))
         finally:
+            self._view.doing("ending: freeing what the run used")
             if queue:
                 self.release()
                 queue.stop()
@@ -238,6 +250,7 @@ class _Launch:
         return started
 
     async def _supervise(self, config: Config, services: Sequence[Startable]) -> RunOutcome:
+        self._view.doing("connecting to the queue")
         queue = await connect(config)
         if self._held is None:
             await self._hold(queue, config)
@@ -257,7 +270,8 @@ class _Launch:
             loop.add_signal_handler(number, supervisor.stop, asked)
         try:
             async with make_client(config.token) as client, asyncio.TaskGroup() as group:
-                follower = RunFollower(queue, client, self._children)
+                samples = NewestSample(self._folder.path)
+                follower = RunFollower(queue, client, self._children, samples, lambda: supervisor.ending)
                 beside = [
                     group.create_task(self._repeat(partial(self._follow, follower), LOOK_EVERY_SECONDS)),
                     group.create_task(self._repeat(self._sample, SAMPLE_EVERY_SECONDS)),

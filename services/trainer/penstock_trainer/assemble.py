@@ -315,6 +315,8 @@ class Assembly:
             num_prompts=len(self.prompts.train),
             total_steps=self.configs.num_steps(config),
             progress=Progress(self.folder),
+            kl_of="reference" if config.kl_ctl > 0 and config.loss.kl.place == "loss" else "behaviour",
+            is_stopping=self.service.stop.is_set,
         )
 
     @cached_property

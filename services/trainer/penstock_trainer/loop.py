@@ -28,6 +28,7 @@ from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.resume import ResumePoint
 from penstock_trainer.rollouts.consumer import Arrival, Consumer
+from penstock_trainer.telemetry.status import TRAINING
 from penstock_trainer.telemetry.step_clock import Clock
 from penstock_trainer.weight_sync.turns import Turns
 
@@ -70,12 +71,12 @@ class Trainer:
             await self._history.require_a_step(self._rollouts.last_failure)
             self._non_finite.finish()
             await self._evaluate_and_save()
-        self._reports.phase("writing a checkpoint")
+        self._reports.ending("writing a checkpoint")
         await self._checkpoint()
         with self._reports.computing():
             await self._history.checkpoints_written()
         self._releases.close()
-        self._reports.phase("finished")
+        self._reports.ending("all is written")
 
     async def _train_batches(self, beside: asyncio.TaskGroup) -> None:
         clock = Clock()
@@ -85,6 +86,7 @@ class Trainer:
             clock = Clock()
             await self._checkpoint_if_due(clock)
         clock.lap("wait")
+        self._reports.ending("pushing the last weights")
         with self._reports.idle():
             await self._releases.drained()
         clock.lap("push_wait")
@@ -105,7 +107,7 @@ class Trainer:
         return None
 
     async def _step(self, batch: list[Arrival], clock: Clock, beside: asyncio.TaskGroup) -> None:
-        self._reports.phase("training")
+        self._reports.phase(TRAINING)
         groups = [arrival.group for arrival in batch]
         record = await self._history.write_batch(groups, self._version)
         clock.lap("commit")
@@ -142,7 +144,7 @@ class Trainer:
             clock.lap("push_wait")
             await turns.take()
         clock.lap("take_turn")
-        self._reports.phase("training")
+        self._reports.phase(TRAINING)
 
     async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:
         """Commit a step whose batch is written, after the weights of the previous step are recorded."""
@@ -159,6 +161,7 @@ class Trainer:
         if not (self._requests.checkpoint or self._history.is_checkpoint_due()):
             return
         self._requests.checkpoint = False
+        self._reports.phase("writing a checkpoint")
         with self._reports.idle():
             await self._releases.staged()
         clock.lap("push_wait")
@@ -171,7 +174,7 @@ class Trainer:
 
     async def _evaluate_and_save(self) -> None:
         """Evaluate the final weights, and save them as a Hugging Face folder."""
-        self._reports.phase("evaluating the final weights")
+        self._reports.ending("evaluating the final weights")
         await self._releases.evaluate(self._history.num_steps)
         while self._rollouts.is_evaluating:
             self._rollouts.changed.clear()
@@ -180,7 +183,7 @@ class Trainer:
                 await self._rollouts.changed.wait()
                 self._reports.progress()
         self._reports.evals()
-        self._reports.phase("saving the model")
+        self._reports.ending("saving the model")
         await self._compute(lambda: self._learner.save_pretrained(self._history.final_folder))
 
 

@@ -21,7 +21,7 @@ from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import Histogram, StepLine
 from penstock_trainer.telemetry.samples import SampleFile
-from penstock_trainer.telemetry.status import Status
+from penstock_trainer.telemetry.status import ENDING, Status
 from penstock_trainer.telemetry.step_clock import Clock
 from penstock_trainer.telemetry.tracking import Tracking
 from penstock_trainer.watchdog import Watchdog
@@ -67,7 +67,11 @@ class Reports:
 
     def phase(self, phase: str) -> None:
         """Set the present work of the trainer, in words."""
-        self._status.phase = phase
+        self._status.work = phase
+
+    def ending(self, phase: str) -> None:
+        """Set the present work of a trainer that has trained its last step."""
+        self._status.work = f"{ENDING}{phase}"
 
     def ready(self) -> None:
         """The first version of this life is announced: GET /ready answers 200 from now on."""
@@ -151,6 +155,7 @@ class Reports:
         self._progress.forget_from(num_steps)
         self._samples.forget_from(self._progress.highest_step + 1)  # those of a step without a line may be incomplete
         self._status.steps = num_steps
+        self._status.first_step = self._progress.highest_step + 1
         for each in replayed:
             self.step(each.step, each.groups, Clock(), each.result, each.versions)
         self._status.policy = PolicyIdentity(version, "")

@@ -88,8 +88,14 @@ async def _live(life: Assembly) -> None:
 
 async def _train(life: Assembly) -> None:
     await life.train()
-    if life.requests.stop.is_set():
-        return
+    if not life.requests.stop.is_set():
+        await _summarize(life)
+    life.reports.ending("closing the trackers")
+    await asyncio.to_thread(life.tracking.close)
+
+
+async def _summarize(life: Assembly) -> None:
+    life.reports.ending("writing the summary")
     servers = [each for each in await life.queue.services() if each.kind is ServiceKind.ROLLOUT]
     counters = await life.trainer_queue.counters()
     summary = await asyncio.to_thread(  # it reads the lines of the full run

@@ -26,7 +26,7 @@ SGLANG = """#!/bin/sh
 echo '["0.5.21", false]'
 """
 STAND_IN = """
-import asyncio, json, os, pathlib, sys, time
+import asyncio, contextlib, json, os, pathlib, sys, time
 from prometheus_client import CollectorRegistry
 from penstock.runtime import service
 from penstock.broker import connect
@@ -52,13 +52,24 @@ async def start(config):
     late = lambda: None if next(questions) > 1 else "loads the model"
     app = make_app(KIND, not_ready=late, metrics=CollectorRegistry())
     step = [0]
+    phase = ["training"]
     seen = asyncio.Event()  # the last step, by the launcher
 
     @app.get("/v1/status")
     async def status():
         seen.set()
-        return {{"run": config.run.name, "phase": "training", "step": step[0], "total_steps": config.run.max_steps,
-                 "reward_mean": 0.5, "queue": await queue.depths()}}
+        steps = [{{"number": number + 1, "reward": number / 100, "loss": 0.5, "failed_ratio": 0.25, "seconds": 0.25}}
+                 for number in range(step[0])]
+        return {{"run": config.run.name, "phase": phase[0], "step": step[0], "total_steps": config.run.max_steps,
+                 "reward_mean": 0.5, "queue": await queue.depths(), "first_step": 0, "steps": steps[-60:],
+                 "heldout_accuracy": 0.4, "heldout_steps": 0, "heldout_accuracy_start": 0.4, "kl_of": "reference"}}
+
+    async def ends():
+        phase[0] = "ending: writing a checkpoint"
+        seen.clear()
+        await asyncio.wait_for(seen.wait(), 5)  # as a checkpoint takes its time
+        while (folder / "hold").exists():
+            await asyncio.sleep(0.05)
 
     def write(name, **line):
         with (folder / name).open("a") as file:
@@ -72,27 +83,32 @@ async def start(config):
 
     async def work():
         if KIND == "trainer" and step[0] == 0:
-            write("evals.jsonl", steps=0, accuracy=0.25, reward_mean=0.25, num_prompts=20, num_failed=0, samples=[])
+            write("evals.jsonl", steps=0, accuracy=0.25, reward_mean=0.25, num_prompts=20, num_failed=0,
+                  samples=[{{"prompt": "Add: 1+1=", "completion": "2 " * 60, "answer": "2", "reward": 0.5}}])
         while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
             stopping, asked = [asyncio.ensure_future(each.wait()) for each in (served.stop, seen)]
             await asyncio.wait((stopping, asked), timeout=1, return_when=asyncio.FIRST_COMPLETED)
             if served.stop.is_set():
                 break
-            if seen.is_set():
-                write_step(step[0])
-                step[0] += 1
+            for _ in range(2 * seen.is_set()):  # faster than the launcher looks
+                if step[0] < config.run.max_steps:
+                    write_step(step[0])
+                    step[0] += 1
             seen.clear()
         if KIND != "trainer":
             await served.stop.wait()
         else:
+            with contextlib.suppress(TimeoutError):
+                await ends()
             summary = {{"steps": step[0], "heldout_steps_start": 0, "heldout_steps_end": step[0],
                         "heldout_reward_end": 0.95, "heldout_prompts": 20, "heldout_prompts_trained": 0,
                         "samples_after": [{{"prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0}}]}}
             (folder / "trainer_summary.json").write_text(json.dumps(summary))
 
     async def announce():
+        state = "ready" if KIND in ("agent", "reward") else "serving"
         while True:
-            record = ServiceRecord(ServiceKind(KIND), KIND + str(os.getpid()), served.url, os.getpid(), "serving")
+            record = ServiceRecord(ServiceKind(KIND), KIND + str(os.getpid()), served.url, os.getpid(), state)
             await queue.register(record, 5)
             await asyncio.sleep(0.3)
 
@@ -144,7 +160,12 @@ class LaunchSetup:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(document))
 
     def command(
-        self, *words: str, before: Sequence[str] = (), stdout: int = subprocess.PIPE, stderr: int = subprocess.STDOUT
+        self,
+        *words: str,
+        before: Sequence[str] = (),
+        stdin: int | None = None,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.STDOUT,
     ) -> "subprocess.Popen[str]":
         """`before`: the words of a command that runs this one, such as nohup."""
         search = [str(self.folder / "modules"), *filter(None, sys.path)]
@@ -154,6 +175,7 @@ class LaunchSetup:
             [*before, sys.executable, "-m", "penstock_launch", *words],
             cwd=self.folder,
             env=environment,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             text=True,

@@ -233,6 +233,7 @@ async def test_the_end_waits_for_the_staging_and_a_checkpoint_is_of_recorded_wei
         loop.transport.let_go()
         async with asyncio.timeout(SECONDS):
             await training
+    assert loop.status.shown().phase == "ending: all is written"
     assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1", "step 1", "weights 2", "checkpoint 2"]
     meta, _ = loop.checkpoints.read(loop.checkpoints.names()[-1])
     assert (meta.steps, meta.version) == (2, 2)

@@ -1,6 +1,7 @@
 """The supervisor with real child processes: restarts, ends in order, leaves nothing behind."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -117,6 +118,14 @@ async def test_five_deaths_end_everything_with_the_last_lines_of_the_log(setup: 
     assert gone(trainer)
 
 
+async def test_an_unexpected_error_is_named_without_the_way_to_it(setup: SupervisorSetup) -> None:
+    event = {"level": "error", "event": "reward ended", "traceback": "Traceback (most recent call last):\nKeyError: 3"}
+    setup.child("reward", f"import sys; print({json.dumps(event)!r}); sys.exit(70)")
+    outcome = await setup.supervisor(PATIENT).run()
+    assert outcome.lines == ("reward ended: KeyError: 3",)
+    assert any(": died (exit code 70): reward ended: KeyError: 3; restart in" in event for event in setup.events)
+
+
 async def test_exit_code_2_ends_everything_at_once_with_the_message(setup: SupervisorSetup) -> None:
     rollout = setup.child("rollout", SLEEP)
     script = "import sys; print('trainer: config: actor.path: no such folder', file=sys.stderr); sys.exit(2)"
@@ -167,7 +176,9 @@ async def test_a_request_to_stop_ends_all_in_order_with_its_own_words(setup: Sup
     asked = RunOutcome(138, "the time limit is near")
     supervisor.stop(asked)
     supervisor.stop(RunOutcome(1, "too late"))
+    await until(lambda: supervisor.ending.startswith("ending: waiting for the end of trainer (at most "))
     assert await task == asked
+    assert any(event.startswith("trainer: ended after ") for event in setup.events)
     assert "checkpoint written" in setup.log("trainer")
 
 

@@ -1,18 +1,35 @@
 """What the launcher shows of a run, on a terminal and without one."""
 
-import io
+import time
 from dataclasses import replace
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from penstock.contracts import from_body
-from penstock.contracts.status import TrainerStatus
+from penstock.contracts.status import StepFigures, TrainerStatus
+from penstock.readable import harmless
 from penstock_launch.watch.figures import duration
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
-from penstock_launch.watch.view import GuardedView, PlainView, render
+from penstock_launch.watch.frame import Screen, frame
+from penstock_launch.watch.sample import Sample
+from penstock_launch.watch.step_table import MAX_WIDTH
+from penstock_launch.watch.view import GuardedView, PlainView, named_if_slow
+from tests.patience import START_SECONDS
 
+LAST = StepFigures(
+    number=12,
+    reward=0.472,
+    loss=-0.0194,
+    kl=0.0014,
+    entropy=0.0371,
+    length=2.42,
+    learning_rate=2e-5,
+    failed_ratio=0.25,
+    no_signal_ratio=0.875,
+    staleness_max=1,
+    seconds=1.93,
+)
 STATUS = TrainerStatus(
     run="demo",
     phase="training",
@@ -23,14 +40,20 @@ STATUS = TrainerStatus(
     outstanding=16,
     reward_mean=0.472,
     heldout_accuracy=0.55,
+    heldout_steps=10,
+    heldout_accuracy_start=0.4,
     staleness_max=1,
     staleness_mean=0.9,
+    max_staleness=1,
     queue={"tickets": 3, "eval": 0, "rollouts": 1, "scored": 2, "dead": 0},
     tokens_per_second=410.2,
     gap_to_ideal=0.123,
     step_seconds=1.9,
     eta_seconds=54.2,
     waiting_for="",
+    first_step=0,
+    steps=(*(msgspec.structs.replace(LAST, number=n, reward=n / 30) for n in range(1, 12)), LAST),
+    kl_of="behaviour",
 )
 
 
@@ -63,24 +86,88 @@ def view(lines: list[str], clock: FakeClock) -> PlainView:
     return PlainView(lines.append, clock)
 
 
-def test_one_line_for_each_step_and_each_evaluation(view: PlainView, lines: list[str]) -> None:
-    view.show(RunSnapshot((), STATUS))
-    view.show(RunSnapshot((), STATUS))
-    view.show(RunSnapshot((), replace_status(step=13)))
-    view.show(RunSnapshot((), replace_status(step=13, heldout_accuracy=0.6)))
-    assert [line.split("] ")[1].split("  ")[0] for line in lines] == [
-        "evaluation: held-out accuracy 0.55",
-        "step 12/40",
-        "step 13/40",
-        "evaluation: held-out accuracy 0.60",
-    ]
-    for part in ("reward 0.47", "version 12", "staleness 1 (mean 0.90)", "scored 2", "tokens/s 410", "ETA 0:54"):
-        assert part in lines[1]
-    assert "gap to ideal 0.12" in lines[1]
+def test_every_step_has_one_aligned_line_with_the_evaluation_that_ended_since(
+    view: PlainView, lines: list[str]
+) -> None:
+    """A look may come late: all steps since the one before are shown, with titles now and then."""
+    view.show(RunSnapshot((), with_steps(0, heldout_steps=0, heldout_accuracy=0.4)))
+    for number in (1, 1, 3, 4, 45):
+        view.show(RunSnapshot((), with_steps(number, heldout_steps=10 * (number // 3), heldout_accuracy=0.55)))
+    said = [line.split("] ", 1)[1] for line in lines]
+    assert said[0] == "evaluation: held-out accuracy 0.40 after 0 steps"
+    titles = [line for line in said[1:] if "reward" in line]
+    steps = [line for line in said[1:] if line not in titles]
+    assert [line.split()[1] for line in steps] == [f"{number}/50" for number in range(1, 46)]
+    assert " ".join(steps[2].split()) == "step 3/50 0.472 0.55 -0.0194 0.0014 0.037 2.4 1 1.9 0:54"
+    assert "0.55" not in steps[3]
+    assert " ".join(titles[0].split()) == "step reward held-out loss KL beh entropy length stale s/step left"
+    assert len(titles) == 3
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert max(map(len, lines)) <= MAX_WIDTH
 
 
 def replace_status(**changes: object) -> TrainerStatus:
     return msgspec.structs.replace(STATUS, **changes)
+
+
+def with_steps(last: int, **changes: object) -> TrainerStatus:
+    """The status after so many steps, of which it holds the last 50."""
+    steps = tuple(msgspec.structs.replace(LAST, number=number) for number in range(1, last + 1))
+    return replace_status(step=last, total_steps=50, steps=steps[-50:], **changes)
+
+
+def test_steps_of_an_earlier_launch_are_not_shown_again(view: PlainView, lines: list[str]) -> None:
+    view.show(RunSnapshot((), with_steps(5, first_step=None)))
+    view.show(RunSnapshot((), with_steps(5, first_step=5)))
+    assert lines == []
+    view.show(RunSnapshot((), with_steps(6, first_step=5)))
+    view.show(RunSnapshot((), with_steps(4, first_step=4)))  # the queue lost two
+    view.show(RunSnapshot((), with_steps(5, first_step=4)))
+    assert [line.split("step ")[1].split("/")[0] for line in lines if "/50" in line] == ["6", "5"]
+
+
+def test_the_end_is_told_phase_by_phase_and_after_the_trainer_has_gone(
+    view: PlainView, lines: list[str], clock: FakeClock
+) -> None:
+    ready = (service("trainer", "ready"),)
+    last = with_steps(1, phase="ending: writing a checkpoint", heldout_steps=0)
+    view.show(RunSnapshot(ready, last))
+    view.show(RunSnapshot(ready, msgspec.structs.replace(last, heldout_steps=1)))  # of the final weights
+    view.show(RunSnapshot(ready, last, answers=False))
+    clock.now += 5
+    view.show(RunSnapshot(ready, last, answers=False))
+    clock.now += 10
+    view.show(RunSnapshot(ready, last, answers=False, ending="ending: waiting for the end of rollout (at most 20 s)"))
+    assert [line.split("] ", 1)[1] for line in lines[3:]] == [
+        "trainer: ending: writing a checkpoint",
+        "evaluation: held-out accuracy 0.55 after 1 steps",
+        "still ending: the trainer leaves the run",
+        "still ending: waiting for the end of rollout (at most 20 s)",
+    ]
+
+
+def test_silence_ends_within_five_seconds_and_then_more_and_more_seldom(
+    view: PlainView, lines: list[str], clock: FakeClock
+) -> None:
+    """A thread ticks, also before anything is known of the run and while the launcher is blocked."""
+
+    def said(seconds: int) -> list[tuple[float, str]]:
+        lines.clear()
+        found = []
+        for _ in range(2 * seconds):
+            clock.now += 0.5
+            view.tick()
+            found += [(clock.now, line.split("] ", 1)[1]) for line in lines]
+            lines.clear()
+        return found
+
+    assert said(30) == [(104.0, "still starting"), (112.0, "still starting"), (128.0, "still starting")]
+    view.event("x")
+    view.doing("connecting to the queue")
+    assert said(4) == [(134.0, "still connecting to the queue")]
+    view.doing("")
+    view.show(RunSnapshot((service("trainer", "ready"),), with_steps(2, waiting_for="ticket 3, which rollout-1 holds")))
+    assert said(4)[0][1] == "still training (step 3), waiting for ticket 3, which rollout-1 holds"
 
 
 def test_start_up_says_what_is_waited_for(view: PlainView, lines: list[str], clock: FakeClock) -> None:
@@ -88,9 +175,9 @@ def test_start_up_says_what_is_waited_for(view: PlainView, lines: list[str], clo
     view.show(starting)
     view.show(starting)
     assert [line.split("] ")[1] for line in lines] == ["rollout: starting: SGLang loads the weights"]
-    clock.now += 16
+    clock.now += 5
     view.show(starting)
-    assert "still starting: rollout: SGLang loads the weights" in lines[-1]
+    assert lines[-1].endswith("still starting: rollout: SGLang loads the weights (3 s)")
     view.show(RunSnapshot((replace(starting.services[0], state="ready", detail="", seconds=21.4),), None))
     assert lines[-1].endswith("rollout: ready after 21 s, http://rollout")
 
@@ -102,7 +189,7 @@ def test_what_keeps_a_ready_service_from_its_work_is_a_line_now_and_then(
         lines.clear()
         clock.now += seconds
         view.show(RunSnapshot((replace(service("agent", "ready"), trouble=trouble),), None))
-        return [line.split("] ")[1] for line in lines]
+        return [text for line in lines if not (text := line.split("] ")[1]).startswith("still ")]
 
     said("")
     assert said("the environment fails: no disk") == ["agent: the environment fails: no disk"]
@@ -114,28 +201,69 @@ def test_what_keeps_a_ready_service_from_its_work_is_a_line_now_and_then(
     assert said("the environment fails: no disk", 58) == ["agent: the environment fails: no disk"]
 
 
-def test_live_table_holds_every_figure_and_service() -> None:
-    out = io.StringIO()
-    console = Console(file=out, width=160, force_terminal=False)
-    services = (service("trainer", "ready"), service("rollout", "waiting", "exit code 1"))
-    troubled = replace(service("agent", "ready"), trouble="the environment fails")
-    console.print(render("demo", RunSnapshot((*services, troubled), STATUS), 75))
-    text = out.getvalue()
-    for part in (
-        "demo",
-        "training",
-        "1:15",
-        "12/40",
-        "0.47",
-        "0.55",
-        "410",
-        "0.12",
-        "0:54",
-        "rollout",
-        "exit code 1",
-        "the environment fails",
-    ):
-        assert part in text
+SERVICES = (service("trainer", "ready"), service("rollout", "starting", "the engine is being started", 12.0))
+SAMPLE = Sample("Add:\n2+5=7\n9+6=\n", "17", 0.0)
+WELL = """
+penstock demo  training  1:15
+reward    0.472  \u2581\u2582\u2582\u2583\u2583\u2584\u2584\u2585\u2585\u2586\u2586\u2588
+held-out  0.55 after 10 steps, 0.40 at the start
+update    loss -0.0194   KL to behaviour 0.0014   entropy 0.037   length 2.4
+          learning rate 2e-05
+steps     [======              ]  12/40  1.90 s/step  0:54 left
+health    failed rewards 25%   groups without a signal 88%
+          staleness 1 (mean 0.90), allowed 1   gap to ideal 0.12
+sample    9+6= -> '17'  reward 0
+rollout   starting  the engine is being started (12 s)
+"""
+
+
+def picture(snapshot: RunSnapshot | None, screen: Screen, doing: str = "") -> list[str]:
+    return [line.plain.rstrip() for line in frame("demo", snapshot, doing, 75, screen)]
+
+
+def test_the_picture_asks_first_whether_it_learns_and_names_services_that_are_not_ready() -> None:
+    assert picture(RunSnapshot(SERVICES, STATUS, sample=SAMPLE), Screen(80, 24)) == WELL.strip().splitlines()
+    assert picture(RunSnapshot(SERVICES[:1], None), Screen(80, 24)) == ["penstock demo  starting  1:15"]
+    assert picture(None, Screen(80, 24), "starting the queue") == ["penstock demo  starting the queue  1:15"]
+
+
+def test_services_in_trouble_restarted_and_too_many() -> None:
+    troubled = replace(service("agent", "ready"), trouble="the environment\x1b[2J fails")
+    again = replace(service("reward", "ready"), restarts=2)
+    many = tuple(service(f"rollout-{number}", "waiting", "exit code 1") for number in range(9))
+    assert picture(RunSnapshot((troubled, again, *many), None), Screen(80, 24))[1:] == [
+        "agent      ready  the environment\\x1b[2J fails",
+        "reward     ready  restarts 2",
+        *(f"rollout-{number}  waiting  exit code 1" for number in range(3)),
+        "          and 6 more",
+    ]
+
+
+def test_a_step_without_numbers_and_failures_stand_out() -> None:
+    bad = msgspec.structs.replace(LAST, is_finite=False, loss=None)
+    shown = frame("demo", RunSnapshot((), replace_status(steps=(bad,))), "", 1, Screen(80, 24))
+    red = {line.plain[span.start : span.end] for line in shown for span in line.spans if span.style == "red"}
+    assert red == {"nan", "25%"}
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 5), (79, 24), (80, 24), (120, 40), (300, 9)])
+def test_the_picture_fits_any_screen(width: int, height: int) -> None:
+    """One line less than the screen, and room for the ^C that a terminal shows where the cursor stands."""
+    sample = Sample("x" * 500, "\u6570" * 500, None)
+    status = replace_status(waiting_for="t" * 200, fenced={"rollout-1": "w" * 200})
+    shown = frame("demo" * 50, RunSnapshot(SERVICES, status, sample=sample), "", 1e6, Screen(width, height))
+    assert max(line.cell_len for line in shown) <= max(1, min(width, MAX_WIDTH) - 2)
+    assert len(shown) <= max(1, height - 1)
+
+
+def test_a_long_sample_has_two_lines_and_can_do_nothing_to_the_terminal() -> None:
+    evil = "\x1b]0;title\x07" + chr(0x202E) + "\b" + "word " * 40
+    first, second = picture(RunSnapshot((), None, sample=Sample(evil, evil, 0.25)), Screen(80, 24))[1:]
+    assert first.startswith("sample    \\x1b]0;title\\x07\\u202e\\x08word")
+    assert first.endswith("...")
+    assert second.startswith("  ->      '")
+    assert second.endswith("...  reward 0.25")
+    assert harmless("2+5=7 \u00e9\u6570") == "2+5=7 \u00e9\u6570"
 
 
 def test_a_status_with_unknown_and_missing_fields_is_read() -> None:
@@ -148,6 +276,16 @@ def test_a_status_with_unknown_and_missing_fields_is_read() -> None:
 )
 def test_durations(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_what_takes_long_before_there_is_a_view_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with named_if_slow("looking at paths", seconds=60):
+        pass
+    with named_if_slow("looking at the model", seconds=0):
+        deadline = time.monotonic() + START_SECONDS
+        while not (said := capsys.readouterr().err):
+            assert time.monotonic() < deadline
+    assert said.startswith("penstock: looking at the model")
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_run() -> None:

@@ -14,12 +14,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from penstock.broker.embedded import EmbeddedServer
 from penstock.runtime.process import ProcessIdentity, tied_command
 from penstock_launch.supervise.life import Life, LocalLife, size_of
 from penstock_launch.supervise.restarts import Deaths, RestartPolicy
 
 ERROR_LINES = 8
+
+
+class _Event(msgspec.Struct):
+    event: str
+    traceback: str = ""
 
 
 class ChildState(StrEnum):
@@ -230,7 +237,7 @@ class Child:
             self.detail = "killed"
 
     def error_lines(self) -> list[str]:
-        """The end of its log: the last lines that are not JSON events, else the last line."""
+        """The end of its log: the last lines that are not JSON events, else what the last event says."""
         lines = self._life.log_tail() if self._life else []
         last: list[str] = []
         for line in reversed(lines):
@@ -239,4 +246,13 @@ class Child:
             last.insert(0, line)
         if len(last) > ERROR_LINES:  # the first line gives the error, the last ones its cause
             last = [last[0], *last[1 - ERROR_LINES :]]
-        return last or lines[-1:]
+        return last or [_event_of(line) for line in lines[-1:]]
+
+
+def _event_of(line: str) -> str:
+    """A JSON event of a log in words: what happened, and the error, without the way to it."""
+    try:
+        event = msgspec.json.decode(line, type=_Event)
+    except msgspec.DecodeError:
+        return line
+    return ": ".join([event.event, *event.traceback.splitlines()[-1:]])

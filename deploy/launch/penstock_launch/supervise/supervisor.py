@@ -26,6 +26,7 @@ from penstock_launch.supervise.restarts import GiveUp
 TRAINER = "trainer"
 QUEUE = "queue"
 FAILED_EXIT_CODE = 1
+ENDING = "ending"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Supervisor:
         self._survivors = survivors
         self._grace = grace or Grace()
         self._before_queue_ends = before_queue_ends
+        self.ending = ""
+        """What is waited for at the end of the run, in words; empty before it."""
         self._stop: RunOutcome | None = None
         self._kill = False
         self._changed = asyncio.Event()
@@ -173,11 +176,15 @@ class Supervisor:
         others = [child for child in self.children if child not in trainers and child not in queues]
         await self._end_some(trainers, self._grace.trainer_seconds)
         await self._end_some(others, self._grace.others_seconds)
+        self.ending = f"{ENDING}: letting others have the run"
         await asyncio.to_thread(self._before_queue_ends)
         await self._end_some(queues, self._grace.queue_seconds)
 
     async def _end_some(self, children: Sequence[Child], grace_seconds: float) -> None:
         """SIGTERM, wait, SIGKILL; other children that die meanwhile are recorded and not restarted."""
+        running, began = [child.name for child in children if child.running], time.monotonic()
+        if running:
+            self.ending = f"{ENDING}: waiting for the end of {', '.join(running)} (at most {grace_seconds:g} s)"
         for child in children:
             child.send(signal.SIGTERM)
             if child.state is ChildState.WAITING:
@@ -194,6 +201,8 @@ class Supervisor:
         for child in left:
             if not self._kill:
                 self._on_event(f"{child.name}: did not end within {grace_seconds:g} s and is killed")
+        if running and not left:
+            self._on_event(f"{', '.join(running)}: ended after {time.monotonic() - began:.1f} s")
         for child in children:
             self._clear(child)
 

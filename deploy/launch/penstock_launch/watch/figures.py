@@ -1,11 +1,17 @@
-"""The figures of a run as short text, the same in the table, in plain lines and in `penstock status`.
+"""The figures of a run as short text, the same in the live view, in plain lines and in `penstock status`.
 
 Pure.
 """
 
-from penstock.contracts.status import TrainerStatus
+from collections.abc import Sequence
+
+from penstock.contracts.status import StepFigures, TrainerStatus
 
 UNKNOWN = "-"
+NOT_FINITE = "nan"
+FAILED = "failed rewards"
+SPARKS = "".join(map(chr, range(0x2581, 0x2589)))  # blocks of one eighth to eight eighths
+ASCII_SPARKS = "_.-=+*#"
 
 
 def step_of(status: TrainerStatus) -> str:
@@ -18,6 +24,20 @@ def number(value: float | None, digits: int = 2) -> str:
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
+def measure(value: float | None, digits: int = 4) -> str:
+    """A figure without natural bounds in at most 8 characters, such as 0.0194 or 1.2e+06."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:z.{digits}f}" if abs(value) < 100 else f"{value:.3g}"  # z: no -0.0000
+
+
+def share(value: float | None) -> str:
+    """A ratio in percent. None rounds to zero but zero."""
+    if value is None:
+        return UNKNOWN
+    return "<1%" if 0 < value < 0.01 else f"{value:.0%}"
+
+
 def duration(seconds: float | None) -> str:
     """Such as 1:02:03, 4:05 or 0:09."""
     if seconds is None or seconds < 0:
@@ -25,6 +45,11 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def loss_of(step: StepFigures) -> str:
+    """The loss; of a step whose figures are no numbers that they are none."""
+    return measure(step.loss) if step.is_finite else NOT_FINITE
 
 
 def staleness_of(status: TrainerStatus) -> str:
@@ -40,22 +65,64 @@ def queue_of(status: TrainerStatus) -> str:
     return " ".join(f"{name} {UNKNOWN if depth is None else depth}" for name, depth in status.queue.items()) or UNKNOWN
 
 
-def figures(status: TrainerStatus) -> list[tuple[str, str]]:
-    """Name and value of every figure of the trainer in the view."""
+def heldout_of(status: TrainerStatus) -> str:
+    """The accuracy of the last evaluation against that of the first one."""
+    shown = number(status.heldout_accuracy)
+    if status.heldout_steps is None or status.heldout_accuracy_start is None:
+        return shown
+    if status.heldout_steps == 0:
+        return f"{shown} at the start"
+    return f"{shown} after {status.heldout_steps} steps, {number(status.heldout_accuracy_start)} at the start"
+
+
+def learning_of(status: TrainerStatus) -> list[tuple[str, str]]:
+    """What tells whether the policy learns, of the last step."""
+    step = status.steps[-1] if status.steps else StepFigures(0)
+    rate = UNKNOWN if step.learning_rate is None else f"{step.learning_rate:.2g}"
     return [
-        ("step", step_of(status)),
-        ("reward", number(status.reward_mean)),
-        ("held-out accuracy", number(status.heldout_accuracy)),
-        ("version", UNKNOWN if status.policy_version is None else str(status.policy_version)),
-        ("staleness", staleness_of(status)),
-        ("queue", queue_of(status)),
-        ("tokens/s", number(status.tokens_per_second, 0)),
-        ("gap to ideal", number(status.gap_to_ideal)),
-        ("seconds/step", number(status.step_seconds)),
-        ("ETA", duration(status.eta_seconds)),
+        ("loss", loss_of(step)),
+        (f"KL to {status.kl_of}" if status.kl_of else "KL", measure(step.kl)),
+        ("entropy", number(step.entropy, 3)),
+        ("length", number(step.length, 1)),
+        ("learning rate", rate),
     ]
 
 
-def step_line(status: TrainerStatus) -> str:
-    """One step on one line."""
-    return "  ".join(f"{name} {value}" for name, value in figures(status))
+def health_of(status: TrainerStatus) -> list[tuple[str, str]]:
+    """What tells whether the steps are worth their time."""
+    step = status.steps[-1] if status.steps else StepFigures(0)
+    allowed = "" if status.max_staleness is None else f", allowed {status.max_staleness}"
+    return [
+        (FAILED, share(step.failed_ratio)),
+        ("groups without a signal", share(step.no_signal_ratio)),
+        ("staleness", staleness_of(status) + allowed),
+        ("gap to ideal", number(status.gap_to_ideal)),
+    ]
+
+
+def figures(status: TrainerStatus) -> list[tuple[str, str]]:
+    """Name and value of every figure of the trainer, for `penstock status`."""
+    return [
+        ("step", step_of(status)),
+        ("reward", number(status.reward_mean, 3)),
+        ("held-out accuracy", heldout_of(status)),
+        *learning_of(status),
+        *health_of(status),
+        ("version", UNKNOWN if status.policy_version is None else str(status.policy_version)),
+        ("queue", queue_of(status)),
+        ("tokens/s", number(status.tokens_per_second, 0)),
+        ("seconds/step", number(status.step_seconds)),
+        ("time left", duration(status.eta_seconds)),
+    ]
+
+
+def sparkline(values: Sequence[float], width: int, marks: str = SPARKS) -> str:
+    """The last values as a line of marks, the least of them the lowest one.
+
+    >>> sparkline([0.0, 0.5, 1.0], 10, "_-^")
+    '_-^'
+    """
+    shown = values[-width:] if width > 0 else []
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    top = len(marks) - 1
+    return "".join(marks[round((value - low) / (high - low) * top) if high > low else 0] for value in shown)

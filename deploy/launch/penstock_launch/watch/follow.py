@@ -4,8 +4,9 @@ Invariant: it only reads. A service or queue that does not answer is shown, and 
 decides whether anything ends.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from penstock.runtime.process import parent_pid
 from penstock.runtime.requests import auth_headers
 from penstock_launch.supervise.child import Child, ChildState
 from penstock_launch.supervise.supervisor import QUEUE, TRAINER
+from penstock_launch.watch.sample import NewestSample, Sample
 
 READY = "ready"  # the state of agent and reward services that nothing keeps from their work
 REQUEST_TIMEOUT_SECONDS = 2.0  # an answer from memory, on this host or near it
@@ -46,10 +48,17 @@ class ServiceView:
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """Everything that the view shows at one moment."""
+    """Everything that the view shows at one moment.
+
+    status: the last one that the trainer gave; answers: whether it is of now. ending: what the launcher waits for at
+    the end of the run; empty before it.
+    """
 
     services: tuple[ServiceView, ...]
     status: TrainerStatus | None
+    answers: bool = True
+    ending: str = ""
+    sample: Sample | None = None
 
 
 async def ask_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | None:
@@ -86,10 +95,21 @@ def make_client(token: SecretStr | None) -> httpx.AsyncClient:
 class RunFollower:
     """Reads the state of the children of a launch."""
 
-    def __init__(self, queue: Queue, client: httpx.AsyncClient, children: Sequence[Child]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        client: httpx.AsyncClient,
+        children: Sequence[Child],
+        samples: NewestSample,
+        ending: Callable[[], str],
+    ) -> None:
+        """`ending`: what the supervision waits for at its end, or nothing."""
         self._queue = queue
         self._client = client
         self._children = children
+        self._samples = samples
+        self._ending = ending
+        self._status: TrainerStatus | None = None
         self._urls: dict[str, str] = {}
         self._troubles: dict[str, str] = {}
 
@@ -106,7 +126,9 @@ class RunFollower:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
                     status = await ask_status(self._client, record.url)
-        return RunSnapshot(tuple(map(self._view, self._children)), status)
+        self._status = status or self._status
+        services, sample = tuple(map(self._view, self._children)), await asyncio.to_thread(self._samples.read)
+        return RunSnapshot(services, self._status, status is not None, self._ending(), sample)
 
     async def _records(self) -> list[ServiceRecord]:
         queue_child = next((child for child in self._children if child.name == QUEUE), None)

@@ -1,32 +1,38 @@
-"""The user's view of a live run: one table on a terminal, plain lines elsewhere.
+"""The user's view of a live run: a picture that is redrawn below the lines that stay, or only the lines.
 
-Invariant: a view only shows. The launcher's log always gets the plain lines, so that no line that scrolled away is
-lost.
+    event, doing, show ---> [ lock ] ---> terminal: LiveView    lines scroll above the picture (`frame`)
+    a thread, twice a second --^     ---> pipe:     PlainView   lines, and a reminder when none came for a while
+                                     ---> launcher.log: PlainView, always
+
+Invariant: a view only shows. The launcher's log always gets the lines, so that none that scrolled away is lost. Nothing
+that takes long is silent: the thread shows that time passes, also while the launcher itself is blocked.
 """
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
+from rich.control import Control
 from rich.live import Live
-from rich.table import Table
+from rich.segment import ControlType
 from rich.text import Text
 
-from penstock_launch.supervise.child import ChildState
-from penstock_launch.watch.figures import duration, figures, number, step_line
-from penstock_launch.watch.follow import RunSnapshot, ServiceView
+from penstock.runtime.output import complain
+from penstock_launch.watch.follow import RunSnapshot
+from penstock_launch.watch.frame import Screen, frame
+from penstock_launch.watch.news import News, waits_for
+from penstock_launch.watch.step_table import MAX_WIDTH
 
-REMIND_AFTER_SECONDS = 15.0  # a newcomer wonders about silence after about this long
-TROUBLE_SECONDS = 60.0  # between two lines about what keeps a service from its work: it may come and go
-REFRESHES_PER_SECOND = 2.0
-STATE_STYLES = {
-    ChildState.READY: "green",
-    ChildState.STARTING: "yellow",
-    ChildState.WAITING: "red",
-    ChildState.ENDED: "dim",
-}
+TICK_SECONDS = 0.5
+REMIND_AFTER_SECONDS = 4.0  # silence of 5 s looks like a hang; a tick may be late
+REMIND_LOG_AFTER_SECONDS = 60.0  # nobody waits in front of a log
+LONGEST_SILENCE_SECONDS = 120.0
+JOIN_SECONDS = 2.0  # a terminal that takes no output may hold the thread
+STAMP_WIDTH = len("[1234.5 s] ")
 
 
 class View(Protocol):
@@ -35,36 +41,63 @@ class View(Protocol):
     def event(self, text: str) -> None:
         """Show an event."""
 
+    def doing(self, text: str) -> None:
+        """Set what the launcher itself does, until the next call of `show`."""
+
     def show(self, snapshot: RunSnapshot) -> None:
         """Show the present state."""
+
+    def tick(self) -> None:
+        """Show that time passes. From another thread, never at the same time as another call."""
 
     def close(self) -> None:
         """End the view; later output is printed below it."""
 
 
 class Views:
-    """Several views of one run."""
+    """Several views of one run, and the thread that ticks them."""
 
     def __init__(self, *views: View) -> None:
         self._views = views
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._tick_on, name="view", daemon=True)
+        self._thread.start()
 
     def event(self, text: str) -> None:
-        for view in self._views:
-            view.event(text)
+        self._each(lambda view: view.event(text))
+
+    def doing(self, text: str) -> None:
+        self._each(lambda view: view.doing(text))
 
     def show(self, snapshot: RunSnapshot) -> None:
-        for view in self._views:
-            view.show(snapshot)
+        self._each(lambda view: view.show(snapshot))
 
     def close(self) -> None:
-        for view in self._views:
-            view.close()
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(JOIN_SECONDS)
+        self._each(lambda view: view.close())
+
+    def tick(self) -> None:
+        self._each(lambda view: view.tick())
+
+    def _tick_on(self) -> None:
+        while not self._closed.wait(TICK_SECONDS):
+            self.tick()
+
+    def _each(self, call: Callable[[View], None]) -> None:
+        with self._lock:
+            for view in self._views:
+                call(view)
 
 
-def make_view(run: str, write_log: Callable[[str], None]) -> View:
+def make_view(run: str, write_log: Callable[[str], None]) -> Views:
     """The view that fits standard output, and always plain lines for the launcher's log."""
-    shown: View = LiveView(run) if sys.stdout.isatty() else PlainView(lambda line: print(line, flush=True))
-    return Views(PlainView(write_log), GuardedView(shown))
+    console = Console(highlight=False)
+    live = sys.stdout.isatty() and not console.is_dumb_terminal
+    shown: View = LiveView(run, console) if live else PlainView(lambda line: print(line, flush=True))
+    return Views(PlainView(write_log, remind_after_seconds=REMIND_LOG_AFTER_SECONDS), GuardedView(shown))
 
 
 class GuardedView:
@@ -76,8 +109,14 @@ class GuardedView:
     def event(self, text: str) -> None:
         self._try(lambda view: view.event(text))
 
+    def doing(self, text: str) -> None:
+        self._try(lambda view: view.doing(text))
+
     def show(self, snapshot: RunSnapshot) -> None:
         self._try(lambda view: view.show(snapshot))
+
+    def tick(self) -> None:
+        self._try(lambda view: view.tick())
 
     def close(self) -> None:
         self._try(lambda view: view.close())
@@ -92,125 +131,143 @@ class GuardedView:
 
 
 class PlainView:
-    """One line for each step and each event, with the seconds since the start."""
+    """One line for each step and each event, with the seconds since the start, and reminders at growing intervals."""
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        remind_after_seconds: float = REMIND_AFTER_SECONDS,
+    ) -> None:
         self._write = write
         self._clock = clock
         self._start = clock()
-        self._step = 0
-        self._accuracy: float | None = None
-        self._shown: dict[str, tuple[str, str]] = {}
-        self._troubled: set[str] = set()
-        self._next_trouble_at: dict[str, float] = {}
-        self._reminded_at = self._start
-        self._waiting_for: str | None = None
+        self._news = News(clock)
+        self._doing = "starting"
+        self._snapshot: RunSnapshot | None = None
+        self._remind_after = remind_after_seconds
+        self._silence = remind_after_seconds
+        self._last_line_at = self._start
 
     def event(self, text: str) -> None:
-        self._write(f"[{self._clock() - self._start:6.1f} s] {text}")
+        self._silence = self._remind_after
+        self._line(text)
+
+    def doing(self, text: str) -> None:
+        self._doing = text
 
     def show(self, snapshot: RunSnapshot) -> None:
-        for service in snapshot.services:
-            self._show_service(service)
-            self._show_trouble(service)
-        self._show_status(snapshot)
-        self._remind(snapshot)
+        self._snapshot, self._doing = snapshot, ""
+        for line in self._news.lines(snapshot, MAX_WIDTH - STAMP_WIDTH):
+            self.event(line)
+        self.tick()
+
+    def tick(self) -> None:
+        """Name what is waited for if nothing was said for long; each time after twice the time."""
+        if self._clock() - self._last_line_at < self._silence:
+            return
+        self._silence = min(2 * self._silence, max(self._remind_after, LONGEST_SILENCE_SECONDS))
+        doing = self._doing or (waits_for(self._snapshot) if self._snapshot else "starting")
+        self._line(f"still {doing}")
 
     def close(self) -> None:
         """Nothing is held back."""
 
-    def _show_service(self, service: ServiceView) -> None:
-        now = (service.state, service.detail)
-        if self._shown.get(service.name) == now:
-            return
-        self._shown[service.name] = now
-        if service.state == ChildState.READY:
-            self.event(
-                f"{service.name}: ready after {service.seconds:.0f} s{f', {service.url}' if service.url else ''}"
-            )
-        elif service.state == ChildState.STARTING:
-            self.event(f"{service.name}: starting: {service.detail}")
-
-    def _show_trouble(self, service: ServiceView) -> None:
-        now = self._clock()
-        if not service.trouble:
-            if service.name in self._troubled:
-                self._troubled.remove(service.name)
-                self.event(f"{service.name}: goes on")
-        elif now >= self._next_trouble_at.get(service.name, now):
-            self._next_trouble_at[service.name] = now + TROUBLE_SECONDS
-            self._troubled.add(service.name)
-            self.event(f"{service.name}: {service.trouble}")
-
-    def _show_status(self, snapshot: RunSnapshot) -> None:
-        status = snapshot.status
-        if status is None:
-            return
-        if status.heldout_accuracy is not None and status.heldout_accuracy != self._accuracy:
-            self._accuracy = status.heldout_accuracy
-            self.event(f"evaluation: held-out accuracy {number(status.heldout_accuracy)}")
-        if status.step != self._step:
-            self._step = status.step
-            self.event(step_line(status))
-
-    def _remind(self, snapshot: RunSnapshot) -> None:
-        """Name the pending services when they change, and again after some time."""
-        now = self._clock()
-        waiting_for = snapshot.status.waiting_for if snapshot.status else None
-        if waiting_for and waiting_for != self._waiting_for and not self._step:
-            self.event(f"trainer: waiting for {waiting_for}")
-            self._reminded_at = now
-        self._waiting_for = waiting_for
-        starting = [service for service in snapshot.services if service.state == ChildState.STARTING]
-        if starting and now - self._reminded_at >= REMIND_AFTER_SECONDS:
-            self._reminded_at = now
-            shown = "; ".join(f"{service.name}: {service.detail} ({service.seconds:.0f} s)" for service in starting)
-            self.event(f"still starting: {shown}")
+    def _line(self, text: str) -> None:
+        self._last_line_at = self._clock()
+        self._write(f"{stamp(self._last_line_at - self._start)}{text}")
 
 
 class LiveView:
-    """One table that is redrawn; events scroll above it."""
+    """A picture that is redrawn; lines scroll above it."""
 
-    def __init__(self, run: str, console: Console | None = None) -> None:
+    def __init__(self, run: str, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._run = run
-        self._start = time.monotonic()
+        self._console = console
+        self._clock = clock
+        self._start = clock()
+        self._news = News(clock, starts=False)
+        self._doing = "starting"
+        self._snapshot: RunSnapshot | None = None
+        self._width = console.width
+        self._lines: list[Text] = []
         self._live = Live(
-            Text(f"penstock: {run} is starting"),
-            console=console or Console(),
-            refresh_per_second=REFRESHES_PER_SECOND,
+            get_renderable=self._picture,
+            console=console,
+            auto_refresh=False,
+            transient=True,  # what stays are the lines, and the report that follows
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._live.start()
+        self._live.start(refresh=True)
 
     def event(self, text: str) -> None:
-        self._live.console.print(Text(f"[{time.monotonic() - self._start:6.1f} s] {text}", style="dim"))
+        self._adapt()
+        self._console.print(Text(self._shown(f"{stamp(self._clock() - self._start)}{text}")))
+
+    def doing(self, text: str) -> None:
+        self._doing = text
+        self.tick()
 
     def show(self, snapshot: RunSnapshot) -> None:
-        self._live.update(render(self._run, snapshot, time.monotonic() - self._start))
+        self._snapshot, self._doing = snapshot, ""
+        for line in self._news.lines(snapshot, min(self._console.width, MAX_WIDTH) - STAMP_WIDTH):
+            self.event(line)
+        self.tick()
+
+    def tick(self) -> None:
+        self._adapt()
+        self._live.refresh()
 
     def close(self) -> None:
+        self._adapt()
         self._live.stop()
 
+    def _picture(self) -> Group:
+        width, height = self._console.size
+        screen = Screen(width, height, blocks=self._is_unicode)
+        self._lines = frame(self._run, self._snapshot, self._doing, self._clock() - self._start, screen)
+        for line in self._lines:
+            line.plain = self._shown(line.plain)
+        return Group(*self._lines)
 
-def render(run: str, snapshot: RunSnapshot, seconds: float) -> RenderableType:
-    """The table of the live view."""
-    status = snapshot.status
-    phase = status.phase if status else "starting"
-    title = f"penstock  {run}  {phase}  {duration(seconds)}"
-    if status and status.waiting_for:
-        title += f"  waiting for {status.waiting_for}"
-    parts: list[RenderableType] = [Text(title, style="bold")]
-    if status is not None:
-        training = Table.grid(padding=(0, 2))
-        for name, value in figures(status):
-            training.add_row(Text(name, style="dim"), Text(value))
-        parts.append(training)
-    services = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("service", "state", "restarts", "detail"):
-        services.add_column(column)
-    for service in snapshot.services:
-        style = STATE_STYLES[ChildState(service.state)]
-        detail = service.trouble or service.detail or service.url
-        services.add_row(service.name, Text(service.state, style=style), str(service.restarts), Text(detail))
-    return Group(*parts, services)
+    def _adapt(self) -> None:
+        """After the terminal became narrower: it has wrapped long lines of the picture, whose rows are erased here.
+
+        The library counts the rows as it drew them. Terminals that cut lines off instead lose as many rows above.
+        """
+        before, self._width = self._width, self._console.width
+        if self._width >= before:
+            return
+        more = sum(max(0, line.cell_len - 1) // self._width for line in self._lines)
+        for _ in range(more):
+            self._console.control(Control((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)))
+        self._live.refresh()
+
+    @property
+    def _is_unicode(self) -> bool:
+        return self._console.encoding.lower().startswith("utf")
+
+    def _shown(self, text: str) -> str:
+        """What the terminal's encoding lacks would be an error."""
+        if self._is_unicode:
+            return text.encode("utf-8", "replace").decode()
+        return text.encode(self._console.encoding, "replace").decode(self._console.encoding)
+
+
+@contextlib.contextmanager
+def named_if_slow(what: str, seconds: float = REMIND_AFTER_SECONDS / 2) -> Iterator[None]:
+    """Name on standard error what a command does before it has a view, once that takes long."""
+    timer = threading.Timer(seconds, complain, [f"penstock: {what}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def stamp(seconds: float) -> str:
+    """The time since the start of a launch, before each line."""
+    return f"[{seconds:6.1f} s] "

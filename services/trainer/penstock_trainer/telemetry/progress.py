@@ -21,6 +21,7 @@ from penstock.records.lines import as_written, complete_lines, cut_unfinished_li
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 RECENT_STEPS = 10
+KEPT_STEPS = 60  # as many as a line of a terminal has room for
 
 
 class _StepBrief(msgspec.Struct, frozen=True):
@@ -36,7 +37,7 @@ class _EvalBrief(msgspec.Struct, frozen=True):
 class Progress:
     """The step and evaluation lines of a run, earlier lives of its trainer included.
 
-    recent: the last lines. staleness_max: of all lines.
+    kept: the last lines. staleness_max: of all lines.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,12 +58,12 @@ class Progress:
         self.num_steps = 0
         self.staleness_max = 0
         self._written: list[range] = []  # steps that have a line: nearly always one range
-        last: deque[bytes] = deque(maxlen=RECENT_STEPS)
+        last: deque[bytes] = deque(maxlen=KEPT_STEPS)
         for line in complete_lines(self._steps_path):
             brief = decoded(line, _StepBrief)
             self._note(brief.step, brief.staleness_max)
             last.append(line)
-        self.recent = deque((decoded(line, StepLine) for line in last), maxlen=RECENT_STEPS)
+        self.kept = deque((decoded(line, StepLine) for line in last), maxlen=KEPT_STEPS)
 
     def _note(self, step: int, staleness_max: int) -> None:
         if self._written and step == self._written[-1].stop:
@@ -77,7 +78,7 @@ class Progress:
             return
         _append(self._steps_path, asdict(line))
         self._note(line.step, line.staleness_max)
-        self.recent.append(line)
+        self.kept.append(line)
 
     def has_step(self, step: int) -> bool:
         """Whether a line of this step is written."""
@@ -111,14 +112,25 @@ class Progress:
         return steps in self._accuracies
 
     @property
-    def last_accuracy(self) -> float | None:
-        """Of the evaluation after the most steps: one that was requested earlier may end later."""
-        return self._accuracies[max(self._accuracies)] if self._accuracies else None
+    def recent(self) -> list[StepLine]:
+        """The lines of which rates and averages are."""
+        return list(self.kept)[-RECENT_STEPS:]
 
     @property
     def first_accuracy(self) -> float | None:
         """Of the evaluation after the fewest steps."""
         return self._accuracies[min(self._accuracies)] if self._accuracies else None
+
+    @property
+    def last_eval_steps(self) -> int | None:
+        """The steps before the last evaluation: one that was requested earlier may end later."""
+        return max(self._accuracies, default=None)
+
+    @property
+    def last_accuracy(self) -> float | None:
+        """Of the evaluation after the most steps."""
+        steps = self.last_eval_steps
+        return None if steps is None else self._accuracies[steps]
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
@@ -147,14 +159,14 @@ class Progress:
     @property
     def reward_average(self) -> float | None:
         """Moving average of the training reward."""
-        rewards = [line.reward_mean for line in self.recent][-REWARD_WINDOW_STEPS:]
+        rewards = [line.reward_mean for line in self.recent[-REWARD_WINDOW_STEPS:]]
         return sum(rewards) / len(rewards) if rewards else None
 
     @property
     def gap_to_ideal(self) -> float | None:
         """The gap to ideal of the recent steps."""
-        num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(self.recent)))
-        lines = list(self.recent)
+        lines = self.recent
+        num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(lines)))
         return Timing((line.seconds, line.generation_seconds) for line in lines[num_warm_up:] or lines).gap_to_ideal
 
 

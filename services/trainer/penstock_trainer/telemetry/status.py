@@ -1,16 +1,20 @@
 """The present state of the trainer, for `GET /v1/status` and its record in the queue.
 
-Owns what of it is derived: epoch, rates and the time that is left.
+Owns what of it is derived: epoch, rates, shares and the time that is left, and the words for a trainer that ends.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.contracts import PolicyIdentity
-from penstock.contracts.status import TrainerStatus
+from penstock.contracts.status import StepFigures, TrainerStatus
 from penstock_trainer.telemetry.progress import Progress
+from penstock_trainer.telemetry.records import StepLine
 
 NOTHING_STAGED = PolicyIdentity(0, "")
+ENDING = "ending: "  # before the phases that follow the last step
+TRAINING = "training"
 
 
 @dataclass
@@ -23,8 +27,15 @@ class Status:
     num_prompts: int
     total_steps: int
     progress: Progress
-    phase: str = "loading the model"
+    kl_of: str = "behaviour"
+    """The policy from which people are shown the divergence: the reference, if the loss has it."""
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether the trainer was asked to end: it finishes its present work first."""
+    work: str = "loading the model"
+    """Its present work, in words."""
     steps: int = 0
+    first_step: int | None = None
+    """Steps that were reported before this life; None until it has resumed."""
     policy: PolicyIdentity = NOTHING_STAGED
     """Of the newest weights; without a digest until these are staged."""
     outstanding: int = 0
@@ -37,6 +48,13 @@ class Status:
     """Servers that did not take the last push, and why."""
     turn: str = ""
     """Who has the GPUs, with `trainer.take_turns`."""
+
+    @property
+    def phase(self) -> str:
+        """Its present work, and whether it is the end of the run."""
+        if not self.is_stopping() or self.work.startswith(ENDING):
+            return self.work
+        return ENDING + ("finishing the step" if self.work == TRAINING else self.work)
 
     def shown(self) -> TrainerStatus:
         """The answer to `GET /v1/status`."""
@@ -67,7 +85,36 @@ class Status:
             waiting_for=self.waiting_for,
             fenced=self.fenced,
             turn=self.turn,
+            heldout_steps=self.progress.last_eval_steps,
+            heldout_accuracy_start=self.progress.first_accuracy,
+            first_step=self.first_step,
+            steps=tuple(step_figures(line, self.kl_of) for line in self.progress.kept),
+            kl_of=self.kl_of,
         )
+
+
+def step_figures(line: StepLine, kl_of: str) -> StepFigures:
+    """A step as people follow it. A line of another release may lack figures."""
+
+    def known(name: str) -> float | None:
+        value = line.statistics.get(name, math.nan)
+        return value if math.isfinite(value) else None
+
+    return StepFigures(
+        number=line.step + 1,
+        reward=known("reward_mean") if "reward_mean" in line.statistics else line.reward_mean,
+        loss=known("loss"),
+        kl=known(f"{kl_of}_kl"),
+        entropy=known("entropy"),
+        length=known("length_generated"),
+        learning_rate=known("learning_rate"),
+        failed_ratio=known("failed_reward_ratio"),
+        no_signal_ratio=known("no_signal_ratio"),
+        staleness_max=line.staleness_max,
+        staleness_mean=line.staleness_mean,
+        seconds=line.seconds.get("step"),
+        is_finite=line.is_finite,
+    )
 
 
 def expected_steps(num_draws: int, batch_size: int, max_steps: int) -> int:

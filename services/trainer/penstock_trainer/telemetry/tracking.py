@@ -43,6 +43,7 @@ class Tracking:
         self._feeds = feeds
         self._samples = samples
         self._close_seconds = close_seconds
+        self._closed = False
         self._last_step = progress.highest_step
         self._evaluated = {line["steps"] for line in progress.evals()} if feeds else set()
 
@@ -65,7 +66,10 @@ class Tracking:
         self._put(eval_entry(asdict(result), self._position))
 
     def close(self) -> None:
-        """Flush and end all trackers within the deadline that they share. Blocking: call it in a thread."""
+        """Flush and end all trackers within the deadline that they share, once. Blocking: call it in a thread."""
+        if self._closed:
+            return
+        self._closed = True
         deadline = time.monotonic() + self._close_seconds
         for feed in self._feeds:
             feed.begin_close()

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from penstock.config import Config
-from penstock_launch.doctor import environments, fits
+from penstock_launch.doctor import environments
 from penstock_launch.doctor.command import looks, title
 from penstock_launch.doctor.environments import Environment, Torch
 from penstock_launch.doctor.report import Line, render
 from penstock_launch.doctor.side_by_side import look_at_all
+from penstock_launch.run_folder import RunFolder
 from tests.gpus import FakeGpu, host_with_gpus, host_with_smi
 from tests.patience import ANSWER_SECONDS
 from tests.unit.launch.doctor.test_folders import config_with
@@ -79,7 +80,7 @@ def test_what_a_live_run_uses_is_no_problem(
     fitting = config.model_copy(update={"actor": config.actor.model_copy(update={"path": str(tiny_model)})})
     environ = host_with_gpus(tmp_path / "bin", (FakeGpu(used_mib=80000),))
     assert found(fitting, environ)["what fits"].verdict == "problem"
-    monkeypatch.setattr(fits, "live_launcher", lambda _: SimpleNamespace(pid=7))
+    monkeypatch.setattr(RunFolder, "live_launcher", lambda _: SimpleNamespace(pid=7))
     line = found(fitting, environ)["what fits"]
     assert (line.verdict, "pid 7" in line.seen) == ("not looked at", True)
 

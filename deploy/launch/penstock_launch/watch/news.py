@@ -1,0 +1,139 @@
+"""What is new since the last look at a run, as lines that stay: steps, evaluations, services, the phases of the end.
+
+Owns what was said already. Invariant: every step that a status still holds has one line, however rarely it is looked
+at; steps of an earlier launch have none.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+from penstock.contracts.status import StepFigures, TrainerStatus
+from penstock_launch.supervise.child import ChildState
+from penstock_launch.supervise.supervisor import ENDING
+from penstock_launch.watch.figures import number
+from penstock_launch.watch.follow import RunSnapshot, ServiceView
+from penstock_launch.watch.step_table import StepLine, StepTable
+
+LONGEST_WAIT = 90  # characters: a reminder is one line
+TROUBLE_SECONDS = 60.0  # between two lines about what keeps a service from its work: it may come and go
+
+
+class News:
+    """Lines that a view keeps. `starts`: also each stage of a service's start, which a live view shows anyway."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, starts: bool = True) -> None:
+        self._clock = clock
+        self._starts = starts
+        self._table = StepTable()
+        self._said_step: int | None = None
+        self._said_heldout: int | None = None
+        self._phase = ""
+        self._waiting_for: str | None = None
+        self._states: dict[str, tuple[str, str]] = {}
+        self._troubled: set[str] = set()
+        self._next_trouble_at: dict[str, float] = {}
+
+    def lines(self, snapshot: RunSnapshot, width: int) -> Iterator[str]:
+        """The lines of what has changed; `width`: of a line of a step."""
+        for service in snapshot.services:
+            yield from self._service(service)
+            yield from self._trouble(service)
+        if snapshot.status is not None and snapshot.answers:
+            yield from self._steps(snapshot.status, width)
+            yield from self._evaluation(snapshot.status)
+            yield from self._trainer(snapshot.status)
+
+    def _service(self, service: ServiceView) -> Iterator[str]:
+        now = (service.state, service.detail)
+        if self._states.get(service.name) == now:
+            return
+        self._states[service.name] = now
+        if service.state == ChildState.READY:
+            url = f", {service.url}" if service.url else ""
+            yield f"{service.name}: ready after {service.seconds:.0f} s{url}"
+        elif service.state == ChildState.STARTING and self._starts:
+            yield f"{service.name}: starting: {service.detail}"
+
+    def _trouble(self, service: ServiceView) -> Iterator[str]:
+        now = self._clock()
+        if not service.trouble:
+            if service.name in self._troubled:
+                self._troubled.remove(service.name)
+                yield f"{service.name}: goes on"
+        elif now >= self._next_trouble_at.get(service.name, now):
+            self._next_trouble_at[service.name] = now + TROUBLE_SECONDS
+            self._troubled.add(service.name)
+            yield f"{service.name}: {service.trouble}"
+
+    def _steps(self, status: TrainerStatus, width: int) -> Iterator[str]:
+        if status.first_step is None:  # the trainer has not resumed
+            return
+        if self._said_step is None:
+            self._said_step = status.first_step
+            if status.first_step > 0:  # its last evaluation was said by an earlier launch
+                self._said_heldout = status.heldout_steps
+        if status.step < self._said_step:  # the queue lost the end of the ledger: these steps are trained again
+            self._said_step = status.step
+        new = [step for step in status.steps if step.number > self._said_step]
+        for step in new:
+            self._said_step = step.number
+            heldout = self._new_heldout(status) if step is new[-1] else None
+            line = StepLine(step, status.total_steps, heldout, _seconds_left(status, step))
+            yield from self._table.lines(status, line, width)
+
+    def _evaluation(self, status: TrainerStatus) -> Iterator[str]:
+        """Of an evaluation that no line of a step will show."""
+        if status.first_step is None:
+            return
+        if self._said_step == status.first_step or status.phase.startswith(ENDING):
+            steps = status.heldout_steps
+            if (heldout := self._new_heldout(status)) is not None:
+                yield f"evaluation: held-out accuracy {number(heldout)} after {steps} steps"
+
+    def _new_heldout(self, status: TrainerStatus) -> float | None:
+        if status.heldout_steps == self._said_heldout:
+            return None
+        self._said_heldout = status.heldout_steps
+        return status.heldout_accuracy
+
+    def _trainer(self, status: TrainerStatus) -> Iterator[str]:
+        if status.phase != self._phase and status.phase.startswith(ENDING):
+            yield f"trainer: {status.phase}"
+        self._phase = status.phase
+        if status.waiting_for and status.waiting_for != self._waiting_for and not self._said_step:
+            yield f"trainer: waiting for {status.waiting_for}"
+        self._waiting_for = status.waiting_for
+
+
+def _seconds_left(status: TrainerStatus, step: StepFigures) -> float | None:
+    """After this step, which may not be the last one that the trainer did."""
+    if status.eta_seconds is None or status.step_seconds is None:
+        return None
+    return status.eta_seconds + (status.step - step.number) * status.step_seconds
+
+
+def phase_of(snapshot: RunSnapshot) -> str:
+    """What the run does now, by its trainer while that answers, else by its launcher."""
+    status = snapshot.status
+    if status is not None and snapshot.answers:
+        begins = snapshot.ending and not status.phase.startswith(ENDING)
+        return f"{ENDING}: {status.phase}" if begins else status.phase
+    if snapshot.ending:
+        return snapshot.ending
+    if status is not None and status.phase.startswith(ENDING):
+        return f"{ENDING}: the trainer leaves the run"
+    return "starting" if status is None else "the trainer does not answer"
+
+
+def waits_for(snapshot: RunSnapshot) -> str:
+    """What the run waits for, with the names of the services that are not ready."""
+    starting = [each for each in snapshot.services if each.state == ChildState.STARTING]
+    if starting and not snapshot.ending:
+        detailed = "; ".join(f"{each.name}: {each.detail} ({each.seconds:.0f} s)" for each in starting)
+        named = ", ".join(f"{each.name} ({each.seconds:.0f} s)" for each in starting)
+        return f"starting: {detailed if len(detailed) <= LONGEST_WAIT else named}"
+    status, phase = snapshot.status, phase_of(snapshot)
+    if status is None or not snapshot.answers or phase.startswith(ENDING):
+        return phase
+    waiting = f", waiting for {status.waiting_for}" if status.waiting_for else ""
+    return f"{phase} (step {status.step + 1}){waiting}"
