@@ -84,9 +84,10 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         "tickets": {"trained": tickets.num_trained, "dropped": dict(tickets.dropped)},
         "lost_messages": _most_frequent(tickets.lost),
         "completions": {
-            "num": found.counts["completions"] + found.counts["failed_completions"] + tickets.num_completions,
+            "num": found.num_completions + tickets.num_completions,
+            "of_steps": found.num_completions,
             "failed": found.counts["failed_completions"] + tickets.failures.total(),
-            "truncated": found.counts.get("truncated_completions"),
+            "truncated": found.counts.get("truncated_completions"),  # of those of steps
         },
         "failures": _most_frequent(found.failures + tickets.failures),
         "groups": {
@@ -204,6 +205,11 @@ class _Steps:
             if name.startswith(EPISODE):
                 total, largest = self._episodes.get(name, (0.0, -math.inf))
                 self._episodes[name] = (total + value, max(largest, value))
+
+    @property
+    def num_completions(self) -> int:
+        """With a reward and without one."""
+        return self.counts["completions"] + self.counts["failed_completions"]
 
     @property
     def window(self) -> int:

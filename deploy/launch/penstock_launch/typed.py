@@ -24,12 +24,21 @@ class Typed:
         return cls(program_of(sys.argv[0]), place, tuple(settings))
 
     def launch(self, *more: str) -> str:
-        """The launch with further settings, which win over earlier ones of the same key."""
-        return f"{self.program} launch {self.place} {shlex.join([*self.settings, *more])}"
+        """The launch with further settings, a word for each key and value; those that were typed give way."""
+        return f"{self.program} launch {self.place} {shlex.join([*self._without(more[::2]), *more])}"
 
     def command(self, name: str, *words: str) -> str:
         """Another command for the same configuration."""
         return f"{self.program} {name} {shlex.join([*self.settings, *words])}"
+
+    def _without(self, keys: Sequence[str]) -> list[str]:
+        words, kept = iter(self.settings), []
+        for word in words:
+            if word in keys:
+                next(words, None)
+            elif word.partition("=")[0] not in keys:
+                kept.append(word)
+        return kept
 
 
 def program_of(path: str) -> str:

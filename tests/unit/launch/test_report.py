@@ -101,7 +101,7 @@ def test_report_says_when_the_evaluations_were(summary: dict[str, Any], start: i
 def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
     report = report_of(
         summary,
-        completions={"num": 7680, "failed": 25, "truncated": 900},
+        completions={"num": 7680, "of_steps": 7500, "failed": 25, "truncated": 900},
         failures={"judge: TimeoutError": 20, "judge: ValueError: " + "x" * 300: 5},
         groups={"num": 320, "no_signal": 104},
         heldout_failed=3,
@@ -111,7 +111,7 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
     assert "  no reward   25 of 7,680 completions (0.3%)\n              20 x judge: TimeoutError\n" in report
     assert "  no reward   3 of 20 prompts of the last evaluation\n              3 x judge: TimeoutError\n" in report
     assert "  no signal   104 of 320 groups (32%): all rewards of the group were equal" in report
-    assert "  cut off     12% of the completions, by sampling.max_new_tokens" in report
+    assert "  cut off     12% of the completions of all steps, by sampling.max_new_tokens" in report
     assert "outstanding\n              1 x no ScoredHeader\n" in report
     assert max(map(len, report.splitlines())) < 150
 
@@ -119,12 +119,14 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
 def test_report_shows_the_episodes(summary: dict[str, Any]) -> None:
     episodes = {"turns": 2.26, "tool_calls": 1.5, "branches_edited": 0.5, "branches_template": 0.25}
     episodes |= {"failed_ratio": 0.0125, "cached_tokens_ratio": 0.8}
-    report = report_of(summary, episodes=episodes, completions={"num": 80, "failed": 1, "truncated": 40})
+    report = report_of(
+        summary, episodes=episodes, completions={"num": 80, "of_steps": 80, "failed": 1, "truncated": 40}
+    )
     assert (
         "2.3 turns, 1.5 tool calls and 0.8 branches each; 1.2% failed; 80% of the prompt tokens were cached" in report
     )
     assert "1 of 80 episodes (1.2%)" in report
-    assert "50% of the episodes, by agent.max_turns or agent.max_tokens" in report
+    assert "50% of the episodes of all steps, by agent.max_turns or agent.max_tokens" in report
     assert "episodes" not in report_of(summary)
 
 
@@ -204,6 +206,14 @@ def test_every_command_that_is_shown_exists(tmp_path: Path, code: int) -> None:
     write_lines(tmp_path.parent / "other" / "steps.jsonl", step(0, 0.5))
     for words in commands(tmp_path, config_of(), exit={"code": code}).values():
         make_parser().parse_known_args(shlex.split(words)[1:])
+
+
+def test_a_setting_that_was_typed_is_replaced(tmp_path: Path) -> None:
+    typed = Typed(
+        "penstock", "local", ("--run.max_steps", "3", "--config", "c", "--run.max_steps=4", "--run.name", "x")
+    )
+    assert typed.launch("--run.max_steps", "8") == "penstock launch local --config c --run.name x --run.max_steps 8"
+    assert typed.launch() == "penstock launch local --run.max_steps 3 --config c --run.max_steps=4 --run.name x"
 
 
 def test_the_program_is_shown_as_the_shell_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def _shown_figures(figures: Mapping[str, Any]) -> dict[str, str]:
         "groups without a signal": share(groups["no_signal"], groups["num"]),
         "completions cut off": UNKNOWN
         if completions["truncated"] is None
-        else share(completions["truncated"], completions["num"]),
+        else share(completions["truncated"], completions["of_steps"]),
         "staleness, at most": UNKNOWN if staleness is None else str(staleness),
         "tickets dropped": str(sum(figures["tickets"]["dropped"].values())),
     }

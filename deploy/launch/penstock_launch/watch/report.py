@@ -125,7 +125,7 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "no signal", f"{flat:,} of {groups['num']:,} groups ({part}): all rewards of the group were equal"
     if cut_off := completions.get("truncated"):
         limit = "agent.max_turns or agent.max_tokens" if summary.get("episodes") else "sampling.max_new_tokens"
-        yield "cut off", f"{share(cut_off, num)} of the {what}, by {limit}"
+        yield "cut off", f"{share(cut_off, completions['of_steps'])} of the {what} of all steps, by {limit}"
     if lost := summary.get("non_finite_steps"):
         yield "not finite", f"loss or gradient of {lost} of {summary.get('steps', '?')} steps (docs/alerts.md)"
 

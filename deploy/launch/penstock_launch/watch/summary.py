@@ -68,8 +68,8 @@ def last_summary(records: RunRecords) -> dict[str, Any]:
         figures = records.figures()
     except DataError as error:
         return {**written, "unreadable": str(error)}
-    if figures["steps"] == written.get("steps"):
-        return {**figures, **written}
+    if figures["steps"] == written.get("steps"):  # then its tickets are the present ones, and it knows more of them
+        figures["tickets"] = written.get("tickets", figures["tickets"])
     return {**written, **figures}
 
 

@@ -81,7 +81,7 @@ def test_failures_and_missing_signals_are_counted_over_steps_and_dropped_groups(
     (tmp_path / "steps" / "ledger.jsonl").write_bytes(b"".join(encode_record(each) + b"\n" for each in records))
     found = figures_of(tmp_path, [step(0, 0.5), step(1, 0.5)])
     assert found["tickets"] == {"trained": 4, "dropped": {"reward_failed": 1, "degenerate": 1, "poison": 1}}
-    assert found["completions"] == {"num": 24, "failed": 6, "truncated": 4}
+    assert found["completions"] == {"num": 24, "of_steps": 16, "failed": 6, "truncated": 4}
     assert found["failures"] == {"timeout": 3, "ValueError": 3}
     assert found["groups"] == {"num": 6, "no_signal": 3}
     assert found["lost_messages"] == {"no ScoredHeader": 1}
@@ -94,7 +94,7 @@ def test_lines_of_an_older_release_count_what_they_have(tmp_path: Path) -> None:
     for name in ("failures", "success", "prompts", "num_trained"):
         del older[name]
     found = figures_of(tmp_path, [old], [older])
-    assert found["completions"] == {"num": 8, "failed": 1, "truncated": None}
+    assert found["completions"] == {"num": 8, "of_steps": 8, "failed": 1, "truncated": None}
     assert (found["heldout_prompts_trained"], found["heldout_reward_start"]) == (None, 0.5)
 
 

@@ -43,6 +43,17 @@ def test_a_run_that_crashed_has_the_figures_of_its_files(tmp_path: Path, capsys:
     assert "0.00 in the first step of training, 1.00 in the last" in out
 
 
+def test_a_summary_of_another_release_takes_nothing_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "r", [0.0, 1.0])
+    tickets = '{"issued": 5, "trained": 4, "dropped": {}, "outstanding": 1}'
+    (folder / "summary.json").write_text(
+        f'{{"steps": 2, "completions": {{"truncated": 3}}, "tickets": {tickets}, "exit": {{"code": 0}}}}'
+    )
+    _, out, _ = status_of(folder, capsys)
+    assert "  no reward   2 of 16 completions (12%)" in out
+    assert "5 issued = 4 trained + 0 dropped + 1 outstanding" in out
+
+
 def test_a_run_that_never_was_is_only_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exit_code, out, error = status_of(tmp_path / "none", capsys)
     assert (exit_code, out) == (1, "")
