@@ -40,6 +40,7 @@ NOT_RUN = {
     "penstock launch ray": "needs Ray: tests/deploy",
     "penstock launch slurm": "needs Slurm: tests/deploy",
     "penstock replay": "needs a run: tests/integration/trainer",
+    "penstock samples": "needs a run: tests/unit/launch/commands/test_samples.py",
     "penstock status": "needs a run: tests/integration/launch",
     "cd": "only leads to the next command",
     "export": "only prepares the next command",
