@@ -12,6 +12,7 @@ from pathlib import Path
 from penstock.config import Config, DatasetSection
 from penstock.errors import ConfigError, PenstockError
 from penstock.model_path import check_model_path
+from penstock_launch.check.hub import hub_line
 from penstock_launch.check.precision import WHAT as PRECISION
 from penstock_launch.check.precision import precision_now
 from penstock_launch.doctor.model import WHAT as MODEL
@@ -57,14 +58,7 @@ def _model(path: str, key: str, what: str) -> Line:
     line = model_line(path, key, what)
     if line.verdict is not Verdict.NOT_LOOKED_AT or not path or missing(["trainer"]):
         return line
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(path, "config.json"), str):
-        return ok(what, f"{key} {path} is a name on Hugging Face's hub, and in the cache of this host")
-    if constants.HF_HUB_OFFLINE:
-        seen = f"{key} is {path!r}: neither a folder, nor in the cache of the hub, which HF_HUB_OFFLINE forbids to ask"
-        return problem(what, seen, f"Set {key} to a Hugging Face model folder, or unset HF_HUB_OFFLINE.")
-    return line
+    return hub_line(path, key, what)
 
 
 def interpreter_line(config: Config) -> Line:
