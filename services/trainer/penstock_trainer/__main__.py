@@ -5,7 +5,6 @@ Under torchrun rank 0 is the service and the other ranks follow it; no rank outl
 
 import os
 
-from penstock.broker import connect
 from penstock.config import Config
 from penstock.model_path import check_model_path
 from penstock.runtime.lasting import lasting
@@ -34,14 +33,10 @@ async def start(config: Config) -> None:
     train = load_rows(config.data.train, of_episodes=of_episodes)
     held_out = load_rows(config.data.eval, "data.eval", of_episodes=of_episodes) if config.data.eval else []
     require_rewards([*train, *held_out], config.reward.functions)
-    queue = await connect(config)
-    try:
-        # Importing torch takes seconds: errors that can be found without it have been reported before.
-        with lasting():
-            from penstock_trainer.wiring import run_trainer
-        await run_trainer(config, service, queue, info, train, held_out)
-    finally:
-        await queue.close()
+    # Importing torch takes seconds: errors that can be found without it have been reported before.
+    with lasting():
+        from penstock_trainer.wiring import run_trainer
+    await run_trainer(config, service, info, train, held_out)
 
 
 if __name__ == "__main__":

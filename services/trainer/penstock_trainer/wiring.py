@@ -9,7 +9,7 @@ import logging
 import os
 from pathlib import Path
 
-from penstock.broker import Queue, check_memory, needed_bytes
+from penstock.broker import check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.config import Config
 from penstock.contracts import ServiceKind
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 async def run_trainer(
-    config: Config, service: Service, queue: Queue, info: RankInfo, train_rows: list[Row], held_out_rows: list[Row]
+    config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: list[Row]
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     if rank_device(config.trainer.device, info).type == "cpu":
@@ -44,6 +44,7 @@ async def run_trainer(
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+    queue = await connect(config)
     lease: Lease | None = None
     try:
         await refuse_other_run(queue, step_files.journal, prompts.run_record(config))
@@ -64,6 +65,7 @@ async def run_trainer(
     finally:
         if lease is not None:  # engines that share its GPU may wake once the lease is gone: not before this process is
             await asyncio.to_thread(lease.abandon if learner.has_gpu_turn else lease.release)
+        await queue.close()
 
 
 async def _live(life: Assembly) -> None:

@@ -74,7 +74,8 @@ def test_an_occupied_port_is_named(setup: UserCommands, module: str) -> None:
 @pytest.mark.parametrize("module", SERVICES)
 def test_an_unreachable_queue_is_named(setup: UserCommands, module: str) -> None:
     setup.document["redis"] = {"url": "redis://127.0.0.1:1/0", "timeout_seconds": 1}
-    without_torch(setup)
+    if module != "penstock_trainer":  # which names mistakes in prompts first
+        without_torch(setup)
     assert_one_line(setup.run(module), QUEUE_EXIT, "queue: redis.url redis://127.0.0.1:1/0: no answer within 1 s")
 
 

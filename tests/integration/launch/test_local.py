@@ -35,7 +35,7 @@ def test_a_run_from_start_to_summary(setup: LaunchSetup) -> None:
     for text in ("queue: Valkey", "trainer: starting: loads the model", "trainer: ready after", "step 1/3", "1+1= ->"):
         assert text in output.replace("Redis", "Valkey")
     assert re.findall(r"^\[ *[\d.]+ s\] +step (\d)/3 ", output, re.MULTILINE) == ["1", "2", "3"]
-    assert max(map(len, output[: output.index("Finished: ")].splitlines())) <= 120
+    assert max(map(len, output[: output.index("Completions before")].splitlines())) <= 120
     for text in ("trainer: ending: writing a checkpoint", "rollout, reward: ended after", "queue: ended after"):
         assert text in output
     assert re.search(r"Finished: 3 steps in 0:0\d of training, after", output)
