@@ -92,7 +92,10 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         "failures": _most_frequent(found.failures + tickets.failures),
         "groups": {
             "num": found.counts["groups"] + found.counts["failed_groups"] + tickets.num_groups,
-            "no_signal": found.counts["degenerate_groups"] + tickets.dropped[DropReason.DEGENERATE],
+            "no_signal": found.counts["degenerate_groups"]
+            + found.counts["failed_groups"]
+            + tickets.dropped[DropReason.DEGENERATE]
+            + tickets.dropped[DropReason.REWARD_FAILED],
         },
         "seconds_per_step": timing.mean_seconds,
         "generation_seconds_per_step": _ratio(found.generation_seconds, found.num),

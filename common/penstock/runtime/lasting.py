@@ -1,10 +1,12 @@
 """Objects that live as long as the process, such as modules and all that they define.
 
 Owns what the garbage collector does with them: nothing. torch and transformers make a million objects. The collector
-would go through them again and again while they are made, then during the run, and at the end of the process, and find
-no garbage: a third of the CPU time of a trainer that starts and ends.
+would go through them again and again while they are made, then during the run, and find no garbage: a third of the CPU
+time of a trainer that starts. At the end of the process they are garbage like all else: libraries such as nanobind, by
+which triton is made, call what is left then a leak, in hundreds of lines.
 """
 
+import atexit
 import contextlib
 import gc
 from collections.abc import Iterator
@@ -18,4 +20,10 @@ def lasting() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.freeze()
+        leave_alone()
+
+
+def leave_alone() -> None:
+    """Until the process ends, the collector does not look at any object that there is now."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)

@@ -10,7 +10,6 @@ a dead worker. SIGTERM and SIGINT set `stop`; loops watch it and end in order, t
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ from penstock.errors import ConfigError, PenstockError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.connections import BoundedProtocol, max_connections, raise_file_limit
 from penstock.runtime.guard import OwnNames
+from penstock.runtime.lasting import leave_alone
 from penstock.runtime.logs import setup_logging
 from penstock.runtime.output import complain
 from penstock.runtime.process import heeded
@@ -156,7 +156,7 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
     """Read the configuration, run the service, end the process with the exit code of the result."""
-    gc.freeze()  # what the imports have made: see `runtime.lasting`
+    leave_alone()  # what the imports have made
     quiet_libraries(os.environ)
     raise_file_limit()
     secrets: Sequence[str] = ()

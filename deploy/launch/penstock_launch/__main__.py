@@ -6,7 +6,6 @@ use services, or torch, import them when they run: another one must not depend o
 """
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -20,7 +19,7 @@ from penstock.config import Config
 from penstock.config.load import given_keys, load_config
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
-from penstock.runtime.lasting import lasting
+from penstock.runtime.lasting import lasting, leave_alone
 from penstock.runtime.output import complain, flushed, tell
 from penstock_launch.check.paths import require_paths, shown_paths
 from penstock_launch.command_line import make_parser, split_words
@@ -48,7 +47,7 @@ from penstock_launch.watch.view import named_if_slow
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
-    gc.freeze()  # what the imports have made: see `runtime.lasting`
+    leave_alone()  # what the imports have made
     try:
         exit_code = run(sys.argv[1:] if argv is None else argv)
     except SystemExit as ended:  # argparse's, with or without a usage

@@ -5,6 +5,7 @@ import socket
 import psutil
 import pytest
 
+from penstock_launch.check.rewards import MOST_LOST
 from tests.integration.launch.test_doctor import lines_of
 from tests.integration.launch.test_errors import CONFIG_EXIT
 from tests.integration.launch.user_commands import UserCommands, checked, without_torch
@@ -56,7 +57,7 @@ def test_a_reward_that_hangs_ends_in_time_and_leaves_no_process(user: UserComman
     assert (code, verdict) == (CONFIG_EXIT, "problem"), output
     assert "killed after 1 s (reward.timeout_seconds)" in text
     left = [int(pid) for pid in pids.read_text().split()]
-    assert len(left) == 2
+    assert len(left) == 2 * MOST_LOST
     assert not [pid for pid in left if lives(pid)]
 
 

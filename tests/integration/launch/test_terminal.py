@@ -54,8 +54,11 @@ def check_what_stays(terminal: Terminal) -> None:
     assert not [row for row in terminal.rows() if "Traceback" in row], "\n".join(terminal.rows())
 
 
-def test_a_run_in_a_terminal_that_changes_its_size_and_ends_by_ctrl_c(setup: LaunchSetup) -> None:
+def test_a_run_in_a_terminal_that_changes_its_size_and_ends_by_ctrl_c(
+    setup: LaunchSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The picture has one copy at any size, and is gone at the end; the phase of the end is named."""
+    monkeypatch.setenv("COLUMNS", "100")  # as some shells export it, once and for all
     terminal = launch(setup, 120, 40)
     terminal.shows("penstock t  ")
     terminal.shows("step 4/1000")

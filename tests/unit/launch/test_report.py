@@ -110,7 +110,7 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
     )
     assert "  no reward   25 of 7,680 completions (0.3%)\n              20 x judge: TimeoutError\n" in report
     assert "  no reward   3 of 20 prompts of the last evaluation\n              3 x judge: TimeoutError\n" in report
-    assert "  no signal   104 of 320 groups (32%): all rewards of the group were equal" in report
+    assert "  no signal   104 of 320 groups (32%): their rewards were equal, or too few" in report
     assert "  cut off     12% of the completions of all steps, by sampling.max_new_tokens" in report
     assert "outstanding\n              1 x no ScoredHeader\n" in report
     assert max(map(len, report.splitlines())) < 150

@@ -7,6 +7,7 @@ process and all that it started end with it. Retries and breakers are the servic
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -24,7 +25,9 @@ from penstock_reward.scoring.scoring import Scoring
 
 WHAT = "rewards"
 SECONDS = 60.0
-LOST = ("timeout", "died")  # such a function is not called again: each call costs its deadline
+LOST = ("timeout", "died")
+MOST_LOST = 2  # calls, before a function is called no more: each costs its deadline, and a service may fail once
+MOST_REASONS = 3
 EMPTY, ANSWER, RANDOM = "no text", "the row's answer", "random words"
 NUM_RANDOM_WORDS = 12
 
@@ -92,14 +95,14 @@ async def score(config: Config, samples: Iterable[Sample], seconds: float) -> Sc
     section, scores = config.reward, Scores()
     try:
         async with asyncio.timeout(seconds), open_pool(section.model_copy(update={"num_workers": 1})) as pool:
-            scoring, lost = Scoring(section, pool, RewardMetrics()), set[str]()
+            scoring, lost = Scoring(section, pool, RewardMetrics()), Counter[str]()
             for sample in samples:
                 names = scoring.weights(sample.reward, of_episodes=config.agent.enabled)
-                called = [name for name in names if name != ENVIRONMENT_REWARD and name not in lost]
-                for name in called:
-                    scores.calls += await _call(pool, name, sample)
-                    if scores.calls[-1].outcome.kind in LOST:
-                        lost.add(name)
+                for name in names:
+                    for kind, text in sample.texts.items():
+                        if name != ENVIRONMENT_REWARD and lost[name] < MOST_LOST:
+                            scores.calls.append(await _call(pool, name, sample, kind, text))
+                            lost[name] += scores.calls[-1].outcome.kind in LOST
     except TimeoutError:
         if not scores.calls:
             raise RewardError(f"no reward function answered within {seconds:g} s") from None
@@ -107,15 +110,9 @@ async def score(config: Config, samples: Iterable[Sample], seconds: float) -> Sc
     return scores
 
 
-async def _call(pool: Pool, function: str, sample: Sample) -> list[Scored]:
-    """A call for each text, until one is lost."""
-    found: list[Scored] = []
-    for kind, text in sample.texts.items():
-        [outcome] = await pool.run(sample.prompt, [text], sample.answer, dict(sample.metadata), [Call(function, 0)])
-        found.append(Scored(function, sample.place, kind, outcome))
-        if outcome.kind in LOST:
-            break
-    return found
+async def _call(pool: Pool, function: str, sample: Sample, kind: str, text: str) -> Scored:
+    [outcome] = await pool.run(sample.prompt, [text], sample.answer, dict(sample.metadata), [Call(function, 0)])
+    return Scored(function, sample.place, kind, outcome)
 
 
 def function_line(name: str, calls: Sequence[Scored]) -> Line:
@@ -123,14 +120,13 @@ def function_line(name: str, calls: Sequence[Scored]) -> Line:
     failed = [each for each in calls if each.outcome.value is None]
     shown = f"{name}: {means(calls)}"
     if failed:
-        first = failed[0]
-        seen = (
-            f"{name}: {len(failed)} of {len(calls)} calls failed; the first, on {first.text} of {first.place}: "
-            f"{first.outcome.reason}"
+        seen = f"{name}: {len(failed)} of {len(calls)} calls failed: {_reasons(failed)}"
+        if len(failed) == len(calls) or sum(each.outcome.kind in LOST for each in failed) >= MOST_LOST:
+            return problem(WHAT, seen, "Correct the function, or see to the service that it asks.")
+        advice = (
+            "Correct the function, or see to the service that it asks. A run makes such a call up to "
+            "reward.max_attempts times; a completion without a reward is not trained on."
         )
-        if len(failed) == len(calls) or any(each.outcome.kind in LOST for each in failed):
-            return problem(WHAT, seen, "Correct the function: no completion would get a reward from it.")
-        advice = "Correct the function: a completion whose call fails is not trained on."
         return warning(WHAT, f"{seen}. The others: {means(calls)}", advice)
     values = {each.outcome.value for each in calls}
     if len(values) == 1 and len(calls) > 1:
@@ -140,6 +136,16 @@ def function_line(name: str, calls: Sequence[Scored]) -> Line:
         )
         return warning(WHAT, f"{name} gives {values.pop():g} to each of {len(calls)} texts ({means(calls)})", advice)
     return ok(WHAT, shown)
+
+
+def _reasons(failed: Sequence[Scored]) -> str:
+    """The most frequent reasons with their numbers, and where each was seen first."""
+    seen: dict[str, list[Scored]] = {}
+    for each in failed:
+        seen.setdefault(each.outcome.reason, []).append(each)
+    frequent = sorted(seen.items(), key=lambda item: -len(item[1]))
+    shown = [f"{len(of)} x {reason} (on {of[0].text} of {of[0].place})" for reason, of in frequent[:MOST_REASONS]]
+    return "; ".join(shown + ["..."] * (len(frequent) > MOST_REASONS))
 
 
 def means(calls: Iterable[Scored]) -> str:

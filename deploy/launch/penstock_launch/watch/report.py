@@ -122,7 +122,7 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _reasons(summary.get("heldout_failures") or {})
     if flat := groups.get("no_signal"):
         part = share(flat, groups["num"])
-        yield "no signal", f"{flat:,} of {groups['num']:,} groups ({part}): all rewards of the group were equal"
+        yield "no signal", f"{flat:,} of {groups['num']:,} groups ({part}): their rewards were equal, or too few"
     if cut_off := completions.get("truncated"):
         limit = "agent.max_turns or agent.max_tokens" if summary.get("episodes") else "sampling.max_new_tokens"
         yield "cut off", f"{share(cut_off, completions['of_steps'])} of the {what} of all steps, by {limit}"

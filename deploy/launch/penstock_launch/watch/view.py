@@ -9,10 +9,11 @@ that takes long is silent: the thread shows that time passes, also while the lau
 """
 
 import contextlib
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -94,7 +95,7 @@ class Views:
 
 def make_view(run: str, write_log: Callable[[str], None]) -> Views:
     """The view that fits standard output, and always plain lines for the launcher's log."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, _environ=_without_size(os.environ))
     live = sys.stdout.isatty() and not console.is_dumb_terminal
     shown: View = LiveView(run, console) if live else PlainView(lambda line: print(line, flush=True))
     return Views(PlainView(write_log, remind_after_seconds=REMIND_LOG_AFTER_SECONDS), GuardedView(shown))
@@ -177,6 +178,11 @@ class PlainView:
     def _line(self, text: str) -> None:
         self._last_line_at = self._clock()
         self._write(f"{stamp(self._last_line_at - self._start)}{text}")
+
+
+def _without_size(environ: Mapping[str, str]) -> dict[str, str]:
+    """COLUMNS and LINES, which some shells and tools export, are of the moment when they were set."""
+    return {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES")}
 
 
 class LiveView:

@@ -83,7 +83,7 @@ def test_failures_and_missing_signals_are_counted_over_steps_and_dropped_groups(
     assert found["tickets"] == {"trained": 4, "dropped": {"reward_failed": 1, "degenerate": 1, "poison": 1}}
     assert found["completions"] == {"num": 24, "of_steps": 16, "failed": 6, "truncated": 4}
     assert found["failures"] == {"timeout": 3, "ValueError": 3}
-    assert found["groups"] == {"num": 6, "no_signal": 3}
+    assert found["groups"] == {"num": 6, "no_signal": 4}
     assert found["lost_messages"] == {"no ScoredHeader": 1}
 
 

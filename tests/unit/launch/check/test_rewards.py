@@ -37,10 +37,10 @@ def test_a_score_that_never_differs_is_a_warning() -> None:
     assert "no gradient" in line.advice
 
 
-def test_calls_that_fail_are_counted_with_the_first_reason_and_its_row() -> None:
+def test_calls_that_fail_are_counted_by_their_reasons_with_the_first_row_of_each() -> None:
     some, all_of_them = function_line("f", scored(None, 1, 0)), function_line("f", scored(None, None, None))
     assert (some.verdict, all_of_them.verdict) == ("warning", "problem")
-    assert some.seen.startswith("f: 1 of 3 calls failed; the first, on no text of d.jsonl line 1: boom. The others: ")
+    assert some.seen.startswith("f: 1 of 3 calls failed: 1 x boom (on no text of d.jsonl line 1). The others: ")
     assert "3 of 3 calls failed" in all_of_them.seen
 
 
@@ -54,10 +54,26 @@ async def test_a_function_sees_what_the_reward_service_gives_it(tmp_path: Path) 
     assert [(each.text, each.outcome.value) for each in scores.calls] == [(EMPTY, 10), (ANSWER, 11), (RANDOM, 10)]
 
 
-async def test_a_function_that_is_too_slow_is_called_once(tmp_path: Path) -> None:
+async def test_one_call_that_hangs_says_little_of_a_function_that_asks_a_service(tmp_path: Path) -> None:
+    source = (
+        "import time\n"
+        "def f(prompt, completion, answer, metadata):\n"
+        "    if prompt == '1+1=' and not completion:\n"
+        "        time.sleep(600)\n"
+        "    return float(completion == answer)\n"
+    )
+    scores = await score(config(tmp_path, source, timeout_seconds=2), ROWS, 60)
+    assert len(scores.calls) == 3 * len(ROWS)
+    line = function_line("f", scores.calls)
+    assert (line.verdict, line.seen.partition(" calls failed: 1 x ")[0]) == ("warning", "f: 1 of 12")
+    assert "killed after 2 s" in line.seen
+
+
+async def test_a_function_that_is_too_slow_is_called_twice(tmp_path: Path) -> None:
     source = "import time\ndef f(prompt, completion, answer, metadata):\n    time.sleep(600)\n"
     scores = await score(config(tmp_path, source, timeout_seconds=0.2), ROWS, 60)
-    assert [each.outcome.kind for each in scores.calls] == ["timeout"]
+    assert [each.outcome.kind for each in scores.calls] == ["timeout", "timeout"]
+    assert function_line("f", scores.calls).verdict == "problem"
 
 
 async def test_without_an_answer_in_time_there_is_an_error(tmp_path: Path) -> None:

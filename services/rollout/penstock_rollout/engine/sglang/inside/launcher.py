@@ -19,6 +19,7 @@ script as `__mp_main__`), so its module level does what each process needs:
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -75,6 +76,7 @@ def lasting() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
+        atexit.register(gc.unfreeze)  # else triton calls all that is left at the end a leak, in hundreds of lines
 
 
 def define_missing_names() -> None:
