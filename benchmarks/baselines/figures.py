@@ -1,0 +1,74 @@
+"""The pictures of the study, as SVG whose bytes depend on the raw lines alone."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.baselines.cells import LAGS, Cell
+from benchmarks.baselines.lines import Line
+from benchmarks.baselines.objectives import OBJECTIVES
+from benchmarks.baselines.scores import final_score
+
+COLUMNS = 4
+
+
+def draw_scores(lines: Mapping[Cell, Line]) -> bytes:
+    """Final score over lag, one panel an objective: a dot a run, a line through the means."""
+    figure, panels = _panels()
+    for axes, objective in zip(panels, OBJECTIVES, strict=True):
+        runs = [line for line in lines.values() if line.cell.objective == objective]
+        axes.plot(
+            [LAGS.index(line.cell.lag) for line in runs], [final_score(line) for line in runs], "o", ms=3, alpha=0.5
+        )
+        means = {lag: [final_score(line) for line in runs if line.cell.lag == lag] for lag in LAGS}
+        there = [lag for lag in LAGS if means[lag]]
+        axes.plot([LAGS.index(lag) for lag in there], [float(np.mean(means[lag])) for lag in there], "-")
+        axes.set_xticks(range(len(LAGS)), [str(lag) for lag in LAGS])
+        axes.set_title(objective)
+    _label(panels, "lag", "held-out accuracy")
+    return _svg(figure)
+
+
+def draw_curves(lines: Mapping[Cell, Line]) -> bytes:
+    """Training reward over steps, one panel an objective: a line a lag, the mean of its runs."""
+    figure, panels = _panels()
+    for axes, objective in zip(panels, OBJECTIVES, strict=True):
+        for lag in LAGS:
+            runs = [line for line in lines.values() if (line.cell.objective, line.cell.lag) == (objective, lag)]
+            if runs:
+                axes.plot(np.mean([line.reward for line in runs], axis=0), label=f"lag {lag}", linewidth=1)
+        axes.set_title(objective)
+    _label(panels, "step", "reward of the batch")
+    with_curves = [axes for axes in panels if axes.get_legend_handles_labels()[0]]
+    if with_curves:
+        with_curves[0].legend(frameon=False, fontsize=7)
+    return _svg(figure)
+
+
+def _panels() -> tuple[Figure, Sequence[Axes]]:
+    matplotlib.rc("svg", fonttype="none", hashsalt="penstock")
+    matplotlib.rc("font", size=9)
+    matplotlib.rc("axes.spines", top=False)
+    rows = -(-len(OBJECTIVES) // COLUMNS)
+    figure = Figure(figsize=(2.4 * COLUMNS, 2.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True)
+    return figure, list(grid.flat)
+
+
+def _label(panels: Sequence[Axes], x: str, y: str) -> None:
+    for index, axes in enumerate(panels):
+        axes.set_ylim(0, 1.02)
+        if index >= len(panels) - COLUMNS:
+            axes.set_xlabel(x)
+        if index % COLUMNS == 0:
+            axes.set_ylabel(y)
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -1,0 +1,112 @@
+"""Draws the page of the study, docs/baselines.md and its pictures, from the raw lines alone.
+
+Owns the tables. The text of the page stands around them: each is between two comments that name it. Invariant: the same
+lines and the same versions of the libraries give the same bytes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.baselines.cells import LAGS, Cell, grid
+from benchmarks.baselines.figures import draw_curves, draw_scores
+from benchmarks.baselines.lines import Line
+from benchmarks.baselines.objectives import OBJECTIVES
+from benchmarks.baselines.scores import area, final_score, interval, worst_fall
+
+DRAWN = re.compile(r"(<!-- drawn: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Lines = Mapping[Cell, Line]
+
+
+def drawn_page(text: str, lines: Lines) -> str:
+    """The text of the page with each table drawn anew."""
+    tables: dict[str, Callable[[Lines], str]] = {
+        "state": _state,
+        "final": lambda lines: _table(lines, final_score),
+        "area": lambda lines: _table(lines, area),
+        "fall": lambda lines: _table(lines, worst_fall),
+        "signs": _signs,
+    }
+
+    def draw(found: re.Match[str]) -> str:
+        return f"{found[1]}{tables[found['name']](lines)}\n{found[3]}"
+
+    return DRAWN.sub(draw, text)
+
+
+def drawn_pictures(lines: Lines) -> dict[str, bytes]:
+    """The pictures of the page by file name, as SVG."""
+    return {"scores.svg": draw_scores(lines), "curves.svg": draw_curves(lines)}
+
+
+def write_page(page: Path, lines: Lines) -> None:
+    """Write the page and its pictures, which lie in a folder of the page's name beside it."""
+    page.write_text(drawn_page(page.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    folder = page.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    for name, data in drawn_pictures(lines).items():
+        (folder / name).write_bytes(data)
+
+
+def drifted(page: Path, lines: Lines) -> list[str]:
+    """The files that are not what the raw lines draw."""
+    text = page.read_text(encoding="utf-8")
+    found = [page.name] if drawn_page(text, lines) != text else []
+    for name, data in drawn_pictures(lines).items():
+        path = page.with_suffix("") / name
+        if not path.exists() or path.read_bytes() != data:
+            found.append(f"{page.stem}/{name}")
+    return found
+
+
+def _state(lines: Lines) -> str:
+    wanted = list(grid())
+    measured = [lines[cell] for cell in wanted if cell in lines]
+    machines = sorted({line.machine for line in measured})
+    versions = sorted({", ".join(f"{name} {of}" for name, of in line.versions.items()) for line in measured})
+    seconds = sum(line.cpu_seconds for line in measured)
+    return (
+        f"{len(measured)} of {len(wanted)} runs are measured, in {seconds / 60:.0f} CPU minutes, on "
+        f"{'; '.join(machines) or 'no machine'}, with {'; '.join(versions) or 'nothing'}."
+    )
+
+
+def _table(lines: Lines, score: Callable[[Line], float]) -> str:
+    rows = ["| Objective | " + " | ".join(f"lag {lag}" for lag in LAGS) + " |", "| --- |" + " --- |" * len(LAGS)]
+    for objective in OBJECTIVES:
+        cells = " | ".join(_entry(lines, objective, lag, score) for lag in LAGS)
+        rows.append(f"| {objective} | {cells} |")
+    return "\n".join(rows)
+
+
+def _entry(lines: Lines, objective: str, lag: int, score: Callable[[Line], float]) -> str:
+    found = runs_of(lines, objective, lag)
+    return str(interval(map(score, found))) if found else "not measured"
+
+
+def runs_of(lines: Lines, objective: str, lag: int) -> list[Line]:
+    """The measured runs of an objective at a lag, by seed."""
+    cells = [cell for cell in lines if (cell.objective, cell.lag) == (objective, lag)]
+    return [lines[cell] for cell in sorted(cells, key=lambda cell: cell.seed)]
+
+
+def _signs(lines: Lines) -> str:
+    """Effective sample size and KL of the first half of the runs, by how the runs ended."""
+    rows = [
+        "| Final score | Runs | Effective sample size, first half | KL to the sampler, first half |",
+        "| --- | --- | --- | --- |",
+    ]
+    for low, high in ((0.9, 1.01), (0.7, 0.9), (0.5, 0.7), (0.0, 0.5)):
+        found = [line for line in lines.values() if line.cell.lag and low <= final_score(line) < high]
+        shown = f"{low:g} to {min(high, 1.0):g}"
+        if not found:
+            rows.append(f"| {shown} | 0 | - | - |")
+            continue
+        half = [line.num_steps // 2 for line in found]
+        samples = np.median([np.median(line.effective_sample_size[:n]) for line, n in zip(found, half, strict=True)])
+        divergence = np.median([np.median(line.behaviour_kl[:n]) for line, n in zip(found, half, strict=True)])
+        rows.append(f"| {shown} | {len(found)} | {samples:.2f} | {divergence:.3f} |")
+    return "\n".join(rows)
