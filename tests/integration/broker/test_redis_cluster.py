@@ -46,7 +46,10 @@ def test_a_launch_is_refused_before_it_starts_a_service(cluster: RedisCluster, t
     run = {"name": "t", "root": str(tmp_path / "runs")}
     (tmp_path / "d.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
     data = {"train": {"path": str(tmp_path / "d.jsonl")}, "batch_size": 1}
-    sections = {"run": run, "redis": {"url": cluster.url(0)}, "data": data}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    actor = {"path": str(tmp_path / "model")}
+    sections = {"run": run, "actor": actor, "redis": {"url": cluster.url(0)}, "data": data}
     elsewhere = {"rollout": {"engine": {"url": "http://127.0.0.1:1"}}}
     config.write_text(yaml.safe_dump({**DOCUMENT, **sections, **elsewhere}))
     command = [sys.executable, "-m", "penstock_launch", "launch", "local", "--config", str(config)]
