@@ -120,7 +120,7 @@ MISTAKES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "reward that raises": (
         scored_by("strict", RAISES),
         "rewards",
-        ("own:strict: 6 of 6 calls failed", "line 1: ", "KeyError: 'units'", "Correct the function"),
+        ("own:strict: 6 of 6 calls failed", "6 x KeyError: 'units' (own.py:2)", "line 1)", "Correct the function"),
     ),
     "reward that returns text": (
         calling("def f(prompt, completion, answer, metadata):\n    return '1.0'\n"),
