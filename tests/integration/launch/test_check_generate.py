@@ -1,7 +1,9 @@
 """`penstock check --generate`: one group by a real engine; and that nothing stays, however the look ends."""
 
 import signal
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,13 +22,14 @@ HANGS = 'echo $$ >> "{pids}"; sleep 600 & echo $! >> "{pids}"; wait'
 
 
 @pytest.fixture
-def user(setup: UserCommands, tmp_path: Path) -> UserCommands:
-    """Its temporary folders are made in one that can be looked at."""
+def user(setup: UserCommands, tmp_path: Path) -> Iterator[UserCommands]:
+    """Its temporary folders are made in one that is empty at the end; its name is short, for it holds sockets."""
     setup.document["rollout"]["engine"] |= {"dtype": "float32"}
     (tmp_path / "runs").mkdir()
-    (tmp_path / "temporary").mkdir()
-    setup.environ["TMPDIR"] = str(tmp_path / "temporary")
-    return setup
+    with tempfile.TemporaryDirectory(prefix="t") as temporary:
+        setup.environ["TMPDIR"] = temporary
+        yield setup
+        assert [*Path(temporary).iterdir()] == []
 
 
 def generated(user: UserCommands) -> tuple[int, str]:
