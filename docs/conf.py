@@ -1,7 +1,7 @@
 """How Sphinx makes the site of the repository's Markdown; `make site` runs it.
 
-The sources are the pages as they lie in the repository, where the same links work. The navigation is what
-docs/index.md and docs/adr/README.md list: a page that neither lists is an error of the build, as is a broken link.
+It reads the same files that a reader of the repository opens, and the same links work in both. docs/index.md and
+docs/adr/README.md list the navigation: a page that neither lists is an error of the build, and so is a broken link.
 """
 
 import re

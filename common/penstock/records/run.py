@@ -110,6 +110,20 @@ def list_runs(root: str | os.PathLike[str] = DEFAULT_ROOT) -> list[RunRecords]:
     return [RunRecords(folder) for folder in folders if _holds_a_run(folder)]
 
 
+def newest_run(root: str | os.PathLike[str] = DEFAULT_ROOT) -> RunRecords:
+    """The run in a folder of runs that has written last, records or logs; ConfigError if there is none."""
+
+    def written_at(run: RunRecords) -> float:
+        records = (run.folder / name for name in (*MARKS_OF_A_RUN, COMPLETIONS_FILE))
+        paths = (*records, *run.folder.glob("logs/*.log"))
+        return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+
+    runs = list_runs(root)
+    if not runs:
+        raise ConfigError(f"there is no run in {root}: expected the name or folder of one, or --root FOLDER")
+    return max(runs, key=written_at)
+
+
 def find_run(name_or_folder: str | os.PathLike[str], root: str | os.PathLike[str] = DEFAULT_ROOT) -> RunRecords:
     """The run of this name in `root`, or in this folder; ConfigError that names what is there instead."""
     given = Path(name_or_folder)

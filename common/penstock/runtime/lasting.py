@@ -1,9 +1,9 @@
 """Objects that live as long as the process, such as modules and all that they define.
 
 Owns what the garbage collector does with them: nothing. torch and transformers make a million objects. The collector
-would go through them again and again while they are made, then during the run, and find no garbage: a third of the CPU
-time of a trainer that starts. At the end of the process they are garbage like all else: libraries such as nanobind, by
-which triton is made, call what is left then a leak, in hundreds of lines.
+would go through them again and again while they are made, then during the run, and find no garbage. At the end of the
+process they are garbage like all else: libraries such as nanobind, by which triton is made, call what is left then a
+leak, in hundreds of lines.
 """
 
 import atexit

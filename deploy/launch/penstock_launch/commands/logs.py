@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import chain
 
 from penstock.errors import ConfigError
-from penstock.records import RunRecords, find_run, list_runs
+from penstock.records import RunRecords, find_run, list_runs, newest_run
 from penstock.records.logs import LogEntry, LogFile, log_names, merged
 
 LOOK_EVERY_SECONDS = 0.5  # nothing tells of new lines on every file system
@@ -55,30 +55,18 @@ def _chosen(words: Sequence[str], root: str) -> tuple[RunRecords, str]:
     if len(words) > 2:
         raise ConfigError(f"saw {words[2]!r}; expected penstock logs [RUN] [SERVICE]")
     if not words:
-        return _newest(root), ""
+        return newest_run(root), ""
     try:
         return find_run(words[0], root), words[1] if len(words) == 2 else ""
     except ConfigError:
         if len(words) == 2 or words[0] not in _services(root):
             raise
-        return _newest(root), words[0]
+        return newest_run(root), words[0]
 
 
 def _services(root: str) -> list[str]:
     """Those of the run that has logged last, so that its name may be left out."""
-    return [_kind(name) for name in log_names(_newest(root).folder)] if list_runs(root) else []
-
-
-def _newest(root: str) -> RunRecords:
-    """The run that has logged last."""
-
-    def logged_at(run: RunRecords) -> float:
-        return max((path.stat().st_mtime for path in (run.folder / "logs").glob("*.log")), default=0.0)
-
-    runs = list_runs(root)
-    if not runs:
-        raise ConfigError(f"there is no run in {root}: expected the name or folder of one, or --root FOLDER")
-    return max(runs, key=logged_at)
+    return [_kind(name) for name in log_names(newest_run(root).folder)] if list_runs(root) else []
 
 
 def _named(records: RunRecords, service: str) -> list[str]:

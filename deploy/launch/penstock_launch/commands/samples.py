@@ -17,8 +17,8 @@ from rich.text import Text
 
 from penstock.errors import ConfigError, DataError
 from penstock.readable import harmless
-from penstock.records import DEFAULT_ROOT, RunRecords, find_run, list_runs
-from penstock.records.files import COMPLETIONS_FILE, EVALUATIONS_FILE, MARKS_OF_A_RUN
+from penstock.records import DEFAULT_ROOT, RunRecords, find_run, newest_run
+from penstock.records.files import COMPLETIONS_FILE, EVALUATIONS_FILE
 from penstock.records.samples import SampleLine
 from penstock_launch.help_text import examples
 
@@ -93,7 +93,7 @@ class Shown:
 
 def show_samples(arguments: argparse.Namespace, console: Console) -> tuple[str, int]:
     """What the arguments of the command ask for, as text, and the exit code: 1 if there is none."""
-    records = find_run(arguments.run, arguments.root) if arguments.run else _newest(arguments.root)
+    records = find_run(arguments.run, arguments.root) if arguments.run else newest_run(arguments.root)
     found = _of_evaluation(records, arguments) if arguments.evaluation else _of_training(records, arguments)
     if arguments.failed or arguments.worst or arguments.best:
         found = (each for each in found if (each.reward is None) == arguments.failed)
@@ -256,19 +256,6 @@ def _within(lines: list[Text], most: int) -> list[Text]:
 
 def _number(value: float | None) -> str:
     return "failed" if value is None else f"{value:g}"
-
-
-def _newest(root: str) -> RunRecords:
-    """The run that has written last."""
-
-    def written_at(run: RunRecords) -> float:
-        paths = [run.folder / name for name in (*MARKS_OF_A_RUN, COMPLETIONS_FILE)]
-        return max(path.stat().st_mtime for path in paths if path.exists())
-
-    runs = list_runs(root)
-    if not runs:
-        raise ConfigError(f"there is no run in {root}: expected the name or folder of one, or --root FOLDER")
-    return max(runs, key=written_at)
 
 
 def _why_none(records: RunRecords, arguments: argparse.Namespace) -> str:

@@ -1,11 +1,12 @@
 """Runs are found by name and folder, and their records are read as they were written."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.records import RunRecords, find_run, list_runs
+from penstock.records import RunRecords, find_run, list_runs, newest_run
 from tests.unit.common.records.run_files import write_lines
 
 
@@ -62,3 +63,19 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert list(records.completions()) == [{"step": 0, "completion": "2"}]
     assert records.config()["optimizer"] == {"lr": 1e-6}
     assert records.summary()["steps"] == 3
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "samples.jsonl", "logs/trainer.log"])
+def test_the_newest_run_is_the_one_that_has_written_last(tmp_path: Path, name: str) -> None:
+    """Whatever it wrote: a run that starts has logs, and no step yet."""
+    for number, run in enumerate(("first", "second")):
+        for file in ("config.yaml", "steps.jsonl", "samples.jsonl", "logs/trainer.log"):
+            path = tmp_path / run / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (100 + number, 100 + number))
+    assert newest_run(tmp_path).name == "second"
+    os.utime(tmp_path / "first" / name, (200, 200))
+    assert newest_run(tmp_path).name == "first"
+    with pytest.raises(ConfigError, match=r"there is no run in .*: expected the name or folder of one"):
+        newest_run(tmp_path / "empty")

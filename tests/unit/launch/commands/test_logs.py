@@ -86,11 +86,12 @@ def test_engines_of_one_run_are_told_apart(folder: Path) -> None:
 def test_without_a_name_it_is_the_run_that_logged_last(folder: Path) -> None:
     other = make_run(folder.parent / "other", [0.5])
     write_log(other, "trainer", event(1, "of the other"))
-    os.utime(other / "logs" / "trainer.log", (1, 1))
+    for path in other.rglob("*"):
+        os.utime(path, (1, 1))
     assert lines_of([], folder.parent)[-1].endswith("it ended")
     os.utime(other / "logs" / "trainer.log")
-    for name in folder.glob("logs/*.log"):
-        os.utime(name, (1, 1))
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
     assert lines_of([], folder.parent) == ["2026-11-30 06:37:01  trainer  of the other"]
 
 

@@ -13,8 +13,8 @@ script as `__mp_main__`), so its module level does what each process needs:
    and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
    scheduler applies them before it loads the model.
 4. On a GPU, the first process lets SGLang find the compiler that pip has installed (`toolkit`).
-5. It imports SGLang without looking for garbage, which is a third of the CPU time of these imports, and leaves alone
-   what they made, as `penstock.runtime.lasting` does elsewhere.
+5. It imports SGLang without looking for garbage, and leaves alone what the imports made, as `penstock.runtime.lasting`
+   does elsewhere.
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
