@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from penstock.quiet import quiet_libraries
-from penstock.runtime.lasting import lasting
 from tests.isolation import kept_state, seed_generators
 from tests.reporting import Reporter, note_folder
 from tests.scheduling import in_order, scope_of
@@ -39,13 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = config.getoption("--order-seed")
     return [] if seed is None else [f"order of modules: --order-seed {seed}"]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """All modules are imported here."""
-    with lasting():
-        return (yield)
 
 
 @pytest.hookimpl(trylast=True)

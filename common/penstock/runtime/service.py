@@ -30,7 +30,6 @@ from penstock.errors import ConfigError, PenstockError
 from penstock.quiet import quiet_libraries
 from penstock.runtime.connections import BoundedProtocol, max_connections, raise_file_limit
 from penstock.runtime.guard import OwnNames
-from penstock.runtime.lasting import leave_alone
 from penstock.runtime.logs import setup_logging
 from penstock.runtime.output import complain
 from penstock.runtime.process import heeded
@@ -156,7 +155,6 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def main(name: str, start: Callable[[Config], Awaitable[None]], argv: Sequence[str] | None = None) -> NoReturn:
     """Read the configuration, run the service, end the process with the exit code of the result."""
-    leave_alone()  # what the imports have made
     quiet_libraries(os.environ)
     raise_file_limit()
     secrets: Sequence[str] = ()

@@ -19,7 +19,6 @@ from penstock.config import Config
 from penstock.config.load import given_keys, load_config
 from penstock.errors import ConfigError
 from penstock.quiet import quiet_libraries
-from penstock.runtime.lasting import lasting, leave_alone
 from penstock.runtime.output import complain, flushed, tell
 from penstock_launch.check.paths import require_paths, shown_paths
 from penstock_launch.command_line import make_parser, split_words
@@ -47,7 +46,6 @@ from penstock_launch.watch.view import named_if_slow
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
-    leave_alone()  # what the imports have made
     try:
         exit_code = run(sys.argv[1:] if argv is None else argv)
     except SystemExit as ended:  # argparse's, with or without a usage
@@ -88,8 +86,7 @@ def _launch(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     require("check", ["reward", "trainer"])
-    with lasting():
-        from penstock_launch.check.command import check
+    from penstock_launch.check.command import check
 
     return check(settings, os.environ, generate=arguments.generate)
 
@@ -171,8 +168,7 @@ def _samples(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = _with_trainer("export", settings)
-    with lasting():
-        from penstock_trainer.offline.export import export_checkpoint
+    from penstock_trainer.offline.export import export_checkpoint
 
     name = export_checkpoint(config, arguments.checkpoint, arguments.out)
     print(f"checkpoint {name} is exported to {arguments.out}")
@@ -181,8 +177,7 @@ def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _replay(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     require("replay", ["trainer"])
-    with lasting():
-        from penstock_trainer.offline.command import replay_bundle, replay_run
+    from penstock_trainer.offline.command import replay_bundle, replay_run
 
     if arguments.bundle is not None:
         return replay_bundle(arguments.bundle, settings, arguments.steps)
@@ -192,8 +187,7 @@ def _replay(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _bundle(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = _with_trainer("bundle", settings)
-    with lasting():
-        from penstock_trainer.offline.command import bundle_run
+    from penstock_trainer.offline.command import bundle_run
 
     ledger = partial(ask_ledger, config)
     return bundle_run(config, arguments.steps, ledger, arguments.out, with_model=arguments.with_model)

@@ -7,7 +7,6 @@ import os
 
 from penstock.config import Config
 from penstock.model_path import check_model_path
-from penstock.runtime.lasting import lasting
 from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service, main
 from penstock_trainer.data.datasets import load_rows
@@ -22,8 +21,8 @@ async def start(config: Config) -> None:
     if info.num_ranks > 1:
         die_with_parent(os.getppid())
     if info.is_follower:
-        with lasting():
-            from penstock_trainer.learner.rank_commands import follow
+        from penstock_trainer.learner.rank_commands import follow
+
         follow(config, info)
         return
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
@@ -34,8 +33,8 @@ async def start(config: Config) -> None:
     held_out = load_rows(config.data.eval, "data.eval", of_episodes=of_episodes) if config.data.eval else []
     require_rewards([*train, *held_out], config.reward.functions)
     # Importing torch takes seconds: errors that can be found without it have been reported before.
-    with lasting():
-        from penstock_trainer.wiring import run_trainer
+    from penstock_trainer.wiring import run_trainer
+
     await run_trainer(config, service, info, train, held_out)
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from penstock.config.load import load_config
 from penstock.errors import ConfigError, RanksError
-from penstock.runtime.lasting import lasting
 from penstock.runtime.output import complain
 from penstock.runtime.process import heeded
 
@@ -72,10 +71,9 @@ def _run(settings: Sequence[str], meeting: Meeting | None) -> tuple[int, bool]:
     if num_ranks == 1 and meeting is None:
         os.execv(sys.executable, [sys.executable, "-m", "penstock_trainer", *settings])
     # Importing torch takes seconds, which the only rank spends itself.
-    with lasting():
-        from torch.distributed import run
-        from torch.distributed.elastic.multiprocessing.api import SignalException
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the ranks report their own errors
     try:

@@ -19,7 +19,6 @@ from penstock.config.secrets import hide
 from penstock.config.shown import secret_values
 from penstock.contracts import ServiceKind
 from penstock.errors import PenstockError
-from penstock.runtime.lasting import lasting
 from penstock.runtime.output import tell
 from penstock_launch.check import paths, resources, rewards
 from penstock_launch.doctor.report import (
@@ -128,13 +127,13 @@ def _samples(config: Config, rows: Sequence[Row]) -> list[rewards.Sample]:
     plain = not config.data.system_prompt and not config.agent.enabled
     if plain and all(isinstance(row.prompt, str) for row in rows):
         return [rewards.Sample(row.place, str(row.prompt), row.answer, row.reward, row.metadata) for row in rows]
-    with lasting():
-        from penstock_launch.check.prompts import samples_of
+    from penstock_launch.check.prompts import samples_of
+
     return samples_of(config, rows)
 
 
 def prompt_lines(config: Config) -> list[Line]:
     """All prompts; the import of transformers takes seconds."""
-    with lasting():
-        from penstock_launch.check import prompts
+    from penstock_launch.check import prompts
+
     return prompts.prompt_lines(config)

@@ -13,16 +13,11 @@ script as `__mp_main__`), so its module level does what each process needs:
    and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
    scheduler applies them before it loads the model.
 4. On a GPU, the first process lets SGLang find the compiler that pip has installed (`toolkit`).
-5. It imports SGLang without looking for garbage, and leaves alone what the imports made, as `penstock.runtime.lasting`
-   does elsewhere.
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
 """
 
-import atexit
-import contextlib
 import ctypes
-import gc
 import importlib
 import importlib.util
 import multiprocessing
@@ -31,7 +26,6 @@ import signal
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +59,6 @@ def _absent(name: str) -> Any:
         raise RuntimeError(f"sgl_kernel.{name} is not available on this CPU (it needs the AMX build of sgl-kernel)")
 
     return call
-
-
-@contextlib.contextmanager
-def lasting() -> Iterator[None]:
-    """For a block of imports: the collector pauses, and then leaves alone every object that there is."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # else triton calls all that is left at the end a leak, in hundreds of lines
 
 
 def define_missing_names() -> None:
@@ -139,10 +121,9 @@ def prepare(device: str) -> None:
     """What every process of the server does before it imports SGLang."""
     own_folder = str(Path(__file__).resolve().parent)
     sys.path[:] = [entry for entry in sys.path if entry != own_folder]
-    with lasting():
-        if device == "cpu":
-            define_missing_names()
-            register_hooks()
+    if device == "cpu":
+        define_missing_names()
+        register_hooks()
 
 
 def find_compiler() -> None:
@@ -153,10 +134,9 @@ def find_compiler() -> None:
 
 def serve(arguments: list[str]) -> None:
     """Run SGLang's server until it ends; then its children end too."""
-    with lasting():
-        from sglang.launch_server import run_server
-        from sglang.srt.server_args import prepare_server_args
-        from sglang.srt.utils import kill_process_tree
+    from sglang.launch_server import run_server
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
 
     try:
         run_server(prepare_server_args(arguments))
