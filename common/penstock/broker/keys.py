@@ -10,7 +10,9 @@ so that runs share no key.
                   the last entry that does
     episodes:<stage>:<entry>  hash: index -> a finished episode of the ticket in this entry, while its others are made.
                   Deleted with the entry; has a time to live, renewed while the entry is held
-    wake:<stage>  stream of length 1 that blocking readers wait on
+    wakeups:<stage>  list: each element wakes one worker that waits for entries of the stage
+    looked:<stage>  string, while nobody need look for entries whose holders are dead; has a time to live
+    tidied        string, while nobody need look for dead consumers; has a time to live
     live          hash: ticket -> stage|entry|attempt, one for every outstanding ticket
     failures      hash: ticket -> failures that its workers reported
     deaths        hash: ticket -> engine deaths while it was held
@@ -57,6 +59,7 @@ class Keys:
         self.failures = self.name("failures")
         self.deaths = self.name("deaths")
         self.beats = self.name("beats")
+        self.tidied = self.name("tidied")
         self.services = self.name("services")
         self.policy = self.name("policy")
         self.ledger = self.name("ledger")
@@ -75,7 +78,10 @@ class Keys:
         return self.name(stage)
 
     def wake(self, stage: Stage) -> str:
-        return self.name(f"wake:{stage}")
+        return self.name(f"wakeups:{stage}")
+
+    def looked(self, stage: Stage) -> str:
+        return self.name(f"looked:{stage}")
 
     def part(self, name: str, part: Part) -> str:
         return self.name(f"part:{name}:{part}")

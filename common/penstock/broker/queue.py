@@ -8,7 +8,7 @@ every script may be repeated after a broken connection. `connect.py` makes it; `
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,9 @@ TURN = Script("anyone/turn")
 
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
 LONGEST_BLOCK_SECONDS = 4.0
+RELEASED = b"released"  # the consumer of entries that nobody holds any more (lua/shared/released.lua)
 FULL_RETRY_SECONDS = 1.0
+NO_CONNECTION_LEFT = "max number of clients reached"
 BEATS_PER_TTL = 3  # how often a service registers within the life of its record
 
 
@@ -107,13 +109,10 @@ class Queue:
         found: dict[bytes, bytes] = await self.guard(self.client.hgetall(key))
         return found
 
-    async def next_of(self, streams: Mapping[str, str], timeout_seconds: float) -> dict[str, str]:
-        """Wait until a stream has an entry after the given one; returns the first such entry of each stream."""
-        block_ms = max(1, int(min(timeout_seconds, self.longest_block_seconds) * 1000))
-        command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *streams.values())
-        answer = await self.guard(self._calls.read(*command))
-        # A map here, but a list of pairs if the client has repeated the call.
-        return {name.decode(): entries[-1][0].decode() for name, entries in dict(answer or ()).items()}
+    async def wait_for_wakeup(self, lists: Sequence[str], timeout_seconds: float) -> None:
+        """Return once one of these lists has an element, and take it out; or after the timeout."""
+        seconds = max(0.001, min(timeout_seconds, self.longest_block_seconds))
+        await self.guard(self._calls.read("BLPOP", *lists, seconds))
 
     async def guard(self, call: Any) -> Any:
         """Await a Redis call and turn its errors into Penstock's."""
@@ -125,6 +124,11 @@ class Queue:
         except AuthenticationError as error:
             raise ConfigError(f"redis.url {self.shown_url}: {self._text(error)}; set redis.password") from None
         except (ConnectionError, TimeoutError, OSError) as error:
+            if NO_CONNECTION_LEFT in str(error):
+                raise QueueError(
+                    f"redis.url {self.shown_url}: all connections that the server allows are in use; expected room for "
+                    "about 5 a service; raise its maxclients, and its limit of open files (ulimit -n), which bounds it"
+                ) from None
             raise QueueError(
                 f"redis.url {self.shown_url}: no answer within {self._timeout_seconds:g} s "
                 f"(redis.timeout_seconds; {self._text(error) or 'it does not answer'}); "
@@ -213,6 +217,11 @@ class Queue:
         with contextlib.suppress(FullDiskError):
             await self.guard(self.client.hdel(key, field))
 
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete keys that expire by themselves, as `forget` does."""
+        with contextlib.suppress(FullDiskError):
+            await self.guard(self.client.delete(*keys))
+
     async def services(self) -> list[ServiceRecord]:
         """The services of the run's configuration whose heartbeat has not expired, by name."""
         records = await self.run(SERVICES(services=self.keys.services, identity=self.keys.identity))
@@ -250,7 +259,7 @@ class Queue:
         pending = await self.guard(
             self.client.xpending_range(self.keys.name(stage), GROUP, min=entry, max=entry, count=1)
         )
-        if not pending:
+        if not pending or pending[0]["consumer"] == RELEASED:
             return f"which nobody has taken from {stage}"
         holder, idle_ms = pending[0]["consumer"].decode(), pending[0]["time_since_delivered"]
         return f"which {holder} holds from {stage}, not renewed for {idle_ms / 1000:.0f} s"

@@ -32,6 +32,7 @@ RENEW = Script("worker/renew")
 STORE_EPISODE = Script("worker/store_episode")
 MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
+REFUSED_SECONDS = 0.1  # between two attempts of a worker that may take nothing
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 EPISODES_TTL_MS = 24 * 3600_000  # of the finished episodes of a ticket that nobody holds; a holder renews it
 
@@ -87,7 +88,7 @@ class Worker:
         self._take_over = take_over
         self._held: dict[Stage, set[str]] = {stage: set() for stage in Stage}
         self._with_episodes: set[tuple[Stage, str]] = set()
-        self._last_wake: dict[Stage, str] = {}
+        self._refused = False
         self._beaten = False
 
     @property
@@ -121,7 +122,9 @@ class Worker:
             "deaths": keys.deaths,
             "identity": keys.identity,
             **self._queue.identity.compared,
-            "stages": [{"stream": keys.stream(stage), "wake": keys.wake(stage)} for stage in stages],
+            "stages": [
+                {"stream": keys.stream(each), "wake": keys.wake(each), "looked": keys.looked(each)} for each in stages
+            ],
             "group": GROUP,
             "consumer": self.name,
             "served_number": number,
@@ -132,11 +135,10 @@ class Worker:
         }
 
     def _deliveries(self, stages: Sequence[Stage], answer: Any) -> list[Delivery]:
-        """The entries in a script's answer: held from now on. If there are none, `wait` waits for later ones."""
-        entries, ends = answer
-        self._last_wake.update(zip(stages[: len(ends)], map(bytes.decode, ends), strict=True))
+        """The entries in a script's answer: held from now on. None: this worker may take nothing."""
+        self._refused = answer is None
         found = []
-        for place, entry_id, flat, failures, deaths in entries:
+        for place, entry_id, flat, failures, deaths in answer or ():
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
             attempt = fields.get(b"a", b"0")
             delivery = Delivery(
@@ -155,12 +157,15 @@ class Worker:
         return found
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
-        """Return once a stage may have a new entry, or after the timeout. No entry since the last `take` is missed."""
-        streams = {self._queue.keys.wake(stage): self._last_wake.get(stage, "0") for stage in stages}
-        seen = await self._queue.next_of(streams, timeout_seconds)
-        for stage in stages:
-            if (last := seen.get(self._queue.keys.wake(stage))) is not None:
-                self._last_wake[stage] = last
+        """Return once a stage may have an entry for us, or after the timeout; then `take`.
+
+        An entry that is added wakes one of those who wait. It is missed only if that one dies before its `take`; so ask
+        at least once a second.
+        """
+        if self._refused:  # another can use the entry
+            await asyncio.sleep(min(timeout_seconds, REFUSED_SECONDS))
+        else:
+            await self._queue.wait_for_wakeup([self._queue.keys.wake(stage) for stage in stages], timeout_seconds)
 
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]:
         """These parts of the groups of deliveries, in one call; None for a missing one."""
@@ -339,13 +344,16 @@ class Worker:
 
     async def retire(self) -> None:
         """Mark this worker as dead, so that others can take its entries at once."""
-        await self._queue.forget(self._queue.keys.beats, self.name)
+        keys = self._queue.keys
+        await self._queue.forget(keys.beats, self.name)
+        await self._queue.delete([keys.looked(stage) for stage in Stage])
 
     async def _beat(self) -> None:
         keys = self._queue.keys
         await self._queue.run(
             BEAT(
                 beats=keys.beats,
+                tidied=keys.tidied,
                 streams=[keys.stream(stage) for stage in Stage],
                 group=GROUP,
                 consumer=self.name,

@@ -9,7 +9,7 @@ from penstock.broker.keys import GROUP
 from penstock.broker.worker import PART_TTL_MS
 from penstock.contracts import decode
 from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader
-from tests.integration.broker.queue_setup import part_keys
+from tests.integration.broker.queue_setup import look_again, part_keys, passing_keys
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ async def age(queue: Queue, delivery: Delivery, milliseconds: int) -> None:
         await queue.client.xclaim(
             stream, GROUP, holder, min_idle_time=0, message_ids=[delivery.entry_id], idle=milliseconds, justid=True
         )
+        await look_again(queue)
 
 
 async def age_all(queue: Queue, milliseconds: int) -> None:
@@ -104,20 +105,25 @@ async def age_all(queue: Queue, milliseconds: int) -> None:
         for each in pending:
             holder, entry = each["consumer"].decode(), each["message_id"]
             await queue.client.xclaim(stream, GROUP, holder, 0, [entry], idle=milliseconds, justid=True)
+    await look_again(queue)
 
 
 Copy = dict[bytes, tuple[bytes, bool]]
 
 
 async def copy_keys(queue: Queue) -> Copy:
-    """All keys of a run as the server would write them to its disk, and whether each expires."""
-    keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern, count=500)]
+    """All keys of a run as the server would write them to its disk, and whether each expires.
+
+    Without those that only time deletes, which decides nothing here.
+    """
+    found = [key async for key in queue.client.scan_iter(match=queue.keys.pattern, count=500)]
+    keys = [key for key in found if key.decode() not in passing_keys(queue)]
     async with queue.client.pipeline(transaction=True) as pipeline:
         for key in keys:
             pipeline.dump(key)
             pipeline.pttl(key)
-        found = await pipeline.execute()
-    copies = zip(keys, found[::2], found[1::2], strict=True)
+        copied = await pipeline.execute()
+    copies = zip(keys, copied[::2], copied[1::2], strict=True)
     return {key: (data, milliseconds >= 0) for key, data, milliseconds in copies if data is not None}
 
 

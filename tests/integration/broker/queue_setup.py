@@ -79,7 +79,7 @@ async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
         await queue.client.set(queue.keys.part(name, part), data)
     fields: Any = {"t": key, "a": "0", "p": form.header, "n": name}
     await queue.guard(queue.client.xadd(queue.keys.stream(stage), fields))
-    await queue.guard(queue.client.xadd(queue.keys.wake(stage), {"w": "1"}, maxlen=1, approximate=False))
+    await queue.guard(queue.client.rpush(queue.keys.wake(stage), "1"))
     return name
 
 
@@ -107,6 +107,17 @@ async def expire_lease(queue: Queue) -> None:
 async def expire_beat(queue: Queue, worker: Worker) -> None:
     """Let the worker's heartbeat expire."""
     assert await queue.guard(queue.client.hset(queue.keys.beats, worker.name, "1")) == 0
+    await look_again(queue)
+
+
+def passing_keys(queue: Queue) -> set[str]:
+    """The keys that only time deletes."""
+    return {queue.keys.tidied, *map(queue.keys.looked, Stage)}
+
+
+async def look_again(queue: Queue) -> None:
+    """Let the time pass until the next `take` looks for entries whose holder is dead or has not renewed them."""
+    await queue.delete([queue.keys.looked(stage) for stage in Stage])
 
 
 async def beats_until(queue: Queue, worker: Worker) -> int:

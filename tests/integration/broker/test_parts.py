@@ -265,17 +265,3 @@ async def test_a_look_at_the_server_writes_nothing(queue: Queue, queue_config: C
             await examine_server(Config.model_validate(large))
     finally:
         await queue.client.config_set("maxmemory", "0")
-
-
-async def test_a_beat_forgets_consumers_that_are_dead_and_hold_nothing(
-    trainer: TrainerQueue, queue: Queue, queue_config: Config
-) -> None:
-    await issue(trainer, 0)
-    empty, holding, living = [make_worker(queue, queue_config, name) for name in ("empty", "holding", "living")]
-    await taken(holding, Stage.TICKETS)
-    assert await empty.take(Stage.TICKETS) is None
-    await holding.retire()
-    await empty.retire()
-    await living._beat()
-    stream = queue.keys.stream(Stage.TICKETS)
-    assert [each["name"].decode() for each in await queue.client.xinfo_consumers(stream, "penstock")] == [holding.name]

@@ -17,6 +17,7 @@ from tests.integration.broker.queue_setup import (
     beats_until,
     expire_beat,
     issue,
+    look_again,
     make_group,
     make_ticket,
     make_worker,
@@ -142,6 +143,7 @@ async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_onl
     stream = queue.keys.stream(Stage.TICKETS)
     too_long = int(queue_config.staleness.claim_idle_seconds * 1000) + 1
     await queue.client.xclaim(stream, GROUP, worker.name, 0, [first.entry_id], idle=too_long, justid=True)
+    await look_again(queue)
     again = await worker.take(Stage.TICKETS)
     assert again is not None
     assert again.entry_id == first.entry_id

@@ -208,3 +208,14 @@ async def test_a_frozen_redis_is_named(redis_server: EmbeddedServer, queue_confi
     finally:
         redis_server.process.send_signal(signal.SIGCONT)
         await queue.close()
+
+
+async def test_a_server_without_a_connection_left_is_named(queue: Queue, queue_config: Config) -> None:
+    section = queue_config.redis.model_copy(update={"timeout_seconds": 2.0})
+    most = (await queue.client.config_get("maxclients"))["maxclients"]
+    try:
+        await queue.client.config_set("maxclients", "1")
+        with pytest.raises(QueueError, match=r"connections that the server allows are in use.* raise its maxclients"):
+            await connect(queue_config.model_copy(update={"redis": section}))
+    finally:
+        await queue.client.config_set("maxclients", str(most))

@@ -15,7 +15,7 @@ from penstock.contracts import DropReason
 from penstock.contracts.ledger import CheckpointRecord, DropRecord, RunRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
 from penstock.errors import LeaseLostError, PenstockError
-from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket
+from tests.integration.broker.queue_setup import POLICY, make_group, make_ticket, passing_keys
 from tests.integration.launch.user_commands import (
     END_SECONDS,
     SPREAD,
@@ -90,8 +90,8 @@ WRITES: dict[str, Write] = {
 async def everything(queue: Queue) -> dict[bytes, bytes | None]:
     """Every key of the run, except those that change by themselves."""
     keys = [key async for key in queue.client.scan_iter(match=queue.keys.pattern)]
-    changing = {queue.keys.lease.encode(), queue.keys.beats.encode()}
-    return {key: await queue.client.dump(key) for key in keys if key not in changing}
+    changing = {queue.keys.lease, queue.keys.beats, *passing_keys(queue)}
+    return {key: await queue.client.dump(key) for key in keys if key.decode() not in changing}
 
 
 @pytest.mark.parametrize("kind", WRITES)

@@ -58,5 +58,5 @@ if is_ticket then
   end
 end
 redis.call('XDEL', dead, letter)
-wake(stage.wake)
+wake(stage.wake, 1)
 return {'sent', stage_name}

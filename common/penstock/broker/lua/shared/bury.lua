@@ -10,7 +10,7 @@ local function bury()
   if ticket ~= '' and source ~= scored then
     local note = redis.call('XADD', scored, '*', 't', ticket, 'a', attempt, 'x', reason)
     locate('scored|' .. note .. '|' .. attempt)
-    wake(scored_wake)
+    wake(scored_wake, 1)
   end
   redis.call('UNLINK', episodes)
   redis.call('XACK', source, group, entry)

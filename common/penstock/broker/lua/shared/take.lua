@@ -1,10 +1,9 @@
--- USES now stranger
+-- USES stranger released expired wake
 --
--- take(): gives this consumer entries of the first stage that has any, those of dead holders first.
--- It answers {{{place of the stage from 0, entry, fields, failures, deaths}...}, ends}. If there is nothing to take,
--- `ends` are the last entries of the wake-up streams at that moment: a reader who waits from there misses nothing.
--- A stranger gets nothing.
--- Needs: group, consumer, beats, policy, failures, deaths, stages(stream wake)...,
+-- take(): gives this consumer entries of the first stage that has any, those that were released first.
+-- It answers {{place of the stage from 0, entry, fields, failures, deaths}...}, or false if this consumer may take
+-- nothing: a stranger, and a server that is behind the announced version.
+-- Needs: group, consumer, beats, policy, failures, deaths, stages(stream wake looked)...,
 --   served_number, served_lease: the version that this server serves, -1 if it does not matter
 --   idle_ms: an entry that was not renewed for so long is free
 --   take_over: 1 for the holder of the trainer's lease, who also takes entries of living holders
@@ -19,38 +18,24 @@ local function claim(stream, id)
   return claimed[1]
 end
 
-local function claim_expired(stream, most)
-  local found, others = {}, {}
-  local function look(...)
-    for _, waiting in ipairs(redis.call('XPENDING', stream, group, ...)) do
-      found[#found + 1] = claim(stream, waiting[1])
-    end
+local function entries_of(stage)
+  local found, most = {}, tonumber(limit)
+  release_expired(stage)
+  for _, free in ipairs(redis.call('XPENDING', stage.stream, group, '-', '+', most, RELEASED)) do
+    found[#found + 1] = claim(stage.stream, free[1])
   end
-  local holders = redis.call('XPENDING', stream, group)[4]
-  if not holders then return found end
-  for _, holder in ipairs(holders) do
-    if holder[1] ~= consumer then others[#others + 1] = holder[1] end
-  end
-  if #others > 0 then
-    local deadlines, now_ms = redis.call('HMGET', beats, unpack(others)), now()
-    for i, name in ipairs(others) do
-      local is_dead = take_over == '1' or tonumber(deadlines[i] or '0') <= now_ms
-      if is_dead and #found < most then look('-', '+', most - #found, name) end
-    end
-  end
-  -- Entries of living holders, mine included, that were not renewed: the answer with them was lost with a connection.
-  if #found < most then look('IDLE', idle_ms, '-', '+', most - #found) end
-  return found
-end
-
-local function entries_of(stream)
-  local most = tonumber(limit)
-  local found = claim_expired(stream, most)
   if #found < most then
-    local read = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most - #found, 'STREAMS', stream, '>')
+    local read = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most - #found, 'STREAMS', stage.stream, '>')
     for _, new in ipairs(read and read[1] and read[1][2] or {}) do found[#found + 1] = new end
   end
   return found
+end
+
+-- Nobody sleeps while an entry is free: it has woken somebody, or another entry's taker does so here.
+local function pass_on()
+  for _, stage in ipairs(stages) do
+    if redis.call('LLEN', stage.wake) == 0 and has_free(stage.stream) then wake(stage.wake, 1) end
+  end
 end
 
 local function described(found, place, has_counts)
@@ -64,24 +49,24 @@ local function described(found, place, has_counts)
     tonumber(redis.call('HGET', deaths, key) or '0')}
 end
 
-local function take()
+local function is_behind()
   local number, lease_number = tonumber(served_number), tonumber(served_lease)
-  if number >= 0 then
-    local announced = redis.call('HMGET', policy, 'number', 'lease')
-    if number < tonumber(announced[1] or '-1') or lease_number < tonumber(announced[2] or '-1') then return {{}, {}} end
-  end
-  for i, stage in ipairs(is_stranger and {} or stages) do
-    local found = entries_of(stage.stream)
+  if number < 0 then return false end
+  local announced = redis.call('HMGET', policy, 'number', 'lease')
+  return number < tonumber(announced[1] or '-1') or lease_number < tonumber(announced[2] or '-1')
+end
+
+local function take()
+  if is_stranger or is_behind() then return false end
+  for i, stage in ipairs(stages) do
+    local found = entries_of(stage)
     if #found > 0 then
+      pass_on()
       local has_counts = redis.call('EXISTS', failures, deaths) > 0
       for j, each in ipairs(found) do found[j] = described(each, i - 1, has_counts) end
-      return {found, {}}
+      return found
     end
   end
-  local ends = {}
-  for i, stage in ipairs(stages) do
-    local last = redis.call('XREVRANGE', stage.wake, '+', '-', 'COUNT', '1')
-    ends[i] = last[1] and last[1][1] or '0-0'
-  end
-  return {{}, ends}
+  for _, stage in ipairs(stages) do redis.call('DEL', stage.wake) end  -- nothing is free, so nobody need wake
+  return {}
 end

@@ -1,5 +1,9 @@
--- wake(stream): ends the wait of all readers of a wake-up stream. One entry is enough: it only signals that something
--- is new.
-local function wake(stream)
-  redis.call('XADD', stream, 'MAXLEN', '1', '*', 'w', '1')
+-- wake(list, count): ends the wait of as many workers as there are new entries, the longest wait first. Each entry in
+-- the list wakes one worker. At most MOST_WOKEN are woken at once, so that a storm of them does not hold up the queue;
+-- whoever takes an entry wakes the next (pass_on() in take.lua).
+local MOST_WOKEN = 64
+
+local function wake(list, count)
+  for _ = 1, math.min(count, MOST_WOKEN) do redis.call('RPUSH', list, '1') end
+  redis.call('LTRIM', list, 0, MOST_WOKEN - 1)
 end

@@ -27,5 +27,5 @@ for ticket in string.gmatch(resolved, '%S+') do
   redis.call('HDEL', failures, ticket)
   redis.call('HDEL', deaths, ticket)
 end
-wake(tickets_wake)
+wake(tickets_wake, #issued)
 return 1

@@ -8,5 +8,5 @@
 for _, each in ipairs(issued) do
   redis.call('XADD', eval, '*', 't', each.ticket, 'a', '0', 'p', each.payload)
 end
-wake(eval_wake)
+wake(eval_wake, #issued)
 return 1

@@ -13,5 +13,5 @@ redis.call('HSET', live, ticket, 'tickets|' .. id .. '|' .. attempt)
 redis.call('XACK', scored, group, entry)
 redis.call('XDEL', scored, entry)
 unlink()
-wake(tickets_wake)
+wake(tickets_wake, 1)
 return 1

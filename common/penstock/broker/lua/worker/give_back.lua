@@ -1,7 +1,7 @@
 -- KEYS source dead scored live scored_wake episodes identity source_wake failures deaths
 -- ARGV group consumer entry ticket attempt reason stage payload parts kind digest
 -- ARGV has_failed has_died max_failures max_deaths
--- USES mine bury wake stranger
+-- USES mine bury wake stranger released
 --
 -- Makes an entry free at once. It counts the failure or the death of an engine, and buries an entry that has had too
 -- many of them; a failure under another configuration than the run's counts nothing.
@@ -20,7 +20,6 @@ if num_failures >= tonumber(max_failures) or num_deaths >= tonumber(max_deaths) 
   bury()
   return 'buried'
 end
--- A consumer of this name never beats, so that the next take claims what it holds.
-redis.call('XCLAIM', source, group, 'released', '0', entry, 'JUSTID')
-wake(source_wake)
+release(source, {entry})
+wake(source_wake, 1)
 return 'free'

@@ -1,5 +1,5 @@
 -- KEYS source target live target_wake completions texts episodes
--- KEYS beats policy failures deaths identity stages(stream wake)...
+-- KEYS beats policy failures deaths identity stages(stream wake looked)...
 -- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts texts_unread
 -- ARGV kind digest served_number served_lease idle_ms take_over limit
 -- USES mine locate wake take
@@ -19,7 +19,7 @@
 -- that it took the first time is free again after idle_ms.
 if is_stranger then return refused() end
 if not mine(source, entry) then return {'late', take()} end
-if has_new_parts == '1' and redis.call('EXISTS', completions, texts) < 2 then return {'no parts', {{}, {}}} end
+if has_new_parts == '1' and redis.call('EXISTS', completions, texts) < 2 then return {'no parts', {}} end
 local id = redis.call('XADD', target, '*', 't', ticket, 'a', attempt, 'p', payload, 'n', parts)
 if has_new_parts == '1' then
   redis.call('PERSIST', completions)
@@ -30,5 +30,5 @@ redis.call('UNLINK', episodes)
 redis.call('XACK', source, group, entry)
 redis.call('XDEL', source, entry)
 locate(target_stage .. '|' .. id .. '|' .. attempt)
-wake(target_wake)
+wake(target_wake, 1)
 return {'moved', take()}

@@ -1,0 +1,268 @@
+"""Who is woken for an entry, and when entries of dead holders are looked for: both must not grow with the workers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from penstock.broker import Delivery, Queue, Served, Stage, Worker, connect
+from penstock.broker.trainer import TrainerQueue
+from penstock.config import Config
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.services import Announcement
+from tests.integration.broker.queue_setup import (
+    expire_beat,
+    issue,
+    make_group,
+    make_ticket,
+    make_worker,
+)
+from tests.patience import ANSWER_SECONDS
+
+NEVER_SECONDS = 600.0
+
+
+async def taken(worker: Worker, stage: Stage = Stage.TICKETS) -> Delivery:
+    delivery = await worker.take(stage)
+    assert delivery is not None
+    return delivery
+
+
+@asynccontextmanager
+async def waiting(queue: Queue, workers: Sequence[Worker]) -> AsyncIterator[list["asyncio.Task[None]"]]:
+    """All workers wait for tickets, in this order, on the server."""
+    tasks: list[asyncio.Task[None]] = []
+    queue.longest_block_seconds = NEVER_SECONDS
+    for worker in workers:
+        assert await worker.take(Stage.TICKETS) is None
+        tasks.append(asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS)))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while (await queue.client.info("clients"))["blocked_clients"] < len(tasks):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_entry_wakes_the_one_that_has_waited_longest(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    async with waiting(queue, [make_worker(queue, queue_config) for _ in range(3)]) as tasks:
+        await issue(trainer, 0)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await tasks[0]
+        assert (await queue.client.info("clients"))["blocked_clients"] == 2
+
+
+async def test_each_entry_wakes_another(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+    async with waiting(queue, [make_worker(queue, queue_config) for _ in range(3)]) as tasks:
+        await issue(trainer, 0, 1, 2)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await asyncio.gather(*tasks)
+
+
+async def test_whoever_takes_wakes_the_next_while_entries_are_free(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """Also if the wake-up of an entry went to a worker that died of it."""
+    first, second = (make_worker(queue, queue_config) for _ in range(2))
+    async with waiting(queue, [first, second]) as tasks:
+        await issue(trainer, 0, 1)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await asyncio.gather(*tasks)
+    async with waiting_without_take(queue, make_worker(queue, queue_config)) as third:
+        await taken(first)  # the second never takes
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await third
+
+
+@asynccontextmanager
+async def waiting_without_take(queue: Queue, worker: Worker) -> AsyncIterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS))
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while not (await queue.client.info("clients"))["blocked_clients"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_more_entries_than_are_woken_at_once_are_all_taken_by_those_who_waited(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    number = 70  # 64 are woken, and wake the others
+    workers = [make_worker(queue, queue_config) for _ in range(number)]
+
+    async def take_one(worker: Worker) -> str:
+        while (delivery := await worker.take(Stage.TICKETS)) is None:
+            await worker.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS)
+        return delivery.ticket_key
+
+    queue.longest_block_seconds = NEVER_SECONDS
+    async with asyncio.timeout(ANSWER_SECONDS):
+        taking = [asyncio.create_task(take_one(worker)) for worker in workers]
+        while (await queue.client.info("clients"))["blocked_clients"] < number:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await issue(trainer, *range(number))
+        keys = await asyncio.gather(*taking)
+    assert sorted(map(int, keys)) == list(range(number))
+
+
+async def test_wakeups_of_entries_that_others_have_taken_are_forgotten(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    worker = make_worker(queue, queue_config)
+    await issue(trainer, *range(100))
+    wakeups = queue.keys.wake(Stage.TICKETS)
+    assert await queue.guard(queue.client.llen(wakeups)) == 64
+    for _ in range(100):
+        await taken(worker)
+    assert await worker.take(Stage.TICKETS) is None
+    assert await queue.client.exists(wakeups) == 0
+
+
+async def test_a_server_that_is_behind_takes_no_wakeup_from_others(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    announcement = Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number)
+    await trainer.issue([make_ticket(0)], announcement)
+    behind = make_worker(queue, queue_config)
+    assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
+    await behind.wait(Stage.TICKETS, timeout_seconds=0.001)
+    assert await queue.guard(queue.client.llen(queue.keys.wake(Stage.TICKETS))) == 1
+
+
+async def test_what_a_dead_worker_held_is_found_without_a_hand_in_time(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0)
+    dead, living = make_worker(queue, queue_config, "dead"), make_worker(queue, queue_config, "living")
+    first = await taken(dead)
+    await expire_beat(queue, dead)
+    await queue.client.set(queue.keys.looked(Stage.TICKETS), "1", px=100)  # somebody has looked just before
+    assert await living.take(Stage.TICKETS) is None
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while (found := await living.take(Stage.TICKETS)) is None:
+            await living.wait(Stage.TICKETS, timeout_seconds=0.05)
+    assert found.entry_id == first.entry_id
+
+
+async def test_one_worker_looks_for_all(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+    await issue(trainer, 0, 1)
+    dead, *living = (make_worker(queue, queue_config) for _ in range(3))
+    for _ in range(2):
+        await taken(dead)
+    await expire_beat(queue, dead)
+    assert (await taken(living[0])).ticket_key == "0"
+    assert await queue.client.pttl(queue.keys.looked(Stage.TICKETS)) > 0
+    assert (await taken(living[1])).ticket_key == "1"  # which the first look has made free
+
+
+async def test_a_look_that_has_not_found_all_is_followed_by_another(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    number = 1005
+    await issue(trainer, *range(number))
+    dead, living = make_worker(queue, queue_config, "dead"), make_worker(queue, queue_config, "living")
+    assert len(await dead.take_several(Stage.TICKETS, number)) == number
+    await expire_beat(queue, dead)
+    assert len(await living.take_several(Stage.TICKETS, number)) == 1000
+    assert len(await living.take_several(Stage.TICKETS, number)) == 5
+
+
+async def test_a_full_server_still_gives_out_what_lies_in_it(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """Else nobody could ever make room."""
+    await issue(trainer, 0, 1)
+    dead, living = make_worker(queue, queue_config, "dead"), make_worker(queue, queue_config, "living")
+    await taken(dead)
+    await living._beat()
+    await expire_beat(queue, dead)
+    try:
+        await queue.client.config_set("maxmemory", "1mb")
+        assert [(await taken(living)).ticket_key for _ in range(2)] == ["0", "1"]
+        assert await living.take(Stage.TICKETS) is None
+    finally:
+        await queue.client.config_set("maxmemory", "0")
+
+
+async def test_a_given_back_entry_wakes_one_and_is_in_nobodys_hands(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    worker = make_worker(queue, queue_config)
+    await issue(trainer, 0)
+    delivery = await taken(worker)
+    async with waiting(queue, [make_worker(queue, queue_config)]) as [task]:
+        await worker.give_back(delivery)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await task
+    assert await queue.whereabouts(0) == "which nobody has taken from tickets"
+
+
+async def test_a_wakeup_of_one_stage_does_not_leave_another_asleep(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """A worker that waits for two stages may take the entry of the one, with the wake-up of the other."""
+    both, tickets_only = make_worker(queue, queue_config), make_worker(queue, queue_config)
+    await trainer.issue_eval([make_ticket(7)])
+    await issue(trainer, 0)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await both.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS)
+    async with waiting_without_take(queue, tickets_only) as task:
+        delivery = await both.take(Stage.EVAL, Stage.TICKETS)
+        assert delivery is not None
+        assert delivery.stage is Stage.EVAL
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await task
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+async def test_consumers_that_are_dead_and_hold_nothing_are_forgotten_once_a_minute(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config, handed_over: bool
+) -> None:
+    await issue(trainer, 0)
+    empty, holding, living = (make_worker(queue, queue_config, name) for name in ("empty", "holding", "living"))
+    delivery = await taken(holding)
+    if handed_over:
+        assert await holding.hand_over(delivery, make_group(make_ticket(0)), Stage.ROLLOUTS)
+    assert await empty.take(Stage.TICKETS) is None
+    await expire_beat(queue, holding)
+    await expire_beat(queue, empty)
+    expected = {living.name} if handed_over else {living.name, holding.name}
+    await living._beat()
+    assert empty.name in await beating(queue)  # the first beat of a minute was before they died
+    await queue.delete([queue.keys.tidied])
+    await living._beat()
+    assert await beating(queue) == expected
+    consumers: Any = await queue.client.xinfo_consumers(queue.keys.stream(Stage.TICKETS), "penstock")
+    assert {each["name"].decode() for each in consumers} == expected - {living.name}
+
+
+async def beating(queue: Queue) -> set[str]:
+    found: Any = await queue.guard(queue.client.hkeys(queue.keys.beats))
+    return {name.decode() for name in found}
+
+
+async def test_two_connections_of_a_worker_are_enough(queue: Queue, queue_config: Config) -> None:
+    """A thousand workers are within a server's usual limit of ten thousand."""
+    other = await connect(queue_config)
+    try:
+        worker = Worker(other, "worker", queue_config.staleness)
+        before = int((await queue.client.info("clients"))["connected_clients"])
+        beating_on = asyncio.create_task(worker.keep_alive())
+        for _ in range(5):
+            assert await worker.take(Stage.TICKETS) is None
+            await worker.wait(Stage.TICKETS, timeout_seconds=0.01)
+        after = int((await queue.client.info("clients"))["connected_clients"])
+        beating_on.cancel()
+        assert after - before <= 2
+    finally:
+        await other.close()
