@@ -51,6 +51,7 @@ class Publisher:
         start = loop.time()
         services = await self._queue.services()
         servers = [each for each in services if _has_engine(each)]
+        await self._client.close_others([each.url for each in services])
         results = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
         fenced = {
             server.name: result for server, result in zip(servers, results, strict=True) if isinstance(result, str)

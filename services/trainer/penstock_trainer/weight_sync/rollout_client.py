@@ -1,6 +1,12 @@
-"""The trainer's HTTP client of rollout services. Owns the requests and the meaning of their answers."""
+"""The trainer's HTTP client of rollout services. Owns the requests and the meaning of their answers.
+
+Invariant: each service has a client of its own, which keeps its connection from push to push. The pool of one client
+for all holds 100 connections and looks through them for each request: what a push costs would grow with the square of
+the number of servers.
+"""
 
 import asyncio
+from collections.abc import Collection
 
 import httpx
 
@@ -18,20 +24,35 @@ class RolloutClient:
     """Requests to rollout services. Each fails with WeightsError, httpx.HTTPError or TimeoutError."""
 
     def __init__(self, config: Config) -> None:
-        self._client = httpx.AsyncClient(
-            headers=auth_headers(config.token),
-            timeout=httpx.Timeout(config.weights.push_timeout_seconds, connect=5.0),
-            trust_env=False,  # servers of this run are not behind a proxy
-        )
+        self._headers = auth_headers(config.token)
+        self._timeout = httpx.Timeout(config.weights.push_timeout_seconds, connect=5.0)
+        self._trusted = httpx.create_ssl_context(trust_env=False)  # reading the certificates takes 20 ms
+        self._clients: dict[str, httpx.AsyncClient] = {}
+
+    def _client(self, url: str) -> httpx.AsyncClient:
+        """The client of the service at `url`."""
+        if url not in self._clients:
+            self._clients[url] = httpx.AsyncClient(
+                headers=self._headers,
+                timeout=self._timeout,
+                verify=self._trusted,
+                trust_env=False,  # servers of this run are not behind a proxy
+            )
+        return self._clients[url]
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self.close_others(())
+
+    async def close_others(self, urls: Collection[str]) -> None:
+        """Close the connections to all services but these: the others are gone."""
+        gone = [self._clients.pop(url) for url in self._clients.keys() - set(urls)]
+        await asyncio.gather(*(client.aclose() for client in gone))
 
     async def put_weights(self, url: str, announcement: Announcement, source: Source) -> float:
         """Let the service load a version; returns the seconds for which generation was paused."""
         identity, body = announcement.identity, push_body(announcement, source)
         while True:
-            response = await self._client.put(f"{url}/v1/weights/{identity.number}", json=body)
+            response = await self._client(url).put(f"{url}/v1/weights/{identity.number}", json=body)
             if response.status_code != 503:
                 break
             await asyncio.sleep(BUSY_RETRY_SECONDS)
@@ -46,18 +67,18 @@ class RolloutClient:
 
     async def sleep(self, url: str, turn: Turn) -> bool:
         """Let the service's engine give up its GPU memory for a turn of the trainer; False: not yet, ask again."""
-        response = await self._client.post(f"{url}/v1/sleep", json=to_body(turn))
+        response = await self._client(url).post(f"{url}/v1/sleep", json=to_body(turn))
         if response.status_code not in (200, 503):
             raise WeightsError(f"HTTP {response.status_code}: {response.text[:300]}")
         return response.status_code == 200
 
     async def served(self, url: str) -> ServedWeights:
         """The version that the service serves, and its engine."""
-        return _served(await self._client.get(f"{url}/v1/weight_version"))
+        return _served(await self._client(url).get(f"{url}/v1/weight_version"))
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         """Let the service's engine join a group; returns when it has joined."""
-        response = await self._client.post(f"{url}/v1/weights/group", json=to_body(request))
+        response = await self._client(url).post(f"{url}/v1/weights/group", json=to_body(request))
         if response.status_code != 200:
             raise WeightsError(f"it did not join a group: HTTP {response.status_code}: {response.text[:300]}")
 

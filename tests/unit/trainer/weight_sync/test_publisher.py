@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -181,3 +182,37 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     async with Server([JSONResponse(SERVED)]).serving() as url:
         assert await push([rollout(url)]) == (("r",), {})
+
+
+async def test_each_server_keeps_its_connection_from_push_to_push_until_it_is_gone() -> None:
+    opened: list[tuple[str, asyncio.StreamWriter]] = []
+    body = json.dumps(SERVED).encode()
+
+    def answering(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            opened.append((name, writer))
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while True:
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            writer.close()
+
+        return answer
+
+    async with contextlib.AsyncExitStack() as stack:
+        records = []
+        for name in ("stays", "goes"):
+            server = await stack.enter_async_context(await asyncio.start_server(answering(name), "127.0.0.1", 0))
+            records.append(rollout(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", name))
+        registry, client = Registry(records), RolloutClient(config())
+        stack.push_async_callback(client.close)
+        publisher = Publisher(cast(Queue, registry), client, DiskTransport(cast(Staging, None)), ANSWER_SECONDS)
+        for _ in range(2):
+            assert (await publisher.push(WANTED)).live == ("stays", "goes")
+        registry.records = records[:1]
+        assert (await publisher.push(WANTED)).live == ("stays",)
+        assert sorted(name for name, _ in opened) == ["goes", "stays"]
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await dict(opened)["goes"].wait_closed()
+        assert not dict(opened)["stays"].is_closing()
