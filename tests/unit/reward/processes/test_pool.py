@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def obey(prompt, completion, answer, metadata):
     if completion == "spin":
         while True:
             pass
+    if completion == "library":
+        import json
+        return json.loads("no")
     if completion == "exit":
         sys.exit(7)
     if completion == "_exit":
@@ -127,11 +131,12 @@ async def test_results_come_in_order_and_results_that_are_no_number_fail(folder:
 
 
 async def test_what_a_function_raises_is_the_reason(folder: Path) -> None:
-    texts = ["raise", "exit", "surrogate", "unprintable", "one"]
+    texts = ["raise", "library", "exit", "surrogate", "unprintable", "one"]
     async with open_pool(section(folder)) as pool:
-        raised, left, surrogate, unprintable, after = await run(pool, texts)
+        raised, library, left, surrogate, unprintable, after = await run(pool, texts)
     assert (raised.kind, left.kind) == ("exception", "exception")
     assert raised.reason.startswith("KeyError: 'no such thing' (mine.py:")
+    assert re.search(r" \(mine\.py:\d+; raised at json/decoder\.py:\d+\)$", library.reason), library.reason
     assert left.reason.startswith("SystemExit: 7")
     assert surrogate.reason.startswith("ValueError: ?")
     assert unprintable.reason.startswith("Unprintable: <its message raises RuntimeError>")
