@@ -107,7 +107,7 @@ class CallLoop:
 def kind_of(error: BaseException) -> FailureKind:
     """Whether the cause may pass: the function declares that, or the network or the host raised the exception.
 
-    A library may hand on what the network raised as an exception of its own (httpx, openai); what it handled then counts.
+    A library may raise one of its own for it (httpx, openai): what it handled then counts.
     """
     chain = list(islice(_causes(error), MOST_CAUSES))
     if any(isinstance(each, NOT_PASSING) for each in chain):

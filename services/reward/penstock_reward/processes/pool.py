@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.absent_path import looked_for
 from penstock.config import RewardSection
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
@@ -151,7 +152,7 @@ class Pool:
 @asynccontextmanager
 async def open_pool(section: RewardSection) -> AsyncIterator[Pool]:
     """A pool whose functions are loaded; RewardError naming reward.functions if one cannot be."""
-    check_names(section.functions)
+    check_names(section.functions, section.modules_path)
     pool = Pool(section)
     try:
         with GroupGuard() as guard:
@@ -181,7 +182,10 @@ def modules_path(section: RewardSection) -> str:
         return ""
     folder = Path(section.modules_path).resolve()
     if not folder.is_dir():
-        raise RewardError(f"reward.modules_path is {section.modules_path!r} ({folder}); expected an existing folder")
+        raise RewardError(
+            f"reward.modules_path is {section.modules_path!r}; expected an existing folder; "
+            f"{looked_for(section.modules_path)}"
+        )
     return str(folder)
 
 

@@ -11,6 +11,7 @@ import penstock_reward
 from penstock.errors import RewardError
 from penstock.workers.guard import GroupGuard
 from penstock.workers.process import BrokenWorkerError, ChildProcess
+from penstock_reward.functions.registry import not_loaded
 from penstock_reward.processes.messages import (
     Accepted,
     Call,
@@ -70,10 +71,7 @@ class WorkerProcess:
                 f"it wrote: {self._child.output.tail or 'nothing'}"
             ) from None
         if isinstance(answer, Refused):
-            raise RewardError(
-                f"reward.functions names {answer.function!r}, which cannot be loaded: {answer.reason}; expected a "
-                f"built-in name, or module:function with the module under reward.modules_path ({start.modules_path!r})"
-            )
+            raise not_loaded(answer.function, answer.reason, start.modules_path)
         self._child.usable = True
         return answer.descriptions
 

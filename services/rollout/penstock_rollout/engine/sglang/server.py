@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from penstock.absent_path import looked_for
 from penstock.config import EngineSection
 from penstock.config.secrets import shown_url
 from penstock.contracts import PauseMode
@@ -177,9 +178,10 @@ def find_python(section: EngineSection) -> str:
     """The interpreter of the configuration; EngineStartError if there is none."""
     python = shutil.which(section.python)
     if python is None:
+        where = f"; {looked_for(section.python)}" if os.sep in section.python else ""
         raise EngineStartError(
             f"rollout.engine.python: {section.python!r} is no executable; expected the Python interpreter of "
-            "an environment with SGLang (`penstock envs` makes one), or rollout.engine.url of a running server"
+            f"an environment with SGLang (`penstock envs` makes one), or rollout.engine.url of a running server{where}"
         )
     return str(Path(python).absolute())
 
