@@ -168,8 +168,8 @@ class RewardSection(Section):
     retry_cap_seconds: Seconds = 10
     """Longest such wait."""
     breaker_failures: Annotated[int, Field(ge=0)] = 16
-    """This many such failures in a row open a function's breaker, if a call that was answered before now fails too
-    (docs/rewards.md): groups that need it are parked; 0: never."""
+    """This many such failures in a row, or three that were killed at their deadline, open a function's breaker, if a
+    call that was answered before now fails too (docs/rewards.md): groups that need it are parked; 0: never."""
     breaker_seconds: Seconds = 10
     """After this long, an open breaker lets a single call through; its success closes the breaker."""
 
