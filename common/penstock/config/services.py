@@ -49,7 +49,8 @@ class EngineSection(Section):
     memory_fraction: Fraction = 0.0
     """Share of the memory that is free at its start, for weights and key-value cache (`--mem-fraction-static`); 0: on a
     GPU that it shares with the trainer, the local launcher computes it, with `max_total_tokens`, from the trainer's
-    need (docs/gpu.md); else SGLang decides (on a CPU: 0.2)."""
+    need (docs/gpu.md); else SGLang decides (on a CPU: 0.9, or 0.4 without `max_total_tokens`). Its weights, and what
+    others take while it loads them, must stay below this share: else its start fails."""
     context_length: Annotated[int, Field(ge=0)] = 0
     """Context in tokens; 0: the model's. A prompt plus its completion must be shorter by 6: SGLang would cut it."""
     start_timeout_seconds: Seconds = 300
