@@ -188,14 +188,14 @@ async def test_temporary_files_of_an_engine_end_with_it_however_it_ends(make: Ma
         "file = tempfile.NamedTemporaryFile(delete=False)\n"
         f"pathlib.Path({str(tmp_path / 'folders')!r}).open('a').write(os.environ['TMPDIR'] + chr(10))\n"
     )
-    server = make(writes)
+    server = make(writes, START_SECONDS)
     await server.start()
     await server.start()
     os.kill(server.pid, signal.SIGKILL)
     await server.died()
     await server.stop()
     with pytest.raises(TransientStartError):
-        await make(writes + "sys.exit(3)").start()
+        await make(writes + "sys.exit(3)", START_SECONDS).start()
     folders = (tmp_path / "folders").read_text().split()
     assert len(set(folders)) == 3
     assert not any(map(os.path.exists, folders))
@@ -203,7 +203,8 @@ async def test_temporary_files_of_an_engine_end_with_it_however_it_ends(make: Ma
 
 async def test_an_engine_without_room_for_its_cache_says_whose_memory_it_was(make: Make) -> None:
     """SGLang speaks of a GPU there, on a CPU too."""
-    server = make("sys.exit('ValueError: Loaded weights leave no GPU memory for the KV cache under ...')")
+    words = "ValueError: Loaded weights leave no GPU memory for the KV cache under ..."
+    server = make(f"sys.exit({words!r})", START_SECONDS)
     with pytest.raises(TransientStartError, match=r"other processes took more .* raise that key; the end of"):
         await server.start()
 
