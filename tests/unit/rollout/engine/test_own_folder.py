@@ -38,8 +38,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_it_lies_in_the_users_temporary_folder_and_is_removed_with_all_that_is_in_it(short: Path) -> None:
     folder = OwnFolder({"TMPDIR": str(short)})
     assert folder.path.parent == short
-    assert folder.variables["TMPDIR"] == str(folder.path)
-    assert folder.variables["TORCHINDUCTOR_CACHE_DIR"].startswith(f"{short}/torchinductor_"), "compiled code is kept"
+    assert folder.variables("cpu") == {"TMPDIR": str(folder.path)}
+    assert folder.variables("cuda")["TORCHINDUCTOR_CACHE_DIR"].startswith(f"{short}/torchinductor_"), "it is kept"
     (folder.path / "socket").touch()
     folder.remove()
     folder.remove()

@@ -43,15 +43,13 @@ class OwnFolder:
             remove(left)
         self.path = self._made()
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """With which the engine uses it. What torch compiles outlives an engine, and stays where it was."""
-        with contextlib.suppress(KeyError, OSError):  # a user without a name
-            return {
-                "TMPDIR": str(self.path),
-                "TORCHINDUCTOR_CACHE_DIR": os.path.join(self._inherited, f"torchinductor_{getpass.getuser()}"),
-            }
-        return {"TMPDIR": str(self.path)}
+    def variables(self, device: str) -> dict[str, str]:
+        """With which the engine uses it. What torch compiles for a GPU outlives an engine, and stays where it was."""
+        found = {"TMPDIR": str(self.path)}
+        if device != "cpu":
+            with contextlib.suppress(KeyError, OSError):  # a user without a name
+                found["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(self._inherited, f"torchinductor_{getpass.getuser()}")
+        return found
 
     @property
     def _places(self) -> list[str]:

@@ -104,7 +104,7 @@ class StartedServer:
             overlap=self._overlap,
             gives_up_memory=self._gives_up_memory,
         )
-        inherited = {**self._environ, **folder.variables}
+        inherited = {**folder.variables(device), **self._environ, "TMPDIR": str(folder.path)}
         try:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             with self._log_path.open("ab") as log_file:
