@@ -5,6 +5,7 @@ Owns the rule that distinguishes a folder from a hub name.
 
 from pathlib import Path
 
+from penstock.absent_path import looked_for
 from penstock.errors import ConfigError
 
 
@@ -21,5 +22,5 @@ def check_model_path(path: str, key: str) -> None:
     if not path or (looks_local and not folder.is_dir()):
         raise ConfigError(
             f"{key} is {path!r}, which does not exist: expected a Hugging Face model folder "
-            "(config.json, model.safetensors, tokenizer files) or a hub name"
+            f"(config.json, model.safetensors, tokenizer files) or a hub name; {looked_for(path)}"
         )

@@ -49,7 +49,8 @@ class EngineSection(Section):
     memory_fraction: Fraction = 0.0
     """Share of the memory that is free at its start, for weights and key-value cache (`--mem-fraction-static`); 0: on a
     GPU that it shares with the trainer, the local launcher computes it, with `max_total_tokens`, from the trainer's
-    need (docs/gpu.md); else SGLang decides (on a CPU: 0.2)."""
+    need (docs/gpu.md); else SGLang decides (on a CPU: 0.9, or 0.4 without `max_total_tokens`). Its weights, and what
+    others take while it loads them, must stay below this share: else its start fails."""
     context_length: Annotated[int, Field(ge=0)] = 0
     """Context in tokens; 0: the model's. A prompt plus its completion must be shorter by 6: SGLang would cut it."""
     start_timeout_seconds: Seconds = 300
@@ -168,8 +169,8 @@ class RewardSection(Section):
     retry_cap_seconds: Seconds = 10
     """Longest such wait."""
     breaker_failures: Annotated[int, Field(ge=0)] = 16
-    """This many such failures in a row open a function's breaker, if a call that was answered before now fails too
-    (docs/rewards.md): groups that need it are parked; 0: never."""
+    """This many such failures in a row, or three that were killed at their deadline, open a function's breaker, if a
+    call that was answered before now fails too (docs/rewards.md): groups that need it are parked; 0: never."""
     breaker_seconds: Seconds = 10
     """After this long, an open breaker lets a single call through; its success closes the breaker."""
 

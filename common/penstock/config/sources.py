@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from penstock.absent_path import looked_for
 from penstock.config.keys import Key, find_key, holds_text, may_be_none
 from penstock.config.reference.hints import hint
 from penstock.errors import ConfigError
@@ -104,7 +105,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); expected a YAML file") from None
+        where = f"; {looked_for(str(path))}" if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); expected a YAML file{where}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path}: not UTF-8 ({error}); expected a YAML file") from None
     except _NotYamlError as error:

@@ -5,6 +5,9 @@ The arguments after the command (`--config FILE --key value ...`) go to `penstoc
 use services, or torch, import them when they run: another one must not depend on them, nor wait for them.
 """
 
+from penstock_launch.interrupts import EXIT_CODE, heed  # first: it answers Ctrl-C during the other imports
+
+# isort: split
 import argparse
 import logging
 import os
@@ -43,6 +46,8 @@ from penstock_launch.slurm.submit import launch_slurm
 from penstock_launch.typed import Typed
 from penstock_launch.watch.view import named_if_slow
 
+heed()
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
@@ -50,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_code = run(sys.argv[1:] if argv is None else argv)
     except SystemExit as ended:  # argparse's, with or without a usage
         exit_code = int(ended.code or 0)
+    except KeyboardInterrupt:  # before the command began; its own answer says more
+        exit_code = EXIT_CODE
     sys.exit(flushed(exit_code))
 
 

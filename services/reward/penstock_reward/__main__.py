@@ -43,7 +43,7 @@ async def start(config: Config) -> None:
 
             def record() -> ServiceRecord:
                 waiting_for = scoring.breakers.describe()
-                state = f"breaker open: {waiting_for}" if waiting_for else READY
+                state = f"breaker open: {waiting_for}" if waiting_for else pool.in_flight.describe() or READY
                 return ServiceRecord(ServiceKind.REWARD, worker.name, served.url, os.getpid(), state)
 
             await served.run(

@@ -26,7 +26,18 @@ def test_a_port_in_use_is_named_whatever_else_is_wrong(user: UserCommands) -> No
     found = lines_of(output)
     verdict, text = found["ports"]
     assert (verdict, f"127.0.0.1:{port}" in text, "set trainer.port" in text) == ("problem", True, True)
-    assert found["prompts"] == ("not looked at", "first correct the problem in 'what it names'")
+    assert found["prompts"] == ("not looked at", "first correct model")
+    assert found["rewards"][0] == "ok", "its rows are plain text, which needs no model"
+
+
+def test_one_look_names_all_problems_that_do_not_depend_on_each_other(user: UserCommands) -> None:
+    user.document["rollout"]["engine"]["python"] = "nowhere/python"
+    user.score_by("strict", "def strict(prompt, completion, answer, metadata):\n    raise KeyError('units')\n")
+    user.write_rows({"prompt": "1+1=", "answer": "2"}, {"prompt": "1+" * 130, "answer": "3"})
+    code, output = checked(user)
+    found = lines_of(output)
+    assert code == CONFIG_EXIT, output
+    assert [name for name, (verdict, _) in found.items() if verdict == "problem"] == ["SGLang", "rewards", "prompts"]
 
 
 def test_what_works_is_shown_with_prompts_lengths_and_scores(user: UserCommands) -> None:

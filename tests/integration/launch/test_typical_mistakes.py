@@ -109,13 +109,23 @@ MISTAKES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     ),
     "reward module": (
         setting("reward.functions", {"nowhere:strict": 1.0}),
-        "rewards",
+        "reward names",
         ("'nowhere:strict'", "No module named 'nowhere'", "reward.modules_path"),
     ),
     "reward function": (
-        setting("reward.functions", {"own:strict": 1.0}),
-        "rewards",
-        ("'own:strict'", "has no attribute 'strict'", "expected"),
+        setting("reward.functions", {"own:spraed": 1.0}),
+        "reward names",
+        ("'own:spraed'", "has no attribute 'spraed'", "did you mean 'own:spread'?", "expected"),
+    ),
+    "reward without its module": (
+        setting("reward.functions", {"spread": 1.0}),
+        "reward names",
+        ("names 'spread'", "did you mean 'own:spread'?"),
+    ),
+    "folder of data": (
+        setting("data.train.path", "dta/train.jsonl"),
+        "data.train",
+        ("dta/train.jsonl (data.train.path)", "the folder in which the command runs", "did you mean 'train.jsonl'?"),
     ),
     "reward that raises": (
         scored_by("strict", RAISES),
@@ -232,7 +242,7 @@ def pycache(user: UserCommands) -> set[str]:
     return {path.name for path in user.folder.glob("__pycache__/own.*.pyc")}
 
 
-@pytest.mark.parametrize("mistake", ["model", "batch", "interpreter", "resumed with a changed key"])
+@pytest.mark.parametrize("mistake", ["model", "batch", "interpreter", "reward function", "resumed with a changed key"])
 def test_a_launch_is_refused_before_it_starts_anything(user: UserCommands, mistake: str) -> None:
     change, subject, texts = MISTAKES[mistake]
     (user.folder / "runs").mkdir()

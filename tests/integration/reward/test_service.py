@@ -1,5 +1,7 @@
 """The reward service as a process, against a real queue: scores, errors at start, dead letters, its end."""
 
+import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -30,6 +32,7 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.contracts.stored_groups import Part, ScoredHeader, Stored, stored
+from penstock_launch.commands.status import NotRunningError, show_status
 from tests.integration.broker.queue_setup import part_keys, put
 from tests.patience import START_SECONDS
 
@@ -155,6 +158,29 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
         _, errors = process.communicate(timeout=START_SECONDS)
         assert process.returncode == 0, errors
         assert [each for each in await queue.services() if each.kind is ServiceKind.REWARD] == []
+    finally:
+        process.kill()
+        process.communicate()
+        await queue.close()
+
+
+async def test_a_call_that_hangs_is_in_the_status_long_before_its_deadline(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    path = configured(tmp_path, server, timeout_seconds=10 * START_SECONDS)
+    config = load(path)
+    queue = await connect(config)
+    process = start(path)
+    try:
+        await put(queue, Stage.ROLLOUTS, "0", stored(group(0, "hang", "1", "2")))
+        deadline = time.monotonic() + START_SECONDS
+        seen: list[str] = []
+        while not any(": mine:obey: 3 calls wait, the oldest for " in line for line in seen):
+            assert time.monotonic() < deadline, seen
+            assert process.poll() is None, process.communicate()
+            await asyncio.sleep(0.2)
+            with contextlib.suppress(NotRunningError):
+                seen = await asyncio.to_thread(show_status, config)
     finally:
         process.kill()
         process.communicate()

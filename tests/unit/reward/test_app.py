@@ -25,9 +25,20 @@ class FakeRunner:
         self.rule = rule
 
     async def run(
-        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        metadata: dict[str, Any],
+        calls: Sequence[Call],
+        *,
+        on_outcome: Callable[[Call, Outcome], None],
+        is_test: bool = False,
     ) -> list[Outcome]:
-        return [self.rule(call) for call in calls]
+        outcomes = [self.rule(call) for call in calls]
+        for call, outcome in zip(calls, outcomes, strict=True):
+            on_outcome(call, outcome)
+        return outcomes
 
 
 def client(runner: FakeRunner, token: SecretStr | None = None, **keys: Any) -> httpx.AsyncClient:

@@ -4,7 +4,7 @@
 
 Each part is started and asked as its service does it, on the GPU that a launch here would give it. Invariants: every
 wait has a deadline; however the look ends, by Ctrl-C and SIGTERM too, the engine has ended before it does, with all of
-its processes; its log and its sockets are in a temporary folder. Call it from the main thread, to which the engine is
+its processes; its log is in a temporary folder. Call it from the main thread, to which the engine is
 tied.
 """
 
@@ -81,7 +81,7 @@ def try_group(config: Config, environ: Mapping[str, str]) -> Found:
                 Path(folder) / "engine.log",
                 config.weights.pause_mode,
                 gives_up_memory=config.trainer.take_turns,
-                environ={**environ, "TMPDIR": folder},  # SGLang leaves its sockets there
+                environ=environ,
             )
             generated = _until_stopped(_generate(config, ticket, server))
     except (PenstockError, TimeoutError) as error:

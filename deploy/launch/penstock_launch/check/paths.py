@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from penstock.config import Config, DatasetSection
+from penstock.absent_path import looked_for
+from penstock.config import AgentSection, Config, DatasetSection
 from penstock.errors import ConfigError, PenstockError
 from penstock.model_path import check_model_path
+from penstock.workers.source_names import why_absent
 from penstock_launch.check.hub import hub_line
 from penstock_launch.check.precision import WHAT as PRECISION
 from penstock_launch.check.precision import precision_now
@@ -26,7 +28,8 @@ TITLE = "what it names"
 QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by then
 PROBE_SECONDS = 3 * QUICK_SECONDS  # the look at it ends first: a machine under load is no reason to refuse a launch
 FEW_ROWS = 10
-REFERENCE, INTERPRETER, REWARDS, RUN = "reference", "SGLang", "reward names", "earlier run"
+REFERENCE, INTERPRETER, RUN = "reference", "SGLang", "earlier run"
+TRAIN, HELD_OUT, REWARDS, ENVIRONMENT = "data.train", "data.eval", "reward names", "environment"
 
 
 def quick(config: Config) -> Group:
@@ -42,9 +45,10 @@ def looks(config: Config) -> list[Look]:
         Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
         *([Look(TITLE, REFERENCE, partial(_reference, config))] if config.ref.path and config.kl_ctl else []),
         Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
-        Look(TITLE, "data.train", lambda: [rows_line(config, config.data.train, "data.train")]),
-        *([Look(TITLE, "data.eval", partial(_held_out, config, held_out))] if held_out else []),
+        Look(TITLE, TRAIN, lambda: [rows_line(config, config.data.train, TRAIN)]),
+        *([Look(TITLE, HELD_OUT, partial(_held_out, config, held_out))] if held_out else []),
         Look(TITLE, REWARDS, lambda: [rewards_line(config)]),
+        *([Look(TITLE, ENVIRONMENT, partial(_environment, config.agent))] if config.agent.environment else []),
         Look(TITLE, PRECISION, lambda: precision_now(config)),
         Look(TITLE, RUN, lambda: run_lines(config)),
     ]
@@ -78,7 +82,7 @@ def interpreter_line(config: Config) -> Line:
 
 
 def _held_out(config: Config, section: DatasetSection) -> Sequence[Line]:
-    return [rows_line(config, section, "data.eval")]
+    return [rows_line(config, section, HELD_OUT)]
 
 
 def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
@@ -99,7 +103,7 @@ def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
     try:
         rows = load_rows(few, key, of_episodes=config.agent.enabled)
         require_rewards(rows, config.reward.functions)
-        if key == "data.train":
+        if key == TRAIN:
             require_batch(rows, config.data.batch_size, section.path)
     except PenstockError as error:
         return problem(key, str(error), advice)
@@ -113,23 +117,41 @@ def _dataset(section: DatasetSection, key: str) -> Line:
         check_model_path(section.path, f"{key}.path")  # the same rule tells a folder from a name on the hub
     except ConfigError:
         seen = (
-            f"{key}.path is {section.path!r}, which does not exist: expected a dataset's folder or file, or a hub name"
+            f"{key}.path is {section.path!r}, which does not exist: expected a dataset's folder or file, or a hub "
+            f"name; {looked_for(section.path)}"
         )
         return problem(key, seen, f"Set {key}.path to a dataset that is there.")
     return not_looked_at(key, f"{section.path} is a name on Hugging Face's hub, loaded with the prompts")
 
 
 def rewards_line(config: Config) -> Line:
-    """Of the names in reward.functions; nothing is imported."""
-    from penstock_reward.functions.registry import check_names
+    """Of the names in reward.functions, and of the sources of the user's own; nothing is imported."""
+    from penstock_reward.functions.registry import check_names, check_sources
     from penstock_reward.processes.pool import modules_path
 
+    section = config.reward
     try:
-        check_names(config.reward.functions)
-        folder = modules_path(config.reward)
+        check_names(section.functions, section.modules_path)
+        folder = modules_path(section)
+        check_sources(section.functions, folder)
     except PenstockError as error:
         return problem(REWARDS, str(error), "Set reward.functions and reward.modules_path to functions that are there.")
-    return ok(REWARDS, ", ".join(config.reward.functions) + (f", from {folder}" if folder else ""))
+    return ok(REWARDS, ", ".join(section.functions) + (f", from {folder}" if folder else ""))
+
+
+def _environment(section: AgentSection) -> list[Line]:
+    """Of the class or function that makes episodes; nothing is imported."""
+    from penstock_agent.environments.worker import modules_folder
+
+    try:
+        folder = modules_folder(section)
+    except PenstockError as error:
+        return [problem(ENVIRONMENT, str(error), "Set agent.modules_path to the folder of the module.")]
+    if ":" in section.environment and (reason := why_absent(section.environment, str(folder))):
+        seen = f"agent.environment names {section.environment!r}, which cannot be imported: {reason}"
+        advice = f"Set agent.environment to module:name, with the module under agent.modules_path ({folder})."
+        return [problem(ENVIRONMENT, seen, advice)]
+    return [ok(ENVIRONMENT, f"{section.environment}, from {folder}")]
 
 
 def run_lines(config: Config) -> list[Line]:

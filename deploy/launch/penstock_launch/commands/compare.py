@@ -1,6 +1,7 @@
 """`penstock compare`: how runs differ, in their configurations and in what came of them.
 
-Figures are of all lives of a run (`penstock.records.figures`); rewards are also shown after the same numbers of steps,
+A key that was changed when a run was resumed has all its values, each with the step that it holds from. Figures are of
+all lives of a run (`penstock.records.figures`); rewards are also shown after the same numbers of steps,
 which is the only fair comparison of runs of which one is longer.
 """
 
@@ -9,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from penstock.config.changes import Settings, differences
 from penstock.config.keys import flat
+from penstock.contracts.ledger import StepRecord
 from penstock.errors import ConfigError
 from penstock.readable import cut
 from penstock.records import RunRecords, find_run, list_runs
 from penstock.records.figures import REWARD_WINDOW_STEPS
+from penstock.records.files import STEP_FILES, read_document
 from penstock_launch.commands.columns import columns
 from penstock_launch.watch.figures import UNKNOWN, duration, number
 from penstock_launch.watch.report import share
@@ -55,17 +59,45 @@ def _distinct_names(runs: Sequence[RunRecords]) -> list[str]:
 
 def _differences(runs: Sequence[RunRecords]) -> Iterator[list[str]]:
     configs = [dict(flat(run.config())) for run in runs]
+    changes = [_changes(run) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config if key not in OF_THE_RUN)
     for key in keys:
         values = [_value(config, key) for config in configs]
-        if len(set(values)) > 1:
-            yield [key, *(cut(value, VALUE_CHARACTERS) for value in values)]
+        if len(set(values)) > 1 or any(key in changed for changed in changes):
+            shown = [cut(value, VALUE_CHARACTERS) for value in values]
+            yield [key, *(changed.get(key, value) for changed, value in zip(changes, shown, strict=True))]
+
+
+def _changes(run: RunRecords) -> dict[str, str]:
+    """By key: its values over the lives of a run, of those that were changed after the first step."""
+    found: dict[str, str] = {}
+    before: Settings = {}
+    for step, settings in _settings(run):
+        for key, old, new in differences(before, settings):
+            first = found.get(key) or cut(_shown(old), VALUE_CHARACTERS)
+            found[key] = f"{first} -> {cut(_shown(new), VALUE_CHARACTERS)} at step {step}"
+        before = settings
+    return found
+
+
+def _settings(run: RunRecords) -> Iterator[tuple[int, Settings]]:
+    """Each configuration that steps were trained with, and the first of them; none that cannot be read."""
+    digest = ""
+    for record in run.ledger():
+        if not isinstance(record, StepRecord) or record.settings in ("", digest):
+            continue
+        digest = record.settings
+        if settings := read_document(run.folder / STEP_FILES / f"settings-{digest}.json"):
+            yield record.step, settings
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:
     if key not in config:
         return ABSENT
-    value = config[key]
+    return _shown(config[key])
+
+
+def _shown(value: object) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 

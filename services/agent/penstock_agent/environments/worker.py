@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 import penstock_agent
+from penstock.absent_path import looked_for
 from penstock.config import AgentSection
 from penstock.errors import ConfigError
 from penstock.workers.frames import Message
@@ -211,5 +212,8 @@ def modules_folder(section: AgentSection) -> Path:
     """The folder of the user's modules and programs. ConfigError unless it exists."""
     folder = Path(section.modules_path).resolve()
     if not folder.is_dir():
-        raise ConfigError(f"agent.modules_path is {section.modules_path!r} ({folder}); expected an existing folder")
+        raise ConfigError(
+            f"agent.modules_path is {section.modules_path!r}; expected an existing folder; "
+            f"{looked_for(section.modules_path)}"
+        )
     return folder

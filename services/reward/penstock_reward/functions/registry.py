@@ -1,7 +1,8 @@
 """Names of reward functions: the built-in ones, and how a name becomes a function.
 
 Owns the list. A name is built in, or `module:function` of the user's own (`package.module:object.attribute` too).
-Checking names is cheap and happens in the service; loading imports code and happens only in worker processes.
+Checking names and sources is cheap and happens in the service; loading imports code, and happens only in worker
+processes.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from typing import Any
 
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
+from penstock.workers.source_names import functions_in, nearest, why_absent
 from penstock_reward.functions.mathematics import make_math
 from penstock_reward.functions.reasoning_tasks import make_reasoning_gym
 from penstock_reward.functions.text import exact_match, format_regex, gsm8k, numeric
@@ -51,18 +53,33 @@ def _itself(function: RewardFunction) -> RewardFunction:
     return function
 
 
-def check_names(names: Iterable[str]) -> None:
-    """RewardError for the first name that no function can have."""
+def check_names(names: Iterable[str], folder: str = "") -> None:
+    """RewardError for the first name that no function can have. folder: of the user's modules, for a hint."""
     known = [*builtins(), ENVIRONMENT_REWARD]
     for name in names:
         module, separator, function = name.partition(":")
         if name in known or (separator and module and function):
             continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = next(iter(difflib.get_close_matches(name, known, n=1)), "") or nearest(name, functions_in(folder))
+        hint = f"; did you mean {near!r}?" if near else ""
         raise RewardError(
             f"reward.functions names {name!r}; expected one of {', '.join(sorted(known))}, or module:function{hint}"
         )
+
+
+def check_sources(names: Iterable[str], folder: str) -> None:
+    """RewardError for the first of the user's functions whose import is certain to fail; nothing is imported."""
+    for name in names:
+        if ":" in name and (reason := why_absent(name, folder)):
+            raise not_loaded(name, reason, folder)
+
+
+def not_loaded(name: str, reason: str, folder: str) -> RewardError:
+    """The error of a function that cannot be loaded."""
+    return RewardError(
+        f"reward.functions names {name!r}, which cannot be loaded: {reason}; expected a built-in name, or "
+        f"module:function with the module under reward.modules_path ({folder!r})"
+    )
 
 
 def load(name: str) -> RewardFunction:

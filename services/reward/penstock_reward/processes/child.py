@@ -8,6 +8,8 @@ import asyncio
 import inspect
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -29,6 +31,7 @@ from penstock_reward.processes.messages import (
 )
 
 PASSING = (TransientRewardError, OSError)  # connection errors and TimeoutError are OSErrors
+MOST_CAUSES = 8
 NOT_PASSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -47,6 +50,7 @@ class CallLoop:
         self._runner = runner
         self._functions: dict[str, RewardFunction] = {}
         self._unavailable: dict[str, str] = {}
+        self._folder = ""
 
     def serve(self) -> None:
         while True:
@@ -62,7 +66,8 @@ class CallLoop:
 
     def _start(self, message: Start) -> Started | Refused:
         if message.modules_path:
-            sys.path.insert(0, message.modules_path)
+            self._folder = message.modules_path
+            sys.path.insert(0, self._folder)
         for name in message.functions:
             self._load(name)
             if name in self._unavailable:
@@ -76,7 +81,7 @@ class CallLoop:
             self._functions[name] = load(name)
         except BaseException as error:
             # An exception of the user's module at import, sys.exit() included, is a reason and never ends this process.
-            self._unavailable[name] = describe(error, __file__)
+            self._unavailable[name] = describe(error, __file__, self._folder)
 
     def _outcome(self, batch: CallBatch, call: Call) -> Outcome:
         function = self._functions.get(call.function)
@@ -96,14 +101,24 @@ class CallLoop:
             return judged(value, time.perf_counter() - started)
         except BaseException as error:
             # Likewise: a function that raises, SystemExit and KeyboardInterrupt included, is a failed call.
-            return _failure(kind_of(error), describe(error, __file__), time.perf_counter() - started)
+            return _failure(kind_of(error), describe(error, __file__, self._folder), time.perf_counter() - started)
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """Whether the cause may pass: the function declares that, or the network or the host raised the exception."""
-    if isinstance(error, NOT_PASSING):
+    """Whether the cause may pass: the function declares that, or the network or the host raised the exception.
+
+    A library may raise one of its own for it (httpx, openai): what it handled then counts.
+    """
+    chain = list(islice(_causes(error), MOST_CAUSES))
+    if any(isinstance(each, NOT_PASSING) for each in chain):
         return "exception"
-    return "transient" if isinstance(error, PASSING) else "exception"
+    return "transient" if any(isinstance(each, PASSING) for each in chain) else "exception"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # httpcore raises `from None` what the socket raised
 
 
 async def _awaited(value: Any) -> Any:

@@ -14,18 +14,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from penstock.absent_path import looked_for
 from penstock.config import RewardSection
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.errors import RewardError
 from penstock.workers.frames import frame
 from penstock.workers.guard import GroupGuard
 from penstock_reward.functions.registry import check_names
+from penstock_reward.processes.in_flight import InFlight
 from penstock_reward.processes.messages import Call, CallBatch, Outcome, Start
 from penstock_reward.processes.process import WorkerProcess
 
@@ -36,10 +39,21 @@ MAX_RESTARTS = 5  # of one slot in a row: functions that loaded at start and no 
 RESTART_SECONDS = 0.5  # before the first of them, doubled each time
 
 
-@dataclass(frozen=True)
+OnOutcome = Callable[[Call, Outcome], None]
+
+
+@dataclass(frozen=True, order=True)
 class _Job:
-    batch: CallBatch
-    outcomes: "asyncio.Future[list[Outcome]]"
+    """turn: its order among those that wait. on_outcome: gets each outcome at once, until `outcomes` is cancelled."""
+
+    turn: tuple[bool, int]
+    batch: CallBatch = field(compare=False)
+    on_outcome: OnOutcome = field(compare=False)
+    outcomes: "asyncio.Future[list[Outcome]]" = field(compare=False)
+
+    def ended(self, call: Call, outcome: Outcome) -> None:
+        if not self.outcomes.done():
+            self.on_outcome(call, outcome)
 
 
 class Pool:
@@ -50,7 +64,9 @@ class Pool:
         self._start = Start(
             tuple(name for name in section.functions if name != ENVIRONMENT_REWARD), modules_path(section)
         )
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._jobs: asyncio.PriorityQueue[_Job] = asyncio.PriorityQueue()
+        self._turns = count()
+        self.in_flight = InFlight()
         self._num_started = 0
         self._all_started = asyncio.Event()
         self.num_ready = 0
@@ -68,9 +84,21 @@ class Pool:
         await self._all_started.wait()
 
     async def run(
-        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        metadata: dict[str, Any],
+        calls: Sequence[Call],
+        *,
+        on_outcome: OnOutcome = lambda call, outcome: None,
+        is_test: bool = False,
     ) -> list[Outcome]:
-        """One outcome per call, in order. RewardError if the arguments cannot be packed."""
+        """One outcome per call, in order. RewardError if the arguments cannot be packed.
+
+        on_outcome: gets each outcome as soon as it is known. is_test: the calls show whether a function works, and come
+        before all others that wait. A caller that is cancelled gives up the calls that have not begun.
+        """
         try:
             whole = CallBatch(prompt, tuple(completions), answer, msgspec.msgpack.encode(metadata), tuple(calls))
             frame(whole)
@@ -79,23 +107,32 @@ class Pool:
                 f"prompt, completions or metadata cannot be packed: {error}; expected plain JSON"
             ) from None
         parts = split(calls, max(1, self.num_idle))
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._run_part(whole, part)) for part in parts]
+        with self.in_flight.asked(calls) as answered:
+
+            def ended(call: Call, outcome: Outcome) -> None:
+                answered(call)
+                on_outcome(call, outcome)
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._run_part(whole, part, ended, is_test)) for part in parts]
         return [outcome for task in tasks for outcome in task.result()]
 
-    async def _run_part(self, whole: CallBatch, calls: tuple[Call, ...]) -> list[Outcome]:
+    async def _run_part(
+        self, whole: CallBatch, calls: tuple[Call, ...], on_outcome: OnOutcome, is_test: bool
+    ) -> list[Outcome]:
         outcomes: list[Outcome] = []
         num_lost = 0
         while len(outcomes) < len(calls):
             batch = msgspec.structs.replace(whole, calls=calls[len(outcomes) :])
-            job = _Job(batch, asyncio.get_running_loop().create_future())
+            job = _Job((not is_test, next(self._turns)), batch, on_outcome, asyncio.get_running_loop().create_future())
             self._jobs.put_nowait(job)
             some = await job.outcomes
             outcomes += some
             num_lost = 0 if some else num_lost + 1
             if num_lost == MAX_LOST_JOBS:
                 reason = f"{num_lost} worker processes were lost before the call began; their output is in the log"
-                outcomes.append(Outcome(None, 0.0, "died", reason))
+                on_outcome(calls[len(outcomes)], lost := Outcome(None, 0.0, "died", reason))
+                outcomes.append(lost)
                 num_lost = 0
         return outcomes
 
@@ -141,7 +178,7 @@ class Pool:
                     self.num_idle -= 1
                 if job.outcomes.cancelled():
                     continue
-                outcomes = await process.run(job.batch)
+                outcomes = await process.run(job.batch, self.in_flight, job.ended)
                 if not job.outcomes.done():
                     job.outcomes.set_result(outcomes)
         finally:
@@ -151,7 +188,7 @@ class Pool:
 @asynccontextmanager
 async def open_pool(section: RewardSection) -> AsyncIterator[Pool]:
     """A pool whose functions are loaded; RewardError naming reward.functions if one cannot be."""
-    check_names(section.functions)
+    check_names(section.functions, section.modules_path)
     pool = Pool(section)
     try:
         with GroupGuard() as guard:
@@ -181,7 +218,10 @@ def modules_path(section: RewardSection) -> str:
         return ""
     folder = Path(section.modules_path).resolve()
     if not folder.is_dir():
-        raise RewardError(f"reward.modules_path is {section.modules_path!r} ({folder}); expected an existing folder")
+        raise RewardError(
+            f"reward.modules_path is {section.modules_path!r}; expected an existing folder; "
+            f"{looked_for(section.modules_path)}"
+        )
     return str(folder)
 
 

@@ -6,11 +6,14 @@ killed, and it is never used again (`usable`); the descendants end with the serv
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import penstock_reward
 from penstock.errors import RewardError
 from penstock.workers.guard import GroupGuard
 from penstock.workers.process import BrokenWorkerError, ChildProcess
+from penstock_reward.functions.registry import not_loaded
+from penstock_reward.processes.in_flight import InFlight
 from penstock_reward.processes.messages import (
     Accepted,
     Call,
@@ -70,17 +73,17 @@ class WorkerProcess:
                 f"it wrote: {self._child.output.tail or 'nothing'}"
             ) from None
         if isinstance(answer, Refused):
-            raise RewardError(
-                f"reward.functions names {answer.function!r}, which cannot be loaded: {answer.reason}; expected a "
-                f"built-in name, or module:function with the module under reward.modules_path ({start.modules_path!r})"
-            )
+            raise not_loaded(answer.function, answer.reason, start.modules_path)
         self._child.usable = True
         return answer.descriptions
 
-    async def run(self, batch: CallBatch) -> list[Outcome]:
+    async def run(
+        self, batch: CallBatch, in_flight: InFlight, on_outcome: Callable[[Call, Outcome], None]
+    ) -> list[Outcome]:
         """Outcomes of the calls in order. Fewer than calls if the process is lost: the last one then failed.
 
         An empty list if it was lost before the first call began: no call was at fault, and all may be repeated.
+        in_flight: is told of each call. on_outcome: gets each outcome at once.
         """
         outcomes: list[Outcome] = []
         try:
@@ -92,8 +95,11 @@ class WorkerProcess:
             self._child.kill()
             return outcomes
         for call in batch.calls:
-            outcome = await self._outcome(call)
+            with in_flight.running(call.function) as ended:
+                outcome = await self._outcome(call)
+                ended(outcome)
             outcomes.append(outcome)
+            on_outcome(call, outcome)
             if not self.usable:
                 break
         return outcomes

@@ -30,10 +30,18 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Runner(Protocol):
-    """Runs calls: `pool.Pool`."""
+    """Runs calls: `pool.Pool.run`."""
 
     async def run(
-        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        metadata: dict[str, Any],
+        calls: Sequence[Call],
+        *,
+        on_outcome: Callable[[Call, Outcome], None],
+        is_test: bool = False,
     ) -> list[Outcome]: ...
 
 
@@ -98,9 +106,12 @@ class Attempts:
                 await self._sleep(back_off_seconds(attempt, self._section, self._random))
             failed: list[Call] = []
             for some in self._rounds(due):
-                if may_park and self.blocked_by:
-                    return None
-                failed += await self._call(some)
+                if may_park:
+                    if (still_failed := await self._call_until_blocked(some)) is None:
+                        return None
+                    failed += still_failed
+                else:
+                    failed += await self._call(some)
             due = failed
             if not due:
                 break
@@ -127,7 +138,7 @@ class Attempts:
             self._num_probes += 1
             try:
                 probe = next(call for call in self._due if call.function == breaker.function)
-                if await self._call([probe]):  # the next probe uses another completion
+                if await self._call([probe], is_test=True):  # the next probe uses another completion
                     self._due.remove(probe)
                     self._due.append(probe)
                     await self._repeat_reference(breaker)
@@ -139,34 +150,78 @@ class Attempts:
         size = self._section.breaker_failures or max(1, len(calls))
         return [calls[first : first + size] for first in range(0, len(calls), size)]
 
-    async def _call(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls that failed as in an outage; the others are settled."""
-        failed = []
-        for call, outcome in zip(calls, await self._runner.run(*self._request, calls), strict=True):
-            self._outcomes[call] = outcome
-            self._metrics.call_ended(call.function, outcome)
-            breaker = self._breakers.of(call.function)
-            if outcome.kind == "timeout" and call.function in self._pure:
-                self._due.remove(call)
-            elif outcome.kind in OUTAGE_KINDS:
+    async def _call_until_blocked(self, calls: Sequence[Call]) -> list[Call] | None:
+        """As `_call`; None if a breaker is open, or opens meanwhile: what has not been answered by then stays due."""
+        if self.blocked_by:
+            return None
+        breakers = [self._breakers.of(name) for name in dict.fromkeys(call.function for call in calls)]
+        called = asyncio.create_task(self._call(calls))
+        opened = [asyncio.create_task(breaker.opened.wait()) for breaker in breakers]
+        try:
+            await asyncio.wait({called, *opened}, return_when=asyncio.FIRST_COMPLETED)
+            return called.result() if called.done() else None
+        finally:
+            for task in (called, *opened):
+                task.cancel()
+            await asyncio.gather(called, *opened, return_exceptions=True)
+
+    async def _call(self, calls: Sequence[Call], *, is_test: bool = False) -> list[Call]:
+        """The calls that failed as in an outage; the others are settled. Each counts as soon as it is answered."""
+        failed: list[Call] = []
+        tests: list[asyncio.Task[None]] = []
+
+        def ended(call: Call, outcome: Outcome) -> None:
+            if not self._settle(call, outcome):
                 failed.append(call)
-                breaker.failed(outcome.reason, self._place, declared=outcome.kind == "transient")
-            else:
-                self._due.remove(call)
-                prompt, completions, answer, metadata = self._request
-                breaker.answered(AnsweredCall(prompt, completions[call.completion], answer, metadata, outcome.seconds))
-        for name in dict.fromkeys(call.function for call in failed):
-            breaker = self._breakers.of(name)
-            if breaker.is_suspect and not await self._repeat_reference(breaker):
-                breaker.open()
+                breaker = self._breakers.of(call.function)
+                if breaker.is_suspect:
+                    tests.append(asyncio.create_task(self._test(breaker)))
+
+        try:
+            await self._runner.run(*self._request, calls, on_outcome=ended, is_test=is_test)
+            await asyncio.gather(*tests)
+        finally:
+            for test in tests:
+                test.cancel()
+            await asyncio.gather(*tests, return_exceptions=True)
         return failed
+
+    def _settle(self, call: Call, outcome: Outcome) -> bool:
+        """Whether the call needs no other attempt: it was answered, or has failed for good."""
+        self._outcomes[call] = outcome
+        self._metrics.call_ended(call.function, outcome)
+        breaker = self._breakers.of(call.function)
+        hung = outcome.kind == "timeout"
+        if outcome.kind in OUTAGE_KINDS and not (hung and call.function in self._pure):
+            declared = outcome.kind == "transient"
+            breaker.failed(outcome.reason, self._place, declared=declared, hung=hung)
+            return False
+        self._due.remove(call)
+        if not hung:
+            prompt, completions, answer, metadata = self._request
+            breaker.answered(AnsweredCall(prompt, completions[call.completion], answer, metadata, outcome.seconds))
+        return True
+
+    async def _test(self, breaker: Breaker) -> None:
+        """Open a breaker if a call that was answered before is not answered now."""
+        if not breaker.is_suspect:  # another group has begun the same
+            return
+        with breaker.tested():
+            if not await self._repeat_reference(breaker) and breaker.has_too_many:
+                breaker.open()
 
     async def _repeat_reference(self, breaker: Breaker) -> bool:
         """Whether a call that was answered before is answered again: then the failures are the completions' own."""
         if (known := breaker.reference) is None:
             return False
         [outcome] = await self._runner.run(
-            known.prompt, (known.completion,), known.answer, known.metadata, [Call(breaker.function, 0)]
+            known.prompt,
+            (known.completion,),
+            known.answer,
+            known.metadata,
+            [Call(breaker.function, 0)],
+            on_outcome=lambda call, outcome: None,
+            is_test=True,
         )
         self._metrics.call_ended(breaker.function, outcome)
         if outcome.kind in OUTAGE_KINDS:

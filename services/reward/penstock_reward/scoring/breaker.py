@@ -8,12 +8,15 @@ Invariants: failures of one prompt open no breaker of a function that can still 
 breaker that is half open; the group that probes changes with every probe, so that one group at fault keeps no breaker
 open for the others; when a breaker closes, the waiting groups continue in their order. No I/O.
 
-       N failures in a row, and an answered                cool-down is over
+       many failures in a row, and an answered             cool-down is over
        call that fails when it is repeated
       closed ---------------------> open -------------------------> half-open
         ^                             ^                                |  |
         |                             '---- the probe fails -----------'  |
         '---------------------------------- any call answers -------------'
+
+Each attempt counts as soon as it has failed. Many are `limit`, or MOST_HANGS that were killed at their deadline: a
+suspicion costs one repeated call, and a function that hangs would need minutes for `limit` failures.
 
 Before the first answer there is no call to repeat. Then failures of two prompts open it, and failures of one if the
 function declared them (`transient`).
@@ -22,7 +25,8 @@ function declared them (`transient`).
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -30,6 +34,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MAX_REASON_CHARS = 160
+MOST_HANGS = 3  # killed at their deadline, in a row: each has cost a process that long, so there are no `limit` of them
 MIN_PROMPTS = 2  # that fail before any call was answered: failures of one prompt may be its own fault
 NUM_ANSWERED = 16  # calls kept; more than the trivial ones, such as empty completions, that come in a row
 
@@ -64,15 +69,18 @@ class Breaker:
     """The breaker of one function."""
 
     def __init__(self, function: str, limit: int, cooldown_seconds: float, on_change: "OnChange") -> None:
-        """`limit`: failures in a row that open it; 0: it never opens."""
+        """`limit`: failures in a row that make it suspect; 0: it never opens."""
         self.function = function
         self.state = BreakerState.CLOSED
         self._limit = limit
         self._cooldown_seconds = cooldown_seconds
         self._on_change = on_change
-        self._num_failures = 0
+        self.opened = asyncio.Event()
+        """Set while it keeps calls back."""
+        self._num_failures = self._num_hangs = 0
         self._failed_groups: set[int] = set()
         self._declared = False
+        self._is_tested = False
         self._last_reason = ""
         self._answered: deque[AnsweredCall] = deque(maxlen=NUM_ANSWERED)
         self._waiting: list[_Waiter] = []
@@ -89,13 +97,28 @@ class Breaker:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it is closed, and only a repeat of the reference call can show if it must open."""
-        return self.state is BreakerState.CLOSED and 0 < self._limit <= self._num_failures and bool(self._answered)
+        """Whether it is closed, and only a repeat of the reference call can show if it must open; nobody makes it."""
+        return self.has_too_many and bool(self._answered) and not self._is_tested
+
+    @property
+    def has_too_many(self) -> bool:
+        """Whether there are as many failures in a row as make it suspect, while it is closed."""
+        many = self._num_failures >= self._limit or self._num_hangs >= min(self._limit, MOST_HANGS)
+        return self.state is BreakerState.CLOSED and self._limit > 0 and many
+
+    @contextmanager
+    def tested(self) -> Iterator[None]:
+        """While somebody repeats the reference call."""
+        self._is_tested = True
+        try:
+            yield
+        finally:
+            self._is_tested = False
 
     def answered(self, call: AnsweredCall) -> None:
         """A call was answered."""
         self._answered.append(call)
-        self._num_failures = 0
+        self._num_failures = self._num_hangs = 0
         self._failed_groups.clear()
         self._declared = False
         if self.state is BreakerState.CLOSED:
@@ -108,15 +131,18 @@ class Breaker:
             if not waiter.admitted.done():
                 waiter.admitted.set_result(False)
 
-    def failed(self, reason: str, group: int, *, declared: bool) -> None:
-        """A call of a group failed as in an outage; `declared`: the function raised, and was not killed."""
+    def failed(self, reason: str, group: int, *, declared: bool, hung: bool = False) -> None:
+        """An attempt of a group failed as in an outage. Call it at once.
+
+        `declared`: the function raised, and was not killed. `hung`: it was killed at its deadline.
+        """
         self._num_failures += 1
+        self._num_hangs += hung
         self._failed_groups.add(group)
         self._declared |= declared
         self._last_reason = " ".join(reason.split())[:MAX_REASON_CHARS]
-        too_many = self.state is BreakerState.CLOSED and 0 < self._limit <= self._num_failures
         certain = not self._answered and (self._declared or len(self._failed_groups) >= MIN_PROMPTS)
-        if (too_many and certain) or self.state is BreakerState.HALF_OPEN:
+        if (self.has_too_many and certain) or self.state is BreakerState.HALF_OPEN:
             self.open()
 
     def open(self) -> None:
@@ -168,6 +194,10 @@ class Breaker:
 
     def _change(self, state: BreakerState) -> None:
         self.state = state
+        if state is BreakerState.CLOSED:
+            self.opened.clear()
+        else:
+            self.opened.set()
         if state is BreakerState.OPEN:
             log.warning(
                 "breaker of reward function %s is open: groups that need it are parked; a probe in %g s",

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from penstock.absent_path import looked_for
 from penstock.config import DatasetSection
 from penstock.errors import DataError
 from penstock_trainer.data.rows import Row, plain, read_row
@@ -64,7 +65,10 @@ def _jsonl_records(section: DatasetSection, key: str) -> Iterator[tuple[str, obj
                     yield place, _json_value(_text(line, number, place, key), place)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{section.path} ({key}.path) cannot be read ({reason}): expected a JSONL file") from error
+        where = f"; {looked_for(section.path)}" if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
+        raise DataError(
+            f"{section.path} ({key}.path) cannot be read ({reason}): expected a JSONL file{where}"
+        ) from error
 
 
 def _require_file(path: Path) -> None:

@@ -218,3 +218,14 @@ def test_a_file_may_reuse_mappings_by_yaml_merge_and_holds_dates_as_text(tmp_pat
     assert config.run.name == "2024-01-01"
     assert config.data.eval is not None
     assert (config.data.eval.path, config.data.eval.size) == ("e", 3)
+
+
+def test_a_file_that_is_not_there_is_shown_in_full_with_one_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(DOCUMENT))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(["--config", "confg.yaml"], {})
+    assert f"looked at {tmp_path}/confg.yaml" in str(caught.value)
+    assert str(caught.value).endswith("did you mean 'config.yaml'?")

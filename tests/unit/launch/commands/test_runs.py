@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from penstock.config import Config
+from penstock.contracts.ledger import StepRecord
 from penstock.errors import ConfigError
 from penstock_launch.__main__ import run
 from penstock_launch.commands.compare import compare_runs
 from penstock_launch.commands.runs import show_runs
+from penstock_trainer.checkpoints.journal import Journal
+from penstock_trainer.checkpoints.settings import SettingsFiles
 from tests.unit.common.records.run_files import write_lines
 from tests.unit.launch.commands.folders_of_runs import make_run
 
@@ -62,6 +66,26 @@ def test_runs_are_compared_by_keys_figures_and_rewards_after_the_same_steps(
     assert ["completions without a reward", "12%", "12%"] in lines
     assert ["groups without a signal", "50%", "50%"] in lines
     assert lines[-4:] == [["1", "0.00", "0.50"], ["2", "0.05", "0.50"], ["3", "0.10", "0.50"], ["4", "0.15", "0.50"]]
+
+
+def test_a_key_that_was_changed_on_resume_is_compared_with_all_its_values(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, [0.5] * 4, optimizer={"lr": 1e-5})
+    journal = Journal(tmp_path / "a" / "steps")
+    files = SettingsFiles(tmp_path / "a" / "steps")
+    for step, rate in enumerate((2e-5, 2e-5, 1e-5, 3e-5, 1e-5)):
+        settings = files.write(config_with(optimizer={"lr": rate}))
+        journal.append(StepRecord(step, (step,), "f", "d", settings=settings))
+    row = next(line for line in compare_runs(["a", "b"], str(tmp_path)) if "optimizer.lr" in line)
+    changes = "2e-05 -> 1e-05 at step 2 -> 3e-05 at step 3 -> 1e-05 at step 4"
+    assert cells(row) == ["optimizer.lr", changes, "1e-05"]
+    for each in (tmp_path / "a" / "steps").glob("settings-*"):
+        each.write_text("broken")
+    assert "none" in compare_runs(["a", "b"], str(tmp_path))[1]
+
+
+def config_with(**sections: object) -> Config:
+    return Config.model_validate({"actor": {"path": "m"}, "data": {"train": {"path": "d.jsonl"}}, **sections})
 
 
 def test_held_out_rewards_of_other_prompts_are_not_passed_off_as_comparable(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from penstock.config import RewardSection
 from penstock.errors import RewardError
+from penstock_reward.processes.in_flight import InFlight
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.processes.pool import Pool, open_pool, split
 from tests.patience import ANSWER_SECONDS
@@ -36,6 +38,9 @@ def obey(prompt, completion, answer, metadata):
     if completion == "spin":
         while True:
             pass
+    if completion == "library":
+        import json
+        return json.loads("no")
     if completion == "exit":
         sys.exit(7)
     if completion == "_exit":
@@ -127,11 +132,12 @@ async def test_results_come_in_order_and_results_that_are_no_number_fail(folder:
 
 
 async def test_what_a_function_raises_is_the_reason(folder: Path) -> None:
-    texts = ["raise", "exit", "surrogate", "unprintable", "one"]
+    texts = ["raise", "library", "exit", "surrogate", "unprintable", "one"]
     async with open_pool(section(folder)) as pool:
-        raised, left, surrogate, unprintable, after = await run(pool, texts)
+        raised, library, left, surrogate, unprintable, after = await run(pool, texts)
     assert (raised.kind, left.kind) == ("exception", "exception")
     assert raised.reason.startswith("KeyError: 'no such thing' (mine.py:")
+    assert re.search(r" \(mine\.py:\d+; raised at json/decoder\.py:\d+\)$", library.reason), library.reason
     assert left.reason.startswith("SystemExit: 7")
     assert surrogate.reason.startswith("ValueError: ?")
     assert unprintable.reason.startswith("Unprintable: <its message raises RuntimeError>")
@@ -230,3 +236,37 @@ def test_calls_are_split_evenly() -> None:
     assert [len(part) for part in split(calls, 3)] == [3, 3, 2]
     assert [len(part) for part in split(calls, 100)] == [1] * 8
     assert split([], 3) == []
+
+
+async def test_outcomes_are_known_at_once_and_calls_that_hang_are_seen_as_waiting(folder: Path) -> None:
+    seen, answered, now = list[int](), asyncio.Event(), [0.0]
+    calls = [Call("mine:obey", index) for index in range(3)]
+
+    def on_outcome(call: Call, outcome: Outcome) -> None:
+        seen.append(call.completion)
+        answered.set()
+
+    async with open_pool(section(folder)) as pool, asyncio.timeout(ANSWER_SECONDS):
+        pool.in_flight = InFlight(lambda: now[0])
+        running = asyncio.create_task(
+            pool.run("", ["one", "hang", "one"], "", {}, calls, on_outcome=on_outcome),
+        )
+        await answered.wait()
+        assert seen == [0]
+        assert not running.done()
+        now[0] = 20.0
+        assert pool.in_flight.describe() == "mine:obey: 2 calls wait, the oldest for 20 s"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_call_that_tests_a_function_comes_before_those_that_wait(folder: Path) -> None:
+    order: list[str] = []
+
+    async def call(pool: Pool, name: str, *, is_test: bool = False) -> None:
+        await pool.run("", ["int"], "", {}, [Call("mine:obey", 0)], is_test=is_test)
+        order.append(name)
+
+    async with open_pool(section(folder, num_workers=1)) as pool, asyncio.timeout(ANSWER_SECONDS):
+        await asyncio.gather(*(call(pool, name) for name in ("a", "b", "c")), call(pool, "test", is_test=True))
+    assert order.index("test") < order.index("b")

@@ -1,7 +1,9 @@
 """Retries: which calls are tried again, how often, and after what wait."""
 
+import socket
 from random import Random
 
+import httpx
 import pytest
 
 from penstock.config import RewardSection
@@ -30,6 +32,11 @@ def test_the_back_off_is_capped_for_any_attempt() -> None:
     assert len({back_off_seconds(1, section, Random(seed)) for seed in range(50)}) == 50
 
 
+def because(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -41,7 +48,17 @@ def test_the_back_off_is_capped_for_any_attempt() -> None:
         (TypeError("no"), "exception"),
         (ValueError("no"), "exception"),
         (SystemExit(1), "exception"),
+        (because(ValueError("answered 503"), ConnectionResetError()), "transient"),
+        (because(ValueError("no table"), FileNotFoundError("table.json")), "exception"),
     ],
 )
 def test_an_exception_that_may_pass_is_kept_apart_from_one_that_may_not(error: BaseException, kind: str) -> None:
     assert kind_of(error) == kind
+
+
+def test_what_httpx_raises_without_a_connection_may_pass() -> None:
+    with socket.socket() as held:  # a port at which nobody listens
+        held.bind(("127.0.0.1", 0))
+        with pytest.raises(httpx.ConnectError) as raised:
+            httpx.get(f"http://127.0.0.1:{held.getsockname()[1]}", trust_env=False)
+    assert kind_of(raised.value) == "transient"

@@ -39,13 +39,21 @@ class Server(FakeRunner):
         self.on_call: Callable[[str], None] = lambda completion: None
 
     async def run(
-        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        metadata: dict[str, Any],
+        calls: Sequence[Call],
+        *,
+        on_outcome: Callable[[Call, Outcome], None],
+        is_test: bool = False,
     ) -> list[Outcome]:
         await asyncio.sleep(0)
         for call in calls:
             self.completions.append((call.function, completions[call.completion]))
             self.on_call(completions[call.completion])
-        return await super().run(prompt, completions, answer, metadata, calls)
+        return await super().run(prompt, completions, answer, metadata, calls, on_outcome=on_outcome, is_test=is_test)
 
 
 class ServerScoring:

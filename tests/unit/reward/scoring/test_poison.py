@@ -1,15 +1,18 @@
 """A completion on which a function hangs is not an outage: what opens a breaker, and what does not keep it open."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
+from penstock_reward.scoring.breaker import MOST_HANGS, Breakers
 from penstock_reward.scoring.permits import Permits
 from tests.patience import ANSWER_SECONDS
-from tests.unit.reward.scoring.test_breaker import Queue, Server, ServerScoring, until
-from tests.unit.reward.scoring.test_scoring import OK, group
+from tests.unit.reward.scoring.test_breaker import ANSWERED, Queue, Server, ServerScoring, until
+from tests.unit.reward.scoring.test_scoring import OK, FakeRunner, group
 
 HUNG = Outcome(None, 10.0, "timeout", "killed after 10 s")
 
@@ -76,3 +79,68 @@ async def test_the_poisonous_prompt_alone_does_not_keep_a_breaker_open() -> None
         await until(lambda: queue.handed_over)
         queue.stop.set()
     assert setup.open("mine:f") == 0
+
+
+class Stuck(FakeRunner):
+    """A server on which, while it is down, `num_killed` calls are killed and all others are never answered."""
+
+    def __init__(self, num_killed: int) -> None:
+        super().__init__()
+        self.num_killed = num_killed
+        self.is_down = False
+        self.num_tests = self.num_cancelled = 0
+
+    async def run(
+        self, *request: Any, on_outcome: Callable[[Call, Outcome], None], is_test: bool = False
+    ) -> list[Outcome]:
+        if not self.is_down:
+            return await super().run(*request, on_outcome=on_outcome, is_test=is_test)
+        if is_test:
+            self.num_tests += 1
+            on_outcome(request[-1][0], HUNG)
+            return [HUNG]
+        for call in request[-1][: self.num_killed]:
+            on_outcome(call, HUNG)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.num_cancelled += 1
+        raise AssertionError("unreachable")
+
+
+async def test_a_few_calls_that_were_killed_open_it_while_the_others_of_their_group_still_hang() -> None:
+    """Each attempt counts at once: nobody waits for 16 deadlines, one after the other."""
+    setup = ServerScoring(server := Stuck(MOST_HANGS), functions={"mine:f": 1.0}, breaker_failures=16)
+    await setup.scoring.score("p", ["7"], "7", "", {})
+    server.is_down = True
+    other = setup.scoring.attempts("q", ["6"] * 8, "7", "", {})
+    async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
+        server.num_killed = 0
+        others = tasks.create_task(other.run())
+        await asyncio.sleep(0)
+        server.num_killed = MOST_HANGS
+        attempts = setup.scoring.attempts("p", ["7"] * 8, "7", "", {})
+        assert await attempts.run() is None
+        assert await others is None, "a group whose calls have not been answered is parked too"
+    assert setup.open("mine:f") == 1
+    assert server.num_tests == 1
+    assert server.num_cancelled == 2
+    server.is_down = False
+    async with asyncio.timeout(ANSWER_SECONDS):
+        for each in (attempts, other):
+            await each.breakers_closed()
+            verdicts = await each.run()
+            assert verdicts is not None
+            assert [verdict.score.value for verdict in verdicts] == [1.0] * 8
+
+
+async def test_a_call_that_is_answered_during_the_test_keeps_it_closed() -> None:
+    breaker = Breakers(3, 60, lambda name, is_open: None).of("f")
+    breaker.answered(ANSWERED)
+    for _ in range(MOST_HANGS):
+        breaker.failed("killed", 0, declared=False, hung=True)
+    assert breaker.is_suspect
+    with breaker.tested():
+        assert not breaker.is_suspect, "one test is enough"
+        breaker.answered(ANSWERED)
+        assert not breaker.has_too_many

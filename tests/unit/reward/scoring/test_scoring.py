@@ -45,10 +45,21 @@ class FakeRunner:
         self.rounds: list[list[Call]] = []
 
     async def run(
-        self, prompt: str, completions: Sequence[str], answer: str, metadata: dict[str, Any], calls: Sequence[Call]
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        metadata: dict[str, Any],
+        calls: Sequence[Call],
+        *,
+        on_outcome: Callable[[Call, Outcome], None],
+        is_test: bool = False,
     ) -> list[Outcome]:
         self.rounds.append(list(calls))
-        return [self.rule(call, len(self.rounds)) for call in calls]
+        outcomes = [self.rule(call, len(self.rounds)) for call in calls]
+        for call, outcome in zip(calls, outcomes, strict=True):
+            on_outcome(call, outcome)
+        return outcomes
 
 
 def scoring(runner: FakeRunner, metrics: RewardMetrics | None = None, **keys: Any) -> Scoring:

@@ -227,12 +227,20 @@ def test_extra_arguments_come_last_and_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "expected"),
-    [("cuda", 0.0, None), ("cuda", 0.41, "0.41"), ("cpu", 0.0, "0.2"), ("cpu", 0.5, "0.5")],
+    ("device", "given", "tokens", "expected"),
+    [
+        ("cuda", 0.0, 0, None),
+        ("cuda", 0.41, 0, "0.41"),
+        ("cpu", 0.5, 0, "0.5"),
+        ("cpu", 0.0, 0, "0.4"),
+        ("cpu", 0.0, 16384, "0.9"),
+    ],
 )
-def test_the_share_of_memory_is_the_keys_or_that_of_the_device(device: str, given: float, expected: str | None) -> None:
-    arguments = command(EngineSection(memory_fraction=given), "python", device, "model", 1234)
-    seen = dict(pairwise(arguments))
+def test_the_share_of_memory_is_the_keys_or_that_of_the_device(
+    device: str, given: float, tokens: int, expected: str | None
+) -> None:
+    section = EngineSection(memory_fraction=given, max_total_tokens=tokens)
+    seen = dict(pairwise(command(section, "python", device, "model", 1234)))
     assert seen.get("--mem-fraction-static") == expected
 
 

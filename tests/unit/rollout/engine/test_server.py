@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import socket
 import stat
 import sys
@@ -179,6 +180,33 @@ def test_a_python_that_never_answers_is_ended_before_the_loop_that_asked_it(tmp_
         asyncio.run(probe_python(str(python), "cpu", PROBE_SECONDS))
     gc.collect()
     assert not psutil.pid_exists(int(pid_file.read_text()))
+
+
+async def test_temporary_files_of_an_engine_end_with_it_however_it_ends(make: Make, tmp_path: Path) -> None:
+    writes = (
+        "import os, tempfile\n"
+        "file = tempfile.NamedTemporaryFile(delete=False)\n"
+        f"pathlib.Path({str(tmp_path / 'folders')!r}).open('a').write(os.environ['TMPDIR'] + chr(10))\n"
+    )
+    server = make(writes, START_SECONDS)
+    await server.start()
+    await server.start()
+    os.kill(server.pid, signal.SIGKILL)
+    await server.died()
+    await server.stop()
+    with pytest.raises(TransientStartError):
+        await make(writes + "sys.exit(3)", START_SECONDS).start()
+    folders = (tmp_path / "folders").read_text().split()
+    assert len(set(folders)) == 3
+    assert not any(map(os.path.exists, folders))
+
+
+async def test_an_engine_without_room_for_its_cache_says_whose_memory_it_was(make: Make) -> None:
+    """SGLang speaks of a GPU there, on a CPU too."""
+    words = "ValueError: Loaded weights leave no GPU memory for the KV cache under ..."
+    server = make(f"sys.exit({words!r})", START_SECONDS)
+    with pytest.raises(TransientStartError, match=r"other processes took more .* raise that key; the end of"):
+        await server.start()
 
 
 async def test_a_given_server_must_answer(tmp_path: Path) -> None:

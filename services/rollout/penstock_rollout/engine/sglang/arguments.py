@@ -11,7 +11,10 @@ from penstock_rollout.engine.sglang.prefetch import prefetch_address
 
 LAUNCHER = Path(__file__).with_name("inside") / "launcher.py"
 CPU_MAX_TOTAL_TOKENS = 65536  # SGLang would size the cache by free memory, which trainer and engine share here
-CPU_MEMORY_FRACTION = 0.2  # only an upper bound, once the number of tokens is given
+# SGLang ends at its start if its weights, and all that others take while it loads them, exceed this share of the memory
+# that was free before: a trainer that starts beside it, say. The number of tokens bounds the cache itself.
+CPU_MEMORY_FRACTION = 0.9
+CPU_DEFAULT_MEMORY_FRACTION = 0.4  # of a cache of CPU_MAX_TOTAL_TOKENS, which may be larger than the host
 # By default glibc maps and unmaps each large tensor anew and faults in its pages: a third of a CPU engine's time.
 KEEP_FREED_BYTES = {
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
@@ -53,7 +56,7 @@ def command(
             "--attention-backend": "torch_native",  # the default on x86 needs AMX
             "--sampling-backend": "pytorch",
         }
-        fraction = fraction or CPU_MEMORY_FRACTION
+        fraction = fraction or (CPU_MEMORY_FRACTION if total_tokens else CPU_DEFAULT_MEMORY_FRACTION)
         overlap = False  # it would overlap with a GPU, and there is none
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
     elif gives_up_memory:

@@ -16,10 +16,16 @@ INODE = 4  # the field of /proc/PID/maps
 
 def kill_and_clear(server: ProcessIdentity, grace_seconds: float) -> None:
     """End a server with all its descendants, and delete what it leaves. Blocks."""
-    left = own_files([server, *descendants(server.pid)])
+    left = files_of(server.pid)
     kill_all([server], grace_seconds)
     for path in left:
         path.unlink(missing_ok=True)
+
+
+def files_of(pid: int) -> list[Path]:
+    """The files of SGLang's own that a server has mapped; none if it is gone."""
+    server = ProcessIdentity.of(pid)
+    return [] if server is None else own_files([server, *descendants(pid)])
 
 
 def own_files(processes: Iterable[ProcessIdentity]) -> list[Path]:

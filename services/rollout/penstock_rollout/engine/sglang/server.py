@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from penstock.absent_path import looked_for
 from penstock.config import EngineSection
 from penstock.config.secrets import shown_url
 from penstock.contracts import PauseMode
@@ -23,7 +24,8 @@ from penstock.errors import EngineDiedError, EngineStartError, TransientStartErr
 from penstock.runtime.process import ProcessIdentity, tied_command
 from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.arguments import command, environment
-from penstock_rollout.engine.sglang.leftovers import kill_and_clear
+from penstock_rollout.engine.sglang.leftovers import files_of, kill_and_clear
+from penstock_rollout.engine.sglang.own_folder import OwnFolder
 
 TESTED_VERSIONS = ("0.5.21", "0.5.23")  # of SGLang: those that `penstock envs` installs for CPUs and for GPUs
 PROBE = (
@@ -37,6 +39,7 @@ READY_POLL_SECONDS = 0.25
 KILL_SECONDS = 5.0  # a process in a system call ends after it
 STOP_GRACE_SECONDS = 2.0  # SGLang has nothing to save
 TAIL_LINES = 30
+NO_ROOM_FOR_CACHE = "leave no GPU memory for the KV cache"  # SGLang's words, of a CPU's memory too
 
 
 class StartedServer:
@@ -66,6 +69,7 @@ class StartedServer:
         self._process: asyncio.subprocess.Process | None = None
         self._identity: ProcessIdentity | None = None
         self._held_port: socket.socket | None = None
+        self._folder: OwnFolder | None = None
 
     @property
     def pid(self) -> int:
@@ -81,14 +85,16 @@ class StartedServer:
         port = self._held_port.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         try:
-            self._process = await self._spawn(python, self._device, port)
+            self._folder = await asyncio.to_thread(OwnFolder, self._environ)
+            self._process = await self._spawn(python, self._device, port, self._folder)
             self._identity = ProcessIdentity.of(self._process.pid)
             await self._wait_until_ready(self._process)
+            await asyncio.to_thread(_record, self._process.pid, self._folder)
         except BaseException:
             await self.stop()
             raise
 
-    async def _spawn(self, python: str, device: str, port: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, python: str, device: str, port: int, folder: OwnFolder) -> asyncio.subprocess.Process:
         arguments = command(
             self._section,
             python,
@@ -98,12 +104,13 @@ class StartedServer:
             overlap=self._overlap,
             gives_up_memory=self._gives_up_memory,
         )
+        inherited = {**folder.variables(device), **self._environ, "TMPDIR": str(folder.path)}
         try:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             with self._log_path.open("ab") as log_file:
                 return await asyncio.create_subprocess_exec(
                     *tied_command(arguments),
-                    env=environment(self._section, device, self._model_path, port, self._environ),
+                    env=environment(self._section, device, self._model_path, port, inherited),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log_file,
                     stderr=log_file,
@@ -125,16 +132,14 @@ class StartedServer:
         return f"SGLang ended with code {code}; the end of {self._log_path}:\n{self._tail()}"
 
     async def stop(self) -> None:
-        process, identity = self._process, self._identity
-        self._process = self._identity = None
+        process, identity, folder = self._process, self._identity, self._folder
+        self._process = self._identity = self._folder = None
         if self._held_port is not None:
             self._held_port.close()
             self._held_port = None
-        if process is None:
-            return
-        if identity is not None:
-            await asyncio.shield(asyncio.to_thread(kill_and_clear, identity, STOP_GRACE_SECONDS))
-        await process.wait()
+        await asyncio.shield(asyncio.to_thread(_end, identity, folder))
+        if process is not None:
+            await process.wait()
 
     async def _probe(self, python: str) -> str:
         """The device to use; EngineStartError if SGLang is not installed there."""
@@ -161,7 +166,7 @@ class StartedServer:
             return
         tail = f"the end of {self._log_path}:\n{self._tail()}"
         if ended in done:
-            raise TransientStartError(f"SGLang ended with code {process.returncode}; {tail}")
+            raise TransientStartError(f"SGLang ended with code {process.returncode}{_why(tail)}; {tail}")
         limit = self._section.start_timeout_seconds  # the user's, for one start: a further one would double it
         raise EngineStartError(f"SGLang did not answer within rollout.engine.start_timeout_seconds = {limit:g}; {tail}")
 
@@ -173,13 +178,35 @@ class StartedServer:
         return "\n".join(text.splitlines()[-TAIL_LINES:])
 
 
+def _why(log: str) -> str:
+    """What SGLang's words mean, where they mislead."""
+    if NO_ROOM_FOR_CACHE not in log:
+        return ""
+    return (
+        ": while it loaded the model, that and other processes took more of the memory that was free before than "
+        "rollout.engine.memory_fraction leaves them; end others, or raise that key"
+    )
+
+
+def _record(pid: int, folder: OwnFolder) -> None:
+    folder.record(files_of(pid))
+
+
+def _end(engine: ProcessIdentity | None, folder: OwnFolder | None) -> None:
+    if engine is not None:
+        kill_and_clear(engine, STOP_GRACE_SECONDS)
+    if folder is not None:
+        folder.remove()
+
+
 def find_python(section: EngineSection) -> str:
     """The interpreter of the configuration; EngineStartError if there is none."""
     python = shutil.which(section.python)
     if python is None:
+        where = f"; {looked_for(section.python)}" if os.sep in section.python else ""
         raise EngineStartError(
             f"rollout.engine.python: {section.python!r} is no executable; expected the Python interpreter of "
-            "an environment with SGLang (`penstock envs` makes one), or rollout.engine.url of a running server"
+            f"an environment with SGLang (`penstock envs` makes one), or rollout.engine.url of a running server{where}"
         )
     return str(Path(python).absolute())
 
