@@ -24,7 +24,7 @@ from penstock.durable import write_durably
 from penstock.errors import DataError
 from penstock.records.samples import SampleLine
 from penstock_trainer.telemetry.records import Histogram
-from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
+from penstock_trainer.telemetry.trackers import Point, TrackedRun, Tracker
 
 MAX_WAITING = 1000  # hours of training for a tracker that hangs, and little memory
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Feed:
             self._try("close", self._tracker.close)
 
     def _log(self, entry: Entry) -> None:
-        self._tracker.log(entry.step, entry.values, entry.histograms, entry.samples())
+        self._tracker.log(Point(entry.step, entry.values, entry.histograms, entry.samples()))
         write_durably(self._position_path, msgspec.json.encode(entry.position))
 
     def _next(self) -> Entry | None:
