@@ -36,7 +36,8 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     """The present state of a run.
 
     epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
-    heldout_steps: steps before the evaluation that heldout_accuracy is of; heldout_accuracy_start: of the first one.
+    heldout_steps: steps before the evaluation that heldout_accuracy is of; heldout_prompts, heldout_failed: its
+    prompts, and those of them without a reward, which the accuracy leaves out; heldout_..._start: of the first one.
     staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
     queue: groups by stream. waiting_for: the ticket that holds up a batch, and who holds it; empty if none does for
     long. fenced: servers that did not take the last push, and why. turn: who has the GPUs with `trainer.take_turns`:
@@ -68,7 +69,11 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     fenced: dict[str, str] = msgspec.field(default_factory=dict)
     turn: str | None = None
     heldout_steps: int | None = None
+    heldout_prompts: int | None = None
+    heldout_failed: int | None = None
     heldout_accuracy_start: float | None = None
+    heldout_prompts_start: int | None = None
+    heldout_failed_start: int | None = None
     first_step: int | None = None
     steps: tuple[StepFigures, ...] = ()
     kl_of: str = ""

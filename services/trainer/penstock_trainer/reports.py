@@ -167,7 +167,13 @@ class Reports:
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
             self._metrics.show_run(self._status.steps, self._progress)
-            log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
+            log.info(
+                "after %d steps: accuracy %s of %d held-out prompts; %d failed",
+                result.steps,
+                "-" if result.accuracy is None else f"{result.accuracy:.3f}",
+                result.num_scored,
+                result.num_failed,
+            )
 
 
 def outcome_of(result: StepResult) -> str:

@@ -237,7 +237,7 @@ async def test_groups_that_an_earlier_life_held_are_taken_over_at_once(
 
 async def test_evaluation_results_complete_their_round_and_leave_the_queue(setup: ConsumerSetup) -> None:
     async with setup.consuming():
-        for case, accuracies in (("answered", [1.0]), ("malformed", [])):
+        for case, accuracies in (("answered", [1.0]), ("malformed", [None])):
             [ticket] = setup.evaluation.start(0, 1)
             whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
             await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.header))

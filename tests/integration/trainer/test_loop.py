@@ -66,7 +66,7 @@ async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
 @pytest.mark.parametrize("has_result", [False, True])
 async def test_an_evaluation_that_an_earlier_life_has_is_not_repeated(loop: Life, has_result: bool) -> None:
     if has_result:
-        loop.status.progress.add_eval(EvalResult(0, 0.5, 0.5, 1, 0, 0, 0, ()))
+        loop.status.progress.add_eval(EvalResult(0, 0.5, 0.5, 1, 1, 0, 0, 0, ()))
     async with loop.training():
         await loop.answer(0, await loop.announced(0))
         await loop.announced(1)

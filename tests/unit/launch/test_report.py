@@ -48,8 +48,10 @@ def test_report_shows_completions_rewards_and_results(summary: dict[str, Any]) -
     assert f"3+9= -> '{'x' * 36} [428 characters] {'x' * 36}'   expected '12'   reward failed" in report
     assert "Finished: 40 steps in 1:12 of training, after 0:32 of set-up." in report
     assert "  reward      0.28 in the first 5 steps of training, 0.98 in the last 5" in report
-    assert "  held-out    reward 0.25 before, 0.95 after, on 20 prompts that it never trained on" in report
-    assert "  accuracy    0.25 before, 0.95 after: the share with a reward of at least 1 (eval.success)" in report
+    assert "  held-out    reward 0.25 before, 0.95 after 40 steps, on 20 prompts that it never trained on" in report
+    assert (
+        "  accuracy    0.25 before, 0.95 after 40 steps: the share with a reward of at least 1 (eval.success)" in report
+    )
     assert "loss or gradient of 2 of 40 steps" in report
     assert "323 issued = 320 trained + 3 dropped (2 reward_failed, 1 poison) + 0 outstanding" in report
     assert "rollout 2" in report
@@ -65,7 +67,7 @@ def test_a_graded_reward_that_never_reaches_success_has_no_accuracy(summary: dic
         heldout_reward_start=0.17,
         heldout_reward_end=0.98,
     )
-    assert "reward 0.17 before, 0.98 after" in report
+    assert "reward 0.17 before, 0.98 after 40 steps" in report
     assert "accuracy" not in report
 
 
@@ -81,7 +83,7 @@ def test_report_says_how_many_held_out_prompts_were_trained(
     summary: dict[str, Any], num_trained: int | None, words: str
 ) -> None:
     report = report_of(summary, heldout_prompts_trained=num_trained)
-    assert f"reward 0.25 before, 0.95 after{words}\n" in report
+    assert f"reward 0.25 before, 0.95 after 40 steps{words}\n" in report
     assert "never trained on" not in report
 
 
@@ -89,7 +91,7 @@ def test_report_says_how_many_held_out_prompts_were_trained(
     ("start", "end", "words"),
     [
         (0, 30, "0.25 before, 0.95 after 30 steps"),
-        (20, 40, "0.25 after 20 steps, 0.95 after"),
+        (20, 40, "0.25 after 20 steps, 0.95 after 40 steps"),
         (0, 0, "0.95 before, and no evaluation later"),
         (30, 30, "0.95 after 30 steps, and no evaluation before"),
     ],
@@ -104,11 +106,14 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
         completions={"num": 7680, "of_steps": 7500, "failed": 25, "truncated": 900},
         failures={"judge: TimeoutError": 20, "judge: ValueError: " + "x" * 300: 5},
         groups={"num": 320, "no_signal": 104},
-        heldout_failed=3,
+        heldout_failed_start=2,
+        heldout_failed_end=3,
         heldout_failures={"judge: TimeoutError": 3},
         lost_messages={"no ScoredHeader": 1},
     )
     assert "  no reward   25 of 7,680 completions (0.3%)\n              20 x judge: TimeoutError\n" in report
+    assert "  held-out    reward 0.25 (of 18; 2 failed) before, 0.95 (of 17; 3 failed) after 40 steps, on" in report
+    assert "  accuracy    0.25 (of 18; 2 failed) before, 0.95 (of 17; 3 failed) after 40 steps: the share" in report
     assert "  no reward   3 of 20 prompts of the last evaluation\n              3 x judge: TimeoutError\n" in report
     assert "  no signal   104 of 320 groups (32%): their rewards were equal, or too few" in report
     assert "  cut off     12% of the completions of all steps, by sampling.max_new_tokens" in report

@@ -110,6 +110,7 @@ def show_samples(arguments: argparse.Namespace, console: Console) -> tuple[str, 
             note = _why_none(records, arguments)
         elif num_shown < counted.number:
             note += f"; --limit {counted.number} shows all"
+        note += _unrecorded(records, arguments)
         console.print(Text(note, LABEL_STYLE), soft_wrap=True)
     return shown.get(), 0 if counted.number else 1
 
@@ -190,11 +191,29 @@ def _of_evaluation(records: RunRecords, arguments: argparse.Namespace) -> Iterat
         if not wanted:
             return
         last, before = wanted[-1], {sample["prompt"]: sample for sample in rounds[0]["samples"]}
-        for number, sample in enumerate(last["samples"]):
+        for number, sample in enumerate(_rows(last)):
             earlier = before.get(sample["prompt"]) if last is not rounds[0] else None
             yield _compared(number, sample, last["steps"], earlier, rounds[0]["steps"])
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(records, EVALUATIONS_FILE, error) from None
+
+
+def _rows(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is recorded of an evaluation: its samples, and all rows without a reward, each once."""
+    scored = [sample for sample in evaluation["samples"] if sample["reward"] is not None]
+    failed = [sample for sample in evaluation["samples"] if sample["reward"] is None]
+    return [*scored, *(evaluation.get("failed") or failed)]  # an older release recorded no other
+
+
+def _unrecorded(records: RunRecords, arguments: argparse.Namespace) -> str:
+    """How many rows without a reward the file does not have, if they are asked for."""
+    if not (arguments.evaluation and arguments.failed):
+        return ""
+    asked = steps_of(arguments)
+    wanted = [line for line in records.evaluations() if asked is None or line["steps"] in asked]
+    last = max(wanted, key=lambda line: int(line["steps"]), default={})
+    missing = last.get("num_failed", 0) - sum(row["reward"] is None for row in _rows(last)) if last else 0
+    return f"; {missing} more failed, and were not recorded" if missing > 0 else ""
 
 
 def _compared(
@@ -203,8 +222,9 @@ def _compared(
     then = [] if earlier is None else [(first_steps, earlier)]
     rewards = [_number(each["reward"]) for _, each in (*then, (steps, sample))]
     answers = [(f"after {at} steps", each["completion"]) for at, each in (*then, (steps, sample))]
-    rows = (("prompt", sample["prompt"]), ("answer", sample["answer"]), *answers)
-    head = f"evaluation prompt {number}  reward {' -> '.join(rewards)}"
+    rows = [("prompt", sample["prompt"]), ("answer", sample["answer"]), *answers]
+    rows += [("failed", sample["failure"])] if sample.get("failure") else []
+    head = f"evaluation after {steps} steps  reward {' -> '.join(rewards)}"
     return Shown(steps, number, sample["reward"], head, tuple(rows))
 
 

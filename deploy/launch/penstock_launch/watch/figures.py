@@ -3,7 +3,8 @@
 Pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from penstock.contracts.status import StepFigures, TrainerStatus
 
@@ -65,14 +66,34 @@ def queue_of(status: TrainerStatus) -> str:
     return " ".join(f"{name} {UNKNOWN if depth is None else depth}" for name, depth in status.queue.items()) or UNKNOWN
 
 
-def heldout_of(status: TrainerStatus) -> str:
-    """The accuracy of the last evaluation against that of the first one."""
-    shown = number(status.heldout_accuracy)
-    if status.heldout_steps is None or status.heldout_accuracy_start is None:
-        return shown
-    if status.heldout_steps == 0:
-        return f"{shown} at the start"
-    return f"{shown} after {status.heldout_steps} steps, {number(status.heldout_accuracy_start)} at the start"
+def counted(num_prompts: int | None, num_failed: int | None) -> str:
+    """Behind a figure of held-out prompts: of how many it is, if the reward of some failed; else nothing.
+
+    >>> f"0.95{counted(20, 1)}", f"0.95{counted(20, 0)}"
+    ('0.95 (of 19; 1 failed)', '0.95')
+    """
+    if not num_failed:
+        return ""
+    num_scored = (num_prompts or 0) - num_failed
+    return f" (of {num_scored}; {num_failed} failed)" if num_scored else f" (all {num_failed} failed)"
+
+
+def heldout_figure(summary: Mapping[str, Any], name: str, when: str) -> str:
+    """Of a summary, `accuracy` or `reward` of the held-out prompts at its start or end, and of how many if not all."""
+    failed = counted(summary.get("heldout_prompts"), summary.get(f"heldout_failed_{when}"))
+    return number(summary.get(f"heldout_{name}_{when}")) + failed
+
+
+def accuracy_of(status: TrainerStatus) -> str:
+    """The accuracy of the last evaluation, and of how many prompts it is if some have no reward."""
+    return number(status.heldout_accuracy) + counted(status.heldout_prompts, status.heldout_failed)
+
+
+def heldout_of(status: TrainerStatus) -> list[tuple[str, str]]:
+    """When, and the accuracy then: of the last evaluation and, if that is another one, of the first."""
+    start = number(status.heldout_accuracy_start) + counted(status.heldout_prompts_start, status.heldout_failed_start)
+    first = [("at the start", start)]
+    return [(f"after {status.heldout_steps} steps", accuracy_of(status)), *first] if status.heldout_steps else first
 
 
 def learning_of(status: TrainerStatus) -> list[tuple[str, str]]:
@@ -105,7 +126,7 @@ def figures(status: TrainerStatus) -> list[tuple[str, str]]:
     return [
         ("step", step_of(status)),
         ("reward", number(status.reward_mean, 3)),
-        ("held-out accuracy", heldout_of(status)),
+        ("accuracy", ", ".join(f"{when} {accuracy}" for when, accuracy in heldout_of(status))),
         *learning_of(status),
         *health_of(status),
         ("version", UNKNOWN if status.policy_version is None else str(status.policy_version)),

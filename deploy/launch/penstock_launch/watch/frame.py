@@ -76,8 +76,8 @@ def _figures(status: TrainerStatus, screen: Screen) -> list[Text]:
     width, lines = screen.usable_width, []
     if status.steps:
         lines.append(_reward(status.steps, screen))
-    if status.heldout_accuracy is not None:
-        lines.append(_labelled("held-out", Text(heldout_of(status))))
+    if status.heldout_steps is not None:
+        lines += _flow("accuracy", heldout_of(status), width)
     if status.steps:
         lines += _flow("update", learning_of(status), width)
     if status.first_step is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from penstock.contracts.status import StepFigures, TrainerStatus
 from penstock_launch.supervise.child import ChildState
 from penstock_launch.supervise.supervisor import ENDING
-from penstock_launch.watch.figures import number
+from penstock_launch.watch.figures import accuracy_of, number
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.step_table import StepLine, StepTable
 
@@ -77,24 +77,25 @@ class News:
         new = [step for step in status.steps if step.number > self._said_step]
         for step in new:
             self._said_step = step.number
-            heldout = self._new_heldout(status) if step is new[-1] else None
-            line = StepLine(step, status.total_steps, heldout, _seconds_left(status, step))
+            evaluated = step is new[-1] and self._is_evaluated(status)
+            accuracy = number(status.heldout_accuracy) if evaluated else ""
+            line = StepLine(step, status.total_steps, accuracy, _seconds_left(status, step))
             yield from self._table.lines(status, line, width)
+            if evaluated and status.heldout_failed:
+                yield _evaluated(status)
 
     def _evaluation(self, status: TrainerStatus) -> Iterator[str]:
         """Of an evaluation that no line of a step will show."""
         if status.first_step is None:
             return
-        if self._said_step == status.first_step or status.phase.startswith(ENDING):
-            steps = status.heldout_steps
-            if (heldout := self._new_heldout(status)) is not None:
-                yield f"evaluation: held-out accuracy {number(heldout)} after {steps} steps"
+        is_alone = self._said_step == status.first_step or status.phase.startswith(ENDING)
+        if is_alone and self._is_evaluated(status):
+            yield _evaluated(status)
 
-    def _new_heldout(self, status: TrainerStatus) -> float | None:
-        if status.heldout_steps == self._said_heldout:
-            return None
-        self._said_heldout = status.heldout_steps
-        return status.heldout_accuracy
+    def _is_evaluated(self, status: TrainerStatus) -> bool:
+        """Whether there is an evaluation that was not said; it counts as said from now on."""
+        before, self._said_heldout = self._said_heldout, status.heldout_steps
+        return status.heldout_steps not in (None, before)
 
     def _trainer(self, status: TrainerStatus) -> Iterator[str]:
         if status.phase != self._phase and status.phase.startswith(ENDING):
@@ -103,6 +104,10 @@ class News:
         if status.waiting_for and status.waiting_for != self._waiting_for and not self._said_step:
             yield f"trainer: waiting for {status.waiting_for}"
         self._waiting_for = status.waiting_for
+
+
+def _evaluated(status: TrainerStatus) -> str:
+    return f"evaluation after {status.heldout_steps} steps: accuracy {accuracy_of(status)}"
 
 
 def _seconds_left(status: TrainerStatus, step: StepFigures) -> float | None:

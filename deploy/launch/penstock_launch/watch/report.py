@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.readable import cut, last_line
 from penstock.records.files import SUMMARY_FILE
-from penstock_launch.watch.figures import duration, number
+from penstock_launch.watch.figures import duration, heldout_figure, number
 
 MEGABYTE = 10**6
 NAME_WIDTH = 11
@@ -88,14 +88,12 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _before_and_after(summary: Mapping[str, Any], figure: str) -> str:
     start, end = summary.get("heldout_steps_start"), summary["heldout_steps_end"]
-    first, last = (summary.get(f"heldout_{figure}_{when}") for when in ("start", "end"))
-    after = "after" if end == summary.get("steps") else f"after {end} steps"
+    first, last = (heldout_figure(summary, figure, when) for when in ("start", "end"))
+    after = f"after {end} steps"
     if start == end:
-        return (
-            f"{number(last)} {'before' if end == 0 else after}, and no evaluation {'later' if end == 0 else 'before'}"
-        )
+        return f"{last} {'before' if end == 0 else after}, and no evaluation {'later' if end == 0 else 'before'}"
     before = "before" if start == 0 else f"after {start} steps"
-    return f"{number(first)} {before}, {number(last)} {after}"
+    return f"{first} {before}, {last} {after}"
 
 
 def _held_out(summary: Mapping[str, Any]) -> str:
@@ -117,7 +115,7 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if failed:
         yield "no reward", f"{failed:,} of {num:,} {what} ({share(failed, num)})"
         yield from _reasons(summary.get("failures") or {})
-    if unscored := summary.get("heldout_failed"):
+    if unscored := summary.get("heldout_failed_end"):
         yield "no reward", f"{unscored} of {summary.get('heldout_prompts', '?')} prompts of the last evaluation"
         yield from _reasons(summary.get("heldout_failures") or {})
     if flat := groups.get("no_signal"):

@@ -62,6 +62,7 @@ class Status:
         seconds = [line.seconds["step"] for line in recent]
         step_seconds = sum(seconds) / len(seconds) if seconds else None
         tokens = sum(line.generated_tokens for line in recent)
+        first, last = self.progress.first_eval, self.progress.last_eval
         return TrainerStatus(
             run=self.run,
             phase=self.phase,
@@ -73,7 +74,7 @@ class Status:
             oldest_waiting_seconds=self.oldest_waiting_seconds,
             reward_mean=recent[-1].reward_mean if recent else None,
             reward_average=self.progress.reward_average,
-            heldout_accuracy=self.progress.last_accuracy,
+            heldout_accuracy=last.accuracy,
             staleness_max=self.progress.staleness_max,
             staleness_mean=recent[-1].staleness_mean if recent else None,
             max_staleness=self.max_staleness,
@@ -85,8 +86,12 @@ class Status:
             waiting_for=self.waiting_for,
             fenced=self.fenced,
             turn=self.turn,
-            heldout_steps=self.progress.last_eval_steps,
-            heldout_accuracy_start=self.progress.first_accuracy,
+            heldout_steps=last.steps,
+            heldout_prompts=last.num_prompts,
+            heldout_failed=last.num_failed,
+            heldout_accuracy_start=first.accuracy,
+            heldout_prompts_start=first.num_prompts,
+            heldout_failed_start=first.num_failed,
             first_step=self.first_step,
             steps=tuple(step_figures(line, self.kl_of) for line in self.progress.kept),
             kl_of=self.kl_of,

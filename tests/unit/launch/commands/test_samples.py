@@ -149,17 +149,31 @@ def test_an_evaluation_is_shown_beside_the_first_one(folder: Path) -> None:
     text, exit_code = shown(str(folder), "--evaluation")
     assert exit_code == 0
     assert text.splitlines()[:5] == [
-        "evaluation prompt 0  reward 0 -> 1",
+        "evaluation after 10 steps  reward 0 -> 1",
         "  prompt          1 + 1 =",
         "  answer          2",
         "  after 0 steps   eleven",
         "  after 10 steps  2",
     ]
-    assert "evaluation prompt 1  reward failed\n" in text
+    assert "evaluation after 10 steps  reward failed\n" in text
     assert "reward 0 -> 0.5\n" in shown(str(folder), "--evaluation", "--step", "5")[0]
-    assert shown(str(folder), "--evaluation", "--step", "0")[0].startswith("evaluation prompt 0  reward 0\n")
+    assert shown(str(folder), "--evaluation", "--step", "0")[0].startswith("evaluation after 0 steps  reward 0\n")
     text, exit_code = shown(str(folder), "--evaluation", "--step", "7")
     assert (exit_code, text) == (1, f"no sample is as asked for: {folder / 'evals.jsonl'} has steps 0 to 10\n")
+
+
+def test_every_failed_row_of_an_evaluation_is_shown_with_its_reason(folder: Path) -> None:
+    kept = [{"prompt": f"p{n}", "completion": "c", "answer": "a", "reward": 1.0 if n else None} for n in range(4)]
+    failed = [{**kept[0], "prompt": f"p{n}", "failure": f"gone {n}"} for n in (0, 5, 6)]
+    line = {"steps": 3, "num_prompts": 20, "num_failed": 3, "samples": kept, "failed": failed}
+    (folder / "evals.jsonl").write_text(json.dumps(line) + "\n")
+    text, _ = shown(str(folder), "--evaluation", "--failed")
+    assert [each.split()[1] for each in text.splitlines() if each.startswith("  prompt")] == ["p0", "p5", "p6"]
+    assert "  failed         gone 6\n" in text
+    assert text.endswith(f"3 of 3 samples of {folder}\n")
+    assert len(shown(str(folder), "--evaluation")[0].split("evaluation after 3 steps")) == 7
+    (folder / "evals.jsonl").write_text(json.dumps({**line, "num_failed": 9}) + "\n")
+    assert shown(str(folder), "--evaluation", "--failed")[0].endswith("; 6 more failed, and were not recorded\n")
 
 
 def test_a_line_that_is_being_written_is_no_line_and_a_broken_one_is_named(folder: Path) -> None:
