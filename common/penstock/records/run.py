@@ -23,6 +23,7 @@ from penstock.records.figures import run_figures
 from penstock.records.files import (
     COMPLETIONS_FILE,
     CONFIG_FILE,
+    DROPPED_FILE,
     EVALUATIONS_FILE,
     LEDGER_FILE,
     MARKS_OF_A_RUN,
@@ -77,6 +78,10 @@ class RunRecords:
     def completions(self) -> Iterator[dict[str, Any]]:
         """A line for each completion that the run kept for people to read."""
         return map(as_written, complete_lines(self.folder / COMPLETIONS_FILE))
+
+    def dropped(self) -> Iterator[dict[str, Any]]:
+        """A line for each completion without a reward that the run kept of dropped groups: the last ones."""
+        return map(as_written, complete_lines(self.folder / DROPPED_FILE))
 
     def ledger(self) -> Iterator[Record]:
         """The ledger's records of steps, weights, dropped tickets and checkpoints, as the journal has them."""

@@ -62,7 +62,7 @@ async def resume(
             releases.digest,
             keep,
         )
-    reports.resumed(position.steps, position.version, replayed)
+    reports.resumed(position.steps, position.version, replayed, ledger.dropped.values())
     await rollouts.restore(ledger, steps=position.steps, version=position.version)
     return position
 

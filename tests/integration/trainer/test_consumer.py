@@ -109,6 +109,9 @@ async def test_a_group_without_two_rewards_is_dropped_and_replaced(
     assert (await setup.issued_tickets())[-1].number == 4
     assert await setup.depth("scored") == 0
     assert setup.consumer.last_failure == "it raised"
+    assert [(reason, group and group.group.ticket.number) for reason, group in setup.dropped] == [
+        (DropReason.REWARD_FAILED, 1)
+    ]
 
 
 async def test_a_reward_that_always_fails_ends_the_run_with_its_reason(setup: ConsumerSetup) -> None:

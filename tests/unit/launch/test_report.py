@@ -53,7 +53,7 @@ def test_report_shows_completions_rewards_and_results(summary: dict[str, Any]) -
         "  accuracy    0.25 before, 0.95 after 40 steps: the share with a reward of at least 1 (eval.success)" in report
     )
     assert "loss or gradient of 2 of 40 steps" in report
-    assert "323 issued = 320 trained + 3 dropped (2 reward_failed, 1 poison) + 0 outstanding" in report
+    assert "323 issued = 320 trained + 3 dropped (failed rewards 2, poison 1) + 0 outstanding" in report
     assert "rollout 2" in report
     assert "2000 MB" in report
     assert "runs/demo/summary.json" in report

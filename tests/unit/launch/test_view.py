@@ -125,6 +125,28 @@ def test_an_accuracy_names_of_how_many_prompts_it_is_if_the_reward_of_some_faile
     assert "accuracy  after 10 steps 0.95 (of 19; 1 failed)   \n          at the start 0.40 (of 18; 2 failed)" in screen
 
 
+def test_groups_that_are_dropped_are_told_with_the_reason_now_and_then(
+    view: PlainView, lines: list[str], clock: FakeClock
+) -> None:
+    for count in (1, 2, 3):
+        status = with_steps(0, dropped={"degenerate": 5, "reward_failed": count})
+        view.show(RunSnapshot((), status, why_dropped="judge: HTTP 503\n"))
+        clock.now += 40
+    said = [line.split("] ", 1)[1] for line in lines if "dropped" in line]
+    assert said == [
+        "dropped groups so far: failed rewards 1 (the last: judge: HTTP 503\\n)",
+        "dropped groups so far: failed rewards 3 (the last: judge: HTTP 503\\n)",
+    ]
+    shown = frame("r", RunSnapshot((), status, why_dropped="judge: HTTP 503"), "", 1.0, Screen(80, 24))
+    screen = [line.plain for line in shown]
+    at = screen.index("dropped   8 groups: no signal 5, failed rewards 3")
+    assert screen[at + 1] == "          judge: HTTP 503"
+    later = PlainView(lines.append, clock)
+    del lines[:]
+    later.show(RunSnapshot((), msgspec.structs.replace(status, first_step=4)))
+    assert not [line for line in lines if "dropped" in line], "an earlier launch has told it"
+
+
 def replace_status(**changes: object) -> TrainerStatus:
     return msgspec.structs.replace(STATUS, **changes)
 

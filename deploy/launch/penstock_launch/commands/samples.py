@@ -9,6 +9,7 @@ import heapq
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -18,9 +19,10 @@ from rich.text import Text
 from penstock.errors import ConfigError, DataError
 from penstock.readable import harmless
 from penstock.records import DEFAULT_ROOT, RunRecords, find_run, newest_run
-from penstock.records.files import COMPLETIONS_FILE, EVALUATIONS_FILE
-from penstock.records.samples import SampleLine
+from penstock.records.files import COMPLETIONS_FILE, DROPPED_FILE, EVALUATIONS_FILE
+from penstock.records.samples import DroppedLine, SampleLine
 from penstock_launch.help_text import examples
+from penstock_launch.watch.figures import DROPPED
 
 PIPED = 20  # samples that a pipe or a file gets without --limit
 MARGIN_LINES = 3  # of a screen: the last line of a page, and the shell's prompt
@@ -145,7 +147,9 @@ def _of_training(records: RunRecords, arguments: argparse.Namespace) -> Iterator
     if steps is None and not (arguments.worst or arguments.best or arguments.failed or arguments.search):
         last = max((line.step for line in _lines(records)), default=-1)
         steps = range(last, last + 1)
-    return (_shown(line) for line in _lines(records) if steps is None or line.step in steps)
+        return (_shown(line) for line in _lines(records) if line.step in steps)
+    lines = chain(_lines(records), _dropped(records))
+    return (_shown(line) for line in lines if steps is None or line.step in steps)
 
 
 def steps_of(arguments: argparse.Namespace) -> range | None:
@@ -168,6 +172,14 @@ def _lines(records: RunRecords) -> Iterator[SampleLine]:
         raise _unreadable(records, COMPLETIONS_FILE, error) from None
 
 
+def _dropped(records: RunRecords) -> Iterator[DroppedLine]:
+    try:
+        for line in records.dropped():
+            yield msgspec.convert(line, DroppedLine)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _unreadable(records, DROPPED_FILE, error) from None
+
+
 def _shown(line: SampleLine) -> Shown:
     parts = [f"step {line.step}", f"ticket {line.ticket}.{line.index}", f"reward {_number(line.reward)}"]
     if len(line.rewards) > 1:
@@ -177,6 +189,8 @@ def _shown(line: SampleLine) -> Shown:
     parts.append(f"{line.num_tokens} tokens" + (", cut off by its limit" if line.truncated else ""))
     if line.version is not None:
         parts.append(f"weights {line.version}")
+    if isinstance(line, DroppedLine):
+        parts.append(f"its group was dropped: {DROPPED.get(line.dropped, line.dropped)}")
     rows = [("prompt", line.prompt), ("completion", line.completion)]
     rows += [(name, text) for name, text in (("answer", line.answer), ("failed", line.failure)) if text]
     return Shown(line.step, line.ticket, line.reward, "  ".join(parts), tuple(rows))

@@ -11,6 +11,9 @@ from penstock.contracts.status import StepFigures, TrainerStatus
 UNKNOWN = "-"
 NOT_FINITE = "nan"
 FAILED = "failed rewards"
+NO_SIGNAL = "no signal"
+FAULTS = ("reward_failed", "poison")  # reasons why a group is dropped that somebody should look at
+DROPPED = {"reward_failed": FAILED, "degenerate": NO_SIGNAL}  # the other reasons are words for people already
 SPARKS = "".join(map(chr, range(0x2581, 0x2589)))  # blocks of one eighth to eight eighths
 ASCII_SPARKS = "_.-=+*#"
 
@@ -59,6 +62,16 @@ def staleness_of(status: TrainerStatus) -> str:
         return UNKNOWN
     mean = "" if status.staleness_mean is None else f" (mean {status.staleness_mean:.2f})"
     return f"{status.staleness_max:g}{mean}"
+
+
+def dropped_words(dropped: Mapping[str, int]) -> str:
+    """Why tickets ended without training, the most frequent reason first.
+
+    >>> dropped_words({"degenerate": 4, "reward_failed": 12})
+    'failed rewards 12, no signal 4'
+    """
+    ranked = sorted(dropped.items(), key=lambda item: -item[1])
+    return ", ".join(f"{DROPPED.get(reason, reason)} {count}" for reason, count in ranked)
 
 
 def queue_of(status: TrainerStatus) -> str:
@@ -129,6 +142,7 @@ def figures(status: TrainerStatus) -> list[tuple[str, str]]:
         ("accuracy", ", ".join(f"{when} {accuracy}" for when, accuracy in heldout_of(status))),
         *learning_of(status),
         *health_of(status),
+        ("dropped groups", dropped_words(status.dropped) or "none"),
         ("version", UNKNOWN if status.policy_version is None else str(status.policy_version)),
         ("queue", queue_of(status)),
         ("tokens/s", number(status.tokens_per_second, 0)),

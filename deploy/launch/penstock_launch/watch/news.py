@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from penstock.contracts.status import StepFigures, TrainerStatus
+from penstock.readable import harmless
 from penstock_launch.supervise.child import ChildState
 from penstock_launch.supervise.supervisor import ENDING
-from penstock_launch.watch.figures import accuracy_of, number
+from penstock_launch.watch.figures import FAULTS, accuracy_of, dropped_words, number
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.step_table import StepLine, StepTable
 
@@ -27,6 +28,8 @@ class News:
         self._table = StepTable()
         self._said_step: int | None = None
         self._said_heldout: int | None = None
+        self._said_faults: int | None = None
+        self._next_faults_at = 0.0
         self._phase = ""
         self._waiting_for: str | None = None
         self._states: dict[str, tuple[str, str]] = {}
@@ -41,6 +44,7 @@ class News:
         if snapshot.status is not None and snapshot.answers:
             yield from self._steps(snapshot.status, width)
             yield from self._evaluation(snapshot.status)
+            yield from self._dropped(snapshot.status, snapshot.why_dropped)
             yield from self._trainer(snapshot.status)
 
     def _service(self, service: ServiceView) -> Iterator[str]:
@@ -96,6 +100,18 @@ class News:
         """Whether there is an evaluation that was not said; it counts as said from now on."""
         before, self._said_heldout = self._said_heldout, status.heldout_steps
         return status.heldout_steps not in (None, before)
+
+    def _dropped(self, status: TrainerStatus, why: str) -> Iterator[str]:
+        """Groups that are dropped since something failed, now and then: each costs its generation."""
+        faults = {reason: count for reason, count in status.dropped.items() if reason in FAULTS}
+        if status.first_step is None:
+            return
+        if self._said_faults is None:
+            self._said_faults = 0 if status.first_step == 0 else sum(faults.values())
+        now = self._clock()
+        if sum(faults.values()) > self._said_faults and now >= self._next_faults_at:
+            self._said_faults, self._next_faults_at = sum(faults.values()), now + TROUBLE_SECONDS
+            yield f"dropped groups so far: {dropped_words(faults)}{f' (the last: {harmless(why)})' if why else ''}"
 
     def _trainer(self, status: TrainerStatus) -> Iterator[str]:
         if status.phase != self._phase and status.phase.startswith(ENDING):

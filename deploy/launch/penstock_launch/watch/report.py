@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.readable import cut, last_line
 from penstock.records.files import SUMMARY_FILE
-from penstock_launch.watch.figures import duration, heldout_figure, number
+from penstock_launch.watch.figures import dropped_words, duration, heldout_figure, number
 
 MEGABYTE = 10**6
 NAME_WIDTH = 11
@@ -157,7 +157,7 @@ def _tickets(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not isinstance(tickets, Mapping) or not summary.get("steps"):
         return
     dropped: Mapping[str, int] = tickets.get("dropped", {})
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
+    why = dropped_words(dropped)
     text = f"{tickets.get('trained', '?')} trained + {sum(dropped.values())} dropped{f' ({why})' if why else ''}"
     if "issued" in tickets:
         text = f"{tickets['issued']} issued = {text} + {tickets['outstanding']} outstanding"

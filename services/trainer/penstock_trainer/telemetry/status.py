@@ -42,6 +42,8 @@ class Status:
     oldest_waiting_seconds: float = 0.0
     waiting_for: str = ""
     """The ticket that holds up a batch, and its holder; empty until one does for long."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Tickets of the full run that ended without training, by reason."""
     queue: dict[str, int] = field(default_factory=dict)
     ready: bool = False
     fenced: dict[str, str] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Status:
             staleness_max=self.progress.staleness_max,
             staleness_mean=recent[-1].staleness_mean if recent else None,
             max_staleness=self.max_staleness,
+            dropped={**self.dropped},
             queue={**self.queue},
             tokens_per_second=tokens / sum(seconds) if seconds else None,
             gap_to_ideal=self.progress.gap_to_ideal,

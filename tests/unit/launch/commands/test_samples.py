@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from penstock.errors import ConfigError, DataError
-from penstock.records.samples import SampleLine
+from penstock.records.samples import DroppedLine, SampleLine
 from penstock_launch.__main__ import run
 from penstock_launch.command_line import make_parser
 from penstock_launch.commands.samples import show_samples
@@ -174,6 +174,21 @@ def test_every_failed_row_of_an_evaluation_is_shown_with_its_reason(folder: Path
     assert len(shown(str(folder), "--evaluation")[0].split("evaluation after 3 steps")) == 7
     (folder / "evals.jsonl").write_text(json.dumps({**line, "num_failed": 9}) + "\n")
     assert shown(str(folder), "--evaluation", "--failed")[0].endswith("; 6 more failed, and were not recorded\n")
+
+
+def test_failed_rewards_of_dropped_groups_are_shown_too(folder: Path) -> None:
+    dropped = DroppedLine(
+        **msgspec.structs.asdict(sample(2, completion="!", reward=None, failure="HTTP 503")), dropped="reward_failed"
+    )
+    (folder / "dropped.jsonl").write_bytes(msgspec.json.encode(dropped) + b"\n")
+    text, _ = shown(str(folder), "--failed", width=120)
+    assert completions(text) == ["!", "?"]
+    assert "its group was dropped: failed rewards\n" in text
+    assert "  failed      HTTP 503\n" in text
+    assert completions(shown(str(folder))[0]) == ["?", "five", "4"], "the last step that was trained"
+    assert completions(shown(str(folder), "--search", "503")[0]) == ["!"]
+    (folder / "samples.jsonl").unlink()
+    assert completions(shown(str(folder), "--failed")[0]) == ["!"], "no step has ended yet"
 
 
 def test_a_line_that_is_being_written_is_no_line_and_a_broken_one_is_named(folder: Path) -> None:

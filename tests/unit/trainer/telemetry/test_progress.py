@@ -248,8 +248,8 @@ def test_status_of_a_run(tmp_path: Path) -> None:
     assert list(to_body(found)) == [  # the fields of `GET /v1/status`
         *("run", "phase", "step", "total_steps", "epoch", "policy_version", "outstanding", "oldest_waiting_seconds"),
         *("reward_mean", "reward_average", "heldout_accuracy", "staleness_max", "staleness_mean", "max_staleness"),
-        *("queue", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds", "waiting_for", "fenced", "turn"),
-        *("heldout_steps", "heldout_prompts", "heldout_failed"),
+        *("dropped", "queue", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds", "waiting_for"),
+        *("fenced", "turn", "heldout_steps", "heldout_prompts", "heldout_failed"),
         *("heldout_accuracy_start", "heldout_prompts_start", "heldout_failed_start", "first_step", "steps", "kl_of"),
     ]
 
