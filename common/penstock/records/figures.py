@@ -99,6 +99,7 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         },
         "seconds_per_step": timing.mean_seconds,
         "generation_seconds_per_step": _ratio(found.generation_seconds, found.num),
+        "tokens_per_second": _ratio(found.tokens, found.seconds),
         "generation_tokens_per_second": _ratio(found.tokens, found.generation_seconds),
         "gap_to_ideal": timing.gap_to_ideal,
     }

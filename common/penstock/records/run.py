@@ -19,6 +19,7 @@ import yaml
 
 from penstock.contracts.ledger import Record, decode_record
 from penstock.errors import ConfigError, DataError
+from penstock.records.extent import Extent
 from penstock.records.figures import run_figures
 from penstock.records.files import (
     COMPLETIONS_FILE,
@@ -86,6 +87,10 @@ class RunRecords:
     def ledger(self) -> Iterator[Record]:
         """The ledger's records of steps, weights, dropped tickets and checkpoints, as the journal has them."""
         return map(decode_record, complete_lines(self.folder / STEP_FILES / LEDGER_FILE))
+
+    def extent(self) -> Extent | None:
+        """How far it is; None before its trainer has begun, and of a run without a journal."""
+        return Extent.of(self.ledger())
 
     def figures(self) -> dict[str, Any]:
         """The figures of all its lives until now, by the names of `summary.json`; DataError if a line is broken."""

@@ -12,6 +12,7 @@ from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import PenstockError
 from penstock.records import RunRecords
+from penstock.runtime.output import terminal_width
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.known import describe_job, is_active, job_states
 from penstock_launch.watch.figures import duration, figures
@@ -48,7 +49,7 @@ def show_end(config: Config) -> list[str]:
     if not folder.holds_earlier_run():
         return []
     records = RunRecords(folder.path)
-    return [f"run {config.run.name}", f"  {records.state()}", *results(last_summary(records))]
+    return [f"run {config.run.name}", f"  {records.state()}", *results(last_summary(records), terminal_width())]
 
 
 def reachable(config: Config) -> Config:

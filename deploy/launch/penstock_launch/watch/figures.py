@@ -145,8 +145,8 @@ def figures(status: TrainerStatus) -> list[tuple[str, str]]:
         ("dropped groups", dropped_words(status.dropped) or "none"),
         ("version", UNKNOWN if status.policy_version is None else str(status.policy_version)),
         ("queue", queue_of(status)),
-        ("tokens/s", number(status.tokens_per_second, 0)),
-        ("seconds/step", number(status.step_seconds)),
+        ("tokens/s, last steps", number(status.tokens_per_second, 0)),
+        ("seconds/step, last steps", number(status.step_seconds)),
         ("time left", duration(status.eta_seconds)),
     ]
 

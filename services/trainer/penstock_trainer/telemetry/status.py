@@ -123,9 +123,3 @@ def step_figures(line: StepLine, kl_of: str) -> StepFigures:
         seconds=line.seconds.get("step"),
         is_finite=line.is_finite,
     )
-
-
-def expected_steps(num_draws: int, batch_size: int, max_steps: int) -> int:
-    """Steps of the full run if no ticket is dropped."""
-    steps = math.ceil(num_draws / batch_size)
-    return min(steps, max_steps) if max_steps else steps

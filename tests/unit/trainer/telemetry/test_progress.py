@@ -17,13 +17,14 @@ from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, from_body, to_body
 from penstock.contracts.status import TrainerStatus
 from penstock.errors import PenstockError
+from penstock.records.extent import expected_steps
 from penstock.records.figures import Timing
 from penstock.records.run import RunRecords
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
-from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
 from tests.small_disk import full_disk
 from tests.unit.trainer.trainer_groups import completion, scored_group
