@@ -37,14 +37,17 @@ def make_parser() -> argparse.ArgumentParser:
     add_envs_parser(commands)
     _add_config(commands)
     _add_looks(commands)
-    commands.add_parser(
+    status = commands.add_parser(
         "status",
         help="print the present state of a run",
-        epilog=examples(
-            "penstock status --config my_run.yaml", "penstock status --config my_run.yaml --run.name second"
-        ),
-        usage="penstock status --config FILE [--key value ...]",
+        description="Print the present state of a run, or how it ended. RUN is a name in the folder of runs, or a "
+        "folder. Without RUN and --config: the run that has written last.",
+        epilog=examples("penstock status", "penstock status my-run", "penstock status --config my_run.yaml"),
+        usage="penstock status [RUN | --config FILE] [--key value ...] [--root FOLDER]",
         allow_abbrev=False,
+    )
+    status.add_argument(
+        "--root", default=DEFAULT_ROOT, metavar="FOLDER", help=f"folder of runs, run.root; default: {DEFAULT_ROOT}"
     )
     commands.add_parser(
         "cancel",
