@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from penstock.contracts import DropReason, PolicyIdentity, ScoredGroup
+from penstock.records.step_numbers import number_of
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.batching.rewards import failures_of, function_figures, rewards_of
@@ -104,7 +105,7 @@ class Reports:
         self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
         self._status.steps = step + 1
         self._metrics.show_run(self._status.steps, self._progress)
-        log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
+        log.info("step %d", number_of(step), extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
 
     def _line(
         self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]

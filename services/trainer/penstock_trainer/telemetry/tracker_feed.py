@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class TrackerPosition(msgspec.Struct, frozen=True):
-    """The progress of a tracker: its last training step, and its number of evaluations."""
+    """The progress of a tracker: the id of its last step, and its number of evaluations."""
 
     step: int = -1
     num_evals: int = 0
@@ -39,7 +39,7 @@ class TrackerPosition(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a tracker gets at one training step, and its position once it has it.
+    """What a tracker gets after so many steps, and its position once it has it.
 
     samples: reads them when they are logged, so that entries that wait hold none.
     """

@@ -35,7 +35,7 @@ UPLOAD_SHARE = 0.8  # of the time to close: the rest is for W&B's service to end
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run as a tracker gets it. `config` holds no secret; `first_step`: of this life of the trainer."""
+    """The run as a tracker gets it. `config` holds no secret; `first_step`: the first number of this life."""
 
     id: str
     name: str
@@ -48,7 +48,7 @@ class TrackedRun:
 class Point:
     """What a tracker logs at one place of the x axis: a step or an evaluation.
 
-    histograms: of the batch. samples: rows of the table of completions.
+    step: the number of steps trained by then. histograms: of the batch. samples: rows of the table of completions.
     """
 
     step: int

@@ -70,7 +70,7 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
     text, exit_code = shown(str(folder))
     assert exit_code == 0
     assert text.splitlines()[:6] == [
-        "step 1  ticket 7.1  reward failed  (math 0, judge failed)  2 tokens  weights 3",
+        "step 2  ticket 7.1  reward failed  (math 0, judge failed)  2 tokens  weights 3",
         "  prompt      2 + 2 =",
         "  completion  ?",
         "  answer      4",
@@ -78,7 +78,7 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
         "",
     ]
     assert text.splitlines()[6:8] == [
-        "step 1  ticket 7.1  reward 0  advantage +0.5  2 tokens  weights 3",
+        "step 2  ticket 7.1  reward 0  advantage +0.5  2 tokens  weights 3",
         "  completion  five",
     ]
     assert "  completion  4 (+ ' ')\n" in text, "white space at the end may be why a match failed"
@@ -88,12 +88,12 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--step", "0"], ["four", "4", "FIVE"]),
+        (["--step", "1"], ["four", "4", "FIVE"]),
         (["--steps", ":2"], ["?", "five", "4", "four", "4", "FIVE"]),  # the newest step first
-        (["--steps", "1:", "--limit", "2"], ["?", "five"]),
+        (["--steps", "2:", "--limit", "2"], ["?", "five"]),
         (["--worst", "--limit", "3"], ["FIVE", "five", "four"]),
         (["--best", "--limit", "1"], ["4"]),
-        (["--best", "--step", "0"], ["4", "four", "FIVE"]),
+        (["--best", "--step", "1"], ["4", "four", "FIVE"]),
         (["--failed"], ["?"]),
         (["--search", "Five"], ["five", "FIVE"]),
         (["--search", "GONE"], ["?"]),
@@ -159,7 +159,10 @@ def test_an_evaluation_is_shown_beside_the_first_one(folder: Path) -> None:
     assert "reward 0 -> 0.5\n" in shown(str(folder), "--evaluation", "--step", "5")[0]
     assert shown(str(folder), "--evaluation", "--step", "0")[0].startswith("evaluation after 0 steps  reward 0\n")
     text, exit_code = shown(str(folder), "--evaluation", "--step", "7")
-    assert (exit_code, text) == (1, f"no sample is as asked for: {folder / 'evals.jsonl'} has steps 0 to 10\n")
+    assert (exit_code, text) == (
+        1,
+        f"no sample is as asked for: {folder / 'evals.jsonl'} has evaluations after 0 to 10 steps\n",
+    )
 
 
 def test_every_failed_row_of_an_evaluation_is_shown_with_its_reason(folder: Path) -> None:
@@ -195,7 +198,7 @@ def test_a_line_that_is_being_written_is_no_line_and_a_broken_one_is_named(folde
     path = folder / "samples.jsonl"
     with path.open("ab") as file:
         file.write(b'{"step": 9')
-    assert shown(str(folder))[0].startswith("step 1 ")
+    assert shown(str(folder))[0].startswith("step 2 ")
     path.write_bytes(b'{"step": 0}\n')
     with pytest.raises(DataError, match=r"samples\.jsonl cannot be read .*: expected lines as the trainer writes them"):
         shown(str(folder))
@@ -222,7 +225,7 @@ def test_the_run_that_has_written_last_is_meant_if_none_is_named(
     assert run(["samples", "mine", "--step", "4"]) == 1
     assert run(["samples", "nine"]) == 2
     assert run(["samples", "mine", "--steps", "x"]) == 2
-    assert "saw 'x'; expected a:b" in capsys.readouterr().err
+    assert "saw 'x'; expected A:B" in capsys.readouterr().err
 
 
 def test_without_any_run_the_folder_is_named(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end
     assert not hanging.released.is_set()
     assert count(dropped, "slow") == 29
     assert hanging.calls == ["open", "abandon"]
-    assert [step for step, _ in other.logged] == list(range(30))
+    assert [step for step, _ in other.logged] == list(range(1, 31))
     assert other.calls[-1] == "close"
     assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
     hanging.released.set()
@@ -125,10 +125,10 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
     entries = list(backlog(Progress(life.folder), SampleFile(life.folder), TrackerPosition(), rewinds=False))
     assert [(each.step, "eval/accuracy" in each.values) for each in entries] == [
         (0, True),
-        (0, False),
         (1, False),
-        (2, True),
         (2, False),
+        (2, True),
+        (3, False),
     ]
     assert [each.position for each in entries] == [
         TrackerPosition(-1, 1),
