@@ -52,6 +52,33 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
+def differing(texts: Sequence[str]) -> list[str]:
+    """The part of each text in which it differs from the others, on one line; if all are equal, the last line of each.
+
+    Lines that all begin or end with are left out, and of long lines also such words.
+
+    >>> differing(["Add:\\n2+2=\\nAnswer:", "Add:\\n3+4=\\nAnswer:"])
+    ['2+2=', '3+4=']
+    """
+    rows = [[line.strip() for line in text.splitlines() if line.strip()] for text in texts]
+    if len(set(map(tuple, rows))) < 2:
+        return [last_line(text) for text in texts]
+    parts = [" / ".join(row) for row in _without_common(rows)]
+    if max(map(len, parts)) > LINE_CHARACTERS:
+        parts = [" ".join(words) for words in _without_common([part.split() for part in parts])]
+    return [part or last_line(text) for part, text in zip(parts, texts, strict=True)]
+
+
+def _without_common(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Each row without the items that all rows begin with, and those that all end with."""
+    shortest = min(map(len, rows))
+    front = next((n for n in range(shortest) if len({row[n] for row in rows}) > 1), shortest)
+    rest = [row[front:] for row in rows]
+    shortest -= front
+    back = next((n for n in range(shortest) if len({row[-1 - n] for row in rest}) > 1), shortest)
+    return [row[: len(row) - back] for row in rest]
+
+
 def cut(text: str, most: int = LINE_CHARACTERS) -> str:
     """A text of at most about `most` characters: its beginning and its end, and how many are left out.
 

@@ -211,7 +211,7 @@ class EvalSection(Section):
     num_shown: Annotated[int, Field(ge=0)] = 4
     """Completions printed at the start and at the end."""
     success: float = 1.0
-    """A completion counts as accurate when its reward is at least this."""
+    """A completion counts as accurate when its reward is at least this. One whose reward failed is in no mean."""
 
 
 class StalenessSection(Section):

@@ -48,6 +48,11 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
     max_lag: int | None = None
     settings: str = ""
 
+    @property
+    def number(self) -> int:
+        """As people count, from 1."""
+        return self.step + 1
+
 
 class WeightsRecord(Contract, frozen=True, tag_field="record", tag="weights"):
     """Weights after `steps` steps are `policy`; `changed` is False after a step with a non-finite gradient.

@@ -36,13 +36,14 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     """The present state of a run.
 
     epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
-    heldout_steps: steps before the evaluation that heldout_accuracy is of; heldout_accuracy_start: of the first one.
+    heldout_steps: steps before the evaluation that heldout_accuracy is of; heldout_prompts, heldout_failed: its
+    prompts, and those of them without a reward, which the accuracy leaves out; heldout_..._start: of the first one.
     staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
-    queue: groups by stream. waiting_for: the ticket that holds up a batch, and who holds it; empty if none does for
-    long. fenced: servers that did not take the last push, and why. turn: who has the GPUs with `trainer.take_turns`:
-    engines, trainer, or the way to one of them. first_step: steps that were reported before this life of the trainer;
-    None before it has resumed. steps: the last ones, in order. kl_of: the policy from which `kl` of the steps is
-    measured, reference or behaviour.
+    dropped: tickets of the run that ended without training, by reason. queue: groups by stream. waiting_for: the
+    ticket that holds up a batch, and who holds it; empty if none does for long. fenced: servers that did not take
+    the last push, and why. turn: who has the GPUs with `trainer.take_turns`: engines, trainer, or the way to one of
+    them. first_step: steps that were reported before this life of the trainer; None before it has resumed. steps:
+    the last ones, in order. kl_of: the policy from which `kl` of the steps is measured, reference or behaviour.
     """
 
     run: str = ""
@@ -59,6 +60,7 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     staleness_max: float | None = None
     staleness_mean: float | None = None
     max_staleness: int | None = None
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
     queue: dict[str, int | None] = msgspec.field(default_factory=dict)
     tokens_per_second: float | None = None
     gap_to_ideal: float | None = None
@@ -68,7 +70,11 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     fenced: dict[str, str] = msgspec.field(default_factory=dict)
     turn: str | None = None
     heldout_steps: int | None = None
+    heldout_prompts: int | None = None
+    heldout_failed: int | None = None
     heldout_accuracy_start: float | None = None
+    heldout_prompts_start: int | None = None
+    heldout_failed_start: int | None = None
     first_step: int | None = None
     steps: tuple[StepFigures, ...] = ()
     kl_of: str = ""

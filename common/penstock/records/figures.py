@@ -62,7 +62,7 @@ class Timing:
 def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iterable[Record]) -> dict[str, Any]:
     """The figures of a run; those that it does not have yet are None or 0. They are JSON but for nan."""
     evals = sorted(evaluations, key=lambda line: int(line["steps"]))  # one that was requested earlier may end later
-    successes = [line["steps"] for line in evals if line["accuracy"] >= TARGET_REWARD]
+    successes = [line["steps"] for line in evals if (heldout_accuracy(line) or 0.0) >= TARGET_REWARD]
     found, tickets = _Steps(frozenset(successes)), _Tickets()
     timing = Timing(without_warm_up((line["seconds"], line["generation_seconds"]) for line in found.counting(steps)))
     tickets.count(ledger)
@@ -99,6 +99,7 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         },
         "seconds_per_step": timing.mean_seconds,
         "generation_seconds_per_step": _ratio(found.generation_seconds, found.num),
+        "tokens_per_second": _ratio(found.tokens, found.seconds),
         "generation_tokens_per_second": _ratio(found.tokens, found.generation_seconds),
         "gap_to_ideal": timing.gap_to_ideal,
     }
@@ -113,7 +114,8 @@ def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
         figures |= {
             f"heldout_steps_{name}": line and line["steps"],
             f"heldout_reward_{name}": line and heldout_reward(line),
-            f"heldout_accuracy_{name}": line and line["accuracy"],
+            f"heldout_accuracy_{name}": line and heldout_accuracy(line),
+            f"heldout_failed_{name}": line["num_failed"] if line else 0,
         }
     return {
         **figures,
@@ -121,7 +123,6 @@ def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
         "heldout_digest": end and end.get("prompts"),
         "heldout_prompts": end["num_prompts"] if end else 0,
         "heldout_prompts_trained": end and end.get("num_trained"),
-        "heldout_failed": end["num_failed"] if end else 0,
         "heldout_failures": end.get("failures", {}) if end else {},
         "samples_before": start["samples"] if start else [],
         "samples_after": end["samples"] if end and end is not start else [],
@@ -129,8 +130,20 @@ def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
 
 
 def heldout_reward(line: Line) -> float | None:
-    """The mean reward of an evaluation; None if no prompt of it has one."""
+    """The mean reward of an evaluation, of the prompts that have one; None if no prompt of it has one."""
     return float(line["reward_mean"]) if line["num_failed"] < line["num_prompts"] else None
+
+
+def heldout_accuracy(line: Line) -> float | None:
+    """The accuracy of an evaluation, of the prompts that have a reward; None if no prompt of it has one.
+
+    A line without num_scored is of an earlier release, which counted a failed reward as a wrong answer.
+    """
+    num_scored = int(line["num_prompts"]) - int(line["num_failed"])
+    if not num_scored:
+        return None
+    accuracy = float(line["accuracy"])
+    return accuracy if "num_scored" in line else accuracy * int(line["num_prompts"]) / num_scored
 
 
 def _asks_the_same(one: Line, other: Line) -> bool:

@@ -19,10 +19,12 @@ import yaml
 
 from penstock.contracts.ledger import Record, decode_record
 from penstock.errors import ConfigError, DataError
+from penstock.records.extent import Extent
 from penstock.records.figures import run_figures
 from penstock.records.files import (
     COMPLETIONS_FILE,
     CONFIG_FILE,
+    DROPPED_FILE,
     EVALUATIONS_FILE,
     LEDGER_FILE,
     MARKS_OF_A_RUN,
@@ -78,9 +80,17 @@ class RunRecords:
         """A line for each completion that the run kept for people to read."""
         return map(as_written, complete_lines(self.folder / COMPLETIONS_FILE))
 
+    def dropped(self) -> Iterator[dict[str, Any]]:
+        """A line for each completion without a reward that the run kept of dropped groups: the last ones."""
+        return map(as_written, complete_lines(self.folder / DROPPED_FILE))
+
     def ledger(self) -> Iterator[Record]:
         """The ledger's records of steps, weights, dropped tickets and checkpoints, as the journal has them."""
         return map(decode_record, complete_lines(self.folder / STEP_FILES / LEDGER_FILE))
+
+    def extent(self) -> Extent | None:
+        """How far it is; None before its trainer has begun, and of a run without a journal."""
+        return Extent.of(self.ledger())
 
     def figures(self) -> dict[str, Any]:
         """The figures of all its lives until now, by the names of `summary.json`; DataError if a line is broken."""

@@ -1,4 +1,4 @@
-"""A line of `samples.jsonl`: one completion or episode of a training step, for people to read.
+"""A line of `samples.jsonl` or `dropped.jsonl`: one completion or episode of training, for people to read.
 
 Owns its fields, once for the trainer that writes them, for the trackers that show them as a table, and for readers.
 Invariant: what is not known is None or empty, never 0. A reader ignores fields that it does not know, so that it can
@@ -31,3 +31,12 @@ class SampleLine(msgspec.Struct, frozen=True):
     advantage: float | None = None
     num_tokens: int = 0
     truncated: bool = False
+
+
+class DroppedLine(SampleLine, frozen=True, kw_only=True):
+    """A completion without a reward whose group no step trains. step: the one whose batch was collected then.
+
+    dropped: why the group ended without training, a reason of the ledger.
+    """
+
+    dropped: str

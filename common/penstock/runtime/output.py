@@ -25,6 +25,17 @@ def tell(lines: Iterable[str]) -> None:
     _write(lines, sys.stdout)
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is; None if it is none, such as a pipe or a file.
+
+    COLUMNS, which some shells and tools export, is of the moment when it was set, and is not used.
+    """
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
 def flushed(exit_code: int) -> int:
     """The exit code of a command whose output is all it has to give: 0 only if the output was written.
 

@@ -35,7 +35,7 @@ from penstock_launch.commands.logs import show_logs
 from penstock_launch.commands.runs import show_runs
 from penstock_launch.commands.samples import show_samples
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
-from penstock_launch.commands.status import NotRunningError, show_end, show_status
+from penstock_launch.commands.status import NotRunningError, show_end, show_status, status_config
 from penstock_launch.envs.command import make_envs
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.extras import extras_of, require
@@ -127,7 +127,8 @@ def _keys(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 
 def _status(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
-    config = load_config(settings)
+    words, keys = split_words(settings)
+    config = status_config(words, keys, arguments.root)
     try:
         print("\n".join(show_status(config)))
     except NotRunningError:

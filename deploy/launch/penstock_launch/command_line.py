@@ -37,14 +37,17 @@ def make_parser() -> argparse.ArgumentParser:
     add_envs_parser(commands)
     _add_config(commands)
     _add_looks(commands)
-    commands.add_parser(
+    status = commands.add_parser(
         "status",
         help="print the present state of a run",
-        epilog=examples(
-            "penstock status --config my_run.yaml", "penstock status --config my_run.yaml --run.name second"
-        ),
-        usage="penstock status --config FILE [--key value ...]",
+        description="Print the present state of a run, or how it ended. RUN is a name in the folder of runs, or a "
+        "folder. Without RUN and --config: the run that has written last.",
+        epilog=examples("penstock status", "penstock status my-run", "penstock status --config my_run.yaml"),
+        usage="penstock status [RUN | --config FILE] [--key value ...] [--root FOLDER]",
         allow_abbrev=False,
+    )
+    status.add_argument(
+        "--root", default=DEFAULT_ROOT, metavar="FOLDER", help=f"folder of runs, run.root; default: {DEFAULT_ROOT}"
     )
     commands.add_parser(
         "cancel",
@@ -217,18 +220,18 @@ def _add_completion(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    steps = "steps a to b-1, such as 10:20; a or b may be left out; default: all recorded steps"
+    steps = "steps A to B, such as 11:20, or one; A or B may be left out; default: all recorded steps"
     replay = commands.add_parser(
         "replay",
         help="train recorded steps again and compare the digests of their weights",
         description="Start from the newest checkpoint before the steps, train them again from their step files, and "
         "compare the digest of each step's weights with the recorded one. Needs no queue and no rollout server, and "
         "writes nothing. Exit code 1: a digest differs.",
-        epilog=examples("penstock replay --config my_run.yaml --steps 10:20", "penstock replay --bundle steps.tar.gz"),
-        usage="penstock replay (--config FILE | --bundle FILE) [--steps a:b] [--key value ...]",
+        epilog=examples("penstock replay --config my_run.yaml --steps 11:20", "penstock replay --bundle steps.tar.gz"),
+        usage="penstock replay (--config FILE | --bundle FILE) [--steps A:B] [--key value ...]",
         allow_abbrev=False,
     )
-    replay.add_argument("--steps", default="", metavar="a:b", help=steps)
+    replay.add_argument("--steps", default="", metavar="A:B", help=steps)
     replay.add_argument(
         "--bundle", type=Path, metavar="FILE", help="a file that `penstock bundle` wrote, instead of a run"
     )
@@ -237,11 +240,11 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         help="pack recorded steps into one file that another machine can replay",
         description="Pack step files, configuration (secrets masked), digests, versions and the checkpoint to start "
         "from into a tar file for `penstock replay --bundle FILE`.",
-        epilog=examples("penstock bundle --config my_run.yaml --out steps.tar.gz --steps 10:20 --with-model"),
-        usage="penstock bundle --config FILE --out FILE.tar[.gz] [--steps a:b] [--with-model] [--key value ...]",
+        epilog=examples("penstock bundle --config my_run.yaml --out steps.tar.gz --steps 11:20 --with-model"),
+        usage="penstock bundle --config FILE --out FILE.tar[.gz] [--steps A:B] [--with-model] [--key value ...]",
         allow_abbrev=False,
     )
-    bundle.add_argument("--steps", default="", metavar="a:b", help=steps)
+    bundle.add_argument("--steps", default="", metavar="A:B", help=steps)
     bundle.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .tar, .tar.gz or .tgz to be written")
     bundle.add_argument("--with-model", action="store_true", help="include the models of actor.path and ref.path")
 

@@ -29,7 +29,7 @@ from penstock.config import Config, RedisSection
 from penstock.config.secrets import shown_url
 from penstock.contracts.ledger import replay
 from penstock.errors import LeaseLostError, PenstockError
-from penstock.runtime.output import complain, tell
+from penstock.runtime.output import complain, tell, terminal_width
 from penstock.runtime.process import heeded
 from penstock.weights.local_folder import free_memory_of_run
 from penstock_launch.run_folder import RunFolder
@@ -130,7 +130,8 @@ def _conclude(folder: RunFolder, config: Config, facts: LaunchFacts, typed: Type
         write_summary(folder.path, summary)
     except PenstockError as error:
         problem = str(error)
-    tell(closing_report(summary, folder.path, next_commands(config, folder.path, summary, typed)))
+    commands = next_commands(config, folder.path, summary, typed)
+    tell(closing_report(summary, folder.path, commands, terminal_width()))
     if problem:
         complain(f"penstock: error: {problem}")
     return facts.outcome.exit_code or (PenstockError.exit_code if problem else 0)

@@ -29,6 +29,7 @@ from penstock.errors import ConfigError, DataError, PenstockError
 from penstock.records.files import (
     COMPLETIONS_FILE,
     CONFIG_FILE,
+    DROPPED_FILE,
     EVALUATIONS_FILE,
     PROCESSES_FILE,
     STEPS_FILE,
@@ -45,7 +46,10 @@ LOCK_POLL_SECONDS = 0.5
 MADE_BY_A_LOCK = (LOCK_FILE, ID_FILE)  # of a folder that no run has begun in
 ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two steps
 NO_STEPS = "00000000."  # how the name of a checkpoint begins that was written before the first step
-BEGUN = ("steps", "checkpoints", "queue", STEPS_FILE, EVALUATIONS_FILE, COMPLETIONS_FILE, SUMMARY_FILE)
+BEGUN = (
+    *("steps", "checkpoints", "queue"),
+    *(STEPS_FILE, EVALUATIONS_FILE, COMPLETIONS_FILE, DROPPED_FILE, SUMMARY_FILE),
+)
 MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
 
 

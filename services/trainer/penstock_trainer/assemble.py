@@ -45,6 +45,7 @@ from penstock_trainer.rollouts.lost_writes import LostWrites
 from penstock_trainer.rollouts.samples import SampleWriter
 from penstock_trainer.rollouts.stragglers import Stragglers
 from penstock_trainer.rollouts.versions import Versions
+from penstock_trainer.telemetry.dropped import DroppedFile
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.samples import SampleFile
@@ -215,6 +216,7 @@ class Assembly:
             self.rules,
             self.metrics.queue,
             drop=self.history.drop,
+            dropped=self.reports.dropped,
         )
 
     @cached_property
@@ -352,6 +354,7 @@ class Assembly:
             self.evaluation,
             self.tracking,
             self.samples,
+            DroppedFile(self.folder),
             self.sample_writer,
             max_lag=self.config.staleness.max_lag,
         )

@@ -5,11 +5,13 @@ Owns the figures of a step, and sends them to progress files, samples, metrics, 
 
 import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from penstock.contracts import PolicyIdentity, ScoredGroup
+from penstock.contracts import DropReason, PolicyIdentity, ScoredGroup
+from penstock.records.step_numbers import number_of
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
 from penstock_trainer.batching.rewards import failures_of, function_figures, rewards_of
@@ -17,6 +19,7 @@ from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.samples import SampleWriter
+from penstock_trainer.telemetry.dropped import DroppedFile
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import Histogram, StepLine
@@ -47,6 +50,7 @@ class Reports:
         evaluation: Evaluation,
         tracking: Tracking,
         samples: SampleFile,
+        dropped: DroppedFile,
         sample_writer: SampleWriter,
         *,
         max_lag: int | None,
@@ -60,6 +64,7 @@ class Reports:
         self._evaluation = evaluation
         self._tracking = tracking
         self._samples = samples
+        self._dropped = dropped
         self._sample_writer = sample_writer
         self._max_lag = max_lag
         self._first = True
@@ -100,7 +105,7 @@ class Reports:
         self._metrics.observe_step(line, staleness, outcome=outcome_of(result))
         self._status.steps = step + 1
         self._metrics.show_run(self._status.steps, self._progress)
-        log.info("step %d", step, extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
+        log.info("step %d", number_of(step), extra={"reward_mean": line.reward_mean, "seconds": line.seconds})
 
     def _line(
         self, step: int, groups: Sequence[ScoredGroup], clock: Clock, result: StepResult, versions: tuple[int, int]
@@ -150,8 +155,20 @@ class Reports:
         """The steps up to the last reported one whose figures are not finite."""
         return self._progress.non_finite_in_a_row
 
-    def resumed(self, num_steps: int, version: int, replayed: Sequence[Replayed]) -> None:
-        """Bring the lines in step with the ledger: report each step whose trainer died before it reported it."""
+    def dropped(self, reason: DropReason, group: ScoredGroup | None) -> None:
+        """Report a ticket that ends without training, with the group that came of it, if one did."""
+        self._status.dropped[reason] = self._status.dropped.get(reason, 0) + 1
+        if group is not None:
+            self._dropped.add(self._sample_writer.dropped(self._status.steps, group, reason))
+
+    def resumed(
+        self, num_steps: int, version: int, replayed: Sequence[Replayed], dropped: Iterable[DropReason]
+    ) -> None:
+        """Bring the lines in step with the ledger: report each step whose trainer died before it reported it.
+
+        `dropped`: why each ticket was that earlier lives dropped.
+        """
+        self._status.dropped = {str(reason): count for reason, count in Counter(dropped).items()}
         self._progress.forget_from(num_steps)
         self._samples.forget_from(self._progress.highest_step + 1)  # those of a step without a line may be incomplete
         self._status.steps = num_steps
@@ -167,7 +184,13 @@ class Reports:
             self._progress.add_eval(result)
             self._tracking.evaluation(result)
             self._metrics.show_run(self._status.steps, self._progress)
-            log.info("held-out accuracy %.3f after %d steps", result.accuracy, result.steps)
+            log.info(
+                "after %d steps: accuracy %s of %d held-out prompts; %d failed",
+                result.steps,
+                "-" if result.accuracy is None else f"{result.accuracy:.3f}",
+                result.num_scored,
+                result.num_failed,
+            )
 
 
 def outcome_of(result: StepResult) -> str:

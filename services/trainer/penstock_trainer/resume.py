@@ -62,7 +62,7 @@ async def resume(
             releases.digest,
             keep,
         )
-    reports.resumed(position.steps, position.version, replayed)
+    reports.resumed(position.steps, position.version, replayed, ledger.dropped.values())
     await rollouts.restore(ledger, steps=position.steps, version=position.version)
     return position
 
@@ -94,8 +94,9 @@ def restore(
             continue
         if step.version is not None and step.version != position.version:
             raise WeightsError(
-                f"step {step.step} is trained again on version {position.version}; the ledger records that it trained "
-                f"version {step.version}: a step before it changed the weights in one of both and not in the other"
+                f"step {step.number} is trained again on version {position.version}; the ledger records that it "
+                f"trained version {step.version}: a step before it changed the weights in one of both and not in the "
+                "other"
             )
         groups = step_files.read(step)
         config = configs.config if step is ledger.unfinished else configs.of(step)
@@ -110,10 +111,10 @@ def restore(
         if known is not None and same_bits and same_form and (found := digest_of(version)) != known:
             unknown = "" if step.settings else "; the configuration of that step is not recorded: set changed keys back"
             raise WeightsError(
-                f"step {step.step} was trained again and gave weights {found}; the ledger records {known}{unknown}"
+                f"step {step.number} was trained again and gave weights {found}; the ledger records {known}{unknown}"
             )
         if on_replayed is not None:
             on_replayed(Replayed(step.step, groups, result, versions))
-        log.info("step %d is trained again", step.step)
+        log.info("step %d is trained again", step.number)
     learner.use(configs.config, num_steps=configs.num_steps(configs.config))
     return position

@@ -88,6 +88,7 @@ class TrainerLife:
             ),
             metrics,
             drop=trainer_queue.drop,
+            dropped=lambda reason, group: None,
         )
         self.version = 0
         self.untrained: list[Arrival] | None = None

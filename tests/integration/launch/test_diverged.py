@@ -65,7 +65,7 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_pushed(setup: U
 def test_steps_in_a_row_without_a_finite_gradient_end_the_run(setup: UserCommands) -> None:
     """The first step makes weights that still give numbers, and no gradient."""
     setup.document["optimizer"] = {"lr": 1e30, "max_non_finite_steps": 3}
-    reason = "the last 3 steps had a loss or gradient that is not finite (step 3: "
+    reason = "the last 3 steps had a loss or gradient that is not finite (step 4: "
     assert_launch_ends(setup.launch(), NON_FINITE_EXIT, "non_finite: ", reason, "optimizer.max_non_finite_steps 3")
     folder = setup.run_folder
     assert_summary(folder, reason)
@@ -76,4 +76,4 @@ def test_steps_in_a_row_without_a_finite_gradient_end_the_run(setup: UserCommand
         *[False] * 3,
     ]
     log = (folder / "logs" / "trainer.log").read_text()
-    assert "step 1 is not finite" in log
+    assert "step 2 is not finite" in log

@@ -210,7 +210,7 @@ async def test_changed_keys_hold_from_the_next_step_on_and_recorded_steps_keep_t
     for record in ledger.steps:
         temperatures = {group.group.ticket.sampling.temperature for group in run.steps.read(record)}
         assert temperatures == {1.0 if record.step < len(before.steps) else 0.5}, record
-    holds = f"the new value holds from step {num_before} on"
+    holds = f"the new value holds from step {num_before + 1} on"
     assert {line for line in warnings(output) if "holds" in line} == {
         f"total_train_epochs was {EPOCHS - 1} and is {EPOCHS}: {holds}",
         f"optimizer.lr was 0.001 and is 0.002: {holds}",
@@ -224,7 +224,7 @@ async def test_changed_keys_hold_from_the_next_step_on_and_recorded_steps_keep_t
         run.run, "penstock_launch", "replay", "--steps=:", "--optimizer.lr", "0.003"
     )
     assert code == 1, replayed
-    assert "note: optimizer.lr is 0.003 and was 0.001 when step 0 was trained" in replayed
+    assert "note: optimizer.lr is 0.003 and was 0.001 when step 1 was trained" in replayed
 
 
 async def test_another_model_of_the_same_shape_is_refused_by_name(run: Run, tmp_path: Path, tiny_model: Path) -> None:

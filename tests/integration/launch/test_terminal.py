@@ -15,7 +15,7 @@ pytestmark = pytest.mark.redis
 
 CTRL_C = b"\x03"
 STEP = re.compile(r"step +(\d+)/1000 ")
-PICTURE = ("penstock t  ", "reward    ", "held-out  ", "update    ", "steps     ", "health    ", "sample    ", "  ->  ")
+PICTURE = ("penstock t  ", "reward    ", "accuracy  ", "update    ", "steps     ", "health    ", "sample    ", "  ->  ")
 
 
 @pytest.fixture
@@ -52,6 +52,10 @@ def check_what_stays(terminal: Terminal) -> None:
     assert picture_rows(terminal) == []
     assert terminal.cursor_is_shown
     assert not [row for row in terminal.rows() if "Traceback" in row], "\n".join(terminal.rows())
+    rows = terminal.rows()
+    ending = rows[next(n for n, row in enumerate(rows) if row.startswith("Completions before")) : rows.index("Next:")]
+    heads = ("  ", "Completions ", "Ended ", "It has ")
+    assert not [row for row in ending if row and not row.startswith(heads)], "the terminal broke a line"
 
 
 def test_a_run_in_a_terminal_that_changes_its_size_and_ends_by_ctrl_c(

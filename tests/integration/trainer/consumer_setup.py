@@ -11,6 +11,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import (
     Completion,
+    DropReason,
     PolicyIdentity,
     RolloutGroup,
     Sampling,
@@ -73,6 +74,7 @@ class ConsumerSetup:
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config, num_trained=0)
         self.metrics = TrainerMetrics()
+        self.dropped: list[tuple[DropReason, ScoredGroup | None]] = []
         self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()
         self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
         self.consumer = Consumer(
@@ -95,6 +97,7 @@ class ConsumerSetup:
             ),
             self.metrics.queue,
             drop=trainer_queue.drop,
+            dropped=lambda reason, group: self.dropped.append((reason, group)),
         )
         if begun:
             self.begin()

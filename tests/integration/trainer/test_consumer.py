@@ -109,6 +109,9 @@ async def test_a_group_without_two_rewards_is_dropped_and_replaced(
     assert (await setup.issued_tickets())[-1].number == 4
     assert await setup.depth("scored") == 0
     assert setup.consumer.last_failure == "it raised"
+    assert [(reason, group and group.group.ticket.number) for reason, group in setup.dropped] == [
+        (DropReason.REWARD_FAILED, 1)
+    ]
 
 
 async def test_a_reward_that_always_fails_ends_the_run_with_its_reason(setup: ConsumerSetup) -> None:
@@ -237,7 +240,7 @@ async def test_groups_that_an_earlier_life_held_are_taken_over_at_once(
 
 async def test_evaluation_results_complete_their_round_and_leave_the_queue(setup: ConsumerSetup) -> None:
     async with setup.consuming():
-        for case, accuracies in (("answered", [1.0]), ("malformed", [])):
+        for case, accuracies in (("answered", [1.0]), ("malformed", [None])):
             [ticket] = setup.evaluation.start(0, 1)
             whole = stored_scored(scored(msgspec.structs.replace(ticket, seeds=(1,)), (1.0,), POLICY))
             await setup.deliver(ticket.key, whole if case == "answered" else Stored(whole.header))

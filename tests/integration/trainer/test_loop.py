@@ -66,7 +66,7 @@ async def held(loop: Life) -> AsyncIterator["asyncio.Task[None]"]:
 @pytest.mark.parametrize("has_result", [False, True])
 async def test_an_evaluation_that_an_earlier_life_has_is_not_repeated(loop: Life, has_result: bool) -> None:
     if has_result:
-        loop.status.progress.add_eval(EvalResult(0, 0.5, 0.5, 1, 0, 0, 0, ()))
+        loop.status.progress.add_eval(EvalResult(0, 0.5, 0.5, 1, 1, 0, 0, 0, ()))
     async with loop.training():
         await loop.answer(0, await loop.announced(0))
         await loop.announced(1)
@@ -167,7 +167,7 @@ async def test_weights_that_are_not_finite_end_the_loop_and_a_lower_rate_goes_on
     assert await loop.read_ledger() == ["weights 0", "step 0"]
     async with loop.training():
         await loop.watch.until("announced", 1)
-    changed = f"optimizer.lr was 3e+38 and is {loop.config.optimizer.lr!r}: the new value holds from step 0 on"
+    changed = f"optimizer.lr was 3e+38 and is {loop.config.optimizer.lr!r}: the new value holds from step 1 on"
     assert changed in caplog.messages
     assert await loop.read_ledger() == ["weights 0", "step 0", "weights 1"]
     again = Life(loop.config, loop.queue, loop.lease)
@@ -188,7 +188,7 @@ async def test_a_run_that_ends_in_steps_that_are_not_finite_saves_no_model(loop:
         for step in (1, 2):
             await broken.answer(step, policy)
         async with asyncio.timeout(SECONDS):
-            with pytest.raises(NonFiniteError, match=r"the last 2 steps .*step 2: .*end with a finite step"):
+            with pytest.raises(NonFiniteError, match=r"the last 2 steps .*step 3: .*end with a finite step"):
                 await training
     assert [each for each in await loop.read_ledger() if each.startswith("step")] == ["step 0", "step 1", "step 2"]
     again = Life(broken.config, loop.queue, loop.lease)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.readable import cut, last_line, question_of, without_end
+from penstock.readable import cut, differing, last_line, question_of, without_end
 
 LAYOUTS = {
     "chatml": "<|im_start|>system\nbe good<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
@@ -48,3 +48,14 @@ def test_a_long_text_says_how_much_of_it_is_left_out() -> None:
     shown = cut(text, 20)
     assert shown == "begin xxxx [1,990 characters] xxxxxx end"
     assert cut(text, len(text)) == text
+
+
+def test_what_differs_between_prompts_is_shown() -> None:
+    assert differing(["1+1=2\n2+5=", "1+1=2\n3+3="]) == ["2+5=", "3+3="]
+    assert differing(["Say the word.\nred\nNo more.", "Say the word.\nblue\nNo more."]) == ["red", "blue"]
+    assert differing(["a\nb", "a\nb"]) == ["b", "b"]
+    assert differing(["a\nb"]) == ["b"]
+    assert differing([]) == []
+    assert differing(["a\nb", "a\nb\nc"]) == ["b", "c"], "the first has nothing else"
+    task = "Translate the following English word into French and answer with that word alone, please: "
+    assert differing([f"{task}red", f"{task}dark blue"]) == ["red", "dark blue"]

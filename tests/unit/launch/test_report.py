@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from penstock.config import Config
+from penstock.config.keys import flat
+from penstock.config.load import load_config
+from penstock.contracts import DropReason
+from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, encode_record
+from penstock.tickets import TicketBook, TicketLimits
 from penstock_launch.command_line import make_parser
 from penstock_launch.typed import Typed, program_of
 from penstock_launch.watch.next_commands import next_commands
@@ -26,34 +32,37 @@ def summary() -> dict[str, Any]:
         **{"heldout_steps_start": 0, "heldout_steps_end": 40, "heldout_prompts": 20, "heldout_prompts_trained": 0},
         **{"heldout_reward_start": 0.25, "heldout_reward_end": 0.95, "heldout_success": 1.0},
         **{"heldout_accuracy_start": 0.25, "heldout_accuracy_end": 0.95},
-        **{"staleness_max": 1, "max_staleness": 1, "generation_tokens_per_second": 310.4, "gap_to_ideal": 0.12},
+        **{"staleness_max": 1, "max_staleness": 1, "gap_to_ideal": 0.12},
+        **{"tokens_per_second": 120.2, "generation_tokens_per_second": 310.4},
         "tickets": {"issued": 323, "trained": 320, "dropped": {"poison": 1, "reward_failed": 2}, "outstanding": 0},
         "samples_before": [{"prompt": "2+5=7\n8+4=12\n3+9=\n", "completion": "11\n", "answer": "12", "reward": 0.0}],
-        "samples_after": [{"prompt": "3+9=", "completion": "x" * 500, "answer": "12", "reward": None}],
+        "samples_after": [{"prompt": "2+5=7\n8+4=12\n1+1=", "completion": "x" * 500, "answer": "12", "reward": None}],
         **{"peak_rss_bytes": {"total": 2 * 10**9}, "restarts": {"trainer": 0, "rollout": 2}, "given_up": {}},
         "exit": {"code": 0, "reason": "finished", "lines": []},
     }
 
 
-def report_of(summary: dict[str, Any], **changes: Any) -> str:
-    return "\n".join(closing_report({**summary, **changes}, Path("runs/demo"), []))
+def report_of(summary: dict[str, Any], width: int | None = None, **changes: Any) -> str:
+    return "\n".join(closing_report({**summary, **changes}, Path("runs/demo"), [], width))
 
 
 def test_report_shows_completions_rewards_and_results(summary: dict[str, Any]) -> None:
     report = report_of(summary)
-    assert report.index("Completions before training (the last line of each prompt):") < report.index(
-        "Completions after training:"
-    )
+    note = "(the part in which prompts differ)"
+    assert report.index(f"Completions before training {note}:") < report.index(f"Completions after 40 steps {note}:")
     assert "3+9= -> '11\\n'   expected '12'   reward 0" in report
-    assert f"3+9= -> '{'x' * 36} [428 characters] {'x' * 36}'   expected '12'   reward failed" in report
+    assert f"1+1= -> '{'x' * 36} [428 characters] {'x' * 36}'   expected '12'   reward failed" in report
     assert "Finished: 40 steps in 1:12 of training, after 0:32 of set-up." in report
     assert "  reward      0.28 in the first 5 steps of training, 0.98 in the last 5" in report
-    assert "  held-out    reward 0.25 before, 0.95 after, on 20 prompts that it never trained on" in report
-    assert "  accuracy    0.25 before, 0.95 after: the share with a reward of at least 1 (eval.success)" in report
+    assert "  held-out    reward 0.25 before, 0.95 after 40 steps, on 20 prompts that it never trained on" in report
+    assert (
+        "  accuracy    0.25 before, 0.95 after 40 steps: the share with a reward of at least 1 (eval.success)" in report
+    )
     assert "loss or gradient of 2 of 40 steps" in report
-    assert "323 issued = 320 trained + 3 dropped (2 reward_failed, 1 poison) + 0 outstanding" in report
+    assert "323 issued = 320 trained + 3 dropped (failed rewards 2, poison 1) + 0 outstanding" in report
     assert "rollout 2" in report
-    assert "2000 MB" in report
+    assert "  speed       120 tokens/s, 310 while engines generated; gap to ideal 0.12" in report
+    assert "2000 MB at the peak of the last launch, all processes together" in report
     assert "runs/demo/summary.json" in report
 
 
@@ -65,7 +74,7 @@ def test_a_graded_reward_that_never_reaches_success_has_no_accuracy(summary: dic
         heldout_reward_start=0.17,
         heldout_reward_end=0.98,
     )
-    assert "reward 0.17 before, 0.98 after" in report
+    assert "reward 0.17 before, 0.98 after 40 steps" in report
     assert "accuracy" not in report
 
 
@@ -81,7 +90,7 @@ def test_report_says_how_many_held_out_prompts_were_trained(
     summary: dict[str, Any], num_trained: int | None, words: str
 ) -> None:
     report = report_of(summary, heldout_prompts_trained=num_trained)
-    assert f"reward 0.25 before, 0.95 after{words}\n" in report
+    assert f"reward 0.25 before, 0.95 after 40 steps{words}\n" in report
     assert "never trained on" not in report
 
 
@@ -89,7 +98,7 @@ def test_report_says_how_many_held_out_prompts_were_trained(
     ("start", "end", "words"),
     [
         (0, 30, "0.25 before, 0.95 after 30 steps"),
-        (20, 40, "0.25 after 20 steps, 0.95 after"),
+        (20, 40, "0.25 after 20 steps, 0.95 after 40 steps"),
         (0, 0, "0.95 before, and no evaluation later"),
         (30, 30, "0.95 after 30 steps, and no evaluation before"),
     ],
@@ -104,11 +113,14 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
         completions={"num": 7680, "of_steps": 7500, "failed": 25, "truncated": 900},
         failures={"judge: TimeoutError": 20, "judge: ValueError: " + "x" * 300: 5},
         groups={"num": 320, "no_signal": 104},
-        heldout_failed=3,
+        heldout_failed_start=2,
+        heldout_failed_end=3,
         heldout_failures={"judge: TimeoutError": 3},
         lost_messages={"no ScoredHeader": 1},
     )
     assert "  no reward   25 of 7,680 completions (0.3%)\n              20 x judge: TimeoutError\n" in report
+    assert "  held-out    reward 0.25 (of 18; 2 failed) before, 0.95 (of 17; 3 failed) after 40 steps, on" in report
+    assert "  accuracy    0.25 (of 18; 2 failed) before, 0.95 (of 17; 3 failed) after 40 steps: the share" in report
     assert "  no reward   3 of 20 prompts of the last evaluation\n              3 x judge: TimeoutError\n" in report
     assert "  no signal   104 of 320 groups (32%): their rewards were equal, or too few" in report
     assert "  cut off     12% of the completions of all steps, by sampling.max_new_tokens" in report
@@ -150,9 +162,21 @@ def config_of(**run: Any) -> Config:
 TYPED = Typed("penstock", "local", ("--config", "my run.yaml", "--run.max_steps", "3"))
 
 
-def commands(folder: Path, config: Config, typed: Typed | None = TYPED, **summary: Any) -> dict[str, str]:
-    document = {"exit": {"code": 0}, "steps": 40, "epochs": 4.0, **summary}
-    return dict(next_commands(config, folder, document, typed))
+def commands(folder: Path, config: Config, typed: Typed | None = TYPED, *, code: int = 0) -> dict[str, str]:
+    return dict(next_commands(config, folder, {"exit": {"code": code}}, typed))
+
+
+def write_ledger(folder: Path, *, num_steps: int, num_dropped: int = 0) -> int:
+    """A run of 80 prompts, 8 a step; the number of its tickets, which have all ended."""
+    trained = range(num_dropped, num_dropped + 8 * num_steps)
+    records: list[Record] = [
+        RunRecord("d", 80, 8, 4, 0),
+        *(DropRecord(number, DropReason.REWARD_FAILED) for number in range(num_dropped)),
+        *(StepRecord(n, tuple(trained[8 * n : 8 * n + 8]), f"{n:08d}.1.pack", "e" * 16) for n in range(num_steps)),
+    ]
+    (folder / "steps").mkdir(parents=True, exist_ok=True)
+    (folder / "steps" / "ledger.jsonl").write_bytes(b"".join(encode_record(each) + b"\n" for each in records))
+    return trained.stop
 
 
 def test_a_finished_run_can_be_trained_longer_compared_and_loaded(tmp_path: Path) -> None:
@@ -161,6 +185,7 @@ def test_a_finished_run_can_be_trained_longer_compared_and_loaded(tmp_path: Path
     (folder / "final" / "config.json").write_text("{}")
     write_lines(tmp_path / "other" / "steps.jsonl", step(0, 0.5))
     write_lines(tmp_path / "empty" / "steps.jsonl")
+    write_ledger(folder, num_steps=40)
     found = commands(folder, config_of(existing="replace"))
     assert list(found) == ["compare runs", "train longer", "load in Python"]
     assert shlex.split(found["compare runs"]) == ["penstock", "compare", str(folder), str(tmp_path / "other")]
@@ -174,37 +199,122 @@ def test_a_finished_run_can_be_trained_longer_compared_and_loaded(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "epochs", "more"),
+    ("max_steps", "num_steps", "num_dropped", "more"),
     [
-        (40, 1.5, ["--run.max_steps", "80"]),
-        (40, 4.0, ["--run.max_steps", "80", "--total_train_epochs", "8"]),
-        (0, 4.0, ["--total_train_epochs", "8"]),
-        (50, 4.0, ["--total_train_epochs", "8"]),
+        (0, 40, 0, {"total_train_epochs": 8}),
+        (0, 38, 16, {"total_train_epochs": 8}),
+        (0, 80, 0, {"total_train_epochs": 16}),  # an earlier launch had trained eight epochs
+        (0, 75, 0, {"total_train_epochs": 16}),
+        (50, 40, 0, {"total_train_epochs": 8}),
+        (20, 20, 0, {"run.max_steps": 40}),
+        (20, 30, 0, {"run.max_steps": 60}),
+        (20, 80, 0, {"run.max_steps": 160, "total_train_epochs": 16}),
     ],
 )
-def test_what_ended_the_run_is_doubled(tmp_path: Path, max_steps: int, epochs: float, more: list[str]) -> None:
-    found = commands(tmp_path, config_of(max_steps=max_steps), epochs=epochs)
-    assert shlex.split(found["train longer"])[-len(more) :] == more
+def test_a_longer_run_that_is_suggested_leads_to_further_steps(
+    tmp_path: Path, max_steps: int, num_steps: int, num_dropped: int, more: dict[str, int]
+) -> None:
+    """The command is parsed and applied: its tickets are those that the trainer would issue."""
+    num_ended = write_ledger(tmp_path, num_steps=num_steps, num_dropped=num_dropped)
+    file = tmp_path / "config.yaml"
+    file.write_text("actor: {path: m}\ndata: {train: {path: d}}\ntotal_train_epochs: 4\n")
+    typed = Typed("penstock", "local", ("--config", str(file), "--run.max_steps", str(max_steps)))
+    config = load_config(typed.settings)
+
+    def issued(config: Config) -> list[int]:
+        book = TicketBook(TicketLimits(8, 16, 80 * config.total_train_epochs, config.run.max_steps))
+        book.restore(num_ended, (), num_steps)
+        return book.issue()
+
+    assert issued(config) == []
+    program, launch, place, *words = shlex.split(commands(tmp_path, config, typed)["train longer"])
+    assert (program, launch, place) == ("penstock", "launch", "local")
+    longer = load_config(words)
+    assert issued(longer)
+    assert {key: value for key, value in flat(longer.model_dump()) if key in more} == more
+
+
+def test_a_launch_that_was_stopped_after_its_last_step_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    write_ledger(folder, num_steps=40)
+    assert list(commands(folder, config_of(), code=130)) == ["finish"]
+    write_ledger(folder, num_steps=39)
+    assert list(commands(folder, config_of(), code=130)) == ["go on"]
+
+
+def test_without_a_ledger_nothing_is_suggested_that_may_do_nothing(tmp_path: Path) -> None:
+    assert "train longer" not in commands(tmp_path / "r", config_of())
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_the_ending_is_folded_at_words_and_its_commands_still_work(
+    tmp_path: Path, summary: dict[str, Any], width: int | None
+) -> None:
+    """At the width of a terminal; in a pipe lines stay whole."""
+    folder = tmp_path / "a run"
+    write_ledger(folder, num_steps=40)
+    (folder / "final").mkdir()
+    (folder / "final" / "config.json").write_text("{}")
+    (folder / "samples.jsonl").write_text("")
+    settings = [word for n in range(9) for word in (f"--reward.modules_path{n}", "it's here")]
+    typed = Typed("penstock", "local", ("--config", "my run.yaml", *settings))
+    suggested = next_commands(config_of(), folder, summary, typed)
+    reasons = {"judge: " + "a long reason " * 9: 20}
+    summary |= {"completions": {"num": 7680, "of_steps": 7500, "failed": 25, "truncated": 900}, "failures": reasons}
+    lines = closing_report(summary, folder, suggested, width)
+    whole = closing_report(summary, folder, suggested)
+    if width is not None:
+        assert [line for line in lines if cell_len(line) > width and len(line.split()) > 2] == [
+            line for line in lines if "from_pretrained" in line and cell_len(line) > width
+        ]
+    figures, found = lines[: lines.index("Next:")], "\n".join(lines[lines.index("Next:") :])
+    assert " ".join(" ".join(figures).split()) == " ".join(" ".join(whole[: whole.index("Next:")]).split())
+    for _, words in suggested[:-1]:
+        assert words in found.replace(" \\\n", " ").replace("        ", "") or (width is None and words in found)
+    assert (lines == whole) is (width is None)
+
+
+def test_the_ending_says_why_there_are_fewer_steps(summary: dict[str, Any]) -> None:
+    tickets = {"issued": 320, "trained": 304, "dropped": {"degenerate": 4, "reward_failed": 12}, "outstanding": 0}
+    report = report_of(summary, steps=38, steps_of_launch=38, steps_planned=40, tickets=tickets)
+    assert "Finished: 38 of 40 steps in" in report
+    why = "2 batches' worth of tickets ended without training: failed rewards 12, no signal 4"
+    assert f"  fewer steps {why}\n" in report
+    assert "fewer" not in report_of(summary, steps_planned=40)
+    assert "fewer" not in report_of(summary, steps_planned=60, exit={"code": 130, "reason": "Ctrl-C", "lines": []})
+    nothing = report_of(summary, steps=80, steps_of_launch=0, steps_planned=40)
+    assert "  this launch trained nothing: its configuration asks for 40 steps, and 80 are done" in nothing
+
+
+def test_the_ending_names_the_step_of_each_evaluation_and_those_that_were_not_made(summary: dict[str, Any]) -> None:
+    stopped = {"code": 130, "reason": "stopped by Ctrl-C", "lines": []}
+    report = report_of(summary, exit=stopped, steps=38, heldout_steps_end=20, heldout_missing=[30, 38])
+    assert "Completions after 20 of 38 steps (" in report
+    assert "0.25 before, 0.95 after 20 steps" in report
+    words = "not made after 30 steps, after 38 steps (the final one): the run ended before it was complete"
+    assert f"  evaluation  {words}" in report
+    assert "not made" not in report_of(summary, heldout_missing=[])
 
 
 def test_a_run_that_failed_can_be_looked_at_resumed_and_exported(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / "00000000.1").mkdir(parents=True)
-    found = commands(tmp_path, config_of(), exit={"code": 4})
+    folder = tmp_path / "r"
+    (folder / "checkpoints" / "00000000.1").mkdir(parents=True)
+    found = commands(folder, config_of(), code=4)
     assert list(found) == ["what went wrong", "go on"]
     assert found["go on"] == "penstock launch local --config 'my run.yaml' --run.max_steps 3"
-    (tmp_path / "checkpoints" / "00000010.1").mkdir()
-    export = commands(tmp_path, config_of(), exit={"code": 4})["export the model"]
+    (folder / "checkpoints" / "00000010.1").mkdir()
+    export = commands(folder, config_of(), code=4)["export the model"]
     assert shlex.split(export)[:2] == ["penstock", "export"]
-    assert shlex.split(export)[2:] == [*TYPED.settings, "--out", f"{tmp_path}-model-1"]
-    assert list(commands(tmp_path, config_of(), None, exit={"code": 4})) == ["what went wrong", "go on"]
-    assert list(commands(tmp_path, config_of(), exit={"code": 130})) == ["go on", "export the model"]
+    assert shlex.split(export)[2:] == [*TYPED.settings, "--out", f"{folder}-model-1"]
+    assert list(commands(folder, config_of(), None, code=4)) == ["what went wrong", "go on"]
+    assert list(commands(folder, config_of(), code=130)) == ["go on", "export the model"]
 
 
 @pytest.mark.parametrize("code", [0, 4])
 def test_every_command_that_is_shown_exists(tmp_path: Path, code: int) -> None:
     (tmp_path / "checkpoints" / "00000010.1").mkdir(parents=True)
-    write_lines(tmp_path.parent / "other" / "steps.jsonl", step(0, 0.5))
-    for words in commands(tmp_path, config_of(), exit={"code": code}).values():
+    write_ledger(tmp_path, num_steps=40)
+    for words in commands(tmp_path, config_of(), code=code).values():
         make_parser().parse_known_args(shlex.split(words)[1:])
 
 

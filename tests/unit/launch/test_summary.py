@@ -1,12 +1,14 @@
 """summary.json, from what a trainer left in its run's folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.config import Config
+from penstock.contracts.ledger import RunRecord, encode_record
 from penstock_launch.supervise.supervisor import RunOutcome
 from penstock_launch.watch.summary import LaunchFacts, forget_trainer_summary, make_summary, write_summary
 from tests.unit.common.records.run_files import write_lines
@@ -50,6 +52,22 @@ def test_set_up_is_that_of_this_launch(tmp_path: Path) -> None:
     assert (found["steps"], found["steps_of_launch"], found["seconds_setup"]) == (3, 1, 30.0)
     again = summary_of(tmp_path, RunOutcome(0, "finished"), started_at=9000.0)  # it had nothing left to train
     assert (again["steps_of_launch"], again["seconds_setup"]) == (0, None)
+
+
+def test_the_plan_of_the_configuration_and_the_evaluations_that_it_lacks(tmp_path: Path) -> None:
+    record = encode_record(RunRecord("d", 100, 8, 4, 0))
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "ledger.jsonl").write_bytes(record + b"\n")
+    write_lines(tmp_path / "steps.jsonl", *(step(n, 0.5, started_at=100.0 + n) for n in range(7)))
+    write_lines(tmp_path / "evals.jsonl", evaluation(0, 0.1), evaluation(2, 0.3))
+    data = {"train": {"path": "d"}, "eval": {"path": "e"}}
+    config = Config.model_validate({"actor": {"path": "m"}, "data": data, "eval": {"every_steps": 2}})
+    facts = LaunchFacts(90.0, {}, {}, {}, RunOutcome(0, "finished"))
+    found = make_summary(tmp_path, config, facts)
+    assert (found["steps_planned"], found["heldout_missing"]) == (13, [4, 6, 7])
+    resumed = make_summary(tmp_path, config, replace(facts, started_at=104.5))  # the last two steps are its own
+    assert resumed["heldout_missing"] == [6, 7]
+    assert summary_of(tmp_path, FAILED)["heldout_missing"] == [], "it has no data.eval"
 
 
 @pytest.mark.parametrize("name", ["steps.jsonl", "evals.jsonl", "steps/ledger.jsonl"])

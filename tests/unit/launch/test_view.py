@@ -94,16 +94,57 @@ def test_every_step_has_one_aligned_line_with_the_evaluation_that_ended_since(
     for number in (1, 1, 3, 4, 45):
         view.show(RunSnapshot((), with_steps(number, heldout_steps=10 * (number // 3), heldout_accuracy=0.55)))
     said = [line.split("] ", 1)[1] for line in lines]
-    assert said[0] == "evaluation: held-out accuracy 0.40 after 0 steps"
+    assert said[0] == "evaluation after 0 steps: accuracy 0.40"
     titles = [line for line in said[1:] if "reward" in line]
     steps = [line for line in said[1:] if line not in titles]
     assert [line.split()[1] for line in steps] == [f"{number}/50" for number in range(1, 46)]
     assert " ".join(steps[2].split()) == "step 3/50 0.472 0.55 -0.0194 0.0014 0.037 2.4 1 1.9 0:54"
     assert "0.55" not in steps[3]
-    assert " ".join(titles[0].split()) == "step reward held-out loss KL beh entropy length stale s/step left"
+    assert " ".join(titles[0].split()) == "step reward accuracy loss KL beh entropy length stale s/step left"
     assert len(titles) == 3
     assert len({len(line) for line in lines[1:]}) == 1
     assert max(map(len, lines)) <= MAX_WIDTH
+
+
+def test_an_accuracy_names_of_how_many_prompts_it_is_if_the_reward_of_some_failed(
+    view: PlainView, lines: list[str]
+) -> None:
+    start = {"heldout_accuracy_start": 0.4, "heldout_prompts_start": 20, "heldout_failed_start": 2}
+    view.show(RunSnapshot((), with_steps(0, heldout_steps=0, heldout_accuracy=0.4, heldout_prompts=20)))
+    last = with_steps(10, heldout_steps=10, heldout_accuracy=0.95, heldout_prompts=20, heldout_failed=1, **start)
+    view.show(RunSnapshot((), last))
+    view.show(RunSnapshot((), with_steps(11, heldout_steps=10, heldout_accuracy=0.95, heldout_failed=1)))
+    all_failed = {"heldout_steps": 12, "heldout_accuracy": None, "heldout_prompts": 20, "heldout_failed": 20}
+    view.show(RunSnapshot((), with_steps(12, **all_failed)))
+    assert [line.split("] ", 1)[1] for line in lines if "evaluation" in line] == [
+        "evaluation after 0 steps: accuracy 0.40",
+        "evaluation after 10 steps: accuracy 0.95 (of 19; 1 failed)",
+        "evaluation after 12 steps: accuracy - (all 20 failed)",
+    ]
+    screen = "\n".join(line.plain for line in frame("r", RunSnapshot((), last), "", 1.0, Screen(80, 24)))
+    assert "accuracy  after 10 steps 0.95 (of 19; 1 failed)   \n          at the start 0.40 (of 18; 2 failed)" in screen
+
+
+def test_groups_that_are_dropped_are_told_with_the_reason_now_and_then(
+    view: PlainView, lines: list[str], clock: FakeClock
+) -> None:
+    for count in (1, 2, 3):
+        status = with_steps(0, dropped={"degenerate": 5, "reward_failed": count})
+        view.show(RunSnapshot((), status, why_dropped="judge: HTTP 503\n"))
+        clock.now += 40
+    said = [line.split("] ", 1)[1] for line in lines if "dropped" in line]
+    assert said == [
+        "dropped groups so far: failed rewards 1 (the last: judge: HTTP 503\\n)",
+        "dropped groups so far: failed rewards 3 (the last: judge: HTTP 503\\n)",
+    ]
+    shown = frame("r", RunSnapshot((), status, why_dropped="judge: HTTP 503"), "", 1.0, Screen(80, 24))
+    screen = [line.plain for line in shown]
+    at = screen.index("dropped   8 groups: no signal 5, failed rewards 3")
+    assert screen[at + 1] == "          judge: HTTP 503"
+    later = PlainView(lines.append, clock)
+    del lines[:]
+    later.show(RunSnapshot((), msgspec.structs.replace(status, first_step=4)))
+    assert not [line for line in lines if "dropped" in line], "an earlier launch has told it"
 
 
 def replace_status(**changes: object) -> TrainerStatus:
@@ -140,7 +181,7 @@ def test_the_end_is_told_phase_by_phase_and_after_the_trainer_has_gone(
     view.show(RunSnapshot(ready, last, answers=False, ending="ending: waiting for the end of rollout (at most 20 s)"))
     assert [line.split("] ", 1)[1] for line in lines[3:]] == [
         "trainer: ending: writing a checkpoint",
-        "evaluation: held-out accuracy 0.55 after 1 steps",
+        "evaluation after 1 steps: accuracy 0.55",
         "still ending: the trainer leaves the run",
         "still ending: waiting for the end of rollout (at most 20 s)",
     ]
@@ -206,7 +247,7 @@ SAMPLE = Sample("Add:\n2+5=7\n9+6=\n", "17", 0.0)
 WELL = """
 penstock demo  training  1:15
 reward    0.472  \u2581\u2582\u2582\u2583\u2583\u2584\u2584\u2585\u2585\u2586\u2586\u2588
-held-out  0.55 after 10 steps, 0.40 at the start
+accuracy  after 10 steps 0.55   at the start 0.40
 update    loss -0.0194   KL to behaviour 0.0014   entropy 0.037   length 2.4
           learning rate 2e-05
 steps     [======              ]  12/40  1.90 s/step  0:54 left

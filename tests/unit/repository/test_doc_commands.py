@@ -122,7 +122,7 @@ def wrong_penstock(command: Command, arguments: tuple[str, ...], folder: Path) -
         incomplete = not command.in_block and "arguments are required" in said.getvalue()
         return None if ended.code == 0 or incomplete else said.getvalue()
     plain, settings = split_words(rest)
-    if plain and arguments[0] != "dead":
+    if plain and arguments[0] != "dead" and not (arguments[0] == "status" and len(plain) == 1):
         return f"{plain} are no arguments"
     paths, pairs = parse_arguments(settings, needs_file=False)
     here = [(folder / path.name if path.name in OWN_FILES else ROOT / path) for path in paths or [Path("my_run.yaml")]]

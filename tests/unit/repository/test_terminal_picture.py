@@ -11,7 +11,7 @@ from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import EvalResult, EvalSample, StepLine
 
 LINE = StepLine(0, 1, 0.1, (0, 1), 100.0, 102.0, {"step": 2.0}, 1.6, 32, 0.0, 1, 0.5, {"loss": 0.1})
-EVAL = EvalResult(0, 0.25, 0.25, 4, 0, 0, 0, (EvalSample("2+2=", "5", "4", 0.0),))
+EVAL = EvalResult(0, 0.25, 0.25, 4, 4, 0, 0, 0, (EvalSample("2+2=", "5", "4", 0.0),))
 
 
 def test_the_picture_shows_a_run_after_some_of_its_steps(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_the_picture_shows_a_run_after_some_of_its_steps(tmp_path: Path) -> None
     rows = shown(run, 30)
     text = "\n".join(row.plain for row in rows)
     assert "[  86.0 s] step 30/40    0.725" in text
-    assert "held-out  0.45 after 20 steps, 0.25 at the start" in text
+    assert "accuracy  after 20 steps 0.45   at the start 0.25" in text
     assert "sample    2+2= -> '5'  reward 0" in text
     assert {path: path.read_bytes() for path in run.iterdir()} == before
     picture = drawn(rows)

@@ -118,7 +118,7 @@ def test_a_replay_with_another_digest_is_an_error(tmp_path: Path, model: Path) -
     first = Life(tmp_path, model)
     first.train(range(2))
     first.ledger.policies[2] = PolicyIdentity(2, "0" * 16)
-    with pytest.raises(WeightsError, match=r"step 1 was trained again and gave weights 2-.*; the ledger records 2-0"):
+    with pytest.raises(WeightsError, match=r"step 2 was trained again and gave weights 2-.*; the ledger records 2-0"):
         Life(tmp_path, model, first.ledger).restore()
 
 
@@ -142,7 +142,7 @@ def test_a_step_whose_weights_were_never_recorded_is_trained(tmp_path: Path, mod
 def test_a_missing_step_file_is_an_error(tmp_path: Path, model: Path) -> None:
     life = Life(tmp_path, model)
     life.ledger.steps.append(StepRecord(0, (0,), "00000000.1.pack", "0" * 16))
-    with pytest.raises(DataError, match=r"step 0: .* cannot be read"):
+    with pytest.raises(DataError, match=r"step 1: .* cannot be read"):
         life.restore()
 
 
@@ -176,7 +176,7 @@ def test_a_replay_masks_what_the_step_masked_whatever_the_configuration_says_now
 def test_a_step_that_trained_another_version_is_an_error(tmp_path: Path, model: Path) -> None:
     life = Life(tmp_path, model)
     life.ledger.steps.append(life.step_files.write(0, 1, example_groups(), version=3))
-    with pytest.raises(WeightsError, match=r"step 0 is trained again on version 0; the ledger records .* version 3"):
+    with pytest.raises(WeightsError, match=r"step 1 is trained again on version 0; the ledger records .* version 3"):
         life.restore()
 
 

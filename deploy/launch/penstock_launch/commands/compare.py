@@ -19,7 +19,7 @@ from penstock.records import RunRecords, find_run, list_runs
 from penstock.records.figures import REWARD_WINDOW_STEPS
 from penstock.records.files import STEP_FILES, read_document
 from penstock_launch.commands.columns import columns
-from penstock_launch.watch.figures import UNKNOWN, duration, number
+from penstock_launch.watch.figures import UNKNOWN, duration, heldout_figure, number
 from penstock_launch.watch.report import share
 
 OF_THE_RUN = ("run.name", "run.root", "run.existing")  # they always differ, and change nothing
@@ -39,7 +39,7 @@ def compare_runs(names: Sequence[str], root: str) -> list[str]:
     found = ["configuration (keys that differ)", *_indented([["", *shown], *_differences(runs)])]
     found += ["", "figures", *_indented([["", *shown], *_figures(runs, figures)])]
     if len({each["heldout_digest"] for each in figures}) > 1:
-        found.append("  held-out prompts differ: their rewards cannot be compared")
+        found.append("  held-out prompts differ: their figures cannot be compared")
     if rewards := _rewards_after_steps(runs, [each["steps"] for each in figures]):
         found += ["", "training reward, mean of the steps up to", *_indented([["step", *shown], *rewards])]
     return found
@@ -117,13 +117,14 @@ def _shown_figures(figures: Mapping[str, Any]) -> dict[str, str]:
         "steps": str(figures["steps"]),
         "training reward, first": number(figures["reward_mean_first"]),
         "training reward, last": number(figures["reward_mean_last"]),
-        "held-out reward, before": number(figures["heldout_reward_start"]),
-        "held-out reward, after": number(figures["heldout_reward_end"]),
-        "held-out accuracy, before": number(figures["heldout_accuracy_start"]),
-        "held-out accuracy, after": number(figures["heldout_accuracy_end"]),
+        "accuracy, before": heldout_figure(figures, "accuracy", "start"),
+        "accuracy, after": heldout_figure(figures, "accuracy", "end"),
+        "held-out reward, before": heldout_figure(figures, "reward", "start"),
+        "held-out reward, after": heldout_figure(figures, "reward", "end"),
         "training time": duration(figures["seconds_training"]),
         "seconds per step": number(figures["seconds_per_step"].get("step")),
-        "tokens/s generated": number(figures["generation_tokens_per_second"], 0),
+        "tokens/s": number(figures["tokens_per_second"], 0),
+        "tokens/s while generating": number(figures["generation_tokens_per_second"], 0),
         "gap to ideal": number(figures["gap_to_ideal"]),
         "completions without a reward": share(completions["failed"], completions["num"]),
         "groups without a signal": share(groups["no_signal"], groups["num"]),

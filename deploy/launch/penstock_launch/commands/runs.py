@@ -12,9 +12,9 @@ from penstock.errors import PenstockError
 from penstock.records import RunRecords, list_runs
 from penstock.records.files import CONFIG_FILE
 from penstock_launch.commands.columns import columns
-from penstock_launch.watch.figures import duration, number
+from penstock_launch.watch.figures import UNKNOWN, duration, heldout_figure, number
 
-HEAD = ("run", "state", "steps", "reward", "held-out", "started", "training", "model")
+HEAD = ("run", "state", "steps", "reward", "accuracy", "held-out reward", "started", "training", "model")
 MODEL_CHARACTERS = 32
 
 
@@ -45,23 +45,31 @@ def _row(run: RunRecords) -> tuple[str, ...]:
         figures = run.figures()
         model = str(run.config().get("actor", {}).get("path", "-"))
     except PenstockError as error:
-        return (run.name, run.state().name, "-", "-", "-", started, "-", str(error))
+        return (run.name, run.state().name, "-", "-", "-", "-", started, "-", str(error))
     return (
         run.name,
         run.state().name,
         str(figures["steps"]),
         _from_to(figures["reward_mean_first"], figures["reward_mean_last"]),
-        _held_out(figures),
+        _held_out(figures, "accuracy"),
+        _held_out(figures, "reward"),
         started,
         duration(figures["seconds_training"]),
         model if len(model) <= MODEL_CHARACTERS else f"...{model[3 - MODEL_CHARACTERS :]}",
     )
 
 
-def _held_out(figures: Mapping[str, Any]) -> str:
-    if figures["heldout_steps_start"] == figures["heldout_steps_end"]:
-        return number(figures["heldout_reward_end"])
-    return _from_to(figures["heldout_reward_start"], figures["heldout_reward_end"])
+def _held_out(figures: Mapping[str, Any], name: str) -> str:
+    """The figure of the first and of the last evaluation; of how many prompts, behind the accuracy alone."""
+    if figures["heldout_steps_end"] is None:
+        return UNKNOWN
+    shown = heldout_figure if name == "accuracy" else _plain
+    start, end = (shown(figures, name, when) for when in ("start", "end"))
+    return end if figures["heldout_steps_start"] == figures["heldout_steps_end"] else f"{start} -> {end}"
+
+
+def _plain(figures: Mapping[str, Any], name: str, when: str) -> str:
+    return number(figures[f"heldout_{name}_{when}"])
 
 
 def _from_to(start: float | None, end: float | None) -> str:

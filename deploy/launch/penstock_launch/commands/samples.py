@@ -9,18 +9,21 @@ import heapq
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from penstock.errors import ConfigError, DataError
+from penstock.errors import DataError
 from penstock.readable import harmless
 from penstock.records import DEFAULT_ROOT, RunRecords, find_run, newest_run
-from penstock.records.files import COMPLETIONS_FILE, EVALUATIONS_FILE
-from penstock.records.samples import SampleLine
+from penstock.records.files import COMPLETIONS_FILE, DROPPED_FILE, EVALUATIONS_FILE
+from penstock.records.samples import DroppedLine, SampleLine
+from penstock.records.step_numbers import number_of, parse_steps
 from penstock_launch.help_text import examples
+from penstock_launch.watch.figures import DROPPED
 
 PIPED = 20  # samples that a pipe or a file gets without --limit
 MARGIN_LINES = 3  # of a screen: the last line of a page, and the shell's prompt
@@ -40,7 +43,7 @@ def add_samples_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         epilog=examples(
             "penstock samples",
             "penstock samples my-run --worst --limit 5",
-            "penstock samples my-run --steps 10:20 --search 42",
+            "penstock samples my-run --steps 11:20 --search 42",
             "penstock samples my-run --evaluation",
             settings=False,
         ),
@@ -50,8 +53,8 @@ def add_samples_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     samples.add_argument("run", nargs="?", default="", metavar="RUN", help="a name in the folder of runs, or a folder")
     steps = samples.add_mutually_exclusive_group()
-    steps.add_argument("--step", type=int, metavar="N", help="only of this step")
-    steps.add_argument("--steps", default="", metavar="A:B", help="only of steps A to B-1; A or B may be left out")
+    steps.add_argument("--step", type=_not_negative, metavar="N", help="only of this step; the first one is step 1")
+    steps.add_argument("--steps", default="", metavar="A:B", help="only of steps A to B; A or B may be left out")
     order = samples.add_mutually_exclusive_group()
     order.add_argument("--worst", action="store_true", help="those with the lowest rewards first")
     order.add_argument("--best", action="store_true", help="those with the highest rewards first")
@@ -66,6 +69,12 @@ def add_samples_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     samples.add_argument(
         "--root", default=DEFAULT_ROOT, metavar="FOLDER", help=f"folder of runs, run.root; default: {DEFAULT_ROOT}"
     )
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"saw {text!r}; expected the number of a step")
+    return int(text)
 
 
 def _at_least_one(text: str) -> int:
@@ -110,6 +119,7 @@ def show_samples(arguments: argparse.Namespace, console: Console) -> tuple[str, 
             note = _why_none(records, arguments)
         elif num_shown < counted.number:
             note += f"; --limit {counted.number} shows all"
+        note += _unrecorded(records, arguments)
         console.print(Text(note, LABEL_STYLE), soft_wrap=True)
     return shown.get(), 0 if counted.number else 1
 
@@ -144,19 +154,26 @@ def _of_training(records: RunRecords, arguments: argparse.Namespace) -> Iterator
     if steps is None and not (arguments.worst or arguments.best or arguments.failed or arguments.search):
         last = max((line.step for line in _lines(records)), default=-1)
         steps = range(last, last + 1)
-    return (_shown(line) for line in _lines(records) if steps is None or line.step in steps)
+        return (_shown(line) for line in _lines(records) if line.step in steps)
+    lines = chain(_lines(records), _dropped(records))
+    return (_shown(line) for line in lines if steps is None or line.step in steps)
 
 
 def steps_of(arguments: argparse.Namespace) -> range | None:
-    """The steps of --step or --steps; None without both. ConfigError for what is no range."""
+    """The ids of the steps of --step or --steps; None without both. ConfigError for what is no range."""
+    asked = arguments.steps if arguments.step is None else str(arguments.step)
+    if not asked:
+        return None
+    first, end = parse_steps(asked)
+    return range(first or 0, sys.maxsize if end is None else end)
+
+
+def _evaluations_of(arguments: argparse.Namespace) -> range | None:
+    """The numbers of steps after which an evaluation is asked for; None: any. 0 is before the first step."""
     if arguments.step is not None:
         return range(arguments.step, arguments.step + 1)
-    if not arguments.steps:
-        return None
-    first, colon, end = arguments.steps.partition(":")
-    if not colon or not all(not each or each.isdecimal() for each in (first, end)):
-        raise ConfigError(f"--steps: saw {arguments.steps!r}; expected a:b, steps a to b-1, such as 10:20, 10: or :20")
-    return range(int(first or 0), int(end) if end else sys.maxsize)
+    steps = steps_of(arguments)
+    return steps and range(steps.start + bool(steps.start), min(steps.stop, sys.maxsize - 1) + 1)
 
 
 def _lines(records: RunRecords) -> Iterator[SampleLine]:
@@ -167,8 +184,16 @@ def _lines(records: RunRecords) -> Iterator[SampleLine]:
         raise _unreadable(records, COMPLETIONS_FILE, error) from None
 
 
+def _dropped(records: RunRecords) -> Iterator[DroppedLine]:
+    try:
+        for line in records.dropped():
+            yield msgspec.convert(line, DroppedLine)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _unreadable(records, DROPPED_FILE, error) from None
+
+
 def _shown(line: SampleLine) -> Shown:
-    parts = [f"step {line.step}", f"ticket {line.ticket}.{line.index}", f"reward {_number(line.reward)}"]
+    parts = [f"step {number_of(line.step)}", f"ticket {line.ticket}.{line.index}", f"reward {_number(line.reward)}"]
     if len(line.rewards) > 1:
         parts.append("(" + ", ".join(f"{name} {_number(value)}" for name, value in line.rewards.items()) + ")")
     if line.advantage is not None:
@@ -176,6 +201,8 @@ def _shown(line: SampleLine) -> Shown:
     parts.append(f"{line.num_tokens} tokens" + (", cut off by its limit" if line.truncated else ""))
     if line.version is not None:
         parts.append(f"weights {line.version}")
+    if isinstance(line, DroppedLine):
+        parts.append(f"its group was dropped: {DROPPED.get(line.dropped, line.dropped)}")
     rows = [("prompt", line.prompt), ("completion", line.completion)]
     rows += [(name, text) for name, text in (("answer", line.answer), ("failed", line.failure)) if text]
     return Shown(line.step, line.ticket, line.reward, "  ".join(parts), tuple(rows))
@@ -185,16 +212,34 @@ def _of_evaluation(records: RunRecords, arguments: argparse.Namespace) -> Iterat
     """The recorded samples of the last evaluation, or of the one after --step steps, each with that of the first."""
     try:
         rounds = sorted(records.evaluations(), key=lambda line: line["steps"])
-        asked = steps_of(arguments)
+        asked = _evaluations_of(arguments)
         wanted = [line for line in rounds if asked is None or line["steps"] in asked]
         if not wanted:
             return
         last, before = wanted[-1], {sample["prompt"]: sample for sample in rounds[0]["samples"]}
-        for number, sample in enumerate(last["samples"]):
+        for number, sample in enumerate(_rows(last)):
             earlier = before.get(sample["prompt"]) if last is not rounds[0] else None
             yield _compared(number, sample, last["steps"], earlier, rounds[0]["steps"])
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(records, EVALUATIONS_FILE, error) from None
+
+
+def _rows(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is recorded of an evaluation: its samples, and all rows without a reward, each once."""
+    scored = [sample for sample in evaluation["samples"] if sample["reward"] is not None]
+    failed = [sample for sample in evaluation["samples"] if sample["reward"] is None]
+    return [*scored, *(evaluation.get("failed") or failed)]  # an older release recorded no other
+
+
+def _unrecorded(records: RunRecords, arguments: argparse.Namespace) -> str:
+    """How many rows without a reward the file does not have, if they are asked for."""
+    if not (arguments.evaluation and arguments.failed):
+        return ""
+    asked = _evaluations_of(arguments)
+    wanted = [line for line in records.evaluations() if asked is None or line["steps"] in asked]
+    last = max(wanted, key=lambda line: int(line["steps"]), default={})
+    missing = last.get("num_failed", 0) - sum(row["reward"] is None for row in _rows(last)) if last else 0
+    return f"; {missing} more failed, and were not recorded" if missing > 0 else ""
 
 
 def _compared(
@@ -203,8 +248,9 @@ def _compared(
     then = [] if earlier is None else [(first_steps, earlier)]
     rewards = [_number(each["reward"]) for _, each in (*then, (steps, sample))]
     answers = [(f"after {at} steps", each["completion"]) for at, each in (*then, (steps, sample))]
-    rows = (("prompt", sample["prompt"]), ("answer", sample["answer"]), *answers)
-    head = f"evaluation prompt {number}  reward {' -> '.join(rewards)}"
+    rows = [("prompt", sample["prompt"]), ("answer", sample["answer"]), *answers]
+    rows += [("failed", sample["failure"])] if sample.get("failure") else []
+    head = f"evaluation after {steps} steps  reward {' -> '.join(rewards)}"
     return Shown(steps, number, sample["reward"], head, tuple(rows))
 
 
@@ -266,11 +312,12 @@ def _why_none(records: RunRecords, arguments: argparse.Namespace) -> str:
     steps = [line["steps"] for line in records.evaluations()] if arguments.evaluation else _steps(records)
     if not steps:
         return f"{path} is empty"
-    return f"no sample is as asked for: {path} has steps {min(steps)} to {max(steps)}"
+    of = "evaluations after" if arguments.evaluation else "steps"
+    return f"no sample is as asked for: {path} has {of} {min(steps)} to {max(steps)}{' steps' * arguments.evaluation}"
 
 
 def _steps(records: RunRecords) -> list[int]:
-    numbers = (line.step for line in _lines(records))
+    numbers = (number_of(line.step) for line in _lines(records))
     first = next(numbers, None)
     return [] if first is None else [first, max(numbers, default=first)]
 

@@ -1,6 +1,7 @@
 """`penstock status`: the present state of a run, seen from outside.
 
-Finds the run through its queue: `redis.url`, or the address that the launcher wrote to the run's folder.
+Finds the run by its name or folder, or by its configuration, and its services through its queue: `redis.url`, or the
+address that the launcher wrote to the run's folder.
 """
 
 import asyncio
@@ -8,10 +9,13 @@ from collections.abc import Iterator, Sequence
 
 from penstock.broker import connect
 from penstock.config import Config
+from penstock.config.load import load_config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
-from penstock.errors import PenstockError
-from penstock.records import RunRecords
+from penstock.errors import ConfigError, PenstockError
+from penstock.records import RunRecords, find_run, newest_run
+from penstock.records.files import CONFIG_FILE
+from penstock.runtime.output import terminal_width
 from penstock_launch.run_folder import RunFolder
 from penstock_launch.slurm.known import describe_job, is_active, job_states
 from penstock_launch.watch.figures import duration, figures
@@ -26,6 +30,25 @@ class NotRunningError(PenstockError):
     """The run was not found; the message names the places that were searched."""
 
     kind = "not_running"
+
+
+def status_config(words: Sequence[str], settings: Sequence[str], root: str) -> Config:
+    """The configuration of the run that is meant: of RUN, of --config FILE, or of the run that has written last.
+
+    words: RUN, or nothing. settings: --config and keys; a RUN has its own file, and keys are laid over it.
+    """
+    with_file = any(word.partition("=")[0] == "--config" for word in settings)
+    if len(words) > 1 or (words and with_file):
+        seen = f"RUN {words[0]!r} and --config" if with_file else f"{words[1]!r}"
+        raise ConfigError(f"status: saw {seen}; expected penstock status [RUN | --config FILE]")
+    if not words and settings:
+        return load_config(settings)
+    run = find_run(words[0], root) if words else newest_run(root)
+    file = run.folder / CONFIG_FILE
+    if not file.is_file():
+        raise ConfigError(f"run {run.name!r} has no {file}: expected one there, or --config FILE instead of RUN")
+    own = ("--run.root", str(run.folder.parent), "--run.name", run.name)
+    return load_config(["--config", str(file), *settings, *own])
 
 
 def show_status(config: Config) -> list[str]:
@@ -48,7 +71,7 @@ def show_end(config: Config) -> list[str]:
     if not folder.holds_earlier_run():
         return []
     records = RunRecords(folder.path)
-    return [f"run {config.run.name}", f"  {records.state()}", *results(last_summary(records))]
+    return [f"run {config.run.name}", f"  {records.state()}", *results(last_summary(records), terminal_width())]
 
 
 def reachable(config: Config) -> Config:

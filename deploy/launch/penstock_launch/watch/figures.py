@@ -3,13 +3,17 @@
 Pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from penstock.contracts.status import StepFigures, TrainerStatus
 
 UNKNOWN = "-"
 NOT_FINITE = "nan"
 FAILED = "failed rewards"
+NO_SIGNAL = "no signal"
+FAULTS = ("reward_failed", "poison")  # reasons why a group is dropped that somebody should look at
+DROPPED = {"reward_failed": FAILED, "degenerate": NO_SIGNAL}  # the other reasons are words for people already
 SPARKS = "".join(map(chr, range(0x2581, 0x2589)))  # blocks of one eighth to eight eighths
 ASCII_SPARKS = "_.-=+*#"
 
@@ -60,19 +64,49 @@ def staleness_of(status: TrainerStatus) -> str:
     return f"{status.staleness_max:g}{mean}"
 
 
+def dropped_words(dropped: Mapping[str, int]) -> str:
+    """Why tickets ended without training, the most frequent reason first.
+
+    >>> dropped_words({"degenerate": 4, "reward_failed": 12})
+    'failed rewards 12, no signal 4'
+    """
+    ranked = sorted(dropped.items(), key=lambda item: -item[1])
+    return ", ".join(f"{DROPPED.get(reason, reason)} {count}" for reason, count in ranked)
+
+
 def queue_of(status: TrainerStatus) -> str:
     """Groups in each stream."""
     return " ".join(f"{name} {UNKNOWN if depth is None else depth}" for name, depth in status.queue.items()) or UNKNOWN
 
 
-def heldout_of(status: TrainerStatus) -> str:
-    """The accuracy of the last evaluation against that of the first one."""
-    shown = number(status.heldout_accuracy)
-    if status.heldout_steps is None or status.heldout_accuracy_start is None:
-        return shown
-    if status.heldout_steps == 0:
-        return f"{shown} at the start"
-    return f"{shown} after {status.heldout_steps} steps, {number(status.heldout_accuracy_start)} at the start"
+def counted(num_prompts: int | None, num_failed: int | None) -> str:
+    """Behind a figure of held-out prompts: of how many it is, if the reward of some failed; else nothing.
+
+    >>> f"0.95{counted(20, 1)}", f"0.95{counted(20, 0)}"
+    ('0.95 (of 19; 1 failed)', '0.95')
+    """
+    if not num_failed:
+        return ""
+    num_scored = (num_prompts or 0) - num_failed
+    return f" (of {num_scored}; {num_failed} failed)" if num_scored else f" (all {num_failed} failed)"
+
+
+def heldout_figure(summary: Mapping[str, Any], name: str, when: str) -> str:
+    """Of a summary, `accuracy` or `reward` of the held-out prompts at its start or end, and of how many if not all."""
+    failed = counted(summary.get("heldout_prompts"), summary.get(f"heldout_failed_{when}"))
+    return number(summary.get(f"heldout_{name}_{when}")) + failed
+
+
+def accuracy_of(status: TrainerStatus) -> str:
+    """The accuracy of the last evaluation, and of how many prompts it is if some have no reward."""
+    return number(status.heldout_accuracy) + counted(status.heldout_prompts, status.heldout_failed)
+
+
+def heldout_of(status: TrainerStatus) -> list[tuple[str, str]]:
+    """When, and the accuracy then: of the last evaluation and, if that is another one, of the first."""
+    start = number(status.heldout_accuracy_start) + counted(status.heldout_prompts_start, status.heldout_failed_start)
+    first = [("at the start", start)]
+    return [(f"after {status.heldout_steps} steps", accuracy_of(status)), *first] if status.heldout_steps else first
 
 
 def learning_of(status: TrainerStatus) -> list[tuple[str, str]]:
@@ -105,13 +139,14 @@ def figures(status: TrainerStatus) -> list[tuple[str, str]]:
     return [
         ("step", step_of(status)),
         ("reward", number(status.reward_mean, 3)),
-        ("held-out accuracy", heldout_of(status)),
+        ("accuracy", ", ".join(f"{when} {accuracy}" for when, accuracy in heldout_of(status))),
         *learning_of(status),
         *health_of(status),
+        ("dropped groups", dropped_words(status.dropped) or "none"),
         ("version", UNKNOWN if status.policy_version is None else str(status.policy_version)),
         ("queue", queue_of(status)),
-        ("tokens/s", number(status.tokens_per_second, 0)),
-        ("seconds/step", number(status.step_seconds)),
+        ("tokens/s, last steps", number(status.tokens_per_second, 0)),
+        ("seconds/step, last steps", number(status.step_seconds)),
         ("time left", duration(status.eta_seconds)),
     ]
 

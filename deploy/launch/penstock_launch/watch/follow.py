@@ -51,7 +51,7 @@ class RunSnapshot:
     """Everything that the view shows at one moment.
 
     status: the last one that the trainer gave; answers: whether it is of now. ending: what the launcher waits for at
-    the end of the run; empty before it.
+    the end of the run; empty before it. why_dropped: the reason of the last failed reward of a dropped group.
     """
 
     services: tuple[ServiceView, ...]
@@ -59,6 +59,7 @@ class RunSnapshot:
     answers: bool = True
     ending: str = ""
     sample: Sample | None = None
+    why_dropped: str = ""
 
 
 async def ask_status(client: httpx.AsyncClient, url: str) -> TrainerStatus | None:
@@ -128,7 +129,9 @@ class RunFollower:
                     status = await ask_status(self._client, record.url)
         self._status = status or self._status
         services, sample = tuple(map(self._view, self._children)), await asyncio.to_thread(self._samples.read)
-        return RunSnapshot(services, self._status, status is not None, self._ending(), sample)
+        return RunSnapshot(
+            services, self._status, status is not None, self._ending(), sample, self._samples.why_dropped
+        )
 
     async def _records(self) -> list[ServiceRecord]:
         queue_child = next((child for child in self._children if child.name == QUEUE), None)

@@ -10,14 +10,16 @@ from rich.cells import set_cell_size
 from rich.text import Text
 
 from penstock.contracts.status import StepFigures, TrainerStatus
-from penstock.readable import harmless
+from penstock.readable import harmless, last_line
 from penstock_launch.supervise.child import ChildState
 from penstock_launch.watch.figures import (
     ASCII_SPARKS,
     FAILED,
+    FAULTS,
     NOT_FINITE,
     SPARKS,
     UNKNOWN,
+    dropped_words,
     duration,
     health_of,
     heldout_of,
@@ -65,6 +67,7 @@ def frame(run: str, snapshot: RunSnapshot | None, doing: str, seconds: float, sc
     if snapshot is not None:
         if snapshot.status is not None:
             lines += _figures(snapshot.status, screen)
+            lines += _dropped(snapshot, width)
         lines += _sample(snapshot, width)
         lines += _services(snapshot.services)
     for line in lines:
@@ -76,8 +79,8 @@ def _figures(status: TrainerStatus, screen: Screen) -> list[Text]:
     width, lines = screen.usable_width, []
     if status.steps:
         lines.append(_reward(status.steps, screen))
-    if status.heldout_accuracy is not None:
-        lines.append(_labelled("held-out", Text(heldout_of(status))))
+    if status.heldout_steps is not None:
+        lines += _flow("accuracy", heldout_of(status), width)
     if status.steps:
         lines += _flow("update", learning_of(status), width)
     if status.first_step is not None:
@@ -121,13 +124,30 @@ def _flow(label: str, pairs: Sequence[tuple[str, str]], width: int) -> list[Text
     return lines
 
 
+def _dropped(snapshot: RunSnapshot, width: int) -> list[Text]:
+    """Groups that no step trains, and the reason of the last one whose rewards failed."""
+    dropped = {} if snapshot.status is None else snapshot.status.dropped
+    if not dropped:
+        return []
+    failed = any(reason in FAULTS for reason in dropped)
+    number_of = sum(dropped.values())
+    shown = f"{number_of} group{'' if number_of == 1 else 's'}: {dropped_words(dropped)}"
+    lines = [_labelled("dropped", Text(shown, BAD * failed))]
+    if snapshot.why_dropped:
+        lines.append(_labelled("", Text(_cut(harmless(snapshot.why_dropped), width - LABEL_WIDTH))))
+    return lines
+
+
 def _sample(snapshot: RunSnapshot, width: int) -> list[Text]:
     """One completion on one line, or on two if it is long."""
     sample = snapshot.sample
     if sample is None:
         return []
     reward = f"reward {'failed' if sample.reward is None else f'{sample.reward:g}'}"
-    prompt, completion = Text(harmless(sample.last_line)), Text(harmless(repr(sample.completion)))
+    prompt, completion = (
+        Text(harmless(sample.asked or last_line(sample.prompt))),
+        Text(harmless(repr(sample.completion))),
+    )
     room = width - LABEL_WIDTH
     if prompt.cell_len + completion.cell_len + len(f" ->   {reward}") <= room:
         return [_labelled("sample", Text.assemble(prompt, " -> ", completion, "  ", (reward, "bold")))]

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from penstock.contracts.status import StepFigures, TrainerStatus
+from penstock.readable import harmless
 from penstock_launch.supervise.child import ChildState
 from penstock_launch.supervise.supervisor import ENDING
-from penstock_launch.watch.figures import number
+from penstock_launch.watch.figures import FAULTS, accuracy_of, dropped_words, number
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.step_table import StepLine, StepTable
 
@@ -27,6 +28,8 @@ class News:
         self._table = StepTable()
         self._said_step: int | None = None
         self._said_heldout: int | None = None
+        self._said_faults: int | None = None
+        self._next_faults_at = 0.0
         self._phase = ""
         self._waiting_for: str | None = None
         self._states: dict[str, tuple[str, str]] = {}
@@ -41,6 +44,7 @@ class News:
         if snapshot.status is not None and snapshot.answers:
             yield from self._steps(snapshot.status, width)
             yield from self._evaluation(snapshot.status)
+            yield from self._dropped(snapshot.status, snapshot.why_dropped)
             yield from self._trainer(snapshot.status)
 
     def _service(self, service: ServiceView) -> Iterator[str]:
@@ -77,24 +81,37 @@ class News:
         new = [step for step in status.steps if step.number > self._said_step]
         for step in new:
             self._said_step = step.number
-            heldout = self._new_heldout(status) if step is new[-1] else None
-            line = StepLine(step, status.total_steps, heldout, _seconds_left(status, step))
+            evaluated = step is new[-1] and self._is_evaluated(status)
+            accuracy = number(status.heldout_accuracy) if evaluated else ""
+            line = StepLine(step, status.total_steps, accuracy, _seconds_left(status, step))
             yield from self._table.lines(status, line, width)
+            if evaluated and status.heldout_failed:
+                yield _evaluated(status)
 
     def _evaluation(self, status: TrainerStatus) -> Iterator[str]:
         """Of an evaluation that no line of a step will show."""
         if status.first_step is None:
             return
-        if self._said_step == status.first_step or status.phase.startswith(ENDING):
-            steps = status.heldout_steps
-            if (heldout := self._new_heldout(status)) is not None:
-                yield f"evaluation: held-out accuracy {number(heldout)} after {steps} steps"
+        is_alone = self._said_step == status.first_step or status.phase.startswith(ENDING)
+        if is_alone and self._is_evaluated(status):
+            yield _evaluated(status)
 
-    def _new_heldout(self, status: TrainerStatus) -> float | None:
-        if status.heldout_steps == self._said_heldout:
-            return None
-        self._said_heldout = status.heldout_steps
-        return status.heldout_accuracy
+    def _is_evaluated(self, status: TrainerStatus) -> bool:
+        """Whether there is an evaluation that was not said; it counts as said from now on."""
+        before, self._said_heldout = self._said_heldout, status.heldout_steps
+        return status.heldout_steps not in (None, before)
+
+    def _dropped(self, status: TrainerStatus, why: str) -> Iterator[str]:
+        """Groups that are dropped since something failed, now and then: each costs its generation."""
+        faults = {reason: count for reason, count in status.dropped.items() if reason in FAULTS}
+        if status.first_step is None:
+            return
+        if self._said_faults is None:
+            self._said_faults = 0 if status.first_step == 0 else sum(faults.values())
+        now = self._clock()
+        if sum(faults.values()) > self._said_faults and now >= self._next_faults_at:
+            self._said_faults, self._next_faults_at = sum(faults.values()), now + TROUBLE_SECONDS
+            yield f"dropped groups so far: {dropped_words(faults)}{f' (the last: {harmless(why)})' if why else ''}"
 
     def _trainer(self, status: TrainerStatus) -> Iterator[str]:
         if status.phase != self._phase and status.phase.startswith(ENDING):
@@ -103,6 +120,10 @@ class News:
         if status.waiting_for and status.waiting_for != self._waiting_for and not self._said_step:
             yield f"trainer: waiting for {status.waiting_for}"
         self._waiting_for = status.waiting_for
+
+
+def _evaluated(status: TrainerStatus) -> str:
+    return f"evaluation after {status.heldout_steps} steps: accuracy {accuracy_of(status)}"
 
 
 def _seconds_left(status: TrainerStatus, step: StepFigures) -> float | None:

@@ -4,17 +4,24 @@ Invariant: a command is only shown if it works as it stands, in the folder in wh
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from rich.cells import cell_len
+
 from penstock.config import Config
+from penstock.records.extent import Extent
 from penstock.records.files import COMPLETIONS_FILE
-from penstock.records.run import list_runs
+from penstock.records.run import RunRecords, list_runs
 from penstock.records.state import FIRST_CODE_OF_A_SIGNAL
 from penstock_launch.run_folder import NO_STEPS
 from penstock_launch.typed import PROGRAM, Typed
+from penstock_launch.watch.fold import folded_command
 
+INDENT = "    "
+IN_PYTHON = "load in Python"
 RESUME = ("--run.existing", "resume")
 
 
@@ -22,10 +29,10 @@ def next_commands(
     config: Config, folder: Path, summary: Mapping[str, Any], typed: Typed | None
 ) -> list[tuple[str, str]]:
     """Purpose and words of each. typed: what launched the run; None if that is not known."""
-    code = summary["exit"]["code"]
+    code, extent = summary["exit"]["code"], _extent(folder)
     return [
         *_look(folder, typed.program if typed else PROGRAM, failed=0 < code < FIRST_CODE_OF_A_SIGNAL),
-        *(_longer(config, summary, typed) if code == 0 else _again(config, typed)),
+        *(_longer(config, extent, typed) if code == 0 else _again(config, extent, typed)),
         *_model(folder, typed),
     ]
 
@@ -45,23 +52,31 @@ def _other_run(folder: Path) -> Path | None:
     return folder.parent / max(others, key=lambda each: each.stat().st_mtime).name if others else None
 
 
-def _longer(config: Config, summary: Mapping[str, Any], typed: Typed | None) -> Iterator[tuple[str, str]]:
-    """The same run with twice the limit that ended it; of steps, of epochs, or of both."""
-    if typed is None:
+def _extent(folder: Path) -> Extent | None:
+    try:
+        return RunRecords(folder).extent()
+    except (ValueError, msgspec.MsgspecError, OSError):  # the report names it
+        return None
+
+
+def _longer(config: Config, extent: Extent | None, typed: Typed | None) -> Iterator[tuple[str, str]]:
+    """The same run with twice what its ledger says is done: an earlier launch may have trained for longer than this."""
+    if typed is None or extent is None:
         return
-    more = []
-    if 0 < config.run.max_steps <= summary.get("steps", 0):
-        more += ["--run.max_steps", str(2 * config.run.max_steps)]
-    if not more or summary.get("epochs", 0.0) >= config.total_train_epochs:
-        more += ["--total_train_epochs", str(2 * config.total_train_epochs)]
-    yield "train longer", typed.launch(*more, *_resume(config))
+    longer = extent.longer(config.total_train_epochs, config.run.max_steps)
+    if longer:
+        more = [word for key, value in longer.items() for word in (f"--{key}", str(value))]
+        yield "train longer", typed.launch(*more, *_resume(config))
 
 
-def _again(config: Config, typed: Typed | None) -> Iterator[tuple[str, str]]:
+def _again(config: Config, extent: Extent | None, typed: Typed | None) -> Iterator[tuple[str, str]]:
+    """The same launch; if it had trained all of its steps, what it lacks is its end."""
+    is_done = extent is not None and extent.is_done(config.total_train_epochs, config.run.max_steps)
+    purpose = "finish" if is_done else "go on"
     if typed is not None:
-        yield "go on", typed.launch(*_resume(config))
+        yield purpose, typed.launch(*_resume(config))
     elif config.run.existing == "resume":
-        yield "go on", "the same command"
+        yield purpose, "the same command"
 
 
 def _resume(config: Config) -> tuple[str, ...]:
@@ -71,7 +86,20 @@ def _resume(config: Config) -> tuple[str, ...]:
 def _model(folder: Path, typed: Typed | None) -> Iterator[tuple[str, str]]:
     """The trained model: as it lies in final/, or in a checkpoint that has a step."""
     if (folder / "final" / "config.json").exists():
-        yield "load in Python", f"AutoModelForCausalLM.from_pretrained({str(folder / 'final')!r})  # of transformers"
+        yield IN_PYTHON, f"AutoModelForCausalLM.from_pretrained({str(folder / 'final')!r})  # of transformers"
     elif typed is not None and any(not each.name.startswith(NO_STEPS) for each in folder.glob("checkpoints/*.*")):
         number = next(n for n in range(1, 1000) if not (folder.parent / f"{folder.name}-model-{n}").exists())
         yield "export the model", typed.command("export", "--out", str(folder.parent / f"{folder.name}-model-{number}"))
+
+
+def shown_commands(commands: Sequence[tuple[str, str]], width: int | None) -> Iterator[str]:
+    """The lines of the commands, each below its purpose if it does not fit next to it."""
+    label = max(len(purpose) for purpose, _ in commands)
+    for purpose, words in commands:
+        line = f"  {purpose:{label}}  {words}"
+        if width is None or cell_len(line) <= width:
+            yield line
+            continue
+        yield f"  {purpose}"
+        rows = [words] if purpose == IN_PYTHON else folded_command(words, width - len(INDENT), len(INDENT))
+        yield from (f"{INDENT}{row}" for row in rows)

@@ -8,48 +8,73 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.readable import cut, last_line
+from penstock.readable import cut, differing, harmless
 from penstock.records.files import SUMMARY_FILE
-from penstock_launch.watch.figures import duration, number
+from penstock_launch.watch.figures import dropped_words, duration, heldout_figure, number
+from penstock_launch.watch.fold import folded
+from penstock_launch.watch.next_commands import shown_commands
 
 MEGABYTE = 10**6
 NAME_WIDTH = 11
+SAMPLE_INDENT = 6
+MOST_MISSING = 3  # evaluations that are named
 MORE = ""  # of a line that goes on with the subject of the one above
 
 
-def closing_report(summary: Mapping[str, Any], folder: Path, commands: Sequence[tuple[str, str]]) -> list[str]:
-    """The closing report, line by line. commands: purpose and words of what can be done next."""
+def closing_report(
+    summary: Mapping[str, Any], folder: Path, commands: Sequence[tuple[str, str]], width: int | None = None
+) -> list[str]:
+    """The closing report, line by line. commands: purpose and words of what can be done next.
+
+    width: columns of the terminal, at which lines are folded; None: they stay whole.
+    """
     outcome = summary["exit"]
-    lines = [*_samples(summary, "before"), *_samples(summary, "after"), ""]
+    lines = [*_samples(summary), ""]
     if outcome["code"] == 0:
         lines.append(_finished(summary))
     else:
         lines.append(f"Ended with exit code {outcome['code']}: {outcome['reason']}")
         lines.extend(f"    {line}" for line in outcome["lines"])
         lines.append(_got(summary))
-    lines.extend(results(summary))
-    lines.append(_line("summary", str(folder / SUMMARY_FILE)))
-    lines.append(_line("logs", str(folder / "logs")))
+    lines = [row for line in lines for row in folded(line, width, SAMPLE_INDENT)]
+    lines.extend(results(summary, width))
+    lines.extend(_line("summary", str(folder / SUMMARY_FILE), width))
+    lines.extend(_line("logs", str(folder / "logs"), width))
     if commands:
-        width = max(len(purpose) for purpose, _ in commands)
-        lines += ["", "Next:", *(f"  {purpose:{width}}  {words}" for purpose, words in commands)]
+        lines += ["", "Next:", *shown_commands(commands, width)]
     return lines
 
 
-def results(summary: Mapping[str, Any]) -> list[str]:
-    """Lines of all figures that the summary has."""
+def results(summary: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """Lines of all figures that the summary has, folded at the width of the terminal."""
     found = [
+        *_steps(summary),
         *_rewards(summary),
+        *_missing(summary),
         *_failures(summary),
         *_speed(summary),
         *_tickets(summary),
         *_launch(summary),
     ]
-    return [_line(name, text) for name, text in found]
+    return [row for name, text in found for row in _line(name, text, width)]
 
 
-def _line(name: str, text: str) -> str:
-    return f"  {name:{NAME_WIDTH}} {text}"
+def _line(name: str, text: str, width: int | None) -> list[str]:
+    return folded(f"  {name:{NAME_WIDTH}} {text}", width, len("  ") + NAME_WIDTH + len(" "))
+
+
+def _steps(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why there are fewer steps than the configuration asks for, or none of this launch."""
+    steps, planned = summary.get("steps", 0), summary.get("steps_planned")
+    if summary.get("exit", {}).get("code") != 0 or planned is None:
+        return
+    if summary.get("steps_of_launch") == 0:
+        yield "this launch", f"trained nothing: its configuration asks for {planned} steps, and {steps} are done"
+    elif steps < planned:
+        fewer = planned - steps
+        batches = "1 batch's" if fewer == 1 else f"{fewer} batches'"
+        why = dropped_words((summary.get("tickets") or {}).get("dropped", {}))
+        yield "fewer steps", f"{batches} worth of tickets ended without training: {why or 'see the logs'}"
 
 
 def _finished(summary: Mapping[str, Any]) -> str:
@@ -65,9 +90,10 @@ def _got(summary: Mapping[str, Any]) -> str:
 def _trained(summary: Mapping[str, Any]) -> str:
     steps, launched = summary.get("steps", "?"), summary.get("steps_of_launch")
     earlier = f" ({launched} of them in this launch)" if launched is not None and launched != steps else ""
-    return (
-        f"{steps} step{'' if steps == 1 else 's'} in {duration(summary.get('seconds_training'))} of training{earlier}"
-    )
+    planned = summary.get("steps_planned")
+    of = f" of {planned}" if planned is not None and isinstance(steps, int) and steps < planned else ""
+    shown = f"{steps}{of} step{'' if steps == 1 else 's'}"
+    return f"{shown} in {duration(summary.get('seconds_training'))} of training{earlier}"
 
 
 def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -86,16 +112,24 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
 
 
+def _missing(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Evaluations that were due and were not made: what is shown is older than it seems."""
+    missing: Sequence[int] = summary.get("heldout_missing") or ()
+    if missing:
+        steps = summary.get("steps")
+        named = ", ".join(f"after {n} steps{' (the final one)' if n == steps else ''}" for n in missing[-MOST_MISSING:])
+        more = f", and {len(missing) - MOST_MISSING} before" if len(missing) > MOST_MISSING else ""
+        yield "evaluation", f"not made {named}{more}: the run ended before it was complete"
+
+
 def _before_and_after(summary: Mapping[str, Any], figure: str) -> str:
     start, end = summary.get("heldout_steps_start"), summary["heldout_steps_end"]
-    first, last = (summary.get(f"heldout_{figure}_{when}") for when in ("start", "end"))
-    after = "after" if end == summary.get("steps") else f"after {end} steps"
+    first, last = (heldout_figure(summary, figure, when) for when in ("start", "end"))
+    after = f"after {end} steps"
     if start == end:
-        return (
-            f"{number(last)} {'before' if end == 0 else after}, and no evaluation {'later' if end == 0 else 'before'}"
-        )
+        return f"{last} {'before' if end == 0 else after}, and no evaluation {'later' if end == 0 else 'before'}"
     before = "before" if start == 0 else f"after {start} steps"
-    return f"{number(first)} {before}, {number(last)} {after}"
+    return f"{first} {before}, {last} {after}"
 
 
 def _held_out(summary: Mapping[str, Any]) -> str:
@@ -117,7 +151,7 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if failed:
         yield "no reward", f"{failed:,} of {num:,} {what} ({share(failed, num)})"
         yield from _reasons(summary.get("failures") or {})
-    if unscored := summary.get("heldout_failed"):
+    if unscored := summary.get("heldout_failed_end"):
         yield "no reward", f"{unscored} of {summary.get('heldout_prompts', '?')} prompts of the last evaluation"
         yield from _reasons(summary.get("heldout_failures") or {})
     if flat := groups.get("no_signal"):
@@ -137,7 +171,9 @@ def _reasons(reasons: Mapping[str, int]) -> Iterator[tuple[str, str]]:
 
 def _speed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if (rate := summary.get("generation_tokens_per_second")) is not None:
-        yield "speed", f"{rate:.0f} tokens/s generated; gap to ideal {number(summary.get('gap_to_ideal'))}"
+        overall = summary.get("tokens_per_second")
+        shown = f"{number(overall, 0)} tokens/s, {rate:.0f} while engines generated" if overall else f"{rate:.0f}"
+        yield "speed", f"{shown}; gap to ideal {number(summary.get('gap_to_ideal'))}"
     if (worst := summary.get("staleness_max")) is not None:
         allowed = f"; allowed {summary['max_staleness']}" if "max_staleness" in summary else ""
         yield "staleness", f"at most {worst} versions{allowed}"
@@ -159,7 +195,7 @@ def _tickets(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not isinstance(tickets, Mapping) or not summary.get("steps"):
         return
     dropped: Mapping[str, int] = tickets.get("dropped", {})
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
+    why = dropped_words(dropped)
     text = f"{tickets.get('trained', '?')} trained + {sum(dropped.values())} dropped{f' ({why})' if why else ''}"
     if "issued" in tickets:
         text = f"{tickets['issued']} issued = {text} + {tickets['outstanding']} outstanding"
@@ -174,7 +210,7 @@ def _launch(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, reason in (summary.get("given_up") or {}).items():
         yield "given up", f"{name}: {reason}"
     if total := (summary.get("peak_rss_bytes") or {}).get("total"):
-        yield "memory", f"{total / MEGABYTE:.0f} MB at the peak, all processes together"
+        yield "memory", f"{total / MEGABYTE:.0f} MB at the peak of the last launch, all processes together"
     if problem := summary.get("unreadable"):
         yield "figures", f"cannot be read: {problem}"
 
@@ -185,15 +221,28 @@ def share(part: int, of: int) -> str:
     return f"{found:.0%}" if found >= 0.1 else f"{found:.1%}" if found >= 0.001 or not part else "< 0.1%"
 
 
-def _samples(summary: Mapping[str, Any], when: str) -> Iterator[str]:
-    samples = summary.get(f"samples_{when}") or []
-    if samples:
-        prompts = [str(sample.get("prompt", "")) for sample in samples]
-        shortened = any(last_line(prompt) != prompt.strip() for prompt in prompts)
-        yield ""
-        yield f"Completions {when} training{' (the last line of each prompt)' if shortened else ''}:"
-    for sample in samples:
-        reward = "failed" if sample.get("reward") is None else f"{sample['reward']:g}"
-        completion, answer = cut(str(sample.get("completion", ""))), cut(str(sample.get("answer", "")))
-        prompt = cut(last_line(str(sample.get("prompt", ""))))
-        yield f"  {prompt} -> {completion!r}   expected {answer!r}   reward {reward}"
+def _samples(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The completions of the first and of the last evaluation, each named by its step."""
+    before, after = (summary.get(f"samples_{when}") or [] for when in ("before", "after"))
+    start, end = (summary.get(f"heldout_steps_{when}") for when in ("start", "end"))
+    prompts = [str(sample.get("prompt", "")) for sample in (*before, *after)]
+    asked = differing(prompts)
+    note = "" if asked == [prompt.strip() for prompt in prompts] else " (the part in which prompts differ)"
+    rows = [f"  {_sample(sample, part)}" for sample, part in zip((*before, *after), asked, strict=True)]
+    for title, shown in (
+        ("before training" if start in (0, None) else f"after {_of_steps(start, summary)}", rows[: len(before)]),
+        (f"after {_of_steps(end, summary)}", rows[len(before) :]),
+    ):
+        if shown:
+            yield from ("", f"Completions {title}{note}:", *shown)
+
+
+def _of_steps(number_of: int | None, summary: Mapping[str, Any]) -> str:
+    steps = summary.get("steps")
+    return f"{number_of} steps" if number_of == steps else f"{number_of} of {steps} steps"
+
+
+def _sample(sample: Mapping[str, Any], asked: str) -> str:
+    reward = "failed" if sample.get("reward") is None else f"{sample['reward']:g}"
+    completion, answer = cut(str(sample.get("completion", ""))), cut(str(sample.get("answer", "")))
+    return f"{harmless(cut(asked))} -> {completion!r}   expected {answer!r}   reward {reward}"

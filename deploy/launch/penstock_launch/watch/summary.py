@@ -42,12 +42,14 @@ def make_summary(folder: Path, config: Config, facts: LaunchFacts) -> dict[str, 
     try:
         figures = records.figures()
         starts = [started_at for line in records.steps() if (started_at := line["started_at"]) >= facts.started_at]
+        plan = _plan(records, config, figures["steps"], len(starts))
     except DataError as error:
-        figures, starts = {"unreadable": str(error)}, []
+        figures, starts, plan = {"unreadable": str(error)}, [], {}
     return {
         "model": config.actor.path,
         "max_staleness": config.staleness.max_staleness,
         **figures,
+        **plan,
         **read_document(folder / TRAINER_SUMMARY_FILE),
         "steps_of_launch": len(starts),
         "seconds_setup": round(min(starts) - facts.started_at, 3) if starts else None,
@@ -55,6 +57,22 @@ def make_summary(folder: Path, config: Config, facts: LaunchFacts) -> dict[str, 
         "restarts": dict(facts.restarts),
         "given_up": dict(facts.given_up),
         "exit": {"code": facts.outcome.exit_code, "reason": facts.outcome.reason, "lines": list(facts.outcome.lines)},
+    }
+
+
+def _plan(records: RunRecords, config: Config, num_steps: int, num_of_launch: int) -> dict[str, Any]:
+    """What the configuration asked for: its number of steps, and the evaluations that were not made.
+
+    The final evaluation is due after the last step, others at their steps; those before this launch are past.
+    """
+    extent, every = records.extent(), config.eval.every_steps
+    due = {num_steps} if num_steps and config.data.eval is not None else set()
+    if due and every:
+        due |= {n for n in range(every, num_steps + 1, every) if n > num_steps - num_of_launch}
+    return {
+        "steps_planned": extent and extent.planned_steps(config.total_train_epochs, config.run.max_steps),
+        "batch_size": config.data.batch_size,
+        "heldout_missing": sorted(due - {line["steps"] for line in records.evaluations()}),
     }
 
 

@@ -13,10 +13,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType
@@ -93,9 +93,28 @@ class Views:
                 call(view)
 
 
+class TerminalConsole(Console):
+    """A console of the size that its terminal has now.
+
+    COLUMNS and LINES, which some shells and tools export, are of the moment when they were set.
+    """
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        try:
+            columns, lines = os.get_terminal_size(self.file.fileno())
+        except (OSError, ValueError):  # no terminal
+            return super().size
+        return ConsoleDimensions(columns, lines) if columns and lines else super().size
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        raise AttributeError("the terminal has its own size")
+
+
 def make_view(run: str, write_log: Callable[[str], None]) -> Views:
     """The view that fits standard output, and always plain lines for the launcher's log."""
-    console = Console(highlight=False, _environ=_without_size(os.environ))
+    console = TerminalConsole(highlight=False)
     live = sys.stdout.isatty() and not console.is_dumb_terminal
     shown: View = LiveView(run, console) if live else PlainView(lambda line: print(line, flush=True))
     return Views(PlainView(write_log, remind_after_seconds=REMIND_LOG_AFTER_SECONDS), GuardedView(shown))
@@ -178,11 +197,6 @@ class PlainView:
     def _line(self, text: str) -> None:
         self._last_line_at = self._clock()
         self._write(f"{stamp(self._last_line_at - self._start)}{text}")
-
-
-def _without_size(environ: Mapping[str, str]) -> dict[str, str]:
-    """COLUMNS and LINES, which some shells and tools export, are of the moment when they were set."""
-    return {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES")}
 
 
 class LiveView:

@@ -26,6 +26,7 @@ from penstock.contracts.ledger import (
     replay,
 )
 from penstock.errors import DataError, StallError
+from penstock.records.step_numbers import number_of
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.journal import Journal
@@ -150,7 +151,7 @@ class History:
             return
         next_step = last.step if last is ledger.unfinished else last.step + 1
         for key, old, new in differences(before, settings_of(self.configs.config)):
-            holds = HOLDS_FROM[change_of(key)].format(next_step)
+            holds = HOLDS_FROM[change_of(key)].format(number_of(next_step))
             log.warning("%s was %r and is %r: %s", key, old, new, holds)
 
     async def begin_journal(self) -> None:

@@ -17,7 +17,7 @@ from penstock.config.changes import Settings, settings_of, step_settings, with_s
 from penstock.contracts.ledger import StepRecord
 from penstock.durable import write_durably
 from penstock.errors import DataError
-from penstock_trainer.telemetry.status import expected_steps
+from penstock.records.extent import expected_steps
 
 
 class SettingsFiles:

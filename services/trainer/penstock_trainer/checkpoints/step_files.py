@@ -64,11 +64,11 @@ class StepFiles:
             data = path.read_bytes()
         except OSError as error:
             raise DataError(
-                f"step {record.step}: {path} cannot be read ({error.strerror}); it is needed to resume"
+                f"step {record.number}: {path} cannot be read ({error.strerror}); it is needed to resume"
             ) from None
         digest = xxhash.xxh3_64_hexdigest(data)
         if digest != record.digest:
-            raise DataError(f"step {record.step}: {path} has digest {digest}; the ledger records {record.digest}")
+            raise DataError(f"step {record.number}: {path} has digest {digest}; the ledger records {record.digest}")
         return msgspec.msgpack.decode(data, type=StepFile).groups
 
     @property

@@ -7,6 +7,7 @@ other, the weights themselves are broken, and no later step can repair them.
 import logging
 
 from penstock.errors import NonFiniteError
+from penstock.records.step_numbers import number_of
 from penstock_trainer.learner.update import StepResult
 
 log = logging.getLogger(__name__)
@@ -28,15 +29,22 @@ class NonFiniteSteps:
         self._in_a_row = in_a_row
 
     def note(self, step: int, result: StepResult) -> None:
-        """Count a step; NonFiniteError if it is the last of `limit` in a row. One without a gradient proves nothing."""
+        """Count the step with this id; NonFiniteError if it is the last of `limit` in a row.
+
+        One without a gradient proves nothing.
+        """
         if result.is_finite:
             self._in_a_row = 0 if result.changed else self._in_a_row
             return
         self._in_a_row += 1
         figures = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}, learning rate {result.learning_rate:g}"
-        self._last = f"step {step}: {figures}"
+        self._last = f"step {number_of(step)}: {figures}"
         log.warning(
-            "step %d is not finite (%s): number %d in a row; %d end the run", step, figures, self._in_a_row, self._limit
+            "step %d is not finite (%s): number %d in a row; %d end the run",
+            number_of(step),
+            figures,
+            self._in_a_row,
+            self._limit,
         )
         if self._in_a_row >= self._limit:
             raise self._diverged(f"expected fewer in a row than optimizer.max_non_finite_steps {self._limit}")

@@ -34,6 +34,7 @@ from penstock.contracts import Contract
 from penstock.contracts.ledger import LedgerState
 from penstock.durable import missing
 from penstock.errors import ConfigError, DataError
+from penstock.records.step_numbers import shown_steps
 from penstock_trainer.checkpoints.folders import META, CheckpointMeta
 from penstock_trainer.checkpoints.tensors import copy_state, read_all
 from penstock_trainer.offline.environment import differing_versions, present_versions
@@ -52,7 +53,7 @@ FILE_MODE = 0o644
 
 
 class BundleManifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
-    """`bundle.json`. steps: as in --steps; start: steps before the first; reference: of ref.path, if another model."""
+    """`bundle.json`. steps: ids, `first:end`; start: steps before them; reference: of ref.path, if another model."""
 
     run: str
     seed: int
@@ -65,7 +66,7 @@ class BundleManifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: the inputs of a replay, and notes on what may give other bits on this machine."""
+    """An opened bundle: the inputs of a replay, its steps as in --steps, notes on what may give other bits here."""
 
     recording: Recording
     steps: str
@@ -122,7 +123,8 @@ def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
         recording = open_folder(config, folder, overridden=given_keys([*words, *settings]))
         if manifest.start:
             recording = _with_start(recording)
-        yield Bundle(recording, manifest.steps, tuple(differing_versions(manifest.versions)))
+        first, _, end = manifest.steps.partition(":")
+        yield Bundle(recording, shown_steps(int(first), int(end)), tuple(differing_versions(manifest.versions)))
 
 
 def extract(path: Path, folder: Path) -> None:
@@ -182,7 +184,8 @@ def _readme(manifest: BundleManifest) -> str:
     if not manifest.model.included:
         needed += f", and the model {manifest.model.path} (elsewhere: --actor.path FOLDER)"
     return (
-        f"Steps {manifest.steps} of Penstock run {manifest.run}: inputs, configuration, digests, starting weights.\n"
+        f"Steps {manifest.steps} (ids from 0, without the last) of Penstock run {manifest.run}: inputs, configuration, "
+        "digests, starting weights.\n"
         f"Train them again and compare: penstock replay --bundle FILE (needs {needed}).\n"
     )
 

@@ -13,8 +13,9 @@ from penstock.config import Config
 from penstock.config.changes import Settings, differences, step_settings
 from penstock.config.keys import flat
 from penstock.contracts.ledger import LedgerState
+from penstock.records.step_numbers import number_of, shown_steps, spans
 from penstock_trainer.offline.bundle import opened_bundle, write_bundle
-from penstock_trainer.offline.recording import Plan, Recording, open_run, spans
+from penstock_trainer.offline.recording import Plan, Recording, open_run
 from penstock_trainer.offline.replay import Compared, DigestVerdict, Replay, why_not_exact
 
 
@@ -42,7 +43,7 @@ def bundle_run(
     write_bundle(recording, plan, out, with_model=with_model)
     start = f"checkpoint {plan.checkpoint}" if plan.checkpoint else "the initial weights"
     megabytes = out.stat().st_size / 1e6
-    _say(f"{out}: steps {plan.first}:{plan.end} of run {config.run.name}, from {start}; {megabytes:.1f} MB")
+    _say(f"{out}: steps {shown_steps(plan.first, plan.end)} of run {config.run.name}, from {start}; {megabytes:.1f} MB")
     if not with_model:
         _say(f"it refers to the model {config.actor.path}; --with-model includes it")
     _say(f"replay it with: penstock replay --bundle {out}")
@@ -56,7 +57,7 @@ def changed_keys(recording: Recording, plan: Plan) -> Iterator[str]:
     """
     record = recording.steps[plan.first]
     if record.settings:
-        before, when = recording.step_files.settings.read(record.settings), f"step {record.step} was trained"
+        before, when = recording.step_files.settings.read(record.settings), f"step {number_of(record.step)} was trained"
     else:
         before, when = _launched(recording.folder / "config.yaml"), "the run was started"
     for key, old, new in differences(before, step_settings(recording.config_of(plan.first))):
@@ -74,7 +75,8 @@ def _launched(path: Path) -> Settings:
 def _replay(recording: Recording, steps: str) -> int:
     plan = recording.plan(steps)
     start = f"checkpoint {plan.checkpoint}" if plan.checkpoint else "the initial weights"
-    _say(f"run {recording.config.run.name}: steps {plan.first}:{plan.end}, from {start} (after step {plan.start})")
+    asked = shown_steps(plan.first, plan.end)
+    _say(f"run {recording.config.run.name}: steps {asked}, from {start} (after {plan.start} steps)")
     left = [step for step in recording.steps if step not in recording.available]
     if left:
         _say(f"steps {spans(left)} are recorded, but their files are gone (checkpoint.keep_step_bytes)")
@@ -92,8 +94,8 @@ def _replay(recording: Recording, steps: str) -> int:
 
 def _line(compared: Compared, *, is_start: bool, is_lead_in: bool) -> str:
     if compared.verdict is DigestVerdict.DAMAGED:
-        return f"step {compared.step:5}  {compared.verdict.value}: {compared.problem}"
-    place = "start     " if is_start else f"step {compared.step:5}"
+        return f"step {number_of(compared.step):5}  {compared.verdict.value}: {compared.problem}"
+    place = "start     " if is_start else f"step {number_of(compared.step):5}"
     recorded = f"recorded {compared.recorded.policy}" if compared.recorded else "recorded -"
     figures = ""
     if compared.result is not None:
@@ -115,7 +117,7 @@ def _conclude(seen: Sequence[Compared]) -> int:
         return 0 if num_equal else 1
     found = unequal.found.digest if unequal.found else "no weights, since its step file is damaged"
     expected = unequal.recorded.policy.digest if unequal.recorded else "nothing"
-    place = "the weights to start from" if unequal is seen[0] else f"step {unequal.step}"
+    place = "the weights to start from" if unequal is seen[0] else f"step {number_of(unequal.step)}"
     doubt = "; this proves nothing, see the notes above" if unequal.verdict is DigestVerdict.NOT_EXACT else ""
     _say(f"first difference: {place}: {found}; recorded is {expected}{doubt}")
     return 1

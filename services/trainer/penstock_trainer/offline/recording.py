@@ -4,7 +4,7 @@ Owns the choice of these steps, and of the weights from which a replay starts. I
 counts if the journal (or the ledger of a run without one) names it and its file exists.
 
     starts (initial weights, checkpoints)   0 ........... 50 ........... 100
-    step files                                  pruned    50 51 52 ......... 103      --steps 60:70 starts from 50
+    step files, by id                           pruned    50 51 52 ......... 103      --steps 61:70 starts from 50
 """
 
 import re
@@ -15,11 +15,11 @@ from pathlib import Path
 from penstock.config import Config
 from penstock.contracts.ledger import LedgerState, RunRecord, StepRecord
 from penstock.errors import ConfigError, DataError
+from penstock.records.step_numbers import number_of, parse_steps, spans
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 
-STEPS = re.compile(r"(\d*):(\d*)")
 STEP_FILE = re.compile(r"\d{8}\.\d+\.pack")
 DIGEST = re.compile(r"[0-9a-f]{16}")
 
@@ -77,8 +77,8 @@ class Recording:
         return {0: None, **there}
 
     def plan(self, asked: str) -> Plan:
-        """The plan to train the steps `a:b`, or all available ones; an error names the available ones."""
-        first, end = parse_steps(asked)
+        """The plan to train the steps of --steps, or all available ones; an error names the available ones."""
+        first, end = parse_steps(asked) if asked else (None, None)
         available, starts = self.available, self.starts
         if not available:
             raise DataError(
@@ -113,7 +113,9 @@ class Recording:
                 f"--steps: steps {spans(untrained)} are not recorded; expected some of {spans(available)}, whose files "
                 "are there"
             )
-        lead_in = f" (the start for step {first} is after {needed.start} steps)" if first > needed.start else ""
+        lead_in = (
+            f" (the start for step {number_of(first)} is after {needed.start} steps)" if first > needed.start else ""
+        )
         raise DataError(
             f"--steps: the files of steps {spans(missing)} are gone{lead_in}: pruned by checkpoint.keep_step_bytes, or "
             f"deleted; expected some of {spans(available)}, from weights after {_listed(starts)} steps"
@@ -142,35 +144,11 @@ def open_folder(
     ledger = ask_ledger() if ask_ledger is not None and not step_files.journal.exists else step_files.journal.read()
     for record in ledger.steps:
         if not STEP_FILE.fullmatch(record.file):
-            raise DataError(f"step {record.step}: its file is called {record.file!r}; expected <step>.<lease>.pack")
+            raise DataError(f"step {record.number}: its file is called {record.file!r}; expected <step>.<lease>.pack")
         if record.settings and not DIGEST.fullmatch(record.settings):
-            raise DataError(f"step {record.step}: its settings are {record.settings!r}; expected 16 hex digits")
+            raise DataError(f"step {record.number}: its settings are {record.settings!r}; expected 16 hex digits")
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     return Recording(config, folder, ledger, step_files, checkpoints, overridden)
-
-
-def parse_steps(text: str) -> tuple[int | None, int | None]:
-    """`a:b` as two numbers; None for an end that is left out."""
-    if not text:
-        return None, None
-    match = STEPS.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"--steps {text!r}: expected a:b, steps a to b-1, such as 10:20, 10: or :20")
-    first, end = (int(part) if part else None for part in match.groups())
-    if end is not None and end <= (first or 0):
-        raise ConfigError(f"--steps {text!r} holds no step: expected a:b with b greater than a")
-    return first, end
-
-
-def spans(steps: Iterable[int]) -> str:
-    """Steps in the notation of --steps: `0:3, 7:8`."""
-    found: list[list[int]] = []
-    for step in sorted(steps):
-        if found and found[-1][1] == step:
-            found[-1][1] = step + 1
-        else:
-            found.append([step, step + 1])
-    return ", ".join(f"{first}:{end}" for first, end in found)
 
 
 def _listed(starts: Iterable[int]) -> str:

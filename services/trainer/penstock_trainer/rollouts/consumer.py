@@ -81,10 +81,11 @@ class Consumer:
         metrics: QueueMetrics,
         *,
         drop: Callable[[DropRecord, Delivery | None], Awaitable[None]],
+        dropped: Callable[[DropReason, ScoredGroup | None], None],
     ) -> None:
         """`changed`: set when a batch or an evaluation may be complete, or the run at its end.
 
-        drop: ends a ticket durably, and deletes its group if there is one.
+        drop: ends a ticket durably, and deletes its group if there is one. dropped: reports that, with the group.
         """
         self._queue = trainer_queue
         self._worker = worker
@@ -97,6 +98,7 @@ class Consumer:
         self._rules = rules
         self._metrics = metrics
         self._record_drop = drop
+        self._report_drop = dropped
         self._held: dict[int, Arrival] = {}
         self._begun = asyncio.Event()
         self._last_failure = ""
@@ -263,6 +265,7 @@ class Consumer:
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()
+        self._report_drop(reason, group)
         with self._naming_the_last_failure(reason == DropReason.REWARD_FAILED or failed_share > 0):
             self._book.drop(number, reason, failed_share)
         await self._issuer.refill()

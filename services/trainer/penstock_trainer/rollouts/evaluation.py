@@ -1,32 +1,35 @@
 """Evaluation on held-out prompts while training goes on, through the same services.
 
 Owns its ticket numbers, its rounds and their results until they are taken. Invariant: a round is complete when each of
-its prompts has one result or is lost, and its result carries the range of versions that generated it; lost prompts and
-failed rewards count as not accurate and are reported. A round of which all is lost has no result.
+its prompts has one result or is lost, and its result carries the range of versions that generated it. A prompt that is
+lost or whose reward failed is in no mean, and never counts as wrong: it is counted, and recorded with its reason. A
+round without any reward has no accuracy.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from penstock.config import Config
 from penstock.contracts import Sampling, ScoredGroup, Ticket
-from penstock.readable import without_end
+from penstock.readable import cut, without_end
 from penstock_trainer.batching.rewards import failure_of, function_figures, most_frequent, rewards_of
 from penstock_trainer.data.draws import eval_ticket
 from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.rollouts.samples import COMPLETION_CHARACTERS, PROMPT_CHARACTERS
 from penstock_trainer.telemetry.records import EvalResult, EvalSample
 
 NUMBERS_PER_LEASE = 10_000_000  # numbers of an earlier trainer are never used again
 LOST = "its ticket was dropped: no service could use its message"
+MOST_FAILED = 100  # rows without a reward that a line of evals.jsonl keeps: enough to see why, and it stays below 1 MB
 
 
 @dataclass
 class _Round:
     steps: int
-    num_prompts: int
-    questions: dict[int, str] = field(default_factory=dict)
-    num_lost: int = 0
+    policy_version: int
+    prompts: dict[int, EncodedPrompt] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
     results: dict[int, ScoredGroup] = field(default_factory=dict)
 
 
@@ -70,12 +73,12 @@ class Evaluation:
 
     def start(self, steps: int, policy_version: int) -> list[Ticket]:
         """Begin a round, and return its tickets."""
-        new = _Round(steps, len(self._prompts))
+        new = _Round(steps, policy_version)
         tickets = []
         for prompt in self._prompts:
             number, self._next = self._next, self._next + 1
             self._round_of[number] = new
-            new.questions[number] = prompt.question
+            new.prompts[number] = prompt
             tickets.append(
                 eval_ticket(
                     prompt,
@@ -97,10 +100,10 @@ class Evaluation:
             self._complete(owner)
 
     def give_up(self, number: int) -> None:
-        """Count a ticket that became poison as failed: its prompt stays in the denominator."""
+        """Count a ticket that became poison as failed."""
         owner = self._round_of.pop(number, None)
         if owner is not None:
-            owner.num_lost += 1
+            owner.lost.add(number)
             self._complete(owner)
 
     def take_results(self) -> list[EvalResult]:
@@ -109,7 +112,7 @@ class Evaluation:
         return results
 
     def _complete(self, owner: _Round) -> None:
-        if owner.results and len(owner.results) + owner.num_lost >= owner.num_prompts:
+        if len(owner.results) + len(owner.lost) >= len(owner.prompts):
             self._results.append(self._result(owner))
 
     def _result(self, finished: _Round) -> EvalResult:
@@ -119,28 +122,42 @@ class Evaluation:
         versions = [span.policy.number for group in groups for each in group.group.trajectories for span in each.spans]
         valid = [value for value in values if value is not None]
         success = self._config.eval.success
-        failures = [failure_of(group.group.trajectories[0], group.scores[0]) for group in groups]
+        samples = [_sample(prompt, finished.results.get(number)) for number, prompt in finished.prompts.items()]
+        failed = [each for each in samples if each.reward is None]
+        shown = numbers[: self._config.eval.num_shown]
         return EvalResult(
             steps=finished.steps,
-            accuracy=sum(value >= success for value in valid) / finished.num_prompts,
-            reward_mean=sum(valid) / len(valid) if valid else 0.0,
-            num_prompts=finished.num_prompts,
-            num_failed=finished.num_prompts - len(valid),
-            oldest_version=min(versions, default=0),
-            newest_version=max(versions, default=0),
-            samples=tuple(
-                _sample(finished.questions[number], finished.results[number])
-                for number in numbers[: self._config.eval.num_shown]
-            ),
-            failures=most_frequent([*filter(None, failures), *[LOST] * finished.num_lost]),
+            accuracy=sum(value >= success for value in valid) / len(valid) if valid else None,
+            reward_mean=sum(valid) / len(valid) if valid else None,
+            num_prompts=len(finished.prompts),
+            num_scored=len(valid),
+            num_failed=len(failed),
+            oldest_version=min(versions, default=finished.policy_version),
+            newest_version=max(versions, default=finished.policy_version),
+            samples=tuple(_sample(finished.prompts[number], finished.results[number]) for number in shown),
+            failures=most_frequent(each.failure for each in failed),
             success=success,
             prompts=self._digest,
             num_trained=self._num_trained,
             rewards=function_figures(groups),
+            failed=tuple(map(_cut, failed[:MOST_FAILED])),
         )
 
 
-def _sample(question: str, group: ScoredGroup) -> EvalSample:
-    """The first completion or episode of a group."""
-    text = without_end(group.group.trajectories[0].text)
-    return EvalSample(question, text, group.group.ticket.answer, rewards_of(group)[0])
+def _sample(prompt: EncodedPrompt, group: ScoredGroup | None) -> EvalSample:
+    """The first completion or episode of a group; without one, that there is none."""
+    if group is None:
+        return EvalSample(prompt.question, "", prompt.answer, None, LOST)
+    trajectory, score = group.group.trajectories[0], group.scores[0]
+    text, reward = without_end(trajectory.text), rewards_of(group)[0]
+    return EvalSample(prompt.question, text, group.group.ticket.answer, reward, failure_of(trajectory, score))
+
+
+def _cut(sample: EvalSample) -> EvalSample:
+    return replace(
+        sample,
+        prompt=cut(sample.prompt, PROMPT_CHARACTERS),
+        completion=cut(sample.completion, COMPLETION_CHARACTERS),
+        answer=cut(sample.answer, PROMPT_CHARACTERS),
+        failure=cut(sample.failure, PROMPT_CHARACTERS),
+    )

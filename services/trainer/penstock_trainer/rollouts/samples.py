@@ -7,9 +7,11 @@ the limits here, however long a completion is.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from penstock.contracts import Episode, Node, ScoredGroup, Trajectory, unpack_int32
 from penstock.readable import cut, question_of
-from penstock.records.samples import SampleLine
+from penstock.records.samples import DroppedLine, SampleLine
 from penstock_trainer.batching.counts import CompletionIndex
 from penstock_trainer.batching.rewards import failure_of, rewards_of, values_by_function
 from penstock_trainer.batching.shown import choose_shown
@@ -49,6 +51,12 @@ class SampleWriter:
             self._line(step, groups[index.group], index.completion, advantages.get(index))
             for index in choose_shown(groups, self._most)
         ]
+
+    def dropped(self, step: int, group: ScoredGroup, reason: str) -> list[DroppedLine]:
+        """Those of the completions without a reward of a group that is dropped while `step` collects its batch."""
+        failed = [index for index, reward in enumerate(rewards_of(group)) if reward is None]
+        lines = [self._line(step, group, index, None) for index in failed[: self._most]]
+        return [DroppedLine(**msgspec.structs.asdict(line), dropped=reason) for line in lines]
 
     def _line(self, step: int, group: ScoredGroup, index: int, advantage: float | None) -> SampleLine:
         ticket = group.group.ticket

@@ -136,8 +136,13 @@ class TrainerMetrics:
             "When the last step, push, checkpoint or step that was not finite ended, in Unix seconds",
             "event",
         )
-        self._heldout_accuracy = unknown("eval_accuracy_ratio", "Share of held-out prompts answered right")
+        self._heldout_accuracy = unknown(
+            "eval_accuracy_ratio", "Share of the held-out prompts with a reward that were answered right"
+        )
         self._first_accuracy = unknown("eval_first_accuracy_ratio", "The same share at the first evaluation of the run")
+        self._heldout_failed = unknown(
+            "eval_failed_prompts", "Held-out prompts without a reward at the last evaluation, in no share"
+        )
         self._gap_to_ideal = unknown(
             "trainer_gap_to_ideal_ratio",
             "Step time over the longer of generation and training time, minus 1, over the last 10 steps",
@@ -163,9 +168,11 @@ class TrainerMetrics:
     def show_run(self, num_steps: int, progress: Progress) -> None:
         """Show figures of the full run, over all lives of the trainer."""
         self._run_steps.set(num_steps)
+        first, last = progress.first_eval, progress.last_eval
         for gauge, value in (
-            (self._first_accuracy, progress.first_accuracy),
-            (self._heldout_accuracy, progress.last_accuracy),
+            (self._first_accuracy, first.accuracy),
+            (self._heldout_accuracy, last.accuracy),
+            (self._heldout_failed, last.num_failed),
             (self._gap_to_ideal, progress.gap_to_ideal),
         ):
             gauge.set(math.nan if value is None else value)

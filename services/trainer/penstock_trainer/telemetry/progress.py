@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from penstock.durable import writing
-from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing
+from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing, heldout_accuracy
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
 from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded
 from penstock_trainer.telemetry.records import EvalResult, StepLine
@@ -29,9 +29,20 @@ class _StepBrief(msgspec.Struct, frozen=True):
     staleness_max: int
 
 
-class _EvalBrief(msgspec.Struct, frozen=True):
+class _EvalSteps(msgspec.Struct, frozen=True):
     steps: int
-    accuracy: float
+
+
+class EvalBrief(msgspec.Struct, frozen=True):
+    """What is shown of an evaluation while the run goes on; of none, nothing is known.
+
+    steps: before it. accuracy: of the prompts with a reward; None if there are none.
+    """
+
+    steps: int | None = None
+    accuracy: float | None = None
+    num_prompts: int | None = None
+    num_failed: int | None = None
 
 
 class Progress:
@@ -51,8 +62,8 @@ class Progress:
         self._load_evals()
 
     def _load_evals(self) -> None:
-        briefs = [decoded(line, _EvalBrief) for line in complete_lines(self._evals_path)]
-        self._accuracies = {brief.steps: brief.accuracy for brief in briefs}
+        lines = map(as_written, complete_lines(self._evals_path))
+        self._evals: dict[int, EvalBrief] = {line["steps"]: _brief(line) for line in lines}
 
     def _load_steps(self) -> None:
         self.num_steps = 0
@@ -97,19 +108,20 @@ class Progress:
         if self.highest_step >= num_steps:
             _keep(self._steps_path, lambda line: decoded(line, _StepBrief).step < num_steps)
             self._load_steps()
-        if max(self._accuracies, default=0) > num_steps:
-            _keep(self._evals_path, lambda line: decoded(line, _EvalBrief).steps <= num_steps)
+        if max(self._evals, default=0) > num_steps:
+            _keep(self._evals_path, lambda line: decoded(line, _EvalSteps).steps <= num_steps)
             self._load_evals()
 
     def add_eval(self, result: EvalResult) -> None:
         if self.has_eval(result.steps):
             return
-        _append(self._evals_path, asdict(result))
-        self._accuracies[result.steps] = result.accuracy
+        line = asdict(result)
+        _append(self._evals_path, line)
+        self._evals[result.steps] = _brief(line)
 
     def has_eval(self, steps: int) -> bool:
         """Whether an evaluation after so many steps is written."""
-        return steps in self._accuracies
+        return steps in self._evals
 
     @property
     def recent(self) -> list[StepLine]:
@@ -117,20 +129,14 @@ class Progress:
         return list(self.kept)[-RECENT_STEPS:]
 
     @property
-    def first_accuracy(self) -> float | None:
-        """Of the evaluation after the fewest steps."""
-        return self._accuracies[min(self._accuracies)] if self._accuracies else None
+    def first_eval(self) -> EvalBrief:
+        """The evaluation after the fewest steps."""
+        return self._evals[min(self._evals)] if self._evals else EvalBrief()
 
     @property
-    def last_eval_steps(self) -> int | None:
-        """The steps before the last evaluation: one that was requested earlier may end later."""
-        return max(self._accuracies, default=None)
-
-    @property
-    def last_accuracy(self) -> float | None:
-        """Of the evaluation after the most steps."""
-        steps = self.last_eval_steps
-        return None if steps is None else self._accuracies[steps]
+    def last_eval(self) -> EvalBrief:
+        """The evaluation after the most steps: one that was requested earlier may end later."""
+        return self._evals[max(self._evals)] if self._evals else EvalBrief()
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
@@ -168,6 +174,10 @@ class Progress:
         lines = self.recent
         num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(lines)))
         return Timing((line.seconds, line.generation_seconds) for line in lines[num_warm_up:] or lines).gap_to_ideal
+
+
+def _brief(line: dict[str, Any]) -> EvalBrief:
+    return EvalBrief(line["steps"], heldout_accuracy(line), line["num_prompts"], line["num_failed"])
 
 
 def _keep(path: Path, wanted: Callable[[bytes], bool]) -> None:

@@ -13,28 +13,34 @@ NUM_BINS = 12  # of a histogram: a curve shows no more, and a line stays small
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One completion, for people to read: without the layout of a chat (`penstock.readable`)."""
+    """One completion, for people to read: without the layout of a chat (`penstock.readable`).
+
+    failure: why it has no reward; empty if it has one.
+    """
 
     prompt: str
     completion: str
     answer: str
     reward: float | None
+    failure: str = ""
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """accuracy: share of prompts whose reward reaches eval.success; steps: those trained when it was requested.
+    """accuracy: share of the prompts with a reward whose reward reaches eval.success; steps: those trained before it.
 
-    num_failed: prompts without a reward, which count as not accurate: it failed, or their ticket became poison.
+    num_scored: prompts with a reward, of which both means are; None without any. num_failed: the others: their reward
+    failed, or their ticket became poison. failed: their rows, or the first of them.
     rewards: as of a step.
     failures: why, each with their number. success: eval.success. prompts: digest of the prompts; num_trained: how many
     of them are training prompts too; None in a line of a release that did not count them.
     """
 
     steps: int
-    accuracy: float
-    reward_mean: float
+    accuracy: float | None
+    reward_mean: float | None
     num_prompts: int
+    num_scored: int
     num_failed: int
     oldest_version: int
     newest_version: int
@@ -44,6 +50,7 @@ class EvalResult:
     success: float = 1.0
     prompts: str = ""
     num_trained: int | None = None
+    failed: tuple[EvalSample, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Status:
     oldest_waiting_seconds: float = 0.0
     waiting_for: str = ""
     """The ticket that holds up a batch, and its holder; empty until one does for long."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Tickets of the full run that ended without training, by reason."""
     queue: dict[str, int] = field(default_factory=dict)
     ready: bool = False
     fenced: dict[str, str] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Status:
         seconds = [line.seconds["step"] for line in recent]
         step_seconds = sum(seconds) / len(seconds) if seconds else None
         tokens = sum(line.generated_tokens for line in recent)
+        first, last = self.progress.first_eval, self.progress.last_eval
         return TrainerStatus(
             run=self.run,
             phase=self.phase,
@@ -73,10 +76,11 @@ class Status:
             oldest_waiting_seconds=self.oldest_waiting_seconds,
             reward_mean=recent[-1].reward_mean if recent else None,
             reward_average=self.progress.reward_average,
-            heldout_accuracy=self.progress.last_accuracy,
+            heldout_accuracy=last.accuracy,
             staleness_max=self.progress.staleness_max,
             staleness_mean=recent[-1].staleness_mean if recent else None,
             max_staleness=self.max_staleness,
+            dropped={**self.dropped},
             queue={**self.queue},
             tokens_per_second=tokens / sum(seconds) if seconds else None,
             gap_to_ideal=self.progress.gap_to_ideal,
@@ -85,8 +89,12 @@ class Status:
             waiting_for=self.waiting_for,
             fenced=self.fenced,
             turn=self.turn,
-            heldout_steps=self.progress.last_eval_steps,
-            heldout_accuracy_start=self.progress.first_accuracy,
+            heldout_steps=last.steps,
+            heldout_prompts=last.num_prompts,
+            heldout_failed=last.num_failed,
+            heldout_accuracy_start=first.accuracy,
+            heldout_prompts_start=first.num_prompts,
+            heldout_failed_start=first.num_failed,
             first_step=self.first_step,
             steps=tuple(step_figures(line, self.kl_of) for line in self.progress.kept),
             kl_of=self.kl_of,
@@ -115,9 +123,3 @@ def step_figures(line: StepLine, kl_of: str) -> StepFigures:
         seconds=line.seconds.get("step"),
         is_finite=line.is_finite,
     )
-
-
-def expected_steps(num_draws: int, batch_size: int, max_steps: int) -> int:
-    """Steps of the full run if no ticket is dropped."""
-    steps = math.ceil(num_draws / batch_size)
-    return min(steps, max_steps) if max_steps else steps

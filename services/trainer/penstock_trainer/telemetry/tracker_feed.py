@@ -24,14 +24,14 @@ from penstock.durable import write_durably
 from penstock.errors import DataError
 from penstock.records.samples import SampleLine
 from penstock_trainer.telemetry.records import Histogram
-from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
+from penstock_trainer.telemetry.trackers import Point, TrackedRun, Tracker
 
 MAX_WAITING = 1000  # hours of training for a tracker that hangs, and little memory
 log = logging.getLogger(__name__)
 
 
 class TrackerPosition(msgspec.Struct, frozen=True):
-    """The progress of a tracker: its last training step, and its number of evaluations."""
+    """The progress of a tracker: the id of its last step, and its number of evaluations."""
 
     step: int = -1
     num_evals: int = 0
@@ -39,7 +39,7 @@ class TrackerPosition(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a tracker gets at one training step, and its position once it has it.
+    """What a tracker gets after so many steps, and its position once it has it.
 
     samples: reads them when they are logged, so that entries that wait hold none.
     """
@@ -114,7 +114,7 @@ class Feed:
             self._try("close", self._tracker.close)
 
     def _log(self, entry: Entry) -> None:
-        self._tracker.log(entry.step, entry.values, entry.histograms, entry.samples())
+        self._tracker.log(Point(entry.step, entry.values, entry.histograms, entry.samples()))
         write_durably(self._position_path, msgspec.json.encode(entry.position))
 
     def _next(self) -> Entry | None:

@@ -7,7 +7,7 @@ catches what it raises.
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -35,13 +35,26 @@ UPLOAD_SHARE = 0.8  # of the time to close: the rest is for W&B's service to end
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run as a tracker gets it. `config` holds no secret; `first_step`: of this life of the trainer."""
+    """The run as a tracker gets it. `config` holds no secret; `first_step`: the first number of this life."""
 
     id: str
     name: str
     folder: Path
     config: Mapping[str, Any]
     first_step: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a tracker logs at one place of the x axis: a step or an evaluation.
+
+    step: the number of steps trained by then. histograms: of the batch. samples: rows of the table of completions.
+    """
+
+    step: int
+    values: Mapping[str, float]
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    samples: Sequence[SampleLine] = ()
 
 
 class Tracker(Protocol):
@@ -56,14 +69,8 @@ class Tracker(Protocol):
     def open(self, run: TrackedRun) -> None:
         """Import the library and begin the run, or go on with it."""
 
-    def log(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        histograms: Mapping[str, Histogram],
-        samples: Sequence[SampleLine],
-    ) -> None:
-        """Log curves, histograms, and a table of completions if there are any, all at one step."""
+    def log(self, point: Point) -> None:
+        """Log curves, histograms, and a table of completions if there are any."""
 
     def close(self) -> None:
         """Flush and end."""
@@ -88,17 +95,11 @@ class TensorBoardTracker:
         text = as_yaml(run.config)
         self._writer.add_text("config", f"```yaml\n{text}```", run.first_step)
 
-    def log(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        histograms: Mapping[str, Histogram],
-        samples: Sequence[SampleLine],
-    ) -> None:
+    def log(self, point: Point) -> None:
         assert self._writer is not None
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        for name, histogram in histograms.items():
+        for name, value in point.values.items():
+            self._writer.add_scalar(name, value, point.step)
+        for name, histogram in point.histograms.items():
             self._writer.add_histogram_raw(
                 name,
                 min=histogram.lowest,
@@ -108,10 +109,10 @@ class TensorBoardTracker:
                 sum_squares=histogram.moment(2),
                 bucket_limits=histogram.edges[1:].tolist(),
                 bucket_counts=list(histogram.counts),
-                global_step=step,
+                global_step=point.step,
             )
-        if samples:
-            self._writer.add_text(SAMPLES, _as_markdown(samples), step)
+        if point.samples:
+            self._writer.add_text(SAMPLES, _as_markdown(point.samples), point.step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -159,20 +160,16 @@ class WandbTracker:
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
 
-    def log(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        histograms: Mapping[str, Histogram],
-        samples: Sequence[SampleLine],
-    ) -> None:
+    def log(self, point: Point) -> None:
         import wandb
 
         assert self._run is not None
-        shown: dict[str, Any] = {name: wandb.Histogram(np_histogram=each.as_numpy) for name, each in histograms.items()}
-        if samples:
-            shown[SAMPLES] = wandb.Table(columns=list(COLUMNS), data=[_row(each) for each in samples])
-        self._run.log({STEP: step, **values, **shown})
+        shown: dict[str, Any] = {
+            name: wandb.Histogram(np_histogram=each.as_numpy) for name, each in point.histograms.items()
+        }
+        if point.samples:
+            shown[SAMPLES] = wandb.Table(columns=list(COLUMNS), data=[_row(each) for each in point.samples])
+        self._run.log({STEP: point.step, **point.values, **shown})
 
     def close(self) -> None:
         import wandb
@@ -213,22 +210,16 @@ class TrackioTracker:
             auto_log_cpu=False,
         )
 
-    def log(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        histograms: Mapping[str, Histogram],
-        samples: Sequence[SampleLine],
-    ) -> None:
+    def log(self, point: Point) -> None:
         import trackio
 
         assert self._run is not None
         shown: dict[str, Any] = {
-            name: trackio.Histogram(np_histogram=each.as_numpy) for name, each in histograms.items()
+            name: trackio.Histogram(np_histogram=each.as_numpy) for name, each in point.histograms.items()
         }
-        if samples:
-            shown[SAMPLES] = trackio.Table(columns=list(COLUMNS), data=[_row(each) for each in samples])
-        self._run.log({**values, **shown}, step=step)
+        if point.samples:
+            shown[SAMPLES] = trackio.Table(columns=list(COLUMNS), data=[_row(each) for each in point.samples])
+        self._run.log({**point.values, **shown}, step=point.step)
 
     def close(self) -> None:
         assert self._run is not None

@@ -1,6 +1,7 @@
 """Sends the steps and evaluations of a run to its trackers, each once, across restarts.
 
-Owns the names of the values, the run's id and `tracking/` in its folder. Invariant: names are those of `steps.jsonl`,
+Owns the names of the values, the run's id and `tracking/` in its folder. The x axis is the number of steps trained by
+then: a step's own number, which is its id plus 1. Invariant: names are those of `steps.jsonl`,
 nested ones joined by "/", and the table `samples` has the lines of `samples.jsonl`; a step that was trained again after
 a restart is not tracked again; steps that an earlier life wrote only to its files, for example without this tracker,
 are tracked at the start.
@@ -21,6 +22,7 @@ from prometheus_client import Counter
 from penstock.config import Config
 from penstock.config.shown import masked
 from penstock.durable import write_durably, writing
+from penstock.records.step_numbers import number_of
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import EvalResult, Histogram, StepLine
 from penstock_trainer.telemetry.samples import SampleFile
@@ -100,7 +102,7 @@ def _feed(
     path = folder / FOLDER / f"{tracker.name}.json"
     run_id = kept_id(folder / FOLDER / ID_FILE, config.run.name)
     position = read_position(path)
-    run = TrackedRun(run_id, config.run.name, folder, masked(config), first_step=position.step + 1)
+    run = TrackedRun(run_id, config.run.name, folder, masked(config), first_step=number_of(position.step + 1))
     return Feed(tracker, run, backlog(progress, samples, position, rewinds=tracker.rewinds), path, dropped)
 
 
@@ -122,29 +124,29 @@ def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
 
 
 def backlog(progress: Progress, samples: SampleFile, position: TrackerPosition, *, rewinds: bool) -> Iterator[Entry]:
-    """The entries that a tracker at `position` lacks, evaluations before the step that came after them.
+    """The entries that a tracker at `position` lacks, evaluations after the step that came before them.
 
     A tracker that `rewinds` has lost the evaluations from the step after its last one on.
     """
     lacking: list[tuple[int, bool, dict[str, Any], int]] = []
     for line in progress.steps_after(position.step):
-        lacking.append((line["step"], True, line, position.num_evals))
+        lacking.append((number_of(line["step"]), True, line, position.num_evals))
     for number, line in enumerate(unique_evals(progress).values()):
-        if number >= position.num_evals or (rewinds and line["steps"] > position.step):
+        if number >= position.num_evals or (rewinds and line["steps"] > number_of(position.step)):
             lacking.append((line["steps"], False, line, number + 1))
     step, num_evals = position.step, position.num_evals
-    for at, is_step, line, evals in sorted(lacking, key=lambda each: each[:2]):
-        step, num_evals = (at if is_step else step), max(num_evals, evals)
+    for _, is_step, line, evals in sorted(lacking, key=lambda each: (each[0], not each[1])):
+        step, num_evals = (line["step"] if is_step else step), max(num_evals, evals)
         reached = TrackerPosition(step, num_evals)
         yield step_entry(line, reached, samples) if is_step else eval_entry(line, reached)
 
 
 def step_entry(line: Mapping[str, Any], position: TrackerPosition, samples: SampleFile) -> Entry:
-    """The curves and histograms of a line of `steps.jsonl`, and the samples of its step."""
+    """The curves and histograms of a line of `steps.jsonl` at the number of its step, and the samples of its step."""
     step = line["step"]
     found = msgspec.convert(line.get(HISTOGRAMS, {}), dict[str, Histogram])  # an earlier release wrote none
     histograms = {f"{HISTOGRAMS}/{name}": each for name, each in found.items()}
-    return Entry(step, dict(_curves(line)), position, histograms, partial(samples.of, step))
+    return Entry(number_of(step), dict(_curves(line)), position, histograms, partial(samples.of, step))
 
 
 def eval_entry(line: Mapping[str, Any], position: TrackerPosition) -> Entry:

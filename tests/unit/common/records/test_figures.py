@@ -112,7 +112,17 @@ def test_an_evaluation_without_any_reward_has_no_mean(tmp_path: Path) -> None:
     lost = evaluation(10, 0.0, num_failed=4, failures={"timeout": 4})
     found = figures_of(tmp_path, [step(0, 0.5)], [evaluation(0, 0.5), lost])
     assert (found["heldout_reward_start"], found["heldout_reward_end"]) == (0.5, None)
-    assert (found["heldout_failed"], found["heldout_failures"]) == (4, {"timeout": 4})
+    assert (found["heldout_failed_end"], found["heldout_failures"]) == (4, {"timeout": 4})
+    assert found["heldout_accuracy_end"] is None
+
+
+def test_a_failed_reward_is_in_no_accuracy_also_of_a_release_that_counted_it_as_wrong(tmp_path: Path) -> None:
+    old = evaluation(0, 0.5, accuracy=0.5, num_failed=1)  # 2 of 4
+    new = evaluation(10, 0.5, accuracy=1.0, num_scored=3, num_failed=1)
+    found = figures_of(tmp_path, [step(n, 0.5) for n in range(10)], [old, new])
+    assert found["heldout_accuracy_start"] == pytest.approx(2 / 3)
+    assert (found["heldout_accuracy_end"], found["heldout_failed_start"], found["heldout_failed_end"]) == (1.0, 1, 1)
+    assert found["seconds_to_heldout_0_9"] == 20.0
 
 
 @pytest.mark.parametrize("line", ["7", "{}", '{"step": 0, "seconds": 3}', "junk"])

@@ -84,10 +84,11 @@ def test_what_is_not_known_is_no_number(tmp_path: Path) -> None:
         assert math.isnan(value(f"penstock_{name}") or 0.0), name
     progress = Progress(tmp_path)
     for steps, accuracy in ((10, 0.0), (0, 0.25)):
-        progress.add_eval(EvalResult(steps, accuracy, 0.0, 4, 0, 0, 0, ()))
+        progress.add_eval(EvalResult(steps, accuracy, 0.0, 4, 3, 1, 0, 0, ()))
     metrics.show_run(3, progress)
     assert value("penstock_eval_accuracy_ratio") == 0
     assert value("penstock_eval_first_accuracy_ratio") == 0.25
+    assert value("penstock_eval_failed_prompts") == 1
     assert value("penstock_trainer_run_steps") == 3
     assert math.isnan(value("penstock_trainer_gap_to_ideal_ratio") or 0.0)
     assert value(LAST, {"event": "step"}) is None

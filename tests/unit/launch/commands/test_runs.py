@@ -13,6 +13,7 @@ from penstock_launch.commands.runs import show_runs
 from penstock_trainer.checkpoints.journal import Journal
 from penstock_trainer.checkpoints.settings import SettingsFiles
 from tests.unit.common.records.run_files import write_lines
+from tests.unit.common.records.test_figures import evaluation
 from tests.unit.launch.commands.folders_of_runs import make_run
 
 
@@ -27,13 +28,23 @@ def test_runs_are_listed_by_their_start_with_state_and_rewards(tmp_path: Path) -
     (tmp_path / "notes").mkdir()
     (tmp_path / "later.targets.json").write_text("[]")
     head, *rows, note = show_runs(str(tmp_path))
-    assert cells(head) == ["run", "state", "steps", "reward", "held-out", "started", "training", "model"]
+    assert cells(head) == [
+        "run",
+        "state",
+        "steps",
+        "reward",
+        "accuracy",
+        "held-out reward",
+        "started",
+        "training",
+        "model",
+    ]
     assert [cells(row)[0] for row in rows] == ["earlier", "failed", "later"]
     earlier = cells(rows[0])
-    assert earlier[1:5] == ["finished", "10", "0.20 -> 0.70", "0.25 -> 0.75"]
-    assert earlier[5].startswith("2001-09-0")
-    assert earlier[6:] == ["0:20", "models/tiny"]
-    assert cells(rows[1])[1:5] == ["failed", "0", "-", "0.75"]
+    assert earlier[1:6] == ["finished", "10", "0.20 -> 0.70", "0.00 -> 0.00", "0.25 -> 0.75"]
+    assert earlier[6].startswith("2001-09-0")
+    assert earlier[7:] == ["0:20", "models/tiny"]
+    assert cells(rows[1])[1:6] == ["failed", "0", "-", "0.00", "0.75"]
     assert cells(rows[2])[1:4] == ["stopped", "3", "0.00 -> 1.00"]
     assert note == "1 folder is no run"
 
@@ -46,6 +57,20 @@ def test_a_run_with_a_broken_file_has_a_row_that_says_so(tmp_path: Path, name: s
     rows = {cells(row)[0]: row for row in show_runs(str(tmp_path))[1:]}
     assert "cannot be read" in rows["broken"]
     assert cells(rows["fine"])[1] == "finished"
+
+
+def test_failed_held_out_rewards_are_counted_beside_the_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, [0.5])
+        last = evaluation(1, 0.5, accuracy=1.0, num_scored=3, num_failed=1)
+        write_lines(tmp_path / name / "evals.jsonl", evaluation(0, 0.25), last)
+    assert "0.00 -> 1.00 (of 3; 1 failed)  0.25 -> 0.50 " in show_runs(str(tmp_path))[1]
+    run(["compare", "a", "b", "--root", str(tmp_path)])
+    lines = [cells(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["accuracy, after", "1.00 (of 3; 1 failed)", "1.00 (of 3; 1 failed)"] in lines
+    assert ["held-out reward, before", "0.25", "0.25"] in lines
 
 
 def test_no_run_is_no_error(tmp_path: Path) -> None:
@@ -91,7 +116,7 @@ def config_with(**sections: object) -> Config:
 def test_held_out_rewards_of_other_prompts_are_not_passed_off_as_comparable(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [0.5])
     make_run(tmp_path / "b", [0.5])
-    words = "held-out prompts differ: their rewards cannot be compared"
+    words = "held-out prompts differ: their figures cannot be compared"
     assert words not in "\n".join(compare_runs(["a", "b"], str(tmp_path)))
     evals = (tmp_path / "b" / "evals.jsonl").read_text()
     (tmp_path / "b" / "evals.jsonl").write_text(evals.replace('"prompts": "d"', '"prompts": "e"'))

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from penstock.errors import ConfigError, DataError
-from penstock.records.samples import SampleLine
+from penstock.records.samples import DroppedLine, SampleLine
 from penstock_launch.__main__ import run
 from penstock_launch.command_line import make_parser
 from penstock_launch.commands.samples import show_samples
@@ -70,7 +70,7 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
     text, exit_code = shown(str(folder))
     assert exit_code == 0
     assert text.splitlines()[:6] == [
-        "step 1  ticket 7.1  reward failed  (math 0, judge failed)  2 tokens  weights 3",
+        "step 2  ticket 7.1  reward failed  (math 0, judge failed)  2 tokens  weights 3",
         "  prompt      2 + 2 =",
         "  completion  ?",
         "  answer      4",
@@ -78,7 +78,7 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
         "",
     ]
     assert text.splitlines()[6:8] == [
-        "step 1  ticket 7.1  reward 0  advantage +0.5  2 tokens  weights 3",
+        "step 2  ticket 7.1  reward 0  advantage +0.5  2 tokens  weights 3",
         "  completion  five",
     ]
     assert "  completion  4 (+ ' ')\n" in text, "white space at the end may be why a match failed"
@@ -88,12 +88,12 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--step", "0"], ["four", "4", "FIVE"]),
+        (["--step", "1"], ["four", "4", "FIVE"]),
         (["--steps", ":2"], ["?", "five", "4", "four", "4", "FIVE"]),  # the newest step first
-        (["--steps", "1:", "--limit", "2"], ["?", "five"]),
+        (["--steps", "2:", "--limit", "2"], ["?", "five"]),
         (["--worst", "--limit", "3"], ["FIVE", "five", "four"]),
         (["--best", "--limit", "1"], ["4"]),
-        (["--best", "--step", "0"], ["4", "four", "FIVE"]),
+        (["--best", "--step", "1"], ["4", "four", "FIVE"]),
         (["--failed"], ["?"]),
         (["--search", "Five"], ["five", "FIVE"]),
         (["--search", "GONE"], ["?"]),
@@ -149,24 +149,56 @@ def test_an_evaluation_is_shown_beside_the_first_one(folder: Path) -> None:
     text, exit_code = shown(str(folder), "--evaluation")
     assert exit_code == 0
     assert text.splitlines()[:5] == [
-        "evaluation prompt 0  reward 0 -> 1",
+        "evaluation after 10 steps  reward 0 -> 1",
         "  prompt          1 + 1 =",
         "  answer          2",
         "  after 0 steps   eleven",
         "  after 10 steps  2",
     ]
-    assert "evaluation prompt 1  reward failed\n" in text
+    assert "evaluation after 10 steps  reward failed\n" in text
     assert "reward 0 -> 0.5\n" in shown(str(folder), "--evaluation", "--step", "5")[0]
-    assert shown(str(folder), "--evaluation", "--step", "0")[0].startswith("evaluation prompt 0  reward 0\n")
+    assert shown(str(folder), "--evaluation", "--step", "0")[0].startswith("evaluation after 0 steps  reward 0\n")
     text, exit_code = shown(str(folder), "--evaluation", "--step", "7")
-    assert (exit_code, text) == (1, f"no sample is as asked for: {folder / 'evals.jsonl'} has steps 0 to 10\n")
+    assert (exit_code, text) == (
+        1,
+        f"no sample is as asked for: {folder / 'evals.jsonl'} has evaluations after 0 to 10 steps\n",
+    )
+
+
+def test_every_failed_row_of_an_evaluation_is_shown_with_its_reason(folder: Path) -> None:
+    kept = [{"prompt": f"p{n}", "completion": "c", "answer": "a", "reward": 1.0 if n else None} for n in range(4)]
+    failed = [{**kept[0], "prompt": f"p{n}", "failure": f"gone {n}"} for n in (0, 5, 6)]
+    line = {"steps": 3, "num_prompts": 20, "num_failed": 3, "samples": kept, "failed": failed}
+    (folder / "evals.jsonl").write_text(json.dumps(line) + "\n")
+    text, _ = shown(str(folder), "--evaluation", "--failed")
+    assert [each.split()[1] for each in text.splitlines() if each.startswith("  prompt")] == ["p0", "p5", "p6"]
+    assert "  failed         gone 6\n" in text
+    assert text.endswith(f"3 of 3 samples of {folder}\n")
+    assert len(shown(str(folder), "--evaluation")[0].split("evaluation after 3 steps")) == 7
+    (folder / "evals.jsonl").write_text(json.dumps({**line, "num_failed": 9}) + "\n")
+    assert shown(str(folder), "--evaluation", "--failed")[0].endswith("; 6 more failed, and were not recorded\n")
+
+
+def test_failed_rewards_of_dropped_groups_are_shown_too(folder: Path) -> None:
+    dropped = DroppedLine(
+        **msgspec.structs.asdict(sample(2, completion="!", reward=None, failure="HTTP 503")), dropped="reward_failed"
+    )
+    (folder / "dropped.jsonl").write_bytes(msgspec.json.encode(dropped) + b"\n")
+    text, _ = shown(str(folder), "--failed", width=120)
+    assert completions(text) == ["!", "?"]
+    assert "its group was dropped: failed rewards\n" in text
+    assert "  failed      HTTP 503\n" in text
+    assert completions(shown(str(folder))[0]) == ["?", "five", "4"], "the last step that was trained"
+    assert completions(shown(str(folder), "--search", "503")[0]) == ["!"]
+    (folder / "samples.jsonl").unlink()
+    assert completions(shown(str(folder), "--failed")[0]) == ["!"], "no step has ended yet"
 
 
 def test_a_line_that_is_being_written_is_no_line_and_a_broken_one_is_named(folder: Path) -> None:
     path = folder / "samples.jsonl"
     with path.open("ab") as file:
         file.write(b'{"step": 9')
-    assert shown(str(folder))[0].startswith("step 1 ")
+    assert shown(str(folder))[0].startswith("step 2 ")
     path.write_bytes(b'{"step": 0}\n')
     with pytest.raises(DataError, match=r"samples\.jsonl cannot be read .*: expected lines as the trainer writes them"):
         shown(str(folder))
@@ -193,7 +225,7 @@ def test_the_run_that_has_written_last_is_meant_if_none_is_named(
     assert run(["samples", "mine", "--step", "4"]) == 1
     assert run(["samples", "nine"]) == 2
     assert run(["samples", "mine", "--steps", "x"]) == 2
-    assert "saw 'x'; expected a:b" in capsys.readouterr().err
+    assert "saw 'x'; expected A:B" in capsys.readouterr().err
 
 
 def test_without_any_run_the_folder_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`penstock status` of a run that does not run: how it ended, its figures, and the exit code that scripts rely on."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,33 @@ def test_a_run_that_never_was_is_only_named(tmp_path: Path, capsys: pytest.Captu
     exit_code, out, error = status_of(tmp_path / "none", capsys)
     assert (exit_code, out) == (1, "")
     assert "run 'none' is not running" in error
+
+
+def test_a_run_is_named_as_in_other_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"train": {"path": "d"}}
+    first = make_run(tmp_path / "runs" / "first", [0.0, 1.0], code=0, data=data)
+    make_run(tmp_path / "runs" / "second", [0.5], code=4, data=data)
+    for path in first.iterdir():
+        os.utime(path, (1, 1))
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*words: str) -> tuple[int, list[str], str]:
+        code = run(["status", *words])
+        found = capsys.readouterr()
+        return code, found.out.splitlines()[:2], found.err
+
+    ended = (1, ["run first", "  finished: because"])
+    assert shown("first")[:2] == ended
+    assert shown(str(first))[:2] == ended
+    assert shown("first", "--redis.timeout_seconds", "2")[:2] == ended
+    assert shown("first", "--root", str(tmp_path / "runs"))[:2] == ended
+    assert shown()[1][0] == "run second", "it has written last"
+    assert "the nearest is 'first'" in shown("frist")[2]
+    code, _, error = shown("first", "--config", "x.yaml")
+    assert code == 2
+    assert "saw RUN 'first' and --config; expected penstock status [RUN | --config FILE]" in error
+    assert "saw 'second'" in shown("first", "second")[2]
+    (first / "config.yaml").unlink()
+    assert "expected one there, or --config FILE instead of RUN" in shown("first")[2]

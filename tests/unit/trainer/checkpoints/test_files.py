@@ -51,10 +51,10 @@ def test_a_step_file_that_is_not_what_was_committed_is_refused(tmp_path: Path) -
     record = files.write(0, 1, example_groups(num_groups=1))
     other = files.write(1, 1, example_groups(num_groups=2))
     (tmp_path / record.file).write_bytes((tmp_path / other.file).read_bytes())
-    with pytest.raises(DataError, match=rf"step 0: .* has digest {other.digest}; the ledger records {record.digest}"):
+    with pytest.raises(DataError, match=rf"step 1: .* has digest {other.digest}; the ledger records {record.digest}"):
         files.read(record)
     (tmp_path / record.file).unlink()
-    with pytest.raises(DataError, match=r"step 0: .*No such file.* needed to resume"):
+    with pytest.raises(DataError, match=r"step 1: .*No such file.* needed to resume"):
         files.read(record)
 
 

@@ -29,7 +29,7 @@ def note_all(limit: int, *kinds: str) -> None:
 
 def test_as_many_as_the_limit_in_a_row_end_the_run_by_name() -> None:
     with pytest.raises(
-        NonFiniteError, match=r"step 3: loss 0\.1, gradient norm nan.*max_non_finite_steps 3.*lr"
+        NonFiniteError, match=r"step 4: loss 0\.1, gradient norm nan.*max_non_finite_steps 3.*lr"
     ) as caught:
         note_all(3, FINE, BROKEN, BROKEN, BROKEN)
     assert caught.value.exit_code == 8
@@ -54,9 +54,9 @@ def test_each_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         note_all(5, BROKEN, FINE, BROKEN, BROKEN)
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
-        "step 0 is not finite",
-        "step 2 is not finite",
+        "step 1 is not finite",
         "step 3 is not finite",
+        "step 4 is not finite",
     ]
 
 
@@ -71,6 +71,6 @@ def test_a_run_must_not_end_in_a_row_of_them(kinds: tuple[str, ...], ends_well: 
         steps.finish()
         return
     with pytest.raises(
-        NonFiniteError, match=r"the last 2 steps .*step 1: .*expected the run to end with a finite step"
+        NonFiniteError, match=r"the last 2 steps .*step 2: .*expected the run to end with a finite step"
     ):
         steps.finish()

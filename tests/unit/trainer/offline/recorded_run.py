@@ -118,4 +118,5 @@ def verdicts(output: str) -> list[tuple[str, bool]]:
 
 
 def equal_from(start: int, end: int = NUM_STEPS) -> list[tuple[str, bool]]:
-    return [("start", True), *((f"step {step}", True) for step in range(start, end))]
+    """Those of the steps with the ids [start, end)."""
+    return [("start", True), *((f"step {step + 1}", True) for step in range(start, end))]

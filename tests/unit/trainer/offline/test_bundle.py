@@ -18,7 +18,7 @@ from tests.unit.trainer.trainer_groups import save_tiny_model
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "start"), [((), "b.tar", 0), (("--with-model",), "b.tar.gz", 0), (("--steps", "4:"), "b.tgz", 3)]
+    ("words", "name", "start"), [((), "b.tar", 0), (("--with-model",), "b.tar.gz", 0), (("--steps", "5:"), "b.tgz", 3)]
 )
 def test_a_bundle_gives_the_same_verdict_elsewhere(
     recorded: RecordedRun,
@@ -51,17 +51,17 @@ def test_a_bundle_of_a_bad_step_gives_the_same_first_difference(
         ledger.weights[5] = msgspec.structs.replace(record, policy=PolicyIdentity(record.policy.number, "0" * 16))
 
     recorded.change(other)
-    assert recorded.command("replay", "--steps", "3:") == 1
+    assert recorded.command("replay", "--steps", "4:") == 1
     here = capsys.readouterr().out.splitlines()[-1]
-    bundle = recorded.bundle("--steps", "3:")
+    bundle = recorded.bundle("--steps", "4:")
     capsys.readouterr()
     assert run(["replay", "--bundle", str(bundle)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == here
-    assert here.startswith("first difference: step 4: ")
+    assert here.startswith("first difference: step 5: ")
 
 
 def test_a_bundle_holds_no_secret_and_no_pickle(recorded: RecordedRun) -> None:
-    bundle = recorded.bundle("--with-model", "--steps", "3:")
+    bundle = recorded.bundle("--with-model", "--steps", "4:")
     assert SECRET.encode() not in bundle.read_bytes()
     with tarfile.open(bundle) as tar:
         names = tar.getnames()
@@ -103,7 +103,7 @@ def test_a_bundle_names_the_model_that_it_needs(recorded: RecordedRun, capsys: p
         (("--out", "{folder}/b.zip"), "expected a name that ends in one of .tar, .tar.gz, .tgz"),
         (("--out", "{folder}/config.tar"), "config.tar exists already"),
         (("--out", "{folder}/none/b.tar"), "cannot be written .*No such file"),
-        (("--out", "{folder}/b.tar", "--steps", "7:9"), "steps 7:9 are not recorded"),
+        (("--out", "{folder}/b.tar", "--steps", "8:9"), "steps 8:9 are not recorded"),
     ],
 )
 def test_a_bundle_that_cannot_be_written_is_told(

@@ -13,7 +13,6 @@ from penstock.contracts.ledger import LedgerState
 from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
-from penstock_trainer.offline.recording import parse_steps, spans
 from tests.unit.trainer.episode_groups import branching_group
 from tests.unit.trainer.offline.recorded_run import (
     CHECKPOINT_AFTER,
@@ -35,7 +34,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.parametrize(
     ("words", "start", "end"),
-    [((), 0, 5), (("--steps", "1:3"), 0, 3), (("--steps", "4:"), 3, 5), (("--steps", "3:4"), 3, 4)],
+    [((), 0, 5), (("--steps", "2:3"), 0, 3), (("--steps", "5:"), 3, 5), (("--steps", "4"), 3, 4)],
 )
 def test_a_replay_gives_the_recorded_digests_and_writes_nothing(
     recorded: RecordedRun, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], start: int, end: int
@@ -49,13 +48,13 @@ def test_a_replay_gives_the_recorded_digests_and_writes_nothing(
 
 
 def test_lead_in_steps_are_marked(recorded: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    assert recorded.command("replay", "--steps", "4:5") == 0
+    assert recorded.command("replay", "--steps", "5:5") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if "before the steps asked for" in line] == ["3"]
+    assert [line.split()[1] for line in lines if "before the steps asked for" in line] == ["4"]
 
 
 def test_the_first_step_that_differs_is_named(recorded: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    """Put another group into step 2; the file is otherwise as committed."""
+    """Put another group into step 3; the file is otherwise as committed."""
     files = StepFiles(recorded.path / "steps", 0)
     changed = files.write(2, 1, example_groups(seed=99))
 
@@ -65,10 +64,10 @@ def test_the_first_step_that_differs_is_named(recorded: RecordedRun, capsys: pyt
     recorded.change(commit)
     assert recorded.command("replay", "--steps", ":4") == 1
     output = capsys.readouterr().out
-    assert [name for name, is_equal in verdicts(output) if is_equal] == ["start", "step 0", "step 1"]
-    assert re.search(r"^first difference: step 2: [0-9a-f]{16}; recorded is [0-9a-f]{16}$", output, re.MULTILINE)
+    assert [name for name, is_equal in verdicts(output) if is_equal] == ["start", "step 1", "step 2"]
+    assert re.search(r"^first difference: step 3: [0-9a-f]{16}; recorded is [0-9a-f]{16}$", output, re.MULTILINE)
     # From the checkpoint after it, all digests are equal.
-    assert recorded.command("replay", "--steps", "3:") == 0
+    assert recorded.command("replay", "--steps", "4:") == 0
 
 
 def test_altered_weights_at_the_start_are_named(recorded: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,16 +85,16 @@ def test_a_damaged_step_file_is_the_first_difference(recorded: RecordedRun, caps
     recorded.step_file(1).write_bytes(data)
     assert recorded.command("replay") == 1
     output = capsys.readouterr().out
-    assert verdicts(output)[-1] == ("step 1", False)
-    assert re.search(r"STEP FILE DAMAGED: step 1: .* has digest [0-9a-f]{16}; the ledger records", output)
-    assert "first difference: step 1: no weights, since its step file is damaged" in output
+    assert verdicts(output)[-1] == ("step 2", False)
+    assert re.search(r"STEP FILE DAMAGED: step 2: .* has digest [0-9a-f]{16}; the ledger records", output)
+    assert "first difference: step 2: no weights, since its step file is damaged" in output
 
 
 def test_another_objective_is_told_and_seen(recorded: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert recorded.command("replay", "--optimizer.lr", "2e-3", "--steps", ":2") == 1
     output = capsys.readouterr().out
     assert "note: optimizer.lr is 0.002 and was 0.001 when the run was started" in output
-    assert "first difference: step 0: " in output
+    assert "first difference: step 1: " in output
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_what_has_other_bits_by_right_proves_nothing(
     assert recorded.command("replay", "--steps", ":4") == 1
     output = capsys.readouterr().out
     assert f"note: an unequal digest will prove nothing: steps were {seen}" in output
-    assert re.search(r"first difference: step 1: .*; this proves nothing, see the notes above", output)
+    assert re.search(r"first difference: step 2: .*; this proves nothing, see the notes above", output)
     assert "DIFFERS" not in output
 
 
@@ -130,20 +129,21 @@ def test_arithmetic_that_is_not_deterministic_proves_nothing(
     assert recorded.command("replay", "--steps", ":2") == 0
     assert "note: an unequal digest will prove nothing: arithmetic on cuda is not" in capsys.readouterr().out
     assert recorded.command("replay", "--steps", ":2", "--optimizer.lr", "2e-3") == 1
-    assert re.search(r"first difference: step 0: .*; this proves nothing", capsys.readouterr().out)
+    assert re.search(r"first difference: step 1: .*; this proves nothing", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
     ("steps", "seen"),
     [
-        ("3", "--steps '3': expected a:b"),
-        ("3:3", "--steps '3:3' holds no step"),
-        ("3:9", "steps 5:9 are not recorded; expected some of 1:5"),
+        ("x", "--steps: saw 'x'; expected A:B"),
+        ("4:3", "--steps: saw '4:3', which holds no step"),
+        ("4:9", "steps 6:9 are not recorded; expected some of 2:5"),
         (
-            "0:2",
-            "the files of steps 0:1 are gone: pruned by checkpoint.keep_step_bytes, or deleted; expected some of 1:5",
+            "1:2",
+            "the files of steps 1 are gone: pruned by checkpoint.keep_step_bytes, or deleted; expected some of 2:5",
         ),
-        ("2:3", "the files of steps 0:1 are gone (the start for step 2 is after 0 steps): "),
+        ("3", "the files of steps 1 are gone (the start for step 3 is after 0 steps): "),
+        ("0:2", "--steps: saw '0:2'; expected steps from 1 on"),
     ],
 )
 def test_steps_that_cannot_be_trained_are_told_from_those_that_can(
@@ -159,7 +159,7 @@ def test_by_default_it_trains_what_is_there(recorded: RecordedRun, capsys: pytes
     assert recorded.command("replay") == 0
     output = capsys.readouterr().out
     assert verdicts(output) == equal_from(CHECKPOINT_AFTER)
-    assert "steps 0:1 are recorded, but their files are gone" in output
+    assert "steps 1 are recorded, but their files are gone" in output
     for step in range(1, NUM_STEPS):
         recorded.step_file(step).unlink()
     assert recorded.command("replay") == 2
@@ -210,20 +210,9 @@ def test_an_adapter_and_dithered_weights_replay(tmp_path: Path, capsys: pytest.C
     record(tmp_path, write_config(tmp_path, actor=actor, rollout={"engine": {"dtype": "bfloat16"}}, kl_ctl=0.1))
     recorded = RecordedRun(tmp_path)
     assert recorded.command("replay") == 0
-    bundle = recorded.bundle("--steps", "4:", "--with-model")
+    bundle = recorded.bundle("--steps", "5:", "--with-model")
     assert run(["replay", "--bundle", str(bundle)]) == 0
     assert verdicts(capsys.readouterr().out)[-3:] == equal_from(3)
-
-
-def test_steps_are_written_as_they_are_read() -> None:
-    assert [parse_steps(text) for text in ("", "3:5", "3:", ":5", ":")] == [
-        (None, None),
-        (3, 5),
-        (3, None),
-        (None, 5),
-        (None, None),
-    ]
-    assert spans([0, 1, 2, 7, 9, 10]) == "0:3, 7:8, 9:11"
 
 
 def test_each_step_has_its_own_settings_whatever_the_file_says_now(
@@ -242,8 +231,8 @@ def test_each_step_has_its_own_settings_whatever_the_file_says_now(
     assert verdicts(capsys.readouterr().out) == equal_from(0)
     assert run(["replay", "--bundle", str(bundle), "--optimizer.lr", "0.5"]) == 1
     output = capsys.readouterr().out
-    assert "note: optimizer.lr is 0.5 and was 0.001 when step 0 was trained" in output
-    assert "first difference: step 0: " in output
+    assert "note: optimizer.lr is 0.5 and was 0.001 when step 1 was trained" in output
+    assert "first difference: step 1: " in output
 
 
 def test_a_run_of_episodes_is_replayed_and_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,5 +242,5 @@ def test_a_run_of_episodes_is_replayed_and_bundled(tmp_path: Path, capsys: pytes
     episodes = RecordedRun(tmp_path)
     assert episodes.command("replay") == 0
     assert verdicts(capsys.readouterr().out) == equal_from(0)
-    assert run(["replay", "--bundle", str(episodes.bundle("--steps", "1:4"))]) == 0
+    assert run(["replay", "--bundle", str(episodes.bundle("--steps", "2:4"))]) == 0
     assert "4 of 4 steps have the recorded digest, and none another" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock_trainer.data.prompts import EncodedPrompt, digest
-from penstock_trainer.rollouts.evaluation import LOST, NUMBERS_PER_LEASE, Evaluation
+from penstock_trainer.rollouts.evaluation import LOST, MOST_FAILED, NUMBERS_PER_LEASE, Evaluation
 from tests.unit.trainer.numbered_prompts import PROMPTS, config
 
 
@@ -44,7 +44,8 @@ def test_a_round_ends_with_its_last_result() -> None:
         evaluation.record(answered(ticket, value, version=3 + n))
     [result] = evaluation.take_results()
     assert evaluation.take_results() == []
-    assert (result.steps, result.accuracy, result.num_prompts, result.num_failed) == (10, 0.5, 4, 1)
+    assert (result.steps, result.num_prompts, result.num_scored, result.num_failed) == (10, 4, 3, 1)
+    assert result.accuracy == pytest.approx(2 / 3)
     assert result.reward_mean == pytest.approx(2.5 / 3)
     assert result.rewards["exact_match"]["mean"] == pytest.approx(2.5 / 3)
     assert result.rewards["exact_match"]["num_failed"] == 1
@@ -86,12 +87,30 @@ def test_a_round_ends_without_a_poisoned_ticket_and_counts_it_as_failed() -> Non
     assert evaluation.take_results() == []
     evaluation.give_up(second.number)
     [result] = evaluation.take_results()
-    assert (result.accuracy, result.num_prompts, result.num_failed) == (0.5, 2, 1)
+    assert (result.accuracy, result.num_prompts, result.num_scored, result.num_failed) == (1.0, 2, 1, 1)
     assert result.failures == {LOST: 1}
-    for number in (second.number, *(ticket.number for ticket in evaluation.start(1, 1))):
+    assert [(each.prompt, each.failure) for each in result.failed] == [("p1", LOST)]
+    for number in (second.number, *(ticket.number for ticket in evaluation.start(1, 7))):
         evaluation.give_up(number)
-    assert evaluation.take_results() == []  # a round without any result has none
+    [result] = evaluation.take_results()
+    assert (result.accuracy, result.reward_mean, result.num_failed, result.newest_version) == (None, None, 2, 7)
     assert evaluation.num_waiting == 0
+
+
+def test_failed_rewards_are_in_no_mean_and_all_their_rows_are_recorded() -> None:
+    evaluation = Evaluation([PROMPTS[0]] * (MOST_FAILED + 10), (2,), 5, config(), num_trained=0)
+    tickets = evaluation.start(0, 0)
+    for number, ticket in enumerate(tickets):
+        evaluation.record(answered(ticket, 1.0 if number % 10 == 0 else None))
+    [result] = evaluation.take_results()
+    assert (result.accuracy, result.reward_mean, result.num_scored, result.num_failed) == (1.0, 1.0, 11, 99)
+    assert len(result.failed) == 99
+    assert {(each.reward, each.failure, each.completion) for each in result.failed} == {(None, "timeout", "text")}
+    for ticket in evaluation.start(10, 1):
+        evaluation.record(answered(ticket, None))
+    [result] = evaluation.take_results()
+    assert (result.accuracy, result.reward_mean, result.num_scored) == (None, None, 0)
+    assert len(result.failed) == MOST_FAILED
 
 
 def test_when_an_evaluation_is_due() -> None:

@@ -104,3 +104,15 @@ def turn(parent: int, text: str) -> Node:
 def test_an_episode_in_which_nothing_was_sampled_has_no_text() -> None:
     [line] = writer().lines(3, [episode_group(0, [episode([], end="failure")], [None])], {})
     assert (line.completion, line.version, line.reward, line.failure) == ("", None, None, "the sandbox is gone")
+
+
+def test_of_a_dropped_group_the_completions_without_a_reward_are_kept() -> None:
+    group = scored_group(12, [3], [written("4"), written("5"), written("6")], [None, 1.0, None])
+    lines = writer().dropped(7, group, "reward_failed")
+    assert [(line.step, line.ticket, line.index, line.completion) for line in lines] == [
+        (7, 12, 0, "4"),
+        (7, 12, 2, "6"),
+    ]
+    assert {(line.dropped, line.reward, bool(line.failure)) for line in lines} == {("reward_failed", None, True)}
+    assert len(writer(most=1).dropped(7, group, "reward_failed")) == 1
+    assert writer(most=0).dropped(7, group, "reward_failed") == []

@@ -17,13 +17,14 @@ from penstock.broker.trainer import Counters
 from penstock.contracts import DropReason, RolloutGroup, from_body, to_body
 from penstock.contracts.status import TrainerStatus
 from penstock.errors import PenstockError
+from penstock.records.extent import expected_steps
 from penstock.records.figures import Timing
 from penstock.records.run import RunRecords
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
-from penstock_trainer.telemetry.status import Status, expected_steps
+from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
 from tests.small_disk import full_disk
 from tests.unit.trainer.trainer_groups import completion, scored_group
@@ -43,7 +44,7 @@ LINE = StepLine(
     staleness_mean=0.5,
     statistics={"loss": 0.1},
 )
-EVAL = EvalResult(0, 0.25, 0.25, 4, 0, 0, 0, (), num_trained=1)
+EVAL = EvalResult(0, 0.25, 0.25, 4, 4, 0, 0, 0, (), num_trained=1)
 
 
 def add_steps(progress: Progress, rewards: list[float]) -> None:
@@ -70,8 +71,8 @@ def test_lines_survive_a_restart_and_a_step_is_written_once(tmp_path: Path) -> N
     second.add_step(replace(LINE, step=1, reward_mean=9.0))
     assert [line.reward_mean for line in second.step_lines()] == [0.0, 0.5]
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 2
-    assert (first.last_accuracy, second.last_accuracy) == (0.25, 0.25)
-    assert Progress(tmp_path / "other").last_accuracy is None
+    assert (first.last_eval.accuracy, second.last_eval.accuracy) == (0.25, 0.25)
+    assert Progress(tmp_path / "other").last_eval.accuracy is None
 
 
 def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
@@ -90,9 +91,9 @@ def test_evaluations_of_weights_that_the_ledger_lacks_are_forgotten(tmp_path: Pa
         progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
     progress.forget_from(1)
     assert [line["steps"] for line in progress.evals()] == [0, 1]
-    assert progress.last_accuracy == 0.2
+    assert progress.last_eval.accuracy == 0.2
     progress.add_eval(replace(EVAL, steps=3, accuracy=0.4))
-    assert Progress(tmp_path / "run").last_accuracy == 0.4
+    assert Progress(tmp_path / "run").last_eval.accuracy == 0.4
 
 
 def test_an_evaluation_is_written_once_for_a_number_of_steps(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_an_evaluation_that_ends_late_is_not_the_last(tmp_path: Path) -> None:
     assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.1, 0.9)
     assert (summary["heldout_steps_start"], summary["heldout_steps_end"]) == (0, 20)
     for each in (progress, Progress(tmp_path)):
-        assert each.last_accuracy == 0.9
+        assert each.last_eval.accuracy == 0.9
 
 
 def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
@@ -248,8 +249,9 @@ def test_status_of_a_run(tmp_path: Path) -> None:
     assert list(to_body(found)) == [  # the fields of `GET /v1/status`
         *("run", "phase", "step", "total_steps", "epoch", "policy_version", "outstanding", "oldest_waiting_seconds"),
         *("reward_mean", "reward_average", "heldout_accuracy", "staleness_max", "staleness_mean", "max_staleness"),
-        *("queue", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds", "waiting_for", "fenced", "turn"),
-        *("heldout_steps", "heldout_accuracy_start", "first_step", "steps", "kl_of"),
+        *("dropped", "queue", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds", "waiting_for"),
+        *("fenced", "turn", "heldout_steps", "heldout_prompts", "heldout_failed"),
+        *("heldout_accuracy_start", "heldout_prompts_start", "heldout_failed_start", "first_step", "steps", "kl_of"),
     ]
 
 

@@ -22,7 +22,7 @@ from tests.unit.trainer.telemetry.tracked_life import EVAL_NAMES, HISTOGRAMS, NA
 
 
 def two_lives(config: Config) -> None:
-    """Steps 0 to 5 and three evaluations; the first life is killed after step 2, before its trackers have step 3."""
+    """Steps 1 to 6 and three evaluations; the first life is killed after step 3, before its trackers have step 4."""
     first = Life(config)
     first.evaluation(0)
     for step in range(3):
@@ -40,7 +40,7 @@ def two_lives(config: Config) -> None:
     assert count(second.dropped) == 0
 
 
-EXPECTED_REWARDS = [(step, step / 8) for step in range(6)]
+EXPECTED_REWARDS = [(step + 1, step / 8) for step in range(6)]
 EXPECTED_ACCURACIES = [(0, 0.0), (2, 0.5), (3, 0.75)]
 
 
@@ -54,13 +54,13 @@ def test_tensorboard_holds_each_value_at_its_step(tmp_path: Path) -> None:
     assert set(found.Tags()["scalars"]) == NAMES | EVAL_NAMES
     assert [(each.step, each.value) for each in found.Scalars("reward_mean")] == EXPECTED_REWARDS
     assert [(each.step, each.value) for each in found.Scalars("eval/accuracy")] == EXPECTED_ACCURACIES
-    assert [(each.step, each.value) for each in found.Scalars("statistics/loss")] == [(n, 0.25) for n in range(6)]
+    assert [(each.step, each.value) for each in found.Scalars("statistics/loss")] == [(n, 0.25) for n in range(1, 7)]
     assert set(found.Tags()["histograms"]) == HISTOGRAMS
     histograms = found.Histograms("histograms/reward")
-    assert [each.step for each in histograms] == list(range(6))
+    assert [each.step for each in histograms] == list(range(1, 7))
     assert (histograms[0].histogram_value.bucket, histograms[0].histogram_value.num) == ([3.0, 0.0, 1.0], 4.0)
     tables = [(each.step, each.tensor_proto.string_val[0].decode()) for each in found.Tensors("samples/text_summary")]
-    assert [step for step, table in tables if f"| at {step} |" in table] == list(range(6))
+    assert [step for step, table in tables if f"| at {step - 1} |" in table] == list(range(1, 7))
     assert "| 1 &#124; 2<br>&lt;b&gt;? |" in tables[0][1]
     assert "| mine:f 0.5, judge failed |" in tables[0][1]
     text = found.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
@@ -82,7 +82,7 @@ def test_tensorboard_takes_back_what_was_written_but_not_recorded(tmp_path: Path
     third.tracking.close()
     found = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
     found.Reload()
-    assert [each.step for each in found.Scalars("reward_mean")] == list(range(7))
+    assert [each.step for each in found.Scalars("reward_mean")] == list(range(1, 8))
     assert [(each.step, each.value) for each in found.Scalars("eval/accuracy")] == EXPECTED_ACCURACIES
 
 
@@ -194,7 +194,7 @@ def test_trackio_holds_the_values_in_its_database(tmp_path: Path, monkeypatch: p
     rows = [(step, json.loads(values)) for _, step, values in found]
     assert {name for _, values in rows for name in values} == NAMES | EVAL_NAMES | HISTOGRAMS | {"samples"}
     tables = [(step, values["samples"]["_value"]) for step, values in rows if "samples" in values]
-    assert [(step, table[1]["completion"]) for step, table in tables] == [(step, f"at {step}") for step in range(6)]
+    assert [(step, table[1]["completion"]) for step, table in tables] == [(step + 1, f"at {step}") for step in range(6)]
     assert tables[0][1][0]["rewards"] == "mine:f 0.5, judge failed"
     [first, *_] = [values["histograms/reward"] for _, values in rows if "histograms/reward" in values]
     assert (first["_type"], first["values"]) == ("trackio.histogram", [3, 0, 1])

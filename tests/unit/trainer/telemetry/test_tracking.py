@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +11,11 @@ from prometheus_client import Counter
 
 from penstock.config import TrackingSection
 from penstock.errors import DataError
-from penstock.records.samples import SampleLine
 from penstock_trainer.telemetry import tracker_feed
 from penstock_trainer.telemetry.progress import Progress
-from penstock_trainer.telemetry.records import Histogram
 from penstock_trainer.telemetry.samples import SampleFile
 from penstock_trainer.telemetry.tracker_feed import Feed, TrackerPosition, read_position
-from penstock_trainer.telemetry.trackers import TrackedRun, Tracker
+from penstock_trainer.telemetry.trackers import Point, TrackedRun, Tracker
 from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
 from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.telemetry.tracked_life import LINE, Life, count, make_config, make_dropped, wait_for
@@ -41,16 +38,10 @@ class FakeTracker:
     def open(self, run: TrackedRun) -> None:
         self._call("open")
 
-    def log(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        histograms: Mapping[str, Histogram],
-        samples: Sequence[SampleLine],
-    ) -> None:
+    def log(self, point: Point) -> None:
         self.released.wait()
         self._call("log")
-        self.logged.append((step, dict(values)))
+        self.logged.append((point.step, dict(point.values)))
 
     def close(self) -> None:
         self._call("close")
@@ -92,7 +83,7 @@ def test_a_tracker_that_hangs_delays_neither_the_loop_nor_the_others_nor_the_end
     assert not hanging.released.is_set()
     assert count(dropped, "slow") == 29
     assert hanging.calls == ["open", "abandon"]
-    assert [step for step, _ in other.logged] == list(range(30))
+    assert [step for step, _ in other.logged] == list(range(1, 31))
     assert other.calls[-1] == "close"
     assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
     hanging.released.set()
@@ -134,10 +125,10 @@ def test_a_tracker_turned_on_later_gets_what_was_before(tmp_path: Path) -> None:
     entries = list(backlog(Progress(life.folder), SampleFile(life.folder), TrackerPosition(), rewinds=False))
     assert [(each.step, "eval/accuracy" in each.values) for each in entries] == [
         (0, True),
-        (0, False),
         (1, False),
-        (2, True),
         (2, False),
+        (2, True),
+        (3, False),
     ]
     assert [each.position for each in entries] == [
         TrackerPosition(-1, 1),

@@ -54,8 +54,8 @@ NAMES = {
     *("rewards/mine:f/mean", "rewards/mine:f/std", "rewards/mine:f/num_failed"),
 }
 HISTOGRAMS = {"histograms/reward", "histograms/staleness"}
-EVAL = EvalResult(0, 0.5, 0.5, 4, 0, 0, 0, ())
-EVAL_NAMES = {f"eval/{name}" for name in ("accuracy", "reward_mean", "num_prompts", "num_failed")} | {
+EVAL = EvalResult(0, 0.5, 0.5, 4, 4, 0, 0, 0, ())
+EVAL_NAMES = {f"eval/{name}" for name in ("accuracy", "reward_mean", "num_prompts", "num_scored", "num_failed")} | {
     "eval/oldest_version",
     "eval/newest_version",
 }
