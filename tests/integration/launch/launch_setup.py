@@ -31,6 +31,7 @@ from prometheus_client import CollectorRegistry
 from penstock.runtime import service
 from penstock.broker import connect
 from penstock.contracts import ServiceKind
+from penstock.contracts.ledger import RunRecord, StepRecord, encode_record
 from penstock.contracts.services import ServiceRecord
 from penstock.errors import ConfigError
 from penstock.runtime.http import make_app
@@ -75,14 +76,21 @@ async def start(config):
         with (folder / name).open("a") as file:
             file.write(json.dumps(line) + "\\n")
 
+    def commit(record):
+        (folder / "steps").mkdir(exist_ok=True)
+        with (folder / "steps/ledger.jsonl").open("ab") as file:
+            file.write(encode_record(record) + b"\\n")
+
     def write_step(number):
         now = time.time()
+        commit(StepRecord(number, (number,), "file", "digest"))
         write("steps.jsonl", step=number, version=number, epoch=0.0, started_at=now, ended_at=now + 0.5,
               seconds={{"step": 0.5}}, generation_seconds=0.1, generated_tokens=1, reward_mean=0.5, staleness_max=0,
               statistics={{}})
 
     async def work():
         if KIND == "trainer" and step[0] == 0:
+            commit(RunRecord("digest", 1_000_000, 1, 1, 0))
             write("evals.jsonl", steps=0, accuracy=0.25, reward_mean=0.25, num_prompts=20, num_failed=0,
                   samples=[{{"prompt": "Add: 1+1=", "completion": "2 " * 60, "answer": "2", "reward": 0.5}}])
         while KIND == "trainer" and step[0] < config.run.max_steps and not (folder / "finish").exists():
