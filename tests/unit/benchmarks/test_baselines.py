@@ -1,5 +1,6 @@
 """The baselines: what is measured is what the page says, and the page is what was measured."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -99,6 +100,15 @@ def test_scores_and_intervals(line: Line) -> None:
 
 def test_the_page_is_what_the_raw_lines_draw() -> None:
     assert pages.drifted(PAGE, pages.read_measured(PAGE)) == []
+
+
+def test_every_mark_of_the_page_is_drawn() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    emptied = re.sub(r"(<!-- drawn: .*? -->\n).*?(?=<!-- end -->)", r"\1", text, flags=re.DOTALL)
+    assert emptied.count("-->\n<!-- end -->") == text.count("<!-- drawn:") > 0
+    assert pages.drawn_page(emptied, pages.read_measured(PAGE)) == text
+    with pytest.raises(KeyError, match="unknown"):
+        pages.drawn_page("<!-- drawn: unknown -->\n<!-- end -->", pages.Measured())
 
 
 def test_a_figure_that_was_edited_is_seen(tmp_path: Path, line: Line) -> None:
