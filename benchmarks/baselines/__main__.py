@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.baselines                     everything that is missing, then the page
     .venv/bin/python -m benchmarks.baselines --task addition     only these cells
     .venv/bin/python -m benchmarks.baselines --only ppo --lag 8  only these of the study
-    .venv/bin/python -m benchmarks.baselines --check             draw without training; fails if the page has drifted
+    .venv/bin/python -m benchmarks.baselines --draw              draw without training
+    .venv/bin/python -m benchmarks.baselines --check             the same, but fails if the page has drifted
     .venv/bin/python -m benchmarks.baselines --lines /tmp/again --only ppo --seed 1   measure some cells again
     .venv/bin/python -m benchmarks.baselines --task gsm8k --rows FOLDER   GSM8K from a folder instead of the hub
     .venv/bin/python -m benchmarks.baselines --task gsm8k --read   the line of a run that is not at its end
@@ -34,32 +35,41 @@ def main() -> None:
     if arguments.check:
         sys.exit(_check())
     page = arguments.lines / PAGE.name if arguments.lines else PAGE
-    cells = list(_chosen(arguments))
-    of_study = [cell for cell in cells if cell.task == STUDY]
-    of_tasks = [cell for cell in cells if cell.task != STUDY]
     if arguments.read:
-        for cell in of_tasks:
-            run = arguments.runs / launched.folder_name(cell)
-            if run.exists():
-                add_line(lines_path(page, cell.task), launched.line_of(cell, run, shared=arguments.shared))
-    else:
-        if of_study:
-            study.measure(of_study, warmed_up(arguments.models), lines_path(page, STUDY), _say)
-        launched.measure(
-            of_tasks,
-            arguments.runs,
-            lambda task: lines_path(page, task),
-            _say,
-            rows=arguments.rows,
-            shared=arguments.shared,
-        )
+        _read(arguments, page)
+    elif not arguments.draw:
+        _measure(arguments, page)
     if page == PAGE:
         write_page(PAGE, read_measured(PAGE))
+
+
+def _measure(arguments: argparse.Namespace, page: Path) -> None:
+    cells = _chosen(arguments)
+    of_study = [cell for cell in cells if cell.task == STUDY]
+    if of_study:
+        study.measure(of_study, warmed_up(arguments.models), lines_path(page, STUDY), _say)
+    launched.measure(
+        [cell for cell in cells if cell.task != STUDY],
+        arguments.runs,
+        lambda task: lines_path(page, task),
+        _say,
+        rows=arguments.rows,
+        shared=arguments.shared,
+    )
+
+
+def _read(arguments: argparse.Namespace, page: Path) -> None:
+    """The lines of launched runs as far as they are."""
+    for cell in _chosen(arguments):
+        run = arguments.runs / launched.folder_name(cell)
+        if cell.task != STUDY and run.exists():
+            add_line(lines_path(page, cell.task), launched.line_of(cell, run, shared=arguments.shared))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="draw from the raw lines, and fail on drift")
+    parser.add_argument("--draw", action="store_true", help="draw from the raw lines; measure nothing")
     parser.add_argument("--task", choices=[STUDY, *TASKS], action="append", help="may be repeated")
     parser.add_argument("--only", choices=list(OBJECTIVES), action="append", help="an objective of the study")
     parser.add_argument("--lag", type=int, choices=LAGS, action="append")

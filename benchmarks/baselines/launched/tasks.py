@@ -29,9 +29,17 @@ class Task:
     num_seeds: int = 5
 
 
+def _reasoning(name: str) -> Task:
+    """A task of reasoning-gym; one seed, until it is known that the model learns it."""
+    return Task((REASONING,), {"data.train.path": name, "data.eval.path": name}, num_seeds=1)
+
+
 TASKS: Mapping[str, Task] = {
     "addition": Task(("examples/demo/config.yaml",), {"eval.every_steps": "5"}),
     "calculator": Task(("examples/calculator/config.yaml",), {"eval.every_steps": "4"}),
+    "family_relationships": _reasoning("family_relationships"),
+    "letter_counting": _reasoning("letter_counting"),
+    "number_format": _reasoning("number_format"),
     "gsm8k": Task(("examples/gsm8k/config.yaml", "examples/gsm8k/cpu.yaml"), num_seeds=1),
 }
 

@@ -12,9 +12,10 @@ from benchmarks.baselines.__main__ import PAGE
 from benchmarks.baselines.cells import Cell, launched_grid
 from benchmarks.baselines.launched import tables
 from benchmarks.baselines.launched.measure import CPU_SECONDS, digest, folder_name, line_of
-from benchmarks.baselines.launched.tasks import OWN_LOSS, TASKS, configuration
+from benchmarks.baselines.launched.tasks import OWN_LOSS, REASONING, TASKS, configuration
 from benchmarks.baselines.lines import LaunchedLine, add_line, read_lines
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
+from penstock_trainer.data.datasets import load_rows
 
 CELL = Cell(OWN_LOSS, 1, 1, "addition")
 
@@ -75,6 +76,16 @@ def test_each_cell_has_a_configuration_of_its_own(cell: Cell) -> None:
     assert (config.run.seed, config.staleness.max_staleness) == (cell.seed, cell.lag)
     others = [digest(each) for each in launched_grid() if each != cell]
     assert digest(cell) not in others
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if REASONING in task.files])
+def test_no_held_out_question_of_reasoning_gym_is_trained(name: str) -> None:
+    config = configuration(name, OWN_LOSS, 1, 1)
+    assert config.data.eval is not None
+    train, held_out = load_rows(config.data.train), load_rows(config.data.eval, "data.eval")
+    assert (len(train), len(held_out)) == (320, 64)
+    assert config.run.max_steps * config.data.batch_size == len(train)
+    assert not {row.prompt for row in train} & {row.prompt for row in held_out}
 
 
 def test_an_objective_of_the_study_takes_the_place_of_the_tasks_own() -> None:
