@@ -13,15 +13,17 @@ import psutil
 
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config
+from penstock.errors import EngineDiedError
 from penstock_rollout.engine.sglang.server import StartedServer
 
 
 @dataclass(frozen=True)
 class Bench:
-    """An engine and a queue that are up."""
+    """An engine and a queue that are up. log: the engine's."""
 
     engine: StartedServer
     queue: EmbeddedServer
+    log: Path
 
     @property
     def keys(self) -> dict[str, str]:
@@ -35,8 +37,13 @@ class Bench:
         return {**os.environ, **threads, "PENSTOCK_REDIS__PASSWORD": self.queue.password}
 
     def cpu_seconds(self) -> float:
-        """What the engine's processes have used since their start."""
-        first = psutil.Process(self.engine.pid)
+        """What the engine's processes have used since their start; EngineDiedError if it is not up."""
+        try:
+            first = psutil.Process(self.engine.pid)
+        except psutil.NoSuchProcess:
+            raise EngineDiedError(
+                f"the engine of these runs has ended; expected it to outlive them: {self.log}"
+            ) from None
         used = 0.0
         for process in (first, *first.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -48,10 +55,11 @@ class Bench:
 @contextlib.asynccontextmanager
 async def running_bench(config: Config, folder: Path) -> AsyncIterator[Bench]:
     """Both, for runs whose engine is configured like that of `config`. `folder`: for their files; it exists."""
-    engine = StartedServer(config.rollout.engine, config.actor.path, folder / "engine.log")
+    log = folder / "engine.log"
+    engine = StartedServer(config.rollout.engine, config.actor.path, log)
     with EmbeddedServer(folder / "queue") as queue:
         await engine.start()
         try:
-            yield Bench(engine, queue)
+            yield Bench(engine, queue, log)
         finally:
             await engine.stop()

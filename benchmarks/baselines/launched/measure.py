@@ -1,7 +1,8 @@
 """Measures cells of launched tasks: launches each that has no line yet, and writes its line.
 
-Owns the folder of each run while it is measured. A run that was interrupted goes on where it stopped, and a run that
-has ended is read and not trained again: both are what `penstock launch` does with a run's folder.
+Owns the folder of each run while it is measured, and the files of its name beside it. A run that was interrupted goes
+on where it stopped, and a run that has ended is read and not trained again: both are what `penstock launch` does with a
+run's folder. Invariant: all of a run was trained with the configuration whose digest its line has.
 """
 
 import asyncio
@@ -26,7 +27,17 @@ from penstock.errors import PenstockError
 from penstock.records import RunRecords
 from penstock.runtime.process import tied_command
 
-CPU_SECONDS = "cpu_seconds.json"  # in a run's folder: what each of its lives used
+CPU_SECONDS = ".cpu.json"  # what each life of the run used, but for one that ended with this process
+DIGEST = ".digest"  # of the configuration with which the run began
+# On a machine that does other work, a process may get no time for minutes. None of this decides what is computed.
+PATIENCE = {
+    "run.stall_seconds": "3600",
+    "staleness.heartbeat_seconds": "120",
+    "staleness.claim_idle_seconds": "1200",
+    "rollout.engine.request_timeout_seconds": "3600",
+    "rollout.engine.start_timeout_seconds": "1800",
+    "weights.push_timeout_seconds": "1800",
+}
 
 
 class RunFailedError(PenstockError):
@@ -75,7 +86,7 @@ def folder_name(cell: Cell) -> str:
 
 
 def _config(cell: Cell, rows: str = "", further: dict[str, str] | None = None) -> Config:
-    keys = {"run.name": folder_name(cell), "run.existing": "resume", **(further or {})}
+    keys = {"run.name": folder_name(cell), "run.existing": "resume", **PATIENCE, **(further or {})}
     return configuration(cell.task, cell.objective, cell.lag, cell.seed, rows, keys)
 
 
@@ -88,6 +99,7 @@ async def launch(cell: Cell, folder: Path, bench: Bench, rows: str = "") -> Path
     """Train a cell to its end; returns the run's folder. RunFailedError with the end of its output if it fails."""
     config = _config(cell, rows, {"run.root": str(folder), **bench.keys})
     run = folder / folder_name(cell)
+    _begin(cell, run)
     file = run.with_suffix(".yaml")
     file.write_text(as_yaml(changed(config)), encoding="utf-8")
     command = [sys.executable, "-m", "penstock_launch", "launch", "local", "--config", str(file)]
@@ -102,12 +114,23 @@ async def launch(cell: Cell, folder: Path, bench: Bench, rows: str = "") -> Path
             stderr=asyncio.subprocess.STDOUT,
         )
         code = await process.wait()
-    if run.exists():
-        _add_cpu_seconds(run, bench.cpu_seconds() - engine_before + _children_seconds() - others_before)
+    _add_cpu_seconds(run, bench.cpu_seconds() - engine_before + _children_seconds() - others_before)
     if code != 0:
         said = run.with_suffix(".log").read_text(errors="replace")[-2000:]
         raise RunFailedError(f"the launch of {cell} ended with {code}: expected 0; it said\n{said}")
     return run
+
+
+def _begin(cell: Cell, run: Path) -> None:
+    """Note the configuration of a new run; RunFailedError if an earlier life of it had another."""
+    path = run.with_suffix(DIGEST)
+    if not path.exists():
+        path.write_text(digest(cell), encoding="ascii")
+    elif (before := path.read_text(encoding="ascii")) != digest(cell):
+        raise RunFailedError(
+            f"{run} was begun with the configuration {before}, and that of {cell} is {digest(cell)}: expected the "
+            f"same; remove {run} and {path} to begin anew, or give another folder (--runs)"
+        )
 
 
 def _children_seconds() -> float:
@@ -117,11 +140,11 @@ def _children_seconds() -> float:
 
 
 def _add_cpu_seconds(run: Path, seconds: float) -> None:
-    (run / CPU_SECONDS).write_text(json.dumps([*_cpu_seconds(run), round(seconds, 1)]), encoding="utf-8")
+    run.with_suffix(CPU_SECONDS).write_text(json.dumps([*_cpu_seconds(run), round(seconds, 1)]), encoding="utf-8")
 
 
 def _cpu_seconds(run: Path) -> list[float]:
-    path = run / CPU_SECONDS
+    path = run.with_suffix(CPU_SECONDS)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
@@ -133,7 +156,7 @@ def line_of(cell: Cell, run: Path, *, shared: bool) -> LaunchedLine:
     functions = sorted({name for line in evals for name in line.get("rewards", {})})
     return LaunchedLine(
         cell=cell,
-        configuration=digest(cell),
+        configuration=run.with_suffix(DIGEST).read_text(encoding="ascii"),
         num_steps=len(steps),
         reward=short(line["reward_mean"] for line in steps),
         held_out=tuple((line["steps"], float(f"{line['accuracy']:.4g}")) for line in evals),

@@ -88,6 +88,17 @@ def test_a_launch_that_fails_is_named_with_what_it_said(
     assert not (tmp_path / "l.jsonl").exists()
 
 
+def test_a_run_of_another_configuration_does_not_go_on(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, "letters", Task((str(config),)))
+    run = tmp_path / "runs" / launched.folder_name(CELLS[0])
+    run.parent.mkdir()
+    run.with_suffix(launched.DIGEST).write_text("0123456789abcdef")
+    with pytest.raises(launched.RunFailedError, match="was begun with the configuration 0123456789abcdef"):
+        launched.measure(CELLS[:1], tmp_path / "runs", lambda _: tmp_path / "l.jsonl", print, rows="", shared=True)
+
+
 def stop_after_a_step(run: Path) -> None:
     """Stop the launcher of a run in order, as soon as it has trained a step."""
     deadline = time.monotonic() + START_SECONDS
@@ -120,6 +131,6 @@ def test_a_run_that_was_stopped_goes_on_over_another_engine(
     assert measure() == 1
     (line,) = read_lines(path, LaunchedLine).values()
     assert (line.num_steps, [steps for steps, _ in line.held_out]) == (3, [0, 2, 3])
-    lives = json.loads((run / launched.CPU_SECONDS).read_text())
+    lives = json.loads(run.with_suffix(launched.CPU_SECONDS).read_text())
     assert len(lives) == 2
     assert line.cpu_seconds == pytest.approx(sum(lives), abs=0.1)

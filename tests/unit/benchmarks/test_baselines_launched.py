@@ -11,7 +11,7 @@ from benchmarks.baselines import page as pages
 from benchmarks.baselines.__main__ import PAGE
 from benchmarks.baselines.cells import Cell, launched_grid
 from benchmarks.baselines.launched import tables
-from benchmarks.baselines.launched.measure import CPU_SECONDS, digest, folder_name, line_of
+from benchmarks.baselines.launched.measure import CPU_SECONDS, DIGEST, digest, folder_name, line_of
 from benchmarks.baselines.launched.tasks import OWN_LOSS, REASONING, TASKS, configuration
 from benchmarks.baselines.lines import LaunchedLine, add_line, read_lines
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
@@ -37,18 +37,22 @@ def evaluation(steps: int, accuracy: float) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a run of three steps, killed once; one step had no gradient."""
+    """The folder of a run of three steps, stopped once; one step had no gradient."""
+    run = tmp_path / folder_name(CELL)
+    run.mkdir()
     steps = [step(0), step(1, behaviour_kl=float("nan")), step(2)]
     evaluations = [evaluation(3, 0.75), evaluation(0, 0.25)]  # in the order in which they ended
     for name, lines in ((STEPS_FILE, steps), (EVALUATIONS_FILE, evaluations)):
-        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / CPU_SECONDS).write_text("[10.5, 2.0]")
-    return tmp_path
+        (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.with_suffix(CPU_SECONDS).write_text("[10.5, 2.0]")
+    run.with_suffix(DIGEST).write_text("0123456789abcdef")
+    return run
 
 
 def test_a_runs_folder_becomes_its_line(run: Path) -> None:
     line = line_of(CELL, run, shared=True)
     assert line.reward == (0.0, 0.1, 0.2)
+    assert line.configuration == "0123456789abcdef"  # of the run, which may not be today's
     assert line.held_out == ((0, 0.25), (3, 0.75))
     assert line.held_out_rewards == {"exact_match": (0.25, 0.75)}
     assert line.behaviour_kl == (0.01, None, 0.01)
