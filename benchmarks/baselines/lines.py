@@ -43,7 +43,7 @@ class LaunchedLine(msgspec.Struct, frozen=True):
     """One run of a launched task.
 
     configuration: digest of all keys that decide what it computes. reward, effective_sample_size, behaviour_kl: of each
-    step, the last two None of a step without a gradient. held_out: (steps trained, accuracy) of each evaluation;
+    step, the last two None if they are not finite. held_out: (steps trained, accuracy) of each evaluation;
     held_out_rewards: for each reward function the mean of each evaluation. mean_lag: over all steps. tokens: sampled
     for training. cpu_seconds: of all processes of the run, its share of the engine included, start and evaluations
     too. beside_other_work: whether the machine was shared, so that times on a clock would mean nothing; none is kept.

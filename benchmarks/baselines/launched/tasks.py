@@ -29,9 +29,10 @@ class Task:
     num_seeds: int = 5
 
 
-def _reasoning(name: str) -> Task:
-    """A task of reasoning-gym; one seed, until it is known that the model learns it."""
-    return Task((REASONING,), {"data.train.path": name, "data.eval.path": name}, num_seeds=1)
+def _reasoning(name: str, max_new_tokens: int = 16) -> Task:
+    """A task of reasoning-gym; one seed, until it is known that the model learns it. Each digit is a token."""
+    keys = {"data.train.path": name, "data.eval.path": name, "sampling.max_new_tokens": str(max_new_tokens)}
+    return Task((REASONING,), keys, num_seeds=1)
 
 
 TASKS: Mapping[str, Task] = {
@@ -39,7 +40,7 @@ TASKS: Mapping[str, Task] = {
     "calculator": Task(("examples/calculator/config.yaml",), {"eval.every_steps": "4"}),
     "family_relationships": _reasoning("family_relationships"),
     "letter_counting": _reasoning("letter_counting"),
-    "number_format": _reasoning("number_format"),
+    "number_format": _reasoning("number_format", 28),
     "gsm8k": Task(("examples/gsm8k/config.yaml", "examples/gsm8k/cpu.yaml"), num_seeds=1),
 }
 

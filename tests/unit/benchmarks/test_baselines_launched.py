@@ -16,6 +16,8 @@ from benchmarks.baselines.launched.tasks import OWN_LOSS, REASONING, TASKS, conf
 from benchmarks.baselines.lines import LaunchedLine, add_line, read_lines
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
 from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.tokenizer import load_vocabulary
+from tests.real_model import real_model
 
 CELL = Cell(OWN_LOSS, 1, 1, "addition")
 
@@ -90,6 +92,9 @@ def test_no_held_out_question_of_reasoning_gym_is_trained(name: str) -> None:
     assert (len(train), len(held_out)) == (320, 64)
     assert config.run.max_steps * config.data.batch_size == len(train)
     assert not {row.prompt for row in train} & {row.prompt for row in held_out}
+    tokenizer = load_vocabulary(str(real_model())).tokenizer
+    longest = max(len(tokenizer.encode(row.answer)) for row in (*train, *held_out))
+    assert longest < config.sampling.max_new_tokens  # and the end of the turn
 
 
 def test_an_objective_of_the_study_takes_the_place_of_the_tasks_own() -> None:
