@@ -1,4 +1,4 @@
-"""The pictures of the study, as SVG whose bytes depend on the raw lines alone."""
+"""The pictures of the page, as SVG whose bytes depend on the raw lines alone."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.baselines.cells import LAGS, Cell
-from benchmarks.baselines.lines import Line
+from benchmarks.baselines.launched.tasks import TASKS
+from benchmarks.baselines.lines import LaunchedLine, Line
 from benchmarks.baselines.objectives import OBJECTIVES
 from benchmarks.baselines.scores import final_score
 
 COLUMNS = 4
 
 
+def draw_learning(lines: Mapping[Cell, LaunchedLine]) -> bytes:
+    """One panel a launched task: the reward of each step, a line a seed, and held-out accuracy, a dot an evaluation."""
+    names = [name for name in TASKS if any(cell.task == name for cell in lines)] or list(TASKS)[:1]
+    figure, panels = _panels(len(names), share=False)
+    for axes, name in zip(panels, names, strict=True):
+        for line in (line for cell, line in lines.items() if cell.task == name):
+            (drawn,) = axes.plot(line.reward, linewidth=0.8, alpha=0.6)
+            steps, accuracies = zip(*line.held_out, strict=True) if line.held_out else ((), ())
+            axes.plot(steps, accuracies, "o-", ms=3, linewidth=0.8, color=drawn.get_color())
+        axes.set_title(name)
+    _label(panels, "step", "reward; dots: held out")
+    return _svg(figure)
+
+
 def draw_scores(lines: Mapping[Cell, Line]) -> bytes:
     """Final score over lag, one panel an objective: a dot a run, a line through the means."""
-    figure, panels = _panels()
+    figure, panels = _panels(len(OBJECTIVES))
     for axes, objective in zip(panels, OBJECTIVES, strict=True):
         runs = [line for line in lines.values() if line.cell.objective == objective]
         axes.plot(
@@ -35,7 +50,7 @@ def draw_scores(lines: Mapping[Cell, Line]) -> bytes:
 
 def draw_curves(lines: Mapping[Cell, Line]) -> bytes:
     """Training reward over steps, one panel an objective: a line a lag, the mean of its runs."""
-    figure, panels = _panels()
+    figure, panels = _panels(len(OBJECTIVES))
     for axes, objective in zip(panels, OBJECTIVES, strict=True):
         for lag in LAGS:
             runs = [line for line in lines.values() if (line.cell.objective, line.cell.lag) == (objective, lag)]
@@ -45,18 +60,21 @@ def draw_curves(lines: Mapping[Cell, Line]) -> bytes:
     _label(panels, "step", "reward of the batch")
     with_curves = [axes for axes in panels if axes.get_legend_handles_labels()[0]]
     if with_curves:
-        with_curves[0].legend(frameon=False, fontsize=7)
+        with_curves[0].legend(frameon=False, fontsize=7, loc="upper center")  # "best" is slow
     return _svg(figure)
 
 
-def _panels() -> tuple[Figure, Sequence[Axes]]:
+def _panels(count: int, *, share: bool = True) -> tuple[Figure, Sequence[Axes]]:
     matplotlib.rc("svg", fonttype="none", hashsalt="penstock")
     matplotlib.rc("font", size=9)
     matplotlib.rc("axes.spines", top=False)
-    rows = -(-len(OBJECTIVES) // COLUMNS)
-    figure = Figure(figsize=(2.4 * COLUMNS, 2.0 * rows), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True)
-    return figure, list(grid.flat)
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.0 * rows), layout="constrained")
+    grid = list(np.ravel(figure.subplots(rows, columns, sharex=share, sharey=True, squeeze=False)))
+    for unused in grid[count:]:
+        unused.remove()
+    return figure, grid[:count]
 
 
 def _label(panels: Sequence[Axes], x: str, y: str) -> None:

@@ -1,21 +1,25 @@
 """The raw lines: what each run measured, one JSON line a run, committed with the page that is drawn of them.
 
-Owns the file. Invariant: a line is complete or absent, and a cell has one; what is there is not measured again.
+Owns the files. Invariant: a line is complete or absent, and a cell has one; what is there is not measured again.
 """
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from benchmarks.baselines.cells import Cell
 from penstock.durable import write_durably
 
+SOFTWARE = ("penstock", "torch", "transformers")
+
 
 class Line(msgspec.Struct, frozen=True):
-    """One run.
+    """One run of the study.
 
     learning_rate, num_steps: what the cell does not say. versions: of the software; machine: its processor.
     reward, effective_sample_size, behaviour_kl: of each step; held_out: after 0, every, ... steps; mean_lag: over the
@@ -35,25 +39,65 @@ class Line(msgspec.Struct, frozen=True):
     machine: str
 
 
-def read_lines(path: Path) -> dict[Cell, Line]:
+class LaunchedLine(msgspec.Struct, frozen=True):
+    """One run of a launched task.
+
+    configuration: digest of all keys that decide what it computes. reward, effective_sample_size, behaviour_kl: of each
+    step, the last two None if they are not finite. held_out: (steps trained, accuracy) of each evaluation;
+    held_out_rewards: for each reward function the mean of each evaluation. mean_lag: over all steps. tokens: sampled
+    for training. cpu_seconds: of all processes of the run, its share of the engine included, start and evaluations
+    too. beside_other_work: whether the machine was shared, so that times on a clock would mean nothing; none is kept.
+    """
+
+    cell: Cell
+    configuration: str
+    num_steps: int
+    reward: tuple[float, ...]
+    held_out: tuple[tuple[int, float], ...]
+    held_out_rewards: dict[str, tuple[float, ...]]
+    effective_sample_size: tuple[float | None, ...]
+    behaviour_kl: tuple[float | None, ...]
+    mean_lag: float
+    tokens: int
+    cpu_seconds: float
+    beside_other_work: bool
+    versions: dict[str, str]
+    machine: str
+
+
+AnyLine = TypeVar("AnyLine", Line, LaunchedLine)
+
+
+def read_lines(path: Path, kind: type[AnyLine]) -> dict[Cell, AnyLine]:
     """The line of each cell that was measured; empty if there is no file."""
     if not path.exists():
         return {}
-    lines = (msgspec.json.decode(line, type=Line) for line in path.read_bytes().splitlines())
+    lines = (msgspec.json.decode(line, type=kind) for line in path.read_bytes().splitlines())
     return {line.cell: line for line in lines}
 
 
-def add_line(path: Path, line: Line) -> None:
+def add_line(path: Path, line: Line | LaunchedLine) -> None:
     """Add a line; a run of the same cell is replaced. The file stays in the order of objectives, lags and seeds."""
-    lines = read_lines(path) | {line.cell: line}
-    data = b"".join(msgspec.json.encode(each) + b"\n" for each in _in_order(lines))
+    known: Mapping[Cell, Line] | Mapping[Cell, LaunchedLine]
+    known = read_lines(path, Line) if isinstance(line, Line) else read_lines(path, LaunchedLine)
+    lines: Mapping[Cell, Line | LaunchedLine] = {**known, line.cell: line}
+    data = b"".join(msgspec.json.encode(lines[cell]) + b"\n" for cell in _in_order(lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, data)
 
 
-def _in_order(lines: dict[Cell, Line]) -> Iterator[Line]:
-    for cell in sorted(lines, key=lambda cell: (cell.objective, cell.lag, cell.seed)):
-        yield lines[cell]
+def _in_order(cells: Iterable[Cell]) -> list[Cell]:
+    return sorted(cells, key=lambda cell: (cell.task, cell.objective, cell.lag, cell.seed))
+
+
+def short(values: Iterable[float]) -> tuple[float, ...]:
+    """Four digits of each, as a line keeps them."""
+    return tuple(float(f"{value:.4g}") for value in values)
+
+
+def versions() -> dict[str, str]:
+    """Of the software that decides what a run computes."""
+    return {name: version(name) for name in SOFTWARE}
 
 
 def machine() -> str:

@@ -1,27 +1,24 @@
-"""Measures cells: trains each that has no line yet, and writes its line."""
+"""Measures cells of the study: trains each that has no line yet, and writes its line."""
 
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.baselines.cells import LEARNING_RATE, NUM_STEPS, Cell
-from benchmarks.baselines.lines import Line, add_line, machine, read_lines
+from benchmarks.baselines.lines import Line, add_line, machine, read_lines, short, versions
 from benchmarks.baselines.objectives import loss_keys
 from benchmarks.baselines.sorting.training import Curve, train
-
-SOFTWARE = ("penstock", "torch", "transformers")
 
 
 def measure(cells: Iterable[Cell], model: Path, lines: Path, say: Callable[[str], None]) -> int:
     """Train the cells that `lines` lacks; returns how many. One that is interrupted leaves no line."""
     torch.set_num_threads(1)
-    missing = [cell for cell in cells if cell not in read_lines(lines)]
+    missing = [cell for cell in cells if cell not in read_lines(lines, Line)]
     for number, cell in enumerate(missing):
-        say(f"{number + 1} of {len(missing)}: {cell.objective}, lag {cell.lag}, seed {cell.seed}")
+        say(f"{number + 1} of {len(missing)}: {cell}")
         add_line(lines, measured(cell, model))
     return len(missing)
 
@@ -35,9 +32,6 @@ def measured(cell: Cell, model: Path, num_steps: int = NUM_STEPS) -> Line:
 
 
 def _line(cell: Cell, curve: Curve, num_steps: int, cpu_seconds: float) -> Line:
-    def short(values: list[float]) -> tuple[float, ...]:
-        return tuple(float(f"{value:.4g}") for value in values)
-
     return Line(
         cell=cell,
         learning_rate=LEARNING_RATE,
@@ -48,6 +42,6 @@ def _line(cell: Cell, curve: Curve, num_steps: int, cpu_seconds: float) -> Line:
         behaviour_kl=short(curve.behaviour_kl),
         mean_lag=float(np.mean(curve.lag[num_steps // 2 :])),
         cpu_seconds=round(cpu_seconds, 1),
-        versions={name: version(name) for name in SOFTWARE},
+        versions=versions(),
         machine=machine(),
     )

@@ -1,4 +1,4 @@
-"""Draws the page of the study, docs/baselines.md and its pictures, from the raw lines alone.
+"""Draws docs/baselines.md and its pictures from the raw lines alone.
 
 Owns the tables. The text of the page stands around them: each is between two comments that name it. Invariant: the same
 lines and the same versions of the libraries give the same bytes.
@@ -6,56 +6,88 @@ lines and the same versions of the libraries give the same bytes.
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.baselines.cells import LAGS, Cell, grid
-from benchmarks.baselines.figures import draw_curves, draw_scores
-from benchmarks.baselines.lines import Line
+from benchmarks.baselines.cells import LAGS, STUDY, Cell, grid
+from benchmarks.baselines.figures import draw_curves, draw_learning, draw_scores
+from benchmarks.baselines.launched import tables
+from benchmarks.baselines.launched.tasks import TASKS
+from benchmarks.baselines.lines import LaunchedLine, Line, read_lines
 from benchmarks.baselines.objectives import OBJECTIVES
 from benchmarks.baselines.scores import area, final_score, interval, worst_fall
 
-DRAWN = re.compile(r"(<!-- drawn: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DRAWN = re.compile(r"(<!-- drawn: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Lines = Mapping[Cell, Line]
 
 
-def drawn_page(text: str, lines: Lines) -> str:
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured: the runs of the study, and those of launched tasks."""
+
+    study: Lines = field(default_factory=dict)
+    launched: Mapping[Cell, LaunchedLine] = field(default_factory=dict)
+
+
+def lines_path(page: Path, task: str) -> Path:
+    """The raw lines of a task, in a folder of the page's name beside it."""
+    return page.with_suffix("") / f"{task}.jsonl"
+
+
+def read_measured(page: Path) -> Measured:
+    """The raw lines of all tasks."""
+    launched = [read_lines(lines_path(page, task), LaunchedLine) for task in TASKS]
+    return Measured(
+        read_lines(lines_path(page, STUDY), Line), {cell: line for found in launched for cell, line in found.items()}
+    )
+
+
+def drawn_page(text: str, measured: Measured) -> str:
     """The text of the page with each table drawn anew."""
-    tables: dict[str, Callable[[Lines], str]] = {
-        "state": _state,
-        "final": lambda lines: _table(lines, final_score),
-        "area": lambda lines: _table(lines, area),
-        "fall": lambda lines: _table(lines, worst_fall),
-        "signs": _signs,
+    study, launched = measured.study, measured.launched
+    drawn: dict[str, Callable[[], str]] = {
+        "learning": lambda: tables.learning(launched),
+        "learning-state": lambda: tables.state(launched),
+        "gsm8k": lambda: tables.gsm8k(launched),
+        "state": lambda: _state(study),
+        "final": lambda: _table(study, final_score),
+        "area": lambda: _table(study, area),
+        "fall": lambda: _table(study, worst_fall),
+        "signs": lambda: _signs(study),
     }
 
     def draw(found: re.Match[str]) -> str:
-        return f"{found[1]}{tables[found['name']](lines)}\n{found[3]}"
+        return f"{found[1]}{drawn[found['name']]()}\n{found[3]}"
 
     return DRAWN.sub(draw, text)
 
 
-def drawn_pictures(lines: Lines) -> dict[str, bytes]:
+def drawn_pictures(measured: Measured) -> dict[str, bytes]:
     """The pictures of the page by file name, as SVG."""
-    return {"scores.svg": draw_scores(lines), "curves.svg": draw_curves(lines)}
+    return {
+        "learning.svg": draw_learning(measured.launched),
+        "scores.svg": draw_scores(measured.study),
+        "curves.svg": draw_curves(measured.study),
+    }
 
 
-def write_page(page: Path, lines: Lines) -> None:
+def write_page(page: Path, measured: Measured) -> None:
     """Write the page and its pictures, which lie in a folder of the page's name beside it."""
-    page.write_text(drawn_page(page.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    page.write_text(drawn_page(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
     folder = page.with_suffix("")
     folder.mkdir(exist_ok=True)
-    for name, data in drawn_pictures(lines).items():
+    for name, data in drawn_pictures(measured).items():
         (folder / name).write_bytes(data)
 
 
-def drifted(page: Path, lines: Lines) -> list[str]:
+def drifted(page: Path, measured: Measured) -> list[str]:
     """The files that are not what the raw lines draw."""
     text = page.read_text(encoding="utf-8")
-    found = [page.name] if drawn_page(text, lines) != text else []
-    for name, data in drawn_pictures(lines).items():
+    found = [page.name] if drawn_page(text, measured) != text else []
+    for name, data in drawn_pictures(measured).items():
         path = page.with_suffix("") / name
         if not path.exists() or path.read_bytes() != data:
             found.append(f"{page.stem}/{name}")

@@ -24,6 +24,7 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.contracts import ServiceKind
 from tests.deploy.letters import AGENT
 from tests.deploy.ray_cluster import RayCluster, RayNode
+from tests.gsm8k_run import RUN_SECONDS, require_two_steps, write_small_run
 from tests.patience import START_SECONDS
 
 pytest.importorskip("ray", reason="Ray is not installed: `make test-deploy` installs it")
@@ -326,6 +327,20 @@ def test_an_address_where_nothing_answers_is_named(start_run: Callable[..., RayR
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 2, output
     assert "ray.address: nothing answers at 127.0.0.2:1" in output
+
+
+@pytest.mark.timeout(2 * RUN_SECONDS)
+def test_two_steps_of_gsm8k_are_trained_with_sglang(
+    cluster: RayCluster, tmp_path: Path, start_run: Callable[..., RayRun]
+) -> None:
+    run = start_run()
+    places = {"address": cluster.address, "rollout": SMALL, "reward": SMALL, "trainer": SMALL}
+    run.config = write_small_run(tmp_path, "chaos", ray=places)
+    launcher = run.launch()
+    output, _ = launcher.communicate(timeout=RUN_SECONDS)
+    assert launcher.returncode == 0, output
+    require_two_steps(run.folder)
+    assert not run.all_services()
 
 
 def alive(process: psutil.Process) -> bool:

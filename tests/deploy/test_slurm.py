@@ -11,7 +11,8 @@ import pytest
 
 from tests.deploy.letters import AGENT
 from tests.deploy.slurm_cluster import SlurmCluster, until, why_not
-from tests.deploy.slurm_setup import BATCH_SIZE, SlurmSetup
+from tests.deploy.slurm_setup import BATCH_SIZE, LOOPBACK, SlurmSetup
+from tests.gsm8k_run import RUN_SECONDS, require_two_steps, write_small_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -204,3 +205,12 @@ def test_a_job_that_waits_is_shown_and_taken_out_of_the_queue(setup: SlurmSetup)
     assert f"Slurm job {job_id}+0: PENDING" in setup.penstock("status")
     assert f"Slurm job {job_id} is out of the queue" in setup.penstock("cancel")
     assert setup.cluster.wait_for(job_id, "CANCELLED")
+
+
+@pytest.mark.timeout(2 * RUN_SECONDS)
+def test_two_steps_of_gsm8k_are_trained_with_sglang(setup: SlurmSetup) -> None:
+    partitions = {"partition": "cpu", "time_limit": "30:00", "trainer": {"partition": "gpu", "gpus_per_node": 1}}
+    setup.config = write_small_run(setup.folder, "job", slurm={**partitions, "listen_host": LOOPBACK})
+    job_id = setup.submit()
+    assert setup.cluster.wait_for(job_id, "COMPLETED", "FAILED", timeout_seconds=RUN_SECONDS) == "COMPLETED"
+    require_two_steps(setup.run_folder)

@@ -1,5 +1,6 @@
 """The baselines: what is measured is what the page says, and the page is what was measured."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.baselines import page as pages
-from benchmarks.baselines.__main__ import LINES, PAGE
+from benchmarks.baselines.__main__ import PAGE
 from benchmarks.baselines.cells import Cell, grid
 from benchmarks.baselines.lines import Line, add_line, read_lines
 from benchmarks.baselines.measure import measured
@@ -85,7 +86,7 @@ def test_lines_are_added_once_and_in_order(tmp_path: Path, line: Line) -> None:
     changed = msgspec.structs.replace(line, cpu_seconds=9.0)
     for each in (line, other, changed):
         add_line(path, each)
-    assert list(read_lines(path).values()) == [other, changed]
+    assert list(read_lines(path, Line).values()) == [other, changed]
 
 
 def test_scores_and_intervals(line: Line) -> None:
@@ -98,13 +99,22 @@ def test_scores_and_intervals(line: Line) -> None:
 
 
 def test_the_page_is_what_the_raw_lines_draw() -> None:
-    assert pages.drifted(PAGE, read_lines(LINES)) == []
+    assert pages.drifted(PAGE, pages.read_measured(PAGE)) == []
+
+
+def test_every_mark_of_the_page_is_drawn() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    emptied = re.sub(r"(<!-- drawn: .*? -->\n).*?(?=<!-- end -->)", r"\1", text, flags=re.DOTALL)
+    assert emptied.count("-->\n<!-- end -->") == text.count("<!-- drawn:") > 0
+    assert pages.drawn_page(emptied, pages.read_measured(PAGE)) == text
+    with pytest.raises(KeyError, match="unknown"):
+        pages.drawn_page("<!-- drawn: unknown -->\n<!-- end -->", pages.Measured())
 
 
 def test_a_figure_that_was_edited_is_seen(tmp_path: Path, line: Line) -> None:
     page = tmp_path / "baselines.md"
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    lines = {CELL: msgspec.structs.replace(line, held_out=(0.25, 0.25, 0.25))}
+    lines = pages.Measured({CELL: msgspec.structs.replace(line, held_out=(0.25, 0.25, 0.25))})
     pages.write_page(page, lines)
     assert pages.drifted(page, lines) == []
     page.write_text(page.read_text(encoding="utf-8").replace("0.25 \u00b1 nan", "0.99 \u00b1 nan"), encoding="utf-8")
