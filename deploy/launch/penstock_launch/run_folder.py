@@ -24,6 +24,7 @@ import msgspec
 
 from penstock.config import Config, RedisSection, RunSection
 from penstock.config.shown import as_yaml, without_secrets
+from penstock.contracts.ledger import replay
 from penstock.durable import write_durably, writing
 from penstock.errors import ConfigError, DataError, PenstockError
 from penstock.records.files import (
@@ -36,6 +37,7 @@ from penstock.records.files import (
     SUMMARY_FILE,
 )
 from penstock.records.processes import LAUNCHER, read_known, read_record
+from penstock.records.run import RunRecords
 from penstock.records.state import read_end
 from penstock.run_home import ID_FILE, RunHome
 from penstock.runtime.process import ProcessIdentity, kill_all
@@ -188,14 +190,9 @@ class RunFolder:
             return False
         if any(not path.name.startswith(NO_STEPS) for path in self.path.glob("checkpoints/*")):
             return False
-        if not (self.path / "steps").is_dir():
-            return True
-        from penstock_trainer.checkpoints.journal import Journal  # other commands must not depend on a service
-
-        journal = Journal(self.path / "steps")
         try:
-            return not (journal.exists and journal.read().has_finished_steps)
-        except DataError:  # the trainer names it
+            return not replay(RunRecords(self.path).ledger()).has_finished_steps
+        except (DataError, ValueError, msgspec.MsgspecError, OSError):  # the trainer names it
             return False
 
     def _delete_begun(self, on_event: Callable[[str], None]) -> None:

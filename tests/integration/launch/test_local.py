@@ -142,7 +142,7 @@ def test_ranks_end_in_order_and_their_errors_keep_their_exit_code(setup: LaunchS
     assert not any(identity.alive for identity in ranks.values())
     process = setup.launch("--trainer.num_ranks", "2", "--actor.path", "spoilt")
     output, _ = process.communicate(timeout=START_SECONDS)
-    assert process.returncode == 2
+    assert process.returncode == 2, output
     assert "trainer: config: actor.path: 'spoilt' cannot be used; expected a Hugging Face folder" in output
 
 
@@ -180,7 +180,7 @@ def test_kill_9_of_the_launcher_leaves_no_child_and_the_next_launch_ends_orphans
 def test_a_configuration_error_of_a_service_ends_everything_with_its_line(setup: LaunchSetup) -> None:
     process = setup.launch("--actor.path", "spoilt")
     output, _ = process.communicate(timeout=START_SECONDS)
-    assert process.returncode == 2
+    assert process.returncode == 2, output
     assert "trainer: config: actor.path: 'spoilt' cannot be used; expected a Hugging Face folder" in output
     assert "Traceback" not in output
 
@@ -265,7 +265,7 @@ def test_an_unreachable_redis_is_named(setup: LaunchSetup) -> None:
 def test_a_wrong_command_line_gives_one_clear_line(setup: LaunchSetup, words: tuple[str, ...], text: str) -> None:
     process = setup.command(*words)
     output, _ = process.communicate(timeout=START_SECONDS)
-    assert process.returncode == 2
+    assert process.returncode == 2, output
     assert text in output
     assert len(output.splitlines()) == 1
 
