@@ -94,7 +94,7 @@ def engine_answer(num_tokens: int) -> bytes:
 def completions_of(body: bytes, num_tokens: int) -> tuple[Completion, ...]:
     """The rollout service's work on an answer."""
     draft = Draft((1,), range(GROUP_SIZE), Sampling(1.0, num_tokens, ()), one_version_per_answer=False)
-    draft.add(read_group(json.loads(body), GROUP_SIZE))
+    draft.add(read_group(body, GROUP_SIZE))
     return completions(draft.group(), KNOWN)
 
 
