@@ -148,7 +148,7 @@ def batch_stages(groups: Sequence[ScoredGroup], pack_tokens: int, folder: Path) 
     command = Begin(tuple(groups), VERSION, 100)
 
     def packs(rank: int, num_ranks: int) -> None:
-        for pack in share(samples, pack_tokens, rank, num_ranks).packs:
+        for pack in share(samples, pack_tokens, rank, num_ranks).packs.made_ahead():
             pack.num_rows  # noqa: B018
 
     return {
@@ -165,7 +165,7 @@ def whole_batch(groups: Sequence[ScoredGroup], pack_tokens: int, num_ranks: int)
     """From groups to the last pack, as a step of the trainer has it."""
     batch = make_batch(groups, RULES, version=VERSION, max_lag=MAX_LAG)
     for minibatch in batch.minibatches:
-        for pack in share(minibatch, pack_tokens, 0, num_ranks).packs:
+        for pack in share(minibatch, pack_tokens, 0, num_ranks).packs.made_ahead():
             pack.num_rows  # noqa: B018
 
 
