@@ -17,14 +17,13 @@ from typing import Any
 import msgspec
 import yaml
 
-from penstock.contracts.ledger import Record, decode_record
+from penstock.contracts.ledger import Record
 from penstock.errors import ConfigError, DataError
 from penstock.records.figures import run_figures
 from penstock.records.files import (
     COMPLETIONS_FILE,
     CONFIG_FILE,
     EVALUATIONS_FILE,
-    LEDGER_FILE,
     MARKS_OF_A_RUN,
     STEP_FILES,
     STEPS_FILE,
@@ -32,6 +31,7 @@ from penstock.records.files import (
     TRAINER_SUMMARY_FILE,
     read_document,
 )
+from penstock.records.ledger_files import all_records
 from penstock.records.lines import as_written, complete_lines, decoded
 from penstock.records.state import RunState, read_state
 
@@ -79,8 +79,8 @@ class RunRecords:
         return map(as_written, complete_lines(self.folder / COMPLETIONS_FILE))
 
     def ledger(self) -> Iterator[Record]:
-        """The ledger's records of steps, weights, dropped tickets and checkpoints, as the journal has them."""
-        return map(decode_record, complete_lines(self.folder / STEP_FILES / LEDGER_FILE))
+        """The ledger's records of steps, weights, dropped tickets and checkpoints, as archive and journal have them."""
+        return all_records(self.folder / STEP_FILES)
 
     def figures(self) -> dict[str, Any]:
         """The figures of all its lives until now, by the names of `summary.json`; DataError if a line is broken."""

@@ -40,6 +40,7 @@ RARE = (
     "bury",
     "failed",
     "lose_the_tail",
+    "archive",
     *(each.name for each in Fate),
 )
 MIN_TIMES = 5  # each rule must run this often in CI, else the random choices are too narrow

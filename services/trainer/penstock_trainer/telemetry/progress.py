@@ -7,7 +7,7 @@ every report, however long the run is; the rest is read from the files.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,17 @@ class Progress:
         self._load_evals()
 
     def _load_evals(self) -> None:
-        briefs = [decoded(line, _EvalBrief) for line in complete_lines(self._evals_path)]
-        self._accuracies = {brief.steps: brief.accuracy for brief in briefs}
+        self._accuracies: dict[int, float] = {}
+        self._first_eval: int | None = None
+        self._last_eval: int | None = None
+        for line in complete_lines(self._evals_path):
+            brief = decoded(line, _EvalBrief)
+            self._note_eval(brief.steps, brief.accuracy)
+
+    def _note_eval(self, steps: int, accuracy: float) -> None:
+        self._accuracies[steps] = accuracy
+        self._first_eval = steps if self._first_eval is None else min(steps, self._first_eval)
+        self._last_eval = steps if self._last_eval is None else max(steps, self._last_eval)
 
     def _load_steps(self) -> None:
         self.num_steps = 0
@@ -97,7 +106,7 @@ class Progress:
         if self.highest_step >= num_steps:
             _keep(self._steps_path, lambda line: decoded(line, _StepBrief).step < num_steps)
             self._load_steps()
-        if max(self._accuracies, default=0) > num_steps:
+        if (self._last_eval or 0) > num_steps:
             _keep(self._evals_path, lambda line: decoded(line, _EvalBrief).steps <= num_steps)
             self._load_evals()
 
@@ -105,7 +114,7 @@ class Progress:
         if self.has_eval(result.steps):
             return
         _append(self._evals_path, asdict(result))
-        self._accuracies[result.steps] = result.accuracy
+        self._note_eval(result.steps, result.accuracy)
 
     def has_eval(self, steps: int) -> bool:
         """Whether an evaluation after so many steps is written."""
@@ -119,12 +128,12 @@ class Progress:
     @property
     def first_accuracy(self) -> float | None:
         """Of the evaluation after the fewest steps."""
-        return self._accuracies[min(self._accuracies)] if self._accuracies else None
+        return None if self._first_eval is None else self._accuracies[self._first_eval]
 
     @property
     def last_eval_steps(self) -> int | None:
         """The steps before the last evaluation: one that was requested earlier may end later."""
-        return max(self._accuracies, default=None)
+        return self._last_eval
 
     @property
     def last_accuracy(self) -> float | None:
@@ -148,13 +157,10 @@ class Progress:
     @property
     def non_finite_in_a_row(self) -> int:
         """The steps up to the last one whose figures are not finite; one without a gradient proves nothing."""
-        in_a_row = 0
-        for line in self.step_lines():
-            if not line.is_finite:
-                in_a_row += 1
-            elif line.has_gradient:
-                in_a_row = 0
-        return in_a_row
+        in_a_row, is_decided = _non_finite_at_the_end(self.kept)
+        if is_decided or len(self.kept) == self.num_steps:
+            return in_a_row
+        return _non_finite_at_the_end(self.step_lines())[0]
 
     @property
     def reward_average(self) -> float | None:
@@ -168,6 +174,17 @@ class Progress:
         lines = self.recent
         num_warm_up = max(0, WARM_UP_STEPS - (self.num_steps - len(lines)))
         return Timing((line.seconds, line.generation_seconds) for line in lines[num_warm_up:] or lines).gap_to_ideal
+
+
+def _non_finite_at_the_end(lines: Iterable[StepLine]) -> tuple[int, bool]:
+    """Steps since the last finite one with a gradient, and whether there is one."""
+    in_a_row, is_decided = 0, False
+    for line in lines:
+        if not line.is_finite:
+            in_a_row += 1
+        elif line.has_gradient:
+            in_a_row, is_decided = 0, True
+    return in_a_row, is_decided
 
 
 def _keep(path: Path, wanted: Callable[[bytes], bool]) -> None:
