@@ -157,8 +157,15 @@ def batch_stages(groups: Sequence[ScoredGroup], pack_tokens: int, folder: Path) 
         "make_batch with max_lag": lambda: make_batch(groups, RULES, version=VERSION, max_lag=MAX_LAG),
         "packs of one rank": lambda: packs(0, 1),
         f"packs of one of {NUM_RANKS} ranks": lambda: packs(0, NUM_RANKS),
-        "the ranks' command": lambda: msgspec.msgpack.decode(msgspec.msgpack.encode(command), type=Command),
+        "the ranks' command": lambda: sent_and_read(command),
     }
+
+
+def sent_and_read(command: Begin) -> None:
+    """As rank 0 writes a command for the others, and as each of them reads it."""
+    data = bytearray()
+    msgspec.msgpack.Encoder().encode_into(command, data)
+    msgspec.msgpack.decode(memoryview(data), type=Command)
 
 
 def whole_batch(groups: Sequence[ScoredGroup], pack_tokens: int, num_ranks: int) -> None:
