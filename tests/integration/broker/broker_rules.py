@@ -224,7 +224,7 @@ class TrainerRules(RunMachine):
         present = self.run(self.trainer.queue.ledger())
         live = self.run(self.trainer.queue.live())
         steps = [record.step for record in present.steps if not live.keys() & set(record.tickets)]
-        if len(steps) > back + 1:
+        if len(steps) > back:
             self.archive_before(sorted(steps)[-1 - back])
             self.met["archive"] += 1
 
