@@ -75,7 +75,8 @@ class History:
         self._writer = writer
         self._run = run
         self.configs = configs
-        self._max_lag = configs.config.staleness.max_lag
+        self.max_lag = configs.config.staleness.max_lag
+        """Tokens that are staler are masked, in each step that is written."""
         self._checkpoint_every = configs.config.checkpoint.every_steps
         self.final_folder = final_folder
         self._num_archived = 0
@@ -182,7 +183,7 @@ class History:
             lease,
             groups,
             version=version,
-            max_lag=self._max_lag,
+            max_lag=self.max_lag,
             settings=self._settings,
         )
 
