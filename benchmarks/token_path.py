@@ -216,6 +216,9 @@ def microseconds_per_arrival(num_outstanding: int, *, num_batches: int = 4) -> f
 
 
 def slope(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    """Of the largest size over the smallest; nan if there is one size only."""
+    if len(sizes) == 1:
+        return math.nan
     return math.log(costs[-1] / costs[0]) / math.log(sizes[-1] / sizes[0])
 
 
