@@ -250,7 +250,7 @@ class History:
             await self._queue.archive(before_step, write, exists=existing)
             self._num_archived = before_step
             await asyncio.to_thread(journal.begin, await self._queue.ledger())
-        log.info("the records of the steps before %d are in the archive", before_step)
+        log.info("the records of the first %d steps are in the archive", before_step)
 
     async def checkpoints_written(self) -> None:
         """Wait until no checkpoint is being written."""
