@@ -30,10 +30,10 @@ Three figures to read first:
 * **exposed push time**: seconds in which training waited for new weights, plus seconds in which generation was paused
   for them ([weights.md](weights.md)).
 
-Phases of `penstock_trainer_step_duration_seconds`, in order: `wait` (for the batch), `commit` (the step file is
-written), `update`, and `push_wait` (until the weights of the step before are staged and this step is in the ledger).
-`step` is the sum. Inside `update`: `pack` (advantages and packing), `forward_backward`, `optimizer`. In parallel:
-`stage` and `push` the weights of the step before, and `push_paused`, for which generation stood still.
+Phases of `penstock_trainer_step_duration_seconds`, in order: `wait` (for the batch), `update`, `push_wait` (until the
+weights of the step before are staged), and `commit` (until this step is written and in the ledger, which begins beside
+the update). `step` is the sum. Inside `update`: `pack` (advantages and packing), `forward_backward`, `optimizer`. In
+parallel: `stage` and `push` the weights of the step before, and `push_paused`, for which generation stood still.
 `push_exposed` is `push_wait` plus `push_paused`. With `trainer.take_turns` there is also `take_turn` before `update`
 (until no engine uses the GPU and the models are on it) and, after it, `leave` (until they are in host memory).
 

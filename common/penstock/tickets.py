@@ -20,11 +20,13 @@ if it is too old when its batch closes, the caller drops it or masks its tokens.
 orders are the same.
 """
 
-import math
-from collections import deque
+from bisect import bisect_left, insort
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
+from heapq import heappop, heappush
 from typing import Literal
 
 from penstock.contracts.vocabulary import DropReason
@@ -68,17 +70,21 @@ class Failures:
 
     def __init__(self, num_tickets: int, max_share: float) -> None:
         self._shares: deque[float] = deque(maxlen=num_tickets)
+        self._sum = Fraction()  # exact: what is added and taken away again leaves nothing behind
         self._num_tickets = num_tickets
         self._max_share = max_share
 
     def add(self, share: float) -> bool:
         """Count a ticket; whether there are now more failures than the largest share."""
+        forgotten = self._shares[0] if len(self._shares) == self._num_tickets else 0.0
         self._shares.append(share)
+        if share != forgotten:
+            self._sum += Fraction(share) - Fraction(forgotten)
         return self.share > self._max_share
 
     @property
     def share(self) -> float:
-        return math.fsum(self._shares) / self._num_tickets
+        return float(self._sum) / self._num_tickets
 
 
 class TicketBook:
@@ -107,7 +113,13 @@ class TicketBook:
     def __init__(self, limits: TicketLimits) -> None:
         self._limits = limits
         self._outstanding: dict[int, TicketState] = {}
-        self._step_of: dict[int, int] = {}
+        self._num: Counter[TicketState] = Counter()
+        self._waiting: list[int] = []
+        """A heap of the waiting tickets, and of at most as many that do not wait any more: the first one waits."""
+        self._arrived: list[int] = []
+        """In order."""
+        self._committed: dict[int, list[int]] = {}
+        """Step -> its tickets."""
         self.next_number = 0
         self.num_steps = 0
         self._without_gradient = 0
@@ -123,9 +135,15 @@ class TicketBook:
         """
         self.next_number = next_number
         self.num_steps = num_steps
-        self._step_of = dict(committed or {})
-        states = dict.fromkeys(outstanding, TicketState.WAITING) | dict.fromkeys(self._step_of, TicketState.COMMITTED)
+        self._committed = {}
+        for number, step in (committed or {}).items():
+            self._committed.setdefault(step, []).append(number)
+        states = dict.fromkeys(outstanding, TicketState.WAITING)
+        states |= dict.fromkeys(committed or {}, TicketState.COMMITTED)
         self._outstanding = dict(sorted(states.items()))
+        self._num = Counter(states.values())
+        self._waiting = [number for number, state in self._outstanding.items() if state is TicketState.WAITING]
+        self._arrived = []
 
     @property
     def outstanding(self) -> dict[int, TicketState]:
@@ -133,9 +151,13 @@ class TicketBook:
         return dict(self._outstanding)
 
     @property
+    def num_outstanding(self) -> int:
+        return len(self._outstanding)
+
+    @property
     def oldest_waiting(self) -> int | None:
         """The ticket that the next batch waits for first."""
-        return next((n for n, state in self._outstanding.items() if state is TicketState.WAITING), None)
+        return self._waiting[0] if self._waiting else None
 
     @property
     def blocked_by(self) -> int | None:
@@ -143,15 +165,14 @@ class TicketBook:
         oldest = self.oldest_waiting
         if oldest is None or self.next_batch() is not None:
             return None
-        states = list(self._outstanding.values())
-        is_last = self._draws_ended and states.count(TicketState.WAITING) == 1
-        enough = states.count(TicketState.ARRIVED) + 1 >= self._limits.batch_size
+        is_last = self._draws_ended and self._num[TicketState.WAITING] == 1
+        enough = len(self._arrived) + 1 >= self._limits.batch_size
         return oldest if enough or is_last else None
 
     @property
     def finished(self) -> bool:
         """Nothing is left to train."""
-        return self._draws_ended and not any(state is not TicketState.COMMITTED for state in self._outstanding.values())
+        return self._draws_ended and not self._num_pending
 
     @property
     def _draws_ended(self) -> bool:
@@ -162,8 +183,12 @@ class TicketBook:
         """Further tickets that the remaining steps can use."""
         if not self._limits.max_steps:
             return self._limits.num_draws
-        pending = sum(state is not TicketState.COMMITTED for state in self._outstanding.values())
-        return max(0, (self._limits.max_steps - self.num_steps) * self._limits.batch_size - pending)
+        return max(0, (self._limits.max_steps - self.num_steps) * self._limits.batch_size - self._num_pending)
+
+    @property
+    def _num_pending(self) -> int:
+        """Outstanding tickets that no step has trained."""
+        return len(self._outstanding) - self._num[TicketState.COMMITTED]
 
     def issue(self) -> list[int]:
         """The numbers to issue now; they count as outstanding from here on."""
@@ -173,7 +198,8 @@ class TicketBook:
             self._needed,
         )
         numbers = list(range(self.next_number, self.next_number + max(0, count)))
-        self._outstanding.update(dict.fromkeys(numbers, TicketState.WAITING))
+        for number in numbers:
+            self._set(number, TicketState.WAITING)
         self.next_number += len(numbers)
         return numbers
 
@@ -187,7 +213,7 @@ class TicketBook:
         StallError if no group has had a gradient for too long, or too many episodes fail.
         """
         self._expect(number, TicketState.WAITING)
-        self._outstanding[number] = TicketState.ARRIVED
+        self._set(number, TicketState.ARRIVED)
         self._count_failures(False, failed_share)
         self._count_gradient(has_gradient)
 
@@ -198,7 +224,7 @@ class TicketBook:
         gradient for too long.
         """
         self._expect(number, TicketState.ARRIVED if reason is DropReason.STALE else TicketState.WAITING)
-        del self._outstanding[number]
+        self._set(number, None)
         if reason is DropReason.STALE:  # it counted when it arrived
             return
         self._count_failures(reason is DropReason.REWARD_FAILED, failed_share)
@@ -208,7 +234,7 @@ class TicketBook:
     def wait_again(self, number: int) -> None:
         """An arrived group cannot be trained after all: the ticket is issued again."""
         self._expect(number, TicketState.ARRIVED)
-        self._outstanding[number] = TicketState.WAITING
+        self._set(number, TicketState.WAITING)
 
     def lose_gradient(self, number: int) -> None:
         """An arrived group has lost its gradient. StallError if no group has had one for too long."""
@@ -217,46 +243,51 @@ class TicketBook:
 
     def next_batch(self) -> list[int] | None:
         """The groups of the next step in order of number, or None; fewer than B once no more can arrive."""
-        return self._arrived_prefix() if self._limits.order == "ticket" else self._oldest_arrived()
-
-    def _arrived_prefix(self) -> list[int] | None:
-        """The shortest fully arrived prefix that fills a batch."""
-        batch: list[int] = []
-        for number, state in self._outstanding.items():
-            if state is TicketState.COMMITTED:
-                continue
-            if state is TicketState.WAITING:
-                return None
-            batch.append(number)
-            if len(batch) == self._limits.batch_size:
-                return batch
-        return batch if batch and self._draws_ended else None
-
-    def _oldest_arrived(self) -> list[int] | None:
-        """The B oldest tickets that have arrived."""
-        states = self._outstanding
-        batch = [number for number, state in states.items() if state is TicketState.ARRIVED][: self._limits.batch_size]
-        if len(batch) == self._limits.batch_size:
-            return batch
-        return batch if batch and self._draws_ended and TicketState.WAITING not in states.values() else None
+        size, arrived = self._limits.batch_size, self._arrived
+        if len(arrived) >= size:
+            is_prefix = not self._waiting or arrived[size - 1] < self._waiting[0]
+            return arrived[:size] if is_prefix or self._limits.order == "ready" else None
+        return arrived[:] if arrived and self._draws_ended and not self._waiting else None
 
     def commit(self, batch: list[int]) -> int:
         """Make the batch the next step's; returns the step's number. Its tickets stay outstanding until announced."""
         step = self.num_steps
         for number in batch:
             self._expect(number, TicketState.ARRIVED)
-            self._outstanding[number] = TicketState.COMMITTED
-            self._step_of[number] = step
+            self._set(number, TicketState.COMMITTED)
+        self._committed[step] = list(batch)
         self.num_steps += 1
         return step
 
     def announce(self, num_steps: int) -> list[int]:
         """Weights that include the first `num_steps` steps are announced; returns the tickets that this resolves."""
-        resolved = [n for n, step in self._step_of.items() if step < num_steps]
+        steps = [step for step in self._committed if step < num_steps]
+        resolved = [number for step in steps for number in self._committed.pop(step)]
         for number in resolved:
-            del self._outstanding[number]
-            del self._step_of[number]
+            self._set(number, None)
         return resolved
+
+    def _set(self, number: int, state: TicketState | None) -> None:
+        """Change the state of a ticket; None: it has ended. In time that hardly grows with the outstanding tickets."""
+        before = self._outstanding.get(number)
+        if before is not None:
+            self._num[before] -= 1
+        if before is TicketState.ARRIVED:
+            del self._arrived[bisect_left(self._arrived, number)]
+        if state is None:
+            del self._outstanding[number]
+        else:
+            self._outstanding[number] = state
+            self._num[state] += 1
+        if state is TicketState.ARRIVED:
+            insort(self._arrived, number)
+        elif state is TicketState.WAITING:
+            heappush(self._waiting, number)
+        while self._waiting and self._outstanding.get(self._waiting[0]) is not TicketState.WAITING:
+            heappop(self._waiting)
+        if len(self._waiting) > 2 * self._num[TicketState.WAITING]:
+            states = self._outstanding
+            self._waiting = sorted(n for n in {*self._waiting} if states.get(n) is TicketState.WAITING)
 
     def _expect(self, number: int, state: TicketState) -> None:
         if self._outstanding.get(number) is not state:

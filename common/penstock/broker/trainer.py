@@ -5,8 +5,7 @@ and the announced version, and a trainer that has lost its lease can call none o
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,18 @@ from penstock.broker.queue import Queue
 from penstock.broker.scripts import Script, ScriptCall
 from penstock.broker.worker import Delivery
 from penstock.contracts import DropReason, Ticket, encode
-from penstock.contracts.ledger import DropRecord, LedgerState, Record, decode_record, encode_record, replay
+from penstock.contracts.ledger import (
+    ArchivedRecord,
+    CheckpointRecord,
+    DropRecord,
+    LedgerState,
+    Record,
+    StepRecord,
+    archived,
+    decode_record,
+    encode_record,
+    replay,
+)
 from penstock.contracts.services import Announcement, Turn, announced_fields
 from penstock.errors import LostWritesError
 
@@ -27,6 +37,7 @@ REISSUE = Script("trainer/reissue")
 DISCARD = Script("trainer/discard")
 REBUILD_LEDGER = Script("trainer/rebuild_ledger")
 ADOPT_LEDGER = Script("trainer/adopt_ledger")
+ARCHIVE_LEDGER = Script("trainer/archive_ledger")
 TAKE_TURN = Script("trainer/take_turn")
 END_TURN = Script("trainer/end_turn")
 READ_COUNT = 1000
@@ -215,9 +226,9 @@ class TrainerQueue:
                     lease=keys.lease, rebuilt=keys.rebuilt, token=self.lease.token, position=position, records=data
                 )
             )
-        next_number = max((*state.trained, *state.dropped), default=-1) + 1
-        counts = {"next": next_number, "issued": next_number, "trained": len(state.trained)}
-        counts |= {f"{DROPPED}{reason}": count for reason, count in Counter(state.dropped.values()).items()}
+        next_number = state.ended[-1][1] if state.ended else 0
+        counts = {"next": next_number, "issued": next_number, "trained": state.num_trained}
+        counts |= {f"{DROPPED}{reason}": count for reason, count in state.num_dropped.items()}
         await self._run(
             ADOPT_LEDGER(
                 lease=keys.lease,
@@ -230,6 +241,36 @@ class TrainerQueue:
         )
         self._ledger_end = None
         return await self.ledger()
+
+    async def archive(
+        self,
+        before_step: int,
+        write: Callable[[Sequence[Record]], Awaitable[int]],
+        *,
+        exists: Container[CheckpointRecord],
+    ) -> None:
+        """Replace the records before that of a step, which the ledger has, by one.
+
+        write: adds records durably to the archive; its length. exists: the checkpoints that are still there.
+        """
+        keys = self._keys
+        async with self._appending:
+            entries = await _read_entries(self.queue)
+            records = [record for _, record in entries]
+            steps = {each.step: place for place, each in enumerate(records) if isinstance(each, StepRecord)}
+            oldest = records[: steps[before_step]]
+            num_bytes = await write([each for each in oldest if not isinstance(each, ArchivedRecord)])
+            await self._run(
+                ARCHIVE_LEDGER(
+                    lease=keys.lease,
+                    ledger=keys.ledger,
+                    rebuilt=keys.rebuilt,
+                    token=self.lease.token,
+                    record=encode_record(archived(oldest, num_bytes, exists=exists)),
+                    first=entries[steps[before_step]][0],
+                    ledger_end=self._ledger_end or entries[-1][0],
+                )
+            )
 
     async def live(self) -> dict[int, str]:
         """Outstanding ticket -> `stage|entry|attempt`, as `live` has it."""

@@ -3,9 +3,13 @@
 Owns the records and their replay into a `LedgerState`. A record is the commit point of the file that it names: a step
 file or checkpoint that the ledger does not name is ignored. Pure data; `penstock.broker.trainer` stores it, the trainer
 reads it at start, `penstock_launch` reads it for status.
+
+A long ledger does not hold all its records: the oldest are in the archive, a file of the run, and the ledger begins
+with an `ArchivedRecord` in their place, which says what they come to.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -93,7 +97,24 @@ class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoin
     name: str
 
 
-Record = RunRecord | StepRecord | WeightsRecord | DropRecord | CheckpointRecord
+class ArchivedRecord(Contract, frozen=True, tag_field="record", tag="archived"):
+    """First record of a ledger whose oldest records, those before step `num_steps`, are in the archive.
+
+    num_bytes: length of the archive that holds them; what follows there does not count. ended: tickets that they end,
+    as ranges [start, end). num_trained, num_dropped: how many, by reason. checkpoints: those of their checkpoints that
+    existed.
+    """
+
+    run: RunRecord
+    num_steps: int
+    num_bytes: int
+    ended: tuple[tuple[int, int], ...]
+    num_trained: int
+    num_dropped: dict[DropReason, int]
+    checkpoints: tuple[CheckpointRecord, ...]
+
+
+Record = ArchivedRecord | RunRecord | StepRecord | WeightsRecord | DropRecord | CheckpointRecord
 
 
 def encode_record(record: Record) -> bytes:
@@ -112,6 +133,8 @@ class LedgerState:
     """The state that results from a ledger."""
 
     run: RunRecord | None = None
+    archived: ArchivedRecord | None = None
+    """Stands for the records of earlier steps, which are not among those below."""
     steps: list[StepRecord] = field(default_factory=list)
     policies: dict[int, PolicyIdentity] = field(default_factory=dict)
     num_ranks: dict[int, int] = field(default_factory=dict)
@@ -133,7 +156,12 @@ class LedgerState:
     @property
     def has_finished_steps(self) -> bool:
         """Whether there are weights that a step has made, which a run can go on from."""
-        return any(self.weights)
+        return self.archived is not None or any(self.weights)
+
+    @property
+    def num_steps(self) -> int:
+        """All of them, archived ones included."""
+        return max((each.step + 1 for each in self.steps), default=self.archived.num_steps if self.archived else 0)
 
     @property
     def dropped(self) -> dict[int, DropReason]:
@@ -145,12 +173,44 @@ class LedgerState:
         """Ticket -> the step that trained it."""
         return {ticket: record.step for record in self.steps for ticket in record.tickets}
 
+    @property
+    def num_trained(self) -> int:
+        """Tickets, archived ones included."""
+        archived = self.archived.num_trained if self.archived else 0
+        return archived + sum(len(record.tickets) for record in self.steps)
+
+    @property
+    def num_dropped(self) -> dict[DropReason, int]:
+        """Tickets by reason, archived ones included."""
+        archived = self.archived.num_dropped if self.archived else {}
+        return dict(Counter(archived) + Counter(record.reason for record in self.drops.values()))
+
+    @property
+    def ended(self) -> tuple[tuple[int, int], ...]:
+        """All tickets that were trained or dropped, as ranges [start, end) in order, with a gap between two."""
+        archived = self.archived.ended if self.archived else ()
+        found: list[list[int]] = []
+        for start, end in sorted([*archived, *((n, n + 1) for n in (*self.trained, *self.drops))]):
+            if found and start <= found[-1][1]:
+                found[-1][1] = max(end, found[-1][1])
+            else:
+                found.append([start, end])
+        return tuple((start, end) for start, end in found)
+
+    def not_ended(self, next_number: int) -> list[int]:
+        """The tickets below `next_number` that were neither trained nor dropped."""
+        edges = [0, *(edge for each in self.ended for edge in each), next_number]
+        return [n for start, end in zip(edges[::2], edges[1::2], strict=True) for n in range(start, end)]
+
 
 def replay(records: Iterable[Record]) -> LedgerState:
     """Fold records into a state."""
     state = LedgerState()
     for record in records:
         match record:
+            case ArchivedRecord():
+                state.run, state.archived = record.run, record
+                state.checkpoints.extend(record.checkpoints)
             case RunRecord():
                 state.run = state.run or record
             case StepRecord():
@@ -167,3 +227,22 @@ def replay(records: Iterable[Record]) -> LedgerState:
             case CheckpointRecord():
                 state.checkpoints.append(record)
     return state
+
+
+def archived(records: Sequence[Record], num_bytes: int, *, exists: Container[CheckpointRecord]) -> ArchivedRecord:
+    """What the oldest records of a ledger come to, once an archive of `num_bytes` holds them.
+
+    exists: the checkpoints that are still there.
+    """
+    state = replay(records)
+    if state.run is None:
+        raise ValueError("the records to archive have no run: expected them to begin a ledger")
+    return ArchivedRecord(
+        run=state.run,
+        num_steps=state.num_steps,
+        num_bytes=num_bytes,
+        ended=state.ended,
+        num_trained=state.num_trained,
+        num_dropped=state.num_dropped,
+        checkpoints=tuple(each for each in state.checkpoints if each in exists),
+    )

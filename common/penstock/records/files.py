@@ -18,6 +18,7 @@ TRAINER_SUMMARY_FILE = "trainer_summary.json"
 SUMMARY_FILE = "summary.json"  # written by each launch that ends in order
 STEP_FILES = "steps"  # a folder, which the trainer makes first
 LEDGER_FILE = "ledger.jsonl"  # in it: the journal
+ARCHIVE_FILE = "archive.jsonl"  # in it: the ledger's oldest records
 MARKS_OF_A_RUN = (CONFIG_FILE, PROCESSES_FILE, STEP_FILES, STEPS_FILE, EVALUATIONS_FILE)
 
 

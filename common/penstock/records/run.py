@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from penstock.contracts.ledger import Record, decode_record
+from penstock.contracts.ledger import Record
 from penstock.errors import ConfigError, DataError
 from penstock.records.extent import Extent
 from penstock.records.figures import run_figures
@@ -26,7 +26,6 @@ from penstock.records.files import (
     CONFIG_FILE,
     DROPPED_FILE,
     EVALUATIONS_FILE,
-    LEDGER_FILE,
     MARKS_OF_A_RUN,
     STEP_FILES,
     STEPS_FILE,
@@ -34,6 +33,7 @@ from penstock.records.files import (
     TRAINER_SUMMARY_FILE,
     read_document,
 )
+from penstock.records.ledger_files import all_records
 from penstock.records.lines import as_written, complete_lines, decoded
 from penstock.records.state import RunState, read_state
 
@@ -85,8 +85,8 @@ class RunRecords:
         return map(as_written, complete_lines(self.folder / DROPPED_FILE))
 
     def ledger(self) -> Iterator[Record]:
-        """The ledger's records of steps, weights, dropped tickets and checkpoints, as the journal has them."""
-        return map(decode_record, complete_lines(self.folder / STEP_FILES / LEDGER_FILE))
+        """The ledger's records of steps, weights, dropped tickets and checkpoints, as archive and journal have them."""
+        return all_records(self.folder / STEP_FILES)
 
     def extent(self) -> Extent | None:
         """How far it is; None before its trainer has begun, and of a run without a journal."""

@@ -178,8 +178,8 @@ def _shown(answer: Answer, known: dict[str, str], num_prompt_tokens: int) -> Gen
     spans = answer.spans
     return GeneratedCompletion(
         text=answer.text,
-        token_ids=answer.token_ids,
-        logprobs=answer.logprobs,
+        token_ids=tuple(answer.token_ids),
+        logprobs=tuple(answer.logprobs),
         spans=tuple((known.get(each.weight_version, each.weight_version), each.start, each.end) for each in spans),
         finish_reason=answer.finish_reason,
         cached_tokens=min(answer.num_cached_tokens, num_prompt_tokens),

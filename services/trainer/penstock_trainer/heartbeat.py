@@ -57,7 +57,7 @@ class Sampler:
         self.status.queue = depths
 
     def _write(self) -> None:
-        self.status.outstanding = len(self.book.outstanding)
+        self.status.outstanding = self.book.num_outstanding
         self.metrics.queue.outstanding.set(self.status.outstanding)
         self.status.oldest_waiting_seconds = self.stragglers.oldest_seconds
         self.metrics.queue.oldest_waiting.set(self.stragglers.oldest_seconds)

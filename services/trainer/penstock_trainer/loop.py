@@ -5,9 +5,9 @@ names it before its groups leave the queue and before the weights change; weight
 and before the next step is committed. If trainer and engines take turns on the GPUs (`turns`), the trainer's turn lasts
 from the complete batch until its weights are recorded.
 
-    batch      wait for B scored groups, and write them to the step file
-    gradient   forward and backward, which change nothing      (meanwhile: the last step's weights are staged and
-    commit     the ledger names the step, its groups leave       recorded, then this step is committed)
+    batch      wait for B scored groups
+    gradient   forward and backward, which change nothing      (meanwhile: the groups are written to the step file, the
+    commit     the ledger names the step, its groups leave       last step's weights recorded, this step committed)
     change     the optimizer's step
     publish    stage, record, push and announce the new weights, while the loop waits for the next batch
 
@@ -19,6 +19,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import StepRecord
 from penstock_trainer.checkpoints.history import History
 from penstock_trainer.control import Requests
@@ -109,25 +110,22 @@ class Trainer:
     async def _step(self, batch: list[Arrival], clock: Clock, beside: asyncio.TaskGroup) -> None:
         self._reports.phase(TRAINING)
         groups = [arrival.group for arrival in batch]
-        record = await self._history.write_batch(groups, self._version)
-        clock.lap("commit")
-
         if self._turns is not None:
             await self._take_turn(self._turns, clock)
-        committing = beside.create_task(self._commit(batch, record))
+        committing = beside.create_task(self._commit(batch, groups))
         if not self._learner.reads_beside_gradient:
             with self._reports.idle():
                 await self._releases.staged()
             clock.lap("push_wait")
-            await committing
-            clock.lap("commit")
         pending = await self._compute(
-            lambda: self._learner.begin(groups, version=self._version, max_lag=record.max_lag)
+            lambda: self._learner.begin(groups, version=self._version, max_lag=self._history.max_lag)
         )
         clock.lap("update")
         with self._reports.idle():
-            await committing
+            await self._releases.staged()
         clock.lap("push_wait")
+        record = await committing
+        clock.lap("commit")
         result = await self._compute(pending.finish)
         clock.lap("update")
 
@@ -146,11 +144,13 @@ class Trainer:
         clock.lap("take_turn")
         self._reports.phase(TRAINING)
 
-    async def _commit(self, batch: Sequence[Arrival], record: StepRecord) -> None:
-        """Commit a step whose batch is written, after the weights of the previous step are recorded."""
+    async def _commit(self, batch: Sequence[Arrival], groups: Sequence[ScoredGroup]) -> StepRecord:
+        """Write the batch, and commit its step after the weights of the previous step are recorded."""
+        record = await self._history.write_batch(groups, self._version)
         await self._releases.staged()
         await self._history.commit(record, {each.number: each.delivery for each in batch})
         self._rollouts.release(batch)
+        return record
 
     async def _compute(self, work: Callable[[], T]) -> T:
         """Run the trainer's own work in a thread."""

@@ -7,7 +7,7 @@ the record of what was lost or duplicated. `broker_rules` defines what may happe
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from penstock.broker import Queue, Stage, Worker, connect
+from penstock.broker.trainer import read_ledger
 from penstock.config import Config
-from penstock.contracts.ledger import LedgerState
+from penstock.contracts.ledger import ArchivedRecord, LedgerState, Record, replay
 from penstock.contracts.stored_groups import Part
 from penstock.run_home import RunHome
 from penstock.tickets import TicketState
@@ -65,6 +66,7 @@ class RunMachine(RuleBasedStateMachine):
         self.calls = self.run(with_fates(self.queue))
         self.folder = self.folders / name
         self.files: dict[str, tuple[int, ...]] = {}
+        self.archive: list[Record] = []
         self.ghosts: list[Holder] = []
         self.zombies: list[TrainerLife] = []
         self.saved: Copy | None = None
@@ -100,10 +102,24 @@ class RunMachine(RuleBasedStateMachine):
         self.trainer = self.run(make)
         self.trainer.worker.name = f"trainer-{self.num_names:03}"
         self.num_names += 1
-        self.run(self.trainer.begin(self.ledger(), bits))
+        self.run(self.trainer.begin(self.run(self.trainer.queue.ledger()), bits))
 
     def ledger(self) -> LedgerState:
-        return self.run(self.trainer.queue.ledger())
+        """With all records, those in the archive included."""
+        records = self.run(read_ledger(self.queue))
+        if records and isinstance(begin := records[0], ArchivedRecord):
+            records[:1] = self.archive[: begin.num_bytes]
+        return replay(records)
+
+    def archive_before(self, step: int) -> None:
+        """Move the records before that of a step out of the ledger; here the archive is a list."""
+        archived = self.run(self.trainer.queue.ledger()).archived
+
+        async def write(records: Sequence[Record]) -> int:
+            self.archive = [*self.archive[: archived.num_bytes if archived else 0], *records]
+            return len(self.archive)
+
+        self.run(self.trainer.queue.archive(step, write, exists=()))
 
     def held(self, holders: list[Holder]) -> list[tuple[Holder, Holding]]:
         return [(holder, holding) for holder in holders for holding in holder.holds]
@@ -126,6 +142,9 @@ class RunMachine(RuleBasedStateMachine):
     @invariant()
     def every_ticket_is_in_exactly_one_place(self) -> None:
         ledger, live = self.ledger(), self.run(self.trainer.queue.live())
+        present = self.run(self.trainer.queue.ledger())
+        assert (present.num_steps, present.ended) == (ledger.num_steps, ledger.ended)
+        assert (present.num_trained, present.num_dropped) == (ledger.num_trained, ledger.num_dropped)
         counters = self.run(self.trainer.queue.counters())
         trained = Counter(ticket for record in ledger.steps for ticket in record.tickets)
         assert not [ticket for ticket, times in trained.items() if times > 1], "trained twice"

@@ -218,6 +218,16 @@ class TrainerRules(RunMachine):
     def checkpoint(self) -> None:
         self.run(self.trainer.checkpoint())
 
+    @rule(back=st.integers(0, 2))
+    def shorten_the_ledger(self, back: int) -> None:
+        """Archive records of steps that are announced, as `History` does after a checkpoint."""
+        present = self.run(self.trainer.queue.ledger())
+        live = self.run(self.trainer.queue.live())
+        steps = [record.step for record in present.steps if not live.keys() & set(record.tickets)]
+        if len(steps) > back:
+            self.archive_before(sorted(steps)[-1 - back])
+            self.met["archive"] += 1
+
     @rule(bits=st.integers(0, 1))
     def restart_trainer(self, bits: int) -> None:
         self.zombies.append(self.trainer)

@@ -100,7 +100,7 @@ class TrainerLife:
         """Resume from the ledger as `resume` does: the weights are recorded again if their bits differ."""
         if ledger.run is None:
             await self.queue.append(RunRecord("d" * 16, len(PROMPTS), 1, 2, 0))
-        self.version = len(ledger.steps)
+        self.version = ledger.num_steps
         self.versions.restore(ledger.policies)
         await restore_tickets(
             self.queue, self.book, self.issuer, ledger, steps=self.version, version=self.version,
@@ -111,10 +111,10 @@ class TrainerLife:
         self.consumer.begin()
         identity = weights(self.version, bits)
         if self.versions.known.get(self.version) == identity:
-            self.release = (self._announcement(identity), len(ledger.steps))
+            self.release = (self._announcement(identity), ledger.num_steps)
         else:
             self.versions.replace(identity)
-            await self._record(identity, len(ledger.steps))
+            await self._record(identity, ledger.num_steps)
 
     async def judge(self, count: int) -> None:
         self.worker.num_allowed = count

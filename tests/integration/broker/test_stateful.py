@@ -40,6 +40,7 @@ RARE = (
     "bury",
     "failed",
     "lose_the_tail",
+    "archive",
     *(each.name for each in Fate),
 )
 MIN_TIMES = 5  # each rule must run this often in CI, else the random choices are too narrow
@@ -76,10 +77,13 @@ class QueueMachine(WorkerRules, QueueRules):
                 self.close_batch()
             if self.trainer.release is not None:
                 self.announce()
+                self.shorten_the_ledger(0)
             if self.trainer.untrained is not None:
                 self.finish_update(0)
         self.every_ticket_is_in_exactly_one_place()
         self.judge(99)
+        self.restart_trainer(0)
+        self.every_ticket_is_in_exactly_one_place()
         ledger = self.ledger()
         assert ledger.trained.keys() | ledger.dropped.keys() == set(range(len(PROMPTS)))
         assert {entry.ticket for entry in self.entries()} <= self.duplicated

@@ -1,6 +1,7 @@
 """The trainer's side of the queue: commits, issued tickets, the lease and the end of the ledger, on a real server."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from penstock.broker.lease import Lease, acquire_lease
 from penstock.broker.trainer import REBUILD_LEDGER, TrainerQueue, first_record, read_ledger
 from penstock.config import Config
 from penstock.contracts import DropReason
-from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
+from penstock.contracts.ledger import (
+    ArchivedRecord,
+    DropRecord,
+    Record,
+    RunRecord,
+    StepRecord,
+    WeightsRecord,
+    archived,
+    encode_record,
+)
 from penstock.contracts.services import Announcement, Turn
 from penstock.errors import LeaseLostError, LostWritesError, PenstockError, StallError
 from penstock.run_home import RunHome
@@ -240,3 +250,42 @@ async def test_the_first_record_is_that_of_the_run(trainer: TrainerQueue, queue:
     assert await first_record(queue) is None
     await trainer.rebuild(LOST)
     assert await first_record(queue) == LOST[0]
+
+
+async def test_the_oldest_records_are_archived_once_and_the_ledger_goes_on(trainer: TrainerQueue, queue: Queue) -> None:
+    whole = await trainer.rebuild(LOST)
+    archive: list[Record] = []
+
+    async def write(records: Sequence[Record]) -> int:
+        archive.extend(records)
+        return len(archive)
+
+    await trainer.archive(1, write, exists=())
+    assert archive == LOST[:4]
+    begin, *rest = await read_ledger(queue)
+    assert rest == LOST[4:]
+    assert isinstance(begin, ArchivedRecord)
+    assert begin == ArchivedRecord(LOST[0], 1, 4, ((0, 3),), 2, {DropReason.POISON: 1}, ())  # type: ignore[arg-type]
+    assert await first_record(queue) == begin
+    state = await trainer.ledger()
+    assert (state.ended, state.num_trained, state.num_steps) == (whole.ended, whole.num_trained, whole.num_steps)
+    await trainer.append(WeightsRecord(POLICY, 2))
+    await trainer.commit_step(StepRecord(2, (6, 7), "00000002.1.pack", "dd"), {})
+    await trainer.archive(2, write, exists=())
+    assert archive == [*LOST, WeightsRecord(POLICY, 2)]
+    assert len(await read_ledger(queue)) == 2
+    await queue.client.xadd(queue.keys.ledger, {"r": encode_record(LOST[4])})  # not by this trainer
+    with pytest.raises(LostWritesError, match="the ledger ends with"):
+        await trainer.archive(1, write, exists=())
+
+
+async def test_a_lost_ledger_that_was_archived_is_written_again_with_its_counters(
+    trainer: TrainerQueue, queue: Queue
+) -> None:
+    begin = archived(LOST[:4], 4, exists=())
+    state = await trainer.rebuild([begin, *LOST[4:]])
+    assert await read_ledger(queue) == [begin, *LOST[4:]]
+    counters = await trainer.counters()
+    assert (counters.next_number, counters.issued, counters.trained) == (6, 6, 4)
+    assert (dict(counters.dropped), counters.outstanding) == ({"poison": 1}, 1)
+    assert state.not_ended(6) == [4]

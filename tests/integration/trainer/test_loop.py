@@ -89,6 +89,7 @@ async def test_an_update_runs_beside_the_staging_and_changes_weights_after_its_c
     async with held(loop):
         before = loop.state()
         assert await loop.read_ledger() == ["weights 0", "step 0"]
+        await loop.watch.until("written", 2)
         assert sorted(path.name[:8] for path in loop.step_files.journal.path.parent.glob("*.pack")) == [
             "0" * 8,
             "00000001",

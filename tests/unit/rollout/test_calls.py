@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from penstock.contracts import PolicyIdentity, VersionSpan
+from penstock.contracts import PolicyIdentity, VersionSpan, pack_float32, unpack_float32
 from penstock.contracts.canary import Canary
 from penstock.contracts.generation import AtLeast, GenerateAnswer, GeneratedCompletion, GenerateRequest
 from penstock.errors import EngineBusyError, WeightsError, WeightsMismatchError
@@ -64,7 +64,7 @@ def check(rollout: Rollout, completion: GeneratedCompletion, *ends: tuple[int, i
     for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
         made_by = next(version for version, end in ends if len(tokens) < end)
         assert token == next_token([1, 2, *tokens], seed)
-        assert logprob == token_logprob(token, f"{made_by}-")
+        assert [logprob] == unpack_float32(pack_float32([token_logprob(token, f"{made_by}-")]))
         tokens.append(token)
 
 

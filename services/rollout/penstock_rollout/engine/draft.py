@@ -7,9 +7,10 @@ with the prompt plus the tokens so far, the remaining budget and the same seed; 
 key-value cache. Pure.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
+from typing import Any
 
 from penstock.contracts import Sampling
 from penstock.errors import EngineError
@@ -43,7 +44,7 @@ class Draft:
         made = {index: self._tokens(index) for index in self._open()}
         return [
             CompletionRequest(
-                self._prompt_ids + tokens, self._seeds[index], self._sampling.max_new_tokens - len(tokens)
+                (*self._prompt_ids, *tokens), self._seeds[index], self._sampling.max_new_tokens - len(tokens)
             )
             for index, tokens in made.items()
         ]
@@ -67,8 +68,8 @@ class Draft:
     def _open(self) -> list[int]:
         return [i for i, pieces in enumerate(self._pieces) if not pieces or pieces[-1].finish_reason == "abort"]
 
-    def _tokens(self, index: int) -> tuple[int, ...]:
-        return tuple(token for piece in self._pieces[index] for token in piece.token_ids)
+    def _tokens(self, index: int) -> "array[int]":
+        return _one_array("i", [piece.token_ids for piece in self._pieces[index]])
 
     def _ended(self, index: int, answer: Answer) -> Answer:
         """The answer, as finished if it is complete: an abort that came with its last token cut nothing."""
@@ -104,9 +105,16 @@ def _joined(pieces: Sequence[Answer]) -> Answer:
         start += len(piece.token_ids)
     return replace(
         pieces[-1],
-        token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
-        logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
+        token_ids=_one_array("i", [piece.token_ids for piece in pieces]),
+        logprobs=_one_array("f", [piece.logprobs for piece in pieces]),
         spans=tuple(span for span in spans if span.start < span.end),
         text="".join(piece.text for piece in pieces),
         num_cached_tokens=pieces[0].num_cached_tokens,  # the prompt of the others has tokens of this completion
     )
+
+
+def _one_array(code: str, parts: Iterable["array[Any]"]) -> "array[Any]":
+    whole: array[Any] = array(code)
+    for part in parts:
+        whole += part
+    return whole

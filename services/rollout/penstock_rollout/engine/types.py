@@ -4,6 +4,7 @@ An answer is an error, never a completion, if its parts disagree or if it names 
 loaded. Pure.
 """
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -81,13 +82,13 @@ class AnsweredSpan:
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion as the engine answered it.
+    """One completion as the engine answered it: token_ids int32[T] ("i"), logprobs float32[T] ("f").
 
-    Example: `Answer((5, 9), (-0.1, -2.3), (AnsweredSpan("3-0f1e2d3c4b5a6978", 0, 2),), "7.", "stop")`
+    Answer(array("i", [5, 9]), array("f", [-0.5, -2]), (AnsweredSpan("3-0f1e2d3c4b5a6978", 0, 2),), "7.", "stop")
     """
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: "array[int]"
+    logprobs: "array[float]"
     spans: tuple[AnsweredSpan, ...]
     text: str
     finish_reason: FinishReason

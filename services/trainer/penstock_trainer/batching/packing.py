@@ -22,9 +22,10 @@ Shapes: P rows of a pack, R distinct parents, U distinct (parent, token) pairs, 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +117,39 @@ class PackPlan:
     num_rows: int
 
 
+class Packs(Sequence[Pack]):
+    """Packs of which only the plans are kept: each is made when it is asked for, and again if it is asked for again.
+
+    A pack takes 80 bytes a token, a plan 4. num_empty: packs without loss tokens after those of the plans.
+    """
+
+    def __init__(self, plans: Sequence[PackPlan], num_empty: int = 0) -> None:
+        self._plans = (*plans, *[None] * num_empty)
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    @overload
+    def __getitem__(self, index: int) -> Pack: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pack]: ...
+    def __getitem__(self, index: int | slice) -> Pack | Sequence[Pack]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        plan = self._plans[index]
+        return make_pack(plan) if plan is not None else _without_loss()
+
+    def made_ahead(self) -> Iterator[Pack]:
+        """The packs in order, each made in a thread while its user is busy with the one before it."""
+        with ThreadPoolExecutor(1, thread_name_prefix="packs") as maker:
+            indices = iter(range(len(self)))
+            coming = [maker.submit(self.__getitem__, index) for index in islice(indices, 1)]
+            while coming:
+                pack = coming.pop().result()
+                coming = [maker.submit(self.__getitem__, index) for index in islice(indices, 1)]
+                yield pack
+
+
 def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     """Samples as packs of at most `max_tokens` rows each, in an order that depends on the tokens only.
 
@@ -197,6 +231,26 @@ def make_pack(part: PackPlan) -> Pack:
         lag_N=_of_loss_tokens([(sample.lags, sample.loss_mask) for sample in samples]),
         sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), num_loss_S)),
         indices=tuple(sample.index for sample in samples),
+    )
+
+
+def _without_loss() -> Pack:
+    """One row without a wanted token."""
+    none, nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
+    return Pack(
+        token_ids_P=torch.zeros(1, dtype=torch.int64),
+        positions_P=torch.zeros(1, dtype=torch.int64),
+        subtree_end_P=torch.ones(1, dtype=torch.int64),
+        parents_R=none,
+        target_parent_U=none,
+        target_token_U=none,
+        target_N=none,
+        behaviour_logprobs_N=nothing,
+        advantage_N=nothing,
+        weight_N=nothing,
+        lag_N=nothing,
+        sequence_N=none,
+        indices=(),
     )
 
 

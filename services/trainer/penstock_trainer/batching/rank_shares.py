@@ -7,11 +7,10 @@ packs, a rank computes a pack without loss. Pure.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from heapq import heappop, heappush
 
 from penstock_trainer.batching.batch import Sample
-from penstock_trainer.batching.packing import Pack, PackPlan, Path, make_pack, sorted_paths, split
+from penstock_trainer.batching.packing import PackPlan, Packs, Path, sorted_paths, split
 
 NUM_HALVINGS = 6  # bisection steps of the search for an even pack size: to 1/64 of the interval
 
@@ -20,7 +19,7 @@ NUM_HALVINGS = 6  # bisection steps of the search for an even pack size: to 1/64
 class RankShare:
     """The packs of one rank; `num_packs` and `num_rows` count all ranks, without packs that have no loss."""
 
-    packs: list[Pack]
+    packs: Packs
     num_packs: int
     num_rows: int
 
@@ -31,9 +30,7 @@ def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int)
     parts = split(paths, max_tokens) if num_ranks == 1 else even_parts(paths, max_tokens, num_ranks)
     num_rounds = -(-len(parts) // num_ranks)
     own = parts if num_ranks == 1 else assign(parts, num_ranks)[rank]
-    packs = [make_pack(part) for part in own]
-    packs += [_without_loss() for _ in range(num_rounds - len(own))]
-    return RankShare(packs, len(parts), sum(part.num_rows for part in parts))
+    return RankShare(Packs(own, num_rounds - len(own)), len(parts), sum(part.num_rows for part in parts))
 
 
 def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[PackPlan]:
@@ -58,30 +55,10 @@ def assign(parts: Sequence[PackPlan], num_ranks: int) -> list[list[PackPlan]]:
     """The largest first, to the rank with the fewest rows among those that can take another pack."""
     num_rounds = -(-len(parts) // num_ranks)
     shares: list[list[PackPlan]] = [[] for _ in range(num_ranks)]
-    num_rows = [0] * num_ranks
+    open_ranks = [(0, rank) for rank in range(num_ranks)]  # a heap, by rows
     for part in sorted(parts, key=lambda each: -each.num_rows):
-        open_ranks = [rank for rank, own in enumerate(shares) if len(own) < num_rounds]
-        rank = min(open_ranks, key=num_rows.__getitem__)
+        num_rows, rank = heappop(open_ranks)
         shares[rank].append(part)
-        num_rows[rank] += part.num_rows
+        if len(shares[rank]) < num_rounds:
+            heappush(open_ranks, (num_rows + part.num_rows, rank))
     return shares
-
-
-def _without_loss() -> Pack:
-    """One row without a wanted token."""
-    none, nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
-    return Pack(
-        token_ids_P=torch.zeros(1, dtype=torch.int64),
-        positions_P=torch.zeros(1, dtype=torch.int64),
-        subtree_end_P=torch.ones(1, dtype=torch.int64),
-        parents_R=none,
-        target_parent_U=none,
-        target_token_U=none,
-        target_N=none,
-        behaviour_logprobs_N=nothing,
-        advantage_N=nothing,
-        weight_N=nothing,
-        lag_N=nothing,
-        sequence_N=none,
-        indices=(),
-    )

@@ -17,9 +17,11 @@ from penstock.broker.trainer import TrainerQueue, first_record
 from penstock.config.changes import Change, change_of, differences, settings_of
 from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import (
+    ArchivedRecord,
     CheckpointRecord,
     DropRecord,
     LedgerState,
+    Record,
     RunRecord,
     StepRecord,
     WeightsRecord,
@@ -36,6 +38,8 @@ from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
+
+KEPT_STEPS = 1000  # of which the ledger has all records: more than can wait for an announcement, soon read
 
 HOLDS_FROM = {
     Change.FIXED: "its content is the same",
@@ -72,9 +76,11 @@ class History:
         self._writer = writer
         self._run = run
         self.configs = configs
-        self._max_lag = configs.config.staleness.max_lag
+        self.max_lag = configs.config.staleness.max_lag
+        """Tokens that are staler are masked, in each step that is written."""
         self._checkpoint_every = configs.config.checkpoint.every_steps
         self.final_folder = final_folder
+        self._num_archived = 0
         self._last_checkpoint = -1
         self._settings = ""
         self._unfinished: StepRecord | None = None
@@ -99,7 +105,10 @@ class History:
             await self._queue.append(run)
         else:
             check_same_run(ledger.run, run)
+        self._num_archived = ledger.archived.num_steps if ledger.archived is not None else 0
         newest = newest_checkpoint(ledger, self.checkpoints)
+        if newest is None:  # it begins with the first step
+            ledger = await asyncio.to_thread(self.step_files.journal.with_archive, ledger)
         self._last_checkpoint = newest.steps if newest else -1
         self._settings = await asyncio.to_thread(self.step_files.settings.write, self.configs.config)
         await asyncio.to_thread(self._report_changes, ledger)
@@ -133,8 +142,8 @@ class History:
             "tickets and %d checkpoints; lost are outstanding tickets and their groups (they are issued again), "
             "evaluations that had not ended, and dead letters",
             journal.path,
-            len(state.steps),
-            len(state.dropped),
+            state.num_steps,
+            sum(state.num_dropped.values()),
             len(state.checkpoints),
         )
         return await self._queue.rebuild(records)
@@ -175,7 +184,7 @@ class History:
             lease,
             groups,
             version=version,
-            max_lag=self._max_lag,
+            max_lag=self.max_lag,
             settings=self._settings,
         )
 
@@ -207,6 +216,8 @@ class History:
         """Copy the state after the last step, unless a checkpoint has it; it is written while training goes on."""
         if self.num_steps == self._last_checkpoint:
             return
+        await self._writer.drained()
+        await self._archive()
         meta = CheckpointMeta(
             steps=self.num_steps,
             version=version,
@@ -216,6 +227,31 @@ class History:
         )
         await self._writer.save(meta)
         self._last_checkpoint = meta.steps
+
+    async def _archive(self) -> None:
+        """Move records that no resume needs from the ledger to the archive, once it is worth the while.
+
+        A resume needs those after the oldest checkpoint. The last ones stay, too: tokens by their weights may arrive,
+        and their tickets may wait for the announcement of their weights.
+        """
+        if self.num_steps - self._num_archived < 2 * KEPT_STEPS:
+            return
+        journal = self.step_files.journal
+        async with self._journaling:
+            ledger = await self._queue.ledger()
+            existing = [each for each in ledger.checkpoints if self.checkpoints.exists(each)]
+            before_step = min(self.num_steps - KEPT_STEPS, min([each.steps for each in existing], default=0))
+            if before_step - self._num_archived < KEPT_STEPS:
+                return
+            after = ledger.archived.num_bytes if ledger.archived is not None else 0
+
+            async def write(records: Sequence[Record]) -> int:
+                return await asyncio.to_thread(journal.archive, records, after)
+
+            await self._queue.archive(before_step, write, exists=existing)
+            self._num_archived = before_step
+            await asyncio.to_thread(journal.begin, await self._queue.ledger())
+        log.info("the records of the first %d steps are in the archive", before_step)
 
     async def checkpoints_written(self) -> None:
         """Wait until no checkpoint is being written."""
@@ -238,6 +274,8 @@ async def refuse_other_run(queue: Queue, journal: Journal, current: RunRecord) -
     begun = await first_record(queue)
     if begun is None and journal.exists:
         begun = (await asyncio.to_thread(journal.read)).run
+    if isinstance(begun, ArchivedRecord):
+        begun = begun.run
     if isinstance(begun, RunRecord):
         check_same_run(begun, current)
 

@@ -52,17 +52,20 @@ class Ranks:
         self.mesh: DeviceMesh = init_device_mesh(self.device.type, (info.num_ranks,))
         self.host_mesh: DeviceMesh = init_device_mesh("cpu", (info.num_ranks,))
 
-    def broadcast(self, data: bytes = b"") -> bytes:
-        """Rank 0's `data`, on every rank; the others wait for it as long as rank 0 lives."""
+    def broadcast(self, data: bytearray | None = None) -> memoryview:
+        """Rank 0's `data`, on every rank; the others wait for it as long as rank 0 lives. It is copied nowhere."""
+        data = bytearray() if data is None else data
         size = torch.tensor([len(data)])
         try:
             dist.broadcast(size, src=0, group=self._control)
-            payload = _to_tensor(data) if self.info.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+            payload = torch.empty(int(size) if self.info.is_follower else 0, dtype=torch.uint8)
+            if data:
+                payload = torch.frombuffer(data, dtype=torch.uint8)
             if payload.numel():
                 dist.broadcast(payload, src=0, group=self._control)
         except RuntimeError as error:
             raise self._lost(error) from error
-        return _to_bytes(payload)
+        return payload.numpy().data
 
     def gather(self, data: bytes) -> list[bytes]:
         """Every rank's `data` in the order of ranks, on every rank."""

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 FAILED_WRITER_EXIT_CODE = 1
 
+_encoder = msgspec.msgpack.Encoder()
+
 
 class Begin(Contract, frozen=True, tag_field="command", tag="begin"):
     """Compute the gradient of a step on the weights of `version`: each rank makes the same batch and takes its share.
@@ -140,7 +142,9 @@ class LeadingLearner(Learner):
         self._command(Stop())
 
     def _command(self, command: Command) -> None:
-        self._group.broadcast(msgspec.msgpack.encode(command))
+        data = bytearray()
+        _encoder.encode_into(command, data)
+        self._group.broadcast(data)
 
 
 def follow(config: Config, info: RankInfo) -> None:

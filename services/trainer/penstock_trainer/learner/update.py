@@ -187,8 +187,11 @@ class Updater:
 
     def _share(self, samples: Sequence[Sample]) -> RankShare:
         info = self._ranks.info if self._ranks else None
-        own = share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
-        return replace(own, packs=[pack.to(self._device) for pack in own.packs])
+        return share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
+
+    def _packs(self, work: RankShare) -> Iterator[Pack]:
+        """The packs of a share, on the device."""
+        return (pack.to(self._device) for pack in work.packs.made_ahead())
 
     def _gather(self, message: object) -> list[bytes]:
         """The message of every rank, in the order of ranks."""
@@ -203,7 +206,7 @@ class Updater:
         if not self._recipe.kl_in_reward:
             return {}
         own: list[tuple[int, int, float]] = []
-        for pack in self._share(valid_samples(groups, version=version)).packs:
+        for pack in self._packs(self._share(valid_samples(groups, version=version))):
             tokens = _tokens_of(pack, pack.behaviour_logprobs_N)
             log_ratio_N = log_ratio(pack.behaviour_logprobs_N, self._reference_logprobs(pack), usable(tokens))
             sum_S = tokens.sum_by_sequence(log_ratio_N)
@@ -224,7 +227,7 @@ class Updater:
         """The share with its old log-probabilities, if it needs any: the first has them from its own pass."""
         if is_first or self._recipe.objective.proximal != "recomputed":
             return _Minibatch(work, (None,) * len(work.packs))
-        return _Minibatch(work, tuple(map(self._logprobs, work.packs)))
+        return _Minibatch(work, tuple(map(self._logprobs, self._packs(work))))
 
     def _logprobs(self, pack: Pack) -> Tensor:
         """l of the pack's loss tokens, by the weights as they are now."""
@@ -237,7 +240,7 @@ class Updater:
         if not objective.correction.batch_gates:
             return objective
         own: list[Tensor] = []
-        for pack in work.packs:
+        for pack in self._packs(work):
             tokens = _tokens_of(pack, self._logprobs(pack))
             mask_N = usable(tokens)
             own.append(log_ratio(tokens.logprobs_N, tokens.behaviour_logprobs_N, mask_N)[mask_N])
@@ -253,7 +256,7 @@ class Updater:
         """Loss and statistics over all ranks; accumulates the gradient, summed over ranks."""
         objective = self._prepared(minibatch.work)
         loss, sums = 0.0, Sums()
-        for pack, old_logprobs_N in zip(minibatch.work.packs, minibatch.old_logprobs, strict=True):
+        for pack, old_logprobs_N in zip(self._packs(minibatch.work), minibatch.old_logprobs, strict=True):
             addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective)
             loss, sums = loss + addend, sums + own
         gathered = [msgspec.msgpack.decode(data, type=tuple[float, Sums]) for data in self._gather((loss, sums))]

@@ -141,7 +141,9 @@ def open_folder(
 ) -> Recording:
     """The recording in a folder with the layout of a run's folder."""
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
-    ledger = ask_ledger() if ask_ledger is not None and not step_files.journal.exists else step_files.journal.read()
+    journal = step_files.journal
+    ledger = ask_ledger() if ask_ledger is not None and not journal.exists else journal.read()
+    ledger = journal.with_archive(ledger)
     for record in ledger.steps:
         if not STEP_FILE.fullmatch(record.file):
             raise DataError(f"step {record.number}: its file is called {record.file!r}; expected <step>.<lease>.pack")

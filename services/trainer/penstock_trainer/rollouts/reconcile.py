@@ -30,8 +30,7 @@ async def restore_tickets(
     too late.
     """
     counters = await trainer_queue.counters()
-    ended = ledger.trained.keys() | ledger.dropped.keys()
-    outstanding = [number for number in range(counters.next_number) if number not in ended]
+    outstanding = ledger.not_ended(counters.next_number)
     live = await trainer_queue.live()
     committed = {number: step for number, step in ledger.trained.items() if number in live}
     book.restore(counters.next_number, outstanding, steps, committed)

@@ -7,7 +7,7 @@ every report, however long the run is; the rest is read from the files.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,16 @@ class Progress:
         self._load_evals()
 
     def _load_evals(self) -> None:
-        lines = map(as_written, complete_lines(self._evals_path))
-        self._evals: dict[int, EvalBrief] = {line["steps"]: _brief(line) for line in lines}
+        self._evals: dict[int, EvalBrief] = {}
+        self._first_eval: int | None = None
+        self._last_eval: int | None = None
+        for line in map(as_written, complete_lines(self._evals_path)):
+            self._note_eval(line["steps"], _brief(line))
+
+    def _note_eval(self, steps: int, brief: EvalBrief) -> None:
+        self._evals[steps] = brief
+        self._first_eval = steps if self._first_eval is None else min(steps, self._first_eval)
+        self._last_eval = steps if self._last_eval is None else max(steps, self._last_eval)
 
     def _load_steps(self) -> None:
         self.num_steps = 0
@@ -108,7 +116,7 @@ class Progress:
         if self.highest_step >= num_steps:
             _keep(self._steps_path, lambda line: decoded(line, _StepBrief).step < num_steps)
             self._load_steps()
-        if max(self._evals, default=0) > num_steps:
+        if (self._last_eval or 0) > num_steps:
             _keep(self._evals_path, lambda line: decoded(line, _EvalSteps).steps <= num_steps)
             self._load_evals()
 
@@ -117,7 +125,7 @@ class Progress:
             return
         line = asdict(result)
         _append(self._evals_path, line)
-        self._evals[result.steps] = _brief(line)
+        self._note_eval(result.steps, _brief(line))
 
     def has_eval(self, steps: int) -> bool:
         """Whether an evaluation after so many steps is written."""
@@ -131,12 +139,12 @@ class Progress:
     @property
     def first_eval(self) -> EvalBrief:
         """The evaluation after the fewest steps."""
-        return self._evals[min(self._evals)] if self._evals else EvalBrief()
+        return EvalBrief() if self._first_eval is None else self._evals[self._first_eval]
 
     @property
     def last_eval(self) -> EvalBrief:
         """The evaluation after the most steps: one that was requested earlier may end later."""
-        return self._evals[max(self._evals)] if self._evals else EvalBrief()
+        return EvalBrief() if self._last_eval is None else self._evals[self._last_eval]
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""
@@ -154,13 +162,10 @@ class Progress:
     @property
     def non_finite_in_a_row(self) -> int:
         """The steps up to the last one whose figures are not finite; one without a gradient proves nothing."""
-        in_a_row = 0
-        for line in self.step_lines():
-            if not line.is_finite:
-                in_a_row += 1
-            elif line.has_gradient:
-                in_a_row = 0
-        return in_a_row
+        in_a_row, is_decided = _non_finite_at_the_end(self.kept)
+        if is_decided or len(self.kept) == self.num_steps:
+            return in_a_row
+        return _non_finite_at_the_end(self.step_lines())[0]
 
     @property
     def reward_average(self) -> float | None:
@@ -178,6 +183,17 @@ class Progress:
 
 def _brief(line: dict[str, Any]) -> EvalBrief:
     return EvalBrief(line["steps"], heldout_accuracy(line), line["num_prompts"], line["num_failed"])
+
+
+def _non_finite_at_the_end(lines: Iterable[StepLine]) -> tuple[int, bool]:
+    """Steps since the last finite one with a gradient, and whether there is one."""
+    in_a_row, is_decided = 0, False
+    for line in lines:
+        if not line.is_finite:
+            in_a_row += 1
+        elif line.has_gradient:
+            in_a_row, is_decided = 0, True
+    return in_a_row, is_decided
 
 
 def _keep(path: Path, wanted: Callable[[bytes], bool]) -> None:

@@ -1,5 +1,7 @@
 """What the check says of one group that was generated and scored."""
 
+from array import array
+
 import pytest
 
 from penstock.contracts import Score
@@ -10,7 +12,7 @@ from penstock_rollout.engine.types import Answer
 def answers(*lengths: int, text: str = "") -> list[Answer]:
     """Those of 8 tokens were cut."""
     return [
-        Answer((1,) * n, (-0.1,) * n, (), text or str(place), "length" if n == 8 else "stop")
+        Answer(array("i", [1] * n), array("f", [-0.1] * n), (), text or str(place), "length" if n == 8 else "stop")
         for place, n in enumerate(lengths)
     ]
 

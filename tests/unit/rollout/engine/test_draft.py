@@ -1,5 +1,6 @@
 """A completion that was cut equals one that was not: tokens, log-probabilities, versions."""
 
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -31,9 +32,9 @@ def engine(request: CompletionRequest, version: str, limit: int, *, spans: bool 
             finish = "abort" if len(tokens) == limit else "stop"
             break
     made = (AnsweredSpan(version, 0, len(tokens)),) if spans else ()
-    logprobs = tuple(float(len(request.prompt_ids) + i) for i in range(len(tokens)))
+    logprobs = array("f", [len(request.prompt_ids) + i for i in range(len(tokens))])
     text = " ".join(map(str, tokens))
-    return Answer(tuple(tokens), logprobs, made, text, finish, version)  # type: ignore[arg-type]
+    return Answer(array("i", tokens), logprobs, made, text, finish, version)  # type: ignore[arg-type]
 
 
 def whole(seed: int) -> Answer:

@@ -1,17 +1,23 @@
 """Ranks in one process: rank numbers, shares of a batch, which rank failed first. tests/integration has real ones."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from penstock.errors import ConfigError, RanksError
 from penstock_trainer.batching.batch import BatchRules, Overlong, Sample, make_batch
-from penstock_trainer.batching.packing import make_packs, sorted_paths, split
-from penstock_trainer.batching.rank_shares import even_parts, share
+from penstock_trainer.batching.packing import Pack, PackPlan, Packs, make_packs, sorted_paths, split
+from penstock_trainer.batching.rank_shares import assign, even_parts, share
 from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
 from tests.unit.trainer.trainer_groups import example_groups
+
+TENSORS = [field.name for field in fields(Pack) if field.name != "indices"]
 
 
 def samples(num_groups: int = 12) -> tuple[Sample, ...]:
@@ -62,12 +68,45 @@ def test_even_parts_need_no_more_rounds_than_full_ones() -> None:
     assert len(even_parts(paths, 30, 2)) <= full + full % 2
 
 
+@pytest.mark.parametrize("max_tokens", [16, 40, 4096])
+def test_packs_made_ahead_are_those_made_at_once(max_tokens: int) -> None:
+    packs, expected = share(samples(), max_tokens, 0, 1).packs, make_packs(samples(), max_tokens)
+    assert len(packs) == len(expected)
+    for made in (list(packs.made_ahead()), list(packs), packs[:], [*packs[:1], *packs[1:]]):
+        for pack, each in zip(made, expected, strict=True):
+            assert pack.indices == each.indices
+            assert all(torch.equal(getattr(pack, name), getattr(each, name)) for name in TENSORS)
+
+
+def test_a_pack_that_cannot_be_made_is_an_error_of_its_user() -> None:
+    (plan,) = split(sorted_paths(samples()), 4096)
+    packs = Packs([plan, replace(plan, num_rows=1)]).made_ahead()
+    assert next(packs).num_rows == plan.num_rows
+    with pytest.raises(ValueError, match="broadcast"):
+        next(packs)
+
+
+def plainly_assigned(sizes: list[int], num_ranks: int) -> list[list[int]]:
+    """The shares of parts by their sizes, of which each goes to the open rank with the fewest rows."""
+    num_rounds = -(-len(sizes) // num_ranks)
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    for size in sorted(sizes, reverse=True):
+        min((own for own in shares if len(own) < num_rounds), key=sum).append(size)
+    return shares
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 6))
+def test_parts_go_to_the_rank_with_the_fewest_rows(sizes: list[int], num_ranks: int) -> None:
+    shares = assign([PackPlan((), size) for size in sizes], num_ranks)
+    assert [[part.num_rows for part in own] for own in shares] == plainly_assigned(sizes, num_ranks)
+
+
 def test_a_rank_without_work_gets_a_pack_without_loss() -> None:
     one = samples()[:1]
     first, second = (share(one, 4096, rank, 2) for rank in range(2))
     assert (first.num_packs, second.num_packs) == (1, 1)
     assert [pack.target_N.numel() for pack in second.packs] == [0]
-    assert share((), 4096, 1, 2).packs == []
+    assert list(share((), 4096, 1, 2).packs) == []
 
 
 def test_the_rank_to_blame_is_no_victim() -> None:

@@ -1,8 +1,11 @@
 """The journal equals the ledger, after restarts, lost queues and torn lines."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.contracts import DropReason, PolicyIdentity
 from penstock.contracts.ledger import (
@@ -13,9 +16,11 @@ from penstock.contracts.ledger import (
     RunRecord,
     StepRecord,
     WeightsRecord,
+    archived,
     replay,
 )
 from penstock.errors import DataError
+from penstock.records.ledger_files import all_records
 from penstock_trainer.checkpoints.journal import Journal
 
 RUN = RunRecord("d" * 16, 100, 8, 4, 0)
@@ -87,3 +92,57 @@ def test_one_that_is_damaged_or_absent_is_named(journal: Journal, data: bytes) -
     journal.path.write_bytes(data)
     with pytest.raises(DataError, match=r"ledger\.jsonl is damaged"):
         journal.read()
+
+
+RECORDS: list[Record] = [
+    *START,
+    *life(1, 0, 1),
+    CheckpointRecord(2, "00000002.1"),
+    DropRecord(3, DropReason.STALE),
+    *life(1, 2),
+    DropRecord(9, DropReason.POISON, "no group"),
+    *life(1, 4, 5),
+    CheckpointRecord(6, "00000006.1"),
+]
+CHECKPOINTS = [each for each in RECORDS if isinstance(each, CheckpointRecord)]
+
+
+@given(st.lists(st.integers(1, len(RECORDS)), max_size=3).map(sorted), st.sets(st.sampled_from(CHECKPOINTS)))
+def test_what_is_archived_is_not_lost_to_the_history_nor_to_the_sums(
+    cuts: list[int], there: set[CheckpointRecord]
+) -> None:
+    """However often a ledger is shortened, and whatever the end of a process left behind what counts."""
+    with TemporaryDirectory() as name:
+        journal = Journal(Path(name) / "steps")
+        records, expected, num_cut = list(RECORDS), replay(RECORDS), 0
+        for cut in cuts:
+            before = replay(records).archived
+            num_bytes = before.num_bytes if before else 0
+            journal.archive([CheckpointRecord(99, "of a process that ended here")], num_bytes)
+            oldest = RECORDS[num_cut:cut]
+            head = records[: len(records) - len(RECORDS) + cut]
+            records[: len(head)] = [archived(head, journal.archive(oldest, num_bytes), exists=there)]
+            num_cut = cut
+        ledger = replay(records)
+        assert ledger.run == RUN
+        assert (ledger.ended, ledger.num_dropped) == (expected.ended, expected.num_dropped)
+        assert (ledger.num_trained, ledger.num_steps) == (expected.num_trained, expected.num_steps)
+        assert ledger.not_ended(12) == [6, 7, 8, 10, 11]
+        assert {*expected.checkpoints} >= {*ledger.checkpoints} >= {*expected.checkpoints} & there
+        journal.begin(ledger)
+        assert journal.read() == ledger
+        history = journal.history()
+        assert history == expected
+        assert replay(all_records(journal.path.parent)) == history
+
+
+@pytest.mark.parametrize("change", [-1, -40, None])
+def test_an_archive_that_is_not_what_the_ledger_says_is_named(journal: Journal, change: int | None) -> None:
+    num_bytes = journal.archive(RECORDS[:4], 0)
+    path = journal.path.with_name("archive.jsonl")
+    journal.begin(replay([archived(RECORDS[:4], num_bytes, exists=()), *RECORDS[4:]]))
+    path.write_bytes(path.read_bytes()[:change]) if change else path.unlink()
+    with pytest.raises(DataError, match=r"archive\.jsonl"):
+        journal.history()
+    with pytest.raises(DataError, match=r"archive\.jsonl has \d+ bytes"):
+        journal.archive([], num_bytes)

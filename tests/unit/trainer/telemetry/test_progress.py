@@ -22,7 +22,7 @@ from penstock.records.figures import Timing
 from penstock.records.run import RunRecords
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
-from penstock_trainer.telemetry.progress import RECENT_STEPS, Progress
+from penstock_trainer.telemetry.progress import KEPT_STEPS, RECENT_STEPS, Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
@@ -327,6 +327,33 @@ def test_the_summary_counts_the_steps_that_were_not_finite(tmp_path: Path) -> No
     for step, statistics in enumerate(figures):
         progress.add_step(replace(LINE, step=step, statistics=statistics))
     assert (summary_of(tmp_path)["steps"], summary_of(tmp_path)["non_finite_steps"]) == (3, 2)
+
+
+@given(st.lists(st.sampled_from(["finite", "nan", "zero"]), max_size=KEPT_STEPS + 8))
+def test_the_row_of_steps_that_were_not_finite_is_that_of_all_lines(kinds: list[str]) -> None:
+    norms = {"finite": 1.0, "nan": math.nan, "zero": 0.0}
+    with TemporaryDirectory() as name:
+        progress = Progress(Path(name))
+        for step, kind in enumerate(kinds):
+            progress.add_step(replace(LINE, step=step, statistics={"grad_norm": norms[kind]}))
+        in_a_row = 0
+        for kind in kinds:
+            in_a_row = {"finite": 0, "nan": in_a_row + 1, "zero": in_a_row}[kind]
+        assert Progress(Path(name)).non_finite_in_a_row == in_a_row
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 9))
+def test_the_first_and_the_last_evaluation_are_by_steps_whatever_their_order(steps: list[int], lost: int) -> None:
+    with TemporaryDirectory() as name:
+        progress = Progress(Path(name))
+        for each in steps:
+            progress.add_eval(replace(EVAL, steps=each, accuracy=each / 10))
+        progress.forget_from(lost)
+        left = [each for each in steps if each <= lost]
+        for one in (progress, Progress(Path(name))):
+            assert one.first_eval.accuracy == (min(left) / 10 if left else None)
+            assert one.last_eval.accuracy == (max(left) / 10 if left else None)
+            assert one.last_eval.steps == max(left, default=None)
 
 
 def test_the_row_of_steps_that_were_not_finite_is_counted_over_all_lives(tmp_path: Path) -> None:

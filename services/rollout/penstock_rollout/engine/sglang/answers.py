@@ -5,10 +5,13 @@ An answer whose parts disagree is an EngineError, never a completion.
 
 import json
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from penstock.contracts import FinishReason
 from penstock.engine_limits import longest_sequence
@@ -56,34 +59,84 @@ def _vocabulary_size(folder: Path) -> int | None:
     return None if size is None else int(size)
 
 
-def read_group(answer: Any, num_completions: int) -> GroupAnswer:
-    """The completions, from /generate with a list of prompts."""
-    if not isinstance(answer, list) or len(answer) != num_completions:
-        seen = f"{len(answer)} answers" if isinstance(answer, list) else f"a {type(answer).__name__}"
-        raise EngineError(f"SGLang answered {seen} to a request for {num_completions} completions")
-    return tuple(_read(item) for item in answer)
+class _Pair(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sampled token, with its log-probability before it; its text, the third element, is not read.
+
+    One of them is made for each token, so the collector does not track them.
+    """
+
+    logprob: float | None
+    token: int
 
 
-def _read(item: Mapping[str, Any]) -> Answer:
+class _Span(msgspec.Struct, frozen=True):
+    version: Any
+    start: int
+    end: int
+
+
+class _FinishReason(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Meta(msgspec.Struct, frozen=True):
+    finish_reason: _FinishReason
+    output_token_logprobs: list[_Pair] | None = None
+    weight_versions: list[_Span] | None = None
+    weight_version: Any = ""
+    cached_tokens: int | None = None
+
+
+class _Item(msgspec.Struct, frozen=True):
+    output_ids: list[int]
+    text: str
+    meta_info: _Meta
+
+
+_group_decoder = msgspec.json.Decoder(list[_Item])
+
+
+def read_group(body: bytes, num_completions: int) -> GroupAnswer:
+    """The completions, from the answer of /generate to a list of prompts."""
     try:
-        meta = item["meta_info"]
-        finish = meta["finish_reason"]["type"]
-        pairs = [(entry[0], entry[1]) for entry in meta.get("output_token_logprobs") or ()]
-        spans = tuple(AnsweredSpan(str(s["version"]), s["start"], s["end"]) for s in meta.get("weight_versions") or ())
-        token_ids, text, version = tuple(item["output_ids"]), item["text"], str(meta.get("weight_version", ""))
-        num_cached_tokens = int(meta.get("cached_tokens") or 0)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise EngineError(f"SGLang's answer lacks a part: {error!r}; expected version 0.5.21 or newer") from error
+        items = _group_decoder.decode(body)
+        if len(items) != num_completions:
+            raise EngineError(f"SGLang answered {len(items)} times to a request for {num_completions} completions")
+        return tuple(map(_read, items))
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError) as error:
+        raise EngineError(f"SGLang's answer lacks a part: {error}; expected version 0.5.21 or newer") from error
+
+
+def _read(item: _Item) -> Answer:
+    meta = item.meta_info
+    finish, pairs = meta.finish_reason.type, meta.output_token_logprobs or []
+    token_ids = array("i", item.output_ids)
+    spans = tuple(AnsweredSpan(str(each.version), each.start, each.end) for each in meta.weight_versions or ())
     if finish not in FINISH_REASONS:
         raise EngineError(f"SGLang ended a completion with {finish!r}; expected one of {sorted(FINISH_REASONS)}")
     if finish == "abort":  # keep the tokens that are complete; the rest is sampled again
         num_tokens = min(len(pairs), len(token_ids))
         pairs, token_ids = pairs[:num_tokens], token_ids[:num_tokens]
         spans = tuple(replace(span, end=min(span.end, num_tokens)) for span in spans if span.start < num_tokens)
-    if tuple(token for _, token in pairs) != token_ids:
+    if array("i", [pair.token for pair in pairs]) != token_ids:
         raise EngineError(f"SGLang answered {len(token_ids)} tokens but log-probabilities of {len(pairs)} others")
-    logprobs = tuple(math.nan if value is None else float(value) for value, _ in pairs)  # JSON has no nan
-    return Answer(token_ids, logprobs, spans, text, FINISH_REASONS[finish], version, num_cached_tokens)
+    return Answer(
+        token_ids,
+        _logprobs(pairs),
+        spans,
+        item.text,
+        FINISH_REASONS[finish],
+        str(meta.weight_version),
+        meta.cached_tokens or 0,
+    )
+
+
+def _logprobs(pairs: Sequence[_Pair]) -> "array[float]":
+    """None is nan, which JSON does not have."""
+    try:
+        return array("f", [pair.logprob for pair in pairs])  # type: ignore[misc]
+    except TypeError:
+        return array("f", [math.nan if pair.logprob is None else pair.logprob for pair in pairs])
 
 
 def read_prompt_logprobs(answer: Any, num_tokens: int) -> tuple[float, ...]:

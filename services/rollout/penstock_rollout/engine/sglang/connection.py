@@ -75,6 +75,14 @@ class Connection:
 
     async def call(self, method: str, path: str, body: Any = None, timeout_seconds: float | None = None) -> Any:
         """Send a request; returns the answer, as JSON or text. Errors: see above."""
+        response = await self._send(method, path, body, timeout_seconds)
+        return response.json() if "json" in response.headers.get("content-type", "") else response.text
+
+    async def content(self, method: str, path: str, body: Any, timeout_seconds: float) -> bytes:
+        """Send a request; returns the bytes of the answer, for one who knows its types. Errors: see above."""
+        return (await self._send(method, path, body, timeout_seconds)).content
+
+    async def _send(self, method: str, path: str, body: Any, timeout_seconds: float | None) -> httpx.Response:
         if timeout_seconds is None:
             timeout_seconds = self.control_timeout_seconds
         if self._http is None:
@@ -103,4 +111,4 @@ class Connection:
             raise EngineRejectedError(f"SGLang refused {path}: {response.text[:500]}")
         if response.status_code != 200:
             raise EngineError(f"SGLang answered {path} with {response.status_code}: {response.text[:500]}")
-        return response.json() if "json" in response.headers.get("content-type", "") else response.text
+        return response

@@ -57,7 +57,7 @@ class SGLangGeneration:
             "return_logprob": True,
             "extra_key": self._cache_key,
         }
-        answer = await self._connection.call("POST", "/generate", body, self._request_timeout_seconds)
+        answer = await self._connection.content("POST", "/generate", body, self._request_timeout_seconds)
         group = read_group(answer, len(requests))
         for request, completion in zip(requests, group, strict=True):
             self._require_full_length(request, completion)
