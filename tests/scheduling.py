@@ -11,19 +11,22 @@ import pytest
 
 ENGINES = "_sglang.py"
 LONGEST = "tests/e2e/"
+LONG = "tests/integration/"
 
 
 def in_order(items: list[pytest.Item], seed: int | None) -> list[pytest.Item]:
     """The tests, module by module: modules that take minutes come first, so no worker has to run one alone at the end.
 
-    With a seed, the seed alone decides the order of the modules.
+    Those of unit tests come last: most take a second. With a seed, the seed alone decides the order of the modules.
     """
     modules: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         modules[item.nodeid.partition("::")[0]].append(item)
     names = list(modules)
     if seed is None:
-        names.sort(key=lambda name: (not name.startswith(LONGEST), not name.endswith(ENGINES)))
+        names.sort(
+            key=lambda name: (not name.startswith(LONGEST), not name.endswith(ENGINES), not name.startswith(LONG))
+        )
     else:
         random.Random(seed).shuffle(names)
     return [item for name in names for item in modules[name]]
