@@ -126,6 +126,20 @@ async def test_an_unexpected_error_is_named_without_the_way_to_it(setup: Supervi
     assert any(": died (exit code 70): reward ended: KeyError: 3; restart in" in event for event in setup.events)
 
 
+@pytest.mark.parametrize(("length", "said"), [(95, "reward \u00e9nded"), (40, "reward"), (20, '{"level": "error", "')])
+async def test_of_an_event_that_a_full_disk_has_cut_the_beginning_is_named(
+    setup: SupervisorSetup, length: int, said: str
+) -> None:
+    event = {
+        "level": "error",
+        "event": "reward \u00e9nded\n",
+        "traceback": "Traceback (most recent call last):\nKeyError",
+    }
+    setup.child("reward", f"import sys; print({json.dumps(event)[:length]!r}); sys.exit(70)")
+    outcome = await setup.supervisor(PATIENT).run()
+    assert outcome.lines == (said,)
+
+
 async def test_exit_code_2_ends_everything_at_once_with_the_message(setup: SupervisorSetup) -> None:
     rollout = setup.child("rollout", SLEEP)
     script = "import sys; print('trainer: config: actor.path: no such folder', file=sys.stderr); sys.exit(2)"

@@ -6,6 +6,7 @@ launcher, and it is tied to the launcher, so that it ends with it.
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ from penstock_launch.supervise.life import Life, LocalLife, size_of
 from penstock_launch.supervise.restarts import Deaths, RestartPolicy
 
 ERROR_LINES = 8
+_BEGUN = re.compile(r'"event": "((?:[^"\\]|\\u[0-9a-f]{4}|\\[^u])*)')
+"""What an event says, as far as a line that was cut holds it."""
 
 
 class _Event(msgspec.Struct):
@@ -254,5 +257,6 @@ def _event_of(line: str) -> str:
     try:
         event = msgspec.json.decode(line, type=_Event)
     except msgspec.DecodeError:
-        return line
+        begun = _BEGUN.search(line)  # the disk had no room for the full line
+        return msgspec.json.decode(f'"{begun[1]}"', type=str).strip() if begun else line
     return ": ".join([event.event, *event.traceback.splitlines()[-1:]])
