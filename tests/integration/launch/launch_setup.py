@@ -73,7 +73,8 @@ async def start(config):
             await asyncio.sleep(0.05)
 
     def write(name, **line):
-        with (folder / name).open("a") as file:
+        # A full disk is the launcher's matter here.
+        with contextlib.suppress(OSError), (folder / name).open("a") as file:
             file.write(json.dumps(line) + "\\n")
 
     def commit(record):
