@@ -49,9 +49,16 @@ class Containers:
         self._folder = folder
         self._wheel = wheel
         self._sites: dict[Names, Path] = {}
+        self._ran: dict[tuple[Names, tuple[str, ...]], subprocess.CompletedProcess[str]] = {}
         self.work = folder / "penstock"
         self.work.mkdir()
         (self.work / "examples").symlink_to(ROOT / "examples")  # compose mounts it
+
+    def run_once(self, names: Names, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """As `run`, but one process stands for all with the same distributions and arguments."""
+        if (names, arguments) not in self._ran:
+            self._ran[names, arguments] = self.run(names, *arguments)
+        return self._ran[names, arguments]
 
     def run(
         self, names: Names, *arguments: str, variables: Mapping[str, str] | None = None

@@ -46,13 +46,13 @@ def test_an_image_holds_all_that_its_entry_point_imports(stage: str, containers:
     assert project()["name"] in names
     entry = entry_of(stage)
     module = entry if "." in entry else f"{entry}.__main__"
-    ran = containers.run(names, str(IMPORT_ALL), module, *left_out(names, SERVICES))
+    ran = containers.run_once(names, str(IMPORT_ALL), module, *left_out(names, SERVICES))
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("stage", sorted(finals().keys() - {"model"}))
 def test_an_image_starts_as_far_as_its_configuration(stage: str, containers: Containers) -> None:
-    ran = containers.run(closure(SITE, installs(stage, PREFIX)), "-m", entry_of(stage), "--config", "absent.yaml")
+    ran = containers.run_once(closure(SITE, installs(stage, PREFIX)), "-m", entry_of(stage), "--config", "absent.yaml")
     assert ran.returncode == 2, ran.stdout + ran.stderr
     assert "absent.yaml" in ran.stderr
 
