@@ -39,8 +39,14 @@ AtLeast0 = Annotated[int, Query(ge=0)]
 
 
 def view_app(runs: Runs, token: SecretStr | None) -> FastAPI:
-    """The page of these runs, to be served alone or mounted by another app."""
+    """The page of these runs, served alone."""
     app = make_app("penstock view", not_ready=lambda: None, metrics=CollectorRegistry(), token=token)
+    add_page(app, runs, token)
+    return app
+
+
+def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
+    """Add the page of these runs to an app, at `/`."""
     app.add_middleware(ViewGuard, token=token)
     thread = ThreadPoolExecutor(1, "view", initializer=_give_way)
 
@@ -113,8 +119,6 @@ def view_app(runs: Runs, token: SecretStr | None) -> FastAPI:
     @app.get(RUN + "/timeline")
     async def timeline(run: str, first: AtLeast0 = 0, last: AtLeast0 = 8) -> Response:
         return await answer(lambda: runs.of(run).timeline(first, last))
-
-    return app
 
 
 def _static(name: str) -> Response:

@@ -25,7 +25,7 @@ const SMALL = [
   { title: "Truncated", unit: "share", names: [["truncated", "statistics/truncated_ratio"]] },
   { title: "Clipped tokens", unit: "share", names: [["clipped", "statistics/clipped_ratio"]] },
   { title: "Gradient norm", unit: "", names: [["norm", "statistics/grad_norm"]] },
-  { title: "Loss", unit: "", names: [["loss", "statistics/loss"]] },
+  { title: "Loss", unit: "", names: [["loss", "statistics/loss"]], signed: true },
 ];
 const NAMES = [
   REWARD, SPREAD, STEP, GENERATION, ...COMPUTED, ...PHASES.map(([phase]) => `seconds/${phase}`),
@@ -93,7 +93,7 @@ function rewards(runs) {
   const said = runs.map(({ key, curves }) => `${key}: training reward from ${fixed(curves[REWARD].y[0], 2)} to ${fixed(last(curves[REWARD]), 2)}`).join("; ");
   return chart("Reward of training, and accuracy on held-out prompts", said, traces, {
     height: 290, wide: true, onStep: openStep(runs),
-    layout: { showlegend: true, legend: { orientation: "h", x: 0, y: 1.12, font: { size: 11 } }, xaxis: { title: { text: "step", standoff: 4 } } },
+    layout: { showlegend: true, legend: { orientation: "h", x: 0, y: 1.12, font: { size: 11 } }, xaxis: { title: { text: "step", standoff: 4 } }, yaxis: { rangemode: "normal" } },
   });
 }
 
@@ -106,7 +106,7 @@ function waits(runs) {
   });
   const gap = gaps.at(-1)?.y.at(-1);
   const figuresOf = [chart("Gap to ideal", `Gap to ideal, last ${number(gap)}`, gaps, {
-    last: number(gap), layout: { yaxis: { rangemode: "tozero" } }, onStep: openStep(runs),
+    last: number(gap), layout: { yaxis: { rangemode: "normal" } }, onStep: openStep(runs),
   })];
   const { curves } = runs[0];
   const shares = PHASES.map(([phase, words], place) => ({
@@ -118,7 +118,8 @@ function waits(runs) {
   figuresOf.push(chart(`Time of a step${runs.length > 1 ? ` of ${runs[0].key}` : ""}`, idle, shares, {
     layout: { yaxis: { ticksuffix: " s" } }, onStep: openStep(runs),
   }));
-  figuresOf.push(el("figure", { class: "words" }, el("figcaption", {}, "Who waits for whom"), el("p", {}, idle)));
+  figuresOf.push(el("figure", { class: "words" }, el("figcaption", {}, "Who waits for whom"), el("p", {}, idle),
+    el("p", { class: "legend" }, PHASES.map(([, words], place) => el("span", { class: "key" }, el("i", { class: `dot series-${place + 2}` }), words)))));
   return figuresOf;
 }
 
@@ -146,12 +147,13 @@ function waiting(curves) {
 }
 
 function small(runs) {
-  return SMALL.map(({ title, unit, names }) => {
+  return SMALL.map(({ title, unit, names, signed }) => {
     const traces = runs.flatMap(({ key, curves }, place) => names.flatMap(([label, name], index) =>
       banded(runs.length > 1 ? `${key} ${label}` : label, curves[name], place, { dash: index ? "dot" : "solid" })
         .map((trace) => ({ ...trace, meta: place }))));
     if (!traces.some((trace) => trace.y.length)) return null;
     const value = last(runs[0].curves[names[0][1]]);
-    return chart(title, `${title}: last ${number(value)} ${unit}`, traces, { last: `${number(value)} ${unit}`, onStep: openStep(runs) });
+    return chart(title, `${title}: last ${number(value)} ${unit}`, traces,
+      { last: `${number(value)} ${unit}`, onStep: openStep(runs), layout: signed ? { yaxis: { rangemode: "normal" } } : {} });
   }).filter(Boolean);
 }

@@ -7,10 +7,7 @@ let library;
 function plotly() {
   library ??= new Promise((loaded, failed) => {
     const script = el("script", { src: "view/plotly.min.js" });
-    script.addEventListener("load", () => {
-      window.Plotly.setPlotConfig({ logging: 0 }); // it would say that it may add no styles: app.css has them
-      loaded(window.Plotly);
-    });
+    script.addEventListener("load", () => loaded(window.Plotly));
     script.addEventListener("error", () => failed(new Error("the package plotly is not installed where this page is served")));
     document.head.append(script);
   });
@@ -80,7 +77,7 @@ async function draw(place, traces, layout, onStep) {
     font: { family: "system-ui, sans-serif", size: 11, color: text }, showlegend: false, hovermode: "x unified",
     hoverlabel: { bgcolor: colour("raised"), bordercolor: line, font: { size: 11, color: colour("ink") } },
     ...layout,
-    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, nticks: 5, ...layout.yaxis },
+    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, nticks: 5, rangemode: "nonnegative", ...layout.yaxis },
   }, { displayModeBar: false, responsive: true, showTips: false });
   if (onStep) place.on("plotly_click", (event) => onStep(event.points[0].x, event.points[0]));
 }
