@@ -23,13 +23,12 @@ Advantages = Sequence[Sequence[float | None]] | None
 
 
 def summary(index: int, group: ScoredGroup, version: int | None) -> dict[str, Any]:
-    """A group in figures. version: that its step trained; mean, std: of the rewards that did not fail."""
+    """A group in figures. version: that its step trained; mean, std: of the rewards that did not fail, std of two or more."""
     made, ticket = group.group, group.group.ticket
     rewards = rewards_of(group)
     valid = [reward for reward in rewards if reward is not None]
     lengths = [each.num_tokens for each in made.trajectories]
     versions = [span.policy.number for each in made.trajectories for span in each.spans]
-    mean = math.fsum(valid) / len(valid) if valid else None
     return {
         "index": index,
         "ticket": ticket.number,
@@ -41,8 +40,8 @@ def summary(index: int, group: ScoredGroup, version: int | None) -> dict[str, An
         "started_at": made.started_at,
         "ended_at": made.ended_at,
         "rewards": rewards,
-        "mean": mean,
-        "std": math.sqrt(math.fsum((each - mean) ** 2 for each in valid) / len(valid)) if mean is not None else None,
+        "mean": math.fsum(valid) / len(valid) if valid else None,
+        "std": _deviation(valid) if len(valid) >= MIN_VALID else None,
         "num_failed": len(rewards) - len(valid),
         "is_failed": len(valid) < MIN_VALID,
         "is_flat": len(valid) >= MIN_VALID and max(valid) == min(valid),
@@ -54,6 +53,11 @@ def summary(index: int, group: ScoredGroup, version: int | None) -> dict[str, An
         "newest_version": max(versions, default=None),
         "staleness": version - min(versions) if version is not None and versions else None,
     }
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((each - mean) ** 2 for each in values) / len(values))
 
 
 def prompt_of(group: ScoredGroup) -> dict[str, Any]:

@@ -47,7 +47,13 @@ export function figures(pairs) {
 
 export const tag = (text, kind) => el("span", { class: `tag ${kind}` }, text);
 
+let numFields = 0;
+
 /** A labelled field of a form. */
 export function field(label, input) {
-  return el("label", { class: "field" }, el("span", {}, label), input);
+  input.id = `field-${++numFields}`;
+  return el("span", { class: "field" }, el("label", { for: input.id }, label), input);
 }
+
+/** Text as it is, in a box that scrolls if it is long, also with the keyboard. */
+export const box = (...children) => el("pre", { class: "text", tabindex: "0" }, ...children);

@@ -2,7 +2,7 @@
 
 import { addressOf } from "./address.js";
 import { ask } from "./data.js";
-import { el, figures, shown, table, tag } from "./dom.js";
+import { box, el, figures, shown, table, tag } from "./dom.js";
 import { fixed, number } from "./format.js";
 import { rangeOf, strip } from "./rewards.js";
 import { marks } from "./step.js";
@@ -56,7 +56,7 @@ function card(each, step, group) {
       el("span", {}, each.end), el("span", {}, `version ${each.versions.join(", ") || "\u2013"}`),
       each.is_base ? el("span", { class: "quiet" }, "compared with") : el("a", { href: addressOf({ view: "group", step, group, base: each.index }) }, "compare with this")),
     each.failure ? el("p", { class: "problem" }, shown(each.failure)) : null,
-    el("pre", { class: "text" },
+    box(
       el("span", { class: "same" }, shown(each.before, { lineEnds: true })),
       each.at ? el("mark", {}, shown(each.at, { lineEnds: true })) : null,
       shown(each.behind, { lineEnds: true }),

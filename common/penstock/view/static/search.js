@@ -2,7 +2,7 @@
 
 import { addressOf, go, state } from "./address.js";
 import { ask } from "./data.js";
-import { el, field, shown, tag } from "./dom.js";
+import { box, el, field, shown, tag } from "./dom.js";
 import { fixed, number } from "./format.js";
 import { withoutRuns } from "./step.js";
 
@@ -39,8 +39,8 @@ function card(line) {
       el("span", {}, `${number(line.num_tokens)} tokens`), line.truncated ? tag("truncated", "warn") : null,
       el("span", {}, `version ${number(line.version)}`)),
     line.failure ? el("p", { class: "problem" }, shown(line.failure)) : null,
-    el("pre", { class: "text quiet" }, shown(line.prompt)),
-    el("pre", { class: "text" }, shown(line.completion)),
+    box(el("span", { class: "quiet" }, shown(line.prompt))),
+    box(shown(line.completion)),
     line.answer ? el("p", { class: "quiet" }, "answer: ", shown(line.answer)) : null);
 }
 
