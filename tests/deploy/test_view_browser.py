@@ -15,6 +15,7 @@ from penstock.contracts.vocabulary import DropReason
 from penstock.records import RunRecords
 from tests.deploy.browser import Scheme, Viewer, chromium, running_browser, serving, viewing
 from tests.deploy.prometheus_setup import read_targets, running_system
+from tests.patience import ANSWER_SECONDS
 from tests.unit.common.view.conftest import episode
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -42,6 +43,7 @@ def browser() -> Iterator[Browser]:
     executable = chromium()
     if executable is None:
         pytest.skip("no chromium on PATH; `apt-get install chromium` brings it on Debian and Ubuntu")
+    expect.set_options(timeout=ANSWER_SECONDS * 1000)
     with running_browser(executable) as browser:
         yield browser
 
@@ -176,6 +178,7 @@ def test_groups_are_filtered_and_sorted_and_the_address_keeps_it(viewer: Viewer)
     viewer.open("?view=step&step=0")
     for kind, groups in (("failed", ["2"]), ("flat", ["1"]), ("signal", ["3", "0"]), ("", ["3", "0", "1", "2"])):
         viewer.page.get_by_label("Groups", exact=True).select_option(kind)
+        viewer.settle()
         expect(viewer.page.locator("output")).to_have_text(f"{len(groups)} of 4")
         assert [row[0] for row in viewer.table("Groups of step 0")] == groups
     viewer.page.get_by_label("Text").fill("2+2")
@@ -216,9 +219,7 @@ def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:
     assert viewer.table("Dropped tickets, the last one first")[0][3] == f"MalformedMessageError: {SCRIPT}"
 
 
-@pytest.mark.parametrize(
-    "address", ["?view=step&step=0", "?view=group&step=0&group=0", "?view=tickets", "?view=search"]
-)
+@pytest.mark.parametrize("address", ["step&step=0", "group&step=0&group=0", "tickets", "search", "evaluations"])
 def test_what_a_model_wrote_is_text_and_never_markup(viewer: Viewer, address: str) -> None:
     viewer.open(f"?view={address}")
     assert viewer.page.evaluate("window.hacked") is None

@@ -23,7 +23,10 @@ Advantages = Sequence[Sequence[float | None]] | None
 
 
 def summary(index: int, group: ScoredGroup, version: int | None) -> dict[str, Any]:
-    """A group in figures. version: that its step trained; mean, std: of the rewards that did not fail, std of two or more."""
+    """A group in figures.
+
+    version: that its step trained. mean, std: of the rewards that did not fail; std: None for fewer than two.
+    """
     made, ticket = group.group, group.group.ticket
     rewards = rewards_of(group)
     valid = [reward for reward in rewards if reward is not None]

@@ -6,6 +6,7 @@ import { el, field } from "./dom.js";
 import * as evaluations from "./evaluations.js";
 import * as group from "./group.js";
 import * as learning from "./learning.js";
+import { drawIn } from "./plot.js";
 import * as search from "./search.js";
 import * as step from "./step.js";
 import * as steps from "./steps.js";
@@ -43,6 +44,7 @@ async function render({ quietly = false } = {}) {
     const content = await view.show({ ...asked, runs, run: runs[0] });
     if (mine !== shownFor) return;
     main.replaceChildren(...[content].flat());
+    drawIn(main);
     document.title = `${asked.view} \u00b7 ${runs.join(", ")} \u00b7 Penstock`;
     said.textContent = "";
   } catch (error) {

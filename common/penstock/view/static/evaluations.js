@@ -59,7 +59,7 @@ async function beside({ run }, lines, from, to) {
     { title: "answer", cell: (row) => shown(row.answer) },
     { title: `after ${before.steps} steps`, cell: (row) => cell(row.before) },
     { title: `after ${after.steps} steps`, cell: (row) => cell(row.after) },
-    { title: "", cell: change },
+    { title: "change", cell: change },
   ];
   return el("section", {}, el("h2", {}, "Before and after"),
     el("div", { class: "bar filters" }, choice("from", from, "Before"), choice("to", to, "After")),

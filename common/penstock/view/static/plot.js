@@ -3,6 +3,7 @@
 import { el } from "./dom.js";
 
 let library;
+const undrawn = new WeakMap();
 
 function plotly() {
   library ??= new Promise((loaded, failed) => {
@@ -63,13 +64,21 @@ export function chart(title, said, traces, { height = 150, layout = {}, last = "
   const place = el("div", { class: "plot", style: { height: `${height}px` }, role: "img", "aria-label": said });
   const figure = el("figure", { class: wide ? "wide" : null },
     el("figcaption", {}, el("span", {}, title), el("span", { class: "last" }, last)), place);
-  draw(place, traces, layout, onStep).catch((error) => place.replaceChildren(error.message));
+  undrawn.set(place, () => draw(place, traces, layout, onStep));
   return figure;
+}
+
+/** Draw the charts of a content that is on the page now: one that is not has no size. */
+export function drawIn(content) {
+  for (const place of content.querySelectorAll(".plot")) {
+    undrawn.get(place)?.().catch((error) => place.replaceChildren(error.message));
+    undrawn.delete(place);
+  }
 }
 
 async function draw(place, traces, layout, onStep) {
   const library = await plotly();
-  if (!place.isConnected) return;
+  if (!place.isConnected) return; // the reader has gone on
   const line = colour("line"), text = colour("quiet");
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { size: 10 }, automargin: true, fixedrange: true };
   await library.newPlot(place, traces, {

@@ -43,7 +43,7 @@ function asserted({ asserted: versions, recorded }) {
     { title: "version", number: true, cell: (row) => row.version },
     { title: "digest that the engine asserted", cell: (row) => el("code", {}, row.digest) },
     { title: "digest in the ledger", cell: (row) => el("code", {}, row.known || "none") },
-    { title: "", cell: (row) => (row.digest === row.known ? tag("the same", "good") : tag("differs", "bad")) },
+    { title: "they are", cell: (row) => (row.digest === row.known ? tag("the same", "good") : tag("differs", "bad")) },
   ];
   return el("details", { open: rows.some((row) => row.digest !== row.known) },
     el("summary", {}, `Sampled by version ${rows.map((row) => row.version).join(", ") || "none"}`),
@@ -105,7 +105,8 @@ function flow(found, from, colour, withIds, detail) {
     const [name, strength] = paint(found, place, colour, versions);
     const text = found.pieces ? found.pieces[place] : String(id);
     parts.push(el("span", { class: `token ${name}${special.has(place) ? " special" : ""}`, style: { "--strength": strength }, "data-place": place },
-      text ? shown(text, { lineEnds: true }) : "\u25cc", withIds && found.pieces ? el("sub", {}, String(id)) : null));
+      text ? shown(text.replace(/\n$/, ""), { lineEnds: true }) : "\u25cc", text?.endsWith("\n") ? el("span", { class: "hidden-character" }, "\\n") : null,
+      withIds && found.pieces ? el("sub", {}, String(id)) : null, text?.endsWith("\n") ? "\n" : null));
     if (!found.pieces) parts.push(" ");
   });
   const point = (event) => {

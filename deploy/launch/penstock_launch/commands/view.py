@@ -62,7 +62,7 @@ def view_runs(arguments: argparse.Namespace, environment: Mapping[str, str], tel
     token = SecretStr(environment[TOKEN]) if environment.get(TOKEN) else None
     if token is None and not _is_loopback(arguments.host):
         raise ConfigError(f"--host {arguments.host}: expected an address of this host, such as 127.0.0.1, or {TOKEN}")
-    runs = Runs(_records(arguments.runs, arguments.root), arguments.tokenizer)
+    runs = Runs(runs_of(arguments.runs, arguments.root), arguments.tokenizer)
     service = Service(arguments.host, arguments.port, "--port")
     tell([f"{service.url} shows {', '.join(runs.keys)}; Ctrl-C ends it"])
     asyncio.run(service.run(view_app(runs, token), until_stopped=_stopped(service.stop)))
@@ -72,7 +72,8 @@ async def _stopped(stop: asyncio.Event) -> None:
     await stop.wait()
 
 
-def _records(names: list[str], root: str) -> list[RunRecords]:
+def runs_of(names: list[str], root: str) -> list[RunRecords]:
+    """The named runs, each once; without names all of `root`, the one that has written last first."""
     if names:
         return [find_run(name, root) for name in dict.fromkeys(names)]
     newest = newest_run(root)
