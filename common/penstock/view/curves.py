@@ -21,7 +21,7 @@ class Curve:
 def curve(x: Sequence[float], y: Sequence[float], most: int) -> Curve:
     """At most `most` points: each the mean of equally many neighbours.
 
-    >>> curve([0, 1, 2, 3], [1.0, 3.0, float("nan"), 5.0], 2)
+    >>> curve([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, float("nan"), 5.0], 2)
     Curve(x=[0.5, 3.0], y=[2.0, 5.0], low=[1.0, 5.0], high=[3.0, 5.0])
     """
     points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
