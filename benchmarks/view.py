@@ -30,6 +30,7 @@ BYTES_A_TOKEN = 8  # an id and a log-probability
 LOOKS = 100  # steps that are opened, spread over the run
 SHORT = 100  # times fewer steps in the run that is compared with
 CURVES = ("reward_mean", "statistics/reward_std", "seconds/step", "statistics/behaviour_kl", "statistics/entropy")
+NUM_CURVES = 24  # of the view Learning
 ANSWER_SECONDS = 120.0
 
 
@@ -82,6 +83,9 @@ def measure(folder: Path, steps: int) -> Figures:
 
         seconds = {"page without its content": asked("/"), "first overview": asked(about)}
         seconds["curves"] = asked(f"{about}/curves", name=CURVES)
+        names = client.get(about).json()["columns"][:NUM_CURVES]
+        refresh = sum(map(asked, (about.rpartition("/")[0], about, f"{about}/evaluations")))
+        seconds["a refresh of an open page"] = refresh + asked(f"{about}/curves", name=names)
         seconds["table of steps"] = asked(f"{about}/steps", name=CURVES)
         first_bytes = process.memory_info().rss
         looked_at = [steps * look // LOOKS for look in range(LOOKS)]

@@ -1,7 +1,7 @@
 """The page's HTTP surface: static files, and one read for each question of `RunView`.
 
-Parses and calls; decides nothing. Invariant: one thread, of low priority, answers all questions in turn, so that a page
-beside a training takes at most a share of one core from it, and its memory holds one answer.
+Parses and calls; decides nothing. Invariant: one thread answers all questions in turn, so that a page beside a training
+takes at most a share of one core from it, of low priority, and memory holds one answer.
 """
 
 import asyncio
@@ -45,10 +45,10 @@ def view_app(runs: Runs, token: SecretStr | None) -> FastAPI:
     return app
 
 
-def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
-    """Add the page of these runs to an app, at `/`."""
+def add_page(app: FastAPI, runs: Runs, token: SecretStr | None, *, gives_way: bool = False) -> None:
+    """Add the page of these runs to an app, at `/`. gives_way: other threads of this process go first."""
     app.add_middleware(ViewGuard, token=token)
-    thread = ThreadPoolExecutor(1, "view", initializer=_give_way)
+    thread = ThreadPoolExecutor(1, "view", initializer=_give_way if gives_way else None)
 
     async def answer(ask: Callable[[], Any]) -> Response:
         data = await asyncio.get_running_loop().run_in_executor(thread, lambda: msgspec.json.encode(ask()))
@@ -140,5 +140,5 @@ def _plotting_library() -> Path | None:
 
 
 def _give_way() -> None:
-    """Let other threads of this host, such as those of a training, go first."""
+    """Let other threads, such as those of a training, go first."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -30,17 +30,20 @@ class LineIndex:
         return len(self._starts)
 
     def new_lines(self) -> tuple[bool, Iterator[bytes]]:
-        """Whether earlier lines no longer count, and the lines since the last call. The iterator must be used up."""
+        """Whether earlier lines no longer count, and the lines since the last call.
+
+        Who does not use them up calls `forget`: each line is counted as it is given.
+        """
         try:
             file = self._path.open("rb")
         except (FileNotFoundError, NotADirectoryError):
             replaced = bool(self._starts)
-            self._forget()
+            self.forget()
             return replaced, iter(())
         status = os.fstat(file.fileno())
         replaced = bool(self._starts) and not self._continues(file, (status.st_dev, status.st_ino), status.st_size)
         if replaced:
-            self._forget()
+            self.forget()
         self._identity = (status.st_dev, status.st_ino)
         return replaced, self._appended(file)
 
@@ -54,7 +57,8 @@ class LineIndex:
         except OSError:
             return b""
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin anew: the next call reads the file from its start."""
         del self._starts[:]
         self._end, self._last_line, self._identity = 0, 0, None
 

@@ -72,7 +72,6 @@ class RunView:
             "dropped": self._ledger.dropped,
             "checkpoints": [{"steps": each.steps, "name": each.name} for each in self._ledger.checkpoints],
             "dataset_length": self._ledger.run.dataset_length if self._ledger.run else None,
-            "config": self._records.config(),
         }
 
     def curves(self, names: Sequence[str], most: int, first: int, last: int | None) -> Answer:
@@ -244,12 +243,13 @@ class RunView:
 
     def _refreshed_evaluations(self) -> list[Answer]:
         replaced, lines = self._evaluations.new_lines()
-        if replaced:
+        if replaced or not len(self._evaluations):
             self._results = []
         for line in lines:
             try:
                 result = as_written(line)
             except (ValueError, msgspec.MsgspecError) as error:
+                self._evaluations.forget()
                 raise DataError(f"{EVALUATIONS_FILE} of {self.folder} ({error}): expected JSON lines") from None
             self._results.append({name: value for name, value in result.items() if name != "samples"})
         return self._results

@@ -27,6 +27,8 @@ from penstock.seeds import permutation
 from penstock.view.lines import LineIndex
 
 REASONS = tuple(DropReason)
+MOST_PROMPTS = 50_000  # of a data set whose draws are looked for: an epoch's order takes a microsecond each
+MOST_ORDERS = 32  # epochs whose order is held
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ class Ledger:
     def refresh(self) -> None:
         """Read what was appended. DataError if a line is broken."""
         replaced, lines = self._lines.new_lines()
-        if replaced:
+        if replaced or not len(self._lines):
             self._clear()
         for number, line in enumerate(lines, start=len(self._lines)):
             try:
                 self._add(number, decode_record(line))
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                self._lines.forget()
                 raise DataError(f"{self._path}, line {number + 1} ({error}): expected records of the ledger") from None
 
     def _add(self, number: int, record: Any) -> None:
@@ -137,11 +140,13 @@ class Ledger:
         """The tickets that draw the same prompt, up to the last one that has ended; at most `most`, the newest first.
 
         Epoch e visits the prompts in the order of `permutation(seed, e)`: a ticket's number says which prompt it draws.
+        Of a ticket that was never issued, and of a large data set, the ticket alone.
         """
-        if self.run is None or not self.run.dataset_length:
+        length = self.run.dataset_length if self.run else 0
+        last = max([*self._trained[-length:], *self._dropped[-length:]], default=-1)
+        if not 0 < length <= MOST_PROMPTS or ticket > last + length:
             return [ticket]
-        length = self.run.dataset_length
-        last = max([ticket, *self._trained[-length:], *self._dropped[-length:]])
+        last = max(ticket, last)
         prompt = self._order(ticket // length)[ticket % length]
         found: list[int] = []
         for epoch in range(last // length, -1, -1):
@@ -155,5 +160,7 @@ class Ledger:
     def _order(self, epoch: int) -> "array[int]":
         if epoch not in self._orders:
             assert self.run is not None
+            if len(self._orders) >= MOST_ORDERS:
+                self._orders.clear()
             self._orders[epoch] = array("i", permutation(self.run.seed, epoch, self.run.dataset_length))
         return self._orders[epoch]

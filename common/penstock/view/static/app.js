@@ -14,7 +14,7 @@ import * as tickets from "./tickets.js";
 import * as timeline from "./timeline.js";
 import * as tokens from "./tokens.js";
 
-const REFRESH_MS = 5000;
+const REFRESH_MS = 10_000;
 const VIEWS = { learning, steps, step, group, tokens, evaluations, search, timeline, tickets };
 const TABS = [
   ["learning", "Learning"], ["steps", "Steps"], ["evaluations", "Evaluations"], ["search", "Completions"],

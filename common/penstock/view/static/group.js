@@ -26,7 +26,7 @@ export async function show(asked) {
       ["temperature", number(prompt.temperature)], ["server", summary.server], ["issued with version", number(prompt.issued_version)],
       ["rewards of", prompt.functions.join(", ") || null],
     ]),
-    el("details", { open: prompt.text.length < 600 }, el("summary", {}, `Prompt, ${number(prompt.num_tokens)} tokens`),
+    el("details", { open: prompt.text.length < 600 }, el("summary", {}, prompt.num_tokens ? `Prompt, ${number(prompt.num_tokens)} tokens` : "Prompt"),
       el("pre", { class: "text" }, shown(prompt.text || summary.environment)),
       prompt.metadata ? el("pre", { class: "text quiet" }, shown(prompt.metadata)) : null),
     el("section", {}, el("h2", {}, "Completions"),

@@ -208,3 +208,21 @@ def test_no_more_than_a_few_step_files_are_held(tmp_path: Path) -> None:
     for step in range(12):
         view.step(step)
     assert len(view._files._held) == MOST_HELD
+
+
+def test_a_ticket_that_was_never_issued_is_looked_for_in_no_epoch(made: Made) -> None:
+    found = made.view.ticket(10**12)
+    assert (found["end"], [each["ticket"] for each in found["draws"]]) == ("outstanding", [10**12])
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "evals.jsonl", "steps/ledger.jsonl"])
+def test_a_broken_line_is_an_error_each_time_until_it_is_mended(made: Made, name: str) -> None:
+    path = made.run.folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"{", b"?", 1))
+    for _ in range(2):
+        with pytest.raises(DataError, match=name.rpartition("/")[2]):
+            made.view.overview()
+    path.write_bytes(whole)
+    assert made.view.overview()["num_steps"] == 2
+    assert len(made.view.evaluations()) == 2
