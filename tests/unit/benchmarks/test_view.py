@@ -12,7 +12,7 @@ from benchmarks import view
 def test_it_measures_two_runs_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(view.shutil, "which", lambda name: None)  # the paint is measured where a browser is
+    monkeypatch.setattr("benchmarks.view.shutil.which", lambda name: None)  # the paint is measured where a browser is
     monkeypatch.setattr(sys, "argv", ["view", "--steps", "40", "--gigabytes", "0.001", "--folder", str(tmp_path)])
     view.main()
     said = capsys.readouterr().out
