@@ -44,10 +44,6 @@ class Pieces:
                 pieces.append("\N{REPLACEMENT CHARACTER}")
         return pieces
 
-    def text(self, ids: Sequence[int]) -> str | None:
-        """The text of ids; None without a tokenizer."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False)) if self._load() else None
-
     def special(self, ids: Sequence[int]) -> list[int]:
         """Places of special tokens."""
         return [place for place, each in enumerate(ids) if each in self._special] if self._load() else []

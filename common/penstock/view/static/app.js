@@ -17,8 +17,12 @@ import * as tokens from "./tokens.js";
 const REFRESH_MS = 10_000;
 const VIEWS = { learning, steps, step, group, tokens, evaluations, search, timeline, tickets };
 const TABS = [
-  ["learning", "Learning"], ["steps", "Steps"], ["evaluations", "Evaluations"], ["search", "Completions"],
-  ["timeline", "Timeline"], ["tickets", "Tickets"],
+  ["learning", "Learning"],
+  ["steps", "Steps"],
+  ["evaluations", "Evaluations"],
+  ["search", "Completions"],
+  ["timeline", "Timeline"],
+  ["tickets", "Tickets"],
 ];
 const PARENTS = { step: "steps", group: "steps", tokens: "steps" };
 
@@ -58,13 +62,20 @@ async function render({ quietly = false } = {}) {
 }
 
 function showRuns(chosen) {
-  document.getElementById("runs").replaceChildren(...known.map((run) => {
-    const place = chosen.indexOf(run.key);
-    const box = el("input", { type: "checkbox", checked: place >= 0, on: { change: () => choose(run.key, chosen) } });
-    return el("label", { class: "run", title: `${run.folder}: ${run.reason}` }, box,
-      el("span", { class: `dot ${place >= 0 ? `series-${place % 6}` : "none"}`, "aria-hidden": "true" }),
-      el("span", {}, run.key), el("span", { class: `state ${run.state}` }, run.state));
-  }));
+  document.getElementById("runs").replaceChildren(
+    ...known.map((run) => {
+      const place = chosen.indexOf(run.key);
+      const box = el("input", { type: "checkbox", checked: place >= 0, on: { change: () => choose(run.key, chosen) } });
+      return el(
+        "label",
+        { class: "run", title: `${run.folder}: ${run.reason}` },
+        box,
+        el("span", { class: `dot ${place >= 0 ? `series-${place % 6}` : "none"}`, "aria-hidden": "true" }),
+        el("span", {}, run.key),
+        el("span", { class: `state ${run.state}` }, run.state),
+      );
+    }),
+  );
 }
 
 function choose(key, chosen) {
@@ -75,8 +86,13 @@ function choose(key, chosen) {
 
 function showTabs(asked, runs) {
   const present = PARENTS[asked.view] ?? asked.view;
-  document.getElementById("tabs").replaceChildren(...TABS.map(([name, title]) =>
-    el("a", { href: addressOf({ view: name }, runs), "aria-current": name === present ? "page" : null }, title)));
+  document
+    .getElementById("tabs")
+    .replaceChildren(
+      ...TABS.map(([name, title]) =>
+        el("a", { href: addressOf({ view: name }, runs), "aria-current": name === present ? "page" : null }, title),
+      ),
+    );
 }
 
 function login() {
@@ -86,9 +102,13 @@ function login() {
     keepToken(input.value);
     render();
   };
-  return el("form", { class: "login", on: { submit } },
+  return el(
+    "form",
+    { class: "login", on: { submit } },
     el("p", {}, "This run is behind a token: the value of PENSTOCK_TOKEN where it is served."),
-    field("Token", input), el("button", {}, "Show"));
+    field("Token", input),
+    el("button", {}, "Show"),
+  );
 }
 
 setInterval(() => {

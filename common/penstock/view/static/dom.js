@@ -18,12 +18,15 @@ export function el(tag, properties = {}, ...children) {
 
 /** A text with its hidden characters as marks: a turned or an empty text is seen as what it is. Line ends stay. */
 export function shown(text, { lineEnds = false } = {}) {
-  return text.split(HIDDEN_OR_NOT).filter(Boolean).map((part) => {
-    if (!HIDDEN.test(part) || part.length > 2) return part;
-    if (part === "\n") return lineEnds ? [mark("\\n"), "\n"] : "\n";
-    if (part === "\t") return [mark("\\t"), "\t"];
-    return mark(`U+${part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
-  });
+  return text
+    .split(HIDDEN_OR_NOT)
+    .filter(Boolean)
+    .map((part) => {
+      if (!HIDDEN.test(part) || part.length > 2) return part;
+      if (part === "\n") return lineEnds ? [mark("\\n"), "\n"] : "\n";
+      if (part === "\t") return [mark("\\t"), "\t"];
+      return mark(`U+${part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
+    });
 }
 
 const mark = (text) => el("span", { class: "hidden-character" }, text);
@@ -31,18 +34,48 @@ const mark = (text) => el("span", { class: "hidden-character" }, text);
 /** A table. columns: {title, cell(row), number, sort}. caption: for readers of the screen. */
 export function table(caption, columns, rows, { attributes = {}, rowClass = () => null } = {}) {
   const cell = (column, row) => el("td", { class: column.number ? "number" : null }, column.cell(row));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", attributes,
+  return el(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    el(
+      "table",
+      attributes,
       el("caption", { class: "unseen" }, caption),
-      el("thead", {}, el("tr", {}, columns.map((column) =>
-        el("th", { scope: "col", class: column.number ? "number" : null, title: column.hint }, column.title)))),
-      el("tbody", {}, rows.map((row) => el("tr", { class: rowClass(row) }, columns.map((each) => cell(each, row)))))));
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          columns.map((column) =>
+            el("th", { scope: "col", class: column.number ? "number" : null, title: column.hint }, column.title),
+          ),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map((row) =>
+          el(
+            "tr",
+            { class: rowClass(row) },
+            columns.map((each) => cell(each, row)),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 /** Pairs of a name and a value, in a row that wraps. */
 export function figures(pairs) {
-  return el("dl", { class: "figures" }, pairs.filter(([, value]) => value !== null && value !== undefined)
-    .map(([name, value, hint]) => el("div", { title: hint }, el("dt", {}, name), el("dd", {}, value))));
+  return el(
+    "dl",
+    { class: "figures" },
+    pairs
+      .filter(([, value]) => value !== null && value !== undefined)
+      .map(([name, value, hint]) => el("div", { title: hint }, el("dt", {}, name), el("dd", {}, value))),
+  );
 }
 
 export const tag = (text, kind) => el("span", { class: `tag ${kind}` }, text);

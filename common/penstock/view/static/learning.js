@@ -8,13 +8,27 @@ import { banded, chart, plain, points, series } from "./plot.js";
 
 export const isLive = true;
 
-const REWARD = "reward_mean", SPREAD = "statistics/reward_std";
-const PHASES = [["wait", "waits for a batch"], ["update", "computes"], ["push_wait", "waits for weights"], ["commit", "writes the step file"]];
-const STEP = "seconds/step", GENERATION = "generation_seconds";
+const REWARD = "reward_mean",
+  SPREAD = "statistics/reward_std";
+const PHASES = [
+  ["wait", "waits for a batch"],
+  ["update", "computes"],
+  ["push_wait", "waits for weights"],
+  ["commit", "writes the step file"],
+];
+const STEP = "seconds/step",
+  GENERATION = "generation_seconds";
 const COMPUTED = ["seconds/forward_backward", "seconds/optimizer"];
 const WINDOW = 5;
 const SMALL = [
-  { title: "Staleness", unit: "versions", names: [["mean", "staleness_mean"], ["max", "staleness_max"]] },
+  {
+    title: "Staleness",
+    unit: "versions",
+    names: [
+      ["mean", "staleness_mean"],
+      ["max", "staleness_max"],
+    ],
+  },
   { title: "KL from the sampler", unit: "nats", names: [["behaviour", "statistics/behaviour_kl"]] },
   { title: "KL from the reference", unit: "nats", names: [["reference", "statistics/reference_kl"]] },
   { title: "Effective sample size", unit: "share", names: [["ratio", "statistics/effective_sample_size_ratio"]] },
@@ -28,46 +42,69 @@ const SMALL = [
   { title: "Loss", unit: "", names: [["loss", "statistics/loss"]], signed: true },
 ];
 const NAMES = [
-  REWARD, SPREAD, STEP, GENERATION, ...COMPUTED, ...PHASES.map(([phase]) => `seconds/${phase}`),
+  REWARD,
+  SPREAD,
+  STEP,
+  GENERATION,
+  ...COMPUTED,
+  ...PHASES.map(([phase]) => `seconds/${phase}`),
   ...SMALL.flatMap((each) => each.names.map(([, name]) => name)),
 ];
 
 export async function show(state) {
   const range = { first: state.first, last: state.last };
-  const runs = await Promise.all(state.runs.map(async (key) => {
-    const [about, curves, evals] = await Promise.all([
-      ask("runs", key), ask("runs", key, "curves", { name: NAMES, ...range }), ask("runs", key, "evaluations"),
-    ]);
-    return { key, about, curves, evals };
-  }));
+  const runs = await Promise.all(
+    state.runs.map(async (key) => {
+      const [about, curves, evals] = await Promise.all([
+        ask("runs", key),
+        ask("runs", key, "curves", { name: NAMES, ...range }),
+        ask("runs", key, "evaluations"),
+      ]);
+      return { key, about, curves, evals };
+    }),
+  );
   if (!runs.some((run) => run.about.num_steps || run.evals.length)) {
-    return [el("h1", {}, "No step yet"), el("p", { class: "quiet" }, `${runs[0].about.state}: ${runs[0].about.reason}`)];
+    return [
+      el("h1", {}, "No step yet"),
+      el("p", { class: "quiet" }, `${runs[0].about.state}: ${runs[0].about.reason}`),
+    ];
   }
   const title = runs.length === 1 ? runs[0].key : `${runs.length} runs`;
   return [
-    el("h1", {}, title), ...runs.map((run) => summary(run, runs.length > 1)),
+    el("h1", {}, title),
+    ...runs.map((run) => summary(run, runs.length > 1)),
     el("div", { class: "charts" }, rewards(runs), ...waits(runs), ...small(runs)),
-    el("p", { class: "quiet note" }, "A click on a curve opens the step. Bands: of the reward, one standard deviation of its "
-      + "completions; elsewhere the lowest and highest of the steps that a point stands for. Held-out: 95 % interval."),
+    el(
+      "p",
+      { class: "quiet note" },
+      "A click on a curve opens the step. Bands: of the reward, one standard deviation of its " +
+        "completions; elsewhere the lowest and highest of the steps that a point stands for. Held-out: 95 % interval.",
+    ),
   ];
 }
 
 const last = (curve) => curve?.y.at(-1);
 
 function summary({ key, about, curves, evals }, named) {
-  const dropped = Object.entries(about.dropped).map(([reason, count]) => `${count} ${reason}`).join(", ");
+  const dropped = Object.entries(about.dropped)
+    .map(([reason, count]) => `${count} ${reason}`)
+    .join(", ");
   const heldOut = [...evals].sort((a, b) => a.steps - b.steps);
-  return figures([
-    named ? ["run", key] : null,
-    ["state", about.state, about.reason],
-    ["steps", number(about.num_steps)],
-    ["reward", `${fixed(curves[REWARD].y[0], 2)} \u2192 ${fixed(last(curves[REWARD]), 2)}`],
-    heldOut.length ? ["held-out", `${percent(heldOut[0].accuracy)} \u2192 ${percent(heldOut.at(-1).accuracy)}`] : null,
-    ["step time", seconds(last(curves[STEP]))],
-    ["tickets trained", number(about.trained)],
-    ["dropped", dropped || "0"],
-    about.state === "finished" || about.state === "running" ? null : ["why", about.reason],
-  ].filter(Boolean));
+  return figures(
+    [
+      named ? ["run", key] : null,
+      ["state", about.state, about.reason],
+      ["steps", number(about.num_steps)],
+      ["reward", `${fixed(curves[REWARD].y[0], 2)} \u2192 ${fixed(last(curves[REWARD]), 2)}`],
+      heldOut.length
+        ? ["held-out", `${percent(heldOut[0].accuracy)} \u2192 ${percent(heldOut.at(-1).accuracy)}`]
+        : null,
+      ["step time", seconds(last(curves[STEP]))],
+      ["tickets trained", number(about.trained)],
+      ["dropped", dropped || "0"],
+      about.state === "finished" || about.state === "running" ? null : ["why", about.reason],
+    ].filter(Boolean),
+  );
 }
 
 const openStep = (runs) => (x, point) => {
@@ -77,7 +114,8 @@ const openStep = (runs) => (x, point) => {
 
 function rewards(runs) {
   const traces = runs.flatMap(({ key, curves, evals }, place) => {
-    const curve = curves[REWARD], spread = curves[SPREAD];
+    const curve = curves[REWARD],
+      spread = curves[SPREAD];
     const hasSpread = spread.y.length === curve.y.length;
     const deviation = (sign) => curve.y.map((value, index) => value + sign * spread.y[index]);
     const bands = hasSpread ? { low: deviation(-1), high: deviation(1) } : {};
@@ -86,14 +124,36 @@ function rewards(runs) {
     const name = runs.length > 1 ? `${key} ` : "";
     return [
       ...banded(`${name}training reward`, curve, place, bands),
-      ...(done.length ? [points(`${name}held-out accuracy`, done.map((line) => line.steps), done.map((line) => line.accuracy),
-        intervals.map(([low]) => low), intervals.map(([, high]) => high), runs.length > 1 ? place : 1)] : []),
+      ...(done.length
+        ? [
+            points(
+              `${name}held-out accuracy`,
+              done.map((line) => line.steps),
+              done.map((line) => line.accuracy),
+              intervals.map(([low]) => low),
+              intervals.map(([, high]) => high),
+              runs.length > 1 ? place : 1,
+            ),
+          ]
+        : []),
     ].map((trace) => ({ ...trace, meta: place }));
   });
-  const said = runs.map(({ key, curves }) => `${key}: training reward from ${fixed(curves[REWARD].y[0], 2)} to ${fixed(last(curves[REWARD]), 2)}`).join("; ");
+  const said = runs
+    .map(
+      ({ key, curves }) =>
+        `${key}: training reward from ${fixed(curves[REWARD].y[0], 2)} to ${fixed(last(curves[REWARD]), 2)}`,
+    )
+    .join("; ");
   return chart("Reward of training, and accuracy on held-out prompts", said, traces, {
-    height: 290, wide: true, onStep: openStep(runs),
-    layout: { showlegend: true, legend: { orientation: "h", x: 0, y: 1.12, font: { size: 11 } }, xaxis: { title: { text: "step", standoff: 4 } }, yaxis: { rangemode: "normal" } },
+    height: 290,
+    wide: true,
+    onStep: openStep(runs),
+    layout: {
+      showlegend: true,
+      legend: { orientation: "h", x: 0, y: 1.12, font: { size: 11 } },
+      xaxis: { title: { text: "step", standoff: 4 } },
+      yaxis: { rangemode: "normal" },
+    },
   });
 }
 
@@ -101,25 +161,54 @@ function waits(runs) {
   const gaps = runs.flatMap(({ key, curves }, place) => {
     const training = COMPUTED.map((name) => curves[name]);
     if (!curves[STEP].y.length || training.some((each) => each.y.length !== curves[STEP].y.length)) return [];
-    const y = gapToIdeal(curves[STEP].y, curves[GENERATION].y, training[0].y.map((each, index) => each + training[1].y[index]));
+    const y = gapToIdeal(
+      curves[STEP].y,
+      curves[GENERATION].y,
+      training[0].y.map((each, index) => each + training[1].y[index]),
+    );
     return banded(key, { x: curves[STEP].x, y, low: y, high: y }, place);
   });
   const gap = gaps.at(-1)?.y.at(-1);
-  const figuresOf = [chart("Gap to ideal", `Gap to ideal, last ${number(gap)}`, gaps, {
-    last: number(gap), layout: { yaxis: { rangemode: "normal" } }, onStep: openStep(runs),
-  })];
+  const figuresOf = [
+    chart("Gap to ideal", `Gap to ideal, last ${number(gap)}`, gaps, {
+      last: number(gap),
+      layout: { yaxis: { rangemode: "normal" } },
+      onStep: openStep(runs),
+    }),
+  ];
   const { curves } = runs[0];
   const shares = PHASES.map(([phase, words], place) => ({
-    x: curves[STEP].x, y: curves[`seconds/${phase}`].y, name: words, stackgroup: "time", mode: "lines",
-    line: { width: 0.5, color: series(place + 2) }, fillcolor: series(place + 2, 0.55),
+    x: curves[STEP].x,
+    y: curves[`seconds/${phase}`].y,
+    name: words,
+    stackgroup: "time",
+    mode: "lines",
+    line: { width: 0.5, color: series(place + 2) },
+    fillcolor: series(place + 2, 0.55),
     hovertemplate: `%{y:.2f} s<extra>${plain(words)}</extra>`,
   }));
   const idle = waiting(curves);
-  figuresOf.push(chart(`Time of a step${runs.length > 1 ? ` of ${runs[0].key}` : ""}`, idle, shares, {
-    layout: { yaxis: { ticksuffix: " s" } }, onStep: openStep(runs),
-  }));
-  figuresOf.push(el("figure", { class: "words" }, el("figcaption", {}, "Who waits for whom"), el("p", {}, idle),
-    el("p", { class: "legend" }, PHASES.map(([, words], place) => el("span", { class: "key" }, el("i", { class: `dot series-${place + 2}` }), words)))));
+  figuresOf.push(
+    chart(`Time of a step${runs.length > 1 ? ` of ${runs[0].key}` : ""}`, idle, shares, {
+      layout: { yaxis: { ticksuffix: " s" } },
+      onStep: openStep(runs),
+    }),
+  );
+  figuresOf.push(
+    el(
+      "figure",
+      { class: "words" },
+      el("figcaption", {}, "Who waits for whom"),
+      el("p", {}, idle),
+      el(
+        "p",
+        { class: "legend" },
+        PHASES.map(([, words], place) =>
+          el("span", { class: "key" }, el("i", { class: `dot series-${place + 2}` }), words),
+        ),
+      ),
+    ),
+  );
   return figuresOf;
 }
 
@@ -148,12 +237,19 @@ function waiting(curves) {
 
 function small(runs) {
   return SMALL.map(({ title, unit, names, signed }) => {
-    const traces = runs.flatMap(({ key, curves }, place) => names.flatMap(([label, name], index) =>
-      banded(runs.length > 1 ? `${key} ${label}` : label, curves[name], place, { dash: index ? "dot" : "solid" })
-        .map((trace) => ({ ...trace, meta: place }))));
+    const traces = runs.flatMap(({ key, curves }, place) =>
+      names.flatMap(([label, name], index) =>
+        banded(runs.length > 1 ? `${key} ${label}` : label, curves[name], place, { dash: index ? "dot" : "solid" }).map(
+          (trace) => ({ ...trace, meta: place }),
+        ),
+      ),
+    );
     if (!traces.some((trace) => trace.y.length)) return null;
     const value = last(runs[0].curves[names[0][1]]);
-    return chart(title, `${title}: last ${number(value)} ${unit}`, traces,
-      { last: `${number(value)} ${unit}`, onStep: openStep(runs), layout: signed ? { yaxis: { rangemode: "normal" } } : {} });
+    return chart(title, `${title}: last ${number(value)} ${unit}`, traces, {
+      last: `${number(value)} ${unit}`,
+      onStep: openStep(runs),
+      layout: signed ? { yaxis: { rangemode: "normal" } } : {},
+    });
   }).filter(Boolean);
 }

@@ -12,10 +12,13 @@ export function rangeOf(lists) {
 /** A square for each reward; a failure is crossed. range: of the darkest and the brightest. */
 export function strip(rewards, [lowest, highest]) {
   const said = rewards.map((value) => (value === null ? "failed" : number(value))).join(", ");
-  return el("span", { class: "strip", role: "img", "aria-label": `rewards: ${said}`, title: said },
+  return el(
+    "span",
+    { class: "strip", role: "img", "aria-label": `rewards: ${said}`, title: said },
     rewards.map((value) => {
       if (value === null) return el("i", { class: "failed" });
       const share = highest > lowest ? (value - lowest) / (highest - lowest) : 0.5;
       return el("i", { style: { "--share": `${Math.round(share * 100)}%` } });
-    }));
+    }),
+  );
 }

@@ -14,7 +14,13 @@ const SORTS = {
   length: ["length", (group) => -group.length_mean],
   failed: ["failures", (group) => -group.num_failed],
 };
-const KINDS = { "": "all", failed: "with failures", flat: "zero variance", signal: "with a signal", truncated: "truncated" };
+const KINDS = {
+  "": "all",
+  failed: "with failures",
+  flat: "zero variance",
+  signal: "with a signal",
+  truncated: "truncated",
+};
 
 export async function show(asked) {
   const step = Number(asked.step ?? 0);
@@ -22,11 +28,22 @@ export async function show(asked) {
   const { line, record, groups } = found;
   return [
     el("h1", {}, `Step ${step}`, " ", found.unchanged ? tag("weights unchanged", "bad") : null),
-    el("nav", { class: "bar", "aria-label": "Steps" },
+    el(
+      "nav",
+      { class: "bar", "aria-label": "Steps" },
       step > 0 ? el("a", { href: addressOf({ view: "step", step: step - 1 }), rel: "prev" }, "previous step") : null,
-      found.last_step > step ? el("a", { href: addressOf({ view: "step", step: step + 1 }), rel: "next" }, "next step") : null,
-      el("a", { href: addressOf({ view: "timeline", first: Math.max(0, step - 3), last: step + 3 }) }, "timeline around it")),
-    Object.keys(line).length ? lineOf(line, record) : el("p", { class: "quiet" }, "It has no line in steps.jsonl (yet)."),
+      found.last_step > step
+        ? el("a", { href: addressOf({ view: "step", step: step + 1 }), rel: "next" }, "next step")
+        : null,
+      el(
+        "a",
+        { href: addressOf({ view: "timeline", first: Math.max(0, step - 3), last: step + 3 }) },
+        "timeline around it",
+      ),
+    ),
+    Object.keys(line).length
+      ? lineOf(line, record)
+      : el("p", { class: "quiet" }, "It has no line in steps.jsonl (yet)."),
     Object.keys(line.failures ?? {}).length ? failures(line.failures) : null,
     line.histograms ? histograms(line.histograms) : null,
     found.missing ? el("p", { class: "problem" }, found.missing) : groupsOf(asked, step, groups),
@@ -52,34 +69,78 @@ function lineOf(line, record) {
   ]);
 }
 
-const failures = (reasons) => el("details", {}, el("summary", {}, "Why rewards failed"),
-  el("ul", {}, Object.entries(reasons).map(([reason, count]) => el("li", {}, `${count} \u00d7 `, shown(reason)))));
+const failures = (reasons) =>
+  el(
+    "details",
+    {},
+    el("summary", {}, "Why rewards failed"),
+    el(
+      "ul",
+      {},
+      Object.entries(reasons).map(([reason, count]) => el("li", {}, `${count} \u00d7 `, shown(reason))),
+    ),
+  );
 
 function histograms(found) {
   const words = { reward: "Rewards", advantage: "Advantages", length: "Sampled tokens", staleness: "Staleness" };
-  return el("div", { class: "charts low" }, Object.entries(found).map(([name, { lowest, highest, counts }], place) => {
-    const width = (highest - lowest) / counts.length || 1;
-    const x = counts.map((_, index) => lowest + width * (index + (counts.length > 1 ? 0.5 : 0)));
-    const bars = { type: "bar", x, y: counts, width: width * 0.92, marker: { color: series(place) }, hovertemplate: "%{x:.3~g}: %{y}<extra></extra>" };
-    const range = `${number(lowest)} to ${number(highest)}`;
-    return chart(words[name] ?? name, `${words[name] ?? name}, ${range}`, [bars], { height: 90, last: range, layout: { hovermode: "closest", yaxis: { nticks: 3 } } });
-  }));
+  return el(
+    "div",
+    { class: "charts low" },
+    Object.entries(found).map(([name, { lowest, highest, counts }], place) => {
+      const width = (highest - lowest) / counts.length || 1;
+      const x = counts.map((_, index) => lowest + width * (index + (counts.length > 1 ? 0.5 : 0)));
+      const bars = {
+        type: "bar",
+        x,
+        y: counts,
+        width: width * 0.92,
+        marker: { color: series(place) },
+        hovertemplate: "%{x:.3~g}: %{y}<extra></extra>",
+      };
+      const range = `${number(lowest)} to ${number(highest)}`;
+      return chart(words[name] ?? name, `${words[name] ?? name}, ${range}`, [bars], {
+        height: 90,
+        last: range,
+        layout: { hovermode: "closest", yaxis: { nticks: 3 } },
+      });
+    }),
+  );
 }
 
 function fits(group, { kind, text, min, max, longer, shorter }) {
-  const inRange = (value, low, high) => (low ? value !== null && value >= Number(low) : true) && (high ? value !== null && value <= Number(high) : true);
-  const kinds = { failed: group.num_failed > 0, flat: group.is_flat, signal: !group.is_flat && !group.is_failed, truncated: group.num_truncated > 0 };
-  return (!kind || kinds[kind]) && inRange(group.mean, min, max) && inRange(group.length_max, longer, null) && inRange(group.length_min, null, shorter)
-    && (!text || `${group.prompt}\n${group.answer}`.toLowerCase().includes(text.toLowerCase()));
+  const inRange = (value, low, high) =>
+    (low ? value !== null && value >= Number(low) : true) && (high ? value !== null && value <= Number(high) : true);
+  const kinds = {
+    failed: group.num_failed > 0,
+    flat: group.is_flat,
+    signal: !group.is_flat && !group.is_failed,
+    truncated: group.num_truncated > 0,
+  };
+  return (
+    (!kind || kinds[kind]) &&
+    inRange(group.mean, min, max) &&
+    inRange(group.length_max, longer, null) &&
+    inRange(group.length_min, null, shorter) &&
+    (!text || `${group.prompt}\n${group.answer}`.toLowerCase().includes(text.toLowerCase()))
+  );
 }
 
 function groupsOf(asked, step, groups) {
   const order = SORTS[asked.sort] ?? SORTS.std;
-  const some = groups.filter((group) => fits(group, asked)).sort((a, b) => order[1](a) - order[1](b) || a.index - b.index);
+  const some = groups
+    .filter((group) => fits(group, asked))
+    .sort((a, b) => order[1](a) - order[1](b) || a.index - b.index);
   const range = rangeOf(groups.map((group) => group.rewards));
   const columns = [
-    { title: "group", number: true, cell: (group) => el("a", { href: addressOf({ view: "group", step, group: group.index }) }, String(group.index)) },
-    { title: "prompt", cell: (group) => el("span", { class: "clip", title: group.prompt }, shown(group.prompt || group.environment)) },
+    {
+      title: "group",
+      number: true,
+      cell: (group) => el("a", { href: addressOf({ view: "group", step, group: group.index }) }, String(group.index)),
+    },
+    {
+      title: "prompt",
+      cell: (group) => el("span", { class: "clip", title: group.prompt }, shown(group.prompt || group.environment)),
+    },
     { title: "answer", cell: (group) => el("span", { class: "clip short" }, shown(group.answer)) },
     { title: "rewards", cell: (group) => strip(group.rewards, range) },
     { title: "mean", number: true, cell: (group) => fixed(group.mean, 3) },
@@ -88,11 +149,27 @@ function groupsOf(asked, step, groups) {
     { title: "length", number: true, cell: (group) => `${group.length_min}\u2013${group.length_max}` },
     { title: "version", number: true, cell: versions },
     { title: "stale", number: true, cell: (group) => number(group.staleness) },
-    { title: "ticket", number: true, cell: (group) => el("a", { href: addressOf({ view: "tickets", ticket: group.ticket }) }, String(group.ticket)) },
-    { title: "made in", number: true, cell: (group) => seconds(group.ended_at - group.started_at), hint: "from request to answer" },
+    {
+      title: "ticket",
+      number: true,
+      cell: (group) => el("a", { href: addressOf({ view: "tickets", ticket: group.ticket }) }, String(group.ticket)),
+    },
+    {
+      title: "made in",
+      number: true,
+      cell: (group) => seconds(group.ended_at - group.started_at),
+      hint: "from request to answer",
+    },
   ];
-  return el("section", {}, el("h2", {}, "Groups"), filters(asked, some.length, groups.length),
-    table(`Groups of step ${step}`, columns, some, { rowClass: (group) => (group.is_failed ? "failed" : group.is_flat ? "flat" : null) }));
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Groups"),
+    filters(asked, some.length, groups.length),
+    table(`Groups of step ${step}`, columns, some, {
+      rowClass: (group) => (group.is_failed ? "failed" : group.is_flat ? "flat" : null),
+    }),
+  );
 }
 
 export const marks = (group) => [
@@ -104,18 +181,40 @@ export const marks = (group) => [
 ];
 
 const versions = ({ oldest_version: oldest, newest_version: newest }) =>
-  (oldest === null ? "\u2013" : oldest === newest ? String(oldest) : `${oldest}\u2013${newest}`);
+  oldest === null ? "\u2013" : oldest === newest ? String(oldest) : `${oldest}\u2013${newest}`;
 
 function filters(asked, number_, total) {
-  const set = (name) => (event) => go(addressOf({ ...withoutRuns(state()), [name]: event.target.value }), { keep: true });
-  const input = (name, type, label) => field(label, el("input", { type, step: "any", value: asked[name], name, on: { change: set(name) } }));
-  const select = (name, label, choices) => field(label, el("select", { name, on: { change: set(name) } },
-    Object.entries(choices).map(([value, words]) => el("option", { value, selected: (asked[name] ?? "") === value }, words))));
-  return el("div", { class: "bar filters" },
-    select("sort", "Sorted by", Object.fromEntries(Object.entries(SORTS).map(([name, [words]]) => [name === "std" ? "" : name, words]))),
-    select("kind", "Groups", KINDS), input("text", "search", "Text"), input("min", "number", "Mean from"), input("max", "number", "to"),
-    input("longer", "number", "Longest from"), input("shorter", "number", "Shortest to"),
-    el("output", { class: "quiet" }, `${number_} of ${total}`));
+  const set = (name) => (event) =>
+    go(addressOf({ ...withoutRuns(state()), [name]: event.target.value }), { keep: true });
+  const input = (name, type, label) =>
+    field(label, el("input", { type, step: "any", value: asked[name], name, on: { change: set(name) } }));
+  const select = (name, label, choices) =>
+    field(
+      label,
+      el(
+        "select",
+        { name, on: { change: set(name) } },
+        Object.entries(choices).map(([value, words]) =>
+          el("option", { value, selected: (asked[name] ?? "") === value }, words),
+        ),
+      ),
+    );
+  return el(
+    "div",
+    { class: "bar filters" },
+    select(
+      "sort",
+      "Sorted by",
+      Object.fromEntries(Object.entries(SORTS).map(([name, [words]]) => [name === "std" ? "" : name, words])),
+    ),
+    select("kind", "Groups", KINDS),
+    input("text", "search", "Text"),
+    input("min", "number", "Mean from"),
+    input("max", "number", "to"),
+    input("longer", "number", "Longest from"),
+    input("shorter", "number", "Shortest to"),
+    el("output", { class: "quiet" }, `${number_} of ${total}`),
+  );
 }
 
 export const withoutRuns = ({ runs, run, ...values }) => values;

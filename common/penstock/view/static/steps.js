@@ -11,7 +11,12 @@ const PAGE = 100;
 const COLUMNS = [
   ["reward", "reward_mean", (value) => fixed(value, 3)],
   ["\u00b1", "statistics/reward_std", (value) => fixed(value, 2), "standard deviation over the step's completions"],
-  ["no signal", "statistics/no_signal_ratio", percent, "groups whose rewards are all equal, or fewer than two of which are valid"],
+  [
+    "no signal",
+    "statistics/no_signal_ratio",
+    percent,
+    "groups whose rewards are all equal, or fewer than two of which are valid",
+  ],
   ["failed", "statistics/failed_reward_ratio", percent, "rewards that failed"],
   ["truncated", "statistics/truncated_ratio", percent],
   ["length", "statistics/length_generated", (value) => fixed(value, 1), "sampled tokens of a completion"],
@@ -31,16 +36,26 @@ export async function show({ run, before }) {
   const { total, rows } = await ask("runs", run, "steps", { name: names, before, limit: PAGE });
   if (!total) return [el("h1", {}, "Steps"), el("p", { class: "quiet" }, "No step has ended yet.")];
   const columns = [
-    { title: "step", number: true, cell: (row) => el("a", { href: addressOf({ view: "step", step: row.step }) }, String(row.step)) },
+    {
+      title: "step",
+      number: true,
+      cell: (row) => el("a", { href: addressOf({ view: "step", step: row.step }) }, String(row.step)),
+    },
     ...COLUMNS.map(([title, name, format, hint]) => ({ title, hint, number: true, cell: (row) => format(row[name]) })),
   ];
   const oldest = rows.at(-1)?.step;
   return [
     el("h1", {}, "Steps"),
-    el("div", { class: "bar" }, jump(),
+    el(
+      "div",
+      { class: "bar" },
+      jump(),
       el("span", { class: "quiet" }, `${number(total)} steps`),
       before ? el("a", { href: addressOf({ view: "steps" }) }, "newest") : null,
-      oldest > 0 && rows.length === PAGE ? el("a", { href: addressOf({ view: "steps", before: oldest }) }, "older") : null),
+      oldest > 0 && rows.length === PAGE
+        ? el("a", { href: addressOf({ view: "steps", before: oldest }) }, "older")
+        : null,
+    ),
     table(`Steps of ${run}, the newest first`, columns, rows),
   ];
 }

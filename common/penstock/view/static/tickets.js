@@ -21,38 +21,82 @@ export async function show(asked) {
   const at = (values) => addressOf({ view: "tickets", reason: asked.reason, ...values });
   return [
     el("h1", {}, "Tickets"),
-    figures([["trained", number(found.trained)], ...reasons.map(([reason, count]) => [`dropped: ${reason}`, number(count), MEANING[reason]])]),
+    figures([
+      ["trained", number(found.trained)],
+      ...reasons.map(([reason, count]) => [`dropped: ${reason}`, number(count), MEANING[reason]]),
+    ]),
     lookup(),
     ...(asked.ticket === undefined ? [] : await one(asked.run, Number(asked.ticket))),
-    el("section", {}, el("h2", {}, asked.reason === "poison" ? "Dead letters" : "Dropped tickets"),
-      el("p", { class: "bar" }, el("a", { href: addressOf({ view: "tickets" }), "aria-current": asked.reason ? null : "true" }, "all"),
-        Object.keys(MEANING).map((reason) => el("a", { href: addressOf({ view: "tickets", reason }), "aria-current": asked.reason === reason ? "true" : null },
-          reason === "poison" ? "dead letters" : reason.replace("_", " ")))),
-      asked.reason ? el("p", { class: "quiet note" }, `${asked.reason}: ${MEANING[asked.reason] ?? ""}.`,
-        asked.reason === "poison" ? " The message itself is in the queue while that lives: penstock dead show." : "") : null,
+    el(
+      "section",
+      {},
+      el("h2", {}, asked.reason === "poison" ? "Dead letters" : "Dropped tickets"),
+      el(
+        "p",
+        { class: "bar" },
+        el("a", { href: addressOf({ view: "tickets" }), "aria-current": asked.reason ? null : "true" }, "all"),
+        Object.keys(MEANING).map((reason) =>
+          el(
+            "a",
+            { href: addressOf({ view: "tickets", reason }), "aria-current": asked.reason === reason ? "true" : null },
+            reason === "poison" ? "dead letters" : reason.replace("_", " "),
+          ),
+        ),
+      ),
+      asked.reason
+        ? el(
+            "p",
+            { class: "quiet note" },
+            `${asked.reason}: ${MEANING[asked.reason] ?? ""}.`,
+            asked.reason === "poison"
+              ? " The message itself is in the queue while that lives: penstock dead show."
+              : "",
+          )
+        : null,
       found.total ? drops(found.drops) : el("p", { class: "quiet" }, "None."),
-      el("p", { class: "bar" }, offset ? el("a", { href: at({ offset: Math.max(0, offset - PAGE) }) }, "newer") : null,
-        offset + PAGE < found.total ? el("a", { href: at({ offset: offset + PAGE }) }, "older") : null)),
+      el(
+        "p",
+        { class: "bar" },
+        offset ? el("a", { href: at({ offset: Math.max(0, offset - PAGE) }) }, "newer") : null,
+        offset + PAGE < found.total ? el("a", { href: at({ offset: offset + PAGE }) }, "older") : null,
+      ),
+    ),
   ];
 }
 
-const drops = (rows) => table("Dropped tickets, the last one first", [
-  { title: "ticket", number: true, cell: (row) => el("a", { href: addressOf({ view: "tickets", ticket: row.ticket }) }, String(row.ticket)) },
-  { title: "reason", cell: (row) => row.reason },
-  { title: "completions", number: true, cell: (row) => number(row.num_completions) },
-  { title: "why", cell: (row) => why(row) },
-], rows);
+const drops = (rows) =>
+  table(
+    "Dropped tickets, the last one first",
+    [
+      {
+        title: "ticket",
+        number: true,
+        cell: (row) => el("a", { href: addressOf({ view: "tickets", ticket: row.ticket }) }, String(row.ticket)),
+      },
+      { title: "reason", cell: (row) => row.reason },
+      { title: "completions", number: true, cell: (row) => number(row.num_completions) },
+      { title: "why", cell: (row) => why(row) },
+    ],
+    rows,
+  );
 
-const why = (row) => [shown(row.why), ...Object.entries(row.failures).map(([reason, count]) => el("div", {}, `${count} \u00d7 `, shown(reason)))];
+const why = (row) => [
+  shown(row.why),
+  ...Object.entries(row.failures).map(([reason, count]) => el("div", {}, `${count} \u00d7 `, shown(reason))),
+];
 
 async function one(run, ticket) {
   const found = await ask("runs", run, "tickets", ticket);
   const ends = {
-    trained: () => el("a", { href: addressOf({ view: "group", step: found.step, ticket }) }, `trained in step ${found.step}`),
+    trained: () =>
+      el("a", { href: addressOf({ view: "group", step: found.step, ticket }) }, `trained in step ${found.step}`),
     dropped: () => [`dropped as ${found.reason}: ${MEANING[found.reason]}. `, why(found)],
     outstanding: () => "not ended: it is outstanding, or was never issued",
   };
-  return [el("section", {}, el("h2", {}, `Ticket ${ticket}`), el("p", {}, ends[found.end]())), await overTime(run, ticket)];
+  return [
+    el("section", {}, el("h2", {}, `Ticket ${ticket}`), el("p", {}, ends[found.end]())),
+    await overTime(run, ticket),
+  ];
 }
 
 function lookup() {
@@ -61,5 +105,10 @@ function lookup() {
     event.preventDefault();
     go(addressOf({ view: "tickets", ticket: input.value }));
   };
-  return el("form", { class: "inline bar", on: { submit } }, field("Ticket", input), el("button", {}, "Why did it end"));
+  return el(
+    "form",
+    { class: "inline bar", on: { submit } },
+    field("Ticket", input),
+    el("button", {}, "Why did it end"),
+  );
 }
