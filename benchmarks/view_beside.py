@@ -43,10 +43,11 @@ def main() -> None:
         launch.start()
         num_asked = 0
         try:
-            while launch.exit_code() is None:
-                if is_asked(launch.num_steps()) and (url := trainer_url(folder)):
-                    num_asked += asks(url)
-                time.sleep(REFRESH_SECONDS)
+            with httpx.Client(timeout=None) as client:
+                while launch.exit_code() is None:
+                    if is_asked(launch.num_steps()) and (url := trainer_url(folder)):
+                        num_asked += asks(client, url)
+                    time.sleep(REFRESH_SECONDS)
             show(RunRecords(launch.run_folder), num_asked)
         finally:
             launch.end()
@@ -57,13 +58,13 @@ def is_asked(step: int) -> bool:
     return step // TURN_STEPS % 2 == 1
 
 
-def asks(url: str) -> int:
+def asks(client: httpx.Client, url: str) -> int:
     """One refresh of the view Learning; 0 if the trainer has just ended."""
     about = f"{url}/v1/view/runs/{NAME}"
     with contextlib.suppress(httpx.TransportError):
         for path in (f"{url}/v1/view/runs", about, f"{about}/evaluations"):
-            httpx.get(path, timeout=None).raise_for_status()
-        httpx.get(f"{about}/curves", params={"name": CURVES}, timeout=None).raise_for_status()
+            client.get(path).raise_for_status()
+        client.get(f"{about}/curves", params={"name": CURVES}).raise_for_status()
         return 1
     return 0
 
