@@ -1,13 +1,12 @@
 """The page's HTTP surface: static files, and one read for each question of `RunView`.
 
 Parses and calls; decides nothing. Invariant: one thread answers all questions in turn, so that a page beside a training
-takes at most a share of one core from it, of low priority, and memory holds one answer.
+takes at most a share of one core from it, and memory holds one answer. The thread has the priority of its process: one
+of a lower priority would keep Python's lock while it waits for a core, and training would wait for both.
 """
 
 import asyncio
 import importlib.resources
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -27,7 +26,6 @@ from penstock.view.guard import DATA, ViewGuard
 from penstock.view.runs import Runs
 from penstock.view.search import Wanted
 
-NICENESS = 10
 PLOTTING = "plotly.min.js"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 RUN, STEP, GROUP = f"{DATA}/runs/{{run}}", "/steps/{step}", "/groups/{group}"
@@ -45,10 +43,10 @@ def view_app(runs: Runs, token: SecretStr | None) -> FastAPI:
     return app
 
 
-def add_page(app: FastAPI, runs: Runs, token: SecretStr | None, *, gives_way: bool = False) -> None:
-    """Add the page of these runs to an app, at `/`. gives_way: other threads of this process go first."""
+def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
+    """Add the page of these runs to an app, at `/`."""
     app.add_middleware(ViewGuard, token=token)
-    thread = ThreadPoolExecutor(1, "view", initializer=_give_way if gives_way else None)
+    thread = ThreadPoolExecutor(1, "view")
 
     async def answer(ask: Callable[[], Any]) -> Response:
         data = await asyncio.get_running_loop().run_in_executor(thread, lambda: msgspec.json.encode(ask()))
@@ -137,8 +135,3 @@ def _plotting_library() -> Path | None:
     found = find_spec("plotly")
     folders = found.submodule_search_locations if found else None
     return Path(next(iter(folders))) / "package_data" / PLOTTING if folders else None
-
-
-def _give_way() -> None:
-    """Let other threads, such as those of a training, go first."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

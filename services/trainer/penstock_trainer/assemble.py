@@ -126,7 +126,7 @@ class Assembly:
     def app(self) -> FastAPI:
         token = self.config.token
         app = trainer_app(self.status, self.requests, self.releases.snapshot, self.metrics.registry, token)
-        add_page(app, Runs([RunRecords(self.folder)]), token, gives_way=True)
+        add_page(app, Runs([RunRecords(self.folder)]), token)
         return app
 
     @cached_property

@@ -1,18 +1,14 @@
 """Who may read the page's data, and what comes with it."""
 
-import os
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from penstock.records import RunRecords
-from penstock.runtime.http import make_app
-from penstock.view.app import NICENESS, add_page, view_app
+from penstock.view.app import view_app
 from penstock.view.runs import Runs
 from tests.unit.common.view.conftest import Made
 
@@ -120,19 +116,6 @@ async def test_the_page_names_no_other_host_and_holds_no_code_of_its_own(made: M
     assert document.count("<script") == 1
     assert script.status_code == 200
     assert script.headers["content-type"].startswith("text/javascript")
-
-
-async def test_beside_a_training_its_thread_alone_gives_way(made: Made) -> None:
-    app = make_app("trainer", not_ready=lambda: None, metrics=CollectorRegistry())
-    add_page(app, Runs([RunRecords(made.run.folder)]), None, gives_way=True)
-    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    before = {thread.native_id for thread in threading.enumerate()}
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        assert (await client.get(DATA)).status_code == 200
-    [own] = [each.native_id for each in threading.enumerate() if each.native_id not in before]
-    assert own is not None
-    assert os.getpriority(os.PRIO_PROCESS, own) == NICENESS
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < NICENESS
 
 
 def test_runs_of_one_name_have_different_keys(made: Made) -> None:
