@@ -55,7 +55,7 @@ help:
 	@echo "make demo-agent  train SmolLM2-135M to use a calculator: an agent with a tool, in several turns"
 	@echo "make test    unit, integration and end-to-end tests"
 	@echo "make test-repeat  the same N=5 times in random orders, beside LOAD=0 busy processes; SEED= repeats the orders"
-	@echo "make test-deploy  docker compose, Slurm, Ray, Prometheus and other Pythons on this host, each where it is installed"
+	@echo "make test-deploy  docker compose, Slurm, Ray, Prometheus, Chromium and other Pythons on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for a quarter of an hour; SEED= repeats a run"
 	@echo "make baselines  measure what is missing (the study of staleness: half an hour), draw docs/baselines.md; CHECK=1 only draws"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs, the site"

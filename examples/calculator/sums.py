@@ -7,7 +7,7 @@ Owns sums_train.jsonl and sums_heldout.jsonl beside it, which are committed. Run
 import json
 from pathlib import Path
 
-from penstock_trainer.data.seeds import permutation
+from penstock.seeds import permutation
 
 SPLIT_SEED = 2026  # fixes which pairs are used, and which of them are held out
 NUM_TRAIN = 240

@@ -7,7 +7,7 @@ Owns addition_train.jsonl and addition_heldout.jsonl beside it, which are commit
 import json
 from pathlib import Path
 
-from penstock_trainer.data.seeds import permutation
+from penstock.seeds import permutation
 
 SPLIT_SEED = 2025  # fixes which pairs are held out
 NUM_TRAIN = 80

@@ -36,6 +36,7 @@ from penstock_launch.commands.runs import show_runs
 from penstock_launch.commands.samples import show_samples
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
 from penstock_launch.commands.status import NotRunningError, show_end, show_status, status_config
+from penstock_launch.commands.view import view_runs
 from penstock_launch.envs.command import make_envs
 from penstock_launch.exit_codes import exit_code_of
 from penstock_launch.extras import extras_of, require
@@ -174,6 +175,13 @@ def _samples(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     return exit_code
 
 
+def _view(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    _refuse_rest(settings, "penstock view [RUN ...] and its options: penstock view --help")
+    require("view", ["view"])
+    view_runs(arguments, os.environ, tell)
+    return 0
+
+
 def _export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     config = _with_trainer("export", settings)
     from penstock_trainer.offline.export import export_checkpoint
@@ -247,6 +255,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "status": _status,
     "cancel": _cancel,
     "samples": _samples,
+    "view": _view,
     "export": _export,
     "replay": _replay,
     "bundle": _bundle,

@@ -12,6 +12,7 @@ from penstock.records import DEFAULT_ROOT
 from penstock_launch.check.arguments import add_check_parser
 from penstock_launch.commands.completion import SHELLS
 from penstock_launch.commands.samples import add_samples_parser
+from penstock_launch.commands.view import add_view_parser
 from penstock_launch.doctor.arguments import add_doctor_parser
 from penstock_launch.envs.command import add_envs_parser
 from penstock_launch.help_text import CommandParser, examples
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--checkpoint", metavar="NAME", help="a name in checkpoints/ of the run's folder; default: the newest"
     )
     add_samples_parser(commands)
+    add_view_parser(commands)
     _add_recordings(commands)
     _add_dead(commands)
     _add_completion(commands)

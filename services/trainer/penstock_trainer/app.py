@@ -1,6 +1,6 @@
 """The trainer's HTTP surface: version, status, and requests to checkpoint or stop.
 
-Parses and calls; decides nothing.
+Parses and calls; decides nothing. `penstock.view.app` adds the page of the run.
 """
 
 import asyncio

@@ -17,8 +17,11 @@ from penstock.broker.lease import Lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling, ServiceKind
+from penstock.records import RunRecords
 from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
+from penstock.view.app import add_page
+from penstock.view.runs import Runs
 from penstock_trainer.app import trainer_app
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History
@@ -122,7 +125,10 @@ class Assembly:
 
     @cached_property
     def app(self) -> FastAPI:
-        return trainer_app(self.status, self.requests, self.releases.snapshot, self.metrics.registry, self.config.token)
+        token = self.config.token
+        app = trainer_app(self.status, self.requests, self.releases.snapshot, self.metrics.registry, token)
+        add_page(app, Runs([RunRecords(self.folder)]), token)
+        return app
 
     @cached_property
     def requests(self) -> Requests:

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from penstock.contracts import DropReason, PolicyIdentity, ScoredGroup
+from penstock.contracts.outcomes import rewards_of
 from penstock.records.step_numbers import number_of
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.masking import oldest_trained_version
-from penstock_trainer.batching.rewards import failures_of, function_figures, rewards_of
+from penstock_trainer.batching.rewards import failures_of, function_figures
 from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime

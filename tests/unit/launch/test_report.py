@@ -195,7 +195,9 @@ def test_a_finished_run_can_be_trained_longer_compared_and_loaded(tmp_path: Path
     ]
     assert found["load in Python"].startswith(f"AutoModelForCausalLM.from_pretrained('{folder}/final')")
     (folder / "samples.jsonl").write_text("")
-    assert shlex.split(commands(folder, config_of())["see completions"]) == ["penstock", "samples", str(folder)]
+    found = commands(folder, config_of())
+    assert shlex.split(found["see in a browser"]) == ["penstock", "view", str(folder)]
+    assert shlex.split(found["see completions"]) == ["penstock", "samples", str(folder)]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ NOT_RUN = {
     "penstock replay": "needs a run: tests/integration/trainer",
     "penstock samples": "needs a run: tests/unit/launch/commands/test_samples.py",
     "penstock status": "needs a run: tests/integration/launch",
+    "penstock view": "serves until Ctrl-C: tests/deploy/test_view_browser.py",
     "cd": "only leads to the next command",
     "export": "only prepares the next command",
     "curl": "needs a service that runs: tests/integration/reward, tests/integration/trainer",

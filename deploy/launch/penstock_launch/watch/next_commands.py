@@ -16,6 +16,7 @@ from penstock.records.extent import Extent
 from penstock.records.files import COMPLETIONS_FILE
 from penstock.records.run import RunRecords, list_runs
 from penstock.records.state import FIRST_CODE_OF_A_SIGNAL
+from penstock_launch.extras import missing
 from penstock_launch.run_folder import NO_STEPS
 from penstock_launch.typed import PROGRAM, Typed
 from penstock_launch.watch.fold import folded_command
@@ -41,6 +42,8 @@ def _look(folder: Path, program: str, *, failed: bool) -> Iterator[tuple[str, st
     if failed:
         yield "what went wrong", f"{program} logs {shlex.quote(str(folder))} --errors"
     if (folder / COMPLETIONS_FILE).exists():
+        if not missing(["view"]):
+            yield "see in a browser", f"{program} view {shlex.quote(str(folder))}"
         yield "see completions", f"{program} samples {shlex.quote(str(folder))}"
     if (other := _other_run(folder)) is not None:
         yield "compare runs", f"{program} compare {shlex.quote(str(folder))} {shlex.quote(str(other))}"

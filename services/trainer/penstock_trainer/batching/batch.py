@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 
 from penstock.contracts import ScoredGroup, Trajectory
+from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionIndex, count_batch
 from penstock_trainer.batching.masking import num_trained_tokens
 from penstock_trainer.batching.paths import trained_paths
-from penstock_trainer.batching.rewards import rewards_of
 from penstock_trainer.grpo import Aggregation, Baseline, Scale, advantages, overlong_penalty, sequence_weight
 
 MIN_VALID = 2  # a group's mean and standard deviation need two rewards

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock.contracts import ScoredGroup, Trajectory
-from penstock_trainer.batching.rewards import rewards_of
+from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.grpo import varies
 
 

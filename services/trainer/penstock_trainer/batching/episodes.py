@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from penstock.contracts import Episode, ScoredGroup
-from penstock_trainer.batching.rewards import rewards_of
+from penstock.contracts.outcomes import rewards_of
 
 BRANCHES, ENDED = "episode_branches_", "episode_ended_"
 

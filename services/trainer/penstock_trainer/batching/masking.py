@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.contracts import Completion, Episode, Node, ScoredGroup, Trajectory, VersionSpan
-from penstock_trainer.batching.rewards import rewards_of
+from penstock.contracts.outcomes import rewards_of
 
 
 def token_lags(sampled: Completion | Node, version: int) -> npt.NDArray[np.int32]:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from penstock.contracts import ScoredGroup
+from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.batching.counts import CompletionIndex
-from penstock_trainer.batching.rewards import rewards_of
 
 
 def choose_shown(groups: Sequence[ScoredGroup], most: int) -> list[CompletionIndex]:

@@ -11,22 +11,15 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from penstock.contracts import Contract, ScoredGroup
+from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import StepRecord
+from penstock.contracts.step_file import StepFile
 from penstock.durable import write_durably, writing
 from penstock.errors import DataError
 from penstock_trainer.checkpoints.journal import Journal
 from penstock_trainer.checkpoints.settings import SettingsFiles
 
 NAME = re.compile(r"(\d{8,})\.(\d+)\.pack")
-
-
-class StepFile(Contract, frozen=True, tag_field="schema", tag="step-file/2"):
-    """The inputs of one step, in the order in which they are trained."""
-
-    step: int
-    lease: int
-    groups: tuple[ScoredGroup, ...]
 
 
 class StepFiles:

@@ -9,8 +9,8 @@ from typing import Any
 from penstock.config import Config
 from penstock.contracts import Sampling, Ticket, pack_int32
 from penstock.errors import ConfigError
+from penstock.seeds import permutation, sampling_seed
 from penstock_trainer.data.prompts import EncodedPrompt
-from penstock_trainer.data.seeds import permutation, sampling_seed
 
 
 class Draws:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import msgspec
 
 from penstock.contracts import Episode, Node, ScoredGroup, Trajectory, unpack_int32
+from penstock.contracts.outcomes import failure_of, rewards_of, values_by_function
 from penstock.readable import cut, question_of
 from penstock.records.samples import DroppedLine, SampleLine
 from penstock_trainer.batching.counts import CompletionIndex
-from penstock_trainer.batching.rewards import failure_of, rewards_of, values_by_function
 from penstock_trainer.batching.shown import choose_shown
 
 PROMPT_CHARACTERS = 2000  # a page: a line of the file stays small, and 8 of a step below 64 kB

@@ -4,16 +4,15 @@ import msgspec
 import pytest
 
 from penstock.contracts import EpisodeCounts, EpisodeEnd, Score
+from penstock.contracts.outcomes import NOTHING_SAMPLED, rewards_of
 from penstock_trainer.batching.episodes import episode_figures
 from penstock_trainer.batching.rewards import (
     MOST_REASONS,
-    NOTHING_SAMPLED,
     OTHER_REASONS,
     failed_share,
     failures_of,
     first_failure,
     most_frequent,
-    rewards_of,
 )
 from tests.unit.trainer.episode_groups import FAILED, branching_group, context, episode, episode_group, sampled
 from tests.unit.trainer.trainer_groups import example_groups

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from penstock.contracts import Score, ScoredGroup
-from penstock_trainer.batching.rewards import function_figures, rewards_of, values_by_function
+from penstock.contracts.outcomes import rewards_of, values_by_function
+from penstock_trainer.batching.rewards import function_figures
 from tests.unit.trainer.episode_groups import FAILED, context, episode, episode_group, sampled
 from tests.unit.trainer.trainer_groups import completion, scored_group
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.contracts import ScoredGroup
-from penstock_trainer.batching.rewards import rewards_of
+from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.batching.shown import choose_shown
 from tests.unit.trainer.trainer_groups import completion, scored_group
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import DataError
+from penstock.seeds import permutation, sampling_seed
 from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
@@ -19,7 +20,6 @@ from penstock_trainer.data.prompts import (
     shared_prompts,
 )
 from penstock_trainer.data.rows import Row
-from penstock_trainer.data.seeds import permutation, sampling_seed
 from tests.unit.trainer.data.chat_models import CHATML, INST, NEVER_OPENS_AND_ENDS, characters
 
 USER = [{"role": "user", "content": "hi"}]

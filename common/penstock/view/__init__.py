@@ -1,0 +1,14 @@
+"""The page of a run: what its folder holds, as people look at it in a browser (docs/view.md).
+
+From the folder up, and each layer imports only lower ones:
+
+    app          FastAPI: parses an address, calls, answers
+    runs         the runs that one page shows
+    run          one run: its indexes, and one question each
+    groups  episodes  timeline  search  visits        answers, made of recorded groups and lines
+    steps  tickets  step_files  pieces  advantages    indexes and readers
+    lines  curves                                     files of lines; fewer points of a curve
+
+Invariant: nothing is written, no request leaves the host, and what is held in memory does not grow with the size of
+step files or samples: only with the number of steps and tickets, a few bytes each.
+"""

@@ -1,0 +1,263 @@
+"""One run as the page asks about it: its indexes, kept up with the files, and an answer to each question.
+
+Owns the indexes. Invariant: one thread at a time asks; each answer is of the files as they are now.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.contracts import ScoredGroup
+from penstock.errors import DataError
+from penstock.records import RunRecords, RunState
+from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
+from penstock.records.lines import as_written
+from penstock.view.advantages import advantages_of
+from penstock.view.groups import Advantages, beside, prompt_of, summary
+from penstock.view.lines import LineIndex
+from penstock.view.pieces import Pieces
+from penstock.view.search import Wanted, search
+from penstock.view.step_files import StepFileReader
+from penstock.view.steps import StepTable
+from penstock.view.tickets import Committed, Ledger
+from penstock.view.timeline import push_mark, server_bars, trainer_bars
+from penstock.view.tokens import token_page
+
+MOST_STEPS_OF_TIMELINE = 16
+MOST_DRAWS = 12  # of one prompt: each is a step file to read
+
+Answer = dict[str, Any]
+
+
+class RunView:
+    """The questions of a page about one run."""
+
+    def __init__(self, key: str, records: RunRecords, tokenizer: Path | None = None) -> None:
+        """`key`: its name in addresses. `tokenizer`: a model's folder, in place of the one that the run names."""
+        self.key = key
+        self._records = records
+        self._table = StepTable(records.folder)
+        self._ledger = Ledger(records.folder)
+        self._files = StepFileReader(records.folder)
+        self._evaluations = LineIndex(records.folder / EVALUATIONS_FILE)
+        self._results: list[Answer] = []
+        self._tokenizer = tokenizer
+        self._pieces: Pieces | None = None
+
+    @property
+    def folder(self) -> str:
+        return str(self._records.folder)
+
+    def state(self) -> RunState:
+        """Whether it runs, or how it ended."""
+        return self._records.state()
+
+    def overview(self) -> Answer:
+        """What the run is, and how far it has come."""
+        self._table.refresh()
+        self._ledger.refresh()
+        state = self.state()
+        return {
+            "key": self.key,
+            "folder": self.folder,
+            "state": state.name,
+            "reason": state.reason,
+            "num_steps": len(self._table),
+            "last_step": self._table.value("step", -1),
+            "num_evaluations": len(self._refreshed_evaluations()),
+            "columns": self._table.names,
+            "trained": self._ledger.num_trained,
+            "dropped": self._ledger.dropped,
+            "checkpoints": [{"steps": each.steps, "name": each.name} for each in self._ledger.checkpoints],
+            "dataset_length": self._ledger.run.dataset_length if self._ledger.run else None,
+        }
+
+    def curves(self, names: Sequence[str], most: int, first: int, last: int | None) -> Answer:
+        """Columns of the steps [first, last), each with at most `most` points."""
+        self._table.refresh()
+        return {name: self._table.curve(name, most, first, last) for name in names}
+
+    def steps(self, names: Sequence[str], before: int | None, limit: int) -> Answer:
+        """Rows of the table, the newest first, from the one before step `before` on."""
+        self._table.refresh()
+        end = len(self._table)
+        if before is not None and (row := self._table.row_of(before)) is not None:
+            end = row
+        rows = range(end - 1, max(-1, end - 1 - limit), -1)
+        return {
+            "total": len(self._table),
+            "rows": [{name: self._table.value(name, row) for name in ("step", *names)} for row in rows],
+        }
+
+    def step(self, step: int) -> Answer:
+        """A step: its line, what the ledger has of it, and its groups; `missing` says why there are none."""
+        self._table.refresh()
+        row = self._table.row_of(step)
+        record = self._record(step)
+        answer: Answer = {
+            "step": step,
+            "line": self._table.line(row) if row is not None else {},
+            "record": record,
+            "unchanged": step in self._ledger.unchanged,
+            "last_step": self._table.value("step", -1),
+            "groups": [],
+            "missing": "",
+        }
+        try:
+            groups = self._groups(record, step)
+        except DataError as error:
+            return {**answer, "missing": str(error)}
+        version = record.version if record else None
+        return {**answer, "groups": [summary(index, each, version) for index, each in enumerate(groups)]}
+
+    def group(self, step: int, index: int, base: int | None) -> Answer:
+        """A group with its completions next to each other."""
+        record = self._record(step)
+        groups, group = self._group(record, step, index)
+        rows = self._advantages(record, groups)
+        return {
+            "summary": summary(index, group, record.version if record else None),
+            "num_groups": len(groups),
+            "prompt": prompt_of(group),
+            "has_advantages": rows is not None,
+            **beside(group, None if rows is None else rows[index], base, self._decoder),
+        }
+
+    def tokens(self, step: int, index: int, completion: int, offset: int, limit: int) -> Answer:
+        """The tokens of a completion or an episode, by columns."""
+        record = self._record(step)
+        groups, group = self._group(record, step, index)
+        if not 0 <= completion < len(group.scores):
+            raise DataError(f"group {index} of step {step} has {len(group.scores)} completions; saw {completion}")
+        rows = self._advantages(record, groups)
+        page = token_page(
+            group,
+            completion,
+            self._decoder,
+            offset=offset,
+            limit=limit,
+            version=record.version if record else None,
+            max_lag=record.max_lag if record else None,
+        )
+        return {
+            **page,
+            "version": record.version if record else None,
+            "advantage": None if rows is None else rows[index][completion],
+            "recorded": {number: self._ledger.policies.get(int(number), "") for number in page["asserted"]},
+        }
+
+    def evaluations(self) -> list[Answer]:
+        """The figures of each evaluation, without its samples, in the order in which they ended."""
+        return self._refreshed_evaluations()
+
+    def evaluation(self, number: int) -> Answer:
+        """All of one evaluation, by its place."""
+        if not 0 <= number < len(self._refreshed_evaluations()):
+            raise DataError(f"saw evaluation {number}; expected one of {len(self._results)}")
+        return as_written(self._evaluations.read(number))
+
+    def samples(self, wanted: Wanted, end: int | None, limit: int) -> Answer:
+        """Completions that were kept for people and fit."""
+        return search(self._records.folder, wanted, end, limit)
+
+    def tickets(self, reason: str, offset: int, limit: int) -> Answer:
+        """Tickets that ended without being trained; of the reason poison, the dead letters."""
+        self._ledger.refresh()
+        total, drops = self._ledger.drops(reason, offset, limit)
+        return {
+            "trained": self._ledger.num_trained,
+            "dropped": self._ledger.dropped,
+            "total": total,
+            "drops": drops,
+        }
+
+    def ticket(self, number: int) -> Answer:
+        """How a ticket ended, and what became of the other draws of its prompt, the newest first."""
+        self._ledger.refresh()
+        draws = [self._draw(each) for each in self._ledger.draws_of_same_prompt(number, MOST_DRAWS)]
+        return {**self._ledger.end_of(number), "draws": draws}
+
+    def timeline(self, first: int, last: int) -> Answer:
+        """Bars of the trainer and the servers, and pushes, over the steps [first, last)."""
+        self._table.refresh()
+        answer: Answer = {"trainer": [], "servers": [], "pushes": [], "missing": ""}
+        for step in range(first, min(last, first + MOST_STEPS_OF_TIMELINE)):
+            row = self._table.row_of(step)
+            if row is None:
+                continue
+            line = self._table.line(row)
+            answer["trainer"] += trainer_bars(line)
+            answer["pushes"] += [mark] if (mark := push_mark(line)) else []
+            try:
+                answer["servers"] += server_bars(step, self._groups(self._record(step), step))
+            except DataError as error:
+                answer["missing"] = str(error)
+        return answer
+
+    def _draw(self, ticket: int) -> Answer:
+        ended = self._ledger.end_of(ticket)
+        length = self._ledger.run.dataset_length if self._ledger.run else 0
+        answer = {**ended, "epoch": ticket // length if length else None, "summary": None, "missing": ""}
+        if ended["end"] != "trained":
+            return answer
+        record = self._ledger.steps.get(ended["step"])
+        try:
+            groups = self._groups(record, ended["step"])
+        except DataError as error:
+            return {**answer, "missing": str(error)}
+        found = (place for place, each in enumerate(groups) if each.group.ticket.number == ticket)
+        place = next(found, None)
+        if place is None or record is None:
+            return answer
+        return {**answer, "summary": summary(place, groups[place], record.version)}
+
+    @property
+    def _decoder(self) -> Pieces:
+        if self._pieces is None:
+            self._pieces = Pieces(self._records.config(), self._tokenizer)
+        return self._pieces
+
+    def _record(self, step: int) -> Committed | None:
+        self._ledger.refresh()
+        return self._ledger.steps.get(step)
+
+    def _groups(self, record: Committed | None, step: int) -> tuple[ScoredGroup, ...]:
+        if record is None:
+            raise DataError(f"step {step} is not in the ledger of this run; expected one of {len(self._ledger.steps)}")
+        return self._files.groups(record)
+
+    def _group(self, record: Committed | None, step: int, index: int) -> tuple[tuple[ScoredGroup, ...], ScoredGroup]:
+        groups = self._groups(record, step)
+        if not 0 <= index < len(groups):
+            raise DataError(f"step {step} has {len(groups)} groups; saw {index}")
+        return groups, groups[index]
+
+    def _advantages(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> Advantages:
+        """By the settings with which the step was trained; an older ledger names none: those of the configuration."""
+        settings: Mapping[str, Any] = {}
+        if record is not None and record.settings.isalnum():
+            settings = read_document(self._records.folder / STEP_FILES / f"settings-{record.settings}.json")
+        return advantages_of(groups, settings or dict(_flat(self._records.config())))
+
+    def _refreshed_evaluations(self) -> list[Answer]:
+        replaced, lines = self._evaluations.new_lines()
+        if replaced or not len(self._evaluations):
+            self._results = []
+        for line in lines:
+            try:
+                result = as_written(line)
+            except (ValueError, msgspec.MsgspecError) as error:
+                self._evaluations.forget()
+                raise DataError(f"{EVALUATIONS_FILE} of {self.folder} ({error}): expected JSON lines") from None
+            self._results.append({name: value for name, value in result.items() if name != "samples"})
+        return self._results
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

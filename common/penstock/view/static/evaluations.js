@@ -1,0 +1,137 @@
+// Evaluations on held-out prompts: their figures, and the same prompts before and after.
+
+import { addressOf, go, state } from "./address.js";
+import { ask } from "./data.js";
+import { el, field, shown, table, tag } from "./dom.js";
+import { fixed, number, percent, wilson } from "./format.js";
+import { chart, points } from "./plot.js";
+import { withoutRuns } from "./step.js";
+
+export const isLive = true;
+
+export async function show(asked) {
+  const all = await Promise.all(asked.runs.map((run) => ask("runs", run, "evaluations")));
+  const lines = all[0]
+    .map((line, place) => ({ ...line, place }))
+    .sort((a, b) => a.steps - b.steps || a.place - b.place);
+  if (!lines.length)
+    return [
+      el("h1", {}, "Evaluations"),
+      el("p", { class: "quiet" }, "No evaluation has ended: see data.eval and eval.every_steps."),
+    ];
+  const traces = all.map((some, place) => {
+    const sorted = [...some].sort((a, b) => a.steps - b.steps);
+    const bounds = sorted.map((line) => wilson(line.accuracy, line.num_prompts));
+    return points(
+      asked.runs[place],
+      sorted.map((line) => line.steps),
+      sorted.map((line) => line.accuracy),
+      bounds.map(([low]) => low),
+      bounds.map(([, high]) => high),
+      place,
+    );
+  });
+  const columns = [
+    { title: "after steps", number: true, cell: (line) => number(line.steps) },
+    { title: "accuracy", number: true, cell: (line) => percent(line.accuracy) },
+    {
+      title: "95 % interval",
+      number: true,
+      cell: (line) => wilson(line.accuracy, line.num_prompts).map(percent).join(" \u2013 "),
+    },
+    { title: "reward", number: true, cell: (line) => fixed(line.reward_mean, 3) },
+    { title: "prompts", number: true, cell: (line) => number(line.num_prompts) },
+    { title: "failed", number: true, cell: (line) => number(line.num_failed) },
+    { title: "versions", number: true, cell: (line) => `${line.oldest_version}\u2013${line.newest_version}` },
+    {
+      title: "why failed",
+      cell: (line) =>
+        Object.entries(line.failures ?? {}).map(([why, count]) => el("span", {}, `${count} \u00d7 `, shown(why))),
+    },
+  ];
+  const from = asked.from ?? String(lines[0].place),
+    to = asked.to ?? String(lines.at(-1).place);
+  return [
+    el("h1", {}, "Evaluations"),
+    el(
+      "div",
+      { class: "charts" },
+      chart(
+        "Held-out accuracy, 95 % interval",
+        lines.map((line) => `after ${line.steps} steps ${percent(line.accuracy)}`).join(", "),
+        traces,
+        {
+          height: 220,
+          wide: true,
+          layout: {
+            showlegend: asked.runs.length > 1,
+            legend: { orientation: "h", y: 1.15 },
+            yaxis: { rangemode: "tozero" },
+          },
+        },
+      ),
+    ),
+    table(`Evaluations of ${asked.run}`, columns, lines),
+    await beside(asked, lines, from, to),
+  ];
+}
+
+async function beside({ run }, lines, from, to) {
+  const [before, after] = await Promise.all([from, to].map((place) => ask("runs", run, "evaluations", place)));
+  const choice = (name, value, label) =>
+    field(
+      label,
+      el(
+        "select",
+        {
+          name,
+          on: {
+            change: (event) => go(addressOf({ ...withoutRuns(state()), [name]: event.target.value }), { keep: true }),
+          },
+        },
+        lines.map((line) =>
+          el("option", { value: line.place, selected: String(line.place) === value }, `${line.steps} steps`),
+        ),
+      ),
+    );
+  const places = new Map();
+  for (const [name, found] of [
+    ["before", before],
+    ["after", after],
+  ]) {
+    for (const sample of found.samples) {
+      const key = JSON.stringify([sample.prompt, sample.answer]);
+      places.set(key, { prompt: sample.prompt, answer: sample.answer, ...places.get(key), [name]: sample });
+    }
+  }
+  const cell = (sample) =>
+    sample
+      ? [
+          el("pre", { class: "text" }, shown(sample.completion)),
+          el(
+            "p",
+            { class: "quiet" },
+            sample.reward === null ? tag("failed", "bad") : `reward ${number(sample.reward)}`,
+          ),
+        ]
+      : "\u2013";
+  const change = ({ before: one, after: other }) => {
+    if (!one || !other || one.reward === other.reward)
+      return one?.completion === other?.completion ? tag("the same", "dull") : null;
+    return (other.reward ?? -Infinity) > (one.reward ?? -Infinity) ? tag("better", "good") : tag("worse", "bad");
+  };
+  const columns = [
+    { title: "prompt", cell: (row) => el("pre", { class: "text" }, shown(row.prompt)) },
+    { title: "answer", cell: (row) => shown(row.answer) },
+    { title: `after ${before.steps} steps`, cell: (row) => cell(row.before) },
+    { title: `after ${after.steps} steps`, cell: (row) => cell(row.after) },
+    { title: "change", cell: change },
+  ];
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Before and after"),
+    el("div", { class: "bar filters" }, choice("from", from, "Before"), choice("to", to, "After")),
+    table("Completions of the same prompts before and after", columns, [...places.values()]),
+  );
+}

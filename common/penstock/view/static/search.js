@@ -1,0 +1,108 @@
+// Completions of training that the run kept for people: found by text, reward, failure and length.
+
+import { addressOf, go, state } from "./address.js";
+import { ask } from "./data.js";
+import { box, el, field, shown, tag } from "./dom.js";
+import { fixed, number } from "./format.js";
+import { withoutRuns } from "./step.js";
+
+const PAGE = 40;
+const FIELDS = [
+  ["text", "Text", "search"],
+  ["reward_min", "Reward from", "number"],
+  ["reward_max", "to", "number"],
+  ["length_min", "Tokens from", "number"],
+  ["length_max", "to", "number"],
+  ["step_min", "Steps from", "number"],
+  ["step_max", "to", "number"],
+];
+const CHOICES = {
+  failed: [
+    ["", "any"],
+    ["true", "failed"],
+    ["false", "scored"],
+  ],
+  truncated: [
+    ["", "any"],
+    ["true", "truncated"],
+    ["false", "complete"],
+  ],
+};
+
+export async function show(asked) {
+  const wanted = Object.fromEntries(
+    [...FIELDS.map(([name]) => name), ...Object.keys(CHOICES)].map((name) => [name, asked[name]]),
+  );
+  const list = el("ol", { class: "found" });
+  const foot = el("p", { class: "bar" });
+  await more(asked.run, wanted, null, list, foot);
+  return [
+    el("h1", {}, "Completions"),
+    el(
+      "p",
+      { class: "quiet note" },
+      "Of samples.jsonl, the newest first: some of each step, for people. A step's groups hold all of them.",
+    ),
+    form(asked),
+    list,
+    foot,
+  ];
+}
+
+async function more(run, wanted, end, list, foot) {
+  const found = await ask("runs", run, "samples", { ...wanted, end, limit: PAGE });
+  list.append(...found.lines.map(card));
+  foot.replaceChildren(
+    el(
+      "output",
+      { class: "quiet" },
+      list.childElementCount ? `${list.childElementCount} shown` : found.next === null ? "None fits." : "None yet.",
+    ),
+    ...(found.next === null
+      ? []
+      : [el("button", { on: { click: () => more(run, wanted, found.next, list, foot) } }, "Look further back")]),
+  );
+}
+
+function card(line) {
+  const at = { view: "group", step: line.step, ticket: line.ticket };
+  return el(
+    "li",
+    {},
+    el(
+      "p",
+      { class: "head" },
+      el("a", { href: addressOf(at) }, `step ${line.step}, ticket ${line.ticket}, number ${line.index}`),
+      el("b", {}, line.reward === null ? tag("failed", "bad") : `reward ${number(line.reward)}`),
+      line.advantage === null ? null : el("span", {}, `advantage ${fixed(line.advantage, 2)}`),
+      el("span", {}, `${number(line.num_tokens)} tokens`),
+      line.truncated ? tag("truncated", "warn") : null,
+      el("span", {}, `version ${number(line.version)}`),
+    ),
+    line.failure ? el("p", { class: "problem" }, shown(line.failure)) : null,
+    box(el("span", { class: "quiet" }, shown(line.prompt))),
+    box(shown(line.completion)),
+    line.answer ? el("p", { class: "quiet" }, "answer: ", shown(line.answer)) : null,
+  );
+}
+
+function form(asked) {
+  const inputs = FIELDS.map(([name, label, type]) =>
+    field(label, el("input", { type, step: "any", name, value: asked[name] })),
+  );
+  const selects = Object.entries(CHOICES).map(([name, choices]) =>
+    field(
+      name === "failed" ? "Reward" : "End",
+      el(
+        "select",
+        { name },
+        choices.map(([value, words]) => el("option", { value, selected: (asked[name] ?? "") === value }, words)),
+      ),
+    ),
+  );
+  const submit = (event) => {
+    event.preventDefault();
+    go(addressOf({ ...withoutRuns(state()), ...Object.fromEntries(new FormData(event.target)) }));
+  };
+  return el("form", { class: "bar filters", on: { submit } }, inputs, selects, el("button", {}, "Find"));
+}

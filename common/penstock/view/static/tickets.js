@@ -1,0 +1,114 @@
+// The ledger: why a ticket ended. Dead letters are the dropped ones of the reason poison.
+
+import { addressOf, go } from "./address.js";
+import { ask } from "./data.js";
+import { el, field, figures, shown, table } from "./dom.js";
+import { number } from "./format.js";
+import { overTime } from "./group.js";
+
+const PAGE = 100;
+const MEANING = {
+  stale: "its group was too old when its batch closed",
+  degenerate: "its rewards are all equal and give no gradient",
+  reward_failed: "too few of its completions have a reward",
+  poison: "no service could use its message: a dead letter",
+};
+
+export async function show(asked) {
+  const offset = Number(asked.offset ?? 0);
+  const found = await ask("runs", asked.run, "tickets", { reason: asked.reason, offset, limit: PAGE });
+  const reasons = Object.entries(found.dropped);
+  const at = (values) => addressOf({ view: "tickets", reason: asked.reason, ...values });
+  return [
+    el("h1", {}, "Tickets"),
+    figures([
+      ["trained", number(found.trained)],
+      ...reasons.map(([reason, count]) => [`dropped: ${reason}`, number(count), MEANING[reason]]),
+    ]),
+    lookup(),
+    ...(asked.ticket === undefined ? [] : await one(asked.run, Number(asked.ticket))),
+    el(
+      "section",
+      {},
+      el("h2", {}, asked.reason === "poison" ? "Dead letters" : "Dropped tickets"),
+      el(
+        "p",
+        { class: "bar" },
+        el("a", { href: addressOf({ view: "tickets" }), "aria-current": asked.reason ? null : "true" }, "all"),
+        Object.keys(MEANING).map((reason) =>
+          el(
+            "a",
+            { href: addressOf({ view: "tickets", reason }), "aria-current": asked.reason === reason ? "true" : null },
+            reason === "poison" ? "dead letters" : reason.replace("_", " "),
+          ),
+        ),
+      ),
+      asked.reason
+        ? el(
+            "p",
+            { class: "quiet note" },
+            `${asked.reason}: ${MEANING[asked.reason] ?? ""}.`,
+            asked.reason === "poison"
+              ? " The message itself is in the queue while that lives: penstock dead show."
+              : "",
+          )
+        : null,
+      found.total ? drops(found.drops) : el("p", { class: "quiet" }, "None."),
+      el(
+        "p",
+        { class: "bar" },
+        offset ? el("a", { href: at({ offset: Math.max(0, offset - PAGE) }) }, "newer") : null,
+        offset + PAGE < found.total ? el("a", { href: at({ offset: offset + PAGE }) }, "older") : null,
+      ),
+    ),
+  ];
+}
+
+const drops = (rows) =>
+  table(
+    "Dropped tickets, the last one first",
+    [
+      {
+        title: "ticket",
+        number: true,
+        cell: (row) => el("a", { href: addressOf({ view: "tickets", ticket: row.ticket }) }, String(row.ticket)),
+      },
+      { title: "reason", cell: (row) => row.reason },
+      { title: "completions", number: true, cell: (row) => number(row.num_completions) },
+      { title: "why", cell: (row) => why(row) },
+    ],
+    rows,
+  );
+
+const why = (row) => [
+  shown(row.why),
+  ...Object.entries(row.failures).map(([reason, count]) => el("div", {}, `${count} \u00d7 `, shown(reason))),
+];
+
+async function one(run, ticket) {
+  const found = await ask("runs", run, "tickets", ticket);
+  const ends = {
+    trained: () =>
+      el("a", { href: addressOf({ view: "group", step: found.step, ticket }) }, `trained in step ${found.step}`),
+    dropped: () => [`dropped as ${found.reason}: ${MEANING[found.reason]}. `, why(found)],
+    outstanding: () => "not ended: it is outstanding, or was never issued",
+  };
+  return [
+    el("section", {}, el("h2", {}, `Ticket ${ticket}`), el("p", {}, ends[found.end]())),
+    await overTime(run, ticket),
+  ];
+}
+
+function lookup() {
+  const input = el("input", { type: "number", min: "0", name: "ticket", required: true });
+  const submit = (event) => {
+    event.preventDefault();
+    go(addressOf({ view: "tickets", ticket: input.value }));
+  };
+  return el(
+    "form",
+    { class: "inline bar", on: { submit } },
+    field("Ticket", input),
+    el("button", {}, "Why did it end"),
+  );
+}

@@ -1,0 +1,61 @@
+"""A reader's advantages are those that the trainer computes."""
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.contracts import Completion
+from penstock.view.advantages import advantages, advantages_of
+from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.grpo import advantages as trained
+from penstock_trainer.grpo.advantages import Baseline, Scale
+from tests.unit.common.view.conftest import Made
+
+REWARDS = st.lists(st.one_of(st.none(), st.floats(-2, 2, width=16)), min_size=3, max_size=3).filter(
+    lambda rewards: sum(reward is not None for reward in rewards) >= 2
+)
+
+
+@pytest.mark.parametrize("baseline", get_args(Baseline))
+@pytest.mark.parametrize("scale", get_args(Scale))
+@given(groups=st.lists(REWARDS, min_size=1, max_size=4))
+def test_they_equal_the_trainers_for_each_baseline_and_scale(
+    groups: list[list[float | None]], baseline: Baseline, scale: Scale
+) -> None:
+    eps = 0.5  # large: a pair whose scale bounds no distance divides by it alone
+    rewards_BG = torch.tensor([[reward or 0.0 for reward in group] for group in groups], dtype=torch.float64)
+    valid_BG = torch.tensor([[reward is not None for reward in group] for group in groups])
+    expected = trained(rewards_BG, valid_BG, baseline=baseline, scale=scale, eps=eps).tolist()
+    found = advantages(groups, baseline=baseline, scale=scale, eps=eps)
+    for row, seen, wanted in zip(groups, found, expected, strict=True):
+        assert [value is None for value in seen] == [reward is None for reward in row]
+        given_values = [value for reward, value in zip(row, wanted, strict=True) if reward is not None]
+        assert [value for value in seen if value is not None] == pytest.approx(given_values, rel=1e-4, abs=1e-5)
+
+
+def test_a_steps_advantages_equal_those_of_its_batch_with_the_overlong_penalty(made: Made) -> None:
+    groups = made.view._groups(made.view._record(0), 0)
+    lengths = [each.num_tokens for each in groups[0].group.trajectories if isinstance(each, Completion)]
+    assert len(set(lengths)) > 1
+    settings = {
+        **made.run.settings,
+        "sampling.max_new_tokens": 5,
+        "loss.overlong.buffer_tokens": 3,
+        "loss.overlong.penalty": 0.5,
+    }
+    batch = make_batch(groups, BatchRules(Overlong(5, 3, 0.5)), version=0)
+    found = advantages_of(groups, settings)
+    assert found is not None
+    for index, value in batch.advantages.items():
+        assert found[index.group][index.completion] == pytest.approx(value, rel=1e-5)
+    num_found = sum(value is not None for row in found for value in row)
+    assert num_found == len(batch.advantages) == 7
+
+
+@pytest.mark.parametrize("change", [{"kl_ctl": 0.1, "loss.kl.place": "reward"}, {"loss.advantage.eps": None}])
+def test_there_are_none_if_the_files_do_not_tell(made: Made, change: dict[str, object]) -> None:
+    settings = {name: value for name, value in {**made.run.settings, **change}.items() if value is not None}
+    assert advantages_of(made.view._groups(made.view._record(0), 0), settings) is None

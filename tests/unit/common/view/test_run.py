@@ -1,0 +1,228 @@
+"""What the page says of a run is what its files hold."""
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks.synthetic_run import completion, group, identity, write_long_run
+from penstock.errors import DataError
+from penstock.records import RunRecords
+from penstock.view.run import RunView
+from penstock.view.search import Wanted
+from penstock.view.step_files import MOST_HELD
+from tests.unit.common.view.conftest import Made, other_weights
+
+
+def test_groups_are_marked_as_failed_flat_or_different(made: Made) -> None:
+    different, flat, failed = made.view.step(0)["groups"]
+    assert (different["is_flat"], different["is_failed"], different["num_failed"]) == (False, False, 1)
+    assert different["mean"] == pytest.approx(2 / 3)
+    assert different["std"] == pytest.approx(math.sqrt(2) / 3)
+    assert (flat["is_flat"], flat["is_failed"], flat["std"]) == (True, False, 0.0)
+    assert (failed["is_flat"], failed["is_failed"], failed["num_failed"]) == (False, True, 3)
+    assert [each["server"] for each in made.view.step(0)["groups"]] == ["rollout-0", "rollout-1", "rollout-0"]
+
+
+def test_completions_are_cut_where_they_first_differ(made: Made) -> None:
+    found = made.view.group(0, 0, None)
+    assert found["base"] == 0
+    parts = [(each["before"], each["at"], each["behind"]) for each in found["completions"]]
+    assert parts == [("four", "", ""), ("four", "!", ""), ("f", "i", "ve"), ("", "", "")]
+    assert [each["same"] for each in found["completions"]] == [4, 4, 1, 0]
+    other = made.view.group(0, 0, 2)["completions"]
+    assert [(each["before"], each["at"]) for each in other[:3]] == [("f", "o"), ("f", "o"), ("five", "")]
+    failed = found["completions"][3]
+    assert (failed["reward"], failed["failure"], failed["advantage"]) == (None, "judge: TimeoutError", None)
+
+
+def test_a_token_has_the_weights_that_the_engine_asserted(made: Made) -> None:
+    page = made.view.tokens(1, 0, 0, 0, 100)
+    prompt, sampled = page["segments"]
+    assert (prompt["kind"], sampled["kind"], sampled["start"]) == ("prompt", "sampled", 4)
+    assert page["versions"] == [None] * 4 + [0, 0, 0] + [1] * 3
+    assert page["asserted"] == page["recorded"] == {str(n): identity(n).digest for n in (0, 1)}
+    assert page["trained"] == [False] * 4 + [True] * 6
+    assert page["logprobs"][:4] == [None] * 4
+    assert page["special"] == [9]
+    assert page["pieces"][-1] == "<|end|>"
+
+
+def test_weights_that_the_ledger_does_not_have_are_shown_beside_its_own(made: Made) -> None:
+    lying = completion([1, 2], 0)
+    span = msgspec.structs.replace(lying.spans[0], policy=other_weights(0))
+    made.run.add_step([group(9, "p", [1], [msgspec.structs.replace(lying, spans=(span,))], [1.0])])
+    page = made.view.tokens(2, 0, 0, 0, 10)
+    assert (page["asserted"], page["recorded"]) == ({"0": "f" * 16}, {"0": identity(0).digest})
+
+
+def test_a_character_of_several_tokens_is_with_the_last_of_them(made: Made) -> None:
+    page = made.view.tokens(1, 0, 0, 0, 100)
+    assert page["pieces"][4:] == ["f", "", "\N{LATIN SMALL LETTER U WITH DIAERESIS}", "n", "f", "<|end|>"]
+    assert made.view.tokens(1, 0, 0, 6, 100)["pieces"][0] == "\N{LATIN SMALL LETTER U WITH DIAERESIS}"
+
+
+def test_an_episode_is_shown_as_its_tree(made: Made) -> None:
+    page = made.view.tokens(1, 1, 0, 0, 1000)
+    assert [(each["kind"], each["role"], each["parent"]) for each in page["segments"]] == [
+        ("context", "user", None),
+        ("sampled", "assistant", 0),
+        ("context", "tool", 1),
+        ("sampled", "assistant", 2),
+        ("sampled", "assistant", 2),
+    ]
+    assert "".join(page["pieces"]) == "12+3?calc 12+3<|end|>1515<|end|>51<|end|>"
+    assert [logprob is None for logprob in page["logprobs"]] == [version is None for version in page["versions"]]
+
+
+def test_pages_of_tokens_are_pieces_of_the_full_list(made: Made) -> None:
+    full = made.view.tokens(1, 1, 0, 0, 1000)
+    for offset in range(full["total"]):
+        page = made.view.tokens(1, 1, 0, offset, 3)
+        for name in ("ids", "pieces", "logprobs", "versions", "trained"):
+            assert page[name] == full[name][offset : offset + 3]
+
+
+def test_without_a_tokenizer_there_are_ids_and_the_reason(made: Made) -> None:
+    view = RunView("mine", RunRecords(made.run.folder), made.run.folder)
+    page = view.tokens(0, 0, 0, 0, 10)
+    assert page["pieces"] is None
+    assert page["ids"][4:] == made.encode("four")
+    assert "tokenizer.json" in page["no_text"]
+    assert view.group(0, 0, None)["completions"][0]["before"].split() == [str(each) for each in made.encode("four")]
+
+
+def test_a_ticket_says_why_it_ended(made: Made) -> None:
+    assert made.view.ticket(3)["end"] == "trained"
+    assert made.view.ticket(3)["step"] == 1
+    dead = made.view.ticket(5)
+    assert (dead["end"], dead["reason"], dead["why"][:21]) == ("dropped", "poison", "MalformedMessageError")
+    assert made.view.ticket(99)["end"] == "outstanding"
+    tickets = made.view.tickets("", 0, 10)
+    assert (tickets["trained"], tickets["dropped"]) == (5, {"degenerate": 1, "poison": 1})
+    assert [each["ticket"] for each in tickets["drops"]] == [6, 5]
+    assert [each["ticket"] for each in made.view.tickets("poison", 0, 10)["drops"]] == [5]
+
+
+def test_the_draws_of_a_prompt_are_those_of_the_same_prompt(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "long", tmp_path, num_steps=20, num_groups=16)
+    view = RunView("long", RunRecords(run.folder))
+    draws = view.ticket(70)["draws"]
+    epochs = [each["epoch"] for each in draws]
+    assert epochs == sorted(epochs, reverse=True)
+    assert len(epochs) == len(set(epochs)) == 5
+    assert 70 in [each["ticket"] for each in draws]
+    assert all(each["summary"]["ticket"] == each["ticket"] for each in draws)
+    everything = [tuple(each["ticket"] for each in view.ticket(number)["draws"]) for number in range(64, 128)]
+    assert sorted(ticket for some in everything for ticket in some) == list(range(320))
+
+
+def test_a_pruned_and_a_damaged_step_file_are_missed_and_the_rest_is_shown(made: Made) -> None:
+    first, second = sorted((made.run.folder / "steps").glob("*.pack"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1] + b"x")
+    pruned, damaged = made.view.step(0), made.view.step(1)
+    assert "checkpoint.keep_step_bytes" in pruned["missing"]
+    assert "digest" in damaged["missing"]
+    assert pruned["line"]["reward_mean"] == pytest.approx(6 / 8)
+    with pytest.raises(DataError, match="is gone"):
+        made.view.group(0, 0, None)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "00000000.1.pack/../x", "/etc/passwd"])
+def test_the_ledger_leads_to_no_file_but_step_files(made: Made, name: str) -> None:
+    path = made.run.folder / "steps" / "ledger.jsonl"
+    path.write_text(path.read_text().replace("00000000.1.pack", name))
+    assert "expected <step>.<lease>.pack" in made.view.step(0)["missing"]
+
+
+def test_what_is_appended_is_seen_and_a_step_trained_again_replaces_its_line(made: Made) -> None:
+    assert made.view.overview()["num_steps"] == 2
+    made.run.add_step([group(7, "p", [1], [completion([1], 2)] * 2, [0.0, 1.0])])
+    assert made.view.overview()["num_steps"] == 3
+    path = made.run.folder / "steps.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:1]))
+    assert made.view.steps(["reward_mean"], None, 10)["rows"] == [{"step": 0.0, "reward_mean": 0.75}]
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_line_is_shown(made: Made) -> None:
+    for name in ("steps.jsonl", "evals.jsonl", "samples.jsonl", "steps/ledger.jsonl"):
+        path = made.run.folder / name
+        path.write_bytes(path.read_bytes()[:-20])
+    assert made.view.overview()["num_steps"] == 1
+    assert len(made.view.evaluations()) == 1
+    assert [each["ticket"] for each in made.view.tickets("", 0, 10)["drops"]] == [5]
+
+
+def test_figures_that_are_not_numbers_are_no_points(tmp_path: Path, made: Made) -> None:
+    made.run.add_step([group(8, "p", [1], [completion([1], 2)], [1.0])], loss=math.nan)
+    path = made.run.folder / "steps.jsonl"
+    path.write_text(path.read_text().replace('"loss":null', '"loss":NaN'))
+    curve = made.view.curves(["statistics/loss", "nonsense"], 10, 0, None)
+    assert (curve["statistics/loss"].x, curve["nonsense"].x) == ([0, 1], [])
+    assert made.view.steps(["statistics/loss"], None, 1)["rows"] == [{"step": 2.0, "statistics/loss": None}]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tickets"),
+    [
+        ({}, [3, 4, 0, 1, 2]),
+        ({"text": "TICKET 1"}, [1]),
+        ({"reward_max": 0.5}, [3]),
+        ({"failed": True}, [2]),
+        ({"reward_min": 1, "step_max": 0}, [0, 1]),
+        ({"length_min": 5}, [3, 4]),
+        ({"text": "nowhere"}, []),
+    ],
+)
+def test_completions_are_found_by_what_they_hold(made: Made, wanted: dict[str, object], tickets: list[int]) -> None:
+    found = made.view.samples(Wanted.model_validate(wanted), None, 50)
+    assert sorted(line.ticket for line in found["lines"]) == sorted(tickets)
+    assert found["next"] is None
+
+
+def test_a_search_goes_on_where_it_stopped(made: Made) -> None:
+    seen, end = [], None
+    while True:
+        found = made.view.samples(Wanted(), end, 2)
+        seen += [line.ticket for line in found["lines"]]
+        end = found["next"]
+        if end is None:
+            break
+    assert seen == [4, 3, 2, 1, 0]
+
+
+def test_a_timeline_has_the_phases_of_the_trainer_and_the_groups_of_each_server(made: Made) -> None:
+    found = made.view.timeline(0, 2)
+    assert [bar["phase"] for bar in found["trainer"]] == ["wait", "commit", "update", "push_wait"] * 2
+    assert [bar["ticket"] for bar in found["servers"]] == [0, 1, 2, 3, 4]
+    assert [mark["step"] for mark in found["pushes"]] == [0, 1]
+    assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"])
+
+
+def test_no_more_than_a_few_step_files_are_held(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "long", tmp_path, num_steps=12, num_groups=2)
+    view = RunView("long", RunRecords(run.folder))
+    for step in range(12):
+        view.step(step)
+    assert len(view._files._held) == MOST_HELD
+
+
+def test_a_ticket_that_was_never_issued_is_looked_for_in_no_epoch(made: Made) -> None:
+    found = made.view.ticket(10**12)
+    assert (found["end"], [each["ticket"] for each in found["draws"]]) == ("outstanding", [10**12])
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "evals.jsonl", "steps/ledger.jsonl"])
+def test_a_broken_line_is_an_error_each_time_until_it_is_mended(made: Made, name: str) -> None:
+    path = made.run.folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"{", b"?", 1))
+    for _ in range(2):
+        with pytest.raises(DataError, match=name.rpartition("/")[2]):
+            made.view.overview()
+    path.write_bytes(whole)
+    assert made.view.overview()["num_steps"] == 2
+    assert len(made.view.evaluations()) == 2
