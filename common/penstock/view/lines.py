@@ -29,10 +29,10 @@ class LineIndex:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def new_lines(self) -> tuple[bool, Iterator[bytes]]:
+    def new_lines(self, size: int | None = None) -> tuple[bool, Iterator[bytes]]:
         """Whether earlier lines no longer count, and the lines since the last call.
 
-        Who does not use them up calls `forget`: each line is counted as it is given.
+        size: bytes of the file that count; None: all. Who does not use them up calls `forget`: each line is counted as it is given.
         """
         try:
             file = self._path.open("rb")
@@ -45,7 +45,7 @@ class LineIndex:
         if replaced:
             self.forget()
         self._identity = (status.st_dev, status.st_ino)
-        return replaced, self._appended(file)
+        return replaced, self._appended(file, size)
 
     def read(self, number: int) -> bytes:
         """A line that was counted before; empty if the file has been replaced since."""
@@ -68,12 +68,12 @@ class LineIndex:
         file.seek(self._starts[-1])
         return xxhash.xxh3_64_intdigest(file.read(self._end - self._starts[-1])) == self._last_line
 
-    def _appended(self, file: BinaryIO) -> Iterator[bytes]:
+    def _appended(self, file: BinaryIO, size: int | None) -> Iterator[bytes]:
         with file:
             file.seek(self._end)
             line = b""
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") or (size is not None and self._end + len(line) > size):
                     return
                 self._starts.append(self._end)
                 self._end += len(line)

@@ -1,11 +1,13 @@
 """The ledger of a run as an index: which step trained a ticket, or why it ended otherwise.
 
-Owns the reading of `steps/ledger.jsonl`, line by line as it grows. Invariant: 12 bytes for each ticket that has ended;
-the words of a dropped ticket are read from the file when asked for.
+Owns the reading of `steps/ledger.jsonl` and of the archive of its oldest records, line by line as they grow. Invariant:
+12 bytes for each ticket that has ended; the words of a dropped ticket are read from the file when asked for. A journal
+that is written anew, since its oldest records have moved, leaves the archive's index as it is.
 """
 
 from array import array
-from collections import Counter
+from collections import ChainMap, Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import msgspec
 
 from penstock.contracts.ledger import (
+    ArchivedRecord,
     CheckpointRecord,
     DropRecord,
     RunRecord,
@@ -22,7 +25,7 @@ from penstock.contracts.ledger import (
 )
 from penstock.contracts.vocabulary import DropReason
 from penstock.errors import DataError
-from penstock.records.files import LEDGER_FILE, STEP_FILES
+from penstock.records.files import ARCHIVE_FILE, LEDGER_FILE, STEP_FILES
 from penstock.seeds import permutation
 from penstock.view.lines import LineIndex
 
@@ -43,32 +46,30 @@ class Committed:
     settings: str
 
 
-class Ledger:
-    """The ends of tickets, the step files and the weights that count."""
+class _Part:
+    """The records in one file of the ledger: of the archive, or of the journal."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / STEP_FILES / LEDGER_FILE
-        self._lines = LineIndex(self._path)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines = LineIndex(path)
         self._clear()
 
     def _clear(self) -> None:
         self.run: RunRecord | None = None
+        self.archived_bytes = 0
         self.steps: dict[int, Committed] = {}
         self.policies: dict[int, str] = {}
-        """Version -> digest of its bytes, in full."""
         self.unchanged: set[int] = set()
-        """Steps after which the weights stayed as they were."""
         self.checkpoints: list[CheckpointRecord] = []
-        self._trained = array("q")
-        self._trained_in = array("i")
-        self._dropped = array("q")
-        self._reasons = array("b")
+        self.trained = array("q")
+        self.trained_in = array("i")
+        self.dropped = array("q")
+        self.reasons = array("b")
         self._drop_lines = array("i")
-        self._orders: dict[int, array[int]] = {}
 
-    def refresh(self) -> None:
-        """Read what was appended. DataError if a line is broken."""
-        replaced, lines = self._lines.new_lines()
+    def refresh(self, size: int | None = None) -> None:
+        """Read what was appended, up to byte `size`. DataError if a line is broken."""
+        replaced, lines = self._lines.new_lines(size)
         if replaced or not len(self._lines):
             self._clear()
         for number, line in enumerate(lines, start=len(self._lines)):
@@ -80,61 +81,112 @@ class Ledger:
 
     def _add(self, number: int, record: Any) -> None:
         match record:
+            case ArchivedRecord():
+                self.run, self.archived_bytes = record.run, record.num_bytes
             case RunRecord():
                 self.run = self.run or record
             case StepRecord():
                 self.steps[record.step] = Committed(
                     record.step, record.file, record.digest, record.version, record.max_lag, record.settings
                 )
-                self._trained.extend(record.tickets)
-                self._trained_in.extend([record.step] * len(record.tickets))
+                self.trained.extend(record.tickets)
+                self.trained_in.extend([record.step] * len(record.tickets))
             case WeightsRecord():
                 self.policies[record.policy.number] = record.policy.digest
                 if not record.changed:
                     self.unchanged.add(record.steps - 1)
             case DropRecord():
-                self._dropped.append(record.ticket)
-                self._reasons.append(REASONS.index(record.reason))
+                self.dropped.append(record.ticket)
+                self.reasons.append(REASONS.index(record.reason))
                 self._drop_lines.append(number)
             case CheckpointRecord():
                 self.checkpoints.append(record)
 
-    @property
-    def num_trained(self) -> int:
-        return len(self._trained)
+    def end_of(self, ticket: int) -> dict[str, Any] | None:
+        """How a ticket ended; None if no record here says so."""
+        if ticket in self.dropped:
+            return {"end": "dropped", **self.drop(self.dropped.index(ticket))}
+        if ticket in self.trained:
+            return {"end": "trained", "ticket": ticket, "step": self.trained_in[self.trained.index(ticket)]}
+        return None
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Number of dropped tickets by reason."""
-        return {str(REASONS[code]): count for code, count in sorted(Counter(self._reasons).items())}
-
-    def end_of(self, ticket: int) -> dict[str, Any]:
-        """How a ticket ended: `end` is trained, dropped, or outstanding: not ended, or never issued."""
-        if ticket in self._dropped:
-            return {"end": "dropped", **self._drop(self._dropped.index(ticket))}
-        if ticket in self._trained:
-            return {"end": "trained", "ticket": ticket, "step": self._trained_in[self._trained.index(ticket)]}
-        return {"end": "outstanding", "ticket": ticket}
-
-    def drops(self, reason: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many tickets were dropped for a reason ("": any), and some of them, the last one first."""
-        wanted = [place for place, code in enumerate(self._reasons) if reason in ("", REASONS[code])]
-        newest_first = wanted[::-1][offset : offset + limit]
-        return len(wanted), [self._drop(place) for place in newest_first]
-
-    def _drop(self, place: int) -> dict[str, Any]:
+    def drop(self, place: int) -> dict[str, Any]:
+        """The dropped ticket at this place, with the words of its record."""
         try:
             record = decode_record(self._lines.read(self._drop_lines[place]))
         except msgspec.MsgspecError:  # the file was replaced meanwhile
             record = None
-        known = record if isinstance(record, DropRecord) else DropRecord(-1, REASONS[self._reasons[place]])
+        known = record if isinstance(record, DropRecord) else DropRecord(-1, REASONS[self.reasons[place]])
         return {
-            "ticket": self._dropped[place],
-            "reason": str(REASONS[self._reasons[place]]),
+            "ticket": self.dropped[place],
+            "reason": str(REASONS[self.reasons[place]]),
             "why": known.why,
             "num_completions": known.num_completions,
             "failures": known.failures,
         }
+
+
+class Ledger:
+    """The ends of tickets, the step files and the weights that count."""
+
+    def __init__(self, folder: Path) -> None:
+        self._archive = _Part(folder / STEP_FILES / ARCHIVE_FILE)
+        self._journal = _Part(folder / STEP_FILES / LEDGER_FILE)
+        self._parts = (self._archive, self._journal)
+        self._orders: dict[tuple[int, int, int], array[int]] = {}
+
+    def refresh(self) -> None:
+        """Read what was appended. DataError if a line is broken."""
+        self._journal.refresh()
+        self._archive.refresh(self._journal.archived_bytes)
+
+    @property
+    def run(self) -> RunRecord | None:
+        return self._journal.run
+
+    @property
+    def steps(self) -> Mapping[int, Committed]:
+        return ChainMap(self._journal.steps, self._archive.steps)
+
+    @property
+    def policies(self) -> Mapping[int, str]:
+        """Version -> digest of its bytes, in full."""
+        return ChainMap(self._journal.policies, self._archive.policies)
+
+    @property
+    def unchanged(self) -> set[int]:
+        """Steps after which the weights stayed as they were."""
+        return self._archive.unchanged | self._journal.unchanged
+
+    @property
+    def checkpoints(self) -> list[CheckpointRecord]:
+        return [*self._archive.checkpoints, *self._journal.checkpoints]
+
+    @property
+    def num_trained(self) -> int:
+        return sum(len(part.trained) for part in self._parts)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of dropped tickets by reason."""
+        counts = Counter(code for part in self._parts for code in part.reasons)
+        return {str(REASONS[code]): count for code, count in sorted(counts.items())}
+
+    def end_of(self, ticket: int) -> dict[str, Any]:
+        """How a ticket ended: `end` is trained, dropped, or outstanding: not ended, or never issued."""
+        found = (end for part in self._parts if (end := part.end_of(ticket)) is not None)
+        return next(found, {"end": "outstanding", "ticket": ticket})
+
+    def drops(self, reason: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many tickets were dropped for a reason ("": any), and some of them, the last one first."""
+        wanted = [
+            (part, place)
+            for part in self._parts
+            for place, code in enumerate(part.reasons)
+            if reason in ("", REASONS[code])
+        ]
+        newest_first = wanted[::-1][offset : offset + limit]
+        return len(wanted), [part.drop(place) for part, place in newest_first]
 
     def draws_of_same_prompt(self, ticket: int, most: int) -> list[int]:
         """The tickets that draw the same prompt, up to the last one that has ended; at most `most`, the newest first.
@@ -143,7 +195,8 @@ class Ledger:
         Of a ticket that was never issued, and of a large data set, the ticket alone.
         """
         length = self.run.dataset_length if self.run else 0
-        last = max([*self._trained[-length:], *self._dropped[-length:]], default=-1)
+        ended = (each for part in self._parts for each in (*part.trained[-length:], *part.dropped[-length:]))
+        last = max(ended, default=-1)
         if not 0 < length <= MOST_PROMPTS or ticket > last + length:
             return [ticket]
         last = max(ticket, last)
@@ -158,9 +211,10 @@ class Ledger:
         return found
 
     def _order(self, epoch: int) -> "array[int]":
-        if epoch not in self._orders:
-            assert self.run is not None
+        assert self.run is not None
+        key = (self.run.seed, epoch, self.run.dataset_length)
+        if key not in self._orders:
             if len(self._orders) >= MOST_ORDERS:
                 self._orders.clear()
-            self._orders[epoch] = array("i", permutation(self.run.seed, epoch, self.run.dataset_length))
-        return self._orders[epoch]
+            self._orders[key] = array("i", permutation(*key))
+        return self._orders[key]

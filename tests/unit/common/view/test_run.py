@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from benchmarks.synthetic_run import completion, group, identity, write_long_run
+from penstock.contracts.ledger import ArchivedRecord, DropRecord, RunRecord, StepRecord, decode_record, encode_record
+from penstock.contracts.vocabulary import DropReason
 from penstock.errors import DataError
 from penstock.records import RunRecords
 from penstock.view.run import RunView
@@ -135,6 +137,25 @@ def test_the_ledger_leads_to_no_file_but_step_files(made: Made, name: str) -> No
     path = made.run.folder / "steps" / "ledger.jsonl"
     path.write_text(path.read_text().replace("00000000.1.pack", name))
     assert "expected <step>.<lease>.pack" in made.view.step(0)["missing"]
+
+
+def test_records_that_moved_to_the_archive_are_still_there(made: Made) -> None:
+    """The journal is written anew then, without them; what lies behind their length in the archive does not count."""
+    before = (made.view.overview(), made.view.tickets("", 0, 10), made.view.step(0), made.view.ticket(0))
+    journal = made.run.folder / "steps" / "ledger.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    run, *records = [decode_record(line) for line in lines]
+    assert isinstance(run, RunRecord)
+    num_archived = next(place for place, each in enumerate(records, 1) if isinstance(each, StepRecord) and each.step == 1)
+    oldest = b"".join(lines[:num_archived])
+    archived = ArchivedRecord(run, 1, len(oldest), (), 0, {}, ())
+    (journal.parent / "archive.jsonl").write_bytes(oldest + encode_record(DropRecord(99, DropReason.POISON)) + b"\n")
+    journal.write_bytes(encode_record(archived) + b"\n" + b"".join(lines[num_archived:]))
+    after = (made.view.overview(), made.view.tickets("", 0, 10), made.view.step(0), made.view.ticket(0))
+    assert after == before
+    fresh = RunView("run", RunRecords(made.run.folder))
+    assert fresh.overview()["trained"] == before[0]["trained"]
+    assert fresh.ticket(0) == before[3]
 
 
 def test_what_is_appended_is_seen_and_a_step_trained_again_replaces_its_line(made: Made) -> None:
