@@ -52,7 +52,7 @@ class Oracle:
     def logprobs(self, requests: Sequence[dict[str, Any]]) -> list[list[float]]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(requests), file=self._process.stdin, flush=True)
+        print(json.dumps(requests, default=list), file=self._process.stdin, flush=True)
         answer: list[list[float]] = json.loads(self._process.stdout.readline())
         return answer
 
