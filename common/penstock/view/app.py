@@ -69,9 +69,7 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
         return await answer(lambda: runs.of(run).overview())
 
     @app.get(RUN + "/curves")
-    async def curves(
-        run: str, name: Names, points: Points = 600, first: AtLeast0 = 0, last: int | None = None
-    ) -> Response:
+    async def curves(run: str, name: Names, points: Points = 600, first: int = 1, last: int | None = None) -> Response:
         return await answer(lambda: runs.of(run).curves(name, points, first, last))
 
     @app.get(RUN + "/steps")
@@ -115,7 +113,7 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
         return await answer(lambda: runs.of(run).ticket(number))
 
     @app.get(RUN + "/timeline")
-    async def timeline(run: str, first: AtLeast0 = 0, last: AtLeast0 = 8) -> Response:
+    async def timeline(run: str, first: int = 1, last: int = 8) -> Response:
         return await answer(lambda: runs.of(run).timeline(first, last))
 
 

@@ -109,7 +109,7 @@ function summary({ key, about, curves, evals }, named) {
 
 const openStep = (runs) => (x, point) => {
   const run = runs[point.data.meta ?? 0]?.key ?? runs[0].key;
-  go(addressOf({ view: "step", step: Math.round(x) }, [run]));
+  go(addressOf({ view: "step", step: Math.max(1, Math.round(x)) }, [run])); // an evaluation may be after 0 steps
 };
 
 function rewards(runs) {

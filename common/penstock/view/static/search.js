@@ -88,7 +88,7 @@ function card(line) {
 
 function form(asked) {
   const inputs = FIELDS.map(([name, label, type]) =>
-    field(label, el("input", { type, step: "any", name, value: asked[name] })),
+    field(label, el("input", { type, step: "any", min: name.startsWith("step_") ? "1" : null, name, value: asked[name] })),
   );
   const selects = Object.entries(CHOICES).map(([name, choices]) =>
     field(
