@@ -4,6 +4,7 @@ Owns the form of what it writes, by the program's own messages. Invariant: the s
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,20 +173,32 @@ class SyntheticRun:
         self.num_steps += 1
         return record
 
-    def evaluate(self, accuracy: float, shown: Sequence[tuple[str, str, str, float]]) -> None:
-        """Add an evaluation after the present steps. shown: prompt, completion, answer and reward of some prompts."""
+    def evaluate(
+        self, accuracy: float | None, shown: Sequence[tuple[str, str, str, float]], failed: Sequence[str] = ()
+    ) -> None:
+        """Add an evaluation of 20 prompts after the present steps.
+
+        accuracy: of those with a reward. shown: prompt, completion, answer and reward of some prompts. failed: why, of
+        each prompt without a reward.
+        """
+        names = ("prompt", "completion", "answer", "reward")
         line = {
             "steps": self.num_steps,
             "accuracy": accuracy,
             "reward_mean": accuracy,
             "num_prompts": 20,
-            "num_failed": 0,
+            "num_scored": 20 - len(failed),
+            "num_failed": len(failed),
             "oldest_version": self.num_steps,
             "newest_version": self.num_steps,
-            "failures": {},
+            "failures": dict(Counter(failed).most_common(3)),
             "success": 1.0,
             "prompts": "0" * 16,
-            "samples": [dict(zip(("prompt", "completion", "answer", "reward"), each, strict=True)) for each in shown],
+            "samples": [{**dict(zip(names, each, strict=True)), "failure": ""} for each in shown],
+            "failed": [
+                {"prompt": f"failed {place}", "completion": "?", "answer": "4", "reward": None, "failure": why}
+                for place, why in enumerate(failed)
+            ],
         }
         self._append("evals.jsonl", [msgspec.json.encode(line)])
 

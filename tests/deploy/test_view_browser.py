@@ -82,7 +82,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, encode: tuple[Path, Callable
     agent = group(6, "", [], [episode(to_ids, 0), episode(to_ids, 0)], [1.0, 0.0])
     run.add_step([again, agent])
     run.drop(5, DropReason.POISON, f"MalformedMessageError: {SCRIPT}")
-    run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)])
+    run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)], failed=[f"judge: {SCRIPT}"])
     return run.folder
 
 
@@ -103,7 +103,8 @@ def test_learning_is_shown_first_with_what_the_files_hold(viewer: Viewer, small:
     lines = list(RunRecords(small).steps())
     figures = viewer.page.locator("dl.figures").inner_text()
     assert f"{lines[0]['reward_mean']:.2f} \u2192 {lines[-1]['reward_mean']:.2f}" in figures
-    assert "25 % \u2192 50 %" in figures
+    assert "accuracy\n0.25 \u2192 0.50 (of 19; 1 failed)" in figures.lower()
+    assert "held-out reward\n0.25 \u2192 0.50\n" in figures.lower()
     expect(viewer.page.locator(".plot .main-svg").first).to_be_visible()
     for title in ("Gap to ideal", "Staleness", "KL from the sampler", "Effective sample size", "Entropy", "Length"):
         expect(viewer.page.get_by_text(title, exact=True)).to_be_visible()
@@ -170,7 +171,7 @@ def test_curves_begin_at_step_1_and_a_click_opens_the_step(viewer: Viewer) -> No
     viewer.open()
     plot = viewer.page.locator(".plot.js-plotly-plot").first
     steps = "plot => plot.data.filter(t => t.name).map(t => [t.name, Array.from(t.x)])"
-    assert dict(plot.evaluate(steps)) == {"training reward": [1, 2], "held-out accuracy": [0, 2]}
+    assert dict(plot.evaluate(steps)) == {"training reward": [1, 2], "accuracy": [0, 2]}
     for x, step in ((0, 1), (1, 1), (2, 2)):
         viewer.open()
         plot.evaluate("(plot, x) => plot.emit('plotly_click', {points: [{x, data: {meta: 0}}]})", x)
@@ -250,6 +251,28 @@ def test_evaluations_are_compared_before_and_after(viewer: Viewer) -> None:
     rows = viewer.table("Completions of the same prompts before and after")
     assert [row[-1] for row in rows] == ["better", "the same"]
     assert rows[0][2].startswith(SCRIPT)
+    assert [row[1] for row in viewer.table("Evaluations of small")] == ["0.25", "0.50 (of 19; 1 failed)"]
+    assert [row[:3] for row in viewer.table("Held-out prompts whose reward failed")] == [
+        ["2", f"judge: {SCRIPT}", "failed 0"]
+    ]
+
+
+def test_an_evaluation_without_any_reward_is_no_point_and_says_so(
+    browser: Browser, tmp_path: Path, encode: tuple[Path, Callable[[str], list[int]]]
+) -> None:
+    run = SyntheticRun(tmp_path / "unscored", str(encode[0]))
+    run.begin(group_size=4, batch_size=4)
+    run.evaluate(0.25, [])
+    run.evaluate(None, [], failed=["judge: gone"] * 20)
+    with serving(run.folder) as url, viewing(browser, url) as viewer:
+        viewer.open("?view=evaluations")
+        rows = viewer.table("Evaluations of unscored")
+        assert [row[1:4] for row in rows] == [
+            ["0.25", "0.11 \u2013 0.47", "0.250"],
+            ["\u2013 (all 20 failed)", "\u2013", "\u2013"],
+        ]
+        drawn = viewer.page.locator(".plot.js-plotly-plot").evaluate("plot => Array.from(plot.data[0].y)")
+        assert drawn == [0.25]
 
 
 def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:

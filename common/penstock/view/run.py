@@ -15,6 +15,7 @@ import msgspec
 from penstock.contracts import ScoredGroup
 from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
+from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
 from penstock.records.step_numbers import id_of, number_of
@@ -71,7 +72,7 @@ class RunView:
             "reason": state.reason,
             "num_steps": len(self._table),
             "last_step": self._last_step,
-            "num_evaluations": len(self._refreshed_evaluations()),
+            **self._first_and_last_evaluation(),
             "columns": self._table.names,
             "trained": self._ledger.num_trained,
             "dropped": self._ledger.dropped,
@@ -156,14 +157,19 @@ class RunView:
         }
 
     def evaluations(self) -> list[Answer]:
-        """The figures of each evaluation, without its samples, in the order in which they ended."""
+        """The figures of each evaluation, without its rows, in the order in which they ended.
+
+        Those of an earlier release have `accuracy` by the present definition: of the prompts that have a reward.
+        """
         return self._refreshed_evaluations()
 
     def evaluation(self, number: int) -> Answer:
-        """All of one evaluation, by its place."""
+        """All of one evaluation, by its place. failed: rows without a reward, of an earlier release some of them."""
         if not 0 <= number < len(self._refreshed_evaluations()):
             raise DataError(f"saw evaluation {number}; expected one of {len(self._results)}")
-        return as_written(self._evaluations.read(number))
+        line = as_written(self._evaluations.read(number))
+        lacking = [each for each in line.get("samples", []) if each["reward"] is None]
+        return {"failed": lacking, **line, **self._results[number]}
 
     def samples(self, wanted: Wanted, end: int | None, limit: int) -> Answer:
         """Completions that were kept for people and fit."""
@@ -263,18 +269,30 @@ class RunView:
             settings = read_document(self._records.folder / STEP_FILES / f"settings-{record.settings}.json")
         return advantages_of(groups, settings or dict(_flat(self._records.config())))
 
+    def _first_and_last_evaluation(self) -> Answer:
+        """As `penstock runs` and the ending of a launch choose them."""
+        evals = sorted(self._refreshed_evaluations(), key=lambda line: int(line["steps"]))
+        start, end = first_and_last(evals)
+        return {"num_evaluations": len(evals), "first_evaluation": start, "last_evaluation": end}
+
     def _refreshed_evaluations(self) -> list[Answer]:
         replaced, lines = self._evaluations.new_lines()
         if replaced or not len(self._evaluations):
             self._results = []
         for line in lines:
             try:
-                result = as_written(line)
-            except (ValueError, msgspec.MsgspecError) as error:
+                self._results.append(_evaluation(as_written(line)))
+            except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
                 self._evaluations.forget()
                 raise DataError(f"{EVALUATIONS_FILE} of {self.folder} ({error}): expected JSON lines") from None
-            self._results.append({name: value for name, value in result.items() if name != "samples"})
         return self._results
+
+
+def _evaluation(line: Answer) -> Answer:
+    """The figures of an evaluation; None for those that are of no prompt, since each reward failed."""
+    figures = {name: value for name, value in line.items() if name not in ("samples", "failed")}
+    scored = int(line["num_prompts"]) - int(line["num_failed"])
+    return {**figures, "num_scored": scored, "accuracy": heldout_accuracy(line), "reward_mean": heldout_reward(line)}
 
 
 def _numbered(curve: Curve) -> Curve:

@@ -257,3 +257,38 @@ def test_there_is_no_step_before_the_first(made: Made) -> None:
         with pytest.raises(ConfigError, match="saw step 0; expected steps from 1 on"):
             ask()
     assert made.view.step(3)["missing"].startswith("step 3 is not in the ledger")
+
+
+def test_a_failed_heldout_reward_is_in_no_figure_and_its_row_says_why(made: Made) -> None:
+    made.run.evaluate(0.95, [("7+7=", "14", "14", 1.0)], failed=["judge: TimeoutError"])
+    made.run.evaluate(None, [], failed=["judge: gone"] * 20)
+    some, none = made.view.evaluations()[2:]
+    assert (some["accuracy"], some["num_scored"], some["num_failed"]) == (0.95, 19, 1)
+    assert (none["accuracy"], none["reward_mean"], none["num_scored"], none["num_failed"]) == (None, None, 0, 20)
+    assert not {"samples", "failed"} & some.keys()
+    assert [each["failure"] for each in made.view.evaluation(2)["failed"]] == ["judge: TimeoutError"]
+    assert len(made.view.evaluation(3)["failed"]) == 20
+
+
+def test_an_evaluation_of_an_earlier_release_is_converted(made: Made) -> None:
+    sample = {"prompt": "p", "completion": "c", "answer": "a", "reward": None}
+    line = {"steps": 2, "accuracy": 0.5, "reward_mean": 0.8, "num_prompts": 4, "num_failed": 1, "samples": [sample]}
+    with (made.run.folder / "evals.jsonl").open("ab") as file:
+        file.write(msgspec.json.encode(line) + b"\n")
+    found = made.view.evaluation(2)
+    assert found == {**made.view.evaluations()[2], "samples": [sample], "failed": [sample]}
+    assert (found["accuracy"], found["num_scored"], found["reward_mean"]) == (pytest.approx(2 / 3), 3, 0.8)
+
+
+def test_the_overview_compares_the_evaluations_that_the_ending_compares(made: Made) -> None:
+    made.run.evaluate(0.75, [], failed=["judge: gone"] * 4)
+    path = made.run.folder / "evals.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first.replace('"prompts":"0000', '"prompts":"ffff'), *rest]))
+    overview, ending = made.view.overview(), RunRecords(made.run.folder).figures()
+    for name, when in (("first_evaluation", "start"), ("last_evaluation", "end")):
+        seen = overview[name]
+        shown = (seen["steps"], seen["accuracy"], seen["reward_mean"], seen["num_failed"])
+        figures = ("steps", "accuracy", "reward", "failed")
+        assert shown == tuple(ending[f"heldout_{figure}_{when}"] for figure in figures)
+    assert (overview["first_evaluation"]["accuracy"], overview["last_evaluation"]["accuracy"]) == (0.5, 0.75)
