@@ -29,7 +29,8 @@ from penstock.contracts import (
 )
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.contracts.step_file import StepFile
-from penstock.records.samples import SampleLine
+from penstock.contracts.vocabulary import DropReason
+from penstock.records.samples import DroppedLine, SampleLine
 
 END = 256
 """The special token of the tokenizer below; the others are the 256 bytes."""
@@ -155,6 +156,14 @@ class SyntheticRun:
     def drop(self, ticket: int, reason: Any, why: str = "") -> None:
         """End a ticket without a step."""
         self.record(DropRecord(ticket, reason, why=why))
+
+    def drop_without_rewards(self, each: ScoredGroup, why: str) -> None:
+        """Drop a group before the present step, because its rewards failed, and keep a completion of it for people."""
+        self.drop(each.group.ticket.number, DropReason.REWARD_FAILED)
+        [sample] = samples(self.num_steps, [each])
+        values = {**msgspec.structs.asdict(sample), "reward": None, "failure": why}
+        line = DroppedLine(**values, dropped=str(DropReason.REWARD_FAILED))
+        self._append("dropped.jsonl", [msgspec.json.encode(line)])
 
     def add_step(self, groups: Sequence[ScoredGroup], *, keep_file: bool = True, **figures: float) -> StepRecord:
         """Train a step: its file (pruned unless `keep_file`), records, line, and a sample of each group."""

@@ -81,6 +81,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, encode: tuple[Path, Callable
     again = group(4, "2+2=", to_ids("2+2="), [changed, *made("3", "4", "4")], [1.0, 0.0, 1.0, 1.0])
     agent = group(6, "", [], [episode(to_ids, 0), episode(to_ids, 0)], [1.0, 0.0])
     run.add_step([again, agent])
+    run.drop_without_rewards(group(7, SCRIPT, to_ids("7"), made("8"), [None]), f"judge: {SCRIPT}")
     run.drop(5, DropReason.POISON, f"MalformedMessageError: {SCRIPT}")
     run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)], failed=[f"judge: {SCRIPT}"])
     return run.folder
@@ -282,6 +283,14 @@ def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:
     expect(viewer.page.locator("main")).to_contain_text("dropped as poison")
     viewer.click(viewer.page.get_by_role("link", name="dead letters"))
     assert viewer.table("Dropped tickets, the last one first")[0][3] == f"MalformedMessageError: {SCRIPT}"
+    assert viewer.page.locator(".found li").count() == 0
+    viewer.click(viewer.page.get_by_role("link", name="reward failed", exact=True))
+    expect(viewer.page.locator(".found a")).to_have_text(
+        "ticket 7, number 0: reward failed, while step 3 was collected"
+    )
+    expect(viewer.page.locator(".found .problem")).to_have_text(f"judge: {SCRIPT}")
+    viewer.click(viewer.page.locator(".found a"))
+    expect(viewer.page.locator("main")).to_contain_text("dropped as reward_failed")
 
 
 @pytest.mark.parametrize("address", ["step&step=1", "group&step=1&group=0", "tickets", "search", "evaluations"])

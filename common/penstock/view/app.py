@@ -112,6 +112,10 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
     async def ticket(run: str, number: Annotated[int, PathValue(ge=0)]) -> Response:
         return await answer(lambda: runs.of(run).ticket(number))
 
+    @app.get(RUN + "/dropped")
+    async def dropped(run: str, reason: str = "", ticket: int | None = None, limit: Limit = 50) -> Response:
+        return await answer(lambda: runs.of(run).dropped(reason, ticket, limit))
+
     @app.get(RUN + "/timeline")
     async def timeline(run: str, first: int = 1, last: int = 8) -> Response:
         return await answer(lambda: runs.of(run).timeline(first, last))

@@ -18,9 +18,11 @@ from penstock.records import RunRecords, RunState
 from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
+from penstock.records.samples import DroppedLine
 from penstock.records.step_numbers import id_of, number_of
 from penstock.view.advantages import advantages_of
 from penstock.view.curves import Curve
+from penstock.view.dropped import dropped
 from penstock.view.groups import Advantages, beside, prompt_of, summary
 from penstock.view.lines import LineIndex
 from penstock.view.pieces import Pieces
@@ -194,6 +196,11 @@ class RunView:
         self._ledger.refresh()
         draws = [self._draw(each) for each in self._ledger.draws_of_same_prompt(number, MOST_DRAWS)]
         return {**self._end_of(number), "draws": draws}
+
+    def dropped(self, reason: str, ticket: int | None, limit: int) -> list[DroppedLine]:
+        """Completions without a reward that the run kept of dropped groups, the newest first."""
+        lines = dropped(self._records.folder, reason, ticket, limit)
+        return [msgspec.structs.replace(line, step=number_of(line.step)) for line in lines]
 
     def timeline(self, first: int, last: int) -> Answer:
         """Bars of the trainer and the servers, and pushes, over the steps first to last."""

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from benchmarks.synthetic_run import completion, group
 from penstock.records import RunRecords
 from penstock.view.app import view_app
 from penstock.view.runs import Runs
@@ -49,6 +50,14 @@ async def test_each_question_is_answered_with_the_token_alone(made: Made, path: 
     assert answer.status_code == 200, answer.text
     assert answer.json()
     assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_dropped_completions_are_answered_with_the_token_alone(made: Made) -> None:
+    made.run.drop_without_rewards(group(7, "p", [1], [completion([1], 2)], [None]), "judge: gone")
+    async with page(made, "secret") as client:
+        assert (await client.get(f"{DATA}/mine/dropped")).status_code == 401
+        answer = await client.get(f"{DATA}/mine/dropped?limit=1", headers={"Authorization": "Bearer secret"})
+    assert [(line["ticket"], line["step"]) for line in answer.json()] == [(7, 3)]
 
 
 async def test_without_a_token_only_this_host_reads_data(made: Made) -> None:

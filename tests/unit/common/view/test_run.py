@@ -292,3 +292,21 @@ def test_the_overview_compares_the_evaluations_that_the_ending_compares(made: Ma
         figures = ("steps", "accuracy", "reward", "failed")
         assert shown == tuple(ending[f"heldout_{figure}_{when}"] for figure in figures)
     assert (overview["first_evaluation"]["accuracy"], overview["last_evaluation"]["accuracy"]) == (0.5, 0.75)
+
+
+def test_completions_of_dropped_groups_are_shown_the_newest_first(made: Made) -> None:
+    assert made.view.dropped("", None, 9) == []
+    for ticket in (7, 8):
+        made.run.drop_without_rewards(group(ticket, "p", [1], [completion([1], 2)], [None]), "judge: gone")
+    path = made.run.folder / "dropped.jsonl"
+    path.write_bytes(path.read_bytes() + b"junk\n" + path.read_bytes()[:20])
+    lines = made.view.dropped("", None, 9)
+    assert [(line.ticket, line.step, line.failure) for line in lines] == [(8, 3, "judge: gone"), (7, 3, "judge: gone")]
+    cases: list[tuple[str, int | None, int, list[int]]] = [
+        ("reward_failed", None, 9, [8, 7]),
+        ("stale", None, 9, []),
+        ("", 7, 9, [7]),
+        ("", None, 1, [8]),
+    ]
+    for reason, number, limit, expected in cases:
+        assert [line.ticket for line in made.view.dropped(reason, number, limit)] == expected
