@@ -4,6 +4,7 @@ Owns the form of what it writes, by the program's own messages. Invariant: the s
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ from penstock.contracts import (
 )
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.contracts.step_file import StepFile
-from penstock.records.samples import SampleLine
+from penstock.contracts.vocabulary import DropReason
+from penstock.records.samples import DroppedLine, SampleLine
 
 END = 256
 """The special token of the tokenizer below; the others are the 256 bytes."""
@@ -155,6 +157,14 @@ class SyntheticRun:
         """End a ticket without a step."""
         self.record(DropRecord(ticket, reason, why=why))
 
+    def drop_without_rewards(self, each: ScoredGroup, why: str) -> None:
+        """Drop a group before the present step, because its rewards failed, and keep a completion of it for people."""
+        self.drop(each.group.ticket.number, DropReason.REWARD_FAILED)
+        [sample] = samples(self.num_steps, [each])
+        values = {**msgspec.structs.asdict(sample), "reward": None, "failure": why}
+        line = DroppedLine(**values, dropped=str(DropReason.REWARD_FAILED))
+        self._append("dropped.jsonl", [msgspec.json.encode(line)])
+
     def add_step(self, groups: Sequence[ScoredGroup], *, keep_file: bool = True, **figures: float) -> StepRecord:
         """Train a step: its file (pruned unless `keep_file`), records, line, and a sample of each group."""
         step = self.num_steps
@@ -172,20 +182,32 @@ class SyntheticRun:
         self.num_steps += 1
         return record
 
-    def evaluate(self, accuracy: float, shown: Sequence[tuple[str, str, str, float]]) -> None:
-        """Add an evaluation after the present steps. shown: prompt, completion, answer and reward of some prompts."""
+    def evaluate(
+        self, accuracy: float | None, shown: Sequence[tuple[str, str, str, float]], failed: Sequence[str] = ()
+    ) -> None:
+        """Add an evaluation of 20 prompts after the present steps.
+
+        accuracy: of those with a reward. shown: prompt, completion, answer and reward of some prompts. failed: why, of
+        each prompt without a reward.
+        """
+        names = ("prompt", "completion", "answer", "reward")
         line = {
             "steps": self.num_steps,
             "accuracy": accuracy,
             "reward_mean": accuracy,
             "num_prompts": 20,
-            "num_failed": 0,
+            "num_scored": 20 - len(failed),
+            "num_failed": len(failed),
             "oldest_version": self.num_steps,
             "newest_version": self.num_steps,
-            "failures": {},
+            "failures": dict(Counter(failed).most_common(3)),
             "success": 1.0,
             "prompts": "0" * 16,
-            "samples": [dict(zip(("prompt", "completion", "answer", "reward"), each, strict=True)) for each in shown],
+            "samples": [{**dict(zip(names, each, strict=True)), "failure": ""} for each in shown],
+            "failed": [
+                {"prompt": f"failed {place}", "completion": "?", "answer": "4", "reward": None, "failure": why}
+                for place, why in enumerate(failed)
+            ],
         }
         self._append("evals.jsonl", [msgspec.json.encode(line)])
 

@@ -24,6 +24,7 @@ import httpx
 import psutil
 
 from benchmarks.synthetic_run import write_long_run, write_tokenizer
+from penstock.records.step_numbers import id_of, number_of
 
 NUM_GROUPS, GROUP_SIZE = 8, 8
 BYTES_A_TOKEN = 8  # an id and a log-probability
@@ -88,11 +89,11 @@ def measure(folder: Path, steps: int) -> Figures:
         seconds["a refresh of an open page"] = refresh + asked(f"{about}/curves", name=names)
         seconds["table of steps"] = asked(f"{about}/steps", name=CURVES)
         first_bytes = process.memory_info().rss
-        looked_at = [steps * look // LOOKS for look in range(LOOKS)]
+        looked_at = [number_of(steps * look // LOOKS) for look in range(LOOKS)]
         seconds |= spread("a step", [asked(f"{about}/steps/{step}") for step in looked_at])
         seconds |= spread("a group", [asked(f"{about}/steps/{step}/groups/3") for step in looked_at])
         seconds |= spread("tokens", [asked(f"{about}/steps/{step}/groups/3/2") for step in looked_at])
-        seconds |= spread("a ticket", [asked(f"{about}/tickets/{step * NUM_GROUPS}") for step in looked_at[:20]])
+        seconds |= spread("a ticket", [asked(f"{about}/tickets/{id_of(step) * NUM_GROUPS}") for step in looked_at[:20]])
         seconds["search, nothing fits"] = asked(f"{about}/samples", text="nowhere")
         if (executable := shutil.which("chromium")) is not None:
             seconds["first contentful paint"] = first_paint(executable, url)

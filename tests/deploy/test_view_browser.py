@@ -13,6 +13,7 @@ from benchmarks.synthetic_run import END, SyntheticRun, completion, group, write
 from penstock.contracts import Completion, ScoredGroup
 from penstock.contracts.vocabulary import DropReason
 from penstock.records import RunRecords
+from penstock.records.step_numbers import number_of
 from tests.deploy.browser import Scheme, Viewer, chromium, running_browser, serving, viewing
 from tests.deploy.prometheus_setup import read_targets, running_system
 from tests.patience import ANSWER_SECONDS
@@ -27,10 +28,10 @@ HUGE = "long " * 40_000
 VIEWS = (
     "",
     "?view=steps",
-    "?view=step&step=0",
-    "?view=group&step=0&group=0",
-    "?view=tokens&step=0&group=0&completion=0",
-    "?view=tokens&step=0&group=0&completion=0&as=table",
+    "?view=step&step=1",
+    "?view=group&step=1&group=0",
+    "?view=tokens&step=1&group=0&completion=0",
+    "?view=tokens&step=1&group=0&completion=0&as=table",
     "?view=evaluations",
     "?view=search",
     "?view=timeline",
@@ -80,8 +81,9 @@ def small(tmp_path_factory: pytest.TempPathFactory, encode: tuple[Path, Callable
     again = group(4, "2+2=", to_ids("2+2="), [changed, *made("3", "4", "4")], [1.0, 0.0, 1.0, 1.0])
     agent = group(6, "", [], [episode(to_ids, 0), episode(to_ids, 0)], [1.0, 0.0])
     run.add_step([again, agent])
+    run.drop_without_rewards(group(7, SCRIPT, to_ids("7"), made("8"), [None]), f"judge: {SCRIPT}")
     run.drop(5, DropReason.POISON, f"MalformedMessageError: {SCRIPT}")
-    run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)])
+    run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)], failed=[f"judge: {SCRIPT}"])
     return run.folder
 
 
@@ -102,7 +104,8 @@ def test_learning_is_shown_first_with_what_the_files_hold(viewer: Viewer, small:
     lines = list(RunRecords(small).steps())
     figures = viewer.page.locator("dl.figures").inner_text()
     assert f"{lines[0]['reward_mean']:.2f} \u2192 {lines[-1]['reward_mean']:.2f}" in figures
-    assert "25 % \u2192 50 %" in figures
+    assert "accuracy\n0.25 \u2192 0.50 (of 19; 1 failed)" in figures.lower()
+    assert "held-out reward\n0.25 \u2192 0.50\n" in figures.lower()
     expect(viewer.page.locator(".plot .main-svg").first).to_be_visible()
     for title in ("Gap to ideal", "Staleness", "KL from the sampler", "Effective sample size", "Entropy", "Length"):
         expect(viewer.page.get_by_text(title, exact=True)).to_be_visible()
@@ -114,8 +117,8 @@ def test_learning_is_shown_first_with_what_the_files_hold(viewer: Viewer, small:
 def test_from_a_step_to_a_token_by_clicks(viewer: Viewer) -> None:
     viewer.open()
     viewer.click(viewer.page.get_by_role("link", name="Steps"))
-    viewer.click(viewer.page.get_by_role("region", name="Steps of small").get_by_role("link", name="0", exact=True))
-    rows = viewer.table("Groups of step 0")
+    viewer.click(viewer.page.get_by_role("region", name="Steps of small").get_by_role("link", name="1", exact=True))
+    rows = viewer.table("Groups of step 1")
     assert [row[0] for row in rows] == ["3", "0", "1", "2"]  # by variance
     assert [row[6] for row in rows] == ["", "", "zero variance", "failed"]
     viewer.click(viewer.page.get_by_role("region", name="Groups").get_by_role("link", name="3", exact=True).first)
@@ -136,13 +139,54 @@ def test_from_a_step_to_a_token_by_clicks(viewer: Viewer) -> None:
     with viewing(viewer.page.context.browser, viewer.url) as other:  # type: ignore[arg-type]
         other.page.goto(address)
         other.settle()
-        assert other.page.locator("h1").inner_text() == "Step 0, group 3, number 1"
+        assert other.page.locator("h1").inner_text() == "Step 1, group 3, number 1"
     viewer.page.go_back()
-    expect(viewer.page.locator("h1")).to_contain_text("Step 0, group 3")
+    expect(viewer.page.locator("h1")).to_contain_text("Step 1, group 3")
+
+
+def test_steps_are_counted_from_1_wherever_they_are_read_or_typed(viewer: Viewer) -> None:
+    page, heading = viewer.page, viewer.page.locator("h1")
+    viewer.open("?view=steps")
+    assert [row[0] for row in viewer.table("Steps of small, the newest first")] == ["2", "1"]
+    assert page.get_by_label("Go to step").get_attribute("min") == "1"
+    page.get_by_label("Go to step").fill("1")
+    viewer.click(page.get_by_role("button", name="Show"))
+    expect(heading).to_have_text("Step 1 ")
+    assert page.get_by_role("link", name="previous step").count() == 0
+    viewer.click(page.get_by_role("link", name="next step"))
+    expect(heading).to_have_text("Step 2 ")
+    assert page.url.endswith("step=2")
+    assert page.get_by_role("link", name="next step").count() == 0
+    viewer.click(page.get_by_role("link", name="timeline around it"))
+    expect(page.get_by_role("navigation", name="Steps")).to_contain_text("steps 1\u20134")
+    words = "plot => plot.data.flatMap(trace => trace.customdata.map(each => each.words))"
+    drawn = page.locator(".plot.js-plotly-plot").evaluate(words)
+    assert {"step 1 computes", "step 2 computes", "ticket 0, step 1", "ticket 4, step 2"} <= set(drawn)
+    viewer.open("?view=search&step_min=2&step_max=2")
+    assert [link.split(",")[0] for link in page.locator(".found a").all_inner_texts()] == ["step 2", "step 2"]
+    viewer.open("?view=tickets&ticket=4")
+    expect(page.get_by_role("link", name="trained in step 2")).to_be_visible()
+
+
+def test_curves_begin_at_step_1_and_a_click_opens_the_step(viewer: Viewer) -> None:
+    viewer.open()
+    plot = viewer.page.locator(".plot.js-plotly-plot").first
+    steps = "plot => plot.data.filter(t => t.name).map(t => [t.name, Array.from(t.x)])"
+    assert dict(plot.evaluate(steps)) == {"training reward": [1, 2], "accuracy": [0, 2]}
+    for x, step in ((0, 1), (1, 1), (2, 2)):
+        viewer.open()
+        plot.evaluate("(plot, x) => plot.emit('plotly_click', {points: [{x, data: {meta: 0}}]})", x)
+        expect(viewer.page.locator("h1")).to_have_text(f"Step {step} ")
+
+
+def test_an_address_of_a_step_before_the_first_is_answered_with_what_there_is(viewer: Viewer) -> None:
+    viewer.page.goto(f"{viewer.url}/?view=step&step=0")
+    expect(viewer.page.locator("main .problem")).to_contain_text("expected steps from 1 on")
+    viewer.faults = [fault for fault in viewer.faults if "422" not in fault]
 
 
 def test_tokens_are_coloured_by_what_was_recorded(viewer: Viewer) -> None:
-    viewer.open("?view=tokens&step=1&group=0&completion=0")
+    viewer.open("?view=tokens&step=2&group=0&completion=0")
     token = viewer.page.locator(".tokens .token")
     classes = token.evaluate_all("tokens => tokens.map(token => token.classList[1])")
     assert classes == ["context"] * 4 + ["v0", "v0", "v1", "v1", "v1"]
@@ -163,7 +207,7 @@ def test_tokens_are_coloured_by_what_was_recorded(viewer: Viewer) -> None:
 
 
 def test_an_episode_is_shown_turn_by_turn(viewer: Viewer) -> None:
-    viewer.open("?view=tokens&step=1&group=1&completion=0")
+    viewer.open("?view=tokens&step=2&group=1&completion=0")
     turns = viewer.page.locator(".segment").all_inner_texts()
     assert turns == [
         "0: user",
@@ -175,18 +219,18 @@ def test_an_episode_is_shown_turn_by_turn(viewer: Viewer) -> None:
 
 
 def test_groups_are_filtered_and_sorted_and_the_address_keeps_it(viewer: Viewer) -> None:
-    viewer.open("?view=step&step=0")
+    viewer.open("?view=step&step=1")
     for kind, groups in (("failed", ["2"]), ("flat", ["1"]), ("signal", ["3", "0"]), ("", ["3", "0", "1", "2"])):
         viewer.page.get_by_label("Groups", exact=True).select_option(kind)
         viewer.settle()
         expect(viewer.page.locator("output")).to_have_text(f"{len(groups)} of 4")
-        assert [row[0] for row in viewer.table("Groups of step 0")] == groups
+        assert [row[0] for row in viewer.table("Groups of step 1")] == groups
     viewer.page.get_by_label("Text").fill("2+2")
     viewer.page.get_by_label("Text").press("Enter")
     expect(viewer.page.locator("output")).to_have_text("1 of 4")
     viewer.page.reload()
     viewer.settle()
-    assert [row[0] for row in viewer.table("Groups of step 0")] == ["3"]
+    assert [row[0] for row in viewer.table("Groups of step 1")] == ["3"]
 
 
 def test_completions_are_found_by_text_reward_and_failure(viewer: Viewer) -> None:
@@ -200,7 +244,7 @@ def test_completions_are_found_by_text_reward_and_failure(viewer: Viewer) -> Non
     viewer.click(viewer.page.get_by_role("button", name="Find"))
     expect(viewer.page.locator(".found li")).to_have_count(1)
     viewer.click(viewer.page.locator(".found a"))
-    expect(viewer.page.locator("h1")).to_contain_text("Step 0, group 2")
+    expect(viewer.page.locator("h1")).to_contain_text("Step 1, group 2")
 
 
 def test_evaluations_are_compared_before_and_after(viewer: Viewer) -> None:
@@ -208,6 +252,28 @@ def test_evaluations_are_compared_before_and_after(viewer: Viewer) -> None:
     rows = viewer.table("Completions of the same prompts before and after")
     assert [row[-1] for row in rows] == ["better", "the same"]
     assert rows[0][2].startswith(SCRIPT)
+    assert [row[1] for row in viewer.table("Evaluations of small")] == ["0.25", "0.50 (of 19; 1 failed)"]
+    assert [row[:3] for row in viewer.table("Held-out prompts whose reward failed")] == [
+        ["2", f"judge: {SCRIPT}", "failed 0"]
+    ]
+
+
+def test_an_evaluation_without_any_reward_is_no_point_and_says_so(
+    browser: Browser, tmp_path: Path, encode: tuple[Path, Callable[[str], list[int]]]
+) -> None:
+    run = SyntheticRun(tmp_path / "unscored", str(encode[0]))
+    run.begin(group_size=4, batch_size=4)
+    run.evaluate(0.25, [])
+    run.evaluate(None, [], failed=["judge: gone"] * 20)
+    with serving(run.folder) as url, viewing(browser, url) as viewer:
+        viewer.open("?view=evaluations")
+        rows = viewer.table("Evaluations of unscored")
+        assert [row[1:4] for row in rows] == [
+            ["0.25", "0.11 \u2013 0.47", "0.250"],
+            ["\u2013 (all 20 failed)", "\u2013", "\u2013"],
+        ]
+        drawn = viewer.page.locator(".plot.js-plotly-plot").evaluate("plot => Array.from(plot.data[0].y)")
+        assert drawn == [0.25]
 
 
 def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:
@@ -217,9 +283,17 @@ def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:
     expect(viewer.page.locator("main")).to_contain_text("dropped as poison")
     viewer.click(viewer.page.get_by_role("link", name="dead letters"))
     assert viewer.table("Dropped tickets, the last one first")[0][3] == f"MalformedMessageError: {SCRIPT}"
+    assert viewer.page.locator(".found li").count() == 0
+    viewer.click(viewer.page.get_by_role("link", name="reward failed", exact=True))
+    expect(viewer.page.locator(".found a")).to_have_text(
+        "ticket 7, number 0: reward failed, while step 3 was collected"
+    )
+    expect(viewer.page.locator(".found .problem")).to_have_text(f"judge: {SCRIPT}")
+    viewer.click(viewer.page.locator(".found a"))
+    expect(viewer.page.locator("main")).to_contain_text("dropped as reward_failed")
 
 
-@pytest.mark.parametrize("address", ["step&step=0", "group&step=0&group=0", "tickets", "search", "evaluations"])
+@pytest.mark.parametrize("address", ["step&step=1", "group&step=1&group=0", "tickets", "search", "evaluations"])
 def test_what_a_model_wrote_is_text_and_never_markup(viewer: Viewer, address: str) -> None:
     viewer.open(f"?view={address}")
     assert viewer.page.evaluate("window.hacked") is None
@@ -228,14 +302,14 @@ def test_what_a_model_wrote_is_text_and_never_markup(viewer: Viewer, address: st
 
 
 def test_marks_that_turn_text_are_shown_and_turn_nothing(viewer: Viewer) -> None:
-    viewer.open("?view=group&step=0&group=0")
+    viewer.open("?view=group&step=1&group=0")
     marks = viewer.page.locator(".beside .hidden-character").all_inner_texts()
     assert {"U+202E", "U+2066", "U+0000"} <= set(marks)
     assert chr(0x202E) not in viewer.page.locator("main").inner_text()
 
 
 def test_a_huge_completion_is_shown_in_pages(viewer: Viewer) -> None:
-    viewer.open("?view=tokens&step=0&group=0&completion=2")
+    viewer.open("?view=tokens&step=1&group=0&completion=2")
     assert viewer.page.locator(".tokens .token").count() == 2000
     viewer.click(viewer.page.get_by_role("link", name="later tokens"))
     expect(viewer.page.locator(".figures")).to_contain_text("2000\u20133999")
@@ -279,11 +353,11 @@ def test_ten_thousand_steps_and_two_runs_over_each_other(
         assert len(viewer.page.locator(".plot.js-plotly-plot").first.evaluate(drawn)) == 2
         assert "run=long&run=small" in viewer.page.url
         viewer.open("?run=long&view=steps")
-        viewer.page.get_by_label("Go to step").fill("5000")
+        viewer.page.get_by_label("Go to step").fill("5001")
         viewer.click(viewer.page.get_by_role("button", name="Show"))
         line = next(run_line for run_line in RunRecords(run.folder).steps_after(4999))
         expect(viewer.page.locator(".figures")).to_contain_text(f"{line['reward_mean']:.3f}")
-        assert [row[0] for row in viewer.table("Groups of step 5000")] == ["0", "1"]
+        assert [row[0] for row in viewer.table("Groups of step 5001")] == ["0", "1"]
         viewer.click(viewer.page.get_by_role("link", name="next step"))
         expect(viewer.page.locator(".problem")).to_contain_text("its file is gone")
 
@@ -296,14 +370,14 @@ def test_a_running_trainer_serves_its_page_and_a_killed_run_is_shown_from_its_fo
         with viewing(browser, f"http://{targets[0]['targets'][0]}") as viewer:
             viewer.open()
             expect(viewer.page.locator("#runs")).to_contain_text("running")
-            viewer.open("?view=step&step=1")
-            assert viewer.table("Groups of step 1")
+            viewer.open("?view=step&step=2")
+            assert viewer.table("Groups of step 2")
         system.launch.kill()
         folder = tmp_path / "runs" / "watched"
         with serving(folder) as url, viewing(browser, url) as viewer:
             viewer.open()
             expect(viewer.page.locator("#runs")).to_contain_text("crashed")
-            viewer.open("?view=group&step=1&group=0")
+            viewer.open("?view=group&step=2&group=0")
             assert viewer.page.locator(".beside li").count() == 4
 
 
@@ -311,7 +385,7 @@ def test_a_running_trainer_serves_its_page_and_a_killed_run_is_shown_from_its_fo
 def test_pictures_of_the_docs_are_taken(browser: Browser) -> None:
     """PENSTOCK_PICTURES_OF: the folder of a run of the demo; the pictures in docs/ are of it."""
     folder = Path(os.environ["PENSTOCK_PICTURES_OF"])
-    step = next(line["step"] for line in RunRecords(folder).steps() if 0.5 < line["reward_mean"] < 0.8)
+    step = next(number_of(line["step"]) for line in RunRecords(folder).steps() if 0.5 < line["reward_mean"] < 0.8)
     with serving(folder) as url, viewing(browser, url) as viewer:
         for name, address in (
             ("learning", ""),

@@ -26,6 +26,7 @@ MOST_REASONS = 3  # that are named; a person reads them
 
 Line = Mapping[str, Any]
 T = TypeVar("T")
+L = TypeVar("L", bound=Line)
 
 
 def is_finite(statistics: Mapping[str, float]) -> bool:
@@ -106,9 +107,7 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
 
 
 def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
-    """The last evaluation, and the first of the same prompts and threshold: data.eval may change between two starts."""
-    end = evals[-1] if evals else None
-    start = next((line for line in evals if end is not None and _asks_the_same(line, end)), None)
+    start, end = first_and_last(evals)
     figures: dict[str, Any] = {}
     for name, line in (("start", start), ("end", end)):
         figures |= {
@@ -127,6 +126,15 @@ def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
         "samples_before": start["samples"] if start else [],
         "samples_after": end["samples"] if end and end is not start else [],
     }
+
+
+def first_and_last(evals: Sequence[L]) -> tuple[L | None, L | None]:
+    """The last evaluation, and before it the first of the same prompts and threshold; `evals` ascend by their steps.
+
+    data.eval and eval.success may change between two starts.
+    """
+    end = evals[-1] if evals else None
+    return next((line for line in evals if end is not None and _asks_the_same(line, end)), None), end
 
 
 def heldout_reward(line: Line) -> float | None:

@@ -21,6 +21,17 @@ def number_of(step: int) -> int:
     return step + 1
 
 
+def id_of(number: int) -> int:
+    """The id of the step with this number; ConfigError if there is none.
+
+    >>> id_of(1), id_of(number_of(7))
+    (0, 7)
+    """
+    if number < 1:
+        raise ConfigError(f"saw step {number}; expected steps from 1 on: the first one is step 1")
+    return number - 1
+
+
 def parse_steps(text: str) -> tuple[int | None, int | None]:
     """The ids [first, end) of steps in the notation of --steps; None for an end that is left out; ConfigError.
 

@@ -69,9 +69,7 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
         return await answer(lambda: runs.of(run).overview())
 
     @app.get(RUN + "/curves")
-    async def curves(
-        run: str, name: Names, points: Points = 600, first: AtLeast0 = 0, last: int | None = None
-    ) -> Response:
+    async def curves(run: str, name: Names, points: Points = 600, first: int = 1, last: int | None = None) -> Response:
         return await answer(lambda: runs.of(run).curves(name, points, first, last))
 
     @app.get(RUN + "/steps")
@@ -114,8 +112,12 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
     async def ticket(run: str, number: Annotated[int, PathValue(ge=0)]) -> Response:
         return await answer(lambda: runs.of(run).ticket(number))
 
+    @app.get(RUN + "/dropped")
+    async def dropped(run: str, reason: str = "", ticket: int | None = None, limit: Limit = 50) -> Response:
+        return await answer(lambda: runs.of(run).dropped(reason, ticket, limit))
+
     @app.get(RUN + "/timeline")
-    async def timeline(run: str, first: AtLeast0 = 0, last: AtLeast0 = 8) -> Response:
+    async def timeline(run: str, first: int = 1, last: int = 8) -> Response:
         return await answer(lambda: runs.of(run).timeline(first, last))
 
 

@@ -1,9 +1,12 @@
 """One run as the page asks about it: its indexes, kept up with the files, and an answer to each question.
 
-Owns the indexes. Invariant: one thread at a time asks; each answer is of the files as they are now.
+Owns the indexes, and where ids of steps become numbers: a page is read and typed by people, who count from 1, so
+questions and answers have numbers, and the indexes below have ids. What an answer holds of a file as it is (`line`,
+`record`) keeps its ids. Invariant: one thread at a time asks; each answer is of the files as they are now.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,14 @@ import msgspec
 from penstock.contracts import ScoredGroup
 from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
+from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
+from penstock.records.samples import DroppedLine
+from penstock.records.step_numbers import id_of, number_of
 from penstock.view.advantages import advantages_of
+from penstock.view.curves import Curve
+from penstock.view.dropped import dropped
 from penstock.view.groups import Advantages, beside, prompt_of, summary
 from penstock.view.lines import LineIndex
 from penstock.view.pieces import Pieces
@@ -65,8 +73,8 @@ class RunView:
             "state": state.name,
             "reason": state.reason,
             "num_steps": len(self._table),
-            "last_step": self._table.value("step", -1),
-            "num_evaluations": len(self._refreshed_evaluations()),
+            "last_step": self._last_step,
+            **self._first_and_last_evaluation(),
             "columns": self._table.names,
             "trained": self._ledger.num_trained,
             "dropped": self._ledger.dropped,
@@ -75,33 +83,35 @@ class RunView:
         }
 
     def curves(self, names: Sequence[str], most: int, first: int, last: int | None) -> Answer:
-        """Columns of the steps [first, last), each with at most `most` points."""
+        """Columns of the steps first to last, each with at most `most` points."""
         self._table.refresh()
-        return {name: self._table.curve(name, most, first, last) for name in names}
+        return {name: _numbered(self._table.curve(name, most, id_of(first), last)) for name in names}
 
     def steps(self, names: Sequence[str], before: int | None, limit: int) -> Answer:
         """Rows of the table, the newest first, from the one before step `before` on."""
         self._table.refresh()
         end = len(self._table)
-        if before is not None and (row := self._table.row_of(before)) is not None:
+        if before is not None and (row := self._table.row_of(id_of(before))) is not None:
             end = row
         rows = range(end - 1, max(-1, end - 1 - limit), -1)
         return {
             "total": len(self._table),
-            "rows": [{name: self._table.value(name, row) for name in ("step", *names)} for row in rows],
+            "rows": [
+                {"step": self._number(row), **{name: self._table.value(name, row) for name in names}} for row in rows
+            ],
         }
 
     def step(self, step: int) -> Answer:
         """A step: its line, what the ledger has of it, and its groups; `missing` says why there are none."""
         self._table.refresh()
-        row = self._table.row_of(step)
+        row = self._table.row_of(id_of(step))
         record = self._record(step)
         answer: Answer = {
             "step": step,
             "line": self._table.line(row) if row is not None else {},
             "record": record,
-            "unchanged": step in self._ledger.unchanged,
-            "last_step": self._table.value("step", -1),
+            "unchanged": id_of(step) in self._ledger.unchanged,
+            "last_step": self._last_step,
             "groups": [],
             "missing": "",
         }
@@ -149,18 +159,26 @@ class RunView:
         }
 
     def evaluations(self) -> list[Answer]:
-        """The figures of each evaluation, without its samples, in the order in which they ended."""
+        """The figures of each evaluation, without its rows, in the order in which they ended.
+
+        Those of an earlier release have `accuracy` by the present definition: of the prompts that have a reward.
+        """
         return self._refreshed_evaluations()
 
     def evaluation(self, number: int) -> Answer:
-        """All of one evaluation, by its place."""
+        """All of one evaluation, by its place. failed: rows without a reward, of an earlier release some of them."""
         if not 0 <= number < len(self._refreshed_evaluations()):
             raise DataError(f"saw evaluation {number}; expected one of {len(self._results)}")
-        return as_written(self._evaluations.read(number))
+        line = as_written(self._evaluations.read(number))
+        lacking = [each for each in line.get("samples", []) if each["reward"] is None]
+        return {"failed": lacking, **line, **self._results[number]}
 
     def samples(self, wanted: Wanted, end: int | None, limit: int) -> Answer:
         """Completions that were kept for people and fit."""
-        return search(self._records.folder, wanted, end, limit)
+        bounds = {"step_min": wanted.step_min, "step_max": wanted.step_max}
+        ids = {name: None if number is None else id_of(number) for name, number in bounds.items()}
+        found = search(self._records.folder, wanted.model_copy(update=ids), end, limit)
+        return {**found, "lines": [msgspec.structs.replace(line, step=number_of(line.step)) for line in found["lines"]]}
 
     def tickets(self, reason: str, offset: int, limit: int) -> Answer:
         """Tickets that ended without being trained; of the reason poison, the dead letters."""
@@ -177,19 +195,24 @@ class RunView:
         """How a ticket ended, and what became of the other draws of its prompt, the newest first."""
         self._ledger.refresh()
         draws = [self._draw(each) for each in self._ledger.draws_of_same_prompt(number, MOST_DRAWS)]
-        return {**self._ledger.end_of(number), "draws": draws}
+        return {**self._end_of(number), "draws": draws}
+
+    def dropped(self, reason: str, ticket: int | None, limit: int) -> list[DroppedLine]:
+        """Completions without a reward that the run kept of dropped groups, the newest first."""
+        lines = dropped(self._records.folder, reason, ticket, limit)
+        return [msgspec.structs.replace(line, step=number_of(line.step)) for line in lines]
 
     def timeline(self, first: int, last: int) -> Answer:
-        """Bars of the trainer and the servers, and pushes, over the steps [first, last)."""
+        """Bars of the trainer and the servers, and pushes, over the steps first to last."""
         self._table.refresh()
         answer: Answer = {"trainer": [], "servers": [], "pushes": [], "missing": ""}
-        for step in range(first, min(last, first + MOST_STEPS_OF_TIMELINE)):
-            row = self._table.row_of(step)
+        for step in range(first, min(last + 1, first + MOST_STEPS_OF_TIMELINE)):
+            row = self._table.row_of(id_of(step))
             if row is None:
                 continue
             line = self._table.line(row)
-            answer["trainer"] += trainer_bars(line)
-            answer["pushes"] += [mark] if (mark := push_mark(line)) else []
+            answer["trainer"] += trainer_bars(step, line)
+            answer["pushes"] += [mark] if (mark := push_mark(step, line)) else []
             try:
                 answer["servers"] += server_bars(step, self._groups(self._record(step), step))
             except DataError as error:
@@ -197,12 +220,12 @@ class RunView:
         return answer
 
     def _draw(self, ticket: int) -> Answer:
-        ended = self._ledger.end_of(ticket)
+        ended = self._end_of(ticket)
         length = self._ledger.run.dataset_length if self._ledger.run else 0
         answer = {**ended, "epoch": ticket // length if length else None, "summary": None, "missing": ""}
         if ended["end"] != "trained":
             return answer
-        record = self._ledger.steps.get(ended["step"])
+        record = self._ledger.steps.get(id_of(ended["step"]))
         try:
             groups = self._groups(record, ended["step"])
         except DataError as error:
@@ -213,6 +236,18 @@ class RunView:
             return answer
         return {**answer, "summary": summary(place, groups[place], record.version)}
 
+    def _end_of(self, ticket: int) -> Answer:
+        ended = self._ledger.end_of(ticket)
+        return {**ended, "step": number_of(ended["step"])} if "step" in ended else ended
+
+    @property
+    def _last_step(self) -> int | None:
+        return self._number(-1)
+
+    def _number(self, row: int) -> int | None:
+        step = self._table.value("step", row)
+        return None if step is None else number_of(int(step))
+
     @property
     def _decoder(self) -> Pieces:
         if self._pieces is None:
@@ -221,7 +256,7 @@ class RunView:
 
     def _record(self, step: int) -> Committed | None:
         self._ledger.refresh()
-        return self._ledger.steps.get(step)
+        return self._ledger.steps.get(id_of(step))
 
     def _groups(self, record: Committed | None, step: int) -> tuple[ScoredGroup, ...]:
         if record is None:
@@ -241,18 +276,35 @@ class RunView:
             settings = read_document(self._records.folder / STEP_FILES / f"settings-{record.settings}.json")
         return advantages_of(groups, settings or dict(_flat(self._records.config())))
 
+    def _first_and_last_evaluation(self) -> Answer:
+        """As `penstock runs` and the ending of a launch choose them."""
+        evals = sorted(self._refreshed_evaluations(), key=lambda line: int(line["steps"]))
+        start, end = first_and_last(evals)
+        return {"num_evaluations": len(evals), "first_evaluation": start, "last_evaluation": end}
+
     def _refreshed_evaluations(self) -> list[Answer]:
         replaced, lines = self._evaluations.new_lines()
         if replaced or not len(self._evaluations):
             self._results = []
         for line in lines:
             try:
-                result = as_written(line)
-            except (ValueError, msgspec.MsgspecError) as error:
+                self._results.append(_evaluation(as_written(line)))
+            except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
                 self._evaluations.forget()
                 raise DataError(f"{EVALUATIONS_FILE} of {self.folder} ({error}): expected JSON lines") from None
-            self._results.append({name: value for name, value in result.items() if name != "samples"})
         return self._results
+
+
+def _evaluation(line: Answer) -> Answer:
+    """The figures of an evaluation; None for those that are of no prompt, since each reward failed."""
+    figures = {name: value for name, value in line.items() if name not in ("samples", "failed")}
+    scored = int(line["num_prompts"]) - int(line["num_failed"])
+    return {**figures, "num_scored": scored, "accuracy": heldout_accuracy(line), "reward_mean": heldout_reward(line)}
+
+
+def _numbered(curve: Curve) -> Curve:
+    """Over the numbers of steps; a point that stands for several lies between them."""
+    return replace(curve, x=[each + number_of(0) for each in curve.x])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from penstock.contracts import ScoredGroup
 from penstock.contracts.step_file import StepFile
 from penstock.errors import DataError
 from penstock.records.files import STEP_FILES
+from penstock.records.step_numbers import number_of
 from penstock.view.tickets import Committed
 
 NAME = re.compile(r"\d{8,}\.\d+\.pack")
@@ -41,23 +42,24 @@ class StepFileReader:
         return self._held[key]
 
     def _read(self, record: Committed) -> tuple[ScoredGroup, ...]:
+        step = f"step {number_of(record.step)}"
         if not NAME.fullmatch(record.file):
-            raise DataError(f"step {record.step}: its file is called {record.file!r}; expected <step>.<lease>.pack")
+            raise DataError(f"{step}: its file is called {record.file!r}; expected <step>.<lease>.pack")
         path = self._folder / record.file
         try:
             if (size := path.stat().st_size) > LARGEST_BYTES:
-                raise DataError(f"step {record.step}: its file has {size:,} bytes; expected at most {LARGEST_BYTES:,}")
+                raise DataError(f"{step}: its file has {size:,} bytes; expected at most {LARGEST_BYTES:,}")
             data = path.read_bytes()
         except FileNotFoundError:
             raise DataError(
-                f"step {record.step}: its file is gone: pruned by checkpoint.keep_step_bytes, or not copied; expected "
+                f"{step}: its file is gone: pruned by checkpoint.keep_step_bytes, or not copied; expected "
                 f"{path.name} in {self._folder}"
             ) from None
         except OSError as error:
-            raise DataError(f"step {record.step}: {path} cannot be read ({error.strerror})") from None
+            raise DataError(f"{step}: {path} cannot be read ({error.strerror})") from None
         if (digest := xxhash.xxh3_64_hexdigest(data)) != record.digest:
-            raise DataError(f"step {record.step}: {path.name} has digest {digest}; the ledger records {record.digest}")
+            raise DataError(f"{step}: {path.name} has digest {digest}; the ledger records {record.digest}")
         try:
             return msgspec.msgpack.decode(data, type=StepFile).groups
         except msgspec.MsgspecError as error:
-            raise DataError(f"step {record.step}: {path.name} is of another release ({error})") from None
+            raise DataError(f"{step}: {path.name} is of another release ({error})") from None

@@ -1,6 +1,7 @@
 """Who worked when: the trainer's phases, the groups of each server, and the pushes, on one axis of time.
 
 Pure. Owns the order of a step's phases, which follow each other without a gap; what ran in parallel is not among them.
+`step` is the number of a step, as people count.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,18 +12,18 @@ from penstock.contracts import ScoredGroup
 PHASES = ("wait", "commit", "take_turn", "update", "leave", "push_wait")
 
 
-def trainer_bars(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+def trainer_bars(step: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The phases of a step's line, from its start on; a phase of no time is none."""
     bars, at = [], float(line["started_at"])
     for phase in PHASES:
         seconds = float(line["seconds"].get(phase, 0.0))
         if seconds > 0:
-            bars.append({"step": line["step"], "phase": phase, "start": at, "end": at + seconds})
+            bars.append({"step": step, "phase": phase, "start": at, "end": at + seconds})
         at += seconds
     return bars
 
 
-def push_mark(line: Mapping[str, Any]) -> dict[str, Any] | None:
+def push_mark(step: int, line: Mapping[str, Any]) -> dict[str, Any] | None:
     """The push of the weights before this step, which began with it, if there was one.
 
     Its time is measured, its start is not recorded: it is drawn at the start of the step, which it ran beside.
@@ -32,7 +33,7 @@ def push_mark(line: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     begun = float(line["started_at"]) + float(seconds.get("stage", 0.0))
     return {
-        "step": line["step"],
+        "step": step,
         "start": begun,
         "end": begun + float(seconds["push"]),
         "paused_seconds": float(seconds.get("push_paused", 0.0)),

@@ -3,7 +3,7 @@
 import { addressOf, go, state } from "./address.js";
 import { ask } from "./data.js";
 import { el, field, shown, table, tag } from "./dom.js";
-import { fixed, number, percent, wilson } from "./format.js";
+import { accuracyOf, fixed, number, UNKNOWN, wilson } from "./format.js";
 import { chart, points } from "./plot.js";
 import { withoutRuns } from "./step.js";
 
@@ -20,8 +20,8 @@ export async function show(asked) {
       el("p", { class: "quiet" }, "No evaluation has ended: see data.eval and eval.every_steps."),
     ];
   const traces = all.map((some, place) => {
-    const sorted = [...some].sort((a, b) => a.steps - b.steps);
-    const bounds = sorted.map((line) => wilson(line.accuracy, line.num_prompts));
+    const sorted = some.filter((line) => line.accuracy !== null).sort((a, b) => a.steps - b.steps);
+    const bounds = sorted.map((line) => wilson(line.accuracy, line.num_scored));
     return points(
       asked.runs[place],
       sorted.map((line) => line.steps),
@@ -33,13 +33,13 @@ export async function show(asked) {
   });
   const columns = [
     { title: "after steps", number: true, cell: (line) => number(line.steps) },
-    { title: "accuracy", number: true, cell: (line) => percent(line.accuracy) },
+    { title: "accuracy", number: true, cell: accuracyOf, hint: "of the prompts that have a reward" },
     {
       title: "95 % interval",
       number: true,
-      cell: (line) => wilson(line.accuracy, line.num_prompts).map(percent).join(" \u2013 "),
+      cell: interval,
     },
-    { title: "reward", number: true, cell: (line) => fixed(line.reward_mean, 3) },
+    { title: "held-out reward", number: true, cell: (line) => fixed(line.reward_mean, 3) },
     { title: "prompts", number: true, cell: (line) => number(line.num_prompts) },
     { title: "failed", number: true, cell: (line) => number(line.num_failed) },
     { title: "versions", number: true, cell: (line) => `${line.oldest_version}\u2013${line.newest_version}` },
@@ -57,8 +57,8 @@ export async function show(asked) {
       "div",
       { class: "charts" },
       chart(
-        "Held-out accuracy, 95 % interval",
-        lines.map((line) => `after ${line.steps} steps ${percent(line.accuracy)}`).join(", "),
+        "Accuracy on held-out prompts, 95 % interval",
+        lines.map((line) => `after ${line.steps} steps ${accuracyOf(line)}`).join(", "),
         traces,
         {
           height: 220,
@@ -75,6 +75,13 @@ export async function show(asked) {
     await beside(asked, lines, from, to),
   ];
 }
+
+const interval = ({ accuracy, num_scored: scored }) =>
+  accuracy === null
+    ? UNKNOWN
+    : wilson(accuracy, scored)
+        .map((bound) => fixed(bound, 2))
+        .join(" \u2013 ");
 
 async function beside({ run }, lines, from, to) {
   const [before, after] = await Promise.all([from, to].map((place) => ask("runs", run, "evaluations", place)));
@@ -111,7 +118,9 @@ async function beside({ run }, lines, from, to) {
           el(
             "p",
             { class: "quiet" },
-            sample.reward === null ? tag("failed", "bad") : `reward ${number(sample.reward)}`,
+            sample.reward === null
+              ? [tag("failed", "bad"), " ", shown(sample.failure ?? "")]
+              : `reward ${number(sample.reward)}`,
           ),
         ]
       : "\u2013";
@@ -133,5 +142,31 @@ async function beside({ run }, lines, from, to) {
     el("h2", {}, "Before and after"),
     el("div", { class: "bar filters" }, choice("from", from, "Before"), choice("to", to, "After")),
     table("Completions of the same prompts before and after", columns, [...places.values()]),
+    failures(from === to ? [after] : [before, after]),
+  );
+}
+
+/** The rows whose reward failed, which are in no figure, and why. */
+function failures(evaluations) {
+  const rows = evaluations.flatMap((one) => one.failed.map((row) => ({ ...row, steps: one.steps })));
+  const failed = evaluations.reduce((sum, one) => sum + one.num_failed, 0);
+  if (!failed) return null;
+  const columns = [
+    { title: "after steps", number: true, cell: (row) => number(row.steps) },
+    { title: "why", cell: (row) => shown(row.failure || "not recorded") },
+    { title: "prompt", cell: (row) => el("pre", { class: "text" }, shown(row.prompt)) },
+    { title: "completion", cell: (row) => el("pre", { class: "text" }, shown(row.completion)) },
+    { title: "answer", cell: (row) => shown(row.answer) },
+  ];
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Rewards that failed"),
+    el(
+      "p",
+      { class: "quiet note" },
+      `They are in no figure of these evaluations. ${number(failed)} failed, ${number(rows.length)} are recorded.`,
+    ),
+    table("Held-out prompts whose reward failed", columns, rows),
   );
 }

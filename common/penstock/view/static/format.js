@@ -22,6 +22,14 @@ export function seconds(value) {
   return whole < 3600 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${number(value / 3600)} h`;
 }
 
+/** The accuracy of an evaluation, and of how many prompts it is if the reward of some failed. */
+export const accuracyOf = (line) => fixed(line.accuracy, 2) + counted(line);
+
+function counted({ num_scored: scored, num_failed: failed }) {
+  if (!failed) return "";
+  return scored ? ` (of ${scored}; ${failed} failed)` : ` (all ${failed} failed)`;
+}
+
 /** 95 % interval of a share of n, by Wilson: it stays within 0 and 1. */
 export function wilson(share, n) {
   if (!n) return [share, share];

@@ -8,7 +8,7 @@ import { rangeOf, strip } from "./rewards.js";
 import { marks } from "./step.js";
 
 export async function show(asked) {
-  const step = Number(asked.step ?? 0);
+  const step = Number(asked.step ?? 1);
   const index = asked.group === undefined ? await placeOf(asked, step) : Number(asked.group);
   const found = await ask("runs", asked.run, "steps", step, "groups", index, { base: asked.base });
   const { summary, prompt, completions } = found;

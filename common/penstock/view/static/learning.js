@@ -3,7 +3,7 @@
 import { addressOf, go } from "./address.js";
 import { ask } from "./data.js";
 import { el, figures } from "./dom.js";
-import { fixed, number, percent, seconds, wilson } from "./format.js";
+import { accuracyOf, fixed, number, percent, seconds, wilson } from "./format.js";
 import { banded, chart, plain, points, series } from "./plot.js";
 
 export const isLive = true;
@@ -78,27 +78,26 @@ export async function show(state) {
       "p",
       { class: "quiet note" },
       "A click on a curve opens the step. Bands: of the reward, one standard deviation of its " +
-        "completions; elsewhere the lowest and highest of the steps that a point stands for. Held-out: 95 % interval.",
+        "completions; elsewhere the lowest and highest of the steps that a point stands for; of the accuracy, its 95 % interval.",
     ),
   ];
 }
 
 const last = (curve) => curve?.y.at(-1);
 
-function summary({ key, about, curves, evals }, named) {
+function summary({ key, about, curves }, named) {
   const dropped = Object.entries(about.dropped)
     .map(([reason, count]) => `${count} ${reason}`)
     .join(", ");
-  const heldOut = [...evals].sort((a, b) => a.steps - b.steps);
+  const { first_evaluation: before, last_evaluation: after } = about;
   return figures(
     [
       named ? ["run", key] : null,
       ["state", about.state, about.reason],
       ["steps", number(about.num_steps)],
       ["reward", `${fixed(curves[REWARD].y[0], 2)} \u2192 ${fixed(last(curves[REWARD]), 2)}`],
-      heldOut.length
-        ? ["held-out", `${percent(heldOut[0].accuracy)} \u2192 ${percent(heldOut.at(-1).accuracy)}`]
-        : null,
+      after ? ["accuracy", fromTo(before, after, accuracyOf), "of held-out prompts"] : null,
+      after ? ["held-out reward", fromTo(before, after, (line) => fixed(line.reward_mean, 2))] : null,
       ["step time", seconds(last(curves[STEP]))],
       ["tickets trained", number(about.trained)],
       ["dropped", dropped || "0"],
@@ -107,9 +106,12 @@ function summary({ key, about, curves, evals }, named) {
   );
 }
 
+const fromTo = (before, after, figure) =>
+  before.steps === after.steps ? figure(after) : `${figure(before)} \u2192 ${figure(after)}`;
+
 const openStep = (runs) => (x, point) => {
   const run = runs[point.data.meta ?? 0]?.key ?? runs[0].key;
-  go(addressOf({ view: "step", step: Math.round(x) }, [run]));
+  go(addressOf({ view: "step", step: Math.max(1, Math.round(x)) }, [run])); // an evaluation may be after 0 steps
 };
 
 function rewards(runs) {
@@ -119,15 +121,15 @@ function rewards(runs) {
     const hasSpread = spread.y.length === curve.y.length;
     const deviation = (sign) => curve.y.map((value, index) => value + sign * spread.y[index]);
     const bands = hasSpread ? { low: deviation(-1), high: deviation(1) } : {};
-    const done = [...evals].sort((a, b) => a.steps - b.steps);
-    const intervals = done.map((line) => wilson(line.accuracy, line.num_prompts));
+    const done = evals.filter((line) => line.accuracy !== null).sort((a, b) => a.steps - b.steps);
+    const intervals = done.map((line) => wilson(line.accuracy, line.num_scored));
     const name = runs.length > 1 ? `${key} ` : "";
     return [
       ...banded(`${name}training reward`, curve, place, bands),
       ...(done.length
         ? [
             points(
-              `${name}held-out accuracy`,
+              `${name}accuracy`,
               done.map((line) => line.steps),
               done.map((line) => line.accuracy),
               intervals.map(([low]) => low),

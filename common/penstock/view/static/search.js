@@ -51,7 +51,7 @@ export async function show(asked) {
 
 async function more(run, wanted, end, list, foot) {
   const found = await ask("runs", run, "samples", { ...wanted, end, limit: PAGE });
-  list.append(...found.lines.map(card));
+  list.append(...found.lines.map((line) => card(line, ...place(line))));
   foot.replaceChildren(
     el(
       "output",
@@ -64,15 +64,20 @@ async function more(run, wanted, end, list, foot) {
   );
 }
 
-function card(line) {
-  const at = { view: "group", step: line.step, ticket: line.ticket };
+const place = (line) => [
+  addressOf({ view: "group", step: line.step, ticket: line.ticket }),
+  `step ${line.step}, ticket ${line.ticket}, number ${line.index}`,
+];
+
+/** A completion as the run kept it for people, with a link to where it belongs. */
+export function card(line, address, words) {
   return el(
     "li",
     {},
     el(
       "p",
       { class: "head" },
-      el("a", { href: addressOf(at) }, `step ${line.step}, ticket ${line.ticket}, number ${line.index}`),
+      el("a", { href: address }, words),
       el("b", {}, line.reward === null ? tag("failed", "bad") : `reward ${number(line.reward)}`),
       line.advantage === null ? null : el("span", {}, `advantage ${fixed(line.advantage, 2)}`),
       el("span", {}, `${number(line.num_tokens)} tokens`),
@@ -88,7 +93,7 @@ function card(line) {
 
 function form(asked) {
   const inputs = FIELDS.map(([name, label, type]) =>
-    field(label, el("input", { type, step: "any", name, value: asked[name] })),
+    field(label, el("input", { type, step: "any", min: name.startsWith("step_") ? "1" : null, name, value: asked[name] })),
   );
   const selects = Object.entries(CHOICES).map(([name, choices]) =>
     field(

@@ -23,7 +23,7 @@ const KINDS = {
 };
 
 export async function show(asked) {
-  const step = Number(asked.step ?? 0);
+  const step = Number(asked.step ?? 1);
   const found = await ask("runs", asked.run, "steps", step);
   const { line, record, groups } = found;
   return [
@@ -31,13 +31,13 @@ export async function show(asked) {
     el(
       "nav",
       { class: "bar", "aria-label": "Steps" },
-      step > 0 ? el("a", { href: addressOf({ view: "step", step: step - 1 }), rel: "prev" }, "previous step") : null,
+      step > 1 ? el("a", { href: addressOf({ view: "step", step: step - 1 }), rel: "prev" }, "previous step") : null,
       found.last_step > step
         ? el("a", { href: addressOf({ view: "step", step: step + 1 }), rel: "next" }, "next step")
         : null,
       el(
         "a",
-        { href: addressOf({ view: "timeline", first: Math.max(0, step - 3), last: step + 3 }) },
+        { href: addressOf({ view: "timeline", first: Math.max(1, step - 3), last: step + 2 }) },
         "timeline around it",
       ),
     ),

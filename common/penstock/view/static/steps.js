@@ -52,7 +52,7 @@ export async function show({ run, before }) {
       jump(),
       el("span", { class: "quiet" }, `${number(total)} steps`),
       before ? el("a", { href: addressOf({ view: "steps" }) }, "newest") : null,
-      oldest > 0 && rows.length === PAGE
+      oldest > 1 && rows.length === PAGE
         ? el("a", { href: addressOf({ view: "steps", before: oldest }) }, "older")
         : null,
     ),
@@ -61,7 +61,7 @@ export async function show({ run, before }) {
 }
 
 function jump() {
-  const input = el("input", { type: "number", min: "0", name: "step", required: true });
+  const input = el("input", { type: "number", min: "1", name: "step", required: true });
   const submit = (event) => {
     event.preventDefault();
     go(addressOf({ view: "step", step: input.value }));

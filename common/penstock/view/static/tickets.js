@@ -5,8 +5,12 @@ import { ask } from "./data.js";
 import { el, field, figures, shown, table } from "./dom.js";
 import { number } from "./format.js";
 import { overTime } from "./group.js";
+import { card } from "./search.js";
+
+export const isLive = true;
 
 const PAGE = 100;
+const MOST_COMPLETIONS = 20;
 const MEANING = {
   stale: "its group was too old when its batch closed",
   degenerate: "its rewards are all equal and give no gradient",
@@ -16,7 +20,10 @@ const MEANING = {
 
 export async function show(asked) {
   const offset = Number(asked.offset ?? 0);
-  const found = await ask("runs", asked.run, "tickets", { reason: asked.reason, offset, limit: PAGE });
+  const [found, completions] = await Promise.all([
+    ask("runs", asked.run, "tickets", { reason: asked.reason, offset, limit: PAGE }),
+    ask("runs", asked.run, "dropped", { reason: asked.reason, ticket: asked.ticket, limit: MOST_COMPLETIONS }),
+  ]);
   const reasons = Object.entries(found.dropped);
   const at = (values) => addressOf({ view: "tickets", reason: asked.reason, ...values });
   return [
@@ -61,7 +68,30 @@ export async function show(asked) {
         offset + PAGE < found.total ? el("a", { href: at({ offset: offset + PAGE }) }, "older") : null,
       ),
     ),
-  ];
+    unscored(completions),
+  ].filter(Boolean);
+}
+
+/** What dropped groups hold without a reward: no step file has them. */
+function unscored(lines) {
+  if (!lines.length) return null;
+  const words = (line) =>
+    `ticket ${line.ticket}, number ${line.index}: ${line.dropped.replace("_", " ")}, while step ${line.step} was collected`;
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Completions without a reward"),
+    el(
+      "p",
+      { class: "quiet note" },
+      "Of dropped.jsonl, the newest first: no step has these groups. The run keeps the last ones.",
+    ),
+    el(
+      "ol",
+      { class: "found" },
+      lines.map((line) => card(line, addressOf({ view: "tickets", ticket: line.ticket }), words(line))),
+    ),
+  );
 }
 
 const drops = (rows) =>

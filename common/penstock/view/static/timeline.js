@@ -23,18 +23,18 @@ export async function show(asked) {
   let last = asked.last === undefined ? null : Number(asked.last);
   if (first === null || last === null) {
     const about = await ask("runs", asked.run);
-    last = (about.last_step ?? -1) + 1;
-    first = Math.max(0, last - SPAN);
+    last = about.last_step ?? 1;
+    first = Math.max(1, last - SPAN + 1);
   }
   const found = await ask("runs", asked.run, "timeline", { first, last });
   const at = (from) =>
-    addressOf({ view: "timeline", first: Math.max(0, from), last: Math.max(0, from) + (last - first) });
+    addressOf({ view: "timeline", first: Math.max(1, from), last: Math.max(1, from) + (last - first) });
   const nav = el(
     "nav",
     { class: "bar", "aria-label": "Steps" },
-    first > 0 ? el("a", { href: at(first - (last - first)), rel: "prev" }, "earlier") : null,
-    el("a", { href: at(last), rel: "next" }, "later"),
-    el("span", { class: "quiet" }, `steps ${first}\u2013${last - 1}`),
+    first > 1 ? el("a", { href: at(first - (last - first) - 1), rel: "prev" }, "earlier") : null,
+    el("a", { href: at(last + 1), rel: "next" }, "later"),
+    el("span", { class: "quiet" }, `steps ${first}\u2013${last}`),
   );
   if (!found.trainer.length)
     return [el("h1", {}, "Timeline"), nav, el("p", { class: "quiet" }, "None of these steps has ended.")];

@@ -37,7 +37,7 @@ def test_they_equal_the_trainers_for_each_baseline_and_scale(
 
 
 def test_a_steps_advantages_equal_those_of_its_batch_with_the_overlong_penalty(made: Made) -> None:
-    groups = made.view._groups(made.view._record(0), 0)
+    groups = made.view._groups(made.view._record(1), 1)
     lengths = [each.num_tokens for each in groups[0].group.trajectories if isinstance(each, Completion)]
     assert len(set(lengths)) > 1
     settings = {
@@ -58,4 +58,4 @@ def test_a_steps_advantages_equal_those_of_its_batch_with_the_overlong_penalty(m
 @pytest.mark.parametrize("change", [{"kl_ctl": 0.1, "loss.kl.place": "reward"}, {"loss.advantage.eps": None}])
 def test_there_are_none_if_the_files_do_not_tell(made: Made, change: dict[str, object]) -> None:
     settings = {name: value for name, value in {**made.run.settings, **change}.items() if value is not None}
-    assert advantages_of(made.view._groups(made.view._record(0), 0), settings) is None
+    assert advantages_of(made.view._groups(made.view._record(1), 1), settings) is None

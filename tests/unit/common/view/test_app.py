@@ -7,6 +7,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from benchmarks.synthetic_run import completion, group
 from penstock.records import RunRecords
 from penstock.view.app import view_app
 from penstock.view.runs import Runs
@@ -30,15 +31,15 @@ async def page(made: Made, token: str = "", reader: str = "127.0.0.1") -> AsyncI
         "/mine",
         "/mine/curves?name=reward_mean",
         "/mine/steps?name=reward_mean",
-        "/mine/steps/0",
-        "/mine/steps/0/groups/0",
-        "/mine/steps/0/groups/0/0",
+        "/mine/steps/1",
+        "/mine/steps/1/groups/0",
+        "/mine/steps/1/groups/0/0",
         "/mine/evaluations",
         "/mine/evaluations/1",
         "/mine/samples?text=ticket&limit=1",
         "/mine/tickets?reason=poison",
         "/mine/tickets/5",
-        "/mine/timeline?first=0&last=2",
+        "/mine/timeline?first=1&last=2",
     ],
 )
 async def test_each_question_is_answered_with_the_token_alone(made: Made, path: str) -> None:
@@ -49,6 +50,14 @@ async def test_each_question_is_answered_with_the_token_alone(made: Made, path: 
     assert answer.status_code == 200, answer.text
     assert answer.json()
     assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_dropped_completions_are_answered_with_the_token_alone(made: Made) -> None:
+    made.run.drop_without_rewards(group(7, "p", [1], [completion([1], 2)], [None]), "judge: gone")
+    async with page(made, "secret") as client:
+        assert (await client.get(f"{DATA}/mine/dropped")).status_code == 401
+        answer = await client.get(f"{DATA}/mine/dropped?limit=1", headers={"Authorization": "Bearer secret"})
+    assert [(line["ticket"], line["step"]) for line in answer.json()] == [(7, 3)]
 
 
 async def test_without_a_token_only_this_host_reads_data(made: Made) -> None:
@@ -85,8 +94,9 @@ async def test_every_answer_forbids_code_of_others(made: Made, path: str) -> Non
         ("/view/app.py", 422),
         ("/view/none.js", 422),
         (DATA + "/other", 422),
-        (DATA + "/mine/steps/0/groups/77", 422),
-        (DATA + "/mine/steps/0/groups/0/77", 422),
+        (DATA + "/mine/steps/0", 422),
+        (DATA + "/mine/steps/1/groups/77", 422),
+        (DATA + "/mine/steps/1/groups/0/77", 422),
         (DATA + "/mine/evaluations/9", 422),
         (DATA + "/mine/samples?reward_min=high", 422),
         (DATA + "/mine/curves?name=a&points=100000", 422),

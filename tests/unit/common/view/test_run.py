@@ -1,6 +1,7 @@
 """What the page says of a run is what its files hold."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.synthetic_run import completion, group, identity, write_long_run
 from penstock.contracts.ledger import ArchivedRecord, DropRecord, RunRecord, StepRecord, decode_record, encode_record
 from penstock.contracts.vocabulary import DropReason
-from penstock.errors import DataError
+from penstock.errors import ConfigError, DataError
 from penstock.records import RunRecords
 from penstock.view.run import RunView
 from penstock.view.search import Wanted
@@ -18,29 +19,29 @@ from tests.unit.common.view.conftest import Made, other_weights
 
 
 def test_groups_are_marked_as_failed_flat_or_different(made: Made) -> None:
-    different, flat, failed = made.view.step(0)["groups"]
+    different, flat, failed = made.view.step(1)["groups"]
     assert (different["is_flat"], different["is_failed"], different["num_failed"]) == (False, False, 1)
     assert different["mean"] == pytest.approx(2 / 3)
     assert different["std"] == pytest.approx(math.sqrt(2) / 3)
     assert (flat["is_flat"], flat["is_failed"], flat["std"]) == (True, False, 0.0)
     assert (failed["is_flat"], failed["is_failed"], failed["num_failed"]) == (False, True, 3)
-    assert [each["server"] for each in made.view.step(0)["groups"]] == ["rollout-0", "rollout-1", "rollout-0"]
+    assert [each["server"] for each in made.view.step(1)["groups"]] == ["rollout-0", "rollout-1", "rollout-0"]
 
 
 def test_completions_are_cut_where_they_first_differ(made: Made) -> None:
-    found = made.view.group(0, 0, None)
+    found = made.view.group(1, 0, None)
     assert found["base"] == 0
     parts = [(each["before"], each["at"], each["behind"]) for each in found["completions"]]
     assert parts == [("four", "", ""), ("four", "!", ""), ("f", "i", "ve"), ("", "", "")]
     assert [each["same"] for each in found["completions"]] == [4, 4, 1, 0]
-    other = made.view.group(0, 0, 2)["completions"]
+    other = made.view.group(1, 0, 2)["completions"]
     assert [(each["before"], each["at"]) for each in other[:3]] == [("f", "o"), ("f", "o"), ("five", "")]
     failed = found["completions"][3]
     assert (failed["reward"], failed["failure"], failed["advantage"]) == (None, "judge: TimeoutError", None)
 
 
 def test_a_token_has_the_weights_that_the_engine_asserted(made: Made) -> None:
-    page = made.view.tokens(1, 0, 0, 0, 100)
+    page = made.view.tokens(2, 0, 0, 0, 100)
     prompt, sampled = page["segments"]
     assert (prompt["kind"], sampled["kind"], sampled["start"]) == ("prompt", "sampled", 4)
     assert page["versions"] == [None] * 4 + [0, 0, 0] + [1] * 3
@@ -55,18 +56,18 @@ def test_weights_that_the_ledger_does_not_have_are_shown_beside_its_own(made: Ma
     lying = completion([1, 2], 0)
     span = msgspec.structs.replace(lying.spans[0], policy=other_weights(0))
     made.run.add_step([group(9, "p", [1], [msgspec.structs.replace(lying, spans=(span,))], [1.0])])
-    page = made.view.tokens(2, 0, 0, 0, 10)
+    page = made.view.tokens(3, 0, 0, 0, 10)
     assert (page["asserted"], page["recorded"]) == ({"0": "f" * 16}, {"0": identity(0).digest})
 
 
 def test_a_character_of_several_tokens_is_with_the_last_of_them(made: Made) -> None:
-    page = made.view.tokens(1, 0, 0, 0, 100)
+    page = made.view.tokens(2, 0, 0, 0, 100)
     assert page["pieces"][4:] == ["f", "", "\N{LATIN SMALL LETTER U WITH DIAERESIS}", "n", "f", "<|end|>"]
-    assert made.view.tokens(1, 0, 0, 6, 100)["pieces"][0] == "\N{LATIN SMALL LETTER U WITH DIAERESIS}"
+    assert made.view.tokens(2, 0, 0, 6, 100)["pieces"][0] == "\N{LATIN SMALL LETTER U WITH DIAERESIS}"
 
 
 def test_an_episode_is_shown_as_its_tree(made: Made) -> None:
-    page = made.view.tokens(1, 1, 0, 0, 1000)
+    page = made.view.tokens(2, 1, 0, 0, 1000)
     assert [(each["kind"], each["role"], each["parent"]) for each in page["segments"]] == [
         ("context", "user", None),
         ("sampled", "assistant", 0),
@@ -79,25 +80,25 @@ def test_an_episode_is_shown_as_its_tree(made: Made) -> None:
 
 
 def test_pages_of_tokens_are_pieces_of_the_full_list(made: Made) -> None:
-    full = made.view.tokens(1, 1, 0, 0, 1000)
+    full = made.view.tokens(2, 1, 0, 0, 1000)
     for offset in range(full["total"]):
-        page = made.view.tokens(1, 1, 0, offset, 3)
+        page = made.view.tokens(2, 1, 0, offset, 3)
         for name in ("ids", "pieces", "logprobs", "versions", "trained"):
             assert page[name] == full[name][offset : offset + 3]
 
 
 def test_without_a_tokenizer_there_are_ids_and_the_reason(made: Made) -> None:
     view = RunView("mine", RunRecords(made.run.folder), made.run.folder)
-    page = view.tokens(0, 0, 0, 0, 10)
+    page = view.tokens(1, 0, 0, 0, 10)
     assert page["pieces"] is None
     assert page["ids"][4:] == made.encode("four")
     assert "tokenizer.json" in page["no_text"]
-    assert view.group(0, 0, None)["completions"][0]["before"].split() == [str(each) for each in made.encode("four")]
+    assert view.group(1, 0, None)["completions"][0]["before"].split() == [str(each) for each in made.encode("four")]
 
 
 def test_a_ticket_says_why_it_ended(made: Made) -> None:
     assert made.view.ticket(3)["end"] == "trained"
-    assert made.view.ticket(3)["step"] == 1
+    assert made.view.ticket(3)["step"] == 2
     dead = made.view.ticket(5)
     assert (dead["end"], dead["reason"], dead["why"][:21]) == ("dropped", "poison", "MalformedMessageError")
     assert made.view.ticket(99)["end"] == "outstanding"
@@ -124,34 +125,36 @@ def test_a_pruned_and_a_damaged_step_file_are_missed_and_the_rest_is_shown(made:
     first, second = sorted((made.run.folder / "steps").glob("*.pack"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1] + b"x")
-    pruned, damaged = made.view.step(0), made.view.step(1)
+    pruned, damaged = made.view.step(1), made.view.step(2)
     assert "checkpoint.keep_step_bytes" in pruned["missing"]
     assert "digest" in damaged["missing"]
     assert pruned["line"]["reward_mean"] == pytest.approx(6 / 8)
     with pytest.raises(DataError, match="is gone"):
-        made.view.group(0, 0, None)
+        made.view.group(1, 0, None)
 
 
 @pytest.mark.parametrize("name", ["../../secret", "00000000.1.pack/../x", "/etc/passwd"])
 def test_the_ledger_leads_to_no_file_but_step_files(made: Made, name: str) -> None:
     path = made.run.folder / "steps" / "ledger.jsonl"
     path.write_text(path.read_text().replace("00000000.1.pack", name))
-    assert "expected <step>.<lease>.pack" in made.view.step(0)["missing"]
+    assert "expected <step>.<lease>.pack" in made.view.step(1)["missing"]
 
 
 def test_records_that_moved_to_the_archive_are_still_there(made: Made) -> None:
     """The journal is written anew then, without them; what lies behind their length in the archive does not count."""
-    before = (made.view.overview(), made.view.tickets("", 0, 10), made.view.step(0), made.view.ticket(0))
+    before = (made.view.overview(), made.view.tickets("", 0, 10), made.view.step(1), made.view.ticket(0))
     journal = made.run.folder / "steps" / "ledger.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     run, *records = [decode_record(line) for line in lines]
     assert isinstance(run, RunRecord)
-    num_archived = next(place for place, each in enumerate(records, 1) if isinstance(each, StepRecord) and each.step == 1)
+    num_archived = next(
+        place for place, each in enumerate(records, 1) if isinstance(each, StepRecord) and each.step == 1
+    )
     oldest = b"".join(lines[:num_archived])
     archived = ArchivedRecord(run, 1, len(oldest), (), 0, {}, ())
     (journal.parent / "archive.jsonl").write_bytes(oldest + encode_record(DropRecord(99, DropReason.POISON)) + b"\n")
     journal.write_bytes(encode_record(archived) + b"\n" + b"".join(lines[num_archived:]))
-    after = (made.view.overview(), made.view.tickets("", 0, 10), made.view.step(0), made.view.ticket(0))
+    after = (made.view.overview(), made.view.tickets("", 0, 10), made.view.step(1), made.view.ticket(0))
     assert after == before
     fresh = RunView("run", RunRecords(made.run.folder))
     assert fresh.overview()["trained"] == before[0]["trained"]
@@ -165,7 +168,7 @@ def test_what_is_appended_is_seen_and_a_step_trained_again_replaces_its_line(mad
     path = made.run.folder / "steps.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:1]))
-    assert made.view.steps(["reward_mean"], None, 10)["rows"] == [{"step": 0.0, "reward_mean": 0.75}]
+    assert made.view.steps(["reward_mean"], None, 10)["rows"] == [{"step": 1, "reward_mean": 0.75}]
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_line_is_shown(made: Made) -> None:
@@ -181,9 +184,9 @@ def test_figures_that_are_not_numbers_are_no_points(tmp_path: Path, made: Made) 
     made.run.add_step([group(8, "p", [1], [completion([1], 2)], [1.0])], loss=math.nan)
     path = made.run.folder / "steps.jsonl"
     path.write_text(path.read_text().replace('"loss":null', '"loss":NaN'))
-    curve = made.view.curves(["statistics/loss", "nonsense"], 10, 0, None)
-    assert (curve["statistics/loss"].x, curve["nonsense"].x) == ([0, 1], [])
-    assert made.view.steps(["statistics/loss"], None, 1)["rows"] == [{"step": 2.0, "statistics/loss": None}]
+    curve = made.view.curves(["statistics/loss", "nonsense"], 10, 1, None)
+    assert (curve["statistics/loss"].x, curve["nonsense"].x) == ([1, 2], [])
+    assert made.view.steps(["statistics/loss"], None, 1)["rows"] == [{"step": 3, "statistics/loss": None}]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_figures_that_are_not_numbers_are_no_points(tmp_path: Path, made: Made) 
         ({"text": "TICKET 1"}, [1]),
         ({"reward_max": 0.5}, [3]),
         ({"failed": True}, [2]),
-        ({"reward_min": 1, "step_max": 0}, [0, 1]),
+        ({"reward_min": 1, "step_max": 1}, [0, 1]),
         ({"length_min": 5}, [3, 4]),
         ({"text": "nowhere"}, []),
     ],
@@ -216,17 +219,17 @@ def test_a_search_goes_on_where_it_stopped(made: Made) -> None:
 
 
 def test_a_timeline_has_the_phases_of_the_trainer_and_the_groups_of_each_server(made: Made) -> None:
-    found = made.view.timeline(0, 2)
+    found = made.view.timeline(1, 2)
     assert [bar["phase"] for bar in found["trainer"]] == ["wait", "commit", "update", "push_wait"] * 2
     assert [bar["ticket"] for bar in found["servers"]] == [0, 1, 2, 3, 4]
-    assert [mark["step"] for mark in found["pushes"]] == [0, 1]
+    assert [mark["step"] for mark in found["pushes"]] == [1, 2]
     assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"])
 
 
 def test_no_more_than_a_few_step_files_are_held(tmp_path: Path) -> None:
     run = write_long_run(tmp_path / "long", tmp_path, num_steps=12, num_groups=2)
     view = RunView("long", RunRecords(run.folder))
-    for step in range(12):
+    for step in range(1, 13):
         view.step(step)
     assert len(view._files._held) == MOST_HELD
 
@@ -247,3 +250,86 @@ def test_a_broken_line_is_an_error_each_time_until_it_is_mended(made: Made, name
     path.write_bytes(whole)
     assert made.view.overview()["num_steps"] == 2
     assert len(made.view.evaluations()) == 2
+
+
+def test_steps_are_counted_from_1_in_questions_and_answers(made: Made) -> None:
+    overview, second = made.view.overview(), made.view.step(2)
+    assert (overview["last_step"], second["last_step"]) == (2, 2)
+    assert (second["step"], second["line"]["step"], second["record"].step) == (2, 1, 1)  # a file's line has its id
+    assert [each["ticket"] for each in second["groups"]] == [3, 4]
+    assert [row["step"] for row in made.view.steps([], None, 10)["rows"]] == [2, 1]
+    assert [row["step"] for row in made.view.steps([], 2, 10)["rows"]] == [1]
+    for first, last, expected in ((1, None, [1, 2]), (2, None, [2]), (1, 1, [1]), (2, 2, [2])):
+        assert made.view.curves(["reward_mean"], 10, first, last)["reward_mean"].x == expected
+    assert {bar["step"] for bar in made.view.timeline(2, 2)["trainer"]} == {2}
+    assert {bar["step"] for bar in made.view.timeline(2, 2)["servers"]} == {2}
+    second_alone = Wanted(step_min=2, step_max=2)
+    assert [(each.step, each.ticket) for each in made.view.samples(second_alone, None, 9)["lines"]] == [(2, 4), (2, 3)]
+    assert [draw["step"] for draw in made.view.ticket(4)["draws"]] == [2]
+
+
+def test_there_is_no_step_before_the_first(made: Made) -> None:
+    asks: list[Callable[[], object]] = [
+        lambda: made.view.step(0),
+        lambda: made.view.group(0, 0, None),
+        lambda: made.view.timeline(0, 2),
+        lambda: made.view.samples(Wanted(step_min=0), None, 9),
+        lambda: made.view.curves(["reward_mean"], 10, 0, None),
+    ]
+    for ask in asks:
+        with pytest.raises(ConfigError, match="saw step 0; expected steps from 1 on"):
+            ask()
+    assert made.view.step(3)["missing"].startswith("step 3 is not in the ledger")
+
+
+def test_a_failed_heldout_reward_is_in_no_figure_and_its_row_says_why(made: Made) -> None:
+    made.run.evaluate(0.95, [("7+7=", "14", "14", 1.0)], failed=["judge: TimeoutError"])
+    made.run.evaluate(None, [], failed=["judge: gone"] * 20)
+    some, none = made.view.evaluations()[2:]
+    assert (some["accuracy"], some["num_scored"], some["num_failed"]) == (0.95, 19, 1)
+    assert (none["accuracy"], none["reward_mean"], none["num_scored"], none["num_failed"]) == (None, None, 0, 20)
+    assert not {"samples", "failed"} & some.keys()
+    assert [each["failure"] for each in made.view.evaluation(2)["failed"]] == ["judge: TimeoutError"]
+    assert len(made.view.evaluation(3)["failed"]) == 20
+
+
+def test_an_evaluation_of_an_earlier_release_is_converted(made: Made) -> None:
+    sample = {"prompt": "p", "completion": "c", "answer": "a", "reward": None}
+    line = {"steps": 2, "accuracy": 0.5, "reward_mean": 0.8, "num_prompts": 4, "num_failed": 1, "samples": [sample]}
+    with (made.run.folder / "evals.jsonl").open("ab") as file:
+        file.write(msgspec.json.encode(line) + b"\n")
+    found = made.view.evaluation(2)
+    assert found == {**made.view.evaluations()[2], "samples": [sample], "failed": [sample]}
+    assert (found["accuracy"], found["num_scored"], found["reward_mean"]) == (pytest.approx(2 / 3), 3, 0.8)
+
+
+def test_the_overview_compares_the_evaluations_that_the_ending_compares(made: Made) -> None:
+    made.run.evaluate(0.75, [], failed=["judge: gone"] * 4)
+    path = made.run.folder / "evals.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first.replace('"prompts":"0000', '"prompts":"ffff'), *rest]))
+    overview, ending = made.view.overview(), RunRecords(made.run.folder).figures()
+    for name, when in (("first_evaluation", "start"), ("last_evaluation", "end")):
+        seen = overview[name]
+        shown = (seen["steps"], seen["accuracy"], seen["reward_mean"], seen["num_failed"])
+        figures = ("steps", "accuracy", "reward", "failed")
+        assert shown == tuple(ending[f"heldout_{figure}_{when}"] for figure in figures)
+    assert (overview["first_evaluation"]["accuracy"], overview["last_evaluation"]["accuracy"]) == (0.5, 0.75)
+
+
+def test_completions_of_dropped_groups_are_shown_the_newest_first(made: Made) -> None:
+    assert made.view.dropped("", None, 9) == []
+    for ticket in (7, 8):
+        made.run.drop_without_rewards(group(ticket, "p", [1], [completion([1], 2)], [None]), "judge: gone")
+    path = made.run.folder / "dropped.jsonl"
+    path.write_bytes(path.read_bytes() + b"junk\n" + path.read_bytes()[:20])
+    lines = made.view.dropped("", None, 9)
+    assert [(line.ticket, line.step, line.failure) for line in lines] == [(8, 3, "judge: gone"), (7, 3, "judge: gone")]
+    cases: list[tuple[str, int | None, int, list[int]]] = [
+        ("reward_failed", None, 9, [8, 7]),
+        ("stale", None, 9, []),
+        ("", 7, 9, [7]),
+        ("", None, 1, [8]),
+    ]
+    for reason, number, limit, expected in cases:
+        assert [line.ticket for line in made.view.dropped(reason, number, limit)] == expected
