@@ -3,6 +3,7 @@
 Owns the files. Invariant: a line is complete or absent, and a cell has one; what is there is not measured again.
 """
 
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -22,8 +23,9 @@ class Line(msgspec.Struct, frozen=True):
     """One run of the study.
 
     learning_rate, num_steps: what the cell does not say. versions: of the software; machine: its processor.
-    reward, effective_sample_size, behaviour_kl: of each step; held_out: after 0, every, ... steps; mean_lag: over the
-    tokens of the second half of the run; cpu_seconds: of the whole process.
+    reward, effective_sample_size, behaviour_kl: of each step, the last two None if no token of it had an advantage;
+    held_out: after 0, every, ... steps; mean_lag: over the tokens of the second half of the run; cpu_seconds: of the
+    whole process.
     """
 
     cell: Cell
@@ -31,8 +33,8 @@ class Line(msgspec.Struct, frozen=True):
     num_steps: int
     reward: tuple[float, ...]
     held_out: tuple[float, ...]
-    effective_sample_size: tuple[float, ...]
-    behaviour_kl: tuple[float, ...]
+    effective_sample_size: tuple[float | None, ...]
+    behaviour_kl: tuple[float | None, ...]
     mean_lag: float
     cpu_seconds: float
     versions: dict[str, str]
@@ -93,6 +95,11 @@ def _in_order(cells: Iterable[Cell]) -> list[Cell]:
 def short(values: Iterable[float]) -> tuple[float, ...]:
     """Four digits of each, as a line keeps them."""
     return tuple(float(f"{value:.4g}") for value in values)
+
+
+def short_or_none(values: Iterable[float]) -> tuple[float | None, ...]:
+    """The same, and None for what is not finite, such as a figure of no tokens."""
+    return tuple(float(f"{value:.4g}") if math.isfinite(value) else None for value in values)
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.baselines.cells import LEARNING_RATE, NUM_STEPS, Cell
-from benchmarks.baselines.lines import Line, add_line, machine, read_lines, short, versions
+from benchmarks.baselines.lines import Line, add_line, machine, read_lines, short, short_or_none, versions
 from benchmarks.baselines.objectives import loss_keys
 from benchmarks.baselines.sorting.training import Curve, train
 
@@ -38,8 +38,8 @@ def _line(cell: Cell, curve: Curve, num_steps: int, cpu_seconds: float) -> Line:
         num_steps=num_steps,
         reward=short(curve.reward),
         held_out=short(curve.held_out),
-        effective_sample_size=short(curve.effective_sample_size),
-        behaviour_kl=short(curve.behaviour_kl),
+        effective_sample_size=short_or_none(curve.effective_sample_size),
+        behaviour_kl=short_or_none(curve.behaviour_kl),
         mean_lag=float(np.mean(curve.lag[num_steps // 2 :])),
         cpu_seconds=round(cpu_seconds, 1),
         versions=versions(),

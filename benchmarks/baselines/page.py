@@ -5,7 +5,7 @@ lines and the same versions of the libraries give the same bytes.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +114,16 @@ def _table(lines: Lines, score: Callable[[Line], float]) -> str:
     return "\n".join(rows)
 
 
+def _median(values: Sequence[float | None]) -> float | None:
+    """Of those that were measured, if any were."""
+    measured = [value for value in values if value is not None]
+    return float(np.median(measured)) if measured else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def _entry(lines: Lines, objective: str, lag: int, score: Callable[[Line], float]) -> str:
     found = runs_of(lines, objective, lag)
     return str(interval(map(score, found))) if found else "not measured"
@@ -138,7 +148,8 @@ def _signs(lines: Lines) -> str:
             rows.append(f"| {shown} | 0 | - | - |")
             continue
         half = [line.num_steps // 2 for line in found]
-        samples = np.median([np.median(line.effective_sample_size[:n]) for line, n in zip(found, half, strict=True)])
-        divergence = np.median([np.median(line.behaviour_kl[:n]) for line, n in zip(found, half, strict=True)])
-        rows.append(f"| {shown} | {len(found)} | {samples:.2f} | {divergence:.3f} |")
+        samples = _median([_median(line.effective_sample_size[:n]) for line, n in zip(found, half, strict=True)])
+        divergence = _median([_median(line.behaviour_kl[:n]) for line, n in zip(found, half, strict=True)])
+        figures = _shown(samples, 2), _shown(divergence, 3)
+        rows.append(f"| {shown} | {len(found)} | {' | '.join(figures)} |")
     return "\n".join(rows)

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.baselines.cells import Cell
 from benchmarks.baselines.launched.bench import Bench, running_bench
 from benchmarks.baselines.launched.tasks import ROOT, configuration
-from benchmarks.baselines.lines import LaunchedLine, add_line, machine, read_lines, short, versions
+from benchmarks.baselines.lines import LaunchedLine, add_line, machine, read_lines, short, short_or_none, versions
 from penstock.config import Config
 from penstock.config.identity import digest_of, identifying_keys
 from penstock.config.shown import as_yaml, changed
@@ -173,5 +173,4 @@ def line_of(cell: Cell, run: Path, *, shared: bool) -> LaunchedLine:
 
 
 def _statistic(steps: Iterable[Mapping[str, Any]], name: str) -> tuple[float | None, ...]:
-    values = (line["statistics"].get(name, math.nan) for line in steps)
-    return tuple(float(f"{value:.4g}") if math.isfinite(value) else None for value in values)
+    return short_or_none(line["statistics"].get(name, math.nan) for line in steps)

@@ -51,7 +51,7 @@ class Curve:
 
     reward: mean of each trained batch; held_out: share of greedy answers to held-out prompts that are right, after 0,
     EVAL_EVERY, ... steps; the others are of each step: versions that its tokens are late, effective sample size ratio,
-    KL from the trainer to the sampler, share of clipped tokens, entropy.
+    KL from the trainer to the sampler, share of clipped tokens, entropy; all but the first nan without a trained token.
     """
 
     reward: list[float] = field(default_factory=list)

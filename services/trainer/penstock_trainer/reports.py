@@ -208,17 +208,36 @@ def histograms_of(**values: Sequence[float]) -> dict[str, Histogram]:
 
 
 def figures_of(result: StepResult) -> dict[str, float]:
-    """The numbers of one update by name."""
+    """The numbers of one update by name. What there was no token to measure on is absent: it is neither 0 nor nan.
+
+    A nan that was measured stays.
+    """
+    figures, statistics = _all_figures(result), result.statistics
+    absent = {name for name in ("length_trained", "length_bias") if math.isnan(figures[name])}
+    if not statistics.num_tokens:
+        absent |= {name for name, value in _token_figures(result).items() if math.isnan(value)}
+        absent |= {"loss"} if not statistics.num_non_finite else set()
+    return {name: value for name, value in figures.items() if name not in absent}
+
+
+def _token_figures(result: StepResult) -> dict[str, float]:
+    """Of the statistics, which cover tokens."""
     statistics = asdict(result.statistics)
-    del statistics["masked"]
+    masked = statistics.pop("masked")
+    return {
+        "clipped_ratio": result.statistics.clipped_ratio,
+        **statistics,
+        **{f"masked_{reason}": share for reason, share in masked.items()},
+    }
+
+
+def _all_figures(result: StepResult) -> dict[str, float]:
     return {
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "learning_rate": result.learning_rate,
         "num_packs": result.num_packs,
         "num_rows": result.num_rows,
-        "clipped_ratio": result.statistics.clipped_ratio,
-        **statistics,
-        **{f"masked_{reason}": share for reason, share in result.statistics.masked.items()},
+        **_token_figures(result),
         **asdict(result.counts),
     }

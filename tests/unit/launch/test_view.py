@@ -9,7 +9,7 @@ import pytest
 from penstock.contracts import from_body
 from penstock.contracts.status import StepFigures, TrainerStatus
 from penstock.readable import harmless
-from penstock_launch.watch.figures import duration
+from penstock_launch.watch.figures import duration, figures
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.frame import Screen, frame
 from penstock_launch.watch.sample import Sample
@@ -27,7 +27,8 @@ LAST = StepFigures(
     learning_rate=2e-5,
     failed_ratio=0.25,
     no_signal_ratio=0.875,
-    staleness_max=1,
+    staleness_max=0,
+    staleness_mean=0.0,
     seconds=1.93,
 )
 STATUS = TrainerStatus(
@@ -43,7 +44,7 @@ STATUS = TrainerStatus(
     heldout_steps=10,
     heldout_accuracy_start=0.4,
     staleness_max=1,
-    staleness_mean=0.9,
+    staleness_mean=0.0,
     max_staleness=1,
     queue={"tickets": 3, "eval": 0, "rollouts": 1, "scored": 2, "dead": 0},
     tokens_per_second=410.2,
@@ -98,7 +99,7 @@ def test_every_step_has_one_aligned_line_with_the_evaluation_that_ended_since(
     titles = [line for line in said[1:] if "reward" in line]
     steps = [line for line in said[1:] if line not in titles]
     assert [line.split()[1] for line in steps] == [f"{number}/50" for number in range(1, 46)]
-    assert " ".join(steps[2].split()) == "step 3/50 0.472 0.55 -0.0194 0.0014 0.037 2.4 1 1.9 0:54"
+    assert " ".join(steps[2].split()) == "step 3/50 0.472 0.55 -0.0194 0.0014 0.037 2.4 0 1.9 0:54"
     assert "0.55" not in steps[3]
     assert " ".join(titles[0].split()) == "step reward accuracy loss KL beh entropy length stale s/step left"
     assert len(titles) == 3
@@ -252,7 +253,8 @@ update    loss -0.0194   KL to behaviour 0.0014   entropy 0.037   length 2.4
           learning rate 2e-05
 steps     [======              ]  12/40  1.90 s/step  0:54 left
 health    failed rewards 25%   groups without a signal 88%
-          staleness 1 (mean 0.90), allowed 1   gap to ideal 0.12
+          staleness 0 (mean 0.00; run's maximum 1), allowed 1
+          gap to ideal 0.12
 sample    9+6= -> '17'  reward 0
 rollout   starting  the engine is being started (12 s)
 """
@@ -285,6 +287,31 @@ def test_a_step_without_numbers_and_failures_stand_out() -> None:
     shown = frame("demo", RunSnapshot((), replace_status(steps=(bad,))), "", 1, Screen(80, 24))
     red = {line.plain[span.start : span.end] for line in shown for span in line.spans if span.style == "red"}
     assert red == {"nan", "25%"}
+
+
+def test_what_a_step_without_a_trained_token_did_not_measure_is_a_dash(view: PlainView, lines: list[str]) -> None:
+    flat = msgspec.structs.replace(LAST, loss=None, kl=None, entropy=None)
+    status = replace_status(steps=(flat,))
+    view.show(RunSnapshot((), status))
+    assert " ".join(lines[-1].split("] ", 1)[1].split()) == "step 12/40 0.472 0.55 - - - 2.4 0 1.9 0:54"
+    unmeasured = "loss -   KL to behaviour -   entropy -   length 2.4"
+    assert any(unmeasured in line for line in picture(RunSnapshot((), status), Screen(80, 24)))
+    shown = dict(figures(status))
+    assert [shown[name] for name in ("loss", "KL to behaviour", "entropy")] == ["-", "-", "-"]
+
+
+def test_staleness_is_that_of_the_last_step_beside_the_largest_of_the_run() -> None:
+    last = msgspec.structs.replace(LAST, staleness_max=2, staleness_mean=0.5)
+    older = msgspec.structs.replace(LAST, staleness_max=2, staleness_mean=None)
+    shown = [
+        dict(figures(replace_status(**given)))["staleness"]
+        for given in (
+            {"steps": (LAST, last), "staleness_max": 3},
+            {"steps": (older,), "staleness_max": None},
+            {"steps": ()},
+        )
+    ]
+    assert shown == ["2 (mean 0.50; run's maximum 3), allowed 1", "2, allowed 1", "-, allowed 1"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 5), (79, 24), (80, 24), (120, 40), (300, 9)])

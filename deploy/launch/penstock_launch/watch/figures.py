@@ -57,11 +57,13 @@ def loss_of(step: StepFigures) -> str:
 
 
 def staleness_of(status: TrainerStatus) -> str:
-    """The largest staleness trained so far, and the mean."""
-    if status.staleness_max is None:
+    """The largest of the last step, its mean and the run's largest, such as 0 (mean 0.00; run's maximum 1)."""
+    if not status.steps or (last := status.steps[-1]).staleness_max is None:
         return UNKNOWN
-    mean = "" if status.staleness_mean is None else f" (mean {status.staleness_mean:.2f})"
-    return f"{status.staleness_max:g}{mean}"
+    mean = [] if last.staleness_mean is None else [f"mean {last.staleness_mean:.2f}"]
+    largest = [] if status.staleness_max is None else [f"run's maximum {status.staleness_max:g}"]
+    rest = "; ".join((*mean, *largest))
+    return f"{last.staleness_max}{f' ({rest})' if rest else ''}"
 
 
 def dropped_words(dropped: Mapping[str, int]) -> str:

@@ -49,8 +49,8 @@ class BatchCounts:
     reached a limit of length. no_signal_ratio: of all its groups, those without an advantage: degenerate or failed.
     reward_*: over valid completions, as scored; nan without any.
     advantage_*: over the valid completions of the counted groups. length_*: mean loss tokens of valid completions
-    (generated) and of what is not masked of those with an advantage (trained); length_bias is trained over generated, 1
-    without bias.
+    (generated) and of what is not masked of those with an advantage (trained; nan if none has one); length_bias is
+    trained over generated, 1 without bias.
     """
 
     num_groups: int
@@ -91,7 +91,8 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
     num_degenerate = sum(_is_degenerate(groups[group[0].index.group]) for group in candidates)
     num_failed = len(groups) - len(candidates)
     generated_mean = _mean([each.num_loss_tokens for each in flat])
-    trained_mean = _mean([each.num_trained_tokens for each in flat if each.advantage and each.num_trained_tokens])
+    trained = [each.num_trained_tokens for each in flat if each.advantage and each.num_trained_tokens]
+    trained_mean = _mean(trained) if trained else math.nan
     return BatchCounts(
         num_groups=len(candidates),
         num_failed_groups=num_failed,
@@ -115,7 +116,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
         advantage_max=max(advantages, default=0.0),
         length_generated=generated_mean,
         length_trained=trained_mean,
-        length_bias=trained_mean / generated_mean if trained_mean else 1.0,
+        length_bias=trained_mean / generated_mean if trained else math.nan,
     )
 
 

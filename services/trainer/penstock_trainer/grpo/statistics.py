@@ -50,7 +50,7 @@ class WeightSums:
 
     @property
     def effective_sample_size_ratio(self) -> float:
-        """(sum W)^2 / (S sum W^2); 1 without a completion."""
+        """(sum W)^2 / (S sum W^2); 1 without a completion, for which nothing is to be scaled."""
         return self.total**2 / (self.count * self.total_squared) if self.total_squared else 1.0
 
 
@@ -85,7 +85,8 @@ class Sums:
 class Statistics:
     """Figures of a step, over the tokens of the forward passes whose behaviour log-probability is finite.
 
-    Completions without an advantage have no forward pass unless a KL term or an entropy bonus needs one.
+    Completions without an advantage have no forward pass unless a KL term or an entropy bonus needs one. Without any
+    token nothing was measured: all figures but counts are nan; the parts of the loss only if none was left out either.
     loss_policy, loss_kl, loss_entropy: the parts of the loss, which they add up to: means over mini-batches, as it is.
     entropy: mean in nats. behaviour_kl: mean of exp(x) - 1 - x, x = l - l_b, an estimate of KL(behaviour || policy).
     reference_kl: mean of the configured estimator of KL(policy || reference); 0 without a KL term in the loss.
@@ -117,37 +118,41 @@ class Statistics:
 
     @classmethod
     def of(cls, sums: Sums, num_minibatches: int = 1) -> "Statistics":
-        """The statistics of sums, added up over mini-batches; without tokens those of an on-policy batch."""
+        """The statistics of sums, added up over mini-batches."""
         totals = sums.totals
         num_tokens, num_non_finite = totals.get("tokens", 0.0), totals.get("non_finite", 0.0)
+        num_loss_tokens = num_tokens + num_non_finite
 
-        def mean(name: str, default: float = 0.0) -> float:
-            return totals.get(name, 0.0) / num_tokens if num_tokens else default
+        def mean(name: str) -> float:
+            return totals.get(name, 0.0) / num_tokens if num_tokens else math.nan
+
+        def loss(part: str) -> float:
+            return totals.get(part, 0.0) / num_minibatches if num_loss_tokens else math.nan
 
         dropped = {name.removeprefix(DROPPED): mean(name) for name in totals if name.startswith(DROPPED)}
         return cls(
             num_tokens=int(num_tokens),
             num_non_finite=int(num_non_finite),
-            loss_policy=totals.get("loss_policy", 0.0) / num_minibatches,
-            loss_kl=totals.get("loss_kl", 0.0) / num_minibatches,
-            loss_entropy=totals.get("loss_entropy", 0.0) / num_minibatches,
+            loss_policy=loss("loss_policy"),
+            loss_kl=loss("loss_kl"),
+            loss_entropy=loss("loss_entropy"),
             entropy=mean("entropy"),
             behaviour_kl=mean("behaviour_kl"),
             reference_kl=mean("reference_kl"),
-            ratio_min=sums.lowest.get("ratio", 1.0),
-            ratio_mean=mean("ratio", 1.0),
-            ratio_max=sums.highest.get("ratio", 1.0),
+            ratio_min=sums.lowest.get("ratio", math.nan),
+            ratio_mean=mean("ratio"),
+            ratio_max=sums.highest.get("ratio", math.nan),
             clipped_ratio_low=mean("clipped_low"),
             clipped_ratio_high=mean("clipped_high"),
-            effective_sample_size_ratio=sums.weights.effective_sample_size_ratio,
-            masked={"non_finite": num_non_finite / max(1.0, num_tokens + num_non_finite), **dropped},
+            effective_sample_size_ratio=sums.weights.effective_sample_size_ratio if num_tokens else math.nan,
+            masked={"non_finite": num_non_finite / num_loss_tokens if num_loss_tokens else math.nan, **dropped},
         )
 
 
 def scaled_learning_rate(learning_rate: float, ess_ratio: float, ess_base: float) -> float:
     """lr sqrt(min(1, ess / ess_base)): smaller steps on batches that weighting has reduced to few samples.
 
-    VCPO (arXiv 2602.17616). ess_ratio: `Statistics.effective_sample_size_ratio`, whose sums run over ranks first.
+    VCPO (arXiv 2602.17616). ess_ratio: `WeightSums.effective_sample_size_ratio`, whose sums run over ranks first.
     `ess_base` 0 switches it off.
     """
     return learning_rate * min(1.0, ess_ratio / ess_base) ** 0.5 if ess_base else learning_rate

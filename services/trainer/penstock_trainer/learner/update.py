@@ -281,7 +281,7 @@ class Updater:
     def _optimizer_step(self, loss: float, sums: Sums, num_packs: int) -> OptimizerStep:
         """Without packs there is no gradient, and the moments must not move the weights on their own."""
         if num_packs and math.isfinite(loss):
-            return self._optimizer.step(ess_ratio=Statistics.of(sums).effective_sample_size_ratio)
+            return self._optimizer.step(ess_ratio=sums.weights.effective_sample_size_ratio)
         self._optimizer.drop_gradients()
         norm = math.nan if num_packs else 0.0
         return OptimizerStep(grad_norm=norm, learning_rate=self._optimizer.learning_rate, changed=False)

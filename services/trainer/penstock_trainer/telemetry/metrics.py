@@ -100,6 +100,7 @@ class TrainerMetrics:
             "trainer_reward_function_mean", "Mean value of a reward function in the last batch, unweighted", "function"
         )
         self._functions: set[str] = set()
+        self._reasons: set[str] = set()
         self.idle = SecondsCounter(
             "penstock_trainer_idle_seconds", "Time spent waiting for a batch or for a push", registry=registry
         )
@@ -197,12 +198,7 @@ class TrainerMetrics:
         self._steps.labels(outcome=outcome).inc()
         if outcome == NON_FINITE:
             self._last.labels(event=NON_FINITE).set(line.ended_at)
-        self._statistics["reward_mean"].set(line.reward_mean)
-        for name, value in line.statistics.items():
-            if name.startswith(MASKED):
-                self._masked.labels(reason=name.removeprefix(MASKED)).set(value)
-            elif name in self._statistics:
-                self._statistics[name].set(value)
+        self._observe_statistics({"reward_mean": line.reward_mean, **line.statistics})
         self._observe_functions(line.rewards)
         if self._episodes is not None:
             self._episodes.observe(line.statistics)
@@ -213,6 +209,14 @@ class TrainerMetrics:
         self._staleness_mean.set(line.staleness_mean)
         self._generation.inc(line.generation_seconds)
         self._tokens.inc(line.statistics.get("num_loss_tokens", 0))
+
+    def _observe_statistics(self, statistics: Mapping[str, float]) -> None:
+        """What this step has not measured, for want of tokens, is NaN: neither 0 nor the value of an earlier step."""
+        for name, gauge in self._statistics.items():
+            gauge.set(statistics.get(name, math.nan))
+        self._reasons |= {name for name in statistics if name.startswith(MASKED)}
+        for name in self._reasons:
+            self._masked.labels(reason=name.removeprefix(MASKED)).set(statistics.get(name, math.nan))
 
     def _observe_functions(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
         """Their names are those of the configuration and of its rows; one that the batch lacks has no mean."""

@@ -89,12 +89,15 @@ def test_tables_have_the_names_of_curves_and_a_gap_for_what_a_line_lacks(tmp_pat
         tmp_path / "r" / "steps.jsonl",
         {"step": 0, "reward_mean": 0.5, "statistics": {"loss": 1.0}, "tickets": [0, 1]},
         {"step": 1, "reward_mean": 1.0, "statistics": {"loss": 2.0, "entropy": 0.25}, "tickets": [2, 3]},
+        {"step": 2, "reward_mean": 1.0, "statistics": {"num_tokens": 0}, "tickets": [4]},
     )
     table = penstock.open_run(tmp_path / "r").steps()
-    assert list(table.columns) == ["step", "reward_mean", "statistics/loss", "tickets", "statistics/entropy"]
-    assert list(table["statistics/loss"]) == [1.0, 2.0]
-    assert list(table["statistics/entropy"].isna()) == [True, False]
-    assert list(table["tickets"]) == [[0, 1], [2, 3]]
+    later = ["statistics/entropy", "statistics/num_tokens"]
+    assert list(table.columns) == ["step", "reward_mean", "statistics/loss", "tickets", *later]
+    assert list(table["statistics/loss"])[:2] == [1.0, 2.0]
+    assert list(table["statistics/loss"].isna()) == [False, False, True]
+    assert list(table["statistics/entropy"].isna()) == [True, False, True]
+    assert list(table["tickets"]) == [[0, 1], [2, 3], [4]]
 
 
 def test_without_pandas_a_table_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

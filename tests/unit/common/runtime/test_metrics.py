@@ -140,6 +140,26 @@ def test_a_step_fills_what_it_knows() -> None:
     assert value("penstock_trainer_no_signal_ratio") == 0.75
 
 
+def test_what_a_step_has_not_measured_is_nan_and_not_the_value_of_the_step_before() -> None:
+    metrics = TrainerMetrics()
+    measured = {"entropy": 0.5, "loss": 0.25, "grad_norm": 1.0, "masked_tis": 0.25, "masked_stale": 0.125}
+    unmeasured = {"grad_norm": 0.0, "masked_stale": 0.0}
+    line = StepLine(3, 4, 0.5, (1, 2), 10.0, 14.0, {}, 3.0, 50, 0.75, 1, 0.5, measured)
+    metrics.observe_step(line, [], outcome="trained")
+
+    def shown() -> list[float | None]:
+        value = metrics.registry.get_sample_value
+        gauges = [value(f"penstock_trainer_{name}") for name in ("entropy", "loss", "grad_norm", "reward_mean")]
+        return gauges + [value("penstock_trainer_masked_ratio", {"reason": reason}) for reason in ("tis", "stale")]
+
+    before = shown()
+    assert before == [0.5, 0.25, 1.0, 0.75, 0.25, 0.125]
+    metrics.observe_step(replace(line, step=4, statistics=unmeasured), [], outcome="unchanged")
+    assert shown() == pytest.approx([math.nan, math.nan, 0.0, 0.75, math.nan, 0.0], nan_ok=True)
+    metrics.observe_step(replace(line, step=5), [], outcome="trained")
+    assert shown() == before
+
+
 def test_a_reward_function_without_a_value_in_the_last_batch_has_no_mean() -> None:
     metrics = TrainerMetrics()
     line = StepLine(3, 4, 0.5, (1, 2), 10.0, 14.0, {}, 3.0, 50, 0.75, 1, 0.5, {})

@@ -1,5 +1,6 @@
 """What the page says of a run is what its files hold."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,19 @@ def test_figures_that_are_not_numbers_are_no_points(tmp_path: Path, made: Made) 
     curve = made.view.curves(["statistics/loss", "nonsense"], 10, 1, None)
     assert (curve["statistics/loss"].x, curve["nonsense"].x) == ([1, 2], [])
     assert made.view.steps(["statistics/loss"], None, 1)["rows"] == [{"step": 3, "statistics/loss": None}]
+
+
+def test_a_figure_that_a_line_lacks_is_no_point(made: Made) -> None:
+    """A step without a trained token has no loss; the steps around it keep theirs."""
+    path = made.run.folder / "steps.jsonl"
+    for ticket in (8, 9):
+        made.run.add_step([group(ticket, "p", [1], [completion([1], 2)], [1.0])], loss=0.5)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[-2]["statistics"]["loss"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert made.view.curves(["statistics/loss"], 10, 0, None)["statistics/loss"].x == [0, 1, 3]
+    rows = made.view.steps(["statistics/loss"], None, 2)["rows"]
+    assert rows == [{"step": 3.0, "statistics/loss": 0.5}, {"step": 2.0, "statistics/loss": None}]
 
 
 @pytest.mark.parametrize(

@@ -356,8 +356,13 @@ def test_an_entropy_bonus_without_an_entropy_is_refused() -> None:
         micro_batch_loss(replace(tokens, entropy_N=tokens.entropy_N.detach()), objective)
 
 
-def test_statistics_without_tokens_are_finite() -> None:
-    statistics = asdict(Statistics.of(Sums({"non_finite": 3.0})))
+def test_without_tokens_nothing_is_measured() -> None:
+    """nan is no figure of a policy; the loss of a batch whose tokens are all left out is one that was computed."""
+    statistics = asdict(Statistics.of(Sums({"non_finite": 3.0, "loss_entropy": -0.5})))
     assert statistics.pop("masked") == {"non_finite": 1.0}
-    assert statistics["num_non_finite"] == 3
-    assert all(math.isfinite(value) for value in statistics.values())
+    assert (statistics.pop("num_tokens"), statistics.pop("num_non_finite")) == (0, 3)
+    assert [statistics.pop(f"loss_{part}") for part in ("policy", "kl", "entropy")] == [0.0, 0.0, -0.5]
+    assert all(math.isnan(value) for value in statistics.values()), statistics
+    nothing = Statistics.of(Sums())
+    assert all(map(math.isnan, (nothing.loss_policy, nothing.clipped_ratio, nothing.masked["non_finite"])))
+    assert Sums().weights.effective_sample_size_ratio == 1.0, "which scales no learning rate"
