@@ -125,7 +125,14 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
     assert "  no signal   104 of 320 groups (32%): their rewards were equal, or too few" in report
     assert "  cut off     12% of the completions of all steps, by sampling.max_new_tokens" in report
     assert "outstanding\n              1 x no ScoredHeader\n" in report
-    assert max(map(len, report.splitlines())) < 150
+    assert max(map(len, report.splitlines())) < 200
+
+
+def test_a_reason_of_ordinary_length_is_shown_whole(summary: dict[str, Any]) -> None:
+    where = "(my_rewards.py:7; raised at urllib/request.py:643)"
+    reason = f"my_rewards:judge: HTTPError: HTTP Error 500: judge overloaded {where}"
+    completions = {"num": 1856, "of_steps": 1856, "failed": 14}
+    assert f"14 x {reason}\n" in report_of(summary, completions=completions, failures={reason: 14})
 
 
 def test_report_shows_the_episodes(summary: dict[str, Any]) -> None:

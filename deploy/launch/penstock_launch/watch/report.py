@@ -15,6 +15,7 @@ from penstock_launch.watch.fold import folded
 from penstock_launch.watch.next_commands import shown_commands
 
 MEGABYTE = 10**6
+REASON_CHARACTERS = 160  # two lines of a terminal: what another program said is often in the middle
 NAME_WIDTH = 11
 SAMPLE_INDENT = 6
 MOST_MISSING = 3  # evaluations that are named
@@ -166,7 +167,7 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _reasons(reasons: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        yield MORE, f"{count} x {cut(reason, 100)}"
+        yield MORE, f"{count} x {cut(reason, REASON_CHARACTERS)}"
 
 
 def _speed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
