@@ -55,6 +55,7 @@ def results(summary: Mapping[str, Any], width: int | None = None) -> list[str]:
         *_failures(summary),
         *_speed(summary),
         *_tickets(summary),
+        *_final(summary),
         *_launch(summary),
     ]
     return [row for name, text in found for row in _line(name, text, width)]
@@ -202,6 +203,16 @@ def _tickets(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text = f"{tickets['issued']} issued = {text} + {tickets['outstanding']} outstanding"
     yield "tickets", text
     yield from _reasons(summary.get("lost_messages") or {})
+
+
+def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """That the model in final/ is not the newest one, which a checkpoint has."""
+    steps = summary.get("steps")
+    if "final_steps" not in summary or not steps or summary["final_steps"] == steps:
+        return
+    of = summary["final_steps"]
+    when = f"step {of}" if of is not None else "an earlier launch"
+    yield "model", f"final/ is of {when}, and {steps} steps are done"
 
 
 def _launch(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
