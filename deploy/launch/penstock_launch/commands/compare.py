@@ -82,7 +82,7 @@ def _changes(run: RunRecords) -> dict[str, str]:
 
 
 def _settings(run: RunRecords) -> Iterator[tuple[int, Settings]]:
-    """The number of the first step of each configuration that steps were trained with, and it; none that cannot be read."""
+    """Each configuration that steps were trained with, after the number of the first; none that cannot be read."""
     digest = ""
     for record in run.ledger():
         if not isinstance(record, StepRecord | WeightsRecord) or record.settings in ("", digest):

@@ -29,6 +29,8 @@ class LaunchFacts:
     restarts: Mapping[str, int]
     given_up: Mapping[str, str]
     outcome: RunOutcome
+    place: str = ""
+    """Where it was launched, `local` or `ray`; empty if a scheduler runs it."""
 
 
 def forget_trainer_summary(folder: Path) -> None:
@@ -57,6 +59,7 @@ def make_summary(folder: Path, config: Config, facts: LaunchFacts) -> dict[str, 
         "peak_rss_bytes": dict(facts.peak_rss_bytes),
         "restarts": dict(facts.restarts),
         "given_up": dict(facts.given_up),
+        **({"place": facts.place} if facts.place else {}),
         "exit": {"code": facts.outcome.exit_code, "reason": facts.outcome.reason, "lines": list(facts.outcome.lines)},
     }
 
