@@ -82,13 +82,20 @@ def _without_common(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 def cut(text: str, most: int = LINE_CHARACTERS) -> str:
     """A text of at most about `most` characters: its beginning and its end, and how many are left out.
 
+    A text stays whole if the note would take nearly as many characters as it saves.
+
     >>> cut("short"), cut("a" * 50 + "b" * 50, 20)
     ('short', 'aaaaaaaaaa [80 characters] bbbbbbbbbb')
+    >>> cut("a" * 30, 20)
+    'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
     """
     if len(text) <= most:
         return text
     half = most // 2
-    return f"{text[:half].rstrip()} [{len(text) - 2 * half:,} characters] {text[-half:].lstrip()}"
+    note = f" [{len(text) - 2 * half:,} characters] "
+    if len(text) - 2 * half < 2 * len(note):
+        return text
+    return f"{text[:half].rstrip()}{note}{text[-half:].lstrip()}"
 
 
 def harmless(text: str) -> str:

@@ -26,10 +26,12 @@ from penstock.records.files import (
     CONFIG_FILE,
     DROPPED_FILE,
     EVALUATIONS_FILE,
+    FINAL_MODEL,
     MARKS_OF_A_RUN,
     STEP_FILES,
     STEPS_FILE,
     SUMMARY_FILE,
+    TRAINED_FILE,
     TRAINER_SUMMARY_FILE,
     read_document,
 )
@@ -105,6 +107,11 @@ class RunRecords:
     def summary(self) -> dict[str, Any]:
         """The figures of the last launch that ended in order, or of a trainer without a launcher; empty before."""
         return read_document(self.folder / SUMMARY_FILE) or read_document(self.folder / TRAINER_SUMMARY_FILE)
+
+    def final_steps(self) -> int | None:
+        """Of how many steps the model in `final/` is; None if there is none, or an earlier release wrote it."""
+        steps = read_document(self.folder / FINAL_MODEL / TRAINED_FILE).get("steps")
+        return steps if isinstance(steps, int) else None
 
     def state(self) -> RunState:
         """Whether it runs, or how it ended."""

@@ -38,7 +38,7 @@ class RunState:
     launcher: ProcessIdentity | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return self.reason if self.reason.startswith(f"{self.name} ") else f"{self.name}: {self.reason}"
 
 
 class End(msgspec.Struct, frozen=True):

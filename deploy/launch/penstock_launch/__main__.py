@@ -35,7 +35,7 @@ from penstock_launch.commands.logs import show_logs
 from penstock_launch.commands.runs import show_runs
 from penstock_launch.commands.samples import show_samples
 from penstock_launch.commands.show_config import non_defaults, resolved, schema
-from penstock_launch.commands.status import NotRunningError, show_end, show_status, status_config
+from penstock_launch.commands.status import show_run, status_config
 from penstock_launch.commands.view import view_runs
 from penstock_launch.envs.command import make_envs
 from penstock_launch.exit_codes import exit_code_of
@@ -129,12 +129,7 @@ def _keys(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 def _status(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     words, keys = split_words(settings)
-    config = status_config(words, keys, arguments.root)
-    try:
-        print("\n".join(show_status(config)))
-    except NotRunningError:
-        tell(show_end(config))
-        raise
+    tell(show_run(status_config(words, keys, arguments.root)))
     return 0
 
 

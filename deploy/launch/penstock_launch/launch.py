@@ -115,7 +115,10 @@ def launch_run(
                 outcome = launch.run(environ)
             finally:
                 launch.release()
-            facts = LaunchFacts(started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome)
+            place = terms.typed.place if terms.typed else ""
+            facts = LaunchFacts(
+                started_at, launch.peak_rss_bytes(), launch.restarts(), launch.given_up(), outcome, place
+            )
             view.close()
             exit_code = _conclude(folder, config, facts, terms.typed)
             launch.forget_processes()

@@ -18,6 +18,7 @@ from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling, ServiceKind
 from penstock.records import RunRecords
+from penstock.records.files import FINAL_MODEL
 from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
 from penstock.view.app import add_page
@@ -254,7 +255,7 @@ class Assembly:
             self.checkpoint_writer,
             self.prompts.run_record(self.config),
             self.configs,
-            final_folder=self.folder / "final",
+            final_folder=self.folder / FINAL_MODEL,
         )
 
     # New weights on their way to the servers.

@@ -184,7 +184,7 @@ class Trainer:
                 self._reports.progress()
         self._reports.evals()
         self._reports.ending("saving the model")
-        await self._compute(lambda: self._learner.save_pretrained(self._history.final_folder))
+        await self._compute(lambda: self._learner.save_pretrained(self._history.final_folder, self._history.num_steps))
 
 
 async def _first(*events: asyncio.Event) -> None:

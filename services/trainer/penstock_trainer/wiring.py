@@ -42,6 +42,7 @@ async def run_trainer(
     if rank_device(config.trainer.device, info).type == "cpu":
         keep_freed_memory()
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
+    prompts.warn_of_shared()
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     queue = await connect(config)

@@ -215,9 +215,10 @@ def test_cancel_ends_a_run_in_order_and_says_where_there_is_none(setup: LaunchSe
     assert setup.summary()["exit"] == {"code": 143, "reason": "stopped by SIGTERM", "lines": []}
     ended = setup.command("status", "--config", "config.yaml")
     output, _ = ended.communicate(timeout=START_SECONDS)
-    assert ended.returncode == 1
-    assert "run t\n  stopped: stopped by SIGTERM\n" in output
-    assert "run 't' is not running" in output
+    assert ended.returncode == 0
+    assert "run t\n  stopped by SIGTERM at step " in output
+    assert "not_running" not in output
+    assert "\n  go on" in output
     again = setup.command("cancel", "--config", "config.yaml")
     output, _ = again.communicate(timeout=START_SECONDS)
     assert again.returncode == 1

@@ -100,7 +100,7 @@ def test_a_run_goes_on_without_the_python_that_launched_it(setup: LaunchSetup) -
         seen.add(penstock.open_run("t").state().name)
         time.sleep(0.001)
     assert seen <= {"running", "stopped"}  # the end is there before the record of the processes goes
-    assert str(run.state()) == "stopped: stopped by SIGTERM"
+    assert str(run.state()) == "stopped by SIGTERM"
     assert not [identity for identity in processes if identity.alive]
     assert all(line["reward_mean"] == 0.5 for line in followed)  # and it ends
 

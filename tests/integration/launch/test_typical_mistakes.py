@@ -75,7 +75,11 @@ RAISES = "def strict(prompt, completion, answer, metadata):\n    raise KeyError(
 MISTAKES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "model": (setting("actor.path", "runs/smol"), "model", ("'runs/smol', which does not exist", "Set actor.path")),
     "hub name": (setting("actor.path", "owner/smol"), "model", ("'owner/smol'", "HF_HUB_OFFLINE", "Set actor.path")),
-    "data": (setting("data.train.path", "no.jsonl"), "data.train", ("no.jsonl (data.train.path)", "No such file")),
+    "data": (
+        setting("data.train.path", "no.jsonl"),
+        "data.train",
+        ("no.jsonl (data.train.path)", "No such file", "Set data.train.path to a JSONL file that is there"),
+    ),
     "held-out data": (setting("data.eval", {"path": "no.jsonl"}), "data.eval", ("(data.eval.path) cannot be read",)),
     "column": (
         rows(GOOD, {"question": "1+2=", "answer": "3"}),
@@ -85,7 +89,7 @@ MISTAKES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "batch": (
         setting("data.batch_size", 64),
         "data.train",
-        ("holds 2 prompts and data.batch_size is 64", "lower data.batch_size"),
+        ("holds 2 prompts and data.batch_size is 64", "Set data.batch_size to at most 2, or add rows to train.jsonl"),
     ),
     "interpreter": (
         setting("rollout.engine.python", "nowhere/python"),

@@ -71,7 +71,7 @@ def run(model: Path, folder: Path, url: str, lease: int) -> None:
     else:
         learner = LeadingLearner(config, ranks)
         asyncio.run(push_twice(config, learner, folder / "ranks", url, lease))
-        learner.save_pretrained(folder / "trained")
+        learner.save_pretrained(folder / "trained", 1)
         learner.close()
     ranks.leave()
 

@@ -106,7 +106,7 @@ def train(learner: Learner, folder: Path) -> None:
     later = learner.update(batches()[0], version=3)  # while the writer runs
     writer.join()
     canary = learner.sequence_logprobs(CANARY)
-    learner.save_pretrained(folder / "final")
+    learner.save_pretrained(folder / "final", 1)
     staging = Staging(learner, folder / "weights", Format("float32", "nearest"))
     identity = staging.write(1, 1)
     learner.load(folder / "checkpoint")

@@ -50,6 +50,16 @@ def test_a_long_text_says_how_much_of_it_is_left_out() -> None:
     assert cut(text, len(text)) == text
 
 
+@pytest.mark.parametrize("most", [20, 72, 240])
+def test_a_cut_makes_a_text_shorter_or_leaves_it_whole(most: int) -> None:
+    for length in range(4 * most):
+        text = "x" * length
+        shown = cut(text, most)
+        saved = length - len(shown)
+        assert shown == text if saved == 0 else saved >= len(" [10 characters] ")
+    assert len(cut("x" * 9 * most, most)) <= most + len(" [1,920 characters] ")
+
+
 def test_what_differs_between_prompts_is_shown() -> None:
     assert differing(["1+1=2\n2+5=", "1+1=2\n3+3="]) == ["2+5=", "3+3="]
     assert differing(["Say the word.\nred\nNo more.", "Say the word.\nblue\nNo more."]) == ["red", "blue"]

@@ -125,7 +125,14 @@ def test_report_counts_what_failed_and_why(summary: dict[str, Any]) -> None:
     assert "  no signal   104 of 320 groups (32%): their rewards were equal, or too few" in report
     assert "  cut off     12% of the completions of all steps, by sampling.max_new_tokens" in report
     assert "outstanding\n              1 x no ScoredHeader\n" in report
-    assert max(map(len, report.splitlines())) < 150
+    assert max(map(len, report.splitlines())) < 200
+
+
+def test_a_reason_of_ordinary_length_is_shown_whole(summary: dict[str, Any]) -> None:
+    where = "(my_rewards.py:7; raised at urllib/request.py:643)"
+    reason = f"my_rewards:judge: HTTPError: HTTP Error 500: judge overloaded {where}"
+    completions = {"num": 1856, "of_steps": 1856, "failed": 14}
+    assert f"14 x {reason}\n" in report_of(summary, completions=completions, failures={reason: 14})
 
 
 def test_report_shows_the_episodes(summary: dict[str, Any]) -> None:
@@ -162,8 +169,10 @@ def config_of(**run: Any) -> Config:
 TYPED = Typed("penstock", "local", ("--config", "my run.yaml", "--run.max_steps", "3"))
 
 
-def commands(folder: Path, config: Config, typed: Typed | None = TYPED, *, code: int = 0) -> dict[str, str]:
-    return dict(next_commands(config, folder, {"exit": {"code": code}}, typed))
+def commands(
+    folder: Path, config: Config, typed: Typed | None = TYPED, *, code: int = 0, final_steps: int | None = None
+) -> dict[str, str]:
+    return dict(next_commands(config, folder, {"exit": {"code": code}, "final_steps": final_steps}, typed))
 
 
 def write_ledger(folder: Path, *, num_steps: int, num_dropped: int = 0) -> int:
@@ -186,7 +195,7 @@ def test_a_finished_run_can_be_trained_longer_compared_and_loaded(tmp_path: Path
     write_lines(tmp_path / "other" / "steps.jsonl", step(0, 0.5))
     write_lines(tmp_path / "empty" / "steps.jsonl")
     write_ledger(folder, num_steps=40)
-    found = commands(folder, config_of(existing="replace"))
+    found = commands(folder, config_of(existing="replace"), final_steps=40)
     assert list(found) == ["compare runs", "train longer", "load in Python"]
     assert shlex.split(found["compare runs"]) == ["penstock", "compare", str(folder), str(tmp_path / "other")]
     assert shlex.split(found["train longer"])[3:] == [
@@ -244,6 +253,33 @@ def test_a_launch_that_was_stopped_after_its_last_step_is_finished_by_the_same_c
     assert list(commands(folder, config_of(), code=130)) == ["go on"]
 
 
+@pytest.mark.parametrize(
+    ("final_steps", "checkpoints", "expected"),
+    [
+        (25, ["00000025.2"], "load in Python"),
+        (25, ["00000025.2", "00000029.3"], "export the model"),
+        (29, ["00000025.2", "00000029.3"], "load in Python"),
+        (None, ["00000025.2", "00000029.3"], "export the model"),  # an earlier release wrote final/
+        (None, ["00000000.1"], ""),
+    ],
+)
+def test_the_model_that_is_offered_is_the_newest(
+    tmp_path: Path, final_steps: int | None, checkpoints: list[str], expected: str
+) -> None:
+    folder = tmp_path / "r"
+    for name in checkpoints:
+        (folder / "checkpoints" / name).mkdir(parents=True)
+    found = commands(folder, config_of(), code=130, final_steps=final_steps)
+    assert [each for each in found if each in ("load in Python", "export the model")] == [expected] * bool(expected)
+
+
+def test_an_older_model_in_final_is_named_as_such(summary: dict[str, Any]) -> None:
+    assert "  model       final/ is of step 25, and 40 steps are done\n" in report_of(summary, final_steps=25)
+    assert "final/ is of an earlier launch, and 40 steps are done" in report_of(summary, final_steps=None)
+    assert "final/" not in report_of(summary, final_steps=40)
+    assert "final/" not in report_of(summary)
+
+
 def test_without_a_ledger_nothing_is_suggested_that_may_do_nothing(tmp_path: Path) -> None:
     assert "train longer" not in commands(tmp_path / "r", config_of())
 
@@ -260,6 +296,7 @@ def test_the_ending_is_folded_at_words_and_its_commands_still_work(
     (folder / "samples.jsonl").write_text("")
     settings = [word for n in range(9) for word in (f"--reward.modules_path{n}", "it's here")]
     typed = Typed("penstock", "local", ("--config", "my run.yaml", *settings))
+    summary["final_steps"] = 40
     suggested = next_commands(config_of(), folder, summary, typed)
     reasons = {"judge: " + "a long reason " * 9: 20}
     summary |= {"completions": {"num": 7680, "of_steps": 7500, "failed": 25, "truncated": 900}, "failures": reasons}

@@ -9,8 +9,9 @@ import pytest
 
 from penstock.config import Config
 from penstock.contracts.ledger import RunRecord, encode_record
+from penstock.records import RunRecords
 from penstock_launch.supervise.supervisor import RunOutcome
-from penstock_launch.watch.summary import LaunchFacts, forget_trainer_summary, make_summary, write_summary
+from penstock_launch.watch.summary import LaunchFacts, forget_trainer_summary, last_summary, make_summary, write_summary
 from tests.unit.common.records.run_files import write_lines
 from tests.unit.common.records.test_figures import evaluation, step
 
@@ -44,6 +45,20 @@ def test_a_run_whose_trainer_wrote_no_summary_has_the_figures_of_its_files(tmp_p
     found = summary_of(tmp_path, FAILED)
     assert (found["exit"]["code"], found["steps"], found["seconds_training"]) == (2, 4, 8.0)
     assert (found["heldout_reward_start"], found["heldout_reward_end"]) == (0.1, 0.3)
+
+
+def test_the_model_of_an_earlier_launch_is_known_by_its_steps(tmp_path: Path) -> None:
+    stopped, finished = RunOutcome(130, "stopped by Ctrl-C"), RunOutcome(0, "finished")
+    write_lines(tmp_path / "steps.jsonl", *(step(n, 0.5) for n in range(4)))
+    assert "final_steps" not in summary_of(tmp_path, stopped)
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "config.json").write_text("{}")
+    found = [summary_of(tmp_path, outcome)["final_steps"] for outcome in (stopped, finished)]
+    assert found == [None, 4], "an earlier release wrote no steps, but has written the model if it finished"
+    (tmp_path / "final" / "trained.json").write_text('{"steps": 2}')
+    assert summary_of(tmp_path, stopped)["final_steps"] == 2
+    write_summary(tmp_path, summary_of(tmp_path, stopped))
+    assert last_summary(RunRecords(tmp_path))["final_steps"] == 2
 
 
 def test_set_up_is_that_of_this_launch(tmp_path: Path) -> None:

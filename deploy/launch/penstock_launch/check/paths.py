@@ -100,10 +100,16 @@ def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
     wanted = max(FEW_ROWS, config.data.batch_size)
     few = section.model_copy(update={"size": min(section.size or wanted, wanted)})
     advice = f"Correct {section.path}, or set {key}.path and {key}.columns to what it holds."
+    if not Path(section.path).is_file():
+        advice = f"Set {key}.path to a JSONL file that is there, or {key}.kind to what it names."
     try:
         rows = load_rows(few, key, of_episodes=config.agent.enabled)
+        advice = f"Correct the rewards that {section.path} names, or reward.functions."
         require_rewards(rows, config.reward.functions)
         if key == TRAIN:
+            is_limited = 0 < section.size < config.data.batch_size
+            more = f"raise {key}.size" if is_limited else f"add rows to {section.path}"
+            advice = f"Set data.batch_size to at most {len(rows)}, or {more}."
             require_batch(rows, config.data.batch_size, section.path)
     except PenstockError as error:
         return problem(key, str(error), advice)

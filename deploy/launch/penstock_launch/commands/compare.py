@@ -1,8 +1,8 @@
 """`penstock compare`: how runs differ, in their configurations and in what came of them.
 
-A key that was changed when a run was resumed has all its values, each with the step that it holds from. Figures are of
-all lives of a run (`penstock.records.figures`); rewards are also shown after the same numbers of steps,
-which is the only fair comparison of runs of which one is longer.
+A key that was changed when a run was resumed has all its values, each with the first step that was trained with it, as
+the trainer's log names it. Figures are of all lives of a run (`penstock.records.figures`); rewards are also shown after
+the same numbers of steps, which is the only fair comparison of runs of which one is longer.
 """
 
 import json
@@ -12,12 +12,13 @@ from typing import Any
 
 from penstock.config.changes import Settings, differences
 from penstock.config.keys import flat
-from penstock.contracts.ledger import StepRecord
+from penstock.contracts.ledger import StepRecord, WeightsRecord
 from penstock.errors import ConfigError
 from penstock.readable import cut
 from penstock.records import RunRecords, find_run, list_runs
 from penstock.records.figures import REWARD_WINDOW_STEPS
 from penstock.records.files import STEP_FILES, read_document
+from penstock.records.step_numbers import number_of
 from penstock_launch.commands.columns import columns
 from penstock_launch.watch.figures import UNKNOWN, duration, heldout_figure, number
 from penstock_launch.watch.report import share
@@ -75,20 +76,20 @@ def _changes(run: RunRecords) -> dict[str, str]:
     for step, settings in _settings(run):
         for key, old, new in differences(before, settings):
             first = found.get(key) or cut(_shown(old), VALUE_CHARACTERS)
-            found[key] = f"{first} -> {cut(_shown(new), VALUE_CHARACTERS)} at step {step}"
+            found[key] = f"{first} -> {cut(_shown(new), VALUE_CHARACTERS)} from step {step} on"
         before = settings
     return found
 
 
 def _settings(run: RunRecords) -> Iterator[tuple[int, Settings]]:
-    """Each configuration that steps were trained with, and the first of them; none that cannot be read."""
+    """Each configuration that steps were trained with, after the number of the first; none that cannot be read."""
     digest = ""
     for record in run.ledger():
-        if not isinstance(record, StepRecord) or record.settings in ("", digest):
-            continue
+        if not isinstance(record, StepRecord | WeightsRecord) or record.settings in ("", digest):
+            continue  # weights have settings of their own if a later life trained the step that they follow
         digest = record.settings
         if settings := read_document(run.folder / STEP_FILES / f"settings-{digest}.json"):
-            yield record.step, settings
+            yield number_of(record.step) if isinstance(record, StepRecord) else record.steps, settings
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

@@ -119,7 +119,7 @@ def show_samples(arguments: argparse.Namespace, console: Console) -> tuple[str, 
             note = _why_none(records, arguments)
         elif num_shown < counted.number:
             note += f"; --limit {counted.number} shows all"
-        note += _unrecorded(records, arguments)
+        note += _unrecorded(records, arguments) or _selected(records, arguments)
         console.print(Text(note, LABEL_STYLE), soft_wrap=True)
     return shown.get(), 0 if counted.number else 1
 
@@ -240,6 +240,20 @@ def _unrecorded(records: RunRecords, arguments: argparse.Namespace) -> str:
     last = max(wanted, key=lambda line: int(line["steps"]), default={})
     missing = last.get("num_failed", 0) - sum(row["reward"] is None for row in _rows(last)) if last else 0
     return f"; {missing} more failed, and were not recorded" if missing > 0 else ""
+
+
+def _selected(records: RunRecords, arguments: argparse.Namespace) -> str:
+    """How many completions of training failed, of which samples are a selection, if all of them are asked for."""
+    if arguments.evaluation or not arguments.failed or arguments.search or steps_of(arguments) is not None:
+        return ""
+    kept = sum(line.reward is None for line in chain(_lines(records), _dropped(records)))
+    try:
+        failed = int(records.figures()["completions"]["failed"])
+    except DataError:  # samples can be read without the other files
+        return ""
+    if failed <= kept:
+        return ""
+    return f"; {failed:,} completions failed in the run, and {kept:,} of them were kept (tracking.samples_per_step)"
 
 
 def _compared(

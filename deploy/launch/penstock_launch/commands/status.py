@@ -5,25 +5,32 @@ address that the launcher wrote to the run's folder.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from penstock.broker import connect
 from penstock.config import Config
 from penstock.config.load import load_config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, PenstockError, QueueError
 from penstock.records import RunRecords, find_run, newest_run
 from penstock.records.files import CONFIG_FILE
+from penstock.records.state import RunState
 from penstock.runtime.output import terminal_width
 from penstock_launch.run_folder import RunFolder
-from penstock_launch.slurm.known import describe_job, is_active, job_states
+from penstock_launch.slurm.known import describe_job, is_active, job_states, known_job
+from penstock_launch.typed import Typed, program_of
 from penstock_launch.watch.figures import duration, figures
 from penstock_launch.watch.follow import ask_status, make_client, read_ready
+from penstock_launch.watch.next_commands import next_commands, shown_commands
 from penstock_launch.watch.report import results
 from penstock_launch.watch.summary import last_summary
 
 CONNECT_TIMEOUT_SECONDS = 3.0
+CRASHED_EXIT_CODE = 1  # of a launch that could not say how it ended
 
 
 class NotRunningError(PenstockError):
@@ -65,13 +72,71 @@ def show_status(config: Config) -> list[str]:
         return [*lines, f"its queue cannot be reached from here: {error}"]
 
 
-def show_end(config: Config) -> list[str]:
-    """What became of a run that is not running, and its figures; nothing if there is no such run."""
-    folder = RunFolder(config.run)
-    if not folder.holds_earlier_run():
-        return []
-    records = RunRecords(folder.path)
-    return [f"run {config.run.name}", f"  {records.state()}", *results(last_summary(records), terminal_width())]
+def show_run(config: Config) -> list[str]:
+    """The lines that `penstock status` prints: of a run that does not run, how it ended and how to go on.
+
+    NotRunningError if there is no such run; QueueError if its queue does not answer, though it runs.
+    """
+    try:
+        return show_status(config)
+    except (NotRunningError, QueueError) as error:
+        folder = RunFolder(config.run)
+        if not folder.holds_earlier_run():
+            raise
+        records = RunRecords(folder.path)
+        state = records.state()  # read once, after the queue was asked: all lines are of one moment
+        if isinstance(error, QueueError) and (config.redis.url or state.name == "running"):
+            raise
+        return [f"run {config.run.name}", *_without_services(config, records, state)]
+
+
+def _without_services(config: Config, records: RunRecords, state: RunState) -> Iterator[str]:
+    """Of a run none of whose services can be asked: its state, its figures, and what can be done next."""
+    width, summary = terminal_width(), last_summary(records)
+    if state.name == "running":
+        yield f"  {state}: it is starting or ending; logs: {RunFolder(config.run).logs}"
+        yield from results(summary, width)
+        return
+    yield f"  {_ended(state, summary)}"
+    yield from results(summary, width)
+    commands = next_commands(config, _shortest(records.folder), _with_exit(summary, state), _launched(config, records))
+    if commands:
+        yield from ("", "Next:", *shown_commands(commands, width))
+
+
+def _ended(state: RunState, summary: Mapping[str, Any]) -> str:
+    """How it ended, and at which step."""
+    steps, planned = summary.get("steps", 0), summary.get("steps_planned")
+    counted = f"{steps} step{'' if steps == 1 else 's'}"
+    if state.name == "finished":
+        return f"finished: {counted}"
+    if not steps or not planned:
+        return f"{state}; it has {counted}"
+    return f"{state}{' ' if state.name == 'stopped' else ', '}at step {steps} of {planned}"
+
+
+def _with_exit(summary: Mapping[str, Any], state: RunState) -> dict[str, Any]:
+    """What ended the run is what its state says: a launch that crashed has left no summary."""
+    code = state.exit_code if state.exit_code is not None else 0 if state.name == "finished" else CRASHED_EXIT_CODE
+    return {**summary, "exit": {"code": code}}
+
+
+def _launched(config: Config, records: RunRecords) -> Typed | None:
+    """The launch of the run by the configuration that its folder holds; None if it is not known where it ran."""
+    place = records.summary().get("place", "slurm" if known_job(RunFolder(config.run)) else "local")
+    file = _shortest(records.folder) / CONFIG_FILE
+    if place == "slurm" or not file.is_file():
+        return None
+    settings = ["--config", str(file)]
+    written = records.config().get("run") or {}
+    if (Path(written.get("root", "")) / str(written.get("name", ""))).absolute() != records.folder:
+        settings += ["--run.root", str(_shortest(records.folder.parent)), "--run.name", records.name]
+    return Typed(program_of(sys.argv[0]), place, tuple(settings))
+
+
+def _shortest(path: Path) -> Path:
+    """As it is typed in the folder in which this runs."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def reachable(config: Config) -> Config:
@@ -86,7 +151,7 @@ def reachable(config: Config) -> Config:
         job = f", {describe_job(states)[0].strip()}" if states else ""
         raise NotRunningError(
             f"run {config.run.name!r} is not running: no live launcher in {folder.path}{job}, and redis.url is empty; "
-            "start it with `penstock launch`"
+            "`penstock launch` starts it, and `penstock runs` lists those that there are"
         )
     section = config.redis.model_copy(
         update={"url": address.url, "password": address.password, "timeout_seconds": CONNECT_TIMEOUT_SECONDS}
@@ -118,7 +183,7 @@ async def _read(config: Config) -> list[str]:
         status = await ask_status(client, trainers[0].url) if trainers else None
     if status is None:
         groups = " ".join(f"{name} {depth}" for name, depth in depths.items())
-        return [*lines, "the trainer does not answer yet", f"queue {groups}"]
+        return [*lines, "the trainer does not answer: it is starting or ending", f"queue {groups}"]
     waiting = [f"waiting for {status.waiting_for}"] if status.waiting_for else []
     width = max(len(name) for name, _ in figures(status))
     return [

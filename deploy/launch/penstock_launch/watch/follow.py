@@ -78,7 +78,7 @@ async def read_ready(client: httpx.AsyncClient, url: str) -> str | None:
     try:
         answer = await client.get(f"{url}/ready")
     except httpx.HTTPError:
-        return "does not answer yet"
+        return "does not answer: it is starting or ending"
     if answer.status_code == httpx.codes.OK:
         return None
     try:

@@ -13,11 +13,10 @@ from rich.cells import cell_len
 
 from penstock.config import Config
 from penstock.records.extent import Extent
-from penstock.records.files import COMPLETIONS_FILE
+from penstock.records.files import COMPLETIONS_FILE, FINAL_MODEL
 from penstock.records.run import RunRecords, list_runs
 from penstock.records.state import FIRST_CODE_OF_A_SIGNAL
 from penstock_launch.extras import missing
-from penstock_launch.run_folder import NO_STEPS
 from penstock_launch.typed import PROGRAM, Typed
 from penstock_launch.watch.fold import folded_command
 
@@ -34,7 +33,7 @@ def next_commands(
     return [
         *_look(folder, typed.program if typed else PROGRAM, failed=0 < code < FIRST_CODE_OF_A_SIGNAL),
         *(_longer(config, extent, typed) if code == 0 else _again(config, extent, typed)),
-        *_model(folder, typed),
+        *_model(folder, summary, typed),
     ]
 
 
@@ -86,13 +85,21 @@ def _resume(config: Config) -> tuple[str, ...]:
     return () if config.run.existing == "resume" else RESUME
 
 
-def _model(folder: Path, typed: Typed | None) -> Iterator[tuple[str, str]]:
-    """The trained model: as it lies in final/, or in a checkpoint that has a step."""
-    if (folder / "final" / "config.json").exists():
-        yield IN_PYTHON, f"AutoModelForCausalLM.from_pretrained({str(folder / 'final')!r})  # of transformers"
-    elif typed is not None and any(not each.name.startswith(NO_STEPS) for each in folder.glob("checkpoints/*.*")):
+def _model(folder: Path, summary: Mapping[str, Any], typed: Typed | None) -> Iterator[tuple[str, str]]:
+    """The newest trained model: as it lies in final/, or in a checkpoint that has a step."""
+    newest = max((_steps_of(each) for each in folder.glob("checkpoints/*.*")), default=0)
+    final = summary.get("final_steps")
+    if final is not None and final >= newest:
+        yield IN_PYTHON, f"AutoModelForCausalLM.from_pretrained({str(folder / FINAL_MODEL)!r})  # of transformers"
+    elif typed is not None and newest:
         number = next(n for n in range(1, 1000) if not (folder.parent / f"{folder.name}-model-{n}").exists())
         yield "export the model", typed.command("export", "--out", str(folder.parent / f"{folder.name}-model-{number}"))
+
+
+def _steps_of(checkpoint: Path) -> int:
+    """By its name, `<steps>.<lease>`; 0 of a folder that has another one."""
+    steps = checkpoint.name.partition(".")[0]
+    return int(steps) if steps.isdecimal() else 0
 
 
 def shown_commands(commands: Sequence[tuple[str, str]], width: int | None) -> Iterator[str]:

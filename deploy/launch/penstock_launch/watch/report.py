@@ -15,6 +15,7 @@ from penstock_launch.watch.fold import folded
 from penstock_launch.watch.next_commands import shown_commands
 
 MEGABYTE = 10**6
+REASON_CHARACTERS = 160  # two lines of a terminal: what another program said is often in the middle
 NAME_WIDTH = 11
 SAMPLE_INDENT = 6
 MOST_MISSING = 3  # evaluations that are named
@@ -54,6 +55,7 @@ def results(summary: Mapping[str, Any], width: int | None = None) -> list[str]:
         *_failures(summary),
         *_speed(summary),
         *_tickets(summary),
+        *_final(summary),
         *_launch(summary),
     ]
     return [row for name, text in found for row in _line(name, text, width)]
@@ -166,7 +168,7 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _reasons(reasons: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        yield MORE, f"{count} x {cut(reason, 100)}"
+        yield MORE, f"{count} x {cut(reason, REASON_CHARACTERS)}"
 
 
 def _speed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -201,6 +203,16 @@ def _tickets(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text = f"{tickets['issued']} issued = {text} + {tickets['outstanding']} outstanding"
     yield "tickets", text
     yield from _reasons(summary.get("lost_messages") or {})
+
+
+def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """That the model in final/ is not the newest one, which a checkpoint has."""
+    steps = summary.get("steps")
+    if "final_steps" not in summary or not steps or summary["final_steps"] == steps:
+        return
+    of = summary["final_steps"]
+    when = f"step {of}" if of is not None else "an earlier launch"
+    yield "model", f"final/ is of {when}, and {steps} steps are done"
 
 
 def _launch(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

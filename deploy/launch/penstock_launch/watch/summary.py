@@ -15,7 +15,7 @@ import msgspec
 from penstock.config import Config
 from penstock.durable import write_durably
 from penstock.errors import DataError
-from penstock.records.files import SUMMARY_FILE, TRAINER_SUMMARY_FILE, read_document
+from penstock.records.files import FINAL_MODEL, SUMMARY_FILE, TRAINER_SUMMARY_FILE, read_document
 from penstock.records.run import RunRecords
 from penstock_launch.supervise.supervisor import RunOutcome
 
@@ -29,6 +29,8 @@ class LaunchFacts:
     restarts: Mapping[str, int]
     given_up: Mapping[str, str]
     outcome: RunOutcome
+    place: str = ""
+    """Where it was launched, `local` or `ray`; empty if a scheduler runs it."""
 
 
 def forget_trainer_summary(folder: Path) -> None:
@@ -50,12 +52,14 @@ def make_summary(folder: Path, config: Config, facts: LaunchFacts) -> dict[str, 
         "max_staleness": config.staleness.max_staleness,
         **figures,
         **plan,
+        **_final(records, figures.get("steps"), facts.outcome.exit_code),
         **read_document(folder / TRAINER_SUMMARY_FILE),
         "steps_of_launch": len(starts),
         "seconds_setup": round(min(starts) - facts.started_at, 3) if starts else None,
         "peak_rss_bytes": dict(facts.peak_rss_bytes),
         "restarts": dict(facts.restarts),
         "given_up": dict(facts.given_up),
+        **({"place": facts.place} if facts.place else {}),
         "exit": {"code": facts.outcome.exit_code, "reason": facts.outcome.reason, "lines": list(facts.outcome.lines)},
     }
 
@@ -76,6 +80,16 @@ def _plan(records: RunRecords, config: Config, num_steps: int, num_of_launch: in
     }
 
 
+def _final(records: RunRecords, steps: int | None, code: int | None) -> dict[str, Any]:
+    """Of how many steps the model in `final/` is, if there is one: an earlier launch may have written it."""
+    if not (records.folder / FINAL_MODEL / "config.json").exists():
+        return {}
+    known = records.final_steps()
+    if known is None and code == 0:  # of an earlier release; a launch that finishes has just written it
+        known = steps
+    return {"final_steps": known}
+
+
 def last_summary(records: RunRecords) -> dict[str, Any]:
     """What is known of a run that does not run: the summary of its last launch, with the figures of its files.
 
@@ -88,7 +102,8 @@ def last_summary(records: RunRecords) -> dict[str, Any]:
         return {**written, "unreadable": str(error)}
     if figures["steps"] == written.get("steps"):  # then its tickets are the present ones, and it knows more of them
         figures["tickets"] = written.get("tickets", figures["tickets"])
-    return {**written, **figures}
+    code = (written.get("exit") or {}).get("code")
+    return {**written, **figures, **_final(records, figures["steps"], code)}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

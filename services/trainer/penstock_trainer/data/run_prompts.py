@@ -48,6 +48,17 @@ class Prompts:
         """The held-out prompts that are training prompts too."""
         return shared_prompts(self.held_out, self.train)
 
+    def warn_of_shared(self) -> None:
+        """Log a warning if held-out prompts are training prompts too."""
+        if self.shared:
+            log.warning(
+                "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy "
+                "proves little about other prompts; give data.eval another split, path or seed",
+                len(self.shared),
+                len(self.held_out),
+                self.shared[0].text[-80:],
+            )
+
     @cached_property
     def digest(self) -> str:
         """The digest of the training prompts."""
@@ -68,20 +79,11 @@ class Prompts:
 
 
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
-    """The rows as tokens; DataError for rows that cannot be prompts of this run. Warns of shared prompts."""
+    """The rows as tokens; DataError for rows that cannot be prompts of this run."""
     vocabulary = load_vocabulary(config.actor.path)
     stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
     make = _episode_prompts if config.agent.enabled else _token_prompts
-    prompts = make(config, vocabulary, stop, train_rows, held_out_rows)
-    if prompts.shared:
-        log.warning(
-            "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy proves "
-            "nothing about other prompts; give data.eval another split, path or seed",
-            len(prompts.shared),
-            len(prompts.held_out),
-            prompts.shared[0].text[-80:],
-        )
-    return prompts
+    return make(config, vocabulary, stop, train_rows, held_out_rows)
 
 
 def _token_prompts(

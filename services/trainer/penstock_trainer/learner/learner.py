@@ -248,11 +248,11 @@ class Learner:
     def _is_first(self) -> bool:
         return self._ranks is None or not self._ranks.info.is_follower
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Save the published weights and the tokenizer as a folder that `from_pretrained` loads."""
+    def save_pretrained(self, folder: Path, num_steps: int) -> None:
+        """Save the published weights, which are of so many steps, as a folder that `from_pretrained` loads."""
         form = Format(self._config.rollout.engine.dtype, self._config.rounding)
         save_adapter = partial(self._adapter.save, get=self.full_weight) if self._adapter else None
-        save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter)
+        save_folder(self._policy.model, self.weights(), self._config.actor.path, folder, form, save_adapter, num_steps)
 
     def close(self) -> None:
         """End; no other call may follow."""

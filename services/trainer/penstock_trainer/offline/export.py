@@ -25,14 +25,14 @@ def export_checkpoint(config: Config, name: str | None, out: Path) -> str:
         raise ConfigError(f"--out {out} exists already: expected a folder that does not; choose another one")
     checkpoints = Checkpoints(Path(config.run.root) / config.run.name / "checkpoints", config.checkpoint.keep)
     chosen = _chosen(config, checkpoints, name)
-    _, folder = checkpoints.read(chosen)
+    meta, folder = checkpoints.read(chosen)
     torch.set_num_threads(config.actor.num_threads)  # merging is a product: as many threads give the trainer's bits
     model = load_model(config.actor.path, "actor.path")
     adapter = adapted(model, config)
     load_model_state(folder, model, adapter)
     form = published_format(config)
     save_adapter = partial(adapter.save, get=master_weights(model).__getitem__) if adapter else None
-    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter, "--out")
+    save_folder(model, merged_weights(model, adapter), config.actor.path, out, form, save_adapter, meta.steps, "--out")
     return chosen
 
 

@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from penstock.contracts import Dtype
 from penstock.durable import RUN_FOLDER_KEY, writing
+from penstock.records.files import TRAINED_FILE
 from penstock_trainer.weights.files import (
     WEIGHTS_NAME,
     Format,
@@ -51,11 +53,13 @@ def save_folder(
     folder: Path,
     form: Format,
     save_adapter: Callable[[Path], None] | None,
+    num_steps: int,
     key: str = RUN_FOLDER_KEY,
 ) -> None:
     """Write weights, config and the files of `original` that come with a tokenizer; replaces an earlier folder.
 
-    `key`: what chooses another folder. PenstockError, and nothing left behind, if there is no room.
+    `num_steps`: that it was trained for, which the folder says too. `key`: what chooses another folder. PenstockError,
+    and nothing left behind, if there is no room.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,6 +68,7 @@ def save_folder(
             temporary.mkdir(parents=True)
             write_weights(temporary / WEIGHTS_NAME, weights, form, durable=True)
             (temporary / "config.json").write_bytes(config_json(model, form.dtype))
+            (temporary / TRAINED_FILE).write_bytes(msgspec.json.encode({"steps": num_steps}) + b"\n")
             if save_adapter is not None:
                 save_adapter(temporary / ADAPTER_FOLDER)
             for name in COPIED_FILES:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from penstock.config import Config
-from penstock.contracts.ledger import StepRecord
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.ledger import StepRecord, WeightsRecord
 from penstock.errors import ConfigError
 from penstock_launch.__main__ import run
 from penstock_launch.commands.compare import compare_runs
@@ -101,8 +102,10 @@ def test_a_key_that_was_changed_on_resume_is_compared_with_all_its_values(tmp_pa
     for step, rate in enumerate((2e-5, 2e-5, 1e-5, 3e-5, 1e-5)):
         settings = files.write(config_with(optimizer={"lr": rate}))
         journal.append(StepRecord(step, (step,), "f", "d", settings=settings))
+    trained_again = files.write(config_with(optimizer={"lr": 4e-5}))  # by the life after the one that committed it
+    journal.append(WeightsRecord(PolicyIdentity(5, "e" * 16), 5, settings=trained_again))
     row = next(line for line in compare_runs(["a", "b"], str(tmp_path)) if "optimizer.lr" in line)
-    changes = "2e-05 -> 1e-05 at step 2 -> 3e-05 at step 3 -> 1e-05 at step 4"
+    changes = "2e-05 -> 1e-05 from step 3 on -> 3e-05 from step 4 on -> 1e-05 from step 5 on -> 4e-05 from step 5 on"
     assert cells(row) == ["optimizer.lr", changes, "1e-05"]
     for each in (tmp_path / "a" / "steps").glob("settings-*"):
         each.write_text("broken")

@@ -16,6 +16,8 @@ from penstock.records.samples import DroppedLine, SampleLine
 from penstock_launch.__main__ import run
 from penstock_launch.command_line import make_parser
 from penstock_launch.commands.samples import show_samples
+from tests.unit.common.records.run_files import write_lines
+from tests.unit.common.records.test_figures import step
 
 LINE = SampleLine(
     step=0,
@@ -102,6 +104,17 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
 def test_steps_order_and_texts_can_be_chosen(folder: Path, words: list[str], expected: list[str]) -> None:
     text, exit_code = shown(str(folder), *words)
     assert (completions(text), exit_code) == (expected, 0)
+
+
+def test_how_many_failed_is_said_if_fewer_were_kept(folder: Path) -> None:
+    """Figures are of the whole run, samples a selection."""
+    write_lines(folder / "steps.jsonl", step(0, 0.5), step(1, 0.5))
+    kept = "2 completions failed in the run, and 1 of them were kept (tracking.samples_per_step)"
+    assert shown(str(folder), "--failed")[0].endswith(f"1 of 1 samples of {folder}; {kept}\n")
+    assert "kept" not in shown(str(folder), "--failed", "--step", "2")[0]
+    assert "kept" not in shown(str(folder), "--worst")[0]
+    write_lines(folder / "steps.jsonl", step(0, 0.5))
+    assert "kept" not in shown(str(folder), "--failed")[0]
 
 
 def test_what_was_left_out_is_said(folder: Path) -> None:

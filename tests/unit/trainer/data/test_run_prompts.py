@@ -19,9 +19,13 @@ def test_held_out_prompts_that_are_trained_too_are_warned_about_and_counted(
     train = [Row(f"{number}+1=", "") for number in range(4)]
     with caplog.at_level(logging.WARNING):
         prompts = encode_prompts(config, train, [Row("9+1=", ""), *train[2:]])
+        assert caplog.records == [], "`penstock check` has a line of its own for it"
+        prompts.warn_of_shared()
     assert [prompt.text for prompt in prompts.shared] == ["2+1=", "3+1="]
     (record,) = caplog.records
     assert "2 of the 3 prompts of data.eval are among the training prompts (the first: '2+1=')" in record.getMessage()
     caplog.clear()
-    assert encode_prompts(config, train, [Row("9+1=", "")]).shared == []
+    distinct = encode_prompts(config, train, [Row("9+1=", "")])
+    distinct.warn_of_shared()
+    assert distinct.shared == []
     assert caplog.records == []

@@ -94,7 +94,7 @@ def test_engines_get_the_weights_that_a_bfloat16_trainer_computes_with(model_fol
             weight.copy_(weight.bfloat16())
     for _ in range(2):
         learner.update(groups, version=0)
-    learner.save_pretrained(tmp_path / "published")
+    learner.save_pretrained(tmp_path / "published", 1)
     computed, sampled = (each.sequence_logprobs((4, 5, 6, 7)) for each in (learner, learner_of(tmp_path / "published")))
     assert sampled == pytest.approx(computed, abs=0.1)  # dithered: 0.21, and more with every update
 
@@ -140,14 +140,14 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(
     actor = {"path": str(model_folder), "dtype": "float32", "lora": {"rank": rank}}
     learner = Learner(config_for(model_folder, actor=actor, optimizer={"lr": lr, "weight_decay": 0.01}))
     (model_folder / "tokenizer.json").write_text("{}")
-    learner.save_pretrained(tmp_path / "final")
+    learner.save_pretrained(tmp_path / "final", 1)
     saved = (tmp_path / "final" / "model.safetensors").read_bytes()
     assert learner.update(example_groups(), version=0).changed
     for form in (Format("float32", "nearest"), Format("bfloat16", "dithered"), Format("bfloat16", "nearest")):
         with pytest.raises(NonFiniteError, match=r"\.weight holds (nan|inf|-inf), .*optimizer\.lr"):
             digests(learner.weights(), form)
     with pytest.raises(NonFiniteError):
-        learner.save_pretrained(tmp_path / "final")
+        learner.save_pretrained(tmp_path / "final", 1)
     assert (tmp_path / "final" / "model.safetensors").read_bytes() == saved
 
 
@@ -228,7 +228,7 @@ def test_tied_weights_are_published_once_and_final_folder_loads(model_folder: Pa
     learner = Learner(config_for(model_folder))
     learner.update(example_groups(), version=0)
     assert "lm_head.weight" not in learner.weights()
-    learner.save_pretrained(tmp_path / "final")
+    learner.save_pretrained(tmp_path / "final", 1)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
     own = learner.weights()
     assert all(torch.equal(weight, own[name]) for name, weight in loaded.state_dict().items() if name in own)

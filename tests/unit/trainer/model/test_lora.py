@@ -65,7 +65,7 @@ def test_published_weights_are_the_closed_form(each_model: Path) -> None:
 
 def test_a_merged_model_computes_what_the_adapted_one_does(each_model: Path, tmp_path: Path) -> None:
     learner = trained(lora_config(each_model))
-    learner.save_pretrained(tmp_path / "final")
+    learner.save_pretrained(tmp_path / "final", 1)
     merged = Learner(config_for(tmp_path / "final"))
     groups = example_groups(seed=7)
     ours, plain = (each.update(groups, version=0) for each in (learner, merged))

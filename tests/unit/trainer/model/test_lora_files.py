@@ -21,7 +21,7 @@ from tests.unit.trainer.trainer_groups import example_groups, tiny_model
 
 def test_the_final_folder_holds_merged_weights_and_the_adapter(each_model: Path, tmp_path: Path) -> None:
     learner = trained(lora_config(each_model))
-    learner.save_pretrained(tmp_path / "final")
+    learner.save_pretrained(tmp_path / "final", 1)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
     published = learner.weights()
     for name, weight in merged.state_dict().items():
@@ -85,7 +85,7 @@ def test_export_merges_as_it_was_published(qwen3: Path, tmp_path: Path, dtype: s
     folder = checkpoints.begin(meta)
     learner.snapshot(folder).write(folder)
     checkpoints.complete(folder, meta)
-    learner.save_pretrained(tmp_path / "final")
+    learner.save_pretrained(tmp_path / "final", 1)
     words = ["--actor.lora.rank", str(RANK), "--actor.lora.alpha", str(ALPHA), "--out", str(tmp_path / "out")]
     assert run([*write_config(tmp_path, dtype), *words]) == 0
     for name in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):

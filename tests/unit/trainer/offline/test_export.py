@@ -1,5 +1,6 @@
 """`penstock export`: any checkpoint of a run becomes a folder that transformers loads."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -83,7 +84,9 @@ def test_it_is_rounded_as_it_was_published(trained: tuple[Path, list[dict[str, T
     assert run([*write_config(folder, "bfloat16"), "--out", str(folder / "out")]) == 0
     learner = Learner(config_for(folder / "model", rollout={"engine": {"dtype": "bfloat16"}}))
     learner.load(folder / "runs" / "r" / "checkpoints" / "00000010.1")
-    learner.save_pretrained(folder / "final")
+    learner.save_pretrained(folder / "final", 12)
+    steps = [json.loads((folder / name / "trained.json").read_text())["steps"] for name in ("out", "final")]
+    assert steps == [10, 12]
     expected = (folder / "final" / "model.safetensors").read_bytes()
     assert (folder / "out" / "model.safetensors").read_bytes() == expected
 
