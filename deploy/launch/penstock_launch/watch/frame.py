@@ -23,6 +23,7 @@ from penstock_launch.watch.figures import (
     duration,
     health_of,
     heldout_of,
+    heldout_steps_of,
     learning_of,
     number,
     sparkline,
@@ -80,7 +81,7 @@ def _figures(status: TrainerStatus, screen: Screen) -> list[Text]:
     if status.steps:
         lines.append(_reward(status.steps, screen))
     if status.heldout_steps is not None:
-        lines += _flow("accuracy", heldout_of(status), width)
+        lines += _flow("held-out", [*heldout_of(status), ("after", heldout_steps_of(status))], width)
     if status.steps:
         lines += _flow("update", learning_of(status), width)
     if status.first_step is not None:
