@@ -329,6 +329,16 @@ def test_services_in_trouble_restarted_and_too_many() -> None:
     ]
 
 
+def test_a_line_that_is_too_long_shows_that_it_is_cut() -> None:
+    """Half a figure would be another one: `after 1` of `after 10 s`."""
+    why = "own:judge: 3 attempts failed in a row, last: killed after 10 s (reward.timeout_seconds)"
+    snapshot = RunSnapshot((replace(service("reward", "ready"), trouble=why),), None)
+    assert picture(snapshot, Screen(80, 24))[1:] == [
+        "reward    ready  own:judge: 3 attempts failed in a row, last: killed after ..."
+    ]
+    assert picture(snapshot, Screen(2 + len("reward    ready  " + why), 24))[1] == f"reward    ready  {why}"
+
+
 def test_a_step_without_numbers_and_failures_stand_out() -> None:
     bad = msgspec.structs.replace(LAST, is_finite=False, loss=None)
     shown = frame("demo", RunSnapshot((), replace_status(steps=(bad,))), "", 1, Screen(80, 24))

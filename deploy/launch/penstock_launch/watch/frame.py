@@ -72,7 +72,7 @@ def frame(run: str, snapshot: RunSnapshot | None, doing: str, seconds: float, sc
         lines += _sample(snapshot, width)
         lines += _services(snapshot.services)
     for line in lines:
-        line.truncate(width, overflow="crop")
+        _shorten(line, width)
     return lines[: max(1, screen.height - 1)]  # the cursor stands on the last line
 
 
@@ -156,6 +156,14 @@ def _sample(snapshot: RunSnapshot, width: int) -> list[Text]:
         _labelled("sample", Text(_cut(prompt.plain, room))),
         _labelled("  ->", Text.assemble(_cut(completion.plain, room - len(reward) - 2), "  ", (reward, "bold"))),
     ]
+
+
+def _shorten(line: Text, width: int) -> None:
+    """Cut a line that is too long in place, so that it shows that it is cut."""
+    line.rstrip()  # the room behind the last figure
+    if line.cell_len > width:
+        line.truncate(max(0, width - len(ELLIPSIS)), overflow="crop")
+        line.append(ELLIPSIS[:width])
 
 
 def _cut(text: str, width: int) -> str:
