@@ -291,6 +291,29 @@ def test_what_keeps_a_ready_service_from_its_work_is_a_line_now_and_then(
     assert said("the environment fails: no disk", 58) == ["agent: the environment fails: no disk"]
 
 
+def test_each_opening_and_closing_of_a_breaker_is_a_line(view: PlainView, lines: list[str], clock: FakeClock) -> None:
+    """However soon after another line about the service."""
+
+    def said(trouble: str, *functions: str, state: str = "ready") -> list[str]:
+        lines.clear()
+        clock.now += 1
+        breakers = dict.fromkeys(functions, "3 failures in a row, last: killed after 10 s")
+        reward = replace(service("reward", state), trouble=trouble, open_breakers=breakers)
+        view.show(RunSnapshot((reward,), None))
+        return [line.split("] ")[1] for line in lines]
+
+    opens = "reward: the breaker of {} opens, its groups are parked: 3 failures in a row, last: killed after 10 s"
+    said("")
+    assert said("judge: 7 calls wait") == ["reward: judge: 7 calls wait"]
+    assert said("breaker open: judge", "judge") == [opens.format("judge")]
+    assert said("breaker open: judge", "judge") == []
+    assert said("breaker open: judge; units", "judge", "units") == [opens.format("units")]
+    assert said("breaker open: units", "units") == ["reward: the breaker of judge closes"]
+    assert said("") == ["reward: the breaker of units closes", "reward: goes on"]
+    assert said("breaker open: judge", "judge") == [opens.format("judge")]
+    assert not any("closes" in line for line in said("", state="waiting")), "it died with its service"
+
+
 SERVICES = (service("trainer", "ready"), service("rollout", "starting", "the engine is being started", 12.0))
 SAMPLE = Sample("Add:\n2+5=7\n9+6=\n", "17", 0.0)
 WELL = """

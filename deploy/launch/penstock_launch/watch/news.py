@@ -35,12 +35,14 @@ class News:
         self._waiting_for: str | None = None
         self._states: dict[str, tuple[str, str]] = {}
         self._troubled: set[str] = set()
+        self._open_breakers: dict[str, set[str]] = {}
         self._next_trouble_at: dict[str, float] = {}
 
     def lines(self, snapshot: RunSnapshot, width: int) -> Iterator[str]:
         """The lines of what has changed; `width`: of a line of a step."""
         for service in snapshot.services:
             yield from self._service(service)
+            yield from self._breakers(service)
             yield from self._trouble(service)
         if snapshot.status is not None and snapshot.answers:
             yield from self._steps(snapshot.status, width)
@@ -58,6 +60,19 @@ class News:
             yield f"{service.name}: ready after {service.seconds:.0f} s{url}"
         elif service.state == ChildState.STARTING and self._starts:
             yield f"{service.name}: starting: {service.detail}"
+
+    def _breakers(self, service: ServiceView) -> Iterator[str]:
+        """Each opening and each closing, at once; those of a service that ended are forgotten."""
+        before, now = self._open_breakers.get(service.name, set()), set(service.open_breakers)
+        self._open_breakers[service.name] = now
+        for function, why in service.open_breakers.items():
+            if function not in before:
+                self._troubled.add(service.name)
+                self._next_trouble_at[service.name] = self._clock() + TROUBLE_SECONDS
+                yield f"{service.name}: the breaker of {function} opens, its groups are parked: {harmless(why)}"
+        if service.state == ChildState.READY:
+            for function in sorted(before - now):
+                yield f"{service.name}: the breaker of {function} closes"
 
     def _trouble(self, service: ServiceView) -> Iterator[str]:
         now = self._clock()
