@@ -22,7 +22,10 @@ from penstock.contracts.weight_sources import DiskSource, Number, Source, read_b
 
 
 class ServiceRecord(Contract, frozen=True):
-    """One running service as the others see it. state: a `ServerState` of a rollout server, free text of others."""
+    """One running service as the others see it. state: a `ServerState` of a rollout server, free text of others.
+
+    open_breakers: of a reward service, why each is open, by its function.
+    """
 
     kind: ServiceKind
     name: str
@@ -31,6 +34,7 @@ class ServiceRecord(Contract, frozen=True):
     state: str
     policy: PolicyIdentity | None = None
     engine: str = ""
+    open_breakers: dict[str, str] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind is ServiceKind.ROLLOUT:

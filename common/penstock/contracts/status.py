@@ -36,8 +36,9 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     """The present state of a run.
 
     epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
-    heldout_steps: steps before the evaluation that heldout_accuracy is of; heldout_prompts, heldout_failed: its
-    prompts, and those of them without a reward, which the accuracy leaves out; heldout_..._start: of the first one.
+    heldout_steps: steps before the evaluation that heldout_accuracy and heldout_reward (a mean) are of;
+    heldout_prompts, heldout_failed: its prompts, and those of them without a reward, which both leave out;
+    heldout_..._start: of the first one.
     staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
     dropped: tickets of the run that ended without training, by reason. queue: groups by stream. waiting_for: the
     ticket that holds up a batch, and who holds it; empty if none does for long. fenced: servers that did not take
@@ -75,6 +76,9 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     heldout_accuracy_start: float | None = None
     heldout_prompts_start: int | None = None
     heldout_failed_start: int | None = None
+    heldout_reward: float | None = None
+    heldout_reward_start: float | None = None
+    heldout_steps_start: int | None = None
     first_step: int | None = None
     steps: tuple[StepFigures, ...] = ()
     kl_of: str = ""

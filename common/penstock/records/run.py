@@ -37,6 +37,8 @@ from penstock.records.files import (
 )
 from penstock.records.ledger_files import all_records
 from penstock.records.lines import as_written, complete_lines, decoded
+from penstock.records.logs import LogFile
+from penstock.records.processes import LAUNCHER
 from penstock.records.state import RunState, read_state
 
 DEFAULT_ROOT = "runs"  # of the key run.root
@@ -112,6 +114,16 @@ class RunRecords:
         """Of how many steps the model in `final/` is; None if there is none, or an earlier release wrote it."""
         steps = read_document(self.folder / FINAL_MODEL / TRAINED_FILE).get("steps")
         return steps if isinstance(steps, int) else None
+
+    def started_at(self) -> float | None:
+        """When its first launch began, by the launcher's log, in Unix seconds.
+
+        A run without a launcher, or without its log, began with its first step; None before that.
+        """
+        launch = next(LogFile(self.folder, LAUNCHER).new(), None)
+        if launch is not None and launch.time:
+            return launch.time
+        return next((float(line["started_at"]) for line in self.steps()), None)
 
     def state(self) -> RunState:
         """Whether it runs, or how it ended."""

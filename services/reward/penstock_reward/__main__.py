@@ -44,7 +44,10 @@ async def start(config: Config) -> None:
             def record() -> ServiceRecord:
                 waiting_for = scoring.breakers.describe()
                 state = f"breaker open: {waiting_for}" if waiting_for else pool.in_flight.describe() or READY
-                return ServiceRecord(ServiceKind.REWARD, worker.name, served.url, os.getpid(), state)
+                open_breakers = scoring.breakers.open_ones()
+                return ServiceRecord(
+                    ServiceKind.REWARD, worker.name, served.url, os.getpid(), state, open_breakers=open_breakers
+                )
 
             await served.run(
                 make_reward_app(section, scoring, pool, metrics.registry, config.token),

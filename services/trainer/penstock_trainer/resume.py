@@ -40,10 +40,11 @@ async def resume(
     learner: Learner, history: History, releases: Releases, rollouts: Consumer, reports: Reports
 ) -> ResumePoint:
     """Bring learner, tickets and reports to the end of the ledger."""
-    reports.phase("resuming")
+    reports.phase("taking the model's fingerprint")
     with reports.computing():
         model = await asyncio.to_thread(learner.fingerprint)
     ledger = await history.open(model)
+    reports.phase("resuming" if ledger.num_steps else "beginning the run")
     await releases.reopen(ledger)
     replayed: list[Replayed] = []
 

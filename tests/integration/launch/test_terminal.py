@@ -15,7 +15,7 @@ pytestmark = pytest.mark.redis
 
 CTRL_C = b"\x03"
 STEP = re.compile(r"step +(\d+)/1000 ")
-PICTURE = ("penstock t  ", "reward    ", "accuracy  ", "update    ", "steps     ", "health    ", "sample    ", "  ->  ")
+PICTURE = ("penstock t  ", "reward    ", "held-out  ", "update    ", "steps     ", "health    ", "sample    ", "  ->  ")
 
 
 @pytest.fixture

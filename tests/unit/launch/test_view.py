@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from penstock.contracts import from_body
 from penstock.contracts.status import StepFigures, TrainerStatus
 from penstock.readable import harmless
-from penstock_launch.watch.figures import duration, figures
+from penstock_launch.watch.figures import duration, figures, heldout_of, heldout_steps_of
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.frame import Screen, frame
 from penstock_launch.watch.sample import Sample
@@ -43,6 +44,9 @@ STATUS = TrainerStatus(
     heldout_accuracy=0.55,
     heldout_steps=10,
     heldout_accuracy_start=0.4,
+    heldout_steps_start=0,
+    heldout_reward=0.62,
+    heldout_reward_start=0.05,
     staleness_max=1,
     staleness_mean=0.0,
     max_staleness=1,
@@ -87,43 +91,72 @@ def view(lines: list[str], clock: FakeClock) -> PlainView:
     return PlainView(lines.append, clock)
 
 
-def test_every_step_has_one_aligned_line_with_the_evaluation_that_ended_since(
-    view: PlainView, lines: list[str]
-) -> None:
+def test_every_step_has_one_aligned_line(view: PlainView, lines: list[str]) -> None:
     """A look may come late: all steps since the one before are shown, with titles now and then."""
-    view.show(RunSnapshot((), with_steps(0, heldout_steps=0, heldout_accuracy=0.4)))
     for number in (1, 1, 3, 4, 45):
-        view.show(RunSnapshot((), with_steps(number, heldout_steps=10 * (number // 3), heldout_accuracy=0.55)))
+        view.show(RunSnapshot((), with_steps(number, heldout_steps=None)))
     said = [line.split("] ", 1)[1] for line in lines]
-    assert said[0] == "evaluation after 0 steps: accuracy 0.40"
-    titles = [line for line in said[1:] if "reward" in line]
-    steps = [line for line in said[1:] if line not in titles]
+    titles = [line for line in said if "reward" in line]
+    steps = [line for line in said if line not in titles]
     assert [line.split()[1] for line in steps] == [f"{number}/50" for number in range(1, 46)]
-    assert " ".join(steps[2].split()) == "step 3/50 0.472 0.55 -0.0194 0.0014 0.037 2.4 0 1.9 0:54"
-    assert "0.55" not in steps[3]
-    assert " ".join(titles[0].split()) == "step reward accuracy loss KL beh entropy length stale s/step left"
+    assert " ".join(steps[2].split()) == "step 3/50 0.472 -0.0194 0.0014 0.037 2.4 0 1.9 0:54"
+    assert " ".join(titles[0].split()) == "step reward loss KL beh entropy length stale s/step left"
     assert len(titles) == 3
-    assert len({len(line) for line in lines[1:]}) == 1
+    assert len({len(line) for line in lines}) == 1
     assert max(map(len, lines)) <= MAX_WIDTH
+
+
+def test_each_evaluation_has_a_line_of_its_own_that_names_its_steps(view: PlainView, lines: list[str]) -> None:
+    """It ends during a later step, whose line says nothing of it."""
+    view.show(RunSnapshot((), heldout(0, (0, 0.0, 0.05))))
+    view.show(RunSnapshot((), heldout(1, (0, 0.0, 0.05))))
+    view.show(RunSnapshot((), heldout(9, (8, 0.0, 0.352), start=(0, 0.0, 0.05))))
+    view.show(RunSnapshot((), heldout(10, (8, 0.0, 0.352), start=(0, 0.0, 0.05))))
+    assert [line.split("] ", 1)[1] for line in lines if "evaluation" in line] == [
+        "evaluation after 0 steps: accuracy 0.00, reward 0.05",
+        "evaluation after 8 steps: accuracy 0.00 -> 0.00, reward 0.05 -> 0.35",
+    ]
+    assert [line.split("step ")[1].split("/")[0] for line in lines if "/50" in line] == [*map(str, range(1, 11))]
+    assert not any("accuracy" in line for line in lines if "evaluation" not in line)
+
+
+@pytest.mark.parametrize(
+    ("last", "start", "shown"),
+    [
+        ((8, 0.55, 0.55), (0, 0.4, 0.4), [("accuracy", "0.40 -> 0.55")]),  # rewards of 0 and 1
+        ((8, 0.0, 0.6), (0, 0.0, 0.0), [("accuracy", "0.00 -> 0.00"), ("reward", "0.00 -> 0.60")]),
+        ((8, 0.0, 0.6), (8, 0.0, 0.6), [("accuracy", "0.00"), ("reward", "0.60")]),
+        ((8, 0.55, None), (0, 0.4, None), [("accuracy", "0.40 -> 0.55")]),  # of another release
+        ((None, None, None), (None, None, None), []),
+    ],
+)
+def test_the_reward_stands_beside_an_accuracy_that_differs_from_it(
+    last: tuple[int | None, float | None, float | None],
+    start: tuple[int | None, float | None, float | None],
+    shown: list[tuple[str, str]],
+) -> None:
+    status = heldout(9, last, start=start)
+    assert heldout_of(status) == shown
+    words = dict(figures(status))["held-out"]
+    assert words == (f"{', '.join(map(' '.join, shown))}, after {heldout_steps_of(status)}" if shown else "-")
 
 
 def test_an_accuracy_names_of_how_many_prompts_it_is_if_the_reward_of_some_failed(
     view: PlainView, lines: list[str]
 ) -> None:
-    start = {"heldout_accuracy_start": 0.4, "heldout_prompts_start": 20, "heldout_failed_start": 2}
-    view.show(RunSnapshot((), with_steps(0, heldout_steps=0, heldout_accuracy=0.4, heldout_prompts=20)))
-    last = with_steps(10, heldout_steps=10, heldout_accuracy=0.95, heldout_prompts=20, heldout_failed=1, **start)
+    some: dict[str, Any] = {"heldout_prompts": 20, "heldout_prompts_start": 20, "heldout_failed_start": 2}
+    view.show(RunSnapshot((), heldout(0, (0, 0.4, 0.5), heldout_failed=2, **some)))
+    last = heldout(10, (10, 0.95, 0.96), start=(0, 0.4, 0.5), heldout_failed=1, **some)
     view.show(RunSnapshot((), last))
-    view.show(RunSnapshot((), with_steps(11, heldout_steps=10, heldout_accuracy=0.95, heldout_failed=1)))
-    all_failed = {"heldout_steps": 12, "heldout_accuracy": None, "heldout_prompts": 20, "heldout_failed": 20}
-    view.show(RunSnapshot((), with_steps(12, **all_failed)))
+    view.show(RunSnapshot((), heldout(12, (12, None, None), start=(0, 0.4, 0.5), heldout_failed=20, **some)))
     assert [line.split("] ", 1)[1] for line in lines if "evaluation" in line] == [
-        "evaluation after 0 steps: accuracy 0.40",
-        "evaluation after 10 steps: accuracy 0.95 (of 19; 1 failed)",
-        "evaluation after 12 steps: accuracy - (all 20 failed)",
+        "evaluation after 0 steps: accuracy 0.40 (of 18; 2 failed), reward 0.50",
+        "evaluation after 10 steps: accuracy 0.40 (of 18; 2 failed) -> 0.95 (of 19; 1 failed), reward 0.50 -> 0.96",
+        "evaluation after 12 steps: accuracy 0.40 (of 18; 2 failed) -> - (all 20 failed), reward 0.50 -> -",
     ]
-    screen = "\n".join(line.plain for line in frame("r", RunSnapshot((), last), "", 1.0, Screen(80, 24)))
-    assert "accuracy  after 10 steps 0.95 (of 19; 1 failed)   \n          at the start 0.40 (of 18; 2 failed)" in screen
+    screen = "\n".join(line.plain.rstrip() for line in frame("r", RunSnapshot((), last), "", 1.0, Screen(80, 24)))
+    assert "held-out  accuracy 0.40 (of 18; 2 failed) -> 0.95 (of 19; 1 failed)\n" in screen
+    assert "\n          reward 0.50 -> 0.96   after 0 -> 10 steps" in screen
 
 
 def test_groups_that_are_dropped_are_told_with_the_reason_now_and_then(
@@ -158,6 +191,21 @@ def with_steps(last: int, **changes: object) -> TrainerStatus:
     return replace_status(step=last, total_steps=50, steps=steps[-50:], **changes)
 
 
+def heldout(
+    num_steps: int,
+    last: tuple[int | None, float | None, float | None],
+    *,
+    start: tuple[int | None, float | None, float | None] | None = None,
+    **changes: object,
+) -> TrainerStatus:
+    """The status after so many steps, with two evaluations: their steps, accuracy and reward."""
+    fields = ("heldout_steps", "heldout_accuracy", "heldout_reward")
+    named = dict(zip(fields, last, strict=True)) | {
+        f"{name}_start": value for name, value in zip(fields, start or last, strict=True)
+    }
+    return with_steps(num_steps, **named, **changes)
+
+
 def test_steps_of_an_earlier_launch_are_not_shown_again(view: PlainView, lines: list[str]) -> None:
     view.show(RunSnapshot((), with_steps(5, first_step=None)))
     view.show(RunSnapshot((), with_steps(5, first_step=5)))
@@ -181,8 +229,9 @@ def test_the_end_is_told_phase_by_phase_and_after_the_trainer_has_gone(
     clock.now += 10
     view.show(RunSnapshot(ready, last, answers=False, ending="ending: waiting for the end of rollout (at most 20 s)"))
     assert [line.split("] ", 1)[1] for line in lines[3:]] == [
+        "evaluation after 0 steps: accuracy 0.55, reward 0.62",
         "trainer: ending: writing a checkpoint",
-        "evaluation after 1 steps: accuracy 0.55",
+        "evaluation after 1 steps: accuracy 0.40 -> 0.55, reward 0.05 -> 0.62",
         "still ending: the trainer leaves the run",
         "still ending: waiting for the end of rollout (at most 20 s)",
     ]
@@ -243,12 +292,35 @@ def test_what_keeps_a_ready_service_from_its_work_is_a_line_now_and_then(
     assert said("the environment fails: no disk", 58) == ["agent: the environment fails: no disk"]
 
 
+def test_each_opening_and_closing_of_a_breaker_is_a_line(view: PlainView, lines: list[str], clock: FakeClock) -> None:
+    """However soon after another line about the service."""
+
+    def said(trouble: str, *functions: str, state: str = "ready") -> list[str]:
+        lines.clear()
+        clock.now += 1
+        breakers = dict.fromkeys(functions, "3 failures in a row, last: killed after 10 s")
+        reward = replace(service("reward", state), trouble=trouble, open_breakers=breakers)
+        view.show(RunSnapshot((reward,), None))
+        return [line.split("] ")[1] for line in lines]
+
+    opens = "reward: the breaker of {} opens, its groups are parked: 3 failures in a row, last: killed after 10 s"
+    said("")
+    assert said("judge: 7 calls wait") == ["reward: judge: 7 calls wait"]
+    assert said("breaker open: judge", "judge") == [opens.format("judge")]
+    assert said("breaker open: judge", "judge") == []
+    assert said("breaker open: judge; units", "judge", "units") == [opens.format("units")]
+    assert said("breaker open: units", "units") == ["reward: the breaker of judge closes"]
+    assert said("") == ["reward: the breaker of units closes", "reward: goes on"]
+    assert said("breaker open: judge", "judge") == [opens.format("judge")]
+    assert not any("closes" in line for line in said("", state="waiting")), "it died with its service"
+
+
 SERVICES = (service("trainer", "ready"), service("rollout", "starting", "the engine is being started", 12.0))
 SAMPLE = Sample("Add:\n2+5=7\n9+6=\n", "17", 0.0)
 WELL = """
 penstock demo  training  1:15
 reward    0.472  \u2581\u2582\u2582\u2583\u2583\u2584\u2584\u2585\u2585\u2586\u2586\u2588
-accuracy  after 10 steps 0.55   at the start 0.40
+held-out  accuracy 0.40 -> 0.55   reward 0.05 -> 0.62   after 0 -> 10 steps
 update    loss -0.0194   KL to behaviour 0.0014   entropy 0.037   length 2.4
           learning rate 2e-05
 steps     [======              ]  12/40  1.90 s/step  0:54 left
@@ -282,6 +354,16 @@ def test_services_in_trouble_restarted_and_too_many() -> None:
     ]
 
 
+def test_a_line_that_is_too_long_shows_that_it_is_cut() -> None:
+    """Half a figure would be another one: `after 1` of `after 10 s`."""
+    why = "own:judge: 3 attempts failed in a row, last: killed after 10 s (reward.timeout_seconds)"
+    snapshot = RunSnapshot((replace(service("reward", "ready"), trouble=why),), None)
+    assert picture(snapshot, Screen(80, 24))[1:] == [
+        "reward    ready  own:judge: 3 attempts failed in a row, last: killed after ..."
+    ]
+    assert picture(snapshot, Screen(2 + len("reward    ready  " + why), 24))[1] == f"reward    ready  {why}"
+
+
 def test_a_step_without_numbers_and_failures_stand_out() -> None:
     bad = msgspec.structs.replace(LAST, is_finite=False, loss=None)
     shown = frame("demo", RunSnapshot((), replace_status(steps=(bad,))), "", 1, Screen(80, 24))
@@ -293,7 +375,7 @@ def test_what_a_step_without_a_trained_token_did_not_measure_is_a_dash(view: Pla
     flat = msgspec.structs.replace(LAST, loss=None, kl=None, entropy=None)
     status = replace_status(steps=(flat,))
     view.show(RunSnapshot((), status))
-    assert " ".join(lines[-1].split("] ", 1)[1].split()) == "step 12/40 0.472 0.55 - - - 2.4 0 1.9 0:54"
+    assert " ".join(lines[-2].split("] ", 1)[1].split()) == "step 12/40 0.472 - - - 2.4 0 1.9 0:54"
     unmeasured = "loss -   KL to behaviour -   entropy -   length 2.4"
     assert any(unmeasured in line for line in picture(RunSnapshot((), status), Screen(80, 24)))
     shown = dict(figures(status))

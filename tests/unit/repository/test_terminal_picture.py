@@ -29,7 +29,7 @@ def test_the_picture_shows_a_run_after_some_of_its_steps(tmp_path: Path) -> None
     rows = shown(run, 30)
     text = "\n".join(row.plain for row in rows)
     assert "[  86.0 s] step 30/40    0.725" in text
-    assert "accuracy  after 20 steps 0.45   at the start 0.25" in text
+    assert "held-out  accuracy 0.25 -> 0.45   reward 0.25 -> 0.25   after 0 -> 20 steps" in text
     assert "sample    2+2= -> '5'  reward 0" in text
     assert {path: path.read_bytes() for path in run.iterdir()} == before
     picture = drawn(rows)

@@ -1,8 +1,10 @@
 """A restart trains the same steps to the same digests, and refuses a folder of another run."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +26,7 @@ from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.update import Replayed
-from penstock_trainer.resume import ResumePoint, restore
+from penstock_trainer.resume import ResumePoint, restore, resume
 from penstock_trainer.weights.files import published_format
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
@@ -112,6 +114,57 @@ def test_each_step_that_is_trained_again_is_told_of(tmp_path: Path, model: Path)
 
 def test_a_new_run_begins_at_nothing(tmp_path: Path, model: Path) -> None:
     assert Life(tmp_path, model).restore() == ResumePoint(0, 0)
+
+
+@dataclass
+class Surroundings:
+    """What a start uses of history, releases, rollouts and reports; `phases`: as people are shown them."""
+
+    ledger: LedgerState
+    life: Life
+    phases: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.checkpoints, self.step_files = self.life.checkpoints, self.life.step_files
+        self.configs, self.digest = self.life.configs, self.life.digest
+
+    async def open(self, model: str) -> LedgerState:
+        assert model == self.life.learner.fingerprint()
+        return self.ledger
+
+    async def reopen(self, ledger: LedgerState) -> None:
+        assert ledger is self.ledger
+
+    async def restore(self, ledger: LedgerState, *, steps: int, version: int) -> None:
+        assert ledger is self.ledger
+
+    def phase(self, phase: str) -> None:
+        self.phases.append(phase)
+
+    def computing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def is_reported(self, step: int) -> bool:
+        return True
+
+    def resumed(self, *progress: object) -> None:
+        self.phases.append("resumed")
+
+
+async def phases_of_a_start(folder: Path, model: Path, ledger: LedgerState) -> list[str]:
+    life = Life(folder, model, ledger)
+    around: Any = Surroundings(ledger, life)
+    await resume(life.learner, around, around, around, around)
+    phases: list[str] = around.phases
+    return phases
+
+
+async def test_only_a_run_that_has_steps_is_said_to_resume(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    new = await phases_of_a_start(tmp_path, model, LedgerState())
+    assert new == ["taking the model's fingerprint", "beginning the run", "resumed"]
+    first.train(range(2))
+    assert await phases_of_a_start(tmp_path, model, first.ledger) == [new[0], "resuming", "resumed"]
 
 
 def test_a_replay_with_another_digest_is_an_error(tmp_path: Path, model: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from penstock.errors import PenstockError
 from penstock.records import RunRecords, list_runs
-from penstock.records.files import CONFIG_FILE
 from penstock_launch.commands.columns import columns
 from penstock_launch.watch.figures import UNKNOWN, duration, heldout_figure, number
 
@@ -30,17 +29,16 @@ def show_runs(root: str) -> list[str]:
 
 
 def _started_at(run: RunRecords) -> float:
-    """Its first step, or, before that, its last launch."""
+    """0 if it is not known."""
     try:
-        return float(next(run.steps())["started_at"])
-    except (StopIteration, ValueError, KeyError, TypeError, PenstockError):
-        path = run.folder / CONFIG_FILE
-        return path.stat().st_mtime if path.exists() else 0.0
+        return run.started_at() or 0.0
+    except (ValueError, KeyError, TypeError, PenstockError):  # a broken line
+        return 0.0
 
 
 def _row(run: RunRecords) -> tuple[str, ...]:
     started_at = _started_at(run)
-    started = datetime.fromtimestamp(started_at).strftime("%Y-%m-%d %H:%M") if started_at else "-"
+    started = datetime.fromtimestamp(started_at).strftime("%Y-%m-%d %H:%M") if started_at else UNKNOWN
     try:
         figures = run.figures()
         model = str(run.config().get("actor", {}).get("path", "-"))

@@ -10,6 +10,7 @@ from penstock.contracts.status import StepFigures, TrainerStatus
 
 UNKNOWN = "-"
 NOT_FINITE = "nan"
+FROM_TO = " -> "
 FAILED = "failed rewards"
 NO_SIGNAL = "no signal"
 FAULTS = ("reward_failed", "poison")  # reasons why a group is dropped that somebody should look at
@@ -99,16 +100,37 @@ def heldout_figure(summary: Mapping[str, Any], name: str, when: str) -> str:
     return number(summary.get(f"heldout_{name}_{when}")) + failed
 
 
-def accuracy_of(status: TrainerStatus) -> str:
-    """The accuracy of the last evaluation, and of how many prompts it is if some have no reward."""
-    return number(status.heldout_accuracy) + counted(status.heldout_prompts, status.heldout_failed)
-
-
 def heldout_of(status: TrainerStatus) -> list[tuple[str, str]]:
-    """When, and the accuracy then: of the last evaluation and, if that is another one, of the first."""
-    start = number(status.heldout_accuracy_start) + counted(status.heldout_prompts_start, status.heldout_failed_start)
-    first = [("at the start", start)]
-    return [(f"after {status.heldout_steps} steps", accuracy_of(status)), *first] if status.heldout_steps else first
+    """Accuracy and mean reward of the held-out prompts, of the first evaluation and, if that is another, the last.
+
+    Where both figures are equal, as with rewards of 0 and 1, the accuracy alone. The accuracy says of how many prompts
+    it is, if some have no reward. Empty before the first evaluation.
+    """
+    if status.heldout_steps is None:
+        return []
+    last = (status.heldout_accuracy, status.heldout_reward)
+    evaluations = [(*last, counted(status.heldout_prompts, status.heldout_failed))]
+    if status.heldout_steps_start not in (None, status.heldout_steps):
+        first = (status.heldout_accuracy_start, status.heldout_reward_start)
+        evaluations.insert(0, (*first, counted(status.heldout_prompts_start, status.heldout_failed_start)))
+    accuracies = [number(accuracy) for accuracy, _, _ in evaluations]
+    rewards = [number(reward) for _, reward, _ in evaluations]
+    notes = [note for _, _, note in evaluations]
+    shown = [("accuracy", FROM_TO.join(f"{each}{note}" for each, note in zip(accuracies, notes, strict=True)))]
+    if rewards != accuracies and any(reward != UNKNOWN for reward in rewards):
+        shown.append(("reward", FROM_TO.join(rewards)))
+    return shown
+
+
+def heldout_steps_of(status: TrainerStatus) -> str:
+    """After how many steps the evaluations of `heldout_of` were."""
+    steps = dict.fromkeys((status.heldout_steps_start, status.heldout_steps))
+    return FROM_TO.join(str(each) for each in steps if each is not None) + " steps"
+
+
+def heldout_words(status: TrainerStatus) -> str:
+    """The figures of `heldout_of` in a line."""
+    return ", ".join(f"{name} {value}" for name, value in heldout_of(status))
 
 
 def learning_of(status: TrainerStatus) -> list[tuple[str, str]]:
@@ -141,7 +163,7 @@ def figures(status: TrainerStatus) -> list[tuple[str, str]]:
     return [
         ("step", step_of(status)),
         ("reward", number(status.reward_mean, 3)),
-        ("accuracy", ", ".join(f"{when} {accuracy}" for when, accuracy in heldout_of(status))),
+        ("held-out", f"{heldout_words(status)}, after {heldout_steps_of(status)}" if heldout_of(status) else UNKNOWN),
         *learning_of(status),
         *health_of(status),
         ("dropped groups", dropped_words(status.dropped) or "none"),

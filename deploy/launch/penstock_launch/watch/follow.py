@@ -6,8 +6,8 @@ decides whether anything ends.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,7 +34,7 @@ class ServiceView:
     """One service.
 
     detail: the step of its start, or how it ended. seconds: since its last start. trouble: what keeps a service that is
-    ready from its work, in its own words; empty: nothing.
+    ready from its work, in its own words; empty: nothing. open_breakers: of its reward functions, with why.
     """
 
     name: str
@@ -44,6 +44,7 @@ class ServiceView:
     seconds: float
     url: str
     trouble: str = ""
+    open_breakers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class RunFollower:
         self._status: TrainerStatus | None = None
         self._urls: dict[str, str] = {}
         self._troubles: dict[str, str] = {}
+        self._open_breakers: dict[str, Mapping[str, str]] = {}
 
     async def look(self) -> RunSnapshot:
         """The state of everything now; marks children that report ready as ready."""
@@ -123,6 +125,7 @@ class RunFollower:
             if record is not None:
                 self._urls[child.name] = record.url
                 self._troubles[child.name] = _trouble(record)
+                self._open_breakers[child.name] = record.open_breakers
                 if child.state is ChildState.STARTING:
                     await self._ask_ready(child, record)
                 if record.kind is ServiceKind.TRAINER:
@@ -156,6 +159,7 @@ class RunFollower:
             child.detail = reason
 
     def _view(self, child: Child) -> ServiceView:
+        is_ready = child.state is ChildState.READY
         return ServiceView(
             name=child.name,
             state=str(child.state),
@@ -163,7 +167,8 @@ class RunFollower:
             restarts=child.restarts,
             seconds=time.monotonic() - child.started_at,
             url=self._urls.get(child.name, ""),
-            trouble=self._troubles.get(child.name, "") if child.state is ChildState.READY else "",
+            trouble=self._troubles.get(child.name, "") if is_ready else "",
+            open_breakers=self._open_breakers.get(child.name, {}) if is_ready else {},
         )
 
 

@@ -23,6 +23,7 @@ from penstock_launch.watch.figures import (
     duration,
     health_of,
     heldout_of,
+    heldout_steps_of,
     learning_of,
     number,
     sparkline,
@@ -71,7 +72,7 @@ def frame(run: str, snapshot: RunSnapshot | None, doing: str, seconds: float, sc
         lines += _sample(snapshot, width)
         lines += _services(snapshot.services)
     for line in lines:
-        line.truncate(width, overflow="crop")
+        _shorten(line, width)
     return lines[: max(1, screen.height - 1)]  # the cursor stands on the last line
 
 
@@ -80,7 +81,7 @@ def _figures(status: TrainerStatus, screen: Screen) -> list[Text]:
     if status.steps:
         lines.append(_reward(status.steps, screen))
     if status.heldout_steps is not None:
-        lines += _flow("accuracy", heldout_of(status), width)
+        lines += _flow("held-out", [*heldout_of(status), ("after", heldout_steps_of(status))], width)
     if status.steps:
         lines += _flow("update", learning_of(status), width)
     if status.first_step is not None:
@@ -155,6 +156,14 @@ def _sample(snapshot: RunSnapshot, width: int) -> list[Text]:
         _labelled("sample", Text(_cut(prompt.plain, room))),
         _labelled("  ->", Text.assemble(_cut(completion.plain, room - len(reward) - 2), "  ", (reward, "bold"))),
     ]
+
+
+def _shorten(line: Text, width: int) -> None:
+    """Cut a line that is too long in place, so that it shows that it is cut."""
+    line.rstrip()  # the room behind the last figure
+    if line.cell_len > width:
+        line.truncate(max(0, width - len(ELLIPSIS)), overflow="crop")
+        line.append(ELLIPSIS[:width])
 
 
 def _cut(text: str, width: int) -> str:

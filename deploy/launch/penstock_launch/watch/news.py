@@ -1,7 +1,8 @@
 """What is new since the last look at a run, as lines that stay: steps, evaluations, services, the phases of the end.
 
 Owns what was said already. Invariant: every step that a status still holds has one line, however rarely it is looked
-at; steps of an earlier launch have none.
+at; steps of an earlier launch have none. An evaluation has a line of its own, which names the steps before it: it ends
+during a later step, whose line is no place for it.
 """
 
 import time
@@ -11,7 +12,7 @@ from penstock.contracts.status import StepFigures, TrainerStatus
 from penstock.readable import harmless
 from penstock_launch.supervise.child import ChildState
 from penstock_launch.supervise.supervisor import ENDING
-from penstock_launch.watch.figures import FAULTS, accuracy_of, dropped_words, number
+from penstock_launch.watch.figures import FAULTS, dropped_words, heldout_words
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.step_table import StepLine, StepTable
 
@@ -34,12 +35,14 @@ class News:
         self._waiting_for: str | None = None
         self._states: dict[str, tuple[str, str]] = {}
         self._troubled: set[str] = set()
+        self._open_breakers: dict[str, set[str]] = {}
         self._next_trouble_at: dict[str, float] = {}
 
     def lines(self, snapshot: RunSnapshot, width: int) -> Iterator[str]:
         """The lines of what has changed; `width`: of a line of a step."""
         for service in snapshot.services:
             yield from self._service(service)
+            yield from self._breakers(service)
             yield from self._trouble(service)
         if snapshot.status is not None and snapshot.answers:
             yield from self._steps(snapshot.status, width)
@@ -57,6 +60,19 @@ class News:
             yield f"{service.name}: ready after {service.seconds:.0f} s{url}"
         elif service.state == ChildState.STARTING and self._starts:
             yield f"{service.name}: starting: {service.detail}"
+
+    def _breakers(self, service: ServiceView) -> Iterator[str]:
+        """Each opening and each closing, at once; those of a service that ended are forgotten."""
+        before, now = self._open_breakers.get(service.name, set()), set(service.open_breakers)
+        self._open_breakers[service.name] = now
+        for function, why in service.open_breakers.items():
+            if function not in before:
+                self._troubled.add(service.name)
+                self._next_trouble_at[service.name] = self._clock() + TROUBLE_SECONDS
+                yield f"{service.name}: the breaker of {function} opens, its groups are parked: {harmless(why)}"
+        if service.state == ChildState.READY:
+            for function in sorted(before - now):
+                yield f"{service.name}: the breaker of {function} closes"
 
     def _trouble(self, service: ServiceView) -> Iterator[str]:
         now = self._clock()
@@ -78,23 +94,15 @@ class News:
                 self._said_heldout = status.heldout_steps
         if status.step < self._said_step:  # the queue lost the end of the ledger: these steps are trained again
             self._said_step = status.step
-        new = [step for step in status.steps if step.number > self._said_step]
-        for step in new:
-            self._said_step = step.number
-            evaluated = step is new[-1] and self._is_evaluated(status)
-            accuracy = number(status.heldout_accuracy) if evaluated else ""
-            line = StepLine(step, status.total_steps, accuracy, _seconds_left(status, step))
-            yield from self._table.lines(status, line, width)
-            if evaluated and status.heldout_failed:
-                yield _evaluated(status)
+        for step in status.steps:
+            if step.number > self._said_step:
+                self._said_step = step.number
+                line = StepLine(step, status.total_steps, _seconds_left(status, step))
+                yield from self._table.lines(status, line, width)
 
     def _evaluation(self, status: TrainerStatus) -> Iterator[str]:
-        """Of an evaluation that no line of a step will show."""
-        if status.first_step is None:
-            return
-        is_alone = self._said_step == status.first_step or status.phase.startswith(ENDING)
-        if is_alone and self._is_evaluated(status):
-            yield _evaluated(status)
+        if status.first_step is not None and self._is_evaluated(status):
+            yield f"evaluation after {status.heldout_steps} steps: {heldout_words(status)}"
 
     def _is_evaluated(self, status: TrainerStatus) -> bool:
         """Whether there is an evaluation that was not said; it counts as said from now on."""
@@ -120,10 +128,6 @@ class News:
         if status.waiting_for and status.waiting_for != self._waiting_for and not self._said_step:
             yield f"trainer: waiting for {status.waiting_for}"
         self._waiting_for = status.waiting_for
-
-
-def _evaluated(status: TrainerStatus) -> str:
-    return f"evaluation after {status.heldout_steps} steps: accuracy {accuracy_of(status)}"
 
 
 def _seconds_left(status: TrainerStatus, step: StepFigures) -> float | None:

@@ -15,11 +15,10 @@ ROWS_BELOW_TITLES = 20  # so that a screen of 24 rows nearly always has titles
 
 @dataclass(frozen=True)
 class StepLine:
-    """What one line shows. accuracy: of an evaluation that ended since the line before, as text; else empty."""
+    """What one line shows."""
 
     step: StepFigures
     total_steps: int | None
-    accuracy: str
     seconds_left: float | None
 
 
@@ -40,7 +39,6 @@ def columns(status: TrainerStatus) -> list[Column]:
     return [
         Column("step", len("step /") + 2 * digits, 9, _number),
         Column("reward", 7, 9, lambda line: number(line.step.reward, 3)),
-        Column("accuracy", 8, 8, lambda line: line.accuracy),
         Column("loss", 8, 6, lambda line: loss_of(line.step)),
         Column(kl, 7, 4, lambda line: measure(line.step.kl)),
         Column("entropy", 7, 2, lambda line: number(line.step.entropy, 3)),

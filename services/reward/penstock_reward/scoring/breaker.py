@@ -88,7 +88,12 @@ class Breaker:
         self._timer: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
-        return f"{self.function} ({self._num_failures} failures in a row, last: {self._last_reason})"
+        return f"{self.function} ({self.why})"
+
+    @property
+    def why(self) -> str:
+        """Its failures, in words."""
+        return f"{self._num_failures} failures in a row, last: {self._last_reason}"
 
     @property
     def reference(self) -> AnsweredCall | None:
@@ -232,6 +237,10 @@ class Breakers:
         """The first breaker that keeps calls of these functions back."""
         return next((each for name in functions if (each := self.of(name)).state is not BreakerState.CLOSED), None)
 
+    def open_ones(self) -> dict[str, str]:
+        """By function, why its breaker is open."""
+        return {each.function: each.why for each in self._breakers.values() if each.state is not BreakerState.CLOSED}
+
     def describe(self) -> str:
         """The open breakers and why they are open, in words; empty if none is open."""
-        return "; ".join(str(each) for each in self._breakers.values() if each.state is not BreakerState.CLOSED)
+        return "; ".join(f"{function} ({why})" for function, why in self.open_ones().items())

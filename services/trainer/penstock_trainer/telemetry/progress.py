@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from penstock.durable import writing
-from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing, heldout_accuracy
+from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
 from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded
 from penstock_trainer.telemetry.records import EvalResult, StepLine
@@ -36,11 +36,12 @@ class _EvalSteps(msgspec.Struct, frozen=True):
 class EvalBrief(msgspec.Struct, frozen=True):
     """What is shown of an evaluation while the run goes on; of none, nothing is known.
 
-    steps: before it. accuracy: of the prompts with a reward; None if there are none.
+    steps: before it. accuracy, reward (the mean): of the prompts with a reward; None if there are none.
     """
 
     steps: int | None = None
     accuracy: float | None = None
+    reward: float | None = None
     num_prompts: int | None = None
     num_failed: int | None = None
 
@@ -182,7 +183,9 @@ class Progress:
 
 
 def _brief(line: dict[str, Any]) -> EvalBrief:
-    return EvalBrief(line["steps"], heldout_accuracy(line), line["num_prompts"], line["num_failed"])
+    return EvalBrief(
+        line["steps"], heldout_accuracy(line), heldout_reward(line), line["num_prompts"], line["num_failed"]
+    )
 
 
 def _non_finite_at_the_end(lines: Iterable[StepLine]) -> tuple[int, bool]:

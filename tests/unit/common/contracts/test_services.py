@@ -49,12 +49,13 @@ RECORDS = [
             ServiceKind.ROLLOUT, "r-1", "http://h:1", 7, "serving", PolicyIdentity(3, "abcdef0123456789"), "sglang 0.5"
         ),
         b'{"kind":"rollout","name":"r-1","url":"http://h:1","pid":7,"state":"serving",'
-        b'"policy":{"number":3,"digest":"abcdef0123456789"},"engine":"sglang 0.5"}',
+        b'"policy":{"number":3,"digest":"abcdef0123456789"},"engine":"sglang 0.5","open_breakers":{}}',
         ServerState.SERVING,
     ),
     (
-        ServiceRecord(ServiceKind.REWARD, "w", "http://h:2", 8, "breaker open: f"),
-        b'{"kind":"reward","name":"w","url":"http://h:2","pid":8,"state":"breaker open: f","policy":null,"engine":""}',
+        ServiceRecord(ServiceKind.REWARD, "w", "http://h:2", 8, "breaker open: f", open_breakers={"f": "3 failures"}),
+        b'{"kind":"reward","name":"w","url":"http://h:2","pid":8,"state":"breaker open: f","policy":null,"engine":"",'
+        b'"open_breakers":{"f":"3 failures"}}',
         None,
     ),
 ]

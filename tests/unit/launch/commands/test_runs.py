@@ -1,5 +1,6 @@
 """`penstock runs` and `penstock compare`, from the folders of runs."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from penstock_trainer.checkpoints.journal import Journal
 from penstock_trainer.checkpoints.settings import SettingsFiles
 from tests.unit.common.records.run_files import write_lines
 from tests.unit.common.records.test_figures import evaluation
-from tests.unit.launch.commands.folders_of_runs import make_run
+from tests.unit.launch.commands.folders_of_runs import make_run, write_log
 
 
 def cells(line: str) -> list[str]:
@@ -25,7 +26,7 @@ def cells(line: str) -> list[str]:
 def test_runs_are_listed_by_their_start_with_state_and_rewards(tmp_path: Path) -> None:
     make_run(tmp_path / "later", [0.0, 0.5, 1.0], code=130, started_at=2e9)
     make_run(tmp_path / "earlier", [0.1 * n for n in range(10)], started_at=1e9)
-    make_run(tmp_path / "failed", [], code=4)
+    write_log(make_run(tmp_path / "failed", [], code=4), "launcher", "2026-11-30T16:34:55Z [   0.0 s] run failed: new")
     (tmp_path / "notes").mkdir()
     (tmp_path / "later.targets.json").write_text("[]")
     head, *rows, note = show_runs(str(tmp_path))
@@ -48,6 +49,23 @@ def test_runs_are_listed_by_their_start_with_state_and_rewards(tmp_path: Path) -
     assert cells(rows[1])[1:6] == ["failed", "0", "-", "0.00", "0.75"]
     assert cells(rows[2])[1:4] == ["stopped", "3", "0.00 -> 1.00"]
     assert note == "1 folder is no run"
+
+
+def test_a_run_starts_when_its_first_launch_begins(tmp_path: Path) -> None:
+    """Before its first step, after it, and after a later launch."""
+    folder = make_run(tmp_path / "r", [], code=None)
+    launched = datetime(2026, 11, 30, 16, 34, 55, tzinfo=UTC)
+
+    def started() -> str:
+        return cells(show_runs(str(tmp_path))[1])[6]
+
+    assert started() == "-"
+    make_run(folder, [0.5], started_at=launched.timestamp() + 88)
+    shown = "%Y-%m-%d %H:%M"
+    assert started() == (launched + timedelta(seconds=88)).astimezone().strftime(shown)  # no launcher's log
+    write_log(folder, "launcher", "2026-11-30T16:34:55Z [   0.0 s] run r: new", "a line without a time")
+    write_log(folder, "launcher", "2026-11-30T17:02:11Z [   0.0 s] run r: continues")
+    assert started() == launched.astimezone().strftime(shown)
 
 
 @pytest.mark.parametrize("name", ["steps.jsonl", "evals.jsonl", "config.yaml"])

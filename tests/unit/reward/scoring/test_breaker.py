@@ -234,6 +234,7 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
         assert setup.open() == 1
         assert setup.open("math") is None
         assert "exact_match (" in setup.scoring.breakers.describe()
+        assert "failures in a row, last: " in setup.scoring.breakers.open_ones()["exact_match"]
         probes = len(server.rounds)
         await until(lambda: len(server.rounds) >= probes + 5)
         assert permits.num_parked >= 5
@@ -248,6 +249,7 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
     assert queue.order[3:] == sorted(queue.order[3:])
     assert setup.open() == 0
     assert setup.scoring.breakers.describe() == ""
+    assert setup.scoring.breakers.open_ones() == {}
     assert permits.num_parked == 0
 
 

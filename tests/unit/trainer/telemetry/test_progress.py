@@ -251,7 +251,8 @@ def test_status_of_a_run(tmp_path: Path) -> None:
         *("reward_mean", "reward_average", "heldout_accuracy", "staleness_max", "staleness_mean", "max_staleness"),
         *("dropped", "queue", "tokens_per_second", "gap_to_ideal", "step_seconds", "eta_seconds", "waiting_for"),
         *("fenced", "turn", "heldout_steps", "heldout_prompts", "heldout_failed"),
-        *("heldout_accuracy_start", "heldout_prompts_start", "heldout_failed_start", "first_step", "steps", "kl_of"),
+        *("heldout_accuracy_start", "heldout_prompts_start", "heldout_failed_start"),
+        *("heldout_reward", "heldout_reward_start", "heldout_steps_start", "first_step", "steps", "kl_of"),
     ]
 
 
@@ -265,14 +266,15 @@ def test_status_has_the_figures_of_the_last_steps(tmp_path: Path) -> None:
     for line in lines:
         status.progress.add_step(line)
     for steps, accuracy in ((0, 0.25), (4, 0.75), (2, 0.5)):
-        status.progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy))
+        status.progress.add_eval(replace(EVAL, steps=steps, accuracy=accuracy, reward_mean=accuracy / 2))
     found = from_body(json.dumps(to_body(status.shown()), allow_nan=False).encode(), TrainerStatus)
     first, second = found.steps
     assert (first.number, first.loss, first.failed_ratio, first.no_signal_ratio) == (1, 0.1, None, None)
     assert (second.number, second.loss, second.reward, second.is_finite) == (2, None, None, False)
     assert (second.kl, second.entropy, second.length, second.seconds) == (0.5, 1.5, 7.0, 2.0)
     assert (second.failed_ratio, second.no_signal_ratio) == (0.25, 0.5)
-    assert (found.heldout_accuracy_start, found.heldout_accuracy, found.heldout_steps) == (0.25, 0.75, 4)
+    assert (found.heldout_steps_start, found.heldout_accuracy_start, found.heldout_reward_start) == (0, 0.25, 0.125)
+    assert (found.heldout_steps, found.heldout_accuracy, found.heldout_reward) == (4, 0.75, 0.375)
 
 
 def test_a_trainer_that_was_asked_to_end_says_so(tmp_path: Path) -> None:
