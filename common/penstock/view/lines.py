@@ -32,8 +32,8 @@ class LineIndex:
     def new_lines(self, size: int | None = None) -> tuple[bool, Iterator[bytes]]:
         """Whether earlier lines no longer count, and the lines since the last call.
 
-        size: bytes of the file that count; None: all. Who does not use them up calls `forget`: each line is counted as it
-        is given.
+        size: bytes of the file that count; None: all. Who does not use them up calls `forget`: each line is counted
+        as it is given.
         """
         try:
             file = self._path.open("rb")

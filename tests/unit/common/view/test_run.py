@@ -198,9 +198,9 @@ def test_a_figure_that_a_line_lacks_is_no_point(made: Made) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     del lines[-2]["statistics"]["loss"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert made.view.curves(["statistics/loss"], 10, 0, None)["statistics/loss"].x == [0, 1, 3]
+    assert made.view.curves(["statistics/loss"], 10, 1, None)["statistics/loss"].x == [1, 2, 4]
     rows = made.view.steps(["statistics/loss"], None, 2)["rows"]
-    assert rows == [{"step": 3.0, "statistics/loss": 0.5}, {"step": 2.0, "statistics/loss": None}]
+    assert rows == [{"step": 4.0, "statistics/loss": 0.5}, {"step": 3.0, "statistics/loss": None}]
 
 
 @pytest.mark.parametrize(
