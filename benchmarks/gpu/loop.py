@@ -33,6 +33,7 @@ RUN_SECONDS = 90.0  # below this a run does not leave its warm-up behind
 STOP_SECONDS = 45.0  # to end in order
 NUM_SUMS, NUM_HELD_OUT = 2048, 100
 CPU_STEPS = 5
+CPU_ROWS, CPU_HELD_OUT = range(4 * CPU_STEPS), range(4 * CPU_STEPS, 4 * CPU_STEPS + 20)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ def tasks(options: Options, model: Path) -> Iterator[Task]:
         sizes: dict[str, Any] = {
             "actor": {"group_size": 4},
             "run": {"max_steps": CPU_STEPS},
-            "data": {"batch_size": 4, "train": {"path": written(options, "patterns", patterns())}},
+            "data": {
+                "batch_size": 4,
+                "train": {"path": written(options, "patterns", patterns(CPU_ROWS))},
+                "eval": {"path": written(options, "patterns-heldout", patterns(CPU_HELD_OUT))},
+            },
             "reward": {"functions": {"format_regex": 1.0}},
         }
         yield Task("demo", placed(options, "demo", merged(demo, sizes), model))
@@ -121,9 +126,9 @@ def written(options: Options, name: str, rows: Iterable[dict[str, Any]]) -> str:
     return str(path)
 
 
-def patterns() -> Iterator[dict[str, Any]]:
+def patterns(numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Tasks that a random model of letters solves now and then: a digit among four characters."""
-    for number in range(4 * CPU_STEPS):
+    for number in numbers:
         yield {"prompt": f"{number}+1=", "answer": "", "metadata": {"pattern": "[0-4]"}}
 
 
@@ -190,7 +195,8 @@ def read(record: Recorder, task: str, folder: Path, started_at: float) -> None:
     if (gap := timing.gap_to_ideal) is not None:
         record.figure(task, "gap to ideal", gap)
     record.figure(task, "reward, mean of the last 5 steps", progress.reward_average or 0.0)
-    evals = sorted(progress.evals(), key=lambda line: line["steps"])
+    # Without a figure, every reward of the evaluation has failed.
+    evals = [line for line in sorted(progress.evals(), key=lambda line: line["steps"]) if line["accuracy"] is not None]
     if evals:
         record.figure(task, "held-out accuracy before", evals[0]["accuracy"])
         record.figure(task, "held-out accuracy at the end", evals[-1]["accuracy"])
