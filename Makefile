@@ -81,7 +81,7 @@ test-repeat: envs $(MODEL)
 	@$(BIN)/python -m tests.repeat --runs $(or $(N),5) --load $(or $(LOAD),0) --workers $(WORKERS) \
 		$(if $(SEED),--seed $(SEED)) $(TESTS) $(ARGS)
 
-test-deploy: $(RAY)
+test-deploy: envs $(RAY) $(MODEL)
 	@$(BIN)/python -m pytest tests/deploy $(ARGS)
 
 chaos: envs
