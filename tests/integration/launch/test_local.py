@@ -207,6 +207,7 @@ def test_ctrl_c_ends_everything_in_order(setup: LaunchSetup) -> None:
 def test_cancel_ends_a_run_in_order_and_says_where_there_is_none(setup: LaunchSetup) -> None:
     process = setup.launch("--run.max_steps", "1000")
     known = all_up(setup)
+    wait_for_text(setup, "step 1/1000")
     output, _ = setup.command("cancel", "--config", "config.yaml").communicate(timeout=START_SECONDS)
     assert "run t has ended" in output
     process.communicate(timeout=START_SECONDS)
