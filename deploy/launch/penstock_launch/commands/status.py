@@ -99,7 +99,12 @@ def _without_services(config: Config, records: RunRecords, state: RunState) -> I
         return
     yield f"  {_ended(state, summary)}"
     yield from results(summary, width)
-    commands = next_commands(config, _shortest(records.folder), _with_exit(summary, state), _launched(config, records))
+    typed = _launched(config, records)
+    try:
+        launched = load_config(typed.settings) if typed else config  # --config may name a file of fewer keys
+    except ConfigError:  # of another release, or it lacks a secret: its launch would fail too
+        launched, typed = config, None
+    commands = next_commands(launched, _shortest(records.folder), _with_exit(summary, state), typed)
     if commands:
         yield from ("", "Next:", *shown_commands(commands, width))
 
