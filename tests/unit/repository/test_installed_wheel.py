@@ -90,7 +90,8 @@ def test_an_image_holds_what_its_extras_install() -> None:
     own = {project()["name"]}
     for stage in ("rollout", "agent", "reward"):
         assert closure(SITE, installs(stage, PREFIX)) == packages(stage) | own
-    assert closure(SITE, installs("trainer", PREFIX)) == packages("trainer", "lora", "tensorboard", "launch") | own
+    extras = ("trainer", "lora", "tensorboard", "view", "launch")
+    assert closure(SITE, installs("trainer", PREFIX)) == packages(*extras) | own
 
 
 def test_a_bare_install_has_the_face_for_python(containers: Containers) -> None:
