@@ -127,7 +127,8 @@ class Queue:
             if NO_CONNECTION_LEFT in str(error):
                 raise QueueError(
                     f"redis.url {self.shown_url}: all connections that the server allows are in use; expected room for "
-                    "about 5 a service; raise its maxclients, and its limit of open files (ulimit -n), which bounds it"
+                    "several of each service; raise its maxclients, and its limit of open files (ulimit -n), which "
+                    "bounds it"
                 ) from None
             raise QueueError(
                 f"redis.url {self.shown_url}: no answer within {self._timeout_seconds:g} s "

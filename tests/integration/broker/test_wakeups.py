@@ -139,6 +139,36 @@ async def test_a_server_that_is_behind_takes_no_wakeup_from_others(
     assert await queue.guard(queue.client.llen(queue.keys.wake(Stage.TICKETS))) == 1
 
 
+async def test_a_server_that_fell_behind_after_it_was_woken_wakes_another(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    behind, current = (make_worker(queue, queue_config) for _ in range(2))
+    async with waiting(queue, [behind, current]) as tasks:
+        await issue(trainer, 0)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await tasks[0]
+        await trainer.issue([], Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number))
+        assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await tasks[1]
+
+
+async def test_a_full_server_tells_one_that_is_behind_so(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    announcement = Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number)
+    await trainer.issue([make_ticket(0)], announcement)
+    behind = make_worker(queue, queue_config)
+    await behind._beat()
+    await queue.delete([queue.keys.wake(Stage.TICKETS)])
+    try:
+        await queue.client.config_set("maxmemory", "1mb")
+        async with asyncio.timeout(ANSWER_SECONDS):
+            assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
+    finally:
+        await queue.client.config_set("maxmemory", "0")
+
+
 async def test_what_a_dead_worker_held_is_found_without_a_hand_in_time(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:

@@ -31,7 +31,7 @@ local function entries_of(stage)
   return found
 end
 
--- Nobody sleeps while an entry is free: it has woken somebody, or another entry's taker does so here.
+-- Nobody sleeps while an entry is free: it has woken somebody, who takes it or wakes another here.
 local function pass_on()
   for _, stage in ipairs(stages) do
     if redis.call('LLEN', stage.wake) == 0 and has_free(stage.stream) then wake(stage.wake, 1) end
@@ -57,7 +57,10 @@ local function is_behind()
 end
 
 local function take()
-  if is_stranger or is_behind() then return false end
+  if is_stranger or is_behind() then
+    pass_on()
+    return false
+  end
   for i, stage in ipairs(stages) do
     local found = entries_of(stage)
     if #found > 0 then
