@@ -1,9 +1,12 @@
-"""The form of `--help`: paragraphs are wrapped, examples keep their lines."""
+"""The form of `--help`: paragraphs are wrapped, examples keep their lines. A mistyped command gets the nearest one."""
 
 import argparse
+import difflib
+import re
 import textwrap
-from typing import Any
+from typing import Any, NoReturn
 
+UNKNOWN_WORD = re.compile(r"invalid choice: '(?P<word>[^']*)' \(choose from (?P<choices>.*)\)$")
 SETTINGS = "--config FILE, then any keys of the configuration: --actor.group_size 8 --run.name mine ..."
 
 
@@ -12,6 +15,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _Formatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2, as argparse has it."""
+        if found := UNKNOWN_WORD.search(message):
+            choices = re.findall(r"[\w-]+", found["choices"])
+            near = difflib.get_close_matches(found["word"], choices, n=1)
+            message += f"; did you mean {near[0]!r}?" if near else ""
+        super().error(message)
 
 
 class _Formatter(argparse.HelpFormatter):

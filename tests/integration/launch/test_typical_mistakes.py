@@ -161,7 +161,7 @@ MISTAKES: dict[str, tuple[Change, str, tuple[str, ...]]] = {
         "reference",
         ("ref.path is 'runs/ref', which does not exist", "Set ref.path"),
     ),
-    "too large a model": (giant, "memory", ("are free; weights, moments and copies take", "actor.lora.rank")),
+    "too large a model": (giant, "memory", (": weights, moments and copies", "actor.lora.rank")),
     "resumed with a changed key": (
         resumed_with_another_size,
         "earlier run",

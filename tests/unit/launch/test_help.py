@@ -64,3 +64,17 @@ def test_every_command_runs_something() -> None:
 def test_words_that_a_command_does_not_have_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words.split()) == 2
     assert re.search(rf"saw '--\S+'; expected penstock {words.split()[0]} ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [(["trian"], None), (["sampels"], "samples"), (["launch", "slrum"], "slurm"), (["launch", "kubernetes"], None)],
+)
+def test_a_mistyped_command_gets_the_nearest(
+    words: list[str], near: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(words)
+    said = capsys.readouterr().err
+    assert "choose from" in said
+    assert said.rstrip().endswith(f"; did you mean {near!r}?") if near else "did you mean" not in said

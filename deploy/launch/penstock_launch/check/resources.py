@@ -48,7 +48,7 @@ def memory_lines(config: Config, environ: Mapping[str, str]) -> list[Line]:
 def memory_line(needed_bytes: int, available_bytes: int) -> Line:
     """needed_bytes: the least that a run on this CPU needs, without libraries, activations and the key-value cache."""
     needed = amount(needed_bytes)
-    seen = f"{amount(available_bytes)} are free; weights, moments and copies take {needed}, and more is needed"
+    seen = f"{amount(available_bytes)} are free; this run takes more than {needed}: weights, moments and copies"
     if available_bytes < needed_bytes:
         advice = "End other processes, take a smaller model, or set actor.lora.rank: frozen weights have no moments."
         return problem(MEMORY, seen, advice)

@@ -42,7 +42,8 @@ def compare_runs(names: Sequence[str], root: str) -> list[str]:
     if len({each["heldout_digest"] for each in figures}) > 1:
         found.append("  held-out prompts differ: their figures cannot be compared")
     if rewards := _rewards_after_steps(runs, [each["steps"] for each in figures]):
-        found += ["", "training reward, mean of the steps up to", *_indented([["step", *shown], *rewards])]
+        title = f"training reward, mean of the {REWARD_WINDOW_STEPS} steps up to each step"
+        found += ["", title, *_indented([["step", *shown], *rewards])]
     return found
 
 

@@ -200,7 +200,7 @@ def _shown(line: SampleLine) -> Shown:
         parts.append(f"advantage {line.advantage:+.3g}")
     parts.append(f"{line.num_tokens} tokens" + (", cut off by its limit" if line.truncated else ""))
     if line.version is not None:
-        parts.append(f"weights {line.version}")
+        parts.append(f"version {line.version}")
     if isinstance(line, DroppedLine):
         parts.append(f"its group was dropped: {DROPPED.get(line.dropped, line.dropped)}")
     rows = [("prompt", line.prompt), ("completion", line.completion)]
@@ -279,16 +279,17 @@ def _print(samples: Iterable[Shown], console: Console, most_lines: int | None) -
         if most_lines is not None and printed and used + len(lines) > most_lines:
             break
         for line in lines:
-            console.print(line)
+            console.print(line, soft_wrap=True)
         before, printed, used = each, printed + 1, used + len(lines)
     return printed
 
 
 def _rendered(head: str, rows: Sequence[tuple[str, str]], console: Console, most_lines: int | None) -> list[Text]:
-    """The lines of a sample, wrapped to the width of the console."""
+    """The lines of a sample, wrapped to the width of a terminal; a pipe or a file gets them whole."""
     label_width = max(len(label) for label, _ in rows) + 4
-    width = max(20, console.width - label_width)
-    lines = list(Text(harmless(head), HEAD_STYLE).wrap(console, console.width))
+    terminal = console.width if console.is_terminal else sys.maxsize
+    width = max(20, terminal - label_width)
+    lines = list(Text(harmless(head), HEAD_STYLE).wrap(console, terminal))
     for label, text in rows:
         body = text.rstrip()
         wrapped = [part for line in body.split("\n") for part in _wrapped(line, console, width)]
@@ -327,7 +328,7 @@ def _why_none(records: RunRecords, arguments: argparse.Namespace) -> str:
     if not steps:
         return f"{path} is empty"
     of = "evaluations after" if arguments.evaluation else "steps"
-    return f"no sample is as asked for: {path} has {of} {min(steps)} to {max(steps)}{' steps' * arguments.evaluation}"
+    return f"no sample matches: {path} has {of} {min(steps)} to {max(steps)}{' steps' * arguments.evaluation}"
 
 
 def _steps(records: RunRecords) -> list[int]:

@@ -150,7 +150,7 @@ def test_runs_without_a_step_and_of_one_name_are_compared(tmp_path: Path) -> Non
     found = compare_runs([str(tmp_path / "x" / "r"), str(tmp_path / "y" / "r")], str(tmp_path))
     assert str(tmp_path / "x" / "r") in found[found.index("figures") + 1]
     assert found[1] == "  none"
-    assert "training reward, mean of the steps up to" not in found
+    assert "steps up to each step" not in found
 
 
 def test_what_cannot_be_compared_is_named_with_what_is_there(tmp_path: Path) -> None:

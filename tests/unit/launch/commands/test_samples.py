@@ -72,7 +72,7 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
     text, exit_code = shown(str(folder))
     assert exit_code == 0
     assert text.splitlines()[:6] == [
-        "step 2  ticket 7.1  reward failed  (math 0, judge failed)  2 tokens  weights 3",
+        "step 2  ticket 7.1  reward failed  (math 0, judge failed)  2 tokens  version 3",
         "  prompt      2 + 2 =",
         "  completion  ?",
         "  answer      4",
@@ -80,7 +80,7 @@ def test_the_last_step_is_shown_with_all_that_is_known(folder: Path) -> None:
         "",
     ]
     assert text.splitlines()[6:8] == [
-        "step 2  ticket 7.1  reward 0  advantage +0.5  2 tokens  weights 3",
+        "step 2  ticket 7.1  reward 0  advantage +0.5  2 tokens  version 3",
         "  completion  five",
     ]
     assert "  completion  4 (+ ' ')\n" in text, "white space at the end may be why a match failed"
@@ -174,7 +174,7 @@ def test_an_evaluation_is_shown_beside_the_first_one(folder: Path) -> None:
     text, exit_code = shown(str(folder), "--evaluation", "--step", "7")
     assert (exit_code, text) == (
         1,
-        f"no sample is as asked for: {folder / 'evals.jsonl'} has evaluations after 0 to 10 steps\n",
+        f"no sample matches: {folder / 'evals.jsonl'} has evaluations after 0 to 10 steps\n",
     )
 
 
