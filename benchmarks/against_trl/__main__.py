@@ -87,13 +87,21 @@ def fastest_threading(cores: int, group_size: int, seed: int) -> dict[str, str]:
 
 
 def run_trl(level: str, steps: int, group_size: int, seed: int, threading: dict[str, str]) -> Figures:
+    result, sampler = train_trl(level, steps, group_size, seed, threading)
+    return figures_of(trl_side(result), sampler)
+
+
+def train_trl(
+    level: str, steps: int, group_size: int, seed: int, threading: dict[str, str]
+) -> tuple[dict[str, Any], CpuSampler]:
+    """What `trl_demo` writes of its run, and what the run used."""
     out = OUT / f"trl-{level}.json"
     command = [str(TRL_PYTHON), "-m", "benchmarks.against_trl.trl_demo", "--level", level, "--model", str(MODEL)]
     command += ["--train", TRAIN, "--heldout", HELDOUT, "--steps", str(steps), "--seed", str(seed)]
     command += ["--group-size", str(group_size), "--eval-every-steps", str(EVAL_EVERY_STEPS), "--out", str(out)]
     tuned = {} if level == "installed" else {**threading, **TRL_ALLOCATOR}
     sampler = run(command, {**tuned, **OFFLINE})
-    return figures_of(trl_side(json.loads(out.read_text(encoding="utf-8"))), sampler)
+    return json.loads(out.read_text(encoding="utf-8")), sampler
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

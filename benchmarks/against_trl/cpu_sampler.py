@@ -31,6 +31,11 @@ class CpuSampler:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def total(self) -> float:
+        """CPU seconds up to the last sample."""
+        return self._totals[-1] if self._totals else 0.0
+
     def between(self, started_at: float, ended_at: float) -> float:
         """CPU seconds between two Unix times, interpolated between samples."""
         return self._at(ended_at) - self._at(started_at)

@@ -2,7 +2,8 @@
 
     .venv/bin/python -m benchmarks.baselines                     everything that is missing, then the page
     .venv/bin/python -m benchmarks.baselines --task addition     only these cells
-    .venv/bin/python -m benchmarks.baselines --only ppo --lag 8  only these of the study
+    .venv/bin/python -m benchmarks.baselines --task sorting --only ppo --lag 8   only these of the study
+    .venv/bin/python -m benchmarks.baselines --only TRL          TRL's runs of addition
     .venv/bin/python -m benchmarks.baselines --draw              draw without training
     .venv/bin/python -m benchmarks.baselines --check             the same, but fails if the page has drifted
     .venv/bin/python -m benchmarks.baselines --lines /tmp/again --only ppo --seed 1   measure some cells again
@@ -17,12 +18,13 @@ import sys
 from pathlib import Path
 
 from benchmarks.baselines import measure as study
-from benchmarks.baselines.cells import LAGS, SEEDS, STUDY, Cell, grid, launched_grid
+from benchmarks.baselines import trl
+from benchmarks.baselines.cells import LAGS, SEEDS, STUDY, Cell, grid, lags_grid, launched_grid
 from benchmarks.baselines.launched import measure as launched
-from benchmarks.baselines.launched.tasks import TASKS
-from benchmarks.baselines.lines import add_line
+from benchmarks.baselines.launched.tasks import OWN_LOSS, TASKS
+from benchmarks.baselines.lines import TRL_LOSS
 from benchmarks.baselines.objectives import OBJECTIVES
-from benchmarks.baselines.page import drifted, lines_path, read_measured, write_page
+from benchmarks.baselines.page import TRL_LINES, drifted, lines_path, read_measured, write_page
 from benchmarks.baselines.sorting.model import warmed_up
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +50,14 @@ def _measure(arguments: argparse.Namespace, page: Path) -> None:
     of_study = [cell for cell in cells if cell.task == STUDY]
     if of_study:
         study.measure(of_study, warmed_up(arguments.models), lines_path(page, STUDY), _say)
+    trl.measure(
+        [cell for cell in cells if cell.objective == TRL_LOSS],
+        lines_path(page, TRL_LINES),
+        _say,
+        shared=arguments.shared,
+    )
     launched.measure(
-        [cell for cell in cells if cell.task != STUDY],
+        _launched(cells),
         arguments.runs,
         lambda task: lines_path(page, task),
         _say,
@@ -60,10 +68,10 @@ def _measure(arguments: argparse.Namespace, page: Path) -> None:
 
 def _read(arguments: argparse.Namespace, page: Path) -> None:
     """The lines of launched runs as far as they are."""
-    for cell in _chosen(arguments):
+    for cell in _launched(_chosen(arguments)):
         run = arguments.runs / launched.folder_name(cell)
-        if cell.task != STUDY and run.exists():
-            add_line(lines_path(page, cell.task), launched.line_of(cell, run, shared=arguments.shared))
+        if run.exists():
+            launched.keep_line(lines_path(page, cell.task), cell, run, shared=arguments.shared)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="draw from the raw lines, and fail on drift")
     parser.add_argument("--draw", action="store_true", help="draw from the raw lines; measure nothing")
     parser.add_argument("--task", choices=[STUDY, *TASKS], action="append", help="may be repeated")
-    parser.add_argument("--only", choices=list(OBJECTIVES), action="append", help="an objective of the study")
+    parser.add_argument(
+        "--only", choices=[OWN_LOSS, TRL_LOSS, *OBJECTIVES], action="append", help="an objective, a task's own, or TRL"
+    )
     parser.add_argument("--lag", type=int, choices=LAGS, action="append")
     parser.add_argument("--seed", type=int, choices=SEEDS, action="append")
     parser.add_argument("--lines", type=Path, help="a folder for the raw lines; the page stays as it is")
@@ -86,12 +96,16 @@ def _parser() -> argparse.ArgumentParser:
 def _chosen(arguments: argparse.Namespace) -> list[Cell]:
     return [
         cell
-        for cell in (*grid(), *launched_grid())
+        for cell in (*grid(), *launched_grid(), *trl.trl_cells(SEEDS), *lags_grid())
         if cell.task in (arguments.task or [cell.task])
         and cell.objective in (arguments.only or [cell.objective])
         and cell.lag in (arguments.lag or [cell.lag])
         and cell.seed in (arguments.seed or [cell.seed])
     ]
+
+
+def _launched(cells: list[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.task != STUDY and cell.objective != TRL_LOSS]
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,6 @@
-"""The runs that are measured: one cell of the grid each, a task, an objective, a lag and a seed.
+"""The runs that are measured: one cell of a grid each, a task, an objective, a lag and a seed.
 
-Owns both grids, and the order in which they are filled: what one seed needs comes first, so that a grid that is not
+Owns the grids, and the order in which they are filled: what one seed needs comes first, so that a grid that is not
 finished is still a comparison.
 """
 
@@ -16,6 +16,9 @@ SEEDS = (1, 2, 3, 4, 5)
 LEARNING_RATE = 1e-4
 NUM_STEPS = 60
 STUDY = "sorting"
+LAGS_TASK = "addition"
+LAGS_OBJECTIVES = ("ppo", "decoupled, approximated")
+LAGS_LAUNCHED = (0, 2, 8)
 
 
 class Cell(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,3 +50,11 @@ def launched_grid() -> Iterator[Cell]:
     for name, task in TASKS.items():
         for seed in SEEDS[: task.num_seeds]:
             yield Cell(OWN_LOSS, task.lag, seed, name)
+
+
+def lags_grid() -> Iterator[Cell]:
+    """All cells of the study's second task: two of its objectives at three bounds, by services and a language model."""
+    for seed in SEEDS:
+        for lag in LAGS_LAUNCHED:
+            for objective in LAGS_OBJECTIVES:
+                yield Cell(objective, lag, seed, LAGS_TASK)

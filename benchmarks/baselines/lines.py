@@ -6,7 +6,7 @@ Owns the files. Invariant: a line is complete or absent, and a cell has one; wha
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,8 @@ from benchmarks.baselines.cells import Cell
 from penstock.durable import write_durably
 
 SOFTWARE = ("penstock", "torch", "transformers")
+KEYS_FILE = "keys.json"
+TRL_LOSS = "TRL"  # the objective of a cell that TRL trains
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -44,7 +46,8 @@ class Line(msgspec.Struct, frozen=True):
 class LaunchedLine(msgspec.Struct, frozen=True):
     """One run of a launched task.
 
-    configuration: digest of all keys that decide what it computes. reward, effective_sample_size, behaviour_kl: of each
+    configuration: digest of all keys that decide what it computes; keys: the id of their names, of which later releases
+    have more (`read_keys`). reward, effective_sample_size, behaviour_kl: of each
     step, the last two None if they are not finite. held_out: (steps trained, accuracy) of each evaluation;
     held_out_rewards: for each reward function the mean of each evaluation. mean_lag: over all steps. tokens: sampled
     for training. cpu_seconds: of all processes of the run, its share of the engine included, start and evaluations
@@ -53,6 +56,7 @@ class LaunchedLine(msgspec.Struct, frozen=True):
 
     cell: Cell
     configuration: str
+    keys: str
     num_steps: int
     reward: tuple[float, ...]
     held_out: tuple[tuple[int, float], ...]
@@ -67,7 +71,20 @@ class LaunchedLine(msgspec.Struct, frozen=True):
     machine: str
 
 
-AnyLine = TypeVar("AnyLine", Line, LaunchedLine)
+class TrlLine(msgspec.Struct, frozen=True):
+    """One run of TRL. What has the name of a `LaunchedLine`'s field is the same; cpu_seconds: of its one process."""
+
+    cell: Cell
+    num_steps: int
+    reward: tuple[float, ...]
+    held_out: tuple[tuple[int, float], ...]
+    cpu_seconds: float
+    beside_other_work: bool
+    versions: dict[str, str]
+    machine: str
+
+
+AnyLine = TypeVar("AnyLine", Line, LaunchedLine, TrlLine)
 
 
 def read_lines(path: Path, kind: type[AnyLine]) -> dict[Cell, AnyLine]:
@@ -78,11 +95,9 @@ def read_lines(path: Path, kind: type[AnyLine]) -> dict[Cell, AnyLine]:
     return {line.cell: line for line in lines}
 
 
-def add_line(path: Path, line: Line | LaunchedLine) -> None:
+def add_line(path: Path, line: AnyLine) -> None:
     """Add a line; a run of the same cell is replaced. The file stays in the order of objectives, lags and seeds."""
-    known: Mapping[Cell, Line] | Mapping[Cell, LaunchedLine]
-    known = read_lines(path, Line) if isinstance(line, Line) else read_lines(path, LaunchedLine)
-    lines: Mapping[Cell, Line | LaunchedLine] = {**known, line.cell: line}
+    lines = {**read_lines(path, type(line)), line.cell: line}
     data = b"".join(msgspec.json.encode(lines[cell]) + b"\n" for cell in _in_order(lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, data)
@@ -90,6 +105,23 @@ def add_line(path: Path, line: Line | LaunchedLine) -> None:
 
 def _in_order(cells: Iterable[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.task, cell.objective, cell.lag, cell.seed))
+
+
+def add_keys(folder: Path, names: Iterable[str]) -> str:
+    """Keep the names of keys beside the lines of launched runs, once; returns their id."""
+    known, wanted = read_keys(folder), sorted(names)
+    found = next((name for name, kept in known.items() if kept == wanted), "")
+    if not found:
+        found = str(len(known) + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / KEYS_FILE, msgspec.json.format(msgspec.json.encode({**known, found: wanted})) + b"\n")
+    return found
+
+
+def read_keys(folder: Path) -> dict[str, list[str]]:
+    """By id: the names of all keys that decided what a run computes, when lines of launched runs were measured."""
+    path = folder / KEYS_FILE
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]]) if path.exists() else {}
 
 
 def short(values: Iterable[float]) -> tuple[float, ...]:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.baselines.cells import LAGS, STUDY, Cell, grid
-from benchmarks.baselines.figures import draw_curves, draw_learning, draw_scores
+from benchmarks.baselines.figures import draw_curves, draw_lags, draw_learning, draw_scores
 from benchmarks.baselines.launched import tables
 from benchmarks.baselines.launched.tasks import TASKS
-from benchmarks.baselines.lines import LaunchedLine, Line, read_lines
+from benchmarks.baselines.lines import LaunchedLine, Line, TrlLine, read_lines
 from benchmarks.baselines.objectives import OBJECTIVES
 from benchmarks.baselines.scores import area, final_score, interval, worst_fall
 
+TRL_LINES = "trl"  # their file
 DRAWN = re.compile(r"(<!-- drawn: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Lines = Mapping[Cell, Line]
@@ -26,10 +27,11 @@ Lines = Mapping[Cell, Line]
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was measured: the runs of the study, and those of launched tasks."""
+    """Everything that was measured: the runs of the study, those of launched tasks, and TRL's."""
 
     study: Lines = field(default_factory=dict)
     launched: Mapping[Cell, LaunchedLine] = field(default_factory=dict)
+    trl: Mapping[Cell, TrlLine] = field(default_factory=dict)
 
 
 def lines_path(page: Path, task: str) -> Path:
@@ -41,7 +43,9 @@ def read_measured(page: Path) -> Measured:
     """The raw lines of all tasks."""
     launched = [read_lines(lines_path(page, task), LaunchedLine) for task in TASKS]
     return Measured(
-        read_lines(lines_path(page, STUDY), Line), {cell: line for found in launched for cell, line in found.items()}
+        read_lines(lines_path(page, STUDY), Line),
+        {cell: line for found in launched for cell, line in found.items()},
+        read_lines(lines_path(page, TRL_LINES), TrlLine),
     )
 
 
@@ -52,6 +56,8 @@ def drawn_page(text: str, measured: Measured) -> str:
         "learning": lambda: tables.learning(launched),
         "learning-state": lambda: tables.state(launched),
         "gsm8k": lambda: tables.gsm8k(launched),
+        "trl": lambda: tables.beside_trl(launched, measured.trl),
+        "lags": lambda: tables.lags(launched),
         "state": lambda: _state(study),
         "final": lambda: _table(study, final_score),
         "area": lambda: _table(study, area),
@@ -68,7 +74,8 @@ def drawn_page(text: str, measured: Measured) -> str:
 def drawn_pictures(measured: Measured) -> dict[str, bytes]:
     """The pictures of the page by file name, as SVG."""
     return {
-        "learning.svg": draw_learning(measured.launched),
+        "learning.svg": draw_learning(measured.launched, measured.trl),
+        "lags.svg": draw_lags(measured.launched),
         "scores.svg": draw_scores(measured.study),
         "curves.svg": draw_curves(measured.study),
     }

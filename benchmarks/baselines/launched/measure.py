@@ -19,7 +19,16 @@ from typing import Any
 from benchmarks.baselines.cells import Cell
 from benchmarks.baselines.launched.bench import Bench, running_bench
 from benchmarks.baselines.launched.tasks import ROOT, configuration
-from benchmarks.baselines.lines import LaunchedLine, add_line, machine, read_lines, short, short_or_none, versions
+from benchmarks.baselines.lines import (
+    LaunchedLine,
+    add_keys,
+    add_line,
+    machine,
+    read_lines,
+    short,
+    short_or_none,
+    versions,
+)
 from penstock.config import Config
 from penstock.config.identity import digest_of, identifying_keys
 from penstock.config.shown import as_yaml, changed
@@ -72,7 +81,7 @@ async def _measure_task(
         for number, cell in enumerate(cells):
             say(f"{number + 1} of {len(cells)}: {cell}")
             run = await launch(cell, folder, bench, rows)
-            add_line(lines, line_of(cell, run, shared=shared))
+            keep_line(lines, cell, run, shared=shared)
 
 
 def _bench_name(task: str) -> str:
@@ -90,9 +99,13 @@ def _config(cell: Cell, rows: str = "", further: dict[str, str] | None = None) -
     return configuration(cell.task, cell.objective, cell.lag, cell.seed, rows, keys)
 
 
-def digest(cell: Cell) -> str:
-    """Of the configuration of a cell, wherever its rows and its engine are."""
-    return digest_of(identifying_keys(_config(cell)))
+def digest(cell: Cell, names: Sequence[str] | None = None) -> str:
+    """Of the configuration of a cell, wherever its rows and its engine are.
+
+    names: only of these keys, those of an earlier release; one that there is no more is None.
+    """
+    keys = identifying_keys(_config(cell))
+    return digest_of(keys if names is None else {name: keys.get(name) for name in names})
 
 
 async def launch(cell: Cell, folder: Path, bench: Bench, rows: str = "") -> Path:
@@ -126,7 +139,12 @@ def _begin(cell: Cell, run: Path) -> None:
     path = run.with_suffix(DIGEST)
     if not path.exists():
         path.write_text(digest(cell), encoding="ascii")
-    elif (before := path.read_text(encoding="ascii")) != digest(cell):
+    _require_begun_with(cell, run)
+
+
+def _require_begun_with(cell: Cell, run: Path) -> None:
+    path = run.with_suffix(DIGEST)
+    if (before := path.read_text(encoding="ascii")) != digest(cell):
         raise RunFailedError(
             f"{run} was begun with the configuration {before}, and that of {cell} is {digest(cell)}: expected the "
             f"same; remove {run} and {path} to begin anew, or give another folder (--runs)"
@@ -148,8 +166,14 @@ def _cpu_seconds(run: Path) -> list[float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def line_of(cell: Cell, run: Path, *, shared: bool) -> LaunchedLine:
-    """What a run's folder says, as far as it has been trained."""
+def keep_line(lines: Path, cell: Cell, run: Path, *, shared: bool) -> None:
+    """Write the line of a run as far as it has been trained; RunFailedError if it has another configuration."""
+    _require_begun_with(cell, run)
+    add_line(lines, line_of(cell, run, add_keys(lines.parent, identifying_keys(_config(cell))), shared=shared))
+
+
+def line_of(cell: Cell, run: Path, keys: str, *, shared: bool) -> LaunchedLine:
+    """What a run's folder says, as far as it has been trained. keys: the id of the names of today's keys."""
     records = RunRecords(run)
     steps = list(records.steps())
     evals = sorted(records.evaluations(), key=lambda line: int(line["steps"]))
@@ -157,6 +181,7 @@ def line_of(cell: Cell, run: Path, *, shared: bool) -> LaunchedLine:
     return LaunchedLine(
         cell=cell,
         configuration=run.with_suffix(DIGEST).read_text(encoding="ascii"),
+        keys=keys,
         num_steps=len(steps),
         reward=short(line["reward_mean"] for line in steps),
         held_out=tuple((line["steps"], float(f"{line['accuracy']:.4g}")) for line in evals),

@@ -13,7 +13,8 @@ from penstock.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 OWN_LOSS = "own"  # the section `loss` of the task's files as it is
-REASONING = "benchmarks/baselines/launched/reasoning.yaml"
+FOLDER = "benchmarks/baselines/launched"
+REASONING = f"{FOLDER}/reasoning.yaml"
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,11 @@ class Task:
     num_seeds: int = 5
 
 
-def _reasoning(name: str, max_new_tokens: int = 16) -> Task:
-    """A task of reasoning-gym; one seed, until it is known that the model learns it. Each digit is a token."""
-    keys = {"data.train.path": name, "data.eval.path": name, "sampling.max_new_tokens": str(max_new_tokens)}
-    return Task((REASONING,), keys, num_seeds=1)
-
-
 TASKS: Mapping[str, Task] = {
     "addition": Task(("examples/demo/config.yaml",), {"eval.every_steps": "5"}),
     "calculator": Task(("examples/calculator/config.yaml",), {"eval.every_steps": "4"}),
-    "family_relationships": _reasoning("family_relationships"),
-    "letter_counting": _reasoning("letter_counting"),
-    "number_format": _reasoning("number_format", 28),
+    "chain_sum": Task((REASONING, f"{FOLDER}/chain_sum.yaml")),
+    "gcd": Task((REASONING, f"{FOLDER}/gcd.yaml")),
     "gsm8k": Task(("examples/gsm8k/config.yaml", "examples/gsm8k/cpu.yaml"), num_seeds=1),
 }
 

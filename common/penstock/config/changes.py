@@ -58,10 +58,10 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "loss.kl": {_NEXT: "estimator place importance_weighted"},
     "loss.overlong": {_NEXT: "buffer_tokens penalty"},
     "sampling": {_NEXT: "temperature max_new_tokens stop"},
-    "data": {_FIXED: "batch_size system_prompt template_options"},
-    "data.train": {_FIXED: "kind path split size seed"},
+    "data": {_FIXED: "batch_size system_prompt prompt_template template_options"},
+    "data.train": {_FIXED: "kind path split size seed options"},
     "data.train.columns": {_FIXED: _COLUMNS},
-    "data.eval": {_FREE: "kind path split size seed"},
+    "data.eval": {_FREE: "kind path split size seed options"},
     "data.eval.columns": {_FREE: _COLUMNS},
     "eval": {_FREE: "every_steps temperature success", _NONE: "max_share num_shown"},
     "staleness": {

@@ -234,6 +234,11 @@ class Config(Section):
                 f"data.template_options holds {', '.join(self.data.template_options)}: the agent service renders "
                 "messages, with the defaults of the chat template; expected no options"
             )
+        if self.data.prompt_template:
+            return (
+                "data.prompt_template is set: the agent service renders messages, and an environment says what it asks "
+                "(reset); expected no template. data.system_prompt can hold an instruction"
+            )
         return ""
 
     @property

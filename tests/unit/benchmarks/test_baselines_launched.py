@@ -9,17 +9,20 @@ import pytest
 
 from benchmarks.baselines import page as pages
 from benchmarks.baselines.__main__ import PAGE
-from benchmarks.baselines.cells import Cell, launched_grid
+from benchmarks.baselines.cells import SEEDS, Cell, lags_grid, launched_grid
 from benchmarks.baselines.launched import tables
 from benchmarks.baselines.launched.measure import CPU_SECONDS, DIGEST, digest, folder_name, line_of
 from benchmarks.baselines.launched.tasks import OWN_LOSS, REASONING, TASKS, configuration
-from benchmarks.baselines.lines import LaunchedLine, add_line, read_lines
+from benchmarks.baselines.lines import LaunchedLine, TrlLine, add_keys, add_line, read_keys, read_lines
+from benchmarks.baselines.trl import NUM_STEPS, measure, trl_cells
+from penstock.config.identity import identifying_keys
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
 from penstock_trainer.data.datasets import load_rows
 from penstock_trainer.data.tokenizer import load_vocabulary
 from tests.real_model import real_model
 
 CELL = Cell(OWN_LOSS, 1, 1, "addition")
+GRID = [*launched_grid(), *lags_grid()]
 
 
 def step(number: int, **statistics: float) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_runs_folder_becomes_its_line(run: Path) -> None:
-    line = line_of(CELL, run, shared=True)
+    line = line_of(CELL, run, "1", shared=True)
     assert line.reward == (0.0, 0.1, 0.2)
     assert line.configuration == "0123456789abcdef"  # of the run, which may not be today's
     assert line.held_out == ((0, 0.25), (3, 0.75))
@@ -62,13 +65,13 @@ def test_a_runs_folder_becomes_its_line(run: Path) -> None:
 
 
 def test_a_line_survives_its_file(run: Path, tmp_path: Path) -> None:
-    line = line_of(CELL, run, shared=False)
+    line = line_of(CELL, run, "1", shared=False)
     add_line(tmp_path / "lines.jsonl", line)
     assert read_lines(tmp_path / "lines.jsonl", LaunchedLine) == {CELL: line}
 
 
 def test_a_table_says_what_was_measured_and_what_was_not(run: Path) -> None:
-    line = line_of(CELL, run, shared=True)
+    line = line_of(CELL, run, "1", shared=True)
     other = msgspec.structs.replace(line, cell=Cell(OWN_LOSS, 1, 2, "addition"), held_out=((0, 0.35), (3, 1.0)))
     rows = {row.split(" | ")[0]: row for row in tables.learning({CELL: line, other.cell: other}).splitlines()[2:]}
     assert rows["| addition"].startswith("| addition | 2 of 5 | 3 | 0.30 (0.25 to 0.35) | 0.88 (0.75 to 1.00) |")
@@ -76,12 +79,43 @@ def test_a_table_says_what_was_measured_and_what_was_not(run: Path) -> None:
     assert "2 of them beside other work" in tables.state({CELL: line, other.cell: other})
 
 
-@pytest.mark.parametrize("cell", list(launched_grid()), ids=folder_name)
-def test_each_cell_has_a_configuration_of_its_own(cell: Cell) -> None:
+def test_trl_stands_beside_the_runs_of_its_task(run: Path, tmp_path: Path) -> None:
+    line = line_of(CELL, run, "1", shared=True)
+    (cell,) = trl_cells([1])
+    trl = TrlLine(cell, 3, (0.2, 0.3, 0.4), ((0, 0.5), (2, 0.95), (3, 1.0)), 9.0, True, {"trl": "1.16.0"}, "AMD")
+    add_line(tmp_path / "trl.jsonl", trl)
+    path = tmp_path / "trl.jsonl"
+    assert measure([cell], path, print, shared=True) == 0  # nothing is trained twice
+    rows = tables.beside_trl({CELL: line}, read_lines(path, TrlLine)).splitlines()
+    assert rows[2] == "| Penstock | 1 of 5 | 0.25 | 0.75 | 0.10 | 0.10 | not by all | 12 |"
+    assert rows[3] == "| TRL, code | 1 of 5 | 0.50 | 1.00 | 0.30 | 0.30 | 2 | 9 |"
+    assert rows[-1] == "TRL's runs: trl 1.16.0."
+    assert tables.beside_trl({}, {}).count(tables.NOT_MEASURED) == 2
+
+
+def test_lags_that_were_reached_stand_beside_their_bounds(run: Path) -> None:
+    cell = Cell("ppo", 2, 1, "addition")
+    line = msgspec.structs.replace(line_of(CELL, run, "1", shared=True), cell=cell)
+    rows = [row for row in tables.lags({cell: line, CELL: line}).splitlines() if tables.NOT_MEASURED not in row]
+    assert rows[2:] == ["| ppo | 2 | 1 of 5 | 0.67 | 0.75 | 0.10 | 0.90 | 0.010 |"]
+    assert "1 of 1 |" not in tables.learning({cell: line})
+
+
+def test_trl_is_trained_as_long_as_penstock_is() -> None:
+    measured = pages.read_measured(PAGE)
+    own = [line for cell, line in measured.launched.items() if (cell.task, cell.objective) == ("addition", OWN_LOSS)]
+    assert {line.num_steps for line in own} == {NUM_STEPS}
+    assert set(measured.trl) <= set(trl_cells(SEEDS))
+
+
+@pytest.mark.parametrize("cell", GRID, ids=folder_name)
+def test_each_cell_has_its_configuration(cell: Cell) -> None:
     config = configuration(cell.task, cell.objective, cell.lag, cell.seed)
     assert (config.run.seed, config.staleness.max_staleness) == (cell.seed, cell.lag)
-    others = [digest(each) for each in launched_grid() if each != cell]
-    assert digest(cell) not in others
+
+
+def test_no_two_cells_have_the_same_configuration() -> None:
+    assert len({digest(cell) for cell in GRID}) == len(GRID)
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if REASONING in task.files])
@@ -109,8 +143,19 @@ def test_rows_of_a_folder_change_no_digest_but_the_seed_does() -> None:
     assert digest(cell) != digest(msgspec.structs.replace(cell, seed=2))
 
 
+def test_a_line_outlives_keys_that_came_later_but_no_change_of_its_own(tmp_path: Path) -> None:
+    today = sorted(identifying_keys(configuration(CELL.task, CELL.objective, CELL.lag, CELL.seed)))
+    earlier = [name for name in today if name != "data.prompt_template"]
+    assert [add_keys(tmp_path, names) for names in (earlier, today, reversed(earlier))] == ["1", "2", "1"]
+    assert read_keys(tmp_path) == {"1": earlier, "2": today}
+    assert digest(CELL, today) == digest(CELL) != digest(CELL, earlier)
+    assert digest(CELL, earlier) != digest(msgspec.structs.replace(CELL, seed=2), earlier)
+    assert digest(CELL, [*earlier, "gone"]) != digest(CELL, earlier)
+
+
 def test_each_committed_line_was_measured_with_the_configuration_of_today() -> None:
     """One of another configuration is measured again, or its task keeps its keys."""
-    launched = pages.read_measured(PAGE).launched
-    assert [str(cell) for cell, line in launched.items() if line.configuration != digest(cell)] == []
-    assert set(launched) <= set(launched_grid())
+    launched, names = pages.read_measured(PAGE).launched, read_keys(PAGE.with_suffix(""))
+    changed = [str(cell) for cell, line in launched.items() if line.configuration != digest(cell, names[line.keys])]
+    assert changed == []
+    assert set(launched) <= set(GRID)

@@ -326,6 +326,7 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "prompt_split": ("data.train.split", ""),
     "max_samples": ("data.train.size", "0 for all"),
     "input_key": ("data.train.columns.prompt", ""),
+    "input_template": ("data.prompt_template", "`{}` is `{prompt}`"),
     "label_key": ("data.train.columns.answer", ""),
     "eval_dataset": ("data.eval.path", _EVAL_KIND),
     "eval_split": ("data.eval.split", ""),

@@ -142,7 +142,7 @@ def _samples(config: Config, rows: Sequence[Row]) -> list[rewards.Sample]:
 
 def _is_plain(config: Config, rows: Sequence[Row]) -> bool:
     """Only a chat template or an environment changes a prompt; for plain text no tokenizer is loaded."""
-    changed = config.data.system_prompt or config.agent.enabled
+    changed = config.data.system_prompt or config.data.prompt_template or config.agent.enabled
     return not changed and all(isinstance(row.prompt, str) for row in rows)
 
 

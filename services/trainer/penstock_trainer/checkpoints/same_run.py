@@ -11,7 +11,7 @@ from penstock.errors import ConfigError
 from penstock_trainer.checkpoints.journal import Journal
 
 FIXED = {
-    "dataset_digest": "data.train or data.system_prompt (the prompts)",
+    "dataset_digest": "data.train, data.prompt_template or data.system_prompt (the prompts)",
     "dataset_length": "data.train (its number of rows)",
     "batch_size": "data.batch_size",
     "group_size": "actor.group_size",

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from penstock.config.training import PROMPT_PLACE
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.rows import Message, Row
 
@@ -33,14 +34,32 @@ class Tokenizer(Protocol):
 
 
 class Chat:
-    """The chat template of a model, with the run's system prompt and template options."""
+    """The chat template of a model, with the run's system prompt and template options.
 
-    def __init__(self, tokenizer: Tokenizer, system_prompt: str = "", options: Mapping[str, Any] | None = None) -> None:
+    prompt_template: of the run, around each prompt that is plain text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        system_prompt: str = "",
+        options: Mapping[str, Any] | None = None,
+        prompt_template: str = "",
+    ) -> None:
         self._tokenizer = tokenizer
         self._options = dict(options or {})
         self._source = ""
         self._opens = False
+        self._prompt_template = prompt_template
         self.system_prompt = system_prompt
+
+    def worded(self, prompt: str) -> str:
+        """A plain prompt in the run's template, if there is one.
+
+        >>> Chat(tokenizer=None, prompt_template="Q: {prompt}").worded("2 + 2?")
+        'Q: 2 + 2?'
+        """
+        return self._prompt_template.replace(PROMPT_PLACE, prompt) if self._prompt_template else prompt
 
     def require_used(self) -> None:
         """ConfigError for options if no prompt went through the template."""
@@ -52,7 +71,8 @@ class Chat:
 
     def text(self, row: Row) -> str:
         """The row's messages as text; DataError if the template cannot take them."""
-        messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+        prompt = row.prompt
+        messages = [{"role": "user", "content": self.worded(prompt)}] if isinstance(prompt, str) else list(prompt)
         if self.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
         self._read_template(row)

@@ -184,9 +184,9 @@ def _reasoning_gym_rows(section: DatasetSection, key: str) -> Iterator[Row]:
             f"{section.path} ({key}.path) is no reasoning-gym task: expected a name such as {', '.join(near)}"
         )
     try:
-        dataset = reasoning_gym.create_dataset(section.path, size=section.size, seed=section.seed)
+        dataset = reasoning_gym.create_dataset(section.path, size=section.size, seed=section.seed, **section.options)
     except (AssertionError, TypeError, ValueError) as error:
-        expected = "expected a task that needs no settings of its own"
+        expected = f"expected parameters that the task takes; correct {key}.options"
         raise DataError(f"{section.path} ({key}.path) cannot be made ({error}): {expected}") from error
     for number, entry in enumerate(dataset):
         place = f"reasoning_gym {section.path} row {number}"

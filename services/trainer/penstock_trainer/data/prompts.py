@@ -46,7 +46,7 @@ class EncodedPrompt:
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat) -> list[EncodedPrompt]:
-    """Every row through the chat template (messages, or any prompt with a system prompt) and the tokenizer.
+    """Every row through the templates (of chats: messages, or any prompt with a system prompt) and the tokenizer.
 
     Plain text gets the special tokens that the tokenizer puts before a text, a chat only those of its template. A chat
     that starts with a system message keeps it.
@@ -56,7 +56,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat) -> list[E
 
 def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
     if isinstance(row.prompt, str) and not chat.system_prompt:
-        text = row.prompt
+        text = chat.worded(row.prompt)
         token_ids = plain_token_ids(text, tokenizer)
     else:
         text = chat.text(row)

@@ -67,6 +67,7 @@ def test_a_group_of_episodes_may_be_larger_than_an_engine() -> None:
         ({"loss": {"overlong": {"buffer_tokens": 4}}}, r"agent.environment is set and loss.overlong.buffer_tokens 4"),
         ({"loss": {"aggregation": "token-sum-norm"}}, r"set loss.norm_length, for example to 4096 \("),
         ({"data": {"train": {"path": "d"}, "template_options": {"a": 1}}}, r"data.template_options holds a"),
+        ({"data": {"train": {"path": "d"}, "prompt_template": "{prompt}"}}, r"data.prompt_template is set"),
         ({"loss": {"overlong": {"buffer_tokens": 4}}, "agent": {"command": ["a"]}}, r"agent.command is set and loss"),
     ],
 )

@@ -52,6 +52,17 @@ def test_plain_text_begins_once_and_never_ends(around: str) -> None:
     assert tokens(Row("<s>ab<s>", ""), characters(around=around)).endswith("<s>ab<s>")
 
 
+def test_a_template_stands_around_plain_text_alone() -> None:
+    tokenizer = characters(CHATML, around=BEGINS)
+    rows = [Row("a{prompt}", ""), Row(USER, "")]
+    plain, chat = encode_rows(rows, tokenizer, Chat(tokenizer, prompt_template="1+1=2\n{prompt}="))
+    assert (plain.text, plain.asked) == ("1+1=2\na{prompt}=", "a{prompt}")
+    assert "".join(tokenizer.convert_ids_to_tokens(plain.token_ids)).startswith("<s>1")
+    assert chat.text == Chat(tokenizer).text(rows[1])
+    asked = Chat(tokenizer, "be good", prompt_template="Q: {prompt}").text(Row("hi", ""))
+    assert asked == Chat(tokenizer, "be good").text(Row("Q: hi", ""))
+
+
 def test_a_prompt_that_ends_a_text_is_refused() -> None:
     for around in (BEGINS, "$A </s>", "$A"):
         with pytest.raises(DataError, match=r"r line 4: the prompt ends with the model's end-of-text token"):

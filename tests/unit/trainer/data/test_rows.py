@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -180,6 +181,17 @@ def test_a_task_that_pays_for_nothing_is_refused_at_the_start() -> None:
     section = DatasetSection(kind="reasoning_gym", path="propositional_logic", size=1)
     with pytest.raises(DataError, match=r"reasoning_gym propositional_logic row 0: .*premise.*expected another task"):
         require_rewards(load_rows(section), {"exact_match": 1.0})
+
+
+def test_a_task_takes_its_parameters_and_names_those_that_it_lacks() -> None:
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    section = DatasetSection(kind="reasoning_gym", path="chain_sum", size=20, options=options)
+    rows = load_rows(section)
+    assert all(re.search(r": \d [+-] \d =$", str(row.prompt)) for row in rows)
+    with pytest.raises(DataError, match=r"chain_sum \(data\.eval\.path\).*'terms'.*correct data\.eval\.options"):
+        load_rows(section.model_copy(update={"options": {"terms": 2}}), "data.eval")
+    with pytest.raises(DataError, match=r"max_terms must be >= min_terms.*correct data\.train\.options"):
+        load_rows(section.model_copy(update={"options": {"min_terms": 9}}))
 
 
 def test_a_row_without_a_reward_needs_a_function_with_a_weight() -> None:
