@@ -28,6 +28,7 @@ from penstock_rollout.weights.parent_stream import Pace, ParentError, ParentStre
 JUDGE_SECONDS = 1.0  # of reading, before a parent can be slow
 SLOW_FACTOR = 4.0
 BETTER_FACTOR = 2.0
+LEAST_SECONDS = 0.1  # of a socket's patience
 LAST_ATTEMPTS = 3
 AGAIN_SECONDS = 0.5  # before the trainer is asked again
 
@@ -54,7 +55,7 @@ class Fetch:
         """`begin`: makes the place of the version, once its list is known. `received`: gets the bytes of each chunk,
         and whether the last parent sent them. `seconds`: after which it has failed."""
         self.left: list[LeftParent] = []
-        self.stop = threading.Event()
+        self._stop = threading.Event()
         self._digest = digest
         self._parents = parents
         self._token = token
@@ -68,6 +69,13 @@ class Fetch:
         self._own_link_is_slow = False
         self.held: HeldVersion | None = None
         self._chunks: ChunkList | None = None
+        self._stream: ParentStream | None = None
+
+    def end(self) -> None:
+        """Let `run` fail soon. From another thread."""
+        self._stop.set()
+        if self._stream is not None:
+            self._stream.end()
 
     def run(self) -> HeldVersion:
         """The complete version. WeightsError: no parent sent it, or there is no room. TimeoutError: too late."""
@@ -81,9 +89,11 @@ class Fetch:
 
     def _run(self) -> HeldVersion:
         for parent in self._attempts():
-            stream = ParentStream(parent, self._token, self._judge, is_last=parent is self._parents[-1])
+            is_last = parent is self._parents[-1]
+            seconds = max(self._deadline - time.monotonic(), LEAST_SECONDS)
+            self._stream = stream = ParentStream(parent, self._token, self._judge, is_last=is_last, seconds=seconds)
             try:
-                self._take(stream, is_last=parent is self._parents[-1])
+                self._take(stream, is_last=is_last)
             except ParentError as error:
                 self.left.append(LeftParent(parent.name, error.reason, str(error)))
             else:
@@ -96,7 +106,7 @@ class Fetch:
     def _attempts(self) -> Iterator[Parent]:
         yield from self._parents
         for _ in range(LAST_ATTEMPTS - 1):
-            self.stop.wait(AGAIN_SECONDS)
+            self._stop.wait(AGAIN_SECONDS)
             self._check_time()
             yield self._parents[-1]
 
@@ -135,7 +145,7 @@ class Fetch:
             self.left = [each for each in self.left if each.reason != "slow"]
 
     def _check_time(self) -> None:
-        if self.stop.is_set() or time.monotonic() > self._deadline:
+        if self._stop.is_set() or time.monotonic() > self._deadline:
             raise _TooLateError
 
 

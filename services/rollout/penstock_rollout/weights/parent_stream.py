@@ -4,12 +4,13 @@ Owns the connection, and the judgement whether its parent is gone, slow or wrong
 chunks itself is never judged slow: what counts is the time in which it had the chunk that was read.
 """
 
+import contextlib
 import http.client
 import json
 import math
+import socket
 import time
 from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -64,13 +65,15 @@ class Pace:
 class ParentStream:
     """The chunks of one version from one parent. Blocks: for a thread of its own."""
 
-    def __init__(self, parent: Parent, token: SecretStr | None, judge: Judge, *, is_last: bool) -> None:
+    def __init__(self, parent: Parent, token: SecretStr | None, judge: Judge, *, is_last: bool, seconds: float) -> None:
+        """`is_last`: there is no other parent. `seconds`: the longest silence if the time of all is up then."""
         self.pace = Pace()
         self._parent = parent
         self._headers = {**auth_headers(token), "Content-Type": "application/json"}
         self._judge = judge
         self._is_last = is_last
-        self._silent_seconds = LAST_SILENT_SECONDS if is_last else SILENT_SECONDS
+        self._silent_seconds = min(LAST_SILENT_SECONDS if is_last else SILENT_SECONDS, seconds)
+        self._connection: http.client.HTTPConnection | None = None
         self._parent_rate = 0.0
         self._has_more = False
 
@@ -83,7 +86,8 @@ class ParentStream:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         host = parts.hostname or ""
         try:
-            with closing(kind(host, parts.port, timeout=self._silent_seconds)) as connection:
+            with contextlib.closing(kind(host, parts.port, timeout=self._silent_seconds)) as connection:
+                self._connection = connection
                 request = RelayRequest(digest, start, known is None)
                 body = json.dumps(msgspec.to_builtins(request))
                 connection.request("POST", PATH, body, self._headers)
@@ -95,6 +99,13 @@ class ParentStream:
                 yield from self._read_chunks(response, chunks, start)
         except (http.client.HTTPException, OSError, EOFError) as error:
             raise ParentError("gone", transport_fault(error)) from error
+
+    def end(self) -> None:
+        """Let a read that waits fail. From another thread."""
+        sock = None if self._connection is None else self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _read_list(self, response: http.client.HTTPResponse, digest: str) -> ChunkList:
         num_bytes = int(response.headers.get(LIST_BYTES_HEADER, "0"))

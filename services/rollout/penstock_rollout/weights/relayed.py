@@ -53,6 +53,7 @@ class RelayedVersions:
         self._folder: LocalFolder | None = None
         self._versions: dict[str, HeldVersion] = {}
         self._loaded = ""
+        self._num_begun = 0
 
     async def bring(
         self, wanted: Announcement, parents: tuple[Parent, ...], seconds: float
@@ -69,7 +70,7 @@ class RelayedVersions:
             )
         if (held := self._versions.get(wanted.chunks)) is not None and held.is_complete:
             return held.folder, ()
-        await asyncio.to_thread(self._keep, {self._loaded})
+        await self._keep({self._loaded})
         fetch = Fetch(
             wanted.chunks,
             parents or await self._serving(wanted.identity),
@@ -81,7 +82,7 @@ class RelayedVersions:
         try:
             held = await _in_thread(fetch)
         except BaseException:
-            self._keep({self._loaded})  # those who wait for more of it ask their next parents
+            await self._keep({self._loaded})  # those who wait for more of it ask their next parents
             raise
         finally:
             for each in fetch.left:
@@ -94,13 +95,13 @@ class RelayedVersions:
         self._loaded = wanted.chunks
 
     async def forget(self) -> None:
-        """Remove every version: what is here is doubted."""
+        """Remove every version: what is here is doubted. None is passed on, or found here, from this call on."""
         self._loaded = ""
-        await asyncio.to_thread(self._keep, set[str]())
+        await self._keep(set())
 
     def close(self) -> None:
         """Remove everything."""
-        self._keep(set())
+        self._take_out(set())
         if self._folder is not None:
             self._folder.release()
             self._folder = None
@@ -119,8 +120,9 @@ class RelayedVersions:
         """The place of a version that arrives. In a thread."""
         if self._folder is None:
             self._folder = self._claim(COPIES * chunks.num_bytes)
-            self._keep(set())
-        folder = self._folder.path / f"{wanted.identity.number:08d}.{wanted.lease}-{wanted.chunks}"
+            _remove([path for path in self._folder.path.iterdir() if path.is_dir()])  # of a life that was killed
+        self._num_begun += 1
+        folder = self._folder.path / f"{wanted.identity.number:08d}.{wanted.lease}-{self._num_begun}"
         try:
             folder.mkdir()
             held = HeldVersion(folder, chunks, complete=False)
@@ -130,15 +132,21 @@ class RelayedVersions:
         self.relay.hold(held)
         return held
 
-    def _keep(self, digests: set[str]) -> None:
-        """Remove all versions but these, and the folders that a killed life has left. In a thread."""
+    async def _keep(self, digests: set[str]) -> None:
+        """Remove all versions but these."""
+        await asyncio.to_thread(_remove, self._take_out(digests))
+
+    def _take_out(self, digests: set[str]) -> list[Path]:
+        """Pass on no version but these; the folders of the others."""
         self.relay.drop_all_but(digests)
+        gone = [held.folder for digest, held in self._versions.items() if digest not in digests]
         self._versions = {digest: held for digest, held in self._versions.items() if digest in digests}
-        if self._folder is not None:
-            kept = {held.folder for held in self._versions.values()}
-            for path in self._folder.path.iterdir():
-                if path.is_dir() and path not in kept:
-                    shutil.rmtree(path)
+        return gone
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 async def _in_thread(fetch: Fetch) -> HeldVersion:
@@ -147,6 +155,6 @@ async def _in_thread(fetch: Fetch) -> HeldVersion:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        fetch.stop.set()
+        fetch.end()
         await asyncio.wait({running})
         raise

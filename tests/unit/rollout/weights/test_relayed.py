@@ -221,17 +221,21 @@ async def test_without_room_the_error_names_the_key_and_blames_no_parent(
         fill(disk)
 
 
-async def test_a_cancelled_fetch_ends_before_its_files_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [crawls, falls_silent])
+async def test_a_cancelled_fetch_ends_at_once_and_before_its_files_go(
+    tmp_path: Path, fault: Callable[[bytes], AsyncIterator[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parent_stream, "LAST_SILENT_SECONDS", 3600.0)
     got = receiver(tmp_path)
-    relay, wanted = holding(FaultyRelay(5, crawls), tmp_path / "trainer")
+    relay, wanted = holding(FaultyRelay(5, fault), tmp_path / "trainer")
     async with sending("trainer-1", relay) as source:
-        bringing = asyncio.create_task(got.versions.bring(wanted, (source.parent,), ANSWER_SECONDS))
+        bringing = asyncio.create_task(got.versions.bring(wanted, (source.parent,), 3600))
         async with asyncio.timeout(ANSWER_SECONDS):
             while not got.folders():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        bringing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await bringing
+            bringing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await bringing
     assert got.folders() == []
 
 
