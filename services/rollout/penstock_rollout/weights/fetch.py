@@ -55,6 +55,8 @@ class Fetch:
         """`begin`: makes the place of the version, once its list is known. `received`: gets the bytes of each chunk,
         and whether the last parent sent them. `seconds`: after which it has failed."""
         self.left: list[LeftParent] = []
+        self.sender = ""
+        """The parent that sent last."""
         self._stop = threading.Event()
         self._digest = digest
         self._parents = parents
@@ -64,7 +66,7 @@ class Fetch:
         self._deadline = time.monotonic() + seconds
         self._seconds = seconds
         self._begun = time.monotonic()
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._slow_rate = 0.0
         self._own_link_is_slow = False
         self.held: HeldVersion | None = None
@@ -84,11 +86,12 @@ class Fetch:
         except _TooLateError:
             raise TimeoutError(
                 f"the version was not received within weights.push_timeout_seconds = {self._seconds:g}: "
-                f"{self._num_bytes} bytes of it had come"
+                f"{self.num_bytes} bytes of it had come"
             ) from None
 
     def _run(self) -> HeldVersion:
         for parent in self._attempts():
+            self.sender = parent.name
             is_last = parent is self._parents[-1]
             seconds = max(self._deadline - time.monotonic(), LEAST_SECONDS)
             self._stream = stream = ParentStream(parent, self._token, self._judge, is_last=is_last, seconds=seconds)
@@ -117,10 +120,10 @@ class Fetch:
                 if self.held is None:
                     self._chunks, self.held = chunks, self._begin(chunks)
                 self._write(self.held, number, data)
-                self._num_bytes += len(data)
+                self.num_bytes += len(data)
                 self._received(len(data), is_last)
                 elapsed = time.monotonic() - self._begun
-                self.held.arrived(number + 1, self._num_bytes / elapsed if elapsed else 0.0)
+                self.held.arrived(number + 1, self.num_bytes / elapsed if elapsed else 0.0)
 
     def _write(self, held: HeldVersion, number: int, data: memoryview) -> None:
         try:

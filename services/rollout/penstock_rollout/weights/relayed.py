@@ -88,6 +88,7 @@ class RelayedVersions:
             for each in fetch.left:
                 self._metrics.parent_left(each.reason)
                 log.warning("left %s, which is %s: %s", each.name, each.reason, each.detail)
+        log.info("received %s from %s", wanted.identity, fetch.sender, extra={"num_bytes": fetch.num_bytes})
         return held.folder, tuple(fetch.left)
 
     def loaded(self, wanted: Announcement) -> None:
