@@ -84,7 +84,8 @@ class TrainerQueue:
     ) -> None:
         """Issue tickets; if a version is given, announce it and forget the tickets that it includes. One script."""
         keys = self._keys
-        announced: dict[str, str | int | bytes] = dict.fromkeys(("number", "digest", "path", "lease", "canary"), "")
+        names = ("number", "digest", "path", "lease", "canary", "chunks")
+        announced: dict[str, str | int | bytes] = dict.fromkeys(names, "")
         if announcement is not None:
             announced = announced_fields(announcement)
         async with self._issuing:

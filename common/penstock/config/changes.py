@@ -86,8 +86,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "trainer": {_FREE: "num_ranks device", _NONE: f"{_SERVICE} standby gpus take_turns"},
     "weights": {
         _FREE: "rounding pause_mode",
-        _NONE: "transport bucket_bytes rendezvous_port folder full_every local_folder drain_seconds canary_tokens "
-        "canary_tolerance checksums push_timeout_seconds",
+        _NONE: "transport bucket_bytes rendezvous_port folder full_every relay_fan_out local_folder drain_seconds "
+        "canary_tokens canary_tolerance checksums push_timeout_seconds",
     },
     "checkpoint": {_NONE: "every_steps keep keep_step_bytes"},
     "redis": _NONE,

@@ -217,9 +217,12 @@ class WeightsSection(Section):
     full_every: Annotated[int, Field(ge=0)] = 0
     """disk: push only what changed since the version before, and the full weights every this many versions, for servers
     that join; pays if the folder is slow (docs/weights.md). 0: always the full weights."""
+    relay_fan_out: Annotated[int, Field(ge=0, le=64)] = 0
+    """disk: servers pass a version on over HTTP, each to at most this many others, and the trainer to as many, so that
+    they share no folder; 2 is best for many servers (docs/weights.md). 0: each server reads `folder`."""
     local_folder: str = ""
-    """With full_every: folder in which the trainer and each rollout service keep a full copy of the last version, on
-    their own host; empty: a memory-backed folder if there is room, else the host's temporary one."""
+    """With full_every or relay_fan_out: folder in which the trainer (full_every) and each rollout service keep the
+    last versions, on their own host; empty: a memory-backed folder if there is room, else the host's temporary one."""
     rounding: Literal["auto", "dithered", "nearest"] = "auto"
     """How float32 becomes bfloat16. dithered: a fixed offset before truncation, which shows updates that nearest hides;
     nearest: as a trainer that computes in bfloat16 rounds; auto: the one that fits actor.dtype."""
@@ -246,6 +249,20 @@ class WeightsSection(Section):
         if value == 1:
             raise ValueError("expected 0 for none, or at least 2: the first token has no log-probability")
         return value
+
+    @model_validator(mode="after")
+    def _relays_full_files(self) -> "WeightsSection":
+        if self.relay_fan_out and self.transport != "disk":
+            raise ValueError(
+                f"relay_fan_out {self.relay_fan_out} with transport {self.transport}: expected transport disk, the "
+                "only one that servers pass on, or relay_fan_out 0"
+            )
+        if self.relay_fan_out and self.full_every:
+            raise ValueError(
+                f"relay_fan_out {self.relay_fan_out} with full_every {self.full_every}: expected one of them; servers "
+                "pass full versions on, and deltas are read from a shared folder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _deltas_are_files(self) -> "WeightsSection":

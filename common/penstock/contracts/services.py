@@ -3,12 +3,13 @@
 Owns these forms. Invariant: the program names a pushed version by its `PolicyIdentity`; only this module spells it
 otherwise:
 
-    Redis, `policy`            number, digest, path, lease, canary                   announced_fields, read_announced
-    PUT /v1/weights/{number}   digest, path, lease, source, canary                   push_body, read_push
+    Redis, `policy`            number, digest, path, lease, canary, chunks           announced_fields, read_announced
+    PUT /v1/weights/{number}   digest, path, lease, source, canary, chunks           push_body, read_push
     POST /v1/snapshot answers  policy_version, checksum, path, lease, canary         snapshot_body, read_snapshot
     a rollout server answers   policy_version, checksum, paused_seconds, state, ...  ServedWeights
     the trainer answers        policy_version, checksum                              version_body
     POST /v1/sleep             lease, number                                         Turn
+    POST /v1/weights/doubt     lease, why                                            Doubt
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import msgspec
 
 from penstock.contracts import Contract, PolicyIdentity, ServerState, ServiceKind, from_body, to_body
 from penstock.contracts.canary import Canary
-from penstock.contracts.weight_sources import DiskSource, Number, Source, read_body
+from penstock.contracts.weight_sources import DiskSource, LeftParent, Number, Source, read_body
 
 
 class ServiceRecord(Contract, frozen=True):
@@ -50,7 +51,7 @@ class Announcement(Contract, frozen=True):
     """The version that generates all new work.
 
     `path` holds its staged weights; `canary`: the log-probabilities that a server must reproduce after it loads them;
-    None: no check.
+    None: no check. `chunks`: the digest of its list of chunks; empty if servers do not relay it.
 
     >>> announcement = Announcement(PolicyIdentity(3, "9f86d081884c7d65"), "/dev/shm/penstock/demo/3.1", lease=1)
     >>> print(announcement.identity)
@@ -66,6 +67,7 @@ class Announcement(Contract, frozen=True):
     path: str
     lease: int
     canary: Canary | None = None
+    chunks: str = ""
 
 
 def announced_fields(announcement: Announcement) -> dict[str, str | int | bytes]:
@@ -76,6 +78,7 @@ def announced_fields(announcement: Announcement) -> dict[str, str | int | bytes]
         "path": announcement.path,
         "lease": announcement.lease,
         "canary": msgspec.json.encode(announcement.canary),
+        "chunks": announcement.chunks,
     }
 
 
@@ -86,6 +89,7 @@ def read_announced(fields: Mapping[bytes, bytes]) -> Announcement:
         fields[b"path"].decode(),
         int(fields[b"lease"]),
         msgspec.json.decode(fields.get(b"canary", b"null"), type=Canary | None),
+        fields.get(b"chunks", b"").decode(),
     )
 
 
@@ -95,19 +99,23 @@ class _Push(Contract, frozen=True):
     lease: Number
     source: Source = DiskSource()
     canary: Canary | None = None
+    chunks: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | msgspec.UnsetType = msgspec.UNSET
 
 
 def push_body(announcement: Announcement, source: Source) -> dict[str, Any]:
     """The body of a push: the version without its number, which is in the path, and the source of its bytes."""
     digest = announcement.identity.digest
-    push = _Push(digest, announcement.path, announcement.lease, source, announcement.canary)
+    chunks = announcement.chunks or msgspec.UNSET
+    push = _Push(digest, announcement.path, announcement.lease, source, announcement.canary, chunks)
     return to_body(push)
 
 
 def read_push(number: int, body: dict[str, Any]) -> tuple[Announcement, Source]:
     """The inverse; WeightsError names the first field that does not fit this release."""
     push: _Push = read_body(body, _Push, "body of a push")
-    return Announcement(PolicyIdentity(number, push.digest), push.path, push.lease, push.canary), push.source
+    identity = PolicyIdentity(number, push.digest)
+    chunks = "" if push.chunks is msgspec.UNSET else push.chunks
+    return Announcement(identity, push.path, push.lease, push.canary, chunks), push.source
 
 
 def version_body(identity: PolicyIdentity | None) -> dict[str, Any]:
@@ -153,10 +161,24 @@ def read_turn(body: dict[str, Any]) -> Turn:
     return turn
 
 
-class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
+class Doubt(Contract, frozen=True):
+    """Others received wrong bytes from this server: it has to load its weights anew. lease: the trainer's."""
+
+    lease: Number
+    why: Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+def read_doubt(body: dict[str, Any]) -> Doubt:
+    """The body of a doubt; WeightsError if it is not one."""
+    doubt: Doubt = read_body(body, Doubt, "doubt about weights")
+    return doubt
+
+
+class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
     """The version that a rollout server serves, the time that generation was paused for it, and the engine.
 
-    policy_version and checksum are None before any push; engine_starts counts the engine's starts.
+    policy_version and checksum are None before any push; engine_starts counts the engine's starts. left: in the answer
+    to a push, the parents that did not send the version as they should.
     """
 
     policy_version: int | None
@@ -167,6 +189,7 @@ class ServedWeights(Contract, frozen=True, forbid_unknown_fields=False):
     engine_starts: int
     engine_device: str
     engine_num_ranks: int
+    left: tuple[LeftParent, ...] = ()
 
     @property
     def identity(self) -> PolicyIdentity | None:

@@ -66,7 +66,43 @@ class TensorSource(Contract, frozen=True, tag_field="transport", tag="tensor"):
     buckets: tuple[SharedBucket, ...]
 
 
-Source = DiskSource | CollectiveSource | TensorSource
+class Parent(Contract, frozen=True):
+    """A service that sends the chunks of a version to others: a rollout server, or the trainer."""
+
+    name: Text
+    url: Annotated[str, msgspec.Meta(max_length=2048, pattern=r"^https?://[^\x00-\x20\x7f]+\Z")]
+
+
+class RelaySource(Contract, frozen=True, tag_field="transport", tag="relay"):
+    """Chunks of the version's files, from the first parent that sends them; the last one is the trainer."""
+
+    parents: Annotated[tuple[Parent, ...], msgspec.Meta(min_length=1, max_length=2**16)]
+
+
+LeftFor = Literal["gone", "slow", "wrong"]
+"""Why a server left a parent: it sent nothing, less than it could, or other bytes than the announced ones."""
+
+
+class LeftParent(Contract, frozen=True):
+    """A parent that a server has left for its next one. detail: what was seen."""
+
+    name: str
+    reason: LeftFor
+    detail: str
+
+
+class RelayRequest(Contract, frozen=True):
+    """Send the chunks of the version whose list has the digest `chunks`, from number `start` on.
+
+    with_list: send the list first.
+    """
+
+    chunks: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    start: Number
+    with_list: bool
+
+
+Source = DiskSource | CollectiveSource | TensorSource | RelaySource
 
 
 class GroupRequest(Contract, frozen=True):
@@ -83,6 +119,12 @@ class GroupRequest(Contract, frozen=True):
 def read_group_request(body: dict[str, Any]) -> GroupRequest:
     """The body of a request to join a group; WeightsError if it is not one."""
     request: GroupRequest = read_body(body, GroupRequest, "request to join a group")
+    return request
+
+
+def read_relay_request(body: dict[str, Any]) -> RelayRequest:
+    """The body of a request for chunks; WeightsError if it is not one."""
+    request: RelayRequest = read_body(body, RelayRequest, "request for chunks")
     return request
 
 

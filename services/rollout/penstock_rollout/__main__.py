@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn
 
-from penstock.broker import Worker, connect
+from penstock.broker import Queue, Worker, connect
 from penstock.broker.queue import BEATS_PER_TTL
 from penstock.config import Config
 from penstock.contracts import ServiceKind
@@ -33,7 +33,8 @@ from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.local_copy import LocalCopy
-from penstock_rollout.weights.snapshots import Snapshots
+from penstock_rollout.weights.relayed import RelayedVersions
+from penstock_rollout.weights.snapshots import Snapshots, as_relayed
 from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
@@ -76,8 +77,9 @@ async def start(config: Config) -> None:
     engine = Engine(server, client, start_attempts=section.engine.start_attempts, gate=gate)
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
-    weights = WeightUpdater(engine, config.weights, metrics, copy)
-    files_of = Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
+    relayed = _relayed(config, queue, metrics, worker.name) if config.weights.relay_fan_out else None
+    weights = WeightUpdater(engine, config.weights, metrics, copy, relayed)
+    files_of = as_relayed if relayed else Snapshots(queue, config.token, config.weights.push_timeout_seconds).files_of
     generator = Generator(engine, weights, metrics)
     producer = Producer(worker, queue.announced, engine, weights, generator, files_of, metrics, config, worker.name)
     calls = Calls(generator, weights, metrics, admission_of(config, served))
@@ -114,8 +116,8 @@ async def start(config: Config) -> None:
         await queue.unregister(worker.name)
     finally:
         await engine.close()
-        if copy is not None:
-            await asyncio.to_thread(copy.close)
+        for close in (each.close for each in (copy, relayed) if each is not None):
+            await asyncio.to_thread(close)
         await queue.close()
 
 
@@ -130,8 +132,18 @@ def _server(config: Config, name: str) -> EngineServer:
 
 
 def _local_copy(config: Config) -> LocalCopy:
+    return LocalCopy(lambda needed_bytes: _local_folder(config, needed_bytes))
+
+
+def _relayed(config: Config, queue: Queue, metrics: RolloutMetrics, name: str) -> RelayedVersions:
+    return RelayedVersions(
+        lambda needed_bytes: _local_folder(config, needed_bytes), queue.services, config.token, metrics, name
+    )
+
+
+def _local_folder(config: Config, needed_bytes: int) -> LocalFolder:
     name = f"{name_of_run(config.run.name, Path(config.run.root) / config.run.name)}-rollout"
-    return LocalCopy(lambda needed_bytes: LocalFolder(name, needed_bytes, config.weights.local_folder))
+    return LocalFolder(name, needed_bytes, config.weights.local_folder)
 
 
 async def announce(

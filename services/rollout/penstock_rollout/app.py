@@ -10,21 +10,23 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathParameter
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from penstock.contracts import MalformedMessageError, from_body, to_body
 from penstock.contracts.generation import GenerateRequest
-from penstock.contracts.services import ServedWeights, read_push, read_turn, version_body
+from penstock.contracts.services import ServedWeights, read_doubt, read_push, read_turn, version_body
 from penstock.contracts.weight_sources import MAX_NUMBER, read_group_request
 from penstock.errors import WeightsConflictError
 from penstock.runtime.bodies import CLIENT_GONE
 from penstock.runtime.connections import client_gone
 from penstock.runtime.error_answers import error_response
 from penstock.runtime.http import make_app
+from penstock.runtime.relay_route import add_relay
 from penstock_rollout.calls import Calls
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.weights.loaders import make_loader
+from penstock_rollout.weights.loaders import RelayLoader, make_loader
 from penstock_rollout.weights.turns import Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
@@ -60,12 +62,23 @@ def make_rollout_app(
         version: Annotated[int, PathParameter(ge=0, le=MAX_NUMBER)], push: dict[str, Any]
     ) -> dict[str, Any]:
         wanted, source = read_push(version, push)
-        await weights.update(wanted, make_loader(source, engine, weights.copy))
-        return to_body(served(engine, weights))
+        loader = make_loader(source, engine, weights.copy, weights.relayed)
+        await weights.update(wanted, loader)
+        left = loader.left if isinstance(loader, RelayLoader) else ()
+        return to_body(replace(served(engine, weights), left=left))
 
     @app.post("/v1/weights/group")
     async def join_group(request: dict[str, Any]) -> dict[str, Any]:
         await weights.join_group(read_group_request(request))
+        return to_body(served(engine, weights))
+
+    if weights.relayed is not None:
+        add_relay(app, weights.relayed.relay)
+
+    @app.post("/v1/weights/doubt")
+    async def doubt(request: dict[str, Any]) -> dict[str, Any]:
+        seen = read_doubt(request)
+        await weights.doubt(seen.lease, seen.why)
         return to_body(served(engine, weights))
 
     _add_pauses(app, engine, weights, turns)

@@ -8,12 +8,14 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
+from penstock.contracts.weight_sources import LeftFor
 from penstock.errors import WeightsError, WeightsMismatchError
 from penstock.runtime.metrics import SecondsCounter
 
 GROUP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 UPDATE_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 GroupOutcome = Literal["published", "late", "aborted", "engine_died", "rejected", "failed", "malformed", "returned"]
+SENDERS = ("server", "trainer")
 FailedUpdate = Literal["files", "engine", "late", "mismatch"]
 
 
@@ -102,6 +104,25 @@ class RolloutMetrics:
             registry=registry,
             clock=clock,
         )
+        self._received = Counter(
+            "penstock_rollout_relay_received_bytes",
+            "Bytes of weights that came by a relay tree, by who sent them.",
+            ["sender"],
+            registry=registry,
+        )
+        for sender in SENDERS:
+            self._received.labels(sender)
+        self._sent = Counter(
+            "penstock_rollout_relay_sent_bytes", "Bytes of weights sent on to other servers.", registry=registry
+        )
+        self._left = Counter(
+            "penstock_rollout_relay_parents_left",
+            "Parents that were left for the next one while they sent weights, by what they were.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in get_args(LeftFor):
+            self._left.labels(reason)
         self._restarts = Counter("penstock_rollout_engine_restarts", "Engines started anew.", registry=registry)
 
     @contextmanager
@@ -154,6 +175,15 @@ class RolloutMetrics:
 
     def weights_lost(self) -> None:
         self._version.set(-1)
+
+    def relay_received(self, num_bytes: int, from_trainer: bool) -> None:
+        self._received.labels(SENDERS[from_trainer]).inc(num_bytes)
+
+    def relay_sent(self, num_bytes: int) -> None:
+        self._sent.inc(num_bytes)
+
+    def parent_left(self, reason: LeftFor) -> None:
+        self._left.labels(reason).inc()
 
     def engine_restarted(self) -> None:
         self._restarts.inc()

@@ -17,12 +17,15 @@ from penstock.broker.lease import Lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling, ServiceKind
+from penstock.contracts.weight_sources import Parent
 from penstock.records import RunRecords
 from penstock.records.files import FINAL_MODEL
+from penstock.runtime.relay_route import add_relay
 from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
 from penstock.view.app import add_page
 from penstock.view.runs import Runs
+from penstock.weights.relay import Relay
 from penstock_trainer.app import trainer_app
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History
@@ -60,6 +63,8 @@ from penstock_trainer.watchdog import Watchdog
 from penstock_trainer.weight_sync.canary import CanaryMaker
 from penstock_trainer.weight_sync.choose import make_transport
 from penstock_trainer.weight_sync.publisher import Publisher
+from penstock_trainer.weight_sync.relay import RelayTransport
+from penstock_trainer.weight_sync.relay_tree import RelayTree
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
 from penstock_trainer.weight_sync.turns import Holder, Turns
@@ -128,6 +133,8 @@ class Assembly:
     def app(self) -> FastAPI:
         token = self.config.token
         app = trainer_app(self.status, self.requests, self.releases.snapshot, self.metrics.registry, token)
+        if self.relay_tree is not None:
+            add_relay(app, self.relay)
         add_page(app, Runs([RunRecords(self.folder)]), token)
         return app
 
@@ -266,7 +273,18 @@ class Assembly:
 
     @cached_property
     def transport(self) -> Transport:
-        return make_transport(self.config, self.learner, self.folder, self.client, self.service.url)
+        files = make_transport(self.config, self.learner, self.folder, self.client, self.service.url)
+        return files if self.relay_tree is None else RelayTransport(files, self.relay, self.relay_tree)
+
+    @cached_property
+    def relay(self) -> Relay:
+        return Relay(self.metrics.relay_sent)
+
+    @cached_property
+    def relay_tree(self) -> RelayTree | None:
+        """None if servers do not pass versions on."""
+        fan_out = self.config.weights.relay_fan_out
+        return RelayTree(fan_out, Parent(self.name, self.service.url)) if fan_out else None
 
     @cached_property
     def canary(self) -> CanaryMaker:
@@ -279,7 +297,7 @@ class Assembly:
             self.trainer_queue,
             self.transport,
             self.canary,
-            Publisher(self.queue, self.client, self.transport, seconds),
+            Publisher(self.queue, self.client, self.transport, seconds, self.relay_tree),
             self.issuer,
             self.versions,
             self.history,

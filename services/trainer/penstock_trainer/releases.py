@@ -183,7 +183,8 @@ class Releases:
     def _release(self, num_steps: int, *, changed: bool) -> Release:
         lease = self._queue.lease.number
         path = str(self._transport.folder_of(self._identity.number, lease))
-        return Release(Announcement(self._identity, path, lease, self._canary), num_steps, changed)
+        announcement = Announcement(self._identity, path, lease, self._canary, self._transport.chunks)
+        return Release(announcement, num_steps, changed)
 
     async def publish(self, release: Release) -> None:
         """Push, then announce, resolve and issue in one script."""
@@ -207,6 +208,7 @@ class Releases:
             num_fenced=len(push.fenced),
             seconds=push.seconds,
             paused_seconds=push.paused_seconds,
+            left=[each.reason for each in push.left],
         )
         self._status.fenced = push.fenced
         self._seconds["push"] += push.seconds

@@ -25,6 +25,8 @@ def test_paths_mean_the_same_on_every_node_and_weights_are_where_all_see_them(
     assert found.run.root == str(tmp_path / "runs")
     assert found.weights.folder == str(tmp_path / "runs" / "r" / "weights")
     assert for_cluster(config(weights={"folder": "w"})).weights.folder == str(tmp_path / "w")
+    relayed = for_cluster(config(weights={"transport": "disk", "relay_fan_out": 2}))
+    assert relayed.weights.folder == ""  # the trainer's own, in memory
 
 
 def test_a_service_listens_and_registers_where_other_nodes_reach_it() -> None:

@@ -51,3 +51,9 @@ def test_the_job_after_a_try_without_a_step_may_delete_what_it_left_until_there_
     assert "continues" in submit(config)
     (folder.path / "steps").rmdir()
     assert life(config) == (False, False)
+
+
+def test_weights_that_servers_relay_need_no_shared_folder(config: Config) -> None:
+    assert for_cluster(config).weights.folder != ""
+    weights = config.weights.model_copy(update={"transport": "disk", "relay_fan_out": 2})
+    assert for_cluster(config.model_copy(update={"weights": weights})).weights.folder == ""

@@ -71,10 +71,14 @@ def for_cluster(config: Config) -> Config:
     """
     _check_gpus(config)
     root = Path(config.run.root).resolve()
-    folder = config.weights.folder or str(root / config.run.name / "weights")
+    weights = config.weights
+    if not (weights.folder or weights.relay_fan_out):  # the default may be the memory of one host
+        weights = weights.model_copy(update={"folder": str(root / config.run.name / "weights")})
+    if weights.folder:
+        weights = weights.model_copy(update={"folder": str(Path(weights.folder).resolve())})
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"root": str(root)}),
-            "weights": config.weights.model_copy(update={"folder": str(Path(folder).resolve())}),
+            "weights": weights,
         }
     )

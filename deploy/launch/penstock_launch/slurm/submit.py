@@ -54,7 +54,7 @@ def for_cluster(config: Config) -> Config:
     """The configuration for services on several nodes: addresses that they can reach, weights where all can read."""
     root = Path(config.run.root).resolve()
     weights = config.weights
-    if not weights.folder:  # the default may be the memory of one host
+    if not (weights.folder or weights.relay_fan_out):  # the default may be the memory of one host
         weights = weights.model_copy(update={"folder": str(root / config.run.name / "weights")})
 
     def reachable(host: str) -> dict[str, str]:

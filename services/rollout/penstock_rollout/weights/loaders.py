@@ -9,14 +9,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from msgspec.structs import replace
+
 from penstock.contracts.services import Announcement
-from penstock.contracts.weight_sources import CollectiveSource, DiskSource, Source, TensorSource
+from penstock.contracts.weight_sources import (
+    CollectiveSource,
+    DiskSource,
+    LeftParent,
+    Parent,
+    RelaySource,
+    Source,
+    TensorSource,
+)
 from penstock.errors import WeightsError
 from penstock.weights.local_folder import SHARED_MEMORY
 from penstock.weights.manifest import read_manifest, verify
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.engine.interface import WeightLoading
 from penstock_rollout.weights.local_copy import LocalCopy
+from penstock_rollout.weights.relayed import RelayedVersions
 
 T = TypeVar("T")
 
@@ -25,7 +36,9 @@ class Loader(Protocol):
     """One version on its way into the engine. `files`: the folder that the engine reads, if it does."""
 
     transport: str
-    files: Path | None
+
+    @property
+    def files(self) -> Path | None: ...
 
     async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         """Before generation pauses: WeightsError if the bytes are not the announced ones."""
@@ -66,6 +79,35 @@ class DiskLoader:
     async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
         assert self.files is not None
         await loading.load(self.files, str(wanted.identity), timeout_seconds)
+
+
+class RelayLoader:
+    """From files that other servers or the trainer send, chunk by chunk, and that this server passes on meanwhile."""
+
+    transport = "relay"
+
+    def __init__(self, relayed: RelayedVersions, parents: tuple[Parent, ...] = ()) -> None:
+        """`parents`: see `RelayedVersions.bring`."""
+        self.left: tuple[LeftParent, ...] = ()
+        self._relayed = relayed
+        self._parents = parents
+        self._disk = DiskLoader()
+
+    @property
+    def files(self) -> Path | None:
+        return self._disk.files
+
+    async def prepare(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
+        folder, self.left = await self._relayed.bring(wanted, self._parents, timeout_seconds)
+        try:
+            await self._disk.prepare(replace(wanted, path=str(folder)), loading, timeout_seconds)
+        except WeightsError:
+            await self._relayed.forget()  # it was damaged after its chunks had come
+            raise
+
+    async def load(self, wanted: Announcement, loading: WeightLoading, timeout_seconds: float) -> None:
+        await self._disk.load(wanted, loading, timeout_seconds)
+        self._relayed.loaded(wanted)
 
 
 class CollectiveLoader:
@@ -117,8 +159,10 @@ class TensorLoader:
         await loading.end(timeout_seconds)
 
 
-def make_loader(source: Source, engine: Engine, copy: LocalCopy | None = None) -> Loader:
-    """The loader of a pushed source; `copy`: of a service that applies deltas."""
+def make_loader(
+    source: Source, engine: Engine, copy: LocalCopy | None = None, relayed: RelayedVersions | None = None
+) -> Loader:
+    """The loader of a pushed source. `copy`: of a service that applies deltas; `relayed`: of one that relays."""
     match source:
         case DiskSource():
             return DiskLoader(copy)
@@ -126,6 +170,13 @@ def make_loader(source: Source, engine: Engine, copy: LocalCopy | None = None) -
             return CollectiveLoader(source, engine)
         case TensorSource():
             return TensorLoader(source)
+        case RelaySource():
+            if relayed is None:
+                raise WeightsError(
+                    "the trainer relays versions, and this service was started with weights.relay_fan_out 0: expected "
+                    "the trainer's value"
+                )
+            return RelayLoader(relayed, source.parents)
 
 
 def _with_version(buckets: Sequence[T], wanted: Announcement) -> Iterator[tuple[T, str | None]]:

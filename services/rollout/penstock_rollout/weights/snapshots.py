@@ -61,6 +61,11 @@ class Snapshots:
         return _announcement(response)
 
 
+async def as_relayed(announced: Announcement, needs_full: bool = False) -> Announcement:
+    """The announced version itself: with a relay, files come from whoever serves it, and no path is shared."""
+    return announced
+
+
 def _announcement(response: httpx.Response) -> Announcement:
     try:
         return read_snapshot(response.content)

@@ -175,11 +175,11 @@ def without_weights(state: State) -> State:
     """The engine was started anew, or is given up: it holds no known weights."""
     match state:
         case Preparing() | Replacing() | FallingAsleep():
-            return replace(state, before=_rest_without_weights(state.before))
+            return replace(state, before=rest_without_weights(state.before))
         case Verifying():
             return replace(state, before=_held_without_weights(state.before))
         case _:
-            return _rest_without_weights(state)
+            return rest_without_weights(state)
 
 
 def fenced(before: Rest, why: str, *, needs_full: bool) -> Rest:
@@ -224,7 +224,7 @@ def _held_without_weights(state: Held) -> Held:
     return Held(_going_without_weights(state.then))
 
 
-def _rest_without_weights(state: Rest) -> Rest:
+def rest_without_weights(state: Rest) -> Rest:
     return _held_without_weights(state) if isinstance(state, Held) else _going_without_weights(state)
 
 

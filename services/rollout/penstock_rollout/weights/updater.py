@@ -28,13 +28,14 @@ from penstock.config import WeightsSection
 from penstock.contracts import PolicyIdentity, ServerState
 from penstock.contracts.services import Announcement
 from penstock.contracts.weight_sources import GroupRequest
-from penstock.errors import EngineError, PenstockError, WeightsBusyError
+from penstock.errors import EngineError, PenstockError, WeightsBusyError, WeightsError
 from penstock_rollout.engine.engine import Engine
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.weights import states
 from penstock_rollout.weights.in_flight import InFlight
-from penstock_rollout.weights.loaders import DiskLoader, Loader
+from penstock_rollout.weights.loaders import DiskLoader, Loader, RelayLoader
 from penstock_rollout.weights.local_copy import ChainError, LocalCopy
+from penstock_rollout.weights.relayed import RelayedVersions
 from penstock_rollout.weights.states import (
     Change,
     FallingAsleep,
@@ -58,10 +59,17 @@ class WeightUpdater:
     """The weights of one engine."""
 
     def __init__(
-        self, engine: Engine, section: WeightsSection, metrics: RolloutMetrics, copy: LocalCopy | None = None
+        self,
+        engine: Engine,
+        section: WeightsSection,
+        metrics: RolloutMetrics,
+        copy: LocalCopy | None = None,
+        relayed: RelayedVersions | None = None,
     ) -> None:
-        """`copy`: where deltas are applied; None: full versions are loaded from their folders."""
+        """`copy`: where deltas are applied; None: full versions are loaded from their folders, or, with `relayed`, from
+        what other servers have sent."""
         self.copy = copy
+        self.relayed = relayed
         self.lease = 0
         """The highest lease that this server has followed, over all lives of the engine."""
         self.num_interruptions = 0
@@ -167,7 +175,10 @@ class WeightUpdater:
             self._metrics.weights_kept()
             return
         with self._changing(Preparing(wanted, before), wanted):
-            await self._replace(wanted, loader or DiskLoader(self.copy))
+            await self._replace(wanted, loader or self._own_loader())
+
+    def _own_loader(self) -> Loader:
+        return DiskLoader(self.copy) if self.relayed is None else RelayLoader(self.relayed)
 
     def confirm(self, announced: Announcement) -> None:
         """End the fence of a server that serves the announced version: the push that failed was of another one."""
@@ -176,6 +187,18 @@ class WeightUpdater:
             log.info("no longer fenced: the announced version %s is served", announced.identity)
             self._state = states.kept(now, announced.identity)
             self._metrics.weights_kept()
+
+    async def doubt(self, lease: int, why: str) -> None:
+        """Others received wrong bytes of the served weights from here: take no ticket until they are loaded anew.
+
+        WeightsConflictError: a lower lease. WeightsBusyError: an update runs, which loads other ones.
+        """
+        check_lease(lease, self.lease)
+        self._state = states.fenced(states.rest_without_weights(self._at_rest()), why, needs_full=False)
+        self._metrics.weights_failed(WeightsError(why))
+        log.error("fenced: %s", why)
+        if self.relayed is not None:
+            await self.relayed.forget()
 
     @contextlib.contextmanager
     def _changing(self, change: Change, wanted: Announcement) -> Iterator[None]:

@@ -7,11 +7,13 @@ keeps apart from 0.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 from penstock.config import Config
+from penstock.contracts.weight_sources import LeftFor
 from penstock.runtime.metrics import SecondsCounter
 from penstock_trainer.telemetry.episode_metrics import EpisodeMetrics
 from penstock_trainer.telemetry.progress import Progress
@@ -107,6 +109,14 @@ class TrainerMetrics:
         self._pushes = counter("trainer_weight_pushes", "Pushes of a version to one server", "outcome")
         for outcome in ("live", "fenced"):
             self._pushes.labels(outcome=outcome)
+        self._left = counter(
+            "trainer_relay_parents_left",
+            "Parents that servers left for the next one, by what they were",
+            "reason",
+        )
+        for reason in get_args(LeftFor):
+            self._left.labels(reason=reason)
+        self._relay_sent = counter("trainer_relay_sent_bytes", "Bytes of weights that the trainer sent to servers")
         self.push_exposed = counter(
             "trainer_weight_exposed_seconds",
             "Time that training waited or generation paused for weights",
@@ -180,13 +190,27 @@ class TrainerMetrics:
         if progress.recent:
             self._last.labels(event="step").set(progress.recent[-1].ended_at)
 
-    def pushed(self, *, num_live: int, num_fenced: int, seconds: float, paused_seconds: float) -> None:
-        """Count the push of a version to all servers."""
+    def pushed(
+        self,
+        *,
+        num_live: int,
+        num_fenced: int,
+        seconds: float,
+        paused_seconds: float,
+        left: Sequence[LeftFor] = (),
+    ) -> None:
+        """Count the push of a version to all servers; `left`: why servers left parents in it."""
+        for reason in left:
+            self._left.labels(reason=reason).inc()
         self._last.labels(event="push").set(time.time())
         self._publish_duration.observe(seconds)
         self._pushes.labels(outcome="live").inc(num_live)
         self._pushes.labels(outcome="fenced").inc(num_fenced)
         self.push_exposed.labels(part="generation").inc(paused_seconds)
+
+    def relay_sent(self, num_bytes: int) -> None:
+        """Count bytes that the trainer sent to a server."""
+        self._relay_sent.inc(num_bytes)
 
     def checkpoint_written(self, seconds: float) -> None:
         """Show a checkpoint that counts from now on."""

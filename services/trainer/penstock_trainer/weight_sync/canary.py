@@ -11,6 +11,8 @@ which the tolerance covers, and a rounded copy of the model would cost its memor
 import math
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from penstock.config import Config
 from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement
@@ -51,7 +53,7 @@ class CanaryMaker:
         version, canary = self._newest
         if version != files.identity.number:
             raise WeightsBusyError(f"version {files.identity.number} is staged and has no canary yet; try again")
-        return Announcement(files.identity, files.path, files.lease, canary)
+        return replace(files, canary=canary)
 
     def _measure(self, version: int) -> Canary:
         logprobs = self._logprobs(self._token_ids)

@@ -15,6 +15,8 @@ from penstock_trainer.weights.staging import Staging
 class DiskTransport:
     """`Transport` over staged folders."""
 
+    chunks = ""
+
     def __init__(self, staging: Staging) -> None:
         self._staging = staging
         self._staged: Announcement | None = None

@@ -20,6 +20,8 @@ from penstock_trainer.weights.staging import Staging, WeightsSource
 class CopiedVersions:
     """The newest staged version as a copy, and the requested versions as files."""
 
+    chunks = ""
+
     def __init__(
         self, source: WeightsSource, folder: Path, form: Format, *, bucket_bytes: int, allocate: Allocate, keep: int
     ) -> None:

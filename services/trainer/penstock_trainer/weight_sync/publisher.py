@@ -14,32 +14,48 @@ import httpx
 
 from penstock.broker import Queue
 from penstock.contracts import PolicyIdentity, ServerState
-from penstock.contracts.services import Announcement, ServiceRecord
+from penstock.contracts.services import Announcement, Doubt, ServedWeights, ServiceRecord
+from penstock.contracts.weight_sources import LeftParent
 from penstock.errors import WeightsError
 from penstock.runtime.requests import transport_fault
+from penstock_trainer.weight_sync.relay_tree import RelayTree
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
 from penstock_trainer.weight_sync.transport import Transport
 
 log = logging.getLogger(__name__)
+
+DOUBT_SECONDS = 10.0
+WHY_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
 class Push:
     """The result of a push: names of the servers that serve the version, and reasons of the fenced ones.
 
-    paused_seconds: the longest time for which it stopped the generation of a server.
+    paused_seconds: the longest time for which it stopped the generation of a server. left: the parents that servers
+    left, in a tree of servers.
     """
 
     live: tuple[str, ...]
     fenced: dict[str, str]
     seconds: float
     paused_seconds: float
+    left: tuple[LeftParent, ...] = ()
 
 
 class Publisher:
     """Pushes by one transport."""
 
-    def __init__(self, queue: Queue, client: RolloutClient, transport: Transport, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        client: RolloutClient,
+        transport: Transport,
+        timeout_seconds: float,
+        tree: RelayTree | None = None,
+    ) -> None:
+        """`tree`: of servers that pass the version on."""
+        self._tree = tree
         self._queue = queue
         self._client = client
         self._transport = transport
@@ -52,10 +68,17 @@ class Publisher:
         services = await self._queue.services()
         servers = [each for each in services if _has_engine(each)]
         await self._client.close_others([each.url for each in services])
+        if self._tree is not None:
+            servers = self._tree.plan(servers)
         results = await asyncio.gather(*(self._push_one(server, announcement) for server in servers))
         fenced = {
             server.name: result for server, result in zip(servers, results, strict=True) if isinstance(result, str)
         }
+        served = [result for result in results if not isinstance(result, str)]
+        left = tuple(
+            each for server, result in zip(servers, results, strict=True) for each in self._left(server, result)
+        )
+        fenced |= await self._doubt_wrong(servers, left, announcement)
         for name, reason in fenced.items():
             log.error("rollout server %s is fenced: %s", name, reason, extra={"version": announcement.identity.number})
         if fenced and len(fenced) == len(servers):
@@ -64,11 +87,38 @@ class Publisher:
                 announcement.identity,
             )
         live = tuple(server.name for server in servers if server.name not in fenced)
-        paused_seconds = max((result for result in results if not isinstance(result, str)), default=0.0)
-        return Push(live, fenced, loop.time() - start, paused_seconds)
+        paused_seconds = max((each.paused_seconds for each in served), default=0.0)
+        return Push(live, fenced, loop.time() - start, paused_seconds, left)
 
-    async def _push_one(self, server: ServiceRecord, announcement: Announcement) -> float | str:
-        """Seconds for which generation was paused, or the reason why this server does not serve the version."""
+    def _left(self, server: ServiceRecord, result: ServedWeights | str) -> list[LeftParent]:
+        """The parents that a server reports to have left. It judges nobody else."""
+        if self._tree is None or isinstance(result, str):
+            return []
+        parents = {each.name for each in self._tree.parents_of(server)}
+        return [each for each in result.left if each.name in parents]
+
+    async def _doubt_wrong(
+        self, servers: Sequence[ServiceRecord], left: Sequence[LeftParent], announcement: Announcement
+    ) -> dict[str, str]:
+        """Fence the servers that sent wrong bytes to others; their names and the reasons."""
+        if self._tree is None:
+            return {}
+        self._tree.note(left)
+        wrong = {each.name: f"another server left it: {each.detail}" for each in left if each.reason == "wrong"}
+        doubted = [server for server in servers if server.name in wrong]
+        await asyncio.gather(*(self._doubt(each, announcement, wrong[each.name]) for each in doubted))
+        return {server.name: wrong[server.name] for server in doubted}
+
+    async def _doubt(self, server: ServiceRecord, announcement: Announcement, why: str) -> None:
+        """Let a server that sent wrong bytes load its weights anew. One that does not answer is fenced all the same."""
+        try:
+            async with asyncio.timeout(DOUBT_SECONDS):
+                await self._client.doubt(server.url, Doubt(announcement.lease, why[:WHY_CHARACTERS]))
+        except (WeightsError, TimeoutError, httpx.HTTPError) as error:
+            log.warning("rollout server %s was not asked to load its weights anew: %s", server.name, error)
+
+    async def _push_one(self, server: ServiceRecord, announcement: Announcement) -> ServedWeights | str:
+        """What the server serves now, which is the version, or the reason why it does not."""
         try:
             async with (
                 asyncio.timeout(self._timeout_seconds),

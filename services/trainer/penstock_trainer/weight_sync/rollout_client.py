@@ -12,7 +12,7 @@ import httpx
 
 from penstock.config import Config
 from penstock.contracts import MalformedMessageError, from_body, to_body
-from penstock.contracts.services import Announcement, ServedWeights, Turn, push_body
+from penstock.contracts.services import Announcement, Doubt, ServedWeights, Turn, push_body
 from penstock.contracts.weight_sources import GroupRequest, Source
 from penstock.errors import WeightsError
 from penstock.runtime.requests import auth_headers
@@ -48,8 +48,8 @@ class RolloutClient:
         gone = [self._clients.pop(url) for url in self._clients.keys() - set(urls)]
         await asyncio.gather(*(client.aclose() for client in gone))
 
-    async def put_weights(self, url: str, announcement: Announcement, source: Source) -> float:
-        """Let the service load a version; returns the seconds for which generation was paused."""
+    async def put_weights(self, url: str, announcement: Announcement, source: Source) -> ServedWeights:
+        """Let the service load a version; returns what it serves: this version."""
         identity, body = announcement.identity, push_body(announcement, source)
         while True:
             response = await self._client(url).put(f"{url}/v1/weights/{identity.number}", json=body)
@@ -63,7 +63,13 @@ class RolloutClient:
             raise WeightsError(
                 f"it serves {served.policy_version}-{served.checksum}, not {identity.number}-{identity.digest}"
             )
-        return served.paused_seconds
+        return served
+
+    async def doubt(self, url: str, doubt: Doubt) -> None:
+        """Let the service load its weights anew before it takes a ticket."""
+        response = await self._client(url).post(f"{url}/v1/weights/doubt", json=to_body(doubt))
+        if response.status_code != 200:
+            raise WeightsError(f"HTTP {response.status_code}: {response.text[:300]}")
 
     async def sleep(self, url: str, turn: Turn) -> bool:
         """Let the service's engine give up its GPU memory for a turn of the trainer; False: not yet, ask again."""

@@ -16,7 +16,11 @@ from penstock.contracts.weight_sources import Source
 
 
 class Transport(Protocol):
-    """A weight transport: disk, broadcast or shared memory."""
+    """A weight transport: disk, relay, broadcast or shared memory."""
+
+    @property
+    def chunks(self) -> str:
+        """The digest of the newest staged version's list of chunks; empty if servers do not relay it."""
 
     def stage(self, version: int, lease: int) -> PolicyIdentity:
         """Fix the current weights as `version`. In a thread; never while a version is being delivered."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from penstock.contracts import MalformedMessageError, PolicyIdentity, ServerState, ServiceKind, from_body, to_body
 from penstock.contracts.canary import Canary
@@ -23,6 +24,9 @@ from penstock.contracts.services import (
 from penstock.contracts.weight_sources import (
     CollectiveSource,
     DiskSource,
+    LeftParent,
+    Parent,
+    RelaySource,
     SharedBucket,
     Source,
     TensorSource,
@@ -85,11 +89,29 @@ def as_json(body: dict[str, Any]) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
+def test_a_version_that_servers_relay_names_its_list() -> None:
+    relayed = replace(PROBED, chunks="0011223344556677")
+    source = RelaySource((Parent("s1", "http://10.0.0.1:7"), Parent("trainer-1", "http://[::1]:8")))
+    assert read_push(3, push_body(relayed, source)) == (relayed, source)
+    held = {name.encode(): str(value).encode() for name, value in announced_fields(relayed).items()}
+    assert read_announced({**held, b"canary": CANARY.encode()}) == relayed
+    answer = ServedWeights(3, "d", 0.1, ServerState.SERVING, "", 1, "cpu", 1, (LeftParent("s1", "slow", "seen"),))
+    assert from_body(msgspec.json.encode(to_body(answer)), ServedWeights) == answer
+
+
+@pytest.mark.parametrize("url", ["ftp://10.0.0.1", "http://10.0.0.1 /x", "file:///etc/passwd", ""])
+def test_a_parent_is_a_service(url: str) -> None:
+    body = push_body(PLAIN, RelaySource((Parent("s1", url),)))
+    with pytest.raises(WeightsError, match=r"source\.parents"):
+        read_push(3, body)
+
+
 @pytest.mark.parametrize(("announcement", "canary"), [(PLAIN, b"null"), (PROBED, CANARY.encode())])
 def test_what_redis_holds_is_as_ever(announcement: Announcement, canary: bytes) -> None:
     written = announced_fields(announcement)
-    assert written == {"number": 3, "digest": "abcdef0123456789", "path": "/w/3.7", "lease": 7, "canary": canary}
-    assert list(written) == ["number", "digest", "path", "lease", "canary"]  # in the order that the script expects
+    expected = {"number": 3, "digest": "abcdef0123456789", "path": "/w/3.7", "lease": 7, "canary": canary, "chunks": ""}
+    assert written == expected
+    assert list(written) == list(expected)  # in the order that the script expects
     assert read_announced({**HELD, b"canary": canary}) == announcement
 
 

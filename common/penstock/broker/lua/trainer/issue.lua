@@ -1,5 +1,5 @@
 -- KEYS lease policy live counters tickets tickets_wake failures deaths
--- ARGV token number digest path lease_number canary resolved issued(ticket attempt payload)...
+-- ARGV token number digest path lease_number canary chunks resolved issued(ticket attempt payload)...
 -- USES require_lease wake
 --
 -- Issues tickets. If `number` is not empty, it also announces that version, and forgets the tickets that the version
@@ -21,6 +21,11 @@ end
 redis.call('HSET', counters, 'next', next_number)
 if number ~= '' then
   redis.call('HSET', policy, 'number', number, 'digest', digest, 'path', path, 'lease', lease_number, 'canary', canary)
+  if chunks == '' then
+    redis.call('HDEL', policy, 'chunks')
+  else
+    redis.call('HSET', policy, 'chunks', chunks)
+  end
 end
 for ticket in string.gmatch(resolved, '%S+') do
   redis.call('HDEL', live, ticket)
