@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-agent test test-repeat test-deploy chaos baselines check lint docs site env envs lock check-locks clean FORCE
+.PHONY: help demo demo-agent test test-repeat test-deploy chaos scale baselines check lint docs site env envs lock check-locks clean FORCE
 
 FIND_PYTHON = for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3
@@ -57,6 +57,7 @@ help:
 	@echo "make test-repeat  the same N=5 times in random orders, beside LOAD=0 busy processes; SEED= repeats the orders"
 	@echo "make test-deploy  docker compose, Slurm, Ray, Prometheus, Chromium and other Pythons on this host, each where it is installed"
 	@echo "make chaos   kill, freeze and cut off everything for a quarter of an hour; SEED= repeats a run"
+	@echo "make scale   a thousand rollout services without engines, a real queue, trainer and reward service; ends with a verdict"
 	@echo "make baselines  measure what is missing (the study of staleness: half an hour), draw docs/baselines.md; CHECK=1 only draws"
 	@echo "make check   format, lint, types, import rules, unit tests, generated docs, the site"
 	@echo "make lint    check without the unit tests"
@@ -86,6 +87,9 @@ test-deploy: envs $(RAY) $(MODEL)
 
 chaos: envs
 	@$(BIN)/python -m benchmarks.chaos --seed $(or $(SEED),1) $(ARGS)
+
+scale: $(SERVICES)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 baselines: $(SERVICES)
 	@$(BIN)/python -m benchmarks.baselines $(if $(CHECK),--check) $(ARGS)

@@ -2,9 +2,10 @@
 
 Owns a discrete-event model of the loop: servers with a fixed number of places, a trainer whose step takes one unit of
 time, and pushes that every server takes at once. All rules on tickets are those of `penstock.tickets`. It is seeded and
-takes less than a minute:
+takes less than a minute; a case with a thousand servers about as long:
 
     python -m benchmarks.staleness_sim
+    python -m benchmarks.staleness_sim --servers 1000 --places 32 --lengths lognormal --max-staleness 4
 
 A group is G completions that start together; a completion's length is its time. A token is by the version that is
 announced when it is generated, so a long completion begins with old weights and ends with new ones. Places and trainer
@@ -19,7 +20,7 @@ import itertools
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,6 +62,7 @@ class Group:
 class Result:
     """Sums over the measured part of a run; a completion's staleness is that of its oldest trained token."""
 
+    batch_size: int = BATCH_SIZE
     steps: int = 0
     seconds: float = 0.0
     busy: float = 0.0
@@ -84,23 +86,31 @@ class Result:
     @property
     def token_rate(self) -> float:
         """Trained tokens per unit of time, divided by those of one full batch per unit of time."""
-        full = BATCH_SIZE * GROUP_SIZE * self.generated_tokens / self.num_generated
+        full = self.batch_size * GROUP_SIZE * self.generated_tokens / self.num_generated
         return self.trained_tokens / self.seconds / full
 
 
 class Simulation:
     """One run."""
 
-    def __init__(self, lengths: Lengths, order: Order, max_staleness: int, seed: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        lengths: Lengths,
+        order: Order,
+        max_staleness: int,
+        seed: int,
+        num_steps: int,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
         self._rng = random.Random(seed)
         self._lengths, self._order, self._max_staleness = lengths, order, max_staleness
         self._scale = BUSY_STEPS / mean_duration(lengths)
-        self._num_places = round(BATCH_SIZE * BUSY_STEPS)
+        self._num_places = round(batch_size * BUSY_STEPS)
         self._num_steps = num_steps
         self._book = TicketBook(
             TicketLimits(
-                BATCH_SIZE,
-                (max_staleness + 1) * BATCH_SIZE,
+                batch_size,
+                (max_staleness + 1) * batch_size,
                 num_draws=10**9,
                 max_steps=num_steps,
                 order="ticket" if order == "ticket" else "ready",
@@ -116,7 +126,7 @@ class Simulation:
         self._training: list[int] = []
         self._num_pushed = self._num_trained = 0
         self._pushing = False
-        self.result = Result()
+        self.result = Result(batch_size)
 
     def run(self) -> Result:
         self._refill()
@@ -239,7 +249,7 @@ def mean_duration(lengths: Lengths, num_draws: int = 20_000) -> float:
 
 def row(name: str, order: Order, max_staleness: int, result: Result) -> str:
     """One line of the table."""
-    places = BATCH_SIZE * BUSY_STEPS
+    places = result.batch_size * BUSY_STEPS
     total = max(1, sum(result.staleness.values()))
     histogram = " ".join(f"{100 * result.staleness[age] / total:.0f}" for age in range(max_staleness + 1))
     over = sum(count for age, count in result.staleness.items() if age > max_staleness)
@@ -259,27 +269,48 @@ def row(name: str, order: Order, max_staleness: int, result: Result) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(seed: int, num_steps: int) -> list[str]:
+def table(
+    seed: int, num_steps: int, lengths: Collection[str], bounds: Collection[int], batch_size: int
+) -> Iterator[str]:
     """The rows of all cases. With max_staleness 0 both orders are the same, so one row."""
-    lines = [
+    yield from (
         "| Lengths | max_staleness | Order | Steps | Tokens | Idle places | Dropped | Masked tokens "
         "| Staleness 0, 1, .. in % | Length bias |",
         "| --- " * 10 + "|",
-    ]
-    for name, lengths in LENGTHS.items():
-        for max_staleness in STALENESS:
+    )
+    for name in lengths:
+        for max_staleness in bounds:
             for order in ORDERS if max_staleness else ORDERS[:1]:
-                result = Simulation(lengths, order, max_staleness, seed, num_steps).run()
-                lines.append(row(name, order, max_staleness, result))
-    return lines
+                result = Simulation(LENGTHS[name], order, max_staleness, seed, num_steps, batch_size).run()
+                yield row(name, order, max_staleness, result)
+
+
+def batch_for(num_servers: int, num_places: int) -> int:
+    """Groups of a step, if servers with so many places each are matched to the trainer.
+
+    ValueError: there are not enough places for a batch.
+    """
+    batch_size = int(num_servers * num_places / GROUP_SIZE / BUSY_STEPS)
+    if not batch_size:
+        least = GROUP_SIZE * BUSY_STEPS
+        raise ValueError(
+            f"--servers {num_servers} with --places {num_places}: expected {least:g} places or more in all"
+        )
+    return batch_size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ticket order against ready order, simulated.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--servers", type=int, default=1)
+    parser.add_argument("--places", type=int, default=256, help="completions that a server generates at once")
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
+    parser.add_argument("--max-staleness", type=int, nargs="+", default=STALENESS)
     arguments = parser.parse_args()
-    print("\n".join(table(arguments.seed, arguments.steps)))
+    batch_size = batch_for(arguments.servers, arguments.places)
+    for line in table(arguments.seed, arguments.steps, arguments.lengths, arguments.max_staleness, batch_size):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,11 @@ class Worker:
         }
 
     def _deliveries(self, stages: Sequence[Stage], answer: Any) -> list[Delivery]:
-        """The entries in a script's answer: held from now on. None: this worker may take nothing."""
+        """The entries in a script's answer: held from now on. None: this worker may take nothing.
+
+        Without those that it holds already. It has taken them from itself, since it was too late to renew them: as
+        further deliveries they would be duplicates, to be deleted, of what it works on.
+        """
         self._refused = answer is None
         found = []
         for place, entry_id, flat, failures, deaths in answer or ():
@@ -152,8 +156,9 @@ class Worker:
                 engine_deaths=deaths,
                 parts=part_name(fields.get(b"n", b"")),
             )
-            self._held[delivery.stage].add(delivery.entry_id)
-            found.append(delivery)
+            if delivery.entry_id not in self._held[delivery.stage]:
+                self._held[delivery.stage].add(delivery.entry_id)
+                found.append(delivery)
         return found
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 CONFIG_FILE = "config.yaml"
 STEPS_FILE = "steps.jsonl"
+STEPS_READ_FILE = "steps_read.json"  # what the trainer knows of the lines so far
 EVALUATIONS_FILE = "evals.jsonl"
 COMPLETIONS_FILE = "samples.jsonl"
 DROPPED_FILE = "dropped.jsonl"

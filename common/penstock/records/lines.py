@@ -14,13 +14,17 @@ import msgspec
 T = TypeVar("T")
 
 
-def complete_lines(path: Path) -> Iterator[bytes]:
-    """The lines in order, from a file that may not exist yet."""
+BLOCK_BYTES = 2**16  # read at once by whoever looks for the end of a file
+
+
+def complete_lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The lines in order, from a file that may not exist yet. `start`: bytes before the first one."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return
     with file:
+        file.seek(start)
         for line in file:
             if not line.endswith(b"\n"):
                 return
@@ -28,11 +32,33 @@ def complete_lines(path: Path) -> Iterator[bytes]:
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove a last line that a crash cut off. For the file's writer, before it appends."""
-    end = sum(map(len, complete_lines(path)))
-    if path.exists() and path.stat().st_size > end:
+    """Remove a last line that a crash cut off. For the file's writer, before it appends. Reads only that line."""
+    if not path.exists():
+        return
+    size = path.stat().st_size
+    end = start_of_last_lines(path, size, 0)
+    if end < size:
         with path.open("rb+") as file:
             file.truncate(end)
+
+
+def start_of_last_lines(path: Path, end: int, count: int) -> int:
+    """Where the last `count` complete lines before the position `end` begin; 0 if there are no more than these.
+
+    With 0 lines: where the last complete one ends.
+    """
+    with path.open("rb") as file:
+        while end > 0:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            block = file.read(end - start)
+            while (newline := block.rfind(b"\n")) >= 0:
+                if count == 0:
+                    return start + newline + 1
+                count -= 1
+                block = block[:newline]
+            end = start
+    return 0
 
 
 def decoded(line: bytes, expected: type[T]) -> T:

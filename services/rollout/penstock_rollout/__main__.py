@@ -26,7 +26,7 @@ from penstock_rollout.admission import Admission
 from penstock_rollout.app import make_rollout_app
 from penstock_rollout.calls import Calls, make_admission
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.interface import EngineServer
+from penstock_rollout.engine.interface import EngineClient, EngineServer
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.generator import Generator
@@ -39,6 +39,9 @@ from penstock_rollout.weights.turns import TurnGate, Turns
 from penstock_rollout.weights.updater import WeightUpdater
 
 log = logging.getLogger(__name__)
+
+MakeEngine = Callable[[Config, str], tuple[EngineServer, EngineClient]]
+"""Makes the engine of the service with this name."""
 
 
 def bind(config: Config) -> service.Service:
@@ -61,11 +64,15 @@ def admission_of(config: Config, served: service.Service) -> Admission:
 
 
 async def start(config: Config) -> None:
-    """Run until stopped."""
-    section = config.rollout
-    if not section.engine.url:
+    """Run with an SGLang server until stopped."""
+    if not config.rollout.engine.url:
         check_model_path(config.actor.path, "actor.path")  # the engine would end with a traceback
-    served = bind(config)
+    await serve(config, bind(config), _sglang)
+
+
+async def serve(config: Config, served: service.Service, make_engine: MakeEngine) -> None:
+    """Run with the engine that `make_engine` returns, until `served` is stopped."""
+    section = config.rollout
     queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
 
@@ -73,7 +80,7 @@ async def start(config: Config) -> None:
         await queue.register(_record(worker.name, served.url, engine, weights), config.staleness.heartbeat_seconds)
 
     gate = TurnGate(queue.turn, register) if config.trainer.take_turns else None
-    server, client = _server(config, worker.name), SGLangClient(section.engine)
+    server, client = make_engine(config, worker.name)
     engine = Engine(server, client, start_attempts=section.engine.start_attempts, gate=gate)
     metrics = RolloutMetrics()
     copy = _local_copy(config) if config.weights.full_every else None
@@ -125,10 +132,11 @@ def _record(name: str, url: str, engine: Engine, weights: WeightUpdater) -> Serv
     return ServiceRecord(ServiceKind.ROLLOUT, name, url, os.getpid(), weights.state, weights.identity, engine.name)
 
 
-def _server(config: Config, name: str) -> EngineServer:
+def _sglang(config: Config, name: str) -> tuple[EngineServer, EngineClient]:
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{name}.log"
     engine, pause_mode = config.rollout.engine, config.weights.pause_mode
-    return make_server(engine, config.actor.path, log_path, pause_mode, gives_up_memory=config.trainer.take_turns)
+    server = make_server(engine, config.actor.path, log_path, pause_mode, gives_up_memory=config.trainer.take_turns)
+    return server, SGLangClient(engine)
 
 
 def _local_copy(config: Config) -> LocalCopy:

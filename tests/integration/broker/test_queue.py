@@ -139,6 +139,7 @@ async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_onl
     worker = make_worker(queue, queue_config)
     first = await worker.take(Stage.TICKETS)
     assert first is not None
+    worker.forget(first)
     assert await worker.take(Stage.TICKETS) is None
     stream = queue.keys.stream(Stage.TICKETS)
     too_long = int(queue_config.staleness.claim_idle_seconds * 1000) + 1

@@ -8,6 +8,7 @@ import pytest
 
 from penstock import tickets
 from penstock.broker import Queue, Stage, Worker
+from penstock.broker.keys import GROUP
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import ActorSection, Config
@@ -39,6 +40,29 @@ async def setup(trainer_queue: TrainerQueue, config: Config) -> ConsumerSetup:
     setup = ConsumerSetup(trainer_queue, config)
     await setup.issue()
     return setup
+
+
+async def test_a_trainer_too_late_to_renew_what_it_holds_keeps_it(
+    setup: ConsumerSetup, queue: Queue, config: Config
+) -> None:
+    """It takes the entry from itself; as a duplicate, the group would be deleted, and lost if the trainer died."""
+    async with setup.consuming():
+        await setup.answer(0)
+        await setup.until(lambda: setup.arrived == [0])
+        stream = queue.keys.stream(Stage.SCORED)
+        [(entry, _)] = await queue.guard(queue.client.xrange(stream))
+        too_long = int(config.staleness.claim_idle_seconds * 1000) + 1
+        await queue.client.xclaim(stream, GROUP, setup.worker.name, 0, [entry], idle=too_long, justid=True)
+        await queue.delete([queue.keys.looked(Stage.SCORED)])
+        await setup.answer(1)
+        await setup.until(lambda: setup.arrived == [0, 1])
+        await setup.answer(2)  # the look of this take, or of one before it, has found the late entry
+        await setup.until(lambda: setup.arrived == [0, 1, 2])
+        [pending] = await queue.guard(queue.client.xpending_range(stream, GROUP, min=entry, max=entry, count=1))
+    assert pending["consumer"].decode() == setup.worker.name
+    assert pending["times_delivered"] > 1
+    assert await setup.depth("scored") == 3
+    assert setup.worker.num_held == 3
 
 
 async def test_a_batch_is_the_arrived_prefix_and_stays_in_the_queue(setup: ConsumerSetup) -> None:

@@ -55,6 +55,7 @@ NOT_RUN = {
     "make demo-agent": "trains for minutes: tests/e2e",
     "make env": "writes secrets: tests/unit/repository/test_compose_files.py",
     "make envs": "installs for minutes: tests/unit/repository/test_environments.py",
+    "make scale": "a quarter of an hour: tests/e2e/test_scale.py",
     "make test": "runs what this is a part of",
     "pip install": "asks the package index: tests/unit/repository/test_installed_wheel.py",
     "prometheus": "needs Prometheus: tests/deploy",

@@ -2,7 +2,7 @@
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
 one is written once, as is an evaluation after the same number of steps. Memory holds the last lines and the values of
-every report, however long the run is; the rest is read from the files.
+every report, however long the run is; the rest is read from the files. A start reads the last lines (`lines_read`).
 """
 
 import json
@@ -17,11 +17,13 @@ import msgspec
 from penstock.durable import writing
 from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
-from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded
+from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded, start_of_last_lines
+from penstock_trainer.telemetry.lines_read import keep, read_so_far
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 RECENT_STEPS = 10
 KEPT_STEPS = 60  # as many as a line of a terminal has room for
+NOTED_EVERY = 1000  # lines: so many at most are read at a start
 
 
 class _StepBrief(msgspec.Struct, frozen=True):
@@ -75,15 +77,26 @@ class Progress:
         self._last_eval = steps if self._last_eval is None else max(steps, self._last_eval)
 
     def _load_steps(self) -> None:
-        self.num_steps = 0
-        self.staleness_max = 0
-        self._written: list[range] = []  # steps that have a line: nearly always one range
-        last: deque[bytes] = deque(maxlen=KEPT_STEPS)
-        for line in complete_lines(self._steps_path):
-            brief = decoded(line, _StepBrief)
-            self._note(brief.step, brief.staleness_max)
+        self._known = known = read_so_far(self._steps_path)
+        self.num_steps, self.staleness_max = known.num_steps, known.staleness_max
+        # Steps that have a line: nearly always one range.
+        self._written = [range(start, stop) for start, stop in known.written]
+        first = start_of_last_lines(self._steps_path, known.num_bytes, KEPT_STEPS) if known.num_bytes else 0
+        position, last = first, deque[bytes](maxlen=KEPT_STEPS)
+        for line in complete_lines(self._steps_path, first):
+            if position >= known.num_bytes:
+                brief = decoded(line, _StepBrief)
+                self._note(brief.step, brief.staleness_max)
+            position += len(line)
             last.append(line)
         self.kept = deque((decoded(line, StepLine) for line in last), maxlen=KEPT_STEPS)
+        self._keep_known()
+
+    def _keep_known(self) -> None:
+        """For the next start, if there are many lines that it would have to read."""
+        if self.num_steps - self._known.num_steps >= NOTED_EVERY:
+            size = self._steps_path.stat().st_size
+            self._known = keep(self._steps_path, size, self.num_steps, self.staleness_max, self._written)
 
     def _note(self, step: int, staleness_max: int) -> None:
         if self._written and step == self._written[-1].stop:
@@ -99,6 +112,7 @@ class Progress:
         _append(self._steps_path, asdict(line))
         self._note(line.step, line.staleness_max)
         self.kept.append(line)
+        self._keep_known()
 
     def has_step(self, step: int) -> bool:
         """Whether a line of this step is written."""

@@ -18,6 +18,9 @@ from penstock.errors import WeightsError
 from penstock.runtime.requests import auth_headers
 
 BUSY_RETRY_SECONDS = 0.2
+# To connect: a host that is gone must not hold a push up for long. All servers are connected to at once, and a busy
+# event loop needs a while for each; those that come last are not to blame.
+CONNECT_SECONDS, CONNECT_SECONDS_EACH = 5.0, 0.02
 
 
 class RolloutClient:
@@ -25,7 +28,8 @@ class RolloutClient:
 
     def __init__(self, config: Config) -> None:
         self._headers = auth_headers(config.token)
-        self._timeout = httpx.Timeout(config.weights.push_timeout_seconds, connect=5.0)
+        self._seconds = config.weights.push_timeout_seconds
+        self._num_services = 0
         self._trusted = httpx.create_ssl_context(trust_env=False)  # reading the certificates takes 20 ms
         self._clients: dict[str, httpx.AsyncClient] = {}
 
@@ -34,17 +38,23 @@ class RolloutClient:
         if url not in self._clients:
             self._clients[url] = httpx.AsyncClient(
                 headers=self._headers,
-                timeout=self._timeout,
                 verify=self._trusted,
                 trust_env=False,  # servers of this run are not behind a proxy
             )
         return self._clients[url]
+
+    async def _request(self, method: str, url: str, path: str, body: object = None) -> httpx.Response:
+        """A request to the service at `url`, which may have closed its connection since the last one."""
+        connect_seconds = CONNECT_SECONDS + CONNECT_SECONDS_EACH * self._num_services
+        timeout = httpx.Timeout(self._seconds, connect=connect_seconds)
+        return await self._client(url).request(method, f"{url}{path}", json=body, timeout=timeout)
 
     async def close(self) -> None:
         await self.close_others(())
 
     async def close_others(self, urls: Collection[str]) -> None:
         """Close the connections to all services but these: the others are gone."""
+        self._num_services = len(urls)
         gone = [self._clients.pop(url) for url in self._clients.keys() - set(urls)]
         await asyncio.gather(*(client.aclose() for client in gone))
 
@@ -52,7 +62,7 @@ class RolloutClient:
         """Let the service load a version; returns what it serves: this version."""
         identity, body = announcement.identity, push_body(announcement, source)
         while True:
-            response = await self._client(url).put(f"{url}/v1/weights/{identity.number}", json=body)
+            response = await self._request("PUT", url, f"/v1/weights/{identity.number}", body)
             if response.status_code != 503:
                 break
             await asyncio.sleep(BUSY_RETRY_SECONDS)
@@ -73,18 +83,18 @@ class RolloutClient:
 
     async def sleep(self, url: str, turn: Turn) -> bool:
         """Let the service's engine give up its GPU memory for a turn of the trainer; False: not yet, ask again."""
-        response = await self._client(url).post(f"{url}/v1/sleep", json=to_body(turn))
+        response = await self._request("POST", url, "/v1/sleep", to_body(turn))
         if response.status_code not in (200, 503):
             raise WeightsError(f"HTTP {response.status_code}: {response.text[:300]}")
         return response.status_code == 200
 
     async def served(self, url: str) -> ServedWeights:
         """The version that the service serves, and its engine."""
-        return _served(await self._client(url).get(f"{url}/v1/weight_version"))
+        return _served(await self._request("GET", url, "/v1/weight_version"))
 
     async def join_group(self, url: str, request: GroupRequest) -> None:
         """Let the service's engine join a group; returns when it has joined."""
-        response = await self._client(url).post(f"{url}/v1/weights/group", json=to_body(request))
+        response = await self._request("POST", url, "/v1/weights/group", to_body(request))
         if response.status_code != 200:
             raise WeightsError(f"it did not join a group: HTTP {response.status_code}: {response.text[:300]}")
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.staleness_sim import LENGTHS, ORDERS, STALENESS, Order, Result, Simulation
+from benchmarks.staleness_sim import LENGTHS, ORDERS, STALENESS, Order, Result, Simulation, batch_for
 
 NUM_STEPS = 60
 
@@ -33,3 +33,27 @@ def test_more_staleness_is_never_slower_in_ticket_order() -> None:
 
 def test_it_is_seeded() -> None:
     assert simulated("pareto", "drop", 2) == simulated("pareto", "drop", 2)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "order", "max_staleness", "dropped", "seconds", "masked"),
+    [("pareto", "drop", 2, 164, 75.229738818, 0.0), ("exponential", "mask", 1, 0, 105.505247329, 607.167109)],
+)
+def test_a_small_case_has_the_figures_that_it_always_had(
+    lengths: str, order: Order, max_staleness: int, dropped: int, seconds: float, masked: float
+) -> None:
+    """So that a change for large cases cannot change what docs/staleness.md shows of small ones."""
+    result = simulated(lengths, order, max_staleness)
+    assert (result.steps, result.dropped, result.trained) == (51, dropped, 51 * 16)
+    assert (result.seconds, result.masked_tokens) == pytest.approx((seconds, masked), rel=1e-6)
+
+
+def test_a_larger_case_keeps_the_rules_and_scales() -> None:
+    size = batch_for(num_servers=20, num_places=32)
+    assert size == 40
+    large = Simulation(LENGTHS["constant"], "ticket", 1, seed=1, num_steps=NUM_STEPS, batch_size=size).run()
+    small = simulated("constant", "ticket", 1)
+    assert (large.trained, large.staleness) == (small.trained * 40 // 16, {1: small.staleness[1] * 40 // 16})
+    assert large.seconds == pytest.approx(small.seconds)
+    with pytest.raises(ValueError, match="expected 16 places or more in all"):
+        batch_for(num_servers=1, num_places=15)

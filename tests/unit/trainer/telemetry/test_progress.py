@@ -22,7 +22,7 @@ from penstock.records.figures import Timing
 from penstock.records.run import RunRecords
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
-from penstock_trainer.telemetry.progress import KEPT_STEPS, RECENT_STEPS, Progress
+from penstock_trainer.telemetry.progress import KEPT_STEPS, NOTED_EVERY, RECENT_STEPS, Progress
 from penstock_trainer.telemetry.records import EvalResult, StepLine
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
@@ -154,12 +154,60 @@ def expect(progress: Progress, steps: set[int]) -> None:
     assert progress.staleness_max == max(steps, default=0)
 
 
-def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+def test_a_start_reads_only_the_lines_since_the_last_note(tmp_path: Path) -> None:
+    """What is known of the lines before is in a file beside them; they are not looked at again."""
+    write_lines(tmp_path / "steps.jsonl", NOTED_EVERY)
+    Progress(tmp_path)
+    lines = (tmp_path / "steps.jsonl").read_bytes().splitlines(keepends=True)
+    lines[5] = lines[5].replace(b'"step": 5', b'"pets": 5')  # as long as before, and no line of a step
+    (tmp_path / "steps.jsonl").write_bytes(b"".join(lines))
+    again = Progress(tmp_path)
+    again.add_step(replace(LINE, step=NOTED_EVERY, staleness_max=7))
+    for progress in (again, Progress(tmp_path)):
+        assert (progress.num_steps, progress.highest_step, progress.staleness_max) == (NOTED_EVERY + 1, NOTED_EVERY, 7)
+        assert [line.step for line in progress.kept] == list(range(NOTED_EVERY + 1 - KEPT_STEPS, NOTED_EVERY + 1))
+        assert progress.has_step(5)
+        assert not progress.has_step(NOTED_EVERY + 1)
+
+
+@pytest.mark.parametrize("change", ["shorter", "another", "no note", "broken note"])
+def test_a_note_of_other_lines_is_not_used(tmp_path: Path, change: str) -> None:
+    lines, note = tmp_path / "steps.jsonl", tmp_path / "steps_read.json"
+    write_lines(lines, NOTED_EVERY)
+    assert Progress(tmp_path).num_steps == NOTED_EVERY
+    if change == "shorter":
+        write_lines(lines, 10)
+    elif change == "another":
+        write_lines(lines, NOTED_EVERY, first=NOTED_EVERY)
+    elif change == "no note":
+        note.unlink()
+    else:
+        note.write_text('{"num_bytes": 3')
+    progress, first = Progress(tmp_path), NOTED_EVERY if change == "another" else 0
+    num_steps = 10 if change == "shorter" else NOTED_EVERY
+    assert (progress.num_steps, progress.highest_step) == (num_steps, first + num_steps - 1)
+    assert progress.has_step(first)
+    assert not progress.has_step(first + num_steps)
+
+
+def test_steps_that_the_ledger_lacks_are_forgotten_in_the_note_too(tmp_path: Path) -> None:
+    write_lines(tmp_path / "steps.jsonl", NOTED_EVERY)
+    progress = Progress(tmp_path)
+    progress.forget_from(NOTED_EVERY - 5)
+    for each in (progress, Progress(tmp_path)):
+        assert (each.num_steps, each.highest_step) == (NOTED_EVERY - 5, NOTED_EVERY - 6)
+
+
+def write_lines(path: Path, count: int, first: int = 0) -> None:
     line = json.dumps(asdict(LINE))
+    steps = (line.replace('"step": 0', f'"step": {step}', 1) for step in range(first, first + count))
+    path.write_text("".join(f"{each}\n" for each in steps))
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     held = []
     for number in (1_000, 20_000):
-        steps = (line.replace('"step": 0', f'"step": {step}', 1) for step in range(number))
-        (tmp_path / "steps.jsonl").write_text("".join(f"{each}\n" for each in steps))
+        write_lines(tmp_path / "steps.jsonl", number)
         tracemalloc.start()
         progress = Progress(tmp_path)
         status = Status("r", 1, 2, 10, 20, progress)

@@ -19,6 +19,7 @@ from penstock.contracts.canary import Canary
 from penstock.contracts.services import Announcement, ServiceRecord
 from penstock.runtime.http import make_app
 from penstock.runtime.service import Service
+from penstock_trainer.weight_sync import rollout_client
 from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weight_sync.publisher import Publisher
 from penstock_trainer.weight_sync.rollout_client import RolloutClient
@@ -162,6 +163,17 @@ async def test_a_server_that_does_not_answer_in_time_is_fenced_and_others_are_li
     assert live == ("quick",)
     assert "weights.push_timeout_seconds" in fenced["slow"]
     assert fenced["gone"].startswith("ConnectError")
+
+
+@pytest.mark.parametrize("each", [0.0, ANSWER_SECONDS])
+async def test_each_server_gives_all_of_them_more_time_to_be_connected_to(
+    each: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand are connected to at once by an event loop that may be busy."""
+    monkeypatch.setattr(rollout_client, "CONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(rollout_client, "CONNECT_SECONDS_EACH", each)
+    async with Server([JSONResponse(SERVED)]).serving() as url:
+        assert await push([rollout(url)]) == ((("r",), {}) if each else ((), {"r": "ConnectTimeout"}))
 
 
 async def test_only_rollout_servers_with_an_engine_are_pushed_to() -> None:
