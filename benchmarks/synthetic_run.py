@@ -4,6 +4,7 @@ Owns the form of what it writes, by the program's own messages. Invariant: the s
 """
 
 import math
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
+from penstock.contracts.log_ratios import SUFFIX, LogRatiosFile
 from penstock.contracts.step_file import StepFile
 from penstock.contracts.vocabulary import DropReason
 from penstock.records.samples import DroppedLine, SampleLine
@@ -165,8 +167,18 @@ class SyntheticRun:
         line = DroppedLine(**values, dropped=str(DropReason.REWARD_FAILED))
         self._append("dropped.jsonl", [msgspec.json.encode(line)])
 
-    def add_step(self, groups: Sequence[ScoredGroup], *, keep_file: bool = True, **figures: float) -> StepRecord:
-        """Train a step: its file (pruned unless `keep_file`), records, line, and a sample of each group."""
+    def add_step(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        keep_file: bool = True,
+        log_ratios: Sequence[Sequence[Sequence[float]]] | None = None,
+        **figures: float,
+    ) -> StepRecord:
+        """Train a step: its file (pruned unless `keep_file`), records, line, and a sample of each group.
+
+        log_ratios: of each sampled token of each trajectory of each group; None: not recorded.
+        """
         step = self.num_steps
         data = msgspec.msgpack.encode(StepFile(step, 1, tuple(groups)))
         name = f"{step:08d}.1.pack"
@@ -176,6 +188,10 @@ class SyntheticRun:
         record = StepRecord(
             step, tickets, name, xxhash.xxh3_64_hexdigest(data), version=step, settings=self._settings_digest
         )
+        if log_ratios is not None:
+            rows = tuple(tuple(struct.pack(f"<{len(each)}e", *each) for each in row) for row in log_ratios)
+            content = msgspec.msgpack.encode(LogRatiosFile(step, record.digest, rows))
+            (self.folder / "steps" / name).with_suffix(SUFFIX).write_bytes(content)
         self.record(record, WeightsRecord(identity(step + 1), step + 1))
         self._append("samples.jsonl", map(msgspec.json.encode, samples(step, groups)))
         self._append("steps.jsonl", [msgspec.json.encode(step_line(step, groups, figures))])

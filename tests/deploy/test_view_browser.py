@@ -32,6 +32,7 @@ VIEWS = (
     "?view=group&step=1&group=0",
     "?view=tokens&step=1&group=0&completion=0",
     "?view=tokens&step=1&group=0&completion=0&as=table",
+    "?view=tokens&step=1&group=3&completion=1&colour=difference",
     "?view=evaluations",
     "?view=search",
     "?view=timeline",
@@ -76,7 +77,10 @@ def small(tmp_path_factory: pytest.TempPathFactory, encode: tuple[Path, Callable
     flat = of(1, "1+1=", ("2", "2", "2", "2"), [1.0] * 4)
     failed = of(2, "3+3=", ("6", "7", "8", "9"), [None, None, None, 0.0])
     close = of(3, "2+2=", ("the answer is 4", "the answer is 5", "the sum is 4", "4"), [1.0, 0.0, 1.0, 1.0])
-    run.add_step([hostile, flat, failed, close])
+    ratios = [[[0.0] * each.num_tokens for each in one.group.trajectories] for one in (hostile, flat, failed, close)]
+    ratios[3][1] = [-0.75 if place == 14 else 0.125 for place in range(len(ratios[3][1]))]
+    ratios[2] = [[] for _ in ratios[2]]
+    run.add_step([hostile, flat, failed, close], log_ratios=ratios)
     changed = completion([*to_ids("four"), END], 0, changes_at=2)
     again = group(4, "2+2=", to_ids("2+2="), [changed, *made("3", "4", "4")], [1.0, 0.0, 1.0, 1.0])
     agent = group(6, "", [], [episode(to_ids, 0), episode(to_ids, 0)], [1.0, 0.0])
@@ -204,6 +208,27 @@ def test_tokens_are_coloured_by_what_was_recorded(viewer: Viewer) -> None:
     expect(viewer.page.locator(".tokens sub").first).to_be_visible()
     viewer.page.get_by_text("Sampled by version").click()
     assert [row[3] for row in viewer.table("Versions that the engine asserted")] == ["the same", "the same"]
+
+
+def test_the_largest_difference_of_trainer_and_sampler_is_found_from_the_step_on(viewer: Viewer) -> None:
+    viewer.open("?view=step&step=1&sort=difference")
+    rows = viewer.table("Groups of step 1")
+    assert [(row[0], row[7]) for row in rows] == [("3", "\u22120.750"), ("0", "0.000"), ("1", "0.000"), ("2", "\u2013")]
+    viewer.click(viewer.page.get_by_role("link", name="\u22120.750"))
+    expect(viewer.page.get_by_label("Coloured by")).to_have_value("difference")
+    token = viewer.page.locator(".tokens .token")
+    classes = token.evaluate_all("tokens => tokens.map(token => token.classList[1])")
+    assert set(classes) == {"context", "above", "below"}
+    below = viewer.page.locator(".tokens .token.below")
+    expect(below).to_have_count(1)
+    below.hover()
+    expect(viewer.page.locator(".detail")).to_contain_text("trainer \u2212 sampler \u22120.7500")
+    viewer.click(viewer.page.get_by_role("link", name="\u22120.7500 at token"))
+    expect(viewer.page.locator(".token.wanted.below")).to_be_in_viewport()
+    expect(viewer.page.locator(".legend")).to_contain_text("+1.00 and more")
+    viewer.open("?view=tokens&step=2&group=0&completion=0&colour=difference")
+    expect(viewer.page.locator("p.problem")).to_contain_text("not recorded: there is no 00000001.1.log_ratios")
+    expect(viewer.page.locator(".tokens .token.unknown").first).to_be_visible()
 
 
 def test_an_episode_is_shown_turn_by_turn(viewer: Viewer) -> None:

@@ -25,6 +25,7 @@ from penstock.view.curves import Curve
 from penstock.view.dropped import dropped
 from penstock.view.groups import Advantages, beside, prompt_of, summary
 from penstock.view.lines import LineIndex
+from penstock.view.log_ratios import LogRatioReader, StepLogRatios, largest_of
 from penstock.view.pieces import Pieces
 from penstock.view.search import Wanted, search
 from penstock.view.step_files import StepFileReader
@@ -49,6 +50,7 @@ class RunView:
         self._table = StepTable(records.folder)
         self._ledger = Ledger(records.folder)
         self._files = StepFileReader(records.folder)
+        self._ratios = LogRatioReader(records.folder)
         self._evaluations = LineIndex(records.folder / EVALUATIONS_FILE)
         self._results: list[Answer] = []
         self._tokenizer = tokenizer
@@ -120,14 +122,24 @@ class RunView:
         except DataError as error:
             return {**answer, "missing": str(error)}
         version = record.version if record else None
-        return {**answer, "groups": [summary(index, each, version) for index, each in enumerate(groups)]}
+        ratios = self._ratios_of(record, groups)
+        return {
+            **answer,
+            "log_ratios_missing": ratios.missing,
+            "groups": [
+                {**summary(index, each, version), "largest_log_ratio": largest_of(ratios.largest(index))}
+                for index, each in enumerate(groups)
+            ],
+        }
 
     def group(self, step: int, index: int, base: int | None) -> Answer:
         """A group with its completions next to each other."""
         record = self._record(step)
         groups, group = self._group(record, step, index)
         rows = self._advantages(record, groups)
+        ratios = self._ratios_of(record, groups)
         return {
+            "largest_log_ratios": ratios.largest(index),
             "summary": summary(index, group, record.version if record else None),
             "num_groups": len(groups),
             "prompt": prompt_of(group),
@@ -142,6 +154,7 @@ class RunView:
         if not 0 <= completion < len(group.scores):
             raise DataError(f"group {index} of step {step} has {len(group.scores)} completions; saw {completion}")
         rows = self._advantages(record, groups)
+        ratios = self._ratios_of(record, groups)
         page = token_page(
             group,
             completion,
@@ -150,9 +163,11 @@ class RunView:
             limit=limit,
             version=record.version if record else None,
             max_lag=record.max_lag if record else None,
+            log_ratios=ratios.of(index, completion),
         )
         return {
             **page,
+            "log_ratios_missing": ratios.missing,
             "version": record.version if record else None,
             "advantage": None if rows is None else rows[index][completion],
             "recorded": {number: self._ledger.policies.get(int(number), "") for number in page["asserted"]},
@@ -268,6 +283,9 @@ class RunView:
         if not 0 <= index < len(groups):
             raise DataError(f"step {step} has {len(groups)} groups; saw {index}")
         return groups, groups[index]
+
+    def _ratios_of(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> StepLogRatios:
+        return StepLogRatios((), "the step is not in the ledger") if record is None else self._ratios.of(record, groups)
 
     def _advantages(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> Advantages:
         """By the settings with which the step was trained; an older ledger names none: those of the configuration."""
