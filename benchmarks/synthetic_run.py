@@ -32,6 +32,7 @@ from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord,
 from penstock.contracts.log_ratios import SUFFIX, LogRatiosFile
 from penstock.contracts.step_file import StepFile
 from penstock.contracts.vocabulary import DropReason
+from penstock.records.dead_letters import DeadLetterLine
 from penstock.records.samples import DroppedLine, SampleLine
 
 END = 256
@@ -158,6 +159,13 @@ class SyntheticRun:
     def drop(self, ticket: int, reason: Any, why: str = "") -> None:
         """End a ticket without a step."""
         self.record(DropRecord(ticket, reason, why=why))
+
+    def bury(self, ticket: str, why: str, text: str) -> None:
+        """Note a dead letter."""
+        line = DeadLetterLine(
+            f"{STARTED_AT * 1000:.0f}-0", ticket, "0", "tickets", STARTED_AT, why, len(text), "it does not decode", text
+        )
+        self._append("dead.jsonl", [msgspec.json.encode(line)])
 
     def drop_without_rewards(self, each: ScoredGroup, why: str) -> None:
         """Drop a group before the present step, because its rewards failed, and keep a completion of it for people."""

@@ -87,6 +87,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, encode: tuple[Path, Callable
     run.add_step([again, agent])
     run.drop_without_rewards(group(7, SCRIPT, to_ids("7"), made("8"), [None]), f"judge: {SCRIPT}")
     run.drop(5, DropReason.POISON, f"MalformedMessageError: {SCRIPT}")
+    run.bury("5", f"MalformedMessageError: {SCRIPT}", f"{SCRIPT}{TURNED}")
+    run.bury(SCRIPT, TURNED, HUGE)
     run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)], failed=[f"judge: {SCRIPT}"])
     return run.folder
 
@@ -306,9 +308,18 @@ def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:
     viewer.page.get_by_label("Ticket", exact=True).fill("5")
     viewer.click(viewer.page.get_by_role("button", name="Why did it end"))
     expect(viewer.page.locator("main")).to_contain_text("dropped as poison")
-    viewer.click(viewer.page.get_by_role("link", name="dead letters"))
+    letters = viewer.page.locator(".found li")
+    expect(letters).to_have_count(1)
+    expect(letters.locator(".problem")).to_have_text(f"MalformedMessageError: {SCRIPT}")
+    assert letters.locator("pre").inner_text().startswith(f"{SCRIPT}abcU+202Edef")
+    viewer.click(viewer.page.get_by_role("link", name="poison", exact=True))
+    expect(letters).to_have_count(2)
+    assert letters.first.locator(".head").inner_text().startswith(f"ticket {SCRIPT}")
+    assert letters.first.locator("details[open]").count() == 0
+    letters.first.get_by_text("Message", exact=True).click()
+    expect(letters.first.locator("pre")).to_contain_text("long long")
+    assert viewer.page.evaluate("window.hacked") is None
     assert viewer.table("Dropped tickets, the last one first")[0][3] == f"MalformedMessageError: {SCRIPT}"
-    assert viewer.page.locator(".found li").count() == 0
     viewer.click(viewer.page.get_by_role("link", name="reward failed", exact=True))
     expect(viewer.page.locator(".found a")).to_have_text(
         "ticket 7, number 0: reward failed, while step 3 was collected"

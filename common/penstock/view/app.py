@@ -116,6 +116,10 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
     async def dropped(run: str, reason: str = "", ticket: int | None = None, limit: Limit = 50) -> Response:
         return await answer(lambda: runs.of(run).dropped(reason, ticket, limit))
 
+    @app.get(RUN + "/dead_letters")
+    async def dead_letters(run: str, ticket: str | None = None, limit: Limit = 50) -> Response:
+        return await answer(lambda: runs.of(run).dead_letters(ticket, limit))
+
     @app.get(RUN + "/timeline")
     async def timeline(run: str, first: int = 1, last: int = 8) -> Response:
         return await answer(lambda: runs.of(run).timeline(first, last))

@@ -15,6 +15,7 @@ import msgspec
 from penstock.contracts import ScoredGroup
 from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
+from penstock.records.dead_letters import DeadLetterLine
 from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
@@ -22,6 +23,7 @@ from penstock.records.samples import DroppedLine
 from penstock.records.step_numbers import id_of, number_of
 from penstock.view.advantages import advantages_of
 from penstock.view.curves import Curve
+from penstock.view.dead_letters import dead_letters
 from penstock.view.dropped import dropped
 from penstock.view.groups import Advantages, beside, prompt_of, summary
 from penstock.view.lines import LineIndex
@@ -216,6 +218,10 @@ class RunView:
         """Completions without a reward that the run kept of dropped groups, the newest first."""
         lines = dropped(self._records.folder, reason, ticket, limit)
         return [msgspec.structs.replace(line, step=number_of(line.step)) for line in lines]
+
+    def dead_letters(self, ticket: str | None, limit: int) -> list[DeadLetterLine]:
+        """Messages that no service could use, the newest first."""
+        return dead_letters(self._records.folder, ticket, limit)
 
     def timeline(self, first: int, last: int) -> Answer:
         """Bars of the trainer and the servers, and pushes, over the steps first to last."""

@@ -19,6 +19,17 @@ from penstock.view.step_files import MOST_HELD
 from tests.unit.common.view.conftest import Made, other_weights
 
 
+def test_dead_letters_are_told_the_newest_first_and_by_ticket(made: Made) -> None:
+    assert made.view.dead_letters(None, 50) == []
+    for ticket, text in (("5", "one"), ("", "two"), ("5", "three")):
+        made.run.bury(ticket, "MalformedMessageError", text)
+    with (made.run.folder / "dead.jsonl").open("ab") as file:
+        file.write(b'{"id": 7}\n{"cut off')
+    assert [each.text for each in made.view.dead_letters(None, 50)] == ["three", "two", "one"]
+    assert [each.text for each in made.view.dead_letters(None, 1)] == ["three"]
+    assert [each.text for each in made.view.dead_letters("5", 50)] == ["three", "one"]
+
+
 def test_groups_are_marked_as_failed_flat_or_different(made: Made) -> None:
     different, flat, failed = made.view.step(1)["groups"]
     assert (different["is_flat"], different["is_failed"], different["num_failed"]) == (False, False, 1)
