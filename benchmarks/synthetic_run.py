@@ -275,6 +275,14 @@ def step_line(step: int, groups: Sequence[ScoredGroup], figures: dict[str, float
             **{"push_paused": 0.1, "push_exposed": 0.5, "pack": 0.1, "forward_backward": 2.0, "optimizer": 0.4},
             "step": STEP_SECONDS,
         },
+        "pushes": [
+            {
+                "version": step,
+                "started_at": STARTED_AT + STEP_SECONDS * step + 0.2,
+                "ended_at": STARTED_AT + STEP_SECONDS * step + 0.7,
+                "paused_seconds": 0.1,
+            }
+        ],
         "generation_seconds": 3.0,
         "generated_tokens": sum(each.num_tokens for one in groups for each in one.group.trajectories),
         "reward_mean": mean,

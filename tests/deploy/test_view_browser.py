@@ -168,6 +168,9 @@ def test_steps_are_counted_from_1_wherever_they_are_read_or_typed(viewer: Viewer
     words = "plot => plot.data.flatMap(trace => trace.customdata.map(each => each.words))"
     drawn = page.locator(".plot.js-plotly-plot").evaluate(words)
     assert {"step 1 computes", "step 2 computes", "ticket 0, step 1", "ticket 4, step 2"} <= set(drawn)
+    assert {f"push of version {version}, generation paused 0.1 s" for version in (0, 1)} <= set(drawn)
+    names = page.locator(".plot.js-plotly-plot").evaluate("plot => plot.layout.yaxis.ticktext")
+    assert [name for name in names if name] == ["trainer", "weights", "rollout-0"]
     viewer.open("?view=search&step_min=2&step_max=2")
     assert [link.split(",")[0] for link in page.locator(".found a").all_inner_texts()] == ["step 2", "step 2"]
     viewer.open("?view=tickets&ticket=4")

@@ -33,7 +33,7 @@ from penstock.view.search import Wanted, search
 from penstock.view.step_files import StepFileReader
 from penstock.view.steps import StepTable
 from penstock.view.tickets import Committed, Ledger
-from penstock.view.timeline import push_mark, server_bars, trainer_bars
+from penstock.view.timeline import push_bars, server_bars, trainer_bars
 from penstock.view.tokens import token_page
 
 MOST_STEPS_OF_TIMELINE = 16
@@ -233,7 +233,7 @@ class RunView:
                 continue
             line = self._table.line(row)
             answer["trainer"] += trainer_bars(step, line)
-            answer["pushes"] += [mark] if (mark := push_mark(step, line)) else []
+            answer["pushes"] += push_bars(step, line)
             try:
                 answer["servers"] += server_bars(step, self._groups(self._record(step), step))
             except DataError as error:

@@ -132,7 +132,7 @@ class Trainer:
         clock.lap("update")
 
         before, self._version = self._version, self._version + int(result.changed)
-        clock.note(self._releases.take_seconds(clock.seconds["push_wait"]))
+        clock.note(self._releases.take_seconds(clock.seconds["push_wait"]), self._releases.take_pushes())
         self._releases.publish_beside(beside, record, self._version, changed=result.changed)
         beside.create_task(self._write_log_ratios(record, groups, result, before))
         self._reports.step(record.step, groups, clock, result, (before, self._version))

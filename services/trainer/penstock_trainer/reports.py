@@ -144,6 +144,7 @@ class Reports:
                 length=[each.num_tokens for each in trajectories],
                 staleness=staleness,
             ),
+            pushes=clock.pushes,
         )
         return line, staleness
 

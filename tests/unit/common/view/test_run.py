@@ -247,8 +247,26 @@ def test_a_timeline_has_the_phases_of_the_trainer_and_the_groups_of_each_server(
     found = made.view.timeline(1, 2)
     assert [bar["phase"] for bar in found["trainer"]] == ["wait", "commit", "update", "push_wait"] * 2
     assert [bar["ticket"] for bar in found["servers"]] == [0, 1, 2, 3, 4]
-    assert [mark["step"] for mark in found["pushes"]] == [1, 2]
-    assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"])
+    lines = list(RunRecords(made.run.folder).steps())
+    times = [(each["started_at"], each["ended_at"]) for line in lines for each in line["pushes"]]
+    assert [(bar["start"], bar["end"]) for bar in found["pushes"]] == times
+    assert [(bar["step"], bar["version"], bar["is_measured"]) for bar in found["pushes"]] == [
+        (1, 0, True),
+        (2, 1, True),
+    ]
+    assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"] + found["pushes"])
+
+
+def test_a_push_of_an_earlier_release_has_its_length_and_is_drawn_in_its_step(made: Made) -> None:
+    path = made.run.folder / "steps.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        del line["pushes"]
+    lines[1]["seconds"]["push"] = 0.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [bar] = RunView("older", RunRecords(made.run.folder)).timeline(1, 2)["pushes"]
+    assert (bar["step"], bar["version"], bar["is_measured"]) == (1, None, False)
+    assert bar["end"] - bar["start"] == pytest.approx(0.5)
 
 
 def test_no_more_than_a_few_step_files_are_held(tmp_path: Path) -> None:
