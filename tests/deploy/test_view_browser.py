@@ -35,6 +35,7 @@ VIEWS = (
     "?view=tokens&step=1&group=3&completion=1&colour=difference",
     "?view=evaluations",
     "?view=search",
+    "?view=search&where=steps&text=4",
     "?view=timeline",
     "?view=tickets&ticket=5",
 )
@@ -275,6 +276,21 @@ def test_completions_are_found_by_text_reward_and_failure(viewer: Viewer) -> Non
     expect(viewer.page.locator(".found li")).to_have_count(1)
     viewer.click(viewer.page.locator(".found a"))
     expect(viewer.page.locator("h1")).to_contain_text("Step 1, group 2")
+
+
+def test_a_text_is_found_in_completions_that_were_not_kept_for_people(viewer: Viewer) -> None:
+    viewer.open("?view=search&text=the+sum")
+    expect(viewer.page.locator("output")).to_have_text("None fits.")
+    viewer.page.get_by_label("Look in").select_option("steps")
+    viewer.click(viewer.page.get_by_role("button", name="Find"))
+    expect(viewer.page.locator(".found li")).to_have_count(1)
+    expect(viewer.page.locator("output")).to_contain_text("1 found; 2 of 2 steps")
+    assert "where=steps" in viewer.page.url
+    viewer.click(viewer.page.locator(".found a"))
+    expect(viewer.page.locator("h1")).to_contain_text("Step 1, group 3")
+    viewer.open("?view=search&where=steps&text=onerror")
+    assert "onerror" in viewer.page.locator(".found li").first.inner_text()
+    assert viewer.page.evaluate("window.hacked") is None
 
 
 def test_evaluations_are_compared_before_and_after(viewer: Viewer) -> None:

@@ -104,6 +104,17 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
     ) -> Response:
         return await answer(lambda: runs.of(run).samples(wanted, end, limit))
 
+    @app.get(RUN + "/completions")
+    async def completions(
+        run: str,
+        wanted: Annotated[Wanted, Query()],
+        at_step: int | None = None,
+        at_group: AtLeast0 = 0,
+        limit: Limit = 50,
+    ) -> Response:
+        start = None if at_step is None else (at_step, at_group)
+        return await answer(lambda: runs.of(run).search_steps(wanted, start, limit))
+
     @app.get(RUN + "/tickets")
     async def tickets(run: str, reason: str = "", offset: AtLeast0 = 0, limit: Limit = 100) -> Response:
         return await answer(lambda: runs.of(run).tickets(reason, offset, limit))

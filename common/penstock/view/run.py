@@ -31,6 +31,7 @@ from penstock.view.log_ratios import LogRatioReader, StepLogRatios, largest_of
 from penstock.view.pieces import Pieces
 from penstock.view.search import Wanted, search
 from penstock.view.step_files import StepFileReader
+from penstock.view.step_search import Place, search_steps
 from penstock.view.steps import StepTable
 from penstock.view.tickets import Committed, Ledger
 from penstock.view.timeline import push_bars, server_bars, trainer_bars
@@ -52,6 +53,7 @@ class RunView:
         self._table = StepTable(records.folder)
         self._ledger = Ledger(records.folder)
         self._files = StepFileReader(records.folder)
+        self._searched = StepFileReader(records.folder, most_held=1)
         self._ratios = LogRatioReader(records.folder)
         self._evaluations = LineIndex(records.folder / EVALUATIONS_FILE)
         self._results: list[Answer] = []
@@ -192,10 +194,27 @@ class RunView:
 
     def samples(self, wanted: Wanted, end: int | None, limit: int) -> Answer:
         """Completions that were kept for people and fit."""
-        bounds = {"step_min": wanted.step_min, "step_max": wanted.step_max}
-        ids = {name: None if number is None else id_of(number) for name, number in bounds.items()}
-        found = search(self._records.folder, wanted.model_copy(update=ids), end, limit)
+        found = search(self._records.folder, _by_ids(wanted), end, limit)
         return {**found, "lines": [msgspec.structs.replace(line, step=number_of(line.step)) for line in found["lines"]]}
+
+    def search_steps(self, wanted: Wanted, start: tuple[int, int] | None, limit: int) -> Answer:
+        """All completions that fit, of the step files that are there. start: number of a step, and a group of it."""
+        self._ledger.refresh()
+        found = search_steps(
+            sorted(self._ledger.steps, reverse=True),
+            lambda step: self._searched.groups(self._ledger.steps[step]),
+            _by_ids(wanted),
+            self._decoder,
+            None if start is None else Place(id_of(start[0]), start[1]),
+            limit,
+        )
+        at = found["next"]
+        return {
+            **found,
+            "lines": [msgspec.structs.replace(line, step=number_of(line.step)) for line in found["lines"]],
+            "next": None if at is None else {"step": number_of(at.step), "group": at.group},
+            "no_text": self._decoder.reason,
+        }
 
     def tickets(self, reason: str, offset: int, limit: int) -> Answer:
         """Tickets that ended without being trained; of the reason poison, the dead letters."""
@@ -324,6 +343,12 @@ def _evaluation(line: Answer) -> Answer:
     figures = {name: value for name, value in line.items() if name not in ("samples", "failed")}
     scored = int(line["num_prompts"]) - int(line["num_failed"])
     return {**figures, "num_scored": scored, "accuracy": heldout_accuracy(line), "reward_mean": heldout_reward(line)}
+
+
+def _by_ids(wanted: Wanted) -> Wanted:
+    """With ids of steps for their numbers."""
+    bounds = {"step_min": wanted.step_min, "step_max": wanted.step_max}
+    return wanted.model_copy(update={name: None if each is None else id_of(each) for name, each in bounds.items()})
 
 
 def _numbered(curve: Curve) -> Curve:
