@@ -256,7 +256,7 @@ class RunView:
             try:
                 answer["servers"] += server_bars(step, self._groups(self._record(step), step))
             except DataError as error:
-                answer["missing"] = str(error)
+                answer["missing"] = "" if self._is_just_trained(step) else str(error)
         return answer
 
     def _draw(self, ticket: int) -> Answer:
@@ -299,9 +299,15 @@ class RunView:
         return self._ledger.steps.get(id_of(step))
 
     def _groups(self, record: Committed | None, step: int) -> tuple[ScoredGroup, ...]:
+        if record is None and self._is_just_trained(step):
+            raise DataError(f"step {step} has just been trained: its groups are shown once its weights are recorded")
         if record is None:
             raise DataError(f"step {step} is not in the ledger of this run; expected one of {len(self._ledger.steps)}")
         return self._files.groups(record)
+
+    def _is_just_trained(self, step: int) -> bool:
+        """Whether it has a line and the journal has not come to it: that waits for its weights."""
+        return self._table.row_of(id_of(step)) is not None and id_of(step) > max(self._ledger.steps, default=-1)
 
     def _group(self, record: Committed | None, step: int, index: int) -> tuple[tuple[ScoredGroup, ...], ScoredGroup]:
         groups = self._groups(record, step)

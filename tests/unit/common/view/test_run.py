@@ -257,6 +257,19 @@ def test_a_timeline_has_the_phases_of_the_trainer_and_the_groups_of_each_server(
     assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"] + found["pushes"])
 
 
+def test_a_step_whose_weights_are_not_recorded_yet_is_no_fault(made: Made) -> None:
+    """The journal has a step once its weights are recorded, after its line is written."""
+    path = made.run.folder / "steps" / "ledger.jsonl"
+    records = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in records if getattr(decode_record(line), "step", 0) != 1))
+    view = RunView("running", RunRecords(made.run.folder))
+    assert "step 2 has just been trained" in view.step(2)["missing"]
+    found = view.timeline(1, 2)
+    assert (found["missing"], {bar["step"] for bar in found["trainer"]}) == ("", {1, 2})
+    assert {bar["step"] for bar in found["servers"]} == {1}
+    assert "step 3 is not in the ledger" in view.step(3)["missing"]
+
+
 def test_a_push_of_an_earlier_release_has_its_length_and_is_drawn_in_its_step(made: Made) -> None:
     path = made.run.folder / "steps.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
