@@ -84,14 +84,7 @@ function card(each, step, group, largest) {
       el("b", { title: values }, each.reward === null ? tag("failed", "bad") : `reward ${number(each.reward)}`),
       each.advantage === null ? null : el("span", {}, `advantage ${fixed(each.advantage, 2)}`),
       el("span", {}, `${number(each.num_tokens)} tokens`),
-      largest
-        ? el(
-            "span",
-            { title: "of its tokens, the largest difference of the log-probabilities" },
-            "trainer \u2212 sampler ",
-            difference(step, group, largest),
-          )
-        : null,
+      largest ? difference(step, group, largest, "trainer \u2212 sampler ") : null,
       el("span", {}, each.end),
       el("span", {}, `version ${each.versions.join(", ") || "\u2013"}`),
       each.is_base

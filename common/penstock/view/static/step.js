@@ -183,14 +183,12 @@ function groupsOf(asked, step, groups) {
 }
 
 /** The largest difference of a completion, with a link to its tokens. */
-export const difference = (step, group, largest) =>
-  largest
-    ? el(
-        "a",
-        { href: addressOf({ view: "tokens", step, group, completion: largest.completion, colour: "difference" }) },
-        signed(largest.value, 3),
-      )
-    : "\u2013";
+export function difference(step, group, largest, words = "") {
+  if (!largest) return "\u2013";
+  const href = addressOf({ view: "tokens", step, group, completion: largest.completion, colour: "difference" });
+  const title = "of its tokens, the largest difference of the log-probabilities";
+  return el("a", { href, title }, words, signed(largest.value, 3));
+}
 
 export const marks = (group) => [
   group.is_failed ? tag("failed", "bad") : null,
