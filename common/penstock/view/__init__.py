@@ -2,9 +2,9 @@
 
 From the folder up, and each layer imports only lower ones:
 
-    app          FastAPI: parses an address, calls, answers
-    runs         the runs that one page shows
-    run          one run: its indexes, and one question each
+    app                                               FastAPI: parses an address, calls, answers
+    runs  page_files  guard                           the runs that one page shows, its files, who may read
+    run                                               one run: its indexes, and one question each
     step_search                                       all completions
     groups  timeline  search  dropped  dead_letters   answers, made of recorded groups and lines
     log_ratios                                        beside step files
