@@ -4,6 +4,7 @@ Owns the form of what it writes, by the program's own messages. Invariant: the s
 """
 
 import math
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
+from penstock.contracts.log_ratios import SUFFIX, LogRatiosFile
 from penstock.contracts.step_file import StepFile
 from penstock.contracts.vocabulary import DropReason
+from penstock.records.dead_letters import DeadLetterLine
 from penstock.records.samples import DroppedLine, SampleLine
 
 END = 256
@@ -157,6 +160,13 @@ class SyntheticRun:
         """End a ticket without a step."""
         self.record(DropRecord(ticket, reason, why=why))
 
+    def bury(self, ticket: str, why: str, text: str) -> None:
+        """Note a dead letter."""
+        line = DeadLetterLine(
+            f"{STARTED_AT * 1000:.0f}-0", ticket, "0", "tickets", STARTED_AT, why, len(text), "it does not decode", text
+        )
+        self._append("dead.jsonl", [msgspec.json.encode(line)])
+
     def drop_without_rewards(self, each: ScoredGroup, why: str) -> None:
         """Drop a group before the present step, because its rewards failed, and keep a completion of it for people."""
         self.drop(each.group.ticket.number, DropReason.REWARD_FAILED)
@@ -165,8 +175,18 @@ class SyntheticRun:
         line = DroppedLine(**values, dropped=str(DropReason.REWARD_FAILED))
         self._append("dropped.jsonl", [msgspec.json.encode(line)])
 
-    def add_step(self, groups: Sequence[ScoredGroup], *, keep_file: bool = True, **figures: float) -> StepRecord:
-        """Train a step: its file (pruned unless `keep_file`), records, line, and a sample of each group."""
+    def add_step(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        keep_file: bool = True,
+        log_ratios: Sequence[Sequence[Sequence[float]]] | None = None,
+        **figures: float,
+    ) -> StepRecord:
+        """Train a step: its file (pruned unless `keep_file`), records, line, and a sample of each group.
+
+        log_ratios: of each sampled token of each trajectory of each group; None: not recorded.
+        """
         step = self.num_steps
         data = msgspec.msgpack.encode(StepFile(step, 1, tuple(groups)))
         name = f"{step:08d}.1.pack"
@@ -176,6 +196,10 @@ class SyntheticRun:
         record = StepRecord(
             step, tickets, name, xxhash.xxh3_64_hexdigest(data), version=step, settings=self._settings_digest
         )
+        if log_ratios is not None:
+            rows = tuple(tuple(struct.pack(f"<{len(each)}e", *each) for each in row) for row in log_ratios)
+            content = msgspec.msgpack.encode(LogRatiosFile(step, record.digest, rows))
+            (self.folder / "steps" / name).with_suffix(SUFFIX).write_bytes(content)
         self.record(record, WeightsRecord(identity(step + 1), step + 1))
         self._append("samples.jsonl", map(msgspec.json.encode, samples(step, groups)))
         self._append("steps.jsonl", [msgspec.json.encode(step_line(step, groups, figures))])
@@ -251,6 +275,14 @@ def step_line(step: int, groups: Sequence[ScoredGroup], figures: dict[str, float
             **{"push_paused": 0.1, "push_exposed": 0.5, "pack": 0.1, "forward_backward": 2.0, "optimizer": 0.4},
             "step": STEP_SECONDS,
         },
+        "pushes": [
+            {
+                "version": step,
+                "started_at": STARTED_AT + STEP_SECONDS * step + 0.2,
+                "ended_at": STARTED_AT + STEP_SECONDS * step + 0.7,
+                "paused_seconds": 0.1,
+            }
+        ],
         "generation_seconds": 3.0,
         "generated_tokens": sum(each.num_tokens for one in groups for each in one.group.trajectories),
         "reward_mean": mean,

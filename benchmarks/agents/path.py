@@ -143,9 +143,13 @@ def side_by_side(packs: Sequence[Pack]) -> Pack:
             [getattr(pack, field.name) + offsets.get(field.name, [0] * len(rows))[at] for at, pack in enumerate(packs)]
         )
         for field in fields(Pack)
-        if field.name != "indices"
+        if field.name not in ("indices", "paths")
     }
-    return Pack(**tensors, indices=tuple(index for pack in packs for index in pack.indices))
+    return Pack(
+        **tensors,
+        indices=tuple(index for pack in packs for index in pack.indices),
+        paths=tuple(path for pack in packs for path in pack.paths),
+    )
 
 
 def row_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: complete or absent.
+"""Files that are complete or absent, and those of them that survive a power cut.
 
 Owns writing under a temporary name, flushing and renaming, and the words for a disk that cannot be written.
 """
@@ -36,14 +36,25 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     `mode`: permissions of the file, less the process's umask.
     PenstockError, and no temporary file left, if there is no room or no right to write.
     """
+    _write(path, data, mode, flush=True)
+
+
+def write_complete(path: Path, data: bytes) -> None:
+    """As `write_durably`, but not flushed: a power cut may lose the new file or empty it."""
+    _write(path, data, 0o666, flush=False)
+
+
+def _write(path: Path, data: bytes, mode: int, *, flush: bool) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(f"{path} ({len(data)} bytes)"), _removed(temporary):
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if flush:
+            sync_folder(path.parent)
 
 
 def missing(error: OSError, room: str) -> str:

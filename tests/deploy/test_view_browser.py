@@ -32,8 +32,10 @@ VIEWS = (
     "?view=group&step=1&group=0",
     "?view=tokens&step=1&group=0&completion=0",
     "?view=tokens&step=1&group=0&completion=0&as=table",
+    "?view=tokens&step=1&group=3&completion=1&colour=difference",
     "?view=evaluations",
     "?view=search",
+    "?view=search&where=steps&text=4",
     "?view=timeline",
     "?view=tickets&ticket=5",
 )
@@ -76,13 +78,18 @@ def small(tmp_path_factory: pytest.TempPathFactory, encode: tuple[Path, Callable
     flat = of(1, "1+1=", ("2", "2", "2", "2"), [1.0] * 4)
     failed = of(2, "3+3=", ("6", "7", "8", "9"), [None, None, None, 0.0])
     close = of(3, "2+2=", ("the answer is 4", "the answer is 5", "the sum is 4", "4"), [1.0, 0.0, 1.0, 1.0])
-    run.add_step([hostile, flat, failed, close])
+    ratios = [[[0.0] * each.num_tokens for each in one.group.trajectories] for one in (hostile, flat, failed, close)]
+    ratios[3][1] = [-0.75 if place == 14 else 0.125 for place in range(len(ratios[3][1]))]
+    ratios[2] = [[] for _ in ratios[2]]
+    run.add_step([hostile, flat, failed, close], log_ratios=ratios)
     changed = completion([*to_ids("four"), END], 0, changes_at=2)
     again = group(4, "2+2=", to_ids("2+2="), [changed, *made("3", "4", "4")], [1.0, 0.0, 1.0, 1.0])
     agent = group(6, "", [], [episode(to_ids, 0), episode(to_ids, 0)], [1.0, 0.0])
     run.add_step([again, agent])
     run.drop_without_rewards(group(7, SCRIPT, to_ids("7"), made("8"), [None]), f"judge: {SCRIPT}")
     run.drop(5, DropReason.POISON, f"MalformedMessageError: {SCRIPT}")
+    run.bury("5", f"MalformedMessageError: {SCRIPT}", f"{SCRIPT}{TURNED}")
+    run.bury(SCRIPT, TURNED, HUGE)
     run.evaluate(0.5, [("7+7=", "14", "14", 1.0), ("8+8=", "16", "16", 1.0)], failed=[f"judge: {SCRIPT}"])
     return run.folder
 
@@ -162,6 +169,9 @@ def test_steps_are_counted_from_1_wherever_they_are_read_or_typed(viewer: Viewer
     words = "plot => plot.data.flatMap(trace => trace.customdata.map(each => each.words))"
     drawn = page.locator(".plot.js-plotly-plot").evaluate(words)
     assert {"step 1 computes", "step 2 computes", "ticket 0, step 1", "ticket 4, step 2"} <= set(drawn)
+    assert {f"push of version {version}, generation paused 0.1 s" for version in (0, 1)} <= set(drawn)
+    names = page.locator(".plot.js-plotly-plot").evaluate("plot => plot.layout.yaxis.ticktext")
+    assert [name for name in names if name] == ["trainer", "weights", "rollout-0"]
     viewer.open("?view=search&step_min=2&step_max=2")
     assert [link.split(",")[0] for link in page.locator(".found a").all_inner_texts()] == ["step 2", "step 2"]
     viewer.open("?view=tickets&ticket=4")
@@ -206,6 +216,27 @@ def test_tokens_are_coloured_by_what_was_recorded(viewer: Viewer) -> None:
     assert [row[3] for row in viewer.table("Versions that the engine asserted")] == ["the same", "the same"]
 
 
+def test_the_largest_difference_of_trainer_and_sampler_is_found_from_the_step_on(viewer: Viewer) -> None:
+    viewer.open("?view=step&step=1&sort=difference")
+    rows = viewer.table("Groups of step 1")
+    assert [(row[0], row[7]) for row in rows] == [("3", "\u22120.750"), ("0", "0.000"), ("1", "0.000"), ("2", "\u2013")]
+    viewer.click(viewer.page.get_by_role("link", name="\u22120.750"))
+    expect(viewer.page.get_by_label("Coloured by")).to_have_value("difference")
+    token = viewer.page.locator(".tokens .token")
+    classes = token.evaluate_all("tokens => tokens.map(token => token.classList[1])")
+    assert set(classes) == {"context", "above", "below"}
+    below = viewer.page.locator(".tokens .token.below")
+    expect(below).to_have_count(1)
+    below.hover()
+    expect(viewer.page.locator(".detail")).to_contain_text("trainer \u2212 sampler \u22120.7500")
+    viewer.click(viewer.page.get_by_role("link", name="\u22120.7500 at token"))
+    expect(viewer.page.locator(".token.wanted.below")).to_be_in_viewport()
+    expect(viewer.page.locator(".legend")).to_contain_text("+1.00 and more")
+    viewer.open("?view=tokens&step=2&group=0&completion=0&colour=difference")
+    expect(viewer.page.locator("p.problem")).to_contain_text("not recorded: there is no 00000001.1.log_ratios")
+    expect(viewer.page.locator(".tokens .token.unknown").first).to_be_visible()
+
+
 def test_an_episode_is_shown_turn_by_turn(viewer: Viewer) -> None:
     viewer.open("?view=tokens&step=2&group=1&completion=0")
     turns = viewer.page.locator(".segment").all_inner_texts()
@@ -247,6 +278,21 @@ def test_completions_are_found_by_text_reward_and_failure(viewer: Viewer) -> Non
     expect(viewer.page.locator("h1")).to_contain_text("Step 1, group 2")
 
 
+def test_a_text_is_found_in_completions_that_were_not_kept_for_people(viewer: Viewer) -> None:
+    viewer.open("?view=search&text=the+sum")
+    expect(viewer.page.locator("output")).to_have_text("None fits.")
+    viewer.page.get_by_label("Look in").select_option("steps")
+    viewer.click(viewer.page.get_by_role("button", name="Find"))
+    expect(viewer.page.locator(".found li")).to_have_count(1)
+    expect(viewer.page.locator("output")).to_contain_text("1 found; 2 of 2 steps")
+    assert "where=steps" in viewer.page.url
+    viewer.click(viewer.page.locator(".found a"))
+    expect(viewer.page.locator("h1")).to_contain_text("Step 1, group 3")
+    viewer.open("?view=search&where=steps&text=onerror")
+    assert "onerror" in viewer.page.locator(".found li").first.inner_text()
+    assert viewer.page.evaluate("window.hacked") is None
+
+
 def test_evaluations_are_compared_before_and_after(viewer: Viewer) -> None:
     viewer.open("?view=evaluations")
     rows = viewer.table("Completions of the same prompts before and after")
@@ -281,9 +327,18 @@ def test_a_ticket_says_why_it_ended(viewer: Viewer) -> None:
     viewer.page.get_by_label("Ticket", exact=True).fill("5")
     viewer.click(viewer.page.get_by_role("button", name="Why did it end"))
     expect(viewer.page.locator("main")).to_contain_text("dropped as poison")
-    viewer.click(viewer.page.get_by_role("link", name="dead letters"))
+    letters = viewer.page.locator(".found li")
+    expect(letters).to_have_count(1)
+    expect(letters.locator(".problem")).to_have_text(f"MalformedMessageError: {SCRIPT}")
+    assert letters.locator("pre").inner_text().startswith(f"{SCRIPT}abcU+202Edef")
+    viewer.click(viewer.page.get_by_role("link", name="poison", exact=True))
+    expect(letters).to_have_count(2)
+    assert letters.first.locator(".head").inner_text().startswith(f"ticket {SCRIPT}")
+    assert letters.first.locator("details[open]").count() == 0
+    letters.first.get_by_text("Message", exact=True).click()
+    expect(letters.first.locator("pre")).to_contain_text("long long")
+    assert viewer.page.evaluate("window.hacked") is None
     assert viewer.table("Dropped tickets, the last one first")[0][3] == f"MalformedMessageError: {SCRIPT}"
-    assert viewer.page.locator(".found li").count() == 0
     viewer.click(viewer.page.get_by_role("link", name="reward failed", exact=True))
     expect(viewer.page.locator(".found a")).to_have_text(
         "ticket 7, number 0: reward failed, while step 3 was collected"

@@ -75,9 +75,9 @@ class DeadLetters:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
-    async def letters(self) -> AsyncIterator[DeadLetter]:
-        """All of them, the oldest first."""
-        start = "-"
+    async def letters(self, after: str = "") -> AsyncIterator[DeadLetter]:
+        """Those after the entry `after`, or all of them; the oldest first."""
+        start = f"({_checked(after)}" if after else "-"
         while entries := await self._read(start, "+"):
             for letter in entries:
                 yield letter

@@ -14,6 +14,7 @@ STEPS_READ_FILE = "steps_read.json"  # what the trainer knows of the lines so fa
 EVALUATIONS_FILE = "evals.jsonl"
 COMPLETIONS_FILE = "samples.jsonl"
 DROPPED_FILE = "dropped.jsonl"
+DEAD_FILE = "dead.jsonl"
 PROCESSES_FILE = "processes.json"
 TRAINER_SUMMARY_FILE = "trainer_summary.json"
 SUMMARY_FILE = "summary.json"  # written by each launch that ends in order

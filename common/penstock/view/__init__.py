@@ -2,10 +2,12 @@
 
 From the folder up, and each layer imports only lower ones:
 
-    app          FastAPI: parses an address, calls, answers
-    runs         the runs that one page shows
-    run          one run: its indexes, and one question each
-    groups  episodes  timeline  search  visits        answers, made of recorded groups and lines
+    app                                               FastAPI: parses an address, calls, answers
+    runs  page_files  guard                           the runs that one page shows, its files, who may read
+    run                                               one run: its indexes, and one question each
+    step_search                                       all completions
+    groups  timeline  search  dropped  dead_letters   answers, made of recorded groups and lines
+    log_ratios                                        beside step files
     steps  tickets  step_files  pieces  advantages    indexes and readers
     lines  curves                                     files of lines; fewer points of a curve
 

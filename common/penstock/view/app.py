@@ -6,28 +6,22 @@ of a lower priority would keep Python's lock while it waits for a core, and trai
 """
 
 import asyncio
-import importlib.resources
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Query, Response
 from fastapi import Path as PathValue
-from fastapi.responses import FileResponse
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from penstock.errors import ConfigError
 from penstock.runtime.http import make_app
 from penstock.view.guard import DATA, ViewGuard
+from penstock.view.page_files import page_file
 from penstock.view.runs import Runs
 from penstock.view.search import Wanted
 
-PLOTTING = "plotly.min.js"
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 RUN, STEP, GROUP = f"{DATA}/runs/{{run}}", "/steps/{step}", "/groups/{group}"
 
 Names = Annotated[list[str], Query(max_length=64)]
@@ -54,11 +48,11 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
 
     @app.get("/")
     async def page() -> Response:
-        return _static("index.html")
+        return page_file("index.html")
 
     @app.get("/view/{name}")
     async def static(name: str) -> Response:
-        return _static(name)
+        return page_file(name)
 
     @app.get(f"{DATA}/runs")
     async def list_runs() -> Response:
@@ -104,6 +98,17 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
     ) -> Response:
         return await answer(lambda: runs.of(run).samples(wanted, end, limit))
 
+    @app.get(RUN + "/completions")
+    async def completions(
+        run: str,
+        wanted: Annotated[Wanted, Query()],
+        at_step: int | None = None,
+        at_group: AtLeast0 = 0,
+        limit: Limit = 50,
+    ) -> Response:
+        start = None if at_step is None else (at_step, at_group)
+        return await answer(lambda: runs.of(run).search_steps(wanted, start, limit))
+
     @app.get(RUN + "/tickets")
     async def tickets(run: str, reason: str = "", offset: AtLeast0 = 0, limit: Limit = 100) -> Response:
         return await answer(lambda: runs.of(run).tickets(reason, offset, limit))
@@ -116,24 +121,10 @@ def add_page(app: FastAPI, runs: Runs, token: SecretStr | None) -> None:
     async def dropped(run: str, reason: str = "", ticket: int | None = None, limit: Limit = 50) -> Response:
         return await answer(lambda: runs.of(run).dropped(reason, ticket, limit))
 
+    @app.get(RUN + "/dead_letters")
+    async def dead_letters(run: str, ticket: str | None = None, limit: Limit = 50) -> Response:
+        return await answer(lambda: runs.of(run).dead_letters(ticket, limit))
+
     @app.get(RUN + "/timeline")
     async def timeline(run: str, first: int = 1, last: int = 8) -> Response:
         return await answer(lambda: runs.of(run).timeline(first, last))
-
-
-def _static(name: str) -> Response:
-    """A file of the page; ConfigError if there is none of this name."""
-    if name == PLOTTING:
-        path = _plotting_library()
-    else:
-        path = Path(str(importlib.resources.files("penstock.view") / "static")) / Path(name).name
-    if path is None or path.suffix not in KINDS or not path.is_file():
-        raise ConfigError(f"saw the file {name[:80]!r}, which the page does not have")
-    return FileResponse(path, media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
-
-
-def _plotting_library() -> Path | None:
-    """The script in the package plotly, which is not imported; None if it is not installed."""
-    found = find_spec("plotly")
-    folders = found.submodule_search_locations if found else None
-    return Path(next(iter(folders))) / "package_data" / PLOTTING if folders else None

@@ -44,6 +44,13 @@ class Pieces:
                 pieces.append("\N{REPLACEMENT CHARACTER}")
         return pieces
 
+    def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each sequence, with special tokens; without a tokenizer its ids."""
+        if not self._load():
+            return [" ".join(map(str, ids)) for ids in sequences]
+        texts: list[str] = self._tokenizer.decode_batch([list(ids) for ids in sequences], skip_special_tokens=False)
+        return texts
+
     def special(self, ids: Sequence[int]) -> list[int]:
         """Places of special tokens."""
         return [place for place, each in enumerate(ids) if each in self._special] if self._load() else []

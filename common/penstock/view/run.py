@@ -15,6 +15,7 @@ import msgspec
 from penstock.contracts import ScoredGroup
 from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
+from penstock.records.dead_letters import DeadLetterLine
 from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
 from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
@@ -22,15 +23,18 @@ from penstock.records.samples import DroppedLine
 from penstock.records.step_numbers import id_of, number_of
 from penstock.view.advantages import advantages_of
 from penstock.view.curves import Curve
+from penstock.view.dead_letters import dead_letters
 from penstock.view.dropped import dropped
 from penstock.view.groups import Advantages, beside, prompt_of, summary
 from penstock.view.lines import LineIndex
+from penstock.view.log_ratios import LogRatioReader, StepLogRatios, largest_of
 from penstock.view.pieces import Pieces
 from penstock.view.search import Wanted, search
 from penstock.view.step_files import StepFileReader
+from penstock.view.step_search import Place, search_steps
 from penstock.view.steps import StepTable
 from penstock.view.tickets import Committed, Ledger
-from penstock.view.timeline import push_mark, server_bars, trainer_bars
+from penstock.view.timeline import push_bars, server_bars, trainer_bars
 from penstock.view.tokens import token_page
 
 MOST_STEPS_OF_TIMELINE = 16
@@ -49,6 +53,8 @@ class RunView:
         self._table = StepTable(records.folder)
         self._ledger = Ledger(records.folder)
         self._files = StepFileReader(records.folder)
+        self._searched = StepFileReader(records.folder, most_held=1)
+        self._ratios = LogRatioReader(records.folder)
         self._evaluations = LineIndex(records.folder / EVALUATIONS_FILE)
         self._results: list[Answer] = []
         self._tokenizer = tokenizer
@@ -120,14 +126,24 @@ class RunView:
         except DataError as error:
             return {**answer, "missing": str(error)}
         version = record.version if record else None
-        return {**answer, "groups": [summary(index, each, version) for index, each in enumerate(groups)]}
+        ratios = self._ratios_of(record, groups)
+        return {
+            **answer,
+            "log_ratios_missing": ratios.missing,
+            "groups": [
+                {**summary(index, each, version), "largest_log_ratio": largest_of(ratios.largest(index))}
+                for index, each in enumerate(groups)
+            ],
+        }
 
     def group(self, step: int, index: int, base: int | None) -> Answer:
         """A group with its completions next to each other."""
         record = self._record(step)
         groups, group = self._group(record, step, index)
         rows = self._advantages(record, groups)
+        ratios = self._ratios_of(record, groups)
         return {
+            "largest_log_ratios": ratios.largest(index),
             "summary": summary(index, group, record.version if record else None),
             "num_groups": len(groups),
             "prompt": prompt_of(group),
@@ -142,6 +158,7 @@ class RunView:
         if not 0 <= completion < len(group.scores):
             raise DataError(f"group {index} of step {step} has {len(group.scores)} completions; saw {completion}")
         rows = self._advantages(record, groups)
+        ratios = self._ratios_of(record, groups)
         page = token_page(
             group,
             completion,
@@ -150,9 +167,11 @@ class RunView:
             limit=limit,
             version=record.version if record else None,
             max_lag=record.max_lag if record else None,
+            log_ratios=ratios.of(index, completion),
         )
         return {
             **page,
+            "log_ratios_missing": ratios.missing,
             "version": record.version if record else None,
             "advantage": None if rows is None else rows[index][completion],
             "recorded": {number: self._ledger.policies.get(int(number), "") for number in page["asserted"]},
@@ -175,10 +194,27 @@ class RunView:
 
     def samples(self, wanted: Wanted, end: int | None, limit: int) -> Answer:
         """Completions that were kept for people and fit."""
-        bounds = {"step_min": wanted.step_min, "step_max": wanted.step_max}
-        ids = {name: None if number is None else id_of(number) for name, number in bounds.items()}
-        found = search(self._records.folder, wanted.model_copy(update=ids), end, limit)
+        found = search(self._records.folder, _by_ids(wanted), end, limit)
         return {**found, "lines": [msgspec.structs.replace(line, step=number_of(line.step)) for line in found["lines"]]}
+
+    def search_steps(self, wanted: Wanted, start: tuple[int, int] | None, limit: int) -> Answer:
+        """All completions that fit, of the step files that are there. start: number of a step, and a group of it."""
+        self._ledger.refresh()
+        found = search_steps(
+            sorted(self._ledger.steps, reverse=True),
+            lambda step: self._searched.groups(self._ledger.steps[step]),
+            _by_ids(wanted),
+            self._decoder,
+            None if start is None else Place(id_of(start[0]), start[1]),
+            limit,
+        )
+        at = found["next"]
+        return {
+            **found,
+            "lines": [msgspec.structs.replace(line, step=number_of(line.step)) for line in found["lines"]],
+            "next": None if at is None else {"step": number_of(at.step), "group": at.group},
+            "no_text": self._decoder.reason,
+        }
 
     def tickets(self, reason: str, offset: int, limit: int) -> Answer:
         """Tickets that ended without being trained; of the reason poison, the dead letters."""
@@ -202,6 +238,10 @@ class RunView:
         lines = dropped(self._records.folder, reason, ticket, limit)
         return [msgspec.structs.replace(line, step=number_of(line.step)) for line in lines]
 
+    def dead_letters(self, ticket: str | None, limit: int) -> list[DeadLetterLine]:
+        """Messages that no service could use, the newest first."""
+        return dead_letters(self._records.folder, ticket, limit)
+
     def timeline(self, first: int, last: int) -> Answer:
         """Bars of the trainer and the servers, and pushes, over the steps first to last."""
         self._table.refresh()
@@ -212,11 +252,11 @@ class RunView:
                 continue
             line = self._table.line(row)
             answer["trainer"] += trainer_bars(step, line)
-            answer["pushes"] += [mark] if (mark := push_mark(step, line)) else []
+            answer["pushes"] += push_bars(step, line)
             try:
                 answer["servers"] += server_bars(step, self._groups(self._record(step), step))
             except DataError as error:
-                answer["missing"] = str(error)
+                answer["missing"] = "" if self._is_just_trained(step) else str(error)
         return answer
 
     def _draw(self, ticket: int) -> Answer:
@@ -259,15 +299,24 @@ class RunView:
         return self._ledger.steps.get(id_of(step))
 
     def _groups(self, record: Committed | None, step: int) -> tuple[ScoredGroup, ...]:
+        if record is None and self._is_just_trained(step):
+            raise DataError(f"step {step} has just been trained: its groups are shown once its weights are recorded")
         if record is None:
             raise DataError(f"step {step} is not in the ledger of this run; expected one of {len(self._ledger.steps)}")
         return self._files.groups(record)
+
+    def _is_just_trained(self, step: int) -> bool:
+        """Whether it has a line and the journal has not come to it: that waits for its weights."""
+        return self._table.row_of(id_of(step)) is not None and id_of(step) > max(self._ledger.steps, default=-1)
 
     def _group(self, record: Committed | None, step: int, index: int) -> tuple[tuple[ScoredGroup, ...], ScoredGroup]:
         groups = self._groups(record, step)
         if not 0 <= index < len(groups):
             raise DataError(f"step {step} has {len(groups)} groups; saw {index}")
         return groups, groups[index]
+
+    def _ratios_of(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> StepLogRatios:
+        return StepLogRatios((), "the step is not in the ledger") if record is None else self._ratios.of(record, groups)
 
     def _advantages(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> Advantages:
         """By the settings with which the step was trained; an older ledger names none: those of the configuration."""
@@ -300,6 +349,12 @@ def _evaluation(line: Answer) -> Answer:
     figures = {name: value for name, value in line.items() if name not in ("samples", "failed")}
     scored = int(line["num_prompts"]) - int(line["num_failed"])
     return {**figures, "num_scored": scored, "accuracy": heldout_accuracy(line), "reward_mean": heldout_reward(line)}
+
+
+def _by_ids(wanted: Wanted) -> Wanted:
+    """With ids of steps for their numbers."""
+    bounds = {"step_min": wanted.step_min, "step_max": wanted.step_max}
+    return wanted.model_copy(update={name: None if each is None else id_of(each) for name, each in bounds.items()})
 
 
 def _numbered(curve: Curve) -> Curve:

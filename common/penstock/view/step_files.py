@@ -1,7 +1,7 @@
 """Step files as a reader sees them: the groups that a step was trained on.
 
-Invariant: only files that the ledger names are read, by a name that leads nowhere else, and never more than two of them
-are held. A file that was pruned, damaged or left behind by another life is an error that says so.
+Invariant: only files that the ledger names are read, by a name that leads nowhere else, and a reader holds two of them
+at most. A file that was pruned, damaged or left behind by another life is an error that says so.
 """
 
 import re
@@ -26,8 +26,9 @@ LARGEST_BYTES = 2**30  # a reader beside a training must leave it its memory
 class StepFileReader:
     """Reads the step files of a run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_held: int = MOST_HELD) -> None:
         self._folder = folder / STEP_FILES
+        self._most_held = most_held
         self._held: OrderedDict[tuple[str, str], tuple[ScoredGroup, ...]] = OrderedDict()
 
     def groups(self, record: Committed) -> tuple[ScoredGroup, ...]:
@@ -35,7 +36,7 @@ class StepFileReader:
         key = (record.file, record.digest)
         if key not in self._held:
             groups = self._read(record)
-            while len(self._held) >= MOST_HELD:
+            while len(self._held) >= self._most_held:
                 self._held.popitem(last=False)
             self._held[key] = groups
         self._held.move_to_end(key)

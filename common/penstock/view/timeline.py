@@ -23,21 +23,38 @@ def trainer_bars(step: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     return bars
 
 
-def push_mark(step: int, line: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The push of the weights before this step, which began with it, if there was one.
+def push_bars(step: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pushes that ended during a step.
 
-    Its time is measured, its start is not recorded: it is drawn at the start of the step, which it ran beside.
+    Lines of an earlier release have only their seconds: the push is drawn where it began at the earliest, at the start
+    of the step that it ran beside, and `is_measured` is false.
     """
     seconds = line["seconds"]
+    if "pushes" in line:
+        return [
+            {
+                "step": step,
+                "version": int(each["version"]),
+                "start": float(each["started_at"]),
+                "end": float(each["ended_at"]),
+                "paused_seconds": float(each["paused_seconds"]),
+                "is_measured": True,
+            }
+            for each in line["pushes"]
+        ]
     if not seconds.get("push"):
-        return None
+        return []
     begun = float(line["started_at"]) + float(seconds.get("stage", 0.0))
-    return {
-        "step": step,
-        "start": begun,
-        "end": begun + float(seconds["push"]),
-        "paused_seconds": float(seconds.get("push_paused", 0.0)),
-    }
+    return [
+        {
+            "step": step,
+            "version": None,
+            "start": begun,
+            "end": begun + float(seconds["push"]),
+            "paused_seconds": float(seconds.get("push_paused", 0.0)),
+            "is_measured": False,
+        }
+    ]
 
 
 def server_bars(step: int, groups: Iterable[ScoredGroup]) -> list[dict[str, Any]]:

@@ -67,8 +67,12 @@ def token_page(
     limit: int,
     version: int | None,
     max_lag: int | None,
+    log_ratios: Sequence[float | None] | None = None,
 ) -> dict[str, Any]:
-    """Tokens [offset, offset + limit) as columns. version: under training; max_lag: older tokens are masked."""
+    """Tokens [offset, offset + limit) as columns. version: under training; max_lag: older tokens are masked.
+
+    log_ratios: of each sampled token.
+    """
     segments = segments_of(group, index)
     ids = [each for segment in segments for each in segment.ids]
     end = min(offset + min(limit, MOST_TOKENS), len(ids))
@@ -76,6 +80,7 @@ def token_page(
     decoded = pieces.of(ids[begin:end])
     rows = list(_rows(segments))[offset:end]
     has_reward = rewards_of(group)[index] is not None
+    ratios = list(_at_tokens(segments, log_ratios or []))
     starts, start = [], 0
     for number, each in enumerate(segments):
         starts.append({"start": start, "kind": each.kind, "role": each.role, "parent": each.parent, "number": number})
@@ -89,6 +94,8 @@ def token_page(
         "no_text": pieces.reason,
         "segments": starts,
         "logprobs": [logprob for logprob, _, _ in rows],
+        "log_ratios": ratios[offset:end],
+        "largest_log_ratio": _farthest(ratios),
         "versions": [None if span is None else span.policy.number for _, span, _ in rows],
         "trained": [
             has_reward and trained and span is not None and not _is_stale(span, version, max_lag)
@@ -96,6 +103,21 @@ def token_page(
         ],
         "asserted": {str(span.policy.number): span.policy.digest for segment in segments for span in segment.spans},
     }
+
+
+def _at_tokens(segments: Sequence[Segment], of_sampled: Sequence[float | None]) -> Iterator[float | None]:
+    """A value for each token; None for one that was not sampled."""
+    values = iter(of_sampled)
+    for segment in segments:
+        for _ in segment.ids:
+            yield None if segment.logprobs is None else next(values, None)
+
+
+def _farthest(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """The value that is farthest from 0, and its token; None without any."""
+    known = ((abs(value), place) for place, value in enumerate(values) if value is not None)
+    place = max(known, key=lambda each: each[0], default=(0.0, None))[1]
+    return None if place is None else {"token": place, "value": values[place]}
 
 
 def _is_stale(span: VersionSpan, version: int | None, max_lag: int | None) -> bool:

@@ -30,6 +30,7 @@ from penstock.errors import ConfigError, DataError, PenstockError
 from penstock.records.files import (
     COMPLETIONS_FILE,
     CONFIG_FILE,
+    DEAD_FILE,
     DROPPED_FILE,
     EVALUATIONS_FILE,
     PROCESSES_FILE,
@@ -51,7 +52,7 @@ ORPHAN_GRACE_SECONDS = 10.0  # long enough for a trainer to end between two step
 NO_STEPS = "00000000."  # how the name of a checkpoint begins that was written before the first step
 BEGUN = (
     *("steps", "checkpoints", "queue"),
-    *(STEPS_FILE, STEPS_READ_FILE, EVALUATIONS_FILE, COMPLETIONS_FILE, DROPPED_FILE, SUMMARY_FILE),
+    *(STEPS_FILE, STEPS_READ_FILE, EVALUATIONS_FILE, COMPLETIONS_FILE, DROPPED_FILE, DEAD_FILE, SUMMARY_FILE),
 )
 MARKS = (CONFIG_FILE, "logs", "queue", PROCESSES_FILE, "steps", "checkpoints")
 

@@ -13,13 +13,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from penstock.broker import Queue, Worker
+from penstock.broker.dead import DeadLetters
 from penstock.broker.lease import Lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import Sampling, ServiceKind
 from penstock.contracts.weight_sources import Parent
 from penstock.records import RunRecords
-from penstock.records.files import FINAL_MODEL
+from penstock.records.files import DEAD_FILE, DROPPED_FILE, FINAL_MODEL
 from penstock.runtime.relay_route import add_relay
 from penstock.runtime.service import Service
 from penstock.tickets import TicketBook, TicketLimits
@@ -43,6 +44,7 @@ from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.resume import resume
+from penstock_trainer.rollouts.buried import BuriedMessages
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
@@ -52,7 +54,7 @@ from penstock_trainer.rollouts.lost_writes import LostWrites
 from penstock_trainer.rollouts.samples import SampleWriter
 from penstock_trainer.rollouts.stragglers import Stragglers
 from penstock_trainer.rollouts.versions import Versions
-from penstock_trainer.telemetry.dropped import DroppedFile
+from penstock_trainer.telemetry.last_lines import LastLines
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.samples import SampleFile
@@ -231,7 +233,12 @@ class Assembly:
             self.metrics.queue,
             drop=self.history.drop,
             dropped=self.reports.dropped,
+            buried=self.buried.note,
         )
+
+    @cached_property
+    def buried(self) -> BuriedMessages:
+        return BuriedMessages(DeadLetters(self.queue), LastLines(self.folder / DEAD_FILE))
 
     @cached_property
     def lost_writes(self) -> LostWrites:
@@ -379,7 +386,7 @@ class Assembly:
             self.evaluation,
             self.tracking,
             self.samples,
-            DroppedFile(self.folder),
+            LastLines(self.folder / DROPPED_FILE),
             self.sample_writer,
             max_lag=self.config.staleness.max_lag,
         )

@@ -9,7 +9,8 @@ from the complete batch until its weights are recorded.
     gradient   forward and backward, which change nothing      (meanwhile: the groups are written to the step file, the
     commit     the ledger names the step, its groups leave       last step's weights recorded, this step committed)
     change     the optimizer's step
-    publish    stage, record, push and announce the new weights, while the loop waits for the next batch
+    publish    stage, record, push and announce the new weights, while the loop waits for the next batch (beside it, the
+               log-ratios of the step are written)
 
 Back-pressure: tickets are issued by credits only; one version is pushed at a time; a step is committed only after the
 weights of the previous step are recorded.
@@ -25,6 +26,7 @@ from penstock_trainer.checkpoints.history import History
 from penstock_trainer.control import Requests
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
+from penstock_trainer.learner.update import StepResult
 from penstock_trainer.releases import Releases
 from penstock_trainer.reports import Reports
 from penstock_trainer.resume import ResumePoint
@@ -130,8 +132,9 @@ class Trainer:
         clock.lap("update")
 
         before, self._version = self._version, self._version + int(result.changed)
-        clock.note(self._releases.take_seconds(clock.seconds["push_wait"]))
+        clock.note(self._releases.take_seconds(clock.seconds["push_wait"]), self._releases.take_pushes())
         self._releases.publish_beside(beside, record, self._version, changed=result.changed)
+        beside.create_task(self._write_log_ratios(record, groups, result, before))
         self._reports.step(record.step, groups, clock, result, (before, self._version))
         self._non_finite.note(record.step, result)
 
@@ -151,6 +154,15 @@ class Trainer:
         await self._history.commit(record, {each.number: each.delivery for each in batch})
         self._rollouts.release(batch)
         return record
+
+    async def _write_log_ratios(
+        self, record: StepRecord, groups: Sequence[ScoredGroup], result: StepResult, version: int
+    ) -> None:
+        def write() -> None:
+            values = result.log_ratios.by_trajectory(groups, version=version, max_lag=record.max_lag)
+            self._history.write_log_ratios(record, values)
+
+        await asyncio.to_thread(write)
 
     async def _compute(self, work: Callable[[], T]) -> T:
         """Run the trainer's own work in a thread."""

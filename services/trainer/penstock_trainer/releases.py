@@ -29,6 +29,7 @@ from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.metrics import TrainerMetrics
+from penstock_trainer.telemetry.records import PushTimes
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.weight_sync.canary import CanaryMaker
 from penstock_trainer.weight_sync.publisher import Fences, Publisher, Push
@@ -106,6 +107,7 @@ class Releases:
         self._staging: asyncio.Task[None] | None = None
         self._pushing: asyncio.Task[None] | None = None
         self._seconds = {"stage": 0.0, "push": 0.0, "push_paused": 0.0} | ({} if turns is None else {"leave": 0.0})
+        self._pushes: tuple[PushTimes, ...] = ()
         self._last_eval_steps = -1
         self.fences = Fences()
 
@@ -190,9 +192,12 @@ class Releases:
         """Push, then announce, resolve and issue in one script."""
         announcement = release.announcement
         if release.changed or self._turns is not None:
+            started_at = time.time()
             push = await self._publisher.push(announcement)
             self.fences.pushed(announcement, push)
             self._note(push)
+            times = PushTimes(announcement.identity.number, started_at, started_at + push.seconds, push.paused_seconds)
+            self._pushes += (times,)
             log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
         self._versions.announce(announcement.identity)
         await self._issuer.announce(announcement, release.num_steps)
@@ -223,6 +228,11 @@ class Releases:
         self._metrics.push_exposed.labels(part="training").inc(waited_seconds)
         taken, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
         return {**taken, "push_exposed": waited_seconds + taken["push_paused"]}
+
+    def take_pushes(self) -> tuple[PushTimes, ...]:
+        """The pushes that have ended since the last call."""
+        taken, self._pushes = self._pushes, ()
+        return taken
 
     async def evaluate(self, num_steps: int) -> None:
         """Start an evaluation of the announced weights, once per step, also if an earlier life has done it."""

@@ -20,7 +20,7 @@ from penstock_trainer.learner.update import Replayed, StepResult
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.samples import SampleWriter
-from penstock_trainer.telemetry.dropped import DroppedFile
+from penstock_trainer.telemetry.last_lines import LastLines
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import Histogram, StepLine
@@ -51,7 +51,7 @@ class Reports:
         evaluation: Evaluation,
         tracking: Tracking,
         samples: SampleFile,
-        dropped: DroppedFile,
+        dropped: LastLines,
         sample_writer: SampleWriter,
         *,
         max_lag: int | None,
@@ -144,6 +144,7 @@ class Reports:
                 length=[each.num_tokens for each in trajectories],
                 staleness=staleness,
             ),
+            pushes=clock.pushes,
         )
         return line, staleness
 

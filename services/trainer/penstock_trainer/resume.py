@@ -49,6 +49,10 @@ async def resume(
     replayed: list[Replayed] = []
 
     def keep(each: Replayed) -> None:
+        values = each.result.log_ratios.by_trajectory(
+            each.groups, version=each.versions[0], max_lag=each.record.max_lag
+        )
+        history.write_log_ratios(each.record, values)
         if not reports.is_reported(each.step):
             replayed.append(each)
 
@@ -115,7 +119,7 @@ def restore(
                 f"step {step.number} was trained again and gave weights {found}; the ledger records {known}{unknown}"
             )
         if on_replayed is not None:
-            on_replayed(Replayed(step.step, groups, result, versions))
+            on_replayed(Replayed(step, groups, result, versions))
         log.info("step %d is trained again", step.number)
     learner.use(configs.config, num_steps=configs.num_steps(configs.config))
     return position

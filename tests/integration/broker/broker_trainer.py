@@ -57,6 +57,10 @@ class _TrainerWorker(Worker):
         raise _DrainedError
 
 
+async def _nothing() -> None:
+    """No letter is noted."""
+
+
 class TrainerLife:
     """One process of the trainer, from taking its lease to losing it. The order of its steps is that of `loop`."""
 
@@ -89,6 +93,7 @@ class TrainerLife:
             metrics,
             drop=trainer_queue.drop,
             dropped=lambda reason, group: None,
+            buried=_nothing,
         )
         self.version = 0
         self.untrained: list[Arrival] | None = None

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from penstock.broker import Stage, Worker
+from penstock.broker.dead import DeadLetters
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
 from penstock.contracts import (
@@ -25,16 +27,19 @@ from penstock.contracts import (
 )
 from penstock.contracts.services import Announcement
 from penstock.contracts.stored_groups import Stored
+from penstock.records.files import DEAD_FILE
 from penstock.tickets import TicketBook, TicketLimits, TicketState
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
+from penstock_trainer.rollouts.buried import BuriedMessages
 from penstock_trainer.rollouts.consumer import Consumer
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
 from penstock_trainer.rollouts.versions import Versions
+from penstock_trainer.telemetry.last_lines import LastLines
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from tests.integration.broker.queue_setup import put, stored_scored
 from tests.patience import ANSWER_SECONDS
@@ -42,6 +47,10 @@ from tests.patience import ANSWER_SECONDS
 BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40
 OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
 PROMPTS = [EncodedPrompt(f"p{n}", (n + 1,), "a", "", {}) for n in range(NUM_PROMPTS)]
+
+
+def dead_file(folder: Path) -> LastLines:
+    return LastLines(folder / DEAD_FILE)
 
 
 class ConsumerSetup:
@@ -57,10 +66,11 @@ class ConsumerSetup:
         max_lag: int | None = None,
         begun: bool = True,
         has_kl_term: bool = False,
+        folder: Path | None = None,
     ) -> None:
         """`begun`: two versions are known, and which tickets are outstanding; else `begin` is still to be called.
 
-        `has_kl_term`: every group has a gradient, whatever its rewards are.
+        `has_kl_term`: every group has a gradient, whatever its rewards are. `folder`: in which dead letters are noted.
         """
         self.trainer_queue, self.queue = trainer_queue, trainer_queue.queue
         self.sampling = Sampling(1.0, 4, (2,))
@@ -74,6 +84,7 @@ class ConsumerSetup:
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
         self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config, num_trained=0)
         self.metrics = TrainerMetrics()
+        self._buried = None if folder is None else BuriedMessages(DeadLetters(self.queue), dead_file(folder))
         self.dropped: list[tuple[DropReason, ScoredGroup | None]] = []
         self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()
         self.issuer = Issuer(trainer_queue, self.draws, self.book, self.versions, self.metrics.queue)
@@ -98,9 +109,14 @@ class ConsumerSetup:
             self.metrics.queue,
             drop=trainer_queue.drop,
             dropped=lambda reason, group: self.dropped.append((reason, group)),
+            buried=self._note_buried,
         )
         if begun:
             self.begin()
+
+    async def _note_buried(self) -> None:
+        if self._buried is not None:
+            await self._buried.note()
 
     def begin(self) -> None:
         self.versions.restore({0: OLD, 1: POLICY})

@@ -17,6 +17,7 @@ import torch
 
 from penstock.config import Config
 from penstock.contracts import ScoredGroup
+from penstock.contracts.log_ratios import unpack_log_ratios
 from penstock.errors import PenstockError
 from penstock_trainer.distributed.rank import RankInfo
 from penstock_trainer.distributed.ranks import Ranks
@@ -116,6 +117,7 @@ def train(learner: Learner, folder: Path) -> None:
     learner.use(other_settings(learner.config), num_steps=2 * NUM_RUN_STEPS)
     other = shown(learner.update(batches()[1], version=3))
     document = {"results": list(map(shown, results)), "continued": continued, "canary": canary, "other": other}
+    document["log_ratios"] = [log_ratios(*each) for each in zip(results, batches(), strict=True)]
     (folder / "results.json").write_text(json.dumps(document))
 
 
@@ -140,6 +142,12 @@ def shown(result: StepResult) -> dict[str, Any]:
     names = ("changed", "loss", "grad_norm", "learning_rate", "num_packs", "num_rows")
     statistics = asdict(result.statistics)
     return {**{name: getattr(result, name) for name in names}, **statistics.pop("masked"), **statistics}
+
+
+def log_ratios(result: StepResult, groups: list[ScoredGroup]) -> list[list[list[float]]]:
+    """By group and trajectory; nan: not computed."""
+    by_trajectory = result.log_ratios.by_trajectory(groups, version=3, max_lag=None)
+    return [[unpack_log_ratios(data) for data in row] for row in by_trajectory]
 
 
 def run(mode: str, folder: Path) -> None:

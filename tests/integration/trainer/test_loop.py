@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import read_ledger
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, Ticket, decode
+from penstock.contracts.ledger import StepRecord
+from penstock.contracts.log_ratios import LogRatiosFile, unpack_log_ratios
 from penstock.errors import ConfigError, LeaseLostError, NonFiniteError, WeightsError
+from penstock.records import RunRecords
 from penstock.records.samples import SampleLine
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.resume import restore
@@ -24,6 +28,7 @@ from penstock_trainer.weights.staging import Staging
 from tests.integration.broker.queue_setup import put, stored_scored
 from tests.integration.trainer.consumer_setup import BATCH_SIZE, scored
 from tests.integration.trainer.loop_setup import SECONDS, Life, same
+from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.trainer_groups import save_tiny_model
 
 pytestmark = pytest.mark.redis
@@ -327,6 +332,30 @@ async def test_samples_of_a_step_are_written_once_and_are_the_same_if_it_is_trai
         await again.watch.until("announced", 1)
     assert samples.read_bytes() == written
     assert len(steps.read_bytes().splitlines()) == 2
+
+
+def log_ratio_files(folder: Path, number: int) -> list[Path]:
+    """So many of them, once they are written."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while len(found := sorted(folder.glob("*.log_ratios"))) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+async def test_a_step_leaves_its_log_ratios_and_the_times_of_the_push_before_it(loop: Life) -> None:
+    async with loop.training():
+        for step in range(2):
+            await loop.answer(step, await loop.announced(step))
+        await loop.announced(2)
+        found = await asyncio.to_thread(log_ratio_files, loop.folder / "steps", 2)
+    records = [each for each in RunRecords(loop.folder).ledger() if isinstance(each, StepRecord)]
+    files = [msgspec.msgpack.decode(path.read_bytes(), type=LogRatiosFile) for path in found]
+    assert [(each.step, each.digest) for each in files] == [(each.step, each.digest) for each in records]
+    assert all(any(unpack_log_ratios(data)) for each in files for row in each.groups for data in row)
+    lines = list(RunRecords(loop.folder).steps())
+    assert [[each["version"] for each in line["pushes"]] for line in lines] == [[0], [1]]
+    assert all(each["started_at"] <= each["ended_at"] for line in lines for each in line["pushes"])
 
 
 async def test_another_run_in_the_folder_is_refused_before_its_ledger_is_rebuilt(loop: Life, queue: Queue) -> None:

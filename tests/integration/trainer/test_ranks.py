@@ -94,6 +94,20 @@ def test_two_ranks_train_as_one_does(trained: Path, name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", list(CASES))
+def test_two_ranks_give_each_tokens_log_ratio_as_one_does(trained: Path, name: str) -> None:
+    one, two = (
+        json.loads((trained / name / num_ranks / "results.json").read_text())["log_ratios"] for num_ranks in ("1", "2")
+    )
+    tokens = [[value for row in step for each in row for value in each] for step in one]
+    assert all(any(map(math.isfinite, step)) for step in tokens[:-1])  # in the last one only a KL term has a gradient
+    close = 1e-3 if name in EXACT else math.inf  # in bfloat16 the same tokens have a value
+    for expected, found in zip(one, two, strict=True):
+        for row, found_row in zip(expected, found, strict=True):
+            for values, found_values in zip(row, found_row, strict=True):
+                assert found_values == pytest.approx(values, abs=close, rel=1e-3, nan_ok=True)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_two_ranks_go_on_with_other_settings_as_one_does(trained: Path, name: str) -> None:
     one, two = (

@@ -1,11 +1,11 @@
-"""The benchmark of the page runs, on a small run, and says what it measured."""
+"""The benchmarks of the page and of what it shows run, on a small run, and say what they measured."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import view
+from benchmarks import log_ratios, view
 
 
 @pytest.mark.slow
@@ -19,3 +19,15 @@ def test_it_measures_two_runs_and_leaves_nothing(
     for what in ("first overview", "a refresh of an open page", "a step, slowest", "tokens, median", "memory, long"):
         assert what in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_recording_log_ratios_costs_is_a_ratio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["log_ratios", "--groups", "2", "--completions", "4", "--tokens", "300"])
+    log_ratios.main()
+    said = capsys.readouterr().out
+    assert "2,400 sampled tokens" in said
+    assert "place and write the log-ratios" in said
+    share = float(said.rpartition(" = ")[2].partition(",")[0])
+    assert 0.2 < share < 0.3

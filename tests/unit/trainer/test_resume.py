@@ -19,6 +19,7 @@ from penstock.contracts.ledger import (
     decode_record,
     encode_record,
 )
+from penstock.contracts.log_ratios import LogRatiosFile
 from penstock.errors import DataError, WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.history import newest_checkpoint
@@ -147,6 +148,9 @@ class Surroundings:
     def is_reported(self, step: int) -> bool:
         return True
 
+    def write_log_ratios(self, record: StepRecord, groups: tuple[tuple[bytes, ...], ...]) -> None:
+        self.step_files.write_log_ratios(record, groups)
+
     def resumed(self, *progress: object) -> None:
         self.phases.append("resumed")
 
@@ -165,6 +169,23 @@ async def test_only_a_run_that_has_steps_is_said_to_resume(tmp_path: Path, model
     assert new == ["taking the model's fingerprint", "beginning the run", "resumed"]
     first.train(range(2))
     assert await phases_of_a_start(tmp_path, model, first.ledger) == [new[0], "resuming", "resumed"]
+
+
+async def test_a_start_writes_the_log_ratios_that_an_earlier_life_did_not(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(3), checkpoint_after=1)
+    steps = tmp_path / "steps"
+    kept = steps / "00000001.1.log_ratios"
+    first.step_files.write_log_ratios(first.ledger.steps[1], ((b"kept",),))
+    before = kept.read_bytes()
+    await phases_of_a_start(tmp_path, model, first.ledger)
+    assert sorted(path.name for path in steps.glob("*.log_ratios")) == [kept.name, "00000002.1.log_ratios"]
+    assert kept.read_bytes() == before
+    written = msgspec.msgpack.decode((steps / "00000002.1.log_ratios").read_bytes(), type=LogRatiosFile)
+    assert (written.step, written.digest) == (2, first.ledger.steps[2].digest)
+    groups = example_groups(seed=2)
+    lengths = [[2 * each.num_tokens for each in group.group.trajectories] for group in groups]
+    assert [list(map(len, row)) for row in written.groups] == lengths
 
 
 def test_a_replay_with_another_digest_is_an_error(tmp_path: Path, model: Path) -> None:

@@ -49,6 +49,7 @@ async function render({ quietly = false } = {}) {
     if (mine !== shownFor) return;
     main.replaceChildren(...[content].flat());
     drawIn(main);
+    if (!quietly) main.querySelector(".wanted")?.scrollIntoView({ block: "center" });
     document.title = `${asked.view} \u00b7 ${runs.join(", ")} \u00b7 Penstock`;
     said.textContent = "";
   } catch (error) {

@@ -13,6 +13,13 @@ export function number(value) {
 
 export const fixed = (value, digits) => (value === null || value === undefined ? UNKNOWN : value.toFixed(digits));
 
+/** With its sign, as a difference. */
+export function signed(value, digits = 4) {
+  if (value === null || value === undefined) return UNKNOWN;
+  const shown = Math.abs(value).toFixed(digits);
+  return Number(shown) === 0 ? shown : `${value < 0 ? "\u2212" : "+"}${shown}`;
+}
+
 export const percent = (value) => (value === null || value === undefined ? UNKNOWN : `${Math.round(value * 100)} %`);
 
 export function seconds(value) {

@@ -5,7 +5,7 @@ import { ask } from "./data.js";
 import { box, el, figures, shown, table, tag } from "./dom.js";
 import { fixed, number } from "./format.js";
 import { rangeOf, strip } from "./rewards.js";
-import { marks } from "./step.js";
+import { difference, marks } from "./step.js";
 
 export async function show(asked) {
   const step = Number(asked.step ?? 1);
@@ -56,7 +56,7 @@ export async function show(asked) {
       el(
         "ol",
         { class: "beside" },
-        order.map((each) => card(each, step, index)),
+        order.map((each) => card(each, step, index, found.largest_log_ratios[each.index])),
       ),
     ),
     await overTime(asked.run, summary.ticket),
@@ -70,7 +70,7 @@ async function placeOf({ run, ticket }, step) {
   return found.index;
 }
 
-function card(each, step, group) {
+function card(each, step, group, largest) {
   const values = Object.entries(each.values)
     .map(([name, value]) => `${name} ${value === null ? "failed" : number(value)}`)
     .join(", ");
@@ -84,6 +84,7 @@ function card(each, step, group) {
       el("b", { title: values }, each.reward === null ? tag("failed", "bad") : `reward ${number(each.reward)}`),
       each.advantage === null ? null : el("span", {}, `advantage ${fixed(each.advantage, 2)}`),
       el("span", {}, `${number(each.num_tokens)} tokens`),
+      largest ? difference(step, group, largest, "trainer \u2212 sampler ") : null,
       el("span", {}, each.end),
       el("span", {}, `version ${each.versions.join(", ") || "\u2013"}`),
       each.is_base

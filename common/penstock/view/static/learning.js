@@ -4,18 +4,13 @@ import { addressOf, go } from "./address.js";
 import { ask } from "./data.js";
 import { el, figures } from "./dom.js";
 import { accuracyOf, fixed, number, percent, seconds, wilson } from "./format.js";
+import { keys, PHASES } from "./phases.js";
 import { banded, chart, plain, points, series } from "./plot.js";
 
 export const isLive = true;
 
 const REWARD = "reward_mean",
   SPREAD = "statistics/reward_std";
-const PHASES = [
-  ["wait", "waits for a batch"],
-  ["update", "computes"],
-  ["push_wait", "waits for weights"],
-  ["commit", "writes the step file"],
-];
 const STEP = "seconds/step",
   GENERATION = "generation_seconds";
 const COMPUTED = ["seconds/forward_backward", "seconds/optimizer"];
@@ -179,14 +174,14 @@ function waits(runs) {
     }),
   ];
   const { curves } = runs[0];
-  const shares = PHASES.map(([phase, words], place) => ({
+  const shares = PHASES.map(([phase, words, place]) => ({
     x: curves[STEP].x,
     y: curves[`seconds/${phase}`].y,
     name: words,
     stackgroup: "time",
     mode: "lines",
-    line: { width: 0.5, color: series(place + 2) },
-    fillcolor: series(place + 2, 0.55),
+    line: { width: 0.5, color: series(place) },
+    fillcolor: series(place, 0.55),
     hovertemplate: `%{y:.2f} s<extra>${plain(words)}</extra>`,
   }));
   const idle = waiting(curves);
@@ -205,9 +200,7 @@ function waits(runs) {
       el(
         "p",
         { class: "legend" },
-        PHASES.map(([, words], place) =>
-          el("span", { class: "key" }, el("i", { class: `dot series-${place + 2}` }), words),
-        ),
+        keys(PHASES.map(([, words, place]) => [words, place])),
       ),
     ),
   );

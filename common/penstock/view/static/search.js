@@ -1,9 +1,9 @@
-// Completions of training that the run kept for people: found by text, reward, failure and length.
+// Completions of training, found by text, reward, failure and length: those kept for people, or all of the step files.
 
 import { addressOf, go, state } from "./address.js";
 import { ask } from "./data.js";
 import { box, el, field, shown, tag } from "./dom.js";
-import { fixed, number } from "./format.js";
+import { fixed, number, seconds } from "./format.js";
 import { withoutRuns } from "./step.js";
 
 const PAGE = 40;
@@ -17,6 +17,10 @@ const FIELDS = [
   ["step_max", "to", "number"],
 ];
 const CHOICES = {
+  where: [
+    ["", "samples.jsonl"],
+    ["steps", "all step files"],
+  ],
   failed: [
     ["", "any"],
     ["true", "failed"],
@@ -35,13 +39,18 @@ export async function show(asked) {
   );
   const list = el("ol", { class: "found" });
   const foot = el("p", { class: "bar" });
-  await more(asked.run, wanted, null, list, foot);
+  const all = wanted.where === "steps";
+  delete wanted.where;
+  if (all) await through(asked.run, wanted, null, list, foot);
+  else await more(asked.run, wanted, null, list, foot);
   return [
     el("h1", {}, "Completions"),
     el(
       "p",
       { class: "quiet note" },
-      "Of samples.jsonl, the newest first: some of each step, for people. A step's groups hold all of them.",
+      all
+        ? "Of the step files that are there, the newest first: all completions, their texts decoded while you wait."
+        : "Of samples.jsonl, the newest first: some of each step, for people. Step files hold all of them.",
     ),
     form(asked),
     list,
@@ -62,6 +71,46 @@ async function more(run, wanted, end, list, foot) {
       ? []
       : [el("button", { on: { click: () => more(run, wanted, found.next, list, foot) } }, "Look further back")]),
   );
+}
+
+/** Look through all step files, an answer after the other, until a page is full; a pause after each is for training. */
+async function through(run, wanted, from, list, foot) {
+  const began = performance.now(),
+    before = list.childElementCount;
+  let at = from,
+    stopped = false;
+  const look = async () => {
+    const asked = performance.now();
+    const start = at ? { at_step: at.step, at_group: at.group } : {};
+    const found = await ask("runs", run, "completions", { ...wanted, ...start, limit: PAGE });
+    list.append(...found.lines.map((line) => card(line, ...place(line))));
+    at = found.next;
+    const isFull = list.childElementCount - before >= PAGE;
+    const isOver = at === null || isFull || stopped;
+    const words =
+      `${number(list.childElementCount)} found; ${number(found.num_done)} of ${number(found.num_steps)} steps ` +
+      `in ${seconds((performance.now() - began) / 1000)}` +
+      (found.num_gone ? `; step files are gone (checkpoint.keep_step_bytes)` : "") +
+      (found.no_text ? `; ids only: ${found.no_text}` : "");
+    const further = () => through(run, wanted, at, list, foot);
+    const stop = () => (stopped = true);
+    const buttons = isOver
+      ? [at && el("button", { on: { click: further } }, "Look further back")]
+      : [el("button", { on: { click: stop } }, "Stop")];
+    foot.replaceChildren(el("output", { class: "quiet" }, words), ...buttons.filter(Boolean));
+    return isOver ? null : performance.now() - asked;
+  };
+  const follow = async (pause) => {
+    while (pause !== null) {
+      await new Promise((ready) => setTimeout(ready, pause));
+      if (!foot.isConnected) return; // the reader has gone on
+      pause = await look();
+    }
+  };
+  const pause = await look();
+  follow(pause).catch((error) => {
+    if (error.name !== "AbortError") foot.replaceChildren(el("span", { class: "problem" }, error.message));
+  });
 }
 
 const place = (line) => [
@@ -97,7 +146,7 @@ function form(asked) {
   );
   const selects = Object.entries(CHOICES).map(([name, choices]) =>
     field(
-      name === "failed" ? "Reward" : "End",
+      { where: "Look in", failed: "Reward", truncated: "End" }[name],
       el(
         "select",
         { name },

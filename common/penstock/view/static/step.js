@@ -3,7 +3,7 @@
 import { addressOf, go, state } from "./address.js";
 import { ask } from "./data.js";
 import { el, field, figures, shown, table, tag } from "./dom.js";
-import { fixed, number, percent, seconds } from "./format.js";
+import { fixed, number, percent, seconds, signed } from "./format.js";
 import { chart, series } from "./plot.js";
 import { rangeOf, strip } from "./rewards.js";
 
@@ -13,6 +13,7 @@ const SORTS = {
   index: ["order of training", (group) => group.index],
   length: ["length", (group) => -group.length_mean],
   failed: ["failures", (group) => -group.num_failed],
+  difference: ["trainer minus sampler", (group) => -Math.abs(group.largest_log_ratio?.value ?? 0)],
 };
 const KINDS = {
   "": "all",
@@ -47,6 +48,9 @@ export async function show(asked) {
     Object.keys(line.failures ?? {}).length ? failures(line.failures) : null,
     line.histograms ? histograms(line.histograms) : null,
     found.missing ? el("p", { class: "problem" }, found.missing) : groupsOf(asked, step, groups),
+    found.log_ratios_missing
+      ? el("p", { class: "quiet note" }, `Trainer minus sampler is not recorded: ${found.log_ratios_missing}.`)
+      : null,
   ].filter(Boolean);
 }
 
@@ -146,6 +150,12 @@ function groupsOf(asked, step, groups) {
     { title: "mean", number: true, cell: (group) => fixed(group.mean, 3) },
     { title: "\u00b1", number: true, cell: (group) => fixed(group.std, 3), hint: "standard deviation" },
     { title: "marks", cell: marks },
+    {
+      title: "trainer \u2212 sampler",
+      number: true,
+      cell: (group) => difference(step, group.index, group.largest_log_ratio),
+      hint: "of all its tokens, the largest difference of the log-probabilities",
+    },
     { title: "length", number: true, cell: (group) => `${group.length_min}\u2013${group.length_max}` },
     { title: "version", number: true, cell: versions },
     { title: "stale", number: true, cell: (group) => number(group.staleness) },
@@ -170,6 +180,14 @@ function groupsOf(asked, step, groups) {
       rowClass: (group) => (group.is_failed ? "failed" : group.is_flat ? "flat" : null),
     }),
   );
+}
+
+/** The largest difference of a completion, with a link to its tokens. */
+export function difference(step, group, largest, words = "") {
+  if (!largest) return "\u2013";
+  const href = addressOf({ view: "tokens", step, group, completion: largest.completion, colour: "difference" });
+  const title = "of its tokens, the largest difference of the log-probabilities";
+  return el("a", { href, title }, words, signed(largest.value, 3));
 }
 
 export const marks = (group) => [

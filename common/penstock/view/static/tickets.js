@@ -1,8 +1,8 @@
-// The ledger: why a ticket ended. Dead letters are the dropped ones of the reason poison.
+// The ledger: why a ticket ended. A ticket that ended as poison has a dead letter: the message that nobody could use.
 
 import { addressOf, go } from "./address.js";
 import { ask } from "./data.js";
-import { el, field, figures, shown, table } from "./dom.js";
+import { box, el, field, figures, shown, table } from "./dom.js";
 import { number } from "./format.js";
 import { overTime } from "./group.js";
 import { card } from "./search.js";
@@ -11,17 +11,20 @@ export const isLive = true;
 
 const PAGE = 100;
 const MOST_COMPLETIONS = 20;
+const MOST_LETTERS = 20;
+const OPEN_CHARACTERS = 600; // of a message that is shown at once
 const MEANING = {
   stale: "its group was too old when its batch closed",
   degenerate: "its rewards are all equal and give no gradient",
   reward_failed: "too few of its completions have a reward",
-  poison: "no service could use its message: a dead letter",
+  poison: "no service could use its message, which is a dead letter",
 };
 
 export async function show(asked) {
   const offset = Number(asked.offset ?? 0);
-  const [found, completions] = await Promise.all([
+  const [found, letters, completions] = await Promise.all([
     ask("runs", asked.run, "tickets", { reason: asked.reason, offset, limit: PAGE }),
+    ask("runs", asked.run, "dead_letters", { ticket: asked.ticket, limit: MOST_LETTERS }),
     ask("runs", asked.run, "dropped", { reason: asked.reason, ticket: asked.ticket, limit: MOST_COMPLETIONS }),
   ]);
   const reasons = Object.entries(found.dropped);
@@ -37,7 +40,7 @@ export async function show(asked) {
     el(
       "section",
       {},
-      el("h2", {}, asked.reason === "poison" ? "Dead letters" : "Dropped tickets"),
+      el("h2", {}, "Dropped tickets"),
       el(
         "p",
         { class: "bar" },
@@ -46,19 +49,12 @@ export async function show(asked) {
           el(
             "a",
             { href: addressOf({ view: "tickets", reason }), "aria-current": asked.reason === reason ? "true" : null },
-            reason === "poison" ? "dead letters" : reason.replace("_", " "),
+            reason.replace("_", " "),
           ),
         ),
       ),
       asked.reason
-        ? el(
-            "p",
-            { class: "quiet note" },
-            `${asked.reason}: ${MEANING[asked.reason] ?? ""}.`,
-            asked.reason === "poison"
-              ? " The message itself is in the queue while that lives: penstock dead show."
-              : "",
-          )
+        ? el("p", { class: "quiet note" }, `${asked.reason}: ${MEANING[asked.reason] ?? ""}.`)
         : null,
       found.total ? drops(found.drops) : el("p", { class: "quiet" }, "None."),
       el(
@@ -68,8 +64,52 @@ export async function show(asked) {
         offset + PAGE < found.total ? el("a", { href: at({ offset: offset + PAGE }) }, "older") : null,
       ),
     ),
+    asked.reason && asked.reason !== "poison" ? null : dead(letters),
     unscored(completions),
   ].filter(Boolean);
+}
+
+/** The messages that no service could use. */
+function dead(letters) {
+  if (!letters.length) return null;
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Dead letters"),
+    el(
+      "p",
+      { class: "quiet note" },
+      "Of dead.jsonl, the newest first: messages that no service could use. The run keeps the last ones. While the " +
+        "queue lives, it has them in full, and can send one again: penstock dead show, penstock dead retry.",
+    ),
+    el("ol", { class: "found" }, letters.map(letter)),
+  );
+}
+
+function letter(line) {
+  const isTicket = /^\d{1,15}$/.test(line.ticket);
+  const named = line.ticket ? ["ticket ", shown(line.ticket)] : "names no ticket";
+  return el(
+    "li",
+    {},
+    el(
+      "p",
+      { class: "head" },
+      isTicket ? el("a", { href: addressOf({ view: "tickets", ticket: line.ticket }) }, named) : el("span", {}, named),
+      el("span", {}, "from ", shown(line.stage || "no stage")),
+      line.attempt ? el("span", {}, "attempt ", shown(line.attempt)) : null,
+      el("span", {}, new Date(line.since * 1000).toLocaleString()),
+      el("span", {}, `${number(line.num_bytes)} bytes`),
+      el("code", {}, shown(line.id)),
+    ),
+    el("p", { class: "problem" }, shown(line.reason)),
+    line.problem && line.problem !== line.reason
+      ? el("p", {}, "Of its message: ", shown(line.problem))
+      : null,
+    line.text
+      ? el("details", { open: line.text.length < OPEN_CHARACTERS }, el("summary", {}, "Message"), box(shown(line.text)))
+      : null,
+  );
 }
 
 /** What dropped groups hold without a reward: no step file has them. */

@@ -4,19 +4,15 @@ import { addressOf, go } from "./address.js";
 import { ask } from "./data.js";
 import { el } from "./dom.js";
 import { number, seconds } from "./format.js";
+import { keys, PHASES, TURNS } from "./phases.js";
 import { chart, colour, plain, series } from "./plot.js";
 
 export const isLive = true;
 
 const SPAN = 6;
-const PHASES = {
-  wait: "waits for a batch",
-  commit: "writes the step file",
-  take_turn: "takes the GPU",
-  update: "computes",
-  leave: "leaves the GPU",
-  push_wait: "waits for weights",
-};
+const WEIGHTS = 1, // places of colours
+  SERVERS = 0;
+const NAME_CHARACTERS = 22;
 
 export async function show(asked) {
   let first = asked.first === undefined ? null : Number(asked.first);
@@ -39,7 +35,7 @@ export async function show(asked) {
   if (!found.trainer.length)
     return [el("h1", {}, "Timeline"), nav, el("p", { class: "quiet" }, "None of these steps has ended.")];
   const begin = Math.min(...found.trainer.map((bar) => bar.start), ...found.servers.map((bar) => bar.start));
-  const { lanes, traces } = bars(found, begin);
+  const { lanes, names, traces, legend } = bars(found, begin);
   const marks = found.pushes.map((push) => ({
     type: "rect",
     yref: "paper",
@@ -48,7 +44,7 @@ export async function show(asked) {
     x0: push.start - begin,
     x1: push.end - begin,
     line: { width: 0 },
-    fillcolor: series(1, 0.18),
+    fillcolor: series(WEIGHTS, 0.14),
     layer: "below",
   }));
   const busy = found.servers.length;
@@ -68,22 +64,29 @@ export async function show(asked) {
           barmode: "overlay",
           hovermode: "closest",
           shapes: marks,
-          margin: { l: 150, r: 8, t: 6, b: 30 },
+          annotations: starts(found.trainer, begin),
+          margin: { l: 150, r: 8, t: 22, b: 30 },
           xaxis: { ticksuffix: " s" },
           yaxis: {
             type: "category",
             categoryorder: "array",
             categoryarray: [...lanes].reverse(),
-            nticks: lanes.length,
+            tickmode: "array",
+            tickvals: lanes,
+            ticktext: names,
             tickfont: { size: 10 },
           },
         },
       }),
     ),
+    el("p", { class: "legend" }, keys(legend)),
     el(
       "p",
       { class: "quiet note" },
-      "Shaded: pushes of weights, drawn from the start of the step that they ran beside. A click opens the step or the group.",
+      "A number is where its step begins: at the end of the one before. Shaded: while weights were pushed. A click opens the step or the group.",
+      found.pushes.some((push) => !push.is_measured)
+        ? " An earlier release trained these steps, and recorded only how long a push took: it is drawn from the start of its step."
+        : "",
     ),
     found.missing ? el("p", { class: "problem" }, found.missing) : null,
   ].filter(Boolean);
@@ -91,17 +94,17 @@ export async function show(asked) {
 
 /** Bars by lane; groups of a server that overlap get lanes of their own. */
 function bars(found, begin) {
-  const phases = Object.entries(PHASES).map(([phase, words], place) => {
-    const some = found.trainer.filter((bar) => bar.phase === phase);
-    return trace(
+  const there = [...PHASES, ...TURNS].filter(([phase]) => found.trainer.some((bar) => bar.phase === phase));
+  const phases = there.map(([phase, words, place]) =>
+    trace(
       words,
-      some,
+      found.trainer.filter((bar) => bar.phase === phase),
       () => "trainer",
-      series(place + 2),
+      series(place),
       begin,
       (bar) => ({ words: `step ${bar.step} ${words}`, address: addressOf({ view: "step", step: bar.step }) }),
-    );
-  });
+    ),
+  );
   const laneOf = new Map(),
     ends = new Map();
   for (const bar of [...found.servers].sort((a, b) => a.start - b.start)) {
@@ -110,24 +113,45 @@ function bars(found, begin) {
     const found_ = free.findIndex((end) => end <= bar.start);
     const lane = found_ < 0 ? free.length : found_;
     free[lane] = bar.end;
-    laneOf.set(bar, `${plain(short(bar.server))}${lane ? ` \u00b7 ${lane + 1}` : ""}`);
+    laneOf.set(bar, `${plain(bar.server)} \u00b7 ${String(lane).padStart(4, "0")}`);
   }
   const groups = trace(
     "makes a group",
     found.servers,
     (bar) => laneOf.get(bar),
-    series(0),
+    series(SERVERS),
     begin,
     (bar) => ({
       words: `ticket ${bar.ticket}, step ${bar.step}`,
       address: addressOf({ view: "group", step: bar.step, group: bar.group }),
     }),
   );
+  const pushes = trace(
+    "pushes weights",
+    found.pushes,
+    () => "weights",
+    series(WEIGHTS),
+    begin,
+    (push) => ({
+      words: `${push.version === null ? "push" : `push of version ${push.version}`}, generation paused ${seconds(push.paused_seconds)}`,
+      address: addressOf({ view: "step", step: push.step }),
+    }),
+  );
   const lanes = [
     "trainer",
+    ...(found.pushes.length ? ["weights"] : []),
     ...[...new Set(laneOf.values())].sort((a, b) => a.localeCompare(b, "en", { numeric: true })),
   ];
-  return { lanes, traces: [...phases.filter((each) => each.x.length), groups] };
+  return {
+    lanes,
+    names: lanes.map(nameOf),
+    traces: [...phases, ...(found.pushes.length ? [pushes] : []), groups],
+    legend: [
+      ...there.map(([, words, place]) => [words, place]),
+      ...(found.pushes.length ? [["weights are pushed", WEIGHTS]] : []),
+      ["a server makes a group", SERVERS],
+    ],
+  };
 }
 
 const trace = (name, some, lane, paint, begin, about) => ({
@@ -144,4 +168,26 @@ const trace = (name, some, lane, paint, begin, about) => ({
   hovertemplate: "%{text}<extra></extra>",
 });
 
-const short = (server) => (server.length > 22 ? `${server.slice(0, 21)}\u2026` : server);
+/** Of a server's first lane its name, with both of its ends; the others are those of the same server. */
+function nameOf(lane) {
+  const [server, number_] = lane.split(" \u00b7 ");
+  if (Number(number_)) return "";
+  const half = NAME_CHARACTERS / 2;
+  return server.length > NAME_CHARACTERS ? `${server.slice(0, half)}\u2026${server.slice(-half)}` : server;
+}
+
+/** The number of each step, where it begins. */
+function starts(bars, begin) {
+  const first = new Map();
+  for (const bar of bars) first.set(bar.step, Math.min(bar.start, first.get(bar.step) ?? Infinity));
+  return [...first].map(([step, start]) => ({
+    x: start - begin,
+    y: 1,
+    yref: "paper",
+    yanchor: "bottom",
+    xanchor: "left",
+    showarrow: false,
+    text: String(step),
+    font: { size: 10 },
+  }));
+}

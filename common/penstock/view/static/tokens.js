@@ -3,7 +3,7 @@
 import { addressOf, go, state } from "./address.js";
 import { ask } from "./data.js";
 import { el, field, figures, shown, table, tag } from "./dom.js";
-import { fixed, number } from "./format.js";
+import { fixed, number, signed } from "./format.js";
 import { withoutRuns } from "./step.js";
 
 const PAGE = 2000;
@@ -11,6 +11,7 @@ const COLOURS = {
   version: "asserted weight version",
   logprob: "log-probability",
   advantage: "advantage",
+  difference: "trainer minus sampler",
   mask: "mask",
   none: "nothing",
 };
@@ -37,14 +38,32 @@ export async function show(asked) {
       ["advantage", found.advantage === null ? null : fixed(found.advantage, 3)],
       ["trains version", number(found.version)],
       ["shown", found.total > found.ids.length ? `${from}\u2013${to - 1}` : null],
+      [
+        "largest trainer \u2212 sampler",
+        farthest(found),
+        "of the log-probabilities: the token on which trainer and sampler agree least",
+      ],
     ]),
     asserted(found),
     found.no_text ? el("p", { class: "problem" }, `Ids only: ${found.no_text}`) : null,
     controls(asked, colour),
     legend(found, colour),
+    colour === "difference" && found.log_ratios_missing
+      ? el("p", { class: "problem" }, `Trainer minus sampler is not recorded: ${found.log_ratios_missing}.`)
+      : null,
     detail,
-    asked.as === "table" ? tokenTable(found, from) : flow(found, from, colour, asked.ids === "1", detail),
+    asked.as === "table" ? tokenTable(found, from) : flow(found, from, colour, asked, detail),
   ].filter(Boolean);
+}
+
+/** The largest difference, with a link to its token. */
+function farthest(found) {
+  if (found.log_ratios_missing) return "not recorded";
+  const largest = found.largest_log_ratio;
+  if (!largest) return "\u2013";
+  const offset = Math.floor(largest.token / PAGE) * PAGE;
+  const at = { ...withoutRuns(state()), colour: "difference", offset, token: largest.token };
+  return el("a", { href: addressOf(at) }, `${signed(largest.value)} at token ${largest.token}`);
 }
 
 function asserted({ asserted: versions, recorded }) {
@@ -85,7 +104,6 @@ function controls(asked, colour) {
         "select",
         { name: "colour", on: { change: set("colour") } },
         Object.entries(COLOURS).map(([value, words]) => el("option", { value, selected: value === colour }, words)),
-        el("option", { disabled: true }, "trainer minus sampler: not recorded"),
       ),
     ),
     box("ids", "1", "ids"),
@@ -106,8 +124,13 @@ function paint(found, place, colour, versions) {
   if (colour === "advantage" && found.advantage !== null && found.trained[place]) {
     return [found.advantage < 0 ? "below" : "above", Math.min(1, Math.abs(found.advantage) / 2)];
   }
-  return ["plain", 0];
+  const ratio = found.log_ratios[place];
+  if (colour === "difference" && ratio !== null) return [ratio < 0 ? "below" : "above", strengthOf(ratio)];
+  return [colour === "difference" ? "unknown" : "plain", 0];
 }
+
+/** By its root: the colours of 0.01, 0.1 and 1 can be told apart, and mean the same on all pages. */
+const strengthOf = (ratio) => Math.min(1, Math.sqrt(Math.abs(ratio)));
 
 const versionsOf = (found) =>
   Object.keys(found.asserted)
@@ -135,13 +158,20 @@ function legend(found, colour) {
       found.advantage === null
         ? [el("span", {}, "it has no advantage")]
         : [key("below", 1, "\u22122 and less"), key("plain", 0, "0, or masked"), key("above", 1, "2 and more")],
+    difference: [
+      ...[-1, -0.1, -0.01].map((ratio) => key("below", strengthOf(ratio), `${signed(ratio, 2)}${ratio === -1 ? " and less" : ""}`)),
+      key("above", 0, "0"),
+      ...[0.01, 0.1, 1].map((ratio) => key("above", strengthOf(ratio), `${signed(ratio, 2)}${ratio === 1 ? " and more" : ""}`)),
+      key("unknown", 0, "not computed"),
+    ],
     mask: [key("trained", 1, "trained"), key("masked", 1, "masked")],
     none: [],
   };
   return el("p", { class: "legend" }, keys[colour], key("context", 0, "not sampled"));
 }
 
-function flow(found, from, colour, withIds, detail) {
+function flow(found, from, colour, { ids: shownIds, token: wanted }, detail) {
+  const withIds = shownIds === "1";
   const special = new Set(found.special),
     versions = versionsOf(found);
   const starts = new Map(found.segments.map((segment) => [segment.start, segment]));
@@ -155,7 +185,7 @@ function flow(found, from, colour, withIds, detail) {
       el(
         "span",
         {
-          class: `token ${name}${special.has(place) ? " special" : ""}`,
+          class: `token ${name}${special.has(place) ? " special" : ""}${String(from + place) === wanted ? " wanted" : ""}`,
           style: { "--strength": strength },
           "data-place": place,
         },
@@ -188,6 +218,7 @@ function details(found, from, place) {
     ["id", String(found.ids[place])],
     ["text", found.pieces ? JSON.stringify(found.pieces[place]) : "\u2013"],
     ["log-probability", logprob === null ? "not sampled" : `${fixed(logprob, 4)} (${number(Math.exp(logprob))})`],
+    ["trainer \u2212 sampler", ratioOf(found, place)],
     [
       "version",
       found.versions[place] === null
@@ -197,6 +228,12 @@ function details(found, from, place) {
     ["trained", found.trained[place] ? "yes" : "no"],
   ];
   return parts.map(([name, value]) => el("span", {}, el("b", {}, name), " ", shown(value)));
+}
+
+function ratioOf(found, place) {
+  if (found.log_ratios_missing) return "not recorded";
+  const ratio = found.log_ratios[place];
+  return ratio === null ? "not computed" : signed(ratio);
 }
 
 function tokenTable(found, from) {
@@ -213,6 +250,12 @@ function tokenTable(found, from) {
       ],
     },
     { title: "log-probability", number: true, cell: (place) => fixed(found.logprobs[place], 4) },
+    {
+      title: "trainer \u2212 sampler",
+      number: true,
+      cell: (place) => signed(found.log_ratios[place]),
+      hint: "difference of the log-probabilities",
+    },
     { title: "version", number: true, cell: (place) => number(found.versions[place]) },
     { title: "trained", cell: (place) => (found.trained[place] ? "yes" : "no") },
   ];

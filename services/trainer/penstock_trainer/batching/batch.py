@@ -32,7 +32,7 @@ class Sample:
 
     loss_mask, behaviour, lags: of length T; advantage and weight: of every loss token.
     lags: versions from the sampler's weights to those under training. index: all samples of an episode have the same;
-    advantage and weight are of the episode too.
+    advantage and weight are of the episode too. path: which of its trajectory's `trained_paths` it is.
     """
 
     prompt_ids: npt.NDArray[np.int32]
@@ -43,6 +43,7 @@ class Sample:
     advantage: float
     weight: float
     index: CompletionIndex
+    path: int = 0
 
     @property
     def num_loss_tokens(self) -> int:
@@ -246,5 +247,5 @@ def _samples(
     advantage: float,
     weight: float,
 ) -> Iterator[Sample]:
-    for path in trained_paths(trajectory, prompt_ids, version, max_lag):
-        yield Sample(*path, advantage=advantage, weight=weight, index=index)
+    for number, path in enumerate(trained_paths(trajectory, prompt_ids, version, max_lag)):
+        yield Sample(*path, advantage=advantage, weight=weight, index=index, path=number)

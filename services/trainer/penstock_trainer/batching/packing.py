@@ -47,7 +47,7 @@ class Pack:
     target_parent_U (index into R, ascending), target_token_U: log-probabilities wanted.
     target_N: index into U of each loss token. behaviour_logprobs_N, advantage_N, weight_N, lag_N: float32.
     sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are;
-    an episode is there once for each of its paths in this pack.
+    an episode is there once for each of its paths in this pack. paths: which of them each sample is.
 
     A sequence of which all tokens but the first are wanted; the last one needs no row:
 
@@ -74,6 +74,7 @@ class Pack:
     lag_N: Tensor
     sequence_N: Tensor
     indices: tuple[CompletionIndex, ...]
+    paths: tuple[int, ...]
 
     @property
     def num_sequences(self) -> int:
@@ -231,6 +232,7 @@ def make_pack(part: PackPlan) -> Pack:
         lag_N=_of_loss_tokens([(sample.lags, sample.loss_mask) for sample in samples]),
         sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), num_loss_S)),
         indices=tuple(sample.index for sample in samples),
+        paths=tuple(sample.path for sample in samples),
     )
 
 
@@ -251,6 +253,7 @@ def _without_loss() -> Pack:
         lag_N=nothing,
         sequence_N=none,
         indices=(),
+        paths=(),
     )
 
 

@@ -47,6 +47,22 @@ def trained_paths(
             yield found
 
 
+def loss_places(trajectory: Trajectory, version: int, max_lag: int | None = None) -> Iterator[npt.NDArray[np.int64]]:
+    """Of each of `trained_paths`, in their order: where its loss tokens are among the trajectory's sampled tokens."""
+    if isinstance(trajectory, Completion):
+        yield np.flatnonzero(trained_mask(trajectory, version, max_lag))
+        return
+    sizes = [node.num_tokens if node.is_sampled else 0 for node in trajectory.nodes]
+    starts = np.cumsum([0, *sizes])
+    for path, own in owned_nodes(trajectory):
+        nodes = [index for index in path if index in own]
+        places = [
+            starts[index] + np.flatnonzero(trained_mask(trajectory.nodes[index], version, max_lag)) for index in nodes
+        ]
+        if any(each.size for each in places):
+            yield np.concatenate(places)
+
+
 def owned_nodes(episode: Episode) -> Iterator[tuple[list[int], set[int]]]:
     """Paths that end with a node which no earlier path trains, and the nodes that each of them trains."""
     trained: set[int] = set()

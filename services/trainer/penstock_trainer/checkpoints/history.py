@@ -27,7 +27,7 @@ from penstock.contracts.ledger import (
     WeightsRecord,
     replay,
 )
-from penstock.errors import DataError, StallError
+from penstock.errors import DataError, PenstockError, StallError
 from penstock.records.step_numbers import number_of
 from penstock.tickets import TicketBook
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
@@ -195,6 +195,13 @@ class History:
         """
         await self._queue.commit_step(record, dict(deliveries))
         self._book.commit(list(deliveries))
+
+    def write_log_ratios(self, record: StepRecord, groups: tuple[tuple[bytes, ...], ...]) -> None:
+        """Write the log-ratios of a committed step; if that fails, the run goes on. Blocking."""
+        try:
+            self.step_files.write_log_ratios(record, groups)
+        except PenstockError as error:
+            log.warning("the log-ratios of step %d are not recorded: %s", record.number, error)
 
     def is_unfinished(self, num_steps: int) -> bool:
         """Whether an earlier life committed the last of these steps and did not record the weights after it."""

@@ -1,9 +1,12 @@
 """Step files: the groups of one closed batch, so that a step can be trained again without any rollout server.
 
-Owns `steps/<step>.<lease>.pack`: written in full, flushed, renamed; it counts once the ledger names it. The same folder
-holds the journal, which names the files that count when the queue is gone, and the settings of the steps.
+Owns `steps/<step>.<lease>.pack`: written in full, flushed, renamed; it counts once the ledger names it. Beside it, once
+the step is trained, `<step>.<lease>.log_ratios`, which only readers use: a crash may lose it, and it goes with its step
+file. The same folder holds the journal, which names the files that count when the queue is gone, and the steps'
+settings.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +16,9 @@ import xxhash
 
 from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import StepRecord
+from penstock.contracts.log_ratios import SUFFIX, LogRatiosFile
 from penstock.contracts.step_file import StepFile
-from penstock.durable import write_durably, writing
+from penstock.durable import write_complete, write_durably, writing
 from penstock.errors import DataError
 from penstock_trainer.checkpoints.journal import Journal
 from penstock_trainer.checkpoints.settings import SettingsFiles
@@ -50,6 +54,15 @@ class StepFiles:
         tickets = tuple(each.group.ticket.number for each in groups)
         return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag, settings)
 
+    def write_log_ratios(self, record: StepRecord, groups: tuple[tuple[bytes, ...], ...]) -> None:
+        """Write those of a committed step, unless an earlier life has written them. groups: see `LogRatiosFile`.
+
+        Not flushed: if the host crashes, a reader lacks them. PenstockError if they cannot be written.
+        """
+        path = self._folder / Path(record.file).with_suffix(SUFFIX)
+        if not path.exists():
+            write_complete(path, msgspec.msgpack.encode(LogRatiosFile(record.step, record.digest, groups)))
+
     def read(self, record: StepRecord) -> tuple[ScoredGroup, ...]:
         """The groups of a committed step; DataError if the file is missing or is not the committed one."""
         path = self._folder / record.file
@@ -74,13 +87,18 @@ class StepFiles:
         return (self._folder / record.file).is_file()
 
     def prune(self, oldest_needed: int) -> None:
-        """Delete the oldest files above the byte limit, never one that a kept checkpoint needs."""
-        files = sorted(self._written())
-        total = sum(path.stat().st_size for _, _, path in files)
-        for step, _, path in files:
+        """Delete the oldest files above the byte limit with their log-ratios, but none that a kept checkpoint needs."""
+        for path in self._folder.glob(f"*{SUFFIX}"):  # written after its step file was deleted
+            if not path.with_suffix(".pack").exists():
+                path.unlink(missing_ok=True)
+        sizes = ((step, path, _size(path) + _size(path.with_suffix(SUFFIX))) for step, _, path in self._written())
+        files = sorted(sizes)
+        total = sum(size for _, _, size in files)
+        for step, path, size in files:
             if total <= self._keep_bytes or step >= oldest_needed:
                 return
-            total -= path.stat().st_size
+            total -= size
+            path.with_suffix(SUFFIX).unlink(missing_ok=True)
             path.unlink()
 
     def _written(self) -> Iterator[tuple[int, int, Path]]:
@@ -88,3 +106,9 @@ class StepFiles:
         for path in self._folder.glob("*.pack"):
             if (found := NAME.fullmatch(path.name)) is not None:
                 yield int(found[1]), int(found[2]), path
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0

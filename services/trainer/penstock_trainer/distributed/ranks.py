@@ -84,6 +84,22 @@ class Ranks:
             raise self._lost(error) from error
         return [_to_bytes(part[: int(each)]) for part, each in zip(parts, sizes, strict=True)]
 
+    def collect(self, data: bytes) -> list[bytes]:
+        """Every rank's `data` in the order of ranks, on rank 0; the others send theirs and get nothing."""
+        size = torch.tensor([len(data)])
+        sizes = [torch.empty_like(size) for _ in range(self.info.num_ranks)]
+        try:
+            dist.all_gather(sizes, size, group=self._control)
+            longest = max(int(each) for each in sizes)
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(data)] = _to_tensor(data)
+            parts = None if self.info.is_follower else [torch.empty_like(padded) for _ in sizes]
+            if longest:
+                dist.gather(padded, parts, dst=0, group=self._control)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return [_to_bytes(part[: int(each)]) for part, each in zip(parts or [], sizes, strict=parts is not None)]
+
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """Around a computation of all ranks: RanksError if it fails because another rank has ended."""

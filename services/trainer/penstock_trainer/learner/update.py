@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from penstock.contracts import ScoredGroup
+from penstock.contracts.ledger import StepRecord
 from penstock_trainer.batching.batch import Sample, make_batch, valid_samples
 from penstock_trainer.batching.counts import BatchCounts, CompletionIndex
 from penstock_trainer.batching.packing import Pack
@@ -36,6 +37,7 @@ from penstock_trainer.grpo import (
     micro_batch_loss,
     usable,
 )
+from penstock_trainer.learner.log_ratios import NO_LOG_RATIOS, LogRatios, LogRatiosPart, RankLogRatios
 from penstock_trainer.learner.optimizer import Optimizer, OptimizerStep
 from penstock_trainer.learner.recipe import Recipe
 from penstock_trainer.model.token_model import TokenModel
@@ -49,7 +51,7 @@ class StepResult:
     loss: mean over mini-batches; grad_norm: the largest, before clipping, nan if one was not finite; learning_rate: of
     the last.
     num_rows: rows of all packs, each one token computed. seconds: by phase: pack, forward_backward, optimizer.
-    advantages: of the completions that have one.
+    advantages: of the completions that have one. log_ratios: of the tokens that were computed, on rank 0.
     """
 
     changed: bool
@@ -62,6 +64,7 @@ class StepResult:
     num_rows: int
     seconds: dict[str, float]
     advantages: Mapping[CompletionIndex, float]
+    log_ratios: LogRatios = NO_LOG_RATIOS
 
     @property
     def is_finite(self) -> bool:
@@ -80,7 +83,7 @@ class _Minibatch:
 class Gradient:
     """The gradient of an update's first mini-batch, and the inputs of the rest of the update.
 
-    first: its loss and sums; None if the batch has no mini-batch.
+    first: its loss and sums; None if the batch has no mini-batch. log_ratios: of the mini-batches so far, on this rank.
     """
 
     counts: BatchCounts
@@ -88,6 +91,7 @@ class Gradient:
     minibatches: Sequence[_Minibatch]
     first: tuple[float, Sums] | None
     seconds: dict[str, float]
+    log_ratios: RankLogRatios
 
 
 class PendingUpdate:
@@ -146,9 +150,10 @@ class Updater:
         shares = [self._share(samples) for samples in batch.minibatches]
         packed = time.perf_counter()
         minibatches = [self._minibatch(work, is_first=number == 0) for number, work in enumerate(shares)]
-        first = self._forward_backward(minibatches[0]) if minibatches else None
+        log_ratios = RankLogRatios()
+        first = self._forward_backward(minibatches[0], log_ratios) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        self._unfinished = Gradient(batch.counts, batch.advantages, minibatches, first, seconds)
+        self._unfinished = Gradient(batch.counts, batch.advantages, minibatches, first, seconds, log_ratios)
         return self._unfinished
 
     def finish(self, gradient: Gradient) -> StepResult:
@@ -162,7 +167,7 @@ class Updater:
         first = gradient.first
         for minibatch in gradient.minibatches:
             start = time.perf_counter()
-            loss, sums = first or self._forward_backward(minibatch)
+            loss, sums = first or self._forward_backward(minibatch, gradient.log_ratios)
             first = None
             computed = time.perf_counter()
             outcomes.append(self._optimizer_step(loss, sums, num_packs=minibatch.work.num_packs))
@@ -183,7 +188,16 @@ class Updater:
             num_rows=sum(each.work.num_rows for each in gradient.minibatches),
             seconds=seconds,
             advantages=gradient.advantages,
+            log_ratios=self._collected(gradient.log_ratios),
         )
+
+    def _collected(self, own: RankLogRatios) -> LogRatios:
+        """Those of all ranks, on rank 0."""
+        part = own.part()
+        if self._ranks is None:
+            return LogRatios((part,))
+        gathered = self._ranks.collect(msgspec.msgpack.encode(part))
+        return LogRatios(tuple(msgspec.msgpack.decode(data, type=LogRatiosPart) for data in gathered))
 
     def _share(self, samples: Sequence[Sample]) -> RankShare:
         info = self._ranks.info if self._ranks else None
@@ -252,18 +266,18 @@ class Updater:
         gathered = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(data)]
         return torch.from_numpy(np.frombuffer(b"".join(gathered), dtype=np.float32).copy())
 
-    def _forward_backward(self, minibatch: _Minibatch) -> tuple[float, Sums]:
-        """Loss and statistics over all ranks; accumulates the gradient, summed over ranks."""
+    def _forward_backward(self, minibatch: _Minibatch, log_ratios: RankLogRatios) -> tuple[float, Sums]:
+        """Loss and statistics over all ranks; accumulates the gradient, summed over ranks, and notes log-ratios."""
         objective = self._prepared(minibatch.work)
         loss, sums = 0.0, Sums()
         for pack, old_logprobs_N in zip(self._packs(minibatch.work), minibatch.old_logprobs, strict=True):
-            addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective)
+            addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective, log_ratios)
             loss, sums = loss + addend, sums + own
         gathered = [msgspec.msgpack.decode(data, type=tuple[float, Sums]) for data in self._gather((loss, sums))]
         return math.fsum(each for each, _ in gathered), sum((each for _, each in gathered), Sums())
 
     def _pack_forward_backward(
-        self, pack: Pack, old_logprobs_N: Tensor | None, objective: Objective
+        self, pack: Pack, old_logprobs_N: Tensor | None, objective: Objective, log_ratios: RankLogRatios
     ) -> tuple[float, Sums]:
         """Also for a pack without loss tokens: its rank gathers weights and adds gradients together with the others."""
         reference_logprobs_N = self._reference_logprobs(pack) if objective.kl is not None else None
@@ -276,7 +290,9 @@ class Updater:
         )
         loss, sums = micro_batch_loss(tokens, objective)
         loss.backward()
-        return loss.item(), sums
+        value = loss.item()
+        log_ratios.add(pack, tokens.logprobs_N if old_logprobs_N is None else old_logprobs_N)
+        return value, sums
 
     def _optimizer_step(self, loss: float, sums: Sums, num_packs: int) -> OptimizerStep:
         """Without packs there is no gradient, and the moments must not move the weights on their own."""
@@ -308,7 +324,12 @@ def _tokens_of(pack: Pack, logprobs_N: Tensor) -> Tokens:
 class Replayed:
     """A step that was trained again, and the versions of the weights before and after it."""
 
-    step: int
+    record: StepRecord
     groups: Sequence[ScoredGroup]
     result: StepResult
     versions: tuple[int, int]
+
+    @property
+    def step(self) -> int:
+        """Its id."""
+        return self.record.step

@@ -82,10 +82,12 @@ class Consumer:
         *,
         drop: Callable[[DropRecord, Delivery | None], Awaitable[None]],
         dropped: Callable[[DropReason, ScoredGroup | None], None],
+        buried: Callable[[], Awaitable[None]],
     ) -> None:
         """`changed`: set when a batch or an evaluation may be complete, or the run at its end.
 
         drop: ends a ticket durably, and deletes its group if there is one. dropped: reports that, with the group.
+        buried: reports new dead letters.
         """
         self._queue = trainer_queue
         self._worker = worker
@@ -99,6 +101,7 @@ class Consumer:
         self._metrics = metrics
         self._record_drop = drop
         self._report_drop = dropped
+        self._report_buried = buried
         self._held: dict[int, Arrival] = {}
         self._begun = asyncio.Event()
         self._last_failure = ""
@@ -142,6 +145,7 @@ class Consumer:
     async def consume_groups(self) -> None:
         """Take and judge scored groups for ever, after `begin`."""
         await self.begun()
+        await self._report_buried()  # while there was no trainer
         while True:
             deliveries = await self._worker.take_several(Stage.SCORED, TAKEN_AT_ONCE)
             for delivery, parts in zip(deliveries, await self._worker.read(deliveries, *Part), strict=True):
@@ -154,6 +158,7 @@ class Consumer:
         """Decode and judge one entry: a group, or the note that another service has buried a message."""
         if delivery.reason:
             self._metrics.dead_letters.labels(reason="reported").inc()
+            await self._report_buried()
             await self._lose(delivery.ticket_key, delivery.reason, delivery)
             return
         try:
@@ -161,6 +166,7 @@ class Consumer:
         except MalformedMessageError as error:
             self._metrics.dead_letters.labels(reason="malformed").inc()
             await self._worker.bury(delivery, str(error))
+            await self._report_buried()
             await self._lose(delivery.ticket_key, str(error), None)
             return
         verdict = judge(scored, self._rules, is_waiting=self._book.accepts, known=self._versions.known)

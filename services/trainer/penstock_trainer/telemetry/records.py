@@ -87,12 +87,23 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class PushTimes:
+    """When the weights of a version were pushed, in Unix seconds. paused_seconds: for which generation stood still."""
+
+    version: int
+    started_at: float
+    ended_at: float
+    paused_seconds: float
+
+
+@dataclass(frozen=True)
 class StepLine:
     """One step. Unix seconds; seconds by phase; generation_seconds: at least one training request was running.
 
     rewards: the figures of each reward function, as `batching.rewards.function_figures` defines them.
     failures: why completions of its groups have no reward, each with their number.
     histograms: reward, advantage, length (sampled tokens) and staleness, each if a completion of the batch has one.
+    pushes: those that ended since the line before: usually of the version that the step trained.
     """
 
     step: int
@@ -111,6 +122,7 @@ class StepLine:
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    pushes: tuple[PushTimes, ...] = ()
 
     @property
     def is_finite(self) -> bool:

@@ -6,6 +6,8 @@ are of the monotonic clock, the time of day only says when the step began.
 
 import time
 
+from penstock_trainer.telemetry.records import PushTimes
+
 
 class Clock:
     """Seconds by phase of one step, from the end of the one before."""
@@ -13,6 +15,8 @@ class Clock:
     def __init__(self) -> None:
         self.started_at = time.time()
         self.seconds: dict[str, float] = {}
+        self.pushes: tuple[PushTimes, ...] = ()
+        """Pushes that ended while it ran."""
         self._began = self._last = time.monotonic()
 
     @property
@@ -32,9 +36,10 @@ class Clock:
         self._begin_later(now - self._last)
         self._last = now
 
-    def note(self, seconds: dict[str, float]) -> None:
-        """Add seconds of work that ran in parallel to these phases."""
+    def note(self, seconds: dict[str, float], pushes: tuple[PushTimes, ...] = ()) -> None:
+        """Add seconds of work that ran in parallel to these phases, and when weights were pushed."""
         self.seconds.update(seconds)
+        self.pushes += pushes
 
     def begin_at(self, started_at: float) -> None:
         """Drop the wait before Unix second `started_at` of a server: until then the servers were starting."""

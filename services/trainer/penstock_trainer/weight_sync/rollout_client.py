@@ -77,7 +77,7 @@ class RolloutClient:
 
     async def doubt(self, url: str, doubt: Doubt) -> None:
         """Let the service load its weights anew before it takes a ticket."""
-        response = await self._client(url).post(f"{url}/v1/weights/doubt", json=to_body(doubt))
+        response = await self._request("POST", url, "/v1/weights/doubt", to_body(doubt))
         if response.status_code != 200:
             raise WeightsError(f"HTTP {response.status_code}: {response.text[:300]}")
 

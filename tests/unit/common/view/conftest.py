@@ -1,5 +1,6 @@
 """A run's folder with a failed group, a flat one, a change of weights within a completion, and an episode."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,8 @@ def made(tmp_path: Path) -> Made:
         group(2, "3+3=", encode("3+3="), [completion(encode("6"), 0) for _ in range(4)], [None, None, None, 0.0]),
     ]
     run.evaluate(0.25, [("7+7=", "13", "14", 0.0)])
-    run.add_step(groups)
+    ratios: list[list[list[float]]] = [[[0.0, -0.5, math.nan, 0.25], [0.125] * 5, [], []], [[]] * 4, [[]] * 4]
+    run.add_step(groups, log_ratios=ratios)
     changed = [completion([*encode("f\N{LATIN SMALL LETTER U WITH DIAERESIS}nf"), END], 0, changes_at=3)]
     rest = [completion(encode("4"), 1) for _ in range(3)]
     agent = group(4, "", [], [episode(encode, 1), episode(encode, 1)], [1.0, 0.0])

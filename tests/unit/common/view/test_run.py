@@ -19,6 +19,17 @@ from penstock.view.step_files import MOST_HELD
 from tests.unit.common.view.conftest import Made, other_weights
 
 
+def test_dead_letters_are_told_the_newest_first_and_by_ticket(made: Made) -> None:
+    assert made.view.dead_letters(None, 50) == []
+    for ticket, text in (("5", "one"), ("", "two"), ("5", "three")):
+        made.run.bury(ticket, "MalformedMessageError", text)
+    with (made.run.folder / "dead.jsonl").open("ab") as file:
+        file.write(b'{"id": 7}\n{"cut off')
+    assert [each.text for each in made.view.dead_letters(None, 50)] == ["three", "two", "one"]
+    assert [each.text for each in made.view.dead_letters(None, 1)] == ["three"]
+    assert [each.text for each in made.view.dead_letters("5", 50)] == ["three", "one"]
+
+
 def test_groups_are_marked_as_failed_flat_or_different(made: Made) -> None:
     different, flat, failed = made.view.step(1)["groups"]
     assert (different["is_flat"], different["is_failed"], different["num_failed"]) == (False, False, 1)
@@ -236,8 +247,39 @@ def test_a_timeline_has_the_phases_of_the_trainer_and_the_groups_of_each_server(
     found = made.view.timeline(1, 2)
     assert [bar["phase"] for bar in found["trainer"]] == ["wait", "commit", "update", "push_wait"] * 2
     assert [bar["ticket"] for bar in found["servers"]] == [0, 1, 2, 3, 4]
-    assert [mark["step"] for mark in found["pushes"]] == [1, 2]
-    assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"])
+    lines = list(RunRecords(made.run.folder).steps())
+    times = [(each["started_at"], each["ended_at"]) for line in lines for each in line["pushes"]]
+    assert [(bar["start"], bar["end"]) for bar in found["pushes"]] == times
+    assert [(bar["step"], bar["version"], bar["is_measured"]) for bar in found["pushes"]] == [
+        (1, 0, True),
+        (2, 1, True),
+    ]
+    assert all(bar["end"] > bar["start"] for bar in found["trainer"] + found["servers"] + found["pushes"])
+
+
+def test_a_step_whose_weights_are_not_recorded_yet_is_no_fault(made: Made) -> None:
+    """The journal has a step once its weights are recorded, after its line is written."""
+    path = made.run.folder / "steps" / "ledger.jsonl"
+    records = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in records if getattr(decode_record(line), "step", 0) != 1))
+    view = RunView("running", RunRecords(made.run.folder))
+    assert "step 2 has just been trained" in view.step(2)["missing"]
+    found = view.timeline(1, 2)
+    assert (found["missing"], {bar["step"] for bar in found["trainer"]}) == ("", {1, 2})
+    assert {bar["step"] for bar in found["servers"]} == {1}
+    assert "step 3 is not in the ledger" in view.step(3)["missing"]
+
+
+def test_a_push_of_an_earlier_release_has_its_length_and_is_drawn_in_its_step(made: Made) -> None:
+    path = made.run.folder / "steps.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        del line["pushes"]
+    lines[1]["seconds"]["push"] = 0.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [bar] = RunView("older", RunRecords(made.run.folder)).timeline(1, 2)["pushes"]
+    assert (bar["step"], bar["version"], bar["is_measured"]) == (1, None, False)
+    assert bar["end"] - bar["start"] == pytest.approx(0.5)
 
 
 def test_no_more_than_a_few_step_files_are_held(tmp_path: Path) -> None:

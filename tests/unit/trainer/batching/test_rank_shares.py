@@ -17,7 +17,7 @@ from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
 from tests.unit.trainer.trainer_groups import example_groups
 
-TENSORS = [field.name for field in fields(Pack) if field.name != "indices"]
+TENSORS = [field.name for field in fields(Pack) if field.name not in ("indices", "paths")]
 
 
 def samples(num_groups: int = 12) -> tuple[Sample, ...]:
@@ -74,7 +74,7 @@ def test_packs_made_ahead_are_those_made_at_once(max_tokens: int) -> None:
     assert len(packs) == len(expected)
     for made in (list(packs.made_ahead()), list(packs), packs[:], [*packs[:1], *packs[1:]]):
         for pack, each in zip(made, expected, strict=True):
-            assert pack.indices == each.indices
+            assert (pack.indices, pack.paths) == (each.indices, each.paths)
             assert all(torch.equal(getattr(pack, name), getattr(each, name)) for name in TENSORS)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from penstock.contracts.ledger import CheckpointRecord
+from penstock.contracts.log_ratios import LogRatiosFile
 from penstock.durable import write_durably
 from penstock.errors import DataError, NonFiniteError, PenstockError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
@@ -67,6 +68,32 @@ def test_pruning_keeps_what_a_checkpoint_needs(tmp_path: Path, oldest_needed: in
         files.write(step, 1, groups)
     files.prune(oldest_needed)
     assert sorted(int(path.name.partition(".")[0]) for path in tmp_path.iterdir()) == left
+
+
+def test_log_ratios_are_counted_and_deleted_with_their_step_file(tmp_path: Path) -> None:
+    groups = example_groups(num_groups=1)
+    files = StepFiles(tmp_path, keep_bytes=0)
+    records = [files.write(step, 1, groups) for step in range(3)]
+    size = (tmp_path / records[0].file).stat().st_size
+    for record in records:
+        files.write_log_ratios(record, ((b"12" * 9,),))
+    keeps_two_without = StepFiles(tmp_path, keep_bytes=2 * size)
+    keeps_two_without.prune(oldest_needed=9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.1.log_ratios", "00000002.1.pack"]
+    files.write_log_ratios(records[0], ((b"",),))  # its step file was deleted meanwhile
+    keeps_two_without.prune(oldest_needed=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.1.log_ratios", "00000002.1.pack"]
+
+
+def test_log_ratios_are_written_once_and_are_no_step_file(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path / "steps", keep_bytes=0)
+    record = files.write(4, 2, example_groups(num_groups=1))
+    files.write_log_ratios(record, ((b"12",),))
+    files.write_log_ratios(record, ((b"34",),))
+    found = msgspec.msgpack.decode((tmp_path / "steps" / "00000004.2.log_ratios").read_bytes(), type=LogRatiosFile)
+    assert found == LogRatiosFile(4, record.digest, ((b"12",),))
+    (tmp_path / "steps" / record.file).unlink()
+    assert files.is_empty
 
 
 def test_a_durable_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:

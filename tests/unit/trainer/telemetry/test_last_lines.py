@@ -7,26 +7,26 @@ from msgspec import structs
 
 from penstock.records.run import RunRecords
 from penstock.records.samples import DroppedLine
-from penstock_trainer.telemetry.dropped import MOST_LINES, DroppedFile
+from penstock_trainer.telemetry.last_lines import MOST_LINES, LastLines
 from tests.unit.trainer.telemetry.tracked_life import SAMPLE
 
 LINE = DroppedLine(**structs.asdict(structs.replace(SAMPLE, reward=None, failure="gone")), dropped="reward_failed")
 
 
 def test_lines_are_there_at_once_and_a_line_that_a_crash_cut_off_is_not(tmp_path: Path) -> None:
-    DroppedFile(tmp_path).add([LINE, structs.replace(LINE, index=2)])
+    LastLines(tmp_path / "dropped.jsonl").add([LINE, structs.replace(LINE, index=2)])
     path = tmp_path / "dropped.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    DroppedFile(tmp_path).add([])
+    LastLines(tmp_path / "dropped.jsonl").add([])
     [line] = RunRecords(tmp_path).dropped()
     assert (line["dropped"], line["failure"], line["reward"]) == ("reward_failed", "gone", None)
 
 
 def test_a_service_that_stays_down_fills_no_disk(tmp_path: Path) -> None:
-    file = DroppedFile(tmp_path)
+    file = LastLines(tmp_path / "dropped.jsonl")
     for ticket in range(3 * MOST_LINES):
         if ticket == MOST_LINES:
-            file = DroppedFile(tmp_path)  # a later life
+            file = LastLines(tmp_path / "dropped.jsonl")  # a later life
         file.add([structs.replace(LINE, ticket=ticket)])
     tickets = [json.loads(line)["ticket"] for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
     assert MOST_LINES <= len(tickets) < 2 * MOST_LINES
