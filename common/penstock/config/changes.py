@@ -48,8 +48,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     },
     "loss": {
         _NEXT: "surrogate eps_clip eps_clip_higher c_clip sapo_tau_positive sapo_tau_negative dppo_low dppo_high "
-        "dppo_kl vespo_positive vespo_negative proximal aggregation norm_length entropy_bonus dynamic_sampling "
-        "num_minibatches",
+        "dppo_kl vespo_positive vespo_negative proximal aggregation norm_length entropy_bonus truncated "
+        "truncated_penalty dynamic_sampling num_minibatches",
     },
     "loss.advantage": {_NEXT: "baseline scale eps"},
     "loss.correction": {

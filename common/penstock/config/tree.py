@@ -223,6 +223,12 @@ class Config(Section):
                 "close to sampling.max_new_tokens: an episode ends at agent.max_turns or agent.max_tokens, and what it "
                 "is worth then is its environment's to say (get_reward), or agent.cut_score; expected 0"
             )
+        if self.loss.reshapes_truncated:
+            return (
+                f"loss.truncated {self.loss.truncated}, which changes the reward of a completion that reached "
+                "sampling.max_new_tokens: what a cut episode is worth is its environment's to say (get_reward), or "
+                "agent.cut_score; expected train or leave_out"
+            )
         if self.loss.aggregation == "token-sum-norm" and not self.loss.norm_length:
             return (
                 "loss.aggregation token-sum-norm with loss.norm_length 0, which is sampling.max_new_tokens then: "

@@ -35,7 +35,7 @@ from penstock_trainer.data.run_prompts import Prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
-from penstock_trainer.learner.recipe import advantage_test, gradient_test
+from penstock_trainer.learner.recipe import advantage_test, gradient_test, make_recipe
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
@@ -207,6 +207,7 @@ class Assembly:
             max_staleness=staleness.max_staleness,
             order=staleness.order,
             max_lag=staleness.max_lag,
+            truncated=make_recipe(self.config).rules.truncated,
         )
 
     @cached_property
