@@ -156,8 +156,7 @@ class Assembly:
 
     @cached_property
     def sampling(self) -> Sampling:
-        section = self.config.sampling
-        return Sampling(section.temperature, section.max_new_tokens, self.prompts.stop_token_ids)
+        return self.prompts.sampling(self.config)
 
     @cached_property
     def book(self) -> TicketBook:
@@ -186,7 +185,7 @@ class Assembly:
         prompts = self.prompts
         return Evaluation(
             prompts.held_out,
-            prompts.stop_token_ids,
+            prompts.eval_sampling(self.config),
             self.lease.number,
             self.config,
             num_trained=len(prompts.shared),
@@ -347,6 +346,7 @@ class Assembly:
         return SampleWriter(
             self.prompts.tokenizer,
             self.prompts.stop_token_ids,
+            self.prompts.stop,
             most=self.config.tracking.samples_per_step,
             skip_special_tokens=self.config.rollout.engine.skip_special_tokens,
         )

@@ -72,7 +72,9 @@ class ConsumerSetup:
             TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order, max_failure_share=max_failure_share)
         )
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
-        self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config, num_trained=0)
+        self.evaluation = Evaluation(
+            prompts[:1], Sampling(0.0, 8, (2,)), trainer_queue.lease.number, config, num_trained=0
+        )
         self.metrics = TrainerMetrics()
         self.dropped: list[tuple[DropReason, ScoredGroup | None]] = []
         self.generation, self.versions, self.changed = GenerationTime(), Versions(), asyncio.Event()

@@ -40,7 +40,7 @@ class Evaluation:
     def __init__(
         self,
         prompts: Sequence[EncodedPrompt],
-        stop_token_ids: tuple[int, ...],
+        sampling: Sampling,
         lease: int,
         config: Config,
         *,
@@ -50,7 +50,7 @@ class Evaluation:
         self._prompts = prompts
         self._num_trained = num_trained
         self._config = config
-        self._sampling = Sampling(config.eval.temperature, config.sampling.max_new_tokens, stop_token_ids)
+        self._sampling = sampling
         self._next = lease * NUMBERS_PER_LEASE
         self._round_of: dict[int, _Round] = {}
         self._results: list[EvalResult] = []

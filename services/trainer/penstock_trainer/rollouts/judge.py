@@ -29,6 +29,7 @@ from penstock_trainer.batching.masking import is_all_masked
 from penstock_trainer.batching.rewards import first_failure
 
 AS_ANY_OTHER = Truncated()
+SAMPLING_KEYS = {"stop_token_ids": "stop"}  # where a field and its key have different names
 
 
 class DiscardReason(Enum):
@@ -175,10 +176,9 @@ def oldest_version(scored: ScoredGroup) -> int | None:
 
 def _changes(was: Sampling, now: Sampling) -> str:
     """The parameters that differ, by their keys."""
-    keys = {"temperature": "temperature", "max_new_tokens": "max_new_tokens", "stop_token_ids": "stop"}
     return ", ".join(
-        f"sampling.{key} {getattr(was, name)}, which is {getattr(now, name)} now"
-        for name, key in keys.items()
+        f"sampling.{SAMPLING_KEYS.get(name, name)} {getattr(was, name)}, which is {getattr(now, name)} now"
+        for name in Sampling.__struct_fields__
         if getattr(was, name) != getattr(now, name)
     )
 

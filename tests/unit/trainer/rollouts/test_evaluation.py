@@ -9,6 +9,7 @@ from penstock.contracts import (
     Completion,
     PolicyIdentity,
     RolloutGroup,
+    Sampling,
     Score,
     ScoredGroup,
     Ticket,
@@ -20,6 +21,8 @@ from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.rollouts.evaluation import LOST, MOST_FAILED, NUMBERS_PER_LEASE, Evaluation
 from tests.unit.trainer.numbered_prompts import PROMPTS, config
 
+SAMPLING = Sampling(0.6, 8, (2,), top_p=0.95)
+
 
 def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGroup:
     span = VersionSpan(PolicyIdentity(version, "0" * 16), 0, 1)
@@ -30,14 +33,14 @@ def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGro
 
 
 def make_evaluation(num_prompts: int = 4, **changes: Any) -> Evaluation:
-    return Evaluation(PROMPTS[:num_prompts], (2,), 5, config(**changes), num_trained=1)
+    return Evaluation(PROMPTS[:num_prompts], SAMPLING, 5, config(**changes), num_trained=1)
 
 
 def test_a_round_ends_with_its_last_result() -> None:
     evaluation = make_evaluation()
     tickets = evaluation.start(10, 3)
     assert [ticket.number for ticket in tickets] == [5 * NUMBERS_PER_LEASE + n for n in range(4)]
-    assert {(ticket.policy_version, ticket.sampling.temperature) for ticket in tickets} == {(3, 0.0)}
+    assert {(ticket.policy_version, ticket.sampling) for ticket in tickets} == {(3, SAMPLING)}
     values = [1.0, 0.5, None, 1.0]
     for n, (ticket, value) in enumerate(zip(reversed(tickets), values, strict=True)):
         assert evaluation.take_results() == []
@@ -59,7 +62,7 @@ def test_a_round_ends_with_its_last_result() -> None:
 def test_samples_are_shown_as_a_person_reads_them() -> None:
     text = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     prompt = EncodedPrompt(text, (1, 2), "4", "", {}, [{"role": "user", "content": "2 + 2?"}])
-    evaluation = Evaluation([prompt], (2,), 5, config(), num_trained=0)
+    evaluation = Evaluation([prompt], SAMPLING, 5, config(), num_trained=0)
     [ticket] = evaluation.start(0, 0)
     group = answered(ticket, 1.0)
     [completion] = group.group.completions
@@ -98,7 +101,7 @@ def test_a_round_ends_without_a_poisoned_ticket_and_counts_it_as_failed() -> Non
 
 
 def test_failed_rewards_are_in_no_mean_and_all_their_rows_are_recorded() -> None:
-    evaluation = Evaluation([PROMPTS[0]] * (MOST_FAILED + 10), (2,), 5, config(), num_trained=0)
+    evaluation = Evaluation([PROMPTS[0]] * (MOST_FAILED + 10), SAMPLING, 5, config(), num_trained=0)
     tickets = evaluation.start(0, 0)
     for number, ticket in enumerate(tickets):
         evaluation.record(answered(ticket, 1.0 if number % 10 == 0 else None))
