@@ -64,7 +64,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "data.eval": {_FREE: "kind path split size seed"},
     "data.eval.columns": {_FREE: _COLUMNS},
     "eval": {
-        _FREE: "every_steps temperature top_p top_k min_p repetition_penalty success",
+        _FREE: "every_steps temperature samples_per_prompt top_p top_k min_p repetition_penalty success",
         _NONE: "max_share num_shown",
     },
     "staleness": {

@@ -211,6 +211,9 @@ class EvalSection(Section):
     """Evaluate each version that is a multiple of this; 0: only at start and end."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
+    samples_per_prompt: Count = 1
+    """Completions of each held-out prompt: accuracy is then mean@k, the mean over prompts of the share that is right,
+    and pass@k the chance that one of k is. More than 1 needs a temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the most likely tokens that together have this probability; 1: from all."""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -225,6 +228,15 @@ class EvalSection(Section):
     """Completions printed at the start and at the end."""
     success: float = 1.0
     """A completion counts as accurate when its reward is at least this. One whose reward failed is in no mean."""
+
+    @model_validator(mode="after")
+    def _draws_what_differs(self) -> Self:
+        if self.samples_per_prompt > 1 and not self.temperature:
+            raise ValueError(
+                f"eval.samples_per_prompt is {self.samples_per_prompt} with eval.temperature 0, which makes all "
+                "completions of a prompt equal: expected a temperature above 0, or one sample"
+            )
+        return self
 
     @model_validator(mode="after")
     def _filters_what_is_sampled(self) -> Self:

@@ -21,6 +21,7 @@ def loaded(folder: Path, *arguments: str) -> Config:
         ("--eval.top_p 0.9", "eval.top_p is 0.9 with eval.temperature 0"),
         ("--eval.top_k 5", "eval.top_k is 5 with eval.temperature 0"),
         ("--eval.min_p 0.1", "expected a temperature above 0, or eval.min_p at its default"),
+        ("--eval.samples_per_prompt 4", "makes all completions of a prompt equal"),
         ("--eval.temperature 1 --eval.top_p 0", "eval.top_p"),
         ("--eval.temperature 1 --eval.repetition_penalty 3", "eval.repetition_penalty"),
         ('--sampling.stop [""]', "sampling.stop"),
@@ -42,6 +43,7 @@ def test_what_cannot_be_right_is_refused_with_its_key(tmp_path: Path, arguments:
     [
         "--eval.temperature 0.6 --eval.top_p 0.95 --eval.top_k 20 --eval.min_p 0.05",
         "--eval.repetition_penalty 1.1",
+        "--eval.temperature 0.6 --eval.samples_per_prompt 100",
         "--sampling.stop [Q.,END] --sampling.ignore_eos true --loss.truncated leave_out",
     ],
 )

@@ -116,6 +116,28 @@ def test_failed_rewards_are_in_no_mean_and_all_their_rows_are_recorded() -> None
     assert len(result.failed) == MOST_FAILED
 
 
+def test_prompts_of_several_completions_are_the_unit_of_all_figures() -> None:
+    evaluation = make_evaluation(num_prompts=3, eval={"temperature": 0.6, "samples_per_prompt": 4})
+    tickets = evaluation.start(0, 0)
+    assert {len(ticket.seeds) for ticket in tickets} == {1}
+    assert len({ticket.seeds for ticket in tickets}) == len(tickets) == evaluation.num_waiting == 12
+    assert [ticket.prompt for ticket in tickets[3:9]] == ["p0", "p1", "p1", "p1", "p1", "p2"]
+    values = [1.0, 1.0, 0.5, 0.0, 1.0, None, None, 0.0, None, None, None]
+    for ticket, value in zip(tickets, values, strict=False):
+        evaluation.record(answered(ticket, value))
+    evaluation.give_up(tickets[-1].number)
+    [result] = evaluation.take_results()
+    assert (result.num_prompts, result.num_scored, result.num_failed) == (3, 2, 1)
+    assert (result.accuracy, result.reward_mean) == (0.5, (2.5 / 4 + 0.5) / 2)
+    assert {k: each["value"] for k, each in result.pass_at.items()} == pytest.approx(
+        {"1": 0.5, "2": (5 / 6 + 1) / 2, "4": 1.0}
+    )
+    assert result.accuracy_interval["low"] < 0.5 < result.accuracy_interval["high"]
+    assert result.failures == {"timeout": 5, LOST: 1}
+    assert [each.prompt for each in result.samples] == ["p0", "p1", "p2"]
+    assert [each.prompt for each in result.failed] == ["p1", "p1", "p2", "p2", "p2", "p2"]
+
+
 def test_when_an_evaluation_is_due() -> None:
     assert [steps for steps in range(25) if make_evaluation().due(steps)] == [0, 10, 20]
     assert [steps for steps in range(25) if make_evaluation(eval={"every_steps": 0}).due(steps)] == [0]
