@@ -1,6 +1,7 @@
 """SGLang's client against a fake server over real HTTP."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -67,10 +68,15 @@ async def test_an_engine_gets_what_changes_how_tokens_are_sampled_and_nothing_el
     own = {"skip_special_tokens": True, "max_new_tokens": 4, "sampling_seed": 7}
     assert plain == {"temperature": 1.0, "stop_token_ids": [5], **own}
     assert asked == {
-        **{"temperature": 0.7, "stop_token_ids": [5], "stop": ["END"], "ignore_eos": True},
+        **{"temperature": 0.7, "stop_token_ids": [5], "stop": ["END"], "stop_regex": [r"\Zx{3}"], "ignore_eos": True},
         **{"top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.2},
         **own,
     }
+
+
+def test_what_widens_the_search_for_stop_strings_matches_nothing() -> None:
+    for text in ("", "x" * 40, "x" * 40 + "\n", "\n" + "x" * 40):
+        assert re.search(r"\Zx{3}", text) is None
 
 
 async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(

@@ -154,6 +154,7 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
     asked: dict[str, Any] = {"temperature": sampling.temperature, "stop_token_ids": list(sampling.stop_token_ids)}
     optional: dict[str, tuple[Any, Any]] = {
         "stop": (list(sampling.stop), []),
+        "stop_regex": (_window(sampling.stop), []),
         "ignore_eos": (sampling.ignore_eos, False),
         "top_p": (sampling.top_p, 1.0),
         "top_k": (sampling.top_k, 0),
@@ -161,3 +162,14 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
         "repetition_penalty": (sampling.repetition_penalty, 1.0),
     }
     return asked | {name: value for name, (value, neutral) in optional.items() if value != neutral}
+
+
+def _window(stop: Sequence[str]) -> list[str]:
+    """A regular expression that matches nothing, so that SGLang finds strings in any tokens.
+
+    It looks for strings in the last tokens alone: one more than the tokenizer makes of the longest string. A policy may
+    write it with more, such as four newlines one by one. For an expression it counts a token for each character, and
+    looks for strings there, too. A string has at most as many tokens as bytes.
+    """
+    longest = max((len(each.encode()) for each in stop), default=0)
+    return [rf"\Zx{{{longest}}}"] if longest > 1 else []
