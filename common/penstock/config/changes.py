@@ -48,8 +48,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     },
     "loss": {
         _NEXT: "surrogate eps_clip eps_clip_higher c_clip sapo_tau_positive sapo_tau_negative dppo_low dppo_high "
-        "dppo_kl vespo_positive vespo_negative proximal aggregation norm_length entropy_bonus dynamic_sampling "
-        "num_minibatches",
+        "dppo_kl vespo_positive vespo_negative proximal aggregation norm_length entropy_bonus truncated "
+        "truncated_penalty dynamic_sampling num_minibatches",
     },
     "loss.advantage": {_NEXT: "baseline scale eps"},
     "loss.correction": {
@@ -57,13 +57,16 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     },
     "loss.kl": {_NEXT: "estimator place importance_weighted"},
     "loss.overlong": {_NEXT: "buffer_tokens penalty"},
-    "sampling": {_NEXT: "temperature max_new_tokens stop"},
+    "sampling": {_NEXT: "temperature max_new_tokens stop ignore_eos"},
     "data": {_FIXED: "batch_size system_prompt prompt_template template_options"},
     "data.train": {_FIXED: "kind path split size seed options"},
     "data.train.columns": {_FIXED: _COLUMNS},
     "data.eval": {_FREE: "kind path split size seed options"},
     "data.eval.columns": {_FREE: _COLUMNS},
-    "eval": {_FREE: "every_steps temperature success", _NONE: "max_share num_shown"},
+    "eval": {
+        _FREE: "every_steps temperature samples_per_prompt top_p top_k min_p repetition_penalty success",
+        _NONE: "max_share num_shown",
+    },
     "staleness": {
         _FREE: "max_staleness order on_stale max_deliveries",
         _NONE: "straggler_seconds claim_idle_seconds heartbeat_seconds",

@@ -140,6 +140,12 @@ class LossSection(Section):
     """Weight of the policy's entropy, which is added to the objective."""
     overlong: OverlongSection = OverlongSection()
     """Penalty for overlong completions."""
+    truncated: Literal["train", "leave_out", "zero", "penalty"] = "train"
+    """Completions that ended by `sampling.max_new_tokens`: train as any other; leave them out of the loss, with their
+    rewards still in baseline and scale (DAPO's overlong filtering; also for episodes cut at `agent.max_turns` or
+    `agent.max_tokens`); make their reward zero; or take `truncated_penalty` from it."""
+    truncated_penalty: Positive = 1.0
+    """truncated penalty: the reward that a truncated completion loses."""
     dynamic_sampling: bool = False
     """Drop degenerate groups (all rewards equal), and draw further prompts until a batch is full (DAPO). Not with a KL
     term or an entropy bonus, from which such groups have a gradient."""
@@ -151,9 +157,14 @@ class LossSection(Section):
         """Clip range above 1."""
         return self.eps_clip if self.eps_clip_higher is None else self.eps_clip_higher
 
+    @property
+    def reshapes_truncated(self) -> bool:
+        """Whether truncated completions have another reward than their functions gave."""
+        return self.truncated in ("zero", "penalty")
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        for reason in (self._corrects_twice(), self._is_undefined()):
+        for reason in (self._corrects_twice(), self._is_undefined(), self._shapes_twice()):
             if reason:
                 raise ValueError(reason)
         return self
@@ -220,6 +231,15 @@ class LossSection(Section):
                 "importance_weighted true"
             )
         return None
+
+    def _shapes_twice(self) -> str | None:
+        if not (self.reshapes_truncated and self.overlong.buffer_tokens):
+            return None
+        return (
+            f"loss.truncated is {self.truncated} with loss.overlong.buffer_tokens {self.overlong.buffer_tokens}: a "
+            "truncated completion already loses loss.overlong.penalty. Expected one: set loss.truncated to train "
+            "or leave_out, or loss.overlong.buffer_tokens to 0"
+        )
 
     def drops_gradients(self, kl_ctl: float) -> str | None:
         """The reason why dynamic sampling must not drop groups of equal rewards; None if it may, or does not."""

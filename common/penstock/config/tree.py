@@ -131,6 +131,11 @@ class Config(Section):
                 f"loss.overlong.buffer_tokens is {self.loss.overlong.buffer_tokens} and sampling.max_new_tokens "
                 f"{self.sampling.max_new_tokens}: expected a buffer within the completion; lower the former"
             )
+        if self.loss.truncated == "leave_out" and self.sampling.ignore_eos and not self.sampling.stop:
+            raise ValueError(
+                "loss.truncated is leave_out with sampling.ignore_eos true and no sampling.stop: every completion "
+                "would be truncated, and nothing trained; expected strings in sampling.stop, or loss.truncated train"
+            )
         if reason := self._why_no_episodes:
             raise ValueError(reason)
         if self._hides_small_updates and self.rollout.engine.dtype == "float32":
@@ -222,6 +227,17 @@ class Config(Section):
                 f"loss.overlong.buffer_tokens {self.loss.overlong.buffer_tokens}, which is for completions that come "
                 "close to sampling.max_new_tokens: an episode ends at agent.max_turns or agent.max_tokens, and what it "
                 "is worth then is its environment's to say (get_reward), or agent.cut_score; expected 0"
+            )
+        if self.sampling.ignore_eos:
+            return (
+                "sampling.ignore_eos true: a turn of an episode ends where the chat template ends a message; expected "
+                "false"
+            )
+        if self.loss.reshapes_truncated:
+            return (
+                f"loss.truncated {self.loss.truncated}, which changes the reward of a completion that reached "
+                "sampling.max_new_tokens: what a cut episode is worth is its environment's to say (get_reward), or "
+                "agent.cut_score; expected train or leave_out"
             )
         if self.loss.aggregation == "token-sum-norm" and not self.loss.norm_length:
             return (

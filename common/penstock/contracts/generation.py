@@ -20,16 +20,19 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from penstock.contracts.groups import Sampling
 from penstock.contracts.trajectories import PolicyIdentity, VersionSpan
 from penstock.contracts.vocabulary import FinishReason
 from penstock.contracts.weight_sources import Number
 from penstock.contracts.wire import Contract, MalformedMessageError
 
 MAX_COMPLETIONS = 256  # of one request
+MOST_STOPS = 32  # SGLang refuses more
 INT32 = 2**31
 MAX_TEMPERATURE = 1e6  # far beyond, float32 makes it infinite
 
 TokenId = Annotated[int, Meta(ge=0, lt=INT32)]
+StopString = Annotated[str, Meta(min_length=1)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -52,13 +55,25 @@ class GenerateRequest(Contract, frozen=True):
     temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 1.0
     max_new_tokens: Annotated[int, Meta(ge=1, lt=INT32)] = 64
     stop_token_ids: tuple[TokenId, ...] = ()
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=MOST_STOPS)] = ()
+    ignore_eos: bool = False
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, lt=INT32)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
     at_least: AtLeast | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its completions are drawn."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
 class GeneratedCompletion(Contract, frozen=True, forbid_unknown_fields=False):
     """One completion of T tokens.
 
-    logprobs: T of the sampled tokens, after temperature. spans: (weight version, start, end), which cover [0, T).
+    logprobs: T of the sampled tokens, after temperature, before top_p, top_k and min_p. spans: (weight version, start,
+    end), which cover [0, T).
     cached_tokens: tokens of the prompt that the engine had in its cache.
     """
 

@@ -20,12 +20,23 @@ from penstock.contracts.wire import Contract
 EVAL_PREFIX = "e"  # of the keys of evaluation tickets, which have numbers of their own; training keys have no prefix
 
 
-class Sampling(Contract, frozen=True):
-    """How completions are drawn. Temperature 0 is greedy."""
+class Sampling(Contract, frozen=True, omit_defaults=True):
+    """How completions are drawn. Temperature 0 is greedy.
+
+    stop_token_ids, stop: tokens that end one, and strings (`penstock.stop_strings`). ignore_eos: neither the tokens nor
+    the model's own end-of-text token end one. top_p, top_k, min_p, repetition_penalty: as SGLang defines them, for
+    evaluation; 1, 0, 0 and 1 change nothing. Log-probabilities are of the softmax before the first three.
+    """
 
     temperature: float
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class Ticket(Contract, frozen=True, tag_field="schema", tag="ticket/1"):

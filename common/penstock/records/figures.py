@@ -115,6 +115,8 @@ def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
             f"heldout_reward_{name}": line and heldout_reward(line),
             f"heldout_accuracy_{name}": line and heldout_accuracy(line),
             f"heldout_failed_{name}": line["num_failed"] if line else 0,
+            f"heldout_accuracy_interval_{name}": line.get("accuracy_interval", {}) if line else {},
+            f"heldout_pass_at_{name}": line.get("pass_at", {}) if line else {},
         }
     return {
         **figures,

@@ -34,12 +34,16 @@ def advantages_of(groups: Sequence[ScoredGroup], settings: Mapping[str, Any]) ->
 
 
 def _shaped(group: ScoredGroup, settings: Mapping[str, Any]) -> Rewards:
-    """With the overlong penalty (DAPO, arXiv 2503.14476, equation 13)."""
+    """With the overlong penalty (DAPO, arXiv 2503.14476, equation 13), or what is made of truncated completions."""
+    pairs = zip(rewards_of(group), group.group.trajectories, strict=True)
+    truncated = settings.get("loss.truncated", "train")
+    if truncated in ("zero", "penalty"):
+        kept, taken = (0.0, 0.0) if truncated == "zero" else (1.0, settings["loss.truncated_penalty"])
+        return [kept * reward - taken if reward is not None and each.is_truncated else reward for reward, each in pairs]
     buffer = settings.get("loss.overlong.buffer_tokens", 0)
     if not buffer:
         return rewards_of(group)
     allowed, penalty = settings["sampling.max_new_tokens"] - buffer, settings["loss.overlong.penalty"]
-    pairs = zip(rewards_of(group), group.group.trajectories, strict=True)
     return [
         None if reward is None else reward - penalty * min(max(each.num_tokens - allowed, 0) / buffer, 1.0)
         for reward, each in pairs

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 
-from penstock.contracts import Sampling, ServerState
+from penstock.contracts import ServerState
 from penstock.contracts.generation import AtLeast, GenerateAnswer, GeneratedCompletion, GenerateRequest, spelled
 from penstock.errors import (
     EngineAbortedError,
@@ -85,8 +85,9 @@ class Calls:
             self._require(request.at_least, updating=True)
             async with self._until_drained(), self._admission.room(len(request.seeds)):
                 await self._settled(request.at_least)
-                sampling = Sampling(request.temperature, request.max_new_tokens, request.stop_token_ids)
-                generated = await self._generator.generate(request.prompt_ids, request.seeds, sampling, training=True)
+                generated = await self._generator.generate(
+                    request.prompt_ids, request.seeds, request.sampling, training=True
+                )
             completions = self._named(request, generated)
         self._metrics.group_ended(
             "published",

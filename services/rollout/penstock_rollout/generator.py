@@ -95,6 +95,8 @@ class Generator:
             if weights.num_interruptions == num_interruptions:
                 raise EngineAbortedError("the engine aborted it")
             waited_seconds += await self._settled()
+        if seams := draft.seams():
+            draft.end_at_seams(await generation.detokenize(seams))
         answers = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
         if any(span.weight_version == weights.unverified for answer in answers for span in answer.spans):
             await weights.settled()

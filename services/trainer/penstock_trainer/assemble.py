@@ -39,7 +39,7 @@ from penstock_trainer.data.run_prompts import Prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
-from penstock_trainer.learner.recipe import advantage_test, gradient_test
+from penstock_trainer.learner.recipe import advantage_test, gradient_test, make_recipe
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
@@ -165,8 +165,7 @@ class Assembly:
 
     @cached_property
     def sampling(self) -> Sampling:
-        section = self.config.sampling
-        return Sampling(section.temperature, section.max_new_tokens, self.prompts.stop_token_ids)
+        return self.prompts.sampling(self.config)
 
     @cached_property
     def book(self) -> TicketBook:
@@ -195,7 +194,7 @@ class Assembly:
         prompts = self.prompts
         return Evaluation(
             prompts.held_out,
-            prompts.stop_token_ids,
+            prompts.eval_sampling(self.config),
             self.lease.number,
             self.config,
             num_trained=len(prompts.shared),
@@ -216,6 +215,7 @@ class Assembly:
             max_staleness=staleness.max_staleness,
             order=staleness.order,
             max_lag=staleness.max_lag,
+            truncated=make_recipe(self.config).rules.truncated,
         )
 
     @cached_property
@@ -371,6 +371,7 @@ class Assembly:
         return SampleWriter(
             self.prompts.tokenizer,
             self.prompts.stop_token_ids,
+            self.prompts.stop,
             most=self.config.tracking.samples_per_step,
             skip_special_tokens=self.config.rollout.engine.skip_special_tokens,
         )

@@ -82,7 +82,9 @@ class ConsumerSetup:
             TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order, max_failure_share=max_failure_share)
         )
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
-        self.evaluation = Evaluation(prompts[:1], (2,), trainer_queue.lease.number, config, num_trained=0)
+        self.evaluation = Evaluation(
+            prompts[:1], Sampling(0.0, 8, (2,)), trainer_queue.lease.number, config, num_trained=0
+        )
         self.metrics = TrainerMetrics()
         self._buried = None if folder is None else BuriedMessages(DeadLetters(self.queue), dead_file(folder))
         self.dropped: list[tuple[DropReason, ScoredGroup | None]] = []

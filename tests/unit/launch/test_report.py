@@ -66,6 +66,13 @@ def test_report_shows_completions_rewards_and_results(summary: dict[str, Any]) -
     assert "runs/demo/summary.json" in report
 
 
+def test_prompts_of_several_completions_have_pass_at_k_with_intervals(summary: dict[str, Any]) -> None:
+    passes = {"1": {"value": 0.5, "low": 0.25, "high": 0.75}, "4": {"value": 0.9, "low": 0.7, "high": 0.97}}
+    report = report_of(summary, heldout_pass_at_end=passes)
+    assert "  pass@k      after 40 steps, by k 1: 0.50 (0.25 to 0.75), 4: 0.90 (0.70 to 0.97)" in report
+    assert "pass@k" not in report_of(summary, heldout_pass_at_end={})
+
+
 def test_a_graded_reward_that_never_reaches_success_has_no_accuracy(summary: dict[str, Any]) -> None:
     report = report_of(
         summary,

@@ -1,7 +1,7 @@
 """The end of a message about an unknown key: which key was probably meant.
 
-A name of another library comes first if it is used as it stands there; then a slip of the pen; then the last part of
-such a name, in a section that it does not have there.
+A name of another library comes first if it is used as it stands there, or is ours too, in another section; then a slip
+of the pen; then the last part of such a name, in a section that it does not have there.
 """
 
 import difflib
@@ -44,6 +44,9 @@ def hint(key: str) -> str:
     known = list(known_keys())
     if theirs := called(key):
         return _translated(theirs)
+    tail = key.rpartition(".")[2]
+    if moved := [each for each in ending_like(key) if each.key.rpartition(".")[2] == tail]:
+        return _translated(moved)
     if slip := difflib.get_close_matches(key, known, n=1, cutoff=SLIP):
         return _meant(slip)
     if theirs := ending_like(key):

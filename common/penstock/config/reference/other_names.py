@@ -25,7 +25,7 @@ class OtherName:
 
 # Notes that several names share.
 _STEPS = "in steps: the ratio times the steps of the run"
-_FULL_SOFTMAX = "there is no such filter: tokens are sampled from all of the softmax"
+_FULL_SOFTMAX = "of evaluation only: what is trained is sampled from all of the softmax (docs/sampling.md)"
 _NO_EPOCHS = "not the same: it shares a batch among optimizer steps, and each group is trained once"
 _FREE_SHARE = "a share of what is free when the engine starts"
 _GROUPS = "counts prompts: completions of a step divided by actor.group_size"
@@ -90,9 +90,10 @@ _TRL: Mapping[str, tuple[str, str]] = {
     "max_prompt_length": ("rollout.engine.context_length", _NO_CUT),
     "max_completion_length": ("sampling.max_new_tokens", ""),
     "temperature": ("sampling.temperature", ""),
-    "top_p": ("sampling.temperature", _FULL_SOFTMAX),
-    "top_k": ("sampling.temperature", _FULL_SOFTMAX),
-    "min_p": ("sampling.temperature", _FULL_SOFTMAX),
+    "top_p": ("eval.top_p", _FULL_SOFTMAX),
+    "top_k": ("eval.top_k", _FULL_SOFTMAX),
+    "min_p": ("eval.min_p", _FULL_SOFTMAX),
+    "repetition_penalty": ("eval.repetition_penalty", _FULL_SOFTMAX),
     "beta": ("kl_ctl", ""),
     "epsilon": ("loss.eps_clip", ""),
     "epsilon_high": (
@@ -117,6 +118,7 @@ _TRL: Mapping[str, tuple[str, str]] = {
         "token_truncate is tis, token_mask mask, sequence_truncate sequence_tis; ppo needs loss.proximal recomputed",
     ),
     "vllm_importance_sampling_cap": ("loss.correction.high", "a mask has a lower bound too: loss.correction.low"),
+    "mask_truncated_completions": ("loss.truncated", "true is leave_out"),
     "reward_weights": ("reward.functions", "a mapping of each function to its weight"),
     "reward_funcs": ("reward.functions", "a mapping of each function to its weight"),
     "max_tool_calling_iterations": ("agent.max_turns", "counts calls of the model"),
@@ -168,15 +170,19 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "actor_rollout_ref.actor.kl_loss_type": ("loss.kl.estimator", "kl is k1, mse is k2, low_var_kl is k3"),
     "actor_rollout_ref.rollout.n": ("actor.group_size", ""),
     "actor_rollout_ref.rollout.temperature": ("sampling.temperature", ""),
-    "actor_rollout_ref.rollout.top_p": ("sampling.temperature", _FULL_SOFTMAX),
-    "actor_rollout_ref.rollout.top_k": ("sampling.temperature", _FULL_SOFTMAX),
+    "actor_rollout_ref.rollout.top_p": ("eval.top_p", _FULL_SOFTMAX),
+    "actor_rollout_ref.rollout.top_k": ("eval.top_k", _FULL_SOFTMAX),
     "actor_rollout_ref.rollout.response_length": ("sampling.max_new_tokens", ""),
     "actor_rollout_ref.rollout.dtype": ("rollout.engine.dtype", ""),
     "actor_rollout_ref.rollout.tensor_model_parallel_size": ("rollout.engine.tensor_parallel_size", ""),
     "actor_rollout_ref.rollout.gpu_memory_utilization": ("rollout.engine.memory_fraction", _FREE_SHARE),
     "actor_rollout_ref.rollout.max_num_seqs": ("rollout.engine.max_running_requests", ""),
     "actor_rollout_ref.rollout.max_model_len": ("rollout.engine.context_length", ""),
+    "actor_rollout_ref.rollout.ignore_eos": ("sampling.ignore_eos", ""),
     "actor_rollout_ref.rollout.val_kwargs.temperature": ("eval.temperature", ""),
+    "actor_rollout_ref.rollout.val_kwargs.n": ("eval.samples_per_prompt", ""),
+    "actor_rollout_ref.rollout.val_kwargs.top_p": ("eval.top_p", ""),
+    "actor_rollout_ref.rollout.val_kwargs.top_k": ("eval.top_k", "0 instead of -1 for no limit"),
     "actor_rollout_ref.rollout.multi_turn.max_assistant_turns": ("agent.max_turns", ""),
     "algorithm.adv_estimator": (
         "loss.advantage.baseline",
@@ -217,8 +223,14 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "gconfig.max_new_tokens": ("sampling.max_new_tokens", ""),
     "gconfig.temperature": ("sampling.temperature", ""),
     "gconfig.stop": ("sampling.stop", ""),
-    "gconfig.top_p": ("sampling.temperature", _FULL_SOFTMAX),
-    "gconfig.top_k": ("sampling.temperature", _FULL_SOFTMAX),
+    "gconfig.stop_token_ids": ("sampling.stop", "texts instead of ids"),
+    "gconfig.ignore_eos": ("sampling.ignore_eos", ""),
+    "eval_gconfig.n_samples": ("eval.samples_per_prompt", ""),
+    "eval_gconfig.temperature": ("eval.temperature", ""),
+    "eval_gconfig.top_p": ("eval.top_p", ""),
+    "eval_gconfig.top_k": ("eval.top_k", "0 for no limit"),
+    "gconfig.top_p": ("eval.top_p", _FULL_SOFTMAX),
+    "gconfig.top_k": ("eval.top_k", _FULL_SOFTMAX),
     "rollout.max_head_offpolicyness": ("staleness.max_staleness", ""),
     "rollout.max_concurrent_rollouts": (
         "rollout.engine.max_running_requests",
@@ -262,6 +274,7 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "actor.behav_imp_weight_cap": ("loss.correction.high", "with loss.correction.weight mask and a low of 0"),
     "actor.dynamic_sampling": ("loss.dynamic_sampling", ""),
     "dynamic_bs": ("loss.dynamic_sampling", "not the same: a batch that lost groups is filled again"),
+    "actor.mask_no_eos_with_zero": ("loss.truncated", "true is zero"),
     "actor.overlong_tokens": ("loss.overlong.buffer_tokens", ""),
     "actor.overlong_penalty_factor": ("loss.overlong.penalty", ""),
     "actor.weight_update_mode": ("weights.transport", ""),
@@ -301,7 +314,7 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "generate_max_len": ("sampling.max_new_tokens", ""),
     "prompt_max_len": ("rollout.engine.context_length", _NO_CUT),
     "temperature": ("sampling.temperature", ""),
-    "top_p": ("sampling.temperature", _FULL_SOFTMAX),
+    "top_p": ("eval.top_p", _FULL_SOFTMAX),
     "init_kl_coef": ("kl_ctl", "with loss.kl.place reward, or as it is with use_kl_loss"),
     "use_kl_loss": ("loss.kl.place", "true is loss, the default; false is reward, with loss.kl.estimator k1"),
     "kl_estimator": ("loss.kl.estimator", ""),
@@ -318,6 +331,10 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "no_advantage_std_norm": ("loss.advantage.scale", "true is none"),
     "enable_vllm_is_correction": ("loss.correction.weight", _MODE),
     "vllm_is_truncated_threshold": ("loss.correction.high", ""),
+    "stop_properly_penalty_coef": (
+        "loss.truncated",
+        "penalty, with loss.truncated_penalty: it is subtracted, not a factor",
+    ),
     "overlong_buffer_len": ("loss.overlong.buffer_tokens", ""),
     "overlong_penalty_factor": ("loss.overlong.penalty", ""),
     "dynamic_filtering": ("loss.dynamic_sampling", ""),
@@ -331,6 +348,7 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "eval_dataset": ("data.eval.path", _EVAL_KIND),
     "eval_split": ("data.eval.split", ""),
     "eval_temperature": ("eval.temperature", ""),
+    "eval_n_samples_per_prompt": ("eval.samples_per_prompt", ""),
     "eval_steps": ("eval.every_steps", "0 instead of -1 for none but the first and the last"),
     "save_steps": ("checkpoint.every_steps", "0 instead of -1 for none but the last"),
     "max_ckpt_num": ("checkpoint.keep", ""),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from penstock.config import Config
-from penstock.contracts import Sampling, Score, Ticket, unpack_int32
+from penstock.contracts import Score, Ticket, unpack_int32
 from penstock.errors import EngineDiedError, PenstockError, RewardError, TransientStartError
 from penstock.runtime.output import tell
 from penstock.runtime.process import heeded
@@ -99,8 +99,7 @@ def first_ticket(config: Config) -> Ticket:
     section = config.data.train
     few = section.model_copy(update={"size": min(section.size or config.data.batch_size, config.data.batch_size)})
     prompts = encode_prompts(config, load_rows(few), [])
-    sampling = Sampling(config.sampling.temperature, config.sampling.max_new_tokens, prompts.stop_token_ids)
-    return Draws(prompts.train[:1], sampling, config).ticket(0, attempt=0, policy_version=0)
+    return Draws(prompts.train[:1], prompts.sampling(config), config).ticket(0, attempt=0, policy_version=0)
 
 
 def _until_stopped(work: Coroutine[Any, Any, T]) -> T:

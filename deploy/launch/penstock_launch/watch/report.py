@@ -112,6 +112,17 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         success = summary.get("heldout_success")
         meaning = "" if success is None else f": the share with a reward of at least {success:g} (eval.success)"
         yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
+    yield from _passes(summary)
+
+
+def _passes(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """pass@k of the last evaluation, with 95 % intervals, if prompts were sampled several times."""
+    passes: Mapping[str, Mapping[str, float]] = summary.get("heldout_pass_at_end") or {}
+    if len(passes) > 1:
+        shown = (
+            f"{k}: {number(at['value'])} ({number(at['low'])} to {number(at['high'])})" for k, at in passes.items()
+        )
+        yield "pass@k", f"after {summary['heldout_steps_end']} steps, by k {', '.join(shown)}"
 
 
 def _missing(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

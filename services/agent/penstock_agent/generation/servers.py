@@ -148,9 +148,7 @@ class Servers:
         request = GenerateRequest(
             prompt_ids=tuple(unpack_int32(call.prompt_ids)),
             seeds=(call.seed,),
-            temperature=call.sampling.temperature,
-            max_new_tokens=call.sampling.max_new_tokens,
-            stop_token_ids=call.sampling.stop_token_ids,
+            **msgspec.structs.asdict(call.sampling),
             at_least=AtLeast(call.at_least_number, call.at_least_lease),
         )
         body = msgspec.json.encode(request)

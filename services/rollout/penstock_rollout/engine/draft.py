@@ -4,16 +4,21 @@ continues it.
 Invariant: each piece keeps the tokens, log-probabilities and versions that the engine gave it. So a token has the
 version that sampled it, even if the engine reports only one version per answer. A completion is continued by a request
 with the prompt plus the tokens so far, the remaining budget and the same seed; the weights that then serve compute its
-key-value cache. Pure.
+key-value cache. A stop string whose tokens are in two pieces ends the completion, as it would have in one: the engine,
+which looks only at what it sampled for a request, does not see it. Pure.
+
+    tokens   7   END | ING | of  ...        stop string ENDING; the piece was cut at |
+    kept     7   END | ING
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from penstock.contracts import Sampling
 from penstock.errors import EngineError
+from penstock.stop_strings import before_stop
 from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest, GroupAnswer
 
 
@@ -29,6 +34,9 @@ class Draft:
         self._sampling = sampling
         self._one_version = one_version_per_answer
         self._pieces: list[list[Answer]] = [[] for _ in seeds]
+        self._length: dict[int, int] = {}
+        # A stop string has at most as many tokens as bytes.
+        self._reach = max((len(each.encode()) for each in sampling.stop), default=0)
 
     @property
     def finished(self) -> bool:
@@ -54,16 +62,47 @@ class Draft:
         for index, answer in zip(self._open(), answers, strict=True):
             self._pieces[index].append(self._ended(index, self._with_spans(answer)))
 
+    def seams(self) -> list[list[int]]:
+        """The tokens around each cut, up to one more at a time, as the engine saw its stop strings grow. Of what is
+        finished; nothing without stop strings.
+        """
+        return [tokens for _, _, tokens in self._seams()]
+
+    def end_at_seams(self, texts: Sequence[str]) -> None:
+        """End completions where a stop string was completed. `texts`: of `seams`, in their order."""
+        for (index, end, _), text in zip(list(self._seams()), texts, strict=True):
+            if any(each in text for each in self._sampling.stop):
+                self._length.setdefault(index, end)
+
+    def _seams(self) -> Iterator[tuple[int, int, list[int]]]:
+        """Completion, number of its tokens up to the end of the window, and the window's tokens; in order."""
+        for index, pieces in enumerate(self._pieces if self._reach else ()):
+            tokens, cut = self._tokens(index), 0
+            for piece in pieces[:-1]:
+                cut += len(piece.token_ids)
+                first = max(0, cut - self._reach)
+                for end in range(max(cut, 1), min(cut + self._reach, len(tokens)) + 1):
+                    yield index, end, list(tokens[first:end])
+
     def group(self, texts: Sequence[str] | None = None) -> GroupAnswer:
         """The full completions. `texts`: the texts of `shown_tokens`; needed if any completion was cut."""
-        whole = tuple(_joined(pieces) for pieces in self._pieces)
+        whole = tuple(_shortened(_joined(pieces), self._length.get(index)) for index, pieces in enumerate(self._pieces))
         if texts is None:
             return whole
-        return tuple(replace(answer, text=text) for answer, text in zip(whole, texts, strict=True))
+        return tuple(
+            replace(answer, text=before_stop(text, self._sampling.stop))
+            for answer, text in zip(whole, texts, strict=True)
+        )
 
     def shown_tokens(self) -> list[list[int]]:
-        """For each completion, the tokens that its text shows: all but a matched stop token."""
-        return [list(each.token_ids[: -1 if each.finish_reason == "stop" else None]) for each in self.group()]
+        """For each completion, the tokens that its text shows, to the end of a stop string: all but a stop token."""
+        return [list(each.token_ids[: -1 if self._ends_by_token(each) else None]) for each in self.group()]
+
+    def _ends_by_token(self, answer: Answer) -> bool:
+        """The engine has stop tokens of its own, too; with stop strings, they may be what ended it."""
+        if answer.finish_reason != "stop":
+            return False
+        return not self._sampling.stop or answer.token_ids[-1] in self._sampling.stop_token_ids
 
     def _open(self) -> list[int]:
         return [i for i, pieces in enumerate(self._pieces) if not pieces or pieces[-1].finish_reason == "abort"]
@@ -110,6 +149,20 @@ def _joined(pieces: Sequence[Answer]) -> Answer:
         spans=tuple(span for span in spans if span.start < span.end),
         text="".join(piece.text for piece in pieces),
         num_cached_tokens=pieces[0].num_cached_tokens,  # the prompt of the others has tokens of this completion
+    )
+
+
+def _shortened(answer: Answer, num_tokens: int | None) -> Answer:
+    """Its first tokens, which a stop string ends; all without a number."""
+    if num_tokens is None:
+        return answer
+    spans = (replace(each, end=min(each.end, num_tokens)) for each in answer.spans if each.start < num_tokens)
+    return replace(
+        answer,
+        token_ids=answer.token_ids[:num_tokens],
+        logprobs=answer.logprobs[:num_tokens],
+        spans=tuple(spans),
+        finish_reason="stop",
     )
 
 

@@ -11,6 +11,7 @@ read-only. Pure: no config, no I/O.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,29 @@ class Overlong:
 
 
 @dataclass(frozen=True)
+class Truncated:
+    """What becomes of a trajectory that a limit on its length ended.
+
+    leave_out: none of its tokens has a loss, as if its loss_mask were 0. So the mean over tokens does not count them,
+    the mean over completions counts it as 0, and its reward stays in baseline and scale. zero: its reward is 0.
+    penalty: its reward is lower by `penalty`. A reward that failed stays a failure.
+    """
+
+    treatment: Literal["train", "leave_out", "zero", "penalty"] = "train"
+    penalty: float = 1.0
+
+    def leaves_out(self, trajectory: Trajectory) -> bool:
+        """Whether it has no loss."""
+        return self.treatment == "leave_out" and trajectory.is_truncated
+
+    def reward_of(self, trajectory: Trajectory, reward: float) -> float:
+        """The reward, as shaped."""
+        if not trajectory.is_truncated or self.treatment in ("train", "leave_out"):
+            return reward
+        return 0.0 if self.treatment == "zero" else reward - self.penalty
+
+
+@dataclass(frozen=True)
 class BatchRules:
     """How rewards become advantages and weights.
 
@@ -72,6 +96,7 @@ class BatchRules:
     """
 
     overlong: Overlong
+    truncated: Truncated = Truncated()
     baseline: Baseline = "group"
     scale: Scale = "group"
     eps: float = 1e-6
@@ -99,10 +124,10 @@ def num_valid(group: ScoredGroup) -> int:
     return sum(reward is not None for reward in rewards_of(group))
 
 
-def shaped_rewards(group: ScoredGroup, overlong: Overlong) -> list[float | None]:
-    """The group's rewards with the overlong penalty; None if a reward failed."""
+def shaped_rewards(group: ScoredGroup, rules: BatchRules) -> list[float | None]:
+    """The group's rewards with the overlong penalty and those of truncated completions; None if a reward failed."""
     return [
-        None if reward is None else reward + _penalty(each, overlong)
+        None if reward is None else rules.truncated.reward_of(each, reward) + _penalty(each, rules.overlong)
         for reward, each in zip(rewards_of(group), group.group.trajectories, strict=True)
     ]
 
@@ -132,7 +157,8 @@ def make_batch(
     version: of the weights under training. max_lag: tokens that lag more versions are masked (`masking`).
     penalties: subtracted from rewards, by `CompletionIndex` (a KL term in the reward).
     A trajectory whose reward failed is never a sample. One whose advantage is 0 is a sample only if
-    `rules.with_zero_advantage`. One whose loss tokens are all masked is not. Both count in the denominators.
+    `rules.with_zero_advantage`. One whose loss tokens are all masked, or that is left out, is not. They count in the
+    denominators, but for the tokens of one that is left out.
     """
     counted = [b for b, group in enumerate(groups) if num_valid(group) >= MIN_VALID]
     candidates: list[list[Candidate]] = []
@@ -140,13 +166,7 @@ def make_batch(
         pairs = zip(groups[b].group.trajectories, rewards_of(groups[b]), strict=True)
         candidates.append(
             [
-                Candidate(
-                    index=CompletionIndex(b, g),
-                    trajectory=each,
-                    advantage=values_G[g],
-                    num_loss_tokens=each.num_loss_tokens,
-                    num_trained_tokens=num_trained_tokens(each, version, max_lag),
-                )
+                _candidate(each, CompletionIndex(b, g), values_G[g], rules.truncated, version, max_lag)
                 for g, (each, reward) in enumerate(pairs)
                 if reward is not None
             ]
@@ -156,6 +176,24 @@ def make_batch(
     ]
     advantages = {each.index: each.advantage for group in candidates for each in group}
     return Batch(tuple(minibatches), count_batch(groups, candidates), advantages)
+
+
+def _candidate(
+    trajectory: Trajectory,
+    index: CompletionIndex,
+    advantage: float,
+    truncated: Truncated,
+    version: int,
+    max_lag: int | None,
+) -> Candidate:
+    left_out = truncated.leaves_out(trajectory)
+    return Candidate(
+        index=index,
+        trajectory=trajectory,
+        advantage=advantage,
+        num_loss_tokens=0 if left_out else trajectory.num_loss_tokens,
+        num_trained_tokens=0 if left_out else num_trained_tokens(trajectory, version, max_lag),
+    )
 
 
 def _penalty(trajectory: Trajectory, overlong: Overlong) -> float:
@@ -177,7 +215,7 @@ def _advantages(
     rewards_BG = np.zeros((len(counted), width), dtype=np.float64)
     valid_BG = np.zeros((len(counted), width), dtype=np.bool_)
     for row, b in enumerate(counted):
-        for g, reward in enumerate(shaped_rewards(groups[b], rules.overlong)):
+        for g, reward in enumerate(shaped_rewards(groups[b], rules)):
             if reward is not None:
                 rewards_BG[row, g] = reward - penalties.get((b, g), 0.0)
                 valid_BG[row, g] = True

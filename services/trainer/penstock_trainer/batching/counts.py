@@ -25,7 +25,8 @@ class CompletionIndex(NamedTuple):
 class Candidate:
     """A completion or episode that counts: its reward is valid, and its group has enough valid rewards.
 
-    num_trained_tokens: those of its loss tokens that are not too old (`masking`).
+    num_loss_tokens: 0 if it is left out, since it was truncated. num_trained_tokens: those of its loss tokens that are
+    not too old (`masking`).
     """
 
     index: CompletionIndex
@@ -41,7 +42,8 @@ class BatchCounts:
 
     num_groups: with at least two valid rewards: the denominator. num_failed_groups: the others.
     num_degenerate_groups: of the former, those whose rewards are all equal.
-    num_loss_tokens: of valid completions; masked_stale: the share of them that is too old (`masking`).
+    num_loss_tokens: of valid completions that are not left out; masked_stale: the share of them that is too old
+    (`masking`).
     num_truncated_completions: of all, those that a limit on their length ended.
     num_stale_completions, num_stale_groups: valid completions all of whose loss tokens are too old; groups with an
     advantage that have no gradient for that reason.
@@ -90,7 +92,7 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
     trajectories = [each for group in groups for each in group.group.trajectories]
     num_degenerate = sum(_is_degenerate(groups[group[0].index.group]) for group in candidates)
     num_failed = len(groups) - len(candidates)
-    generated_mean = _mean([each.num_loss_tokens for each in flat])
+    generated_mean = _mean([each.trajectory.num_loss_tokens for each in flat])
     trained = [each.num_trained_tokens for each in flat if each.advantage and each.num_trained_tokens]
     trained_mean = _mean(trained) if trained else math.nan
     return BatchCounts(

@@ -15,7 +15,7 @@ Of an episode, loss_mask is 1 for the tokens of its trained nodes. Weights only 
 of an episode is generated, so the masked tokens are its beginning. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -53,10 +53,13 @@ def num_trained_tokens(trajectory: Trajectory, version: int, max_lag: int | None
     return sum(span.end - span.start - masked.count(0, span.start, span.end) for span in young)
 
 
-def is_all_masked(group: ScoredGroup, version: int, max_lag: int) -> bool:
-    """Whether no trajectory with a reward has a token left."""
+def is_all_masked(
+    group: ScoredGroup, version: int, max_lag: int, *, leaves_out: Callable[[Trajectory], bool] = lambda _: False
+) -> bool:
+    """Whether no trajectory with a reward that is not left out has a token left."""
     pairs = zip(rewards_of(group), group.group.trajectories, strict=True)
-    return not any(num_trained_tokens(each, version, max_lag) for reward, each in pairs if reward is not None)
+    counted = [each for reward, each in pairs if reward is not None and not leaves_out(each)]
+    return not any(num_trained_tokens(each, version, max_lag) for each in counted)
 
 
 def oldest_trained_version(trajectory: Trajectory, version: int, max_lag: int | None) -> int | None:

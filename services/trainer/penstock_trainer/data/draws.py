@@ -70,14 +70,15 @@ def eval_ticket(
 
 
 def stop_token_ids(tokenizer: Any, stop: Sequence[str], end_of_text: Sequence[int]) -> tuple[int, ...]:
-    """Token ids that end a completion; ConfigError for a stop string that is not exactly one token."""
+    """Token ids that end a completion, or a turn of an episode; ConfigError for a string that is not exactly one."""
     found = {tokenizer.eos_token_id, *end_of_text} - {None}
     for text in stop:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) != 1 or tokenizer.decode(ids) != text:
             raise ConfigError(
                 f"sampling.stop holds {text!r}, which is {len(ids)} tokens of this model ({ids}); expected strings "
-                "that are exactly one token"
+                "that are exactly one token: a turn of an episode ends at a token. Completions, without "
+                "agent.environment and agent.command, end at strings of any length"
             )
         found.add(ids[0])
     return tuple(sorted(found))

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
+
 from penstock.config import Config
+from penstock.contracts import Sampling
 from penstock.contracts.ledger import RunRecord
 from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompts:
-    """The training and held-out prompts of a run; stop_token_ids end a completion, or a turn of an episode.
+    """The training and held-out prompts of a run; stop_token_ids and stop end a completion, or a turn of an episode.
 
     first_ids: tokens of the first training prompt. tokenizer: that they were made with.
     """
@@ -42,6 +45,26 @@ class Prompts:
     stop_token_ids: tuple[int, ...]
     first_ids: tuple[int, ...]
     tokenizer: Any
+    stop: tuple[str, ...] = ()
+
+    def sampling(self, config: Config) -> Sampling:
+        """How training completions are drawn."""
+        section = config.sampling
+        return Sampling(
+            section.temperature, section.max_new_tokens, self.stop_token_ids, self.stop, ignore_eos=section.ignore_eos
+        )
+
+    def eval_sampling(self, config: Config) -> Sampling:
+        """How those of held-out prompts are drawn; they end as in training."""
+        section = config.eval
+        return msgspec.structs.replace(
+            self.sampling(config),
+            temperature=section.temperature,
+            top_p=section.top_p,
+            top_k=section.top_k,
+            min_p=section.min_p,
+            repetition_penalty=section.repetition_penalty,
+        )
 
     @cached_property
     def shared(self) -> list[EncodedPrompt]:
@@ -81,14 +104,11 @@ class Prompts:
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     """The rows as tokens; DataError for rows that cannot be prompts of this run."""
     vocabulary = load_vocabulary(config.actor.path)
-    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
     make = _episode_prompts if config.agent.enabled else _token_prompts
-    return make(config, vocabulary, stop, train_rows, held_out_rows)
+    return make(config, vocabulary, train_rows, held_out_rows)
 
 
-def _token_prompts(
-    config: Config, vocabulary: Vocabulary, stop: tuple[int, ...], train_rows: list[Row], held_out_rows: list[Row]
-) -> Prompts:
+def _token_prompts(config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     longest = _longest(config, vocabulary) - config.sampling.max_new_tokens
     chat = Chat(
         vocabulary.tokenizer, config.data.system_prompt, config.data.template_options, config.data.prompt_template
@@ -104,11 +124,12 @@ def _token_prompts(
     require_room(pairs, longest)
     for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
         require_embeddings(rows, encoded, vocabulary.size)
-    return Prompts(train, held_out, stop, train[0].token_ids, vocabulary.tokenizer)
+    ends = () if config.sampling.ignore_eos else stop_token_ids(vocabulary.tokenizer, (), vocabulary.end_of_text_ids)
+    return Prompts(train, held_out, ends, train[0].token_ids, vocabulary.tokenizer, config.sampling.stop)
 
 
 def _episode_prompts(
-    config: Config, vocabulary: Vocabulary, stop: tuple[int, ...], train_rows: list[Row], held_out_rows: list[Row]
+    config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: list[Row]
 ) -> Prompts:
     """No template is applied here: the agent service renders messages, and no token is known before."""
     longest = _longest(config, vocabulary)
@@ -118,6 +139,7 @@ def _episode_prompts(
             "engines generate to its end; lower it, or raise rollout.engine.context_length or "
             "rollout.engine.max_total_tokens"
         )
+    stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
     train = episode_rows(train_rows, config.data.system_prompt)
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = episode_rows(held_out_rows, config.data.system_prompt)

@@ -11,7 +11,7 @@ from penstock.config import Config, LossSection
 from penstock.config.loss import CorrectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
-from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch, shaped_rewards
+from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch, shaped_rewards
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def make_recipe(config: Config) -> Recipe:
         entropy_bonus=loss.entropy_bonus,
     )
     rules = BatchRules(
-        overlong=_overlong(config),
+        overlong=Overlong(config.sampling.max_new_tokens, loss.overlong.buffer_tokens, loss.overlong.penalty),
+        truncated=Truncated(loss.truncated, loss.truncated_penalty),
         baseline=loss.advantage.baseline,
         scale=loss.advantage.scale,
         eps=loss.advantage.eps,
@@ -69,16 +70,15 @@ def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
 
 
 def advantage_test(config: Config) -> Callable[[ScoredGroup], bool]:
-    """Whether a group's rewards, as shaped, can give any of its completions an advantage."""
-    overlong = _overlong(config)
-    if config.loss.advantage.trains_equal_rewards:
-        return lambda group: True
-    return lambda group: grpo.varies(shaped_rewards(group, overlong))
+    """Whether a group's rewards, as shaped, can give any of its completions that are not left out an advantage."""
+    rules = make_recipe(config).rules
 
+    def has_advantage(group: ScoredGroup) -> bool:
+        if all(map(rules.truncated.leaves_out, group.group.trajectories)):
+            return False
+        return config.loss.advantage.trains_equal_rewards or grpo.varies(shaped_rewards(group, rules))
 
-def _overlong(config: Config) -> Overlong:
-    section = config.loss.overlong
-    return Overlong(config.sampling.max_new_tokens, section.buffer_tokens, section.penalty)
+    return has_advantage
 
 
 def _surrogate(loss: LossSection) -> grpo.Surrogate:

@@ -1,11 +1,13 @@
 """Evaluation on held-out prompts while training goes on, through the same services.
 
-Owns its ticket numbers, its rounds and their results until they are taken. Invariant: a round is complete when each of
-its prompts has one result or is lost, and its result carries the range of versions that generated it. A prompt that is
-lost or whose reward failed is in no mean, and never counts as wrong: it is counted, and recorded with its reason. A
-round without any reward has no accuracy.
+Owns its ticket numbers, its rounds and their results until they are taken. Each ticket is for one completion, so that a
+prompt that is sampled several times needs no more room on an engine than any other. Invariant: a round is complete when
+each of its tickets has a result or is lost, and its result carries the range of versions that generated it. A
+completion that is lost or whose reward failed is in no mean, and never counts as wrong: it is recorded with its reason.
+A prompt without any reward is counted as failed. A round without any reward has no accuracy.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +19,7 @@ from penstock.readable import cut, without_end
 from penstock_trainer.batching.rewards import function_figures, most_frequent
 from penstock_trainer.data.draws import eval_ticket
 from penstock_trainer.data.prompts import EncodedPrompt, digest
+from penstock_trainer.rollouts.repeated import interval, mean, pass_figures
 from penstock_trainer.rollouts.samples import COMPLETION_CHARACTERS, PROMPT_CHARACTERS
 from penstock_trainer.telemetry.records import EvalResult, EvalSample
 
@@ -29,7 +32,8 @@ MOST_FAILED = 100  # rows without a reward that a line of evals.jsonl keeps: eno
 class _Round:
     steps: int
     policy_version: int
-    prompts: dict[int, EncodedPrompt] = field(default_factory=dict)
+    prompts: dict[int, int] = field(default_factory=dict)
+    """Ticket number -> place of its prompt."""
     lost: set[int] = field(default_factory=set)
     results: dict[int, ScoredGroup] = field(default_factory=dict)
 
@@ -40,7 +44,7 @@ class Evaluation:
     def __init__(
         self,
         prompts: Sequence[EncodedPrompt],
-        stop_token_ids: tuple[int, ...],
+        sampling: Sampling,
         lease: int,
         config: Config,
         *,
@@ -50,7 +54,7 @@ class Evaluation:
         self._prompts = prompts
         self._num_trained = num_trained
         self._config = config
-        self._sampling = Sampling(config.eval.temperature, config.sampling.max_new_tokens, stop_token_ids)
+        self._sampling = sampling
         self._next = lease * NUMBERS_PER_LEASE
         self._round_of: dict[int, _Round] = {}
         self._results: list[EvalResult] = []
@@ -76,13 +80,14 @@ class Evaluation:
         """Begin a round, and return its tickets."""
         new = _Round(steps, policy_version)
         tickets = []
-        for prompt in self._prompts:
+        every = [place for place in range(len(self._prompts)) for _ in range(self._config.eval.samples_per_prompt)]
+        for place in every:
             number, self._next = self._next, self._next + 1
             self._round_of[number] = new
-            new.prompts[number] = prompt
+            new.prompts[number] = place
             tickets.append(
                 eval_ticket(
-                    prompt,
+                    self._prompts[place],
                     number,
                     sampling=self._sampling,
                     policy_version=policy_version,
@@ -117,32 +122,51 @@ class Evaluation:
             self._results.append(self._result(owner))
 
     def _result(self, finished: _Round) -> EvalResult:
-        numbers = sorted(finished.results)
-        groups = [finished.results[number] for number in numbers]
-        values = [rewards_of(group)[0] for group in groups]
+        groups = [finished.results[number] for number in sorted(finished.results)]
         versions = [span.policy.number for group in groups for each in group.group.trajectories for span in each.spans]
-        valid = [value for value in values if value is not None]
-        success = self._config.eval.success
-        samples = [_sample(prompt, finished.results.get(number)) for number, prompt in finished.prompts.items()]
-        failed = [each for each in samples if each.reward is None]
-        shown = numbers[: self._config.eval.num_shown]
+        success, most = self._config.eval.success, self._config.eval.samples_per_prompt
+        rewards = self._rewards(finished)
+        scored = [values for values in rewards if values]
+        shares = [sum(value >= success for value in values) / len(values) for values in scored]
+        samples = {number: self._sample(number, finished) for number in finished.prompts}
+        failed = [each for each in samples.values() if each.reward is None]
+        first = [number for number in list(samples)[::most] if number in finished.results]
         return EvalResult(
             steps=finished.steps,
-            accuracy=sum(value >= success for value in valid) / len(valid) if valid else None,
-            reward_mean=sum(valid) / len(valid) if valid else None,
-            num_prompts=len(finished.prompts),
-            num_scored=len(valid),
-            num_failed=len(failed),
+            accuracy=mean(shares),
+            reward_mean=mean([math.fsum(values) / len(values) for values in scored]),
+            num_prompts=len(self._prompts),
+            num_scored=len(scored),
+            num_failed=len(rewards) - len(scored),
             oldest_version=min(versions, default=finished.policy_version),
             newest_version=max(versions, default=finished.policy_version),
-            samples=tuple(_sample(finished.prompts[number], finished.results[number]) for number in shown),
+            samples=tuple(samples[number] for number in first[: self._config.eval.num_shown]),
             failures=most_frequent(each.failure for each in failed),
             success=success,
             prompts=self._digest,
             num_trained=self._num_trained,
             rewards=function_figures(groups),
             failed=tuple(map(_cut, failed[:MOST_FAILED])),
+            samples_per_prompt=most,
+            accuracy_interval=interval(shares),
+            pass_at=self._passes(scored),
         )
+
+    def _passes(self, scored: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+        """pass@k of prompts with these rewards; none if each has one completion, of which the accuracy says all."""
+        most = self._config.eval.samples_per_prompt
+        right = [sum(value >= self._config.eval.success for value in values) for values in scored]
+        return pass_figures(list(zip(map(len, scored), right, strict=True)), most) if most > 1 else {}
+
+    def _rewards(self, finished: _Round) -> list[list[float]]:
+        """Of each prompt: the rewards of its completions that have one."""
+        rewards: list[list[float]] = [[] for _ in self._prompts]
+        for number, group in finished.results.items():
+            rewards[finished.prompts[number]] += [value for value in rewards_of(group) if value is not None]
+        return rewards
+
+    def _sample(self, number: int, finished: _Round) -> EvalSample:
+        return _sample(self._prompts[finished.prompts[number]], finished.results.get(number))
 
 
 def _sample(prompt: EncodedPrompt, group: ScoredGroup | None) -> EvalSample:

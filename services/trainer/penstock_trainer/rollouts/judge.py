@@ -24,9 +24,12 @@ from enum import Enum
 from typing import Literal
 
 from penstock.contracts import DropReason, PolicyIdentity, ReissueReason, Sampling, ScoredGroup, read_ticket_key
-from penstock_trainer.batching.batch import MIN_VALID, num_valid
+from penstock_trainer.batching.batch import MIN_VALID, Truncated, num_valid
 from penstock_trainer.batching.masking import is_all_masked
 from penstock_trainer.batching.rewards import first_failure
+
+AS_ANY_OTHER = Truncated()
+SAMPLING_KEYS = {"stop_token_ids": "stop"}  # where a field and its key have different names
 
 
 class DiscardReason(Enum):
@@ -87,7 +90,8 @@ class Rules:
     do. has_advantage: whether its rewards do; a run in which those of no group do stops, even if another term still
     changes the policy. sampling: that of the configuration, with whose temperature the trainer computes
     log-probabilities. max_staleness: the largest staleness of a group, in versions. order: of batches. max_lag: in
-    order `ready`, the largest staleness of a token that is not masked; None: stale groups are dropped.
+    order `ready`, the largest staleness of a token that is not masked; None: stale groups are dropped. truncated: what
+    becomes of truncated completions.
 
     Rules(gradient_test(config), advantage_test(config), Sampling(1.0, 256, (2,)), True, max_staleness=1)
     """
@@ -99,6 +103,7 @@ class Rules:
     max_staleness: int
     order: Literal["ticket", "ready"] = "ticket"
     max_lag: int | None = None
+    truncated: Truncated = AS_ANY_OTHER
 
 
 def judge(
@@ -155,7 +160,7 @@ def judge_closing(scored: ScoredGroup, rules: Rules, *, version: int, has_gradie
     if oldest is None or version - oldest <= rules.max_staleness:
         return Hold(has_gradient)
     if rules.max_lag is not None:
-        if not has_gradient or not is_all_masked(scored, version, rules.max_lag):
+        if not has_gradient or not is_all_masked(scored, version, rules.max_lag, leaves_out=rules.truncated.leaves_out):
             return Hold(has_gradient)
         if not rules.dynamic_sampling:
             return Hold(has_gradient=False)
@@ -171,10 +176,9 @@ def oldest_version(scored: ScoredGroup) -> int | None:
 
 def _changes(was: Sampling, now: Sampling) -> str:
     """The parameters that differ, by their keys."""
-    keys = {"temperature": "temperature", "max_new_tokens": "max_new_tokens", "stop_token_ids": "stop"}
     return ", ".join(
-        f"sampling.{key} {getattr(was, name)}, which is {getattr(now, name)} now"
-        for name, key in keys.items()
+        f"sampling.{SAMPLING_KEYS.get(name, name)} {getattr(was, name)}, which is {getattr(now, name)} now"
+        for name in Sampling.__struct_fields__
         if getattr(was, name) != getattr(now, name)
     )
 

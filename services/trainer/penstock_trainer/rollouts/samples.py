@@ -13,6 +13,7 @@ from penstock.contracts import Episode, Node, ScoredGroup, Trajectory, unpack_in
 from penstock.contracts.outcomes import failure_of, rewards_of, values_by_function
 from penstock.readable import cut, question_of
 from penstock.records.samples import DroppedLine, SampleLine
+from penstock.stop_strings import before_stop
 from penstock_trainer.batching.counts import CompletionIndex
 from penstock_trainer.batching.shown import choose_shown
 
@@ -34,11 +35,18 @@ class SampleWriter:
     """Makes the lines of a step."""
 
     def __init__(
-        self, tokenizer: Tokenizer, stop_token_ids: Sequence[int], *, most: int, skip_special_tokens: bool
+        self,
+        tokenizer: Tokenizer,
+        stop_token_ids: Sequence[int],
+        stop: Sequence[str] = (),
+        *,
+        most: int,
+        skip_special_tokens: bool,
     ) -> None:
         """`most`: lines of a step. `skip_special_tokens`: as in the texts that reward functions read."""
         self._tokenizer = tokenizer
-        self._stop = frozenset(stop_token_ids)
+        self._ends = frozenset(stop_token_ids)
+        self._stop = stop
         self._most = most
         self._skip_special_tokens = skip_special_tokens
         self._special = frozenset(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -89,9 +97,9 @@ class SampleWriter:
 
     def _sampled(self, packed: bytes) -> str:
         ids = unpack_int32(packed)
-        if ids and ids[-1] in self._stop:
+        if ids and ids[-1] in self._ends:
             del ids[-1]
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
+        return before_stop(self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens), self._stop)
 
     def _context(self, node: Node) -> str:
         """The text of messages, without the layout of the template: special tokens, and the roles that follow them."""

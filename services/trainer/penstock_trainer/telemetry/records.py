@@ -29,8 +29,10 @@ class EvalSample:
 class EvalResult:
     """accuracy: share of the prompts with a reward whose reward reaches eval.success; steps: those trained before it.
 
-    num_scored: prompts with a reward, of which both means are; None without any. num_failed: the others: their reward
-    failed, or their ticket became poison. failed: their rows, or the first of them.
+    With several completions of a prompt (samples_per_prompt), the prompt's share of them, and its mean reward, of those
+    with a reward. accuracy_interval: low and high, 95 % (`rollouts.repeated`); pass_at: by k, value, low and high.
+    num_scored: prompts with a reward, of which both means are; None without any. num_failed: the others: their rewards
+    failed, or their tickets became poison. failed: the rows of all completions without a reward, or the first of them.
     rewards: as of a step.
     failures: why, each with their number. success: eval.success. prompts: digest of the prompts; num_trained: how many
     of them are training prompts too; None in a line of a release that did not count them.
@@ -51,6 +53,9 @@ class EvalResult:
     prompts: str = ""
     num_trained: int | None = None
     failed: tuple[EvalSample, ...] = ()
+    samples_per_prompt: int = 1
+    accuracy_interval: dict[str, float] = field(default_factory=dict)
+    pass_at: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

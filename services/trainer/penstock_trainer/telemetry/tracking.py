@@ -35,7 +35,8 @@ FOLDER = "tracking"
 ID_FILE = "run_id"
 HISTOGRAMS = "histograms"
 NO_CURVE = ("step", "steps", "started_at", "ended_at")  # the x axis, and the time of day
-NO_CURVES = ("failures", "success", "num_trained", HISTOGRAMS)  # names without a bound; what never changes, is no curve
+# Names without a bound; what never changes, is no curve.
+NO_CURVES = ("failures", "success", "num_trained", "samples_per_prompt", HISTOGRAMS)
 
 
 class Tracking:

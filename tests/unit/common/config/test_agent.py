@@ -64,6 +64,7 @@ def test_a_group_of_episodes_may_be_larger_than_an_engine() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"loss": {"truncated": "zero"}}, r"agent.environment is set and loss.truncated zero, .* agent.cut_score"),
         ({"loss": {"overlong": {"buffer_tokens": 4}}}, r"agent.environment is set and loss.overlong.buffer_tokens 4"),
         ({"loss": {"aggregation": "token-sum-norm"}}, r"set loss.norm_length, for example to 4096 \("),
         ({"data": {"train": {"path": "d"}, "template_options": {"a": 1}}}, r"data.template_options holds a"),

@@ -72,6 +72,8 @@ def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:
         ("--loss.correction.low 3 --loss.correction.high 2", "loss.correction.low is 3"),
         ("--loss.num_minibatches 9", "data.batch_size 8"),
         ("--loss.overlong.buffer_tokens 300", "sampling.max_new_tokens 256"),
+        ("--loss.truncated zero --loss.overlong.buffer_tokens 4", "already loses loss.overlong.penalty"),
+        ("--loss.truncated penalty --loss.overlong.buffer_tokens 4", "loss.truncated is penalty"),
     ],
 )
 def test_an_objective_that_makes_no_sense_is_refused_with_reason_and_key(
@@ -97,6 +99,8 @@ def test_an_objective_that_makes_no_sense_is_refused_with_reason_and_key(
         "--loss.advantage.baseline leave_one_out",
         "--loss.advantage.baseline batch --loss.advantage.scale batch",
         "--loss.advantage.scale mean --loss.overlong.buffer_tokens 4",
+        "--loss.truncated leave_out --loss.overlong.buffer_tokens 4",
+        "--loss.truncated penalty --loss.truncated_penalty 0.5",
     ],
 )
 def test_the_same_parts_in_order_are_accepted(tmp_path: Path, arguments: str) -> None:

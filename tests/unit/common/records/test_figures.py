@@ -108,6 +108,17 @@ def test_before_and_after_are_of_the_same_prompts(tmp_path: Path) -> None:
     assert (found["heldout_steps_start"], found["heldout_steps_end"]) == (10, 10)
 
 
+def test_intervals_and_pass_at_k_are_of_both_evaluations_and_of_none_in_lines_of_earlier_releases(
+    tmp_path: Path,
+) -> None:
+    at = {"4": {"value": 0.75, "low": 0.3, "high": 0.95}}
+    new = evaluation(10, 0.5, accuracy_interval={"low": 0.2, "high": 0.8}, pass_at=at)
+    found = figures_of(tmp_path, [step(0, 0.5)], [evaluation(0, 0.5), new])
+    assert (found["heldout_pass_at_start"], found["heldout_accuracy_interval_start"]) == ({}, {})
+    assert found["heldout_pass_at_end"] == at
+    assert found["heldout_accuracy_interval_end"] == {"low": 0.2, "high": 0.8}
+
+
 def test_an_evaluation_without_any_reward_has_no_mean(tmp_path: Path) -> None:
     lost = evaluation(10, 0.0, num_failed=4, failures={"timeout": 4})
     found = figures_of(tmp_path, [step(0, 0.5)], [evaluation(0, 0.5), lost])

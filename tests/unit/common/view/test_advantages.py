@@ -1,15 +1,16 @@
 """A reader's advantages are those that the trainer computes."""
 
-from typing import get_args
+from typing import Literal, get_args
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.contracts import Completion
+from penstock.contracts import Completion, FinishReason, ScoredGroup
 from penstock.view.advantages import advantages, advantages_of
-from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch
 from penstock_trainer.grpo import advantages as trained
 from penstock_trainer.grpo.advantages import Baseline, Scale
 from tests.unit.common.view.conftest import Made
@@ -53,6 +54,29 @@ def test_a_steps_advantages_equal_those_of_its_batch_with_the_overlong_penalty(m
         assert found[index.group][index.completion] == pytest.approx(value, rel=1e-5)
     num_found = sum(value is not None for row in found for value in row)
     assert num_found == len(batch.advantages) == 7
+
+
+@pytest.mark.parametrize("treatment", ["leave_out", "zero", "penalty"])
+def test_they_are_those_of_its_batch_for_each_treatment_of_truncated_completions(
+    made: Made, treatment: Literal["leave_out", "zero", "penalty"]
+) -> None:
+    whole = made.view._groups(made.view._record(1), 1)
+    groups = [_cut_every_other(group) for group in whole]
+    settings = {**made.run.settings, "loss.truncated": treatment, "loss.truncated_penalty": 0.5}
+    batch = make_batch(groups, BatchRules(Overlong(64), truncated=Truncated(treatment, 0.5)), version=0)
+    found = advantages_of(groups, settings)
+    assert found is not None
+    for index, value in batch.advantages.items():
+        assert found[index.group][index.completion] == pytest.approx(value, rel=1e-5)
+    plain = make_batch(whole, BatchRules(Overlong(64)), version=0)
+    assert (batch.advantages == plain.advantages) == (treatment == "leave_out")
+
+
+def _cut_every_other(scored: ScoredGroup) -> ScoredGroup:
+    replace = msgspec.structs.replace
+    ends: tuple[FinishReason, ...] = ("length", "stop")
+    found = tuple(replace(each, finish_reason=ends[g % 2]) for g, each in enumerate(scored.group.completions))
+    return replace(scored, group=replace(scored.group, completions=found))
 
 
 @pytest.mark.parametrize("change", [{"kl_ctl": 0.1, "loss.kl.place": "reward"}, {"loss.advantage.eps": None}])

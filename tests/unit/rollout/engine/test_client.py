@@ -1,6 +1,7 @@
 """SGLang's client against a fake server over real HTTP."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +56,27 @@ async def test_a_group_is_one_request_with_a_seed_per_completion(fake: FakeSGLan
     assert first.token_ids != second.token_ids
     assert first.spans[0].policy == KNOWN["default"]
     assert (first.loss_mask, first.num_loss_tokens) == (None, 4)
+
+
+async def test_an_engine_gets_what_changes_how_tokens_are_sampled_and_nothing_else(
+    fake: FakeSGLang, client: SGLangClient
+) -> None:
+    full = Sampling(0.7, 4, (5,), ("END",), ignore_eos=True, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.2)
+    for sampling in (SAMPLING, full):
+        await generate(client, PROMPT, (7,), sampling)
+    plain, asked = [body["sampling_params"][0] for path, body in fake.calls if path == "/generate"]
+    own = {"skip_special_tokens": True, "max_new_tokens": 4, "sampling_seed": 7}
+    assert plain == {"temperature": 1.0, "stop_token_ids": [5], **own}
+    assert asked == {
+        **{"temperature": 0.7, "stop_token_ids": [5], "stop": ["END"], "stop_regex": [r"\Zx{3}"], "ignore_eos": True},
+        **{"top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.2},
+        **own,
+    }
+
+
+def test_what_widens_the_search_for_stop_strings_matches_nothing() -> None:
+    for text in ("", "x" * 40, "x" * 40 + "\n", "\n" + "x" * 40):
+        assert re.search(r"\Zx{3}", text) is None
 
 
 async def test_a_pause_waits_for_the_pass_that_runs_as_long_as_it_is_told(
@@ -271,6 +293,12 @@ def test_the_services_own_python_path_does_not_reach_the_engine(tmp_path: Path) 
     assert "PYTHONPATH" not in variables
     assert (variables["HOME"], variables["OMP_NUM_THREADS"], variables["HF_HUB_OFFLINE"]) == ("h", "1", "1")
     assert "HF_HUB_OFFLINE" not in environment(EngineSection(), "cuda", "owner/model", 30000, {})
+
+
+def test_log_probabilities_are_after_temperature_whatever_the_users_environment_has() -> None:
+    inherited = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
+    for device in ("cpu", "cuda"):
+        assert environment(EngineSection(), device, "m", 1, inherited)["SGLANG_RETURN_ORIGINAL_LOGPROB"] == "false"
 
 
 def test_an_engine_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """A completion that was cut equals one that was not: tokens, log-probabilities, versions."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.contracts import Sampling
+from penstock.contracts import FinishReason, Sampling
 from penstock.errors import EngineError
+from penstock.stop_strings import before_stop
 from penstock_rollout.engine.draft import Draft
 from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest
 from tests.unit.rollout.fake_model import next_token
@@ -88,3 +90,54 @@ def test_without_spans_only_an_engine_that_is_emptied_before_updates_can_be_beli
     draft = Draft(PROMPT, SEEDS, Sampling(1.0, MAX_TOKENS, (STOP,)), one_version_per_answer=False)
     with pytest.raises(EngineError, match=r"weights\.pause_mode abort"):
         draft.add(tuple(engine(each, "v0", 99, spans=False) for each in draft.requests()))
+
+
+WORDS = st.text("ab", min_size=1, max_size=3)  # of a token: few letters, so that stop strings are found
+
+
+def string_engine(tokens: Sequence[str], stop: Sequence[str], start: int, limit: int | None) -> Answer:
+    """What SGLang answers to a request for tokens from `start` on: its strings are those of this request's tokens."""
+    made: list[str] = []
+    finish: FinishReason = "length"
+    for token in tokens[start:]:
+        if len(made) == limit:
+            finish = "abort"
+            break
+        made.append(token)
+        if any(each in "".join(made) for each in stop):
+            finish = "stop"
+            break
+    ids = array("i", range(start, start + len(made)))
+    logprobs = array("f", [-float(number) for number in ids])
+    return Answer(ids, logprobs, (AnsweredSpan(f"v{start}", 0, len(made)),), "".join(made), finish)
+
+
+@given(
+    tokens=st.lists(WORDS, min_size=1, max_size=8),
+    stop=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2),
+    limits=st.lists(st.integers(0, 3), max_size=6),
+)
+def test_a_stop_string_ends_a_completion_wherever_it_was_cut(
+    tokens: list[str], stop: list[str], limits: list[int]
+) -> None:
+    draft = Draft(PROMPT, (5,), Sampling(1.0, len(tokens), (), tuple(stop)), one_version_per_answer=False)
+    for limit in [*limits, None]:
+        if draft.finished:
+            break
+        start = len(draft.requests()[0].prompt_ids) - len(PROMPT)
+        draft.add((string_engine(tokens, stop, start, limit),))
+
+    def decoded(each: Sequence[int]) -> str:
+        return "".join(tokens[number] for number in each)
+
+    draft.end_at_seams([decoded(each) for each in draft.seams()])
+    [found] = draft.group([decoded(each) for each in draft.shown_tokens()] if draft.was_cut else None)
+    whole = string_engine(tokens, stop, 0, None)
+    assert (found.token_ids, found.logprobs, found.finish_reason) == (
+        whole.token_ids,
+        whole.logprobs,
+        whole.finish_reason,
+    )
+    assert found.spans[-1].end == len(found.token_ids)
+    if draft.was_cut:
+        assert found.text == before_stop(whole.text, stop)

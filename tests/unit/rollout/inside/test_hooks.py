@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from penstock_rollout.engine.sglang.inside import attention, sampling
 
@@ -137,4 +138,41 @@ def test_greedy_rows_among_sampled_ones() -> None:
     expected = torch.where(everything == 1, probs.argmax(-1), sampled)
     assert torch.equal(tokens.long(), expected)
     with pytest.raises(AssertionError, match="itself"):
-        sampling.sample_or_greedy(never, probs, everything * 0 + 5, ones, ones, False, seeds, positions)
+        sampling.sample_or_greedy(
+            never, probs, everything, ones, ones, False, seeds, positions, return_filtered_probs=True
+        )
+
+
+NO_FILTER = (2**30, 1.0, 0.0)
+FILTERS = [(3, 1.0, 0.0), (2**30, 0.5, 0.0), (2**30, 1.0, 0.3), (4, 0.8, 0.05), (2**30, 1e-6, 0.0)]
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [*FILTERS, NO_FILTER])
+def test_a_filter_keeps_the_tokens_that_transformers_keeps(top_k: int, top_p: float, min_p: float) -> None:
+    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(1)) * 2
+    processors = [
+        *([TopKLogitsWarper(top_k)] if top_k < 40 else []),
+        *([TopPLogitsWarper(top_p)] if top_p < 1 else []),
+        *([MinPLogitsWarper(min_p)] if min_p else []),
+    ]
+    expected = torch.ones(50, 40, dtype=torch.bool)
+    for each in processors:  # each looks at the full softmax, as SGLang's do
+        expected &= each(torch.zeros(50, 1, dtype=torch.int64), logits.clone()).isfinite()
+    rows = torch.ones(50)
+    probs = logits.softmax(-1)
+    kept = sampling.kept_probs(probs, rows * top_k, rows * top_p, rows * min_p)
+    assert torch.equal(kept > 0, expected)
+    assert torch.equal(kept[expected], probs[expected])
+
+
+def test_rows_with_filters_leave_the_tokens_of_others_as_they_are() -> None:
+    probs = torch.randn(60, 30, generator=torch.Generator().manual_seed(2)).softmax(-1)
+    chosen = [NO_FILTER if row % 2 else FILTERS[row // 2 % len(FILTERS)] for row in range(60)]
+    top_ks, top_ps, min_ps = (torch.tensor(each) for each in zip(*chosen, strict=True))
+    seeds, positions = torch.arange(60), torch.zeros(60, dtype=torch.int64)
+    tokens = sampling.sample_or_greedy(never, probs, top_ks, top_ps, min_ps, True, seeds, positions).long()
+    alone = sampling.sample(never, probs.log(), seeds, positions).view(-1)
+    assert torch.equal(tokens[1::2], alone[1::2])
+    kept = sampling.kept_probs(probs, top_ks, top_ps, min_ps)
+    assert bool((kept.gather(1, tokens[:, None]) > 0).all())
+    assert torch.equal(tokens[::2], sampling.sample(never, kept.log(), seeds, positions).view(-1)[::2])

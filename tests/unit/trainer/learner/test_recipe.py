@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from pydantic import ValidationError
@@ -227,6 +228,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "no baseline": {"loss": {"advantage": {"baseline": "none", "scale": "none"}}},
     "mean": {"loss": {"advantage": {"scale": "mean"}}},
     "overlong": {"loss": {"overlong": {"buffer_tokens": 7}}},
+    "leave out": {"loss": {"truncated": "leave_out"}},
+    "leave out, kl": {"kl_ctl": 0.1, "loss": {"truncated": "leave_out"}},
+    "truncated are zero": {"loss": {"truncated": "zero"}},
+    "truncated lose": {"loss": {"truncated": "penalty"}},
 }
 
 
@@ -247,6 +252,10 @@ def test_a_group_has_a_gradient_iff_autograd_finds_one(model_folder: Path, tmp_p
         "no token": ([*map(_without_tokens, usable)], [1.0, 0.0]),
         "not finite": ([completion(ids, [math.nan] * len(ids)) for ids, _ in (short, long)], [1.0, 0.0]),
         "one reward failed": ([*usable, completion(*long)], [1.0, 1.0, None]),
+        "one truncated": ([usable[0], _cut(usable[1])], [1.0, 0.0]),
+        "one truncated, equal": ([usable[0], _cut(usable[1])], [1.0, 1.0]),
+        "all truncated": ([*map(_cut, usable)], [1.0, 0.0]),
+        "the only one left is at the mean": ([*map(_cut, usable), completion(*long)], [1.0, 0.0, 0.5]),
     }
     for name, (answers, rewards) in groups.items():
         group = scored_group(0, [4, 5], answers, rewards)
@@ -258,6 +267,19 @@ def test_a_group_has_a_gradient_iff_autograd_finds_one(model_folder: Path, tmp_p
 def _without_tokens(plain: Completion) -> Completion:
     """All tokens are masked, as those of a tool are."""
     return completion([7, 8], [-1.0, -1.0], [0, 0])
+
+
+def _cut(plain: Completion) -> Completion:
+    return msgspec.structs.replace(plain, finish_reason="length")
+
+
+def test_a_run_in_which_all_is_left_out_stops() -> None:
+    answers = [completion([7] * length, [-1.0] * length) for length in (4, 8)]
+    for baseline, scale in (("group", "group"), ("none", "none")):
+        loss = {"truncated": "leave_out", "advantage": {"baseline": baseline, "scale": scale}}
+        has_advantage = advantage_test(config_for(Path("unused"), loss=loss))
+        assert has_advantage(scored_group(0, [4], [answers[0], _cut(answers[1])], [1.0, 0.0]))
+        assert not has_advantage(scored_group(0, [4], [*map(_cut, answers)], [1.0, 0.0]))
 
 
 def test_equal_rewards_stop_a_run_whatever_else_has_a_gradient() -> None:

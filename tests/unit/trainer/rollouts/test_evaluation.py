@@ -9,6 +9,7 @@ from penstock.contracts import (
     Completion,
     PolicyIdentity,
     RolloutGroup,
+    Sampling,
     Score,
     ScoredGroup,
     Ticket,
@@ -20,6 +21,8 @@ from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.rollouts.evaluation import LOST, MOST_FAILED, NUMBERS_PER_LEASE, Evaluation
 from tests.unit.trainer.numbered_prompts import PROMPTS, config
 
+SAMPLING = Sampling(0.6, 8, (2,), top_p=0.95)
+
 
 def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGroup:
     span = VersionSpan(PolicyIdentity(version, "0" * 16), 0, 1)
@@ -30,14 +33,14 @@ def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGro
 
 
 def make_evaluation(num_prompts: int = 4, **changes: Any) -> Evaluation:
-    return Evaluation(PROMPTS[:num_prompts], (2,), 5, config(**changes), num_trained=1)
+    return Evaluation(PROMPTS[:num_prompts], SAMPLING, 5, config(**changes), num_trained=1)
 
 
 def test_a_round_ends_with_its_last_result() -> None:
     evaluation = make_evaluation()
     tickets = evaluation.start(10, 3)
     assert [ticket.number for ticket in tickets] == [5 * NUMBERS_PER_LEASE + n for n in range(4)]
-    assert {(ticket.policy_version, ticket.sampling.temperature) for ticket in tickets} == {(3, 0.0)}
+    assert {(ticket.policy_version, ticket.sampling) for ticket in tickets} == {(3, SAMPLING)}
     values = [1.0, 0.5, None, 1.0]
     for n, (ticket, value) in enumerate(zip(reversed(tickets), values, strict=True)):
         assert evaluation.take_results() == []
@@ -59,7 +62,7 @@ def test_a_round_ends_with_its_last_result() -> None:
 def test_samples_are_shown_as_a_person_reads_them() -> None:
     text = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     prompt = EncodedPrompt(text, (1, 2), "4", "", {}, [{"role": "user", "content": "2 + 2?"}])
-    evaluation = Evaluation([prompt], (2,), 5, config(), num_trained=0)
+    evaluation = Evaluation([prompt], SAMPLING, 5, config(), num_trained=0)
     [ticket] = evaluation.start(0, 0)
     group = answered(ticket, 1.0)
     [completion] = group.group.completions
@@ -98,7 +101,7 @@ def test_a_round_ends_without_a_poisoned_ticket_and_counts_it_as_failed() -> Non
 
 
 def test_failed_rewards_are_in_no_mean_and_all_their_rows_are_recorded() -> None:
-    evaluation = Evaluation([PROMPTS[0]] * (MOST_FAILED + 10), (2,), 5, config(), num_trained=0)
+    evaluation = Evaluation([PROMPTS[0]] * (MOST_FAILED + 10), SAMPLING, 5, config(), num_trained=0)
     tickets = evaluation.start(0, 0)
     for number, ticket in enumerate(tickets):
         evaluation.record(answered(ticket, 1.0 if number % 10 == 0 else None))
@@ -111,6 +114,28 @@ def test_failed_rewards_are_in_no_mean_and_all_their_rows_are_recorded() -> None
     [result] = evaluation.take_results()
     assert (result.accuracy, result.reward_mean, result.num_scored) == (None, None, 0)
     assert len(result.failed) == MOST_FAILED
+
+
+def test_prompts_of_several_completions_are_the_unit_of_all_figures() -> None:
+    evaluation = make_evaluation(num_prompts=3, eval={"temperature": 0.6, "samples_per_prompt": 4})
+    tickets = evaluation.start(0, 0)
+    assert {len(ticket.seeds) for ticket in tickets} == {1}
+    assert len({ticket.seeds for ticket in tickets}) == len(tickets) == evaluation.num_waiting == 12
+    assert [ticket.prompt for ticket in tickets[3:9]] == ["p0", "p1", "p1", "p1", "p1", "p2"]
+    values = [1.0, 1.0, 0.5, 0.0, 1.0, None, None, 0.0, None, None, None]
+    for ticket, value in zip(tickets, values, strict=False):
+        evaluation.record(answered(ticket, value))
+    evaluation.give_up(tickets[-1].number)
+    [result] = evaluation.take_results()
+    assert (result.num_prompts, result.num_scored, result.num_failed) == (3, 2, 1)
+    assert (result.accuracy, result.reward_mean) == (0.5, (2.5 / 4 + 0.5) / 2)
+    assert {k: each["value"] for k, each in result.pass_at.items()} == pytest.approx(
+        {"1": 0.5, "2": (5 / 6 + 1) / 2, "4": 1.0}
+    )
+    assert result.accuracy_interval["low"] < 0.5 < result.accuracy_interval["high"]
+    assert result.failures == {"timeout": 5, LOST: 1}
+    assert [each.prompt for each in result.samples] == ["p0", "p1", "p2"]
+    assert [each.prompt for each in result.failed] == ["p1", "p1", "p2", "p2", "p2", "p2"]
 
 
 def test_when_an_evaluation_is_due() -> None:

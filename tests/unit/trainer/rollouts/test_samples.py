@@ -69,6 +69,12 @@ def test_a_line_has_what_was_recorded_of_the_completion() -> None:
     assert writer(most=0).lines(7, [group], advantages) == []
 
 
+def test_a_completion_is_shown_up_to_the_string_that_ended_it() -> None:
+    shown = SampleWriter(TOKENIZER, (END,), ("and", "e"), most=8, skip_special_tokens=True)
+    texts = [shown.text(written(text, ended=False)) for text in ("five", "hand", "6")]
+    assert texts == ["fiv", "h", "6"]
+
+
 def test_a_long_text_is_cut_in_the_middle() -> None:
     group = scored_group(0, [3], [written("a" * 9000 + "answer"), written("b")], [1.0, 0.0])
     [line, _] = writer().lines(0, [group], {})

@@ -83,6 +83,7 @@ def environment(
     variables |= {
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "SGLANG_RETURN_ORIGINAL_LOGPROB": "false",  # true: of temperature 1, whatever the tokens were sampled with
     }
     if Path(model_path).is_dir():
         variables["HF_HUB_OFFLINE"] = "1"

@@ -33,7 +33,7 @@ def test_every_key_that_a_note_names_exists() -> None:
         ("Learning-Rate", {"optimizer.lr"}),
         ("num_generations", {"actor.group_size"}),
         ("rollout.n", {"actor.group_size"}),
-        ("n", {"actor.group_size"}),
+        ("n", {"actor.group_size", "eval.samples_per_prompt"}),
         ("kl_coef", {"kl_ctl"}),
         ("actor_rollout_ref.actor.kl_loss_coef", {"kl_ctl"}),
         ("data.train_batch_size", {"data.batch_size"}),

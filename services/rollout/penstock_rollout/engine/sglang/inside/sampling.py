@@ -79,15 +79,39 @@ def sample(_: Replace, logprobs_BV: torch.Tensor, seed: torch.Tensor, positions:
 def sample_or_greedy(original: Replace, probs_BV: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor,
                      min_ps: torch.Tensor, need_min_p_sampling: bool, sampling_seed: torch.Tensor,
                      positions: torch.Tensor, **options: Any) -> Any:  # fmt: skip
-    """Sample if each row is greedy (top_k 1) or unrestricted; any other mixture needs SGLang's sorted vocabulary."""
-    greedy = top_ks == 1
-    unrestricted = (top_ks >= probs_BV.shape[-1]) & (top_ps >= 1)
-    if any(options.values()) or need_min_p_sampling or not bool((greedy | unrestricted).all()):
+    """One token per row, greedy if its top_k is 1; a row with filters samples from the tokens that they keep.
+
+    Other rows sample as they do in a batch without filters: SGLang would sort the vocabulary of all, so that the
+    evaluation of some prompts changed the tokens of others. And it refuses min_p with a seed.
+    """
+    if any(options.values()):
         return original(
             probs_BV, top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions, **options
         )  # fmt: skip
-    sampled = _invert(probs_BV, sampling_seed, positions).view(-1)
+    greedy = top_ks == 1
+    filtered = ~greedy & ((top_ks < probs_BV.shape[-1]) | (top_ps < 1) | (min_ps > 0))
+    weights_BV = probs_BV
+    if bool(filtered.any()):
+        weights_BV = probs_BV.clone()
+        weights_BV[filtered] = kept_probs(probs_BV[filtered], top_ks[filtered], top_ps[filtered], min_ps[filtered])
+    sampled = _invert(weights_BV, sampling_seed, positions).view(-1)
     return torch.where(greedy, probs_BV.argmax(-1), sampled).to(torch.int32)
+
+
+def kept_probs(
+    probs_BV: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor, min_ps: torch.Tensor
+) -> torch.Tensor:
+    """The probabilities, 0 for tokens that a filter drops. As SGLang's, all filters look at the full softmax.
+
+    top_k keeps the k most likely; top_p keeps a token if those before it have at most p; min_p keeps tokens that are at
+    least min_p times as likely as the first.
+    """
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    kept_BV = torch.arange(probs_BV.shape[-1])[None] < top_ks.view(-1, 1)
+    kept_BV &= before_BV <= top_ps.view(-1, 1)
+    kept_BV &= sorted_BV >= sorted_BV[:, :1] * min_ps.view(-1, 1)
+    return torch.zeros_like(probs_BV).scatter_(1, order_BV, sorted_BV.where(kept_BV, 0.0))
 
 
 def _invert(weights_BV: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
