@@ -48,13 +48,15 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     },
     "loss": {
         _NEXT: "surrogate eps_clip eps_clip_higher c_clip sapo_tau_positive sapo_tau_negative dppo_low dppo_high "
-        "dppo_kl vespo_positive vespo_negative proximal aggregation norm_length entropy_bonus truncated "
-        "truncated_penalty dynamic_sampling num_minibatches",
+        "dppo_kl vespo_positive vespo_negative proximal sampler_kl aggregation norm_length entropy_bonus truncated "
+        "truncated_penalty dynamic_sampling num_minibatches modules_path",
     },
-    "loss.advantage": {_NEXT: "baseline scale eps"},
+    "loss.advantage": {_NEXT: "baseline scale eps function by_function tolerance whitening"},
     "loss.correction": {
-        _NEXT: "weight low high gates geometric_low geometric_high veto_low veto_high m2po_tau opsm_delta"
+        _NEXT: "weight low high normalized gates geometric_low geometric_high k3_high veto_low veto_high m2po_tau "
+        "opsm_delta",
     },
+    "loss.selection": {_NEXT: "entropy_share covariance covariance_share covariance_low covariance_high covariance_kl"},
     "loss.kl": {_NEXT: "estimator place importance_weighted"},
     "loss.overlong": {_NEXT: "buffer_tokens penalty"},
     "sampling": {_NEXT: "temperature max_new_tokens stop ignore_eos"},
@@ -83,7 +85,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NONE: f"{_SERVICE} num_services sessions max_failure_share",
     },
     "reward": {
-        _FREE: "functions max_magnitude modules_path timeout_seconds max_attempts",
+        _FREE: "functions gates max_magnitude modules_path timeout_seconds max_attempts",
         _NONE: f"{_SERVICE} num_services num_workers retry_seconds retry_cap_seconds breaker_failures breaker_seconds",
     },
     "trainer": {_FREE: "num_ranks device", _NONE: f"{_SERVICE} standby gpus take_turns"},

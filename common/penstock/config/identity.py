@@ -35,7 +35,7 @@ NOT_IDENTIFYING = (
     *("rollout.engine.request_timeout_seconds", "rollout.engine.extra_args"),
     *("agent.host", "agent.advertise_host", "agent.port", "agent.num_services", "agent.sessions", "agent.modules_path"),
     *("reward.host", "reward.advertise_host", "reward.port", "reward.num_services", "reward.num_workers"),
-    *("reward.modules_path", "reward.retry_seconds", "reward.retry_cap_seconds"),
+    *("loss.modules_path", "reward.modules_path", "reward.retry_seconds", "reward.retry_cap_seconds"),
     *("reward.breaker_failures", "reward.breaker_seconds"),
     *("weights.folder", "weights.local_folder", "weights.bucket_bytes", "weights.rendezvous_port"),
     *("weights.drain_seconds", "weights.checksums", "weights.push_timeout_seconds"),

@@ -1,7 +1,7 @@
 """Sections about how services run and report: rollout, reward, trainer, weights, queue, logs, tracking."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -153,6 +153,9 @@ class RewardSection(Section):
     functions: dict[str, float] = Field(default={"exact_match": 1.0})
     """Weighted sum of functions: a built-in name or `module:function`, and its weight. In a run with agents also
     `environment`, the score that the environment gave; there the default is `environment` alone."""
+    gates: dict[str, float] = Field(default={})
+    """Functions that must give at least a value before the others count: of a completion for which one gives less, only
+    the functions that are named here are summed."""
     max_magnitude: Annotated[float, Field(gt=0, le=1e12)] = 1e6
     """Largest absolute value of a score (the weighted sum); a larger one counts as failed and is never trained on."""
     modules_path: str = "."
@@ -173,6 +176,16 @@ class RewardSection(Section):
     call that was answered before now fails too (docs/rewards.md): groups that need it are parked; 0: never."""
     breaker_seconds: Seconds = 10
     """After this long, an open breaker lets a single call through; its success closes the breaker."""
+
+    @model_validator(mode="after")
+    def _calls_what_has_a_gate(self) -> Self:
+        idle = [name for name in self.gates if not self.functions.get(name)]
+        if idle:
+            raise ValueError(
+                f"reward.gates names {', '.join(idle)}: expected functions of reward.functions whose weight is not "
+                f"0 ({', '.join(self.functions)})"
+            )
+        return self
 
 
 class TrainerSection(Section):

@@ -108,6 +108,23 @@ class Config(Section):
             return {**given, "reward": {**reward, "functions": {ENVIRONMENT_REWARD: 1.0}}}
         return given
 
+    @property
+    def _why_no_function_of_its_own(self) -> str | None:
+        """The reason why reward functions cannot have advantages of their own; None if they can, or have none."""
+        functions = self.loss.advantage.by_function
+        unknown = [name for name in functions if not self.reward.functions.get(name)]
+        if unknown:
+            return (
+                f"loss.advantage.by_function names {', '.join(unknown)}: expected functions of reward.functions with a "
+                f"weight other than 0 ({', '.join(self.reward.functions)})"
+            )
+        if functions and self.reward.gates:
+            return (
+                f"reward.gates has {', '.join(self.reward.gates)} with loss.advantage.by_function, which does not sum: "
+                "expected one of them"
+            )
+        return None
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         if not self.agent.enabled and self.actor.group_size > self.rollout.engine.max_running_requests:
@@ -123,6 +140,7 @@ class Config(Section):
         for reason in (
             self.loss.unsafe_off_policy(self.staleness.max_staleness),
             self.loss.drops_gradients(self.kl_ctl),
+            self._why_no_function_of_its_own,
         ):
             if reason:
                 raise ValueError(reason)

@@ -60,6 +60,15 @@ CASES = {
             "entropy_bonus": 0.01,
         },
     ),
+    "figures-of-a-step": Case(
+        "qwen3",
+        loss={
+            "proximal": "recomputed",
+            "correction": {"weight": "sequence_clip", "low": 0.1, "high": 5.0, "normalized": True},
+            "selection": {"entropy_share": 0.7, "covariance": "clip", "covariance_share": 0.1, "covariance_low": 0.01},
+            "advantage": {"baseline": "none", "scale": "none", "whitening": "tokens"},
+        },
+    ),
     "lora": Case("llama", kl_ctl=0.1, lora={"rank": 3, "alpha": 6}),
     "lora-head": Case("qwen3", loss={"num_minibatches": 2}, lora={"rank": 1, "target_modules": ["q_proj", "lm_head"]}),
     "bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True),

@@ -17,7 +17,7 @@ from tests.unit.trainer.telemetry.tracked_life import LINE
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, save_tiny_model, scored_group
 
 UNMEASURED = {
-    *("loss", "loss_policy", "loss_kl", "loss_entropy", "entropy", "behaviour_kl", "reference_kl"),
+    *("loss", "loss_policy", "loss_kl", "loss_sampler_kl", "loss_entropy", "entropy", "behaviour_kl", "reference_kl"),
     *("ratio_min", "ratio_mean", "ratio_max", "clipped_ratio", "clipped_ratio_low", "clipped_ratio_high"),
     *("effective_sample_size_ratio", "masked_non_finite", "length_trained", "length_bias"),
 }

@@ -40,7 +40,7 @@ _EVAL_KIND = "with data.eval.kind: jsonl for JSONL, huggingface for Parquet or a
 _PACKS = "a pack takes as many completions as fit, and a step as many packs as it needs"
 _OFF_ON = "false is 0"
 _NO_CUT = "for prompt and completion together; a prompt that is too long is refused, not cut"
-_TWICE = "of rewards; there is no second normalization of advantages"
+_WHITENED = "with batch for both it is tokens, with null for both none"
 
 _TRL: Mapping[str, tuple[str, str]] = {
     "learning_rate": ("optimizer.lr", ""),
@@ -117,8 +117,13 @@ _TRL: Mapping[str, tuple[str, str]] = {
         "loss.correction.weight",
         "token_truncate is tis, token_mask mask, sequence_truncate sequence_tis; ppo needs loss.proximal recomputed",
     ),
+    "top_entropy_quantile": ("loss.selection.entropy_share", ""),
     "vllm_importance_sampling_cap": ("loss.correction.high", "a mask has a lower bound too: loss.correction.low"),
     "mask_truncated_completions": ("loss.truncated", "true is leave_out"),
+    "multi_objective_aggregation": (
+        "loss.advantage.by_function",
+        "normalize_then_sum names the functions there, with loss.advantage.whitening completions",
+    ),
     "reward_weights": ("reward.functions", "a mapping of each function to its weight"),
     "reward_funcs": ("reward.functions", "a mapping of each function to its weight"),
     "max_tool_calling_iterations": ("agent.max_turns", "counts calls of the model"),
@@ -164,7 +169,15 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "actor_rollout_ref.actor.clip_ratio_c": ("loss.c_clip", ""),
     "actor_rollout_ref.actor.entropy_coeff": ("loss.entropy_bonus", ""),
     "actor_rollout_ref.actor.loss_agg_mode": ("loss.aggregation", "seq-mean-token-sum-norm is token-sum-norm"),
-    "actor_rollout_ref.actor.policy_loss.loss_mode": ("loss.surrogate", "vanilla is ppo"),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": (
+        "loss.surrogate",
+        "vanilla is ppo; clip_cov and kl_cov are loss.selection.covariance",
+    ),
+    "actor_rollout_ref.actor.policy_loss.clip_cov_ratio": ("loss.selection.covariance_share", ""),
+    "actor_rollout_ref.actor.policy_loss.clip_cov_lb": ("loss.selection.covariance_low", ""),
+    "actor_rollout_ref.actor.policy_loss.clip_cov_ub": ("loss.selection.covariance_high", ""),
+    "actor_rollout_ref.actor.policy_loss.kl_cov_ratio": ("loss.selection.covariance_share", ""),
+    "actor_rollout_ref.actor.policy_loss.ppo_kl_coef": ("loss.selection.covariance_kl", ""),
     "actor_rollout_ref.actor.use_kl_loss": ("kl_ctl", _OFF_ON),
     "actor_rollout_ref.actor.kl_loss_coef": ("kl_ctl", ""),
     "actor_rollout_ref.actor.kl_loss_type": ("loss.kl.estimator", "kl is k1, mse is k2, low_var_kl is k3"),
@@ -186,7 +199,8 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "actor_rollout_ref.rollout.multi_turn.max_assistant_turns": ("agent.max_turns", ""),
     "algorithm.adv_estimator": (
         "loss.advantage.baseline",
-        "grpo is group, rloo is leave_one_out with loss.advantage.scale none; there is no critic for gae",
+        "grpo is group, rloo is leave_one_out with loss.advantage.scale none, reinforce_plus_plus none with "
+        "loss.advantage.whitening tokens; there is no critic for gae",
     ),
     "algorithm.norm_adv_by_std_in_grpo": ("loss.advantage.scale", "true is group, false is none"),
     "algorithm.use_kl_in_reward": ("loss.kl.place", "true is reward, with loss.kl.estimator k1"),
@@ -194,6 +208,9 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "algorithm.filter_groups.enable": ("loss.dynamic_sampling", ""),
     "algorithm.rollout_correction.rollout_is": ("loss.correction.weight", "token is tis, sequence is sequence_tis"),
     "algorithm.rollout_correction.rollout_is_threshold": ("loss.correction.high", ""),
+    "algorithm.rollout_correction.rollout_is_batch_normalize": ("loss.correction.normalized", ""),
+    "algorithm.rollout_correction.rollout_rs": ("loss.correction.gates", "geometric is geometric, seq_mean_k3 is k3"),
+    "algorithm.rollout_correction.rollout_rs_threshold": ("loss.correction.k3_high", "of seq_mean_k3"),
     "reward_model.overlong_buffer.len": ("loss.overlong.buffer_tokens", ""),
     "reward_model.overlong_buffer.penalty_factor": ("loss.overlong.penalty", ""),
     "reward_model.reward_kwargs.overlong_buffer_cfg.len": ("loss.overlong.buffer_tokens", ""),
@@ -256,15 +273,15 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "actor.c_clip": ("loss.c_clip", ""),
     "actor.kl_ctl": ("kl_ctl", "with loss.kl.place reward and loss.kl.estimator k1"),
     "actor.temperature": ("sampling.temperature", ""),
-    "actor.adv_norm.mean_level": ("loss.advantage.baseline", _TWICE),
-    "actor.adv_norm.std_level": ("loss.advantage.scale", _TWICE),
+    "actor.adv_norm.mean_level": ("loss.advantage.whitening", _WHITENED),
+    "actor.adv_norm.std_level": ("loss.advantage.whitening", _WHITENED),
     "actor.reward_norm.mean_level": ("loss.advantage.baseline", "null is none; with mean_leave1out leave_one_out"),
     "actor.reward_norm.std_level": ("loss.advantage.scale", "null is none"),
     "actor.use_decoupled_loss": ("loss.proximal", "true is recomputed, with loss.correction.weight"),
     "actor.recompute_logprob": ("loss.proximal", "true is recomputed, with loss.correction.weight"),
-    "actor.rejection_sampling.action": ("loss.correction.weight", "mask is mask, clamp is tis"),
+    "actor.rejection_sampling.action": ("loss.correction.weight", "clamp is clip, or tis without a lower bound"),
     "actor.rejection_sampling.upper": ("loss.correction.high", ""),
-    "actor.rejection_sampling.lower": ("loss.correction.low", "of mask"),
+    "actor.rejection_sampling.lower": ("loss.correction.low", "of mask, and of clip"),
     "actor.importance_sampling_level": ("loss.surrogate", "token is ppo, sequence is gspo"),
     "actor.kl_estimator": ("loss.kl.estimator", ""),
     "actor.use_sapo_loss": ("loss.surrogate", "true is sapo"),
@@ -326,7 +343,7 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "advantage_estimator": (
         "loss.advantage.baseline",
         "group_norm is group, rloo leave_one_out and dr_grpo group, these two with loss.advantage.scale none; "
-        "reinforce_baseline is group with scale batch; there is no critic for gae",
+        "reinforce_baseline is group with scale none and loss.advantage.whitening tokens; there is no critic for gae",
     ),
     "no_advantage_std_norm": ("loss.advantage.scale", "true is none"),
     "enable_vllm_is_correction": ("loss.correction.weight", _MODE),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from penstock.config import Config
+from penstock.config.loss import AdvantageSection
 from penstock.contracts import Score, Ticket, unpack_int32
 from penstock.errors import EngineDiedError, PenstockError, RewardError, TransientStartError
 from penstock.runtime.output import tell
@@ -202,7 +203,7 @@ def group_lines(config: Config, ticket: Ticket, generated: Generated, scores: Se
     return [
         *_made(ticket, generated),
         *(_completion_line(index, answers[index], scores[index]) for index in _chosen(scores)),
-        rewards_line(answers, scores, always_a_signal=config.loss.advantage.trains_equal_rewards),
+        rewards_line(answers, scores, config.loss.advantage),
         lengths_line(answers, ticket.sampling.max_new_tokens),
         _speed_line(config, generated),
     ]
@@ -221,8 +222,8 @@ def _completion_line(index: int, answer: Answer, score: Score) -> Line:
     return ok(f"completion {index + 1}", f"{shown(answer.text)} ({tokens}): reward {got}")
 
 
-def rewards_line(answers: Sequence[Answer], scores: Sequence[Score], *, always_a_signal: bool) -> Line:
-    """Whether the group has a signal. always_a_signal: advantages are not relative to the group's own mean."""
+def rewards_line(answers: Sequence[Answer], scores: Sequence[Score], advantage: AdvantageSection) -> Line:
+    """Whether the group has a signal."""
     failed = [score for score in scores if score.value is None]
     values = [score.value for score in scores if score.value is not None]
     if not values:
@@ -232,14 +233,17 @@ def rewards_line(answers: Sequence[Answer], scores: Sequence[Score], *, always_a
     if failed:
         seen = f"{len(failed)} of {len(scores)} rewards failed; the first: {failed[0].failure}; the others: {spread}"
         return warning(REWARDS, seen, "Correct the function: a completion whose call fails is not trained on.")
-    if len(set(values)) > 1 or always_a_signal:
+    if max(values) - min(values) > advantage.tolerance or advantage.trains_equal_rewards:
         return ok(REWARDS, f"{len(values)} from {spread}")
     same = "; the completions are the same, too" if len({answer.text for answer in answers}) == 1 else ""
     advice = (
         "One prompt proves little, but if most are so, nothing is learnt: give part of the reward for part of the "
         "answer (reward.functions), take easier prompts, or raise actor.group_size or sampling.temperature."
     )
-    return warning(REWARDS, f"all {len(values)} are {values[0]:g}{same}: such a group has no gradient", advice)
+    seen = f"all {len(values)} are {values[0]:g}"
+    if len(set(values)) > 1:
+        seen = f"{len(values)} from {spread}, within loss.advantage.tolerance {advantage.tolerance:g}"
+    return warning(REWARDS, f"{seen}{same}: such a group has no gradient", advice)
 
 
 def lengths_line(answers: Sequence[Answer], max_new_tokens: int) -> Line:

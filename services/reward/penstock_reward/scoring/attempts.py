@@ -125,7 +125,7 @@ class Attempts:
             self._metrics.failed_without_call("environment")
             return failed("environment", f"{ENVIRONMENT_REWARD}: {reason}")
         outcomes = {name: self._outcomes[Call(name, completion)] for name in self._weights}
-        verdict = combine(self._weights, outcomes, self._section.max_magnitude)
+        verdict = combine(self._weights, outcomes, self._section.max_magnitude, self._section.gates)
         for kind in verdict.kinds - {outcome.kind for outcome in outcomes.values()}:
             self._metrics.failed_without_call(kind)
         return verdict

@@ -27,15 +27,26 @@ def failed(kind: FailureKind, reason: str, values: tuple[float | None, ...] = ()
     return Verdict(Score(None, reason, values), frozenset({kind}))
 
 
-def combine(weights: Mapping[str, float], outcomes: Mapping[str, Outcome], max_magnitude: float) -> Verdict:
-    """sum(weight * value) over the functions of `weights`; failed if any of them failed. Each needs an outcome."""
+def combine(
+    weights: Mapping[str, float],
+    outcomes: Mapping[str, Outcome],
+    max_magnitude: float,
+    gates: Mapping[str, float] | None = None,
+) -> Verdict:
+    """sum(weight * value) over the functions of `weights`; failed if any of them failed. Each needs an outcome.
+
+    gates: least values of some functions. If one of them gives less, the sum is over the functions with a gate alone.
+    """
     given = _values(weights, outcomes)
     failures = [(name, outcomes[name]) for name in weights if outcomes[name].value is None]
     if failures:
         kinds = frozenset(outcome.kind for _, outcome in failures if outcome.kind is not None)
         reason = "; ".join(f"{name}: {outcome.reason}" for name, outcome in failures)
         return Verdict(Score(None, reason, given), kinds)
-    terms = [weight * value for name, weight in weights.items() if (value := outcomes[name].value) is not None]
+    values = {name: value for name in weights if (value := outcomes[name].value) is not None}
+    gates = {name: least for name, least in (gates or {}).items() if name in values}
+    counted = weights if all(values[name] >= least for name, least in gates.items()) else gates
+    terms = [weights[name] * values[name] for name in counted]
     try:
         total = fsum(terms)
     except (OverflowError, ValueError):  # the sum, or two terms of opposite signs, are beyond what a float holds

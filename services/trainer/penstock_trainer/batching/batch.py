@@ -8,21 +8,32 @@ read-only. Pure: no config, no I/O.
                                          '-> mini-batches -> samples, with weights
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from penstock.contracts import ScoredGroup, Trajectory
 from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionIndex, count_batch
 from penstock_trainer.batching.masking import num_trained_tokens
 from penstock_trainer.batching.paths import trained_paths
-from penstock_trainer.grpo import Aggregation, Baseline, Scale, advantages, overlong_penalty, sequence_weight
+from penstock_trainer.batching.reward_columns import function_columns
+from penstock_trainer.grpo import (
+    Aggregation,
+    Baseline,
+    Scale,
+    Whitening,
+    advantages,
+    overlong_penalty,
+    sequence_weight,
+    whitened,
+)
 
 MIN_VALID = 2  # a group's mean and standard deviation need two rewards
 
@@ -92,6 +103,9 @@ class Truncated:
 class BatchRules:
     """How rewards become advantages and weights.
 
+    tolerance: rewards that differ by no more are equal. own_advantages: the user's, in place of baseline and scale:
+    (rewards float64[B, G], is_valid bool[B, G]) -> float[B, G]. by_function: weights of the reward functions that have
+    an advantage each, of which the completion's is the sum; empty: the advantage is that of the reward.
     with_zero_advantage: completions without an advantage need a forward pass too, because another term has a gradient.
     """
 
@@ -100,6 +114,10 @@ class BatchRules:
     baseline: Baseline = "group"
     scale: Scale = "group"
     eps: float = 1e-6
+    tolerance: float = 0.0
+    whitening: Whitening = "none"
+    own_advantages: Callable[[Tensor, Tensor], Tensor] | None = None
+    by_function: Mapping[str, float] = field(default_factory=dict)
     aggregation: Aggregation = "seq-mean-token-sum"
     norm_length: int = 1
     num_minibatches: int = 1
@@ -175,7 +193,7 @@ def make_batch(
         tuple(_minibatch(groups, part, rules, version, max_lag)) for part in _parts(candidates, rules.num_minibatches)
     ]
     advantages = {each.index: each.advantage for group in candidates for each in group}
-    return Batch(tuple(minibatches), count_batch(groups, candidates), advantages)
+    return Batch(tuple(minibatches), count_batch(groups, candidates, rules.tolerance, rules.by_function), advantages)
 
 
 def _candidate(
@@ -212,21 +230,56 @@ def _advantages(
     if not counted:
         return []
     width = max(len(groups[b].scores) for b in counted)
-    rewards_BG = np.zeros((len(counted), width), dtype=np.float64)
-    valid_BG = np.zeros((len(counted), width), dtype=np.bool_)
-    for row, b in enumerate(counted):
-        for g, reward in enumerate(shaped_rewards(groups[b], rules)):
-            if reward is not None:
-                rewards_BG[row, g] = reward - penalties.get((b, g), 0.0)
-                valid_BG[row, g] = True
-    values_BG: list[list[float]] = advantages(
-        torch.from_numpy(rewards_BG),
-        torch.from_numpy(valid_BG),
-        baseline=rules.baseline,
-        scale=rules.scale,
-        eps=rules.eps,
-    ).tolist()
+    if rules.by_function:
+        columns = [function_columns(groups[b], rules.by_function) for b in counted]
+        nothing: list[float | None] = []
+        advantages_BG = torch.zeros(len(counted), width)
+        for name, weight in rules.by_function.items():
+            rows = [each.get(name, nothing) for each in columns]
+            advantages_BG += weight * _of_rows(rows, width, rules)
+    else:
+        rows = [_penalized(groups[b], b, rules, penalties) for b in counted]
+        advantages_BG = _of_rows(rows, width, rules)
+    if rules.whitening != "none":
+        valid = [[reward is not None for reward in rewards_of(groups[b])] for b in counted]
+        counts_BG = _padded(valid, width)
+        if rules.whitening == "tokens":
+            counts_BG *= _padded([_loss_tokens(groups[b], rules.truncated) for b in counted], width)
+        advantages_BG = whitened(advantages_BG, torch.from_numpy(counts_BG), eps=rules.eps)
+    values_BG: list[list[float]] = advantages_BG.tolist()
     return values_BG
+
+
+def _loss_tokens(group: ScoredGroup, truncated: Truncated) -> list[int]:
+    return [0 if truncated.leaves_out(each) else each.num_loss_tokens for each in group.group.trajectories]
+
+
+def _penalized(
+    group: ScoredGroup, b: int, rules: BatchRules, penalties: Mapping[tuple[int, int], float]
+) -> list[float | None]:
+    return [
+        None if reward is None else reward - penalties.get((b, g), 0.0)
+        for g, reward in enumerate(shaped_rewards(group, rules))
+    ]
+
+
+def _of_rows(rows: Sequence[Sequence[float | None]], width: int, rules: BatchRules) -> Tensor:
+    """float32[B, width]: advantages of one number a completion; 0 where there is none."""
+    rewards_BG = torch.from_numpy(_padded([[value or 0.0 for value in row] for row in rows], width))
+    valid_BG = torch.from_numpy(_padded([[value is not None for value in row] for row in rows], width)) > 0
+    if rules.own_advantages is not None:
+        return torch.where(valid_BG, rules.own_advantages(rewards_BG, valid_BG), 0.0).float()
+    return advantages(
+        rewards_BG, valid_BG, baseline=rules.baseline, scale=rules.scale, eps=rules.eps, tolerance=rules.tolerance
+    )
+
+
+def _padded(rows: Sequence[Sequence[float]], width: int) -> npt.NDArray[np.float64]:
+    """[B, width]; 0 behind the end of a row."""
+    padded_BG = np.zeros((len(rows), width), dtype=np.float64)
+    for number, row in enumerate(rows):
+        padded_BG[number, : len(row)] = row
+    return padded_BG
 
 
 def _parts(candidates: list[list[Candidate]], num_parts: int) -> list[list[list[Candidate]]]:

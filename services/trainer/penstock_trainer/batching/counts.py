@@ -5,12 +5,13 @@ or not these need a forward pass. Pure.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock.contracts import ScoredGroup, Trajectory
 from penstock.contracts.outcomes import rewards_of
+from penstock_trainer.batching.reward_columns import reward_columns
 from penstock_trainer.grpo import varies
 
 
@@ -80,8 +81,17 @@ class BatchCounts:
     length_bias: float
 
 
-def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Candidate]]) -> BatchCounts:
-    """The counts of a batch. candidates: by group, of the groups that have enough valid rewards."""
+def count_batch(
+    groups: Sequence[ScoredGroup],
+    candidates: Sequence[Sequence[Candidate]],
+    tolerance: float = 0.0,
+    functions: Iterable[str] = (),
+) -> BatchCounts:
+    """The counts of a batch. candidates: by group, of the groups that have enough valid rewards.
+
+    tolerance: a group whose rewards differ by no more is degenerate. functions: those that have an advantage each; the
+    group is degenerate if the values of none of them differ.
+    """
     rewards = [reward for group in groups for reward in rewards_of(group)]
     values = [reward for reward in rewards if reward is not None]
     mean = math.fsum(values) / len(values) if values else math.nan
@@ -90,7 +100,9 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
     num_trained_tokens = sum(each.num_trained_tokens for each in flat)
     advantages = [each.advantage for each in flat]
     trajectories = [each for group in groups for each in group.group.trajectories]
-    num_degenerate = sum(_is_degenerate(groups[group[0].index.group]) for group in candidates)
+    names = tuple(functions)
+    columns = [reward_columns(groups[group[0].index.group], names) for group in candidates]
+    num_degenerate = sum(not any(varies(column, tolerance) for column in each) for each in columns)
     num_failed = len(groups) - len(candidates)
     generated_mean = _mean([each.trajectory.num_loss_tokens for each in flat])
     trained = [each.num_trained_tokens for each in flat if each.advantage and each.num_trained_tokens]
@@ -120,10 +132,6 @@ def count_batch(groups: Sequence[ScoredGroup], candidates: Sequence[Sequence[Can
         length_trained=trained_mean,
         length_bias=trained_mean / generated_mean if trained else math.nan,
     )
-
-
-def _is_degenerate(group: ScoredGroup) -> bool:
-    return not varies(rewards_of(group))
 
 
 def _is_stale(group: Sequence[Candidate]) -> bool:

@@ -36,6 +36,8 @@ from penstock_trainer.batching.batch import Sample
 from penstock_trainer.batching.counts import CompletionIndex
 
 Ints = npt.NDArray[np.int64]
+MIX = 0x2545F4914F6CDD1D  # an odd number whose products, modulo 2^64, spread low bits over high ones
+DRAWN = 2**24 - 1  # all bits that a float32 holds exactly
 TOKEN_BITS = 32  # a (parent row, token) pair as one int64, which sorts faster than two columns
 
 
@@ -90,6 +92,20 @@ class Pack:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
+
+
+def draws(pack: Pack) -> Tensor:
+    """float32[N] in [0, 1): of each loss token, by the index of its completion and its position in its sequence alone.
+
+    So every packing draws the same. Tokens of an episode at the same position of different paths share a number.
+    """
+    groups, completions = torch.tensor(pack.indices, dtype=torch.int64).reshape(-1, 2).T.to(pack.sequence_N.device)
+    place_N = pack.positions_P[pack.parents_R[pack.target_parent_U[pack.target_N]]].long()
+    mixed_N = place_N
+    for part_N in (completions[pack.sequence_N], groups[pack.sequence_N]):
+        mixed_N = (mixed_N ^ (mixed_N >> 15)) * MIX + part_N + 1
+    mixed_N = (mixed_N ^ (mixed_N >> 13)) * MIX
+    return ((mixed_N ^ (mixed_N >> 16)) & DRAWN).float() / (DRAWN + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,12 @@ weights carry the aggregation, so that micro-batches of any partition, and ranks
 | Part | Module | Choices |
 | --- | --- | --- |
 | rewards | `advantages` | overlong penalty |
-| advantages | `advantages` | baseline and scale over the group, the batch, or none; leave-one-out; the mean |
+| advantages | `advantages` | baseline and scale over the group, the batch, or none; leave-one-out; mean; whitening |
 | surrogate | `surrogates` | PPO clip (asymmetric, dual), GSPO, CISPO, SAPO, DPPO-TV, DPPO-KL, VESPO, REINFORCE |
 | proximal | `objective` | none, recomputed, approximated |
-| correction | `corrections` | weights: TIS, masked, of tokens or sequences; gates: geometric, veto, M2PO, OPSM |
-| KL | `objective` | k1, k2, k3 in the loss, importance-weighted or not; k1 in the reward |
+| correction | `corrections` | weights: TIS, clip, mask, by token or sequence; gates: geometric, k3, veto, M2PO, OPSM |
+| selection | `selection` | highest entropies, Clip-Cov, KL-Cov |
+| KL | `objective` | k1, k2, k3 in the loss, importance-weighted or not; k1 in the reward; quadratic to the sampler |
 | aggregation | `aggregation` | token-mean, seq-mean-token-sum, seq-mean-token-mean, token-sum-norm |
 | all of it | `objective` | the loss of a micro-batch and the addends of its statistics |
 
@@ -22,20 +23,23 @@ Log-ratios are float32 and clamped to +-20 (only the effective sample size takes
 gradient is 0. sg is stop-gradient. Shapes: N loss tokens and S completions of a micro-batch, B groups of G completions.
 """
 
-from penstock_trainer.grpo.advantages import Baseline, Scale, advantages, overlong_penalty, varies
+from penstock_trainer.grpo.advantages import Baseline, Scale, Whitening, advantages, overlong_penalty, varies, whitened
 from penstock_trainer.grpo.aggregation import Aggregation, sequence_weight
 from penstock_trainer.grpo.corrections import (
-    BatchGate,
     Correction,
     Gate,
     SamplerRatios,
+    StepGate,
     Weight,
+    clipped_weight,
     geometric_gate,
+    k3_gate,
     masked_weight,
     moment_threshold,
     off_policy_gate,
-    second_moment_batch_gate,
     second_moment_gate,
+    second_moment_step_gate,
+    sequence_clipped_weight,
     sequence_masked_weight,
     sequence_truncated_weight,
     truncated_weight,
@@ -50,7 +54,9 @@ from penstock_trainer.grpo.objective import (
     kl_estimate,
     micro_batch_loss,
 )
+from penstock_trainer.grpo.selection import clip_cov_step_gate, entropy_step_gate, kl_cov_step_surrogate
 from penstock_trainer.grpo.statistics import Statistics, Sums, scaled_learning_rate
+from penstock_trainer.grpo.step_tokens import NO_COLUMNS, StepTokens
 from penstock_trainer.grpo.surrogates import (
     Surrogate,
     Terms,
@@ -67,9 +73,9 @@ from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens, log_ratio, usabl
 
 __all__ = [
     "MAX_LOG_RATIO",
+    "NO_COLUMNS",
     "Aggregation",
     "Baseline",
-    "BatchGate",
     "Correction",
     "Estimator",
     "Gate",
@@ -79,18 +85,26 @@ __all__ = [
     "SamplerRatios",
     "Scale",
     "Statistics",
+    "StepGate",
+    "StepTokens",
     "Sums",
     "Surrogate",
     "Terms",
     "Tokens",
     "Weight",
+    "Whitening",
     "advantages",
     "approximate_proximal",
     "cispo",
+    "clip_cov_step_gate",
+    "clipped_weight",
     "dppo_kl",
     "dppo_tv",
+    "entropy_step_gate",
     "geometric_gate",
     "gspo",
+    "k3_gate",
+    "kl_cov_step_surrogate",
     "kl_estimate",
     "log_ratio",
     "masked_weight",
@@ -102,8 +116,9 @@ __all__ = [
     "reinforce",
     "sapo",
     "scaled_learning_rate",
-    "second_moment_batch_gate",
     "second_moment_gate",
+    "second_moment_step_gate",
+    "sequence_clipped_weight",
     "sequence_masked_weight",
     "sequence_truncated_weight",
     "sequence_weight",
@@ -112,4 +127,5 @@ __all__ = [
     "varies",
     "vespo",
     "veto_gate",
+    "whitened",
 ]

@@ -1,7 +1,8 @@
 """Advantages: rewards, as shaped, minus a baseline, over a scale.
 
 Invariants: a completion that is not valid (its reward failed) gets 0 and never enters a mean or a deviation; rewards
-that are all equal give exactly 0 if the baseline is their mean: never the noise of a rounded mean, never nan.
+that are all equal, to a tolerance, give exactly 0 if the baseline is their mean: never the noise of a rounded mean,
+never nan.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 Baseline = Literal["group", "batch", "leave_one_out", "none"]
 Scale = Literal["group", "batch", "mean", "none"]
+Whitening = Literal["none", "completions", "tokens"]
 
 
 def overlong_penalty(num_tokens: int, *, max_new_tokens: int, buffer_tokens: int, penalty: float) -> float:
@@ -26,13 +28,28 @@ def overlong_penalty(num_tokens: int, *, max_new_tokens: int, buffer_tokens: int
     return -penalty * min(max(excess, 0) / buffer_tokens, 1.0)
 
 
-def varies(rewards: Sequence[float | None]) -> bool:
-    """Whether the valid rewards of a group differ. If they do not, no completion has an advantage over their mean."""
-    return len({reward for reward in rewards if reward is not None}) > 1
+def varies(rewards: Sequence[float | None], tolerance: float = 0.0) -> bool:
+    """Whether the valid rewards of a group differ by more than the tolerance.
+
+    If they do not, no completion has an advantage over their mean.
+    """
+    valid = [reward for reward in rewards if reward is not None]
+    return bool(valid) and max(valid) - min(valid) > tolerance
 
 
-def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scale: Scale, eps: float) -> Tensor:
-    """float32[B, G]: (R - baseline) / scale.
+def advantages(
+    rewards_BG: Tensor,
+    valid_BG: Tensor,
+    *,
+    baseline: Baseline,
+    scale: Scale,
+    eps: float,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """float32[B, G]: (R - baseline) / scale; 0 if the rewards that the baseline is the mean of are equal.
+
+    They are if they differ by no more than `tolerance`, which no paper has: a scale would make noise as large as any
+    other difference.
 
     | Name | baseline | scale | Source |
     | --- | --- | --- | --- |
@@ -54,7 +71,31 @@ def advantages(rewards_BG: Tensor, valid_BG: Tensor, *, baseline: Baseline, scal
     rewards_BG = torch.where(valid_BG, rewards_BG.double(), 0.0)
     centred_BG = torch.where(valid_BG, rewards_BG - _baseline(rewards_BG, valid_BG, baseline), 0.0)
     scaled_BG = centred_BG / _scale(rewards_BG, valid_BG, scale, eps)
-    return torch.where(_no_gradient(rewards_BG, valid_BG, baseline), 0.0, scaled_BG).float()
+    return torch.where(_no_gradient(rewards_BG, valid_BG, baseline, tolerance), 0.0, scaled_BG).float()
+
+
+def whitened(advantages_BG: Tensor, counts_BG: Tensor, *, eps: float) -> Tensor:
+    """float32[B, G]: (A - mean) / (deviation + eps) over the batch, of which each advantage is there `counts` times.
+
+    | Name | A | counts | Source |
+    | --- | --- | --- | --- |
+    | REINFORCE++ | R | tokens | arXiv 2501.03262: mean and deviation over all tokens of the global batch |
+    | REINFORCE++ baseline | R - mean of the group | tokens | the same |
+    | GDPO | sum of advantages, each of one reward | completions | arXiv 2601.05242 |
+
+    counts_BG: float64, 0 for a completion that is not valid. The deviation divides by the sum of counts - 1, as verl
+    does. Advantages that are all equal give exactly 0. Deviation: the KL term of REINFORCE++ is one of each token, with
+    the sum of those after it; here the completion has one (`kl_penalties`). Sums are float64.
+    """
+    is_there_BG = counts_BG > 0
+    if not is_there_BG.any():
+        return torch.zeros_like(advantages_BG, dtype=torch.float32)
+    values_BG = torch.where(is_there_BG, advantages_BG.double(), 0.0)
+    total = counts_BG.sum()
+    centred_BG = torch.where(is_there_BG, values_BG - (counts_BG * values_BG).sum() / total, 0.0)
+    deviation = ((counts_BG * centred_BG.square()).sum() / (total - 1).clamp(min=1)).sqrt()
+    own = values_BG[is_there_BG]
+    return torch.zeros_like(centred_BG).float() if own.max() <= own.min() else (centred_BG / (deviation + eps)).float()
 
 
 def _baseline(rewards_BG: Tensor, valid_BG: Tensor, baseline: Baseline) -> Tensor:
@@ -84,9 +125,9 @@ def _scale(rewards_BG: Tensor, valid_BG: Tensor, scale: Scale, eps: float) -> Te
     return (sum_B1 / (num_B1 - 1).clamp(min=1)).sqrt() + eps
 
 
-def _no_gradient(rewards_BG: Tensor, valid_BG: Tensor, baseline: Baseline) -> Tensor:
-    """bool[B or 1, 1]: True if the baseline equals every valid reward by definition."""
+def _no_gradient(rewards_BG: Tensor, valid_BG: Tensor, baseline: Baseline, tolerance: float) -> Tensor:
+    """bool[B or 1, 1]: True if the valid rewards, whose mean the baseline is, are equal."""
     dims = (0, 1) if baseline == "batch" else (1,)
     highest = torch.where(valid_BG, rewards_BG, -torch.inf).amax(dims, keepdim=True)
     lowest = torch.where(valid_BG, rewards_BG, torch.inf).amin(dims, keepdim=True)
-    return torch.zeros_like(highest, dtype=torch.bool) if baseline == "none" else highest <= lowest
+    return torch.zeros_like(highest, dtype=torch.bool) if baseline == "none" else highest - lowest <= tolerance

@@ -2,17 +2,19 @@
 
 A weight rho_hat multiplies, a gate keeps or drops; one weight and any gates can be combined. A weight leads from the
 sampler to the anchor. A gate asks how far a real policy of the trainer is from the sampler, so none looks at an
-interpolation (`SamplerRatios`). Tokens that are dropped stay in the denominators. A batch gate depends on the
-log-ratios of all tokens of an optimizer step: the step prepares the correction with them.
+interpolation (`SamplerRatios`). Tokens that are dropped stay in the denominators. A step gate, and a weight that is
+normalized, depend on all tokens of an optimizer step: the step prepares the correction with them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from penstock_trainer.grpo.step_tokens import StepTokens
 from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens
 
 
@@ -36,30 +38,46 @@ class SamplerRatios:
 
 Weight = Callable[[Tokens, Tensor, Tensor], Tensor]  # (tokens, log_rho_N, mask_N) -> rho_hat_N
 Gate = Callable[[Tokens, SamplerRatios, Tensor], Tensor]  # (tokens, ratios, mask_N) -> keep_N
-BatchGate = Callable[[Tensor], Gate]  # l - l_b of all unmasked tokens of the step, over all ranks -> its gate
+StepGate = Callable[[StepTokens], Gate]  # all unmasked tokens of the step, over all ranks -> its gate
 
 
 @dataclass(frozen=True)
 class Correction:
-    """At most one weight, and gates by name; a token stays if all gates keep it. batch_gates: not prepared yet."""
+    """At most one weight, and gates by name; a token stays if all gates keep it.
+
+    step_gates: not prepared yet. normalized: the weight is to be divided by its mean over the tokens, or the sequences,
+    that it keeps; None: as it is.
+    """
 
     weight: Weight | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
-    batch_gates: Mapping[str, BatchGate] = field(default_factory=dict)
+    step_gates: Mapping[str, StepGate] = field(default_factory=dict)
+    normalized: Literal["tokens", "sequences"] | None = None
 
-    def prepared(self, log_w: Tensor) -> "Correction":
-        """The correction for one optimizer step. log_w: l - l_b of all its unmasked tokens, now, over all ranks."""
-        gates = {name: make_gate(log_w) for name, make_gate in self.batch_gates.items()}
-        return replace(self, gates={**self.gates, **gates}, batch_gates={})
+    @property
+    def depends_on_step(self) -> bool:
+        """Whether it has to be prepared."""
+        return bool(self.step_gates) or self.normalized is not None
+
+    def prepared(self, step: StepTokens) -> "Correction":
+        """The correction for one optimizer step: its unmasked tokens, by the weights as they are, over all ranks."""
+        gates = {name: make_gate(step) for name, make_gate in self.step_gates.items()}
+        weight = self.weight
+        if weight is not None and self.normalized is not None:
+            mean = step.mean_weight(of_sequences=self.normalized == "sequences")
+            weight = partial(divided_weight, weight=weight, divisor=mean)
+        return Correction(weight, gates={**self.gates, **gates})
+
+    def own_weight(self, tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor) -> Tensor:
+        """rho_hat_N before any gate; 1 without a weight."""
+        return torch.ones_like(log_rho_N) if self.weight is None else self.weight(tokens, log_rho_N, mask_N)
 
     def __call__(self, tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(rho_hat_N with dropped tokens at 0, which tokens each reason dropped)."""
-        if self.batch_gates:
-            raise ValueError(
-                f"gates {', '.join(self.batch_gates)} need all log-ratios of the step: expected `prepared`"
-            )
-        log_rho_N = ratios.anchor_N
-        weight_N = torch.ones_like(log_rho_N) if self.weight is None else self.weight(tokens, log_rho_N, mask_N)
+        if self.depends_on_step:
+            parts = ", ".join((*self.step_gates, *(["a normalized weight"] if self.normalized else [])))
+            raise ValueError(f"{parts} need all tokens of the step: expected `prepared`")
+        weight_N = self.own_weight(tokens, ratios.anchor_N, mask_N)
         dropped = {} if self.weight is None else {"weight": mask_N & (weight_N == 0)}
         for name, gate in self.gates.items():
             keep_N = gate(tokens, ratios, mask_N)
@@ -78,6 +96,11 @@ def masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: flo
     return _within(log_rho_N.exp(), low, high)
 
 
+def clipped_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """rho, at least `low` and at most `high`: truncated from both sides, so that every token keeps a gradient."""
+    return log_rho_N.exp().clamp(low, high)
+
+
 def sequence_truncated_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, high: float) -> Tensor:
     """min(product of rho over the completion, high); the log of the product is clamped to +-20."""
     return _product(tokens, log_rho_N).clamp(max=high)
@@ -88,6 +111,20 @@ def sequence_masked_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *,
     return _within(_product(tokens, log_rho_N), low, high)
 
 
+def sequence_clipped_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, low: float, high: float) -> Tensor:
+    """The product of rho over the completion, at least `low` and at most `high`."""
+    return _product(tokens, log_rho_N).clamp(low, high)
+
+
+def divided_weight(tokens: Tokens, log_rho_N: Tensor, mask_N: Tensor, *, weight: Weight, divisor: float) -> Tensor:
+    """`weight` over a constant: with its mean over the step as divisor, the weights of a step have the mean 1.
+
+    Self-normalized importance sampling: biased, but a step on stale groups is as large as one on fresh ones (verl's
+    rollout_is_batch_normalize). The mean is that of what the weight keeps, after its bounds and before any gate.
+    """
+    return weight(tokens, log_rho_N, mask_N) / divisor
+
+
 def geometric_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, low: float, high: float) -> Tensor:
     """Keep a completion iff low <= geometric mean of its ratios (`SamplerRatios.trainer_N`) <= high.
 
@@ -96,6 +133,17 @@ def geometric_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, low
     """
     mean_S = tokens.mean_by_sequence(ratios.trainer_N, mask_N).exp()
     return tokens.spread((mean_S >= low) & (mean_S <= high))
+
+
+def k3_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, high: float) -> Tensor:
+    """Keep a completion iff its mean of rho - 1 - log rho (`SamplerRatios.trainer_N`) <= high.
+
+    That is the k3 estimate of KL(sampler, trainer) for tokens of the sampler. Each term is positive, so that ratios
+    above and below 1 do not make up for each other, as they do in a geometric mean. The usual bound is 0.01 (verl's
+    seq_mean_k3).
+    """
+    k3_N = torch.expm1(ratios.trainer_N) - ratios.trainer_N
+    return tokens.spread(tokens.mean_by_sequence(k3_N, mask_N) <= high)
 
 
 def veto_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, low: float, high: float) -> Tensor:
@@ -115,12 +163,12 @@ def off_policy_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, de
     return ~((tokens.advantage_N < 0) & far_N)
 
 
-def second_moment_batch_gate(log_w: Tensor, *, tau: float) -> Gate:
+def second_moment_step_gate(step: StepTokens, *, tau: float) -> Gate:
     """M2PO (arXiv 2510.01161): keep tokens with (l - l_b)^2 below the `moment_threshold` of the step's batch.
 
     The second moment is that of the policy now against the sampler, over the tokens that the optimizer step trains.
     """
-    return partial(second_moment_gate, threshold=moment_threshold(log_w, tau))
+    return partial(second_moment_gate, threshold=moment_threshold(step.log_w, tau))
 
 
 def moment_threshold(log_w: Tensor, tau: float) -> float:

@@ -4,14 +4,16 @@ Owns how they are put together, and two of the parts: the proximal policy, from 
 and the estimators of the KL divergence from the reference.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from penstock_trainer.grpo.corrections import Correction, SamplerRatios
+from penstock_trainer.grpo.selection import StepSurrogate
 from penstock_trainer.grpo.statistics import Sums, token_sums
+from penstock_trainer.grpo.step_tokens import StepTokens
 from penstock_trainer.grpo.surrogates import Surrogate
 from penstock_trainer.grpo.tokens import Tokens, log_ratio, usable
 
@@ -30,13 +32,39 @@ class KlTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The parts. `penstock.config.loss` checks which combinations make sense."""
+    """The parts. `penstock.config.loss` checks which combinations make sense.
+
+    step_surrogate: what becomes of the surrogate once all tokens of the step are known.
+    sampler_kl: weight of (l - l_b)^2 / 2, the k2 estimate of the divergence from the sampler.
+    """
 
     surrogate: Surrogate
     proximal: Proximal = "none"
     correction: Correction = field(default_factory=Correction)
     kl: KlTerm | None = None
+    sampler_kl: float = 0.0
     entropy_bonus: float = 0.0
+    step_surrogate: StepSurrogate | None = None
+
+    @property
+    def depends_on_step(self) -> bool:
+        """Whether it has to be prepared with all tokens of an optimizer step, which costs a pass."""
+        return self.step_surrogate is not None or self.correction.depends_on_step
+
+    def prepared(self, step: StepTokens) -> "Objective":
+        """The objective of one optimizer step."""
+        surrogate = self.surrogate if self.step_surrogate is None else self.step_surrogate(step, self.surrogate)
+        return replace(self, surrogate=surrogate, correction=self.correction.prepared(step), step_surrogate=None)
+
+    def step_tokens(self, tokens: Tokens) -> StepTokens:
+        """What `prepared` needs of a micro-batch."""
+        mask_N = usable(tokens)
+        behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
+        logprobs_N = tokens.logprobs_N.detach()
+        anchor_N = _anchor(tokens, self.proximal, behaviour_logprobs_N)
+        log_w_N = log_ratio(logprobs_N, behaviour_logprobs_N, mask_N)
+        log_rho_N = log_w_N if self.proximal == "none" else log_ratio(anchor_N, behaviour_logprobs_N, mask_N)
+        return StepTokens.of(tokens, log_w_N, self.correction.own_weight(tokens, log_rho_N, mask_N), mask_N)
 
 
 def kl_estimate(log_ratio_N: Tensor, estimator: Estimator) -> Tensor:
@@ -78,15 +106,19 @@ def approximate_proximal(logprobs_N: Tensor, behaviour_logprobs_N: Tensor, lag_N
 def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums]:
     """The micro-batch's addend of the loss, and of its statistics.
 
-        loss = sum_N weight * ( rho_hat * surrogate(l - l_anchor) + kl_ctl * KL(l, l_r) - entropy_bonus * H )
+        loss = sum_N weight * ( rho_hat * surrogate(l - l_anchor) + kl_ctl * KL(l, l_r)
+                                + sampler_kl * (l - l_b)^2 / 2 - entropy_bonus * H )
 
     Defaults (PPO clip, no proximal, no correction, k3, seq-mean-token-sum) give the negative of the source document's
 
         J = E[ 1/G sum_i sum_t min(r A, clip(r, 1 - eps, 1 + eps) A) - beta KL(pi_theta || pi_ref) ]
 
     Deviations: the KL term is estimated per token and aggregated like the first term (as DeepSeekMath does);
-    corrections weigh the surrogate only; masked tokens stay in the denominators.
+    corrections weigh the surrogate only; masked tokens stay in the denominators. The quadratic term is that of DRO
+    (arXiv 2405.19107), there with REINFORCE, and of prime-rl, there with DPPO and a kl_tau of half its weight.
     """
+    if objective.step_surrogate is not None:
+        raise ValueError("a surrogate depends on all tokens of the step: expected `prepared`")
     mask_N = usable(tokens)
     behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
     anchor_N = _anchor(tokens, objective.proximal, behaviour_logprobs_N)
@@ -100,6 +132,9 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     if objective.kl is not None:
         term, kl_sums = _kl_term(tokens, objective.kl, log_w_N, mask_N)
         loss, parts = loss + term, parts + kl_sums
+    if objective.sampler_kl:
+        distance = objective.sampler_kl * _aggregate(log_w_N.square() / 2, tokens.weight_N, mask_N)
+        loss, parts = loss + distance, parts + Sums({"loss_sampler_kl": float(distance.detach())})
     if objective.entropy_bonus:
         bonus = -objective.entropy_bonus * _aggregate(_entropy(tokens), tokens.weight_N, mask_N)
         loss, parts = loss + bonus, parts + Sums({"loss_entropy": float(bonus.detach())})

@@ -87,7 +87,8 @@ class Statistics:
 
     Completions without an advantage have no forward pass unless a KL term or an entropy bonus needs one. Without any
     token nothing was measured: all figures but counts are nan; the parts of the loss only if none was left out either.
-    loss_policy, loss_kl, loss_entropy: the parts of the loss, which they add up to: means over mini-batches, as it is.
+    loss_policy, loss_kl, loss_sampler_kl, loss_entropy: the parts of the loss, which they add up to: means over
+    mini-batches, as it is.
     entropy: mean in nats. behaviour_kl: mean of exp(x) - 1 - x, x = l - l_b, an estimate of KL(behaviour || policy).
     reference_kl: mean of the configured estimator of KL(policy || reference); 0 without a KL term in the loss.
     ratio_*: of w = exp(l - l_b). clipped_ratio_low, clipped_ratio_high: shares of tokens whose surrogate was limited.
@@ -99,6 +100,7 @@ class Statistics:
     num_non_finite: int
     loss_policy: float
     loss_kl: float
+    loss_sampler_kl: float
     loss_entropy: float
     entropy: float
     behaviour_kl: float
@@ -135,6 +137,7 @@ class Statistics:
             num_non_finite=int(num_non_finite),
             loss_policy=loss("loss_policy"),
             loss_kl=loss("loss_kl"),
+            loss_sampler_kl=loss("loss_sampler_kl"),
             loss_entropy=loss("loss_entropy"),
             entropy=mean("entropy"),
             behaviour_kl=mean("behaviour_kl"),

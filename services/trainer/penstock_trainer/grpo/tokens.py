@@ -22,6 +22,8 @@ class Tokens:
     since (then it is sg l).
     lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
     reference_logprobs_N: l_r, or None if the objective has no KL term in the loss.
+    draw_N: a number in [0, 1) that depends on the token's place in its completion and batch alone; None if no part
+    draws.
     entropy_N: of the policy, in nats; None if neither an entropy bonus nor the statistics need it.
 
     Example, two completions of 2 and 1 tokens in a group of 2: advantage_N = [0.7, 0.7, -0.7],
@@ -38,6 +40,7 @@ class Tokens:
     lag_N: Tensor | None = None
     reference_logprobs_N: Tensor | None = None
     entropy_N: Tensor | None = None
+    draw_N: Tensor | None = None
 
     def sum_by_sequence(self, values_N: Tensor) -> Tensor:
         """float64[S]: sums over the tokens of each completion; 0 for one without tokens."""

@@ -1,6 +1,6 @@
 """From the configuration to an objective and the rules of its batches.
 
-Owns the mapping of names to functions of `penstock_trainer.grpo`.
+Owns the mapping of names to functions of `penstock_trainer.grpo`, and to those of users.
 """
 
 from collections.abc import Callable
@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from penstock.config import Config, LossSection
-from penstock.config.loss import CorrectionSection
+from penstock.config.loss import SelectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
 from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch, shaped_rewards
+from penstock_trainer.batching.reward_columns import reward_columns
+from penstock_trainer.grpo.selection import StepSurrogate
+from penstock_trainer.learner.own_parts import own_advantage, own_surrogate
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ def make_recipe(config: Config) -> Recipe:
     objective = grpo.Objective(
         surrogate=_surrogate(loss),
         proximal=loss.proximal,
-        correction=_correction(loss.correction),
+        correction=_correction(loss),
         kl=grpo.KlTerm(config.kl_ctl, loss.kl.estimator, loss.kl.importance_weighted) if in_loss else None,
+        sampler_kl=loss.sampler_kl,
         entropy_bonus=loss.entropy_bonus,
+        step_surrogate=_step_surrogate(loss.selection),
     )
     rules = BatchRules(
         overlong=Overlong(config.sampling.max_new_tokens, loss.overlong.buffer_tokens, loss.overlong.penalty),
@@ -43,10 +48,14 @@ def make_recipe(config: Config) -> Recipe:
         baseline=loss.advantage.baseline,
         scale=loss.advantage.scale,
         eps=loss.advantage.eps,
+        tolerance=loss.advantage.tolerance,
+        whitening=loss.advantage.whitening,
+        own_advantages=own_advantage(loss),
+        by_function=loss.advantage.by_function,
         aggregation=loss.aggregation,
         norm_length=loss.norm_length or config.sampling.max_new_tokens,
         num_minibatches=loss.num_minibatches,
-        with_zero_advantage=in_loss or loss.entropy_bonus > 0,
+        with_zero_advantage=in_loss or loss.sampler_kl > 0 or loss.entropy_bonus > 0,
     )
     return Recipe(
         objective=objective,
@@ -62,7 +71,7 @@ def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
     group's rewards (on the batch, on a KL term in the reward), if it has a usable token. Then it may be 0 by chance.
     """
     recipe = make_recipe(config)
-    depends_on_more = recipe.kl_in_reward > 0 or recipe.rules.baseline == "batch"
+    depends_on_more = recipe.kl_in_reward > 0 or config.loss.advantage.depends_on_the_batch
     rules = replace(
         recipe.rules, num_minibatches=1, with_zero_advantage=recipe.rules.with_zero_advantage or depends_on_more
     )
@@ -71,17 +80,23 @@ def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
 
 def advantage_test(config: Config) -> Callable[[ScoredGroup], bool]:
     """Whether a group's rewards, as shaped, can give any of its completions that are not left out an advantage."""
-    rules = make_recipe(config).rules
+    rules, section = make_recipe(config).rules, config.loss.advantage
+    functions = tuple(section.by_function)
 
     def has_advantage(group: ScoredGroup) -> bool:
         if all(map(rules.truncated.leaves_out, group.group.trajectories)):
             return False
-        return config.loss.advantage.trains_equal_rewards or grpo.varies(shaped_rewards(group, rules))
+        if section.trains_equal_rewards and not functions:
+            return True
+        columns = reward_columns(group, functions) if functions else [shaped_rewards(group, rules)]
+        return any(grpo.varies(column, section.tolerance) for column in columns)
 
     return has_advantage
 
 
 def _surrogate(loss: LossSection) -> grpo.Surrogate:
+    if own := own_surrogate(loss):
+        return own
     low, high = loss.eps_clip, loss.eps_high
     choices: dict[str, grpo.Surrogate] = {
         "ppo": partial(grpo.ppo_clip, eps_low=low, eps_high=high, dual_clip=loss.c_clip),
@@ -96,23 +111,46 @@ def _surrogate(loss: LossSection) -> grpo.Surrogate:
     return choices[loss.surrogate]
 
 
-def _correction(section: CorrectionSection) -> grpo.Correction:
+def _step_surrogate(section: SelectionSection) -> StepSurrogate | None:
+    if section.covariance != "kl":
+        return None
+    return partial(grpo.kl_cov_step_surrogate, share=section.covariance_share, coefficient=section.covariance_kl)
+
+
+def _selecting_gates(section: SelectionSection) -> dict[str, grpo.StepGate]:
+    """Those of the section `selection`, by the names under which their tokens are counted."""
+    gates: dict[str, grpo.StepGate] = {}
+    if section.entropy_share < 1:
+        gates["entropy"] = partial(grpo.entropy_step_gate, share=section.entropy_share)
+    if section.covariance == "clip":
+        low, high = section.covariance_low, section.covariance_high
+        gates["clip_cov"] = partial(grpo.clip_cov_step_gate, share=section.covariance_share, low=low, high=high)
+    return gates
+
+
+def _correction(loss: LossSection) -> grpo.Correction:
+    section = loss.correction
     low, high = section.low, section.high
     weights: dict[str, grpo.Weight | None] = {
         "none": None,
         "tis": partial(grpo.truncated_weight, high=high),
+        "clip": partial(grpo.clipped_weight, low=low, high=high),
         "mask": partial(grpo.masked_weight, low=low, high=high),
         "sequence_tis": partial(grpo.sequence_truncated_weight, high=high),
+        "sequence_clip": partial(grpo.sequence_clipped_weight, low=low, high=high),
         "sequence_mask": partial(grpo.sequence_masked_weight, low=low, high=high),
     }
     gates: dict[str, grpo.Gate] = {
         "geometric": partial(grpo.geometric_gate, low=section.geometric_low, high=section.geometric_high),
+        "k3": partial(grpo.k3_gate, high=section.k3_high),
         "veto": partial(grpo.veto_gate, low=section.veto_low, high=section.veto_high),
         "opsm": partial(grpo.off_policy_gate, delta=section.opsm_delta),
     }
-    batch_gates: dict[str, grpo.BatchGate] = {"m2po": partial(grpo.second_moment_batch_gate, tau=section.m2po_tau)}
+    step_gates: dict[str, grpo.StepGate] = {"m2po": partial(grpo.second_moment_step_gate, tau=section.m2po_tau)}
+    chosen: dict[str, grpo.StepGate] = {name: step_gates[name] for name in section.gates if name in step_gates}
     return grpo.Correction(
         weights[section.weight],
         gates={name: gates[name] for name in section.gates if name in gates},
-        batch_gates={name: batch_gates[name] for name in section.gates if name in batch_gates},
+        step_gates={**chosen, **_selecting_gates(loss.selection)},
+        normalized=section.unit if section.normalized else None,
     )

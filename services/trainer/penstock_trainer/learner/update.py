@@ -25,17 +25,18 @@ from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import StepRecord
 from penstock_trainer.batching.batch import Sample, make_batch, valid_samples
 from penstock_trainer.batching.counts import BatchCounts, CompletionIndex
-from penstock_trainer.batching.packing import Pack
+from penstock_trainer.batching.packing import Pack, draws
 from penstock_trainer.batching.rank_shares import RankShare, share
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.grpo import (
+    NO_COLUMNS,
     Objective,
     Statistics,
+    StepTokens,
     Sums,
     Tokens,
     log_ratio,
     micro_batch_loss,
-    usable,
 )
 from penstock_trainer.learner.log_ratios import NO_LOG_RATIOS, LogRatios, LogRatiosPart, RankLogRatios
 from penstock_trainer.learner.optimizer import Optimizer, OptimizerStep
@@ -221,9 +222,11 @@ class Updater:
             return {}
         own: list[tuple[int, int, float]] = []
         for pack in self._packs(self._share(valid_samples(groups, version=version))):
-            tokens = _tokens_of(pack, pack.behaviour_logprobs_N)
-            log_ratio_N = log_ratio(pack.behaviour_logprobs_N, self._reference_logprobs(pack), usable(tokens))
-            sum_S = tokens.sum_by_sequence(log_ratio_N)
+            behaviour_logprobs_N = pack.behaviour_logprobs_N
+            is_usable_N = torch.isfinite(behaviour_logprobs_N)
+            log_ratio_N = log_ratio(behaviour_logprobs_N, self._reference_logprobs(pack), is_usable_N)
+            sum_S = torch.zeros(pack.num_sequences, dtype=torch.float64, device=log_ratio_N.device)
+            sum_S = sum_S.index_add(0, pack.sequence_N, log_ratio_N.double())
             own += [(*index, kl) for index, kl in zip(pack.indices, sum_S.tolist(), strict=True)]
         gathered = [msgspec.msgpack.decode(data, type=list[tuple[int, int, float]]) for data in self._gather(own)]
         totals: dict[tuple[int, int], float] = {}
@@ -248,27 +251,29 @@ class Updater:
         with torch.no_grad():
             return self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
 
-    def _prepared(self, work: RankShare) -> Objective:
-        """The objective of one optimizer step: a batch gate depends on all its tokens, by the weights as they are."""
+    def _prepared(self, minibatch: _Minibatch) -> Objective:
+        """The objective of one optimizer step: parts of it depend on all its tokens, by the weights as they are."""
         objective = self._recipe.objective
-        if not objective.correction.batch_gates:
+        if not objective.depends_on_step:
             return objective
         own: list[Tensor] = []
-        for pack in self._packs(work):
-            tokens = _tokens_of(pack, self._logprobs(pack))
-            mask_N = usable(tokens)
-            own.append(log_ratio(tokens.logprobs_N, tokens.behaviour_logprobs_N, mask_N)[mask_N])
-        return replace(objective, correction=objective.correction.prepared(self._gather_values(own)))
+        for pack, old_logprobs_N in zip(self._packs(minibatch.work), minibatch.old_logprobs, strict=True):
+            with torch.no_grad():
+                logprobs_U, entropy_R = self._policy.token_logprobs(pack)
+            tokens = replace(_tokens_of(pack, logprobs_U, entropy_R), old_logprobs_N=old_logprobs_N)
+            own.append(objective.step_tokens(tokens).columns())
+        return objective.prepared(StepTokens.of_columns(self._gather_columns(own)))
 
-    def _gather_values(self, own: Sequence[Tensor]) -> Tensor:
-        """float32: the values of every rank, in the order of ranks."""
-        data = b"".join(each.float().cpu().numpy().tobytes() for each in own)
-        gathered = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(data)]
-        return torch.from_numpy(np.frombuffer(b"".join(gathered), dtype=np.float32).copy())
+    def _gather_columns(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """float32[C, M] of every rank, in the order of ranks."""
+        columns = torch.cat([NO_COLUMNS, *(each.float().cpu() for each in own)], 1).numpy()
+        gathered = [msgspec.msgpack.decode(each, type=bytes) for each in self._gather(columns.tobytes())]
+        values = [np.frombuffer(each, dtype=np.float32).copy() for each in gathered]
+        return [torch.from_numpy(each.reshape(len(columns), each.size // len(columns))) for each in values]
 
     def _forward_backward(self, minibatch: _Minibatch, log_ratios: RankLogRatios) -> tuple[float, Sums]:
         """Loss and statistics over all ranks; accumulates the gradient, summed over ranks, and notes log-ratios."""
-        objective = self._prepared(minibatch.work)
+        objective = self._prepared(minibatch)
         loss, sums = 0.0, Sums()
         for pack, old_logprobs_N in zip(self._packs(minibatch.work), minibatch.old_logprobs, strict=True):
             addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective, log_ratios)
@@ -283,10 +288,9 @@ class Updater:
         reference_logprobs_N = self._reference_logprobs(pack) if objective.kl is not None else None
         logprobs_U, entropy_R = self._policy.token_logprobs(pack, entropy_gradient=objective.entropy_bonus > 0)
         tokens = replace(
-            _tokens_of(pack, logprobs_U.index_select(0, pack.target_N)),
+            _tokens_of(pack, logprobs_U, entropy_R),
             old_logprobs_N=old_logprobs_N,
             reference_logprobs_N=reference_logprobs_N,
-            entropy_N=entropy_R[pack.target_parent_U[pack.target_N]],
         )
         loss, sums = micro_batch_loss(tokens, objective)
         loss.backward()
@@ -308,9 +312,11 @@ def _largest(norms: Sequence[float]) -> float:
     return max(norms, default=0.0) if all(map(math.isfinite, norms)) else math.nan
 
 
-def _tokens_of(pack: Pack, logprobs_N: Tensor) -> Tokens:
+def _tokens_of(pack: Pack, logprobs_U: Tensor, entropy_R: Tensor) -> Tokens:
     return Tokens(
-        logprobs_N=logprobs_N,
+        logprobs_N=logprobs_U.index_select(0, pack.target_N),
+        entropy_N=entropy_R[pack.target_parent_U[pack.target_N]],
+        draw_N=draws(pack),
         behaviour_logprobs_N=pack.behaviour_logprobs_N,
         advantage_N=pack.advantage_N,
         weight_N=pack.weight_N,

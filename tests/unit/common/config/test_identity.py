@@ -58,6 +58,7 @@ def test_a_reward_service_is_known_by_what_scores() -> None:
     keys = keys_of(ServiceKind.REWARD, identifying_keys(make_config()))
     assert sorted(keys) == [
         "reward.functions",
+        "reward.gates",
         "reward.max_attempts",
         "reward.max_magnitude",
         "reward.timeout_seconds",

@@ -20,6 +20,7 @@ def loaded(tmp_path: Path, *arguments: str) -> Config:
 
 def test_every_preset_that_the_issue_names_exists() -> None:
     names = {"grpo", "dr_grpo", "dapo", "rloo", "gspo", "cispo", "sapo", "decoupled_grpo", "lite_ppo"}
+    names |= {"high_entropy", "clip_cov", "kl_cov", "luspo", "dro", "reinforce_pp", "reinforce_pp_baseline"}
     assert {path.stem for path in PRESETS} == names | {"lora"}
 
 
@@ -30,7 +31,7 @@ def test_every_preset_is_accepted_over_another_file(tmp_path: Path, preset: Path
     loaded(tmp_path, "--config", str(ROOT / "examples/gsm8k/config.yaml"), *arguments)
     config = loaded(tmp_path, *arguments)
     assert config.actor.path == "some/model"
-    assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo", "lora")
+    assert config.loss.eps_clip != 0.11 or preset.stem in ("rloo", "sapo", "lora", "dro")
 
 
 def test_the_preset_lora_changes_no_objective(tmp_path: Path) -> None:
@@ -62,14 +63,43 @@ def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:
         ("--loss.advantage.baseline none", "divided by loss.advantage.eps alone"),
         ("--loss.advantage.baseline none --loss.advantage.scale batch", "loss.advantage.scale is batch"),
         ("--loss.dynamic_sampling true --loss.advantage.baseline none --loss.advantage.scale none", "would be a bias"),
+        ("--loss.dynamic_sampling true --loss.advantage.whitening tokens", "neither whitening nor a function"),
         ("--loss.dynamic_sampling true --kl_ctl 0.01", "Expected kl_ctl 0, as in DAPO"),
         ("--loss.dynamic_sampling true --kl_ctl 0.01 --loss.kl.place reward --loss.kl.estimator k1", "kl_ctl 0.01"),
         ("--loss.dynamic_sampling true --loss.entropy_bonus 0.1", "loss.entropy_bonus 0.1"),
+        ("--loss.dynamic_sampling true --loss.sampler_kl 0.1", "loss.sampler_kl 0.1"),
         ("--loss.kl.place reward --loss.kl.estimator k1 --loss.kl.importance_weighted true", "no gradient to weigh"),
         ("--loss.kl.place reward", "loss.kl.estimator is k3 with loss.kl.place reward"),
         ("--loss.kl.place reward --loss.kl.estimator k2", "Expected loss.kl.estimator k1"),
         ("--loss.kl.estimator k1", "Expected k2 or k3"),
         ("--loss.correction.low 3 --loss.correction.high 2", "loss.correction.low is 3"),
+        ("--loss.surrogate ppo --loss.correction.weight clip", "would be squared"),
+        (
+            "--loss.advantage.tolerance 0.1 --loss.advantage.baseline none --loss.advantage.scale none",
+            "compares no rewards",
+        ),
+        ("--loss.correction.normalized true", "no weight to divide"),
+        ("--loss.selection.covariance_low 5", "loss.selection.covariance_low is 5"),
+        ("--loss.surrogate reinforce --loss.selection.entropy_share 0.2", "nothing corrects"),
+        ("--loss.surrogate gpso", "did you mean gspo?"),
+        ("--loss.surrogate mine:", "or your own module:function"),
+        ("--loss.advantage.function mine", "expected your own module:function"),
+        ("--loss.advantage.function my.rules:mean --loss.advantage.tolerance 0.1", "compares rewards itself"),
+        ("--loss.advantage.function my.rules:mean --loss.dynamic_sampling true", "would be a bias"),
+        ("--loss.advantage.by_function {'math':1}", "weight other than 0 (exact_match)"),
+        (
+            "--loss.advantage.by_function {'exact_match':1} --loss.advantage.scale none --loss.advantage.baseline none",
+            "with loss.advantage.baseline none: expected group",
+        ),
+        ("--loss.advantage.by_function {'exact_match':1} --loss.overlong.buffer_tokens 4", "belongs to no function"),
+        (
+            "--loss.advantage.by_function {'exact_match':1} --loss.kl.place reward --loss.kl.estimator k1",
+            "expected loss.kl.place loss",
+        ),
+        (
+            "--loss.advantage.by_function {'exact_match':1} --reward.gates {'exact_match':1}",
+            "reward.gates has exact_match",
+        ),
         ("--loss.num_minibatches 9", "data.batch_size 8"),
         ("--loss.overlong.buffer_tokens 300", "sampling.max_new_tokens 256"),
         ("--loss.truncated zero --loss.overlong.buffer_tokens 4", "already loses loss.overlong.penalty"),
@@ -86,13 +116,24 @@ def test_an_objective_that_makes_no_sense_is_refused_with_reason_and_key(
     assert "saw {" not in str(error.value)
 
 
+def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.gates names format_regex: .* \(exact_match\)"):
+        loaded(tmp_path, "--reward.gates", "{'format_regex':1}")
+    loaded(tmp_path, "--reward.gates", "{'exact_match':1}")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         "--loss.surrogate reinforce --staleness.max_staleness 0",
         "--loss.surrogate reinforce --loss.correction.gates [geometric]",
+        "--loss.surrogate reinforce --loss.sampler_kl 0.05",
+        "--loss.surrogate my.losses:clipped --loss.proximal recomputed --loss.correction.weight tis",
+        "--loss.advantage.function my.rules:mean",
+        "--loss.surrogate reinforce --loss.correction.weight tis --loss.correction.normalized true",
         "--loss.proximal recomputed --loss.correction.weight tis",
-        "--loss.correction.gates [m2po,opsm,veto]",
+        "--loss.correction.gates [m2po,opsm,veto,k3]",
+        "--loss.surrogate reinforce --loss.correction.weight sequence_clip",
         "--loss.kl.estimator k1 --loss.kl.place reward",
         "--loss.kl.estimator k1 --loss.kl.importance_weighted true",
         "--loss.kl.estimator k2 --loss.kl.importance_weighted true",

@@ -12,7 +12,7 @@ from penstock.contracts import Completion, FinishReason, ScoredGroup
 from penstock.view.advantages import advantages, advantages_of
 from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch
 from penstock_trainer.grpo import advantages as trained
-from penstock_trainer.grpo.advantages import Baseline, Scale
+from penstock_trainer.grpo.advantages import Baseline, Scale, Whitening
 from tests.unit.common.view.conftest import Made
 
 REWARDS = st.lists(st.one_of(st.none(), st.floats(-2, 2, width=16)), min_size=3, max_size=3).filter(
@@ -22,15 +22,16 @@ REWARDS = st.lists(st.one_of(st.none(), st.floats(-2, 2, width=16)), min_size=3,
 
 @pytest.mark.parametrize("baseline", get_args(Baseline))
 @pytest.mark.parametrize("scale", get_args(Scale))
-@given(groups=st.lists(REWARDS, min_size=1, max_size=4))
+@given(groups=st.lists(REWARDS, min_size=1, max_size=4), tolerance=st.sampled_from([0.0, 0.5]))
 def test_they_equal_the_trainers_for_each_baseline_and_scale(
-    groups: list[list[float | None]], baseline: Baseline, scale: Scale
+    groups: list[list[float | None]], baseline: Baseline, scale: Scale, tolerance: float
 ) -> None:
     eps = 0.5  # large: a pair whose scale bounds no distance divides by it alone
     rewards_BG = torch.tensor([[reward or 0.0 for reward in group] for group in groups], dtype=torch.float64)
     valid_BG = torch.tensor([[reward is not None for reward in group] for group in groups])
-    expected = trained(rewards_BG, valid_BG, baseline=baseline, scale=scale, eps=eps).tolist()
-    found = advantages(groups, baseline=baseline, scale=scale, eps=eps)
+    rules = {"eps": eps, "tolerance": tolerance}
+    expected = trained(rewards_BG, valid_BG, baseline=baseline, scale=scale, **rules).tolist()
+    found = advantages(groups, baseline=baseline, scale=scale, **rules)
     for row, seen, wanted in zip(groups, found, expected, strict=True):
         assert [value is None for value in seen] == [reward is None for reward in row]
         given_values = [value for reward, value in zip(row, wanted, strict=True) if reward is not None]
@@ -79,7 +80,30 @@ def _cut_every_other(scored: ScoredGroup) -> ScoredGroup:
     return replace(scored, group=replace(scored.group, completions=found))
 
 
-@pytest.mark.parametrize("change", [{"kl_ctl": 0.1, "loss.kl.place": "reward"}, {"loss.advantage.eps": None}])
+@pytest.mark.parametrize("treatment", ["train", "leave_out"])
+@pytest.mark.parametrize("whitening", ["completions", "tokens"])
+def test_a_steps_whitened_advantages_equal_those_of_its_batch(
+    made: Made, whitening: Whitening, treatment: Literal["train", "leave_out"]
+) -> None:
+    groups = [_cut_every_other(group) for group in made.view._groups(made.view._record(1), 1)]
+    changed = {"loss.advantage.whitening": whitening, "loss.truncated": treatment}
+    found = advantages_of(groups, {**made.run.settings, **changed})
+    batch = make_batch(groups, BatchRules(Overlong(5), truncated=Truncated(treatment), whitening=whitening), version=0)
+    assert found is not None
+    for index, value in batch.advantages.items():
+        assert found[index.group][index.completion] == pytest.approx(value, rel=1e-5)
+    assert len(set(batch.advantages.values())) > 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl_ctl": 0.1, "loss.kl.place": "reward"},
+        {"loss.advantage.eps": None},
+        {"loss.advantage.function": "my_objective:advantages"},
+        {"loss.advantage.by_function": {"math": 1.0}},
+    ],
+)
 def test_there_are_none_if_the_files_do_not_tell(made: Made, change: dict[str, object]) -> None:
     settings = {name: value for name, value in {**made.run.settings, **change}.items() if value is not None}
     assert advantages_of(made.view._groups(made.view._record(1), 1), settings) is None

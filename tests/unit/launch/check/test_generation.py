@@ -4,6 +4,7 @@ from array import array
 
 import pytest
 
+from penstock.config.loss import AdvantageSection
 from penstock.contracts import Score
 from penstock_launch.check.generation import engine_failed, lengths_line, rewards_line, shown
 from penstock_rollout.engine.types import Answer
@@ -22,24 +23,27 @@ def scores(*values: float | None) -> list[Score]:
 
 
 def test_rewards_that_differ_are_a_signal() -> None:
-    line = rewards_line(answers(1, 1, 1), scores(0, 1, 0.5), always_a_signal=False)
+    line = rewards_line(answers(1, 1, 1), scores(0, 1, 0.5), AdvantageSection())
     assert (line.verdict, line.seen) == ("ok", "3 from 0 to 1, mean 0.5")
 
 
 @pytest.mark.parametrize(("text", "same"), [("7", "; the completions are the same, too"), ("", "")])
 def test_rewards_that_are_all_equal_are_a_warning(text: str, same: str) -> None:
-    line = rewards_line(answers(1, 1, text=text), scores(0.25, 0.25), always_a_signal=False)
+    line = rewards_line(answers(1, 1, text=text), scores(0.25, 0.25), AdvantageSection())
     assert (line.verdict, line.seen) == ("warning", f"all 2 are 0.25{same}: such a group has no gradient")
     assert "reward.functions" in line.advice
 
 
 def test_equal_rewards_are_no_warning_if_advantages_are_not_relative_to_the_group() -> None:
-    assert rewards_line(answers(1, 1), scores(1, 1), always_a_signal=True).verdict == "ok"
+    assert rewards_line(answers(1, 1), scores(1, 1), AdvantageSection(baseline="none", scale="none")).verdict == "ok"
+    near = rewards_line(answers(1, 1), scores(1, 1.25), AdvantageSection(tolerance=0.25))
+    assert near.verdict == "warning"
+    assert "within loss.advantage.tolerance 0.25" in near.seen
 
 
 def test_failed_rewards_are_counted_with_the_first_reason() -> None:
-    some = rewards_line(answers(1, 1, 1), scores(None, 1, 0), always_a_signal=False)
-    none = rewards_line(answers(1, 1), scores(None, None), always_a_signal=False)
+    some = rewards_line(answers(1, 1, 1), scores(None, 1, 0), AdvantageSection())
+    none = rewards_line(answers(1, 1), scores(None, None), AdvantageSection())
     assert (some.verdict, none.verdict) == ("warning", "problem")
     assert some.seen == "1 of 3 rewards failed; the first: boom; the others: 0 to 1, mean 0.5"
     assert none.seen == "all 2 rewards failed; the first: boom"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.contracts import Score
 from penstock_reward.processes.messages import Outcome
 from penstock_reward.scoring.combine import Verdict
 from penstock_reward.scoring.combine import combine as combine_within
@@ -90,3 +91,18 @@ def test_one_failure_always_wins(given_values: dict[str, tuple[float, float]], d
     score = combine({name: weight for name, (weight, _) in given_values.items()}, outcomes).score
     assert score.value is None
     assert score.failure == f"{broken}: gone"
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [(1.0, 0.5 * 1.0 + 2.0 * 3.0), (0.75, 0.5 * 0.75 + 2.0 * 3.0), (0.5, 0.5 * 0.5), (-1.0, 0.5 * -1.0)],
+)
+def test_a_function_with_a_gate_decides_whether_the_others_count(form: float, expected: float) -> None:
+    weights, outcomes = {"form": 0.5, "math": 2.0}, {"form": value(form), "math": value(3.0)}
+    verdict = combine_within(weights, outcomes, 1e6, {"form": 0.75, "not called for this row": 1.0})
+    assert verdict.score == Score(expected, values=(form, 3.0))
+
+
+def test_a_gate_that_is_shut_hides_no_failure() -> None:
+    outcomes = {"form": value(0.0), "math": Outcome(None, 1.0, "timeout", "killed after 10 s")}
+    assert combine_within({"form": 1.0, "math": 1.0}, outcomes, 1e6, {"form": 1.0}).score.value is None

@@ -2,7 +2,7 @@
 
 Written from the papers and not from the code under test. A completion is a list of tokens; every function returns what
 belongs to one of them. Sources of the corrections: geometric means of completions (Liu and Li, "When Speed Kills
-Stability", part 3), vetoes (verl's rollout correction), OPSM (DeepSeek-V3.2, arXiv 2512.02556), M2PO (arXiv
+Stability", part 3), k3 and vetoes (verl's rollout correction), OPSM (DeepSeek-V3.2, arXiv 2512.02556), M2PO (arXiv
 2510.01161).
 """
 
@@ -15,7 +15,7 @@ CLAMP = 20.0
 
 @dataclass(frozen=True)
 class Token:
-    """l now and at the start of the update, l_b, l_r, versions from sampler to trainer, entropy."""
+    """l now and at the start of the update, l_b, l_r, versions from sampler to trainer, entropy, draw."""
 
     own: float
     old: float
@@ -23,6 +23,7 @@ class Token:
     reference: float
     lag: int
     entropy: float
+    draw: float = 0.0
 
     @property
     def is_usable(self) -> bool:
@@ -49,6 +50,9 @@ class Choice:
     kl: Literal["", "k1", "k2", "k3"] = ""
     kl_weighted: bool = False
     bonus: float = 0.0
+    sampler_kl: float = 0.0
+    normalized: bool = False
+    selection: Literal["", "entropy", "clip_cov", "kl_cov"] = ""
 
 
 EPS_LOW, EPS_HIGH, DUAL = 0.2, 0.28, 3.0
@@ -56,6 +60,8 @@ TAU_POSITIVE, TAU_NEGATIVE = 1.0, 1.05
 TV, BINARY_KL = 0.1, 0.05
 LOW, HIGH = 0.5, 2.0
 GEOMETRIC_LOW, GEOMETRIC_HIGH = 0.9, 1.1
+K3_HIGH = 0.03
+SHARE, COV_LOW, COV_HIGH, COV_KL = 0.3, 0.1, 2.0, 0.7
 VETO_LOW, VETO_HIGH = 1e-4, 100.0
 DELTA, KL_CTL, TAU = 0.1, 0.3, 0.04
 
@@ -148,8 +154,10 @@ def importance(row: Row, token: Token, choice: Choice) -> float:
     return {
         "none": 1.0,
         "tis": min(value, HIGH),
+        "clip": max(LOW, min(value, HIGH)),
         "mask": value if LOW <= value <= HIGH else 0.0,
         "sequence_tis": min(product, HIGH),
+        "sequence_clip": max(LOW, min(product, HIGH)),
         "sequence_mask": product if LOW <= product <= HIGH else 0.0,
     }[choice.weight]
 
@@ -160,6 +168,9 @@ def passes(row: Row, choice: Choice) -> bool:
     if choice.gate == "geometric":
         mean = math.prod(math.exp(to_trainer(each, choice.proximal)) for each in usable) ** (1 / len(usable))
         return GEOMETRIC_LOW <= mean <= GEOMETRIC_HIGH
+    if choice.gate == "k3":  # verl's seq_mean_k3: the mean over the tokens of exp(x) - 1 - x
+        logs = [to_trainer(each, choice.proximal) for each in usable]
+        return sum(math.exp(x) - 1 - x for x in logs) / len(logs) <= K3_HIGH
     if choice.gate == "veto":
         ratios = [math.exp(to_trainer(each, choice.proximal)) for each in usable]
         return min(ratios) >= VETO_LOW and max(ratios) <= VETO_HIGH
@@ -178,6 +189,34 @@ def largest_kept_square(rows: list[Row]) -> float:
     while squares and sum(squares) / len(squares) >= TAU:
         squares = [each for each in squares if each < squares[-1]]
     return squares[-1] if squares else -1.0
+
+
+def mean_importance(rows: list[Row], choice: Choice) -> float:
+    """verl's rollout_is_batch_normalize: over tokens, or over sequences; without what a mask has dropped."""
+    usable = [(row, [each for each in row.tokens if each.is_usable]) for row in rows]
+    if choice.weight.startswith("sequence"):
+        values = [importance(row, tokens[0], choice) for row, tokens in usable if tokens]
+    else:
+        values = [importance(row, each, choice) for row, tokens in usable for each in tokens]
+    kept = [value for value in values if value > 0]
+    return sum(kept) / len(kept)
+
+
+def selected(rows: list[Row], choice: Choice) -> list[Token]:
+    """entropy: the tokens that stay; clip_cov: those that are dropped; kl_cov: those that are held."""
+    flat = [(row.advantage, token) for row in rows for token in row.tokens if token.is_usable]
+    mean_advantage = sum(advantage for advantage, _ in flat) / len(flat)
+    mean_own = sum(token.own for _, token in flat) / len(flat)
+    covariances = [((advantage - mean_advantage) * (token.own - mean_own), token) for advantage, token in flat]
+    if choice.selection == "entropy":
+        by_entropy = sorted((token for _, token in flat), key=lambda token: -token.entropy)
+        return by_entropy[: math.ceil(SHARE * len(flat))]
+    count = max(int(SHARE * len(flat)), 1)
+    if choice.selection == "kl_cov":
+        return [token for _, token in sorted(covariances, key=lambda pair: -pair[0])[:count]]
+    between = [token for value, token in covariances if COV_LOW < value < COV_HIGH]
+    assert len(between) > 1
+    return sorted(between, key=lambda token: token.draw)[:count]
 
 
 def kl(token: Token, choice: Choice) -> tuple[float, float]:
@@ -199,6 +238,8 @@ def loss_and_gradient(rows: list[Row], choice: Choice) -> tuple[float, list[floa
     """The loss, and its derivatives by every l and by every entropy, in the order of rows and tokens."""
     total, by_logprob, by_entropy = 0.0, [], []
     largest = largest_kept_square(rows) if choice.gate == "m2po" else math.inf
+    mean = mean_importance(rows, choice) if choice.normalized else 1.0
+    chosen = {id(token) for token in selected(rows, choice)} if choice.selection else set()
     for row in rows:
         for token in row.tokens:
             if not token.is_usable:
@@ -206,12 +247,20 @@ def loss_and_gradient(rows: list[Row], choice: Choice) -> tuple[float, list[floa
                 by_entropy.append(0.0)
                 continue
             is_kept = passes(row, choice) and to_policy(token) ** 2 <= largest
-            factor = importance(row, token, choice) if is_kept else 0.0
+            is_chosen = id(token) in chosen
+            if (choice.selection == "entropy" and not is_chosen) or (choice.selection == "clip_cov" and is_chosen):
+                is_kept = False
+            factor = importance(row, token, choice) / mean if is_kept else 0.0
             value, slope = surrogate(row, token, choice)
+            if choice.selection == "kl_cov" and is_chosen:
+                x, dx = clamped(token.own - anchor(token, choice.proximal))
+                value, slope = value + COV_KL * abs(x), slope + COV_KL * math.copysign(1.0, x) * dx
             value, slope = factor * value, factor * slope
             if choice.kl:
                 kl_value, kl_slope = kl(token, choice)
                 value, slope = value + KL_CTL * kl_value, slope + KL_CTL * kl_slope
+            x, dx = clamped(token.own - token.behaviour)  # DRO: beta / 2 times the square
+            value, slope = value + choice.sampler_kl / 2 * x**2, slope + choice.sampler_kl * x * dx
             total += row.weight * (value - choice.bonus * token.entropy)
             by_logprob.append(row.weight * slope)
             by_entropy.append(-row.weight * choice.bonus)

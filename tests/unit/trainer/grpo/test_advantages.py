@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from penstock.config import LossSection
 from penstock.config.loss import AdvantageSection
-from penstock_trainer.grpo import Baseline, Scale, advantages
+from penstock_trainer.grpo import Baseline, Scale, advantages, varies, whitened
 
 EPS = 1e-6
 
@@ -140,6 +140,39 @@ def test_the_pairs_that_divide_by_eps_alone_are_refused(baseline: Baseline, scal
     rows = [[1.0, 1.0, 1.0]] if scale == "batch" else [[1.0, 1.0, 1.0], [4.0, 0.0, 0.0]]
     assert abs(computed(rows, baseline, scale)[0][0]) > 1e5
     assert not is_accepted(baseline, scale)
+
+
+@pytest.mark.parametrize(("baseline", "scale"), [c for c in COMBINATIONS if c[0] in ("group", "leave_one_out")])
+def test_rewards_within_the_tolerance_are_equal_and_change_no_other_group(baseline: Baseline, scale: Scale) -> None:
+    rewards = torch.tensor([[1.0, 1.25, 1.125], [1.0, 1.5, 1.0]]).double()
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    plain, tolerant = (
+        advantages(rewards, valid, baseline=baseline, scale=scale, eps=EPS, tolerance=tolerance)
+        for tolerance in (0.0, 0.25)
+    )
+    assert plain[0].abs().max() > 0.1
+    assert tolerant[0].tolist() == [0.0] * 3
+    assert tolerant[1].tolist() == plain[1].tolist()
+    for tolerance, expected in ((0.0, True), (0.25, False)):
+        assert varies([1.0, None, 1.25], tolerance) == expected
+
+
+COUNTED = st.lists(st.tuples(st.integers(-40, 40).map(lambda n: n / 8), st.integers(0, 5)), min_size=2, max_size=8)
+
+
+@given(COUNTED)
+def test_whitening_is_that_of_a_list_with_an_entry_for_each_token(pairs: list[tuple[float, int]]) -> None:
+    """verl's masked_whiten, without its padding."""
+    entries = [value for value, count in pairs for _ in range(count)]
+    values, counts = (torch.tensor([column]).double() for column in zip(*pairs, strict=True))
+    found = whitened(values, counts, eps=EPS)[0].tolist()
+    if len(set(entries)) < 2:
+        assert found == [0.0] * len(pairs)
+        return
+    mean, deviation = statistics.fmean(entries), statistics.stdev(entries)
+    expected = [(value - mean) / (deviation + EPS) if count else 0.0 for value, count in pairs]
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert max(map(abs, found)) <= len(entries) ** 0.5
 
 
 @given(st.lists(st.lists(st.integers(0, 8).map(float), min_size=4, max_size=4), min_size=1, max_size=3))

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -33,17 +34,24 @@ SURROGATES: dict[str, grpo.Surrogate] = {
 WEIGHTS: dict[str, grpo.Weight | None] = {
     "none": None,
     "tis": partial(grpo.truncated_weight, high=ref.HIGH),
+    "clip": partial(grpo.clipped_weight, low=ref.LOW, high=ref.HIGH),
     "mask": partial(grpo.masked_weight, low=ref.LOW, high=ref.HIGH),
     "sequence_tis": partial(grpo.sequence_truncated_weight, high=ref.HIGH),
+    "sequence_clip": partial(grpo.sequence_clipped_weight, low=ref.LOW, high=ref.HIGH),
     "sequence_mask": partial(grpo.sequence_masked_weight, low=ref.LOW, high=ref.HIGH),
 }
 GATES: dict[str, grpo.Gate] = {
     "geometric": partial(grpo.geometric_gate, low=ref.GEOMETRIC_LOW, high=ref.GEOMETRIC_HIGH),
+    "k3": partial(grpo.k3_gate, high=ref.K3_HIGH),
     "veto": partial(grpo.veto_gate, low=ref.VETO_LOW, high=ref.VETO_HIGH),
     "opsm": partial(grpo.off_policy_gate, delta=ref.DELTA),
 }
-BATCH_GATES: dict[str, grpo.BatchGate] = {"m2po": partial(grpo.second_moment_batch_gate, tau=ref.TAU)}
-ALL_GATES = (*GATES, *BATCH_GATES)
+STEP_GATES: dict[str, grpo.StepGate] = {"m2po": partial(grpo.second_moment_step_gate, tau=ref.TAU)}
+ALL_GATES = (*GATES, *STEP_GATES)
+SELECTING: dict[str, grpo.StepGate] = {
+    "entropy": partial(grpo.entropy_step_gate, share=ref.SHARE),
+    "clip_cov": partial(grpo.clip_cov_step_gate, share=ref.SHARE, low=ref.COV_LOW, high=ref.COV_HIGH),
+}
 CHOICES = [
     *(Choice(surrogate=name) for name in SURROGATES),
     *(Choice(surrogate=name, proximal=RECOMPUTED, weight="tis") for name in ("ppo", "gspo", "cispo", "sapo")),
@@ -57,7 +65,19 @@ CHOICES = [
     *(Choice(surrogate="reinforce", weight="tis", gate=name) for name in ALL_GATES),
     *(Choice(kl=name, kl_weighted=weighted) for name in ("k1", "k2", "k3") for weighted in (False, True)),
     Choice(bonus=0.01, kl="k3"),
+    Choice(surrogate="reinforce", sampler_kl=0.2),
+    *(Choice(surrogate="reinforce", weight=name, normalized=True) for name in WEIGHTS if name != "none"),
+    Choice(proximal=RECOMPUTED, weight="clip", normalized=True, gate="m2po"),
+    *(Choice(surrogate=name, selection="entropy") for name in ("ppo", "reinforce")),
+    Choice(selection="clip_cov"),
+    Choice(proximal=APPROXIMATED, weight="tis", selection="clip_cov", gate="opsm"),
+    Choice(surrogate="cispo", selection="kl_cov"),
+    Choice(proximal=RECOMPUTED, weight="tis", selection="kl_cov"),
+    Choice(surrogate="dppo_tv", sampler_kl=0.2, gate="veto"),
 ]
+
+
+KL_COV = partial(grpo.kl_cov_step_surrogate, share=ref.SHARE, coefficient=ref.COV_KL)
 
 
 def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) -> list[Row]:
@@ -68,7 +88,7 @@ def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) ->
         own = -0.05 - 3 * source.random()
         behaviour = min(own + spread * source.gauss(0, 1), -1e-3)
         old = min(own + 0.1 * source.gauss(0, 1), -1e-3)
-        return Token(own, old, behaviour, own + 0.4 * source.gauss(0, 1), lag, source.random())
+        return Token(own, old, behaviour, own + 0.4 * source.gauss(0, 1), lag, source.random(), source.random())
 
     rows = [
         Row(tuple(token(source.randrange(4)) for _ in range(length)), advantage, weight)
@@ -103,18 +123,21 @@ def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) ->
 
 
 def objective_of(choice: Choice, tokens: Tokens) -> Objective:
-    """tokens: all that are trained together, which a gate of the batch depends on."""
+    """tokens: all that are trained together, which parts of the objective depend on."""
     gates = {choice.gate: GATES[choice.gate]} if choice.gate in GATES else {}
-    batch_gates = {choice.gate: BATCH_GATES[choice.gate]} if choice.gate in BATCH_GATES else {}
-    mask_N = grpo.usable(tokens)
-    log_w_N = grpo.log_ratio(tokens.logprobs_N.detach(), tokens.behaviour_logprobs_N, mask_N)
-    return Objective(
+    all_step_gates = {**STEP_GATES, **SELECTING}
+    step_gates = {name: all_step_gates[name] for name in (choice.gate, choice.selection) if name in all_step_gates}
+    unit: Literal["tokens", "sequences"] = "sequences" if choice.weight.startswith("sequence") else "tokens"
+    objective = Objective(
         surrogate=SURROGATES[choice.surrogate],
         proximal=choice.proximal,
-        correction=grpo.Correction(WEIGHTS[choice.weight], gates, batch_gates).prepared(log_w_N[mask_N]),
+        correction=grpo.Correction(WEIGHTS[choice.weight], gates, step_gates, unit if choice.normalized else None),
         kl=KlTerm(ref.KL_CTL, choice.kl, choice.kl_weighted) if choice.kl else None,
+        sampler_kl=choice.sampler_kl,
         entropy_bonus=choice.bonus,
+        step_surrogate=KL_COV if choice.selection == "kl_cov" else None,
     )
+    return objective.prepared(objective.step_tokens(tokens))
 
 
 def tokens_of(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Tokens:
@@ -134,6 +157,7 @@ def tokens_of(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Tokens
         lag_N=tensor([token.lag for *_, token in flat]),
         reference_logprobs_N=tensor([token.reference for *_, token in flat]),
         entropy_N=tensor([token.entropy for *_, token in flat]).requires_grad_(),
+        draw_N=tensor([token.draw for *_, token in flat]),
     )
 
 
@@ -200,7 +224,7 @@ def test_the_order_of_completions_does_not_matter(choice: Choice) -> None:
     assert moved_gradient == pytest.approx(expected, rel=1e-12)
 
 
-ON_POLICY = [choice for choice in CHOICES if not choice.kl and choice.surrogate != "gspo"]
+ON_POLICY = [c for c in CHOICES if not (c.kl or c.selection) and c.surrogate != "gspo"]
 
 
 @pytest.mark.parametrize("choice", ON_POLICY, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
@@ -219,7 +243,9 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(choice: Choice)
 
 
 @pytest.mark.parametrize(
-    "choice", [c for c in CHOICES if not c.kl], ids=lambda c: "-".join(map(str, asdict(c).values()))
+    "choice",
+    [c for c in CHOICES if not (c.kl or c.sampler_kl or c.selection == "kl_cov")],
+    ids=lambda c: "-".join(map(str, asdict(c).values())),
 )
 def test_a_zero_advantage_has_exactly_no_gradient(choice: Choice) -> None:
     rows = [replace(row, advantage=0.0) for row in example_rows()]
@@ -361,7 +387,12 @@ def test_without_tokens_nothing_is_measured() -> None:
     statistics = asdict(Statistics.of(Sums({"non_finite": 3.0, "loss_entropy": -0.5})))
     assert statistics.pop("masked") == {"non_finite": 1.0}
     assert (statistics.pop("num_tokens"), statistics.pop("num_non_finite")) == (0, 3)
-    assert [statistics.pop(f"loss_{part}") for part in ("policy", "kl", "entropy")] == [0.0, 0.0, -0.5]
+    assert [statistics.pop(f"loss_{part}") for part in ("policy", "kl", "sampler_kl", "entropy")] == [
+        0.0,
+        0.0,
+        0.0,
+        -0.5,
+    ]
     assert all(math.isnan(value) for value in statistics.values()), statistics
     nothing = Statistics.of(Sums())
     assert all(map(math.isnan, (nothing.loss_policy, nothing.clipped_ratio, nothing.masked["non_finite"])))

@@ -25,16 +25,17 @@ def test_the_second_moment_gate_drops_no_more_than_it_must(tau: float) -> None:
     assert grpo.moment_threshold(torch.tensor([0.3, -0.3, 0.3]), 0.09) == pytest.approx(0.09)  # ties: all or none
 
 
-def test_a_gate_of_the_batch_is_made_of_all_its_log_ratios() -> None:
+def test_a_gate_of_the_step_is_made_of_all_its_log_ratios() -> None:
     log_w = torch.tensor([0.1, -0.6, 0.2, 0.3])
     ratios = grpo.SamplerRatios(*(log_w[:2],) * 3)
     zeros, mask = torch.zeros(2), torch.ones(2, dtype=torch.bool)
     tokens = grpo.Tokens(zeros, zeros, zeros, zeros, torch.zeros(2, dtype=torch.int64), num_sequences=1)
-    gate = partial(grpo.second_moment_batch_gate, tau=0.06)
-    correction = grpo.Correction(batch_gates={"m2po": gate})
-    with pytest.raises(ValueError, match="m2po need all log-ratios"):
+    gate = partial(grpo.second_moment_step_gate, tau=0.06)
+    correction = grpo.Correction(step_gates={"m2po": gate})
+    with pytest.raises(ValueError, match="m2po need all tokens"):
         correction(tokens, ratios, mask)
-    weight, dropped = correction.prepared(log_w)(tokens, ratios, mask)
+    step = grpo.StepTokens(log_w, *(torch.zeros(4),) * 6)
+    weight, dropped = correction.prepared(step)(tokens, ratios, mask)
     assert weight.tolist() == [1.0, 0.0]
     assert {name: each.tolist() for name, each in dropped.items()} == {"m2po": [False, True]}
 

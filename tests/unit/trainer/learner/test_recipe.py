@@ -13,6 +13,7 @@ from torch import Tensor
 from penstock.config import OptimizerSection
 from penstock.contracts import Completion, PolicyIdentity, ScoredGroup, VersionSpan
 from penstock_trainer.batching.batch import BatchRules, Overlong, make_batch
+from penstock_trainer.grpo import Baseline
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.optimizer import schedule_factor
 from penstock_trainer.learner.recipe import advantage_test, gradient_test
@@ -48,12 +49,12 @@ def test_mini_batches_are_optimizer_steps_on_shares_of_the_groups(model_folder: 
 def test_the_parts_of_the_loss_add_up_to_it(model_folder: Path, tmp_path: Path, num_minibatches: int) -> None:
     other = save_tiny_model(tmp_path / "other")
     _perturb(other)
-    loss = {"entropy_bonus": 0.3, "num_minibatches": num_minibatches}
+    loss = {"entropy_bonus": 0.3, "sampler_kl": 0.5, "num_minibatches": num_minibatches}
     result = Learner(config_for(model_folder, kl_ctl=0.5, ref={"path": str(other)}, loss=loss)).update(
         example_groups(num_groups=5), version=0
     )
     statistics = result.statistics
-    parts = [statistics.loss_policy, statistics.loss_kl, statistics.loss_entropy]
+    parts = [statistics.loss_policy, statistics.loss_kl, statistics.loss_sampler_kl, statistics.loss_entropy]
     assert result.loss == pytest.approx(sum(parts), rel=1e-5)
     assert all(abs(part) > 0.01 for part in parts)
 
@@ -70,7 +71,17 @@ def test_a_recomputed_proximal_policy_is_that_of_the_start_of_the_update(
 
 
 @pytest.mark.parametrize(
-    "loss", [{"correction": {"gates": ["m2po"], "m2po_tau": 0.1}}, DECOUPLED, {"surrogate": "gspo"}]
+    "loss",
+    [
+        {"correction": {"gates": ["m2po"], "m2po_tau": 0.1}},
+        DECOUPLED,
+        {"surrogate": "gspo"},
+        {"surrogate": "reinforce", "correction": {"weight": "sequence_tis", "normalized": True}},
+        {"selection": {"entropy_share": 0.3}},
+        {"selection": {"covariance": "clip", "covariance_share": 0.2, "covariance_low": 0.01}},
+        {"selection": {"covariance": "kl", "covariance_share": 0.2}, **DECOUPLED},
+        {"advantage": {"baseline": "none", "scale": "none", "whitening": "tokens"}},
+    ],
 )
 def test_micro_batches_give_the_same_step_where_completions_or_batches_count(
     model_folder: Path, loss: dict[str, Any]
@@ -85,8 +96,16 @@ def test_micro_batches_give_the_same_step_where_completions_or_batches_count(
     assert results[0].statistics.masked == pytest.approx(results[1].statistics.masked)
     assert results[0].loss == pytest.approx(results[1].loss, abs=1e-5)
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-4)
-    if "correction" in loss and "gates" in loss["correction"]:
-        assert 0 < results[0].statistics.masked["m2po"] < 1
+    for gate in results[0].statistics.masked.keys() & {"m2po", "entropy", "clip_cov"}:
+        assert 0 < results[0].statistics.masked[gate] < 1
+
+
+@pytest.mark.parametrize(
+    "loss", [{"correction": M2PO}, {"selection": {"entropy_share": 0.3, "covariance": "kl"}}], ids=["gate", "selection"]
+)
+def test_a_batch_without_a_gradient_has_no_figures_of_its_tokens(model_folder: Path, loss: dict[str, Any]) -> None:
+    group = scored_group(0, [4, 5], [completion([7, 8], [-3.0, -3.0]), completion([9], [-4.0])], [1.0, 1.0])
+    assert not Learner(config_for(model_folder, loss=loss)).update([group], version=0).changed
 
 
 @pytest.mark.parametrize(
@@ -227,6 +246,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "leave one out": {"loss": {"advantage": {"baseline": "leave_one_out", "scale": "none"}}},
     "no baseline": {"loss": {"advantage": {"baseline": "none", "scale": "none"}}},
     "mean": {"loss": {"advantage": {"scale": "mean"}}},
+    "tolerance": {"loss": {"advantage": {"tolerance": 0.5}}},
+    "a tolerance that is too large": {"loss": {"advantage": {"tolerance": 1.0}}},
     "overlong": {"loss": {"overlong": {"buffer_tokens": 7}}},
     "leave out": {"loss": {"truncated": "leave_out"}},
     "leave out, kl": {"kl_ctl": 0.1, "loss": {"truncated": "leave_out"}},
@@ -287,6 +308,31 @@ def test_equal_rewards_stop_a_run_whatever_else_has_a_gradient() -> None:
     for objective in ("kl", "entropy", "kl in the reward"):
         config = config_for(Path("unused"), **OBJECTIVES[objective])
         assert (gradient_test(config)(group), advantage_test(config)(group)) == (True, False)
+
+
+@pytest.mark.parametrize("baseline", ["none", "group"])
+def test_reinforce_pp_has_a_mean_of_0_and_a_variance_of_1_over_the_tokens_of_the_batch(baseline: Baseline) -> None:
+    """Over all mini-batches together, whether they hold a group of equal rewards or not, and without what failed."""
+    lengths = [[2, 5, 1], [3, 3, 4]]
+    rewards: list[list[float | None]] = [[1.0, 0.0, None], [0.5, 0.5, 0.5]]
+    groups = [
+        scored_group(number, [4], [completion([7] * n, [-1.0] * n) for n in row], values)
+        for number, (row, values) in enumerate(zip(lengths, rewards, strict=True))
+    ]
+    rules = BatchRules(Overlong(8), baseline=baseline, scale="none", whitening="tokens", num_minibatches=2)
+    batch = make_batch(groups, rules, version=0)
+    assert len(batch.minibatches) == 2
+    assert len(batch.samples) == len(batch.advantages) == 5
+    tokens = [sample.advantage for sample in batch.samples for _ in range(sample.num_loss_tokens)]
+    assert math.fsum(tokens) == pytest.approx(0.0, abs=1e-4)
+    assert math.fsum(value**2 for value in tokens) / (len(tokens) - 1) == pytest.approx(1.0, rel=1e-4)
+    assert batch.counts.num_degenerate_groups == 1
+
+
+def test_equal_rewards_still_stop_a_run_whose_advantages_are_whitened() -> None:
+    group = scored_group(0, [4], [completion([7], [-1.0])] * 2, [1.0, 1.0])
+    config = config_for(Path("unused"), loss={"advantage": {"whitening": "tokens"}})
+    assert (gradient_test(config)(group), advantage_test(config)(group)) == (True, False)
 
 
 def test_lengths_show_a_bias_towards_long_or_short_completions() -> None:
