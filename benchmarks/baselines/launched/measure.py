@@ -37,7 +37,8 @@ from penstock.records import RunRecords
 from penstock.runtime.process import tied_command
 
 CPU_SECONDS = ".cpu.json"  # what each life of the run used, but for one that ended with this process
-DIGEST = ".digest"  # On a machine that does other work, a process may get no time for minutes. None of this decides what is computed.
+DIGEST = ".digest"  # of the configuration with which the run began
+# On a machine that does other work, a process may get no time for minutes. None of this decides what is computed.
 PATIENCE = {
     "run.stall_seconds": "3600",
     "staleness.heartbeat_seconds": "120",
