@@ -22,7 +22,7 @@ from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 # The allowed labels. Each has few values, fixed by code or configuration; none is a ticket, group, process or host.
 LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}
-LABELS |= {"end", "waits_for", "code", "event"}
+LABELS |= {"end", "waits_for", "code", "event", "sender"}
 NOT_BASE_UNITS = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|mib|gib|percent|pct)(_total)?$")
 REGISTRIES = [each.registry for each in (RolloutMetrics(), AgentMetrics(), RewardMetrics(), TrainerMetrics())]
 

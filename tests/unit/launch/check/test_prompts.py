@@ -43,11 +43,10 @@ def test_two_prompts_and_all_lengths_are_shown(tmp_path: Path, tiny_model: Path)
 @pytest.mark.parametrize(
     ("sections", "texts"),
     [
-        ({"sampling": {"stop": ["1+1"], "max_new_tokens": 4}}, ("sampling.stop", "'1+1'", "expected")),
         ({"rollout": {"engine": {"context_length": 14}}}, ("line 2: the prompt has 5 tokens: expected at most 4",)),
         ({"rollout": {"engine": {"max_total_tokens": 14}}}, ("line 2: the prompt has 5 tokens: expected at most 4",)),
     ],
-    ids=["stop string of several tokens", "context", "key-value cache"],
+    ids=["context", "key-value cache"],
 )
 def test_what_the_trainer_would_refuse_is_a_problem(
     tmp_path: Path, tiny_model: Path, sections: dict[str, object], texts: tuple[str, ...]
