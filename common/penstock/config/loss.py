@@ -7,12 +7,13 @@ stale groups. Formulas and sources are in `penstock_trainer.grpo`; presets in ex
 import difflib
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from penstock.config.types import Count, Section
 
 Positive = Annotated[float, Field(gt=0)]
 SURROGATES = ("ppo", "gspo", "cispo", "sapo", "dppo_tv", "dppo_kl", "vespo", "reinforce")
+SURROGATE_SCHEMA = {"anyOf": [{"enum": list(SURROGATES)}, {"type": "string", "pattern": ".:."}]}
 CLIPPED_RATIO = ("ppo", "gspo", "cispo", "sapo")  # measure from an anchor
 BEHAVIOUR_ONLY = ("dppo_tv", "dppo_kl", "vespo")  # are defined against the sampler's log-probabilities
 SCALED_BASELINES = {  # those from which rewards lie no further than a multiple of the scale
@@ -179,7 +180,7 @@ class LossSection(Section):
 
     advantage: AdvantageSection = AdvantageSection()
     """Advantages."""
-    surrogate: Annotated[str, AfterValidator(_known_or_own)] = "ppo"
+    surrogate: Annotated[str, AfterValidator(_known_or_own), WithJsonSchema(SURROGATE_SCHEMA)] = "ppo"
     """The loss of a token: ppo, gspo, cispo, sapo, dppo_tv, dppo_kl, vespo, reinforce, or your own `module:function`
     (docs/objectives.md)."""
     modules_path: str = "."
