@@ -78,6 +78,7 @@ class ScaleRun:
                         task.cancel()
                     await asyncio.gather(sampling, disturbing, return_exceptions=True)
                 await asyncio.to_thread(self._stop_trainer)
+                await watch.look()  # the version of its last steps
         finally:
             await client.aclose()
         return self._read(few, many, samples, watch.num_versions)
