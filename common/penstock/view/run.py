@@ -17,15 +17,14 @@ from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
 from penstock.records.dead_letters import DeadLetterLine
 from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
-from penstock.records.files import EVALUATIONS_FILE, STEP_FILES, read_document
+from penstock.records.files import DEAD_FILE, DROPPED_FILE, EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
 from penstock.records.samples import DroppedLine
 from penstock.records.step_numbers import id_of, number_of
 from penstock.view.advantages import advantages_of
 from penstock.view.curves import Curve
-from penstock.view.dead_letters import dead_letters
-from penstock.view.dropped import dropped
 from penstock.view.groups import Advantages, beside, prompt_of, summary
+from penstock.view.last_lines import newest
 from penstock.view.lines import LineIndex
 from penstock.view.log_ratios import LogRatioReader, StepLogRatios, largest_of
 from penstock.view.pieces import Pieces
@@ -234,13 +233,21 @@ class RunView:
         return {**self._end_of(number), "draws": draws}
 
     def dropped(self, reason: str, ticket: int | None, limit: int) -> list[DroppedLine]:
-        """Completions without a reward that the run kept of dropped groups, the newest first."""
-        lines = dropped(self._records.folder, reason, ticket, limit)
+        """Completions without a reward that the run kept of dropped groups, the newest first.
+
+        reason: why their group was dropped, "": any. ticket: None: of any.
+        """
+
+        def fits(line: DroppedLine) -> bool:
+            return reason in ("", line.dropped) and ticket in (None, line.ticket)
+
+        lines = newest(self._records.folder / DROPPED_FILE, DroppedLine, fits, limit)
         return [msgspec.structs.replace(line, step=number_of(line.step)) for line in lines]
 
     def dead_letters(self, ticket: str | None, limit: int) -> list[DeadLetterLine]:
-        """Messages that no service could use, the newest first."""
-        return dead_letters(self._records.folder, ticket, limit)
+        """Messages that no service could use, the newest first. ticket: as the message says; None: of any."""
+        path = self._records.folder / DEAD_FILE
+        return newest(path, DeadLetterLine, lambda line: ticket in (None, line.ticket), limit)
 
     def timeline(self, first: int, last: int) -> Answer:
         """Bars of the trainer and the servers, and pushes, over the steps first to last."""
