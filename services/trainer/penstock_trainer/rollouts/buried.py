@@ -33,8 +33,11 @@ class BuriedMessages:
         """Write a line for each letter that has none."""
         async for letter in self._letters.letters(after=self._last):
             parts = await self._letters.parts(letter)
-            await asyncio.to_thread(self._file.add, [_line(letter, parts)])
+            await asyncio.to_thread(self._write, letter, parts)
             self._last = letter.entry_id
+
+    def _write(self, letter: DeadLetter, parts: Parts) -> None:
+        self._file.add([_line(letter, parts)])
 
 
 def _id_of(line: bytes) -> str:
