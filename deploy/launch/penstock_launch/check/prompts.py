@@ -33,7 +33,7 @@ def samples_of(config: Config, rows: Sequence[Row]) -> list[Sample]:
         prompts = episode_rows(rows, config.data.system_prompt)
     else:
         tokenizer = load_vocabulary(config.actor.path).tokenizer
-        chat = Chat(tokenizer, config.data.system_prompt, config.data.template_options, config.data.prompt_template)
+        chat = Chat.of_run(tokenizer, config.data)
         prompts = encode_rows(rows, tokenizer, chat)
     return [
         Sample(row.place, prompt.text, prompt.answer, prompt.reward, prompt.metadata)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from penstock.config import DataSection
 from penstock.config.training import PROMPT_PLACE
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.rows import Message, Row
@@ -52,6 +53,11 @@ class Chat:
         self._opens = False
         self._prompt_template = prompt_template
         self.system_prompt = system_prompt
+
+    @classmethod
+    def of_run(cls, tokenizer: Tokenizer, data: DataSection) -> "Chat":
+        """The templates of a run."""
+        return cls(tokenizer, data.system_prompt, data.template_options, data.prompt_template)
 
     def worded(self, prompt: str) -> str:
         """A plain prompt in the run's template, if there is one.

@@ -110,9 +110,7 @@ def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Ro
 
 def _token_prompts(config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     longest = _longest(config, vocabulary) - config.sampling.max_new_tokens
-    chat = Chat(
-        vocabulary.tokenizer, config.data.system_prompt, config.data.template_options, config.data.prompt_template
-    )
+    chat = Chat.of_run(vocabulary.tokenizer, config.data)
     train = encode_rows(train_rows, vocabulary.tokenizer, chat)
     require_batch(train, config.data.batch_size, config.data.train.path)
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat)
