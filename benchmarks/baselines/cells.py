@@ -16,7 +16,7 @@ SEEDS = (1, 2, 3, 4, 5)
 LEARNING_RATE = 1e-4
 NUM_STEPS = 60
 STUDY = "sorting"
-LAGS_TASK = "addition"
+ADDITION = "addition"
 LAGS_OBJECTIVES = ("ppo", "decoupled, approximated")
 LAGS_LAUNCHED = (0, 2, 8)
 
@@ -57,4 +57,4 @@ def lags_grid() -> Iterator[Cell]:
     for seed in SEEDS:
         for lag in LAGS_LAUNCHED:
             for objective in LAGS_OBJECTIVES:
-                yield Cell(objective, lag, seed, LAGS_TASK)
+                yield Cell(objective, lag, seed, ADDITION)

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.against_trl.__main__ import OUT, install_trl, train_trl
-from benchmarks.baselines.cells import Cell
+from benchmarks.baselines.cells import ADDITION, Cell
 from benchmarks.baselines.lines import TRL_LOSS, TrlLine, add_line, machine, read_lines, short
 
-TASK = "addition"
 NUM_STEPS, GROUP_SIZE = 40, 24  # those of examples/demo
 THREADING = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # the fastest of those that against_trl tries
 
 
 def trl_cells(seeds: Iterable[int]) -> list[Cell]:
     """A cell a seed. TRL trains what it has just sampled: its lag is 0."""
-    return [Cell(TRL_LOSS, 0, seed, TASK) for seed in seeds]
+    return [Cell(TRL_LOSS, 0, seed, ADDITION) for seed in seeds]
 
 
 def measure(cells: Iterable[Cell], path: Path, say: Callable[[str], None], *, shared: bool) -> int:

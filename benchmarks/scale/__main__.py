@@ -3,7 +3,7 @@
 Owns the options. Exit code 1 if a ticket was lost or trained twice, a token was too old, memory grew, or a group cost
 the queue more than 1.3 times as much as with few services; the last lines name which.
 
-    make scale                                                            # 13 minutes, 9 GB
+    make scale                                                            # ten minutes and what surrounds them
     make scale ARGS="--many 60 --seconds 20 --few-seconds 10 --per-host 22 --batch-size 32"
 """
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from benchmarks.baselines.cells import (
+    ADDITION,
     LAGS_LAUNCHED,
     LAGS_OBJECTIVES,
-    LAGS_TASK,
     SEEDS,
     Cell,
     lags_grid,
@@ -62,8 +62,8 @@ def learning(lines: Lines) -> str:
 def beside_trl(lines: Lines, trl: Mapping[Cell, TrlLine]) -> str:
     """Penstock's own cells and TRL's on the same seeds."""
     sides: Mapping[str, Sequence[LaunchedLine | TrlLine]] = {
-        "Penstock": [line for cell, line in lines.items() if (cell.task, cell.objective) == (LAGS_TASK, OWN_LOSS)],
-        "TRL, code": [line for cell, line in trl.items() if cell.task == LAGS_TASK],
+        "Penstock": [line for cell, line in lines.items() if (cell.task, cell.objective) == (ADDITION, OWN_LOSS)],
+        "TRL, code": [line for cell, line in trl.items() if cell.task == ADDITION],
     }
     rows = [
         f"| Trainer | seeds | {' | '.join(LEARNED)} | steps to {GOAL:g} held out | CPU s |",
