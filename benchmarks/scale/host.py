@@ -1,7 +1,7 @@
 """A host: a process in which many rollout services run, each complete but for its engine.
 
-Owns what a host does until it ends: all its services are started; they end in order when the parent says so, or with
-the process when it is killed. Each has its own connections, heartbeat, port and app, so that queue and trainer see as
+Owns what a host does until it ends: all its services are started; they end in order when the parent says so, and at
+once when the parent is gone. Each has its own connections, heartbeat, port and app, so that queue and trainer see as
 many services.
 """
 
@@ -19,7 +19,6 @@ import uvicorn
 from benchmarks.scale.engine import LetterEngine
 from penstock.config import Config
 from penstock.runtime.connections import raise_file_limit
-from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service
 from penstock_rollout.__main__ import serve
 
@@ -85,7 +84,6 @@ class HostedService(Service):
 
 
 def _run(plan: HostPlan, pipe: Connection) -> None:
-    die_with_parent(os.getppid())  # the fork server, which ends with the benchmark
     raise_file_limit()
     logging.basicConfig(filename=plan.log_path, level=logging.WARNING, format="%(asctime)s %(message)s")
     try:
@@ -96,11 +94,18 @@ def _run(plan: HostPlan, pipe: Connection) -> None:
 
 
 async def _until_stopped(plan: HostPlan, pipe: Connection) -> None:
-    """The parent's word is awaited by the loop: a thread that reads it would keep a host alive whose service failed."""
+    """The parent's word is awaited by the loop: a thread that reads it would keep a host alive whose service failed.
+
+    Its end of the pipe is closed when it is gone. The fork server is no sign: it lives as long as any host does.
+    """
     heard = asyncio.Event()
 
     def hear() -> None:
         asyncio.get_running_loop().remove_reader(pipe.fileno())
+        try:
+            pipe.recv()
+        except EOFError:
+            os._exit(1)  # not in order: the queue is gone too
         heard.set()
 
     asyncio.get_running_loop().add_reader(pipe.fileno(), hear)

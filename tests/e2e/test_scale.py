@@ -2,15 +2,20 @@
 
 import asyncio
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 
+from benchmarks.chaos.launch import ROOT
 from benchmarks.scale.plan import RUN, ScalePlan
 from benchmarks.scale.run import ScaleRun, read_records, scale_run
-from tests.patience import ANSWER_SECONDS
+from tests.patience import ANSWER_SECONDS, START_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +76,23 @@ def entries(client: Any, key: str) -> list[Any]:
 
 def lengths(client: Any) -> dict[str, int]:
     return {stage: client.xlen(f"penstock:{{{RUN}}}:{stage}") for stage in ("tickets", "rollouts", "scored")}
+
+
+def test_nothing_outlives_a_killed_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "scale"
+    command = [sys.executable, "-m", "benchmarks.scale", "--out", str(out), "--few", "2", "--batch-size", "8"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as benchmark:
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not (out / "runs" / RUN / "steps.jsonl").exists():  # so its hosts work
+                assert time.monotonic() < deadline
+                assert benchmark.poll() is None
+                time.sleep(0.2)
+            started = psutil.Process(benchmark.pid).children(recursive=True)
+        finally:
+            benchmark.kill()
+    assert len(started) >= len(("trainer", "reward", "queue", "fork server", "host"))
+    _, left = psutil.wait_procs(started, timeout=ANSWER_SECONDS)
+    for each in left:
+        each.kill()
+    assert left == []
