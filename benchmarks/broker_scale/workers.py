@@ -19,7 +19,7 @@ from penstock.contracts import ServiceKind, Ticket, decode
 from penstock.contracts.stored_groups import RolloutHeader
 
 CONNECT_AT_ONCE = 50
-WAIT_SECONDS = 1.0  # as in the rollout service
+WAIT_SECONDS = 1.0  # as in the reward service
 Answer = TypeVar("Answer")
 
 
@@ -112,7 +112,8 @@ class _Member:
         while True:
             await self._room.acquire()
             while (delivery := await self.look()) is None:
-                await self.worker.wait(self._from, timeout_seconds=WAIT_SECONDS)
+                seconds = self.worker.ask_seconds if self._from is Stage.TICKETS else WAIT_SECONDS
+                await self.worker.wait(self._from, timeout_seconds=seconds)
             tasks.create_task(self._hold(delivery))
 
     async def look(self) -> Delivery | None:

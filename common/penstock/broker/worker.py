@@ -32,6 +32,7 @@ RENEW = Script("worker/renew")
 STORE_EPISODE = Script("worker/store_episode")
 MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
+ASKS_PER_SECOND = 128  # of all workers that wait for tickets, together
 REFUSED_SECONDS = 0.1  # between two attempts of a worker that may take nothing
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 EPISODES_TTL_MS = 24 * 3600_000  # of the finished episodes of a ticket that nobody holds; a holder renews it
@@ -90,6 +91,7 @@ class Worker:
         self._with_episodes: set[tuple[Stage, str]] = set()
         self._refused = False
         self._beaten = False
+        self._num_workers = 1
 
     @property
     def num_held(self) -> int:
@@ -161,11 +163,19 @@ class Worker:
                 found.append(delivery)
         return found
 
+    @property
+    def ask_seconds(self) -> float:
+        """How long to wait for a ticket before the next `take`: 1 s, longer if there are many workers.
+
+        Any of them finds what one would have missed. No wait is longer than a block of the server's.
+        """
+        return max(1.0, self._num_workers / ASKS_PER_SECOND)
+
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         """Return once a stage may have an entry for us, or after the timeout; then `take`.
 
         An entry that is added wakes one of those who wait. It is missed only if that one dies before its `take`; so ask
-        at least once a second.
+        every `ask_seconds`.
         """
         if self._refused:  # another can use the entry
             await asyncio.sleep(min(timeout_seconds, REFUSED_SECONDS))
@@ -355,7 +365,7 @@ class Worker:
 
     async def _beat(self) -> None:
         keys = self._queue.keys
-        await self._queue.run(
+        self._num_workers = await self._queue.run(
             BEAT(
                 beats=keys.beats,
                 tidied=keys.tidied,

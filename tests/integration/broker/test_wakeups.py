@@ -296,3 +296,14 @@ async def test_two_connections_of_a_worker_are_enough(queue: Queue, queue_config
         assert after - before <= 2
     finally:
         await other.close()
+
+
+async def test_many_workers_together_ask_as_often_as_a_few(queue: Queue, queue_config: Config) -> None:
+    others: Any = {f"rollout-{number}": 2**52 for number in range(511)}  # alive for ever
+    alone = make_worker(queue, queue_config)
+    await alone.take(Stage.TICKETS)
+    assert alone.ask_seconds == 1.0
+    await queue.client.hset(queue.keys.beats, mapping=others)
+    one_of_many = make_worker(queue, queue_config)
+    await one_of_many.take(Stage.TICKETS)
+    assert one_of_many.ask_seconds == (1 + len(others) + 1) / 128

@@ -38,6 +38,8 @@ class MemoryQueue:
         self.taken: list[str] = []
         self.followed = 0
         self.changed = asyncio.Event()
+        self.ask_seconds = 0.05
+        self.waits = asyncio.Event()
 
     def put(self, ticket: Ticket, **fields: Any) -> None:
         stage = Stage.TICKETS if ticket.purpose == "train" else Stage.EVAL
@@ -62,8 +64,9 @@ class MemoryQueue:
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         self.changed.clear()
+        self.waits.set()
         try:
-            await asyncio.wait_for(self.changed.wait(), min(timeout_seconds, 0.05))
+            await asyncio.wait_for(self.changed.wait(), timeout_seconds)
         except TimeoutError:
             return
 

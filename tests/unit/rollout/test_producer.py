@@ -191,6 +191,13 @@ async def test_at_the_end_what_runs_is_finished(rollout: Rollout) -> None:
     await rollout.until(lambda: rollout.queue.published)
 
 
+async def test_the_end_cuts_a_long_wait_for_tickets_short(rollout: Rollout) -> None:
+    rollout.queue.ask_seconds = 1e6
+    rollout.announce(1)
+    await rollout.until(rollout.queue.waits.is_set)
+    rollout.stop.set()  # the fixture waits for the loop's end
+
+
 async def test_at_the_end_what_takes_too_long_is_given_back(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock_rollout.producer.DRAIN_SECONDS", 0.1)
     rollout.fake.holds_at = 1

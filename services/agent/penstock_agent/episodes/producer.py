@@ -29,7 +29,6 @@ from penstock_agent.metrics import GroupOutcome
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 1.0  # after this, check `stop`
 DRAIN_SECONDS = 10.0  # at the end: tickets whose episodes have not ended by then are given back
 
 Announced = Callable[[], Awaitable[Announcement | None]]
@@ -41,6 +40,9 @@ class TicketQueue(Protocol):
     async def take(self, *stages: Stage) -> Delivery | None: ...
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
+
+    @property
+    def ask_seconds(self) -> float: ...
 
     async def store_episode(self, delivery: Delivery, index: int, data: bytes) -> bool: ...
 
@@ -106,7 +108,12 @@ class Producer:
                         await asyncio.wait({stopping, room}, return_when=asyncio.FIRST_COMPLETED)
                         room.cancel()
                     elif (delivery := await self._tickets.take(*self._room.order())) is None:
-                        await self._tickets.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=WAIT_SECONDS)
+                        ask_seconds = self._tickets.ask_seconds
+                        waiting = tasks.create_task(
+                            self._tickets.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=ask_seconds)
+                        )
+                        await asyncio.wait({stopping, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                        waiting.cancel()
                     elif (ticket := await self._decode(delivery)) is not None:
                         tasks.create_task(
                             self._produce(delivery, ticket, self._room.enter(delivery.stage, len(ticket.seeds)))

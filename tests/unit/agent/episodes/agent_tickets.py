@@ -79,6 +79,7 @@ class TicketsInMemory:
         self.forgotten: list[str] = []
         self.idle = asyncio.Event()
         """Set when nothing is left to take."""
+        self.ask_seconds = 0.001
 
     async def take(self, *stages: Stage) -> Delivery | None:
         for stage in stages:
@@ -90,7 +91,7 @@ class TicketsInMemory:
 
     async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
         self.idle.set()
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(timeout_seconds)
 
     async def store_episode(self, delivery: Delivery, index: int, data: bytes) -> bool:
         if delivery.ticket_key in self.late:

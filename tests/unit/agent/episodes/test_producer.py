@@ -214,3 +214,11 @@ async def test_a_ticket_that_another_worker_has_taken_over_is_left_to_it() -> No
     assert queue.handed_over == {}
     assert queue.given_back == []
     assert count(metrics, "late") == 1
+
+
+async def test_the_end_cuts_a_long_wait_for_tickets_short() -> None:
+    queue = TicketsInMemory()
+    queue.ask_seconds = 1e6
+    async with producing(queue, Played()) as end:
+        await queue.idle.wait()
+        await end()

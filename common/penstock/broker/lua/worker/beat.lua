@@ -3,7 +3,8 @@
 -- USES now
 --
 -- Keeps a consumer alive for alive_ms. Once a minute it also deletes, for all workers, consumers that are dead and hold
--- nothing: they never come back, since names are new at every start. Answers 1.
+-- nothing: they never come back, since names are new at every start. Answers how many consumers have beaten: those that
+-- are alive, and dead ones that were not deleted yet.
 --
 -- Repeated, it sets the deadline again.
 local TIDY_EVERY_MS = 60000
@@ -30,4 +31,4 @@ end
 
 redis.call('HSET', beats, consumer, string.format('%d', now_ms + alive_ms))
 if redis.call('SET', tidied, '1', 'NX', 'PX', TIDY_EVERY_MS) then tidy() end
-return 1
+return redis.call('HLEN', beats)
