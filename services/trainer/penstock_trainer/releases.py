@@ -198,7 +198,8 @@ class Releases:
             self._note(push)
             times = PushTimes(announcement.identity.number, started_at, started_at + push.seconds, push.paused_seconds)
             self._pushes += (times,)
-            log.info("version %s is pushed", announcement.identity, extra={"live": push.live, "fenced": push.fenced})
+            counts = {"num_live": len(push.live), "fenced": push.fenced}  # not a thousand names a version
+            log.info("version %s is pushed", announcement.identity, extra=counts)
         self._versions.announce(announcement.identity)
         await self._issuer.announce(announcement, release.num_steps)
         if self._turns is not None:
