@@ -124,6 +124,25 @@ GRAPHS = (
         (Query(rate("penstock_rollout_paused_seconds_total", SERVER), "{{instance}}"),),
         pushes=True,
     ),
+    Graph(
+        "Weights by the relay",
+        "With weights.relay_fan_out: bytes that servers received from the trainer and from each other, and those that "
+        "the trainer sent. Its share falls as servers join.",
+        "Bps",
+        (
+            Query(rate("penstock_rollout_relay_received_bytes_total", "run, sender"), "received from {{sender}}"),
+            Query(rate("penstock_trainer_relay_sent_bytes_total"), "sent by the trainer"),
+        ),
+        pushes=True,
+    ),
+    Graph(
+        "Parents left",
+        "With weights.relay_fan_out: senders of weights that a server left for the next one, per second, by what they "
+        "were. wrong: its bytes did not have the digests; that server is fenced (docs/weights.md).",
+        "cps",
+        (Query(rate("penstock_rollout_relay_parents_left_total", "run, reason"), "{{reason}}"),),
+        pushes=True,
+    ),
 )
 
 
