@@ -101,7 +101,7 @@ class Pipeline:
         delivery = await worker.take(Stage.TICKETS, served=served)
         while True:
             if delivery is None:
-                await worker.wait(Stage.TICKETS, timeout_seconds=1)
+                await worker.wait(timeout_seconds=1)
                 delivery = await worker.take(Stage.TICKETS, served=served)
                 continue
             group = self._shape.rollout(decode(delivery.payload, Ticket))
@@ -112,7 +112,7 @@ class Pipeline:
         delivery = await worker.take(Stage.ROLLOUTS)
         while True:
             if delivery is None:
-                await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
+                await worker.wait(timeout_seconds=1)
                 delivery = await worker.take(Stage.ROLLOUTS)
                 continue
             header = decode(delivery.payload, RolloutHeader)
@@ -133,7 +133,7 @@ class Pipeline:
         while done < num_groups:
             deliveries = await worker.take_several(Stage.SCORED, min(TAKEN_AT_ONCE, batch_size - len(held)))
             if not deliveries:
-                await worker.wait(Stage.SCORED, timeout_seconds=1)
+                await worker.wait(timeout_seconds=1)
             for delivery, parts in zip(deliveries, await worker.read(deliveries, *Part), strict=True):
                 scored = scored_group(decode(delivery.payload, ScoredHeader), parts)
                 held[scored.group.ticket.number] = delivery

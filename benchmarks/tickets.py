@@ -32,6 +32,6 @@ async def next_group(worker: Worker, timeout_seconds: float) -> RolloutGroup:
     """The next group that is handed over to rewards; TimeoutError if none is."""
     async with asyncio.timeout(timeout_seconds):
         while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
-            await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
+            await worker.wait(timeout_seconds=1)
     [parts] = await worker.read([delivery], *Part)
     return group_of(decode(delivery.payload, RolloutHeader), parts)

@@ -87,7 +87,7 @@ class Trainer:
         while True:
             deliveries = await self._worker.take_several(Stage.SCORED, BATCH_SIZE)
             if not deliveries:
-                await self._worker.wait(Stage.SCORED, timeout_seconds=1.0)
+                await self._worker.wait(timeout_seconds=1.0)
                 continue
             held = {decode(each.payload, ScoredHeader).group.ticket.number: each for each in deliveries}
             record = StepRecord(self._num_steps, tuple(held), f"{self._num_steps:08d}.1.pack", "0" * 16)

@@ -113,7 +113,7 @@ class _Member:
             await self._room.acquire()
             while (delivery := await self.look()) is None:
                 seconds = self.worker.ask_seconds if self._from is Stage.TICKETS else WAIT_SECONDS
-                await self.worker.wait(self._from, timeout_seconds=seconds)
+                await self.worker.wait(timeout_seconds=seconds)
             tasks.create_task(self._hold(delivery))
 
     async def look(self) -> Delivery | None:

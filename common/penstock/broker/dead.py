@@ -106,7 +106,7 @@ class DeadLetters:
                 failures=keys.failures,
                 deaths=keys.deaths,
                 lease=keys.lease,
-                stages=[{"stream": keys.stream(stage), "wake": keys.wake(stage)} for stage in Stage],
+                stages=[{"stream": keys.stream(stage), "waiting": keys.waiting(stage)} for stage in Stage],
                 group=GROUP,
                 letter=_checked(entry_id),
                 stage_names=list(Stage),

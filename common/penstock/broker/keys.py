@@ -10,7 +10,8 @@ so that runs share no key.
                   the last entry that does
     episodes:<stage>:<entry>  hash: index -> a finished episode of the ticket in this entry, while its others are made.
                   Deleted with the entry; has a time to live, renewed while the entry is held
-    wakeups:<stage>  list: each element wakes one worker that waits for entries of the stage
+    waiting:<stage>  sorted set: consumer that waits for entries of the stage -> Unix milliseconds until which it does
+    woken:<consumer>  list: an element ends the wait of this consumer; has a time to live
     looked:<stage>  string, while nobody need look for entries whose holders are dead; has a time to live
     tidied        string, while nobody need look for dead consumers; has a time to live
     live          hash: ticket -> stage|entry|attempt, one for every outstanding ticket
@@ -77,8 +78,12 @@ class Keys:
     def stream(self, stage: Stage) -> str:
         return self.name(stage)
 
-    def wake(self, stage: Stage) -> str:
-        return self.name(f"wakeups:{stage}")
+    def waiting(self, stage: Stage) -> str:
+        return self.name(f"waiting:{stage}")
+
+    def woken(self, consumer: str) -> str:
+        """`lua/shared/wake.lua` makes this name too."""
+        return self.name(f"woken:{consumer}")
 
     def looked(self, stage: Stage) -> str:
         return self.name(f"looked:{stage}")

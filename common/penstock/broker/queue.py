@@ -109,10 +109,10 @@ class Queue:
         found: dict[bytes, bytes] = await self.guard(self.client.hgetall(key))
         return found
 
-    async def wait_for_wakeup(self, lists: Sequence[str], timeout_seconds: float) -> None:
-        """Return once one of these lists has an element, and take it out; or after the timeout."""
+    async def wait_for_wakeup(self, key: str, timeout_seconds: float) -> None:
+        """Return once this list has an element, and take it out; or after the timeout."""
         seconds = max(0.001, min(timeout_seconds, self.longest_block_seconds))
-        await self.guard(self._calls.read("BLPOP", *lists, seconds))
+        await self.guard(self._calls.read("BLPOP", key, seconds))
 
     async def guard(self, call: Any) -> Any:
         """Await a Redis call and turn its errors into Penstock's."""

@@ -96,7 +96,7 @@ class TrainerQueue:
                     live=keys.live,
                     counters=keys.counters,
                     tickets=keys.stream(Stage.TICKETS),
-                    tickets_wake=keys.wake(Stage.TICKETS),
+                    tickets_waiting=keys.waiting(Stage.TICKETS),
                     failures=keys.failures,
                     deaths=keys.deaths,
                     token=self.lease.token,
@@ -116,7 +116,7 @@ class TrainerQueue:
                 scored=keys.stream(Stage.SCORED),
                 live=keys.live,
                 tickets=keys.stream(Stage.TICKETS),
-                tickets_wake=keys.wake(Stage.TICKETS),
+                tickets_waiting=keys.waiting(Stage.TICKETS),
                 parts=keys.parts(delivery.parts),
                 token=self.lease.token,
                 group=GROUP,
@@ -134,7 +134,7 @@ class TrainerQueue:
             ISSUE_EVAL(
                 lease=keys.lease,
                 eval=keys.stream(Stage.EVAL),
-                eval_wake=keys.wake(Stage.EVAL),
+                eval_waiting=keys.waiting(Stage.EVAL),
                 token=self.lease.token,
                 issued=[{"ticket": each.key, "payload": encode(each)} for each in tickets],
             )

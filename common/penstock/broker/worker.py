@@ -33,6 +33,7 @@ STORE_EPISODE = Script("worker/store_episode")
 MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
 ASKS_PER_SECOND = 128  # of all workers that wait for tickets, together
+LATE_SECONDS = 1.0  # how late a worker may ask again, and is still woken meanwhile
 REFUSED_SECONDS = 0.1  # between two attempts of a worker that may take nothing
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 EPISODES_TTL_MS = 24 * 3600_000  # of the finished episodes of a ticket that nobody holds; a holder renews it
@@ -110,7 +111,13 @@ class Worker:
         if not self._beaten:
             await self._beat()
         keys = self._queue.keys
-        call = TAKE(lease=keys.lease, launcher=keys.launcher, **self._for_take(stages, served, limit))
+        call = TAKE(
+            lease=keys.lease,
+            launcher=keys.launcher,
+            woken=keys.woken(self.name),
+            waits_ms=int(1000 * (self._queue.longest_block_seconds + LATE_SECONDS)),
+            **self._for_take(stages, served, limit),
+        )
         return self._deliveries(stages, await self._queue.run(call))
 
     def _for_take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> dict[str, Given]:
@@ -125,7 +132,8 @@ class Worker:
             "identity": keys.identity,
             **self._queue.identity.compared,
             "stages": [
-                {"stream": keys.stream(each), "wake": keys.wake(each), "looked": keys.looked(each)} for each in stages
+                {"stream": keys.stream(each), "waiting": keys.waiting(each), "looked": keys.looked(each)}
+                for each in stages
             ],
             "group": GROUP,
             "consumer": self.name,
@@ -171,16 +179,16 @@ class Worker:
         """
         return max(1.0, self._num_workers / ASKS_PER_SECOND)
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
-        """Return once a stage may have an entry for us, or after the timeout; then `take`.
+    async def wait(self, *, timeout_seconds: float) -> None:
+        """Return once a stage of the last `take`, which found nothing, may have an entry for us, or after the timeout.
 
-        An entry that is added wakes one of those who wait. It is missed only if that one dies before its `take`; so ask
-        every `ask_seconds`.
+        Then `take`. An entry that is added wakes one of those who wait. It is missed only if that one dies before its
+        `take`; so ask every `ask_seconds`. One task of a worker takes and waits; others only hand over.
         """
         if self._refused:  # another can use the entry
             await asyncio.sleep(min(timeout_seconds, REFUSED_SECONDS))
         else:
-            await self._queue.wait_for_wakeup([self._queue.keys.wake(stage) for stage in stages], timeout_seconds)
+            await self._queue.wait_for_wakeup(self._queue.keys.woken(self.name), timeout_seconds)
 
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]:
         """These parts of the groups of deliveries, in one call; None for a missing one."""
@@ -244,7 +252,7 @@ class Worker:
             source=keys.stream(delivery.stage),
             target=keys.stream(to),
             live=keys.live,
-            target_wake=keys.wake(to),
+            target_waiting=keys.waiting(to),
             completions=keys.part(name, Part.COMPLETIONS),
             texts=keys.part(name, Part.TEXTS),
             episodes=keys.episodes(delivery.stage, delivery.entry_id),
@@ -288,7 +296,7 @@ class Worker:
         keys = self._queue.keys
         outcome = await self._queue.run(
             GIVE_BACK(
-                source_wake=keys.wake(delivery.stage),
+                source_waiting=keys.waiting(delivery.stage),
                 failures=keys.failures,
                 deaths=keys.deaths,
                 has_failed=failed,
@@ -324,7 +332,7 @@ class Worker:
             "dead": keys.dead,
             "scored": keys.stream(Stage.SCORED),
             "live": keys.live,
-            "scored_wake": keys.wake(Stage.SCORED),
+            "scored_waiting": keys.waiting(Stage.SCORED),
             "episodes": keys.episodes(delivery.stage, delivery.entry_id),
             "identity": keys.identity,
             **self._queue.identity.compared,

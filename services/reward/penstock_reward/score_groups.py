@@ -37,7 +37,7 @@ class GroupQueue(Protocol):
 
     async def take(self, *stages: Stage) -> Delivery | None: ...
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
+    async def wait(self, *, timeout_seconds: float) -> None: ...
 
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]: ...
 
@@ -70,7 +70,7 @@ async def score_groups(
                     tasks.create_task(_score_in_turn(queue, scoring, metrics, delivery, permit, stop))
                 else:
                     permit.release()
-                    await queue.wait(Stage.ROLLOUTS, timeout_seconds=WAIT_SECONDS)
+                    await queue.wait(timeout_seconds=WAIT_SECONDS)
             patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
     except TimeoutError:
         log.warning("stopped with groups not scored after %g s; they were given back", DRAIN_SECONDS)

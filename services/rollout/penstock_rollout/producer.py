@@ -59,7 +59,7 @@ class TicketQueue(Protocol):
 
     async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None: ...
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
+    async def wait(self, *, timeout_seconds: float) -> None: ...
 
     @property
     def ask_seconds(self) -> float: ...
@@ -180,7 +180,7 @@ class Producer:
             if delivery is not None and (ticket := await self._decode(delivery)) is not None:
                 self._start(tasks, delivery, ticket)
         if delivery is None:
-            waiting = self._tickets.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=self._tickets.ask_seconds)
+            waiting = self._tickets.wait(timeout_seconds=self._tickets.ask_seconds)
             await _until(waiting, stopping)
         elif (isolated := self._running.isolated) is not None:
             log.warning("ticket %s runs alone: %d engines died with it", delivery.ticket_key, delivery.engine_deaths)

@@ -53,7 +53,7 @@ class _TrainerWorker(Worker):
         self.num_allowed -= len(taken)
         return taken
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
+    async def wait(self, *, timeout_seconds: float) -> None:
         raise _DrainedError
 
 

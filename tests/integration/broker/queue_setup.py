@@ -79,7 +79,8 @@ async def put(queue: Queue, stage: Stage, key: str, form: Stored) -> str:
         await queue.client.set(queue.keys.part(name, part), data)
     fields: Any = {"t": key, "a": "0", "p": form.header, "n": name}
     await queue.guard(queue.client.xadd(queue.keys.stream(stage), fields))
-    await queue.guard(queue.client.rpush(queue.keys.wake(stage), "1"))
+    for consumer, _ in await queue.guard(queue.client.zpopmin(queue.keys.waiting(stage))):
+        await queue.guard(queue.client.rpush(queue.keys.woken(consumer.decode()), "1"))
     return name
 
 

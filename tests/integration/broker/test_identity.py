@@ -330,7 +330,7 @@ async def test_a_worker_of_the_next_keys_waits_for_their_owner_and_then_takes(
         await other.register(record_of("early"), ANSWER_SECONDS)
         assert await early.take(Stage.TICKETS) is None
         async with asyncio.timeout(ANSWER_SECONDS):
-            await early.wait(Stage.TICKETS, timeout_seconds=0.01)  # nothing wakes it: it does not turn in a circle
+            await early.wait(timeout_seconds=0.01)  # nothing wakes it: it does not turn in a circle
         assert await other.services() == []
         resumed = await owned(other, changed(queue_config, **OTHER_REWARD))
         assert [each.name for each in await other.services()] == ["early"]

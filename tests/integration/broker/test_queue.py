@@ -237,5 +237,5 @@ async def test_wait_misses_nothing(trainer: TrainerQueue, queue: Queue, queue_co
     assert await worker.take(Stage.TICKETS) is None
     await issue(trainer, 0)
     async with asyncio.timeout(ANSWER_SECONDS):
-        await worker.wait(Stage.TICKETS, timeout_seconds=600)
+        await worker.wait(timeout_seconds=600)
     assert await worker.take(Stage.TICKETS) is not None

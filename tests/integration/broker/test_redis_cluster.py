@@ -64,5 +64,5 @@ def test_all_keys_of_a_run_are_in_one_slot(cluster: RedisCluster) -> None:
     keys = Keys("t")
     names = [value for value in vars(keys).values() if value.startswith(keys.name(""))]
     assert len(names) >= 10
-    names += [name(stage) for stage in Stage for name in (keys.stream, keys.wake)]
+    names += [name(stage) for stage in Stage for name in (keys.stream, keys.waiting)]
     assert len({cluster.nodes[0].execute_command("CLUSTER", "KEYSLOT", name) for name in names}) == 1

@@ -187,7 +187,7 @@ async def test_a_wait_whose_connection_breaks_goes_on(
 ) -> None:
     worker = make_worker(queue, queue_config)
     assert await worker.take(Stage.TICKETS) is None
-    waiting = asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=600))
+    waiting = asyncio.create_task(worker.wait(timeout_seconds=600))
     await asyncio.sleep(0.1)
     await queue.client.client_kill_filter(_type="normal", skipme=True)
     await asyncio.sleep(0.1)

@@ -37,7 +37,7 @@ async def waiting(queue: Queue, workers: Sequence[Worker]) -> AsyncIterator[list
     queue.longest_block_seconds = NEVER_SECONDS
     for worker in workers:
         assert await worker.take(Stage.TICKETS) is None
-        tasks.append(asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS)))
+        tasks.append(asyncio.create_task(worker.wait(timeout_seconds=NEVER_SECONDS)))
         async with asyncio.timeout(ANSWER_SECONDS):
             while (await queue.client.info("clients"))["blocked_clients"] < len(tasks):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -70,28 +70,14 @@ async def test_whoever_takes_wakes_the_next_while_entries_are_free(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
     """Also if the wake-up of an entry went to a worker that died of it."""
-    first, second = (make_worker(queue, queue_config) for _ in range(2))
-    async with waiting(queue, [first, second]) as tasks:
+    workers = [make_worker(queue, queue_config) for _ in range(3)]
+    async with waiting(queue, workers) as tasks:
         await issue(trainer, 0, 1)
         async with asyncio.timeout(ANSWER_SECONDS):
-            await asyncio.gather(*tasks)
-    async with waiting_without_take(queue, make_worker(queue, queue_config)) as third:
-        await taken(first)  # the second never takes
+            await asyncio.gather(*tasks[:2])
+        await taken(workers[0])  # the second never takes
         async with asyncio.timeout(ANSWER_SECONDS):
-            await third
-
-
-@asynccontextmanager
-async def waiting_without_take(queue: Queue, worker: Worker) -> AsyncIterator["asyncio.Task[None]"]:
-    task = asyncio.create_task(worker.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS))
-    async with asyncio.timeout(ANSWER_SECONDS):
-        while not (await queue.client.info("clients"))["blocked_clients"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+            await tasks[2]
 
 
 async def test_more_entries_than_are_woken_at_once_are_all_taken_by_those_who_waited(
@@ -102,7 +88,7 @@ async def test_more_entries_than_are_woken_at_once_are_all_taken_by_those_who_wa
 
     async def take_one(worker: Worker) -> str:
         while (delivery := await worker.take(Stage.TICKETS)) is None:
-            await worker.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS)
+            await worker.wait(timeout_seconds=NEVER_SECONDS)
         return delivery.ticket_key
 
     queue.longest_block_seconds = NEVER_SECONDS
@@ -118,14 +104,14 @@ async def test_more_entries_than_are_woken_at_once_are_all_taken_by_those_who_wa
 async def test_wakeups_of_entries_that_others_have_taken_are_forgotten(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
-    worker = make_worker(queue, queue_config)
-    await issue(trainer, *range(100))
-    wakeups = queue.keys.wake(Stage.TICKETS)
-    assert await queue.guard(queue.client.llen(wakeups)) == 64
-    for _ in range(100):
-        await taken(worker)
+    worker, other = make_worker(queue, queue_config), make_worker(queue, queue_config)
     assert await worker.take(Stage.TICKETS) is None
-    assert await queue.client.exists(wakeups) == 0
+    await issue(trainer, 0)
+    woken = queue.keys.woken(worker.name)
+    assert 0 < await queue.client.pttl(woken) <= 10_000
+    await taken(other)
+    assert await worker.take(Stage.TICKETS) is None
+    assert await queue.client.exists(woken) == 0
 
 
 async def test_a_server_that_is_behind_takes_no_wakeup_from_others(
@@ -135,8 +121,8 @@ async def test_a_server_that_is_behind_takes_no_wakeup_from_others(
     await trainer.issue([make_ticket(0)], announcement)
     behind = make_worker(queue, queue_config)
     assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
-    await behind.wait(Stage.TICKETS, timeout_seconds=0.001)
-    assert await queue.guard(queue.client.llen(queue.keys.wake(Stage.TICKETS))) == 1
+    await behind.wait(timeout_seconds=0.001)
+    assert await queue.client.zcard(queue.keys.waiting(Stage.TICKETS)) == 0
 
 
 async def test_a_server_that_fell_behind_after_it_was_woken_wakes_another(
@@ -158,9 +144,9 @@ async def test_a_full_server_tells_one_that_is_behind_so(
 ) -> None:
     announcement = Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number)
     await trainer.issue([make_ticket(0)], announcement)
-    behind = make_worker(queue, queue_config)
+    behind, current = make_worker(queue, queue_config), make_worker(queue, queue_config)
     await behind._beat()
-    await queue.delete([queue.keys.wake(Stage.TICKETS)])
+    await queue.client.zadd(queue.keys.waiting(Stage.TICKETS), {current.name: 2**52})
     try:
         await queue.client.config_set("maxmemory", "1mb")
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -180,7 +166,7 @@ async def test_what_a_dead_worker_held_is_found_without_a_hand_in_time(
     assert await living.take(Stage.TICKETS) is None
     async with asyncio.timeout(ANSWER_SECONDS):
         while (found := await living.take(Stage.TICKETS)) is None:
-            await living.wait(Stage.TICKETS, timeout_seconds=0.05)
+            await living.wait(timeout_seconds=0.05)
     assert found.entry_id == first.entry_id
 
 
@@ -242,11 +228,12 @@ async def test_a_wakeup_of_one_stage_does_not_leave_another_asleep(
 ) -> None:
     """A worker that waits for two stages may take the entry of the one, with the wake-up of the other."""
     both, tickets_only = make_worker(queue, queue_config), make_worker(queue, queue_config)
-    await trainer.issue_eval([make_ticket(7)])
-    await issue(trainer, 0)
-    async with asyncio.timeout(ANSWER_SECONDS):
-        await both.wait(Stage.TICKETS, timeout_seconds=NEVER_SECONDS)
-    async with waiting_without_take(queue, tickets_only) as task:
+    assert await both.take(Stage.EVAL, Stage.TICKETS) is None
+    async with waiting(queue, [tickets_only]) as [task]:
+        await trainer.issue_eval([make_ticket(7)])
+        await issue(trainer, 0)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await both.wait(timeout_seconds=NEVER_SECONDS)
         delivery = await both.take(Stage.EVAL, Stage.TICKETS)
         assert delivery is not None
         assert delivery.stage is Stage.EVAL
@@ -290,7 +277,7 @@ async def test_two_connections_of_a_worker_are_enough(queue: Queue, queue_config
         beating_on = asyncio.create_task(worker.keep_alive())
         for _ in range(5):
             assert await worker.take(Stage.TICKETS) is None
-            await worker.wait(Stage.TICKETS, timeout_seconds=0.01)
+            await worker.wait(timeout_seconds=0.01)
         after = int((await queue.client.info("clients"))["connected_clients"])
         beating_on.cancel()
         assert after - before <= 2
@@ -307,3 +294,35 @@ async def test_many_workers_together_ask_as_often_as_a_few(queue: Queue, queue_c
     one_of_many = make_worker(queue, queue_config)
     await one_of_many.take(Stage.TICKETS)
     assert one_of_many.ask_seconds == (1 + len(others) + 1) / 128
+
+
+async def test_who_does_not_wait_any_more_is_not_woken(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """Else the wake-up would be lost to a dead worker, or one that became busy, while another sleeps."""
+    gone, living = make_worker(queue, queue_config, "gone"), make_worker(queue, queue_config, "living")
+    assert await gone.take(Stage.TICKETS) is None
+    await queue.client.zadd(queue.keys.waiting(Stage.TICKETS), {gone.name: 1})  # until long ago
+    async with waiting(queue, [living]) as [task]:
+        await issue(trainer, 0)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await task
+    assert await queue.client.exists(queue.keys.woken(gone.name)) == 0
+
+
+async def test_a_worker_that_waits_is_woken_though_a_hand_over_has_taken_an_entry(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """A hand-over takes for another task of the same worker."""
+    worker = make_worker(queue, queue_config)
+    await issue(trainer, 0)
+    delivery = await taken(worker)
+    async with waiting(queue, [worker]) as [task]:
+        await queue.client.xadd(queue.keys.stream(Stage.TICKETS), {"t": "1", "a": "0", "p": ""})  # wakes nobody
+        group = make_group(make_ticket(0))
+        moved, following = await worker.hand_over_and_take(delivery, group, Stage.ROLLOUTS, Stage.TICKETS)
+        assert moved
+        assert following is not None
+        await issue(trainer, 2)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await task

@@ -130,7 +130,7 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
             assert time.monotonic() < deadline, "expected two entries in the scored stream"
             assert process.poll() is None, process.communicate()
             if (delivery := await consumer.take(Stage.SCORED)) is None:
-                await consumer.wait(Stage.SCORED, timeout_seconds=1)
+                await consumer.wait(timeout_seconds=1)
             else:
                 deliveries[delivery.ticket_key] = delivery
         assert deliveries["0"].parts == name

@@ -99,7 +99,7 @@ async def record_of(queue: Queue, process: asyncio.subprocess.Process) -> Servic
 async def next_group(worker: Worker) -> RolloutGroup:
     async with asyncio.timeout(ANSWER_SECONDS):
         while (delivery := await worker.take(Stage.ROLLOUTS)) is None:
-            await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
+            await worker.wait(timeout_seconds=1)
     return await read_group(worker, delivery)
 
 

@@ -201,7 +201,7 @@ class World:
         while True:
             delivery = await worker.take(Stage.ROLLOUTS)
             if delivery is None:
-                await worker.wait(Stage.ROLLOUTS, timeout_seconds=1)
+                await worker.wait(timeout_seconds=1)
                 continue
             group = decode(delivery.payload, RolloutHeader)
             scores = [

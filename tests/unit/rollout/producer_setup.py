@@ -62,7 +62,7 @@ class MemoryQueue:
                 return delivery
         return None
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
+    async def wait(self, *, timeout_seconds: float) -> None:
         self.changed.clear()
         self.waits.set()
         try:

@@ -39,7 +39,7 @@ class TicketQueue(Protocol):
 
     async def take(self, *stages: Stage) -> Delivery | None: ...
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None: ...
+    async def wait(self, *, timeout_seconds: float) -> None: ...
 
     @property
     def ask_seconds(self) -> float: ...
@@ -109,9 +109,7 @@ class Producer:
                         room.cancel()
                     elif (delivery := await self._tickets.take(*self._room.order())) is None:
                         ask_seconds = self._tickets.ask_seconds
-                        waiting = tasks.create_task(
-                            self._tickets.wait(Stage.TICKETS, Stage.EVAL, timeout_seconds=ask_seconds)
-                        )
+                        waiting = tasks.create_task(self._tickets.wait(timeout_seconds=ask_seconds))
                         await asyncio.wait({stopping, waiting}, return_when=asyncio.FIRST_COMPLETED)
                         waiting.cancel()
                     elif (ticket := await self._decode(delivery)) is not None:

@@ -152,7 +152,7 @@ class Consumer:
                 await self.receive(delivery, parts)
                 self._changed.set()
             if not deliveries:
-                await self._worker.wait(Stage.SCORED, timeout_seconds=WAIT_SECONDS)
+                await self._worker.wait(timeout_seconds=WAIT_SECONDS)
 
     async def receive(self, delivery: Delivery, parts: Mapping[Part, bytes | None]) -> None:
         """Decode and judge one entry: a group, or the note that another service has buried a message."""

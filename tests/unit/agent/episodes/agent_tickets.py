@@ -89,7 +89,7 @@ class TicketsInMemory:
                     return delivery
         return None
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
+    async def wait(self, *, timeout_seconds: float) -> None:
         self.idle.set()
         await asyncio.sleep(timeout_seconds)
 

@@ -189,7 +189,7 @@ class Queue(FakeConsumer):
         super().__init__(groups, asyncio.Event())
         self.order: list[str] = []
 
-    async def wait(self, *stages: Any, timeout_seconds: float) -> None:
+    async def wait(self, *, timeout_seconds: float) -> None:
         await asyncio.sleep(0.001)
 
     async def hand_over_and_take(

@@ -204,8 +204,7 @@ class FakeConsumer:
         self.most_held = max(self.held, self.most_held)
         return self.waiting.pop(0)
 
-    async def wait(self, *stages: Stage, timeout_seconds: float) -> None:
-        assert stages == (Stage.ROLLOUTS,)
+    async def wait(self, *, timeout_seconds: float) -> None:
         if not self.held:
             self.stop.set()
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
--- KEYS dead live failures deaths lease stages(stream wake)...
+-- KEYS dead live failures deaths lease stages(stream waiting)...
 -- ARGV group letter stage_names...
 -- USES wake
 --
@@ -58,5 +58,5 @@ if is_ticket then
   end
 end
 redis.call('XDEL', dead, letter)
-wake(stage.wake, 1)
+wake(stage.waiting, 1)
 return {'sent', stage_name}

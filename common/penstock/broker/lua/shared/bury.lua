@@ -2,7 +2,7 @@
 --
 -- bury(): moves an entry to `dead`, and informs the trainer with an entry without payload in `scored`.
 -- The finished episodes of its ticket are deleted.
--- Needs: source, dead, scored, live, scored_wake, episodes, group, entry, ticket, attempt, reason, stage, payload, parts.
+-- Needs: source, dead, scored, live, scored_waiting, episodes, group, entry, ticket, attempt, reason, stage, payload, parts.
 local function bury()
   local fields = {'t', ticket, 'a', attempt, 'x', reason, 's', stage, 'p', payload}
   if parts ~= '' then fields[11], fields[12] = 'n', parts end
@@ -10,7 +10,7 @@ local function bury()
   if ticket ~= '' and source ~= scored then
     local note = redis.call('XADD', scored, '*', 't', ticket, 'a', attempt, 'x', reason)
     locate('scored|' .. note .. '|' .. attempt)
-    wake(scored_wake, 1)
+    wake(scored_waiting, 1)
   end
   redis.call('UNLINK', episodes)
   redis.call('XACK', source, group, entry)

@@ -3,7 +3,7 @@
 -- take(): gives this consumer entries of the first stage that has any, those that were released first.
 -- It answers {{place of the stage from 0, entry, fields, failures, deaths}...}, or false if this consumer may take
 -- nothing: a stranger, and a server that is behind the announced version.
--- Needs: group, consumer, beats, policy, failures, deaths, stages(stream wake looked)...,
+-- Needs: group, consumer, beats, policy, failures, deaths, stages(stream waiting looked)...,
 --   served_number, served_lease: the version that this server serves, -1 if it does not matter
 --   idle_ms: an entry that was not renewed for so long is free
 --   take_over: 1 for the holder of the trainer's lease, who also takes entries of living holders
@@ -34,7 +34,7 @@ end
 -- Nobody sleeps while an entry is free: it has woken somebody, who takes it or wakes another here.
 local function pass_on()
   for _, stage in ipairs(stages) do
-    if redis.call('LLEN', stage.wake) == 0 and has_free(stage.stream) then wake(stage.wake, 1) end
+    if has_free(stage.stream) then wake(stage.waiting, 1) end
   end
 end
 
@@ -70,6 +70,5 @@ local function take()
       return found
     end
   end
-  for _, stage in ipairs(stages) do redis.call('DEL', stage.wake) end  -- nothing is free, so nobody need wake
   return {}
 end

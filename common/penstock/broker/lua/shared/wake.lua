@@ -1,10 +1,17 @@
--- wake(list, count): ends the wait of as many workers as there are new entries, the longest wait first. Each entry in
--- the list wakes one worker. At most MOST_WOKEN are woken at once, so that a storm of them does not hold up the queue;
--- whoever takes an entry wakes the next (pass_on() in take.lua). A full server wakes nobody where this is the script's
--- first write; those who wait ask again within a second.
+-- USES now
+--
+-- wake(waiting, count): ends the wait of as many workers as there are new entries, the longest wait first. Each waits at
+-- a list of its own: the server goes through all clients that wait at a key whenever one of them is woken. At most
+-- MOST_WOKEN are woken at once, so that a storm of them does not hold up the queue; whoever takes an entry wakes the next
+-- (pass_on() in take.lua). A full server may wake nobody; those who wait ask again.
 local MOST_WOKEN = 64
+local WOKEN_MS = 10000  -- of a wake-up that nobody hears: the worker is dead, or asks by itself before it
 
-local function wake(list, count)
-  for _ = 1, math.min(count, MOST_WOKEN) do redis.pcall('RPUSH', list, '1') end
-  redis.call('LTRIM', list, 0, MOST_WOKEN - 1)
+local function wake(waiting, count)
+  redis.call('ZREMRANGEBYSCORE', waiting, '-inf', now())
+  local woken, prefix = redis.call('ZPOPMIN', waiting, math.min(count, MOST_WOKEN)), string.match(waiting, '^(.*:)waiting:')
+  for i = 1, #woken, 2 do
+    redis.pcall('RPUSH', prefix .. 'woken:' .. woken[i], '1')
+    redis.pcall('PEXPIRE', prefix .. 'woken:' .. woken[i], WOKEN_MS)
+  end
 end

@@ -1,4 +1,4 @@
--- KEYS lease policy live counters tickets tickets_wake failures deaths
+-- KEYS lease policy live counters tickets tickets_waiting failures deaths
 -- ARGV token number digest path lease_number canary chunks resolved issued(ticket attempt payload)...
 -- USES require_lease wake
 --
@@ -32,5 +32,5 @@ for ticket in string.gmatch(resolved, '%S+') do
   redis.call('HDEL', failures, ticket)
   redis.call('HDEL', deaths, ticket)
 end
-wake(tickets_wake, #issued)
+wake(tickets_waiting, #issued)
 return 1

@@ -1,4 +1,4 @@
--- KEYS lease eval eval_wake
+-- KEYS lease eval eval_waiting
 -- ARGV token issued(ticket payload)...
 -- USES require_lease wake
 --
@@ -8,5 +8,5 @@
 for _, each in ipairs(issued) do
   redis.call('XADD', eval, '*', 't', each.ticket, 'a', '0', 'p', each.payload)
 end
-wake(eval_wake, #issued)
+wake(eval_waiting, #issued)
 return 1

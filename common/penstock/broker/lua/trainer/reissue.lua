@@ -1,4 +1,4 @@
--- KEYS lease scored live tickets tickets_wake parts...
+-- KEYS lease scored live tickets tickets_waiting parts...
 -- ARGV token group entry ticket attempt payload
 -- USES require_lease wake unlink
 --
@@ -13,5 +13,5 @@ redis.call('HSET', live, ticket, 'tickets|' .. id .. '|' .. attempt)
 redis.call('XACK', scored, group, entry)
 redis.call('XDEL', scored, entry)
 unlink()
-wake(tickets_wake, 1)
+wake(tickets_waiting, 1)
 return 1

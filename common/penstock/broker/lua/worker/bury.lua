@@ -1,4 +1,4 @@
--- KEYS source dead scored live scored_wake episodes identity
+-- KEYS source dead scored live scored_waiting episodes identity
 -- ARGV group consumer entry ticket attempt reason stage payload parts kind digest
 -- USES mine bury stranger
 --

@@ -1,4 +1,4 @@
--- KEYS source dead scored live scored_wake episodes identity source_wake failures deaths
+-- KEYS source dead scored live scored_waiting episodes identity source_waiting failures deaths
 -- ARGV group consumer entry ticket attempt reason stage payload parts kind digest
 -- ARGV has_failed has_died max_failures max_deaths
 -- USES mine bury wake stranger released
@@ -21,5 +21,5 @@ if num_failures >= tonumber(max_failures) or num_deaths >= tonumber(max_deaths) 
   return 'buried'
 end
 release(source, {entry})
-wake(source_wake, 1)
+wake(source_waiting, 1)
 return 'free'

@@ -1,5 +1,5 @@
--- KEYS source target live target_wake completions texts episodes
--- KEYS beats policy failures deaths identity stages(stream wake looked)...
+-- KEYS source target live target_waiting completions texts episodes
+-- KEYS beats policy failures deaths identity stages(stream waiting looked)...
 -- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts texts_unread
 -- ARGV kind digest served_number served_lease idle_ms take_over limit
 -- USES mine locate wake take
@@ -30,5 +30,5 @@ redis.call('UNLINK', episodes)
 redis.call('XACK', source, group, entry)
 redis.call('XDEL', source, entry)
 locate(target_stage .. '|' .. id .. '|' .. attempt)
-wake(target_wake, 1)
+wake(target_waiting, 1)
 return {'moved', take()}
