@@ -85,6 +85,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NONE: f"{_SERVICE} num_services sessions max_failure_share",
     },
     "reward": {
+        _NEXT: "scale clip",
         _FREE: "functions gates max_magnitude modules_path timeout_seconds max_attempts",
         _NONE: f"{_SERVICE} num_services num_workers retry_seconds retry_cap_seconds breaker_failures breaker_seconds",
     },

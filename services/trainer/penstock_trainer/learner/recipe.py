@@ -12,7 +12,7 @@ from penstock.config.loss import SelectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
 from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch, shaped_rewards
-from penstock_trainer.batching.reward_columns import reward_columns
+from penstock_trainer.batching.reward_columns import RewardScale, reward_columns
 from penstock_trainer.grpo.selection import StepSurrogate
 from penstock_trainer.learner.own_parts import own_advantage, own_surrogate
 
@@ -45,6 +45,7 @@ def make_recipe(config: Config) -> Recipe:
     rules = BatchRules(
         overlong=Overlong(config.sampling.max_new_tokens, loss.overlong.buffer_tokens, loss.overlong.penalty),
         truncated=Truncated(loss.truncated, loss.truncated_penalty),
+        reward_scale=RewardScale(config.reward.scale, config.reward.clip),
         baseline=loss.advantage.baseline,
         scale=loss.advantage.scale,
         eps=loss.advantage.eps,
