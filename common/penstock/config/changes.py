@@ -41,7 +41,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NEXT: "dtype max_tokens_per_micro_batch gradient_checkpointing num_threads",
     },
     "actor.lora": {_FIXED: "rank alpha target_modules"},
-    "ref": {_NEXT: "path"},
+    "ref": {_NEXT: "path sync_steps mixup_alpha"},
     "optimizer": {
         _NEXT: "lr beta1 beta2 eps weight_decay warmup_steps schedule decay_steps min_lr_ratio ess_base max_grad_norm "
         "max_non_finite_steps",

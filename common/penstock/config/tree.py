@@ -155,6 +155,23 @@ class Config(Section):
         return None
 
     @property
+    def _why_no_moving_reference(self) -> str | None:
+        """The reason why the reference cannot follow the policy; None if it can, or stands still."""
+        steps = self.ref.sync_steps
+        if steps and not self.kl_ctl:
+            return (
+                f"ref.sync_steps is {steps} with kl_ctl 0, with which there is no reference: expected ref.sync_steps "
+                "0, or the weight of the KL term in kl_ctl"
+            )
+        if steps and self.actor.lora.rank:
+            return (
+                f"ref.sync_steps is {steps} with actor.lora.rank {self.actor.lora.rank}: the reference is the base "
+                "without its adapter, or a full model, and neither can take an adapter's weights; expected "
+                "ref.sync_steps 0, or actor.lora.rank 0"
+            )
+        return None
+
+    @property
     def _divides_the_scale_away(self) -> bool:
         """Whether advantages are the same for rewards of any size."""
         loss = self.loss
@@ -184,6 +201,7 @@ class Config(Section):
             self.loss.drops_gradients(self.kl_ctl),
             self._why_no_function_of_its_own,
             self._why_no_reward_scale,
+            self._why_no_moving_reference,
         ):
             if reason:
                 raise ValueError(reason)

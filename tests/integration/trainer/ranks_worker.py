@@ -44,11 +44,13 @@ class Case:
     gradient_checkpointing: bool = False
     loss: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    ref: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
     "tied": Case("llama"),
     "untied-kl": Case("qwen3", kl_ctl=0.1),
+    "moving-reference": Case("llama", kl_ctl=0.3, ref={"sync_steps": 2, "mixup_alpha": 0.5}),
     "family": Case(
         "llama",
         kl_ctl=0.1,
@@ -86,9 +88,8 @@ def case_config(folder: Path, case: Case) -> Config:
     }
     optimizer = {"lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 2, "schedule": "linear"}
     rollout = {"engine": {"dtype": case.dtype}}
-    return config_for(
-        folder / case.model, actor=actor, kl_ctl=case.kl_ctl, optimizer=optimizer, loss=case.loss, rollout=rollout
-    )
+    sections = {"actor": actor, "ref": case.ref, "optimizer": optimizer, "loss": case.loss, "rollout": rollout}
+    return config_for(folder / case.model, kl_ctl=case.kl_ctl, **sections)
 
 
 def batches() -> list[list[ScoredGroup]]:

@@ -95,6 +95,9 @@ _TRL: Mapping[str, tuple[str, str]] = {
     "min_p": ("eval.min_p", _FULL_SOFTMAX),
     "repetition_penalty": ("eval.repetition_penalty", _FULL_SOFTMAX),
     "beta": ("kl_ctl", ""),
+    "sync_ref_model": ("ref.sync_steps", "true is the value of ref_model_sync_steps, false is 0"),
+    "ref_model_sync_steps": ("ref.sync_steps", "counts updates of the weights: one each batch"),
+    "ref_model_mixup_alpha": ("ref.mixup_alpha", ""),
     "epsilon": ("loss.eps_clip", ""),
     "epsilon_high": (
         "loss.eps_clip_higher",

@@ -58,11 +58,13 @@ def host_need(config: Config, shape: ModelShape) -> MemoryNeed:
     """Of the host, for all ranks on it: the model while each loads it, a checkpoint's copy, and staged weights.
 
     load         4 N R, until the ranks have moved their shards to their GPUs
-    checkpoint   4 N + 8 T, or 12 T with LoRA: copied for the writer while training goes on
+    checkpoint   4 N + 8 T, or 12 T with LoRA, and 4 N of a reference that moves: copied for the writer while training
+                 goes on
     staged       N x bytes of rollout.engine.dtype: one copy for nccl and tensor, three versions in /dev/shm for disk
     """
     rank = _Rank(config, shape, "cuda")
     saved = rank.num_trained if config.actor.lora.rank else rank.num_weights
+    saved += rank.reference_weights(None) if config.ref.sync_steps else 0
     published = ITEM_BYTES[config.rollout.engine.dtype]
     copies = KEPT_VERSIONS if config.transport_from("cuda") == "disk" else 1
     return MemoryNeed(

@@ -39,6 +39,7 @@ from penstock_trainer.grpo import (
     micro_batch_loss,
 )
 from penstock_trainer.learner.log_ratios import NO_LOG_RATIOS, LogRatios, LogRatiosPart, RankLogRatios
+from penstock_trainer.learner.moving_reference import MovingReference
 from penstock_trainer.learner.optimizer import Optimizer, OptimizerStep
 from penstock_trainer.learner.recipe import Recipe
 from penstock_trainer.model.token_model import TokenModel
@@ -84,9 +85,11 @@ class _Minibatch:
 class Gradient:
     """The gradient of an update's first mini-batch, and the inputs of the rest of the update.
 
-    first: its loss and sums; None if the batch has no mini-batch. log_ratios: of the mini-batches so far, on this rank.
+    version: of the weights under training. first: its loss and sums; None if the batch has no mini-batch. log_ratios:
+    of the mini-batches so far, on this rank.
     """
 
+    version: int
     counts: BatchCounts
     advantages: Mapping[CompletionIndex, float]
     minibatches: Sequence[_Minibatch]
@@ -132,14 +135,16 @@ class Updater:
         max_tokens: int,
         device: torch.device,
         ranks: Ranks | None,
+        moving: MovingReference | None = None,
     ) -> None:
-        """`max_tokens`: rows of a pack. Packs are computed on `device`."""
+        """`max_tokens`: rows of a pack. Packs are computed on `device`. `moving`: the reference, if it moves."""
         self._policy, self._reference = policy, reference
         self._optimizer = optimizer
         self._recipe = recipe
         self._max_tokens = max_tokens
         self._device = device
         self._ranks = ranks
+        self._moving = moving
         self._unfinished: Gradient | None = None
 
     def begin(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> Gradient:
@@ -154,7 +159,7 @@ class Updater:
         log_ratios = RankLogRatios()
         first = self._forward_backward(minibatches[0], log_ratios) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        self._unfinished = Gradient(batch.counts, batch.advantages, minibatches, first, seconds, log_ratios)
+        self._unfinished = Gradient(version, batch.counts, batch.advantages, minibatches, first, seconds, log_ratios)
         return self._unfinished
 
     def finish(self, gradient: Gradient) -> StepResult:
@@ -178,8 +183,11 @@ class Updater:
             total += sums
             seconds["forward_backward"] += computed - start
             seconds["optimizer"] += time.perf_counter() - computed
+        changed = any(outcome.changed for outcome in outcomes)
+        if changed and self._moving is not None:
+            self._moving.after_update(gradient.version + 1)
         return StepResult(
-            changed=any(outcome.changed for outcome in outcomes),
+            changed=changed,
             loss=sum(losses) / max(1, len(losses)),
             grad_norm=_largest([outcome.grad_norm for outcome in outcomes]),
             learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,

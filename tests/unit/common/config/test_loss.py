@@ -140,6 +140,22 @@ def test_a_reward_that_cannot_be_shaped_is_refused_with_its_key(tmp_path: Path, 
     assert "reward." in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--ref.mixup_alpha 0.5 --kl_ctl 0.1", "ref.mixup_alpha is 0.5 with ref.sync_steps 0"),
+        ("--ref.sync_steps 3", "ref.sync_steps is 3 with kl_ctl 0"),
+        ("--ref.sync_steps 3 --kl_ctl 0.1 --actor.lora.rank 4", "ref.sync_steps is 3 with actor.lora.rank 4"),
+        ("--ref.sync_steps 3 --ref.mixup_alpha 0 --kl_ctl 0.1", "ref.mixup_alpha: saw 0"),
+        ("--ref.sync_steps 3 --ref.mixup_alpha 1.5 --kl_ctl 0.1", "ref.mixup_alpha: saw 1.5"),
+    ],
+)
+def test_a_reference_that_cannot_follow_is_refused(tmp_path: Path, arguments: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+
+
 def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward\.gates names format_regex: .* \(exact_match\)"):
         loaded(tmp_path, "--reward.gates", "{'format_regex':1}")
@@ -154,6 +170,7 @@ def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) ->
         "--loss.surrogate reinforce --loss.sampler_kl 0.05",
         "--reward.scale 2 --reward.clip [-1,1]",
         "--reward.clip [0,1]",
+        "--ref.sync_steps 3 --ref.mixup_alpha 0.6 --kl_ctl 0.1",
         "--reward.scale 0.5 --loss.advantage.scale none",
         "--reward.scale 2 --loss.truncated penalty",
         "--reward.scale 2 --loss.overlong.buffer_tokens 4",

@@ -109,6 +109,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "minibatches": {"loss": {"num_minibatches": 2}},
     "reference": {"kl_ctl": 0.1},
+    "moving reference": {"kl_ctl": 0.1, "ref": {"sync_steps": 2, "mixup_alpha": 0.5}},
     "adapter": {"kl_ctl": 0.1, "lora": {"rank": 4, "target_modules": ("q_proj", "down_proj")}},
 }
 
