@@ -116,6 +116,7 @@ def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
             words += ["--actor.path", str(folder / MODEL)]
         if manifest.reference is not None and manifest.reference.included:
             words += ["--ref.path", str(folder / REFERENCE)]
+        words += _other_models(folder, words, settings)
         config = load_config([*words, *settings], environ={})
         check_model(config.actor.path, "actor.path", manifest.model)
         if manifest.reference is not None:
@@ -125,6 +126,14 @@ def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
             recording = _with_start(recording)
         first, _, end = manifest.steps.partition(":")
         yield Bundle(recording, shown_steps(int(first), int(end)), tuple(differing_versions(manifest.versions)))
+
+
+def _other_models(folder: Path, words: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """--key PATH of a reference that is the model of actor.path: it is, too, where that model is now."""
+    recorded = load_config(["--config", str(folder / CONFIG)], environ={})
+    now = load_config([*words, *settings], environ={}).actor.path
+    paths = {"ref.path": recorded.ref.path}
+    return [word for key, path in paths.items() if path == recorded.actor.path for word in (f"--{key}", now)]
 
 
 def extract(path: Path, folder: Path) -> None:
