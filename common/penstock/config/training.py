@@ -98,6 +98,31 @@ class RefSection(Section):
         return self
 
 
+class TeacherSection(Section):
+    """On-policy distillation: the log-probabilities that a teacher gives to the tokens that the policy sampled are
+    advantages of these tokens (docs/distillation.md)."""
+
+    path: str = ""
+    """Hugging Face folder or hub name of the teacher, which needs the tokenizer of `actor.path`; empty: none. The
+    trainer loads it, as a reference; no engine does."""
+    kl_ctl: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of log p_teacher - log p_policy in the advantage of a token: that of KL(policy, teacher)."""
+    reward_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the rewards' advantages beside it; 0: the teacher alone, and rewards are only shown."""
+
+    @model_validator(mode="after")
+    def _weighs_what_it_has(self) -> Self:
+        if self.path:
+            return self
+        for name, value in (("kl_ctl", self.kl_ctl), ("reward_weight", self.reward_weight)):
+            if value != 1:
+                raise ValueError(
+                    f"teacher.{name} is {value:g} and teacher.path is empty: expected a model in teacher.path, or "
+                    f"teacher.{name} 1"
+                )
+        return self
+
+
 class OptimizerSection(Section):
     """AdamW and its learning-rate schedule."""
 

@@ -33,6 +33,7 @@ from penstock.config.training import (
     RunSection,
     SamplingSection,
     StalenessSection,
+    TeacherSection,
 )
 from penstock.config.types import Count, Section
 from penstock.contracts import Rounding, ServiceKind
@@ -53,6 +54,8 @@ class Config(Section):
     """The reference policy."""
     kl_ctl: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence from the reference policy in the loss."""
+    teacher: TeacherSection = TeacherSection()
+    """The teacher."""
     total_train_epochs: Count = 1
     """Passes over the training prompts."""
     optimizer: OptimizerSection = OptimizerSection()
@@ -172,6 +175,22 @@ class Config(Section):
         return None
 
     @property
+    def _why_no_teacher(self) -> str | None:
+        """The reason why no teacher can teach as configured; None if it can, or there is none."""
+        path = self.teacher.path
+        if path and self.loss.dynamic_sampling:
+            return (
+                f"loss.dynamic_sampling is true with teacher.path {path!r}: the teacher gives groups of equal rewards "
+                "a gradient, and dropping them would be a bias. Expected loss.dynamic_sampling false, or no teacher"
+            )
+        if path and not self.teacher.reward_weight and self.kl_ctl and self.loss.kl.place == "reward":
+            return (
+                f"teacher.reward_weight is 0 with kl_ctl {self.kl_ctl:g} and loss.kl.place reward: the KL term would "
+                "be weighted by 0 too. Expected loss.kl.place loss, kl_ctl 0, or another teacher.reward_weight"
+            )
+        return None
+
+    @property
     def _divides_the_scale_away(self) -> bool:
         """Whether advantages are the same for rewards of any size."""
         loss = self.loss
@@ -202,6 +221,7 @@ class Config(Section):
             self._why_no_function_of_its_own,
             self._why_no_reward_scale,
             self._why_no_moving_reference,
+            self._why_no_teacher,
         ):
             if reason:
                 raise ValueError(reason)

@@ -98,6 +98,7 @@ _TRL: Mapping[str, tuple[str, str]] = {
     "sync_ref_model": ("ref.sync_steps", "true is the value of ref_model_sync_steps, false is 0"),
     "ref_model_sync_steps": ("ref.sync_steps", "counts updates of the weights: one each batch"),
     "ref_model_mixup_alpha": ("ref.mixup_alpha", ""),
+    "teacher_model_name_or_path": ("teacher.path", "docs/distillation.md: of GKD; there are no answers of a teacher"),
     "epsilon": ("loss.eps_clip", ""),
     "epsilon_high": (
         "loss.eps_clip_higher",
@@ -208,6 +209,9 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "algorithm.norm_adv_by_std_in_grpo": ("loss.advantage.scale", "true is group, false is none"),
     "algorithm.use_kl_in_reward": ("loss.kl.place", "true is reward, with loss.kl.estimator k1"),
     "algorithm.kl_ctrl.kl_coef": ("kl_ctl", "with loss.kl.place reward and loss.kl.estimator k1"),
+    "distillation.teacher_models.teacher_model.model_path": ("teacher.path", ""),
+    "distillation.distillation_loss.distillation_loss_coef": ("teacher.kl_ctl", ""),
+    "distillation.distillation_loss.use_task_rewards": ("teacher.reward_weight", "false is 0"),
     "algorithm.filter_groups.enable": ("loss.dynamic_sampling", ""),
     "algorithm.rollout_correction.rollout_is": ("loss.correction.weight", "token is tis, sequence is sequence_tis"),
     "algorithm.rollout_correction.rollout_is_threshold": ("loss.correction.high", ""),

@@ -1,9 +1,9 @@
 """The policy under training: its weights, its updates, its state.
 
-Owns the policy's master weights, the optimizer and the reference, or this rank's shards of them. Synchronous:
-the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may read the weights
-until an update changes them. Invariant: equal weights, state and groups give bit-identical weights (on a CPU, on as
-many ranks), and a step with a non-finite loss or gradient changes nothing.
+Owns the policy's master weights, the optimizer, the reference and the teacher, or this rank's shards of them.
+Synchronous: the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may read
+the weights until an update changes them. Invariant: equal weights, state and groups give bit-identical weights (on a
+CPU, on as many ranks), and a step with a non-finite loss or gradient changes nothing.
 """
 
 import gc
@@ -83,6 +83,7 @@ class Learner:
         self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
         self._moving = self._make_moving_reference()
+        self._teacher = self._other_model(config.teacher.path, "teacher.path", dtype) if config.teacher.path else None
         self._optimizer = Optimizer(policy, config.optimizer)
         self._updater = Updater(
             self._policy,
@@ -93,6 +94,7 @@ class Learner:
             device=self._device,
             ranks=self._ranks,
             moving=self._moving,
+            teacher=self._teacher,
         )
 
     def use(self, config: Config, *, num_steps: int) -> None:
@@ -107,7 +109,7 @@ class Learner:
         mesh = self._ranks.host_mesh if self._ranks else None
         carried = copy_state(self.state(), mesh, None).state
         del self._policy, self._scorer, self._masters, self._reference, self._moving, self._optimizer, self._updater
-        del self._adapter
+        del self._teacher, self._adapter
         gc.collect()  # two models need not fit
         self._make(config)
         carry_training_state(carried, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
@@ -133,34 +135,30 @@ class Learner:
 
     def _tensors(self) -> Iterator[Tensor]:
         """All that training keeps from one step to the next."""
-        reference = self._own_reference
-        models = [self._policy.model] if reference is None else [self._policy.model, reference]
-        return tensors_of(models, self._optimizer.state().values())
-
-    @property
-    def _own_reference(self) -> PreTrainedModel | None:
-        """The reference's model; None without one, or if it is the policy without its adapter."""
-        if isinstance(self._reference, PackModel | ShardedPackModel):
-            return self._reference.model
-        return None
+        others = filter(None, map(_own_model, (self._reference, self._teacher)))
+        return tensors_of([self._policy.model, *others], self._optimizer.state().values())
 
     def _make_moving_reference(self) -> MovingReference | None:
-        if self._own_reference is None or not self._config.ref.sync_steps:
+        model = _own_model(self._reference)
+        if model is None or not self._config.ref.sync_steps:
             return None
-        return MovingReference(self._own_reference, self._policy.model, self._config.ref)
+        return MovingReference(model, self._policy.model, self._config.ref)
 
     def _make_reference(self, dtype: torch.dtype) -> TokenModel:
         """The model of ref.path, or the policy as it was before training."""
+        path = self._config.ref.path
+        return self._other_model(path or self._config.actor.path, "ref.path" if path else "actor.path", dtype)
+
+    def _other_model(self, path: str, key: str, dtype: torch.dtype) -> TokenModel:
+        """A model that is not trained, for log-probabilities of the policy's tokens; ConfigError, with `key`."""
         config = self._config
-        path = config.ref.path or config.actor.path
         if self._adapter is not None and path == config.actor.path:
             return WithoutAdapter(self._policy, self._adapter)
-        key = "ref.path" if config.ref.path else "actor.path"
-        reference = load_model(path, key)
-        check_context(reference, path, key, config.rollout.engine.context_length)
-        self._check_same_vocabulary(self._policy.model.config.vocab_size, reference.config.vocab_size)
-        reference.requires_grad_(False)
-        return self._placed(PackModel(reference, dtype=dtype, temperature=config.sampling.temperature), dtype)
+        model = load_model(path, key)
+        check_context(model, path, key, config.rollout.engine.context_length)
+        self._check_rows(model.config.get_text_config().vocab_size, key)
+        model.requires_grad_(False)
+        return self._placed(PackModel(model, dtype=dtype, temperature=config.sampling.temperature), dtype)
 
     def _placed(self, model: PackModel, dtype: torch.dtype) -> PackModel | ShardedPackModel:
         """The model on this rank's device, or its shard of it."""
@@ -286,13 +284,22 @@ class Learner:
     def close(self) -> None:
         """End; no other call may follow."""
 
-    @staticmethod
-    def _check_same_vocabulary(policy: int, reference: int) -> None:
-        if policy != reference:
+    def _check_rows(self, found: int, key: str) -> None:
+        """ConfigError if a token of the policy may have no row in another model's embeddings.
+
+        A larger model of a family may have more rows than its tokenizer has tokens.
+        """
+        own = self._policy.model.config.get_text_config().vocab_size
+        if found < own or (found != own and key != "teacher.path"):
+            advice = "change teacher.path" if key == "teacher.path" else "change ref.path, or set kl_ctl to 0"
             raise ConfigError(
-                f"actor.path has {policy} tokens and ref.path {reference}: expected models with one vocabulary; "
-                "change ref.path, or set kl_ctl to 0"
+                f"actor.path has {own} tokens and {key} {found}: expected models with one vocabulary; {advice}"
             )
+
+
+def _own_model(model: TokenModel | None) -> PreTrainedModel | None:
+    """The model behind a reference or teacher; None without one, or if it is the policy without its adapter."""
+    return model.model if isinstance(model, PackModel | ShardedPackModel) else None
 
 
 def _move(model: nn.Module, device: torch.device) -> None:

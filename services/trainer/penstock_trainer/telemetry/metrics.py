@@ -31,6 +31,7 @@ STATISTICS = {
     "grad_norm": "Gradient norm of the last step, before clipping",
     "entropy": "Entropy of the policy at trained tokens, in nats",
     "reference_kl": "KL divergence from the reference policy, in nats",
+    "teacher_kl": "KL divergence from the teacher, in nats; estimated on the policy's own tokens",
     "behaviour_kl": "KL divergence from the sampler's log-probabilities, in nats",
     "effective_sample_size_ratio": "Effective sample size of the importance weights, 0 to 1",
     "clipped_ratio": "Share of trained tokens whose surrogate was clipped",

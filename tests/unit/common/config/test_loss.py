@@ -156,6 +156,32 @@ def test_a_reference_that_cannot_follow_is_refused(tmp_path: Path, arguments: st
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--teacher.kl_ctl 0.5", "teacher.kl_ctl is 0.5 and teacher.path is empty"),
+        ("--teacher.reward_weight 0", "teacher.reward_weight is 0 and teacher.path is empty"),
+        ("--teacher.path t --teacher.kl_ctl 0", "teacher.kl_ctl: saw 0"),
+        ("--teacher.path t --teacher.reward_weight -1", "teacher.reward_weight: saw -1"),
+        ("--teacher.path t --loss.dynamic_sampling true", "loss.dynamic_sampling is true with teacher.path 't'"),
+        (
+            "--teacher.path t --teacher.reward_weight 0 --kl_ctl 0.1 --loss.kl.place reward --loss.kl.estimator k1",
+            "teacher.reward_weight is 0 with kl_ctl 0.1 and loss.kl.place reward",
+        ),
+        ("--teacher.path t --loss.surrogate reinforce", "nothing corrects or limits the distance to the sampler"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path, arguments: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+
+
+def test_the_example_of_distillation_trains_its_teacher_alone(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "--config", str(ROOT / "examples/distillation/config.yaml"))
+    assert (config.teacher.reward_weight, config.kl_ctl, bool(config.teacher.path)) == (0.0, 0.0, True)
+
+
 def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward\.gates names format_regex: .* \(exact_match\)"):
         loaded(tmp_path, "--reward.gates", "{'format_regex':1}")
@@ -170,6 +196,8 @@ def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) ->
         "--loss.surrogate reinforce --loss.sampler_kl 0.05",
         "--reward.scale 2 --reward.clip [-1,1]",
         "--reward.clip [0,1]",
+        "--teacher.path t --teacher.kl_ctl 0.5 --teacher.reward_weight 0",
+        "--teacher.path t --kl_ctl 0.1 --loss.kl.place reward --loss.kl.estimator k1",
         "--ref.sync_steps 3 --ref.mixup_alpha 0.6 --kl_ctl 0.1",
         "--reward.scale 0.5 --loss.advantage.scale none",
         "--reward.scale 2 --loss.truncated penalty",

@@ -45,6 +45,8 @@ CASES = [
     ("llama", Case("bfloat16", 256, lora_rank=8)),
     ("llama", Case("float32", 128, lora_rank=8, kl_ctl=0.1)),
     ("qwen3", Case("bfloat16", 128, kl_ctl=0.1)),
+    ("qwen3", Case("float32", 128, teacher=True)),
+    ("llama", Case("float32", 128, lora_rank=8, teacher=True)),
     ("qwen3", Case("float32", 256, checkpointing=True)),
 ]
 

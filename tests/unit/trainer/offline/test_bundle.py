@@ -54,14 +54,20 @@ def test_a_bundle_gives_the_same_verdict_elsewhere(
 def test_a_bundle_has_all_models_that_a_step_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], explicit: bool
 ) -> None:
-    """A reference that moves and begins as the policy: in another folder it is found again."""
+    """A teacher, and a reference that moves and begins as the policy: in another folder both are found again."""
     home = tmp_path / "home"
     home.mkdir()
-    model = save_tiny_model(home / "model")
-    ref = {"path": str(model) if explicit else "", "sync_steps": 2, "mixup_alpha": 0.5}
-    record(home, write_config(home, kl_ctl=0.1, ref=ref))
+    model, teacher = save_tiny_model(home / "model"), save_tiny_model(home / "teacher", "qwen3")
+    changes = {
+        "kl_ctl": 0.1,
+        "ref": {"path": str(model) if explicit else "", "sync_steps": 2, "mixup_alpha": 0.5},
+        "teacher": {"path": str(teacher)},
+    }
+    record(home, write_config(home, **changes))
     bundle = RecordedRun(home).bundle("--with-model", "--steps", "5:")
     shutil.move(bundle, tmp_path / "b.tar")
+    with tarfile.open(tmp_path / "b.tar") as tar:
+        assert {"model/model.safetensors", "teacher/model.safetensors"} <= set(tar.getnames())
     shutil.rmtree(home)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
