@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 NUM_PACKS = 2  # of each rank: the second one finds the gradient of the first
 FIRST_TOKEN, WARM_UP_ROWS = 3, 48
 CASE_SECONDS = 1200  # the ten take 12 minutes; a rank whose peer has died may wait for it
-HELD = ("master weights", "moments", "reference model")
+HELD = ("master weights", "moments", "reference model", "teacher model")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ class Case:
     checkpointing: bool = False
     num_ranks: int = 1
     kl_ctl: float = 0.0
+    teacher: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.dtype}, {self.rows} tokens"]
         parts += [f"LoRA {self.lora_rank}"] if self.lora_rank else []
         parts += ["checkpointing"] if self.checkpointing else []
         parts += ["reference"] if self.kl_ctl else []
+        parts += ["teacher"] if self.teacher else []
         return ", ".join([*parts, f"{self.num_ranks} ranks"] if self.num_ranks > 1 else parts)
 
 
@@ -86,6 +88,7 @@ def config_of(case: Case, model: str) -> Config:
                 "lora": {"rank": case.lora_rank},
             },
             "kl_ctl": case.kl_ctl,
+            "teacher": {"path": model if case.teacher else ""},
             "data": {"train": {"path": "none"}},
             "sampling": {"max_new_tokens": 16},
             "rollout": {"engine": {"dtype": case.dtype}},

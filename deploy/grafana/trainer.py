@@ -87,10 +87,14 @@ GRAPHS = (
     ),
     Graph(
         "KL divergence",
-        "Nats per token from the sampler's log-probabilities and from the reference. If the first jumps at "
-        "staleness 0, trainer and engine disagree.",
+        "Nats per token from the sampler's log-probabilities, from the reference, and from a teacher. If the first "
+        "jumps at staleness 0, trainer and engine disagree.",
         "none",
-        (_trainer("behaviour_kl", "from the sampler"), _trainer("reference_kl", "from the reference")),
+        (
+            _trainer("behaviour_kl", "from the sampler"),
+            _trainer("reference_kl", "from the reference"),
+            _trainer("teacher_kl", "from the teacher"),
+        ),
         least=None,
         pushes=True,
     ),

@@ -27,6 +27,7 @@ from penstock.config.training import (
     RunSection,
     SamplingSection,
     StalenessSection,
+    TeacherSection,
 )
 from penstock.config.tree import Config
 from penstock.config.types import Section
@@ -56,6 +57,7 @@ __all__ = [
     "SlurmComponentSection",
     "SlurmSection",
     "StalenessSection",
+    "TeacherSection",
     "TrackingSection",
     "TrainerSection",
     "WeightsSection",

@@ -41,7 +41,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NEXT: "dtype max_tokens_per_micro_batch gradient_checkpointing num_threads",
     },
     "actor.lora": {_FIXED: "rank alpha target_modules"},
-    "ref": {_NEXT: "path"},
+    "ref": {_NEXT: "path sync_steps mixup_alpha"},
+    "teacher": {_NEXT: "path kl_ctl reward_weight"},
     "optimizer": {
         _NEXT: "lr beta1 beta2 eps weight_decay warmup_steps schedule decay_steps min_lr_ratio ess_base max_grad_norm "
         "max_non_finite_steps",
@@ -85,6 +86,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NONE: f"{_SERVICE} num_services sessions max_failure_share",
     },
     "reward": {
+        _NEXT: "scale clip",
         _FREE: "functions gates max_magnitude modules_path timeout_seconds max_attempts",
         _NONE: f"{_SERVICE} num_services num_workers retry_seconds retry_cap_seconds breaker_failures breaker_seconds",
     },

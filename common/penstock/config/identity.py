@@ -51,6 +51,9 @@ READ_BY = {
 }
 """Keys and sections that decide what these services do; the trainer, and the launcher of all, read all."""
 
+OF_THE_TRAINER = ("reward.scale", "reward.clip")
+"""Keys in these sections that only the trainer reads."""
+
 
 def identifying_keys(config: Config) -> dict[str, Any]:
     """Dotted key -> value, as JSON has it. No secret is among them."""
@@ -60,7 +63,9 @@ def identifying_keys(config: Config) -> dict[str, Any]:
 def keys_of(kind: ServiceKind, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the identifying keys that decide what a service of a kind does."""
     read = READ_BY.get(kind)
-    return {key: value for key, value in keys.items() if read is None or _is_in(key, read)}
+    if read is None:
+        return dict(keys)
+    return {key: value for key, value in keys.items() if _is_in(key, read) and not _is_in(key, OF_THE_TRAINER)}
 
 
 def digest_of(keys: Mapping[str, Any]) -> str:

@@ -158,6 +158,12 @@ class RewardSection(Section):
     the functions that are named here are summed."""
     max_magnitude: Annotated[float, Field(gt=0, le=1e12)] = 1e6
     """Largest absolute value of a score (the weighted sum); a larger one counts as failed and is never trained on."""
+    scale: Annotated[float, Field(gt=0, le=1e12)] = 1.0
+    """The trainer multiplies the score by this before it makes advantages of it. Score, curves of rewards and
+    evaluations stay as they are (docs/rewards.md)."""
+    clip: tuple[float, float] | None = None
+    """Then it bounds the result: `[low, high]`; null: no bounds. After weights, gates and `scale`, before penalties of
+    `loss` (overlong, truncated) and a KL term in the reward."""
     modules_path: str = "."
     """Folder that is added to the import path for `module:function`."""
     timeout_seconds: Seconds = 10
@@ -176,6 +182,13 @@ class RewardSection(Section):
     call that was answered before now fails too (docs/rewards.md): groups that need it are parked; 0: never."""
     breaker_seconds: Seconds = 10
     """After this long, an open breaker lets a single call through; its success closes the breaker."""
+
+    @field_validator("clip")
+    @classmethod
+    def _bounds_in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("expected [low, high] with low below high, or null for no bounds")
+        return value
 
     @model_validator(mode="after")
     def _calls_what_has_a_gate(self) -> Self:

@@ -78,10 +78,49 @@ class ActorSection(Section):
 
 
 class RefSection(Section):
-    """The frozen reference policy of the KL term; loaded only when `kl_ctl` > 0."""
+    """The reference policy of the KL term; loaded only when `kl_ctl` > 0."""
 
     path: str = ""
     """Hugging Face folder or hub name; empty: `actor.path`. With LoRA, that is the policy without its adapter."""
+    sync_steps: Annotated[int, Field(ge=0)] = 0
+    """After every so many updates the reference takes the policy's weights; 0: it stands still. Not with LoRA
+    (docs/objectives.md)."""
+    mixup_alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the policy's weights then; the rest stays the reference's own (TR-DPO)."""
+
+    @model_validator(mode="after")
+    def _mixes_what_it_takes(self) -> Self:
+        if self.mixup_alpha != 1 and not self.sync_steps:
+            raise ValueError(
+                f"ref.mixup_alpha is {self.mixup_alpha:g} with ref.sync_steps 0, with which the reference takes no "
+                "weights to mix: expected mixup_alpha 1, or the updates between two mixtures in ref.sync_steps"
+            )
+        return self
+
+
+class TeacherSection(Section):
+    """On-policy distillation: the log-probabilities that a teacher gives to the tokens that the policy sampled are
+    advantages of these tokens (docs/distillation.md)."""
+
+    path: str = ""
+    """Hugging Face folder or hub name of the teacher, which needs the tokenizer of `actor.path`; empty: none. The
+    trainer loads it, as a reference; no engine does."""
+    kl_ctl: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of log p_teacher - log p_policy in the advantage of a token: that of KL(policy, teacher)."""
+    reward_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the rewards' advantages beside it; 0: the teacher alone, and rewards are only shown."""
+
+    @model_validator(mode="after")
+    def _weighs_what_it_has(self) -> Self:
+        if self.path:
+            return self
+        for name, value in (("kl_ctl", self.kl_ctl), ("reward_weight", self.reward_weight)):
+            if value != 1:
+                raise ValueError(
+                    f"teacher.{name} is {value:g} and teacher.path is empty: expected a model in teacher.path, or "
+                    f"teacher.{name} 1"
+                )
+        return self
 
 
 class OptimizerSection(Section):

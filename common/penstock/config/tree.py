@@ -33,11 +33,14 @@ from penstock.config.training import (
     RunSection,
     SamplingSection,
     StalenessSection,
+    TeacherSection,
 )
 from penstock.config.types import Count, Section
 from penstock.contracts import Rounding, ServiceKind
 from penstock.contracts.vocabulary import ENVIRONMENT_REWARD
 from penstock.engine_limits import longest_sequence
+
+LARGEST_REWARD = 1e12  # after reward.scale, as the bound of reward.max_magnitude
 
 
 class Config(Section):
@@ -51,6 +54,8 @@ class Config(Section):
     """The reference policy."""
     kl_ctl: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence from the reference policy in the loss."""
+    teacher: TeacherSection = TeacherSection()
+    """The teacher."""
     total_train_epochs: Count = 1
     """Passes over the training prompts."""
     optimizer: OptimizerSection = OptimizerSection()
@@ -125,6 +130,79 @@ class Config(Section):
             )
         return None
 
+    @property
+    def _why_no_reward_scale(self) -> str | None:
+        """The reason why rewards cannot be scaled or clipped as configured; None if they can, or are not."""
+        scale, clip, advantage = self.reward.scale, self.reward.clip, self.loss.advantage
+        if advantage.by_function and (scale != 1 or clip is not None):
+            key, value = ("scale", f"{scale:g}") if scale != 1 else ("clip", f"{clip}")
+            return (
+                f"reward.{key} is {value} with loss.advantage.by_function, whose advantages are not made of the sum: "
+                "expected reward.scale 1 and reward.clip null; the weights of by_function scale each function"
+            )
+        if clip is None and scale * self.reward.max_magnitude > LARGEST_REWARD:
+            return (
+                f"reward.scale is {scale:g} with reward.max_magnitude {self.reward.max_magnitude:g}: expected a "
+                f"product of at most {LARGEST_REWARD:g}, since the trainer squares rewards; lower one of both, or set "
+                "reward.clip"
+            )
+        if scale != 1 and clip is None and self._divides_the_scale_away:
+            divisor = f"loss.advantage.scale {advantage.scale}"
+            if advantage.scale == "none":
+                divisor = f"loss.advantage.whitening {advantage.whitening}"
+            return (
+                f"reward.scale is {scale:g} with {divisor}, which divides it away again, and nothing else here depends "
+                "on the size of a reward: expected reward.scale 1, loss.advantage.scale none without whitening, or "
+                "bounds in reward.clip"
+            )
+        return None
+
+    @property
+    def _why_no_moving_reference(self) -> str | None:
+        """The reason why the reference cannot follow the policy; None if it can, or stands still."""
+        steps = self.ref.sync_steps
+        if steps and not self.kl_ctl:
+            return (
+                f"ref.sync_steps is {steps} with kl_ctl 0, with which there is no reference: expected ref.sync_steps "
+                "0, or the weight of the KL term in kl_ctl"
+            )
+        if steps and self.actor.lora.rank:
+            return (
+                f"ref.sync_steps is {steps} with actor.lora.rank {self.actor.lora.rank}: the reference is the base "
+                "without its adapter, or a full model, and neither can take an adapter's weights; expected "
+                "ref.sync_steps 0, or actor.lora.rank 0"
+            )
+        return None
+
+    @property
+    def _why_no_teacher(self) -> str | None:
+        """The reason why no teacher can teach as configured; None if it can, or there is none."""
+        path = self.teacher.path
+        if path and self.loss.dynamic_sampling:
+            return (
+                f"loss.dynamic_sampling is true with teacher.path {path!r}: the teacher gives groups of equal rewards "
+                "a gradient, and dropping them would be a bias. Expected loss.dynamic_sampling false, or no teacher"
+            )
+        if path and not self.teacher.reward_weight and self.kl_ctl and self.loss.kl.place == "reward":
+            return (
+                f"teacher.reward_weight is 0 with kl_ctl {self.kl_ctl:g} and loss.kl.place reward: the KL term would "
+                "be weighted by 0 too. Expected loss.kl.place loss, kl_ctl 0, or another teacher.reward_weight"
+            )
+        return None
+
+    @property
+    def _divides_the_scale_away(self) -> bool:
+        """Whether advantages are the same for rewards of any size."""
+        loss = self.loss
+        depends = (
+            loss.advantage.function,
+            loss.advantage.tolerance,
+            loss.overlong.buffer_tokens,
+            loss.truncated == "penalty",
+            self.kl_ctl and loss.kl.place == "reward",
+        )
+        return (loss.advantage.scale != "none" or loss.advantage.whitening != "none") and not any(depends)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         if not self.agent.enabled and self.actor.group_size > self.rollout.engine.max_running_requests:
@@ -141,6 +219,9 @@ class Config(Section):
             self.loss.unsafe_off_policy(self.staleness.max_staleness),
             self.loss.drops_gradients(self.kl_ctl),
             self._why_no_function_of_its_own,
+            self._why_no_reward_scale,
+            self._why_no_moving_reference,
+            self._why_no_teacher,
         ):
             if reason:
                 raise ValueError(reason)

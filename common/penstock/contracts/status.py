@@ -44,7 +44,8 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     ticket that holds up a batch, and who holds it; empty if none does for long. fenced: servers that did not take
     the last push, and why. turn: who has the GPUs with `trainer.take_turns`: engines, trainer, or the way to one of
     them. first_step: steps that were reported before this life of the trainer; None before it has resumed. steps:
-    the last ones, in order. kl_of: the policy from which `kl` of the steps is measured, reference or behaviour.
+    the last ones, in order. kl_of: the policy from which `kl` of the steps is measured, teacher, reference or
+    behaviour.
     """
 
     run: str = ""

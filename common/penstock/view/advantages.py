@@ -30,7 +30,7 @@ def advantages_of(groups: Sequence[ScoredGroup], settings: Mapping[str, Any]) ->
     if settings.get("loss.kl.place") == "reward" and settings.get("kl_ctl", 0) > 0:
         return None
     baseline, scale, eps = (settings[name] for name in names)
-    shaped = [_shaped(group, settings) for group in groups]
+    shaped = [shaped_rewards(group, settings) for group in groups]
     counted = [rewards for rewards in shaped if len(_valid(rewards)) >= MIN_VALID]
     tolerance = settings.get("loss.advantage.tolerance", 0.0)
     found = advantages(counted, baseline=baseline, scale=scale, eps=eps, tolerance=tolerance)
@@ -43,16 +43,23 @@ def advantages_of(groups: Sequence[ScoredGroup], settings: Mapping[str, Any]) ->
     return [next(values) if len(_valid(each)) >= MIN_VALID else [None] * len(each) for each in shaped]
 
 
-def _shaped(group: ScoredGroup, settings: Mapping[str, Any]) -> Rewards:
-    """With the overlong penalty (DAPO, arXiv 2503.14476, equation 13), or what is made of truncated completions."""
-    pairs = zip(rewards_of(group), group.group.trajectories, strict=True)
+def shaped_rewards(group: ScoredGroup, settings: Mapping[str, Any]) -> Rewards:
+    """What the advantages of a group's completions are made of; None for one that failed.
+
+    Scaled and clipped, then with the overlong penalty (DAPO, arXiv 2503.14476, equation 13), or what is made of
+    truncated completions. A KL term in the reward is not part of it.
+    """
+    scale, clip = settings.get("reward.scale", 1.0), settings.get("reward.clip")
+    low, high = clip or (-math.inf, math.inf)
+    scaled = [None if reward is None else min(max(scale * reward, low), high) for reward in rewards_of(group)]
+    pairs = zip(scaled, group.group.trajectories, strict=True)
     truncated = settings.get("loss.truncated", "train")
     if truncated in ("zero", "penalty"):
         kept, taken = (0.0, 0.0) if truncated == "zero" else (1.0, settings["loss.truncated_penalty"])
         return [kept * reward - taken if reward is not None and each.is_truncated else reward for reward, each in pairs]
     buffer = settings.get("loss.overlong.buffer_tokens", 0)
     if not buffer:
-        return rewards_of(group)
+        return scaled
     allowed, penalty = settings["sampling.max_new_tokens"] - buffer, settings["loss.overlong.penalty"]
     return [
         None if reward is None else reward - penalty * min(max(each.num_tokens - allowed, 0) / buffer, 1.0)

@@ -19,8 +19,6 @@ METADATA_CHARACTERS = 2000
 TEXT_TOKENS = 1500  # of a completion among others; its own page has all
 MIN_VALID = 2
 
-Advantages = Sequence[Sequence[float | None]] | None
-
 
 def summary(index: int, group: ScoredGroup, version: int | None) -> dict[str, Any]:
     """A group in figures.
@@ -79,11 +77,18 @@ def prompt_of(group: ScoredGroup) -> dict[str, Any]:
     }
 
 
-def beside(group: ScoredGroup, row: Sequence[float | None] | None, base: int | None, pieces: Pieces) -> dict[str, Any]:
+def beside(
+    group: ScoredGroup,
+    shaped: Sequence[float | None],
+    row: Sequence[float | None] | None,
+    base: int | None,
+    pieces: Pieces,
+) -> dict[str, Any]:
     """The completions of a group, each cut where it first differs from the completion `base`.
 
-    base: None: the one with the highest reward. row: advantages. Each has `same`, the number of tokens that it has in
-    common with the base from the start, and its text in three: before, at and behind the first token that differs.
+    base: None: the one with the highest reward. shaped: rewards as trained. row: advantages. Each has `same`, the
+    number of tokens that it has in common with the base from the start, and its text in three: before, at and behind
+    the first token that differs.
     """
     rewards = rewards_of(group)
     trajectories = group.group.trajectories
@@ -99,6 +104,7 @@ def beside(group: ScoredGroup, row: Sequence[float | None] | None, base: int | N
             {
                 "index": index,
                 "reward": rewards[index],
+                "shaped_reward": shaped[index],
                 "values": values[index],
                 "advantage": None if row is None else row[index],
                 **_figures(each, group.scores[index]),

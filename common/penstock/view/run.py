@@ -21,9 +21,9 @@ from penstock.records.files import DEAD_FILE, DROPPED_FILE, EVALUATIONS_FILE, ST
 from penstock.records.lines import as_written
 from penstock.records.samples import DroppedLine
 from penstock.records.step_numbers import id_of, number_of
-from penstock.view.advantages import advantages_of
+from penstock.view.advantages import advantages_of, shaped_rewards
 from penstock.view.curves import Curve
-from penstock.view.groups import Advantages, beside, prompt_of, summary
+from penstock.view.groups import beside, prompt_of, summary
 from penstock.view.last_lines import newest
 from penstock.view.lines import LineIndex
 from penstock.view.log_ratios import LogRatioReader, StepLogRatios, largest_of
@@ -139,7 +139,8 @@ class RunView:
         """A group with its completions next to each other."""
         record = self._record(step)
         groups, group = self._group(record, step, index)
-        rows = self._advantages(record, groups)
+        settings = self._settings(record)
+        rows = advantages_of(groups, settings)
         ratios = self._ratios_of(record, groups)
         return {
             "largest_log_ratios": ratios.largest(index),
@@ -147,7 +148,13 @@ class RunView:
             "num_groups": len(groups),
             "prompt": prompt_of(group),
             "has_advantages": rows is not None,
-            **beside(group, None if rows is None else rows[index], base, self._decoder),
+            **beside(
+                group,
+                shaped_rewards(group, settings),
+                None if rows is None else rows[index],
+                base,
+                self._decoder,
+            ),
         }
 
     def tokens(self, step: int, index: int, completion: int, offset: int, limit: int) -> Answer:
@@ -156,7 +163,7 @@ class RunView:
         groups, group = self._group(record, step, index)
         if not 0 <= completion < len(group.scores):
             raise DataError(f"group {index} of step {step} has {len(group.scores)} completions; saw {completion}")
-        rows = self._advantages(record, groups)
+        rows = advantages_of(groups, self._settings(record))
         ratios = self._ratios_of(record, groups)
         page = token_page(
             group,
@@ -325,12 +332,12 @@ class RunView:
     def _ratios_of(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> StepLogRatios:
         return StepLogRatios((), "the step is not in the ledger") if record is None else self._ratios.of(record, groups)
 
-    def _advantages(self, record: Committed | None, groups: Sequence[ScoredGroup]) -> Advantages:
-        """By the settings with which the step was trained; an older ledger names none: those of the configuration."""
+    def _settings(self, record: Committed | None) -> Mapping[str, Any]:
+        """Those with which the step was trained; an older ledger names none: those of the configuration."""
         settings: Mapping[str, Any] = {}
         if record is not None and record.settings.isalnum():
             settings = read_document(self._records.folder / STEP_FILES / f"settings-{record.settings}.json")
-        return advantages_of(groups, settings or dict(_flat(self._records.config())))
+        return settings or dict(_flat(self._records.config()))
 
     def _first_and_last_evaluation(self) -> Answer:
         """As `penstock runs` and the ending of a launch choose them."""

@@ -248,7 +248,7 @@ def _add_recordings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     )
     bundle.add_argument("--steps", default="", metavar="A:B", help=steps)
     bundle.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .tar, .tar.gz or .tgz to be written")
-    bundle.add_argument("--with-model", action="store_true", help="include the models of actor.path and ref.path")
+    bundle.add_argument("--with-model", action="store_true", help="include all models that it loads")
 
 
 def _add_dead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -349,7 +349,7 @@ class Assembly:
             num_prompts=len(self.prompts.train),
             total_steps=self.configs.num_steps(config),
             progress=Progress(self.folder),
-            kl_of="reference" if config.kl_ctl > 0 and config.loss.kl.place == "loss" else "behaviour",
+            kl_of=_kl_of(config),
             is_stopping=self.service.stop.is_set,
         )
 
@@ -411,3 +411,10 @@ class Assembly:
             self.service.url,
             staleness.heartbeat_seconds,
         )
+
+
+def _kl_of(config: Config) -> str:
+    """From what the steps show the divergence of the policy: from what it is to come near, or not to leave."""
+    if config.teacher.path:
+        return "teacher"
+    return "reference" if config.kl_ctl > 0 and config.loss.kl.place == "loss" else "behaviour"

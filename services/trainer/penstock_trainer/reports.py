@@ -227,7 +227,7 @@ def _token_figures(result: StepResult) -> dict[str, float]:
     masked = statistics.pop("masked")
     return {
         "clipped_ratio": result.statistics.clipped_ratio,
-        **statistics,
+        **{name: value for name, value in statistics.items() if value is not None},
         **{f"masked_{reason}": share for reason, share in masked.items()},
     }
 

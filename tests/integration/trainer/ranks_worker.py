@@ -44,11 +44,15 @@ class Case:
     gradient_checkpointing: bool = False
     loss: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    ref: dict[str, Any] = field(default_factory=dict)
+    teacher: str = ""
 
 
 CASES = {
     "tied": Case("llama"),
     "untied-kl": Case("qwen3", kl_ctl=0.1),
+    "moving-reference": Case("llama", kl_ctl=0.3, ref={"sync_steps": 2, "mixup_alpha": 0.5}),
+    "teacher": Case("llama", teacher="qwen3", loss={"num_minibatches": 2, "selection": {"covariance": "kl"}}),
     "family": Case(
         "llama",
         kl_ctl=0.1,
@@ -86,9 +90,16 @@ def case_config(folder: Path, case: Case) -> Config:
     }
     optimizer = {"lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 2, "schedule": "linear"}
     rollout = {"engine": {"dtype": case.dtype}}
-    return config_for(
-        folder / case.model, actor=actor, kl_ctl=case.kl_ctl, optimizer=optimizer, loss=case.loss, rollout=rollout
-    )
+    teacher = {"path": str(folder / case.teacher), "kl_ctl": 0.5} if case.teacher else {}
+    sections = {
+        "teacher": teacher,
+        "actor": actor,
+        "ref": case.ref,
+        "optimizer": optimizer,
+        "loss": case.loss,
+        "rollout": rollout,
+    }
+    return config_for(folder / case.model, kl_ctl=case.kl_ctl, **sections)
 
 
 def batches() -> list[list[ScoredGroup]]:
@@ -149,7 +160,7 @@ def take_over(learner: Learner, source: Path, target: Path) -> None:
 
 def shown(result: StepResult) -> dict[str, Any]:
     names = ("changed", "loss", "grad_norm", "learning_rate", "num_packs", "num_rows")
-    statistics = asdict(result.statistics)
+    statistics = {key: value for key, value in asdict(result.statistics).items() if value is not None}
     return {**{name: getattr(result, name) for name in names}, **statistics.pop("masked"), **statistics}
 
 

@@ -42,6 +42,15 @@ def test_figures_of_tokens_are_absent_if_no_token_was_trained(learner: Learner, 
     json.dumps([flat, measured], allow_nan=False)
 
 
+def test_the_divergence_from_a_teacher_is_a_figure_if_there_is_one(tmp_path: Path, learner: Learner) -> None:
+    assert "teacher_kl" not in figures_of(learner.update(example_groups(), version=0))
+    teacher = {"path": str(save_tiny_model(tmp_path / "teacher", "qwen3"))}
+    taught = Learner(config_for(tmp_path / "model", teacher=teacher)).update(example_groups(), version=0)
+    line = replace(LINE, statistics=figures_of(taught))
+    assert step_figures(line, "teacher").kl == taught.statistics.teacher_kl != 0
+    assert step_figures(LINE, "teacher").kl is None
+
+
 def test_a_loss_of_tokens_that_are_all_left_out_is_one(learner: Learner) -> None:
     answers = [completion([7], [float("nan")]), completion([9], [float("nan")])]
     found = figures_of(learner.update([scored_group(0, [4], answers, [1.0, 0.0])], version=0))

@@ -59,7 +59,7 @@ class Life:
             groups = example_groups(seed=step)
             settings = self.step_files.settings.write(self.config)
             self.ledger.steps.append(self.step_files.write(step, 1, groups, settings=settings))
-            version += int(self.learner.update(groups, version=0).changed)
+            version += int(self.learner.update(groups, version=version).changed)
             policy, form = self.digest(version), str(published_format(self.config))
             self.ledger.policies[version], self.ledger.num_ranks[version] = policy, 1
             self.ledger.forms[version] = form
@@ -259,6 +259,7 @@ CHANGED: dict[str, dict[str, object]] = {
     "objective": {"loss": {"surrogate": "cispo", "aggregation": "token-mean"}, "kl_ctl": 0.1},
     "epochs under a falling rate": {"total_train_epochs": 9, "optimizer": {"lr": 1e-3, "schedule": "linear"}},
     "temperature": {"sampling": {"temperature": 0.5}},
+    "a reference that moves": {"kl_ctl": 0.1, "ref": {"sync_steps": 2}},
 }
 
 
@@ -281,6 +282,43 @@ def test_steps_are_trained_again_with_their_own_settings_and_new_ones_hold_after
     assert third.restore() == ResumePoint(3, 3)
     assert third.digest(3) == second.ledger.policies[3]
     assert third.learner.config == third.config
+
+
+SYNCED: dict[str, object] = {"kl_ctl": 0.5, "ref": {"sync_steps": 2, "mixup_alpha": 0.5}}
+
+
+@pytest.mark.parametrize("checkpoint_after", [-1, 1, 2, 3])
+def test_steps_beside_a_moving_reference_are_trained_again_bit_by_bit(
+    tmp_path: Path, model: Path, checkpoint_after: int
+) -> None:
+    """Checkpoints before a move, at one and after it; the weights of each later step are compared with the ledger."""
+    first = Life(tmp_path, model, changes=SYNCED)
+    first.train(range(5), checkpoint_after)
+    second = Life(tmp_path, model, first.ledger, changes=SYNCED)
+    assert second.restore() == ResumePoint(5, 5)
+    assert second.digest(5) == first.ledger.policies[5]
+    standing = Life(tmp_path / "other", model, changes={"kl_ctl": 0.5})
+    standing.train(range(5))
+    assert standing.ledger.policies[2] == first.ledger.policies[2]
+    assert standing.ledger.policies[3] != first.ledger.policies[3]
+
+
+@pytest.mark.parametrize("checkpoint_after", [-1, 2, 5, 6])
+def test_a_reference_that_stood_still_for_a_while_begins_anew_in_every_life(
+    tmp_path: Path, model: Path, checkpoint_after: int
+) -> None:
+    """Moving, standing, moving: an unbroken life and one that is restored at any point have the same reference."""
+    begun = Life(tmp_path, model, changes=SYNCED)
+    begun.train(range(3), checkpoint_after)
+    stood = Life(tmp_path, model, begun.ledger, changes={"kl_ctl": 0.5})
+    stood.restore()
+    stood.train(range(3, 4))
+    moved = Life(tmp_path, model, stood.ledger, changes=SYNCED)
+    moved.restore()
+    moved.train(range(4, 7), checkpoint_after)
+    again = Life(tmp_path, model, moved.ledger, changes=SYNCED)
+    assert again.restore() == ResumePoint(7, 7)
+    assert again.digest(7) == moved.ledger.policies[7]
 
 
 def test_an_older_ledger_is_trained_again_with_the_present_settings(tmp_path: Path, model: Path) -> None:

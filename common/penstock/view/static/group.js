@@ -82,6 +82,7 @@ function card(each, step, group, largest) {
       { class: "head" },
       el("a", { href: addressOf({ view: "tokens", step, group, completion: each.index }) }, `number ${each.index}`),
       el("b", { title: values }, each.reward === null ? tag("failed", "bad") : `reward ${number(each.reward)}`),
+      each.shaped_reward === each.reward ? null : el("span", {}, `shaped ${number(each.shaped_reward)}`),
       each.advantage === null ? null : el("span", {}, `advantage ${fixed(each.advantage, 2)}`),
       el("span", {}, `${number(each.num_tokens)} tokens`),
       largest ? difference(step, group, largest, "trainer \u2212 sampler ") : null,

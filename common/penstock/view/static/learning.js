@@ -25,6 +25,7 @@ const SMALL = [
     ],
   },
   { title: "KL from the sampler", unit: "nats", names: [["behaviour", "statistics/behaviour_kl"]] },
+  { title: "KL from the teacher", unit: "nats", names: [["teacher", "statistics/teacher_kl"]], signed: true },
   { title: "KL from the reference", unit: "nats", names: [["reference", "statistics/reference_kl"]] },
   { title: "Effective sample size", unit: "share", names: [["ratio", "statistics/effective_sample_size_ratio"]] },
   { title: "Entropy", unit: "nats", names: [["entropy", "statistics/entropy"]] },

@@ -28,7 +28,7 @@ TITLE = "what it names"
 QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by then
 PROBE_SECONDS = 3 * QUICK_SECONDS  # the look at it ends first: a machine under load is no reason to refuse a launch
 FEW_ROWS = 10
-REFERENCE, INTERPRETER, RUN = "reference", "SGLang", "earlier run"
+REFERENCE, TEACHER, INTERPRETER, RUN = "reference", "teacher", "SGLang", "earlier run"
 TRAIN, HELD_OUT, REWARDS, ENVIRONMENT = "data.train", "data.eval", "reward names", "environment"
 
 
@@ -41,9 +41,11 @@ def quick(config: Config) -> Group:
 def looks(config: Config) -> list[Look]:
     """In the order of the table."""
     held_out = config.data.eval
+    has_reference, teacher = config.ref.path and config.kl_ctl, config.teacher.path
     return [
         Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
-        *([Look(TITLE, REFERENCE, partial(_reference, config))] if config.ref.path and config.kl_ctl else []),
+        *([Look(TITLE, REFERENCE, partial(_other, config.ref.path, "ref.path", REFERENCE))] if has_reference else []),
+        *([Look(TITLE, TEACHER, partial(_other, teacher, "teacher.path", TEACHER))] if teacher else []),
         Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
         Look(TITLE, TRAIN, lambda: [rows_line(config, config.data.train, TRAIN)]),
         *([Look(TITLE, HELD_OUT, partial(_held_out, config, held_out))] if held_out else []),
@@ -54,8 +56,8 @@ def looks(config: Config) -> list[Look]:
     ]
 
 
-def _reference(config: Config) -> list[Line]:
-    return [_model(config.ref.path, "ref.path", REFERENCE)]
+def _other(path: str, key: str, what: str) -> list[Line]:
+    return [_model(path, key, what)]
 
 
 def _model(path: str, key: str, what: str) -> Line:

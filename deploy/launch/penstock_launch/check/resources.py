@@ -40,9 +40,10 @@ def memory_lines(config: Config, environ: Mapping[str, str]) -> list[Line]:
         return fits.fits_now(config, driver, environ)
     try:
         shape = read_shape(config.actor.path)
+        teacher = read_shape(config.teacher.path) if config.teacher.path else None
     except NoShapeError as reason:
         return [not_looked_at(MEMORY, str(reason))]
-    return [memory_line(least_bytes(config, shape), psutil.virtual_memory().available)]
+    return [memory_line(least_bytes(config, shape, teacher), psutil.virtual_memory().available)]
 
 
 def memory_line(needed_bytes: int, available_bytes: int) -> Line:
@@ -55,10 +56,10 @@ def memory_line(needed_bytes: int, available_bytes: int) -> Line:
     return ok(MEMORY, seen)
 
 
-def least_bytes(config: Config, shape: ModelShape) -> int:
+def least_bytes(config: Config, shape: ModelShape, teacher: ModelShape | None = None) -> int:
     """What ranks hold in any step, a checkpoint's copy, the engines' weights, and versions in memory-backed files."""
     engine, num_weights = config.rollout.engine, shape.num_weights
-    ranks = config.trainer.num_ranks * trainer_need(config, shape, device="cpu").certain_bytes
+    ranks = config.trainer.num_ranks * trainer_need(config, shape, teacher=teacher, device="cpu").certain_bytes
     copy = host_need(config, shape).of(CHECKPOINT_COPY)
     engines = 0 if engine.url else config.rollout.num_servers * num_weights * ITEM_BYTES[engine.dtype]
     staged = folders.staged_bytes(config, num_weights)

@@ -92,9 +92,10 @@ def fit(config: Config, placement: Placement, host_bytes: int) -> RunMemory:
     try:
         shape = read_shape(config.actor.path)
         reference = read_shape(config.ref.path) if config.kl_ctl and config.ref.path else None
+        teacher = read_shape(config.teacher.path) if config.teacher.path else None
     except NoShapeError as error:
         return RunMemory(warnings=_unknown(placement, str(error)))
-    memory = fit_shape(config, placement, shape, reference)
+    memory = fit_shape(config, placement, shape, reference, teacher)
     loading = host_need(config, shape).of(LOADING)
     if placement.trainer and loading > host_bytes:
         warning = (
@@ -106,19 +107,23 @@ def fit(config: Config, placement: Placement, host_bytes: int) -> RunMemory:
 
 
 def fit_shape(
-    config: Config, placement: Placement, shape: ModelShape, reference: ModelShape | None = None
+    config: Config,
+    placement: Placement,
+    shape: ModelShape,
+    reference: ModelShape | None = None,
+    teacher: ModelShape | None = None,
 ) -> RunMemory:
-    """Like `fit`, for a model of this shape; `reference`: that of ref.path, if it is used."""
-    return _Fit(config, placement, shape, reference).result()
+    """Like `fit`, for a model of this shape; `reference`: that of ref.path, if it is used; `teacher`: likewise."""
+    return _Fit(config, placement, shape, trainer_need(config, shape, reference, teacher)).result()
 
 
 class _Fit:
     """Adds up the needs of one run."""
 
-    def __init__(self, config: Config, placement: Placement, shape: ModelShape, reference: ModelShape | None) -> None:
+    def __init__(self, config: Config, placement: Placement, shape: ModelShape, trainer: MemoryNeed) -> None:
         self._config, self._placement, self._shape = config, placement, shape
         self._section = config.rollout.engine
-        self._trainer = trainer_need(config, shape, reference)
+        self._trainer = trainer
         self._by_gpu: dict[Gpu, list[MemoryNeed]] = {gpu: [] for gpu in placement.gpus}
         self._sharing: list[SharingEngine] = []
         self._warnings: list[str] = []

@@ -33,9 +33,17 @@ LORA, DTYPE, CHECKPOINTING = "actor.lora.rank", "actor.dtype", "actor.gradient_c
 
 
 def trainer_need(
-    config: Config, shape: ModelShape, reference: ModelShape | None = None, *, device: str = "cuda"
+    config: Config,
+    shape: ModelShape,
+    reference: ModelShape | None = None,
+    teacher: ModelShape | None = None,
+    *,
+    device: str = "cuda",
 ) -> MemoryNeed:
-    """Of each rank, on its device. `reference`: the model of ref.path, if it is another one. device: cpu or cuda."""
+    """Of each rank, on its device. `reference`: the model of ref.path, if it is another one; `teacher`: likewise.
+
+    device: cpu or cuda.
+    """
     rank = _Rank(config, shape, device)
     ranks = config.trainer.num_ranks
     reference_weights = rank.reference_weights(reference)
@@ -44,6 +52,7 @@ def trainer_need(
         Part("moments", MOMENT_BYTES * rank.num_trained // ranks, f"{LORA}, {RANKS}", True),
         Part("gradients", MASTER_BYTES * rank.num_trained // ranks, f"{LORA}, {RANKS}", True),
         Part("reference model", MASTER_BYTES * reference_weights // ranks, "kl_ctl, ref.path", True),
+        Part("teacher model", MASTER_BYTES * rank.teacher_weights(teacher) // ranks, "teacher.path", True),
         *rank.peak(),
         Part("weights on their way", rank.sent_bytes(), "weights.transport, weights.bucket_bytes"),
     ]
@@ -58,11 +67,13 @@ def host_need(config: Config, shape: ModelShape) -> MemoryNeed:
     """Of the host, for all ranks on it: the model while each loads it, a checkpoint's copy, and staged weights.
 
     load         4 N R, until the ranks have moved their shards to their GPUs
-    checkpoint   4 N + 8 T, or 12 T with LoRA: copied for the writer while training goes on
+    checkpoint   4 N + 8 T, or 12 T with LoRA, and 4 N of a reference that moves: copied for the writer while training
+                 goes on
     staged       N x bytes of rollout.engine.dtype: one copy for nccl and tensor, three versions in /dev/shm for disk
     """
     rank = _Rank(config, shape, "cuda")
     saved = rank.num_trained if config.actor.lora.rank else rank.num_weights
+    saved += rank.reference_weights(None) if config.ref.sync_steps else 0
     published = ITEM_BYTES[config.rollout.engine.dtype]
     copies = KEPT_VERSIONS if config.transport_from("cuda") == "disk" else 1
     return MemoryNeed(
@@ -148,6 +159,13 @@ class _Rank:
         if config.kl_ctl == 0 or (config.actor.lora.rank and is_policy):
             return 0
         return (reference or self.shape).num_weights
+
+    def teacher_weights(self, teacher: ModelShape | None) -> int:
+        """Weights of the teacher: none without one, or if the policy without its adapter is it."""
+        path = self.config.teacher.path
+        if not path or (self.config.actor.lora.rank and path == self.config.actor.path):
+            return 0
+        return (teacher or self.shape).num_weights
 
     def peak(self) -> list[Part]:
         """What comes and goes, at the moment at which it is most, while gradients of earlier packs are there.

@@ -35,7 +35,7 @@ class Column:
 def columns(status: TrainerStatus) -> list[Column]:
     """Of the steps of a run: how wide the first one is depends on its number of steps."""
     digits = len(str(status.total_steps or status.step))
-    kl = {"reference": "KL ref", "behaviour": "KL beh"}.get(status.kl_of, "KL")
+    kl = {"teacher": "KL tea", "reference": "KL ref", "behaviour": "KL beh"}.get(status.kl_of, "KL")
     return [
         Column("step", len("step /") + 2 * digits, 9, _number),
         Column("reward", 7, 9, lambda line: number(line.step.reward, 3)),

@@ -23,7 +23,7 @@ from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionIndex, count_batch
 from penstock_trainer.batching.masking import num_trained_tokens
 from penstock_trainer.batching.paths import trained_paths
-from penstock_trainer.batching.reward_columns import function_columns
+from penstock_trainer.batching.reward_columns import AS_SCORED, Column, RewardScale, function_columns
 from penstock_trainer.grpo import (
     Aggregation,
     Baseline,
@@ -103,7 +103,8 @@ class Truncated:
 class BatchRules:
     """How rewards become advantages and weights.
 
-    tolerance: rewards that differ by no more are equal. own_advantages: the user's, in place of baseline and scale:
+    reward_scale: of each reward, before penalties. tolerance: shaped rewards that differ by no more are equal.
+    own_advantages: the user's, in place of baseline and scale:
     (rewards float64[B, G], is_valid bool[B, G]) -> float[B, G]. by_function: weights of the reward functions that have
     an advantage each, of which the completion's is the sum; empty: the advantage is that of the reward.
     with_zero_advantage: completions without an advantage need a forward pass too, because another term has a gradient.
@@ -111,6 +112,7 @@ class BatchRules:
 
     overlong: Overlong
     truncated: Truncated = Truncated()
+    reward_scale: RewardScale = AS_SCORED
     baseline: Baseline = "group"
     scale: Scale = "group"
     eps: float = 1e-6
@@ -142,11 +144,14 @@ def num_valid(group: ScoredGroup) -> int:
     return sum(reward is not None for reward in rewards_of(group))
 
 
-def shaped_rewards(group: ScoredGroup, rules: BatchRules) -> list[float | None]:
-    """The group's rewards with the overlong penalty and those of truncated completions; None if a reward failed."""
+def shaped_rewards(group: ScoredGroup, rules: BatchRules) -> Column:
+    """The group's rewards: scaled and clipped, then with the overlong penalty and what is made of cut completions.
+
+    None if a reward failed.
+    """
     return [
         None if reward is None else rules.truncated.reward_of(each, reward) + _penalty(each, rules.overlong)
-        for reward, each in zip(rewards_of(group), group.group.trajectories, strict=True)
+        for reward, each in zip(rules.reward_scale.column(group), group.group.trajectories, strict=True)
     ]
 
 
@@ -193,7 +198,9 @@ def make_batch(
         tuple(_minibatch(groups, part, rules, version, max_lag)) for part in _parts(candidates, rules.num_minibatches)
     ]
     advantages = {each.index: each.advantage for group in candidates for each in group}
-    return Batch(tuple(minibatches), count_batch(groups, candidates, rules.tolerance, rules.by_function), advantages)
+    shaped = [reward for group in groups for reward in shaped_rewards(group, rules) if reward is not None]
+    counts = count_batch(groups, candidates, shaped, rules.reward_scale, rules.tolerance, rules.by_function)
+    return Batch(tuple(minibatches), counts, advantages)
 
 
 def _candidate(

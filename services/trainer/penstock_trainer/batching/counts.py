@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from penstock.contracts import ScoredGroup, Trajectory
 from penstock.contracts.outcomes import rewards_of
-from penstock_trainer.batching.reward_columns import reward_columns
+from penstock_trainer.batching.reward_columns import RewardScale, reward_columns
 from penstock_trainer.grpo import varies
 
 
@@ -50,7 +50,8 @@ class BatchCounts:
     advantage that have no gradient for that reason.
     failed_reward_ratio, truncated_ratio: of all completions of the batch, those without a reward, and those that
     reached a limit of length. no_signal_ratio: of all its groups, those without an advantage: degenerate or failed.
-    reward_*: over valid completions, as scored; nan without any.
+    reward_*: over valid completions, as scored; nan without any. shaped_reward_*: of the same, as advantages are made
+    of them, but for a KL term in the reward; clipped_reward_ratio: the share that reward.clip changed; both nan too.
     advantage_*: over the valid completions of the counted groups. length_*: mean loss tokens of valid completions
     (generated) and of what is not masked of those with an advantage (trained; nan if none has one); length_bias is
     trained over generated, 1 without bias.
@@ -73,6 +74,9 @@ class BatchCounts:
     reward_std: float
     reward_min: float
     reward_max: float
+    shaped_reward_mean: float
+    shaped_reward_std: float
+    clipped_reward_ratio: float
     advantage_std: float
     advantage_min: float
     advantage_max: float
@@ -84,24 +88,26 @@ class BatchCounts:
 def count_batch(
     groups: Sequence[ScoredGroup],
     candidates: Sequence[Sequence[Candidate]],
-    tolerance: float = 0.0,
-    functions: Iterable[str] = (),
+    shaped: Sequence[float],
+    scale: RewardScale,
+    tolerance: float,
+    functions: Iterable[str],
 ) -> BatchCounts:
     """The counts of a batch. candidates: by group, of the groups that have enough valid rewards.
 
+    shaped: the rewards of all valid completions, as shaped. scale: with which a group's rewards are compared.
     tolerance: a group whose rewards differ by no more is degenerate. functions: those that have an advantage each; the
     group is degenerate if the values of none of them differ.
     """
     rewards = [reward for group in groups for reward in rewards_of(group)]
     values = [reward for reward in rewards if reward is not None]
-    mean = math.fsum(values) / len(values) if values else math.nan
     flat = [each for group in candidates for each in group]
     num_loss_tokens = sum(each.num_loss_tokens for each in flat)
     num_trained_tokens = sum(each.num_trained_tokens for each in flat)
     advantages = [each.advantage for each in flat]
     trajectories = [each for group in groups for each in group.group.trajectories]
     names = tuple(functions)
-    columns = [reward_columns(groups[group[0].index.group], names) for group in candidates]
+    columns = [reward_columns(groups[group[0].index.group], names, scale) for group in candidates]
     num_degenerate = sum(not any(varies(column, tolerance) for column in each) for each in columns)
     num_failed = len(groups) - len(candidates)
     generated_mean = _mean([each.trajectory.num_loss_tokens for each in flat])
@@ -121,10 +127,13 @@ def count_batch(
         failed_reward_ratio=1 - len(values) / len(rewards) if rewards else 0.0,
         truncated_ratio=_mean([each.is_truncated for each in trajectories]),
         no_signal_ratio=(num_degenerate + num_failed) / len(groups) if groups else 0.0,
-        reward_mean=mean,
-        reward_std=math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)) if values else math.nan,
+        reward_mean=_mean(values) if values else math.nan,
+        reward_std=_deviation(values),
         reward_min=min(values, default=math.nan),
         reward_max=max(values, default=math.nan),
+        shaped_reward_mean=_mean(shaped) if shaped else math.nan,
+        shaped_reward_std=_deviation(shaped),
+        clipped_reward_ratio=_mean([scale.clips(value) for value in values]) if values else math.nan,
         advantage_std=math.sqrt(_mean([value**2 for value in advantages])),
         advantage_min=min(advantages, default=0.0),
         advantage_max=max(advantages, default=0.0),
@@ -138,6 +147,12 @@ def _is_stale(group: Sequence[Candidate]) -> bool:
     """Whether masking took the group's gradient."""
     moving = [each for each in group if each.advantage]
     return any(each.num_loss_tokens for each in moving) and not any(each.num_trained_tokens for each in moving)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Of all of them; nan without any."""
+    mean = _mean(values)
+    return math.sqrt(_mean([(value - mean) ** 2 for value in values])) if values else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,12 +4,45 @@ Invariant: a completion without a reward has no value in any column. Pure.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from penstock.contracts import ScoredGroup
 from penstock.contracts.outcomes import rewards_of, values_by_function
 from penstock.errors import DataError
 
 Column = list[float | None]
+
+
+@dataclass(frozen=True)
+class RewardScale:
+    """min(max(scale * reward, low), high): the reward as advantages see it, before any penalty.
+
+    clip: (low, high); None: no bounds. A reward that failed stays a failure.
+    """
+
+    scale: float = 1.0
+    clip: tuple[float, float] | None = None
+
+    def column(self, group: ScoredGroup) -> Column:
+        """The scaled reward of each trajectory of a group; None if it failed."""
+        return [None if reward is None else self.of(reward) for reward in rewards_of(group)]
+
+    def of(self, reward: float) -> float:
+        """Of one reward.
+
+        >>> RewardScale(0.5, (-1.0, 1.0)).of(3.0)
+        1.0
+        """
+        if self.clip is None:
+            return self.scale * reward
+        return min(max(self.scale * reward, self.clip[0]), self.clip[1])
+
+    def clips(self, reward: float) -> bool:
+        """Whether the bounds change it."""
+        return self.of(reward) != self.scale * reward
+
+
+AS_SCORED = RewardScale()
 
 
 def function_columns(group: ScoredGroup, functions: Iterable[str]) -> dict[str, Column]:
@@ -33,7 +66,7 @@ def function_columns(group: ScoredGroup, functions: Iterable[str]) -> dict[str, 
     return columns
 
 
-def reward_columns(group: ScoredGroup, functions: Iterable[str]) -> list[Column]:
-    """The rewards alone, or the columns of the functions if there are any."""
+def reward_columns(group: ScoredGroup, functions: Iterable[str], scale: RewardScale = AS_SCORED) -> list[Column]:
+    """The scaled rewards alone, or the columns of the functions if there are any."""
     names = tuple(functions)
-    return list(function_columns(group, names).values()) if names else [rewards_of(group)]
+    return list(function_columns(group, names).values()) if names else [scale.column(group)]

@@ -28,7 +28,7 @@ from penstock_trainer.data.prompts import (
     shared_prompts,
 )
 from penstock_trainer.data.rows import Row
-from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
+from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,10 @@ class Prompts:
 
 
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
-    """The rows as tokens; DataError for rows that cannot be prompts of this run."""
+    """The rows as tokens; DataError for rows that cannot be prompts of this run, ConfigError for another's teacher."""
     vocabulary = load_vocabulary(config.actor.path)
+    if config.teacher.path:
+        check_teacher(config.teacher.path, config.actor.path, vocabulary, _longest_of_run(config, vocabulary))
     make = _episode_prompts if config.agent.enabled else _token_prompts
     return make(config, vocabulary, train_rows, held_out_rows)
 
@@ -144,6 +146,11 @@ def _episode_prompts(
     ids = vocabulary.tokenizer.encode(train[0].text, add_special_tokens=False)
     known = tuple(each for each in ids if each < vocabulary.size)
     return Prompts(train, held_out, stop, known or stop or (0,), vocabulary.tokenizer)
+
+
+def _longest_of_run(config: Config, vocabulary: Vocabulary) -> int:
+    longest = _longest(config, vocabulary)
+    return min(longest, config.agent.max_tokens) if config.agent.enabled else longest
 
 
 def _longest(config: Config, vocabulary: Vocabulary) -> int:

@@ -12,13 +12,15 @@ weights carry the aggregation, so that micro-batches of any partition, and ranks
 | proximal | `objective` | none, recomputed, approximated |
 | correction | `corrections` | weights: TIS, clip, mask, by token or sequence; gates: geometric, k3, veto, M2PO, OPSM |
 | selection | `selection` | highest entropies, Clip-Cov, KL-Cov |
+| teacher | `teacher` | the reverse KL to a teacher as advantages of tokens, alone or beside those of rewards |
 | KL | `objective` | k1, k2, k3 in the loss, importance-weighted or not; k1 in the reward; quadratic to the sampler |
 | aggregation | `aggregation` | token-mean, seq-mean-token-sum, seq-mean-token-mean, token-sum-norm |
 | all of it | `objective` | the loss of a micro-batch and the addends of its statistics |
 
 Notation, per token: l policy (the only one with a gradient), l_p proximal, l_b behaviour (from the sampler), l_r
-reference log-probabilities; A advantage. l_anchor is l_p, or l_b without a proximal policy. The surrogate's ratio is
-r = exp(l - l_anchor); rho = exp(l_p - l_b) corrects from the sampler to the proximal policy; w = exp(l - l_b).
+reference, l_T teacher log-probabilities; A advantage. l_anchor is l_p, or l_b without a proximal policy. The
+surrogate's ratio is r = exp(l - l_anchor); rho = exp(l_p - l_b) corrects from the sampler to the proximal policy;
+w = exp(l - l_b).
 Log-ratios are float32 and clamped to +-20 (only the effective sample size takes them as they are); beyond that their
 gradient is 0. sg is stop-gradient. Shapes: N loss tokens and S completions of a micro-batch, B groups of G completions.
 """
@@ -69,6 +71,7 @@ from penstock_trainer.grpo.surrogates import (
     sapo,
     vespo,
 )
+from penstock_trainer.grpo.teacher import TeacherTerm
 from penstock_trainer.grpo.tokens import MAX_LOG_RATIO, Tokens, log_ratio, usable
 
 __all__ = [
@@ -89,6 +92,7 @@ __all__ = [
     "StepTokens",
     "Sums",
     "Surrogate",
+    "TeacherTerm",
     "Terms",
     "Tokens",
     "Weight",

@@ -157,7 +157,8 @@ def off_policy_gate(tokens: Tokens, ratios: SamplerRatios, mask_N: Tensor, *, de
     """Drop a completion with A < 0 and mean(l_b - l) > delta, l of the policy now.
 
     Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): bad completions that have become
-    improbable, by stale weights, by another engine or by the steps of this very update.
+    improbable, by stale weights, by another engine or by the steps of this very update. With a teacher, which makes
+    advantages of tokens: of such a completion its tokens with A < 0.
     """
     far_N = tokens.spread(tokens.mean_by_sequence(-ratios.policy_N, mask_N) > delta)
     return ~((tokens.advantage_N < 0) & far_N)

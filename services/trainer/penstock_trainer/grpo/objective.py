@@ -15,6 +15,7 @@ from penstock_trainer.grpo.selection import StepSurrogate
 from penstock_trainer.grpo.statistics import Sums, token_sums
 from penstock_trainer.grpo.step_tokens import StepTokens
 from penstock_trainer.grpo.surrogates import Surrogate
+from penstock_trainer.grpo.teacher import TeacherTerm, teacher_sums
 from penstock_trainer.grpo.tokens import Tokens, log_ratio, usable
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -35,7 +36,8 @@ class Objective:
     """The parts. `penstock.config.loss` checks which combinations make sense.
 
     step_surrogate: what becomes of the surrogate once all tokens of the step are known.
-    sampler_kl: weight of (l - l_b)^2 / 2, the k2 estimate of the divergence from the sampler.
+    sampler_kl: weight of (l - l_b)^2 / 2, the k2 estimate of the divergence from the sampler. teacher: makes advantages
+    of tokens; None: advantages are of completions.
     """
 
     surrogate: Surrogate
@@ -45,6 +47,7 @@ class Objective:
     sampler_kl: float = 0.0
     entropy_bonus: float = 0.0
     step_surrogate: StepSurrogate | None = None
+    teacher: TeacherTerm | None = None
 
     @property
     def depends_on_step(self) -> bool:
@@ -59,6 +62,8 @@ class Objective:
     def step_tokens(self, tokens: Tokens) -> StepTokens:
         """What `prepared` needs of a micro-batch."""
         mask_N = usable(tokens)
+        if self.teacher is not None:
+            tokens = self.teacher.taught(tokens)
         behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
         logprobs_N = tokens.logprobs_N.detach()
         anchor_N = _anchor(tokens, self.proximal, behaviour_logprobs_N)
@@ -113,6 +118,8 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
 
         J = E[ 1/G sum_i sum_t min(r A, clip(r, 1 - eps, 1 + eps) A) - beta KL(pi_theta || pi_ref) ]
 
+    With a teacher A is of the token (`TeacherTerm`).
+
     Deviations: the KL term is estimated per token and aggregated like the first term (as DeepSeekMath does);
     corrections weigh the surrogate only; masked tokens stay in the denominators. The quadratic term is that of DRO
     (arXiv 2405.19107), there with REINFORCE, and of prime-rl, there with DPPO and a kl_tau of half its weight.
@@ -120,6 +127,10 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     if objective.step_surrogate is not None:
         raise ValueError("a surrogate depends on all tokens of the step: expected `prepared`")
     mask_N = usable(tokens)
+    parts = Sums()
+    if objective.teacher is not None:
+        parts = teacher_sums(tokens)
+        tokens = objective.teacher.taught(tokens)
     behaviour_logprobs_N = torch.where(mask_N, tokens.behaviour_logprobs_N, 0.0)
     anchor_N = _anchor(tokens, objective.proximal, behaviour_logprobs_N)
     terms = objective.surrogate(tokens, log_ratio(tokens.logprobs_N, anchor_N, mask_N), mask_N)
@@ -127,7 +138,7 @@ def micro_batch_loss(tokens: Tokens, objective: Objective) -> tuple[Tensor, Sums
     log_rho_N = log_ratio(anchor_N, behaviour_logprobs_N, mask_N)
     weight_N, dropped = objective.correction(tokens, _ratios(objective.proximal, log_rho_N, log_w_N.detach()), mask_N)
     policy = _aggregate(weight_N * terms.loss_N, tokens.weight_N, mask_N)
-    loss, parts = policy, Sums({"loss_policy": float(policy.detach())})
+    loss, parts = policy, parts + Sums({"loss_policy": float(policy.detach())})
     sums = token_sums(tokens, log_w_N.detach(), mask_N, terms, dropped)
     if objective.kl is not None:
         term, kl_sums = _kl_term(tokens, objective.kl, log_w_N, mask_N)

@@ -91,6 +91,7 @@ class Statistics:
     mini-batches, as it is.
     entropy: mean in nats. behaviour_kl: mean of exp(x) - 1 - x, x = l - l_b, an estimate of KL(behaviour || policy).
     reference_kl: mean of the configured estimator of KL(policy || reference); 0 without a KL term in the loss.
+    teacher_kl: mean of l - l_T, an estimate of KL(policy || teacher); None without a teacher.
     ratio_*: of w = exp(l - l_b). clipped_ratio_low, clipped_ratio_high: shares of tokens whose surrogate was limited.
     effective_sample_size_ratio: (sum W)^2 / (S sum W^2) of the completions' importance weights W, 1 when on-policy.
     masked: share of tokens by reason: non_finite (of all loss tokens), and what each part of the correction dropped.
@@ -105,6 +106,7 @@ class Statistics:
     entropy: float
     behaviour_kl: float
     reference_kl: float
+    teacher_kl: float | None
     ratio_min: float
     ratio_mean: float
     ratio_max: float
@@ -142,6 +144,7 @@ class Statistics:
             entropy=mean("entropy"),
             behaviour_kl=mean("behaviour_kl"),
             reference_kl=mean("reference_kl"),
+            teacher_kl=mean("teacher_kl") if "teacher_kl" in totals else None,
             ratio_min=sums.lowest.get("ratio", math.nan),
             ratio_mean=mean("ratio"),
             ratio_max=sums.highest.get("ratio", math.nan),

@@ -16,12 +16,13 @@ class Tokens:
     """N loss tokens of S completions, or paths of episodes; only `logprobs_N` and `entropy_N` have a gradient.
 
     logprobs_N: l, after temperature. behaviour_logprobs_N: l_b as the sampler gave it, possibly not finite.
-    advantage_N: of the token's completion. weight_N: its share in the aggregate (`sequence_weight`).
+    advantage_N: of the token's completion; with a teacher, from `TeacherTerm.taught` on, its own.
+    weight_N: its share in the aggregate (`sequence_weight`).
     sequence_N: int64 in [0, num_sequences), the token's completion; all loss tokens of a completion are here.
     old_logprobs_N: l at the start of the update, for a recomputed proximal policy; None if nothing has been updated
     since (then it is sg l).
     lag_N: versions from the weights that sampled the token to those under training, for an approximated proximal.
-    reference_logprobs_N: l_r, or None if the objective has no KL term in the loss.
+    reference_logprobs_N: l_r, or None if the objective has no KL term in the loss. teacher_logprobs_N: l_T, likewise.
     draw_N: a number in [0, 1) that depends on the token's place in its completion and batch alone; None if no part
     draws.
     entropy_N: of the policy, in nats; None if neither an entropy bonus nor the statistics need it.
@@ -41,6 +42,7 @@ class Tokens:
     reference_logprobs_N: Tensor | None = None
     entropy_N: Tensor | None = None
     draw_N: Tensor | None = None
+    teacher_logprobs_N: Tensor | None = None
 
     def sum_by_sequence(self, values_N: Tensor) -> Tensor:
         """float64[S]: sums over the tokens of each completion; 0 for one without tokens."""

@@ -1,9 +1,9 @@
 """The policy under training: its weights, its updates, its state.
 
-Owns the policy's master weights, the optimizer and the frozen reference, or this rank's shards of them. Synchronous:
-the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may read the weights
-until an update changes them. Invariant: equal weights, state and groups give bit-identical weights (on a CPU, on as
-many ranks), and a step with a non-finite loss or gradient changes nothing.
+Owns the policy's master weights, the optimizer, the reference and the teacher, or this rank's shards of them.
+Synchronous: the loop calls it in a thread, a follower in its own. If `reads_beside_gradient`, another thread may read
+the weights until an update changes them. Invariant: equal weights, state and groups give bit-identical weights (on a
+CPU, on as many ranks), and a step with a non-finite loss or gradient changes nothing.
 """
 
 import gc
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from penstock.config import Config
 from penstock.config.changes import step_settings
@@ -22,6 +23,7 @@ from penstock.weights.manifest import identity_digest
 from penstock_trainer.batching.packing import pack_of_sequence
 from penstock_trainer.checkpoints.tensors import StateCopy, copy_state
 from penstock_trainer.distributed.ranks import Ranks, rank_device
+from penstock_trainer.learner.moving_reference import MovingReference
 from penstock_trainer.learner.optimizer import Optimizer
 from penstock_trainer.learner.recipe import make_recipe
 from penstock_trainer.learner.residence import Residence, tensors_of
@@ -52,6 +54,8 @@ class Learner:
         self._device = ranks.device if ranks else rank_device(config.trainer.device)
         self.num_steps = num_steps
         self._residence = Residence.of(self._device) if starts_on_host else None
+        self._loaded_from: Path | None = None
+        """The checkpoint whose state this is, until an update begins."""
         self.has_gpu_turn = False
         """Whether the models have moved to the device, and not back."""
         self._make(config)
@@ -78,6 +82,8 @@ class Learner:
             self._scorer = PackModel(same_weights(policy), dtype=dtype, temperature=temperature)
         self._masters = MasterWeights(policy)
         self._reference = self._make_reference(dtype) if config.kl_ctl > 0 else None
+        self._moving = self._make_moving_reference()
+        self._teacher = self._other_model(config.teacher.path, "teacher.path", dtype) if config.teacher.path else None
         self._optimizer = Optimizer(policy, config.optimizer)
         self._updater = Updater(
             self._policy,
@@ -87,6 +93,8 @@ class Learner:
             max_tokens=config.actor.max_tokens_per_micro_batch,
             device=self._device,
             ranks=self._ranks,
+            moving=self._moving,
+            teacher=self._teacher,
         )
 
     def use(self, config: Config, *, num_steps: int) -> None:
@@ -100,10 +108,15 @@ class Learner:
             return
         mesh = self._ranks.host_mesh if self._ranks else None
         carried = copy_state(self.state(), mesh, None).state
-        del self._policy, self._scorer, self._masters, self._reference, self._optimizer, self._updater, self._adapter
+        del self._policy, self._scorer, self._masters, self._reference, self._moving, self._optimizer, self._updater
+        del self._teacher, self._adapter
         gc.collect()  # two models need not fit
         self._make(config)
         carry_training_state(carried, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+        if self._moving is not None and self._loaded_from is not None:
+            self._moving.load(self._loaded_from)  # under the settings before, the reference may have stood still
+        elif self._moving is not None:
+            self._moving.carry(carried)
         if self._residence is not None and self.has_gpu_turn:
             self._residence.forget()
             self._residence.to_device(self._tensors())
@@ -122,21 +135,30 @@ class Learner:
 
     def _tensors(self) -> Iterator[Tensor]:
         """All that training keeps from one step to the next."""
-        reference = [self._reference.model] if isinstance(self._reference, PackModel) else []
-        return tensors_of([self._policy.model, *reference], self._optimizer.state().values())
+        others = filter(None, map(_own_model, (self._reference, self._teacher)))
+        return tensors_of([self._policy.model, *others], self._optimizer.state().values())
+
+    def _make_moving_reference(self) -> MovingReference | None:
+        model = _own_model(self._reference)
+        if model is None or not self._config.ref.sync_steps:
+            return None
+        return MovingReference(model, self._policy.model, self._config.ref)
 
     def _make_reference(self, dtype: torch.dtype) -> TokenModel:
         """The model of ref.path, or the policy as it was before training."""
+        path = self._config.ref.path
+        return self._other_model(path or self._config.actor.path, "ref.path" if path else "actor.path", dtype)
+
+    def _other_model(self, path: str, key: str, dtype: torch.dtype) -> TokenModel:
+        """A model that is not trained, for log-probabilities of the policy's tokens; ConfigError, with `key`."""
         config = self._config
-        path = config.ref.path or config.actor.path
         if self._adapter is not None and path == config.actor.path:
             return WithoutAdapter(self._policy, self._adapter)
-        key = "ref.path" if config.ref.path else "actor.path"
-        reference = load_model(path, key)
-        check_context(reference, path, key, config.rollout.engine.context_length)
-        self._check_same_vocabulary(self._policy.model.config.vocab_size, reference.config.vocab_size)
-        reference.requires_grad_(False)
-        return self._placed(PackModel(reference, dtype=dtype, temperature=config.sampling.temperature), dtype)
+        model = load_model(path, key)
+        check_context(model, path, key, config.rollout.engine.context_length)
+        self._check_rows(model.config.get_text_config().vocab_size, key)
+        model.requires_grad_(False)
+        return self._placed(PackModel(model, dtype=dtype, temperature=config.sampling.temperature), dtype)
 
     def _placed(self, model: PackModel, dtype: torch.dtype) -> PackModel | ShardedPackModel:
         """The model on this rank's device, or its shard of it."""
@@ -188,6 +210,7 @@ class Learner:
         >>> pending = learner.begin(groups, version=7)  # doctest: +SKIP
         >>> result = pending.finish()  # the weights are those of version 8 if result.changed  # doctest: +SKIP
         """
+        self._loaded_from = None
         self._optimizer.run_steps = self.num_steps * self._config.loss.num_minibatches
         with flushed_subnormals():
             gradient = self._updater.begin(groups, version, max_lag)
@@ -233,7 +256,8 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds: the live tensors, or this rank's shards of them."""
-        return training_state(self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+        state = training_state(self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+        return state if self._moving is None else state | self._moving.state()
 
     def snapshot(self, folder: Path) -> StateCopy:
         """A copy of the state, which every rank writes into `folder`."""
@@ -243,6 +267,9 @@ class Learner:
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint; ConfigError if it is of another model or adapter."""
         load_training_state(folder, self._policy.model, self._adapter, self._optimizer, with_rng=self._is_first)
+        if self._moving is not None:
+            self._moving.load(folder)
+        self._loaded_from = folder
 
     @property
     def _is_first(self) -> bool:
@@ -257,13 +284,22 @@ class Learner:
     def close(self) -> None:
         """End; no other call may follow."""
 
-    @staticmethod
-    def _check_same_vocabulary(policy: int, reference: int) -> None:
-        if policy != reference:
+    def _check_rows(self, found: int, key: str) -> None:
+        """ConfigError if a token of the policy may have no row in another model's embeddings.
+
+        A larger model of a family may have more rows than its tokenizer has tokens.
+        """
+        own = self._policy.model.config.get_text_config().vocab_size
+        if found < own or (found != own and key != "teacher.path"):
+            advice = "change teacher.path" if key == "teacher.path" else "change ref.path, or set kl_ctl to 0"
             raise ConfigError(
-                f"actor.path has {policy} tokens and ref.path {reference}: expected models with one vocabulary; "
-                "change ref.path, or set kl_ctl to 0"
+                f"actor.path has {own} tokens and {key} {found}: expected models with one vocabulary; {advice}"
             )
+
+
+def _own_model(model: TokenModel | None) -> PreTrainedModel | None:
+    """The model behind a reference or teacher; None without one, or if it is the policy without its adapter."""
+    return model.model if isinstance(model, PackModel | ShardedPackModel) else None
 
 
 def _move(model: nn.Module, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from penstock.config.loss import SelectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
 from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch, shaped_rewards
-from penstock_trainer.batching.reward_columns import reward_columns
+from penstock_trainer.batching.reward_columns import RewardScale, reward_columns
 from penstock_trainer.grpo.selection import StepSurrogate
 from penstock_trainer.learner.own_parts import own_advantage, own_surrogate
 
@@ -30,9 +30,10 @@ class Recipe:
 
 
 def make_recipe(config: Config) -> Recipe:
-    """The recipe from `loss`, `kl_ctl` and the values of other sections that they need."""
+    """The recipe from `loss`, `kl_ctl`, `teacher` and the values of other sections that they need."""
     loss = config.loss
     in_loss = config.kl_ctl > 0 and loss.kl.place == "loss"
+    has_teacher = bool(config.teacher.path)
     objective = grpo.Objective(
         surrogate=_surrogate(loss),
         proximal=loss.proximal,
@@ -41,10 +42,12 @@ def make_recipe(config: Config) -> Recipe:
         sampler_kl=loss.sampler_kl,
         entropy_bonus=loss.entropy_bonus,
         step_surrogate=_step_surrogate(loss.selection),
+        teacher=grpo.TeacherTerm(config.teacher.kl_ctl, config.teacher.reward_weight) if has_teacher else None,
     )
     rules = BatchRules(
         overlong=Overlong(config.sampling.max_new_tokens, loss.overlong.buffer_tokens, loss.overlong.penalty),
         truncated=Truncated(loss.truncated, loss.truncated_penalty),
+        reward_scale=RewardScale(config.reward.scale, config.reward.clip),
         baseline=loss.advantage.baseline,
         scale=loss.advantage.scale,
         eps=loss.advantage.eps,
@@ -55,7 +58,7 @@ def make_recipe(config: Config) -> Recipe:
         aggregation=loss.aggregation,
         norm_length=loss.norm_length or config.sampling.max_new_tokens,
         num_minibatches=loss.num_minibatches,
-        with_zero_advantage=in_loss or loss.sampler_kl > 0 or loss.entropy_bonus > 0,
+        with_zero_advantage=in_loss or has_teacher or loss.sampler_kl > 0 or loss.entropy_bonus > 0,
     )
     return Recipe(
         objective=objective,
@@ -79,14 +82,17 @@ def gradient_test(config: Config) -> Callable[[ScoredGroup], bool]:
 
 
 def advantage_test(config: Config) -> Callable[[ScoredGroup], bool]:
-    """Whether a group's rewards, as shaped, can give any of its completions that are not left out an advantage."""
+    """Whether a group's rewards, as shaped, can give any of its completions that are not left out an advantage.
+
+    A teacher gives one to all.
+    """
     rules, section = make_recipe(config).rules, config.loss.advantage
     functions = tuple(section.by_function)
 
     def has_advantage(group: ScoredGroup) -> bool:
         if all(map(rules.truncated.leaves_out, group.group.trajectories)):
             return False
-        if section.trains_equal_rewards and not functions:
+        if config.teacher.path or (section.trains_equal_rewards and not functions):
             return True
         columns = reward_columns(group, functions) if functions else [shaped_rewards(group, rules)]
         return any(grpo.varies(column, section.tolerance) for column in columns)

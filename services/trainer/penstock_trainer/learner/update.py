@@ -39,6 +39,7 @@ from penstock_trainer.grpo import (
     micro_batch_loss,
 )
 from penstock_trainer.learner.log_ratios import NO_LOG_RATIOS, LogRatios, LogRatiosPart, RankLogRatios
+from penstock_trainer.learner.moving_reference import MovingReference
 from penstock_trainer.learner.optimizer import Optimizer, OptimizerStep
 from penstock_trainer.learner.recipe import Recipe
 from penstock_trainer.model.token_model import TokenModel
@@ -74,19 +75,22 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Minibatch:
-    """This rank's packs of a mini-batch, and the old log-probabilities of each, if they are needed."""
+    """This rank's packs of a mini-batch, and for each the old and the teacher's log-probabilities that are needed."""
 
     work: RankShare
     old_logprobs: tuple[Tensor | None, ...]
+    teacher_logprobs: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class Gradient:
     """The gradient of an update's first mini-batch, and the inputs of the rest of the update.
 
-    first: its loss and sums; None if the batch has no mini-batch. log_ratios: of the mini-batches so far, on this rank.
+    version: of the weights under training. first: its loss and sums; None if the batch has no mini-batch. log_ratios:
+    of the mini-batches so far, on this rank.
     """
 
+    version: int
     counts: BatchCounts
     advantages: Mapping[CompletionIndex, float]
     minibatches: Sequence[_Minibatch]
@@ -132,14 +136,18 @@ class Updater:
         max_tokens: int,
         device: torch.device,
         ranks: Ranks | None,
+        moving: MovingReference | None = None,
+        teacher: TokenModel | None = None,
     ) -> None:
-        """`max_tokens`: rows of a pack. Packs are computed on `device`."""
+        """`max_tokens`: rows of a pack. Packs are computed on `device`. `moving`: the reference, if it moves."""
         self._policy, self._reference = policy, reference
         self._optimizer = optimizer
         self._recipe = recipe
         self._max_tokens = max_tokens
         self._device = device
         self._ranks = ranks
+        self._moving = moving
+        self._teacher = teacher
         self._unfinished: Gradient | None = None
 
     def begin(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> Gradient:
@@ -154,7 +162,7 @@ class Updater:
         log_ratios = RankLogRatios()
         first = self._forward_backward(minibatches[0], log_ratios) if minibatches else None
         seconds = {"pack": packed - start, "forward_backward": time.perf_counter() - packed, "optimizer": 0.0}
-        self._unfinished = Gradient(batch.counts, batch.advantages, minibatches, first, seconds, log_ratios)
+        self._unfinished = Gradient(version, batch.counts, batch.advantages, minibatches, first, seconds, log_ratios)
         return self._unfinished
 
     def finish(self, gradient: Gradient) -> StepResult:
@@ -178,8 +186,11 @@ class Updater:
             total += sums
             seconds["forward_backward"] += computed - start
             seconds["optimizer"] += time.perf_counter() - computed
+        changed = any(outcome.changed for outcome in outcomes)
+        if changed and self._moving is not None:
+            self._moving.after_update(gradient.version + 1)
         return StepResult(
-            changed=any(outcome.changed for outcome in outcomes),
+            changed=changed,
             loss=sum(losses) / max(1, len(losses)),
             grad_norm=_largest([outcome.grad_norm for outcome in outcomes]),
             learning_rate=outcomes[-1].learning_rate if outcomes else self._optimizer.learning_rate,
@@ -237,19 +248,24 @@ class Updater:
 
     def _reference_logprobs(self, pack: Pack) -> Tensor:
         assert self._reference is not None
-        with torch.no_grad():
-            return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
+        return _logprobs(self._reference, pack)
 
     def _minibatch(self, work: RankShare, *, is_first: bool) -> _Minibatch:
-        """The share with its old log-probabilities, if it needs any: the first has them from its own pass."""
-        if is_first or self._recipe.objective.proximal != "recomputed":
-            return _Minibatch(work, (None,) * len(work.packs))
-        return _Minibatch(work, tuple(map(self._logprobs, self._packs(work))))
+        """The share with its old log-probabilities, if it needs any: the first has them from its own pass.
 
-    def _logprobs(self, pack: Pack) -> Tensor:
-        """l of the pack's loss tokens, by the weights as they are now."""
-        with torch.no_grad():
-            return self._policy.token_logprobs(pack)[0].index_select(0, pack.target_N)
+        Those of the teacher are computed here once, though several passes may need them.
+        """
+        nothing = (None,) * len(work.packs)
+        needs_old = self._recipe.objective.proximal == "recomputed" and not is_first
+        old, teacher = (
+            tuple(_logprobs(model, pack) for pack in self._packs(work)) if model is not None else nothing
+            for model in (self._policy if needs_old else None, self._teacher)
+        )
+        return _Minibatch(work, old, teacher)
+
+    def _packs_with_logprobs(self, minibatch: _Minibatch) -> Iterator[tuple[Pack, Tensor | None, Tensor | None]]:
+        """Each pack with the old and the teacher's log-probabilities of its loss tokens, if they are needed."""
+        return zip(self._packs(minibatch.work), minibatch.old_logprobs, minibatch.teacher_logprobs, strict=True)
 
     def _prepared(self, minibatch: _Minibatch) -> Objective:
         """The objective of one optimizer step: parts of it depend on all its tokens, by the weights as they are."""
@@ -257,10 +273,14 @@ class Updater:
         if not objective.depends_on_step:
             return objective
         own: list[Tensor] = []
-        for pack, old_logprobs_N in zip(self._packs(minibatch.work), minibatch.old_logprobs, strict=True):
+        for pack, old_logprobs_N, teacher_logprobs_N in self._packs_with_logprobs(minibatch):
             with torch.no_grad():
                 logprobs_U, entropy_R = self._policy.token_logprobs(pack)
-            tokens = replace(_tokens_of(pack, logprobs_U, entropy_R), old_logprobs_N=old_logprobs_N)
+            tokens = replace(
+                _tokens_of(pack, logprobs_U, entropy_R),
+                old_logprobs_N=old_logprobs_N,
+                teacher_logprobs_N=teacher_logprobs_N,
+            )
             own.append(objective.step_tokens(tokens).columns())
         return objective.prepared(StepTokens.of_columns(self._gather_columns(own)))
 
@@ -275,14 +295,19 @@ class Updater:
         """Loss and statistics over all ranks; accumulates the gradient, summed over ranks, and notes log-ratios."""
         objective = self._prepared(minibatch)
         loss, sums = 0.0, Sums()
-        for pack, old_logprobs_N in zip(self._packs(minibatch.work), minibatch.old_logprobs, strict=True):
-            addend, own = self._pack_forward_backward(pack, old_logprobs_N, objective, log_ratios)
+        for pack, old_logprobs_N, teacher_logprobs_N in self._packs_with_logprobs(minibatch):
+            addend, own = self._pack_forward_backward(pack, old_logprobs_N, teacher_logprobs_N, objective, log_ratios)
             loss, sums = loss + addend, sums + own
         gathered = [msgspec.msgpack.decode(data, type=tuple[float, Sums]) for data in self._gather((loss, sums))]
         return math.fsum(each for each, _ in gathered), sum((each for _, each in gathered), Sums())
 
     def _pack_forward_backward(
-        self, pack: Pack, old_logprobs_N: Tensor | None, objective: Objective, log_ratios: RankLogRatios
+        self,
+        pack: Pack,
+        old_logprobs_N: Tensor | None,
+        teacher_logprobs_N: Tensor | None,
+        objective: Objective,
+        log_ratios: RankLogRatios,
     ) -> tuple[float, Sums]:
         """Also for a pack without loss tokens: its rank gathers weights and adds gradients together with the others."""
         reference_logprobs_N = self._reference_logprobs(pack) if objective.kl is not None else None
@@ -291,6 +316,7 @@ class Updater:
             _tokens_of(pack, logprobs_U, entropy_R),
             old_logprobs_N=old_logprobs_N,
             reference_logprobs_N=reference_logprobs_N,
+            teacher_logprobs_N=teacher_logprobs_N,
         )
         loss, sums = micro_batch_loss(tokens, objective)
         loss.backward()
@@ -305,6 +331,12 @@ class Updater:
         self._optimizer.drop_gradients()
         norm = math.nan if num_packs else 0.0
         return OptimizerStep(grad_norm=norm, learning_rate=self._optimizer.learning_rate, changed=False)
+
+
+def _logprobs(model: TokenModel, pack: Pack) -> Tensor:
+    """float32[N]: of the pack's loss tokens, by the model's weights as they are now."""
+    with torch.no_grad():
+        return model.token_logprobs(pack)[0].index_select(0, pack.target_N)
 
 
 def _largest(norms: Sequence[float]) -> float:

@@ -11,7 +11,7 @@ opened bundle has the layout of a run's folder.
     steps/settings-*.json  the configuration with which they were trained
     steps/*.pack           their groups
     start/                 the checkpoint to start from, as safetensors; absent for the initial weights
-    model/, reference/     the models of actor.path and ref.path, with --with-model
+    model/, reference/, teacher/     the models of actor.path, ref.path and teacher.path, with --with-model
 """
 
 import io
@@ -42,10 +42,10 @@ from penstock_trainer.offline.model_reference import ModelReference, check_model
 from penstock_trainer.offline.recording import Plan, Recording, open_folder
 
 MANIFEST, CONFIG, README, START, STATE = "bundle.json", "config.yaml", "README", "start", "state.safetensors"
-MODEL, REFERENCE = "model", "reference"
+MODEL, REFERENCE, TEACHER = "model", "reference", "teacher"
 MEMBER = re.compile(
     r"README|bundle\.json|config\.yaml|steps(/(ledger\.jsonl|settings-[0-9a-f]{16}\.json|\d{8}\.\d+\.pack))?"
-    r"|start(/(state\.safetensors|checkpoint\.json))?|(model|reference)(/[A-Za-z0-9][\w.-]*\.(json|safetensors))?"
+    r"|start(/(state\.safetensors|checkpoint\.json))?|(model|reference|teacher)(/[A-Za-z0-9][\w.-]*\.(json|safetensors))?"
 )
 # The Python version decides which of these tarfile can write.
 COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.xz": "xz", ".tar.zst": "zst"}
@@ -53,7 +53,9 @@ FILE_MODE = 0o644
 
 
 class BundleManifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
-    """`bundle.json`. steps: ids, `first:end`; start: steps before them; reference: of ref.path, if another model."""
+    """`bundle.json`. steps: ids, `first:end`; start: steps before them; reference, teacher: of ref.path
+    and teacher.path, if they are other models.
+    """
 
     run: str
     seed: int
@@ -62,6 +64,7 @@ class BundleManifest(Contract, frozen=True, tag_field="schema", tag="bundle/1"):
     versions: dict[str, str]
     model: ModelReference
     reference: ModelReference | None
+    teacher: ModelReference | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,11 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
     if out.exists():
         raise ConfigError(f"--out {out} exists already: expected a file that does not; choose another one")
     config = recording.config
-    other = config.ref.path if config.kl_ctl > 0 and config.ref.path not in ("", config.actor.path) else ""
+
+    def other(path: str, key: str) -> ModelReference | None:
+        own = ("", config.actor.path)
+        return None if path in own else model_reference(path, key, included=with_model)
+
     manifest = BundleManifest(
         run=config.run.name,
         seed=config.run.seed,
@@ -87,7 +94,8 @@ def write_bundle(recording: Recording, plan: Plan, out: Path, *, with_model: boo
         start=plan.start,
         versions=present_versions(),
         model=model_reference(config.actor.path, "actor.path", included=with_model),
-        reference=model_reference(other, "ref.path", included=with_model) if other else None,
+        reference=other(config.ref.path if config.kl_ctl > 0 else "", "ref.path"),
+        teacher=other(config.teacher.path, "teacher.path"),
     )
     temporary = out.with_name(f".{out.name}.tmp")
     try:
@@ -116,15 +124,28 @@ def opened_bundle(path: Path, settings: Sequence[str]) -> Iterator[Bundle]:
             words += ["--actor.path", str(folder / MODEL)]
         if manifest.reference is not None and manifest.reference.included:
             words += ["--ref.path", str(folder / REFERENCE)]
+        if manifest.teacher is not None and manifest.teacher.included:
+            words += ["--teacher.path", str(folder / TEACHER)]
+        words += _other_models(folder, words, settings)
         config = load_config([*words, *settings], environ={})
         check_model(config.actor.path, "actor.path", manifest.model)
         if manifest.reference is not None:
             check_model(config.ref.path, "ref.path", manifest.reference)
+        if manifest.teacher is not None:
+            check_model(config.teacher.path, "teacher.path", manifest.teacher)
         recording = open_folder(config, folder, overridden=given_keys([*words, *settings]))
         if manifest.start:
             recording = _with_start(recording)
         first, _, end = manifest.steps.partition(":")
         yield Bundle(recording, shown_steps(int(first), int(end)), tuple(differing_versions(manifest.versions)))
+
+
+def _other_models(folder: Path, words: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """--key PATH of a reference or teacher that is the model of actor.path: it is, too, where that model is now."""
+    recorded = load_config(["--config", str(folder / CONFIG)], environ={})
+    now = load_config([*words, *settings], environ={}).actor.path
+    paths = {"ref.path": recorded.ref.path, "teacher.path": recorded.teacher.path}
+    return [word for key, path in paths.items() if path == recorded.actor.path for word in (f"--{key}", now)]
 
 
 def extract(path: Path, folder: Path) -> None:
@@ -164,7 +185,7 @@ def _fill(tar: tarfile.TarFile, recording: Recording, plan: Plan, manifest: Bund
         with tempfile.TemporaryDirectory(prefix="penstock-bundle-") as name:
             save_file(read_all(folder), Path(name) / STATE)
             _add_file(tar, f"{START}/{STATE}", Path(name) / STATE)
-    for reference, name in ((manifest.model, MODEL), (manifest.reference, REFERENCE)):
+    for reference, name in ((manifest.model, MODEL), (manifest.reference, REFERENCE), (manifest.teacher, TEACHER)):
         if reference is not None and reference.included:
             for file in model_files(reference.path):
                 _add_file(tar, f"{name}/{file.name}", file)

@@ -79,6 +79,13 @@ def test_settings_come_back_from_json_and_leave_all_other_keys_alone() -> None:
     assert (restored.checkpoint, restored.reward, restored.data) == (now.checkpoint, now.reward, now.data)
 
 
+def test_the_scale_of_rewards_is_that_of_the_step_and_their_functions_are_those_of_now() -> None:
+    before = config_with(reward={"clip": [-1, 0.5], "functions": {"math": 1.0}})
+    now = config_with(reward={"functions": {"numeric": 2.0}, "gates": {"numeric": 1.0}, "max_magnitude": 7})
+    restored = with_step_settings(now, json.loads(json.dumps(settings_of(before))))
+    assert restored.reward == now.reward.model_copy(update={"clip": (-1, 0.5)})
+
+
 def test_a_key_that_was_not_recorded_has_its_default() -> None:
     recorded = settings_of(config_with())
     del recorded["optimizer.ess_base"]
@@ -94,8 +101,11 @@ def test_a_recorded_objective_need_not_suit_the_groups_that_are_still_to_come() 
 
 
 def test_a_section_that_is_checked_again_is_restored_whole() -> None:
-    """Else its own rules could refuse a mixture of recorded and present values."""
-    for section in {key.rpartition(".")[0] for key in keys_of(Change.NEXT_STEP)} - {"", "run", "actor"}:
+    """Else its own rules could refuse a mixture of recorded and present values.
+
+    None of `reward` compares reward.scale or reward.clip with another key: the rules that do are between sections.
+    """
+    for section in {key.rpartition(".")[0] for key in keys_of(Change.NEXT_STEP)} - {"", "run", "actor", "reward"}:
         names = {key for key in leaves() if key.rpartition(".")[0] == section}
         assert names <= set(keys_of(Change.NEXT_STEP)), section
 

@@ -100,6 +100,13 @@ def test_the_preset_grpo_is_the_default(tmp_path: Path) -> None:
             "--loss.advantage.by_function {'exact_match':1} --reward.gates {'exact_match':1}",
             "reward.gates has exact_match",
         ),
+        ("--loss.advantage.by_function {'exact_match':1} --reward.scale 2", "reward.scale is 2 with"),
+        ("--loss.advantage.by_function {'exact_match':1} --reward.clip [-1,1]", "expected reward.scale 1 and"),
+        ("--reward.scale 2", "reward.scale is 2 with loss.advantage.scale group, which divides it away"),
+        (
+            "--reward.scale 2 --loss.advantage.scale none --loss.advantage.whitening tokens",
+            "with loss.advantage.whitening tokens, which divides it away",
+        ),
         ("--loss.num_minibatches 9", "data.batch_size 8"),
         ("--loss.overlong.buffer_tokens 300", "sampling.max_new_tokens 256"),
         ("--loss.truncated zero --loss.overlong.buffer_tokens 4", "already loses loss.overlong.penalty"),
@@ -116,6 +123,65 @@ def test_an_objective_that_makes_no_sense_is_refused_with_reason_and_key(
     assert "saw {" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--reward.scale 1e7 --loss.advantage.scale none", "reward.scale is 1e+07 with reward.max_magnitude 1e+06"),
+        ("--reward.scale 0", "reward.scale: saw 0"),
+        ("--reward.clip [1,1]", "expected [low, high] with low below high"),
+        ("--reward.clip 5", "reward.clip: saw 5"),
+        ("--reward.clip [0,inf]", "reward.clip"),
+    ],
+)
+def test_a_reward_that_cannot_be_shaped_is_refused_with_its_key(tmp_path: Path, arguments: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+    assert "reward." in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--ref.mixup_alpha 0.5 --kl_ctl 0.1", "ref.mixup_alpha is 0.5 with ref.sync_steps 0"),
+        ("--ref.sync_steps 3", "ref.sync_steps is 3 with kl_ctl 0"),
+        ("--ref.sync_steps 3 --kl_ctl 0.1 --actor.lora.rank 4", "ref.sync_steps is 3 with actor.lora.rank 4"),
+        ("--ref.sync_steps 3 --ref.mixup_alpha 0 --kl_ctl 0.1", "ref.mixup_alpha: saw 0"),
+        ("--ref.sync_steps 3 --ref.mixup_alpha 1.5 --kl_ctl 0.1", "ref.mixup_alpha: saw 1.5"),
+    ],
+)
+def test_a_reference_that_cannot_follow_is_refused(tmp_path: Path, arguments: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--teacher.kl_ctl 0.5", "teacher.kl_ctl is 0.5 and teacher.path is empty"),
+        ("--teacher.reward_weight 0", "teacher.reward_weight is 0 and teacher.path is empty"),
+        ("--teacher.path t --teacher.kl_ctl 0", "teacher.kl_ctl: saw 0"),
+        ("--teacher.path t --teacher.reward_weight -1", "teacher.reward_weight: saw -1"),
+        ("--teacher.path t --loss.dynamic_sampling true", "loss.dynamic_sampling is true with teacher.path 't'"),
+        (
+            "--teacher.path t --teacher.reward_weight 0 --kl_ctl 0.1 --loss.kl.place reward --loss.kl.estimator k1",
+            "teacher.reward_weight is 0 with kl_ctl 0.1 and loss.kl.place reward",
+        ),
+        ("--teacher.path t --loss.surrogate reinforce", "nothing corrects or limits the distance to the sampler"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path, arguments: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+
+
+def test_the_example_of_distillation_trains_its_teacher_alone(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "--config", str(ROOT / "examples/distillation/config.yaml"))
+    assert (config.teacher.reward_weight, config.kl_ctl, bool(config.teacher.path)) == (0.0, 0.0, True)
+
+
 def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reward\.gates names format_regex: .* \(exact_match\)"):
         loaded(tmp_path, "--reward.gates", "{'format_regex':1}")
@@ -128,6 +194,17 @@ def test_a_gate_of_a_function_that_is_never_called_is_refused(tmp_path: Path) ->
         "--loss.surrogate reinforce --staleness.max_staleness 0",
         "--loss.surrogate reinforce --loss.correction.gates [geometric]",
         "--loss.surrogate reinforce --loss.sampler_kl 0.05",
+        "--reward.scale 2 --reward.clip [-1,1]",
+        "--reward.clip [0,1]",
+        "--teacher.path t --teacher.kl_ctl 0.5 --teacher.reward_weight 0",
+        "--teacher.path t --kl_ctl 0.1 --loss.kl.place reward --loss.kl.estimator k1",
+        "--ref.sync_steps 3 --ref.mixup_alpha 0.6 --kl_ctl 0.1",
+        "--reward.scale 0.5 --loss.advantage.scale none",
+        "--reward.scale 2 --loss.truncated penalty",
+        "--reward.scale 2 --loss.overlong.buffer_tokens 4",
+        "--reward.scale 2 --loss.advantage.tolerance 0.1",
+        "--reward.scale 2 --loss.advantage.function my.rules:mean",
+        "--reward.scale 2 --kl_ctl 0.1 --loss.kl.place reward --loss.kl.estimator k1",
         "--loss.surrogate my.losses:clipped --loss.proximal recomputed --loss.correction.weight tis",
         "--loss.advantage.function my.rules:mean",
         "--loss.surrogate reinforce --loss.correction.weight tis --loss.correction.normalized true",

@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.contracts import Completion, FinishReason, ScoredGroup
-from penstock.view.advantages import advantages, advantages_of
+from penstock.contracts.outcomes import rewards_of
+from penstock.view.advantages import advantages, advantages_of, shaped_rewards
 from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch
+from penstock_trainer.batching.batch import shaped_rewards as shaped_by_trainer
+from penstock_trainer.batching.reward_columns import RewardScale
 from penstock_trainer.grpo import advantages as trained
 from penstock_trainer.grpo.advantages import Baseline, Scale, Whitening
 from tests.unit.common.view.conftest import Made
@@ -71,6 +74,25 @@ def test_they_are_those_of_its_batch_for_each_treatment_of_truncated_completions
         assert found[index.group][index.completion] == pytest.approx(value, rel=1e-5)
     plain = make_batch(whole, BatchRules(Overlong(64)), version=0)
     assert (batch.advantages == plain.advantages) == (treatment == "leave_out")
+
+
+@pytest.mark.parametrize("treatment", ["train", "penalty"])
+@pytest.mark.parametrize("clip", [None, (0.25, 0.75)])
+def test_they_are_those_of_its_batch_with_scaled_and_clipped_rewards(
+    made: Made, clip: tuple[float, float] | None, treatment: Literal["train", "penalty"]
+) -> None:
+    groups = [_cut_every_other(group) for group in made.view._groups(made.view._record(1), 1)]
+    changed = {"reward.scale": 0.5, "reward.clip": clip, "loss.truncated": treatment, "loss.truncated_penalty": 0.5}
+    settings = {**made.run.settings, **changed}
+    rules = BatchRules(Overlong(64), truncated=Truncated(treatment, 0.5), reward_scale=RewardScale(0.5, clip))
+    batch = make_batch(groups, rules, version=0)
+    found = advantages_of(groups, settings)
+    assert found is not None
+    for index, value in batch.advantages.items():
+        assert found[index.group][index.completion] == pytest.approx(value, rel=1e-5)
+    for group in groups:
+        assert shaped_rewards(group, settings) == shaped_by_trainer(group, rules)
+    assert any(shaped_rewards(group, settings) != rewards_of(group) for group in groups)
 
 
 def _cut_every_other(scored: ScoredGroup) -> ScoredGroup:

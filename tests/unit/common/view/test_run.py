@@ -50,6 +50,7 @@ def test_completions_are_cut_where_they_first_differ(made: Made) -> None:
     assert [(each["before"], each["at"]) for each in other[:3]] == [("f", "o"), ("f", "o"), ("five", "")]
     failed = found["completions"][3]
     assert (failed["reward"], failed["failure"], failed["advantage"]) == (None, "judge: TimeoutError", None)
+    assert [each["shaped_reward"] for each in found["completions"]] == [each["reward"] for each in found["completions"]]
 
 
 def test_a_token_has_the_weights_that_the_engine_asserted(made: Made) -> None:

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from benchmarks.counted_memory import counted, groups_of, held_bytes
 from benchmarks.memory_estimate import HELD, Case, config_of, staged_bytes
+from penstock.config import Config
 from penstock_launch.gpus.model_shape import read_shape
 from penstock_launch.gpus.trainer_memory import BLOCK_BYTES, CHUNK_BYTES, host_need, trainer_need
 from penstock_trainer.learner.learner import Learner
@@ -44,6 +45,8 @@ CASES = [
     ("llama", Case("bfloat16", 256, lora_rank=8)),
     ("llama", Case("float32", 128, lora_rank=8, kl_ctl=0.1)),
     ("qwen3", Case("bfloat16", 128, kl_ctl=0.1)),
+    ("qwen3", Case("float32", 128, teacher=True)),
+    ("llama", Case("float32", 128, lora_rank=8, teacher=True)),
     ("qwen3", Case("float32", 256, checkpointing=True)),
 ]
 
@@ -66,9 +69,16 @@ def test_estimate_is_near_what_an_update_holds(models: dict[str, str], model: st
 
 
 def test_copies_for_a_push_and_a_checkpoint_are_counted(models: dict[str, str], tmp_path: Path) -> None:
-    for case in (Case("bfloat16", 64), Case("float32", 64, lora_rank=4)):
-        config = config_of(case, models["llama"])
+    follows = {"kl_ctl": 0.1, "ref": {"sync_steps": 2}}
+    for case, changes in (
+        (Case("bfloat16", 64), {}),
+        (Case("float32", 64, lora_rank=4), {}),
+        (Case("float32", 64), follows),
+    ):
+        config = Config.model_validate(config_of(case, models["llama"]).model_dump() | changes)
         learner, need = Learner(config), host_need(config, read_shape(models["llama"]))
+        for version in range(2):  # a reference that has not moved yet is in no checkpoint
+            learner.update(groups_of(case.rows, 2, range(3, SHAPE["vocab_size"])), version=version)
         saved = sum(each.nbytes for each in learner.snapshot(tmp_path).state.values())
         assert 0 <= saved - need.of("copy for a checkpoint") < FEW_BYTES
         assert staged_bytes(learner) == need.of("staged weights")

@@ -1,6 +1,8 @@
 """What the trainer reports about its prompts before anything is loaded."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,26 @@ def test_held_out_prompts_that_are_trained_too_are_warned_about_and_counted(
     distinct.warn_of_shared()
     assert distinct.shared == []
     assert caplog.records == []
+
+
+def test_a_teacher_is_compared_before_anything_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    """Of a run of episodes the longest sequence is agent.max_tokens."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_model, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 64}))
+    rows = [Row(f"{number}+1=", "") for number in range(4)]
+    sections: dict[str, object] = {
+        "data": {"train": {"path": "unused.jsonl"}, "batch_size": 2},
+        "sampling": {"max_new_tokens": 4},
+        "teacher": {"path": str(folder)},
+    }
+    with pytest.raises(ConfigError, match=r"teacher\.path is .*reads up to 64 tokens, .* may have \d+"):
+        encode_prompts(config_for(tiny_model, **sections), rows, [])
+    short = sections | {"rollout": {"engine": {"dtype": "float32", "context_length": 64}}}
+    assert len(encode_prompts(config_for(tiny_model, **short), rows, []).train) == 4
+    episodes = sections | {"agent": {"environment": "envs:Guess", "max_tokens": 60}}
+    assert len(encode_prompts(config_for(tiny_model, **episodes), rows, []).train) == 4
 
 
 STOP = ["Q: ", "\n"]

@@ -15,7 +15,7 @@ CLAMP = 20.0
 
 @dataclass(frozen=True)
 class Token:
-    """l now and at the start of the update, l_b, l_r, versions from sampler to trainer, entropy, draw."""
+    """l now and at the start of the update, l_b, l_r, versions from sampler to trainer, entropy, draw, l_T."""
 
     own: float
     old: float
@@ -24,6 +24,7 @@ class Token:
     lag: int
     entropy: float
     draw: float = 0.0
+    teacher: float = 0.0
 
     @property
     def is_usable(self) -> bool:
@@ -53,6 +54,7 @@ class Choice:
     sampler_kl: float = 0.0
     normalized: bool = False
     selection: Literal["", "entropy", "clip_cov", "kl_cov"] = ""
+    teacher: bool = False
 
 
 EPS_LOW, EPS_HIGH, DUAL = 0.2, 0.28, 3.0
@@ -64,11 +66,19 @@ K3_HIGH = 0.03
 SHARE, COV_LOW, COV_HIGH, COV_KL = 0.3, 0.1, 2.0, 0.7
 VETO_LOW, VETO_HIGH = 1e-4, 100.0
 DELTA, KL_CTL, TAU = 0.1, 0.3, 0.04
+TEACHER_KL, REWARD_WEIGHT = 0.7, 0.5
 
 
 def clamped(x: float) -> tuple[float, float]:
     """The clamped log-ratio and its derivative."""
     return max(-CLAMP, min(CLAMP, x)), float(-CLAMP < x < CLAMP)
+
+
+def advantage_of(row: Row, token: Token, choice: Choice) -> float:
+    """The completion's, or with a teacher the token's own: the negative reverse KL beside it."""
+    if not choice.teacher:
+        return row.advantage
+    return REWARD_WEIGHT * row.advantage - TEACHER_KL * clamped(token.own - token.teacher)[0]
 
 
 def anchor(token: Token, proximal: str) -> float:
@@ -111,7 +121,7 @@ def clip_loss(ratio: float, slope: float, advantage: float, dual: float | None) 
 def surrogate(row: Row, token: Token, choice: Choice) -> tuple[float, float]:
     """Loss of a token and its derivative by the token's own l (GSPO: as if the other tokens were constants)."""
     usable = [each for each in row.tokens if each.is_usable]
-    advantage = row.advantage
+    advantage = advantage_of(row, token, choice)
     x, dx = clamped(token.own - anchor(token, choice.proximal))
     ratio = math.exp(x)
     name = choice.surrogate
@@ -162,8 +172,8 @@ def importance(row: Row, token: Token, choice: Choice) -> float:
     }[choice.weight]
 
 
-def passes(row: Row, choice: Choice) -> bool:
-    """Whether the gate keeps the completion."""
+def passes(row: Row, token: Token, choice: Choice) -> bool:
+    """Whether the gate keeps a token of the completion."""
     usable = [each for each in row.tokens if each.is_usable]
     if choice.gate == "geometric":
         mean = math.prod(math.exp(to_trainer(each, choice.proximal)) for each in usable) ** (1 / len(usable))
@@ -175,7 +185,8 @@ def passes(row: Row, choice: Choice) -> bool:
         ratios = [math.exp(to_trainer(each, choice.proximal)) for each in usable]
         return min(ratios) >= VETO_LOW and max(ratios) <= VETO_HIGH
     if choice.gate == "opsm":  # the paper's pi_old is the policy that sampled
-        return row.advantage >= 0 or sum(-to_policy(each) for each in usable) / len(usable) <= DELTA
+        is_good = advantage_of(row, token, choice) >= 0
+        return is_good or sum(-to_policy(each) for each in usable) / len(usable) <= DELTA
     return True
 
 
@@ -204,7 +215,7 @@ def mean_importance(rows: list[Row], choice: Choice) -> float:
 
 def selected(rows: list[Row], choice: Choice) -> list[Token]:
     """entropy: the tokens that stay; clip_cov: those that are dropped; kl_cov: those that are held."""
-    flat = [(row.advantage, token) for row in rows for token in row.tokens if token.is_usable]
+    flat = [(advantage_of(row, token, choice), token) for row in rows for token in row.tokens if token.is_usable]
     mean_advantage = sum(advantage for advantage, _ in flat) / len(flat)
     mean_own = sum(token.own for _, token in flat) / len(flat)
     covariances = [((advantage - mean_advantage) * (token.own - mean_own), token) for advantage, token in flat]
@@ -246,7 +257,7 @@ def loss_and_gradient(rows: list[Row], choice: Choice) -> tuple[float, list[floa
                 by_logprob.append(0.0)
                 by_entropy.append(0.0)
                 continue
-            is_kept = passes(row, choice) and to_policy(token) ** 2 <= largest
+            is_kept = passes(row, token, choice) and to_policy(token) ** 2 <= largest
             is_chosen = id(token) in chosen
             if (choice.selection == "entropy" and not is_chosen) or (choice.selection == "clip_cov" and is_chosen):
                 is_kept = False

@@ -1,9 +1,11 @@
-"""KL terms against the exact gradient of the divergence, over all completions of a tiny policy, by probability.
+"""KL terms and a teacher against the exact gradient of the divergence, over all completions of a tiny policy.
 
-The policy writes two of three tokens, the second given the first, so that nine completions are all there are.
+Completions count by their probability. The policy writes two of three tokens, the second given the first, so that nine
+completions are all there are.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -138,3 +140,31 @@ def test_unweighted_gradients_on_policy_are_those_that_the_docstring_names(seed:
     torch.testing.assert_close(k1, torch.zeros_like(k1))
     torch.testing.assert_close(k2, exact_token_gradient(policy, policy, reference))
     torch.testing.assert_close(k3, exact_token_gradient(policy, policy, reference, backwards=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("reward_weight", [0.0, 1.0])
+def test_a_teacher_moves_the_policy_by_the_gradient_of_the_divergence_also_off_policy(
+    seed: int, reward_weight: float
+) -> None:
+    """With each surrogate whose weight is w = exp(l - l_b); rewards beside it add their own policy gradient."""
+    sampler, teacher = Policy.near(seed), Policy.near(seed + 50)
+    policy = Policy.near(seed + 100, teacher).learned()
+    tokens = tokens_of(policy, sampler, teacher)
+    rewards_N = tokens.spread(torch.randn(len(COMPLETIONS), generator=torch.Generator().manual_seed(seed)).double())
+    tokens = replace(tokens, advantage_N=rewards_N, teacher_logprobs_N=teacher.logprobs_N.detach())
+    unclipped = partial(grpo.ppo_clip, eps_low=1.0, eps_high=1e9)
+    alone = policy.gradient(micro_batch_loss(tokens_again(tokens, policy), Objective(unclipped))[0])
+    for surrogate, correction in (
+        (unclipped, grpo.Correction()),
+        (grpo.reinforce, grpo.Correction(partial(grpo.truncated_weight, high=1e9))),
+    ):
+        objective = Objective(surrogate, correction=correction, teacher=grpo.TeacherTerm(KL_CTL, reward_weight))
+        found = policy.gradient(micro_batch_loss(tokens_again(tokens, policy), objective)[0])
+        expected = exact_token_gradient(policy, sampler, teacher) + reward_weight * alone
+        torch.testing.assert_close(found, expected)
+
+
+def tokens_again(tokens: Tokens, policy: Policy) -> Tokens:
+    """With a graph of their own."""
+    return replace(tokens, logprobs_N=policy.logprobs_N)

@@ -74,6 +74,10 @@ CHOICES = [
     Choice(surrogate="cispo", selection="kl_cov"),
     Choice(proximal=RECOMPUTED, weight="tis", selection="kl_cov"),
     Choice(surrogate="dppo_tv", sampler_kl=0.2, gate="veto"),
+    *(Choice(surrogate=name, teacher=True) for name in SURROGATES),
+    Choice(proximal=RECOMPUTED, weight="tis", gate="opsm", kl="k3", teacher=True),
+    Choice(proximal=APPROXIMATED, weight="tis", selection="clip_cov", gate="opsm", teacher=True),
+    Choice(surrogate="cispo", selection="kl_cov", teacher=True),
 ]
 
 
@@ -88,7 +92,8 @@ def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) ->
         own = -0.05 - 3 * source.random()
         behaviour = min(own + spread * source.gauss(0, 1), -1e-3)
         old = min(own + 0.1 * source.gauss(0, 1), -1e-3)
-        return Token(own, old, behaviour, own + 0.4 * source.gauss(0, 1), lag, source.random(), source.random())
+        reference, entropy, draw = own + 0.4 * source.gauss(0, 1), source.random(), source.random()
+        return Token(own, old, behaviour, reference, lag, entropy, draw, own + 0.5 * math.sin(1000 * own))
 
     rows = [
         Row(tuple(token(source.randrange(4)) for _ in range(length)), advantage, weight)
@@ -117,7 +122,7 @@ def example_rows(seed: int = 1, spread: float = 0.3, *, extreme: bool = True) ->
             old = tokens[place].old if own is None else own - 0.1
             tokens[place] = replace(tokens[place], own=kept, old=old, behaviour=behaviour)
             rows[row] = replace(rows[row], tokens=tuple(tokens))
-        far = replace(rows[5].tokens[4], reference=-35.0)
+        far = replace(rows[5].tokens[4], reference=-35.0, teacher=-45.0)
         rows[5] = replace(rows[5], tokens=(*rows[5].tokens[:4], far, rows[5].tokens[5]))
     return rows
 
@@ -136,6 +141,7 @@ def objective_of(choice: Choice, tokens: Tokens) -> Objective:
         sampler_kl=choice.sampler_kl,
         entropy_bonus=choice.bonus,
         step_surrogate=KL_COV if choice.selection == "kl_cov" else None,
+        teacher=grpo.TeacherTerm(ref.TEACHER_KL, ref.REWARD_WEIGHT) if choice.teacher else None,
     )
     return objective.prepared(objective.step_tokens(tokens))
 
@@ -158,6 +164,7 @@ def tokens_of(rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> Tokens
         reference_logprobs_N=tensor([token.reference for *_, token in flat]),
         entropy_N=tensor([token.entropy for *_, token in flat]).requires_grad_(),
         draw_N=tensor([token.draw for *_, token in flat]),
+        teacher_logprobs_N=tensor([token.teacher for *_, token in flat]),
     )
 
 
@@ -208,7 +215,8 @@ def test_micro_batches_of_any_partition_sum_to_the_full_batch(choice: Choice, si
     assert loss == pytest.approx(full_loss, rel=1e-12)
     assert gradient == pytest.approx(full_gradient, rel=1e-12)
     for name, value in asdict(full).items():
-        assert asdict(Statistics.of(sums))[name] == pytest.approx(value, rel=1e-9), name
+        if value is not None:  # teacher_kl, without a teacher
+            assert asdict(Statistics.of(sums))[name] == pytest.approx(value, rel=1e-9), name
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
@@ -224,7 +232,7 @@ def test_the_order_of_completions_does_not_matter(choice: Choice) -> None:
     assert moved_gradient == pytest.approx(expected, rel=1e-12)
 
 
-ON_POLICY = [c for c in CHOICES if not (c.kl or c.selection) and c.surrogate != "gspo"]
+ON_POLICY = [c for c in CHOICES if not (c.kl or c.selection or c.teacher) and c.surrogate != "gspo"]
 
 
 @pytest.mark.parametrize("choice", ON_POLICY, ids=lambda choice: "-".join(map(str, asdict(choice).values())))
@@ -244,7 +252,7 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(choice: Choice)
 
 @pytest.mark.parametrize(
     "choice",
-    [c for c in CHOICES if not (c.kl or c.sampler_kl or c.selection == "kl_cov")],
+    [c for c in CHOICES if not (c.kl or c.sampler_kl or c.teacher or c.selection == "kl_cov")],
     ids=lambda c: "-".join(map(str, asdict(c).values())),
 )
 def test_a_zero_advantage_has_exactly_no_gradient(choice: Choice) -> None:
@@ -298,6 +306,18 @@ def test_log_probabilities_from_the_start_of_the_update_anchor_ratio_and_correct
     rho_N = (old_logprobs_N - tokens.behaviour_logprobs_N).exp().clamp(max=ref.HIGH)
     expected_N = -tokens.weight_N * rho_N * math.exp(0.1) * tokens.advantage_N  # inside the clip range
     assert gradient == pytest.approx(expected_N.tolist(), rel=1e-9)
+
+
+def test_a_teacher_needs_its_log_probabilities_and_shows_the_mean_reverse_divergence() -> None:
+    rows = example_rows()
+    tokens = tokens_of(rows)
+    objective = Objective(SURROGATES["ppo"], teacher=grpo.TeacherTerm(1.0))
+    with pytest.raises(ValueError, match="needs teacher_logprobs_N"):
+        micro_batch_loss(replace(tokens, teacher_logprobs_N=None), objective)
+    seen = [token for row in rows for token in row.tokens if token.is_usable]
+    expected = sum(ref.clamped(token.own - token.teacher)[0] for token in seen) / len(seen)
+    assert Statistics.of(micro_batch_loss(tokens, objective)[1]).teacher_kl == pytest.approx(expected)
+    assert Statistics.of(micro_batch_loss(tokens, Objective(SURROGATES["ppo"]))[1]).teacher_kl is None
 
 
 def test_what_is_limited_and_dropped_is_counted_by_reason() -> None:
@@ -393,6 +413,7 @@ def test_without_tokens_nothing_is_measured() -> None:
         0.0,
         -0.5,
     ]
+    assert statistics.pop("teacher_kl") is None
     assert all(math.isnan(value) for value in statistics.values()), statistics
     nothing = Statistics.of(Sums())
     assert all(map(math.isnan, (nothing.loss_policy, nothing.clipped_ratio, nothing.masked["non_finite"])))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from penstock_trainer.checkpoints.tensors import read_all
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.residence import Residence, tensors_of
+from penstock_trainer.model.pack_model import PackModel
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
 
 TOKENS = (4, 9, 5, 7, 11)
@@ -91,7 +92,8 @@ def living(learner: Learner) -> Iterator[Tensor]:
     for name, tensor in learner.state().items():
         if name not in ("num_steps", "rng") and not name.startswith("lora."):
             yield tensor
-    models = [learner._policy.model, getattr(learner._reference, "model", learner._policy.model)]
+    models = [learner._policy.model]
+    models += [each.model for each in (learner._reference, learner._teacher) if isinstance(each, PackModel)]
     for model in models:
         yield from model.parameters()
         yield from model.buffers()
@@ -109,6 +111,8 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "minibatches": {"loss": {"num_minibatches": 2}},
     "reference": {"kl_ctl": 0.1},
+    "moving reference": {"kl_ctl": 0.1, "ref": {"sync_steps": 2, "mixup_alpha": 0.5}},
+    "teacher": {"teacher": {"reward_weight": 0.5}},
     "adapter": {"kl_ctl": 0.1, "lora": {"rank": 4, "target_modules": ("q_proj", "down_proj")}},
 }
 
@@ -120,6 +124,8 @@ def test_training_in_turns_gives_the_bits_of_a_training_that_stays(tmp_path: Pat
     actor = {"path": str(folder), "dtype": "float32"}
     if "lora" in changes:
         actor["lora"] = changes.pop("lora")
+    if "teacher" in changes:
+        changes["teacher"] = changes["teacher"] | {"path": str(save_tiny_model(tmp_path / "teacher"))}
     config = config_for(folder, actor=actor, **changes)
     card = Card()
     staying, moving = Learner(config), sharing(config, card)

@@ -13,7 +13,14 @@ from penstock.contracts import PolicyIdentity
 from penstock.contracts.ledger import LedgerState
 from penstock_launch.__main__ import run
 from penstock_trainer.offline.bundle import extract
-from tests.unit.trainer.offline.recorded_run import SECRET, RecordedRun, equal_from, verdicts
+from tests.unit.trainer.offline.recorded_run import (
+    SECRET,
+    RecordedRun,
+    equal_from,
+    record,
+    verdicts,
+    write_config,
+)
 from tests.unit.trainer.trainer_groups import save_tiny_model
 
 
@@ -41,6 +48,31 @@ def test_a_bundle_gives_the_same_verdict_elsewhere(
     output = capsys.readouterr().out
     assert verdicts(output) == equal_from(start)
     assert sorted(path.name for path in elsewhere.iterdir()) == sorted([name, "m"])
+
+
+@pytest.mark.parametrize("explicit", [True, False], ids=["ref.path is actor.path", "ref.path is empty"])
+def test_a_bundle_has_all_models_that_a_step_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], explicit: bool
+) -> None:
+    """A teacher, and a reference that moves and begins as the policy: in another folder both are found again."""
+    home = tmp_path / "home"
+    home.mkdir()
+    model, teacher = save_tiny_model(home / "model"), save_tiny_model(home / "teacher", "qwen3")
+    changes = {
+        "kl_ctl": 0.1,
+        "ref": {"path": str(model) if explicit else "", "sync_steps": 2, "mixup_alpha": 0.5},
+        "teacher": {"path": str(teacher)},
+    }
+    record(home, write_config(home, **changes))
+    bundle = RecordedRun(home).bundle("--with-model", "--steps", "5:")
+    shutil.move(bundle, tmp_path / "b.tar")
+    with tarfile.open(tmp_path / "b.tar") as tar:
+        assert {"model/model.safetensors", "teacher/model.safetensors"} <= set(tar.getnames())
+    shutil.rmtree(home)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert run(["replay", "--bundle", "b.tar"]) == 0
+    assert verdicts(capsys.readouterr().out) == equal_from(3)
 
 
 def test_a_bundle_of_a_bad_step_gives_the_same_first_difference(

@@ -15,7 +15,7 @@ from penstock.config.reference.described import described_keys, search
         (["rollout.n"], ["actor.group_size"]),
         (["temperature"], ["sampling.temperature", "eval.temperature"]),
         (["group", "size"], ["actor.group_size"]),
-        (["kl"], ["kl_ctl", "loss.dppo_kl"]),
+        (["kl"], ["kl_ctl", "teacher.kl_ctl"]),
         (["staleness", "max"], ["staleness.max_staleness"]),
     ],
 )

@@ -1,0 +1,30 @@
+"""What a configuration names is looked at: each model that the trainer loads, and no other."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock_launch.check.paths import REFERENCE, TEACHER, looks
+from penstock_launch.doctor.report import Verdict
+from tests.unit.trainer.trainer_groups import config_for
+
+
+@pytest.mark.parametrize(
+    ("section", "kl_ctl", "expected"),
+    [
+        ("ref", 0.0, {}),  # without a KL term it is not loaded
+        ("ref", 0.1, {REFERENCE: "ref.path is"}),
+        ("teacher", 0.0, {TEACHER: "teacher.path is"}),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_by_its_key(
+    qwen3: Path, tmp_path: Path, section: str, kl_ctl: float, expected: dict[str, str]
+) -> None:
+    config = config_for(qwen3, kl_ctl=kl_ctl, **{section: {"path": str(tmp_path / "absent")}})
+    found = {each.what: each.lines() for each in looks(config) if each.what in (REFERENCE, TEACHER)}
+    assert found.keys() == expected.keys()
+    for what, words in expected.items():
+        (line,) = found[what]
+        assert line.verdict is Verdict.PROBLEM
+        assert line.seen.startswith(words)
+        assert "does not exist" in line.seen
