@@ -66,7 +66,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "data.eval": {_FREE: "kind path split size seed options"},
     "data.eval.columns": {_FREE: _COLUMNS},
     "eval": {
-        _FREE: "every_steps temperature samples_per_prompt top_p top_k min_p repetition_penalty success",
+        _FREE: "every_steps temperature samples_per_prompt max_new_tokens stop top_p top_k min_p repetition_penalty "
+        "success sets",
         _NONE: "max_share num_shown",
     },
     "staleness": {
@@ -104,14 +105,14 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
 
 
 def change_of(key: str) -> Change:
-    """The class of a key; KeyError if it has none."""
+    """The class of a key, for keys of an entry that of their mapping; KeyError if it has none."""
     section, _, name = key.rpartition(".")
     found = CLASSES.get(section)
     if isinstance(found, dict):
         return {each: change for change, names in found.items() for each in names.split()}[name]
     whole = found or CLASSES[section.partition(".")[0]]
     if not isinstance(whole, Change):
-        raise KeyError(key)
+        return change_of(section)
     return whole
 
 

@@ -46,7 +46,7 @@ from penstock_trainer.reports import Reports
 from penstock_trainer.resume import resume
 from penstock_trainer.rollouts.buried import BuriedMessages
 from penstock_trainer.rollouts.consumer import Consumer
-from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.evaluation import EvalSet, Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
@@ -192,13 +192,16 @@ class Assembly:
     @cached_property
     def evaluation(self) -> Evaluation:
         prompts = self.prompts
-        return Evaluation(
-            prompts.held_out,
-            prompts.eval_sampling(self.config),
-            self.lease.number,
-            self.config,
-            num_trained=len(prompts.shared),
-        )
+        sets = [
+            EvalSet(
+                each,
+                prompts.held_out[each.name],
+                prompts.eval_sampling(self.config, each),
+                len(prompts.shared[each.name]),
+            )
+            for each in self.config.held_out_sets
+        ]
+        return Evaluation(sets, self.lease.number, self.config)
 
     @cached_property
     def generation(self) -> GenerationTime:

@@ -235,11 +235,13 @@ class Releases:
         return taken
 
     async def evaluate(self, num_steps: int) -> None:
-        """Start an evaluation of the announced weights, once per step, also if an earlier life has done it."""
-        is_new = self._last_eval_steps != num_steps and not self._status.progress.has_eval(num_steps)
-        if self._evaluation.enabled and is_new:
+        """Evaluate the announced weights on each set, once per step, also if an earlier life has done it."""
+        if self._last_eval_steps == num_steps:
+            return
+        progress = self._status.progress
+        if lacking := [name for name in self._evaluation.sets if not progress.has_eval(num_steps, name)]:
             self._last_eval_steps = num_steps
-            tickets = self._evaluation.start(num_steps, self._versions.announced_version)
+            tickets = self._evaluation.start(num_steps, self._versions.announced_version, lacking)
             await self._queue.issue_eval(tickets)
 
     def snapshot(self) -> Announcement:

@@ -244,6 +244,7 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "gconfig.ignore_eos": ("sampling.ignore_eos", ""),
     "eval_gconfig.n_samples": ("eval.samples_per_prompt", ""),
     "eval_gconfig.temperature": ("eval.temperature", ""),
+    "eval_gconfig.max_new_tokens": ("eval.max_new_tokens", ""),
     "eval_gconfig.top_p": ("eval.top_p", ""),
     "eval_gconfig.top_k": ("eval.top_k", "0 for no limit"),
     "gconfig.top_p": ("eval.top_p", _FULL_SOFTMAX),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.readable import cut, differing, harmless
+from penstock.records.figures import of_set
 from penstock.records.files import SUMMARY_FILE
 from penstock_launch.watch.figures import dropped_words, duration, heldout_figure, number
 from penstock_launch.watch.fold import folded
@@ -113,6 +114,17 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         meaning = "" if success is None else f": the share with a reward of at least {success:g} (eval.success)"
         yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
     yield from _passes(summary)
+    for name in summary.get("heldout_sets") or {}:
+        yield from _set(name, of_set(summary, name))
+
+
+def _set(name: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A held-out set beside the main one."""
+    parts = [f"reward {_before_and_after(figures, 'reward')}"]
+    if figures.get("heldout_accuracy_start") or figures.get("heldout_accuracy_end"):
+        parts.append(f"accuracy {_before_and_after(figures, 'accuracy')}")
+    yield "held-out", f"{name}: {'; '.join(parts)}{_held_out(figures)}"
+    yield from ((what, f"{name}: {text}") for what, text in _passes(figures))
 
 
 def _passes(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
