@@ -67,7 +67,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "data.eval.columns": {_FREE: _COLUMNS},
     "eval": {
         _FREE: "every_steps temperature samples_per_prompt max_new_tokens stop top_p top_k min_p repetition_penalty "
-        "success sets",
+        "success sets best_metric best_set patience min_delta",
         _NONE: "max_share num_shown",
     },
     "staleness": {
@@ -95,7 +95,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NONE: "transport bucket_bytes rendezvous_port folder full_every relay_fan_out local_folder drain_seconds "
         "canary_tokens canary_tolerance checksums push_timeout_seconds",
     },
-    "checkpoint": {_NONE: "every_steps keep keep_step_bytes"},
+    "checkpoint": {_NONE: "every_steps keep keep_best keep_step_bytes"},
     "redis": _NONE,
     "log": _NONE,
     "tracking": _NONE,

@@ -4,7 +4,7 @@ Owns what holds for each set. The main set is `data.eval`, sampled as `eval` say
 only in what it differs. Invariant: a set that comes out of `Config.held_out_sets` leaves nothing open.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -117,6 +117,15 @@ class EvalSection(EvalSampling):
     sets: dict[SetName, EvalSetSection] = Field(default={})
     """Further sets of held-out prompts beside `data.eval`, by name: each with data of its own, and with its own reward
     functions and sampling where they differ. See docs/evaluation.md."""
+    best_metric: Literal["accuracy", "reward"] = "accuracy"
+    """The figure by which evaluations are compared, for `checkpoint.keep_best` and `patience`: the accuracy, or the
+    mean reward."""
+    best_set: str = MAIN_SET
+    """The set whose figure that is: `main`, which is `data.eval`, or one of `sets`."""
+    patience: Amount = 0
+    """After this many evaluations in a row without a better one, the run ends as if it had trained all; 0: never."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """For `patience`, better is what exceeds the best figure before by more than this."""
     max_share: Fraction = 0.25
     """Share of a server's running requests that evaluation may take while training tickets wait."""
     num_shown: Annotated[int, Field(ge=0)] = 4

@@ -271,5 +271,8 @@ class CheckpointSection(Section):
     """Steps between checkpoints; 0: only the last. A restart replays the steps after the newest one."""
     keep: Count = 2
     """Checkpoints kept."""
+    keep_best: bool = False
+    """Also keep the checkpoint of the best evaluated weights (`eval.best_metric`): the state after each evaluated step
+    is written, and new weights are pushed after their evaluation has ended. See docs/evaluation.md."""
     keep_step_bytes: Annotated[int, Field(ge=0)] = 2**30
     """Recorded steps are kept up to this many bytes, and never past the oldest kept checkpoint."""

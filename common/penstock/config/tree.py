@@ -209,6 +209,20 @@ class Config(Section):
                 f"eval.sets has {', '.join(self.eval.sets)} and data.eval is not set: expected the main set there, "
                 "whose accuracy is that of the run; move one of them to data.eval"
             )
+        uses = {"checkpoint.keep_best": self.checkpoint.keep_best, "eval.patience": self.eval.patience}
+        if used := [key for key, value in uses.items() if value]:
+            if self.data.eval is None:
+                return (
+                    f"{used[0]} is set and data.eval is not: expected held-out prompts, by which weights are compared"
+                )
+            if not self.eval.every_steps:
+                return (
+                    f"{used[0]} is set and eval.every_steps is 0, which evaluates only at start and end: expected more "
+                    "evaluations to compare"
+                )
+        names = [each.name for each in self.held_out_sets]
+        if names and self.eval.best_set not in names:
+            return f"eval.best_set is {self.eval.best_set!r}: expected {' or '.join(names)}, the sets of this run"
         for each in self.held_out_sets:
             if ENVIRONMENT_REWARD in each.functions and not self.agent.enabled:
                 return (

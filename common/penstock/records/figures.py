@@ -10,7 +10,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from penstock.contracts.ledger import DropRecord, Record, StepRecord
+import msgspec
+
+from penstock.contracts.ledger import DropRecord, EarlyStopRecord, Record, StepRecord
 from penstock.contracts.vocabulary import MAIN_SET, DropReason
 
 REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
@@ -85,6 +87,7 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         "heldout_sets": {
             name: _set_figures([each for each in every if set_of(each) == name]) for name in others(every)
         },
+        "stopped_early": tickets.early_stop_after(found.num),
         "staleness_max": found.staleness_max if found.num else None,
         **({"episodes": found.episodes} if found.episodes else {}),
         "tickets": {"trained": tickets.num_trained, "dropped": dict(tickets.dropped)},
@@ -162,7 +165,7 @@ def first_and_last(evals: Sequence[L]) -> tuple[L | None, L | None]:
     All of one set, whose prompts and success may change between two starts.
     """
     end = evals[-1] if evals else None
-    return next((line for line in evals if end is not None and _asks_the_same(line, end)), None), end
+    return next((line for line in evals if end is not None and asks_the_same(line, end)), None), end
 
 
 def heldout_reward(line: Line) -> float | None:
@@ -182,7 +185,8 @@ def heldout_accuracy(line: Line) -> float | None:
     return accuracy if "num_scored" in line else accuracy * int(line["num_prompts"]) / num_scored
 
 
-def _asks_the_same(one: Line, other: Line) -> bool:
+def asks_the_same(one: Line, other: Line) -> bool:
+    """Whether two evaluations are of the same prompts, judged in the same way."""
     return all(one.get(name) == other.get(name) for name in ("prompts", "num_prompts", "success"))
 
 
@@ -194,6 +198,12 @@ class _Tickets:
         self.dropped: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self._early_stop: EarlyStopRecord | None = None
+
+    def early_stop_after(self, num_steps: int) -> dict[str, Any] | None:
+        """Why the run ended after so many steps, of more; None if that was not decided, or it went on."""
+        found = self._early_stop
+        return msgspec.structs.asdict(found) if found is not None and found.steps == num_steps else None
 
     def count(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -205,6 +215,8 @@ class _Tickets:
                 self.num_completions += record.num_completions
                 self.num_groups += record.reason != DropReason.POISON
                 self.lost.update([record.why] if record.why else [])
+            elif isinstance(record, EarlyStopRecord):
+                self._early_stop = record
 
 
 class _Steps:

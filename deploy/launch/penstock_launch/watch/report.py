@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.readable import cut, differing, harmless
 from penstock.records.figures import of_set
 from penstock.records.files import SUMMARY_FILE
@@ -71,13 +72,24 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     steps, planned = summary.get("steps", 0), summary.get("steps_planned")
     if summary.get("exit", {}).get("code") != 0 or planned is None:
         return
-    if summary.get("steps_of_launch") == 0:
+    if (early := summary.get("stopped_early")) is not None:
+        yield "stopped", f"early: {_why_early(early)}"
+    elif summary.get("steps_of_launch") == 0:
         yield "this launch", f"trained nothing: its configuration asks for {planned} steps, and {steps} are done"
     elif steps < planned:
         fewer = planned - steps
         batches = "1 batch's" if fewer == 1 else f"{fewer} batches'"
         why = dropped_words((summary.get("tickets") or {}).get("dropped", {}))
         yield "fewer steps", f"{batches} worth of tickets ended without training: {why or 'see the logs'}"
+
+
+def _why_early(early: Mapping[str, Any]) -> str:
+    more = f" by more than {early['min_delta']:g}" if early["min_delta"] else ""
+    of = "" if early["set"] == MAIN_SET else f" of {early['set']}"
+    return (
+        f"in {early['patience']} evaluations the {early['metric']}{of} did not exceed {number(early['best'])} (after "
+        f"{early['best_steps']} steps){more}: eval.patience"
+    )
 
 
 def _finished(summary: Mapping[str, Any]) -> str:

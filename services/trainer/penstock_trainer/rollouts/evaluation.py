@@ -7,6 +7,7 @@ generated it. A completion that is lost or whose reward failed is in no mean, an
 with its reason. A prompt without any reward is counted as failed. A round without any reward has no accuracy.
 """
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,13 @@ class Evaluation:
         self._next = lease * NUMBERS_PER_LEASE
         self._round_of: dict[int, _Round] = {}
         self._results: list[EvalResult] = []
+        self.arrived = asyncio.Event()
+        """Set when a result comes, or a ticket is lost."""
+
+    @property
+    def unreported(self) -> set[int]:
+        """The steps after which rounds have begun whose results were not taken."""
+        return {each.steps for each in self._round_of.values()} | {each.steps for each in self._results}
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -112,6 +120,7 @@ class Evaluation:
         if owner is not None:
             owner.results[number] = group
             self._complete(owner)
+            self.arrived.set()
 
     def give_up(self, number: int) -> None:
         """Count a ticket that became poison as failed."""
@@ -119,6 +128,7 @@ class Evaluation:
         if owner is not None:
             owner.lost.add(number)
             self._complete(owner)
+            self.arrived.set()
 
     def take_results(self) -> list[EvalResult]:
         """The rounds that have been completed since the last call."""

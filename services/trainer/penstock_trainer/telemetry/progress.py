@@ -32,6 +32,10 @@ from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 RECENT_STEPS = 10
 KEPT_STEPS = 60  # as many as a line of a terminal has room for
+COMPARED = (
+    *("set", "steps", "accuracy", "reward_mean", "num_prompts", "num_scored", "num_failed"),
+    *("oldest_version", "newest_version", "prompts", "success"),
+)
 NOTED_EVERY = 1000  # lines: so many at most are read at a start
 
 
@@ -75,6 +79,7 @@ class Progress:
 
     def _load_evals(self) -> None:
         self._evals: dict[str, dict[int, EvalBrief]] = {}
+        self._eval_lines: dict[tuple[str, int], dict[str, Any]] = {}
         self._ends: dict[str, tuple[int, int]] = {}
         self._last_eval = 0
         for line in map(as_written, complete_lines(self._evals_path)):
@@ -83,6 +88,7 @@ class Progress:
     def _note_eval(self, line: dict[str, Any]) -> None:
         name, steps = set_of(line), int(line["steps"])
         self._evals.setdefault(name, {})[steps] = _brief(line)
+        self._eval_lines[name, steps] = {key: value for key, value in line.items() if key in COMPARED}
         first, last = self._ends.get(name, (steps, steps))
         self._ends[name] = (min(steps, first), max(steps, last))
         self._last_eval = max(steps, self._last_eval)
@@ -178,6 +184,10 @@ class Progress:
             return EvalBrief(), EvalBrief()
         first, last = self._ends[name]
         return self._evals[name][first], self._evals[name][last]
+
+    def compared_evals(self) -> list[dict[str, Any]]:
+        """Of all evaluations, what of their lines decides which is the best."""
+        return list(self._eval_lines.values())
 
     @property
     def evaluated_sets(self) -> tuple[str, ...]:

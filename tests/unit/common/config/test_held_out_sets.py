@@ -133,3 +133,29 @@ def test_a_change_of_a_set_holds_at_once_and_is_another_reward_service(tmp_path:
     assert [key for key, _, _ in differences(settings_of(one), settings_of(other))] == ["eval.sets"]
     before, after = (keys_of(ServiceKind.REWARD, identifying_keys(each)) for each in (one, other))
     assert [line.split()[0] for line in differing(before, after)] == ["eval.sets"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--eval.patience 2 --eval.every_steps 0", "eval.patience is set and eval.every_steps is 0"),
+        ("--checkpoint.keep_best true --eval.every_steps 0", "checkpoint.keep_best is set and eval.every_steps is 0"),
+        ("--eval.best_set hard", "eval.best_set is 'hard': expected main"),
+        ("--eval.min_delta -1 --eval.patience 1", "eval.min_delta"),
+        ("--eval.best_metric loss", "eval.best_metric"),
+    ],
+)
+def test_what_compares_evaluations_needs_them(tmp_path: Path, arguments: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *arguments.split())
+    assert words in str(error.value)
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep_best is set and data\.eval is not: expected held-out"):
+        loaded(tmp_path, "--checkpoint.keep_best", "true", data={"train": {"path": "d"}})
+
+
+def test_any_set_may_say_which_weights_are_the_best(tmp_path: Path) -> None:
+    arguments = "--eval.best_set hard --eval.best_metric reward --eval.patience 3 --checkpoint.keep_best true"
+    config = loaded(tmp_path, *arguments.split(), eval={"sets": {"hard": HARD}})
+    assert (config.eval.best_set, config.eval.patience, config.checkpoint.keep_best) == ("hard", 3, True)
+    assert change_of("eval.patience") is Change.FREE
+    assert change_of("checkpoint.keep_best") is Change.IRRELEVANT
