@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from docs import generate_fits, generate_metrics
 from penstock.config import Config
 from penstock.config.changes import Change, keys_of
-from penstock.config.keys import section_type
-from penstock.config.reference.described import described, described_keys
+from penstock.config.keys import entry_section, section_type
+from penstock.config.reference.described import ANY_NAME, described, described_keys
 
 FOLDER = Path(__file__).parent
 INTRODUCTION = """# Configuration
@@ -75,9 +75,14 @@ def row(key: str, field: FieldInfo) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
+def heading(key: str) -> str:
+    """The marks of a section's heading: an entry of a mapping is one level below the section of the mapping."""
+    return "#" * (2 + key.replace(f".{ANY_NAME}", "").count("."))
+
+
 def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], str]) -> list[str]:
     """The section's table, then those of the sections in it; one that stands above is only referred to."""
-    lines = [f"{'#' * (2 + prefix.count('.'))} `{prefix}`" if prefix else "## Top level", ""]
+    lines = [f"{heading(prefix)} `{prefix}`" if prefix else "## Top level", ""]
     description = (section.__doc__ or "").strip()
     if prefix:
         lines += [" ".join(description.split()), ""]
@@ -87,9 +92,11 @@ def tables(section: type[BaseModel], prefix: str, seen: dict[type[BaseModel], st
         inner = section_type(field.annotation)
         if inner is None:
             rows.append(row(key, field))
+            if (entry := entry_section(field.annotation)) is not None:
+                nested += tables(entry, f"{key}.{ANY_NAME}", seen)
         elif inner in seen:
             nested += [
-                f"{'#' * (2 + key.count('.'))} `{key}`",
+                f"{heading(key)} `{key}`",
                 "",
                 f"{field.description} Keys as in `{seen[inner]}`.",
                 "",

@@ -34,6 +34,8 @@ def _since(event: str) -> Query:
     return Query(f"time() - max by (run) (max_over_time({moments}[1d]))")
 
 
+MAIN = 'set="main"'  # of the set data.eval
+
 LEARNING = (
     Heading("Is it learning?"),
     Figure(
@@ -46,9 +48,9 @@ LEARNING = (
     ),
     Figure(
         "Held-out accuracy",
-        "Share of the held-out prompts answered right at the last evaluation (eval.success).",
+        "Share of the prompts of data.eval answered right at the last evaluation (eval.success).",
         "percentunit",
-        Query(value("penstock_eval_accuracy_ratio")),
+        Query(value("penstock_eval_accuracy_ratio", labels=MAIN)),
         decimals=1,
     ),
     Figure(
@@ -56,7 +58,10 @@ LEARNING = (
         "Held-out accuracy now minus that of the first evaluation. 0 for long: the run learns nothing, or only what "
         "its training prompts share.",
         "percentunit",
-        Query(f"{value('penstock_eval_accuracy_ratio')} - {value('penstock_eval_first_accuracy_ratio')}"),
+        Query(
+            f"{value('penstock_eval_accuracy_ratio', labels=MAIN)} - "
+            f"{value('penstock_eval_first_accuracy_ratio', labels=MAIN)}"
+        ),
         limits=(0.0, -0.02),
         decimals=1,
     ),
@@ -99,12 +104,12 @@ LEARNING = (
     ),
     Graph(
         "Accuracy on held-out prompts",
-        "At each evaluation, and at the first one. Flat while the reward rises: the run learns its prompts by heart, "
-        "or how to please the reward function.",
+        "Of each set, at each evaluation and at the first one. Flat while the reward rises: the run learns its prompts "
+        "by heart, or how to please the reward function.",
         "percentunit",
         (
-            Query(value("penstock_eval_accuracy_ratio"), "now"),
-            Query(value("penstock_eval_first_accuracy_ratio"), "at the start"),
+            Query(value("penstock_eval_accuracy_ratio", "run, set"), "{{set}} now"),
+            Query(value("penstock_eval_first_accuracy_ratio", "run, set"), "{{set}} at the start"),
         ),
     ),
     Graph(

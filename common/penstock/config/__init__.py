@@ -1,6 +1,7 @@
 """The configuration, from one place: the tree, its sections, and nothing else."""
 
 from penstock.config.agent import AgentSection
+from penstock.config.evaluation import EvalSampling, EvalSection, EvalSetSection, HeldOutSet
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.services import (
@@ -20,7 +21,6 @@ from penstock.config.training import (
     ColumnsSection,
     DataSection,
     DatasetSection,
-    EvalSection,
     LoraSection,
     OptimizerSection,
     RefSection,
@@ -41,7 +41,10 @@ __all__ = [
     "DataSection",
     "DatasetSection",
     "EngineSection",
+    "EvalSampling",
     "EvalSection",
+    "EvalSetSection",
+    "HeldOutSet",
     "LogSection",
     "LoraSection",
     "LossSection",

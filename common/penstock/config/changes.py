@@ -67,7 +67,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "data.eval": {_FREE: "kind path split size seed options"},
     "data.eval.columns": {_FREE: _COLUMNS},
     "eval": {
-        _FREE: "every_steps temperature samples_per_prompt top_p top_k min_p repetition_penalty success",
+        _FREE: "every_steps temperature samples_per_prompt max_new_tokens stop top_p top_k min_p repetition_penalty "
+        "success sets best_metric best_set patience min_delta",
         _NONE: "max_share num_shown",
     },
     "staleness": {
@@ -96,7 +97,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
         _NONE: "transport bucket_bytes rendezvous_port folder full_every relay_fan_out local_folder drain_seconds "
         "canary_tokens canary_tolerance checksums push_timeout_seconds",
     },
-    "checkpoint": {_NONE: "every_steps keep keep_step_bytes"},
+    "checkpoint": {_NONE: "every_steps keep keep_best keep_step_bytes"},
     "redis": _NONE,
     "log": _NONE,
     "tracking": _NONE,
@@ -106,14 +107,14 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
 
 
 def change_of(key: str) -> Change:
-    """The class of a key; KeyError if it has none."""
+    """The class of a key, for keys of an entry that of their mapping; KeyError if it has none."""
     section, _, name = key.rpartition(".")
     found = CLASSES.get(section)
     if isinstance(found, dict):
         return {each: change for change, names in found.items() for each in names.split()}[name]
     whole = found or CLASSES[section.partition(".")[0]]
     if not isinstance(whole, Change):
-        raise KeyError(key)
+        return change_of(section)
     return whole
 
 

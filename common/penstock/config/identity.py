@@ -47,7 +47,7 @@ READ_BY = {
         *("agent.environment", "agent.command"),
     ),
     ServiceKind.AGENT: ("actor.path", "agent", "staleness.max_deliveries"),
-    ServiceKind.REWARD: ("reward", "staleness.max_deliveries"),
+    ServiceKind.REWARD: ("reward", "eval.sets", "staleness.max_deliveries"),
 }
 """Keys and sections that decide what these services do; the trainer, and the launcher of all, read all."""
 

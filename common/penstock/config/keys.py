@@ -26,7 +26,8 @@ class Key:
 def find_key(dotted: str, model: type[BaseModel] = Config) -> Key | None:
     """The key `dotted`, such as `optimizer.lr` or `reward.functions.my.module:score`; None if there is none.
 
-    Behind a mapping of plain values all is one name, dots included; behind one of anything, dots lead deeper.
+    Behind a mapping of plain values all is one name, dots included; behind one of anything, dots lead deeper; an entry
+    of a mapping to sections, such as `eval.sets.hard`, has the keys of its section.
     """
     name, dot, rest = dotted.partition(".")
     field = model.model_fields.get(name)
@@ -34,15 +35,30 @@ def find_key(dotted: str, model: type[BaseModel] = Config) -> Key | None:
         return None
     if not dot:
         return Key((name,), field.annotation)
-    section = section_type(field.annotation)
-    if section is not None:
+    if (section := section_type(field.annotation)) is not None:
         inner = find_key(rest, section)
         return inner and Key((name, *inner.path), inner.holds, inner.is_entry)
     if get_origin(field.annotation) is not dict:
         return None
     values = get_args(field.annotation)[1]
+    if (entry := section_type(values)) is not None:
+        return _in_entry(name, rest, entry)
     names = rest.split(".") if values is Any else [rest]
     return Key((name, *names), values, is_entry=True) if all(names) else None
+
+
+def _in_entry(name: str, rest: str, section: type[BaseModel]) -> Key | None:
+    """The key `rest` of the mapping `name`, each entry of which is a section."""
+    entry, dot, key = rest.partition(".")
+    if not dot:
+        return Key((name, entry), section, is_entry=True) if entry else None
+    inner = find_key(key, section)
+    return inner and Key((name, entry, *inner.path), inner.holds, is_entry=True)
+
+
+def entry_section(annotation: Any) -> type[BaseModel] | None:
+    """The section class of each entry of a mapping to sections; None if the field is none."""
+    return section_type(get_args(annotation)[1]) if get_origin(annotation) is dict else None
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -52,6 +68,18 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
         section = section_type(field.annotation)
         if section is not None:
             yield from known_keys(section, f"{prefix}{name}.")
+
+
+def keys_beside(dotted: str, model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """The keys of the entry that an unknown key names, such as those of `eval.sets.hard`; none if it names none."""
+    name, _, rest = dotted.partition(".")
+    field = model.model_fields.get(name)
+    if field is None:
+        return
+    if (section := section_type(field.annotation)) is not None:
+        yield from keys_beside(rest, section, f"{prefix}{name}.")
+    elif (entry := entry_section(field.annotation)) is not None and "." in rest:
+        yield from known_keys(entry, f"{prefix}{name}.{rest.partition('.')[0]}.")
 
 
 def flat(tree: Mapping[str, Any], model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -70,6 +98,8 @@ def flat(tree: Mapping[str, Any], model: type[BaseModel] = Config, prefix: str =
 
 def section_type(annotation: Any) -> type[BaseModel] | None:
     """The section class of a field's annotation (`Section` or `Section | None`), if it is one."""
+    if get_origin(annotation) is dict:  # a mapping to sections is none
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

@@ -3,13 +3,14 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from penstock.config.types import Count, Fraction, Seconds, Section
 from penstock.contracts import Dtype
 from penstock.contracts.generation import MOST_STOPS
 
 PROMPT_PLACE = "{prompt}"
+StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=MOST_STOPS)]
 LOWEST_TEMPERATURE = 0.01  # SGLang samples greedily below 1e-6; before that, logits over it lose their float32 digits
 
 
@@ -170,7 +171,7 @@ class SamplingSection(Section):
     """Softmax temperature, at least 0.01; log-probabilities are taken after it."""
     max_new_tokens: Count = 256
     """Longest completion, in tokens."""
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=MOST_STOPS)] = ()
+    stop: StopStrings = ()
     """Strings that end a completion as soon as its text has one: `"\\n"` ends it at the token of two newlines too.
     Their tokens are trained, their text is not scored. In runs of episodes, each must be exactly one token. The
     end-of-text token ends a completion too."""
@@ -208,6 +209,15 @@ def _finite(options: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         raise ValueError("numbers in it should be finite") from None
     return options
+
+
+def _holds_the_prompt(template: str) -> str:
+    if template and template.count(PROMPT_PLACE) != 1:
+        raise ValueError(f"it has {PROMPT_PLACE} {template.count(PROMPT_PLACE)} times: expected it once, or no text")
+    return template
+
+
+PromptTemplate = Annotated[str, AfterValidator(_holds_the_prompt)]
 
 
 class DatasetSection(Section):
@@ -250,66 +260,12 @@ class DataSection(Section):
     """B: groups (prompts) per training step."""
     system_prompt: str = ""
     """System message before every prompt; it turns plain prompts into chat messages."""
-    prompt_template: str = ""
+    prompt_template: PromptTemplate = ""
     """Text around each prompt that is plain text, which stands where it says `{prompt}`: an instruction, or examples of
     the task. See docs/prompts.md."""
     template_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default={})
     """Variables of the model's chat template, such as `{enable_thinking: false}`; one that it does not read is refused.
     See docs/prompts.md."""
-
-    @field_validator("prompt_template")
-    @classmethod
-    def _holds_the_prompt(cls, template: str) -> str:
-        if template and template.count(PROMPT_PLACE) != 1:
-            raise ValueError(
-                f"it has {PROMPT_PLACE} {template.count(PROMPT_PLACE)} times: expected it once, or no text"
-            )
-        return template
-
-
-class EvalSection(Section):
-    """Evaluation on held-out prompts during training."""
-
-    every_steps: Annotated[int, Field(ge=0)] = 10
-    """Evaluate each version that is a multiple of this; 0: only at start and end."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
-    samples_per_prompt: Count = 1
-    """Completions of each held-out prompt: accuracy is then mean@k, the mean over prompts of the share that is right,
-    and pass@k the chance that one of k is. More than 1 needs a temperature."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the most likely tokens that together have this probability; 1: from all."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from this many most likely tokens; 0: from all."""
-    min_p: Fraction = 0.0
-    """Sample from tokens that are at least this share as likely as the most likely one; 0: from all."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
-    """Logits of tokens that the completion has already are divided by it, negative ones multiplied; 1: they are not."""
-    max_share: Fraction = 0.25
-    """Share of a server's running requests that evaluation may take while training tickets wait."""
-    num_shown: Annotated[int, Field(ge=0)] = 4
-    """Completions printed at the start and at the end."""
-    success: float = 1.0
-    """A completion counts as accurate when its reward is at least this. One whose reward failed is in no mean."""
-
-    @model_validator(mode="after")
-    def _draws_what_differs(self) -> Self:
-        if self.samples_per_prompt > 1 and not self.temperature:
-            raise ValueError(
-                f"eval.samples_per_prompt is {self.samples_per_prompt} with eval.temperature 0, which makes all "
-                "completions of a prompt equal: expected a temperature above 0, or one sample"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _filters_what_is_sampled(self) -> Self:
-        filters = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": self.min_p > 0}
-        if used := [name for name, is_used in filters.items() if is_used and not self.temperature]:
-            raise ValueError(
-                f"eval.{used[0]} is {getattr(self, used[0]):g} with eval.temperature 0, which always takes the most "
-                f"likely token: expected a temperature above 0, or eval.{used[0]} at its default"
-            )
-        return self
 
 
 class StalenessSection(Section):
@@ -354,5 +310,8 @@ class CheckpointSection(Section):
     """Steps between checkpoints; 0: only the last. A restart replays the steps after the newest one."""
     keep: Count = 2
     """Checkpoints kept."""
+    keep_best: bool = False
+    """Also keep the checkpoint of the best evaluated weights (`eval.best_metric`): the state after each evaluated step
+    is written, and new weights are pushed after their evaluation has ended. See docs/evaluation.md."""
     keep_step_bytes: Annotated[int, Field(ge=0)] = 2**30
     """Recorded steps are kept up to this many bytes, and never past the oldest kept checkpoint."""

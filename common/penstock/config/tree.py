@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.agent import AgentSection
+from penstock.config.evaluation import EvalSection, HeldOutSet, held_out_sets
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.secrets import check_token
@@ -27,7 +28,6 @@ from penstock.config.training import (
     ActorSection,
     CheckpointSection,
     DataSection,
-    EvalSection,
     OptimizerSection,
     RefSection,
     RunSection,
@@ -253,7 +253,85 @@ class Config(Section):
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
         if not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
+        if reason := self._why_no_evaluation:
+            raise ValueError(reason)
         return self
+
+    @property
+    def held_out_sets(self) -> tuple[HeldOutSet, ...]:
+        """The sets of held-out prompts, the main one first; none without `data.eval`."""
+        return held_out_sets(self.data, self.eval)
+
+    @property
+    def longest_completions(self) -> dict[str, int]:
+        """The longest completion of training and of each held-out set with a length of its own, by key, in tokens."""
+        own = {f"{each.sampling_key}.max_new_tokens": each.sampling.max_new_tokens for each in self.held_out_sets}
+        return {"sampling.max_new_tokens": self.sampling.max_new_tokens} | {key: n for key, n in own.items() if n}
+
+    @property
+    def own_functions(self) -> dict[str, dict[str, float]]:
+        """The reward functions of held-out sets that have their own, by what their tickets name as reward."""
+        return {each.reward: each.functions for each in self.held_out_sets if each.functions}
+
+    @property
+    def all_rewards(self) -> RewardSection:
+        """The section `reward` with the functions of held-out sets, too: weight 0, as for rows that name them."""
+        functions = dict(self.reward.functions)
+        for own in self.own_functions.values():
+            for name in own:
+                functions.setdefault(name, 0.0)
+        return self.reward.model_copy(update={"functions": functions})
+
+    @property
+    def _why_no_evaluation(self) -> str:
+        """What keeps held-out sets from being evaluated as configured; empty if nothing does."""
+        if self.eval.sets and self.data.eval is None:
+            return (
+                f"eval.sets has {', '.join(self.eval.sets)} and data.eval is not set: expected the main set there, "
+                "whose accuracy is that of the run; move one of them to data.eval"
+            )
+        uses = {"checkpoint.keep_best": self.checkpoint.keep_best, "eval.patience": self.eval.patience}
+        if used := [key for key, value in uses.items() if value]:
+            if self.data.eval is None:
+                return (
+                    f"{used[0]} is set and data.eval is not: expected held-out prompts, by which weights are compared"
+                )
+            if not self.eval.every_steps:
+                return (
+                    f"{used[0]} is set and eval.every_steps is 0, which evaluates only at start and end: expected more "
+                    "evaluations to compare"
+                )
+        names = [each.name for each in self.held_out_sets]
+        if names and self.eval.best_set not in names:
+            return f"eval.best_set is {self.eval.best_set!r}: expected {' or '.join(names)}, the sets of this run"
+        for each in self.held_out_sets:
+            if ENVIRONMENT_REWARD in each.functions and not self.agent.enabled:
+                return (
+                    f"{each.key}.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and "
+                    "neither agent.environment nor agent.command is set: expected other functions"
+                )
+            if each.functions and each.dataset.kind == "reasoning_gym" and not self.agent.enabled:
+                return (
+                    f"{each.key}.functions has {', '.join(each.functions)} with {each.key}.kind reasoning_gym, whose "
+                    "rows name their task's own reward: expected no functions"
+                )
+            if self.agent.enabled and each.sampling.max_new_tokens >= self.agent.max_tokens:
+                return (
+                    f"{each.sampling_key}.max_new_tokens is {each.sampling.max_new_tokens} and agent.max_tokens "
+                    f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
+                    "that leave room for a prompt; lower the former, or raise the latter"
+                )
+            if self.agent.enabled and each.sampling.stop is not None:
+                return (
+                    f"{each.sampling_key}.stop is set: turns of an episode end as in training; expected no strings of "
+                    "its own; set sampling.stop"
+                )
+            if self.agent.enabled and each.prompt_template:
+                return (
+                    f"{each.key}.prompt_template is set: the agent service renders messages, and an environment says "
+                    "what it asks (reset); expected no template"
+                )
+        return ""
 
     @property
     def stall_seconds(self) -> float:

@@ -47,7 +47,7 @@ class Ticket(Contract, frozen=True, tag_field="schema", tag="ticket/1"):
     policy_version: the version announced at its issue; an older server does not take it.
     prompt_ids: int32[prompt length].
     seeds: one sampling seed per completion; their count is the group size G.
-    reward: "" for the run's `reward.functions`, else the name of one function.
+    reward: "" for the run's `reward.functions`, the name of one function, or the key of a held-out set with its own.
     environment: "" for a completion of `prompt_ids`; else the agent or environment that makes an episode, of which the
     prompt has no tokens before it begins.
 

@@ -97,6 +97,22 @@ class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoin
     name: str
 
 
+class EarlyStopRecord(Contract, frozen=True, tag_field="record", tag="early_stop"):
+    """The run ends after `steps` steps: in `patience` evaluations of a set none exceeded `best` by more than min_delta.
+
+    metric: the figure that was compared. best_steps: those before the evaluation that gave `best`. A run that goes on
+    with a larger patience has further steps after it.
+    """
+
+    steps: int
+    set: str
+    metric: str
+    best: float
+    best_steps: int
+    patience: int
+    min_delta: float
+
+
 class ArchivedRecord(Contract, frozen=True, tag_field="record", tag="archived"):
     """First record of a ledger whose oldest records, those before step `num_steps`, are in the archive.
 
@@ -114,7 +130,7 @@ class ArchivedRecord(Contract, frozen=True, tag_field="record", tag="archived"):
     checkpoints: tuple[CheckpointRecord, ...]
 
 
-Record = ArchivedRecord | RunRecord | StepRecord | WeightsRecord | DropRecord | CheckpointRecord
+Record = ArchivedRecord | RunRecord | StepRecord | WeightsRecord | DropRecord | CheckpointRecord | EarlyStopRecord
 
 
 def encode_record(record: Record) -> bytes:
@@ -146,6 +162,8 @@ class LedgerState:
     drops: dict[int, DropRecord] = field(default_factory=dict)
     """Ticket -> its end without a step."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    early_stop: EarlyStopRecord | None = None
+    """The last one."""
 
     @property
     def unfinished(self) -> StepRecord | None:
@@ -226,6 +244,8 @@ def replay(records: Iterable[Record]) -> LedgerState:
                 state.drops[record.ticket] = record
             case CheckpointRecord():
                 state.checkpoints.append(record)
+            case EarlyStopRecord():
+                state.early_stop = record
     return state
 
 

@@ -32,13 +32,28 @@ class StepFigures(Contract, frozen=True, forbid_unknown_fields=False):
     is_finite: bool = True
 
 
+class HeldOutFigures(Contract, frozen=True, forbid_unknown_fields=False):
+    """The figures of a set of held-out prompts beside the main one, named as those of TrainerStatus are."""
+
+    accuracy: float | None = None
+    accuracy_start: float | None = None
+    steps: int | None = None
+    steps_start: int | None = None
+    prompts: int | None = None
+    prompts_start: int | None = None
+    failed: int | None = None
+    failed_start: int | None = None
+    reward: float | None = None
+    reward_start: float | None = None
+
+
 class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     """The present state of a run.
 
     epoch: passes over the prompts. policy_version: of the newest weights. reward_average: over the last steps.
     heldout_steps: steps before the evaluation that heldout_accuracy and heldout_reward (a mean) are of;
     heldout_prompts, heldout_failed: its prompts, and those of them without a reward, which both leave out;
-    heldout_..._start: of the first one.
+    heldout_..._start: of the first one. All are of the main set; heldout_sets: those of each other set, by its name.
     staleness_max: of all steps; staleness_mean: of the last one; max_staleness: what the run allows, in versions.
     dropped: tickets of the run that ended without training, by reason. queue: groups by stream. waiting_for: the
     ticket that holds up a batch, and who holds it; empty if none does for long. fenced: servers that did not take
@@ -83,3 +98,4 @@ class TrainerStatus(Contract, frozen=True, forbid_unknown_fields=False):
     first_step: int | None = None
     steps: tuple[StepFigures, ...] = ()
     kl_of: str = ""
+    heldout_sets: dict[str, HeldOutFigures] = msgspec.field(default_factory=dict)

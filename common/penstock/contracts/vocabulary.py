@@ -32,6 +32,8 @@ PauseMode = Literal["retract", "in_place", "abort"]
 """What running requests do when new weights come: `weights.pause_mode`."""
 BUILTIN_REWARDS = ("exact_match", "numeric", "gsm8k", "math", "format_regex", "reasoning_gym")
 """Reward functions that every run has, by name: a row may name one."""
+MAIN_SET = "main"
+"""The set of held-out prompts in `data.eval`, beside those of `eval.sets`."""
 ENVIRONMENT_REWARD = "environment"
 """The score that the environment gave to an episode, as one more reward function of a run with agents."""
 UNUSABLE_TASKS = {

@@ -10,8 +10,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from penstock.contracts.ledger import DropRecord, Record, StepRecord
-from penstock.contracts.vocabulary import DropReason
+import msgspec
+
+from penstock.contracts.ledger import DropRecord, EarlyStopRecord, Record, StepRecord
+from penstock.contracts.vocabulary import MAIN_SET, DropReason
 
 REWARD_WINDOW_STEPS = 5  # of the moving average of the training reward
 WARM_UP_STEPS = 2  # left out of figures of time, if there are other steps
@@ -21,6 +23,7 @@ COUNTS = (
     *("completions", "failed_completions", "truncated_completions"),
     *("groups", "failed_groups", "degenerate_groups"),
 )  # of a step's statistics
+HELD_OUT = "heldout_"  # before the names of figures of held-out prompts
 EPISODE = "episode_"  # before the names of figures of episodes
 MOST_REASONS = 3  # that are named; a person reads them
 
@@ -62,7 +65,8 @@ class Timing:
 
 def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iterable[Record]) -> dict[str, Any]:
     """The figures of a run; those that it does not have yet are None or 0. They are JSON but for nan."""
-    evals = sorted(evaluations, key=lambda line: int(line["steps"]))  # one that was requested earlier may end later
+    every = sorted(evaluations, key=lambda line: int(line["steps"]))  # one that was requested earlier may end later
+    evals = [line for line in every if set_of(line) == MAIN_SET]
     successes = [line["steps"] for line in evals if (heldout_accuracy(line) or 0.0) >= TARGET_REWARD]
     found, tickets = _Steps(frozenset(successes)), _Tickets()
     timing = Timing(without_warm_up((line["seconds"], line["generation_seconds"]) for line in found.counting(steps)))
@@ -80,6 +84,10 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         "reward_mean_first": _mean(found.first[: found.window]),
         "reward_mean_last": _mean(list(found.last)[-found.window :]),
         **_heldout_figures(evals),
+        "heldout_sets": {
+            name: _set_figures([each for each in every if set_of(each) == name]) for name in others(every)
+        },
+        "stopped_early": tickets.early_stop_after(found.num),
         "staleness_max": found.staleness_max if found.num else None,
         **({"episodes": found.episodes} if found.episodes else {}),
         "tickets": {"trained": tickets.num_trained, "dropped": dict(tickets.dropped)},
@@ -130,13 +138,34 @@ def _heldout_figures(evals: Sequence[Line]) -> dict[str, Any]:
     }
 
 
+def _set_figures(evals: Sequence[Line]) -> dict[str, Any]:
+    """Of a set that is not the main one: the same figures, named without `heldout_`, and no samples."""
+    figures = _heldout_figures(evals)
+    return {name.removeprefix(HELD_OUT): value for name, value in figures.items() if name.startswith(HELD_OUT)}
+
+
+def set_of(line: Line) -> str:
+    """The set of an evaluation; an earlier release had only the main one."""
+    return str(line.get("set", MAIN_SET))
+
+
+def others(evals: Iterable[Line]) -> list[str]:
+    """The names of the sets beside the main one, in the order in which they come."""
+    return list(dict.fromkeys(name for line in evals if (name := set_of(line)) != MAIN_SET))
+
+
+def of_set(figures: Line, name: str) -> dict[str, Any]:
+    """The figures of a set of `heldout_sets` as those of the main one are named."""
+    return {f"{HELD_OUT}{key}": value for key, value in figures["heldout_sets"][name].items()}
+
+
 def first_and_last(evals: Sequence[L]) -> tuple[L | None, L | None]:
     """The last evaluation, and before it the first of the same prompts and threshold; `evals` ascend by their steps.
 
-    data.eval and eval.success may change between two starts.
+    All of one set, whose prompts and success may change between two starts.
     """
     end = evals[-1] if evals else None
-    return next((line for line in evals if end is not None and _asks_the_same(line, end)), None), end
+    return next((line for line in evals if end is not None and asks_the_same(line, end)), None), end
 
 
 def heldout_reward(line: Line) -> float | None:
@@ -156,7 +185,8 @@ def heldout_accuracy(line: Line) -> float | None:
     return accuracy if "num_scored" in line else accuracy * int(line["num_prompts"]) / num_scored
 
 
-def _asks_the_same(one: Line, other: Line) -> bool:
+def asks_the_same(one: Line, other: Line) -> bool:
+    """Whether two evaluations are of the same prompts, judged in the same way."""
     return all(one.get(name) == other.get(name) for name in ("prompts", "num_prompts", "success"))
 
 
@@ -168,6 +198,12 @@ class _Tickets:
         self.dropped: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self._early_stop: EarlyStopRecord | None = None
+
+    def early_stop_after(self, num_steps: int) -> dict[str, Any] | None:
+        """Why the run ended after so many steps, of more; None if that was not decided, or it went on."""
+        found = self._early_stop
+        return msgspec.structs.asdict(found) if found is not None and found.steps == num_steps else None
 
     def count(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -179,6 +215,8 @@ class _Tickets:
                 self.num_completions += record.num_completions
                 self.num_groups += record.reason != DropReason.POISON
                 self.lost.update([record.why] if record.why else [])
+            elif isinstance(record, EarlyStopRecord):
+                self._early_stop = record
 
 
 class _Steps:

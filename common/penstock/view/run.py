@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from penstock.contracts import ScoredGroup
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
 from penstock.records.dead_letters import DeadLetterLine
-from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward
+from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward, others, set_of
 from penstock.records.files import DEAD_FILE, DROPPED_FILE, EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
 from penstock.records.samples import DroppedLine
@@ -340,10 +341,17 @@ class RunView:
         return settings or dict(_flat(self._records.config()))
 
     def _first_and_last_evaluation(self) -> Answer:
-        """As `penstock runs` and the ending of a launch choose them."""
-        evals = sorted(self._refreshed_evaluations(), key=lambda line: int(line["steps"]))
-        start, end = first_and_last(evals)
-        return {"num_evaluations": len(evals), "first_evaluation": start, "last_evaluation": end}
+        """As `penstock runs` and the ending of a launch choose them: of the main set, and of each other one by name."""
+        every = sorted(self._refreshed_evaluations(), key=lambda line: int(line["steps"]))
+        sets = {name: [line for line in every if line["set"] == name] for name in (MAIN_SET, *others(every))}
+        ends = {name: first_and_last(lines) for name, lines in sets.items()}
+        start, end = ends.pop(MAIN_SET)
+        return {
+            "num_evaluations": len(every),
+            "first_evaluation": start,
+            "last_evaluation": end,
+            "sets": {name: {"first": first, "last": last} for name, (first, last) in ends.items()},
+        }
 
     def _refreshed_evaluations(self) -> list[Answer]:
         replaced, lines = self._evaluations.new_lines()
@@ -362,7 +370,8 @@ def _evaluation(line: Answer) -> Answer:
     """The figures of an evaluation; None for those that are of no prompt, since each reward failed."""
     figures = {name: value for name, value in line.items() if name not in ("samples", "failed")}
     scored = int(line["num_prompts"]) - int(line["num_failed"])
-    return {**figures, "num_scored": scored, "accuracy": heldout_accuracy(line), "reward_mean": heldout_reward(line)}
+    means = {"accuracy": heldout_accuracy(line), "reward_mean": heldout_reward(line)}
+    return {**figures, **means, "num_scored": scored, "set": set_of(line)}
 
 
 def _by_ids(wanted: Wanted) -> Wanted:

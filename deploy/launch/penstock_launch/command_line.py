@@ -65,13 +65,14 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=examples(
             "penstock export --config my_run.yaml --out model",
             "penstock export --config my_run.yaml --out model --checkpoint 00000050.1",
+            "penstock export --config my_run.yaml --out model --checkpoint best",
         ),
         usage="penstock export --config FILE --out FOLDER [--checkpoint NAME] [--key value ...]",
         allow_abbrev=False,
     )
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that does not exist yet")
     export.add_argument(
-        "--checkpoint", metavar="NAME", help="a name in checkpoints/ of the run's folder; default: the newest"
+        "--checkpoint", metavar="NAME", help="a name in checkpoints/ of the run's folder, or best; default: the newest"
     )
     add_samples_parser(commands)
     add_view_parser(commands)

@@ -27,15 +27,15 @@ GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
 
 async def start(config: Config) -> None:
     """Run until stopped."""
-    section = config.reward
+    section, scored = config.reward, config.all_rewards
     served = service.Service(section.host, section.port, "reward.port")
     queue = await connect(config, ServiceKind.REWARD)
     try:
         served.advertise(await advertised_host(ServiceKind.REWARD, section, config.redis.url))
-        async with open_pool(section) as pool:
+        async with open_pool(scored) as pool:
             metrics = RewardMetrics()
             metrics.watch_workers(lambda: pool.num_ready)
-            scoring = Scoring(section, pool, metrics)
+            scoring = Scoring(scored, pool, metrics, own=config.own_functions)
             worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
             # Every outstanding ticket may be parked, so that parked groups never keep others in the stream.
             permits = Permits(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
@@ -50,7 +50,7 @@ async def start(config: Config) -> None:
                 )
 
             await served.run(
-                make_reward_app(section, scoring, pool, metrics.registry, config.token),
+                make_reward_app(scored, scoring, pool, metrics.registry, config.token),
                 background=[worker.keep_alive(), queue.keep_registered(record, config.staleness.heartbeat_seconds)],
                 score_groups=score_groups(worker, scoring, metrics, served.stop, permits),
             )

@@ -93,7 +93,8 @@ async def serve(config: Config, served: service.Service, make_engine: MakeEngine
     turns = Turns(queue.turn, gate, engine, weights, producer.load_announced) if gate else None
 
     def engine_started() -> None:
-        engine.client.info.require_room(config.sampling.max_new_tokens)
+        for key, tokens in config.longest_completions.items():
+            engine.client.info.require_room(tokens, key)
         if config.agent.enabled:
             engine.client.info.require_length(config.agent.max_tokens)
         weights.forget()

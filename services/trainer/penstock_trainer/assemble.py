@@ -28,6 +28,7 @@ from penstock.view.app import add_page
 from penstock.view.runs import Runs
 from penstock.weights.relay import Relay
 from penstock_trainer.app import trainer_app
+from penstock_trainer.checkpoints.best import KeepBest
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History
 from penstock_trainer.checkpoints.settings import StepConfigs
@@ -36,6 +37,7 @@ from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.run_prompts import Prompts
+from penstock_trainer.early_stop import EarlyStop
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
@@ -46,7 +48,7 @@ from penstock_trainer.reports import Reports
 from penstock_trainer.resume import resume
 from penstock_trainer.rollouts.buried import BuriedMessages
 from penstock_trainer.rollouts.consumer import Consumer
-from penstock_trainer.rollouts.evaluation import Evaluation
+from penstock_trainer.rollouts.evaluation import EvalSet, Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.judge import Rules
@@ -128,8 +130,14 @@ class Assembly:
             self.reports,
             self.requests,
             NonFiniteSteps(self.config.optimizer.max_non_finite_steps),
+            self.early_stop,
             self.turns,
         )
+
+    @cached_property
+    def early_stop(self) -> EarlyStop:
+        evaluations = self.status.progress.compared_evals
+        return EarlyStop(self.config.eval, evaluations, lambda: self.history.num_steps, self.history.end_early)
 
     @cached_property
     def app(self) -> FastAPI:
@@ -192,13 +200,16 @@ class Assembly:
     @cached_property
     def evaluation(self) -> Evaluation:
         prompts = self.prompts
-        return Evaluation(
-            prompts.held_out,
-            prompts.eval_sampling(self.config),
-            self.lease.number,
-            self.config,
-            num_trained=len(prompts.shared),
-        )
+        sets = [
+            EvalSet(
+                each,
+                prompts.held_out[each.name],
+                prompts.eval_sampling(self.config, each),
+                len(prompts.shared[each.name]),
+            )
+            for each in self.config.held_out_sets
+        ]
+        return Evaluation(sets, self.lease.number, self.config)
 
     @cached_property
     def generation(self) -> GenerationTime:
@@ -253,7 +264,16 @@ class Assembly:
 
     @cached_property
     def checkpoint_writer(self) -> CheckpointWriter:
-        return CheckpointWriter(self.trainer_queue, self.learner, self.checkpoints, self.step_files, self.metrics)
+        return CheckpointWriter(
+            self.trainer_queue, self.learner, self.checkpoints, self.step_files, self.metrics, self.keep_best
+        )
+
+    @cached_property
+    def keep_best(self) -> KeepBest | None:
+        """None if the best checkpoint is kept like any other."""
+        if not self.config.checkpoint.keep_best:
+            return None
+        return KeepBest(self.config.eval, self.status.progress.compared_evals, lambda: self.evaluation.unreported)
 
     @cached_property
     def configs(self) -> StepConfigs:
@@ -315,6 +335,7 @@ class Assembly:
             metrics=self.metrics,
             status=self.status,
             turns=self.turns,
+            stop=self.requests.stop if self.config.checkpoint.keep_best else None,
         )
 
     @cached_property

@@ -23,7 +23,8 @@ from typing import TypeVar
 from penstock.contracts import ScoredGroup
 from penstock.contracts.ledger import StepRecord
 from penstock_trainer.checkpoints.history import History
-from penstock_trainer.control import Requests
+from penstock_trainer.control import Requests, first_of
+from penstock_trainer.early_stop import EarlyStop
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
 from penstock_trainer.learner.update import StepResult
@@ -50,6 +51,7 @@ class Trainer:
         reports: Reports,
         requests: Requests,
         non_finite: NonFiniteSteps,
+        early_stop: EarlyStop,
         turns: Turns | None = None,
     ) -> None:
         self._learner = learner
@@ -59,6 +61,7 @@ class Trainer:
         self._reports = reports
         self._requests = requests
         self._non_finite = non_finite
+        self._early_stop = early_stop
         self._turns = turns
         self._version = 0
 
@@ -66,8 +69,11 @@ class Trainer:
         """Train from `start`, the position after the resume, to the end of the draws or a request to stop."""
         self._version = start.version
         self._non_finite.begin(self._reports.non_finite_in_a_row)
+        self._early_stop.restore(self._history.early_stop)
         await self._releases.begin(start.steps, start.version)
         self._reports.ready()
+        if self._history.is_evaluated_due():  # an earlier life may have ended before it had written it
+            await self._checkpoint()
         async with asyncio.TaskGroup() as beside:
             await self._train_batches(beside)
         if not self._requests.stop.is_set():
@@ -100,12 +106,14 @@ class Trainer:
         self._reports.phase("waiting for a batch")
         while not (self._requests.stop.is_set() or self._rollouts.finished):
             self._rollouts.changed.clear()
-            batch = await self._rollouts.next_batch(self._version)
             self._reports.evals()
+            if await self._early_stop.decided():
+                return None
+            batch = await self._rollouts.next_batch(self._version)
             if batch is not None:
                 return batch
             with self._reports.idle():
-                await _first(self._rollouts.changed, self._requests.stop)
+                await first_of(self._rollouts.changed, self._requests.stop)
             self._reports.progress()
         return None
 
@@ -142,6 +150,7 @@ class Trainer:
         self._reports.phase("waiting for the engines to leave the GPUs")
         with self._reports.idle():
             await self._releases.drained()
+            await self._releases.evaluated()
             clock.lap("push_wait")
             await turns.take()
         clock.lap("take_turn")
@@ -197,13 +206,3 @@ class Trainer:
         self._reports.evals()
         self._reports.ending("saving the model")
         await self._compute(lambda: self._learner.save_pretrained(self._history.final_folder, self._history.num_steps))
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Wait until any of the events is set."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -8,6 +8,8 @@ it resolves its tickets and issues new ones.
                                                                       ^         ^
                                        `staged` returns here: step k + 1 may be committed; `drained` returns at the end
 
+With `checkpoint.keep_best` a push waits until the evaluation of the version before it has ended (`evaluated`).
+
 If trainer and engines take turns on the GPUs, the trainer leaves them after `record`, each push wakes the engines, also
 with weights that they had before, and their turn begins after `announce`.
 """
@@ -25,6 +27,7 @@ from penstock.contracts.canary import Canary
 from penstock.contracts.ledger import LedgerState, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
 from penstock_trainer.checkpoints.history import History
+from penstock_trainer.control import first_of
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.issuing import Issuer
 from penstock_trainer.rollouts.versions import Versions
@@ -86,8 +89,11 @@ class Releases:
         metrics: TrainerMetrics,
         status: Status,
         turns: Turns | None = None,
+        stop: asyncio.Event | None = None,
     ) -> None:
-        """`changed` is set when a version is announced; `computing` goes around the trainer's own work."""
+        """stop: of the run. If it is given, an evaluation is of one version: the next push waits until it has ended.
+
+        `changed` is set when a version is announced; `computing` goes around the trainer's own work."""
         self._queue = queue
         self._transport = transport
         self._canary_maker = canary
@@ -102,6 +108,7 @@ class Releases:
         self._metrics = metrics
         self._status = status
         self._turns = turns
+        self._stop = stop
         self._identity = PolicyIdentity(0, "")
         self._canary: Canary | None = None
         self._staging: asyncio.Task[None] | None = None
@@ -192,6 +199,7 @@ class Releases:
         """Push, then announce, resolve and issue in one script."""
         announcement = release.announcement
         if release.changed or self._turns is not None:
+            await self.evaluated()
             started_at = time.time()
             push = await self._publisher.push(announcement)
             self.fences.pushed(announcement, push)
@@ -207,6 +215,14 @@ class Releases:
         if self._evaluation.due(release.num_steps):
             await self.evaluate(release.num_steps)
         self._changed.set()
+
+    async def evaluated(self) -> None:
+        """Wait until no evaluation of the announced weights is under way, if it must be of no others; not at a stop."""
+        while self._stop is not None and self._evaluation.num_waiting and not self._stop.is_set():
+            self._evaluation.arrived.clear()
+            await first_of(self._evaluation.arrived, self._stop)
+            with self._computing():  # an arrival is progress
+                pass
 
     def _note(self, push: Push) -> None:
         self._metrics.pushed(
@@ -236,11 +252,13 @@ class Releases:
         return taken
 
     async def evaluate(self, num_steps: int) -> None:
-        """Start an evaluation of the announced weights, once per step, also if an earlier life has done it."""
-        is_new = self._last_eval_steps != num_steps and not self._status.progress.has_eval(num_steps)
-        if self._evaluation.enabled and is_new:
+        """Evaluate the announced weights on each set, once per step, also if an earlier life has done it."""
+        if self._last_eval_steps == num_steps:
+            return
+        progress = self._status.progress
+        if lacking := [name for name in self._evaluation.sets if not progress.has_eval(num_steps, name)]:
             self._last_eval_steps = num_steps
-            tickets = self._evaluation.start(num_steps, self._versions.announced_version)
+            tickets = self._evaluation.start(num_steps, self._versions.announced_version, lacking)
             await self._queue.issue_eval(tickets)
 
     def snapshot(self) -> Announcement:

@@ -187,10 +187,11 @@ class Reports:
             self._tracking.evaluation(result)
             self._metrics.show_run(self._status.steps, self._progress)
             log.info(
-                "after %d steps: accuracy %s of %d held-out prompts; %d failed",
+                "after %d steps: accuracy %s of %d held-out prompts (%s); %d failed",
                 result.steps,
                 "-" if result.accuracy is None else f"{result.accuracy:.3f}",
                 result.num_scored,
+                result.set,
                 result.num_failed,
             )
 

@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 
 async def run_trainer(
-    config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: list[Row]
+    config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: dict[str, list[Row]]
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     if rank_device(config.trainer.device, info).type == "cpu":
         keep_freed_memory()
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
-    prompts.warn_of_shared()
+    prompts.warn_of_shared(config)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     queue = await connect(config)

@@ -80,7 +80,7 @@ class TrainerLife:
             self.book,
             self.issuer,
             self.versions,
-            Evaluation((), Sampling(0.0, 8, (2,)), trainer_queue.lease.number, config, num_trained=0),
+            Evaluation((), trainer_queue.lease.number, config),
             GenerationTime(),
             asyncio.Event(),
             Rules(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import yaml
 
@@ -48,6 +49,9 @@ def obey(prompt, completion, answer, metadata):
     if completion == "hang":
         time.sleep(600)
     return float(completion)
+
+def square(prompt, completion, answer, metadata):
+    return float(completion) ** 2
 """
 
 
@@ -158,6 +162,37 @@ async def test_groups_are_scored_malformed_ones_die_and_sigterm_ends_it(tmp_path
         _, errors = process.communicate(timeout=START_SECONDS)
         assert process.returncode == 0, errors
         assert [each for each in await queue.services() if each.kind is ServiceKind.REWARD] == []
+    finally:
+        process.kill()
+        process.communicate()
+        await queue.close()
+
+
+async def test_rows_of_a_held_out_set_are_scored_by_its_own_functions(tmp_path: Path, server: EmbeddedServer) -> None:
+    path = configured(tmp_path, server)
+    document = yaml.safe_load(path.read_text())
+    document["data"]["eval"] = {"path": "unused.jsonl"}
+    document["eval"] = {"sets": {"hard": {"path": "unused.jsonl", "functions": {"mine:square": 1.0, "mine:obey": 0.5}}}}
+    path.write_text(yaml.safe_dump(document))
+    queue = await connect(load(path))
+    process = start(path)
+    try:
+        made = group(0, "3")
+        held_out = msgspec.structs.replace(made.ticket, purpose="eval", reward="eval.sets.hard")
+        await put(queue, Stage.ROLLOUTS, "e0", stored(msgspec.structs.replace(made, ticket=held_out)))
+        consumer = Worker(queue, "trainer", load(path).staleness)
+        deadline = time.monotonic() + START_SECONDS
+        while (delivery := await consumer.take(Stage.SCORED)) is None:
+            assert time.monotonic() < deadline, "expected an entry in the scored stream"
+            assert process.poll() is None, process.communicate()
+            await consumer.wait(timeout_seconds=1)
+        header = decode(delivery.payload, ScoredHeader)
+        assert (header.functions, header.scores[0].value) == (("mine:obey", "mine:square"), 0.5 * 3 + 9)
+        [record] = [each for each in await queue.services() if each.kind is ServiceKind.REWARD]
+        async with httpx.AsyncClient(base_url=record.url) as http:
+            for reward, value in (("", 3.0), ("eval.sets.hard", 10.5)):
+                asked = {"completions": ["3"], "answer": "7", "reward": reward}
+                assert (await http.post("/v1/score", json=asked)).json()["scores"][0]["value"] == value
     finally:
         process.kill()
         process.communicate()

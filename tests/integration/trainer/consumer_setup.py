@@ -43,6 +43,7 @@ from penstock_trainer.telemetry.last_lines import LastLines
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from tests.integration.broker.queue_setup import put, stored_scored
 from tests.patience import ANSWER_SECONDS
+from tests.unit.trainer.numbered_prompts import eval_set
 
 BATCH_SIZE, CREDITS, NUM_PROMPTS = 2, 4, 40
 OLD, POLICY = PolicyIdentity(0, "a" * 16), PolicyIdentity(1, "b" * 16)
@@ -82,9 +83,8 @@ class ConsumerSetup:
             TicketLimits(BATCH_SIZE, CREDITS, self.draws.num_draws, order=order, max_failure_share=max_failure_share)
         )
         self.worker = Worker(self.queue, "trainer", config.staleness, take_over=True)
-        self.evaluation = Evaluation(
-            prompts[:1], Sampling(0.0, 8, (2,)), trainer_queue.lease.number, config, num_trained=0
-        )
+        held_out = eval_set(prompts[:1], Sampling(0.0, 8, (2,)), config.eval.main)
+        self.evaluation = Evaluation([held_out], trainer_queue.lease.number, config)
         self.metrics = TrainerMetrics()
         self._buried = None if folder is None else BuriedMessages(DeadLetters(self.queue), dead_file(folder))
         self.dropped: list[tuple[DropReason, ScoredGroup | None]] = []

@@ -24,6 +24,7 @@ from penstock.config import Config
 from penstock.contracts import PolicyIdentity, ScoredGroup
 from penstock.contracts.ledger import CheckpointRecord, StepRecord, WeightsRecord
 from penstock.contracts.services import Announcement
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.errors import WeightsError
 from penstock.runtime.service import Service
 from penstock_trainer.assemble import Assembly
@@ -145,7 +146,7 @@ class Life(Assembly):
     def __init__(self, config: Config, queue: Queue, lease: Lease) -> None:
         service = cast(Service, SimpleNamespace(stop=asyncio.Event(), url="http://127.0.0.1:1"))
         step_files = WatchedFiles(Path(config.run.root) / config.run.name / "steps", keep_bytes=2**20)
-        prompts = Prompts(PROMPTS, PROMPTS[:1], (2,), PROMPTS[0].token_ids, characters())
+        prompts = Prompts(PROMPTS, {MAIN_SET: PROMPTS[:1]}, (2,), PROMPTS[0].token_ids, characters())
         learner = self.make_learner(config)
         super().__init__(config, service, queue, lease, learner, prompts, step_files)
         self.watch = Watch()

@@ -39,7 +39,7 @@ async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncItera
     given = queue_config.model_dump()
     given["actor"] = {"path": str(save_tiny_model(tmp_path / "model")), "dtype": "float32", "group_size": 2}
     given["run"] |= {"root": str(tmp_path), "stall_seconds": SECONDS}
-    given["data"]["batch_size"] = BATCH_SIZE
+    given["data"] |= {"batch_size": BATCH_SIZE, "eval": {"path": "unused.jsonl"}}
     given["rollout"]["engine"]["dtype"] = "float32"
     given["weights"]["push_timeout_seconds"] = SECONDS
     config = Config.model_validate(given)

@@ -381,3 +381,43 @@ def test_the_program_is_shown_as_the_shell_starts_it(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(program.parent))
     assert program_of(str(program)) == "penstock"
     assert program_of("/x/penstock_launch/__main__.py") == f"{sys.executable} -m penstock_launch"
+
+
+def test_a_run_that_stopped_early_says_why_and_misses_no_batch(summary: dict[str, Any]) -> None:
+    early = {"steps": 34, "set": "main", "metric": "accuracy", "best": 0.8125, "best_steps": 20, "patience": 2}
+    report = report_of(summary, steps=34, steps_planned=40, stopped_early={**early, "min_delta": 0.0})
+    assert (
+        "  stopped     early: in 2 evaluations the accuracy did not exceed 0.81 (after 20 steps): eval.patience\n"
+        in report
+    )
+    assert "fewer steps" not in report
+    more = {**early, "set": "hard", "metric": "reward", "min_delta": 0.05}
+    assert "the reward of hard did not exceed 0.81 (after 20 steps) by more than 0.05" in report_of(
+        summary, steps=34, steps_planned=40, stopped_early=more
+    )
+
+
+def test_further_held_out_sets_have_lines_of_their_own(summary: dict[str, Any]) -> None:
+    hard: dict[str, Any] = {
+        "steps_start": 0,
+        "steps_end": 40,
+        "reward_start": 0.0,
+        "reward_end": 0.5,
+        "accuracy_start": 0.0,
+    }
+    hard |= {"accuracy_end": 0.25, "prompts": 8, "prompts_trained": 0}
+    hard |= {"pass_at_end": {k: {"value": 0.5, "low": 0.25, "high": 0.75} for k in "12"}}
+    report = report_of(summary, heldout_sets={"hard": hard})
+    assert (
+        "  held-out    hard: reward 0.00 before, 0.50 after 40 steps; accuracy 0.00 before, 0.25 after 40 steps, on 8 "
+        "prompts that it never trained on\n" in report
+    )
+    assert "  pass@k      hard: after 40 steps, by k 1: 0.50 (0.25 to 0.75), 2: 0.50 (0.25 to 0.75)\n" in report
+
+
+def test_a_run_that_stopped_early_is_trained_longer_with_more_patience(tmp_path: Path) -> None:
+    write_ledger(tmp_path, num_steps=2)
+    summary = {"exit": {"code": 0}, "final_steps": 2, "stopped_early": {"steps": 2}}
+    found = dict(next_commands(config_of(), tmp_path, summary, TYPED))
+    assert " --eval.patience 0" in found["train longer"]
+    assert "train longer" not in dict(next_commands(config_of(), tmp_path, {**summary, "stopped_early": None}, TYPED))

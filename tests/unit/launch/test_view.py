@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from penstock.contracts import from_body
-from penstock.contracts.status import StepFigures, TrainerStatus
+from penstock.contracts.status import HeldOutFigures, StepFigures, TrainerStatus
 from penstock.readable import harmless
-from penstock_launch.watch.figures import duration, figures, heldout_of, heldout_steps_of
+from penstock_launch.watch.figures import duration, figures, held_out_sets, heldout_of, heldout_steps_of
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.frame import Screen, frame
 from penstock_launch.watch.sample import Sample
@@ -136,9 +136,27 @@ def test_the_reward_stands_beside_an_accuracy_that_differs_from_it(
     shown: list[tuple[str, str]],
 ) -> None:
     status = heldout(9, last, start=start)
-    assert heldout_of(status) == shown
+    sets = held_out_sets(status)
+    assert [each for one in sets.values() for each in heldout_of(one)] == shown
     words = dict(figures(status))["held-out"]
-    assert words == (f"{', '.join(map(' '.join, shown))}, after {heldout_steps_of(status)}" if shown else "-")
+    assert words == (f"{', '.join(map(' '.join, shown))}, after {heldout_steps_of(sets[''])}" if shown else "-")
+
+
+def test_each_further_set_has_a_line_of_its_own(view: PlainView, lines: list[str]) -> None:
+    """An evaluation of one set may end before that of the others."""
+    hard = HeldOutFigures(accuracy=0.25, reward=0.25, steps=8, prompts=4, failed=0, steps_start=0, accuracy_start=0.0)
+    before = heldout(9, (0, 0.4, 0.4))
+    one = msgspec.structs.replace(before, heldout_sets={"hard": hard})
+    for status in (before, one, one, heldout(10, (8, 0.5, 0.5), start=(0, 0.4, 0.4), heldout_sets={"hard": hard})):
+        view.show(RunSnapshot((), status))
+    assert [line.split("] ", 1)[1] for line in lines if "evaluation" in line] == [
+        "evaluation after 0 steps: accuracy 0.40",
+        "evaluation of hard after 8 steps: accuracy 0.00 -> 0.25, reward - -> 0.25",
+        "evaluation after 8 steps: accuracy 0.40 -> 0.50",
+    ]
+    assert dict(figures(one))["held-out hard"] == "accuracy 0.00 -> 0.25, reward - -> 0.25, after 0 -> 8 steps"
+    shown = [str(line) for line in frame("demo", RunSnapshot((), one), "", 1.0, Screen(100, 30))]
+    assert any("hard" in line and "0.25" in line for line in shown)
 
 
 def test_an_accuracy_names_of_how_many_prompts_it_is_if_the_reward_of_some_failed(

@@ -32,6 +32,7 @@ NOT_RUN = {
     "penstock bundle": "needs a run: tests/integration/trainer",
     "penstock cancel": "needs a run: tests/integration/launch",
     "penstock check": "imports torch: tests/integration/launch/test_check.py",
+    "penstock compare": "needs two runs: tests/unit/launch/commands/test_runs.py",
     "penstock dead": "needs a run: tests/integration/launch",
     "penstock doctor": "takes seconds: tests/integration/launch/test_doctor.py",
     "penstock envs": "installs SGLang: tests/unit/launch/envs",

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from penstock.config.keys import find_key, known_keys
+from penstock.config.keys import find_key, keys_beside, known_keys
 from penstock.config.reference.other_names import OtherName, called, ending_like
 
 SLIP = 0.8  # share of letters; two letters that changed places in a short key
@@ -41,7 +41,7 @@ def _nested(key: str) -> str:
 
 def hint(key: str) -> str:
     """What to write instead of the unknown `key`, behind a semicolon."""
-    known = list(known_keys())
+    known = list(keys_beside(key)) or list(known_keys())
     if theirs := called(key):
         return _translated(theirs)
     tail = key.rpartition(".")[2]

@@ -8,19 +8,23 @@ import { chart, points } from "./plot.js";
 import { withoutRuns } from "./step.js";
 
 export const isLive = true;
+const MAIN = "main";
 
 export async function show(asked) {
   const all = await Promise.all(asked.runs.map((run) => ask("runs", run, "evaluations")));
-  const lines = all[0]
+  const every = all[0]
     .map((line, place) => ({ ...line, place }))
     .sort((a, b) => a.steps - b.steps || a.place - b.place);
+  const sets = setsOf(every),
+    set = sets.includes(asked.set) ? asked.set : sets[0];
+  const lines = every.filter((line) => line.set === set);
   if (!lines.length)
     return [
       el("h1", {}, "Evaluations"),
       el("p", { class: "quiet" }, "No evaluation has ended: see data.eval and eval.every_steps."),
     ];
   const traces = all.map((some, place) => {
-    const sorted = some.filter((line) => line.accuracy !== null).sort((a, b) => a.steps - b.steps);
+    const sorted = some.filter((line) => line.set === set && line.accuracy !== null).sort((a, b) => a.steps - b.steps);
     const bounds = sorted.map((line) => wilson(line.accuracy, line.num_scored));
     return points(
       asked.runs[place],
@@ -53,11 +57,12 @@ export async function show(asked) {
     to = asked.to ?? String(lines.at(-1).place);
   return [
     el("h1", {}, "Evaluations"),
+    sets.length > 1 ? el("div", { class: "bar filters" }, choiceOfSet(sets, set)) : null,
     el(
       "div",
       { class: "charts" },
       chart(
-        "Accuracy on held-out prompts, 95 % interval",
+        `Accuracy on held-out prompts${sets.length > 1 ? ` of ${set}` : ""}, 95 % interval`,
         lines.map((line) => `after ${line.steps} steps ${accuracyOf(line)}`).join(", "),
         traces,
         {
@@ -73,8 +78,27 @@ export async function show(asked) {
     ),
     table(`Evaluations of ${asked.run}`, columns, lines),
     await beside(asked, lines, from, to),
-  ];
+  ].filter(Boolean);
 }
+
+/** The sets of held-out prompts that some evaluations are of, the main one first. */
+export const setsOf = (lines) =>
+  [...new Set(lines.map((line) => line.set))].sort((a, b) => (b === MAIN) - (a === MAIN) || a.localeCompare(b));
+
+const choiceOfSet = (sets, chosen) =>
+  field(
+    "Set",
+    el(
+      "select",
+      {
+        name: "set",
+        on: {
+          change: (event) => go(addressOf({ view: "evaluations", set: event.target.value }), { keep: true }),
+        },
+      },
+      sets.map((name) => el("option", { value: name, selected: name === chosen }, name)),
+    ),
+  );
 
 const interval = ({ accuracy, num_scored: scored }) =>
   accuracy === null

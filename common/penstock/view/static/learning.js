@@ -3,6 +3,7 @@
 import { addressOf, go } from "./address.js";
 import { ask } from "./data.js";
 import { el, figures } from "./dom.js";
+import { setsOf } from "./evaluations.js";
 import { accuracyOf, fixed, number, percent, seconds, wilson } from "./format.js";
 import { keys, PHASES } from "./phases.js";
 import { banded, chart, plain, points, series } from "./plot.js";
@@ -93,6 +94,11 @@ function summary({ key, about, curves }, named) {
       ["steps", number(about.num_steps)],
       ["reward", `${fixed(curves[REWARD].y[0], 2)} \u2192 ${fixed(last(curves[REWARD]), 2)}`],
       after ? ["accuracy", fromTo(before, after, accuracyOf), "of held-out prompts"] : null,
+      ...Object.entries(about.sets).map(([name, { first, last }]) => [
+        `accuracy ${name}`,
+        fromTo(first, last, accuracyOf),
+        "of held-out prompts",
+      ]),
       after ? ["held-out reward", fromTo(before, after, (line) => fixed(line.reward_mean, 2))] : null,
       ["step time", seconds(last(curves[STEP]))],
       ["tickets trained", number(about.trained)],
@@ -117,23 +123,25 @@ function rewards(runs) {
     const hasSpread = spread.y.length === curve.y.length;
     const deviation = (sign) => curve.y.map((value, index) => value + sign * spread.y[index]);
     const bands = hasSpread ? { low: deviation(-1), high: deviation(1) } : {};
-    const done = evals.filter((line) => line.accuracy !== null).sort((a, b) => a.steps - b.steps);
-    const intervals = done.map((line) => wilson(line.accuracy, line.num_scored));
     const name = runs.length > 1 ? `${key} ` : "";
+    const sets = setsOf(evals);
+    const accuracies = sets.map((set, number) => {
+      const done = evals
+        .filter((line) => line.set === set && line.accuracy !== null)
+        .sort((a, b) => a.steps - b.steps);
+      const intervals = done.map((line) => wilson(line.accuracy, line.num_scored));
+      return points(
+        `${name}accuracy${sets.length > 1 ? ` ${set}` : ""}`,
+        done.map((line) => line.steps),
+        done.map((line) => line.accuracy),
+        intervals.map(([low]) => low),
+        intervals.map(([, high]) => high),
+        (runs.length > 1 ? place : 1) + number,
+      );
+    });
     return [
       ...banded(`${name}training reward`, curve, place, bands),
-      ...(done.length
-        ? [
-            points(
-              `${name}accuracy`,
-              done.map((line) => line.steps),
-              done.map((line) => line.accuracy),
-              intervals.map(([low]) => low),
-              intervals.map(([, high]) => high),
-              runs.length > 1 ? place : 1,
-            ),
-          ]
-        : []),
+      ...accuracies.filter((trace) => trace.x.length),
     ].map((trace) => ({ ...trace, meta: place }));
   });
   const said = runs

@@ -46,8 +46,8 @@ OF_AN_AGENT = (
     "an episode needs the services of a run: try one step, "
     "`penstock launch local --config FILE --run.max_steps 1 --run.name try`"
 )
-NEEDS = {REWARDS: {paths.TRAIN, paths.REWARDS, paths.ENVIRONMENT}, PROMPTS: {MODEL, paths.TRAIN, paths.HELD_OUT}}
-"""Title of a group -> the lines of the quick part without which it cannot look."""
+NEEDS = {REWARDS: {paths.TRAIN, paths.REWARDS, paths.ENVIRONMENT}, PROMPTS: {MODEL, paths.TRAIN}}
+"""Title of a group -> the lines of the quick part without which it cannot look; prompts need those of held-out sets."""
 PROMPT_SECONDS = 120.0  # 100000 rows take half of it
 
 
@@ -72,7 +72,8 @@ def groups(config: Config, environ: Mapping[str, str]) -> Iterator[Group]:
     yield named
     wrong = {line.what for line in problems(named.lines)}
     yield _group(REWARDS, wrong & NEEDS[REWARDS], lambda: reward_lines(config, wrong), REWARD_SECONDS)
-    yield _group(PROMPTS, wrong & NEEDS[PROMPTS], lambda: prompt_lines(config), PROMPT_SECONDS)
+    needed_for_prompts = NEEDS[PROMPTS] | {each.key for each in config.held_out_sets}
+    yield _group(PROMPTS, wrong & needed_for_prompts, lambda: prompt_lines(config), PROMPT_SECONDS)
     [needed] = look_at_all(resources.looks(config, environ), resources.SECONDS)
     yield needed
 

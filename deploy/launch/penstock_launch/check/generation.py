@@ -99,7 +99,7 @@ def first_ticket(config: Config) -> Ticket:
     """What a run would ask an engine for the first row of its data."""
     section = config.data.train
     few = section.model_copy(update={"size": min(section.size or config.data.batch_size, config.data.batch_size)})
-    prompts = encode_prompts(config, load_rows(few), [])
+    prompts = encode_prompts(config, load_rows(few), {})
     return Draws(prompts.train[:1], prompts.sampling(config), config).ticket(0, attempt=0, policy_version=0)
 
 
@@ -166,8 +166,8 @@ async def _complete(client: SGLangClient, server: EngineServer, ticket: Ticket) 
 async def _score(config: Config, ticket: Ticket, answers: GroupAnswer) -> list[Score]:
     texts = [answer.text for answer in answers]
     try:
-        async with asyncio.timeout(SCORE_SECONDS), open_pool(config.reward) as pool:
-            scoring = Scoring(config.reward, pool, RewardMetrics())
+        async with asyncio.timeout(SCORE_SECONDS), open_pool(config.all_rewards) as pool:
+            scoring = Scoring(config.all_rewards, pool, RewardMetrics(), own=config.own_functions)
             verdicts = await scoring.score(ticket.prompt, texts, ticket.answer, ticket.reward, ticket.metadata)
     except TimeoutError:
         raise RewardError(f"{len(texts)} completions were not scored within {SCORE_SECONDS:g} s") from None

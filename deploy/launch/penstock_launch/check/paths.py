@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from penstock.absent_path import looked_for
-from penstock.config import AgentSection, Config, DatasetSection
+from penstock.config import AgentSection, Config, DatasetSection, HeldOutSet
 from penstock.errors import ConfigError, PenstockError
 from penstock.model_path import check_model_path
 from penstock.workers.source_names import why_absent
@@ -29,7 +29,7 @@ QUICK_SECONDS = 10.0  # a file system or an interpreter that has not answered by
 PROBE_SECONDS = 3 * QUICK_SECONDS  # the look at it ends first: a machine under load is no reason to refuse a launch
 FEW_ROWS = 10
 REFERENCE, TEACHER, INTERPRETER, RUN = "reference", "teacher", "SGLang", "earlier run"
-TRAIN, HELD_OUT, REWARDS, ENVIRONMENT = "data.train", "data.eval", "reward names", "environment"
+TRAIN, REWARDS, ENVIRONMENT = "data.train", "reward names", "environment"
 
 
 def quick(config: Config) -> Group:
@@ -40,7 +40,6 @@ def quick(config: Config) -> Group:
 
 def looks(config: Config) -> list[Look]:
     """In the order of the table."""
-    held_out = config.data.eval
     has_reference, teacher = config.ref.path and config.kl_ctl, config.teacher.path
     return [
         Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
@@ -48,7 +47,7 @@ def looks(config: Config) -> list[Look]:
         *([Look(TITLE, TEACHER, partial(_other, teacher, "teacher.path", TEACHER))] if teacher else []),
         Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
         Look(TITLE, TRAIN, lambda: [rows_line(config, config.data.train, TRAIN)]),
-        *([Look(TITLE, HELD_OUT, partial(_held_out, config, held_out))] if held_out else []),
+        *(Look(TITLE, each.key, partial(_held_out, config, each)) for each in config.held_out_sets),
         Look(TITLE, REWARDS, lambda: [rewards_line(config)]),
         *([Look(TITLE, ENVIRONMENT, partial(_environment, config.agent))] if config.agent.environment else []),
         Look(TITLE, PRECISION, lambda: precision_now(config)),
@@ -83,15 +82,16 @@ def interpreter_line(config: Config) -> Line:
     return ok(INTERPRETER, f"{engine.python} has it")
 
 
-def _held_out(config: Config, section: DatasetSection) -> Sequence[Line]:
-    return [rows_line(config, section, HELD_OUT)]
+def _held_out(config: Config, held_out: HeldOutSet) -> Sequence[Line]:
+    return [rows_line(config, held_out.dataset, held_out.key, held_out)]
 
 
-def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
+def rows_line(config: Config, section: DatasetSection, key: str, held_out: HeldOutSet | None = None) -> Line:
     """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts."""
     if missing(["trainer"]):
         return not_looked_at(key, "the extra `trainer`, which reads data, is not installed here")
     from penstock_trainer.data.datasets import load_rows
+    from penstock_trainer.data.held_out import rows_of
     from penstock_trainer.data.prompts import require_batch
     from penstock_trainer.data.rows import require_rewards
 
@@ -107,8 +107,10 @@ def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
     try:
         rows = load_rows(few, key, of_episodes=config.agent.enabled)
         advice = f"Correct the rewards that {section.path} names, or reward.functions."
-        require_rewards(rows, config.reward.functions)
+        if held_out is not None:
+            rows_of(held_out, config, few.size)
         if key == TRAIN:
+            require_rewards(rows, config.all_rewards.functions)
             is_limited = 0 < section.size < config.data.batch_size
             more = f"raise {key}.size" if is_limited else f"add rows to {section.path}"
             advice = f"Set data.batch_size to at most {len(rows)}, or {more}."
@@ -137,7 +139,7 @@ def rewards_line(config: Config) -> Line:
     from penstock_reward.functions.registry import check_names, check_sources
     from penstock_reward.processes.pool import modules_path
 
-    section = config.reward
+    section = config.all_rewards
     try:
         check_names(section.functions, section.modules_path)
         folder = modules_path(section)

@@ -15,6 +15,7 @@ from penstock_launch.check.rewards import Sample
 from penstock_launch.doctor.report import Line, ok, problem, warning
 from penstock_trainer.data.chat import Chat
 from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.held_out import load_held_out
 from penstock_trainer.data.prompts import EncodedPrompt, encode_rows, episode_rows
 from penstock_trainer.data.rows import Row, require_rewards
 from penstock_trainer.data.run_prompts import encode_prompts
@@ -50,26 +51,31 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
     step, note = 1, ""
     try:
         train = load_rows(data.train, of_episodes=of_episodes)
-        held_out = load_rows(data.eval, "data.eval", of_episodes=of_episodes) if data.eval else []
-        require_rewards([*train, *held_out], config.reward.functions)
+        held_out = load_held_out(config)
+        require_rewards(train, config.all_rewards.functions)
+        num_rows = len(train) + sum(map(len, held_out.values()))
         vocabulary = load_vocabulary(config.actor.path)
         lines = list(_limits(config, vocabulary))
-        if len(train) + len(held_out) > NUM_TIMED and not of_episodes:
-            step = every(len(train) + len(held_out), _seconds_each(config, train), seconds)
+        if num_rows > NUM_TIMED and not of_episodes:
+            step = every(num_rows, _seconds_each(config, train), seconds)
             step = max(1, min(step, len(train) // data.batch_size))
             note = f" Looked at: 1 row of {step}, since all would take too long here." if step > 1 else ""
-        prompts = encode_prompts(config, train[::step], held_out[::step])
+        prompts = encode_prompts(config, train[::step], {name: rows[::step] for name, rows in held_out.items()})
     except PenstockError as error:
         return [problem(WHAT, f"{error}{note and '.'}{note}", "Correct the row or the key that is named.")]
     first = enumerate(prompts.train[:NUM_SHOWN], start=1)
     shown = [ok(f"prompt {number}", view(prompt, vocabulary)) for number, prompt in first]
-    if prompts.shared:
-        seen = f"{len(prompts.shared)} of {len(prompts.held_out)} prompts of data.eval are training prompts too"
-        advice = "Give data.eval another split, path or seed: accuracy on prompts that were trained proves little."
-        lines.append(warning("data.eval", seen, advice))
+    for each in config.held_out_sets:
+        if shared := prompts.shared[each.name]:
+            seen = f"{len(shared)} of {len(prompts.held_out[each.name])} prompts of {each.key} are training prompts too"
+            advice = (
+                f"Give {each.key} another split, path or seed: accuracy on prompts that were trained proves little."
+            )
+            lines.append(warning(each.key, seen, advice))
     if of_episodes:
         return [*shown, *lines, ok(LENGTHS, f"{len(train)} rows; the agent service renders each turn")]
-    return [*shown, *lines, lengths_line(config, [*prompts.train, *prompts.held_out], vocabulary, note)]
+    held_out_prompts = (each for some in prompts.held_out.values() for each in some)
+    return [*shown, *lines, lengths_line(config, [*prompts.train, *held_out_prompts], vocabulary, note)]
 
 
 def _seconds_each(config: Config, rows: Sequence[Row]) -> float:

@@ -92,10 +92,10 @@ def reward_lines(config: Config, samples: Sequence[Sample], seconds: float = SEC
 
 async def score(config: Config, samples: Iterable[Sample], seconds: float) -> Scores:
     """Score the texts of all samples, in one worker process at a time. RewardError if functions cannot be loaded."""
-    section, scores = config.reward, Scores()
+    section, scores = config.all_rewards, Scores()
     try:
         async with asyncio.timeout(seconds), open_pool(section.model_copy(update={"num_workers": 1})) as pool:
-            scoring, lost = Scoring(section, pool, RewardMetrics()), Counter[str]()
+            scoring, lost = Scoring(section, pool, RewardMetrics(), own=config.own_functions), Counter[str]()
             for sample in samples:
                 names = scoring.weights(sample.reward, of_episodes=config.agent.enabled)
                 for name in names:

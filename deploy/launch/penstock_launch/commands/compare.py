@@ -16,7 +16,7 @@ from penstock.contracts.ledger import StepRecord, WeightsRecord
 from penstock.errors import ConfigError
 from penstock.readable import cut
 from penstock.records import RunRecords, find_run, list_runs
-from penstock.records.figures import REWARD_WINDOW_STEPS
+from penstock.records.figures import REWARD_WINDOW_STEPS, of_set
 from penstock.records.files import STEP_FILES, read_document
 from penstock.records.step_numbers import number_of
 from penstock_launch.commands.columns import columns
@@ -41,6 +41,9 @@ def compare_runs(names: Sequence[str], root: str) -> list[str]:
     found += ["", "figures", *_indented([["", *shown], *_figures(runs, figures)])]
     if len({each["heldout_digest"] for each in figures}) > 1:
         found.append("  held-out prompts differ: their figures cannot be compared")
+    for name in _sets(figures):
+        if len({each["heldout_sets"][name]["digest"] for each in figures if name in each["heldout_sets"]}) > 1:
+            found.append(f"  prompts of the held-out set {name} differ: its figures cannot be compared")
     if rewards := _rewards_after_steps(runs, [each["steps"] for each in figures]):
         title = f"training reward, mean of the {REWARD_WINDOW_STEPS} steps up to each step"
         found += ["", title, *_indented([["step", *shown], *rewards])]
@@ -105,14 +108,29 @@ def _shown(value: object) -> str:
 
 def _figures(runs: Sequence[RunRecords], figures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     yield ["state", *(run.state().name for run in runs)]
-    rows = [_shown_figures(each) for each in figures]
+    names = _sets(figures)
+    rows = [_shown_figures(each, names) for each in figures]
     for name in rows[0]:
         values = [row[name] for row in rows]
         if any(value != UNKNOWN for value in values):
             yield [name, *values]
 
 
-def _shown_figures(figures: Mapping[str, Any]) -> dict[str, str]:
+def _sets(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the held-out sets of any run, beside the main ones."""
+    return list(dict.fromkeys(name for each in figures for name in each["heldout_sets"]))
+
+
+def _shown_sets(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    shown = {}
+    for name in names:
+        found = of_set(figures, name) if name in figures["heldout_sets"] else {}
+        for when, word in (("start", "before"), ("end", "after")):
+            shown[f"accuracy {name}, {word}"] = heldout_figure(found, "accuracy", when)
+    return shown
+
+
+def _shown_figures(figures: Mapping[str, Any], sets: Sequence[str]) -> dict[str, str]:
     completions, groups = figures["completions"], figures["groups"]
     staleness = figures["staleness_max"]
     return {
@@ -123,6 +141,7 @@ def _shown_figures(figures: Mapping[str, Any]) -> dict[str, str]:
         "accuracy, after": heldout_figure(figures, "accuracy", "end"),
         "held-out reward, before": heldout_figure(figures, "reward", "start"),
         "held-out reward, after": heldout_figure(figures, "reward", "end"),
+        **_shown_sets(figures, sets),
         "training time": duration(figures["seconds_training"]),
         "seconds per step": number(figures["seconds_per_step"].get("step")),
         "tokens/s": number(figures["tokens_per_second"], 0),

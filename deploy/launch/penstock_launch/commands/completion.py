@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import shtab
 
-from penstock.config.reference.described import DescribedKey, described_keys
+from penstock.config.reference.described import ANY_NAME, DescribedKey, described_keys
 from penstock_launch.help_text import SETTINGS
 
 SHELLS = ("bash", "zsh", "fish")
@@ -23,6 +23,8 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
         file = command.add_argument("--config", metavar="FILE", help="a configuration")
         file.complete = shtab.FILE  # type: ignore[attr-defined]
         for key in described_keys():
+            if f".{ANY_NAME}." in key.name:  # a name that only the user knows
+                continue
             command.add_argument(f"--{key.name}", choices=_choices(key), help=_short(key.meaning))
     return str(shtab.complete(parser, shell))
 

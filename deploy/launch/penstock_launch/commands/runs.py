@@ -10,10 +10,12 @@ from typing import Any
 
 from penstock.errors import PenstockError
 from penstock.records import RunRecords, list_runs
+from penstock.records.figures import of_set
 from penstock_launch.commands.columns import columns
 from penstock_launch.watch.figures import UNKNOWN, duration, heldout_figure, number
 
 HEAD = ("run", "state", "steps", "reward", "accuracy", "held-out reward", "started", "training", "model")
+PLACE = HEAD.index("held-out reward")  # of the accuracies of further held-out sets
 MODEL_CHARACTERS = 32
 
 
@@ -22,10 +24,13 @@ def show_runs(root: str) -> list[str]:
     runs = list_runs(root)
     if not runs:
         return [f"no run in {Path(root).absolute()}"]
-    rows = sorted((_started_at(run), _row(run)) for run in runs)
+    rows = sorted(((_started_at(run), *_row(run)) for run in runs), key=lambda row: row[:2])
+    names = list(dict.fromkeys(name for _, _, sets in rows for name in sets))
+    table = [(*HEAD[:PLACE], *(f"accuracy {name}" for name in names), *HEAD[PLACE:])]
+    table += [(*row[:PLACE], *(sets.get(name, UNKNOWN) for name in names), *row[PLACE:]) for _, row, sets in rows]
     others = sum(path.is_dir() for path in Path(root).iterdir()) - len(runs)
     note = [f"{others} folder{' is' if others == 1 else 's are'} no run"] if others else []
-    return [*columns([HEAD, *(row for _, row in rows)]), *note]
+    return [*columns(table), *note]
 
 
 def _started_at(run: RunRecords) -> float:
@@ -36,15 +41,17 @@ def _started_at(run: RunRecords) -> float:
         return 0.0
 
 
-def _row(run: RunRecords) -> tuple[str, ...]:
+def _row(run: RunRecords) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The cells of a run, and its accuracy on each held-out set beside the main one, by name."""
     started_at = _started_at(run)
     started = datetime.fromtimestamp(started_at).strftime("%Y-%m-%d %H:%M") if started_at else UNKNOWN
     try:
         figures = run.figures()
         model = str(run.config().get("actor", {}).get("path", "-"))
     except PenstockError as error:
-        return (run.name, run.state().name, "-", "-", "-", "-", started, "-", str(error))
-    return (
+        return (run.name, run.state().name, "-", "-", "-", "-", started, "-", str(error)), {}
+    sets = {name: _held_out(of_set(figures, name), "accuracy") for name in figures["heldout_sets"]}
+    cells = (
         run.name,
         run.state().name,
         str(figures["steps"]),
@@ -55,6 +62,7 @@ def _row(run: RunRecords) -> tuple[str, ...]:
         duration(figures["seconds_training"]),
         model if len(model) <= MODEL_CHARACTERS else f"...{model[3 - MODEL_CHARACTERS :]}",
     )
+    return cells, sets
 
 
 def _held_out(figures: Mapping[str, Any], name: str) -> str:

@@ -16,9 +16,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from penstock.errors import DataError
+from penstock.contracts.vocabulary import MAIN_SET
+from penstock.errors import ConfigError, DataError
 from penstock.readable import harmless
 from penstock.records import DEFAULT_ROOT, RunRecords, find_run, newest_run
+from penstock.records.figures import set_of
 from penstock.records.files import COMPLETIONS_FILE, DROPPED_FILE, EVALUATIONS_FILE
 from penstock.records.samples import DroppedLine, SampleLine
 from penstock.records.step_numbers import number_of, parse_steps
@@ -48,7 +50,7 @@ def add_samples_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
             settings=False,
         ),
         usage="penstock samples [RUN] [--step N | --steps A:B] [--worst | --best | --failed] [--search TEXT]\n"
-        "                        [--evaluation] [--limit N] [--root FOLDER]",
+        "                        [--evaluation] [--set NAME] [--limit N] [--root FOLDER]",
         allow_abbrev=False,
     )
     samples.add_argument("run", nargs="?", default="", metavar="RUN", help="a name in the folder of runs, or a folder")
@@ -64,6 +66,12 @@ def add_samples_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         "--evaluation",
         action="store_true",
         help="held-out prompts: the completion of the last evaluation, or of that after --step steps, and of the first",
+    )
+    samples.add_argument(
+        "--set",
+        default=MAIN_SET,
+        metavar="NAME",
+        help="with --evaluation: of this set of eval.sets; default: data.eval",
     )
     samples.add_argument("--limit", type=_at_least_one, metavar="N", help="so many, with all of their text")
     samples.add_argument(
@@ -102,6 +110,8 @@ class Shown:
 
 def show_samples(arguments: argparse.Namespace, console: Console) -> tuple[str, int]:
     """What the arguments of the command ask for, as text, and the exit code: 1 if there is none."""
+    if arguments.set != MAIN_SET and not arguments.evaluation:
+        raise ConfigError(f"saw --set {arguments.set} without --evaluation: expected both, or neither")
     records = find_run(arguments.run, arguments.root) if arguments.run else newest_run(arguments.root)
     found = _of_evaluation(records, arguments) if arguments.evaluation else _of_training(records, arguments)
     if arguments.failed or arguments.worst or arguments.best:
@@ -211,7 +221,7 @@ def _shown(line: SampleLine) -> Shown:
 def _of_evaluation(records: RunRecords, arguments: argparse.Namespace) -> Iterator[Shown]:
     """The recorded samples of the last evaluation, or of the one after --step steps, each with that of the first."""
     try:
-        rounds = sorted(records.evaluations(), key=lambda line: line["steps"])
+        rounds = sorted(_rounds(records, arguments), key=lambda line: line["steps"])
         asked = _evaluations_of(arguments)
         wanted = [line for line in rounds if asked is None or line["steps"] in asked]
         if not wanted:
@@ -222,6 +232,11 @@ def _of_evaluation(records: RunRecords, arguments: argparse.Namespace) -> Iterat
             yield _compared(number, sample, last["steps"], earlier, rounds[0]["steps"])
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(records, EVALUATIONS_FILE, error) from None
+
+
+def _rounds(records: RunRecords, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The evaluations of the set that is asked for."""
+    return (line for line in records.evaluations() if set_of(line) == arguments.set)
 
 
 def _rows(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -236,7 +251,7 @@ def _unrecorded(records: RunRecords, arguments: argparse.Namespace) -> str:
     if not (arguments.evaluation and arguments.failed):
         return ""
     asked = _evaluations_of(arguments)
-    wanted = [line for line in records.evaluations() if asked is None or line["steps"] in asked]
+    wanted = [line for line in _rounds(records, arguments) if asked is None or line["steps"] in asked]
     last = max(wanted, key=lambda line: int(line["steps"]), default={})
     missing = last.get("num_failed", 0) - sum(row["reward"] is None for row in _rows(last)) if last else 0
     return f"; {missing} more failed, and were not recorded" if missing > 0 else ""
@@ -324,7 +339,9 @@ def _why_none(records: RunRecords, arguments: argparse.Namespace) -> str:
     path = records.folder / name
     if not path.exists():
         return f"{records.folder} has no {name}: no step has ended yet, or tracking.samples_per_step is 0"
-    steps = [line["steps"] for line in records.evaluations()] if arguments.evaluation else _steps(records)
+    steps = [line["steps"] for line in _rounds(records, arguments)] if arguments.evaluation else _steps(records)
+    if not steps and (sets := sorted({set_of(line) for line in records.evaluations()} if arguments.evaluation else ())):
+        return f"{path} has no evaluation of a set {arguments.set!r}: expected --set {' or '.join(sets)}"
     if not steps:
         return f"{path} is empty"
     of = "evaluations after" if arguments.evaluation else "steps"

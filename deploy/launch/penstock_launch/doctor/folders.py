@@ -51,9 +51,13 @@ class Room:
 
 
 def run_bytes(config: Config, num_weights: int) -> int:
-    """What a run's folder grows to, without logs: checkpoints, one being written, step files, the final model."""
+    """What a run's folder grows to, without logs: checkpoints, one being written, step files, the final model.
+
+    With checkpoint.keep_best also the best one, and one whose evaluation has not ended.
+    """
     trained = 0 if config.actor.lora.rank else num_weights  # an adapter is small
-    checkpoints = (config.checkpoint.keep + 1) * CHECKPOINT_BYTES * trained
+    more = 3 if config.checkpoint.keep_best else 1
+    checkpoints = (config.checkpoint.keep + more) * CHECKPOINT_BYTES * trained
     return checkpoints + config.checkpoint.keep_step_bytes + num_weights * ITEM_BYTES["float32"]
 
 

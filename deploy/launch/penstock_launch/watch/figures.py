@@ -6,7 +6,7 @@ Pure.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock.contracts.status import StepFigures, TrainerStatus
+from penstock.contracts.status import HeldOutFigures, StepFigures, TrainerStatus
 
 UNKNOWN = "-"
 NOT_FINITE = "nan"
@@ -100,37 +100,50 @@ def heldout_figure(summary: Mapping[str, Any], name: str, when: str) -> str:
     return number(summary.get(f"heldout_{name}_{when}")) + failed
 
 
-def heldout_of(status: TrainerStatus) -> list[tuple[str, str]]:
-    """Accuracy and mean reward of the held-out prompts, of the first evaluation and, if that is another, the last.
+def held_out_sets(status: TrainerStatus) -> dict[str, HeldOutFigures]:
+    """By name, each set with an evaluation; the main one first, whose name is empty.
+
+    >>> list(held_out_sets(TrainerStatus(heldout_steps=4, heldout_sets={"hard": HeldOutFigures(steps=4)})))
+    ['', 'hard']
+    """
+    values = {name: getattr(status, f"heldout_{name}") for name in HeldOutFigures.__struct_fields__}
+    main = {"": HeldOutFigures(**values)} if status.heldout_steps is not None else {}
+    return main | {name: each for name, each in status.heldout_sets.items() if each.steps is not None}
+
+
+def heldout_of(each: HeldOutFigures) -> list[tuple[str, str]]:
+    """Accuracy and mean reward of a held-out set, of the first evaluation and, if that is another, the last.
 
     Where both figures are equal, as with rewards of 0 and 1, the accuracy alone. The accuracy says of how many prompts
-    it is, if some have no reward. Empty before the first evaluation.
+    it is, if some have no reward.
     """
-    if status.heldout_steps is None:
-        return []
-    last = (status.heldout_accuracy, status.heldout_reward)
-    evaluations = [(*last, counted(status.heldout_prompts, status.heldout_failed))]
-    if status.heldout_steps_start not in (None, status.heldout_steps):
-        first = (status.heldout_accuracy_start, status.heldout_reward_start)
-        evaluations.insert(0, (*first, counted(status.heldout_prompts_start, status.heldout_failed_start)))
+    evaluations = [(each.accuracy, each.reward, counted(each.prompts, each.failed))]
+    if each.steps_start not in (None, each.steps):
+        first = (each.accuracy_start, each.reward_start, counted(each.prompts_start, each.failed_start))
+        evaluations.insert(0, first)
     accuracies = [number(accuracy) for accuracy, _, _ in evaluations]
     rewards = [number(reward) for _, reward, _ in evaluations]
     notes = [note for _, _, note in evaluations]
-    shown = [("accuracy", FROM_TO.join(f"{each}{note}" for each, note in zip(accuracies, notes, strict=True)))]
+    shown = [("accuracy", FROM_TO.join(f"{one}{note}" for one, note in zip(accuracies, notes, strict=True)))]
     if rewards != accuracies and any(reward != UNKNOWN for reward in rewards):
         shown.append(("reward", FROM_TO.join(rewards)))
     return shown
 
 
-def heldout_steps_of(status: TrainerStatus) -> str:
+def heldout_steps_of(each: HeldOutFigures) -> str:
     """After how many steps the evaluations of `heldout_of` were."""
-    steps = dict.fromkeys((status.heldout_steps_start, status.heldout_steps))
-    return FROM_TO.join(str(each) for each in steps if each is not None) + " steps"
+    steps = dict.fromkeys((each.steps_start, each.steps))
+    return FROM_TO.join(str(one) for one in steps if one is not None) + " steps"
 
 
-def heldout_words(status: TrainerStatus) -> str:
+def heldout_words(each: HeldOutFigures) -> str:
     """The figures of `heldout_of` in a line."""
-    return ", ".join(f"{name} {value}" for name, value in heldout_of(status))
+    return ", ".join(f"{name} {value}" for name, value in heldout_of(each))
+
+
+def heldout_name(name: str) -> str:
+    """What the figures of a set are called; the name of the main one is empty."""
+    return f"held-out {name}".rstrip()
 
 
 def learning_of(status: TrainerStatus) -> list[tuple[str, str]]:
@@ -158,12 +171,18 @@ def health_of(status: TrainerStatus) -> list[tuple[str, str]]:
     ]
 
 
+def _held_out(status: TrainerStatus) -> list[tuple[str, str]]:
+    sets = held_out_sets(status)
+    shown = [(heldout_name(name), f"{heldout_words(one)}, after {heldout_steps_of(one)}") for name, one in sets.items()]
+    return shown or [("held-out", UNKNOWN)]
+
+
 def figures(status: TrainerStatus) -> list[tuple[str, str]]:
     """Name and value of every figure of the trainer, for `penstock status`."""
     return [
         ("step", step_of(status)),
         ("reward", number(status.reward_mean, 3)),
-        ("held-out", f"{heldout_words(status)}, after {heldout_steps_of(status)}" if heldout_of(status) else UNKNOWN),
+        *_held_out(status),
         *learning_of(status),
         *health_of(status),
         ("dropped groups", dropped_words(status.dropped) or "none"),

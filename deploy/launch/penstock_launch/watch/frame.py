@@ -22,6 +22,7 @@ from penstock_launch.watch.figures import (
     dropped_words,
     duration,
     health_of,
+    held_out_sets,
     heldout_of,
     heldout_steps_of,
     learning_of,
@@ -80,8 +81,9 @@ def _figures(status: TrainerStatus, screen: Screen) -> list[Text]:
     width, lines = screen.usable_width, []
     if status.steps:
         lines.append(_reward(status.steps, screen))
-    if status.heldout_steps is not None:
-        lines += _flow("held-out", [*heldout_of(status), ("after", heldout_steps_of(status))], width)
+    for name, each in held_out_sets(status).items():
+        of = [("set", harmless(name))] if name else []
+        lines += _flow("held-out", [*of, *heldout_of(each), ("after", heldout_steps_of(each))], width)
     if status.steps:
         lines += _flow("update", learning_of(status), width)
     if status.first_step is not None:

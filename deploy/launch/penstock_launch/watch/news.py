@@ -12,7 +12,7 @@ from penstock.contracts.status import StepFigures, TrainerStatus
 from penstock.readable import harmless
 from penstock_launch.supervise.child import ChildState
 from penstock_launch.supervise.supervisor import ENDING
-from penstock_launch.watch.figures import FAULTS, dropped_words, heldout_words
+from penstock_launch.watch.figures import FAULTS, dropped_words, held_out_sets, heldout_words
 from penstock_launch.watch.follow import RunSnapshot, ServiceView
 from penstock_launch.watch.step_table import StepLine, StepTable
 
@@ -28,7 +28,7 @@ class News:
         self._starts = starts
         self._table = StepTable()
         self._said_step: int | None = None
-        self._said_heldout: int | None = None
+        self._said_heldout: dict[str, int | None] = {}
         self._said_faults: int | None = None
         self._next_faults_at = 0.0
         self._phase = ""
@@ -91,7 +91,7 @@ class News:
         if self._said_step is None:
             self._said_step = status.first_step
             if status.first_step > 0:  # its last evaluation was said by an earlier launch
-                self._said_heldout = status.heldout_steps
+                self._said_heldout = {name: each.steps for name, each in held_out_sets(status).items()}
         if status.step < self._said_step:  # the queue lost the end of the ledger: these steps are trained again
             self._said_step = status.step
         for step in status.steps:
@@ -101,13 +101,13 @@ class News:
                 yield from self._table.lines(status, line, width)
 
     def _evaluation(self, status: TrainerStatus) -> Iterator[str]:
-        if status.first_step is not None and self._is_evaluated(status):
-            yield f"evaluation after {status.heldout_steps} steps: {heldout_words(status)}"
-
-    def _is_evaluated(self, status: TrainerStatus) -> bool:
-        """Whether there is an evaluation that was not said; it counts as said from now on."""
-        before, self._said_heldout = self._said_heldout, status.heldout_steps
-        return status.heldout_steps not in (None, before)
+        """Each evaluation that was not said, of the main set and of others."""
+        before, self._said_heldout = self._said_heldout, dict(self._said_heldout)
+        for name, each in held_out_sets(status).items():
+            self._said_heldout[name] = each.steps
+            if status.first_step is not None and each.steps != before.get(name):
+                of = f" of {harmless(name)}" if name else ""
+                yield f"evaluation{of} after {each.steps} steps: {heldout_words(each)}"
 
     def _dropped(self, status: TrainerStatus, why: str) -> Iterator[str]:
         """Groups that are dropped since something failed, now and then: each costs its generation."""

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.readable import cut, differing, harmless
+from penstock.records.figures import of_set
 from penstock.records.files import SUMMARY_FILE
 from penstock_launch.watch.figures import dropped_words, duration, heldout_figure, number
 from penstock_launch.watch.fold import folded
@@ -70,13 +72,24 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     steps, planned = summary.get("steps", 0), summary.get("steps_planned")
     if summary.get("exit", {}).get("code") != 0 or planned is None:
         return
-    if summary.get("steps_of_launch") == 0:
+    if (early := summary.get("stopped_early")) is not None:
+        yield "stopped", f"early: {_why_early(early)}"
+    elif summary.get("steps_of_launch") == 0:
         yield "this launch", f"trained nothing: its configuration asks for {planned} steps, and {steps} are done"
     elif steps < planned:
         fewer = planned - steps
         batches = "1 batch's" if fewer == 1 else f"{fewer} batches'"
         why = dropped_words((summary.get("tickets") or {}).get("dropped", {}))
         yield "fewer steps", f"{batches} worth of tickets ended without training: {why or 'see the logs'}"
+
+
+def _why_early(early: Mapping[str, Any]) -> str:
+    more = f" by more than {early['min_delta']:g}" if early["min_delta"] else ""
+    of = "" if early["set"] == MAIN_SET else f" of {early['set']}"
+    return (
+        f"in {early['patience']} evaluations the {early['metric']}{of} did not exceed {number(early['best'])} (after "
+        f"{early['best_steps']} steps){more}: eval.patience"
+    )
 
 
 def _finished(summary: Mapping[str, Any]) -> str:
@@ -113,6 +126,17 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         meaning = "" if success is None else f": the share with a reward of at least {success:g} (eval.success)"
         yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
     yield from _passes(summary)
+    for name in summary.get("heldout_sets") or {}:
+        yield from _set(name, of_set(summary, name))
+
+
+def _set(name: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A held-out set beside the main one."""
+    parts = [f"reward {_before_and_after(figures, 'reward')}"]
+    if figures.get("heldout_accuracy_start") or figures.get("heldout_accuracy_end"):
+        parts.append(f"accuracy {_before_and_after(figures, 'accuracy')}")
+    yield "held-out", f"{name}: {'; '.join(parts)}{_held_out(figures)}"
+    yield from ((what, f"{name}: {text}") for what, text in _passes(figures))
 
 
 def _passes(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

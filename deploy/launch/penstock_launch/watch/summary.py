@@ -5,7 +5,7 @@ the launcher's. Invariant: summary.json is complete or absent, and always states
 of all lives of the run, whatever ended this one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import msgspec
 from penstock.config import Config
 from penstock.durable import write_durably
 from penstock.errors import DataError
+from penstock.records.figures import set_of
 from penstock.records.files import FINAL_MODEL, SUMMARY_FILE, TRAINER_SUMMARY_FILE, read_document
 from penstock.records.run import RunRecords
 from penstock_launch.supervise.supervisor import RunOutcome
@@ -70,14 +71,23 @@ def _plan(records: RunRecords, config: Config, num_steps: int, num_of_launch: in
     The final evaluation is due after the last step, others at their steps; those before this launch are past.
     """
     extent, every = records.extent(), config.eval.every_steps
-    due = {num_steps} if num_steps and config.data.eval is not None else set()
+    sets = [each.name for each in config.held_out_sets]
+    due = {num_steps} if num_steps and sets else set()
     if due and every:
         due |= {n for n in range(every, num_steps + 1, every) if n > num_steps - num_of_launch}
     return {
         "steps_planned": extent and extent.planned_steps(config.total_train_epochs, config.run.max_steps),
         "batch_size": config.data.batch_size,
-        "heldout_missing": sorted(due - {line["steps"] for line in records.evaluations()}),
+        "heldout_missing": sorted(due - _evaluated(records, sets)),
     }
+
+
+def _evaluated(records: RunRecords, sets: Sequence[str]) -> set[int]:
+    """The numbers of steps after which each of these sets was evaluated."""
+    found: dict[int, set[str]] = {}
+    for line in records.evaluations():
+        found.setdefault(line["steps"], set()).add(set_of(line))
+    return {steps for steps, names in found.items() if names >= set(sets)}
 
 
 def _final(records: RunRecords, steps: int | None, code: int | None) -> dict[str, Any]:

@@ -23,11 +23,19 @@ class Scoring:
     """The scorer of both the queue and HTTP."""
 
     def __init__(
-        self, section: RewardSection, runner: Runner, metrics: RewardMetrics, *, sleep: Sleep = asyncio.sleep
+        self,
+        section: RewardSection,
+        runner: Runner,
+        metrics: RewardMetrics,
+        *,
+        own: Mapping[str, Mapping[str, float]] | None = None,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
+        """own: functions and weights of held-out sets, by what their rows name as reward. `section` has them, too."""
         self._section = section
         self._runner = runner
         self._metrics = metrics
+        self._own = {name: _with_weight(functions) for name, functions in (own or {}).items()}
         self._sleep = sleep
         self._pure = frozenset(builtins())
         self._known = self._pure | frozenset(section.functions)
@@ -51,13 +59,15 @@ class Scoring:
 
     def _weights(self, reward: str) -> Mapping[str, float]:
         if not reward:
-            weights = {name: weight for name, weight in self._section.functions.items() if weight != 0}
+            weights = _with_weight(self._section.functions)
             if not weights:
                 raise RewardError(
                     "unknown reward: the row names none, and every weight in reward.functions is 0; "
                     "expected one function with another weight, or a reward in each row"
                 )
             return weights
+        if reward in self._own:
+            return self._own[reward]
         if reward not in self._known:
             raise RewardError(
                 f"unknown reward {reward[:80]!r}; expected one of {', '.join(sorted(self._known))}, "
@@ -105,3 +115,7 @@ class Scoring:
                 f"after a successful call, tried every {self._section.breaker_seconds:g} s (reward.breaker_seconds)"
             )
         return verdicts
+
+
+def _with_weight(functions: Mapping[str, float]) -> dict[str, float]:
+    return {name: weight for name, weight in functions.items() if weight != 0}

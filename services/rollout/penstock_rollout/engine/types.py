@@ -42,13 +42,13 @@ class EngineInfo:
     num_ranks: int
     """Number of processes that share its model."""
 
-    def require_room(self, max_new_tokens: int) -> None:
-        """ConfigError if not even a prompt of one token has room for its completion."""
+    def require_room(self, max_new_tokens: int, key: str = "sampling.max_new_tokens") -> None:
+        """ConfigError if not even a prompt of one token has room for its completion. key: of its length."""
         if self.longest_sequence <= max_new_tokens:
             raise ConfigError(
-                f"sampling.max_new_tokens is {max_new_tokens}, and {self.name} generates at most "
+                f"{key} is {max_new_tokens}, and {self.name} generates at most "
                 f"{self.longest_sequence} tokens with their prompt (context {self.context_length}, cache "
-                f"{self.cache_tokens}): expected room for a prompt too; lower sampling.max_new_tokens, or raise "
+                f"{self.cache_tokens}): expected room for a prompt too; lower {key}, or raise "
                 "rollout.engine.context_length or rollout.engine.max_total_tokens"
             )
 

@@ -8,6 +8,7 @@ user's copy, is left alone.
 import os
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -93,10 +94,17 @@ class Checkpoints:
         complete = [path.name for path in self._folder.iterdir() if NAME.fullmatch(path.name) and self.holds(path.name)]
         return sorted(complete, key=lambda name: [int(part) for part in name.split(".")])
 
-    def prune(self, committed: list[CheckpointRecord]) -> int:
-        """Delete all of this run but the newest committed ones; steps of the oldest one kept (0: none)."""
-        kept = committed[-self._keep :]
-        names = {record.name for record in kept}
+    def newest(self, committed: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
+        """Those that stay because they are the newest, and which a resume may need."""
+        return list(committed[-self._keep :])
+
+    def prune(self, committed: list[CheckpointRecord], also: Iterable[str] = ()) -> int:
+        """Delete all of this run but the newest committed ones; steps of the oldest of these (0: none).
+
+        also: names of others that stay.
+        """
+        kept = self.newest(committed)
+        names = {record.name for record in kept} | {*also}
         for path in self._folder.iterdir():
             own = NAME.fullmatch(path.name) or TEMPORARY.fullmatch(path.name)
             if own and path.name not in names:

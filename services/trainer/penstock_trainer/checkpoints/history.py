@@ -20,6 +20,7 @@ from penstock.contracts.ledger import (
     ArchivedRecord,
     CheckpointRecord,
     DropRecord,
+    EarlyStopRecord,
     LedgerState,
     Record,
     RunRecord,
@@ -78,12 +79,16 @@ class History:
         self.configs = configs
         self.max_lag = configs.config.staleness.max_lag
         """Tokens that are staler are masked, in each step that is written."""
-        self._checkpoint_every = configs.config.checkpoint.every_steps
+        checkpoint = configs.config.checkpoint
+        self._checkpoint_every = checkpoint.every_steps
+        self._keep_evaluated = configs.config.eval.every_steps if checkpoint.keep_best else 0
         self.final_folder = final_folder
         self._num_archived = 0
         self._last_checkpoint = -1
         self._settings = ""
         self._unfinished: StepRecord | None = None
+        self.early_stop: EarlyStopRecord | None = None
+        """The decision of an earlier life to end the run."""
         # A drop must not be added to a journal that is being replaced by an older state of the ledger.
         self._journaling = asyncio.Lock()
 
@@ -113,6 +118,7 @@ class History:
         self._settings = await asyncio.to_thread(self.step_files.settings.write, self.configs.config)
         await asyncio.to_thread(self._report_changes, ledger)
         self._unfinished = ledger.unfinished
+        self.early_stop = ledger.early_stop
         return ledger
 
     def _is_lost(self) -> bool:
@@ -216,8 +222,14 @@ class History:
             await asyncio.to_thread(self.step_files.journal.append, step, record)
 
     def is_checkpoint_due(self) -> bool:
-        """Whether a checkpoint is due by checkpoint.every_steps."""
-        return bool(self._checkpoint_every) and self.num_steps % self._checkpoint_every == 0
+        """Whether a checkpoint is due by checkpoint.every_steps, or since these weights are evaluated."""
+        every = self._checkpoint_every
+        return (bool(every) and self.num_steps % every == 0) or self.is_evaluated_due()
+
+    def is_evaluated_due(self) -> bool:
+        """Whether the present weights were trained, are evaluated, and may be the best: checkpoint.keep_best."""
+        every = self._keep_evaluated
+        return bool(every and self.num_steps) and self.num_steps % every == 0
 
     async def checkpoint(self, version: int) -> None:
         """Copy the state after the last step, unless a checkpoint has it; it is written while training goes on."""
@@ -247,7 +259,8 @@ class History:
         async with self._journaling:
             ledger = await self._queue.ledger()
             existing = [each for each in ledger.checkpoints if self.checkpoints.exists(each)]
-            before_step = min(self.num_steps - KEPT_STEPS, min([each.steps for each in existing], default=0))
+            needed = self.checkpoints.newest(existing)  # no resume begins with one that is kept as the best
+            before_step = min(self.num_steps - KEPT_STEPS, min([each.steps for each in needed], default=0))
             if before_step - self._num_archived < KEPT_STEPS:
                 return
             after = ledger.archived.num_bytes if ledger.archived is not None else 0
@@ -259,6 +272,12 @@ class History:
             self._num_archived = before_step
             await asyncio.to_thread(journal.begin, await self._queue.ledger())
         log.info("the records of the first %d steps are in the archive", before_step)
+
+    async def end_early(self, record: EarlyStopRecord) -> None:
+        """Name in the ledger that the run ends before all its steps."""
+        async with self._journaling:
+            await self._queue.append(record)
+            await asyncio.to_thread(self.step_files.journal.append, record)
 
     async def checkpoints_written(self) -> None:
         """Wait until no checkpoint is being written."""

@@ -116,7 +116,8 @@ def _records(ledger: LedgerState) -> list[Record]:
     if archived is not None:
         checkpoints = [each for each in checkpoints if each not in archived.checkpoints]
     weights = [ledger.weights[steps] for steps in sorted(ledger.weights)]
-    return [*begin, *ledger.steps, *weights, *ledger.drops.values(), *checkpoints]
+    ends = [each for each in (ledger.early_stop,) if each is not None]
+    return [*begin, *ledger.steps, *weights, *ledger.drops.values(), *checkpoints, *ends]
 
 
 def _lines(records: Iterable[Record]) -> bytes:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from penstock.broker.trainer import TrainerQueue
 from penstock.errors import PenstockError
+from penstock_trainer.checkpoints.best import KeepBest
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.tensors import StateCopy
@@ -47,12 +48,15 @@ class CheckpointWriter:
         checkpoints: Checkpoints,
         step_files: StepFiles,
         metrics: TrainerMetrics,
+        best: KeepBest | None = None,
     ) -> None:
+        """best: names checkpoints that stay beside the newest ones."""
         self._queue = trainer_queue
         self._learner = learner
         self._checkpoints = checkpoints
         self._step_files = step_files
         self._metrics = metrics
+        self._best = best
         self._pending: _Pending | None = None
         self._submitted = asyncio.Event()
         self._idle = asyncio.Event()
@@ -97,7 +101,8 @@ class CheckpointWriter:
         await self._queue.append(record)
         await asyncio.to_thread(self._step_files.journal.append, record)
         committed = (await self._queue.ledger()).checkpoints
-        oldest_needed = await asyncio.to_thread(self._checkpoints.prune, committed)
+        also = self._best.names(committed) if self._best is not None else set()
+        oldest_needed = await asyncio.to_thread(self._checkpoints.prune, committed, also)
         await asyncio.to_thread(self._step_files.prune, oldest_needed)
         seconds = time.monotonic() - start
         self._metrics.checkpoint_written(seconds)

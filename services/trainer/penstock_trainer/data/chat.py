@@ -59,6 +59,14 @@ class Chat:
         """The templates of a run."""
         return cls(tokenizer, data.system_prompt, data.template_options, data.prompt_template)
 
+    def with_prompts(self, system_prompt: str, prompt_template: str) -> "Chat":
+        """The same chat template and options with another system prompt and text around prompts."""
+        return Chat(self._tokenizer, system_prompt, self._options, prompt_template)
+
+    def note_use(self, other: "Chat") -> None:
+        """Count what went through the template of `other`, which has the same options, as gone through this one."""
+        self._source = self._source or other._source
+
     def worded(self, prompt: str) -> str:
         """A plain prompt in the run's template, if there is one.
 

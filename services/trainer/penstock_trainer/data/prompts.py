@@ -152,10 +152,15 @@ def _columns(prompt: EncodedPrompt) -> bytes:
     return msgspec.msgpack.encode((prompt.answer, prompt.metadata), order="deterministic")
 
 
-def require_room(sets: Mapping[str, Sequence[tuple[Row, EncodedPrompt]]], max_prompt_tokens: int) -> None:
+def require_room(
+    sets: Mapping[str, Sequence[tuple[Row, EncodedPrompt]]],
+    max_prompt_tokens: int,
+    new_tokens_key: str = "sampling.max_new_tokens",
+) -> None:
     """DataError if prompts are too long: the first, and how many there are in each set, with the first places.
 
-    sets: by key of the configuration. max_prompt_tokens: the engine's longest sequence less sampling.max_new_tokens.
+    sets: by key of the configuration. max_prompt_tokens: the engine's longest sequence less the longest completion,
+    which is the value of `new_tokens_key`.
     """
     counts, too_long = [], list[tuple[Row, EncodedPrompt]]()
     for key, pairs in sets.items():
@@ -169,8 +174,8 @@ def require_room(sets: Mapping[str, Sequence[tuple[Row, EncodedPrompt]]], max_pr
         longest = max(len(each.token_ids) for _, each in too_long)
         raise DataError(
             f"{row.place}: the prompt has {len(prompt.token_ids)} tokens: expected at most {max_prompt_tokens} (what "
-            f"engines generate to the end, less sampling.max_new_tokens). Too long: {', '.join(counts)}; the longest "
-            f"has {longest}. Shorten them or leave them out, lower sampling.max_new_tokens, or raise "
+            f"engines generate to the end, less {new_tokens_key}). Too long: {', '.join(counts)}; the longest "
+            f"has {longest}. Shorten them or leave them out, lower {new_tokens_key}, or raise "
             "rollout.engine.context_length or rollout.engine.max_total_tokens"
         )
 

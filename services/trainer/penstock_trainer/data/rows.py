@@ -28,7 +28,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 class Row:
     """One prompt, as text or as chat messages, and the inputs of its reward. The row of an episode may have none: "".
 
-    reward: "" for the run's `reward.functions`, else the name of one function.
+    reward: "" for the run's `reward.functions`, the name of one function, or the key of a held-out set with its own.
     place: of the row in its source, for messages.
     """
 
@@ -113,15 +113,15 @@ def _all_columns(
     return {**found, **metadata}
 
 
-def require_rewards(rows: Sequence[Row], functions: Mapping[str, float]) -> None:
-    """DataError for a row whose reward no function gives. functions: `reward.functions`."""
+def require_rewards(rows: Sequence[Row], functions: Mapping[str, float], key: str = "reward.functions") -> None:
+    """DataError for a row whose reward no function gives. key: of `functions` in the configuration."""
     known = {*BUILTIN_REWARDS, *functions}
     has_weight = any(functions.values())
     for row in rows:
         if not row.reward and not has_weight:
             raise DataError(
-                f"{row.place}: the row names no reward, and every weight in reward.functions is 0: expected a function "
-                "with another weight, or a reward in each row"
+                f"{row.place}: the row names no reward, and every weight in {key} is 0: expected a function with "
+                "another weight, or a reward in each row"
             )
         task = row.metadata.get("task") if row.reward == "reasoning_gym" else None
         if isinstance(task, str) and task in UNUSABLE_TASKS:
@@ -133,7 +133,7 @@ def require_rewards(rows: Sequence[Row], functions: Mapping[str, float]) -> None
             near = _nearest_name(row.reward, known)
             raise DataError(
                 f"{row.place}: the reward {seen(row.reward)} does not exist: expected {', '.join(BUILTIN_REWARDS)} or "
-                "a function in reward.functions (weight 0: only for rows that name it)"
+                f"a function in {key} (weight 0: only for rows that name it)"
                 + (f"; did you mean {near!r}?" if near else "")
             )
 

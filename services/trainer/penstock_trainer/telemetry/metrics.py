@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 from penstock.config import Config
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.contracts.weight_sources import LeftFor
 from penstock.runtime.metrics import SecondsCounter
 from penstock_trainer.telemetry.episode_metrics import EpisodeMetrics
@@ -75,6 +76,11 @@ class TrainerMetrics:
         def unknown(name: str, text: str) -> Gauge:
             made = gauge(name, text)
             made.set(math.nan)
+            return made
+
+        def of_sets(name: str, text: str) -> Gauge:
+            made = gauge(name, text, "set")
+            made.labels(set=MAIN_SET).set(math.nan)
             return made
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -151,11 +157,11 @@ class TrainerMetrics:
             "When the last step, push, checkpoint or step that was not finite ended, in Unix seconds",
             "event",
         )
-        self._heldout_accuracy = unknown(
+        self._heldout_accuracy = of_sets(
             "eval_accuracy_ratio", "Share of the held-out prompts with a reward that were answered right"
         )
-        self._first_accuracy = unknown("eval_first_accuracy_ratio", "The same share at the first evaluation of the run")
-        self._heldout_failed = unknown(
+        self._first_accuracy = of_sets("eval_first_accuracy_ratio", "The same share at the first evaluation of the run")
+        self._heldout_failed = of_sets(
             "eval_failed_prompts", "Held-out prompts without a reward at the last evaluation, in no share"
         )
         self._gap_to_ideal = unknown(
@@ -183,14 +189,15 @@ class TrainerMetrics:
     def show_run(self, num_steps: int, progress: Progress) -> None:
         """Show figures of the full run, over all lives of the trainer."""
         self._run_steps.set(num_steps)
-        first, last = progress.first_eval, progress.last_eval
-        for gauge, value in (
-            (self._first_accuracy, first.accuracy),
-            (self._heldout_accuracy, last.accuracy),
-            (self._heldout_failed, last.num_failed),
-            (self._gap_to_ideal, progress.gap_to_ideal),
-        ):
-            gauge.set(math.nan if value is None else value)
+        self._gap_to_ideal.set(math.nan if progress.gap_to_ideal is None else progress.gap_to_ideal)
+        for name in progress.evaluated_sets or (MAIN_SET,):
+            first, last = progress.ends_of(name)
+            for gauge, value in (
+                (self._first_accuracy, first.accuracy),
+                (self._heldout_accuracy, last.accuracy),
+                (self._heldout_failed, last.num_failed),
+            ):
+                gauge.labels(set=name).set(math.nan if value is None else value)
         if progress.recent:
             self._last.labels(event="step").set(progress.recent[-1].ended_at)
 

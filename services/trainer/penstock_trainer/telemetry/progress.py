@@ -1,8 +1,9 @@
 """The history of a run: one JSON line per step and per evaluation, and the figures of the last ones.
 
 Owns `steps.jsonl` and `evals.jsonl` in the run's folder: they survive a restart, and a step that is trained again after
-one is written once, as is an evaluation after the same number of steps. Memory holds the last lines and the values of
-every report, however long the run is; the rest is read from the files. A start reads the last lines (`lines_read`).
+one is written once, as is an evaluation of a set after the same number of steps. Memory holds the last lines and the
+values of every report, however long the run is; the rest is read from the files. A start reads the last lines
+(`lines_read`).
 """
 
 import json
@@ -14,8 +15,16 @@ from typing import Any
 
 import msgspec
 
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.durable import writing
-from penstock.records.figures import REWARD_WINDOW_STEPS, WARM_UP_STEPS, Timing, heldout_accuracy, heldout_reward
+from penstock.records.figures import (
+    REWARD_WINDOW_STEPS,
+    WARM_UP_STEPS,
+    Timing,
+    heldout_accuracy,
+    heldout_reward,
+    set_of,
+)
 from penstock.records.files import EVALUATIONS_FILE, STEPS_FILE
 from penstock.records.lines import as_written, complete_lines, cut_unfinished_line, decoded, start_of_last_lines
 from penstock_trainer.telemetry.lines_read import keep, read_so_far
@@ -23,6 +32,10 @@ from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 RECENT_STEPS = 10
 KEPT_STEPS = 60  # as many as a line of a terminal has room for
+COMPARED = (
+    *("set", "steps", "accuracy", "reward_mean", "num_prompts", "num_scored", "num_failed"),
+    *("oldest_version", "newest_version", "prompts", "success"),
+)
 NOTED_EVERY = 1000  # lines: so many at most are read at a start
 
 
@@ -65,16 +78,20 @@ class Progress:
         self._load_evals()
 
     def _load_evals(self) -> None:
-        self._evals: dict[int, EvalBrief] = {}
-        self._first_eval: int | None = None
-        self._last_eval: int | None = None
+        self._evals: dict[str, dict[int, EvalBrief]] = {}
+        self._eval_lines: dict[tuple[str, int], dict[str, Any]] = {}
+        self._ends: dict[str, tuple[int, int]] = {}
+        self._last_eval = 0
         for line in map(as_written, complete_lines(self._evals_path)):
-            self._note_eval(line["steps"], _brief(line))
+            self._note_eval(line)
 
-    def _note_eval(self, steps: int, brief: EvalBrief) -> None:
-        self._evals[steps] = brief
-        self._first_eval = steps if self._first_eval is None else min(steps, self._first_eval)
-        self._last_eval = steps if self._last_eval is None else max(steps, self._last_eval)
+    def _note_eval(self, line: dict[str, Any]) -> None:
+        name, steps = set_of(line), int(line["steps"])
+        self._evals.setdefault(name, {})[steps] = _brief(line)
+        self._eval_lines[name, steps] = {key: value for key, value in line.items() if key in COMPARED}
+        first, last = self._ends.get(name, (steps, steps))
+        self._ends[name] = (min(steps, first), max(steps, last))
+        self._last_eval = max(steps, self._last_eval)
 
     def _load_steps(self) -> None:
         self._known = known = read_so_far(self._steps_path)
@@ -131,20 +148,20 @@ class Progress:
         if self.highest_step >= num_steps:
             _keep(self._steps_path, lambda line: decoded(line, _StepBrief).step < num_steps)
             self._load_steps()
-        if (self._last_eval or 0) > num_steps:
+        if self._last_eval > num_steps:
             _keep(self._evals_path, lambda line: decoded(line, _EvalSteps).steps <= num_steps)
             self._load_evals()
 
     def add_eval(self, result: EvalResult) -> None:
-        if self.has_eval(result.steps):
+        if self.has_eval(result.steps, result.set):
             return
         line = asdict(result)
         _append(self._evals_path, line)
-        self._note_eval(result.steps, _brief(line))
+        self._note_eval(line)
 
-    def has_eval(self, steps: int) -> bool:
-        """Whether an evaluation after so many steps is written."""
-        return steps in self._evals
+    def has_eval(self, steps: int, name: str = MAIN_SET) -> bool:
+        """Whether an evaluation of this set after so many steps is written."""
+        return steps in self._evals.get(name, {})
 
     @property
     def recent(self) -> list[StepLine]:
@@ -153,13 +170,29 @@ class Progress:
 
     @property
     def first_eval(self) -> EvalBrief:
-        """The evaluation after the fewest steps."""
-        return EvalBrief() if self._first_eval is None else self._evals[self._first_eval]
+        """The evaluation of the main set after the fewest steps."""
+        return self.ends_of(MAIN_SET)[0]
 
     @property
     def last_eval(self) -> EvalBrief:
-        """The evaluation after the most steps: one that was requested earlier may end later."""
-        return EvalBrief() if self._last_eval is None else self._evals[self._last_eval]
+        """The evaluation of the main set after the most steps: one that was requested earlier may end later."""
+        return self.ends_of(MAIN_SET)[1]
+
+    def ends_of(self, name: str) -> tuple[EvalBrief, EvalBrief]:
+        """The evaluations of a set after the fewest and after the most steps."""
+        if name not in self._ends:
+            return EvalBrief(), EvalBrief()
+        first, last = self._ends[name]
+        return self._evals[name][first], self._evals[name][last]
+
+    def compared_evals(self) -> list[dict[str, Any]]:
+        """Of all evaluations, what of their lines decides which is the best."""
+        return list(self._eval_lines.values())
+
+    @property
+    def evaluated_sets(self) -> tuple[str, ...]:
+        """The names of all sets with an evaluation."""
+        return tuple(self._ends)
 
     def step_lines(self) -> Iterator[StepLine]:
         """All of them, from the file."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.records.figures import is_finite
 
 NUM_BINS = 12  # of a histogram: a curve shows no more, and a line stays small
@@ -35,7 +36,8 @@ class EvalResult:
     failed, or their tickets became poison. failed: the rows of all completions without a reward, or the first of them.
     rewards: as of a step.
     failures: why, each with their number. success: eval.success. prompts: digest of the prompts; num_trained: how many
-    of them are training prompts too; None in a line of a release that did not count them.
+    of them are training prompts too; None in a line of a release that did not count them. set: the name of the prompts'
+    set.
     """
 
     steps: int
@@ -56,6 +58,7 @@ class EvalResult:
     samples_per_prompt: int = 1
     accuracy_interval: dict[str, float] = field(default_factory=dict)
     pass_at: dict[str, dict[str, float]] = field(default_factory=dict)
+    set: str = MAIN_SET
 
 
 @dataclass(frozen=True)

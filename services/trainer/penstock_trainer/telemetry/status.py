@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.contracts import PolicyIdentity
-from penstock.contracts.status import StepFigures, TrainerStatus
-from penstock_trainer.telemetry.progress import Progress
+from penstock.contracts.status import HeldOutFigures, StepFigures, TrainerStatus
+from penstock.contracts.vocabulary import MAIN_SET
+from penstock_trainer.telemetry.progress import EvalBrief, Progress
 from penstock_trainer.telemetry.records import StepLine
 
 NOTHING_STAGED = PolicyIdentity(0, "")
@@ -101,7 +102,27 @@ class Status:
             first_step=self.first_step,
             steps=tuple(step_figures(line, self.kl_of) for line in self.progress.kept),
             kl_of=self.kl_of,
+            heldout_sets={
+                name: _held_out(*self.progress.ends_of(name))
+                for name in self.progress.evaluated_sets
+                if name != MAIN_SET
+            },
         )
+
+
+def _held_out(first: EvalBrief, last: EvalBrief) -> HeldOutFigures:
+    return HeldOutFigures(
+        accuracy=last.accuracy,
+        accuracy_start=first.accuracy,
+        steps=last.steps,
+        steps_start=first.steps,
+        prompts=last.num_prompts,
+        prompts_start=first.num_prompts,
+        failed=last.num_failed,
+        failed_start=first.num_failed,
+        reward=last.reward,
+        reward_start=first.reward,
+    )
 
 
 def step_figures(line: StepLine, kl_of: str) -> StepFigures:

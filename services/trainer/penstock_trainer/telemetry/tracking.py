@@ -21,7 +21,9 @@ from prometheus_client import Counter
 
 from penstock.config import Config
 from penstock.config.shown import masked
+from penstock.contracts.vocabulary import MAIN_SET
 from penstock.durable import write_durably, writing
+from penstock.records.figures import set_of
 from penstock.records.step_numbers import number_of
 from penstock_trainer.telemetry.progress import Progress
 from penstock_trainer.telemetry.records import EvalResult, Histogram, StepLine
@@ -48,7 +50,7 @@ class Tracking:
         self._close_seconds = close_seconds
         self._closed = False
         self._last_step = progress.highest_step
-        self._evaluated = {line["steps"] for line in progress.evals()} if feeds else set()
+        self._evaluated = set(unique_evals(progress)) if feeds else set()
 
     def start(self) -> None:
         for feed in self._feeds:
@@ -62,10 +64,10 @@ class Tracking:
         self._put(step_entry(asdict(line), self._position, self._samples))
 
     def evaluation(self, result: EvalResult) -> None:
-        """Track an evaluation, unless there was one after as many steps. Never waits."""
-        if result.steps in self._evaluated:
+        """Track an evaluation, unless there was one of its set after as many steps. Never waits."""
+        if (result.set, result.steps) in self._evaluated:
             return
-        self._evaluated.add(result.steps)
+        self._evaluated.add((result.set, result.steps))
         self._put(eval_entry(asdict(result), self._position))
 
     def close(self) -> None:
@@ -116,11 +118,11 @@ def kept_id(path: Path, run_name: str) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def unique_evals(progress: Progress) -> dict[int, dict[str, Any]]:
-    """The first evaluation after each number of steps, in the order in which they were reported."""
-    found: dict[int, dict[str, Any]] = {}
+def unique_evals(progress: Progress) -> dict[tuple[str, int], dict[str, Any]]:
+    """The first evaluation of each set after each number of steps, in the order in which they were reported."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     for line in progress.evals():
-        found.setdefault(line["steps"], line)
+        found.setdefault((set_of(line), line["steps"]), line)
     return found
 
 
@@ -151,8 +153,9 @@ def step_entry(line: Mapping[str, Any], position: TrackerPosition, samples: Samp
 
 
 def eval_entry(line: Mapping[str, Any], position: TrackerPosition) -> Entry:
-    """The curves of a line of `evals.jsonl`, under `eval/`."""
-    return Entry(line["steps"], dict(_curves(line, "eval/")), position)
+    """The curves of a line of `evals.jsonl`, under `eval/`; of a set beside the main one, under `eval/<its name>/`."""
+    name = set_of(line)
+    return Entry(line["steps"], dict(_curves(line, "eval/" if name == MAIN_SET else f"eval/{name}/")), position)
 
 
 def _curves(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

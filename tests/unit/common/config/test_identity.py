@@ -14,7 +14,8 @@ from penstock.contracts import ServiceKind
 
 SERVICES = Path(__file__).parents[4] / "services"
 # Properties: of the tree and of agent.sessions, which decide no result, and of keys that are listed.
-COMPUTED = {"max_outstanding", "agent.enabled", "agent.num_connections"}
+COMPUTED = {"max_outstanding", "agent.enabled", "agent.num_connections", "all_rewards"}
+COMPUTED |= {"own_functions", "longest_completions"}  # of held-out sets
 # How many groups run at once, and whether the engine has room for one; a ticket says what is in a group.
 ROOM = ("actor.group_size", "eval.max_share", "sampling.max_new_tokens", "agent.max_tokens", "rollout.engine")
 CHECKED = ("reward.functions",)  # whether an environment has the score that they need
@@ -57,6 +58,7 @@ def test_a_service_reads_no_other_key_than_those_that_it_is_known_for(kind: Serv
 def test_a_reward_service_is_known_by_what_scores() -> None:
     keys = keys_of(ServiceKind.REWARD, identifying_keys(make_config()))
     assert sorted(keys) == [
+        "eval.sets",
         "reward.functions",
         "reward.gates",
         "reward.max_attempts",

@@ -148,3 +148,20 @@ def test_a_later_line_without_its_time_is_broken_too(tmp_path: Path) -> None:
     del later["started_at"]
     with pytest.raises(DataError, match="started_at"):
         figures_of(tmp_path, [step(0, 0.5), later])
+
+
+def test_each_further_set_has_the_figures_of_the_main_one(tmp_path: Path) -> None:
+    at = {"1": {"value": 0.5, "low": 0.2, "high": 0.8}}
+    hard = evaluation(10, 0.5, accuracy=0.5, num_scored=3, num_failed=1, prompts="h", set="hard", pass_at=at)
+    lines = [hard, evaluation(0, 0.25), evaluation(0, 0.1, set="hard", prompts="h", accuracy=0.25, num_scored=4)]
+    found = figures_of(tmp_path, [step(0, 0.5)], lines)
+    assert list(found["heldout_sets"]) == ["hard"]
+    figures = found["heldout_sets"]["hard"]
+    assert (figures["steps_start"], figures["accuracy_start"], figures["reward_start"]) == (0, 0.25, 0.1)
+    assert (figures["steps_end"], figures["accuracy_end"], figures["failed_end"]) == (10, 0.5, 1)
+    assert (figures["digest"], figures["pass_at_end"], figures["prompts"]) == ("h", at, 4)
+    alone = figures_of(tmp_path, [step(0, 0.5)], [evaluation(0, 0.25, set="main")])
+    assert {name: value for name, value in alone.items() if name != "heldout_sets"} == {
+        name: value for name, value in found.items() if name != "heldout_sets"
+    }, "the figures of a run are those of its main set"
+    assert {f"heldout_{name}" for name in figures} == {n for n in alone if n.startswith("heldout_")} - {"heldout_sets"}

@@ -22,7 +22,7 @@ from penstock_trainer.telemetry.records import EvalResult, StepLine
 
 # The allowed labels. Each has few values, fixed by code or configuration; none is a ticket, group, process or host.
 LABELS = {"stream", "state", "reason", "kind", "outcome", "part", "phase", "transport", "function", "tracker", "le"}
-LABELS |= {"end", "waits_for", "code", "event", "sender"}
+LABELS |= {"end", "waits_for", "code", "event", "sender", "set"}
 NOT_BASE_UNITS = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|mib|gib|percent|pct)(_total)?$")
 REGISTRIES = [each.registry for each in (RolloutMetrics(), AgentMetrics(), RewardMetrics(), TrainerMetrics())]
 
@@ -80,15 +80,19 @@ def test_a_counter_of_seconds_moves_while_something_goes_on() -> None:
 def test_what_is_not_known_is_no_number(tmp_path: Path) -> None:
     metrics = TrainerMetrics()
     value = metrics.registry.get_sample_value
-    for name in ("trainer_reward_mean", "trainer_entropy", "trainer_gap_to_ideal_ratio", "eval_accuracy_ratio"):
+    for name in ("trainer_reward_mean", "trainer_entropy", "trainer_gap_to_ideal_ratio"):
         assert math.isnan(value(f"penstock_{name}") or 0.0), name
+    main, hard = {"set": "main"}, {"set": "hard"}
+    assert math.isnan(value("penstock_eval_accuracy_ratio", main) or 0.0)
     progress = Progress(tmp_path)
     for steps, accuracy in ((10, 0.0), (0, 0.25)):
         progress.add_eval(EvalResult(steps, accuracy, 0.0, 4, 3, 1, 0, 0, ()))
+    progress.add_eval(EvalResult(10, 0.75, 0.0, 4, 4, 0, 0, 0, (), set="hard"))
     metrics.show_run(3, progress)
-    assert value("penstock_eval_accuracy_ratio") == 0
-    assert value("penstock_eval_first_accuracy_ratio") == 0.25
-    assert value("penstock_eval_failed_prompts") == 1
+    assert value("penstock_eval_accuracy_ratio", main) == 0
+    assert value("penstock_eval_first_accuracy_ratio", main) == 0.25
+    assert value("penstock_eval_failed_prompts", main) == 1
+    assert [value(f"penstock_eval_{name}", hard) for name in ("accuracy_ratio", "failed_prompts")] == [0.75, 0]
     assert value("penstock_trainer_run_steps") == 3
     assert math.isnan(value("penstock_trainer_gap_to_ideal_ratio") or 0.0)
     assert value(LAST, {"event": "step"}) is None

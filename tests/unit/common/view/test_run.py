@@ -390,3 +390,19 @@ def test_completions_of_dropped_groups_are_shown_the_newest_first(made: Made) ->
     ]
     for reason, number, limit, expected in cases:
         assert [line.ticket for line in made.view.dropped(reason, number, limit)] == expected
+
+
+def test_each_held_out_set_has_its_own_first_and_last_evaluation(made: Made) -> None:
+    before = made.view.overview()
+    path = made.run.folder / "evals.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    named = [{**msgspec.json.decode(line), "set": "hard", "accuracy": 0.25 * (n + 1)} for n, line in enumerate(lines)]
+    with path.open("ab") as file:
+        file.writelines(msgspec.json.encode(line) + b"\n" for line in named)
+    found = made.view.overview()
+    assert [found[f"{when}_evaluation"] for when in ("first", "last")] == [
+        before[f"{when}_evaluation"] for when in ("first", "last")
+    ]
+    assert (before["sets"], list(found["sets"])) == ({}, ["hard"])
+    assert [found["sets"]["hard"][when]["accuracy"] for when in ("first", "last")] == [0.25, 0.25 * len(lines)]
+    assert [line["set"] for line in made.view.evaluations()] == ["main"] * len(lines) + ["hard"] * len(lines)

@@ -161,3 +161,22 @@ def test_what_cannot_be_compared_is_named_with_what_is_there(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"saw 'fist'.*the nearest is 'first'"):
         compare_runs(["first", "fist"], str(tmp_path))
     assert run(["compare", "first", "second", "--root", str(tmp_path)]) == 2
+
+
+def test_further_held_out_sets_have_columns_and_rows_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, [0.5])
+    hard = [evaluation(n, 0.1, set="hard", accuracy=0.25 * (n + 1), num_scored=4, prompts="h") for n in range(2)]
+    lines = [evaluation(0, 0.25), evaluation(1, 0.5, accuracy=1.0, num_scored=4), *hard]
+    write_lines(tmp_path / "a" / "evals.jsonl", *lines)
+    head, *rows = show_runs(str(tmp_path))
+    assert cells(head)[4:7] == ["accuracy", "accuracy hard", "held-out reward"]
+    shown = {cells(row)[0]: cells(row) for row in rows}
+    assert shown["a"][4:7] == ["0.00 -> 1.00", "0.25 -> 0.50", "0.25 -> 0.50"]
+    assert shown["b"][5] == "-"
+    compared = [cells(line) for line in compare_runs(["a", "b"], str(tmp_path))]
+    assert ["accuracy hard, before", "0.25", "-"] in compared
+    assert ["accuracy hard, after", "0.50", "-"] in compared
+    write_lines(tmp_path / "b" / "evals.jsonl", evaluation(0, 0.25), {**hard[0], "prompts": "other"})
+    words = "prompts of the held-out set hard differ: its figures cannot be compared"
+    assert words in "\n".join(compare_runs(["a", "b"], str(tmp_path)))

@@ -244,3 +244,20 @@ def test_the_run_that_has_written_last_is_meant_if_none_is_named(
 def test_without_any_run_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no run in .*: expected the name or folder of one"):
         shown("--root", str(tmp_path))
+
+
+def test_an_evaluation_of_a_further_set_is_shown_by_its_name(folder: Path) -> None:
+    rows = [
+        {"steps": steps, "samples": [{"prompt": name, "completion": "c", "answer": "a", "reward": 1.0}], **of}
+        for steps, name, of in ((0, "easy", {}), (4, "hard", {"set": "hard"}), (2, "easy", {"set": "main"}))
+    ]
+    (folder / "evals.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    for arguments, prompt, steps in (((), "easy", 2), (("--set", "hard"), "hard", 4), (("--set", "main"), "easy", 2)):
+        text, exit_code = shown(str(folder), "--evaluation", *arguments)
+        assert (exit_code, text.splitlines()[0].split("  ")[0]) == (0, f"evaluation after {steps} steps")
+        assert {line.split()[1] for line in text.splitlines() if line.startswith("  prompt")} == {prompt}
+    text, exit_code = shown(str(folder), "--evaluation", "--set", "none")
+    assert exit_code == 1
+    assert text.endswith("has no evaluation of a set 'none': expected --set hard or main\n")
+    with pytest.raises(ConfigError, match="saw --set hard without --evaluation"):
+        shown(str(folder), "--set", "hard")

@@ -68,6 +68,11 @@ def test_the_room_of_runs(room: Room, needed: int, verdict: str, words: str) -> 
 def test_what_a_run_takes() -> None:
     config = config_with(checkpoint={"keep": 2, "keep_step_bytes": 1000})
     assert run_bytes(config, MILLION) == 3 * 12 * MILLION + 1000 + 4 * MILLION
+    best = config_with(
+        checkpoint={"keep": 2, "keep_step_bytes": 1000, "keep_best": True},
+        data={"train": {"path": "d"}, "eval": {"path": "e"}},
+    )
+    assert run_bytes(best, MILLION) == 5 * 12 * MILLION + 1000 + 4 * MILLION
     adapter = config_with(checkpoint={"keep_step_bytes": 1000}, actor={"path": "m", "lora": {"rank": 8}})
     assert run_bytes(adapter, MILLION) == 1000 + 4 * MILLION
     assert staged_bytes(config, MILLION) == 6 * MILLION

@@ -26,6 +26,7 @@ from penstock.contracts import (
     pack_int32,
 )
 from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Stored, TextsPart, stored
+from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import Call, Outcome
 from penstock_reward.score_groups import score_groups
@@ -348,3 +349,17 @@ async def test_the_score_of_the_environment_alone_calls_nothing() -> None:
     verdicts = await attempts.run()
     assert verdicts is not None
     assert [verdict.score for verdict in verdicts] == [Score(0.5), Score(1.0)]
+
+
+async def test_rows_of_a_held_out_set_are_scored_by_its_own_functions() -> None:
+    runner = FakeRunner(lambda call, attempt: Outcome({"numeric": 1.0, "mine:f": 0.5}[call.function], 0.0))
+    section = RewardSection(functions={"exact_match": 1.0, "numeric": 0.0, "mine:f": 0.0})
+    own = {"eval.sets.hard": {"numeric": 2.0, "mine:f": 1.0, "math": 0.0}}
+    scorer = Scoring(section, runner, RewardMetrics(), own=own)
+    [verdict] = await scorer.score("p", ["a"], "a", "eval.sets.hard", {})
+    assert (verdict.score.value, verdict.score.values) == (2.5, (1.0, 0.5))
+    assert {call.function for call in runner.rounds[0]} == {"numeric", "mine:f"}
+    [named] = await scorer.score("p", ["a"], "a", "mine:f", {})
+    assert named.score.value == 0.5, "a row may still name one function"
+    with pytest.raises(RewardError, match=r"unknown reward 'eval\.sets\.other'"):
+        scorer.weights("eval.sets.other")

@@ -104,7 +104,7 @@ def test_a_system_prompt_begins_the_messages() -> None:
 def agent_config(folder: Path, **changes: object) -> Any:
     return config_for(
         folder,
-        data={"train": {"path": "unused.jsonl"}, "batch_size": 2},
+        data={"train": {"path": "unused.jsonl"}, "eval": {"path": "unused.jsonl"}, "batch_size": 2},
         **{"agent": {"environment": "my_envs:Guess", "max_tokens": 64}, "sampling": {"max_new_tokens": 4}, **changes},
     )
 
@@ -112,14 +112,14 @@ def agent_config(folder: Path, **changes: object) -> Any:
 def test_tickets_of_episodes_name_their_environment(tiny_model: Path) -> None:
     config = agent_config(tiny_model)
     rows = [Row("", str(n), "", {"level": n}) for n in range(3)]
-    prompts = encode_prompts(config, rows, [rows[0], Row("", "0", "", {"level": 9})])
+    prompts = encode_prompts(config, rows, {"main": [rows[0], Row("", "0", "", {"level": 9})]})
     sampling = Sampling(1.0, 4, prompts.stop_token_ids)
     draws = Draws(prompts.train, sampling, config)
     tickets = [draws.ticket(number, attempt=0, policy_version=0) for number in range(3)]
     assert {(ticket.environment, ticket.prompt_ids) for ticket in tickets} == {("my_envs:Guess", b"")}
     assert sorted((ticket.answer, ticket.metadata["level"]) for ticket in tickets) == [("0", 0), ("1", 1), ("2", 2)]
     held_out = eval_ticket(
-        prompts.held_out[1], 9, sampling=sampling, policy_version=1, seed=3, environment=config.agent.name
+        prompts.held_out["main"][1], 9, sampling=sampling, policy_version=1, seed=3, environment=config.agent.name
     )
     assert (held_out.environment, held_out.metadata, len(held_out.seeds)) == ("my_envs:Guess", {"level": 9}, 1)
     assert prompts.first_ids
@@ -149,4 +149,4 @@ def test_rows_are_the_same_if_their_prompts_tell_them_apart_and_are_the_same(tin
 def test_a_longest_path_that_no_engine_can_generate_is_refused(tiny_model: Path) -> None:
     config = agent_config(tiny_model, agent={"environment": "my_envs:Guess", "max_tokens": 10**6})
     with pytest.raises(ConfigError, match=r"agent.max_tokens is 1000000: expected at most \d+.*context_length"):
-        encode_prompts(config, [Row("", "1")] * 2, [])
+        encode_prompts(config, [Row("", "1")] * 2, {"main": []})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.contracts import Sampling
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.run_prompts import encode_prompts
 from tests.unit.trainer.trainer_groups import config_for
@@ -18,20 +18,27 @@ def test_held_out_prompts_that_are_trained_too_are_warned_about_and_counted(
     tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_for(
-        tiny_model, data={"train": {"path": "unused.jsonl"}, "batch_size": 2}, sampling={"max_new_tokens": 4}
+        tiny_model,
+        data={"train": {"path": "unused.jsonl"}, "eval": {"path": "unused.jsonl"}, "batch_size": 2},
+        eval={"sets": {"hard": {"path": "unused.jsonl"}}},
+        sampling={"max_new_tokens": 4},
     )
     train = [Row(f"{number}+1=", "") for number in range(4)]
     with caplog.at_level(logging.WARNING):
-        prompts = encode_prompts(config, train, [Row("9+1=", ""), *train[2:]])
+        prompts = encode_prompts(config, train, {"main": [Row("9+1=", ""), *train[2:]], "hard": train[:1]})
         assert caplog.records == [], "`penstock check` has a line of its own for it"
-        prompts.warn_of_shared()
-    assert [prompt.text for prompt in prompts.shared] == ["2+1=", "3+1="]
-    (record,) = caplog.records
+        prompts.warn_of_shared(config)
+    assert {name: [each.text for each in some] for name, some in prompts.shared.items()} == {
+        "main": ["2+1=", "3+1="],
+        "hard": ["0+1="],
+    }
+    record, other = caplog.records
+    assert "1 of the 1 prompts of eval.sets.hard are among the training prompts" in other.getMessage()
     assert "2 of the 3 prompts of data.eval are among the training prompts (the first: '2+1=')" in record.getMessage()
     caplog.clear()
-    distinct = encode_prompts(config, train, [Row("9+1=", "")])
-    distinct.warn_of_shared()
-    assert distinct.shared == []
+    distinct = encode_prompts(config, train, {"main": [Row("9+1=", "")], "hard": [Row("8+1=", "")]})
+    distinct.warn_of_shared(config)
+    assert distinct.shared == {"main": [], "hard": []}
     assert caplog.records == []
 
 
@@ -48,11 +55,11 @@ def test_a_teacher_is_compared_before_anything_is_loaded(tiny_model: Path, tmp_p
         "teacher": {"path": str(folder)},
     }
     with pytest.raises(ConfigError, match=r"teacher\.path is .*reads up to 64 tokens, .* may have \d+"):
-        encode_prompts(config_for(tiny_model, **sections), rows, [])
+        encode_prompts(config_for(tiny_model, **sections), rows, {})
     short = sections | {"rollout": {"engine": {"dtype": "float32", "context_length": 64}}}
-    assert len(encode_prompts(config_for(tiny_model, **short), rows, []).train) == 4
+    assert len(encode_prompts(config_for(tiny_model, **short), rows, {}).train) == 4
     episodes = sections | {"agent": {"environment": "envs:Guess", "max_tokens": 60}}
-    assert len(encode_prompts(config_for(tiny_model, **episodes), rows, []).train) == 4
+    assert len(encode_prompts(config_for(tiny_model, **episodes), rows, {}).train) == 4
 
 
 STOP = ["Q: ", "\n"]
@@ -60,17 +67,21 @@ EVAL = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1, "repetitio
 
 
 def test_completions_end_at_strings_of_any_length_and_evaluation_samples_as_its_section_says(tiny_model: Path) -> None:
-    sections: dict[str, object] = {"data": {"train": {"path": "unused.jsonl"}, "batch_size": 2}, "eval": EVAL}
+    data = {"train": {"path": "unused.jsonl"}, "eval": {"path": "unused.jsonl"}, "batch_size": 2}
+    sections: dict[str, object] = {"data": data, "eval": EVAL}
     rows = [Row(f"{number}+1=", "") for number in range(4)]
     config = config_for(tiny_model, sampling={"max_new_tokens": 4, "stop": STOP, "temperature": 0.9}, **sections)
-    prompts = encode_prompts(config, rows, [])
+    prompts = encode_prompts(config, rows, {"main": rows})
     ends = prompts.stop_token_ids
     assert prompts.sampling(config) == Sampling(0.9, 4, ends, ("Q: ", "\n"))
-    assert prompts.eval_sampling(config) == Sampling(
+    [main] = config.held_out_sets
+    assert prompts.eval_sampling(config, main) == Sampling(
         0.6, 4, ends, ("Q: ", "\n"), top_p=0.95, top_k=20, min_p=0.1, repetition_penalty=1.1
     )
     endless = config_for(tiny_model, sampling={"max_new_tokens": 4, "stop": STOP, "ignore_eos": True}, **sections)
-    assert encode_prompts(endless, rows, []).sampling(endless) == Sampling(1.0, 4, (), ("Q: ", "\n"), ignore_eos=True)
+    assert encode_prompts(endless, rows, {"main": []}).sampling(endless) == Sampling(
+        1.0, 4, (), ("Q: ", "\n"), ignore_eos=True
+    )
     assert len(ends) == 1
 
 
@@ -81,8 +92,49 @@ def test_a_turn_of_an_episode_ends_at_tokens(tiny_model: Path) -> None:
     }
     rows = [Row(f"{number}+1=", "") for number in range(4)]
     config = config_for(tiny_model, sampling={"max_new_tokens": 4, "stop": ["+"]}, **sections)
-    sampling = encode_prompts(config, rows, []).sampling(config)
+    sampling = encode_prompts(config, rows, {}).sampling(config)
     assert (len(sampling.stop_token_ids), sampling.stop) == (2, ())
     longer = config_for(tiny_model, sampling={"max_new_tokens": 4, "stop": STOP}, **sections)
     with pytest.raises(ConfigError, match="a turn of an episode ends at a token"):
-        encode_prompts(longer, rows, [])
+        encode_prompts(longer, rows, {})
+
+
+def test_a_set_has_its_own_length_strings_and_templates(tiny_model: Path) -> None:
+    hard = {"path": "h", "prompt_template": "Q: {prompt} A:", "max_new_tokens": 9, "stop": ["."], "temperature": 0.5}
+    config = config_for(
+        tiny_model,
+        data={"train": {"path": "t"}, "eval": {"path": "e"}, "batch_size": 2, "prompt_template": "Sum: {prompt}"},
+        eval={"max_new_tokens": 6, "stop": ["\n"], "sets": {"hard": hard, "same": {"path": "s"}}},
+        sampling={"max_new_tokens": 4, "stop": STOP},
+    )
+    rows = [Row(f"{number}+1=", "") for number in range(2)]
+    prompts = encode_prompts(config, rows, {"main": rows, "hard": rows, "same": rows[:1]})
+    shown = {name: [each.text for each in some] for name, some in prompts.held_out.items()}
+    assert shown == {
+        "main": ["Sum: 0+1=", "Sum: 1+1="], "hard": ["Q: 0+1= A:", "Q: 1+1= A:"], "same": ["Sum: 0+1="]
+    }  # fmt: skip
+    ends = prompts.stop_token_ids
+    assert {each.name: prompts.eval_sampling(config, each) for each in config.held_out_sets} == {
+        "main": Sampling(0.0, 6, ends, ("\n",)),
+        "hard": Sampling(0.5, 9, ends, (".",)),
+        "same": Sampling(0.0, 6, ends, ("\n",)),
+    }
+    assert prompts.sampling(config) == Sampling(1.0, 4, ends, tuple(STOP))
+
+
+def test_prompts_leave_room_for_the_longest_completion_of_their_set(tiny_model: Path) -> None:
+    """Each key is named where it is the one that is too large."""
+    rows = [Row(f"{number}+1=", "", place=f"row {number}") for number in range(2)]
+    for key, evaluation in (
+        ("eval", {"max_new_tokens": 60}),
+        ("eval.sets.hard", {"sets": {"hard": {"path": "h", "max_new_tokens": 60}}}),
+    ):
+        config = config_for(
+            tiny_model,
+            data={"train": {"path": "t"}, "eval": {"path": "e"}, "batch_size": 2},
+            eval=evaluation,
+            sampling={"max_new_tokens": 4},
+            rollout={"engine": {"context_length": 64}},
+        )
+        with pytest.raises(DataError, match=rf"row 0: the prompt has \d+ tokens.*lower {key}.max_new_tokens, or raise"):
+            encode_prompts(config, rows, {each.name: rows for each in config.held_out_sets})

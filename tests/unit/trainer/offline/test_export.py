@@ -5,16 +5,22 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import yaml
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from penstock.contracts import PolicyIdentity
+from penstock.contracts.ledger import LedgerState
 from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.learner.learner import Learner
 from tests.small_disk import full_disk
+from tests.unit.common.records.test_best import line
+from tests.unit.trainer.offline.recorded_run import CHECKPOINT_AFTER, RecordedRun, record
+from tests.unit.trainer.offline.recorded_run import write_config as write_recorded_config
 from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
 
 
@@ -109,3 +115,37 @@ def test_what_cannot_be_exported_is_said(
     assert run(command) == 2
     assert re.search(seen, capsys.readouterr().err)
     assert not (folder / "out").exists()
+
+
+def evaluated(folder: Path, *steps_and_accuracies: tuple[int, float]) -> None:
+    lines = [json.dumps(line(steps, accuracy)) + "\n" for steps, accuracy in steps_and_accuracies]
+    (folder / "runs" / "r" / "evals.jsonl").write_text("".join(lines))
+
+
+def test_the_best_checkpoint_is_exported_if_its_weights_are_those_that_were_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By digest: the ledger names that of the weights after each step."""
+    (save_tiny_model(tmp_path / "model") / "tokenizer.json").write_text("{}")
+    config = write_recorded_config(tmp_path)
+    record(tmp_path, config)
+    run_folder = RecordedRun(tmp_path)
+    out = ("--out", str(tmp_path / "out"))
+    assert run_folder.command("export", *out, "--checkpoint", "best") == 2
+    assert "has no checkpoint of evaluated weights by the accuracy of main" in capsys.readouterr().err
+    evaluated(tmp_path, (0, 1.0), (CHECKPOINT_AFTER, 0.75), (CHECKPOINT_AFTER + 1, 1.0))
+    assert run_folder.command("export", *out, "--checkpoint", "best") == 0
+    said = capsys.readouterr().out
+    words = f"the best (accuracy of main 0.75 after {CHECKPOINT_AFTER} steps), is exported to"
+    assert f"checkpoint {CHECKPOINT_AFTER:08d}.1, {words}" in said
+    shutil.rmtree(tmp_path / "out")
+
+    def other_digest(ledger: LedgerState) -> None:
+        weights = ledger.weights[CHECKPOINT_AFTER]
+        policy = PolicyIdentity(weights.policy.number, "f" * 16)
+        ledger.weights[CHECKPOINT_AFTER] = msgspec.structs.replace(weights, policy=policy)
+
+    run_folder.change(other_digest)
+    assert run_folder.command("export", *out, "--checkpoint", "best") != 0
+    assert "expected the weights that were evaluated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,12 @@
 """Evaluation: which tickets a round has, and when it is complete."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
+from penstock.config import Config
 from penstock.contracts import (
     Completion,
     PolicyIdentity,
@@ -19,7 +21,7 @@ from penstock.contracts import (
 )
 from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.rollouts.evaluation import LOST, MOST_FAILED, NUMBERS_PER_LEASE, Evaluation
-from tests.unit.trainer.numbered_prompts import PROMPTS, config
+from tests.unit.trainer.numbered_prompts import PROMPTS, config, eval_set
 
 SAMPLING = Sampling(0.6, 8, (2,), top_p=0.95)
 
@@ -32,8 +34,12 @@ def answered(ticket: Ticket, value: float | None, version: int = 0) -> ScoredGro
     return ScoredGroup(group, (score,), ("exact_match",))
 
 
+def evaluation_of(prompts: Sequence[EncodedPrompt], run: Config, num_trained: int = 0) -> Evaluation:
+    return Evaluation([eval_set(prompts, SAMPLING, run.eval.main, num_trained=num_trained)], 5, run)
+
+
 def make_evaluation(num_prompts: int = 4, **changes: Any) -> Evaluation:
-    return Evaluation(PROMPTS[:num_prompts], SAMPLING, 5, config(**changes), num_trained=1)
+    return evaluation_of(PROMPTS[:num_prompts], config(**changes), num_trained=1)
 
 
 def test_a_round_ends_with_its_last_result() -> None:
@@ -62,7 +68,7 @@ def test_a_round_ends_with_its_last_result() -> None:
 def test_samples_are_shown_as_a_person_reads_them() -> None:
     text = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     prompt = EncodedPrompt(text, (1, 2), "4", "", {}, [{"role": "user", "content": "2 + 2?"}])
-    evaluation = Evaluation([prompt], SAMPLING, 5, config(), num_trained=0)
+    evaluation = evaluation_of([prompt], config())
     [ticket] = evaluation.start(0, 0)
     group = answered(ticket, 1.0)
     [completion] = group.group.completions
@@ -101,7 +107,7 @@ def test_a_round_ends_without_a_poisoned_ticket_and_counts_it_as_failed() -> Non
 
 
 def test_failed_rewards_are_in_no_mean_and_all_their_rows_are_recorded() -> None:
-    evaluation = Evaluation([PROMPTS[0]] * (MOST_FAILED + 10), SAMPLING, 5, config(), num_trained=0)
+    evaluation = evaluation_of([PROMPTS[0]] * (MOST_FAILED + 10), config())
     tickets = evaluation.start(0, 0)
     for number, ticket in enumerate(tickets):
         evaluation.record(answered(ticket, 1.0 if number % 10 == 0 else None))
@@ -142,3 +148,34 @@ def test_when_an_evaluation_is_due() -> None:
     assert [steps for steps in range(25) if make_evaluation().due(steps)] == [0, 10, 20]
     assert [steps for steps in range(25) if make_evaluation(eval={"every_steps": 0}).due(steps)] == [0]
     assert not make_evaluation(num_prompts=0).due(0)
+
+
+def test_each_set_has_rounds_of_its_own_with_its_sampling_and_its_success() -> None:
+    run = config(eval={"temperature": 0.5, "num_shown": 1})
+    short, hot = msgspec.structs.replace(SAMPLING, max_new_tokens=2), msgspec.structs.replace(SAMPLING, temperature=0.9)
+    twice = run.eval.main.model_copy(update={"samples_per_prompt": 2, "success": 0.5})
+    hard = eval_set(PROMPTS[2:4], hot, twice, name="hard", num_trained=2)
+    evaluation = Evaluation([eval_set(PROMPTS[:2], short, run.eval.main), hard], 5, run)
+    assert evaluation.sets == ("main", "hard")
+    tickets = evaluation.start(10, 3)
+    assert [(ticket.prompt, ticket.sampling) for ticket in tickets] == [
+        ("p0", short), ("p1", short), ("p2", hot), ("p2", hot), ("p3", hot), ("p3", hot)
+    ]  # fmt: skip
+    assert [ticket.number - tickets[0].number for ticket in tickets] == list(range(6))
+    for ticket in tickets[2:]:
+        evaluation.record(answered(ticket, 0.5))
+    [first] = evaluation.take_results()
+    assert (first.set, first.steps, first.accuracy, first.success, first.samples_per_prompt) == (
+        "hard",
+        10,
+        1.0,
+        0.5,
+        2,
+    )
+    assert (first.num_prompts, first.num_trained, first.prompts) == (2, 2, digest(PROMPTS[2:4]))
+    assert evaluation.num_waiting == 2
+    for ticket in tickets[:2]:
+        evaluation.record(answered(ticket, 0.5))
+    [second] = evaluation.take_results()
+    assert (second.set, second.accuracy, second.pass_at, second.prompts) == ("main", 0.0, {}, digest(PROMPTS[:2]))
+    assert [ticket.prompt for ticket in evaluation.start(20, 4, ["hard"])] == ["p2", "p2", "p3", "p3"]

@@ -301,6 +301,7 @@ def test_status_of_a_run(tmp_path: Path) -> None:
         *("fenced", "turn", "heldout_steps", "heldout_prompts", "heldout_failed"),
         *("heldout_accuracy_start", "heldout_prompts_start", "heldout_failed_start"),
         *("heldout_reward", "heldout_reward_start", "heldout_steps_start", "first_step", "steps", "kl_of"),
+        "heldout_sets",
     ]
 
 
@@ -456,3 +457,17 @@ def test_metrics_show_the_episodes_of_the_last_batch() -> None:
 def test_metrics_of_a_run_of_completions_have_no_episodes() -> None:
     names = [family.name for family in TrainerMetrics(of_episodes=False).registry.collect()]
     assert not [name for name in names if "episode" in name]
+
+
+def test_each_set_has_its_own_evaluations(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    for steps, name, accuracy in ((10, "hard", 0.1), (0, "main", 0.5), (0, "hard", 0.2), (10, "hard", 0.9)):
+        progress.add_eval(replace(EVAL, steps=steps, set=name, accuracy=accuracy))
+    for one in (progress, Progress(tmp_path)):
+        assert (one.first_eval.accuracy, one.last_eval.accuracy, one.last_eval.steps) == (0.5, 0.5, 0)
+        assert [each.accuracy for each in one.ends_of("hard")] == [0.2, 0.1], "the second after 10 steps is not written"
+        assert [each.accuracy for each in one.ends_of("none")] == [None, None]
+        assert (one.has_eval(10), one.has_eval(10, "hard"), one.evaluated_sets) == (False, True, ("hard", "main"))
+    progress.add_step(replace(LINE, step=9))
+    progress.forget_from(9)
+    assert [each.steps for each in progress.ends_of("hard")] == [0, 0]

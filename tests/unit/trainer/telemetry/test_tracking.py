@@ -18,7 +18,7 @@ from penstock_trainer.telemetry.tracker_feed import Feed, TrackerPosition, read_
 from penstock_trainer.telemetry.trackers import Point, TrackedRun, Tracker
 from penstock_trainer.telemetry.tracking import Tracking, backlog, kept_id
 from tests.patience import ANSWER_SECONDS
-from tests.unit.trainer.telemetry.tracked_life import LINE, Life, count, make_config, make_dropped, wait_for
+from tests.unit.trainer.telemetry.tracked_life import EVAL, LINE, Life, count, make_config, make_dropped, wait_for
 
 
 class FakeTracker:
@@ -169,3 +169,16 @@ def test_one_name_is_a_list_and_none_is_named_twice() -> None:
     assert TrackingSection.model_validate({"to": "wandb"}).to == ("wandb",)
     with pytest.raises(ValueError, match="expected each tracker once"):
         TrackingSection(to=("wandb", "wandb"))
+
+
+def test_a_further_set_has_curves_under_its_name(tmp_path: Path) -> None:
+    life = Life(make_config(tmp_path))
+    life.evaluation(0)
+    life.progress.add_eval(replace(EVAL, set="hard"))
+    life.evaluation(2)
+    entries = list(backlog(Progress(life.folder), SampleFile(life.folder), TrackerPosition(), rewinds=False))
+    accuracies = [[name for name in each.values if name.endswith("accuracy")] for each in entries]
+    assert accuracies == [["eval/accuracy"], ["eval/hard/accuracy"], ["eval/accuracy"]]
+    assert {name.replace("eval/hard/", "eval/") for name in entries[1].values} == set(entries[0].values)
+    rest = backlog(Progress(life.folder), SampleFile(life.folder), TrackerPosition(-1, 2), rewinds=False)
+    assert [each.step for each in rest] == [2]
