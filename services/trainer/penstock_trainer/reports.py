@@ -224,11 +224,12 @@ def figures_of(result: StepResult) -> dict[str, float]:
 def _token_figures(result: StepResult) -> dict[str, float]:
     """Of the statistics, which cover tokens."""
     statistics = asdict(result.statistics)
-    masked = statistics.pop("masked")
+    masked, experts = statistics.pop("masked"), statistics.pop("experts")
     return {
         "clipped_ratio": result.statistics.clipped_ratio,
         **statistics,
         **{f"masked_{reason}": share for reason, share in masked.items()},
+        **{f"expert_{name}": value for name, value in experts.items()},
     }
 
 

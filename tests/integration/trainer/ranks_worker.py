@@ -36,7 +36,9 @@ CANARY = (4, 9, 5, 7, 11, 4)
 
 @dataclass(frozen=True)
 class Case:
-    """A model (`llama` ties its embeddings, `qwen3` does not), and the settings that differ from the default."""
+    """A model (`llama` ties its embeddings, `qwen3` does not; else a family), and the settings that differ from the
+    default.
+    """
 
     model: str
     kl_ctl: float = 0.0
@@ -72,6 +74,10 @@ CASES = {
     "lora": Case("llama", kl_ctl=0.1, lora={"rank": 3, "alpha": 6}),
     "lora-head": Case("qwen3", loss={"num_minibatches": 2}, lora={"rank": 1, "target_modules": ["q_proj", "lm_head"]}),
     "bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True),
+    "experts": Case("qwen3_moe", kl_ctl=0.1),
+    "experts-checkpointing": Case("qwen3_moe", dtype="bfloat16", gradient_checkpointing=True),
+    "hybrid": Case("qwen3_next"),
+    "hybrid-lora": Case("qwen3_5", kl_ctl=0.1, lora={"rank": 2}),
     "lora-bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True, lora={"rank": 3}),
 }
 
@@ -150,6 +156,7 @@ def take_over(learner: Learner, source: Path, target: Path) -> None:
 def shown(result: StepResult) -> dict[str, Any]:
     names = ("changed", "loss", "grad_norm", "learning_rate", "num_packs", "num_rows")
     statistics = asdict(result.statistics)
+    statistics.pop("experts")  # of rows, of which ranks compute more: they share fewer prefixes
     return {**{name: getattr(result, name) for name in names}, **statistics.pop("masked"), **statistics}
 
 

@@ -12,6 +12,9 @@ if and only if j is an ancestor of i or i itself:
 Without shared prefixes this is the block-diagonal causal mask; attention.py computes it. Packing is exact for
 causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
+Other models get packs in which nothing is shared: each sequence has rows of its own, and is computed as if it were
+alone (model/sequences.py). Sequences of about the same length are neighbours there: they are padded to the longest.
+
 So an episode's paths share what they share, whatever its order was: turns of one history, branches, sub-agents of one
 system prompt, and what a compaction kept.
 
@@ -128,10 +131,11 @@ class Path:
 
 @dataclass(frozen=True)
 class PackPlan:
-    """The paths of one pack, and its number of rows."""
+    """The paths of one pack, and its number of rows. shares: whether neighbours share the rows of their prefix."""
 
     paths: tuple[Path, ...]
     num_rows: int
+    shares: bool = True
 
 
 class Packs(Sequence[Pack]):
@@ -176,6 +180,11 @@ def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     return [make_pack(part) for part in split(sorted_paths(samples), max_tokens)]
 
 
+def make_separate_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
+    """Samples as packs that share nothing, each of at most `max_tokens` rows once all are as long as the longest."""
+    return [make_pack(part) for part in split_apart(paths_by_length(samples), max_tokens)]
+
+
 def pack_of_sequence(token_ids: Sequence[int]) -> Pack:
     """One sequence by itself; every token but the first is a loss token."""
     ids = np.array(token_ids, dtype=np.int32)
@@ -200,6 +209,29 @@ def sorted_paths(samples: Iterable[Sample]) -> list[Path]:
     # Big-endian bytes of ids that are not negative sort as the sequences of ids do.
     paths.sort(key=lambda path: path.token_ids.astype(">i4").tobytes())
     return paths[:1] + [replace(path, num_shared=_num_shared(before, path)) for before, path in pairwise(paths)]
+
+
+def paths_by_length(samples: Iterable[Sample]) -> list[Path]:
+    """The samples that have a loss token, from the shortest to the longest, then by tokens; nothing is shared."""
+    paths = [_path(sample) for sample in samples if sample.loss_mask.any()]
+    paths.sort(key=lambda path: (path.token_ids.size, path.token_ids.astype(">i4").tobytes()))
+    return paths
+
+
+def split_apart(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
+    """The plan of each pack of `paths_by_length`: of at most `max_tokens` rows, padding included, or a single path."""
+    parts: list[PackPlan] = []
+    part: list[Path] = []
+    for path in paths:
+        if part and (len(part) + 1) * path.token_ids.size > max_tokens:
+            parts.append(_plan_apart(part))
+            part = []
+        part.append(path)
+    return [*parts, _plan_apart(part)] if part else parts
+
+
+def _plan_apart(paths: Sequence[Path]) -> PackPlan:
+    return PackPlan(tuple(paths), sum(path.token_ids.size for path in paths), shares=False)
 
 
 def split(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
@@ -309,7 +341,7 @@ class _Trie:
         rows = np.empty(max(path.token_ids.size for path in part.paths), dtype=np.int64)  # of the path, by depth
         depth = num_rows = num_loss = 0
         for number, path in enumerate(part.paths):
-            shared, size = path.num_shared if number else 0, path.token_ids.size
+            shared, size = path.num_shared if number and part.shares else 0, path.token_ids.size
             self.subtree_end_P[rows[shared:depth]] = num_rows
             new = slice(num_rows, num_rows + size - shared)
             rows[shared:size] = np.arange(new.start, new.stop)

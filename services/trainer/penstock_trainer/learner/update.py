@@ -30,6 +30,7 @@ from penstock_trainer.batching.rank_shares import RankShare, share
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.grpo import (
     NO_COLUMNS,
+    ExpertSums,
     Objective,
     Statistics,
     StepTokens,
@@ -140,6 +141,7 @@ class Updater:
         self._max_tokens = max_tokens
         self._device = device
         self._ranks = ranks
+        self._shares_prefixes = policy.shares_prefixes and (reference is None or reference.shares_prefixes)
         self._unfinished: Gradient | None = None
 
     def begin(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> Gradient:
@@ -202,7 +204,8 @@ class Updater:
 
     def _share(self, samples: Sequence[Sample]) -> RankShare:
         info = self._ranks.info if self._ranks else None
-        return share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
+        rank, num_ranks = (info.rank, info.num_ranks) if info else (0, 1)
+        return share(samples, self._max_tokens, rank, num_ranks, shares_prefixes=self._shares_prefixes)
 
     def _packs(self, work: RankShare) -> Iterator[Pack]:
         """The packs of a share, on the device."""
@@ -292,7 +295,9 @@ class Updater:
             old_logprobs_N=old_logprobs_N,
             reference_logprobs_N=reference_logprobs_N,
         )
+        use = ExpertSums(self._policy.expert_use() if pack.num_sequences else ())
         loss, sums = micro_batch_loss(tokens, objective)
+        sums = replace(sums, experts=use)
         loss.backward()
         value = loss.item()
         log_ratios.add(pack, tokens.logprobs_N if old_logprobs_N is None else old_logprobs_N)

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from penstock_trainer.batching.packing import Pack
 from penstock_trainer.model.attention import attention_arguments, use_trie_attention
+from penstock_trainer.model.experts import ExpertUse, use_grouped_experts
+from penstock_trainer.model.sequences import padded_rows, sequence_hidden_states, unshareable_layers
 from penstock_trainer.model.token_logprobs import Projection, is_plain, logprobs_of_logits, projected_logprobs
 
 # float32 logits of one chunk of the vocabulary projection. On a CPU 256 rows of SmolLM2 (48 MiB) are as fast per row as
@@ -29,6 +31,10 @@ def output_embeddings(model: PreTrainedModel) -> nn.Module:
 def hidden_states(
     model: PreTrainedModel, token_ids_P: Tensor, positions_P: Tensor, subtree_end_P: Tensor, dtype: torch.dtype
 ) -> Tensor:
+    """[P, D] of a pack: of a trie, or of separate sequences if the model sees no trie."""
+    if unshareable_layers(model):
+        rows_P = padded_rows(positions_P)
+        return sequence_hidden_states(model, token_ids_P, rows_P, int(positions_P.max()) + 1)
     output = model.base_model(
         input_ids=token_ids_P[None],
         position_ids=positions_P[None],
@@ -38,6 +44,13 @@ def hidden_states(
     return cast(Tensor, output.last_hidden_state[0])
 
 
+def prepare_passes(model: PreTrainedModel) -> None:
+    """Make the model compute packs: how it attends, and how rows go through its experts."""
+    if not unshareable_layers(model):
+        use_trie_attention(model)
+    use_grouped_experts(model)
+
+
 class PackModel:
     """A model's log-probabilities of packs, computed in float32 or under bfloat16 autocast.
 
@@ -45,14 +58,22 @@ class PackModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, gradient_checkpointing: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        dtype: torch.dtype,
+        temperature: float,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.model = model
+        self.shares_prefixes = not unshareable_layers(model)
         self._dtype = dtype
         self._temperature = temperature
         self._head = output_embeddings(model)
         self._vocab_size = model.config.get_text_config().vocab_size
-        use_trie_attention(model)
+        prepare_passes(model)
+        self._use = ExpertUse(model)
+        self._last_rows_P: Tensor | None = None
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # the only mode in which layers recompute; there is no dropout
@@ -65,6 +86,7 @@ class PackModel:
         The entropy has a gradient only with `entropy_gradient`. `temperature`: the sampler's if none is given.
         """
         temperature = self._temperature if temperature is None else temperature
+        self._last_rows_P = None if self.shares_prefixes else padded_rows(pack.positions_P)
         # A pack uses each weight once, so a cache of cast weights saves nothing; and torch's is one for all threads.
         with torch.autocast(
             pack.token_ids_P.device.type,
@@ -95,6 +117,10 @@ class PackModel:
                 logprobs.append(logprob_u)
                 entropies.append(entropy_r)
             return torch.cat(logprobs), torch.cat(entropies)
+
+    def expert_use(self) -> tuple[tuple[int, ...], ...]:
+        """[layers][experts]: how many rows of the last pack each expert got; empty without experts."""
+        return self._use.of_last_pass(self._last_rows_P) if self._use.is_known else ()
 
     def _product_dtype(self, hidden_RD: Tensor) -> torch.dtype:
         """That of autocast if it is on; else that of the hidden states (FSDP casts them itself)."""
