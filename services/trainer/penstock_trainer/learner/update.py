@@ -240,8 +240,8 @@ class Updater:
 
     def _reference_logprobs(self, pack: Pack) -> Tensor:
         assert self._reference is not None
-        with torch.no_grad():
-            return self._reference.token_logprobs(pack)[0].index_select(0, pack.target_N)
+        with torch.no_grad():  # it routes for itself: the experts are those of the sampler
+            return self._reference.token_logprobs(replace(pack, experts_PW=None))[0].index_select(0, pack.target_N)
 
     def _minibatch(self, work: RankShare, *, is_first: bool) -> _Minibatch:
         """The share with its old log-probabilities, if it needs any: the first has them from its own pass."""

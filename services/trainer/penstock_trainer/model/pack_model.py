@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from penstock_trainer.batching.packing import Pack
+from penstock_trainer.batching.routes import OWN_ROUTE
 from penstock_trainer.model.attention import attention_arguments, use_trie_attention
 from penstock_trainer.model.experts import ExpertUse, use_grouped_experts
+from penstock_trainer.model.routing import RouterReplay
 from penstock_trainer.model.sequences import padded_rows, sequence_hidden_states, unshareable_layers
 from penstock_trainer.model.token_logprobs import Projection, is_plain, logprobs_of_logits, projected_logprobs
 
@@ -64,7 +66,9 @@ class PackModel:
         dtype: torch.dtype,
         temperature: float,
         gradient_checkpointing: bool = False,
+        router_replay: bool = False,
     ) -> None:
+        """`router_replay`: rows of a pack that have experts are routed through them; else nobody's are looked at."""
         self.model = model
         self.shares_prefixes = not unshareable_layers(model)
         self._dtype = dtype
@@ -72,6 +76,7 @@ class PackModel:
         self._head = output_embeddings(model)
         self._vocab_size = model.config.get_text_config().vocab_size
         prepare_passes(model)
+        self._replay = RouterReplay(model) if router_replay else None
         self._use = ExpertUse(model)
         self._last_rows_P: Tensor | None = None
         if gradient_checkpointing:
@@ -86,7 +91,7 @@ class PackModel:
         The entropy has a gradient only with `entropy_gradient`. `temperature`: the sampler's if none is given.
         """
         temperature = self._temperature if temperature is None else temperature
-        self._last_rows_P = None if self.shares_prefixes else padded_rows(pack.positions_P)
+        self._route(pack)
         # A pack uses each weight once, so a cache of cast weights saves nothing; and torch's is one for all threads.
         with torch.autocast(
             pack.token_ids_P.device.type,
@@ -121,6 +126,19 @@ class PackModel:
     def expert_use(self) -> tuple[tuple[int, ...], ...]:
         """[layers][experts]: how many rows of the last pack each expert got; empty without experts."""
         return self._use.of_last_pass(self._last_rows_P) if self._use.is_known else ()
+
+    def _route(self, pack: Pack) -> None:
+        """Force the pack's experts upon the routers, and note which rows of the pass are the pack's."""
+        self._last_rows_P = None if self.shares_prefixes else padded_rows(pack.positions_P)
+        if self._replay is None:
+            return
+        experts_PW = pack.experts_PW
+        if experts_PW is not None and self._last_rows_P is not None:
+            num_tokens = int(pack.positions_P.max()) + 1
+            num_rows = -(-(int(self._last_rows_P.max()) + 1) // num_tokens) * num_tokens
+            padded = experts_PW.new_full((num_rows, experts_PW.shape[1]), OWN_ROUTE)
+            experts_PW = padded.index_copy_(0, self._last_rows_P, experts_PW)
+        self._replay.force(experts_PW)
 
     def _product_dtype(self, hidden_RD: Tensor) -> torch.dtype:
         """That of autocast if it is on; else that of the hidden states (FSDP casts them itself)."""
