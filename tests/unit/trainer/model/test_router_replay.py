@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Glm4MoeConfig, PreTrainedConfig
 
 from penstock.contracts import Completion, ScoredGroup, pack_float32, unpack_int32
 from penstock.contracts.trajectories import RoutedExperts
@@ -19,10 +20,27 @@ from penstock_trainer.batching.routes import OWN_ROUTE
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.model.pack_model import PackModel
-from tests.unit.trainer.model.families import NUM_EXPERTS, TOP_K, family, save_family
+from tests.unit.trainer.model.families import EXPERTS, NUM_EXPERTS, TOP_K, family, save_family
 from tests.unit.trainer.model.noisy_sampler import NUM_LAYERS, NoisySampler, routed, routed_group
-from tests.unit.trainer.trainer_groups import config_for, example_groups, save_tiny_model
+from tests.unit.trainer.trainer_groups import SHAPE, config_for, example_groups, save_tiny_model
 
+SIGMOIDS: dict[str, PreTrainedConfig] = {
+    "glm4_moe": Glm4MoeConfig(**SHAPE, **EXPERTS, n_routed_experts=NUM_EXPERTS, n_group=1, first_k_dense_replace=1),
+    "deepseek_v3": DeepseekV3Config(
+        **{**SHAPE, "head_dim": 4, "num_key_value_heads": 4},
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=4,
+    ),
+}
 REPLAYABLE = ["qwen3_moe", "qwen3_moe with a dense layer", "mixtral", "olmoe", "qwen3_next", "qwen3_5_moe"]
 
 
@@ -190,9 +208,13 @@ def test_a_step_with_replay_has_no_divergence_from_the_sampler(tmp_path: Path) -
     assert 1 / NUM_EXPERTS <= with_replay.statistics.experts["busiest_share"] <= 1 / TOP_K
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_5"])
-def test_a_model_without_experts_is_refused(name: str, tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path) if name == "llama" else save_family(name, tmp_path)
+@pytest.mark.parametrize("name", ["llama", "qwen3_5", *SIGMOIDS])
+def test_a_model_without_routers_that_take_a_softmax_is_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path
+    if name in SIGMOIDS:
+        AutoModelForCausalLM.from_config(SIGMOIDS[name]).float().save_pretrained(folder)
+    else:
+        folder = save_tiny_model(tmp_path) if name == "llama" else save_family(name, tmp_path)
     with pytest.raises(ConfigError, match=r"actor\.router_replay is true and actor\.path .*set actor\.router_replay"):
         Learner(config_for(folder, actor={"path": str(folder), "dtype": "float32", "router_replay": True}))
 
